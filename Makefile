@@ -1,0 +1,49 @@
+# Two commands are all: `make run` serves, `make test` proves. `make` alone lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help run test bench fuzz lint tools
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 1m
+REDIS_URL   ?= redis://localhost:6379
+export REDIS_URL
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST)
+
+# A Redis that this target starts keeps its data in .redis/ and stops when the service has stopped.
+run: tools ## serve on :8080, with a Redis of its own where none answers at REDIS_URL
+	@go build -o .bin/tollgate .
+	@trap : INT TERM; \
+	if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
+		port=$$(echo "$$REDIS_URL" | sed -nE 's#^redis://(localhost|127\.0\.0\.1):([0-9]+)/?[0-9]*$$#\2#p; s#^redis://(localhost|127\.0\.0\.1)/?[0-9]*$$#6379#p'); \
+		if [ -n "$$port" ]; then \
+			mkdir -p .redis && redis-server --port "$$port" --bind 127.0.0.1 --dir .redis --logfile redis.log \
+				--appendonly yes --maxmemory-policy noeviction --daemonize yes >/dev/null && \
+			trap 'redis-cli -p '"$$port"' shutdown >/dev/null 2>&1' EXIT; \
+			for i in 1 2 3 4 5 6 7 8 9 10; do redis-cli -p "$$port" ping 2>/dev/null | grep -q PONG && break; sleep 0.2; done; \
+		fi; \
+	fi; \
+	.bin/tollgate
+
+test: tools ## run the whole suite, race detector on, against a real redis-server
+	go test -race ./...
+
+bench: tools ## measure over loopback HTTP: requests a second, allocations, Redis commands, ratio to the floor
+	go test -run '^$$' -bench . -benchmem ./...
+
+fuzz: tools ## run every fuzz target for FUZZTIME (1m)
+	@for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' *_test.go); do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; done
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+tools: ## install redis-server where it is missing
+	@command -v redis-server >/dev/null && command -v redis-cli >/dev/null && exit 0; \
+	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	if command -v apt-get >/dev/null; then \
+		$$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qy redis-server; \
+	elif command -v brew >/dev/null; then brew install redis; \
+	else echo "redis-server is missing: install Redis 7 or Valkey 7.2 or newer, so that redis-server and redis-cli are in PATH" >&2; exit 1; fi

@@ -1,0 +1,30 @@
+-- Makes an API key, with its expiry, unless its client's address has used up its logins.
+--
+-- KEYS[1]  apiKey:<apiKey>
+-- KEYS[2]  login:<address>
+-- ARGV[1]  life of the key in milliseconds, 0: it never expires
+-- ARGV[2]  accepted logins of the address in any minute, 0: no limit, KEYS[2] is not touched
+-- ARGV[3…] the key's fields and values, in turn
+--
+-- Returns 0, or the microseconds until the address may log in again; then nothing was written.
+
+local limit, window = tonumber(ARGV[2]), 60 * 1000000
+
+if limit > 0 then
+	-- A sliding log on Redis's clock: the login that is `limit` back must be a whole window ago.
+	local time = redis.call('TIME')
+	local now = time[1] * 1000000 + time[2]
+	local oldest = redis.call('LINDEX', KEYS[2], -limit)
+	if oldest and oldest + window > now then
+		return oldest + window - now
+	end
+	redis.call('RPUSH', KEYS[2], string.format('%.0f', now))
+	redis.call('LTRIM', KEYS[2], -limit, -1)
+	redis.call('PEXPIRE', KEYS[2], window / 1000)
+end
+
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+if ARGV[1] ~= '0' then
+	redis.call('PEXPIRE', KEYS[1], ARGV[1])
+end
+return 0

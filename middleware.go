@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+)
+
+// A handler answers a request, or returns an error before it has written anything: server.writeError answers then.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+func (s *server) handle(h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			s.writeError(w, r, err)
+		}
+	})
+}
+
+// answer is the ResponseWriter that all handlers get. What ServeMux says by itself (404, 405 and redirects, in plain
+// text or HTML) it replaces by the JSON error of that status; a redirect becomes a 404.
+type answer struct {
+	http.ResponseWriter
+	request  *http.Request
+	started  bool // a status was written
+	replaced bool // what follows is not ours and goes nowhere
+}
+
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func (a *answer) WriteHeader(status int) {
+	if a.started {
+		return
+	}
+	a.started = true
+	switch redirect := status == http.StatusTemporaryRedirect; {
+	case a.request.Pattern != "" && !redirect:
+		a.ResponseWriter.WriteHeader(status)
+	case status == http.StatusMethodNotAllowed:
+		a.replaced = true
+		_ = writeJSON(a.ResponseWriter, status, errorBody{Error: "Method not allowed"})
+	default:
+		a.replaced = true
+		a.Header().Del("Location")
+		_ = writeJSON(a.ResponseWriter, http.StatusNotFound, errorBody{Error: "Not found"})
+	}
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	if a.replaced {
+		return len(p), nil
+	}
+	return a.ResponseWriter.Write(p)
+}
+
+// recovered serves next with an answer, and survives its panics. Once the server drains, each answer is its
+// connection's last.
+func (s *server) recovered(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := &answer{ResponseWriter: w, request: r}
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			s.log.errorf("panic in %s: %v", r.Pattern, p)
+			for line := range strings.Lines(string(debug.Stack())) {
+				s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
+			}
+			if a.started {
+				panic(http.ErrAbortHandler) // cut the connection: what was sent is not the answer
+			}
+			_ = writeJSON(a, http.StatusInternalServerError, errorBody{Error: "Internal error"})
+		}()
+		if s.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(a, r)
+	})
+}
+
+type tenantContextKey struct{}
+
+// withTenant attaches the tenant that the path names, or else the tenant default, to the request's context.
+func (s *server) withTenant(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		id := r.PathValue("tenantId")
+		if id == "" {
+			id = defaultTenant
+		}
+		if !validTenantID(id) {
+			return ErrNoTenant
+		}
+		config, err := s.store.Config(r.Context(), id)
+		if err != nil {
+			return err
+		}
+		s.log.infof("Loaded tenant config for %s", id)
+		ctx := context.WithValue(r.Context(), tenantContextKey{}, &tenant{id, config})
+		return next(w, r.WithContext(ctx))
+	}
+}
+
+// tenantFrom is the tenant of a request that came through withTenant.
+func tenantFrom(r *http.Request) *tenant { return r.Context().Value(tenantContextKey{}).(*tenant) }
+
+// withAdmin lets only those pass who hold the operator's token. It stands before withTenant, so that a stranger does
+// not learn which tenants there are.
+func (s *server) withAdmin(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		token, err := bearerToken(r)
+		if err != nil {
+			return err
+		}
+		hash := sha256.Sum256([]byte(token))
+		if subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 0 {
+			return errInvalidToken
+		}
+		return next(w, r)
+	}
+}
+
+// bearerToken is the token of the request's Authorization header (RFC 6750, section 2.1). Errors: errNoToken where none
+// was sent; errInvalidToken where it was malformed, or sent more than once.
+func bearerToken(r *http.Request) (string, error) {
+	values := r.Header["Authorization"]
+	if len(values) == 0 {
+		return "", errNoToken
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	token = strings.TrimLeft(token, " ")
+	switch {
+	case len(values) > 1:
+		return "", errInvalidToken
+	case !strings.EqualFold(scheme, "Bearer") || token == "":
+		return "", errNoToken
+	case !validBearerToken(token):
+		return "", errInvalidToken
+	}
+	return token, nil
+}
+
+// validBearerToken tells whether token is a b64token (RFC 6750, section 2.1).
+func validBearerToken(token string) bool {
+	body := strings.TrimRight(token, "=")
+	for _, c := range []byte(body) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~+/", c) >= 0) {
+			return false
+		}
+	}
+	return body != ""
+}
+
+// clientAddress is where a request comes from, as the login limit counts it: an IPv4 address, or the /64 of an IPv6
+// one, since that is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
+// its hops, from the last one back, the first that is not itself trusted.
+func clientAddress(r *http.Request, trusted []netip.Prefix) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr // no TCP connection
+	}
+	address := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+	for i := len(hops) - 1; i >= 0 && isTrusted(address, trusted); i-- {
+		hop, ok := parseHop(strings.TrimSpace(hops[i]))
+		if !ok {
+			break
+		}
+		address = hop
+	}
+	if address.Is4() {
+		return address.String()
+	}
+	return netip.PrefixFrom(address.WithZone(""), 64).Masked().String()
+}
+
+// parseHop reads a hop of X-Forwarded-For, which some proxies write with its port.
+func parseHop(hop string) (netip.Addr, bool) {
+	if withPort, err := netip.ParseAddrPort(hop); err == nil {
+		return withPort.Addr().Unmap(), true
+	}
+	address, err := netip.ParseAddr(hop)
+	return address.Unmap(), err == nil
+}
+
+func isTrusted(address netip.Addr, trusted []netip.Prefix) bool {
+	for _, prefix := range trusted {
+		if prefix.Contains(address.WithZone("")) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,675 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const testAdminToken = "test-admin-token"
+
+// testRedis is the Redis of all tests that do not harm theirs. Each test has tenants of its own there.
+var testRedis *redisServer
+
+func TestMain(m *testing.M) {
+	if os.Getenv("TOLLGATE_RUN_MAIN") != "" { // startProcess runs this binary as the program itself
+		main()
+		os.Exit(0)
+	}
+	os.Exit(func() int {
+		server, err := startRedis()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer server.close()
+		testRedis = server
+		return m.Run()
+	}())
+}
+
+// redisServer is a real redis-server of the tests' own.
+type redisServer struct {
+	port int
+	dir  string
+	args []string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+}
+
+// startRedis starts a redis-server with an append-only file on a free port and waits until it answers.
+func startRedis(args ...string) (*redisServer, error) {
+	dir, err := os.MkdirTemp("", "tollgate")
+	if err != nil {
+		return nil, err
+	}
+	r := &redisServer{dir: dir, args: args}
+	for range 5 { // another process may take the port before redis-server does
+		if r.port, err = freePort(); err == nil {
+			if err = r.start(); err == nil {
+				return r, nil
+			}
+		}
+		if errors.Is(err, exec.ErrNotFound) {
+			break
+		}
+	}
+	os.RemoveAll(dir)
+	return nil, err
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// start starts the server, for the first time or again after kill, with the data that it had.
+func (r *redisServer) start() error {
+	r.cmd = exec.Command("redis-server", append([]string{
+		"--port", fmt.Sprint(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.socket(), "--save", "",
+		"--appendonly", "yes", "--maxmemory-policy", "noeviction",
+	}, r.args...)...)
+	var out bytes.Buffer
+	r.cmd.Stdout, r.cmd.Stderr = &out, &out
+	if err := r.cmd.Start(); err != nil {
+		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
+	}
+	done := make(chan struct{})
+	r.done = done
+	go func() {
+		_ = r.cmd.Wait()
+		close(done)
+	}()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		select {
+		case <-done:
+			return fmt.Errorf("redis-server ended:\n%s", &out)
+		case <-time.After(5 * time.Millisecond):
+		}
+		c, err := redis.Dial("unix", r.socket())
+		if err != nil {
+			continue
+		}
+		_, err = c.Do("PING")
+		c.Close()
+		if _, answered := errors.AsType[redis.Error](err); err == nil || answered && !strings.HasPrefix(err.Error(), "LOADING") {
+			return nil
+		}
+	}
+	r.kill()
+	return fmt.Errorf("redis-server did not start:\n%s", &out)
+}
+
+func (r *redisServer) kill() {
+	_ = r.cmd.Process.Kill()
+	<-r.done
+}
+
+func (r *redisServer) close() {
+	r.kill()
+	os.RemoveAll(r.dir)
+}
+
+func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := r.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *redisServer) socket() string { return filepath.Join(r.dir, "redis.sock") }
+func (r *redisServer) url() string    { return fmt.Sprintf("redis://127.0.0.1:%d", r.port) }
+
+// do runs one command on a connection of its own, beside what the service does.
+func (r *redisServer) do(t testing.TB, command string, args ...any) any {
+	t.Helper()
+	c, err := redis.Dial("unix", r.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	reply, err := c.Do(command, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return reply
+}
+
+func (r *redisServer) int(t testing.TB, command string, args ...any) int {
+	t.Helper()
+	n, err := redis.Int(r.do(t, command, args...), nil)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return n
+}
+
+func (r *redisServer) string(t testing.TB, command string, args ...any) string {
+	t.Helper()
+	s, err := redis.String(r.do(t, command, args...), nil)
+	if err != nil && !errors.Is(err, redis.ErrNil) {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return s
+}
+
+// newRedis is a redis-server for one test, which may do with it what it likes.
+func newRedis(t testing.TB, args ...string) *redisServer {
+	t.Helper()
+	r, err := startRedis(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.close)
+	return r
+}
+
+var tenants atomic.Int64
+
+// newTenant puts config straight into Redis, as an operator may, under an ID that no other test has.
+func (r *redisServer) newTenant(t testing.TB, config string) string {
+	t.Helper()
+	id := fmt.Sprintf("t%d", tenants.Add(1))
+	r.do(t, "SET", "tenant:"+id+":config", config)
+	return id
+}
+
+// newTenant is a tenant in testRedis whose anonymous users get that many tokens.
+func newTenant(t testing.TB, tokens int) string {
+	t.Helper()
+	return testRedis.newTenant(t, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d},"pro":{"tokens":5000}}}`, tokens))
+}
+
+// service is the whole program, running in this process.
+type service struct {
+	url  string
+	log  *logBuffer
+	stop func() error // what run returned
+}
+
+// newService runs the program on testRedis, or as the settings (NAME=value) say, until the test ends.
+func newService(t testing.TB, settings ...string) *service {
+	t.Helper()
+	env := map[string]string{
+		"REDIS_URL": testRedis.url(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken, "LOGIN_LIMIT": "0",
+	}
+	for _, setting := range settings {
+		name, value, _ := strings.Cut(setting, "=")
+		env[name] = value
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &service{log: new(logBuffer)}
+	done := make(chan struct{})
+	var err error
+	go func() {
+		defer close(done)
+		err = run(ctx, nil, func(name string) string { return env[name] }, io.Discard, s.log)
+	}()
+	s.stop = func() error {
+		client.CloseIdleConnections() // the service would wait a moment for what may come on them
+		cancel()
+		<-done
+		return err
+	}
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Errorf("the service ended with: %v", err)
+		}
+	})
+	address, ok := s.log.wait("[INFO] Listening on ", done)
+	if !ok {
+		t.Fatalf("the service does not listen:\n%s", s.log)
+	}
+	s.url = "http://" + address
+	return s
+}
+
+// logBuffer collects the lines that a service logs.
+type logBuffer struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text = append(b.text, p...)
+	return len(p), nil
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.text)
+}
+
+// wait returns the rest of the first line that begins with prefix, once it is there. It gives up when done is closed.
+func (b *logBuffer) wait(prefix string, done <-chan struct{}) (string, bool) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		for line := range strings.Lines(b.String()) {
+			if rest, ok := strings.CutPrefix(line, prefix); ok && strings.HasSuffix(rest, "\n") {
+				return strings.TrimSuffix(rest, "\n"), true
+			}
+		}
+		select {
+		case <-done:
+			return "", false
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return "", false
+}
+
+// reply is what the service answered.
+type reply struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// client keeps a connection for each of the goroutines that race in tests, and follows no redirect.
+var client = &http.Client{
+	Transport:     &http.Transport{MaxIdleConnsPerHost: 64},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	Timeout:       20 * time.Second,
+}
+
+// send sends one request. Each header is written "Name: value"; body may be empty.
+func (s *service) send(method, path, body string, headers ...string) (reply, error) {
+	r, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		return reply{}, err
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Add(name, value)
+	}
+	answer, err := client.Do(r)
+	if err != nil {
+		return reply{}, err
+	}
+	defer answer.Body.Close()
+	content, err := io.ReadAll(answer.Body)
+	return reply{answer.StatusCode, answer.Header, string(content)}, err
+}
+
+func (s *service) do(t testing.TB, method, path, body string, headers ...string) reply {
+	t.Helper()
+	answer, err := s.send(method, path, body, headers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+func bearer(token string) string { return "Authorization: Bearer " + token }
+
+// want checks an answer against the contract. A body of "" is any body.
+func (got reply) want(t testing.TB, status int, body string) {
+	t.Helper()
+	if got.status != status || body != "" && got.body != body+"\n" {
+		t.Errorf("got %d %s\nwant %d %s", got.status, got.body, status, body)
+	}
+	if got.status != http.StatusNoContent && got.header.Get("Content-Type") != "application/json; charset=utf-8" {
+		t.Errorf("Content-Type is %q", got.header.Get("Content-Type"))
+	}
+}
+
+// field is a member of the answer's JSON object.
+func (got reply) field(t testing.TB, name string) any {
+	t.Helper()
+	var object map[string]any
+	if err := json.Unmarshal([]byte(got.body), &object); err != nil {
+		t.Fatalf("%d %s: %v", got.status, got.body, err)
+	}
+	return object[name]
+}
+
+// login makes an anonymous key.
+func (s *service) login(t testing.TB, tenantID string) string {
+	t.Helper()
+	answer := s.do(t, "POST", "/"+tenantID+"/auth/anonymous", "")
+	answer.want(t, 200, "")
+	key, _ := answer.field(t, "apiKey").(string)
+	return key
+}
+
+// Whatever the interleaving over two processes, what was granted is what was spent plus what is left, and the
+// balance never goes below 0.
+func TestRacingCharges(t *testing.T) {
+	const tokens, goroutines, charges = 1000, 64, 40
+	services := []*service{newService(t), newService(t)}
+	id := newTenant(t, tokens)
+	key := services[0].login(t, id)
+
+	var spent, refused atomic.Int64
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range charges {
+				n := (g+i)%3 + 1
+				answer, err := services[(g+i)%2].send("POST", "/"+id+"/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, n), bearer(key))
+				switch {
+				case err != nil:
+					t.Error(err)
+				case answer.status == 200:
+					spent.Add(int64(n))
+				case answer.status == 402:
+					refused.Add(1)
+				default:
+					t.Errorf("got %d %s", answer.status, answer.body)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	left := testRedis.int(t, "HGET", "apiKey:"+key, "tokensLeft")
+	if int64(left)+spent.Load() != tokens || left < 0 || refused.Load() == 0 {
+		t.Errorf("granted %d, spent %d, left %d, refused %d times", tokens, spent.Load(), left, refused.Load())
+	}
+}
+
+// A key that has expired stays dead: no charge makes it again, let alone without an expiry.
+func TestExpiredKeyStaysDead(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 100)
+	key := s.login(t, id)
+	testRedis.do(t, "PEXPIRE", "apiKey:"+key, 1)
+	time.Sleep(5 * time.Millisecond)
+	for range 100 {
+		s.do(t, "POST", "/"+id+"/tokens/consume", "", bearer(key)).want(t, 401, `{"error":"Unauthorized"}`)
+	}
+	if n := testRedis.int(t, "EXISTS", "apiKey:"+key); n != 0 {
+		t.Error("the key lives again")
+	}
+}
+
+// Neither a charge nor a refusal changes when a key expires.
+func TestChargeKeepsExpiry(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 3)
+	key := s.login(t, id)
+	before := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key)
+	for _, body := range []string{"", `{"tokens":2}`, `{"tokens":2}`} {
+		s.do(t, "POST", "/"+id+"/tokens/consume", body, bearer(key))
+	}
+	if after := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key); after != before || after < 0 {
+		t.Errorf("the key expires at %d, before the charges at %d", after, before)
+	}
+}
+
+// What stands in Redis is what the contract's table of the Redis layout says.
+func TestRedisLayout(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 100)
+	start := time.Now()
+	check := func(key, kind string, fields map[string]string) {
+		t.Helper()
+		if got := testRedis.string(t, "TYPE", key); got != kind {
+			t.Fatalf("%s is a %s, want %s", key, got, kind)
+		}
+		got, _ := redis.StringMap(testRedis.do(t, "HGETALL", key), nil)
+		created, err := time.Parse("2006-01-02T15:04:05.000Z", got["createdAt"])
+		if err != nil || created.Before(start.Add(-time.Second)) || created.After(time.Now()) {
+			t.Errorf("createdAt is %q: %v", got["createdAt"], err)
+		}
+		delete(got, "createdAt")
+		if fmt.Sprint(got) != fmt.Sprint(fields) {
+			t.Errorf("got %v, want %v", got, fields)
+		}
+	}
+
+	key := s.login(t, id)
+	check("apiKey:"+key, "hash", map[string]string{"tenantId": id, "group": "anonymous", "tokensLeft": "100"})
+	if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl <= 23*3600*1000 || ttl > 24*3600*1000 {
+		t.Errorf("an anonymous key lives for %d ms", ttl)
+	}
+
+	answer := s.do(t, "POST", "/"+id+"/admin/keys", `{"userId":"u 1","group":"pro"}`, bearer(testAdminToken))
+	key = answer.field(t, "apiKey").(string)
+	check("apiKey:"+key, "hash", map[string]string{"tenantId": id, "group": "pro", "tokensLeft": "5000", "userId": "u 1"})
+	if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl != -1 {
+		t.Errorf("a user's key lives for %d ms, want for ever", ttl)
+	}
+
+	s.do(t, "PUT", "/"+id+"/admin/config", ` { "config" : { "x" : [ 1.50 , "é<&>" ] , "a" : 1e2 } } `, bearer(testAdminToken)).want(t, 200, "")
+	if got, want := testRedis.string(t, "GET", "tenant:"+id+":config"), `{"x":[1.50,"é<&>"],"a":1e2}`; got != want {
+		t.Errorf("config is %s, want %s", got, want)
+	}
+	if ttl := testRedis.int(t, "PTTL", "tenant:"+id+":config"); ttl != -1 {
+		t.Errorf("a config lives for %d ms, want for ever", ttl)
+	}
+	for _, tenantID := range []string{id, "abc"} {
+		if testRedis.int(t, "SISMEMBER", "tenants", tenantID) != 1 {
+			t.Errorf("%s is not in the set of tenants", tenantID)
+		}
+	}
+}
+
+// At start the config of tenant abc is written if it is not there, and left alone if it is.
+func TestSeed(t *testing.T) {
+	r := newRedis(t)
+	newService(t, "REDIS_URL="+r.url()).stop()
+	var want bytes.Buffer
+	if err := json.Compact(&want, seedConfig); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.string(t, "GET", "tenant:abc:config"); got != want.String() {
+		t.Errorf("seeded %s\nwant %s", got, &want)
+	}
+	r.do(t, "SET", "tenant:abc:config", `{"mine":true}`)
+	newService(t, "REDIS_URL="+r.url()).stop()
+	if got := r.string(t, "GET", "tenant:abc:config"); got != `{"mine":true}` {
+		t.Errorf("the second start made it %s", got)
+	}
+}
+
+// Redis may be reached in every way that the README names.
+func TestRedisURLs(t *testing.T) {
+	r := newRedis(t, "--requirepass", "s3cret", "--user", "gate", "on", ">gate:pw", "~*", "&*", "+@all")
+	do := func(db int, command string, args ...any) (any, error) {
+		c, err := redis.Dial("unix", r.socket(), redis.DialPassword("s3cret"), redis.DialDatabase(db))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return c.Do(command, args...)
+	}
+	tests := []struct {
+		url string
+		db  int
+	}{
+		{fmt.Sprintf("redis://:s3cret@127.0.0.1:%d", r.port), 0},
+		{fmt.Sprintf("redis://:s3cret@localhost:%d/", r.port), 0},
+		{fmt.Sprintf("redis://gate:gate%%3Apw@127.0.0.1:%d/3", r.port), 3},
+		{fmt.Sprintf("unix://:s3cret@%s", r.socket()), 0},
+		{fmt.Sprintf("unix://gate:gate%%3Apw@%s?db=5", r.socket()), 5},
+	}
+	for _, test := range tests {
+		if _, err := do(0, "FLUSHALL"); err != nil {
+			t.Fatal(err)
+		}
+		s := newService(t, "REDIS_URL="+test.url)
+		s.login(t, "abc")
+		s.stop()
+		if n, err := redis.Int(do(test.db, "EXISTS", "tenant:abc:config")); n != 1 || err != nil {
+			t.Errorf("%s did not use database %d: %v", test.url, test.db, err)
+		}
+	}
+}
+
+func TestParseRedisURL(t *testing.T) {
+	good := map[string]redisURL{
+		"redis://":                    {network: "tcp", address: "localhost:6379"},
+		"redis://h":                   {network: "tcp", address: "h:6379"},
+		"redis://[::1]":               {network: "tcp", address: "[::1]:6379"},
+		"redis://[::1]:7/2":           {network: "tcp", address: "[::1]:7", db: 2},
+		"rediss://u:p%40@h:1":         {network: "tcp", address: "h:1", tls: true, username: "u", password: "p@"},
+		"unix:///tmp/r.sock":          {network: "unix", address: "/tmp/r.sock"},
+		"unix://:pw@/tmp/r.sock?db=3": {network: "unix", address: "/tmp/r.sock", password: "pw", db: 3},
+	}
+	for in, want := range good {
+		if got, err := parseRedisURL(in); err != nil || *got != want {
+			t.Errorf("%s: got %+v, %v, want %+v", in, got, err, want)
+		}
+	}
+	for _, in := range []string{
+		"", "localhost:6379", "http://:SECRET@h", "redis://:SEC#RET@h", "redis://:SEC/RET@h", "redis://h/SECRET", "redis://h/-1",
+		"redis://h/0/1", "redis://h?db=SECRET", "unix://tmp/SECRET", "unix://", "unix:///s?db=SECRET", "redis:SECRET", "redis://h:SECRET",
+	} {
+		if got, err := parseRedisURL(in); err == nil {
+			t.Errorf("%s: got %+v, want an error", in, got)
+		} else if strings.Contains(err.Error(), "SEC") || strings.Contains(err.Error(), "RET") {
+			t.Errorf("%s: the error shows the URL: %v", in, err)
+		}
+	}
+}
+
+func TestCheckRedisVersion(t *testing.T) {
+	for info, ok := range map[string]bool{
+		"# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\n":                     true,
+		"# Server\r\nredis_version:8.2.1\r\n":                                               true,
+		"# Server\r\nredis_version:10.0.0\r\n":                                              true,
+		"# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\n": true,
+		"# Server\r\nredis_version:6.2.14\r\n":                                              false,
+		"# Server\r\nredis_version:255.255.255\r\n":                                         true, // a development build
+		"# Server\r\n": false,
+	} {
+		if err := checkRedisVersion(info); (err == nil) != ok {
+			t.Errorf("%q: %v", info, err)
+		}
+	}
+}
+
+// While Redis is frozen every answer is a 503 within 2 s; then everything is as before by itself, and the log tells of
+// the fault once.
+func TestRedisFrozen(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	key := s.login(t, "abc")
+	r.signal(t, syscall.SIGSTOP)
+	var wg sync.WaitGroup
+	for range 2 * maxConnections {
+		wg.Go(func() {
+			start := time.Now()
+			answer, err := s.send("POST", "/abc/tokens/consume", "", bearer(key))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			answer.want(t, 503, `{"error":"Service unavailable"}`)
+			if answer.header.Get("Retry-After") != "1" {
+				t.Errorf("Retry-After is %q", answer.header.Get("Retry-After"))
+			}
+			if took := time.Since(start); took > 2*time.Second {
+				t.Errorf("the answer took %s", took)
+			}
+		})
+	}
+	wg.Wait()
+	s.do(t, "GET", "/healthz", "").want(t, 200, `{"status":"ok"}`)
+	s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
+	r.signal(t, syscall.SIGCONT)
+	s.wantRecovery(t)
+	if n := strings.Count(s.log.String(), "[ERROR]"); n != 1 || !strings.Contains(s.log.String(), "[INFO] Redis is available again\n") {
+		t.Errorf("%d errors logged:\n%s", n, s.log)
+	}
+}
+
+// After a restart of Redis not one request meets a connection of before.
+func TestRedisRestarted(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	key := s.login(t, "abc")
+	var wg sync.WaitGroup
+	for range 16 { // several idle connections
+		wg.Go(func() { _, _ = s.send("GET", "/abc/auth/key", "", bearer(key)) })
+	}
+	wg.Wait()
+	s.do(t, "POST", "/abc/tokens/consume", `{"tokens":5}`, bearer(key)).want(t, 200, `{"tokensLeft":95}`)
+	time.Sleep(1100 * time.Millisecond) // the append-only file is synced every second
+	r.kill()
+	s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 503, `{"error":"Service unavailable"}`)
+	if err := r.start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		answer := s.do(t, "GET", "/abc/auth/key", "", bearer(key))
+		answer.want(t, 200, "")
+		if left := answer.field(t, "tokensLeft"); left != 95.0 {
+			t.Fatalf("tokensLeft is %v, want 95", left)
+		}
+	}
+}
+
+func (s *service) wantRecovery(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		answer := s.do(t, "POST", "/abc/auth/anonymous", "")
+		if answer.status == 200 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still %d %s", answer.status, answer.body)
+		}
+	}
+	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
+}
+
+// Junk under a key of ours is a fault for that key or tenant alone: 500, nothing overwritten, no value in the log.
+func TestJunkInRedis(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 100)
+	junk := func(command string, args ...any) func(key string) {
+		return func(key string) {
+			testRedis.do(t, "DEL", key)
+			testRedis.do(t, command, append([]any{key}, args...)...)
+		}
+	}
+	for _, put := range []func(string){
+		junk("SET", "s3cret"), junk("RPUSH", "s3cret"), junk("HSET", "tenantId", id, "tokensLeft", "s3cret"),
+		junk("HSET", "tenantId", id, "tokensLeft", "1.5"), junk("HSET", "tenantId", id),
+	} {
+		key := s.login(t, id)
+		put("apiKey:" + key)
+		before := testRedis.string(t, "DUMP", "apiKey:"+key)
+		s.do(t, "POST", "/"+id+"/tokens/consume", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
+		if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
+			t.Error("the junk was overwritten")
+		}
+	}
+	for _, put := range []func(string){
+		junk("RPUSH", "s3cret"), junk("SET", "s3cret"), junk("SET", `["s3cret"]`), junk("SET", `{"user_groups":{"a":{"tokens":"s3cret"}}}`),
+	} {
+		broken := newTenant(t, 100)
+		put("tenant:" + broken + ":config")
+		s.do(t, "POST", "/"+broken+"/auth/anonymous", "").want(t, 500, `{"error":"Internal error"}`)
+		if !strings.Contains(s.log.String(), "tenant "+broken) {
+			t.Errorf("the log does not name tenant %s", broken)
+		}
+	}
+	s.login(t, id)
+	if strings.Contains(s.log.String(), "s3cret") {
+		t.Errorf("a value is in the log:\n%s", s.log)
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+)
+
+const (
+	defaultTenant  = "default"
+	anonymousGroup = "anonymous"
+
+	maxTenantIDBytes = 64
+	maxRateLimit     = 100_000
+)
+
+// seedConfig is the config of tenant abc, written at start where there is none.
+//
+//go:embed seed-config.json
+var seedConfig []byte
+
+// validTenantID tells whether id is 1-64 of A-Z a-z 0-9 _ -, starting with a letter or digit. Only such an ID may
+// become part of a Redis key.
+func validTenantID(id string) bool {
+	if id == "" || len(id) > maxTenantIDBytes || id[0] == '_' || id[0] == '-' {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// A tenant is who a request is for, with the config that Redis held when the request came.
+type tenant struct {
+	id     string
+	config *tenantConfig
+}
+
+// tenantConfig is a config as tollgate reads it. It is never changed once made.
+type tenantConfig struct {
+	raw    []byte // the whole config as compact JSON, otherwise as it was put
+	groups map[string]userGroup
+}
+
+// userGroup is what the holders of a group's API keys get.
+type userGroup struct {
+	tokens int64 // balance of a new key; 0 where the config names none
+}
+
+// invalidConfig lists every rule that a config breaks, in its order, each naming the member by its path. It never
+// shows a value: configs are full of secrets.
+type invalidConfig struct{ problems problems }
+
+func (e *invalidConfig) Error() string { return "Invalid config: " + e.problems[0] }
+
+// parseConfig checks data against the rules for configs and gives what tollgate reads of it. What it does not know it
+// keeps byte for byte but for white space. The error is an *invalidConfig.
+func parseConfig(data []byte) (*tenantConfig, error) {
+	if err := checkJSON(data); err != nil {
+		return nil, &invalidConfig{problems{"it is no JSON: " + err.Error()}}
+	}
+	var compact bytes.Buffer
+	_ = json.Compact(&compact, data) // what is valid can be compacted
+	c := &tenantConfig{raw: compact.Bytes(), groups: make(map[string]userGroup)}
+	if c.raw[0] != '{' {
+		return nil, &invalidConfig{problems{"it must be an object"}}
+	}
+	var wrong problems
+	c.read(&wrong, "", c.raw)
+	if len(wrong) > 0 {
+		return nil, &invalidConfig{wrong}
+	}
+	return c, nil
+}
+
+// read is the field of a whole config.
+func (c *tenantConfig) read(wrong *problems, path string, value []byte) {
+	readMembers(wrong, path, value, fields{
+		"auth": each(func(string) field {
+			return object(fields{"api_key": anyText, "client_id": anyText, "client_secret": anyText})
+		}),
+		"user_groups": each(c.group),
+		"providers":   each(func(string) field { return provider }),
+		"caching": object(fields{
+			"enabled":           boolean,
+			"text_ttl":          anyAmount,
+			"transcription_ttl": anyAmount,
+			"fee_percentage":    number(0, 100),
+		}),
+	})
+}
+
+// group is the field of one member of user_groups.
+func (c *tenantConfig) group(name string) field {
+	return func(wrong *problems, path string, value []byte) {
+		var g userGroup
+		var limit, window int64
+		seen := readMembers(wrong, path, value, fields{
+			"tokens":            wholeNumber(&g.tokens, 0, maxAmount),
+			"rate_limit":        wholeNumber(&limit, 0, maxRateLimit),
+			"rate_limit_window": wholeNumber(&window, 1, maxAmount),
+		})
+		if seen["rate_limit"] && !seen["rate_limit_window"] {
+			wrong.add(memberPath(path, "rate_limit_window"), "is missing beside rate_limit")
+		}
+		c.groups[name] = g
+	}
+}
+
+// provider is the field of one member of providers.
+func provider(wrong *problems, path string, value []byte) {
+	var chosen string
+	endpoints := make(map[string]bool)
+	endpoint := object(fields{
+		"url": absoluteURL, "api_key": anyText, "default_model": anyText, "model": anyText,
+		"voice": anyText, "encoding": anyText, "sampleRate": anyAmount,
+	})
+	before := len(*wrong)
+	seen := readMembers(wrong, path, value, fields{
+		"default": text(&chosen),
+		"endpoints": each(func(name string) field {
+			endpoints[name] = true
+			return endpoint
+		}),
+	})
+	if seen["default"] && !endpoints[chosen] && len(*wrong) == before {
+		wrong.add(memberPath(path, "default"), "must name an endpoint")
+	}
+}
+
+func anyText(wrong *problems, path string, value []byte) { text(new(string))(wrong, path, value) }
+func anyAmount(wrong *problems, path string, value []byte) {
+	wholeNumber(new(int64), 0, maxAmount)(wrong, path, value)
+}
