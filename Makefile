@@ -13,8 +13,7 @@ help: ## list the targets
 # A Redis that this target starts keeps its data in .redis/ and stops when the service has stopped.
 run: tools ## serve on :8080, with a Redis of its own where none answers at REDIS_URL
 	@go build -o .bin/tollgate .
-	@trap : INT TERM; \
-	if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
+	@	if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
 		port=$$(echo "$$REDIS_URL" | sed -nE 's#^redis://(localhost|127\.0\.0\.1):([0-9]+)/?[0-9]*$$#\2#p; s#^redis://(localhost|127\.0\.0\.1)/?[0-9]*$$#6379#p'); \
 		if [ -n "$$port" ]; then \
 			mkdir -p .redis && redis-server --port "$$port" --bind 127.0.0.1 --dir .redis --logfile redis.log \
@@ -23,7 +22,8 @@ run: tools ## serve on :8080, with a Redis of its own where none answers at REDI
 			for i in 1 2 3 4 5 6 7 8 9 10; do redis-cli -p "$$port" ping 2>/dev/null | grep -q PONG && break; sleep 0.2; done; \
 		fi; \
 	fi; \
-	.bin/tollgate
+	.bin/tollgate & pid=$$!; trap : INT; trap "kill $$pid" TERM; \
+	while kill -0 $$pid 2>/dev/null; do wait $$pid; code=$$?; done; exit $$code
 
 test: tools ## run the whole suite, race detector on, against a real redis-server
 	go test -race ./...
