@@ -4,6 +4,7 @@
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 1m
+TOOLS       ?= redis-server nginx caddy
 REDIS_URL   ?= redis://localhost:6379
 export REDIS_URL
 
@@ -11,6 +12,7 @@ help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST)
 
 # A Redis that this target starts keeps its data in .redis/ and stops when the service has stopped.
+run: TOOLS = redis-server
 run: tools ## serve on :8080, with a Redis of its own where none answers at REDIS_URL
 	@go build -o .bin/tollgate .
 	@	if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
@@ -40,10 +42,12 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
-tools: ## install redis-server where it is missing
-	@command -v redis-server >/dev/null && command -v redis-cli >/dev/null && exit 0; \
+tools: ## install what is missing of TOOLS: redis-server, and the proxies that the tests drive
+	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -n "$$missing" ] || exit 0; \
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	if command -v apt-get >/dev/null; then \
-		$$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qy redis-server; \
-	elif command -v brew >/dev/null; then brew install redis; \
-	else echo "redis-server is missing: install Redis 7 or Valkey 7.2 or newer, so that redis-server and redis-cli are in PATH" >&2; exit 1; fi
+		$$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qy --no-install-recommends \
+			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/'); \
+	elif command -v brew >/dev/null; then brew install $$(echo $$missing | sed 's/redis-server/redis/'); \
+	else echo "missing:$$missing. Install them (Redis 7 or Valkey 7.2 or newer), so that they are in PATH" >&2; exit 1; fi

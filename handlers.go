@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -56,8 +56,9 @@ func (s *server) routes() http.Handler {
 	operator := func(pattern string, h handler) { mux.Handle(pattern, s.handle(h)) }
 	// A tenant's route stands twice: below the tenant's ID, and without it for the tenant default.
 	tenant := func(method, path string, h handler) {
-		mux.Handle(method+" /{tenantId}"+path, s.handle(h))
-		mux.Handle(method+" "+path, s.handle(h))
+		for _, prefix := range []string{"/{tenantId}", ""} {
+			mux.Handle(strings.TrimSpace(method+" "+prefix+path), s.handle(h))
+		}
 	}
 	public := s.withTenant
 	admin := func(h handler) handler { return s.withAdmin(s.withTenant(h)) }
@@ -66,10 +67,14 @@ func (s *server) routes() http.Handler {
 
 	tenant("GET", "/auth/key", public(s.showOwnKey))
 	tenant("POST", "/tokens/consume", public(s.consume))
+	tenant("", "/auth/verify", public(s.verify)) // any method: some proxies pass on the client's own
 
 	tenant("GET", "/admin/config", admin(s.showConfig))
 	tenant("PUT", "/admin/config", admin(s.replaceConfig))
 	tenant("POST", "/admin/keys", admin(s.issueUserKey))
+	tenant("GET", "/admin/keys/{apiKey}", admin(s.showKey))
+	tenant("PATCH", "/admin/keys/{apiKey}", admin(s.changeKey))
+	tenant("DELETE", "/admin/keys/{apiKey}", admin(s.revokeKey))
 
 	operator("GET /healthz", s.showHealth)
 	operator("GET /readyz", s.showReadiness)
@@ -88,6 +93,7 @@ var (
 	errInvalidToken  = errors.New("invalid bearer token")
 	errLoginDisabled = errors.New("anonymous login is disabled")
 	errBodyTooLarge  = errors.New("body too large")
+	errNotFound      = errors.New("not found")
 )
 
 // badRequest is a sentence for the client that says what is wrong with its request.
@@ -95,10 +101,12 @@ type badRequest string
 
 func (e badRequest) Error() string { return string(e) }
 
-// paymentRequired is ErrTokensSpent with the balance that was not enough.
-type paymentRequired struct{ tokensLeft int64 }
+const errUnknownGroup = badRequest("group is not one of the tenant's user_groups")
 
-func (paymentRequired) Error() string { return ErrTokensSpent.Error() }
+// denied is a refusal that nginx is to pass on: as 403, with its true status in X-Auth-Status.
+type denied struct{ error }
+
+func (e denied) Unwrap() error { return e.error }
 
 // writeError is where an error becomes a status and a public sentence. What nobody foresaw is logged.
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
@@ -107,7 +115,8 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		bad     badRequest
 		invalid *invalidConfig
 		limited rateLimited
-		spent   paymentRequired
+		spent   tokensSpent
+		deny    denied
 	)
 	switch {
 	case errors.As(err, &bad):
@@ -124,18 +133,26 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
 	case errors.As(err, &spent):
 		status, body.Error, body.TokensLeft = http.StatusPaymentRequired, "Payment Required", &spent.tokensLeft
+	case errors.Is(err, errNotFound):
+		status, body.Error = http.StatusNotFound, "Not found"
+	case errors.Is(err, ErrKeyReused):
+		status, body.Error = http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters"
 	case errors.Is(err, errLoginDisabled):
 		status, body.Error = http.StatusForbidden, "Anonymous login is disabled"
 	case errors.Is(err, errBodyTooLarge):
 		status, body.Error = http.StatusRequestEntityTooLarge, "Body too large"
 	case errors.As(err, &limited):
 		status, body.Error = http.StatusTooManyRequests, "Too Many Requests"
-		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(limited.retryAfter.Seconds())))))
+		w.Header().Set("Retry-After", strconv.FormatInt(limited.retryAfter, 10))
 	case errors.Is(err, ErrUnavailable):
 		status, body.Error = http.StatusServiceUnavailable, "Service unavailable"
 		w.Header().Set("Retry-After", "1")
 	default:
 		s.log.errorf("%s: %v", r.Pattern, err)
+	}
+	if errors.As(err, &deny) {
+		w.Header().Set("X-Auth-Status", strconv.Itoa(status))
+		status = http.StatusForbidden
 	}
 	_ = writeJSON(w, status, body)
 }
@@ -157,7 +174,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	k := apiKey{TenantID: t.id, Group: anonymousGroup, CreatedAt: time.Now(), TokensLeft: group.tokens}
-	if err := s.store.IssueKey(r.Context(), key, k, anonymousKeyLife, clientAddress(r, s.trustedProxies), s.loginLimit); err != nil {
+	if err := s.store.IssueKey(key, k, anonymousKeyLife, clientAddress(r, s.trustedProxies), s.loginLimit); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, issued{key, k.TokensLeft})
@@ -182,7 +199,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
 	}
 	group, ok := t.config.groups[k.Group]
 	if !ok {
-		return badRequest("group is not one of the tenant's user_groups")
+		return errUnknownGroup
 	}
 	k.TokensLeft = group.tokens
 	if tokens >= 0 {
@@ -192,7 +209,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.IssueKey(r.Context(), key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
+	if err := s.store.IssueKey(key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusCreated, issued{key, k.TokensLeft})
@@ -255,26 +272,127 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	c := charge{key: key, tokens: 1}
+	if c.idempotencyKey, err = idempotencyKey(r); err != nil {
+		return err
+	}
 	body, err := readBody(w, r)
 	if err != nil {
 		return err
 	}
-	n := int64(1)
 	if len(body) > 0 {
-		if err := readJSON(body, fields{"tokens": wholeNumber(&n, 1, maxAmount)}, "tokens"); err != nil {
+		if err := readJSON(body, fields{"tokens": wholeNumber(&c.tokens, 1, maxAmount)}, "tokens"); err != nil {
 			return err
 		}
 	}
-	left, err := s.store.Consume(r.Context(), tenantFrom(r).id, key, n)
-	if errors.Is(err, ErrTokensSpent) {
-		return paymentRequired{left}
-	}
+	got, err := s.store.Charge(tenantFrom(r), c)
+	setRateHeaders(w.Header(), got.rate)
 	if err != nil {
 		return err
 	}
+	if got.replayed {
+		w.Header().Set("Idempotent-Replayed", "true")
+	}
 	return writeJSON(w, http.StatusOK, struct {
 		TokensLeft int64 `json:"tokensLeft"`
-	}{left})
+	}{got.tokensLeft})
+}
+
+// idempotencyKey is the request's Idempotency-Key, "" where it has none.
+func idempotencyKey(r *http.Request) (string, error) {
+	values := r.Header["Idempotency-Key"]
+	if len(values) == 0 {
+		return "", nil
+	}
+	unprintable := func(c rune) bool { return c < ' ' || c > '~' }
+	if key := values[0]; len(values) == 1 && key != "" && len(key) <= 255 && !strings.ContainsFunc(key, unprintable) {
+		return key, nil
+	}
+	return "", badRequest("Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
+}
+
+// setRateHeaders tells what is left of a rate limit, in the words of the IETF's draft (draft-ietf-httpapi-ratelimit-headers)
+// and in OpenAI's. Names are written as those spell them, which Header.Set would not.
+func setRateHeaders(h http.Header, rate *rate) {
+	if rate == nil {
+		return
+	}
+	h["RateLimit-Policy"] = []string{fmt.Sprintf(`"requests";q=%d;w=%d`, rate.limit, rate.window)}
+	h["RateLimit"] = []string{fmt.Sprintf(`"requests";r=%d;t=%d`, rate.remaining, rate.wait)}
+	h["X-RateLimit-Limit-Requests"] = []string{strconv.FormatInt(rate.limit, 10)}
+	h["X-RateLimit-Remaining-Requests"] = []string{strconv.FormatInt(rate.remaining, 10)}
+}
+
+// verify is for proxies that ask before they let a request through. It ignores the request's body and Idempotency-Key,
+// which are the client's and not the proxy's: a client could pass for ever with one that was charged once.
+func (s *server) verify(w http.ResponseWriter, r *http.Request) error {
+	key, err := bearerKey(r)
+	if err != nil {
+		return err
+	}
+	c := charge{key: key}
+	deny, err := verifyQuery(r.URL.RawQuery, &c.tokens)
+	if err != nil {
+		return err
+	}
+	t := tenantFrom(r)
+	got, err := s.store.Charge(t, c)
+	h := w.Header()
+	setRateHeaders(h, got.rate)
+	if err != nil {
+		_, limited := errors.AsType[rateLimited](err)
+		_, spent := errors.AsType[tokensSpent](err)
+		if deny && (limited || spent) {
+			return denied{err}
+		}
+		return err
+	}
+	h.Set("X-Tenant-Id", t.id)
+	if got.userID != "" {
+		h.Set("X-User-Id", headerText(got.userID))
+	}
+	h.Set("X-User-Group", headerText(got.group))
+	h.Set("X-Tokens-Left", strconv.FormatInt(got.tokensLeft, 10))
+	return writeJSON(w, http.StatusOK, struct{}{})
+}
+
+// verifyQuery reads ?tokens=n and ?deny=403. Anything else, or one of them twice, is a badRequest.
+func verifyQuery(query string, tokens *int64) (deny bool, err error) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return false, badRequest("Invalid query")
+	}
+	for name, value := range values {
+		switch {
+		case len(value) > 1:
+			return false, badRequest("Query " + strconv.Quote(name) + " is there twice")
+		case name == "tokens":
+			var wrong problems
+			if wholeNumber(tokens, 0, maxAmount)(&wrong, "tokens", []byte(value[0])); len(wrong) > 0 {
+				return false, badRequest(wrong[0])
+			}
+		case name == "deny":
+			if deny = value[0] == "403"; !deny {
+				return false, badRequest("deny must be 403")
+			}
+		default:
+			return false, badRequest("Query " + strconv.Quote(name) + " is not known")
+		}
+	}
+	return deny, nil
+}
+
+// headerText is text as a header can carry it: all but printable ASCII is percent-encoded, and % itself.
+func headerText(text string) string {
+	var encoded strings.Builder
+	for _, c := range []byte(text) {
+		if c < ' ' || c > '~' || c == '%' {
+			fmt.Fprintf(&encoded, "%%%02X", c)
+		} else {
+			encoded.WriteByte(c)
+		}
+	}
+	return encoded.String()
 }
 
 func (s *server) showOwnKey(w http.ResponseWriter, r *http.Request) error {
@@ -282,11 +400,98 @@ func (s *server) showOwnKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	k, err := s.store.Key(r.Context(), tenantFrom(r).id, key)
+	k, err := s.store.Key(tenantFrom(r).id, key)
 	if err != nil {
 		return err
 	}
 	return writeKey(w, k)
+}
+
+// pathKey is the API key that an admin's request names. What does not look like one is nobody's.
+func pathKey(r *http.Request) (string, error) {
+	key := r.PathValue("apiKey")
+	if !validAPIKey(key) {
+		return "", errNotFound
+	}
+	return key, nil
+}
+
+// missing turns ErrNoKey, which answers whoever holds a key, into what answers an admin who asks about one.
+func missing(err error) error {
+	if errors.Is(err, ErrNoKey) {
+		return errNotFound
+	}
+	return err
+}
+
+func (s *server) showKey(w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	k, err := s.store.Key(tenantFrom(r).id, key)
+	if err != nil {
+		return missing(err)
+	}
+	return writeKey(w, k)
+}
+
+func (s *server) changeKey(w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	body, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	var change keyChange
+	var group string
+	balance := func(how string, min int64) field {
+		read := wholeNumber(&change.tokens, min, maxAmount)
+		return func(wrong *problems, path string, value []byte) {
+			if change.balance != "" {
+				wrong.add(path, "must not be given with the other of addTokens and tokens")
+			}
+			change.balance = how
+			read(wrong, path, value)
+		}
+	}
+	err = readJSON(body, fields{
+		"group": func(wrong *problems, path string, value []byte) {
+			change.group = &group
+			text(&group)(wrong, path, value)
+		},
+		"addTokens": balance("add", -maxAmount),
+		"tokens":    balance("set", 0),
+	})
+	if err != nil {
+		return err
+	}
+	t := tenantFrom(r)
+	if _, ok := t.config.groups[group]; change.group != nil && !ok {
+		return errUnknownGroup
+	}
+	k, err := s.store.ChangeKey(t.id, key, change)
+	if errors.Is(err, ErrBalanceRange) {
+		return badRequest(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
+	}
+	if err != nil {
+		return missing(err)
+	}
+	return writeKey(w, k)
+}
+
+func (s *server) revokeKey(w http.ResponseWriter, r *http.Request) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	if err := s.store.RevokeKey(tenantFrom(r).id, key); err != nil {
+		return missing(err)
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // writeKey answers with all of k but the key itself and its tenant, which the asker named.
@@ -330,7 +535,7 @@ func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.ReplaceConfig(r.Context(), tenantFrom(r).id, config); err != nil {
+	if err := s.store.ReplaceConfig(tenantFrom(r).id, config); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, struct {
@@ -347,7 +552,7 @@ func (s *server) showReadiness(w http.ResponseWriter, r *http.Request) error {
 	if s.draining.Load() {
 		return ErrUnavailable
 	}
-	if err := s.store.Ping(r.Context()); err != nil {
+	if err := s.store.Ping(); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, statusBody{"ready"})

@@ -83,7 +83,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	if err != nil {
 		return err
 	}
-	if err := st.Seed(ctx, "abc", seed); err != nil {
+	if err := st.Seed("abc", seed); err != nil {
 		return err
 	}
 	if set.adminToken == "" {

@@ -96,11 +96,10 @@ func (s *server) withTenant(next handler) handler {
 		if !validTenantID(id) {
 			return ErrNoTenant
 		}
-		config, err := s.store.Config(r.Context(), id)
+		config, err := s.store.Config(id)
 		if err != nil {
 			return err
 		}
-		s.log.infof("Loaded tenant config for %s", id)
 		ctx := context.WithValue(r.Context(), tenantContextKey{}, &tenant{id, config})
 		return next(w, r.WithContext(ctx))
 	}

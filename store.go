@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha1"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,25 +23,32 @@ var (
 	ErrNoTenant = errors.New("no such tenant")
 	// ErrNoKey: the API key is unknown, expired or another tenant's.
 	ErrNoKey = errors.New("no such API key")
-	// ErrTokensSpent: the balance is smaller than the charge, and untouched.
-	ErrTokensSpent = errors.New("not enough tokens")
+	// ErrKeyReused: the Idempotency-Key has charged another amount before.
+	ErrKeyReused = errors.New("idempotency key was used with other parameters")
+	// ErrBalanceRange: the change would take a balance below 0 or above maxAmount, and was not made.
+	ErrBalanceRange = errors.New("balance out of range")
 	// ErrUnavailable: Redis did not answer in time or refuses to work. A write may or may not have happened.
 	ErrUnavailable = errors.New("redis is unavailable")
 )
 
-// rateLimited is refused for now; nothing was written.
+// rateLimited is a refusal for now; nothing was written.
 type rateLimited struct {
-	retryAfter time.Duration // until the same request may be accepted
+	retryAfter int64 // seconds, ≥ 1, until the same request may be accepted
 }
 
 func (rateLimited) Error() string { return "rate limited" }
 
-const (
-	anonymousKeyLife = 24 * time.Hour
+// tokensSpent is the refusal of a charge: the balance was not enough, and is untouched.
+type tokensSpent struct{ tokensLeft int64 }
 
-	// Together they bound one call of the store: two calls, which are the most a request makes, stay below 2 s.
-	acquireTimeout = 400 * time.Millisecond // to get a connection: wait for one, or dial
-	commandTimeout = 500 * time.Millisecond // for one reply of Redis
+func (tokensSpent) Error() string { return "not enough tokens" }
+
+const (
+	anonymousKeyLife  = 24 * time.Hour
+	rememberedCharges = 24 * time.Hour // for how long an Idempotency-Key is known
+
+	// callTimeout bounds one call of the store, so that two calls, the most that a request makes, stay below 2 s.
+	callTimeout = 900 * time.Millisecond
 
 	maxConnections = 64
 	// A connection that was idle for longer is asked PING before it is used: Redis may have been restarted meanwhile.
@@ -50,22 +59,33 @@ const (
 var (
 	//go:embed lua/issue.lua
 	issueLua string
-	//go:embed lua/consume.lua
-	consumeLua string
-	//go:embed lua/show.lua
-	showLua string
+	//go:embed lua/charge.lua
+	chargeLua string
+	//go:embed lua/key.lua
+	keyLua string
+	//go:embed lua/revoke.lua
+	revokeLua string
 
-	issueScript   = redis.NewScript(2, issueLua)
-	consumeScript = redis.NewScript(1, consumeLua)
-	showScript    = redis.NewScript(1, showLua)
+	issueScript  = newScript(issueLua)
+	chargeScript = newScript(chargeLua)
+	keyScript    = newScript(keyLua)
+	revokeScript = newScript(revokeLua)
 )
 
+type script struct{ source, sha1 string }
+
+func newScript(source string) *script {
+	return &script{source, fmt.Sprintf("%x", sha1.Sum([]byte(source)))}
+}
+
 // store is all that tollgate keeps, in Redis. Its methods may be called from any number of goroutines. They give up
-// after acquireTimeout + commandTimeout with ErrUnavailable. A context that ends stops the wait for a connection, but
-// never a command that was sent: Redis would carry it out all the same, and nobody would know of it.
+// after callTimeout with ErrUnavailable, and take no context: to give up a command that was sent, because a client went
+// away, would close the connection while Redis carries the command out all the same, and nobody would know of it.
 type store struct {
 	pool      *redis.Pool
 	log       *logger
+	configs   configCache
+	unwatch   func()       // ends watch
 	faulty    atomic.Bool  // the last call found Redis unavailable
 	faultTime atomic.Int64 // when one last did, in Unix nanoseconds
 }
@@ -99,15 +119,27 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		MaxIdle:   maxConnections, // fewer would be redialled all the time under load
 		Wait:      true,
 		DialContext: func(ctx context.Context) (redis.Conn, error) {
-			return redisURL.dial(ctx, commandTimeout)
+			return redisURL.dial(ctx, callTimeout)
 		},
 		TestOnBorrowContext: s.testIdle,
 	}
+	watching, cancelWatch := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	tried := make(chan struct{})
+	watch.Go(func() { s.watch(watching, redisURL, tried) })
+	s.unwatch = func() {
+		cancelWatch()
+		watch.Wait()
+	}
+	<-tried
 	return s, nil
 }
 
-// close waits for nothing: the server has drained before.
-func (s *store) close() error { return s.pool.Close() }
+// close ends all connections. Nobody may use the store any more: the server has drained before.
+func (s *store) close() error {
+	s.unwatch()
+	return s.pool.Close()
+}
 
 // testIdle refuses a connection that Redis may have closed while it was idle, so that a request does not pay for it.
 func (s *store) testIdle(ctx context.Context, c redis.Conn, lastUsed time.Time) error {
@@ -121,19 +153,42 @@ func (s *store) testIdle(ctx context.Context, c redis.Conn, lastUsed time.Time) 
 	return err
 }
 
-// do runs one command or script on a connection of the pool. A reply may be nil, a Redis error is none.
-func (s *store) do(ctx context.Context, run func(redis.Conn) (any, error)) (any, error) {
-	acquire, cancel := context.WithTimeout(ctx, acquireTimeout)
-	defer cancel()
-	c, err := s.pool.GetContext(acquire)
-	if err != nil {
-		if ctx.Err() != nil { // the client has gone, which says nothing about Redis
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+// do runs one command on a connection of the pool. A reply may be nil; a command that Redis refuses is an error.
+func (s *store) do(command string, args ...any) (any, error) {
+	return s.with(func(c redis.Conn, deadline time.Time) (any, error) {
+		return redis.DoWithTimeout(c, time.Until(deadline), command, args...)
+	})
+}
+
+// eval runs a script, which Redis forgets when it restarts, is promoted or is told to: then it is sent again.
+func (s *store) eval(sc *script, keys []string, args ...any) (any, error) {
+	all := make([]any, 0, 2+len(keys)+len(args))
+	all = append(all, sc.sha1, len(keys))
+	for _, key := range keys {
+		all = append(all, key)
+	}
+	all = append(all, args...)
+	return s.with(func(c redis.Conn, deadline time.Time) (any, error) {
+		reply, err := redis.DoWithTimeout(c, time.Until(deadline), "EVALSHA", all...)
+		if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT ") {
+			all[0] = sc.source
+			return redis.DoWithTimeout(c, time.Until(deadline), "EVAL", all...)
 		}
+		return reply, err
+	})
+}
+
+// with runs commands on a connection of the pool, all before the deadline that it gives.
+func (s *store) with(run func(redis.Conn, time.Time) (any, error)) (any, error) {
+	deadline := time.Now().Add(callTimeout)
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	c, err := s.pool.GetContext(ctx)
+	if err != nil {
 		return nil, s.fault(err)
 	}
 	defer c.Close()
-	reply, err := run(c)
+	reply, err := run(c, deadline)
 	if err != nil && unavailable(err) {
 		return nil, s.fault(err)
 	}
@@ -141,10 +196,6 @@ func (s *store) do(ctx context.Context, run func(redis.Conn) (any, error)) (any,
 		s.log.infof("Redis is available again")
 	}
 	return reply, err
-}
-
-func (s *store) script(ctx context.Context, script *redis.Script, keysAndArgs ...any) (any, error) {
-	return s.do(ctx, func(c redis.Conn) (any, error) { return script.Do(c, keysAndArgs...) })
 }
 
 // fault notes that Redis is unavailable and logs it once, until it is available again.
@@ -173,20 +224,18 @@ func unavailable(err error) bool {
 }
 
 // Ping returns ErrUnavailable where Redis does not answer.
-func (s *store) Ping(ctx context.Context) error {
-	_, err := s.do(ctx, func(c redis.Conn) (any, error) { return c.Do("PING") })
+func (s *store) Ping() error {
+	_, err := s.do("PING")
 	return err
 }
 
-func configKey(tenantID string) string { return "tenant:" + tenantID + ":config" }
+func configKey(tenantID string) string { return configPrefix + tenantID + configSuffix }
 
 // Seed writes tenantID's config, compact, unless it has one.
-func (s *store) Seed(ctx context.Context, tenantID string, config *tenantConfig) error {
-	_, err := s.do(ctx, func(c redis.Conn) (any, error) {
-		return c.Do("SET", configKey(tenantID), config.raw, "NX")
-	})
+func (s *store) Seed(tenantID string, config *tenantConfig) error {
+	_, err := s.do("SET", configKey(tenantID), config.raw, "NX")
 	if err == nil {
-		err = s.listTenant(ctx, tenantID)
+		err = s.listTenant(tenantID)
 	}
 	if err != nil {
 		return fmt.Errorf("seed tenant %s: %w", tenantID, err)
@@ -194,35 +243,72 @@ func (s *store) Seed(ctx context.Context, tenantID string, config *tenantConfig)
 	return nil
 }
 
-// Config returns tenantID's config as Redis holds it now. tenantID must be valid. Errors: ErrNoTenant,
-// ErrUnavailable, and *invalidConfig where somebody has put what is no config straight into Redis.
-func (s *store) Config(ctx context.Context, tenantID string) (*tenantConfig, error) {
-	raw, err := redis.Bytes(s.do(ctx, func(c redis.Conn) (any, error) { return c.Do("GET", configKey(tenantID)) }))
-	if errors.Is(err, redis.ErrNil) {
-		return nil, ErrNoTenant
+// Config returns tenantID's config: as Redis holds it now, or as it held it at most watchTimeout ago, and never older
+// than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrUnavailable. Where somebody has put
+// what is no config straight into Redis, the error says what is wrong with it.
+func (s *store) Config(tenantID string) (*tenantConfig, error) {
+	if config := s.configs.get(tenantID); config != nil {
+		return config, nil
 	}
-	if err != nil {
+	place := s.configs.load(tenantID)
+	config, lasting, err := s.loadConfig(tenantID)
+	if err != nil || !lasting {
+		s.configs.drop(tenantID)
+	} else {
+		s.configs.put(tenantID, place, config)
+	}
+	if err != nil && err != ErrNoTenant {
 		return nil, fmt.Errorf("load config of tenant %s: %w", tenantID, err)
 	}
-	config, err := parseConfig(raw)
-	if err != nil {
-		// Not wrapped: to the client a broken config is no bad request, but a fault of ours.
-		return nil, fmt.Errorf("load config of tenant %s: %v", tenantID, err)
+	return config, err
+}
+
+// loadConfig asks Redis for tenantID's config. It is lasting unless it expires, of which Redis says nothing until it
+// gets round to delete it.
+func (s *store) loadConfig(tenantID string) (config *tenantConfig, lasting bool, err error) {
+	var ttl int64
+	reply, err := s.with(func(c redis.Conn, deadline time.Time) (any, error) {
+		if err := c.Send("PTTL", configKey(tenantID)); err != nil {
+			return nil, err
+		}
+		if err := c.Send("GET", configKey(tenantID)); err != nil {
+			return nil, err
+		}
+		replies, err := redis.Values(redis.DoWithTimeout(c, time.Until(deadline), ""))
+		if err != nil {
+			return nil, err
+		}
+		if refused, ok := replies[1].(redis.Error); ok {
+			return nil, refused
+		}
+		ttl, err = redis.Int64(replies[0], nil)
+		return replies[1], err
+	})
+	raw, err := redis.Bytes(reply, err)
+	if errors.Is(err, redis.ErrNil) {
+		return nil, false, ErrNoTenant
 	}
-	return config, nil
+	if err != nil {
+		return nil, false, err
+	}
+	config, err = parseConfig(raw)
+	if err != nil {
+		return nil, false, fmt.Errorf("%v", err) // no *invalidConfig: to the client it is a fault of ours, not a bad request
+	}
+	s.log.infof("Loaded tenant config for %s", tenantID)
+	return config, ttl < 0, nil
 }
 
 // ReplaceConfig replaces tenantID's config as a whole, in one atomic step. Errors: ErrNoTenant where it has none (it
 // is never made here), ErrUnavailable.
-func (s *store) ReplaceConfig(ctx context.Context, tenantID string, config *tenantConfig) error {
-	reply, err := s.do(ctx, func(c redis.Conn) (any, error) {
-		return c.Do("SET", configKey(tenantID), config.raw, "XX")
-	})
+func (s *store) ReplaceConfig(tenantID string, config *tenantConfig) error {
+	defer s.configs.drop(tenantID) // Redis will say so too, but later than the answer
+	reply, err := s.do("SET", configKey(tenantID), config.raw, "XX")
 	if err == nil && reply == nil {
 		return ErrNoTenant
 	}
 	if err == nil {
-		err = s.listTenant(ctx, tenantID)
+		err = s.listTenant(tenantID)
 	}
 	if err != nil {
 		return fmt.Errorf("replace config of tenant %s: %w", tenantID, err)
@@ -231,8 +317,8 @@ func (s *store) ReplaceConfig(ctx context.Context, tenantID string, config *tena
 }
 
 // listTenant adds a tenant that exists to the set of those that do; doing it again changes nothing.
-func (s *store) listTenant(ctx context.Context, tenantID string) error {
-	_, err := s.do(ctx, func(c redis.Conn) (any, error) { return c.Do("SADD", "tenants", tenantID) })
+func (s *store) listTenant(tenantID string) error {
+	_, err := s.do("SADD", "tenants", tenantID)
 	return err
 }
 
@@ -251,51 +337,74 @@ func apiKeyKey(key string) string { return "apiKey:" + key }
 // IssueKey makes the API key, with an expiry if life is not 0, in one atomic step. Where loginLimit is not 0, at most
 // that many keys are made in any minute for address, over all processes: beyond it the error is a rateLimited and
 // nothing is written. Otherwise address does not matter. k.ExpiresAt is not read.
-func (s *store) IssueKey(ctx context.Context, key string, k apiKey, life time.Duration, address string, loginLimit int64) error {
+func (s *store) IssueKey(key string, k apiKey, life time.Duration, address string, loginLimit int64) error {
 	args := []any{
-		apiKeyKey(key), "login:" + address, life.Milliseconds(), loginLimit,
+		life.Milliseconds(), loginLimit,
 		"tenantId", k.TenantID, "group", k.Group, "createdAt", formatTime(k.CreatedAt), "tokensLeft", k.TokensLeft,
 	}
 	if k.UserID != "" {
 		args = append(args, "userId", k.UserID)
 	}
-	wait, err := redis.Int64(s.script(ctx, issueScript, args...))
+	wait, err := redis.Int64(s.eval(issueScript, []string{apiKeyKey(key), "login:" + address}, args...))
 	if err != nil {
 		return fmt.Errorf("issue key: %w", err)
 	}
 	if wait > 0 {
-		return rateLimited{retryAfter: time.Duration(wait) * time.Microsecond}
+		return rateLimited{retryAfter: wait}
 	}
 	return nil
 }
 
-// Key returns what tenantID's API key is. key must be valid. Errors: ErrNoKey, ErrUnavailable.
-func (s *store) Key(ctx context.Context, tenantID, key string) (apiKey, error) {
-	k, err := parseAPIKey(s.script(ctx, showScript, apiKeyKey(key)))
-	if err != nil {
-		return apiKey{}, fmt.Errorf("look at key: %w", err)
+// Key returns tenantID's API key. key must be valid. Errors: ErrNoKey, ErrUnavailable.
+func (s *store) Key(tenantID, key string) (apiKey, error) {
+	return s.ChangeKey(tenantID, key, keyChange{})
+}
+
+// keyChange is what to do to an API key; the zero value does nothing.
+type keyChange struct {
+	balance string // "add" tokens to the balance, "set" it to tokens, or "": leave it
+	tokens  int64  // up to ± maxAmount
+	group   *string
+}
+
+// ChangeKey changes tenantID's API key in one atomic step, without a change to its expiry, and returns it as it is
+// then. key must be valid. Errors: ErrNoKey, ErrBalanceRange (nothing was changed), ErrUnavailable.
+func (s *store) ChangeKey(tenantID, key string, change keyChange) (apiKey, error) {
+	args := []any{tenantID, change.balance, change.tokens}
+	if change.group != nil {
+		args = append(args, *change.group)
 	}
-	if k.TenantID != tenantID {
+	reply, err := s.eval(keyScript, []string{apiKeyKey(key)}, args...)
+	if err != nil {
+		return apiKey{}, fmt.Errorf("look at a key of tenant %s: %w", tenantID, err)
+	}
+	switch reply.(type) {
+	case nil:
 		return apiKey{}, ErrNoKey
+	case []byte:
+		return apiKey{}, ErrBalanceRange
+	}
+	k, err := parseAPIKey(tenantID, reply)
+	if err != nil {
+		return apiKey{}, fmt.Errorf("look at a key of tenant %s: %w", tenantID, err)
 	}
 	return k, nil
 }
 
-// parseAPIKey reads what show.lua returns. A key that is not there has no tenant.
-func parseAPIKey(reply any, err error) (k apiKey, _ error) {
-	values, err := redis.Values(reply, err)
-	if err != nil {
-		return k, err
-	}
+// parseAPIKey reads what key.lua shows.
+func parseAPIKey(tenantID string, reply any) (apiKey, error) {
+	k := apiKey{TenantID: tenantID}
 	var createdAt string
 	var expiresAt int64
-	if _, err := redis.Scan(values, &k.TenantID, &k.UserID, &k.Group, &createdAt, &k.TokensLeft, &expiresAt); err != nil {
-		return k, err
+	values, err := redis.Values(reply, nil)
+	if err == nil {
+		_, err = redis.Scan(values, &k.UserID, &k.Group, &createdAt, &k.TokensLeft, &expiresAt)
 	}
-	if createdAt != "" {
-		if k.CreatedAt, err = time.Parse(time.RFC3339, createdAt); err != nil {
-			return k, errors.New("createdAt is no RFC 3339 time")
-		}
+	if err != nil {
+		return k, errors.New("junk under apiKey:<apiKey>") // the error itself may show a value
+	}
+	if k.CreatedAt, err = time.Parse(time.RFC3339, createdAt); err != nil {
+		return k, errors.New("junk under apiKey:<apiKey>: createdAt is no RFC 3339 time")
 	}
 	if expiresAt >= 0 {
 		k.ExpiresAt = time.UnixMilli(expiresAt)
@@ -303,20 +412,83 @@ func parseAPIKey(reply any, err error) (k apiKey, _ error) {
 	return k, nil
 }
 
-// Consume takes n tokens (1 ≤ n ≤ maxAmount) from the balance of tenantID's API key, all or none, in one atomic step
-// in Redis, and returns the balance that remains. Errors: ErrNoKey, ErrTokensSpent (with the balance, left as it was),
-// ErrUnavailable when Redis may or may not have taken them.
-func (s *store) Consume(ctx context.Context, tenantID, key string, n int64) (left int64, err error) {
-	reply, err := redis.Int64s(s.script(ctx, consumeScript, apiKeyKey(key), tenantID, n))
-	switch {
-	case errors.Is(err, redis.ErrNil):
-		return 0, ErrNoKey
-	case err != nil:
-		return 0, fmt.Errorf("consume: %w", err)
-	case reply[0] == 0:
-		return reply[1], ErrTokensSpent
+// RevokeKey deletes tenantID's API key: from then on it is ErrNoKey for every process. key must be valid. Errors:
+// ErrNoKey, ErrUnavailable.
+func (s *store) RevokeKey(tenantID, key string) error {
+	n, err := redis.Int(s.eval(revokeScript, []string{apiKeyKey(key), rateKey(key)}, tenantID))
+	if err != nil {
+		return fmt.Errorf("revoke a key of tenant %s: %w", tenantID, err)
 	}
-	return reply[1], nil
+	if n == 0 {
+		return ErrNoKey
+	}
+	return nil
+}
+
+func rateKey(key string) string { return "{apiKey:" + key + "}:rate" }
+
+// A charge is what Charge does.
+type charge struct {
+	key            string // a valid API key
+	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
+	idempotencyKey string // "": none
+}
+
+// receipt is what a charge led to. Where a limit holds, rate has it.
+type receipt struct {
+	tokensLeft int64
+	replayed   bool // the Idempotency-Key was known: nothing was taken now, tokensLeft is of the first time
+	group      string
+	userID     string // "": anonymous
+	rate       *rate
+}
+
+// rate is what an API key has used of its group's rate limit.
+type rate struct {
+	limit, window int64 // requests in any so many seconds
+	remaining     int64 // requests that would be accepted now
+	wait          int64 // seconds until a slot frees, 0 where none is used
+}
+
+// Charge takes c.tokens from the balance of t's API key, all or none, within the rate limit of the key's group, in one
+// atomic step in Redis. With an Idempotency-Key it does so once in 24 h, however often it is called. Errors: ErrNoKey;
+// rateLimited and tokensSpent, with nothing used and a receipt; ErrKeyReused; ErrUnavailable when Redis may or may not
+// have taken them.
+func (s *store) Charge(t *tenant, c charge) (receipt, error) {
+	keys := []string{apiKeyKey(c.key), rateKey(c.key)}
+	if c.idempotencyKey != "" {
+		keys = append(keys, "{apiKey:"+c.key+"}:charge:"+c.idempotencyKey)
+	}
+	reply, err := redis.Values(s.eval(chargeScript, keys, t.id, c.tokens, t.config.limits, int(rememberedCharges.Seconds())))
+	if errors.Is(err, redis.ErrNil) {
+		return receipt{}, ErrNoKey
+	}
+	var got receipt
+	var outcome string
+	if err == nil {
+		reply, err = redis.Scan(reply, &outcome, &got.tokensLeft, &got.group, &got.userID)
+	}
+	if err == nil && len(reply) > 0 {
+		got.rate = new(rate)
+		_, err = redis.Scan(reply, &got.rate.limit, &got.rate.window, &got.rate.remaining, &got.rate.wait)
+	}
+	if err != nil {
+		return receipt{}, fmt.Errorf("charge a key of tenant %s: %w", t.id, err)
+	}
+	switch outcome {
+	case "charged":
+		return got, nil
+	case "replayed":
+		got.replayed = true
+		return got, nil
+	case "mismatch":
+		return got, ErrKeyReused
+	case "limited":
+		return got, rateLimited{retryAfter: got.rate.wait}
+	case "spent":
+		return got, tokensSpent{got.tokensLeft}
+	}
+	return receipt{}, fmt.Errorf("charge.lua returned %q", outcome)
 }
 
 // formatTime is t in UTC as RFC 3339 has it, to the millisecond.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	_ "embed"
 	"encoding/json"
+	"fmt"
 )
 
 const (
@@ -43,6 +44,7 @@ type tenant struct {
 type tenantConfig struct {
 	raw    []byte // the whole config as compact JSON, otherwise as it was put
 	groups map[string]userGroup
+	limits []byte // the groups' rate limits, as charge.lua reads them
 }
 
 // userGroup is what the holders of a group's API keys get.
@@ -105,6 +107,9 @@ func (c *tenantConfig) group(name string) field {
 		})
 		if seen["rate_limit"] && !seen["rate_limit_window"] {
 			wrong.add(memberPath(path, "rate_limit_window"), "is missing beside rate_limit")
+		}
+		if seen["rate_limit"] {
+			c.limits = fmt.Appendf(c.limits, "\xff%s\xfe%d %d", name, limit, window)
 		}
 		c.groups[name] = g
 	}

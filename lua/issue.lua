@@ -6,7 +6,7 @@
 -- ARGV[2]  accepted logins of the address in any minute, 0: no limit, KEYS[2] is not touched
 -- ARGV[3…] the key's fields and values, in turn
 --
--- Returns 0, or the microseconds until the address may log in again; then nothing was written.
+-- Returns 0, or the seconds until the address may log in again; then nothing was written.
 
 local limit, window = tonumber(ARGV[2]), 60 * 1000000
 
@@ -16,7 +16,7 @@ if limit > 0 then
 	local now = time[1] * 1000000 + time[2]
 	local oldest = redis.call('LINDEX', KEYS[2], -limit)
 	if oldest and oldest + window > now then
-		return oldest + window - now
+		return math.ceil((oldest + window - now) / 1000000)
 	end
 	redis.call('RPUSH', KEYS[2], string.format('%.0f', now))
 	redis.call('LTRIM', KEYS[2], -limit, -1)

@@ -1,0 +1,33 @@
+-- Changes an API key, if told to, and shows it. It keeps the key's expiry.
+--
+-- KEYS[1] apiKey:<apiKey>
+-- ARGV[1] tenant ID
+-- ARGV[2] 'add' or 'set': what to do to the balance; '': nothing
+-- ARGV[3] by or to how many tokens, a whole number up to ± 2^53-1
+-- ARGV[4] the new group, where there is one
+--
+-- Returns {userId, group, createdAt, tokensLeft, when it expires (Unix time in ms; negative: never}, nil where the tenant
+-- has no such key, or 'below' or 'above' where the balance would leave 0 … 2^53-1: then nothing was written.
+
+local key = redis.call('HMGET', KEYS[1], 'tenantId', 'tokensLeft')
+if key[1] ~= ARGV[1] then
+	return nil
+end
+if ARGV[2] ~= '' then
+	local left = tonumber(ARGV[3])
+	if ARGV[2] == 'add' then
+		left = left + tonumber(key[2])
+	end
+	if left < 0 then
+		return 'below'
+	elseif left > 9007199254740991 then
+		return 'above'
+	end
+	redis.call('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', left))
+end
+if ARGV[4] then
+	redis.call('HSET', KEYS[1], 'group', ARGV[4])
+end
+local shown = redis.call('HMGET', KEYS[1], 'userId', 'group', 'createdAt', 'tokensLeft')
+shown[5] = redis.call('PEXPIRETIME', KEYS[1])
+return shown
