@@ -47,7 +47,8 @@ tools: ## install what is missing of TOOLS: redis-server, and the proxies that t
 	[ -n "$$missing" ] || exit 0; \
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	if command -v apt-get >/dev/null; then \
-		$$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qy --no-install-recommends \
+		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
 			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/'); \
 	elif command -v brew >/dev/null; then brew install $$(echo $$missing | sed 's/redis-server/redis/'); \
-	else echo "missing:$$missing. Install them (Redis 7 or Valkey 7.2 or newer), so that they are in PATH" >&2; exit 1; fi
+	else false; fi || \
+	{ echo "install$$missing by hand (Redis 7 or Valkey 7.2 or newer), so that they are in PATH" >&2; exit 1; }

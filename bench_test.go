@@ -22,7 +22,7 @@ const benchClients = 64
 // allocate nothing), so the allocations are the server's; but they and Redis run on the same cores. What counts is
 // therefore the ratio to the floor, which is the same shape of handler with no Redis, taken in the same run.
 func BenchmarkHTTP(b *testing.B) {
-	s := newService(b)
+	s := newService(b, "LOGIN_LIMIT=100000")
 	tenant := newTenant(b, maxAmount)
 	key := s.login(b, tenant)
 	floor := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -154,6 +155,12 @@ func number(min, max float64) field {
 	}
 }
 
+func anyNumber(wrong *problems, path string, value []byte) {
+	if value[0] != '-' && (value[0] < '0' || value[0] > '9') {
+		wrong.add(path, "must be a number")
+	}
+}
+
 func absoluteURL(wrong *problems, path string, value []byte) {
 	s, err := unquote(value)
 	if err == nil {
@@ -204,8 +211,11 @@ func readObject(wrong *problems, path string, value []byte, member func(name str
 	return seen
 }
 
-// memberPath is path.name, or path["name"] where name is not plain.
+// memberPath is path.name, or path["name"] where name is not plain. A name of any length does not make a long path.
 func memberPath(path, name string) string {
+	if len(name) > 64 {
+		name = strings.ToValidUTF8(name[:64], "") + "…"
+	}
 	for _, c := range []byte(name) {
 		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
 			return path + "[" + strconv.Quote(name) + "]"

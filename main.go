@@ -22,7 +22,6 @@ import (
 
 const (
 	redisDialTimeout = 5 * time.Second
-	drainTimeout     = 10 * time.Second
 	keepAliveGrace   = 500 * time.Millisecond
 
 	readHeaderTimeout = 5 * time.Second
@@ -73,19 +72,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.
 func serve(ctx context.Context, set *settings, log *logger) error {
 	st, err := openStore(ctx, set.redisURL, redisDialTimeout, log)
+	if ctx.Err() != nil {
+		return nil // told to stop before it had begun
+	}
 	if err != nil {
 		//lint:ignore ST1005 the product's specification has these words
 		return fmt.Errorf("Redis connection failed: %s", set.redisURL.redact(err.Error()))
 	}
 	defer st.close() // last of all, when nobody uses it any more
 
-	seed, err := parseConfig(seedConfig)
-	if err != nil {
-		return err
-	}
-	if err := st.Seed("abc", seed); err != nil {
-		return err
-	}
 	if set.adminToken == "" {
 		set.adminToken = rand.Text()
 		log.infof("ADMIN_TOKEN is not set; this run's admin token is %s", set.adminToken)
@@ -126,7 +121,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	}
 
 	log.infof("Stopping")
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), set.drainTimeout)
 	defer cancel()
 	srv.draining.Store(true) // /readyz is 503, and each answer ends its connection
 	_ = listener.Close()
@@ -137,7 +132,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if err := web.Shutdown(drain); err != nil {
-		log.warnf("Requests still ran after %s and were cut off", drainTimeout)
+		log.warnf("Requests still ran after %s and were cut off", set.drainTimeout)
 		_ = web.Close()
 	}
 	log.infof("Stopped")
@@ -167,7 +162,7 @@ func checkHealth(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := new(http.Transport).RoundTrip(r) // whatever proxy the environment names
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -28,7 +29,7 @@ type process struct {
 func startProcess(t *testing.T, settings []string, args ...string) *process {
 	t.Helper()
 	p := &process{cmd: exec.Command(os.Args[0], args...), log: new(logBuffer), done: make(chan struct{})}
-	p.cmd.Env = append(settings, "TOLLGATE_RUN_MAIN=1")
+	p.cmd.Env = append(settings, "TOLLGATE_RUN_MAIN=1", "GOCOVERDIR="+t.TempDir())
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -65,6 +66,12 @@ func TestRedisConnectionFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { silent.Close() })
+	replica := newRedis(t)
+	replica.do(t, "REPLICAOF", "127.0.0.1", port)
+	old := newRedisProxy(t, testRedis, func(reply []byte) fate { // a real Redis, but for its age
+		copy(reply, bytes.ReplaceAll(reply, []byte("redis_version:7."), []byte("redis_version:6.")))
+		return pass
+	})
 	tests := map[string]string{
 		fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", port):    "connection refused",
 		fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", r.port):  "WRONGPASS",
@@ -73,7 +80,9 @@ func TestRedisConnectionFailed(t *testing.T) {
 		fmt.Sprintf("rediss://:right@127.0.0.1:%d", r.port):   "",
 		"unix:///nowhere/redis.sock":                          "no such file",
 		"redis://hunter2:hunter2@hunter2.invalid":             "xxxxx",
-		"redis://" + silent.Addr().String():                   "timeout",
+		"redis://" + silent.Addr().String():                   "deadline exceeded",
+		fmt.Sprintf("redis://127.0.0.1:%d", replica.port):     "READONLY",
+		old.url: "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer",
 	}
 	for url, want := range tests {
 		t.Run(want, func(t *testing.T) {
@@ -144,18 +153,23 @@ func TestSettings(t *testing.T) {
 	}{
 		{env{"REDIS_URL": "h:1"}, nil, "REDIS_URL must begin"},
 		{nil, []string{"-redis-url", "redis://:hunter2@h"}, "-redis-url must not hold a password"},
-		{env{"ADDR": "8080"}, nil, "ADDR"},
-		{env{"PORT": "http"}, nil, "ADDR"},
-		{env{"PORT": "65536"}, nil, "ADDR"},
+		{env{"REDIS_URL": "redis://user@h"}, nil, "REDIS_URL has a user but no password"},
+		{env{"ADDR": "8080"}, nil, "ADDR: "},
+		{env{"PORT": "http"}, nil, "PORT: "},
+		{env{"PORT": "65536"}, nil, "PORT: "},
+		{nil, []string{"-addr", "8080"}, "-addr: "},
 		{env{"ADMIN_TOKEN": "hunter 2"}, nil, "ADMIN_TOKEN has characters"},
 		{env{"ADMIN_TOKEN": "a", "ADMIN_TOKEN_FILE": secret}, nil, "both set"},
 		{env{"ADMIN_TOKEN_FILE": "/nowhere"}, nil, "/nowhere"},
-		{env{"ADMIN_TOKEN_FILE": "/dev/null"}, nil, "ADMIN_TOKEN_FILE is empty"},
+		{env{"ADMIN_TOKEN_FILE": "/dev/null"}, nil, `ADMIN_TOKEN_FILE: "/dev/null" is empty`},
+		{nil, []string{"-admin-token-file", "/nowhere"}, "-admin-token-file: open /nowhere"},
 		{env{"LOGIN_LIMIT": "-1"}, nil, "LOGIN_LIMIT"},
 		{env{"LOGIN_LIMIT": "1.5"}, nil, "LOGIN_LIMIT"},
 		{env{"TRUSTED_PROXIES": "10.0.0.1"}, nil, "TRUSTED_PROXIES"},
-		{nil, []string{"-admin-token", "hunter2"}, "not defined: -admin-token"},
+		{nil, []string{"-admin-token=hunter2"}, "not defined: -admin-token"},
 		{nil, []string{"serve"}, `unexpected argument "serve"`},
+		{nil, []string{"-nope1", "---", "-login-limit=x", "a", "-nope2"}, `not defined: -nope1; bad flag syntax: ---; unexpected argument "a"; ` +
+			"flag provided but not defined: -nope2; -login-limit: "},
 	}
 	for _, test := range bad {
 		if _, err := parse(test.env, test.args...); err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "hunter2") {
@@ -194,7 +208,7 @@ func TestHelpAndVersion(t *testing.T) {
 			t.Errorf("-h does not name %s", want)
 		}
 	}
-	p = startProcess(t, nil, "-version")
+	p = startProcess(t, []string{"REDIS_URL=bad"}, "-version")
 	if code, out := p.exitCode(t), p.stdout.String(); code != 0 || !strings.HasPrefix(out, "tollgate ") || len(out) < len("tollgate v\n") {
 		t.Errorf("-version: exit code %d, %q", code, out)
 	}
@@ -234,6 +248,53 @@ func TestEvictionWarning(t *testing.T) {
 	s = newService(t)
 	if strings.Contains(s.log.String(), "[WARN]") {
 		t.Errorf("a warning without need in\n%s", s.log)
+	}
+}
+
+// Told to stop before Redis has answered, the process ends in good order.
+func TestStopWhileConnecting(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	p := startProcess(t, []string{"REDIS_URL=redis://" + silent.Addr().String()})
+	if _, err := silent.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	if code := p.exitCode(t); code != 0 || p.log.String() != "" || time.Since(start) > 2*time.Second {
+		t.Errorf("exit code %d after %s, log %q", code, time.Since(start), p.log)
+	}
+}
+
+// A request that does not end keeps the service only for so long.
+func TestDrainTimeout(t *testing.T) {
+	var log logBuffer
+	set, err := parseSettings([]string{"-addr=127.0.0.1:0", "-redis-url=" + testRedis.url()}, func(string) string { return "" }, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set.drainTimeout != 10*time.Second {
+		t.Errorf("by default it has %s", set.drainTimeout)
+	}
+	set.drainTimeout = 300 * time.Millisecond
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, set, newLogger(&log)) }()
+	address, _ := log.wait("[INFO] Listening on ", nil)
+	token, _ := log.wait("[INFO] ADMIN_TOKEN is not set; this run's admin token is ", nil)
+	c := (&service{url: "http://" + address}).dial(t)
+	fmt.Fprintf(c, "PUT /abc/admin/config HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: 12\r\n\r\n{", bearer(token))
+	time.Sleep(50 * time.Millisecond)
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "[WARN] Requests still ran after 300ms and were cut off\n") {
+		t.Errorf("log:\n%s", &log)
 	}
 }
 

@@ -363,28 +363,35 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-// cuttingProxy stands between the service and Redis and, once told to, cuts connections when a reply comes.
-type cuttingProxy struct {
-	url     string
-	cutting atomic.Bool
-	cuts    atomic.Int64
+// redisProxy stands between a service and Redis, and may do with each reply what a bad network does.
+type redisProxy struct {
+	url  string
+	cuts atomic.Int64 // connections that reply has cut
 }
 
-func newCuttingProxy(t *testing.T) *cuttingProxy {
+// newRedisProxy starts a proxy that asks of every reply on a connection what to do with it: pass it on, swallow it and
+// all that follow, or cut the connection.
+func newRedisProxy(t *testing.T, r *redisServer, fate func(reply []byte) fate) *redisProxy {
+	t.Helper()
+	return newRedisProxyTo(t, r.socket, fate)
+}
+
+// newRedisProxyTo is newRedisProxy for the Redis whose socket it is told when a connection is made.
+func newRedisProxyTo(t *testing.T, socket func() string, fate func(reply []byte) fate) *redisProxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	p := &cuttingProxy{url: "redis://" + l.Addr().String()}
+	p := &redisProxy{url: "redis://" + l.Addr().String()}
 	go func() {
 		for {
 			client, err := l.Accept()
 			if err != nil {
 				return
 			}
-			redis, err := net.Dial("unix", testRedis.socket())
+			redis, err := net.Dial("unix", socket())
 			if err != nil {
 				client.Close()
 				continue
@@ -395,19 +402,23 @@ func newCuttingProxy(t *testing.T) *cuttingProxy {
 			}()
 			go func() {
 				defer client.Close()
+				defer redis.Close()
 				buffer := make([]byte, 64<<10)
 				for {
 					n, err := redis.Read(buffer)
 					if err != nil {
 						return
 					}
-					if p.cutting.Load() && rand.IntN(5) == 0 {
-						p.cuts.Add(1)
-						redis.Close()
+					switch fate(buffer[:n]) {
+					case pass:
+						if _, err := client.Write(buffer[:n]); err != nil {
+							return
+						}
+					case swallow:
+						_, _ = io.Copy(io.Discard, redis)
 						return
-					}
-					if _, err := client.Write(buffer[:n]); err != nil {
-						redis.Close()
+					case cut:
+						p.cuts.Add(1)
 						return
 					}
 				}
@@ -417,14 +428,28 @@ func newCuttingProxy(t *testing.T) *cuttingProxy {
 	return p
 }
 
+type fate int
+
+const (
+	pass fate = iota
+	swallow
+	cut
+)
+
 // When answers of Redis are lost after it has written, those who retry with their Idempotency-Key pay once.
 func TestLostReplies(t *testing.T) {
 	const goroutines, charges = 20, 50
-	proxy := newCuttingProxy(t)
+	var cutting atomic.Bool
+	proxy := newRedisProxy(t, testRedis, func([]byte) fate {
+		if cutting.Load() && rand.IntN(5) == 0 {
+			return cut
+		}
+		return pass
+	})
 	s := newService(t, "REDIS_URL="+proxy.url)
 	id := newTenant(t, 10_000)
 	key := s.login(t, id)
-	proxy.cutting.Store(true)
+	cutting.Store(true)
 	var retries, replays atomic.Int64
 	var wg sync.WaitGroup
 	for g := range goroutines {
@@ -718,10 +743,10 @@ func TestBadHeadersAndQueries(t *testing.T) {
 	}
 }
 
-// In the steady state a charge is one command, one round trip, and the config costs none.
-func TestOneCommandACharge(t *testing.T) {
+// In the steady state a charge or a login is one command, and so one round trip, and the config costs none.
+func TestOneCommand(t *testing.T) {
 	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1000")
 	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.login(t, id)
 	s.consume(t, id, key, "").want(t, 200, "")
@@ -733,8 +758,9 @@ func TestOneCommandACharge(t *testing.T) {
 	for _, command := range []string{"evalsha", "eval", "get", "pttl", "select", "auth"} {
 		before[command] = calls(command)
 	}
-	for range 100 {
+	for range 50 {
 		s.consume(t, id, key, "").want(t, 200, "")
+		s.login(t, id)
 	}
 	for command, n := range before {
 		want := 0
@@ -742,7 +768,7 @@ func TestOneCommandACharge(t *testing.T) {
 			want = 100
 		}
 		if got := calls(command) - n; got != want {
-			t.Errorf("100 charges sent %s %d times, want %d", command, got, want)
+			t.Errorf("50 charges and 50 logins sent %s %d times, want %d", command, got, want)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // settings is what the command line and the environment say.
@@ -19,6 +20,7 @@ type settings struct {
 	adminToken     string // "": make one
 	loginLimit     int64
 	trustedProxies []netip.Prefix
+	drainTimeout   time.Duration // for what runs when it is told to stop
 	version        bool
 	health         bool
 }
@@ -31,7 +33,7 @@ func (e badSettings) Error() string { return strings.Join(e, "; ") }
 // parseSettings reads flags and, where a flag is not given, the environment variable of its name in capitals. It names
 // every bad one. Secrets come from the environment or from files alone: anybody on the machine can read a command line.
 func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
-	set := new(settings)
+	set := &settings{drainTimeout: 10 * time.Second}
 	fs := flag.NewFlagSet("tollgate", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	redisURL := fs.String("redis-url", "redis://localhost:6379",
@@ -49,49 +51,70 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 
 	var wrong badSettings
 	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-	switch err := fs.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		printUsage(fs, stdout)
-		return nil, err
-	case err != nil:
-		bad("%v", err)
-	case fs.NArg() > 0:
-		bad("unexpected argument %q", fs.Arg(0))
-	}
-	given := make(map[string]bool)
-	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	for _, name := range []string{"redis-url", "addr", "admin-token-file", "login-limit", "trusted-proxies"} {
-		if value := getenv(envName(name)); value != "" && !given[name] {
-			_ = fs.Set(name, value) // a string flag takes anything
+	for rest := args; len(rest) > 0; {
+		err := fs.Parse(rest)
+		switch after := fs.Args(); {
+		case errors.Is(err, flag.ErrHelp):
+			printUsage(fs, stdout)
+			return nil, err
+		case err != nil:
+			bad("%v", err)
+			if len(after) == len(rest) { // a malformed flag is not taken off
+				after = after[1:]
+			}
+			rest = after
+		case len(after) > 0:
+			bad("unexpected argument %q", after[0])
+			rest = after[1:]
+		default:
+			rest = nil
 		}
 	}
+	if set.version && len(wrong) == 0 {
+		return set, nil
+	}
+	// source is where a setting's value comes from, to be named where that is bad.
+	source := make(map[string]string)
+	fs.Visit(func(f *flag.Flag) { source[f.Name] = "-" + f.Name })
+	fs.VisitAll(func(f *flag.Flag) {
+		if _, boolean := f.Value.(interface{ IsBoolFlag() bool }); boolean || source[f.Name] != "" {
+			return
+		}
+		source[f.Name] = strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if value := getenv(source[f.Name]); value != "" {
+			_ = fs.Set(f.Name, value) // a string flag takes anything
+		} else if port := getenv("PORT"); f.Name == "addr" && port != "" {
+			source[f.Name] = "PORT"
+			_ = fs.Set(f.Name, ":"+port)
+		}
+	})
 
-	var err error
-	if set.redisURL, err = parseRedisURL(*redisURL); err != nil {
-		bad("REDIS_URL %v", err)
-	} else if given["redis-url"] && set.redisURL.password != "" {
-		bad("-redis-url must not hold a password, which others could read there: use the environment variable REDIS_URL")
-	}
-	if port := getenv("PORT"); port != "" && !given["addr"] && getenv("ADDR") == "" {
-		*addr = ":" + port
-	}
 	set.addr = *addr
 	if _, port, err := net.SplitHostPort(*addr); err != nil {
-		bad("ADDR %q is no host:port or :port", *addr)
+		bad("%s: %q is no host:port or :port", source["addr"], *addr)
 	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		bad("ADDR %q has no port from 0 to 65535", *addr)
+		bad("%s: %q is no port from 0 to 65535", source["addr"], port)
 	}
-	if set.adminToken, err = adminToken(getenv("ADMIN_TOKEN"), *tokenFile, given["admin-token-file"]); err != nil {
+	if set.health && len(wrong) == 0 {
+		return set, nil
+	}
+	var err error
+	if set.redisURL, err = parseRedisURL(*redisURL); err != nil {
+		bad("%s %v", source["redis-url"], err)
+	} else if source["redis-url"] == "-redis-url" && set.redisURL.password != "" {
+		bad("-redis-url must not hold a password, which others could read there: use the environment variable REDIS_URL")
+	}
+	if set.adminToken, err = adminToken(getenv("ADMIN_TOKEN"), *tokenFile, source["admin-token-file"]); err != nil {
 		bad("%v", err)
 	}
 	if set.loginLimit, err = strconv.ParseInt(*loginLimit, 10, 64); err != nil || set.loginLimit < 0 || set.loginLimit > maxRateLimit {
-		bad("LOGIN_LIMIT %q is no whole number from 0 to %d", *loginLimit, maxRateLimit)
+		bad("%s: %q is no whole number from 0 to %d", source["login-limit"], *loginLimit, maxRateLimit)
 	}
 	if *proxies != "" {
 		for cidr := range strings.SplitSeq(*proxies, ",") {
 			prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
 			if err != nil {
-				bad("TRUSTED_PROXIES: %q is no CIDR such as 10.0.0.0/8", cidr)
+				bad("%s: %q is no CIDR such as 10.0.0.0/8", source["trusted-proxies"], cidr)
 			}
 			set.trustedProxies = append(set.trustedProxies, prefix)
 		}
@@ -102,32 +125,28 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	return set, nil
 }
 
-// adminToken is the operator's token: what stands in the file if that was asked for by a flag, else in the environment.
-func adminToken(token, file string, fileFlag bool) (string, error) {
+// adminToken is the operator's token: what stands in the file that fileSource, a flag or a variable, names, else token
+// of the environment.
+func adminToken(token, file, fileSource string) (string, error) {
 	source := "ADMIN_TOKEN"
 	if file != "" {
-		if token != "" && !fileFlag {
+		if token != "" && fileSource == "ADMIN_TOKEN_FILE" {
 			return "", errors.New("ADMIN_TOKEN and ADMIN_TOKEN_FILE are both set: which one counts?")
 		}
-		source = "ADMIN_TOKEN_FILE"
+		source = fileSource
 		content, err := os.ReadFile(file)
 		if err != nil {
-			return "", fmt.Errorf("ADMIN_TOKEN_FILE: %w", err)
+			return "", fmt.Errorf("%s: %w", source, err)
 		}
 		token = strings.TrimSpace(string(content))
 		if token == "" {
-			return "", errors.New("ADMIN_TOKEN_FILE is empty")
+			return "", fmt.Errorf("%s: %q is empty", source, file)
 		}
 	}
 	if token != "" && !validBearerToken(token) {
 		return "", fmt.Errorf("%s has characters that no bearer token may have (RFC 6750 allows A-Z a-z 0-9 - . _ ~ + / and = at the end)", source)
 	}
 	return token, nil
-}
-
-// envName is the environment variable that a flag overrides.
-func envName(flagName string) string {
-	return strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
 }
 
 func printUsage(fs *flag.FlagSet, w io.Writer) {

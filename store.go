@@ -53,6 +53,8 @@ const (
 	maxConnections = 64
 	// A connection that was idle for longer is asked PING before it is used: Redis may have been restarted meanwhile.
 	trustedIdleTime = time.Second
+	// A fault is over when a call succeeds and none has failed for so long: a Redis that is full still reads.
+	faultOver = time.Second
 )
 
 // Each script is one atomic step in Redis. Its head says what it takes and returns.
@@ -86,11 +88,13 @@ type store struct {
 	log       *logger
 	configs   configCache
 	unwatch   func()       // ends watch
-	faulty    atomic.Bool  // the last call found Redis unavailable
-	faultTime atomic.Int64 // when one last did, in Unix nanoseconds
+	faulty    atomic.Bool  // the log says that Redis is unavailable
+	faultTime atomic.Int64 // when a call last found it so, in Unix nanoseconds
+	staleTime atomic.Int64 // connections that were last used before it, in Unix nanoseconds, are of no use
 }
 
-// openStore connects to Redis and checks that it can serve tollgate, within timeout. The caller closes the store.
+// openStore connects to Redis, checks that it can serve tollgate, and writes the config of tenant seedTenant if it is
+// not there, all within timeout. The caller closes the store.
 func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, log *logger) (*store, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -99,18 +103,31 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		return nil, err
 	}
 	defer c.Close()
-	if _, err := c.Do("PING"); err != nil {
+	if _, err := redis.DoContext(c, ctx, "PING"); err != nil {
 		return nil, err
 	}
-	info, err := redis.String(c.Do("INFO"))
+	info, err := redis.String(redis.DoContext(c, ctx, "INFO"))
+	if refused, ok := errors.AsType[redis.Error](err); ok {
+		log.warnf("Redis does not tell its version and settings: %v", refused)
+	} else if err != nil {
+		return nil, err
+	} else {
+		if err := checkRedisVersion(info); err != nil {
+			return nil, err
+		}
+		if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
+			log.warnf("Redis's maxmemory-policy is %s: once its memory is full it evicts keys, and balances with them; set it to noeviction", policy)
+		}
+	}
+	seed, err := parseConfig(seedConfig)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRedisVersion(info); err != nil {
+	if _, err := redis.DoContext(c, ctx, "SET", configKey(seedTenant), seed.raw, "NX"); err != nil {
 		return nil, err
 	}
-	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
-		log.warnf("Redis's maxmemory-policy is %s: once its memory is full it evicts keys, and balances with them; set it to noeviction", policy)
+	if _, err := redis.DoContext(c, ctx, "SADD", "tenants", seedTenant); err != nil {
+		return nil, err
 	}
 
 	s := &store{log: log}
@@ -141,9 +158,15 @@ func (s *store) close() error {
 	return s.pool.Close()
 }
 
+// errStale is why a connection is not used again.
+var errStale = errors.New("connection of before a fault")
+
 // testIdle refuses a connection that Redis may have closed while it was idle, so that a request does not pay for it.
 func (s *store) testIdle(ctx context.Context, c redis.Conn, lastUsed time.Time) error {
-	if time.Since(lastUsed) < trustedIdleTime && lastUsed.UnixNano() > s.faultTime.Load() {
+	if lastUsed.UnixNano() <= s.staleTime.Load() {
+		return errStale
+	}
+	if time.Since(lastUsed) < trustedIdleTime {
 		return nil
 	}
 	_, err := redis.DoContext(c, ctx, "PING")
@@ -187,20 +210,25 @@ func (s *store) with(run func(redis.Conn, time.Time) (any, error)) (any, error) 
 	if err != nil {
 		return nil, s.fault(err)
 	}
-	defer c.Close()
 	reply, err := run(c, deadline)
+	c.Close()
 	if err != nil && unavailable(err) {
 		return nil, s.fault(err)
 	}
-	if s.faulty.Load() && s.faulty.Swap(false) {
+	if s.faulty.Load() && time.Now().UnixNano()-s.faultTime.Load() > int64(faultOver) && s.faulty.Swap(false) {
 		s.log.infof("Redis is available again")
 	}
 	return reply, err
 }
 
-// fault notes that Redis is unavailable and logs it once, until it is available again.
+// fault notes that Redis is unavailable and logs it once, until it has been available for faultOver.
 func (s *store) fault(err error) error {
-	s.faultTime.Store(time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	s.faultTime.Store(now)
+	// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all of them.
+	if _, answered := errors.AsType[redis.Error](err); !answered || strings.Contains(err.Error(), "READONLY") {
+		s.staleTime.Store(now)
+	}
 	if !s.faulty.Swap(true) {
 		s.log.errorf("Redis is unavailable: %v", err)
 	}
@@ -230,18 +258,6 @@ func (s *store) Ping() error {
 }
 
 func configKey(tenantID string) string { return configPrefix + tenantID + configSuffix }
-
-// Seed writes tenantID's config, compact, unless it has one.
-func (s *store) Seed(tenantID string, config *tenantConfig) error {
-	_, err := s.do("SET", configKey(tenantID), config.raw, "NX")
-	if err == nil {
-		err = s.listTenant(tenantID)
-	}
-	if err != nil {
-		return fmt.Errorf("seed tenant %s: %w", tenantID, err)
-	}
-	return nil
-}
 
 // Config returns tenantID's config: as Redis holds it now, or as it held it at most watchTimeout ago, and never older
 // than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrUnavailable. Where somebody has put
@@ -345,7 +361,11 @@ func (s *store) IssueKey(key string, k apiKey, life time.Duration, address strin
 	if k.UserID != "" {
 		args = append(args, "userId", k.UserID)
 	}
-	wait, err := redis.Int64(s.eval(issueScript, []string{apiKeyKey(key), "login:" + address}, args...))
+	keys := []string{apiKeyKey(key)}
+	if loginLimit > 0 {
+		keys = append(keys, "login:"+address)
+	}
+	wait, err := redis.Int64(s.eval(issueScript, keys, args...))
 	if err != nil {
 		return fmt.Errorf("issue key: %w", err)
 	}
@@ -400,7 +420,7 @@ func parseAPIKey(tenantID string, reply any) (apiKey, error) {
 	if err == nil {
 		_, err = redis.Scan(values, &k.UserID, &k.Group, &createdAt, &k.TokensLeft, &expiresAt)
 	}
-	if err != nil {
+	if err != nil || values[3] == nil || k.TokensLeft < 0 || k.TokensLeft > maxAmount {
 		return k, errors.New("junk under apiKey:<apiKey>") // the error itself may show a value
 	}
 	if k.CreatedAt, err = time.Parse(time.RFC3339, createdAt); err != nil {
@@ -500,7 +520,7 @@ func checkRedisVersion(info string) error {
 	version := infoField(info, "redis_version")
 	major, _, _ := strings.Cut(version, ".")
 	if n, err := strconv.Atoi(major); err != nil || n < 7 {
-		return fmt.Errorf("its version is %q, but tollgate needs Redis 7.0 or Valkey 7.2 or newer", version)
+		return fmt.Errorf("version %s is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer", version)
 	}
 	return nil
 }
@@ -532,6 +552,9 @@ func parseRedisURL(s string) (*redisURL, error) {
 	}
 	r := &redisURL{username: u.User.Username()}
 	r.password, _ = u.User.Password()
+	if r.username != "" && r.password == "" {
+		return nil, errors.New("has a user but no password")
+	}
 	db := strings.TrimPrefix(u.Path, "/")
 	query := u.Query()
 	switch u.Scheme {

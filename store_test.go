@@ -3,10 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -46,11 +52,12 @@ func TestMain(m *testing.M) {
 
 // redisServer is a real redis-server of the tests' own.
 type redisServer struct {
-	port int
-	dir  string
-	args []string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
+	port  int
+	dir   string
+	args  []string
+	cmd   *exec.Cmd
+	done  chan struct{} // closed when the process has ended
+	guard *exec.Cmd     // kills the process when the tests are gone
 }
 
 // startRedis starts a redis-server with an append-only file on a free port and waits until it answers.
@@ -100,6 +107,15 @@ func (r *redisServer) start() error {
 		_ = r.cmd.Wait()
 		close(done)
 	}()
+	// Should the tests be aborted, this pipe closes, and takes the server along.
+	guard := exec.Command("sh", "-c", `read _; kill -9 "$0"; rm -rf "$1"`, fmt.Sprint(r.cmd.Process.Pid), r.dir)
+	if _, err := guard.StdinPipe(); err != nil {
+		return err
+	}
+	if err := guard.Start(); err != nil {
+		return err
+	}
+	r.guard = guard
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		select {
 		case <-done:
@@ -121,6 +137,8 @@ func (r *redisServer) start() error {
 }
 
 func (r *redisServer) kill() {
+	_ = r.guard.Process.Kill()
+	_ = r.guard.Wait()
 	_ = r.cmd.Process.Kill()
 	<-r.done
 }
@@ -518,6 +536,49 @@ func TestRedisURLs(t *testing.T) {
 	}
 }
 
+func TestRedisTLS(t *testing.T) {
+	dir := t.TempDir()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
+	}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(name, kind string, content []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: content}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	certFile, keyFile := file("cert.pem", "CERTIFICATE", certificate), file("key.pem", "PRIVATE KEY", key)
+	port, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	newRedis(t, "--tls-port", fmt.Sprint(port), "--tls-cert-file", certFile, "--tls-key-file", keyFile, "--tls-auth-clients", "no",
+		"--tls-ca-cert-file", certFile, "--requirepass", "pw")
+	settings := []string{fmt.Sprintf("REDIS_URL=rediss://:pw@localhost:%d", port), "ADDR=127.0.0.1:0"}
+	trusting := startProcess(t, append(settings, "SSL_CERT_FILE="+certFile))
+	if _, ok := trusting.log.wait("[INFO] Listening on ", trusting.done); !ok {
+		t.Errorf("with a certificate it trusts:\n%s", trusting.log)
+	}
+	strict := startProcess(t, settings)
+	if code := strict.exitCode(t); code != 1 || !strings.Contains(strict.log.String(), "[ERROR] Redis connection failed: tls: ") {
+		t.Errorf("with one it does not: exit code %d\n%s", code, strict.log)
+	}
+}
+
 func TestParseRedisURL(t *testing.T) {
 	good := map[string]redisURL{
 		"redis://":                    {network: "tcp", address: "localhost:6379"},
@@ -591,9 +652,91 @@ func TestRedisFrozen(t *testing.T) {
 	s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
 	r.signal(t, syscall.SIGCONT)
 	s.wantRecovery(t)
-	if n := strings.Count(s.log.String(), "[ERROR]"); n != 1 || !strings.Contains(s.log.String(), "[INFO] Redis is available again\n") {
-		t.Errorf("%d errors logged:\n%s", n, s.log)
+	s.wantOneFault(t)
+}
+
+// wantOneFault checks, after recovery, that the log tells once that Redis was unavailable and once that it is back.
+func (s *service) wantOneFault(t *testing.T) {
+	t.Helper()
+	time.Sleep(faultOver)
+	s.login(t, "abc")
+	log := s.log.String()
+	if strings.Count(log, "[ERROR]") != 1 || strings.Count(log, "[INFO] Redis is available again\n") != 1 {
+		t.Errorf("log:\n%s", log)
 	}
+}
+
+// A Redis whose memory is full still reads and charges; what needs room is 503, and one line of the log says why.
+func TestRedisFull(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	key := s.login(t, "abc")
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	for i := range 5 {
+		s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, `{"error":"Service unavailable"}`)
+		s.consume(t, "abc", key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
+		s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
+		s.do(t, "PUT", "/abc/admin/config", `{"config":{}}`, bearer(testAdminToken)).want(t, 503, "")
+	}
+	if n := len(r.do(t, "KEYS", "apiKey:*").([]any)); n != 1 {
+		t.Errorf("there are %d API keys, want 1", n)
+	}
+	s.do(t, "DELETE", "/abc/admin/keys/"+key, "", bearer(testAdminToken)).want(t, 204, "")
+	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	s.wantRecovery(t)
+	s.wantOneFault(t)
+}
+
+// A connection to a Redis that was demoted is given up: the next leads to the new master.
+func TestRedisDemoted(t *testing.T) {
+	old, master := newRedis(t), newRedis(t)
+	var promoted atomic.Bool
+	proxy := newRedisProxyTo(t, func() string {
+		if promoted.Load() {
+			return master.socket()
+		}
+		return old.socket()
+	}, func([]byte) fate { return pass })
+	s := newService(t, "REDIS_URL="+proxy.url)
+	var wg sync.WaitGroup
+	for range 8 { // several connections
+		wg.Go(func() { s.login(t, "abc") })
+	}
+	wg.Wait()
+	master.do(t, "SET", "tenant:abc:config", string(seedConfig))
+	promoted.Store(true)
+	old.do(t, "REPLICAOF", "127.0.0.1", master.port)
+	s.wantRecovery(t)
+	for range 20 {
+		s.login(t, "abc")
+	}
+	s.wantOneFault(t)
+}
+
+// However slow Redis is, an answer comes within 2 s, also where a request needs several of Redis's.
+func TestRedisSlow(t *testing.T) {
+	r := newRedis(t)
+	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking") // each request loads its config
+	var slow atomic.Bool
+	proxy := newRedisProxy(t, r, func([]byte) fate {
+		if slow.Load() {
+			time.Sleep(600 * time.Millisecond)
+		}
+		return pass
+	})
+	s := newService(t, "REDIS_URL=redis://gate:pw@"+strings.TrimPrefix(proxy.url, "redis://"))
+	slow.Store(true)
+	var wg sync.WaitGroup
+	for range 2 * maxConnections {
+		wg.Go(func() {
+			start := time.Now()
+			answer, err := s.send("PUT", "/abc/admin/config", `{"config":{}}`, bearer(testAdminToken))
+			if took := time.Since(start); err != nil || took > 2*time.Second || answer.status != 503 && answer.status != 200 {
+				t.Errorf("%d %s after %s, %v", answer.status, answer.body, took, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // After a restart of Redis not one request meets a connection of before.
@@ -654,6 +797,8 @@ func TestJunkInRedis(t *testing.T) {
 		put("apiKey:" + key)
 		before := testRedis.string(t, "DUMP", "apiKey:"+key)
 		s.do(t, "POST", "/"+id+"/tokens/consume", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
+		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
 		if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
 			t.Error("the junk was overwritten")
 		}
@@ -671,5 +816,180 @@ func TestJunkInRedis(t *testing.T) {
 	s.login(t, id)
 	if strings.Contains(s.log.String(), "s3cret") {
 		t.Errorf("a value is in the log:\n%s", s.log)
+	}
+}
+
+// wantConfig waits, for 1 s at most, until the service serves that config.
+func (s *service) wantConfig(t *testing.T, tenant, want string) {
+	t.Helper()
+	start := time.Now()
+	for {
+		answer := s.do(t, "GET", "/"+tenant+"/admin/config", "", bearer(testAdminToken))
+		if answer.status == 200 && answer.body == `{"config":`+want+"}\n" || want == "" && answer.status == 400 {
+			return
+		}
+		if time.Since(start) > time.Second {
+			t.Errorf("after 1 s the answer is still %d %s, want %s", answer.status, answer.body, want)
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// loads is how often the service has loaded tenant's config from Redis.
+func (s *service) loads(tenant string) int {
+	return strings.Count(s.log.String(), "[INFO] Loaded tenant config for "+tenant+"\n")
+}
+
+// watchers are the IDs of the connections on which services learn what changes.
+func (r *redisServer) watchers(t *testing.T) (ids []string) {
+	t.Helper()
+	for line := range strings.Lines(r.string(t, "CLIENT", "LIST", "TYPE", "pubsub")) {
+		id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " ")
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// What is written by any process, or straight to Redis, is what every process serves within 1 s, and at once on the
+// process that wrote it, whatever happens to connections and keys. Between changes Redis is not asked.
+func TestConfigFreshness(t *testing.T) {
+	r := newRedis(t)
+	services := []*service{newService(t, "REDIS_URL="+r.url()), newService(t, "REDIS_URL="+r.url())}
+	const id = "fresh"
+	version := 0
+	next := func() string {
+		version++
+		return fmt.Sprintf(`{"version":%d}`, version)
+	}
+	set := func(args ...any) string {
+		t.Helper()
+		config := next()
+		r.do(t, "SET", append([]any{"tenant:" + id + ":config", config}, args...)...)
+		return config
+	}
+	everywhere := func(config string) {
+		t.Helper()
+		for _, s := range services {
+			s.wantConfig(t, id, config)
+		}
+	}
+
+	everywhere("")
+	everywhere(set()) // straight to Redis
+	for i, s := range services {
+		config := next()
+		s.do(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`, bearer(testAdminToken)).want(t, 200, "")
+		s.do(t, "GET", "/"+id+"/admin/config", "", bearer(testAdminToken)).want(t, 200, `{"config":`+config+`}`)
+		services[1-i].wantConfig(t, id, config)
+	}
+	for _, s := range services {
+		before := s.loads(id)
+		for range 50 {
+			s.do(t, "GET", "/"+id+"/admin/config", "", bearer(testAdminToken)).want(t, 200, "")
+		}
+		if n := s.loads(id) - before; n != 0 {
+			t.Errorf("a config that has not changed was loaded %d times", n)
+		}
+	}
+
+	config := set()
+	r.do(t, "DEL", "tenant:"+id+":config")
+	everywhere("")
+	r.do(t, "SET", "tenant:other:config", config)
+	r.do(t, "RENAME", "tenant:other:config", "tenant:"+id+":config")
+	everywhere(config)
+	for _, flush := range []string{"FLUSHALL", "FLUSHDB"} {
+		everywhere(set())
+		r.do(t, flush)
+		everywhere("")
+	}
+	everywhere(set("PX", 300)) // Redis tells of an expiry only when it gets round to it
+	everywhere("")
+	everywhere(set())
+	r.do(t, "PEXPIRE", "tenant:"+id+":config", 200)
+	everywhere("")
+
+	// All connections cut, while the config changes.
+	for range 5 {
+		everywhere(set())
+		r.do(t, "CLIENT", "KILL", "TYPE", "pubsub")
+		r.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+		everywhere(set())
+	}
+	everywhere(set())
+	for deadline := time.Now().Add(5 * time.Second); len(r.watchers(t)) < 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody listens for changes any more")
+		}
+	}
+	// A change that races with its loading.
+	for range 200 {
+		config := set()
+		go services[1].send("GET", "/"+id+"/admin/config", "", bearer(testAdminToken))
+		services[0].wantConfig(t, id, config)
+	}
+	everywhere(set())
+}
+
+// When the connection that tells of changes is there but says nothing (a network that swallows packets, a Redis that
+// hangs), nothing that is cached is served for longer than 1 s.
+func TestSilentWatch(t *testing.T) {
+	r := newRedis(t)
+	var mute atomic.Bool
+	proxy := newRedisProxy(t, r, func(reply []byte) fate {
+		if mute.Load() && (bytes.Contains(reply, []byte("pong")) || bytes.Contains(reply, []byte("__redis__:invalidate"))) {
+			return swallow
+		}
+		return pass
+	})
+	s := newService(t, "REDIS_URL="+proxy.url)
+	const id = "silent"
+	r.do(t, "SET", "tenant:"+id+":config", `{"version":1}`)
+	s.wantConfig(t, id, `{"version":1}`)
+	mute.Store(true)
+	r.do(t, "SET", "tenant:"+id+":config", `{"version":2}`)
+	s.wantConfig(t, id, `{"version":2}`)
+	r.do(t, "SET", "tenant:"+id+":config", `{"version":3}`)
+	s.wantConfig(t, id, `{"version":3}`)
+}
+
+// Where Redis refuses to tell of changes, each request loads its config, and the log says so once, at start.
+func TestTrackingRefused(t *testing.T) {
+	r := newRedis(t)
+	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+	s := newService(t, fmt.Sprintf("REDIS_URL=redis://gate:pw@127.0.0.1:%d", r.port))
+	if n := strings.Count(s.log.String(), "[WARN]"); n != 1 || !strings.Contains(s.log.String(), "[WARN] Redis refuses to say when configs change") {
+		t.Errorf("%d warnings in\n%s", n, s.log)
+	}
+	before := s.loads("abc")
+	for i := range 5 {
+		config := fmt.Sprintf(`{"version":%d}`, i)
+		r.do(t, "SET", "tenant:abc:config", config)
+		s.do(t, "GET", "/abc/admin/config", "", bearer(testAdminToken)).want(t, 200, `{"config":`+config+`}`)
+	}
+	if n := s.loads("abc") - before; n != 5 {
+		t.Errorf("5 requests loaded the config %d times", n)
+	}
+}
+
+// The cache holds so many bytes and no more.
+func TestCacheBound(t *testing.T) {
+	var c configCache
+	c.reset(true)
+	config := &tenantConfig{raw: make([]byte, 1<<20)}
+	for i := range 3 * maxCachedBytes >> 20 {
+		id := fmt.Sprint(i)
+		c.put(id, c.load(id), config)
+		if c.get(id) != config || c.bytes > maxCachedBytes {
+			t.Fatalf("%d bytes are cached after %d configs", c.bytes, i+1)
+		}
+	}
+	if n := len(c.entries); n != maxCachedBytes>>20 {
+		t.Errorf("%d configs of 1 MiB are cached", n)
+	}
+	c.reset(false)
+	if c.load("x") != nil || c.bytes != 0 {
+		t.Error("it caches though nobody watches")
 	}
 }

@@ -9,13 +9,14 @@ import (
 
 const (
 	defaultTenant  = "default"
+	seedTenant     = "abc"
 	anonymousGroup = "anonymous"
 
 	maxTenantIDBytes = 64
 	maxRateLimit     = 100_000
 )
 
-// seedConfig is the config of tenant abc, written at start where there is none.
+// seedConfig is the config of seedTenant, written at start where there is none.
 //
 //go:embed seed-config.json
 var seedConfig []byte
@@ -121,7 +122,7 @@ func provider(wrong *problems, path string, value []byte) {
 	endpoints := make(map[string]bool)
 	endpoint := object(fields{
 		"url": absoluteURL, "api_key": anyText, "default_model": anyText, "model": anyText,
-		"voice": anyText, "encoding": anyText, "sampleRate": anyAmount,
+		"voice": anyText, "encoding": anyText, "sampleRate": anyNumber,
 	})
 	before := len(*wrong)
 	seen := readMembers(wrong, path, value, fields{

@@ -1,5 +1,6 @@
+#!lua flags=allow-oom
 -- Decides over a charge of an API key and carries it out. It never makes a key, never changes a key's expiry and never
--- takes a balance below 0. Whatever it refuses uses nothing up.
+-- takes a balance below 0. Whatever it refuses uses nothing up. It runs even when Redis's memory is full.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, the times (µs, Redis's clock) of the requests accepted within the window, oldest first

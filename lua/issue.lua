@@ -1,9 +1,9 @@
 -- Makes an API key, with its expiry, unless its client's address has used up its logins.
 --
 -- KEYS[1]  apiKey:<apiKey>
--- KEYS[2]  login:<address>
+-- KEYS[2]  login:<address>, where there is a limit
 -- ARGV[1]  life of the key in milliseconds, 0: it never expires
--- ARGV[2]  accepted logins of the address in any minute, 0: no limit, KEYS[2] is not touched
+-- ARGV[2]  accepted logins of the address in any minute, 0: no limit
 -- ARGV[3…] the key's fields and values, in turn
 --
 -- Returns 0, or the seconds until the address may log in again; then nothing was written.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Changes an API key, if told to, and shows it. It keeps the key's expiry.
 --
 -- KEYS[1] apiKey:<apiKey>
@@ -23,7 +24,11 @@ if ARGV[2] ~= '' then
 	elseif left > 9007199254740991 then
 		return 'above'
 	end
-	redis.call('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', left))
+	if ARGV[2] == 'add' then
+		redis.call('HINCRBY', KEYS[1], 'tokensLeft', ARGV[3]) -- which refuses a balance that is no whole number
+	else
+		redis.call('HSET', KEYS[1], 'tokensLeft', ARGV[3])
+	end
 end
 if ARGV[4] then
 	redis.call('HSET', KEYS[1], 'group', ARGV[4])

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Deletes an API key.
 --
 -- KEYS[1] apiKey:<apiKey>
