@@ -35,31 +35,53 @@ func BenchmarkHTTP(b *testing.B) {
 	}))
 	defer floor.Close()
 
-	const body = `{"tokens":1}`
-	runs := []struct{ name, url, method, path, token, body string }{
-		{"floor", floor.URL, "POST", "/" + tenant + "/tokens/consume", key, body},
-		{"login", s.url, "POST", "/" + tenant + "/auth/anonymous", "", ""},
-		{"consume", s.url, "POST", "/" + tenant + "/tokens/consume", key, body},
-		{"config", s.url, "GET", "/" + tenant + "/admin/config", testAdminToken, ""},
+	many := make([]string, 1000)
+	for i := range many {
+		many[i] = s.login(b, tenant)
+	}
+	limited := testRedis.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
+	limitedKeys := []string{s.login(b, limited)}
+	one := []string{key}
+	const charge = `{"tokens":1}`
+	runs := []struct {
+		name, url, method, path string
+		tokens                  []string
+		header, body            string
+	}{
+		{"floor", floor.URL, "POST", "/" + tenant + "/tokens/consume", one, "", charge},
+		{"login", s.url, "POST", "/" + tenant + "/auth/anonymous", one, "", ""},
+		{"consume", s.url, "POST", "/" + tenant + "/tokens/consume", one, "", charge},
+		{"consume, 1,000 keys", s.url, "POST", "/" + tenant + "/tokens/consume", many, "", charge},
+		{"consume, rate limit", s.url, "POST", "/" + limited + "/tokens/consume", limitedKeys, "", charge},
+		{"consume, Idempotency-Key", s.url, "POST", "/" + tenant + "/tokens/consume", many, retryKey + serial + "\r\n", charge},
+		{"verify", s.url, "GET", "/" + tenant + "/auth/verify?tokens=1", one, "", ""},
+		{"config", s.url, "GET", "/" + tenant + "/admin/config", []string{testAdminToken}, "", ""},
 	}
 	rates := make(map[string]float64)
 	for _, run := range runs {
 		b.Run(run.name, func(b *testing.B) {
-			request := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: tollgate\r\nContent-Length: %d\r\n%s\r\n\r\n%s",
-				run.method, run.path, len(run.body), bearer(run.token), run.body)
-			rates[run.name] = load(b, strings.TrimPrefix(run.url, "http://"), []byte(request))
+			var requests [][]byte
+			for _, token := range run.tokens {
+				requests = append(requests, fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: tollgate\r\nContent-Length: %d\r\n%s%s\r\n\r\n%s",
+					run.method, run.path, len(run.body), run.header, bearer(token), run.body))
+			}
+			rates[run.name] = load(b, strings.TrimPrefix(run.url, "http://"), requests)
 		})
 	}
 	fmt.Println()
 	for _, run := range runs {
 		if rates[run.name] > 0 && rates["floor"] > 0 {
-			fmt.Printf("%-8s %8.0f req/s  %.2f of the floor\n", run.name, rates[run.name], rates[run.name]/rates["floor"])
+			fmt.Printf("%-24s %8.0f req/s  %.2f of the floor\n", run.name, rates[run.name], rates[run.name]/rates["floor"])
 		}
 	}
 }
 
-// load sends request b.N times over benchClients connections and returns how many were answered a second, all with 200.
-func load(b *testing.B, address string, request []byte) float64 {
+// serial stands in a request where each that is sent has a number of its own.
+const serial = "000000000000"
+
+// load sends b.N requests, the given ones in turn, over benchClients connections and returns how many were answered a
+// second, all with 200.
+func load(b *testing.B, address string, requests [][]byte) float64 {
 	b.ReportAllocs()
 	connections := make([]net.Conn, benchClients)
 	for i := range connections {
@@ -70,14 +92,20 @@ func load(b *testing.B, address string, request []byte) float64 {
 		defer c.Close()
 		connections[i] = c
 	}
-	commands, reads := redisWork(b)
+	run := time.Now().UnixNano() / 1000 % 1_000_000 * 1_000_000 // no other run has its numbers
+	before := redisWork(b)
 	start := time.Now()
 	b.ResetTimer()
 	var wg sync.WaitGroup
 	for i, c := range connections {
 		wg.Go(func() {
 			answers := bufio.NewReader(c)
+			request := make([]byte, 0, 1024)
 			for n := i; n < b.N; n += benchClients {
+				request = append(request[:0], requests[n%len(requests)]...)
+				if at := bytes.Index(request, []byte(serial)); at >= 0 {
+					strconv.AppendInt(request[:at], 1e11+(run+int64(n))%1e11, 10)
+				}
 				if _, err := c.Write(request); err != nil {
 					b.Error(err)
 					return
@@ -92,10 +120,10 @@ func load(b *testing.B, address string, request []byte) float64 {
 	wg.Wait()
 	b.StopTimer()
 	rate := float64(b.N) / time.Since(start).Seconds()
-	commandsAfter, readsAfter := redisWork(b)
 	b.ReportMetric(rate, "req/s")
-	b.ReportMetric(float64(commandsAfter-commands)/float64(b.N), "redis-cmds/op")
-	b.ReportMetric(float64(readsAfter-reads)/float64(b.N), "redis-reads/op")
+	for name, n := range redisWork(b) {
+		b.ReportMetric(float64(n-before[name])/float64(b.N), name)
+	}
 	return rate
 }
 
@@ -127,11 +155,22 @@ func readAnswer(r *bufio.Reader) error {
 	return err
 }
 
-// redisWork is how many commands Redis has run so far, those that scripts call included, and how often it has read
-// from a connection: once a round trip at most.
-func redisWork(b *testing.B) (commands, reads int) {
-	info := testRedis.string(b, "INFO", "stats")
-	commands, _ = strconv.Atoi(infoField(info, "total_commands_processed"))
-	reads, _ = strconv.Atoi(infoField(info, "total_reads_processed"))
-	return commands, reads
+// redisWork is what Redis has done so far, by the name of the metric: commands that the service sent (scripts, and
+// the two that load a config), reads from connections (at most one a round trip), and commands with those that scripts
+// call.
+func redisWork(b *testing.B) map[string]int {
+	info := testRedis.string(b, "INFO", "everything")
+	calls := func(command string) (n int) {
+		fmt.Sscanf(infoField(info, "cmdstat_"+command), "calls=%d", &n)
+		return n
+	}
+	field := func(name string) (n int) {
+		fmt.Sscan(infoField(info, name), &n)
+		return n
+	}
+	return map[string]int{
+		"redis-sent/op":  calls("evalsha") + calls("eval") + 2*calls("pttl"),
+		"redis-reads/op": field("total_reads_processed"),
+		"redis-calls/op": field("total_commands_processed"),
+	}
 }
