@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,8 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/gofrs/uuid/v5"
 )
@@ -21,9 +18,7 @@ import (
 const (
 	anonymousPrefix = "temp_" // of the API keys of anonymous users
 	userPrefix      = "user_" // of those of registered ones
-
-	maxUserIDBytes = 256
-	maxKeyLife     = 10 * 365 * 24 * time.Hour
+	adminPrefix     = "adm_"  // of the admin tokens of tenants
 )
 
 // server answers the HTTP contract from what the store keeps.
@@ -53,7 +48,7 @@ func newServer(st *store, log *logger, set *settings) (*server, error) {
 // routes is every route there is.
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	operator := func(pattern string, h handler) { mux.Handle(pattern, s.handle(h)) }
+	plain := func(pattern string, h handler) { mux.Handle(pattern, s.handle(h)) }
 	// A tenant's route stands twice: below the tenant's ID, and without it for the tenant default.
 	tenant := func(method, path string, h handler) {
 		for _, prefix := range []string{"/{tenantId}", ""} {
@@ -71,20 +66,30 @@ func (s *server) routes() http.Handler {
 
 	tenant("GET", "/admin/config", admin(s.showConfig))
 	tenant("PUT", "/admin/config", admin(s.replaceConfig))
+	tenant("GET", "/admin/config/history", admin(s.showHistory))
+	tenant("GET", "/admin/config/history/{etag}", admin(s.showVersion))
+	tenant("POST", "/admin/config/history/{etag}/restore", admin(s.restoreVersion))
+	tenant("POST", "/admin/tokens", admin(s.issueAdminToken))
+	tenant("DELETE", "/admin/tokens", admin(s.revokeAdminTokens))
 	tenant("POST", "/admin/keys", admin(s.issueUserKey))
 	tenant("GET", "/admin/keys/{apiKey}", admin(s.showKey))
 	tenant("PATCH", "/admin/keys/{apiKey}", admin(s.changeKey))
 	tenant("DELETE", "/admin/keys/{apiKey}", admin(s.revokeKey))
 
-	operator("GET /healthz", s.showHealth)
-	operator("GET /readyz", s.showReadiness)
+	plain("GET /admin/tenants", s.withOperator(s.listTenants))
+	plain("POST /admin/tenants", s.withOperator(s.createTenant))
+	plain("DELETE /admin/tenants/{tenantId}", s.withOperator(s.deleteTenant))
+
+	plain("GET /healthz", s.showHealth)
+	plain("GET /readyz", s.showReadiness)
 	return s.recovered(mux)
 }
 
 // errorBody is the body of every answer that is an error.
 type errorBody struct {
-	Error      string `json:"error"`
-	TokensLeft *int64 `json:"tokensLeft,omitempty"`
+	Error      string   `json:"error"`
+	TokensLeft *int64   `json:"tokensLeft,omitempty"`
+	Errors     []string `json:"errors,omitempty"`
 }
 
 // What handlers find wrong with a request; writeError knows the answer to each.
@@ -123,6 +128,9 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		status, body.Error = http.StatusBadRequest, bad.Error()
 	case errors.As(err, &invalid):
 		status, body.Error = http.StatusBadRequest, invalid.Error()
+		if all := invalid.sentences(); len(all) > 1 {
+			body.Errors = all
+		}
 	case errors.Is(err, ErrNoTenant):
 		status, body.Error = http.StatusBadRequest, "Invalid tenant ID"
 	case errors.Is(err, errNoToken):
@@ -133,8 +141,12 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
 	case errors.As(err, &spent):
 		status, body.Error, body.TokensLeft = http.StatusPaymentRequired, "Payment Required", &spent.tokensLeft
-	case errors.Is(err, errNotFound):
+	case errors.Is(err, errNotFound), errors.Is(err, ErrNoVersion):
 		status, body.Error = http.StatusNotFound, "Not found"
+	case errors.Is(err, ErrTenantExists):
+		status, body.Error = http.StatusConflict, "Tenant already exists"
+	case errors.Is(err, ErrConfigChanged):
+		status, body.Error = http.StatusPreconditionFailed, "Config has changed"
 	case errors.Is(err, ErrKeyReused):
 		status, body.Error = http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters"
 	case errors.Is(err, errLoginDisabled):
@@ -180,59 +192,6 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, issued{key, k.TokensLeft})
 }
 
-func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r)
-	if err != nil {
-		return err
-	}
-	t := tenantFrom(r)
-	k := apiKey{TenantID: t.id, CreatedAt: time.Now()}
-	tokens, lifeSeconds := int64(-1), int64(0)
-	err = readJSON(body, fields{
-		"userId":    userID(&k.UserID),
-		"group":     text(&k.Group),
-		"tokens":    wholeNumber(&tokens, 0, maxAmount),
-		"expiresIn": wholeNumber(&lifeSeconds, 1, int64(maxKeyLife/time.Second)),
-	}, "userId", "group")
-	if err != nil {
-		return err
-	}
-	group, ok := t.config.groups[k.Group]
-	if !ok {
-		return errUnknownGroup
-	}
-	k.TokensLeft = group.tokens
-	if tokens >= 0 {
-		k.TokensLeft = tokens
-	}
-	key, err := newToken(userPrefix)
-	if err != nil {
-		return err
-	}
-	if err := s.store.IssueKey(key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusCreated, issued{key, k.TokensLeft})
-}
-
-// userID is 1 to maxUserIDBytes of text that a header can hand on as it is: printable, with no white space at its ends.
-func userID(dst *string) field {
-	return func(wrong *problems, path string, value []byte) {
-		var id string
-		before := len(*wrong)
-		text(&id)(wrong, path, value)
-		if len(*wrong) > before {
-			return
-		}
-		unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
-		if id == "" || len(id) > maxUserIDBytes || strings.TrimSpace(id) != id || strings.ContainsFunc(id, unprintable) {
-			wrong.add(path, fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends", maxUserIDBytes))
-			return
-		}
-		*dst = id
-	}
-}
-
 // newToken is prefix with a random UUID (RFC 9562, version 4: 122 random bits).
 func newToken(prefix string) (string, error) {
 	id, err := uuid.NewV4()
@@ -254,12 +213,14 @@ func bearerKey(r *http.Request) (string, error) {
 	return token, nil
 }
 
-// validAPIKey tells whether key is temp_ or user_ with a UUID in its canonical lower-case form.
+// validAPIKey tells whether key is one of those that tollgate makes.
 func validAPIKey(key string) bool {
-	id, ok := strings.CutPrefix(key, anonymousPrefix)
-	if !ok {
-		id, ok = strings.CutPrefix(key, userPrefix)
-	}
+	return validToken(key, anonymousPrefix) || validToken(key, userPrefix)
+}
+
+// validToken tells whether token is prefix with a UUID in its canonical lower-case form.
+func validToken(token, prefix string) bool {
+	id, ok := strings.CutPrefix(token, prefix)
 	if !ok || len(id) != 36 || strings.ToLower(id) != id {
 		return false
 	}
@@ -407,93 +368,6 @@ func (s *server) showOwnKey(w http.ResponseWriter, r *http.Request) error {
 	return writeKey(w, k)
 }
 
-// pathKey is the API key that an admin's request names. What does not look like one is nobody's.
-func pathKey(r *http.Request) (string, error) {
-	key := r.PathValue("apiKey")
-	if !validAPIKey(key) {
-		return "", errNotFound
-	}
-	return key, nil
-}
-
-// missing turns ErrNoKey, which answers whoever holds a key, into what answers an admin who asks about one.
-func missing(err error) error {
-	if errors.Is(err, ErrNoKey) {
-		return errNotFound
-	}
-	return err
-}
-
-func (s *server) showKey(w http.ResponseWriter, r *http.Request) error {
-	key, err := pathKey(r)
-	if err != nil {
-		return err
-	}
-	k, err := s.store.Key(tenantFrom(r).id, key)
-	if err != nil {
-		return missing(err)
-	}
-	return writeKey(w, k)
-}
-
-func (s *server) changeKey(w http.ResponseWriter, r *http.Request) error {
-	key, err := pathKey(r)
-	if err != nil {
-		return err
-	}
-	body, err := readBody(w, r)
-	if err != nil {
-		return err
-	}
-	var change keyChange
-	var group string
-	balance := func(how string, min int64) field {
-		read := wholeNumber(&change.tokens, min, maxAmount)
-		return func(wrong *problems, path string, value []byte) {
-			if change.balance != "" {
-				wrong.add(path, "must not be given with the other of addTokens and tokens")
-			}
-			change.balance = how
-			read(wrong, path, value)
-		}
-	}
-	err = readJSON(body, fields{
-		"group": func(wrong *problems, path string, value []byte) {
-			change.group = &group
-			text(&group)(wrong, path, value)
-		},
-		"addTokens": balance("add", -maxAmount),
-		"tokens":    balance("set", 0),
-	})
-	if err != nil {
-		return err
-	}
-	t := tenantFrom(r)
-	if _, ok := t.config.groups[group]; change.group != nil && !ok {
-		return errUnknownGroup
-	}
-	k, err := s.store.ChangeKey(t.id, key, change)
-	if errors.Is(err, ErrBalanceRange) {
-		return badRequest(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
-	}
-	if err != nil {
-		return missing(err)
-	}
-	return writeKey(w, k)
-}
-
-func (s *server) revokeKey(w http.ResponseWriter, r *http.Request) error {
-	key, err := pathKey(r)
-	if err != nil {
-		return err
-	}
-	if err := s.store.RevokeKey(tenantFrom(r).id, key); err != nil {
-		return missing(err)
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
 // writeKey answers with all of k but the key itself and its tenant, which the asker named.
 func writeKey(w http.ResponseWriter, k apiKey) error {
 	body := struct {
@@ -511,36 +385,6 @@ func writeKey(w http.ResponseWriter, k apiKey) error {
 		body.ExpiresAt = &at
 	}
 	return writeJSON(w, http.StatusOK, body)
-}
-
-// configBody is a config as the admin routes show it.
-type configBody struct {
-	Config json.RawMessage `json:"config"`
-}
-
-func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
-	return writeJSON(w, http.StatusOK, configBody{tenantFrom(r).config.raw})
-}
-
-func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r)
-	if err != nil {
-		return err
-	}
-	var raw []byte
-	if err := readJSON(body, fields{"config": rawJSON(&raw)}, "config"); err != nil {
-		return err
-	}
-	config, err := parseConfig(raw)
-	if err != nil {
-		return err
-	}
-	if err := s.store.ReplaceConfig(tenantFrom(r).id, config); err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, struct {
-		Success bool `json:"success"`
-	}{true})
 }
 
 func (s *server) showHealth(w http.ResponseWriter, r *http.Request) error {

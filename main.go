@@ -21,8 +21,10 @@ import (
 )
 
 const (
-	redisDialTimeout = 5 * time.Second
-	keepAliveGrace   = 500 * time.Millisecond
+	redisDialTimeout   = 5 * time.Second
+	minAdminTokenBytes = 16
+
+	keepAliveGrace = 500 * time.Millisecond
 
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 30 * time.Second
@@ -61,7 +63,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	switch {
 	case set.version:
-		_, err := fmt.Fprintln(stdout, "tollgate", version())
+		_, err := fmt.Fprintln(stdout, "tollgate", buildVersion())
 		return err
 	case set.health:
 		return checkHealth(ctx, set.addr)
@@ -84,6 +86,9 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	if set.adminToken == "" {
 		set.adminToken = rand.Text()
 		log.infof("ADMIN_TOKEN is not set; this run's admin token is %s", set.adminToken)
+	}
+	if len(set.adminToken) < minAdminTokenBytes {
+		log.warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", minAdminTokenBytes)
 	}
 	srv, err := newServer(st, log, set)
 	if err != nil {
@@ -139,8 +144,8 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	return nil
 }
 
-// version is that of the module when it was built from a tagged or committed state, else (devel).
-func version() string {
+// buildVersion is that of the module when it was built from a tagged or committed state, else (devel).
+func buildVersion() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		return info.Main.Version
 	}

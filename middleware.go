@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
@@ -89,10 +90,7 @@ type tenantContextKey struct{}
 // withTenant attaches the tenant that the path names, or else the tenant default, to the request's context.
 func (s *server) withTenant(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		id := r.PathValue("tenantId")
-		if id == "" {
-			id = defaultTenant
-		}
+		id := tenantID(r)
 		if !validTenantID(id) {
 			return ErrNoTenant
 		}
@@ -105,24 +103,62 @@ func (s *server) withTenant(next handler) handler {
 	}
 }
 
+// tenantID is the one that the path names, valid or not, or else the default.
+func tenantID(r *http.Request) string {
+	if id := r.PathValue("tenantId"); id != "" {
+		return id
+	}
+	return defaultTenant
+}
+
 // tenantFrom is the tenant of a request that came through withTenant.
 func tenantFrom(r *http.Request) *tenant { return r.Context().Value(tenantContextKey{}).(*tenant) }
 
-// withAdmin lets only those pass who hold the operator's token. It stands before withTenant, so that a stranger does
-// not learn which tenants there are.
+const operatorName = "operator"
+
+type adminContextKey struct{}
+
+// withOperator lets only those pass who hold the operator's token.
+func (s *server) withOperator(next handler) handler {
+	return s.authorized(next, func(*http.Request, string, [sha256.Size]byte) (string, error) { return "", errInvalidToken })
+}
+
+// withAdmin lets only those pass who hold the operator's token or one of the tenant's own admin tokens. It stands
+// before withTenant, so that a stranger does not learn which tenants there are.
 func (s *server) withAdmin(next handler) handler {
+	return s.authorized(next, func(r *http.Request, token string, hash [sha256.Size]byte) (string, error) {
+		id := tenantID(r)
+		if !validTenantID(id) || !validToken(token, adminPrefix) {
+			return "", errInvalidToken
+		}
+		is, err := s.store.IsAdminToken(id, hash)
+		if err == nil && !is {
+			err = errInvalidToken
+		}
+		return hex.EncodeToString(hash[:4]), err
+	})
+}
+
+// authorized attaches the name of the admin to the request's context: the operator, or who else other says it is.
+func (s *server) authorized(next handler, other func(r *http.Request, token string, hash [sha256.Size]byte) (string, error)) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		token, err := bearerToken(r)
 		if err != nil {
 			return err
 		}
-		hash := sha256.Sum256([]byte(token))
+		name, hash := operatorName, sha256.Sum256([]byte(token))
 		if subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 0 {
-			return errInvalidToken
+			if name, err = other(r, token, hash); err != nil {
+				return err
+			}
 		}
-		return next(w, r)
+		return next(w, r.WithContext(context.WithValue(r.Context(), adminContextKey{}, name)))
 	}
 }
+
+// adminFrom is who sent a request that came through withOperator or withAdmin: the operator, or the first 8 hex digits of
+// the SHA-256 of the tenant's admin token.
+func adminFrom(r *http.Request) string { return r.Context().Value(adminContextKey{}).(string) }
 
 // bearerToken is the token of the request's Authorization header (RFC 6750, section 2.1). Errors: errNoToken where none
 // was sent; errInvalidToken where it was malformed, or sent more than once.

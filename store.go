@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"crypto/sha1"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +26,12 @@ var (
 	ErrNoTenant = errors.New("no such tenant")
 	// ErrNoKey: the API key is unknown, expired or another tenant's.
 	ErrNoKey = errors.New("no such API key")
+	// ErrTenantExists: there is a config of that tenant already.
+	ErrTenantExists = errors.New("tenant exists")
+	// ErrConfigChanged: the config is not one of those that the change was meant for.
+	ErrConfigChanged = errors.New("config has changed")
+	// ErrNoVersion: the history has no version with that ETag.
+	ErrNoVersion = errors.New("no such version")
 	// ErrKeyReused: the Idempotency-Key has charged another amount before.
 	ErrKeyReused = errors.New("idempotency key was used with other parameters")
 	// ErrBalanceRange: the change would take a balance below 0 or above maxAmount, and was not made.
@@ -67,11 +76,24 @@ var (
 	keyLua string
 	//go:embed lua/revoke.lua
 	revokeLua string
+	//go:embed lua/config.lua
+	configLua string
+	//go:embed lua/history.lua
+	historyLua string
+	//go:embed lua/delete.lua
+	deleteLua string
+	//go:embed lua/token.lua
+	tokenLua string
 
 	issueScript  = newScript(issueLua)
 	chargeScript = newScript(chargeLua)
 	keyScript    = newScript(keyLua)
 	revokeScript = newScript(revokeLua)
+
+	configScript  = newScript(configLua)
+	historyScript = newScript(historyLua)
+	deleteScript  = newScript(deleteLua)
+	tokenScript   = newScript(tokenLua)
 )
 
 type script struct{ source, sha1 string }
@@ -126,7 +148,7 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 	if _, err := redis.DoContext(c, ctx, "SET", configKey(seedTenant), seed.raw, "NX"); err != nil {
 		return nil, err
 	}
-	if _, err := redis.DoContext(c, ctx, "SADD", "tenants", seedTenant); err != nil {
+	if _, err := redis.DoContext(c, ctx, "SADD", tenantsKey, seedTenant); err != nil {
 		return nil, err
 	}
 
@@ -257,7 +279,11 @@ func (s *store) Ping() error {
 	return err
 }
 
-func configKey(tenantID string) string { return configPrefix + tenantID + configSuffix }
+const tenantsKey = "tenants"
+
+func configKey(tenantID string) string      { return configPrefix + tenantID + configSuffix }
+func historyKey(tenantID string) string     { return "{" + configKey(tenantID) + "}:history" }
+func adminTokensKey(tenantID string) string { return "{" + configKey(tenantID) + "}:adminTokens" }
 
 // Config returns tenantID's config: as Redis holds it now, or as it held it at most watchTimeout ago, and never older
 // than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrUnavailable. Where somebody has put
@@ -311,31 +337,155 @@ func (s *store) loadConfig(tenantID string) (config *tenantConfig, lasting bool,
 	if err != nil {
 		return nil, false, fmt.Errorf("%v", err) // no *invalidConfig: to the client it is a fault of ours, not a bad request
 	}
+	config.etag = fmt.Sprintf("%x", sha1.Sum(raw))
 	s.log.infof("Loaded tenant config for %s", tenantID)
 	return config, ttl < 0, nil
 }
 
-// ReplaceConfig replaces tenantID's config as a whole, in one atomic step. Errors: ErrNoTenant where it has none (it
-// is never made here), ErrUnavailable.
-func (s *store) ReplaceConfig(tenantID string, config *tenantConfig) error {
+// CreateTenant makes tenantID with its config, by whom (savedBy) stands in the history. Of several at once one wins,
+// whole. It returns the config's ETag. Errors: ErrTenantExists, ErrUnavailable.
+func (s *store) CreateTenant(tenantID string, config *tenantConfig, savedBy string) (etag string, err error) {
+	return s.writeConfig("create", tenantID, config, savedBy, nil)
+}
+
+// ReplaceConfig replaces tenantID's config as a whole if its ETag is one of ifMatch, or whatever it is where ifMatch is
+// nil, and returns the new ETag. The comparison, the config and its history are one atomic step. Errors: ErrNoTenant
+// where it has none (it is never made here), ErrConfigChanged, ErrUnavailable.
+func (s *store) ReplaceConfig(tenantID string, config *tenantConfig, savedBy string, ifMatch []string) (etag string, err error) {
+	return s.writeConfig("replace", tenantID, config, savedBy, ifMatch)
+}
+
+func (s *store) writeConfig(how, tenantID string, config *tenantConfig, savedBy string, ifMatch []string) (string, error) {
 	defer s.configs.drop(tenantID) // Redis will say so too, but later than the answer
-	reply, err := s.do("SET", configKey(tenantID), config.raw, "XX")
-	if err == nil && reply == nil {
-		return ErrNoTenant
+	args := []any{how, tenantID, config.raw, formatTime(time.Now()), savedBy}
+	for _, etag := range ifMatch {
+		args = append(args, etag)
 	}
-	if err == nil {
-		err = s.listTenant(tenantID)
+	keys := []string{configKey(tenantID), historyKey(tenantID), tenantsKey}
+	reply, err := redis.String(s.eval(configScript, keys, args...))
+	if err != nil {
+		return "", fmt.Errorf("%s config of tenant %s: %w", how, tenantID, err)
+	}
+	switch reply {
+	case "exists":
+		return "", ErrTenantExists
+	case "missing":
+		return "", ErrNoTenant
+	case "changed":
+		return "", ErrConfigChanged
+	}
+	return reply, nil
+}
+
+// version is one that a config had, or has: when it was saved and by whom.
+type version struct {
+	ETag    string `json:"etag"`
+	SavedAt string `json:"savedAt"`
+	SavedBy string `json:"savedBy"`
+}
+
+// History lists the last versions of tenantID's config, newest first. Error: ErrUnavailable.
+func (s *store) History(tenantID string) ([]version, error) {
+	lines, err := redis.Strings(s.eval(historyScript, []string{historyKey(tenantID)}, ""))
+	if err != nil {
+		return nil, fmt.Errorf("list history of tenant %s: %w", tenantID, err)
+	}
+	versions := make([]version, len(lines))
+	for i, line := range lines {
+		v := &versions[i]
+		v.ETag, line, _ = strings.Cut(line, " ")
+		v.SavedAt, v.SavedBy, _ = strings.Cut(line, " ")
+	}
+	return versions, nil
+}
+
+// Version returns a config that tenantID had, as it was saved. Errors: ErrNoVersion, ErrUnavailable.
+func (s *store) Version(tenantID, etag string) ([]byte, error) {
+	if etag == "" {
+		return nil, ErrNoVersion
+	}
+	config, err := redis.Bytes(s.eval(historyScript, []string{historyKey(tenantID)}, etag))
+	if errors.Is(err, redis.ErrNil) {
+		return nil, ErrNoVersion
 	}
 	if err != nil {
-		return fmt.Errorf("replace config of tenant %s: %w", tenantID, err)
+		return nil, fmt.Errorf("read history of tenant %s: %w", tenantID, err)
+	}
+	return config, nil
+}
+
+// Tenants lists, in order, those that tollgate made or whose config was replaced through it, and that have one now.
+// Error: ErrUnavailable.
+func (s *store) Tenants() ([]string, error) {
+	ids, err := redis.Strings(s.do("SMEMBERS", tenantsKey))
+	if err != nil {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	slices.Sort(ids)
+	there, err := redis.Ints(s.with(func(c redis.Conn, deadline time.Time) (any, error) {
+		for _, id := range ids {
+			if err := c.Send("EXISTS", configKey(id)); err != nil {
+				return nil, err
+			}
+		}
+		return redis.DoWithTimeout(c, time.Until(deadline), "")
+	}))
+	if err != nil && len(ids) > 0 {
+		return nil, fmt.Errorf("list tenants: %w", err)
+	}
+	existing := make([]string, 0, len(ids))
+	for i, id := range ids {
+		if there[i] > 0 {
+			existing = append(existing, id)
+		}
+	}
+	return existing, nil
+}
+
+// DeleteTenant deletes tenantID's config with its history, and its admin tokens, in one atomic step. Its API keys stay,
+// and are good again if it is made again. Errors: ErrNoTenant, ErrUnavailable.
+func (s *store) DeleteTenant(tenantID string) error {
+	defer s.configs.drop(tenantID)
+	keys := []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
+	n, err := redis.Int(s.eval(deleteScript, keys, tenantID))
+	if err != nil {
+		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
+	}
+	if n == 0 {
+		return ErrNoTenant
 	}
 	return nil
 }
 
-// listTenant adds a tenant that exists to the set of those that do; doing it again changes nothing.
-func (s *store) listTenant(tenantID string) error {
-	_, err := s.do("SADD", "tenants", tenantID)
-	return err
+// AddAdminToken keeps tenantID's admin token, as its SHA-256. Errors: ErrNoTenant, ErrUnavailable.
+func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte) error {
+	keys := []string{configKey(tenantID), adminTokensKey(tenantID)}
+	n, err := redis.Int(s.eval(tokenScript, keys, hex.EncodeToString(hash[:]), formatTime(time.Now())))
+	if err != nil {
+		return fmt.Errorf("add admin token of tenant %s: %w", tenantID, err)
+	}
+	if n == 0 {
+		return ErrNoTenant
+	}
+	return nil
+}
+
+// IsAdminToken tells whether tenantID has an admin token of that SHA-256. That Redis looks it up, rather than compares
+// it in constant time, tells nobody anything: to steer a SHA-256 one would have to know the token. Error: ErrUnavailable.
+func (s *store) IsAdminToken(tenantID string, hash [sha256.Size]byte) (bool, error) {
+	is, err := redis.Bool(s.do("HEXISTS", adminTokensKey(tenantID), hex.EncodeToString(hash[:])))
+	if err != nil {
+		return false, fmt.Errorf("check admin token of tenant %s: %w", tenantID, err)
+	}
+	return is, nil
+}
+
+// RevokeAdminTokens ends all admin tokens of tenantID at once. Error: ErrUnavailable.
+func (s *store) RevokeAdminTokens(tenantID string) error {
+	if _, err := s.do("DEL", adminTokensKey(tenantID)); err != nil {
+		return fmt.Errorf("revoke admin tokens of tenant %s: %w", tenantID, err)
+	}
+	return nil
 }
 
 // apiKey is what Redis holds of an API key.

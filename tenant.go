@@ -44,6 +44,7 @@ type tenant struct {
 // tenantConfig is a config as tollgate reads it. It is never changed once made.
 type tenantConfig struct {
 	raw    []byte // the whole config as compact JSON, otherwise as it was put
+	etag   string // SHA-1 of the bytes in Redis, in hex; "" unless it comes from there
 	groups map[string]userGroup
 	limits []byte // the groups' rate limits, as charge.lua reads them
 }
@@ -53,11 +54,23 @@ type userGroup struct {
 	tokens int64 // balance of a new key; 0 where the config names none
 }
 
+// maxProblems is how many of a config's faults an answer lists.
+const maxProblems = 100
+
 // invalidConfig lists every rule that a config breaks, in its order, each naming the member by its path. It never
 // shows a value: configs are full of secrets.
 type invalidConfig struct{ problems problems }
 
-func (e *invalidConfig) Error() string { return "Invalid config: " + e.problems[0] }
+func (e *invalidConfig) Error() string { return e.sentences()[0] }
+
+// sentences is a sentence for each problem, at most maxProblems.
+func (e *invalidConfig) sentences() []string {
+	var all []string
+	for _, problem := range e.problems[:min(len(e.problems), maxProblems)] {
+		all = append(all, "Invalid config: "+problem)
+	}
+	return all
+}
 
 // parseConfig checks data against the rules for configs and gives what tollgate reads of it. What it does not know it
 // keeps byte for byte but for white space. The error is an *invalidConfig.
