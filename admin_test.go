@@ -1,0 +1,437 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// admin sends a request with the operator's token.
+func (s *service) admin(t testing.TB, method, path, body string, headers ...string) reply {
+	t.Helper()
+	return s.do(t, method, path, body, append(headers, bearer(testAdminToken))...)
+}
+
+// etag is the answer's ETag, in its quotes.
+func (got reply) etag(t testing.TB) string {
+	t.Helper()
+	etag := got.header.Get("ETag")
+	if len(etag) < 10 || etag[0] != '"' || etag[len(etag)-1] != '"' {
+		t.Fatalf("%d %s: ETag is %q", got.status, got.body, etag)
+	}
+	return etag
+}
+
+// history is the list of a config's versions.
+func (s *service) history(t testing.TB, tenant string) []version {
+	t.Helper()
+	answer := s.admin(t, "GET", "/"+tenant+"/admin/config/history", "")
+	answer.want(t, 200, "")
+	var list struct{ Versions []version }
+	if err := json.Unmarshal([]byte(answer.body), &list); err != nil || list.Versions == nil {
+		t.Fatalf("%s: %v", answer.body, err)
+	}
+	return list.Versions
+}
+
+func TestTenantLifeCycle(t *testing.T) {
+	r := newRedis(t)
+	services := []*service{newService(t, "REDIS_URL="+r.url()), newService(t, "REDIS_URL="+r.url())}
+	s := services[0]
+	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":["abc"]}`)
+	for _, id := range []string{"zoe", "B_2", "default"} {
+		created := s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":{"user_groups":{"anonymous":{"tokens":5}}}}`)
+		created.want(t, 201, `{"success":true}`)
+		created.wantHeader(t, "Location", "/"+id+"/admin/config")
+		for _, s := range services {
+			got := s.admin(t, "GET", created.header.Get("Location"), "")
+			got.want(t, 200, `{"config":{"user_groups":{"anonymous":{"tokens":5}}}}`)
+			if got.etag(t) != created.etag(t) {
+				t.Errorf("created with the ETag %s, served with %s", created.etag(t), got.etag(t))
+			}
+		}
+		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":{}}`).want(t, 409, `{"error":"Tenant already exists"}`)
+	}
+	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":["B_2","abc","default","zoe"]}`)
+	s.admin(t, "GET", "/admin/config", "").want(t, 200, "")
+
+	// Put straight into Redis it is served, and listed once it was replaced through PUT; nothing of it is lost.
+	r.do(t, "SET", "tenant:direct:config", `{"by": "hand"}`)
+	s.admin(t, "GET", "/direct/admin/config", "").want(t, 200, `{"config":{"by":"hand"}}`)
+	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":["B_2","abc","default","zoe"]}`)
+	if n := len(s.history(t, "direct")); n != 0 {
+		t.Errorf("it has %d versions", n)
+	}
+	s.admin(t, "PUT", "/direct/admin/config", `{"config":{"by":"PUT"}}`).want(t, 200, "")
+	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":["B_2","abc","default","direct","zoe"]}`)
+	versions := s.history(t, "direct")
+	if len(versions) != 2 || versions[0].SavedBy != "operator" || versions[1].SavedBy != "redis" {
+		t.Fatalf("the history is %+v", versions)
+	}
+	s.admin(t, "GET", "/direct/admin/config/history/"+versions[1].ETag, "").want(t, 200, `{"config":{"by":"hand"}}`)
+	// What was deleted straight in Redis is not listed.
+	r.do(t, "DEL", "tenant:direct:config")
+	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":["B_2","abc","default","zoe"]}`)
+	r.do(t, "DEL", "tenants", "tenant:abc:config")
+	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":[]}`)
+
+	// Deleted, it is gone for every process, its API keys and admin tokens with it, and nothing of it is left.
+	key := s.login(t, "zoe")
+	token := s.admin(t, "POST", "/zoe/admin/tokens", "").field(t, "adminToken").(string)
+	gone := s.admin(t, "DELETE", "/admin/tenants/zoe", "")
+	gone.want(t, 204, "")
+	s.consume(t, "zoe", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	services[1].wantConfig(t, "zoe", "")
+	for _, s := range services {
+		s.consume(t, "zoe", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+		s.do(t, "GET", "/zoe/auth/key", "", bearer(key)).want(t, 400, `{"error":"Invalid tenant ID"}`)
+		s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
+		s.admin(t, "PUT", "/zoe/admin/config", `{"config":{}}`).want(t, 400, `{"error":"Invalid tenant ID"}`)
+		s.admin(t, "GET", "/zoe/admin/config/history", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+		s.admin(t, "POST", "/zoe/admin/tokens", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	}
+	if keys := r.do(t, "KEYS", "*tenant:zoe:*").([]any); len(keys) != 0 {
+		t.Errorf("of a deleted tenant there is %q", keys)
+	}
+	for _, id := range []string{"zoe", "nobody", "_", "a%3Ab", "%00"} {
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	}
+	// Made again, it begins anew.
+	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"zoe","config":{}}`).want(t, 201, "")
+	if n := len(s.history(t, "zoe")); n != 1 {
+		t.Errorf("a tenant that was made again has %d versions", n)
+	}
+	s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
+
+	for body, want := range map[string]string{
+		`{"config":{}}`:                      "tenantId is missing",
+		`{"tenantId":"x"}`:                   "config is missing",
+		`{"tenantId":1,"config":{}}`:         "tenantId must be a string",
+		`{"tenantId":"x","config":[]}`:       "Invalid config: it must be an object",
+		`{"tenantId":"x","config":{},"a":1}`: "a is not a known member",
+		`{"tenantId":"a:b","config":{}}`:     "tenantId must be 1 to 64 of A-Z a-z 0-9 _ -, starting with a letter or digit",
+		`{"tenantId":"","config":{}}`:        "tenantId must be 1 to 64 of A-Z a-z 0-9 _ -, starting with a letter or digit",
+	} {
+		answer := s.admin(t, "POST", "/admin/tenants", body)
+		answer.want(t, 400, "")
+		if got := answer.field(t, "error"); got != want {
+			t.Errorf("%s: got %q, want %q", body, got, want)
+		}
+	}
+}
+
+// Of two that create the same tenant at once one wins, and the config is the winner's, whole.
+func TestCreateRace(t *testing.T) {
+	services := []*service{newService(t), newService(t)}
+	for range 20 {
+		id := fmt.Sprintf("race%d", tenants.Add(1))
+		var winner atomic.Int64
+		var won atomic.Int64
+		var wg sync.WaitGroup
+		for g := range 8 {
+			wg.Go(func() {
+				answer, err := services[g%2].send("POST", "/admin/tenants", fmt.Sprintf(`{"tenantId":"%s","config":{"by":%d}}`, id, g), bearer(testAdminToken))
+				switch {
+				case err == nil && answer.status == 201:
+					won.Add(1)
+					winner.Store(int64(g))
+				case err != nil || answer.status != 409:
+					t.Errorf("%+v, %v", answer, err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d have created %s", won.Load(), id)
+		}
+		services[0].admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, fmt.Sprintf(`{"config":{"by":%d}}`, winner.Load()))
+		if versions := services[0].history(t, id); len(versions) != 1 {
+			t.Errorf("the history is %+v", versions)
+		}
+	}
+}
+
+func TestETags(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 1)
+	path := "/" + id + "/admin/config"
+	first := s.admin(t, "GET", path, "").etag(t)
+	put := func(config string, headers ...string) reply {
+		t.Helper()
+		return s.admin(t, "PUT", path, `{"config":`+config+`}`, headers...)
+	}
+	second := put(`{"v":2}`, "If-Match: "+first)
+	second.want(t, 200, `{"success":true}`)
+	got := s.admin(t, "GET", path, "")
+	if got.etag(t) != second.etag(t) || got.etag(t) == first {
+		t.Errorf("ETag %s became %s, served as %s", first, second.etag(t), got.etag(t))
+	}
+	current := second.etag(t)
+	for _, stale := range []string{first, `"x"`, `"x", ` + first, "W/" + current, strings.ToUpper(current), `"` + strings.Trim(current, `"`)[1:] + `"`} {
+		put(`{"v":3}`, "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
+	}
+	for _, malformed := range []string{"", `"`, `""`, `"a`, `a"b`, `"a" "b"`, "*, *", `"a",`, `*, "a"`} {
+		put(`{"v":3}`, "If-Match: "+malformed).want(t, 400, `{"error":"If-Match must be * or a list of ETags such as \"0a1b2c\""}`)
+	}
+	s.admin(t, "GET", path, "").want(t, 200, `{"config":{"v":2}}`)
+	if n := len(s.history(t, id)); n != 2 {
+		t.Errorf("refused changes are in the history: %d versions", n)
+	}
+	put(`{"v":3}`, "If-Match: *").want(t, 200, "")
+	current = put(`{"v":4}`).etag(t)
+	current = put(`{"v":5}`, `If-Match: "x", `+current).etag(t)
+	current = put(`{"v":6}`, `If-Match: "x"`, "If-Match: "+current).etag(t)
+	current = put(`{"v":7}`, "If-Match: "+strings.Trim(current, `"`)).etag(t)
+	if same := put(`{ "v" : 7 }`).etag(t); same != current {
+		t.Error("the same config has another ETag")
+	}
+	// One that was put straight into Redis, not compact, has its ETag too.
+	testRedis.do(t, "SET", "tenant:"+id+":config", ` {"v": 8} `)
+	s.wantConfig(t, id, `{"v":8}`)
+	put(`{"v":9}`, "If-Match: "+s.admin(t, "GET", path, "").etag(t)).want(t, 200, "")
+
+	current = s.admin(t, "GET", path, "").etag(t)
+	for _, known := range []string{current, "W/" + current, `"x", ` + current, "*"} {
+		answer := s.admin(t, "GET", path, "", "If-None-Match: "+known)
+		if answer.status != 304 || answer.body != "" || answer.etag(t) != current {
+			t.Errorf("%s: got %d %q", known, answer.status, answer.body)
+		}
+	}
+	s.admin(t, "GET", path, "", "If-None-Match: "+first).want(t, 200, `{"config":{"v":9}}`)
+	s.admin(t, "GET", path, "", `If-None-Match: "`).want(t, 400, "")
+	s.admin(t, "PUT", "/"+id+"x/admin/config", `{"config":{}}`, "If-Match: *").want(t, 400, `{"error":"Invalid tenant ID"}`)
+}
+
+// Of many editors who start from the same version exactly one wins.
+func TestEditRace(t *testing.T) {
+	services := []*service{newService(t), newService(t)}
+	id := newTenant(t, 1)
+	path := "/" + id + "/admin/config"
+	for round := range 5 {
+		etag := services[round%2].admin(t, "GET", path, "").etag(t)
+		var won, winner atomic.Int64
+		var wg sync.WaitGroup
+		for g := range 50 {
+			wg.Go(func() {
+				answer, err := services[g%2].send("PUT", path, fmt.Sprintf(`{"config":{"round":%d,"by":%d}}`, round, g), bearer(testAdminToken), "If-Match: "+etag)
+				switch {
+				case err == nil && answer.status == 200:
+					won.Add(1)
+					winner.Store(int64(g))
+				case err != nil || answer.status != 412:
+					t.Errorf("%+v, %v", answer, err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d editors have won", won.Load())
+		}
+		for _, s := range services {
+			s.wantConfig(t, id, fmt.Sprintf(`{"round":%d,"by":%d}`, round, winner.Load()))
+		}
+	}
+	if n := len(services[0].history(t, id)); n != 1+5 {
+		t.Errorf("after 5 changes there are %d versions", n)
+	}
+}
+
+func TestHistory(t *testing.T) {
+	s := newService(t)
+	id := fmt.Sprintf("history%d", tenants.Add(1))
+	start := time.Now().Add(-time.Millisecond)
+	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":{"v":0,"secret":"S3"}}`).want(t, 201, "")
+	token := s.admin(t, "POST", "/"+id+"/admin/tokens", "").field(t, "adminToken").(string)
+	who := fmt.Sprintf("%x", sha256.Sum256([]byte(token)))[:8]
+	etags := []string{s.history(t, id)[0].ETag}
+	for v := 1; v <= 30; v++ {
+		by := testAdminToken
+		if v%2 == 0 {
+			by = token
+		}
+		answer := s.do(t, "PUT", "/"+id+"/admin/config", fmt.Sprintf(`{"config":{"v":%d,"n":1.50,"secret":"S3\n"}}`, v), bearer(by))
+		answer.want(t, 200, "")
+		etags = append(etags, strings.Trim(answer.etag(t), `"`))
+	}
+	versions := s.history(t, id)
+	if len(versions) != 20 {
+		t.Fatalf("%d versions are kept, want 20", len(versions))
+	}
+	before := time.Now().Add(time.Second)
+	for i, version := range versions {
+		v := 30 - i
+		by := "operator"
+		if v%2 == 0 {
+			by = who
+		}
+		at, err := time.Parse("2006-01-02T15:04:05.000Z", version.SavedAt)
+		if version.ETag != etags[v] || version.SavedBy != by || err != nil || at.After(before) || at.Before(start) {
+			t.Errorf("version %d is %+v, want the ETag %s by %s", v, version, etags[v], by)
+		}
+		before = at
+		for _, etag := range []string{version.ETag, url.PathEscape(`"` + version.ETag + `"`)} {
+			s.admin(t, "GET", "/"+id+"/admin/config/history/"+etag, "").want(t, 200, fmt.Sprintf(`{"config":{"v":%d,"n":1.50,"secret":"S3\n"}}`, v))
+		}
+	}
+	if list := s.admin(t, "GET", "/"+id+"/admin/config/history", ""); strings.Contains(list.body, "S3") {
+		t.Error("the list shows a config")
+	}
+	if n := testRedis.int(t, "LLEN", "{tenant:"+id+":config}:history"); n != 20 {
+		t.Errorf("%d versions are in Redis", n)
+	}
+	for _, etag := range []string{etags[0], "x", "%00", etags[30][1:], "%22"} {
+		s.admin(t, "GET", "/"+id+"/admin/config/history/"+etag, "").want(t, 404, `{"error":"Not found"}`)
+		s.admin(t, "POST", "/"+id+"/admin/config/history/"+etag+"/restore", "").want(t, 404, `{"error":"Not found"}`)
+	}
+	// Another tenant's history is not found here.
+	s.admin(t, "GET", "/"+newTenant(t, 1)+"/admin/config/history/"+etags[30], "").want(t, 404, "")
+
+	restored := s.admin(t, "POST", "/"+id+"/admin/config/history/"+etags[15]+"/restore", "")
+	restored.want(t, 200, `{"success":true}`)
+	if strings.Trim(restored.etag(t), `"`) != etags[15] {
+		t.Errorf("restored with the ETag %s, want %s", restored.etag(t), etags[15])
+	}
+	s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{"v":15,"n":1.50,"secret":"S3\n"}}`)
+	if versions := s.history(t, id); len(versions) != 20 || versions[0].ETag != etags[15] || versions[1].ETag != etags[30] {
+		t.Errorf("after restoring the history is %+v", versions[:2])
+	}
+	// It is a change like any other: conditional, and held to the rules.
+	s.admin(t, "POST", "/"+id+"/admin/config/history/"+etags[30]+"/restore", "", `If-Match: "x"`).want(t, 412, "")
+	testRedis.do(t, "SET", "tenant:"+id+":config", `{"caching":7}`)
+	s.admin(t, "PUT", "/"+newTenant(t, 1)+"/admin/config", `{"config":{}}`).want(t, 200, "")
+	testRedis.do(t, "SET", "tenant:"+id+":config", `{}`)
+	testRedis.do(t, "LSET", "{tenant:"+id+":config}:history", 3, strings.Repeat("a", 40)+" 2026-01-02T03:04:05.678Z operator\n"+`{"caching":7}`)
+	s.wantConfig(t, id, `{}`)
+	s.admin(t, "POST", "/"+id+"/admin/config/history/"+strings.Repeat("a", 40)+"/restore", "").want(t, 400, `{"error":"Invalid config: caching must be an object"}`)
+	s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{}}`)
+}
+
+// Where several members are wrong, all of them are named: the first in error, all in errors, none with its value.
+func TestAllProblems(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 1)
+	answer := s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"caching":{"enabled":"S3","text_ttl":-1},"user_groups":{"a":{"tokens":"S3","rate_limit":1}}}}`)
+	answer.want(t, 400, `{"error":"Invalid config: caching.enabled must be true or false","errors":["Invalid config: caching.enabled must be true or false",`+
+		`"Invalid config: caching.text_ttl must be a whole number ≥ 0","Invalid config: user_groups.a.tokens must be a whole number ≥ 0",`+
+		`"Invalid config: user_groups.a.rate_limit_window is missing beside rate_limit"]}`)
+	if one := s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"caching":7}}`); one.field(t, "errors") != nil {
+		t.Errorf("a single problem is listed: %s", one.body)
+	}
+	var many []string
+	for i := range 5000 {
+		many = append(many, fmt.Sprintf(`"%s%d":7`, strings.Repeat(`\u0000`, 20), i))
+	}
+	answer = s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"user_groups":{`+strings.Join(many, ",")+`}}}`)
+	answer.want(t, 400, "")
+	if n := len(answer.field(t, "errors").([]any)); n != maxProblems || len(answer.body) > 100_000 {
+		t.Errorf("%d of 5000 problems are listed in %d bytes", n, len(answer.body))
+	}
+	long := s.admin(t, "POST", "/"+id+"/admin/keys", `{"`+strings.Repeat(`\u0000`, 100_000)+`":1}`)
+	long.want(t, 400, "")
+	if len(long.body) > 1000 {
+		t.Errorf("an unknown member makes an answer of %d bytes", len(long.body))
+	}
+}
+
+// A tenant's admin token opens that tenant's admin routes and nothing else.
+func TestTenantAdmins(t *testing.T) {
+	s := newService(t)
+	ids := []string{newTenant(t, 10), newTenant(t, 10)}
+	tokens := make([]string, 2)
+	for i, id := range ids {
+		answer := s.admin(t, "POST", "/"+id+"/admin/tokens", "")
+		answer.want(t, 201, "")
+		tokens[i] = answer.field(t, "adminToken").(string)
+		if !validToken(tokens[i], "adm_") {
+			t.Errorf("the token is %q", tokens[i])
+		}
+		hash := fmt.Sprintf("%x", sha256.Sum256([]byte(tokens[i])))
+		if testRedis.int(t, "HEXISTS", "{tenant:"+id+":config}:adminTokens", hash) != 1 || testRedis.int(t, "HLEN", "{tenant:"+id+":config}:adminTokens") != 1 {
+			t.Error("it is not kept as its SHA-256")
+		}
+		at := testRedis.string(t, "HGET", "{tenant:"+id+":config}:adminTokens", hash)
+		if _, err := time.Parse("2006-01-02T15:04:05.000Z", at); err != nil {
+			t.Errorf("it was made at %q", at)
+		}
+	}
+	etag := s.admin(t, "PUT", "/"+ids[0]+"/admin/config", `{"config":{"user_groups":{"anonymous":{"tokens":10}}}}`).etag(t)
+	key := s.login(t, ids[0])
+	path := "/admin/config/history/" + strings.Trim(etag, `"`)
+	routes := []struct {
+		method, path, body string
+		status             int
+	}{
+		{"GET", "/admin/config", "", 200},
+		{"PUT", "/admin/config", `{"config":{"user_groups":{"anonymous":{"tokens":10}}}}`, 200},
+		{"GET", "/admin/config/history", "", 200},
+		{"GET", path, "", 200},
+		{"POST", path + "/restore", "", 200},
+		{"POST", "/admin/keys", `{"userId":"u","group":"anonymous"}`, 201},
+		{"GET", "/admin/keys/" + key, "", 200},
+		{"PATCH", "/admin/keys/" + key, `{"tokens":3}`, 200},
+		{"DELETE", "/admin/keys/" + key, "", 204},
+		{"POST", "/admin/tokens", "", 201},
+		{"DELETE", "/admin/tokens", "", 204},
+	}
+	dump := func() string {
+		var all string
+		for _, key := range []string{"tenant:" + ids[0] + ":config", "{tenant:" + ids[0] + ":config}:history", "{tenant:" + ids[0] + ":config}:adminTokens", "apiKey:" + key} {
+			all += testRedis.string(t, "DUMP", key)
+		}
+		return all
+	}
+	before := dump()
+	for _, wrong := range []string{tokens[1], key, someKey, "adm_" + someKey[5:], tokens[0] + "x", strings.ToUpper(tokens[0]), tokens[0][4:], "adm_"} {
+		for _, route := range routes {
+			answer := s.do(t, route.method, "/"+ids[0]+route.path, route.body, bearer(wrong))
+			answer.want(t, 401, `{"error":"Unauthorized"}`)
+			answer.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
+		}
+	}
+	for _, tenant := range []string{"", "/nobody", "/" + ids[1], "/a:b", "/%00"} { // nor is the tenant default theirs
+		for _, route := range routes {
+			s.do(t, route.method, tenant+route.path, route.body, bearer(tokens[0])).want(t, 401, `{"error":"Unauthorized"}`)
+		}
+	}
+	for _, route := range [][3]string{
+		{"GET", "/admin/tenants", ""}, {"POST", "/admin/tenants", `{"tenantId":"mine","config":{}}`}, {"DELETE", "/admin/tenants/" + ids[0], ""},
+	} {
+		s.do(t, route[0], route[1], route[2], bearer(tokens[0])).want(t, 401, `{"error":"Unauthorized"}`)
+		s.do(t, route[0], route[1], route[2]).want(t, 401, `{"error":"Unauthorized"}`)
+	}
+	for _, route := range [][2]string{{"GET", "/auth/key"}, {"POST", "/tokens/consume"}, {"GET", "/auth/verify"}} {
+		s.do(t, route[0], "/"+ids[0]+route[1], "", bearer(tokens[0])).want(t, 401, "")
+	}
+	if dump() != before {
+		t.Error("somebody without the right token has changed something")
+	}
+	for _, route := range routes {
+		answer := s.do(t, route.method, "/"+ids[0]+route.path, route.body, bearer(tokens[0]))
+		answer.want(t, route.status, "")
+	}
+	// Deleting the tokens ended all of them, at once, and of this tenant alone.
+	s.do(t, "GET", "/"+ids[0]+"/admin/config", "", bearer(tokens[0])).want(t, 401, "")
+	s.do(t, "GET", "/"+ids[1]+"/admin/config", "", bearer(tokens[1])).want(t, 200, "")
+	s.admin(t, "GET", "/"+ids[0]+"/admin/config", "").want(t, 200, "")
+	for _, secret := range append(tokens, testAdminToken, key) {
+		if strings.Contains(s.log.String(), secret) {
+			t.Errorf("a secret is in the log:\n%s", s.log)
+		}
+	}
+}
+
+func TestShortAdminToken(t *testing.T) {
+	s := newService(t, "ADMIN_TOKEN=short-of-sixteen"[:27])
+	if log := s.log.String(); strings.Count(log, "[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || strings.Contains(log, "short-of") {
+		t.Errorf("log:\n%s", log)
+	}
+	if log := newService(t, "ADMIN_TOKEN=0123456789abcdef").log.String(); strings.Contains(log, "[WARN]") {
+		t.Errorf("log:\n%s", log)
+	}
+}
