@@ -108,6 +108,17 @@ func TestTenantLifeCycle(t *testing.T) {
 		t.Errorf("a tenant that was made again has %d versions", n)
 	}
 	s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
+	// That holds too where its config was deleted straight in Redis, and nothing else.
+	token = s.admin(t, "POST", "/zoe/admin/tokens", "").field(t, "adminToken").(string)
+	r.do(t, "DEL", "tenant:zoe:config")
+	for _, s := range services {
+		s.wantConfig(t, "zoe", "")
+	}
+	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"zoe","config":{}}`).want(t, 201, "")
+	s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
+	if n := len(s.history(t, "zoe")); n != 1 {
+		t.Errorf("a tenant that was made again has %d versions", n)
+	}
 
 	for body, want := range map[string]string{
 		`{"config":{}}`:                      "tenantId is missing",

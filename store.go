@@ -361,7 +361,7 @@ func (s *store) writeConfig(how, tenantID string, config *tenantConfig, savedBy 
 	for _, etag := range ifMatch {
 		args = append(args, etag)
 	}
-	keys := []string{configKey(tenantID), historyKey(tenantID), tenantsKey}
+	keys := []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
 	reply, err := redis.String(s.eval(configScript, keys, args...))
 	if err != nil {
 		return "", fmt.Errorf("%s config of tenant %s: %w", how, tenantID, err)

@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  tenant:<tenantId>:config
 -- KEYS[2]  {tenant:<tenantId>:config}:history, newest first, each '<ETag> <saved at> <saved by>', a newline, and the config
--- KEYS[3]  tenants
+-- KEYS[3]  {tenant:<tenantId>:config}:adminTokens
+-- KEYS[4]  tenants
 -- ARGV[1]  'create': there must be none; 'replace': there must be one
 -- ARGV[2]  tenant ID
 -- ARGV[3]  config
@@ -19,7 +20,7 @@ if ARGV[1] == 'create' then
 	if current then
 		return 'exists'
 	end
-	redis.call('DEL', KEYS[2]) -- of a config that was deleted straight in Redis
+	redis.call('DEL', KEYS[2], KEYS[3]) -- of a tenant whose config was deleted straight in Redis
 else
 	if not current then
 		return 'missing'
@@ -42,5 +43,5 @@ local etag = redis.sha1hex(ARGV[3])
 redis.call('SET', KEYS[1], ARGV[3])
 redis.call('LPUSH', KEYS[2], etag .. ' ' .. ARGV[4] .. ' ' .. ARGV[5] .. '\n' .. ARGV[3])
 redis.call('LTRIM', KEYS[2], 0, kept - 1)
-redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('SADD', KEYS[4], ARGV[2])
 return etag
