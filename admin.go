@@ -66,7 +66,7 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) 
 	if err != nil {
 		return err
 	}
-	etag, err := s.store.ReplaceConfig(tenantFrom(r).id, config, adminFrom(r), ifMatch)
+	etag, err := s.store.ReplaceConfig(tenantFrom(r).id, config, adminFrom(r).String(), ifMatch)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (s *server) issueAdminToken(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.AddAdminToken(tenantFrom(r).id, sha256.Sum256([]byte(token))); err != nil {
+	if err := s.store.AddAdminToken(tenantFrom(r).id, sha256.Sum256([]byte(token)), adminFrom(r)); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusCreated, struct {
@@ -178,7 +178,7 @@ func (s *server) createTenant(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	etag, err := s.store.CreateTenant(id, config, adminFrom(r))
+	etag, err := s.store.CreateTenant(id, config, adminFrom(r).String())
 	if err != nil {
 		return err
 	}

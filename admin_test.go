@@ -437,6 +437,48 @@ func TestTenantAdmins(t *testing.T) {
 	}
 }
 
+// A token that asks for another while it is revoked leaves none behind, however the two requests interleave.
+func TestRevocationRace(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 1)
+	path := "/" + id + "/admin/tokens"
+	for range 50 {
+		token := s.admin(t, "POST", path, "").field(t, "adminToken").(string)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for {
+					answer, err := s.send("POST", path, "", bearer(token))
+					if err != nil || answer.status != 201 {
+						if err != nil || answer.status != 401 {
+							t.Errorf("%+v, %v", answer, err)
+						}
+						return
+					}
+				}
+			})
+		}
+		s.admin(t, "DELETE", path, "").want(t, 204, "")
+		wg.Wait()
+		if n := testRedis.int(t, "HLEN", "{tenant:"+id+":config}:adminTokens"); n != 0 {
+			t.Fatalf("%d tokens outlive their revocation", n)
+		}
+	}
+}
+
+// Deleting a tenant whose config was deleted straight in Redis leaves nothing of it behind.
+func TestDeleteRemains(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 1)
+	s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{}}`).want(t, 200, "")
+	s.admin(t, "POST", "/"+id+"/admin/tokens", "").want(t, 201, "")
+	testRedis.do(t, "DEL", "tenant:"+id+":config")
+	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	if keys := testRedis.do(t, "KEYS", "*tenant:"+id+":*").([]any); len(keys) != 0 || testRedis.int(t, "SISMEMBER", "tenants", id) != 0 {
+		t.Errorf("there is still %q", keys)
+	}
+}
+
 func TestShortAdminToken(t *testing.T) {
 	s := newService(t, "ADMIN_TOKEN=short-of-sixteen"[:27])
 	if log := s.log.String(); strings.Count(log, "[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || strings.Contains(log, "short-of") {

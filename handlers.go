@@ -136,7 +136,7 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errNoToken):
 		status, body.Error = http.StatusUnauthorized, "Unauthorized"
 		w.Header().Set("WWW-Authenticate", `Bearer realm="tollgate"`)
-	case errors.Is(err, errInvalidToken), errors.Is(err, ErrNoKey):
+	case errors.Is(err, errInvalidToken), errors.Is(err, ErrNoKey), errors.Is(err, ErrRevoked):
 		status, body.Error = http.StatusUnauthorized, "Unauthorized"
 		w.Header().Set("WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
 	case errors.As(err, &spent):

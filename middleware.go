@@ -114,51 +114,61 @@ func tenantID(r *http.Request) string {
 // tenantFrom is the tenant of a request that came through withTenant.
 func tenantFrom(r *http.Request) *tenant { return r.Context().Value(tenantContextKey{}).(*tenant) }
 
-const operatorName = "operator"
+// admin is who sent an admin's request.
+type admin struct {
+	tokenHash string // SHA-256 of a tenant's admin token, in hex; "": the operator
+}
+
+// String is the admin's name in a config's history.
+func (a admin) String() string {
+	if a.tokenHash == "" {
+		return "operator"
+	}
+	return a.tokenHash[:8]
+}
 
 type adminContextKey struct{}
 
 // withOperator lets only those pass who hold the operator's token.
 func (s *server) withOperator(next handler) handler {
-	return s.authorized(next, func(*http.Request, string, [sha256.Size]byte) (string, error) { return "", errInvalidToken })
+	return s.authorized(next, func(*http.Request, string, [sha256.Size]byte) (admin, error) { return admin{}, errInvalidToken })
 }
 
 // withAdmin lets only those pass who hold the operator's token or one of the tenant's own admin tokens. It stands
 // before withTenant, so that a stranger does not learn which tenants there are.
 func (s *server) withAdmin(next handler) handler {
-	return s.authorized(next, func(r *http.Request, token string, hash [sha256.Size]byte) (string, error) {
+	return s.authorized(next, func(r *http.Request, token string, hash [sha256.Size]byte) (admin, error) {
 		id := tenantID(r)
 		if !validTenantID(id) || !validToken(token, adminPrefix) {
-			return "", errInvalidToken
+			return admin{}, errInvalidToken
 		}
 		is, err := s.store.IsAdminToken(id, hash)
 		if err == nil && !is {
 			err = errInvalidToken
 		}
-		return hex.EncodeToString(hash[:4]), err
+		return admin{hex.EncodeToString(hash[:])}, err
 	})
 }
 
-// authorized attaches the name of the admin to the request's context: the operator, or who else other says it is.
-func (s *server) authorized(next handler, other func(r *http.Request, token string, hash [sha256.Size]byte) (string, error)) handler {
+// authorized attaches the admin to the request's context: the operator, or who else other says it is.
+func (s *server) authorized(next handler, other func(r *http.Request, token string, hash [sha256.Size]byte) (admin, error)) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		token, err := bearerToken(r)
 		if err != nil {
 			return err
 		}
-		name, hash := operatorName, sha256.Sum256([]byte(token))
+		who, hash := admin{}, sha256.Sum256([]byte(token))
 		if subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 0 {
-			if name, err = other(r, token, hash); err != nil {
+			if who, err = other(r, token, hash); err != nil {
 				return err
 			}
 		}
-		return next(w, r.WithContext(context.WithValue(r.Context(), adminContextKey{}, name)))
+		return next(w, r.WithContext(context.WithValue(r.Context(), adminContextKey{}, who)))
 	}
 }
 
-// adminFrom is who sent a request that came through withOperator or withAdmin: the operator, or the first 8 hex digits of
-// the SHA-256 of the tenant's admin token.
-func adminFrom(r *http.Request) string { return r.Context().Value(adminContextKey{}).(string) }
+// adminFrom is who sent a request that came through withOperator or withAdmin.
+func adminFrom(r *http.Request) admin { return r.Context().Value(adminContextKey{}).(admin) }
 
 // bearerToken is the token of the request's Authorization header (RFC 6750, section 2.1). Errors: errNoToken where none
 // was sent; errInvalidToken where it was malformed, or sent more than once.

@@ -32,6 +32,8 @@ var (
 	ErrConfigChanged = errors.New("config has changed")
 	// ErrNoVersion: the history has no version with that ETag.
 	ErrNoVersion = errors.New("no such version")
+	// ErrRevoked: the admin token that asks was revoked meanwhile.
+	ErrRevoked = errors.New("admin token was revoked")
 	// ErrKeyReused: the Idempotency-Key has charged another amount before.
 	ErrKeyReused = errors.New("idempotency key was used with other parameters")
 	// ErrBalanceRange: the change would take a balance below 0 or above maxAmount, and was not made.
@@ -457,15 +459,19 @@ func (s *store) DeleteTenant(tenantID string) error {
 	return nil
 }
 
-// AddAdminToken keeps tenantID's admin token, as its SHA-256. Errors: ErrNoTenant, ErrUnavailable.
-func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte) error {
+// AddAdminToken keeps tenantID's admin token, as its SHA-256 hash, if the admin who asks may still do so, in one atomic
+// step. Errors: ErrNoTenant, ErrRevoked, ErrUnavailable.
+func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte, by admin) error {
 	keys := []string{configKey(tenantID), adminTokensKey(tenantID)}
-	n, err := redis.Int(s.eval(tokenScript, keys, hex.EncodeToString(hash[:]), formatTime(time.Now())))
+	n, err := redis.Int(s.eval(tokenScript, keys, hex.EncodeToString(hash[:]), formatTime(time.Now()), by.tokenHash))
 	if err != nil {
 		return fmt.Errorf("add admin token of tenant %s: %w", tenantID, err)
 	}
-	if n == 0 {
+	switch n {
+	case 0:
 		return ErrNoTenant
+	case -1:
+		return ErrRevoked
 	}
 	return nil
 }

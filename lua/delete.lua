@@ -6,11 +6,10 @@
 -- KEYS[4] tenants
 -- ARGV[1] tenant ID
 --
--- Returns 1, or 0 where there is no such tenant.
+-- Returns 1, or 0 where there is no such tenant; what a config that was deleted straight in Redis left behind is gone
+-- then too.
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
-	return 0
-end
+local there = redis.call('EXISTS', KEYS[1])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('SREM', KEYS[4], ARGV[1])
-return 1
+return there
