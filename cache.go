@@ -122,7 +122,8 @@ func (s *store) watch(ctx context.Context, redisURL *redisURL, tried chan<- stru
 		err := s.watchOnce(ctx, redisURL, func() { once.Do(func() { close(tried) }) })
 		s.configs.reset(false)
 		wait := watchRetry
-		if reply, answered := errors.AsType[redis.Error](err); answered && (strings.HasPrefix(string(reply), "NOPERM") || strings.HasPrefix(string(reply), "ERR")) {
+		reply, answered := errors.AsType[redis.Error](err)
+		if answered && (strings.HasPrefix(string(reply), "NOPERM") || !unavailable(reply)) {
 			wait = refusedRetry
 			if !warned {
 				warned = true

@@ -114,7 +114,7 @@ func wholeNumber(dst *int64, min, max int64) field {
 	return func(wrong *problems, path string, value []byte) {
 		n, err := strconv.ParseInt(string(value), 10, 64)
 		switch {
-		case err == nil && min <= n && n <= max && value[0] != '+':
+		case err == nil && min <= n && n <= max && strconv.FormatInt(n, 10) == string(value): // no +1, -0, 007
 			*dst = n
 		case max < maxAmount || n > max: // n is the largest int64 where value is beyond it
 			wrong.add(path, fmt.Sprintf("must be a whole number from %d to %d", min, max))

@@ -216,6 +216,19 @@ func TestRateLimitConfig(t *testing.T) {
 	refused := s.consume(t, id, key, "")
 	refused.want(t, 429, "")
 	refused.wantHeader(t, "Retry-After", "1000")
+	// A longer window holds also for what was accepted under a shorter one.
+	window := func(seconds int) string {
+		return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":3,"rate_limit_window":%d}}}`, seconds)
+	}
+	put(window(1))
+	longer := s.issue(t, id, `"userId":"u","group":"anonymous"`)
+	for range 3 {
+		s.consume(t, id, longer, "").want(t, 200, "")
+	}
+	put(window(1000))
+	s.consume(t, id, longer, "").want(t, 429, "")
+	time.Sleep(1200 * time.Millisecond)
+	s.consume(t, id, longer, "").want(t, 429, "")
 	put(`{}`) // no such group any more, so no limit
 	s.consume(t, id, key, "").want(t, 200, "")
 	// The widest window is no fault.
@@ -714,6 +727,8 @@ func TestBadHeadersAndQueries(t *testing.T) {
 		"tokens=1.5":                  whole,
 		"tokens=1e3":                  whole,
 		"tokens=+1":                   whole,
+		"tokens=-0":                   whole,
+		"tokens=007":                  whole,
 		"tokens=%2B1":                 whole,
 		"tokens=0x1":                  whole,
 		"tokens=1_000":                whole,
@@ -821,7 +836,12 @@ func TestForwardAuthRecipes(t *testing.T) {
 	}
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "user=%s left=%s authorization=%s body=%s", r.Header["X-User-Id"], r.Header["X-Tokens-Left"], r.Header.Get("Authorization"), body)
+		for name := range r.Header {
+			if strings.Contains(name, "_") {
+				w.WriteHeader(500)
+			}
+		}
+		fmt.Fprintf(w, "tenant=%s group=%s user=%s left=%s authorization=%s body=%s", r.Header["X-Tenant-Id"], r.Header["X-User-Group"], r.Header["X-User-Id"], r.Header["X-Tokens-Left"], r.Header.Get("Authorization"), body)
 	}))
 	defer backend.Close()
 	r := newRedis(t)
@@ -865,9 +885,9 @@ func TestForwardAuthRecipes(t *testing.T) {
 				return answer
 			}
 			key := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":2`)
-			forged := []string{"X-User-Id: root", "X-Tokens-Left: 999"}
-			send(200, `^user=\[u-42\] left=\[1\] authorization= body=hello$`, "hello", bearer(key))
-			send(200, `^user=\[u-42\] left=\[0\] authorization= body=$`, "", append(forged, bearer(key))...)
+			forged := []string{"X-User-Id: root", "X-Tokens-Left: 999", "X-Tenant-Id: evil", "X-User-Group: evil", "X_User_Id: root"}
+			send(200, `^tenant=\[abc\] group=\[stripe_basic\] user=\[u-42\] left=\[1\] authorization= body=hello$`, "hello", bearer(key))
+			send(200, `^tenant=\[abc\] group=\[stripe_basic\] user=\[u-42\] left=\[0\] authorization= body=$`, "", append(forged, bearer(key))...)
 			send(402, `"error":"Payment Required"`, "", bearer(key))
 			refused := send(401, "", "", bearer(someKey))
 			refused.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
@@ -875,7 +895,7 @@ func TestForwardAuthRecipes(t *testing.T) {
 			send(401, "", "", forged...)
 			// An anonymous user has no ID, whatever the client says.
 			anonymous := s.login(t, "abc")
-			send(200, `^user=\[\]  ?left=\[99\]`, "", append(forged, bearer(anonymous))...)
+			send(200, `^tenant=\[abc\] group=\[anonymous\] user=\[\]  ?left=\[99\]`, "", append(forged, bearer(anonymous))...)
 			for range 9 { // the rest of the group's rate
 				send(200, "", "", bearer(anonymous))
 			}

@@ -231,12 +231,16 @@ func (s *store) with(run func(redis.Conn, time.Time) (any, error)) (any, error) 
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	c, err := s.pool.GetContext(ctx)
-	if err != nil {
+	if err != nil { // none is free, or none can be made: that says nothing about those in use
 		return nil, s.fault(err)
 	}
 	reply, err := run(c, deadline)
 	c.Close()
 	if err != nil && unavailable(err) {
+		// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all.
+		if _, answered := errors.AsType[redis.Error](err); !answered || strings.Contains(err.Error(), "READONLY") {
+			s.staleTime.Store(time.Now().UnixNano())
+		}
 		return nil, s.fault(err)
 	}
 	if s.faulty.Load() && time.Now().UnixNano()-s.faultTime.Load() > int64(faultOver) && s.faulty.Swap(false) {
@@ -247,12 +251,7 @@ func (s *store) with(run func(redis.Conn, time.Time) (any, error)) (any, error) 
 
 // fault notes that Redis is unavailable and logs it once, until it has been available for faultOver.
 func (s *store) fault(err error) error {
-	now := time.Now().UnixNano()
-	s.faultTime.Store(now)
-	// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all of them.
-	if _, answered := errors.AsType[redis.Error](err); !answered || strings.Contains(err.Error(), "READONLY") {
-		s.staleTime.Store(now)
-	}
+	s.faultTime.Store(time.Now().UnixNano())
 	if !s.faulty.Swap(true) {
 		s.log.errorf("Redis is unavailable: %v", err)
 	}

@@ -791,7 +791,7 @@ func TestJunkInRedis(t *testing.T) {
 	}
 	for _, put := range []func(string){
 		junk("SET", "s3cret"), junk("RPUSH", "s3cret"), junk("HSET", "tenantId", id, "tokensLeft", "s3cret"),
-		junk("HSET", "tenantId", id, "tokensLeft", "1.5"), junk("HSET", "tenantId", id),
+		junk("HSET", "tenantId", id, "tokensLeft", "1.5"), junk("HSET", "tenantId", id, "tokensLeft", "-5"), junk("HSET", "tenantId", id),
 	} {
 		key := s.login(t, id)
 		put("apiKey:" + key)
@@ -801,6 +801,14 @@ func TestJunkInRedis(t *testing.T) {
 		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
 		if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
 			t.Error("the junk was overwritten")
+		}
+	}
+	{
+		key := s.login(t, id)
+		testRedis.do(t, "HSET", "apiKey:"+key, "createdAt", "s3cret")
+		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
+		if tokensLeft(t, key) != 100 {
+			t.Error("a change that was answered 500 was made")
 		}
 	}
 	for _, put := range []func(string){

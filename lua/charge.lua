@@ -20,6 +20,9 @@ local key = redis.call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'use
 if key[1] ~= ARGV[1] then
 	return nil
 end
+if not string.find(key[2] or '', '^%d+$') then
+	return redis.error_reply('ERR tokensLeft is no whole number')
+end
 local left, group, tokens = tonumber(key[2]), key[3] or '', tonumber(ARGV[2])
 local outcome = 'charged'
 
@@ -69,6 +72,9 @@ if found then
 	used = redis.call('LLEN', KEYS[2])
 	if outcome == 'charged' and used >= limit then
 		outcome = 'limited'
+		if used > 0 then -- the window may have become longer than it was when these were accepted
+			redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', math.ceil(time(-1) / 1000) + window * 1000), 'GT')
+		end
 	end
 end
 

@@ -10,9 +10,12 @@
 -- Returns {userId, group, createdAt, tokensLeft, when it expires (Unix time in ms; negative: never}, nil where the tenant
 -- has no such key, or 'below' or 'above' where the balance would leave 0 … 2^53-1: then nothing was written.
 
-local key = redis.call('HMGET', KEYS[1], 'tenantId', 'tokensLeft')
+local key = redis.call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'createdAt')
 if key[1] ~= ARGV[1] then
 	return nil
+end
+if not string.find(key[3] or '', '^%d%d%d%d%-%d%d%-%d%dT') then
+	return redis.error_reply('ERR createdAt is no time')
 end
 if ARGV[2] ~= '' then
 	local left = tonumber(ARGV[3])
