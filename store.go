@@ -58,8 +58,10 @@ const (
 	anonymousKeyLife  = 24 * time.Hour
 	rememberedCharges = 24 * time.Hour // for how long an Idempotency-Key is known
 
-	// callTimeout bounds one call of the store, so that two calls, the most that a request makes, stay below 2 s.
-	callTimeout = 900 * time.Millisecond
+	// Every answer comes within 2 s. So a call that loads a config or is about an API key may take callTimeout, of which a
+	// request makes two at most, or one and three others, which may take adminTimeout each.
+	callTimeout  = 900 * time.Millisecond
+	adminTimeout = 350 * time.Millisecond
 
 	maxConnections = 64
 	// A connection that was idle for longer is asked PING before it is used: Redis may have been restarted meanwhile.
@@ -105,7 +107,7 @@ func newScript(source string) *script {
 }
 
 // store is all that tollgate keeps, in Redis. Its methods may be called from any number of goroutines. They give up
-// after callTimeout with ErrUnavailable, and take no context: to give up a command that was sent, because a client went
+// after callTimeout or adminTimeout with ErrUnavailable, and take no context: to give up a command that was sent, because a client went
 // away, would close the connection while Redis carries the command out all the same, and nobody would know of it.
 type store struct {
 	pool      *redis.Pool
@@ -201,40 +203,59 @@ func (s *store) testIdle(ctx context.Context, c redis.Conn, lastUsed time.Time) 
 }
 
 // do runs one command on a connection of the pool. A reply may be nil; a command that Redis refuses is an error.
-func (s *store) do(command string, args ...any) (any, error) {
-	return s.with(func(c redis.Conn, deadline time.Time) (any, error) {
-		return redis.DoWithTimeout(c, time.Until(deadline), command, args...)
-	})
+func (s *store) do(timeout time.Duration, command string, args ...any) (any, error) {
+	return s.with(timeout, func(c *call) (any, error) { return c.do(command, args...) })
 }
 
 // eval runs a script, which Redis forgets when it restarts, is promoted or is told to: then it is sent again.
-func (s *store) eval(sc *script, keys []string, args ...any) (any, error) {
+func (s *store) eval(timeout time.Duration, sc *script, keys []string, args ...any) (any, error) {
 	all := make([]any, 0, 2+len(keys)+len(args))
 	all = append(all, sc.sha1, len(keys))
 	for _, key := range keys {
 		all = append(all, key)
 	}
 	all = append(all, args...)
-	return s.with(func(c redis.Conn, deadline time.Time) (any, error) {
-		reply, err := redis.DoWithTimeout(c, time.Until(deadline), "EVALSHA", all...)
+	return s.with(timeout, func(c *call) (any, error) {
+		reply, err := c.do("EVALSHA", all...)
 		if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT ") {
 			all[0] = sc.source
-			return redis.DoWithTimeout(c, time.Until(deadline), "EVAL", all...)
+			return c.do("EVAL", all...)
 		}
 		return reply, err
 	})
 }
 
-// with runs commands on a connection of the pool, all before the deadline that it gives.
-func (s *store) with(run func(redis.Conn, time.Time) (any, error)) (any, error) {
-	deadline := time.Now().Add(callTimeout)
+// call is the use of a connection until a deadline.
+type call struct {
+	redis.Conn
+	deadline time.Time
+}
+
+func (c *call) do(command string, args ...any) (any, error) {
+	if err := c.Send(command, args...); err != nil {
+		return nil, err
+	}
+	if err := c.Flush(); err != nil {
+		return nil, err
+	}
+	return c.receive()
+}
+
+// receive returns the next reply. redigo would take no time left for no limit.
+func (c *call) receive() (any, error) {
+	return redis.ReceiveWithTimeout(c.Conn, max(time.Until(c.deadline), time.Nanosecond))
+}
+
+// with runs commands on a connection of the pool, all within timeout.
+func (s *store) with(timeout time.Duration, run func(*call) (any, error)) (any, error) {
+	deadline := time.Now().Add(timeout)
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	c, err := s.pool.GetContext(ctx)
 	if err != nil { // none is free, or none can be made: that says nothing about those in use
 		return nil, s.fault(err)
 	}
-	reply, err := run(c, deadline)
+	reply, err := run(&call{c, deadline})
 	c.Close()
 	if err != nil && unavailable(err) {
 		// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all.
@@ -276,7 +297,7 @@ func unavailable(err error) bool {
 
 // Ping returns ErrUnavailable where Redis does not answer.
 func (s *store) Ping() error {
-	_, err := s.do("PING")
+	_, err := s.do(callTimeout, "PING")
 	return err
 }
 
@@ -310,24 +331,21 @@ func (s *store) Config(tenantID string) (*tenantConfig, error) {
 // gets round to delete it.
 func (s *store) loadConfig(tenantID string) (config *tenantConfig, lasting bool, err error) {
 	var ttl int64
-	reply, err := s.with(func(c redis.Conn, deadline time.Time) (any, error) {
+	raw, err := redis.Bytes(s.with(callTimeout, func(c *call) (any, error) {
 		if err := c.Send("PTTL", configKey(tenantID)); err != nil {
 			return nil, err
 		}
 		if err := c.Send("GET", configKey(tenantID)); err != nil {
 			return nil, err
 		}
-		replies, err := redis.Values(redis.DoWithTimeout(c, time.Until(deadline), ""))
-		if err != nil {
+		if err := c.Flush(); err != nil {
 			return nil, err
 		}
-		if refused, ok := replies[1].(redis.Error); ok {
-			return nil, refused
-		}
-		ttl, err = redis.Int64(replies[0], nil)
-		return replies[1], err
-	})
-	raw, err := redis.Bytes(reply, err)
+		var refused error
+		ttl, refused = redis.Int64(c.receive())
+		reply, err := c.receive()
+		return reply, errors.Join(refused, err)
+	}))
 	if errors.Is(err, redis.ErrNil) {
 		return nil, false, ErrNoTenant
 	}
@@ -363,7 +381,7 @@ func (s *store) writeConfig(how, tenantID string, config *tenantConfig, savedBy 
 		args = append(args, etag)
 	}
 	keys := []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
-	reply, err := redis.String(s.eval(configScript, keys, args...))
+	reply, err := redis.String(s.eval(adminTimeout, configScript, keys, args...))
 	if err != nil {
 		return "", fmt.Errorf("%s config of tenant %s: %w", how, tenantID, err)
 	}
@@ -387,7 +405,7 @@ type version struct {
 
 // History lists the last versions of tenantID's config, newest first. Error: ErrUnavailable.
 func (s *store) History(tenantID string) ([]version, error) {
-	lines, err := redis.Strings(s.eval(historyScript, []string{historyKey(tenantID)}, ""))
+	lines, err := redis.Strings(s.eval(adminTimeout, historyScript, []string{historyKey(tenantID)}, ""))
 	if err != nil {
 		return nil, fmt.Errorf("list history of tenant %s: %w", tenantID, err)
 	}
@@ -405,7 +423,7 @@ func (s *store) Version(tenantID, etag string) ([]byte, error) {
 	if etag == "" {
 		return nil, ErrNoVersion
 	}
-	config, err := redis.Bytes(s.eval(historyScript, []string{historyKey(tenantID)}, etag))
+	config, err := redis.Bytes(s.eval(adminTimeout, historyScript, []string{historyKey(tenantID)}, etag))
 	if errors.Is(err, redis.ErrNil) {
 		return nil, ErrNoVersion
 	}
@@ -418,25 +436,34 @@ func (s *store) Version(tenantID, etag string) ([]byte, error) {
 // Tenants lists, in order, those that tollgate made or whose config was replaced through it, and that have one now.
 // Error: ErrUnavailable.
 func (s *store) Tenants() ([]string, error) {
-	ids, err := redis.Strings(s.do("SMEMBERS", tenantsKey))
+	ids, err := redis.Strings(s.do(adminTimeout, "SMEMBERS", tenantsKey))
 	if err != nil {
 		return nil, fmt.Errorf("list tenants: %w", err)
 	}
 	slices.Sort(ids)
-	there, err := redis.Ints(s.with(func(c redis.Conn, deadline time.Time) (any, error) {
+	there := make([]bool, len(ids))
+	_, err = s.with(adminTimeout, func(c *call) (any, error) {
 		for _, id := range ids {
 			if err := c.Send("EXISTS", configKey(id)); err != nil {
 				return nil, err
 			}
 		}
-		return redis.DoWithTimeout(c, time.Until(deadline), "")
-	}))
-	if err != nil && len(ids) > 0 {
+		if err := c.Flush(); err != nil {
+			return nil, err
+		}
+		for i := range ids {
+			if there[i], err = redis.Bool(c.receive()); err != nil {
+				return nil, err
+			}
+		}
+		return nil, nil
+	})
+	if err != nil {
 		return nil, fmt.Errorf("list tenants: %w", err)
 	}
 	existing := make([]string, 0, len(ids))
 	for i, id := range ids {
-		if there[i] > 0 {
+		if there[i] {
 			existing = append(existing, id)
 		}
 	}
@@ -448,7 +475,7 @@ func (s *store) Tenants() ([]string, error) {
 func (s *store) DeleteTenant(tenantID string) error {
 	defer s.configs.drop(tenantID)
 	keys := []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
-	n, err := redis.Int(s.eval(deleteScript, keys, tenantID))
+	n, err := redis.Int(s.eval(adminTimeout, deleteScript, keys, tenantID))
 	if err != nil {
 		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
 	}
@@ -462,7 +489,7 @@ func (s *store) DeleteTenant(tenantID string) error {
 // step. Errors: ErrNoTenant, ErrRevoked, ErrUnavailable.
 func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte, by admin) error {
 	keys := []string{configKey(tenantID), adminTokensKey(tenantID)}
-	n, err := redis.Int(s.eval(tokenScript, keys, hex.EncodeToString(hash[:]), formatTime(time.Now()), by.tokenHash))
+	n, err := redis.Int(s.eval(adminTimeout, tokenScript, keys, hex.EncodeToString(hash[:]), formatTime(time.Now()), by.tokenHash))
 	if err != nil {
 		return fmt.Errorf("add admin token of tenant %s: %w", tenantID, err)
 	}
@@ -478,7 +505,7 @@ func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte, by admin)
 // IsAdminToken tells whether tenantID has an admin token of that SHA-256. That Redis looks it up, rather than compares
 // it in constant time, tells nobody anything: to steer a SHA-256 one would have to know the token. Error: ErrUnavailable.
 func (s *store) IsAdminToken(tenantID string, hash [sha256.Size]byte) (bool, error) {
-	is, err := redis.Bool(s.do("HEXISTS", adminTokensKey(tenantID), hex.EncodeToString(hash[:])))
+	is, err := redis.Bool(s.do(adminTimeout, "HEXISTS", adminTokensKey(tenantID), hex.EncodeToString(hash[:])))
 	if err != nil {
 		return false, fmt.Errorf("check admin token of tenant %s: %w", tenantID, err)
 	}
@@ -487,7 +514,7 @@ func (s *store) IsAdminToken(tenantID string, hash [sha256.Size]byte) (bool, err
 
 // RevokeAdminTokens ends all admin tokens of tenantID at once. Error: ErrUnavailable.
 func (s *store) RevokeAdminTokens(tenantID string) error {
-	if _, err := s.do("DEL", adminTokensKey(tenantID)); err != nil {
+	if _, err := s.do(adminTimeout, "DEL", adminTokensKey(tenantID)); err != nil {
 		return fmt.Errorf("revoke admin tokens of tenant %s: %w", tenantID, err)
 	}
 	return nil
@@ -520,7 +547,7 @@ func (s *store) IssueKey(key string, k apiKey, life time.Duration, address strin
 	if loginLimit > 0 {
 		keys = append(keys, "login:"+address)
 	}
-	wait, err := redis.Int64(s.eval(issueScript, keys, args...))
+	wait, err := redis.Int64(s.eval(callTimeout, issueScript, keys, args...))
 	if err != nil {
 		return fmt.Errorf("issue key: %w", err)
 	}
@@ -549,7 +576,7 @@ func (s *store) ChangeKey(tenantID, key string, change keyChange) (apiKey, error
 	if change.group != nil {
 		args = append(args, *change.group)
 	}
-	reply, err := s.eval(keyScript, []string{apiKeyKey(key)}, args...)
+	reply, err := s.eval(callTimeout, keyScript, []string{apiKeyKey(key)}, args...)
 	if err != nil {
 		return apiKey{}, fmt.Errorf("look at a key of tenant %s: %w", tenantID, err)
 	}
@@ -590,7 +617,7 @@ func parseAPIKey(tenantID string, reply any) (apiKey, error) {
 // RevokeKey deletes tenantID's API key: from then on it is ErrNoKey for every process. key must be valid. Errors:
 // ErrNoKey, ErrUnavailable.
 func (s *store) RevokeKey(tenantID, key string) error {
-	n, err := redis.Int(s.eval(revokeScript, []string{apiKeyKey(key), rateKey(key)}, tenantID))
+	n, err := redis.Int(s.eval(callTimeout, revokeScript, []string{apiKeyKey(key), rateKey(key)}, tenantID))
 	if err != nil {
 		return fmt.Errorf("revoke a key of tenant %s: %w", tenantID, err)
 	}
@@ -634,7 +661,7 @@ func (s *store) Charge(t *tenant, c charge) (receipt, error) {
 	if c.idempotencyKey != "" {
 		keys = append(keys, "{apiKey:"+c.key+"}:charge:"+c.idempotencyKey)
 	}
-	reply, err := redis.Values(s.eval(chargeScript, keys, t.id, c.tokens, t.config.limits, int(rememberedCharges.Seconds())))
+	reply, err := redis.Values(s.eval(callTimeout, chargeScript, keys, t.id, c.tokens, t.config.limits, int(rememberedCharges.Seconds())))
 	if errors.Is(err, redis.ErrNil) {
 		return receipt{}, ErrNoKey
 	}
@@ -744,10 +771,11 @@ func parseRedisURL(s string) (*redisURL, error) {
 	return r, nil
 }
 
-// dial connects, logs in and selects the database. Each of its reads and writes, then and later, may take timeout.
+// dial connects, logs in and selects the database. Each of these steps, and each read later, may take timeout; a write,
+// which waits only where Redis does not read, adminTimeout.
 func (r *redisURL) dial(ctx context.Context, timeout time.Duration) (redis.Conn, error) {
 	return redis.DialContext(ctx, r.network, r.address,
-		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(timeout),
+		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(adminTimeout),
 		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(timeout),
 		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db))
 }
