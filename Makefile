@@ -15,7 +15,7 @@ help: ## list the targets
 run: TOOLS = redis-server
 run: tools ## serve on :8080, with a Redis of its own where none answers at REDIS_URL
 	@go build -o .bin/tollgate .
-	@	if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
+	@if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
 		port=$$(echo "$$REDIS_URL" | sed -nE 's#^redis://(localhost|127\.0\.0\.1):([0-9]+)/?[0-9]*$$#\2#p; s#^redis://(localhost|127\.0\.0\.1)/?[0-9]*$$#6379#p'); \
 		if [ -n "$$port" ]; then \
 			mkdir -p .redis && redis-server --port "$$port" --bind 127.0.0.1 --dir .redis --logfile redis.log \

@@ -32,12 +32,12 @@ func setETag(h http.Header, etag string) { h["ETag"] = []string{`"` + etag + `"`
 
 func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
 	config := tenantFrom(r).config
-	known, any, err := entityTags(r, "If-None-Match")
+	known, all, err := entityTags(r, "If-None-Match")
 	if err != nil {
 		return err
 	}
 	setETag(w.Header(), config.etag)
-	if any || slices.Contains(known, config.etag) {
+	if all || slices.Contains(known, config.etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -62,7 +62,7 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) 
 	if err != nil {
 		return err
 	}
-	ifMatch, _, err := entityTags(r, "If-Match") // any: there is one, or it is no tenant
+	ifMatch, _, err := entityTags(r, "If-Match") // all: there is one, or it is no tenant
 	if err != nil {
 		return err
 	}
@@ -74,10 +74,10 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) 
 	return writeJSON(w, http.StatusOK, success{true})
 }
 
-// entityTags reads If-Match or If-None-Match (RFC 9110, section 13.1): * is any; no header at all is no tags and not any.
+// entityTags reads If-Match or If-None-Match (RFC 9110, section 13.1): * is all; no header is no tags, and not all.
 // Tags come without their quotes, which may be missing. Of weak ones (W/"…") If-None-Match is true too; in If-Match they
 // keep their W/, so that they match none of ours, which are all strong.
-func entityTags(r *http.Request, header string) (tags []string, any bool, err error) {
+func entityTags(r *http.Request, header string) (tags []string, all bool, err error) {
 	if len(r.Header[header]) == 0 {
 		return nil, false, nil
 	}

@@ -340,7 +340,10 @@ func TestAllProblems(t *testing.T) {
 	}
 	answer = s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"user_groups":{`+strings.Join(many, ",")+`}}}`)
 	answer.want(t, 400, "")
-	if n := len(answer.field(t, "errors").([]any)); n != maxProblems || len(answer.body) > 100_000 {
+	if !strings.Contains(answer.body, `"Invalid config: 4900 more members are wrong"]`) {
+		t.Error("the answer does not say that there are more problems")
+	}
+	if n := len(answer.field(t, "errors").([]any)); n != maxProblems+1 || len(answer.body) > 100_000 {
 		t.Errorf("%d of 5000 problems are listed in %d bytes", n, len(answer.body))
 	}
 	long := s.admin(t, "POST", "/"+id+"/admin/keys", `{"`+strings.Repeat(`\u0000`, 100_000)+`":1}`)

@@ -343,11 +343,12 @@ func verifyQuery(query string, tokens *int64) (deny bool, err error) {
 	return deny, nil
 }
 
-// headerText is text as a header can carry it: all but printable ASCII is percent-encoded, and % itself.
+// headerText is text as a header can carry it: all but printable ASCII is percent-encoded, % itself, and a space at an
+// end, where HTTP would drop it.
 func headerText(text string) string {
 	var encoded strings.Builder
-	for _, c := range []byte(text) {
-		if c < ' ' || c > '~' || c == '%' {
+	for i, c := range []byte(text) {
+		if c < ' ' || c > '~' || c == '%' || c == ' ' && (i == 0 || i == len(text)-1) {
 			fmt.Fprintf(&encoded, "%%%02X", c)
 		} else {
 			encoded.WriteByte(c)

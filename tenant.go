@@ -63,11 +63,14 @@ type invalidConfig struct{ problems problems }
 
 func (e *invalidConfig) Error() string { return e.sentences()[0] }
 
-// sentences is a sentence for each problem, at most maxProblems.
+// sentences is a sentence for each problem; of more than maxProblems it says how many more there are.
 func (e *invalidConfig) sentences() []string {
 	var all []string
 	for _, problem := range e.problems[:min(len(e.problems), maxProblems)] {
 		all = append(all, "Invalid config: "+problem)
+	}
+	if more := len(e.problems) - maxProblems; more > 0 {
+		all = append(all, fmt.Sprintf("Invalid config: %d more members are wrong", more))
 	}
 	return all
 }
