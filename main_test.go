@@ -30,7 +30,8 @@ type process struct {
 func startProcess(t *testing.T, settings []string, args ...string) *process {
 	t.Helper()
 	p := &process{cmd: exec.Command(os.Args[0], args...), log: new(logBuffer), done: make(chan struct{})}
-	p.cmd.Env = append(settings, "TOLLGATE_RUN_MAIN=1", "GOCOVERDIR="+t.TempDir())
+	// The race detector would have each process wait for a second before it ends.
+	p.cmd.Env = append(settings, "TOLLGATE_RUN_MAIN=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR="+t.TempDir())
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
