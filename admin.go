@@ -119,6 +119,9 @@ func (s *server) showVersion(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := checkJSON(config); err != nil { // it was put straight into Redis
+		return &invalidConfig{problems{"it is no JSON: " + err.Error()}}
+	}
 	return writeJSON(w, http.StatusOK, configBody{config})
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -321,6 +322,61 @@ func TestHistory(t *testing.T) {
 	s.wantConfig(t, id, `{}`)
 	s.admin(t, "POST", "/"+id+"/admin/config/history/"+strings.Repeat("a", 40)+"/restore", "").want(t, 400, `{"error":"Invalid config: caching must be an object"}`)
 	s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{}}`)
+}
+
+// A config that is broken, because somebody has put it straight into Redis, is mended over HTTP, and kept in the history;
+// till then what needs no config works. What is no string at all is not touched.
+func TestBrokenConfigIsMended(t *testing.T) {
+	s := newService(t)
+	for _, broken := range []string{`{"caching":7}`, `{"a":`, "\xff\n"} {
+		id := newTenant(t, 5)
+		path := "/" + id + "/admin/config"
+		key := s.login(t, id)
+		first := s.admin(t, "PUT", path, `{"config":{"user_groups":{"anonymous":{"tokens":5}}}}`).etag(t)
+		token := s.admin(t, "POST", "/"+id+"/admin/tokens", "").field(t, "adminToken").(string)
+		for _, mend := range [][3]string{
+			{"PUT", path, `{"config":{"user_groups":{"anonymous":{"tokens":5}}}}`},
+			{"POST", path + "/history/" + strings.Trim(first, `"`) + "/restore", ""},
+		} {
+			testRedis.do(t, "SET", "tenant:"+id+":config", broken)
+			for deadline := time.Now().Add(time.Second); s.do(t, "POST", "/"+id+"/auth/anonymous", "").status != 500; {
+				if time.Now().After(deadline) {
+					t.Fatal("a broken config is not noticed")
+				}
+			}
+			for _, public := range [][2]string{{"POST", "/tokens/consume"}, {"GET", "/auth/key"}, {"GET", "/auth/verify"}} {
+				s.do(t, public[0], "/"+id+public[1], "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
+			}
+			s.admin(t, "GET", path, "").want(t, 500, "")
+			s.admin(t, "POST", "/"+id+"/admin/keys", `{"userId":"u","group":"anonymous"}`).want(t, 500, "")
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"anonymous"}`).want(t, 500, "")
+			s.admin(t, "GET", "/"+id+"/admin/keys/"+key, "").want(t, 200, "")
+			s.admin(t, "PUT", path, `{"config":7}`).want(t, 400, "")
+			s.do(t, mend[0], mend[1], mend[2], bearer(token)).want(t, 200, `{"success":true}`)
+			s.login(t, id)
+			versions := s.history(t, id)
+			if versions[1].SavedBy != "redis" || versions[1].ETag != fmt.Sprintf("%x", sha1.Sum([]byte(broken))) {
+				t.Errorf("the broken config is not in the history: %+v", versions)
+			}
+			s.admin(t, "POST", path+"/history/"+versions[1].ETag+"/restore", "").want(t, 400, "")
+		}
+		if strings.HasPrefix(broken, `{"c`) {
+			s.admin(t, "GET", path+"/history/"+s.history(t, id)[1].ETag, "").want(t, 200, `{"config":`+broken+`}`)
+		} else {
+			answer := s.admin(t, "GET", path+"/history/"+s.history(t, id)[1].ETag, "")
+			answer.want(t, 400, "")
+			if !strings.HasPrefix(answer.field(t, "error").(string), "Invalid config: it is no JSON: ") {
+				t.Errorf("got %s", answer.body)
+			}
+		}
+	}
+	id := newTenant(t, 5)
+	testRedis.do(t, "DEL", "tenant:"+id+":config")
+	testRedis.do(t, "RPUSH", "tenant:"+id+":config", "junk")
+	s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{}}`).want(t, 500, "")
+	if testRedis.string(t, "LINDEX", "tenant:"+id+":config", 0) != "junk" {
+		t.Error("what is no string was overwritten")
+	}
 }
 
 // Where several members are wrong, all of them are named: the first in error, all in errors, none with its value.

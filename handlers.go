@@ -57,6 +57,7 @@ func (s *server) routes() http.Handler {
 	}
 	public := s.withTenant
 	admin := func(h handler) handler { return s.withAdmin(s.withTenant(h)) }
+	repair := func(h handler) handler { return s.withAdmin(s.withRepairableTenant(h)) }
 
 	tenant("POST", "/auth/anonymous", public(s.loginAnonymous))
 
@@ -65,16 +66,16 @@ func (s *server) routes() http.Handler {
 	tenant("", "/auth/verify", public(s.verify)) // any method: some proxies pass on the client's own
 
 	tenant("GET", "/admin/config", admin(s.showConfig))
-	tenant("PUT", "/admin/config", admin(s.replaceConfig))
-	tenant("GET", "/admin/config/history", admin(s.showHistory))
-	tenant("GET", "/admin/config/history/{etag}", admin(s.showVersion))
-	tenant("POST", "/admin/config/history/{etag}/restore", admin(s.restoreVersion))
-	tenant("POST", "/admin/tokens", admin(s.issueAdminToken))
-	tenant("DELETE", "/admin/tokens", admin(s.revokeAdminTokens))
+	tenant("PUT", "/admin/config", repair(s.replaceConfig))
+	tenant("GET", "/admin/config/history", repair(s.showHistory))
+	tenant("GET", "/admin/config/history/{etag}", repair(s.showVersion))
+	tenant("POST", "/admin/config/history/{etag}/restore", repair(s.restoreVersion))
+	tenant("POST", "/admin/tokens", repair(s.issueAdminToken))
+	tenant("DELETE", "/admin/tokens", repair(s.revokeAdminTokens))
 	tenant("POST", "/admin/keys", admin(s.issueUserKey))
-	tenant("GET", "/admin/keys/{apiKey}", admin(s.showKey))
+	tenant("GET", "/admin/keys/{apiKey}", repair(s.showKey))
 	tenant("PATCH", "/admin/keys/{apiKey}", admin(s.changeKey))
-	tenant("DELETE", "/admin/keys/{apiKey}", admin(s.revokeKey))
+	tenant("DELETE", "/admin/keys/{apiKey}", repair(s.revokeKey))
 
 	plain("GET /admin/tenants", s.withOperator(s.listTenants))
 	plain("POST /admin/tenants", s.withOperator(s.createTenant))

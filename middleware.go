@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
@@ -89,16 +90,26 @@ type tenantContextKey struct{}
 
 // withTenant attaches the tenant that the path names, or else the tenant default, to the request's context.
 func (s *server) withTenant(next handler) handler {
+	return s.withRepairableTenant(func(w http.ResponseWriter, r *http.Request) error {
+		if err := tenantFrom(r).broken; err != nil {
+			return err
+		}
+		return next(w, r)
+	})
+}
+
+// withRepairableTenant is withTenant for what needs no config, and so lets an admin mend one that is broken.
+func (s *server) withRepairableTenant(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		id := tenantID(r)
 		if !validTenantID(id) {
 			return ErrNoTenant
 		}
 		config, err := s.store.Config(id)
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrBrokenConfig) {
 			return err
 		}
-		ctx := context.WithValue(r.Context(), tenantContextKey{}, &tenant{id, config})
+		ctx := context.WithValue(r.Context(), tenantContextKey{}, &tenant{id, config, err})
 		return next(w, r.WithContext(ctx))
 	}
 }

@@ -26,6 +26,8 @@ var (
 	ErrNoTenant = errors.New("no such tenant")
 	// ErrNoKey: the API key is unknown, expired or another tenant's.
 	ErrNoKey = errors.New("no such API key")
+	// ErrBrokenConfig: what Redis holds as the tenant's config is none; somebody has put it straight there.
+	ErrBrokenConfig = errors.New("broken config")
 	// ErrTenantExists: there is a config of that tenant already.
 	ErrTenantExists = errors.New("tenant exists")
 	// ErrConfigChanged: the config is not one of those that the change was meant for.
@@ -308,8 +310,7 @@ func historyKey(tenantID string) string     { return "{" + configKey(tenantID) +
 func adminTokensKey(tenantID string) string { return "{" + configKey(tenantID) + "}:adminTokens" }
 
 // Config returns tenantID's config: as Redis holds it now, or as it held it at most watchTimeout ago, and never older
-// than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrUnavailable. Where somebody has put
-// what is no config straight into Redis, the error says what is wrong with it.
+// than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrBrokenConfig, ErrUnavailable.
 func (s *store) Config(tenantID string) (*tenantConfig, error) {
 	if config := s.configs.get(tenantID); config != nil {
 		return config, nil
@@ -354,7 +355,7 @@ func (s *store) loadConfig(tenantID string) (config *tenantConfig, lasting bool,
 	}
 	config, err = parseConfig(raw)
 	if err != nil {
-		return nil, false, fmt.Errorf("%v", err) // no *invalidConfig: to the client it is a fault of ours, not a bad request
+		return nil, false, fmt.Errorf("%w: %v", ErrBrokenConfig, err) // no *invalidConfig: it is no bad request
 	}
 	config.etag = fmt.Sprintf("%x", sha1.Sum(raw))
 	s.log.infof("Loaded tenant config for %s", tenantID)

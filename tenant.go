@@ -39,6 +39,7 @@ func validTenantID(id string) bool {
 type tenant struct {
 	id     string
 	config *tenantConfig
+	broken error // an ErrBrokenConfig that says why there is no config; only behind withRepairableTenant
 }
 
 // tenantConfig is a config as tollgate reads it. It is never changed once made.
