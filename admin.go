@@ -41,7 +41,7 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	return writeJSON(w, http.StatusOK, configBody{config.raw})
+	return writeBody(w, http.StatusOK, config.answer)
 }
 
 func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request) error {
@@ -234,7 +234,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.IssueKey(key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusCreated, issued{key, k.TokensLeft})
+	return writeTokens(w, http.StatusCreated, key, k.TokensLeft)
 }
 
 // userID is 1 to maxUserIDBytes of text that a header can hand on as it is: printable, with no white space at its ends.

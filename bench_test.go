@@ -3,109 +3,162 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gomodule/redigo/redis"
 )
 
-// benchClients is how many connections, each with one request under way, load the service.
-const benchClients = 64
-
-// BenchmarkHTTP measures requests over loopback from parallel clients. The clients cost next to nothing (they
-// allocate nothing), so the allocations are the server's; but they and Redis run on the same cores. What counts is
-// therefore the ratio to the floor, which is the same shape of handler with no Redis, taken in the same run.
-func BenchmarkHTTP(b *testing.B) {
-	s := newService(b, "LOGIN_LIMIT=100000")
-	tenant := newTenant(b, maxAmount)
-	key := s.login(b, tenant)
-	floor := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if body, err := io.ReadAll(r.Body); err != nil || len(body) == 0 {
-			panic("no body")
+// floor answers what a charge answers, as net/http and encoding/json do it with nothing behind them.
+func floor() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /{tenantId}/tokens/consume", func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			Tokens int64 `json:"tokens"`
 		}
-		_ = writeJSON(w, http.StatusOK, struct {
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		w.WriteHeader(http.StatusOK)
+		_ = json.NewEncoder(w).Encode(struct {
 			TokensLeft int64 `json:"tokensLeft"`
-		}{maxAmount})
-	}))
-	defer floor.Close()
+		}{maxAmount - body.Tokens})
+	})
+	return mux
+}
 
-	many := make([]string, 1000)
-	for i := range many {
-		many[i] = s.login(b, tenant)
+// runFloor serves floor in a process of its own, as startProcess starts it.
+func runFloor() {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		fmt.Fprintln(os.Stderr, "[INFO] Listening on", l.Addr())
+		err = http.Serve(l, floor())
 	}
-	limited := testRedis.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
-	limitedKeys := []string{s.login(b, limited)}
-	one := []string{key}
-	const charge = `{"tokens":1}`
-	runs := []struct {
-		name, url, method, path string
-		tokens                  []string
-		header, body            string
-	}{
-		{"floor", floor.URL, "POST", "/" + tenant + "/tokens/consume", one, "", charge},
-		{"login", s.url, "POST", "/" + tenant + "/auth/anonymous", one, "", ""},
-		{"consume", s.url, "POST", "/" + tenant + "/tokens/consume", one, "", charge},
-		{"consume, 1,000 keys", s.url, "POST", "/" + tenant + "/tokens/consume", many, "", charge},
-		{"consume, rate limit", s.url, "POST", "/" + limited + "/tokens/consume", limitedKeys, "", charge},
-		{"consume, Idempotency-Key", s.url, "POST", "/" + tenant + "/tokens/consume", many, retryKey + serial + "\r\n", charge},
-		{"verify", s.url, "GET", "/" + tenant + "/auth/verify?tokens=1", one, "", ""},
-		{"config", s.url, "GET", "/" + tenant + "/admin/config", []string{testAdminToken}, "", ""},
-	}
-	rates := make(map[string]float64)
-	for _, run := range runs {
-		b.Run(run.name, func(b *testing.B) {
-			var requests [][]byte
-			for _, token := range run.tokens {
-				requests = append(requests, fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: tollgate\r\nContent-Length: %d\r\n%s%s\r\n\r\n%s",
-					run.method, run.path, len(run.body), run.header, bearer(token), run.body))
-			}
-			rates[run.name] = load(b, strings.TrimPrefix(run.url, "http://"), requests)
-		})
-	}
-	fmt.Println()
-	for _, run := range runs {
-		if rates[run.name] > 0 && rates["floor"] > 0 {
-			fmt.Printf("%-24s %8.0f req/s  %.2f of the floor\n", run.name, rates[run.name], rates[run.name]/rates["floor"])
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// A workload is a kind of request. Each of tokens is one request's bearer token, in turn.
+type workload struct {
+	name, method, path string
+	tokens             []string
+	header, body       string
+}
+
+const (
+	oneToken = `{"tokens":1}`
+	serial   = "000000000000" // stands in a request where each that is sent has a number of its own
+)
+
+// workloads makes the tenants and keys for them through s. The first is the floor's.
+func workloads(b *testing.B, s *service, r *redisServer) []workload {
+	tenant := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+	limited := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
+	keys := func(tenant string, n int) []string {
+		keys := make([]string, n)
+		for i := range keys {
+			keys[i] = s.login(b, tenant)
 		}
+		return keys
+	}
+	charge := func(name, tenant string, n int, header string) workload {
+		return workload{name, "POST", "/" + tenant + "/tokens/consume", keys(tenant, n), header, oneToken}
+	}
+	return []workload{
+		charge("floor", tenant, 1, ""),
+		charge("charge", tenant, 1, ""),
+		charge("charge, 1,000 keys", tenant, 1000, ""),
+		charge("charge, rate limit", limited, 1, ""),
+		charge("charge, rate limit, 1,000 keys", limited, 1000, ""),
+		charge("charge, Idempotency-Key", tenant, 1000, retryKey+serial+"\r\n"),
+		{"verify", "GET", "/" + tenant + "/auth/verify?tokens=1", keys(tenant, 1), "", ""},
+		{"login", "POST", "/" + tenant + "/auth/anonymous", []string{""}, "", ""},
+		{"config", "GET", "/" + tenant + "/admin/config", []string{testAdminToken}, "", ""},
 	}
 }
 
-// serial stands in a request where each that is sent has a number of its own.
-const serial = "000000000000"
+// requests are the bytes that a workload sends.
+func (w workload) requests() [][]byte {
+	var all [][]byte
+	for _, token := range w.tokens {
+		all = append(all, fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: tollgate\r\nContent-Length: %d\r\n%s%s\r\n\r\n%s",
+			w.method, w.path, len(w.body), w.header, bearer(token), w.body))
+	}
+	return all
+}
 
-// load sends b.N requests, the given ones in turn, over benchClients connections and returns how many were answered a
-// second, all with 200.
-func load(b *testing.B, address string, requests [][]byte) float64 {
-	b.ReportAllocs()
-	connections := make([]net.Conn, benchClients)
-	for i := range connections {
+// BenchmarkRequest measures, in one process, what a request takes of the whole server: allocations, commands for Redis,
+// and its reads from connections, of which many requests share one. The clients allocate nothing.
+func BenchmarkRequest(b *testing.B) {
+	s := newService(b, "LOGIN_LIMIT=100000")
+	web := httptest.NewServer(floor())
+	defer web.Close()
+	for _, w := range workloads(b, s, testRedis) {
+		b.Run(w.name, func(b *testing.B) {
+			b.ReportAllocs()
+			address := strings.TrimPrefix(s.url, "http://")
+			if w.name == "floor" {
+				address = web.Listener.Addr().String()
+			}
+			before := redisWork(b)
+			b.ResetTimer()
+			drive(b, address, 64, w.requests(), func(n int) bool { return n < b.N }, nil)
+			b.StopTimer()
+			for name, n := range redisWork(b) {
+				b.ReportMetric(float64(n-before[name])/float64(b.N), name)
+			}
+		})
+	}
+}
+
+// drive sends requests in turn over so many connections, each with one under way, while more says so of the number of
+// those that were sent. All must be answered with 200. before, if there is one, is called before each is sent, and what
+// it returns with how long the answer took. drive returns how many were answered.
+func drive(b *testing.B, address string, connections int, requests [][]byte, more func(n int) bool, before func() func(time.Duration)) int {
+	run := time.Now().UnixNano() / 1000 % 1_000_000 * 1_000_000 // no other run has its serial numbers
+	var sent atomic.Int64
+	var wg sync.WaitGroup
+	for range connections {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
 			b.Fatal(err)
 		}
-		defer c.Close()
-		connections[i] = c
-	}
-	run := time.Now().UnixNano() / 1000 % 1_000_000 * 1_000_000 // no other run has its numbers
-	before := redisWork(b)
-	start := time.Now()
-	b.ResetTimer()
-	var wg sync.WaitGroup
-	for i, c := range connections {
 		wg.Go(func() {
+			defer c.Close()
 			answers := bufio.NewReader(c)
 			request := make([]byte, 0, 1024)
-			for n := i; n < b.N; n += benchClients {
+			for {
+				n := int(sent.Add(1)) - 1
+				if !more(n) {
+					sent.Add(-1)
+					return
+				}
 				request = append(request[:0], requests[n%len(requests)]...)
 				if at := bytes.Index(request, []byte(serial)); at >= 0 {
 					strconv.AppendInt(request[:at], 1e11+(run+int64(n))%1e11, 10)
 				}
+				var after func(time.Duration)
+				if before != nil {
+					after = before()
+				}
+				start := time.Now()
 				if _, err := c.Write(request); err != nil {
 					b.Error(err)
 					return
@@ -114,17 +167,14 @@ func load(b *testing.B, address string, requests [][]byte) float64 {
 					b.Error(err)
 					return
 				}
+				if after != nil {
+					after(time.Since(start))
+				}
 			}
 		})
 	}
 	wg.Wait()
-	b.StopTimer()
-	rate := float64(b.N) / time.Since(start).Seconds()
-	b.ReportMetric(rate, "req/s")
-	for name, n := range redisWork(b) {
-		b.ReportMetric(float64(n-before[name])/float64(b.N), name)
-	}
-	return rate
+	return int(sent.Load())
 }
 
 // readAnswer reads one answer, which must be a 200 with a Content-Length, and allocates nothing.
@@ -172,5 +222,299 @@ func redisWork(b *testing.B) map[string]int {
 		"redis-sent/op":  calls("evalsha") + calls("eval") + 2*calls("pttl"),
 		"redis-reads/op": field("total_reads_processed"),
 		"redis-calls/op": field("total_commands_processed"),
+	}
+}
+
+// BenchmarkCharge compares the ways to Redis under the store: the connection that all share, and one of the pool for each
+// call, for a lone caller and for 64.
+func BenchmarkCharge(b *testing.B) {
+	s := newService(b)
+	key := s.login(b, newTenant(b, maxAmount))
+	url, err := parseRedisURL(testRedis.url())
+	if err != nil {
+		b.Fatal(err)
+	}
+	st, err := openStore(context.Background(), url, redisDialTimeout, newLogger(new(logBuffer)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.close()
+	tenant := testRedis.string(b, "HGET", "apiKey:"+key, "tenantId")
+	ways := map[string]func() (any, error){
+		"shared": func() (any, error) {
+			return st.evalShared(time.Now().Add(callTimeout), chargeScript, 1, "apiKey:"+key, tenant, 1, "")
+		},
+		"pooled": func() (any, error) {
+			return st.eval(callTimeout, chargeScript, []string{"apiKey:" + key}, tenant, 1, "")
+		},
+	}
+	for _, callers := range []int{1, 64} {
+		for _, name := range []string{"pooled", "shared"} {
+			b.Run(fmt.Sprintf("%s/%d", name, callers), func(b *testing.B) {
+				b.ReportAllocs()
+				var wg sync.WaitGroup
+				var n atomic.Int64
+				for range callers {
+					wg.Go(func() {
+						for n.Add(1) <= int64(b.N) {
+							if _, err := ways[name](); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+			})
+		}
+	}
+}
+
+// The service and the floor run in processes of their own, as deployed but for their being on one machine with the load
+// and with Redis, and as `make run` sets the garbage collector.
+var benchSettings = []string{"GOGC=400", "GOMEMLIMIT=256MiB", "LOGIN_LIMIT=0", "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken}
+
+const (
+	speedRounds = 5
+	speedTime   = time.Second // of one run
+)
+
+// BenchmarkSpeed prints the table of the README's chapter "Speed", and what else that states. One run takes 10 minutes
+// and more. The runs of a round are interleaved, so that what happens on the machine happens to all.
+func BenchmarkSpeed(b *testing.B) {
+	for b.Loop() {
+		binary := filepath.Join(b.TempDir(), "tollgate")
+		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+		info, err := os.Stat(binary)
+		if err != nil {
+			b.Fatal(err)
+		}
+		r := newRedis(b, "--appendonly", "no")
+		settings := append([]string{"REDIS_URL=" + r.url()}, benchSettings...)
+		var starts []float64
+		for range speedRounds {
+			begin := time.Now()
+			p := startCommand(b, exec.Command(binary), settings)
+			address := p.address(b)
+			(&service{url: "http://" + address}).do(b, "GET", "/readyz", "").want(b, 200, "")
+			starts = append(starts, time.Since(begin).Seconds()*1000)
+			p.kill()
+		}
+		p := startCommand(b, exec.Command(binary), settings)
+		s := &service{url: "http://" + p.address(b)}
+		base := startCommand(b, exec.Command(os.Args[0]), append([]string{"TOLLGATE_RUN_FLOOR=1"}, benchSettings...))
+		loads := workloads(b, s, r)
+
+		fmt.Printf("\nload: %s; medians of %d rounds [min … max]\n\n", loader(), speedRounds)
+		fmt.Print("| | connections | requests/s | of the floor | server µs (user + system) | Redis µs |\n|---|---|---|---|---|---|\n")
+		charges := 0
+		var rate64 float64
+		for _, connections := range []int{1, 8, 64, 256} {
+			results := make([]result, len(loads))
+			for range speedRounds {
+				for i, w := range loads {
+					on := p
+					if i == 0 {
+						on = base
+					}
+					results[i].run(b, w, on, r, connections, &results[0])
+					if i > 0 && i < 7 {
+						charges += results[i].requests
+					}
+				}
+			}
+			for i, w := range loads {
+				fmt.Printf("| %s | %d | %s |\n", w.name, connections, results[i])
+			}
+			if connections == 64 {
+				rate64 = median(results[1].rates)
+			}
+		}
+
+		// How long an answer takes at half of the most charges, and the floor's at the same rate.
+		for i, on := range []*process{base, p} {
+			var mu sync.Mutex
+			var took []time.Duration
+			next, interval := time.Now(), time.Duration(2*float64(time.Second)/rate64)
+			end := next.Add(10 * time.Second)
+			drive(b, on.address(b), 64, loads[i].requests(), func(int) bool { return time.Now().Before(end) }, func() func(time.Duration) {
+				mu.Lock()
+				next = next.Add(interval)
+				wait := time.Until(next)
+				mu.Unlock()
+				time.Sleep(wait)
+				return func(d time.Duration) {
+					mu.Lock()
+					took = append(took, d)
+					mu.Unlock()
+				}
+			})
+			slices.Sort(took)
+			fmt.Printf("\n%s at half of the most charges (%d/s): median %s, p99 %s\n", loads[i].name, len(took)/10, took[len(took)/2], took[len(took)*99/100])
+		}
+
+		// The same again with more of everything.
+		large := newRedis(b, "--appendonly", "no")
+		before := memory(b, large)
+		large.fill(b, 1_000_000)
+		perKey := float64(memory(b, large)-before) / 1_000_000
+		grown := startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + large.url()}, benchSettings...))
+		var requests [][]byte
+		for range 1000 {
+			id := large.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+			key := (&service{url: "http://" + grown.address(b)}).login(b, id)
+			one := workload{method: "POST", path: "/" + id + "/tokens/consume", tokens: []string{key}, body: oneToken}
+			requests = append(requests, one.requests()...)
+		}
+		var ratios []float64
+		for range speedRounds {
+			count := func(p *process, requests [][]byte) float64 {
+				end := time.Now().Add(2 * speedTime)
+				return float64(drive(b, p.address(b), 64, requests, func(int) bool { return time.Now().Before(end) }, nil))
+			}
+			few := count(p, loads[2].requests())
+			charges += int(few)
+			ratios = append(ratios, count(grown, requests)/few)
+		}
+		fmt.Printf("1,000 keys of 1,000 tenants beside 1,000,000 keys in Redis, to 1,000 keys of 1 tenant beside none: %.2f [%.2f … %.2f] of the charges/s; %.0f bytes in Redis a key\n",
+			median(ratios), slices.Min(ratios), slices.Max(ratios), perKey)
+		grown.kill()
+
+		for charges < 10_000 {
+			end := time.Now().Add(10 * time.Second)
+			charges += drive(b, p.address(b), 64, loads[1].requests(), func(int) bool { return time.Now().Before(end) }, nil)
+		}
+		fmt.Printf("after %d charges: %d KiB resident; start to first answer: %.0f ms; binary: %d KiB\n",
+			charges, residentKiB(b, p.cmd.Process.Pid), median(starts), info.Size()>>10)
+	}
+}
+
+// result is what the rounds of one workload gave.
+type result struct {
+	requests                      int // of the last round
+	rates, ratios                 []float64
+	userMicros, systemMicros, own []float64 // a request: of the server, and of Redis
+}
+
+func (res result) String() string {
+	return fmt.Sprintf("%.0f [%.0f … %.0f] | %.2f [%.2f … %.2f] | %.1f + %.1f | %.1f",
+		median(res.rates), slices.Min(res.rates), slices.Max(res.rates), median(res.ratios), slices.Min(res.ratios), slices.Max(res.ratios),
+		median(res.userMicros), median(res.systemMicros), median(res.own))
+}
+
+// run adds a round, and its ratio to the last one of base.
+func (res *result) run(b *testing.B, w workload, p *process, r *redisServer, connections int, base *result) {
+	user, system := cpuMicros(b, p.cmd.Process.Pid)
+	redisUser, redisSystem := cpuMicros(b, r.cmd.Process.Pid)
+	rate, n := load(b, w, p.address(b), connections)
+	userAfter, systemAfter := cpuMicros(b, p.cmd.Process.Pid)
+	redisUserAfter, redisSystemAfter := cpuMicros(b, r.cmd.Process.Pid)
+	res.requests = n
+	res.rates = append(res.rates, rate)
+	res.ratios = append(res.ratios, rate/base.rates[len(base.rates)-1])
+	res.userMicros = append(res.userMicros, (userAfter-user)/float64(n))
+	res.systemMicros = append(res.systemMicros, (systemAfter-system)/float64(n))
+	res.own = append(res.own, (redisUserAfter+redisSystemAfter-redisUser-redisSystem)/float64(n))
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+// loader is what makes the load: wrk where it is there, which costs less than a client in Go.
+func loader() string {
+	if _, err := exec.LookPath("wrk"); err == nil {
+		return "wrk -t1"
+	}
+	return "a client in Go"
+}
+
+// load sends w for speedTime and returns how many requests a second were answered, and how many in all.
+func load(b *testing.B, w workload, address string, connections int) (rate float64, requests int) {
+	if loader() != "wrk -t1" {
+		begin := time.Now()
+		n := drive(b, address, connections, w.requests(), func(int) bool { return time.Since(begin) < speedTime }, nil)
+		return float64(n) / time.Since(begin).Seconds(), n
+	}
+	var script strings.Builder
+	fmt.Fprintf(&script, "wrk.method = %q\nwrk.body = %q\n", w.method, w.body)
+	if len(w.tokens) == 1 {
+		fmt.Fprintf(&script, "wrk.headers['Authorization'] = 'Bearer %s'\n", w.tokens[0])
+	} else {
+		fmt.Fprintf(&script, "local tokens, requests, n = {'%s'}, {}, 0\n", strings.Join(w.tokens, "','"))
+		fmt.Fprintf(&script, "function init() for i, token in ipairs(tokens) do requests[i] = wrk.format(nil, nil, {['Authorization'] = 'Bearer ' .. token%s}) end end\n",
+			map[bool]string{true: ", ['Idempotency-Key'] = '" + serial + "'"}[w.header != ""])
+		if w.header == "" {
+			fmt.Fprint(&script, "function request() n = n + 1; return requests[n % #requests + 1] end\n")
+		} else {
+			fmt.Fprintf(&script, "function request() n = n + 1; return (string.gsub(requests[n %% #requests + 1], '%s', '%d-' .. n, 1)) end\n", serial, time.Now().UnixNano())
+		}
+	}
+	file := filepath.Join(b.TempDir(), "load.lua")
+	if err := os.WriteFile(file, []byte(script.String()), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	out, err := exec.Command("wrk", "-t1", fmt.Sprintf("-c%d", connections), "-d"+speedTime.String(), "-s", file, "http://"+address+w.path).CombinedOutput()
+	found := regexp.MustCompile(`(?s)(\d+) requests in .*Requests/sec: +([\d.]+)`).FindSubmatch(out)
+	if err != nil || found == nil || bytes.Contains(out, []byte("Non-2xx")) || bytes.Contains(out, []byte("Socket errors")) {
+		b.Fatalf("%s: %v\n%s", w.name, err, out)
+	}
+	requests, _ = strconv.Atoi(string(found[1]))
+	rate, _ = strconv.ParseFloat(string(found[2]), 64)
+	return rate, requests
+}
+
+// cpuMicros is the processor time that a process has used so far, as Linux counts it in ticks of 10 ms.
+func cpuMicros(b *testing.B, pid int) (user, system float64) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Skip("processor times are read as Linux gives them: ", err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, _ = strconv.ParseFloat(fields[11], 64)
+	system, _ = strconv.ParseFloat(fields[12], 64)
+	return user * 1e4, system * 1e4
+}
+
+func residentKiB(b *testing.B, pid int) (n int) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Sscan(infoField(string(status), "VmRSS"), &n)
+	return n
+}
+
+func memory(b *testing.B, r *redisServer) (n int) {
+	fmt.Sscan(infoField(r.string(b, "INFO", "memory"), "used_memory"), &n)
+	return n
+}
+
+// fill makes n anonymous keys with the script that logins use.
+func (r *redisServer) fill(b *testing.B, n int) {
+	c, err := redis.Dial("unix", r.socket())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Do("SCRIPT", "LOAD", issueScript.source[0]); err != nil {
+		b.Fatal(err)
+	}
+	for i := range n {
+		key, err := newToken(anonymousPrefix)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = c.Send("EVALSHA", issueScript.sha1[0], 1, apiKeyKey(key), anonymousKeyLife.Milliseconds(), 0, "abc", anonymousGroup, formatTime(time.Now()), 100)
+		if i%1000 == 999 {
+			if _, err := c.Do(""); err != nil {
+				b.Fatal(err)
+			}
+		}
 	}
 }

@@ -36,14 +36,14 @@ type configCache struct {
 
 // cacheEntry is a config, or a place for one that is being loaded. A change in Redis takes it out of the cache: what
 // is loaded into it afterwards may be old, and nobody finds it.
-type cacheEntry struct{ config *tenantConfig }
+type cacheEntry struct{ tenant *tenant }
 
-// get returns tenantID's config, nil where it is not cached.
-func (c *configCache) get(tenantID string) *tenantConfig {
+// get returns the tenant, nil where it is not cached.
+func (c *configCache) get(tenantID string) *tenant {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if e := c.entries[tenantID]; e != nil {
-		return e.config
+		return e.tenant
 	}
 	return nil
 }
@@ -65,22 +65,22 @@ func (c *configCache) load(tenantID string) *cacheEntry {
 }
 
 // put fills the place that load made, if no change has come between.
-func (c *configCache) put(tenantID string, place *cacheEntry, config *tenantConfig) {
+func (c *configCache) put(place *cacheEntry, t *tenant) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if place == nil || c.entries[tenantID] != place || place.config != nil {
+	if place == nil || c.entries[t.id] != place || place.tenant != nil {
 		return
 	}
 	for other, e := range c.entries {
-		if c.bytes+len(config.raw) <= maxCachedBytes {
+		if c.bytes+t.config.bytes() <= maxCachedBytes {
 			break
 		}
-		if e.config != nil {
+		if e.tenant != nil {
 			c.remove(other)
 		}
 	}
-	place.config = config
-	c.bytes += len(config.raw)
+	place.tenant = t
+	c.bytes += t.config.bytes()
 }
 
 // drop forgets tenantID's config, also one that is being loaded.
@@ -92,8 +92,8 @@ func (c *configCache) drop(tenantID string) {
 
 func (c *configCache) remove(tenantID string) {
 	if e := c.entries[tenantID]; e != nil {
-		if e.config != nil {
-			c.bytes -= len(e.config.raw)
+		if e.tenant != nil {
+			c.bytes -= e.tenant.config.bytes()
 		}
 		delete(c.entries, tenantID)
 	}

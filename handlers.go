@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -170,10 +172,17 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	_ = writeJSON(w, status, body)
 }
 
-// issued is the answer to a new API key.
-type issued struct {
-	APIKey     string `json:"apiKey"`
-	TokensLeft int64  `json:"tokensLeft"`
+// writeTokens answers a charge or, with the new API key, a login.
+func writeTokens(w http.ResponseWriter, status int, apiKey string, tokensLeft int64) error {
+	body := append(make([]byte, 0, 96), '{')
+	if apiKey != "" { // one of ours: nothing in it needs escaping
+		body = append(body, `"apiKey":"`...)
+		body = append(body, apiKey...)
+		body = append(body, `",`...)
+	}
+	body = append(body, `"tokensLeft":`...)
+	body = strconv.AppendInt(body, tokensLeft, 10)
+	return writeBody(w, status, append(body, "}\n"...))
 }
 
 func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request) error {
@@ -190,7 +199,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.IssueKey(key, k, anonymousKeyLife, clientAddress(r, s.trustedProxies), s.loginLimit); err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, issued{key, k.TokensLeft})
+	return writeTokens(w, http.StatusOK, key, k.TokensLeft)
 }
 
 // newToken is prefix with a random UUID (RFC 9562, version 4: 122 random bits).
@@ -242,22 +251,38 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if len(body) > 0 {
+	if tokens, ok := plainTokens(body); ok {
+		c.tokens = tokens
+	} else if len(body) > 0 {
 		if err := readJSON(body, fields{"tokens": wholeNumber(&c.tokens, 1, maxAmount)}, "tokens"); err != nil {
 			return err
 		}
 	}
 	got, err := s.store.Charge(tenantFrom(r), c)
-	setRateHeaders(w.Header(), got.rate)
+	setRateHeaders(w.Header(), got)
 	if err != nil {
 		return err
 	}
 	if got.replayed {
 		w.Header().Set("Idempotent-Replayed", "true")
 	}
-	return writeJSON(w, http.StatusOK, struct {
-		TokensLeft int64 `json:"tokensLeft"`
-	}{got.tokensLeft})
+	return writeTokens(w, http.StatusOK, "", got.tokensLeft)
+}
+
+// plainTokens reads {"tokens":n} for consume where it is spelled just so, as it mostly is. All else is left to readJSON.
+func plainTokens(body []byte) (n int64, ok bool) {
+	digits, prefixed := bytes.CutPrefix(body, []byte(`{"tokens":`))
+	digits, closed := bytes.CutSuffix(digits, []byte("}"))
+	if !prefixed || !closed || len(digits) == 0 || len(digits) > 15 || digits[0] == '0' {
+		return 0, false
+	}
+	for _, digit := range digits {
+		if digit < '0' || digit > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(digit-'0')
+	}
+	return n, true
 }
 
 // idempotencyKey is the request's Idempotency-Key, "" where it has none.
@@ -275,14 +300,25 @@ func idempotencyKey(r *http.Request) (string, error) {
 
 // setRateHeaders tells what is left of a rate limit, in the words of the IETF's draft (draft-ietf-httpapi-ratelimit-headers)
 // and in OpenAI's. Names are written as those spell them, which Header.Set would not.
-func setRateHeaders(h http.Header, rate *rate) {
-	if rate == nil {
+func setRateHeaders(h http.Header, got receipt) {
+	if !got.limited {
 		return
 	}
-	h["RateLimit-Policy"] = []string{fmt.Sprintf(`"requests";q=%d;w=%d`, rate.limit, rate.window)}
-	h["RateLimit"] = []string{fmt.Sprintf(`"requests";r=%d;t=%d`, rate.remaining, rate.wait)}
-	h["X-RateLimit-Limit-Requests"] = []string{strconv.FormatInt(rate.limit, 10)}
-	h["X-RateLimit-Remaining-Requests"] = []string{strconv.FormatInt(rate.remaining, 10)}
+	// All are cut from one string, the numbers alone from where they stand in the longer ones.
+	text := append(make([]byte, 0, 96), `"requests";q=`...)
+	text = strconv.AppendInt(text, got.rate.limit, 10)
+	limit := len(text)
+	text = strconv.AppendInt(append(text, ";w="...), got.rate.window, 10)
+	policy := len(text)
+	text = strconv.AppendInt(append(text, `"requests";r=`...), got.rate.remaining, 10)
+	remaining := len(text)
+	text = strconv.AppendInt(append(text, ";t="...), got.rate.wait, 10)
+	all, number := string(text), len(`"requests";q=`)
+	values := []string{all[:policy], all[policy:], all[number:limit], all[policy+number : remaining]}
+	h["RateLimit-Policy"] = values[0:1:1]
+	h["RateLimit"] = values[1:2:2]
+	h["X-RateLimit-Limit-Requests"] = values[2:3:3]
+	h["X-RateLimit-Remaining-Requests"] = values[3:4:4]
 }
 
 // verify is for proxies that ask before they let a request through. It ignores the request's body and Idempotency-Key,
@@ -300,7 +336,7 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request) error {
 	t := tenantFrom(r)
 	got, err := s.store.Charge(t, c)
 	h := w.Header()
-	setRateHeaders(h, got.rate)
+	setRateHeaders(h, got)
 	if err != nil {
 		_, limited := errors.AsType[rateLimited](err)
 		_, spent := errors.AsType[tokensSpent](err)
@@ -309,37 +345,47 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request) error {
 		}
 		return err
 	}
-	h.Set("X-Tenant-Id", t.id)
+	values := []string{t.id, headerText(got.group), strconv.FormatInt(got.tokensLeft, 10), headerText(got.userID)}
+	h["X-Tenant-Id"] = values[0:1:1]
+	h["X-User-Group"] = values[1:2:2]
+	h["X-Tokens-Left"] = values[2:3:3]
 	if got.userID != "" {
-		h.Set("X-User-Id", headerText(got.userID))
+		h["X-User-Id"] = values[3:4:4]
 	}
-	h.Set("X-User-Group", headerText(got.group))
-	h.Set("X-Tokens-Left", strconv.FormatInt(got.tokensLeft, 10))
-	return writeJSON(w, http.StatusOK, struct{}{})
+	return writeBody(w, http.StatusOK, []byte("{}\n"))
 }
 
 // verifyQuery reads ?tokens=n and ?deny=403. Anything else, or one of them twice, is a badRequest.
 func verifyQuery(query string, tokens *int64) (deny bool, err error) {
-	values, err := url.ParseQuery(query)
-	if err != nil {
+	if strings.Contains(query, ";") { // which some take for &
 		return false, badRequest("Invalid query")
 	}
-	for name, value := range values {
+	seen := make([]string, 0, 2)
+	for part := range strings.SplitSeq(query, "&") {
+		if part == "" {
+			continue
+		}
+		name, value, _ := strings.Cut(part, "=")
+		name, badName := url.QueryUnescape(name)
+		value, badValue := url.QueryUnescape(value)
 		switch {
-		case len(value) > 1:
+		case badName != nil || badValue != nil:
+			return false, badRequest("Invalid query")
+		case slices.Contains(seen, name):
 			return false, badRequest("Query " + strconv.Quote(name) + " is there twice")
 		case name == "tokens":
 			var wrong problems
-			if wholeNumber(tokens, 0, maxAmount)(&wrong, "tokens", []byte(value[0])); len(wrong) > 0 {
+			if wholeNumber(tokens, 0, maxAmount)(&wrong, "tokens", []byte(value)); len(wrong) > 0 {
 				return false, badRequest(wrong[0])
 			}
 		case name == "deny":
-			if deny = value[0] == "403"; !deny {
+			if deny = value == "403"; !deny {
 				return false, badRequest("deny must be 403")
 			}
 		default:
 			return false, badRequest("Query " + strconv.Quote(name) + " is not known")
 		}
+		seen = append(seen, name)
 	}
 	return deny, nil
 }
@@ -347,9 +393,20 @@ func verifyQuery(query string, tokens *int64) (deny bool, err error) {
 // headerText is text as a header can carry it: all but printable ASCII is percent-encoded, % itself, and a space at an
 // end, where HTTP would drop it.
 func headerText(text string) string {
+	special := func(i int) bool {
+		c := text[i]
+		return c < ' ' || c > '~' || c == '%' || c == ' ' && (i == 0 || i == len(text)-1)
+	}
+	at := 0
+	for at < len(text) && !special(at) {
+		at++
+	}
+	if at == len(text) {
+		return text
+	}
 	var encoded strings.Builder
 	for i, c := range []byte(text) {
-		if c < ' ' || c > '~' || c == '%' || c == ' ' && (i == 0 || i == len(text)-1) {
+		if special(i) {
 			fmt.Fprintf(&encoded, "%%%02X", c)
 		} else {
 			encoded.WriteByte(c)

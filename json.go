@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	maxBodyBytes = 1 << 20
-	maxAmount    = 1<<53 - 1 // the largest whole number that JSON's readers agree on (RFC 8259, section 6)
+	maxBodyBytes   = 1 << 20
+	smallBodyBytes = 4 << 10   // as much is reserved before it has come
+	maxAmount      = 1<<53 - 1 // the largest whole number that JSON's readers agree on (RFC 8259, section 6)
 )
 
 // writeJSON answers with v as one compact object and a newline. Nothing is written if v cannot be encoded.
@@ -27,22 +28,42 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("encode answer: %w", err)
 	}
+	return writeBody(w, status, body.Bytes())
+}
+
+// Values of headers that all answers have. Nobody changes them.
+var (
+	contentType  = []string{"application/json; charset=utf-8"}
+	cacheControl = []string{"no-store"} // answers carry keys, balances and configs (RFC 6749, section 5.1)
+)
+
+// writeBody answers with body, which is compact JSON and a newline. It returns nil, for the sake of handlers.
+func writeBody(w http.ResponseWriter, status int, body []byte) error {
 	h := w.Header()
-	h.Set("Content-Type", "application/json; charset=utf-8")
-	h.Set("Cache-Control", "no-store") // answers carry keys, balances and configs (RFC 6749, section 5.1)
+	h["Content-Type"] = contentType
+	h["Cache-Control"] = cacheControl
 	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // a client that has gone away is no error of ours
+	_, _ = w.Write(body) // a client that has gone away is no error of ours
 	return nil
 }
 
+const errBrokenBody = badRequest("Body could not be read to its end")
+
 // readBody returns the request's body. Errors: errBodyTooLarge beyond maxBodyBytes, badRequest when it breaks off.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {
+		body := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, body); err != nil {
+			return nil, errBrokenBody
+		}
+		return body, nil
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, errBodyTooLarge
 	}
 	if err != nil {
-		return nil, badRequest("Body could not be read to its end")
+		return nil, errBrokenBody
 	}
 	return body, nil
 }

@@ -118,7 +118,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	}
 	log.infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
-	go func() { ended <- web.Serve(listener) }()
+	go func() { ended <- web.Serve(lazyListener{listener}) }()
 	select {
 	case err := <-ended:
 		return err

@@ -29,9 +29,15 @@ type process struct {
 // startProcess starts the program with just these settings (NAME=value) and arguments.
 func startProcess(t *testing.T, settings []string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(os.Args[0], args...), log: new(logBuffer), done: make(chan struct{})}
 	// The race detector would have each process wait for a second before it ends.
-	p.cmd.Env = append(settings, "TOLLGATE_RUN_MAIN=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR="+t.TempDir())
+	env := append(settings, "TOLLGATE_RUN_MAIN=1", "GORACE=atexit_sleep_ms=0", "GOCOVERDIR="+t.TempDir())
+	return startCommand(t, exec.Command(os.Args[0], args...), env)
+}
+
+func startCommand(t testing.TB, cmd *exec.Cmd, env []string) *process {
+	t.Helper()
+	p := &process{cmd: cmd, log: new(logBuffer), done: make(chan struct{})}
+	p.cmd.Env = env
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -40,11 +46,23 @@ func startProcess(t *testing.T, settings []string, args ...string) *process {
 		_ = p.cmd.Wait()
 		close(p.done)
 	}()
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.done
-	})
+	t.Cleanup(p.kill)
 	return p
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// address is where the process listens, once it does.
+func (p *process) address(t testing.TB) string {
+	t.Helper()
+	address, ok := p.log.wait("[INFO] Listening on ", p.done)
+	if !ok {
+		t.Fatalf("it does not listen:\n%s", p.log)
+	}
+	return address
 }
 
 func (p *process) exitCode(t *testing.T) int {
@@ -327,11 +345,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			p := startProcess(t, []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0"})
-			address, ok := p.log.wait("[INFO] Listening on ", p.done)
-			if !ok {
-				t.Fatalf("it does not listen:\n%s", p.log)
-			}
-			s := &service{url: "http://" + address}
+			s := &service{url: "http://" + p.address(t)}
 			id := newTenant(t, 1_000_000)
 			key := s.login(t, id)
 			var charged atomic.Int64

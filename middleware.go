@@ -105,12 +105,13 @@ func (s *server) withRepairableTenant(next handler) handler {
 		if !validTenantID(id) {
 			return ErrNoTenant
 		}
-		config, err := s.store.Config(id)
-		if err != nil && !errors.Is(err, ErrBrokenConfig) {
+		t, err := s.store.Tenant(id)
+		if errors.Is(err, ErrBrokenConfig) {
+			t = &tenant{id: id, broken: err}
+		} else if err != nil {
 			return err
 		}
-		ctx := context.WithValue(r.Context(), tenantContextKey{}, &tenant{id, config, err})
-		return next(w, r.WithContext(ctx))
+		return next(w, r.WithContext(context.WithValue(r.Context(), tenantContextKey{}, t)))
 	}
 }
 

@@ -57,8 +57,7 @@ type tokensSpent struct{ tokensLeft int64 }
 func (tokensSpent) Error() string { return "not enough tokens" }
 
 const (
-	anonymousKeyLife  = 24 * time.Hour
-	rememberedCharges = 24 * time.Hour // for how long an Idempotency-Key is known
+	anonymousKeyLife = 24 * time.Hour
 
 	// Every answer comes within 2 s. So a call that loads a config or is about an API key may take callTimeout, of which a
 	// request makes two at most, or one and three others, which may take adminTimeout each.
@@ -66,6 +65,7 @@ const (
 	adminTimeout = 350 * time.Millisecond
 
 	maxConnections = 64
+	keepAlive      = 15 * time.Second // of the shared connection, so that one that leads nowhere is found while it is idle
 	// A connection that was idle for longer is asked PING before it is used: Redis may have been restarted meanwhile.
 	trustedIdleTime = time.Second
 	// A fault is over when a call succeeds and none has failed for so long: a Redis that is full still reads.
@@ -102,10 +102,11 @@ var (
 	tokenScript   = newScript(tokenLua)
 )
 
-type script struct{ source, sha1 string }
+// script has the first argument of EVAL and of EVALSHA.
+type script struct{ source, sha1 []any }
 
 func newScript(source string) *script {
-	return &script{source, fmt.Sprintf("%x", sha1.Sum([]byte(source)))}
+	return &script{[]any{source}, []any{fmt.Sprintf("%x", sha1.Sum([]byte(source)))}}
 }
 
 // store is all that tollgate keeps, in Redis. Its methods may be called from any number of goroutines. They give up
@@ -113,6 +114,7 @@ func newScript(source string) *script {
 // away, would close the connection while Redis carries the command out all the same, and nobody would know of it.
 type store struct {
 	pool      *redis.Pool
+	shared    *pipeline // for what every request does
 	log       *logger
 	configs   configCache
 	unwatch   func()       // ends watch
@@ -168,6 +170,19 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		},
 		TestOnBorrowContext: s.testIdle,
 	}
+	s.shared = newPipeline(func(ctx context.Context) (redis.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		dialer := net.Dialer{KeepAlive: keepAlive}
+		return redisURL.dial(ctx, callTimeout, redis.DialReadTimeout(0), redis.DialWriteTimeout(0),
+			redis.DialContextFunc(func(ctx context.Context, network, address string) (net.Conn, error) {
+				c, err := dialer.DialContext(ctx, network, address)
+				if err != nil {
+					return nil, err
+				}
+				return &lazyConn{Conn: c}, nil
+			}))
+	})
 	watching, cancelWatch := context.WithCancel(context.Background())
 	var watch sync.WaitGroup
 	tried := make(chan struct{})
@@ -183,6 +198,7 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 // close ends all connections. Nobody may use the store any more: the server has drained before.
 func (s *store) close() error {
 	s.unwatch()
+	s.shared.close()
 	return s.pool.Close()
 }
 
@@ -212,20 +228,32 @@ func (s *store) do(timeout time.Duration, command string, args ...any) (any, err
 // eval runs a script, which Redis forgets when it restarts, is promoted or is told to: then it is sent again.
 func (s *store) eval(timeout time.Duration, sc *script, keys []string, args ...any) (any, error) {
 	all := make([]any, 0, 2+len(keys)+len(args))
-	all = append(all, sc.sha1, len(keys))
+	all = append(all, sc.sha1[0], len(keys))
 	for _, key := range keys {
 		all = append(all, key)
 	}
 	all = append(all, args...)
 	return s.with(timeout, func(c *call) (any, error) {
 		reply, err := c.do("EVALSHA", all...)
-		if err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT ") {
-			all[0] = sc.source
+		if isNoScript(err) {
+			all[0] = sc.source[0]
 			return c.do("EVAL", all...)
 		}
 		return reply, err
 	})
 }
+
+// evalShared is eval over the connection that all share, until deadline. args are the number of keys, the keys, and the
+// script's arguments.
+func (s *store) evalShared(deadline time.Time, sc *script, args ...any) (any, error) {
+	reply, err := s.shared.do(deadline, "EVALSHA", sc.sha1, args...)
+	if isNoScript(err) {
+		reply, err = s.shared.do(deadline, "EVAL", sc.source, args...)
+	}
+	return s.outcome(reply, err)
+}
+
+func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT ") }
 
 // call is the use of a connection until a deadline.
 type call struct {
@@ -259,6 +287,11 @@ func (s *store) with(timeout time.Duration, run func(*call) (any, error)) (any, 
 	}
 	reply, err := run(&call{c, deadline})
 	c.Close()
+	return s.outcome(reply, err)
+}
+
+// outcome notes what a call tells of Redis as a whole, and turns what is no fault of the call into ErrUnavailable.
+func (s *store) outcome(reply any, err error) (any, error) {
 	if err != nil && unavailable(err) {
 		// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all.
 		if _, answered := errors.AsType[redis.Error](err); !answered || strings.Contains(err.Error(), "READONLY") {
@@ -309,28 +342,29 @@ func configKey(tenantID string) string      { return configPrefix + tenantID + c
 func historyKey(tenantID string) string     { return "{" + configKey(tenantID) + "}:history" }
 func adminTokensKey(tenantID string) string { return "{" + configKey(tenantID) + "}:adminTokens" }
 
-// Config returns tenantID's config: as Redis holds it now, or as it held it at most watchTimeout ago, and never older
-// than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrBrokenConfig, ErrUnavailable.
-func (s *store) Config(tenantID string) (*tenantConfig, error) {
-	if config := s.configs.get(tenantID); config != nil {
-		return config, nil
+// Tenant returns the tenant with its config: as Redis holds that now, or as it held it at most watchTimeout ago, and
+// never older than this store's own last write. tenantID must be valid. Errors: ErrNoTenant, ErrBrokenConfig,
+// ErrUnavailable.
+func (s *store) Tenant(tenantID string) (*tenant, error) {
+	if t := s.configs.get(tenantID); t != nil {
+		return t, nil
 	}
 	place := s.configs.load(tenantID)
-	config, lasting, err := s.loadConfig(tenantID)
+	t, lasting, err := s.loadTenant(tenantID)
 	if err != nil || !lasting {
 		s.configs.drop(tenantID)
 	} else {
-		s.configs.put(tenantID, place, config)
+		s.configs.put(place, t)
 	}
 	if err != nil && err != ErrNoTenant {
 		return nil, fmt.Errorf("load config of tenant %s: %w", tenantID, err)
 	}
-	return config, err
+	return t, err
 }
 
-// loadConfig asks Redis for tenantID's config. It is lasting unless it expires, of which Redis says nothing until it
+// loadTenant asks Redis for tenantID's config. It is lasting unless it expires, of which Redis says nothing until it
 // gets round to delete it.
-func (s *store) loadConfig(tenantID string) (config *tenantConfig, lasting bool, err error) {
+func (s *store) loadTenant(tenantID string) (t *tenant, lasting bool, err error) {
 	var ttl int64
 	raw, err := redis.Bytes(s.with(callTimeout, func(c *call) (any, error) {
 		if err := c.Send("PTTL", configKey(tenantID)); err != nil {
@@ -353,13 +387,13 @@ func (s *store) loadConfig(tenantID string) (config *tenantConfig, lasting bool,
 	if err != nil {
 		return nil, false, err
 	}
-	config, err = parseConfig(raw)
+	config, err := parseConfig(raw)
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: %v", ErrBrokenConfig, err) // no *invalidConfig: it is no bad request
 	}
 	config.etag = fmt.Sprintf("%x", sha1.Sum(raw))
 	s.log.infof("Loaded tenant config for %s", tenantID)
-	return config, ttl < 0, nil
+	return &tenant{id: tenantID, config: config, idArg: tenantID}, ttl < 0, nil
 }
 
 // CreateTenant makes tenantID with its config, by whom (savedBy) stands in the history. Of several at once one wins,
@@ -537,18 +571,15 @@ func apiKeyKey(key string) string { return "apiKey:" + key }
 // that many keys are made in any minute for address, over all processes: beyond it the error is a rateLimited and
 // nothing is written. Otherwise address does not matter. k.ExpiresAt is not read.
 func (s *store) IssueKey(key string, k apiKey, life time.Duration, address string, loginLimit int64) error {
-	args := []any{
-		life.Milliseconds(), loginLimit,
-		"tenantId", k.TenantID, "group", k.Group, "createdAt", formatTime(k.CreatedAt), "tokensLeft", k.TokensLeft,
-	}
-	if k.UserID != "" {
-		args = append(args, "userId", k.UserID)
-	}
-	keys := []string{apiKeyKey(key)}
+	keys := []any{1, apiKeyKey(key)}
 	if loginLimit > 0 {
-		keys = append(keys, "login:"+address)
+		keys = []any{2, apiKeyKey(key), "login:" + address}
 	}
-	wait, err := redis.Int64(s.eval(callTimeout, issueScript, keys, args...))
+	args := append(keys, life.Milliseconds(), loginLimit, k.TenantID, k.Group, formatTime(k.CreatedAt), k.TokensLeft)
+	if k.UserID != "" {
+		args = append(args, k.UserID)
+	}
+	wait, err := redis.Int64(s.evalShared(time.Now().Add(callTimeout), issueScript, args...))
 	if err != nil {
 		return fmt.Errorf("issue key: %w", err)
 	}
@@ -573,11 +604,11 @@ type keyChange struct {
 // ChangeKey changes tenantID's API key in one atomic step, without a change to its expiry, and returns it as it is
 // then. key must be valid. Errors: ErrNoKey, ErrBalanceRange (nothing was changed), ErrUnavailable.
 func (s *store) ChangeKey(tenantID, key string, change keyChange) (apiKey, error) {
-	args := []any{tenantID, change.balance, change.tokens}
+	args := []any{1, apiKeyKey(key), tenantID, change.balance, change.tokens}
 	if change.group != nil {
 		args = append(args, *change.group)
 	}
-	reply, err := s.eval(callTimeout, keyScript, []string{apiKeyKey(key)}, args...)
+	reply, err := s.evalShared(time.Now().Add(callTimeout), keyScript, args...)
 	if err != nil {
 		return apiKey{}, fmt.Errorf("look at a key of tenant %s: %w", tenantID, err)
 	}
@@ -637,13 +668,14 @@ type charge struct {
 	idempotencyKey string // "": none
 }
 
-// receipt is what a charge led to. Where a limit holds, rate has it.
+// receipt is what a charge led to.
 type receipt struct {
 	tokensLeft int64
 	replayed   bool // the Idempotency-Key was known: nothing was taken now, tokensLeft is of the first time
 	group      string
 	userID     string // "": anonymous
-	rate       *rate
+	limited    bool   // there is a rate limit:
+	rate       rate
 }
 
 // rate is what an API key has used of its group's rate limit.
@@ -658,40 +690,71 @@ type rate struct {
 // rateLimited and tokensSpent, with nothing used and a receipt; ErrKeyReused; ErrUnavailable when Redis may or may not
 // have taken them.
 func (s *store) Charge(t *tenant, c charge) (receipt, error) {
-	keys := []string{apiKeyKey(c.key), rateKey(c.key)}
-	if c.idempotencyKey != "" {
-		keys = append(keys, "{apiKey:"+c.key+"}:charge:"+c.idempotencyKey)
+	rate := rateKey(c.key)
+	key := rate[1 : len(rate)-len("}:rate")]
+	args := append(make([]any, 0, 10), 1, key)
+	switch {
+	case c.idempotencyKey != "":
+		args = append(args, rate, "{"+key+"}:charge:"+c.idempotencyKey)
+		args[0] = 3
+	case len(t.config.limits) > 0:
+		args = append(args, rate)
+		args[0] = 2
 	}
-	reply, err := redis.Values(s.eval(callTimeout, chargeScript, keys, t.id, c.tokens, t.config.limits, int(rememberedCharges.Seconds())))
-	if errors.Is(err, redis.ErrNil) {
-		return receipt{}, ErrNoKey
+	args = append(args, t.idArg, c.tokens)
+	deadline := time.Now().Add(callTimeout)
+	for group := anonymousGroup; ; {
+		reply, err := redis.Bytes(s.evalShared(deadline, chargeScript, t.config.appendLimits(args, group)...))
+		if errors.Is(err, redis.ErrNil) {
+			return receipt{}, ErrNoKey
+		}
+		var got receipt
+		var outcome string
+		if err == nil {
+			outcome, got, err = parseReceipt(string(reply))
+		}
+		if err != nil {
+			return receipt{}, fmt.Errorf("charge a key of tenant %s: %w", t.id, err)
+		}
+		switch outcome {
+		case "charged":
+			return got, nil
+		case "replayed":
+			got.replayed = true
+			return got, nil
+		case "mismatch":
+			return got, ErrKeyReused
+		case "limited":
+			return got, rateLimited{retryAfter: got.rate.wait}
+		case "spent":
+			return got, tokensSpent{got.tokensLeft}
+		}
+		group = got.group
 	}
-	var got receipt
-	var outcome string
-	if err == nil {
-		reply, err = redis.Scan(reply, &outcome, &got.tokensLeft, &got.group, &got.userID)
+}
+
+// parseReceipt reads what charge.lua returns.
+func parseReceipt(reply string) (outcome string, got receipt, err error) {
+	numbers, who, _ := strings.Cut(reply, "\n")
+	got.userID, got.group, _ = strings.Cut(who, "\n")
+	outcome, numbers, _ = strings.Cut(numbers, " ")
+	read := func() (n int64) {
+		var number string
+		number, numbers, _ = strings.Cut(numbers, " ")
+		if err == nil {
+			n, err = strconv.ParseInt(number, 10, 64)
+			if err == nil && len(number) > 1 && number[0] == '0' {
+				err = errors.New("junk under apiKey:<apiKey>")
+			}
+		}
+		return n
 	}
-	if err == nil && len(reply) > 0 {
-		got.rate = new(rate)
-		_, err = redis.Scan(reply, &got.rate.limit, &got.rate.window, &got.rate.remaining, &got.rate.wait)
+	got.tokensLeft = read()
+	if numbers != "" {
+		got.limited = true
+		got.rate = rate{read(), read(), read(), read()}
 	}
-	if err != nil {
-		return receipt{}, fmt.Errorf("charge a key of tenant %s: %w", t.id, err)
-	}
-	switch outcome {
-	case "charged":
-		return got, nil
-	case "replayed":
-		got.replayed = true
-		return got, nil
-	case "mismatch":
-		return got, ErrKeyReused
-	case "limited":
-		return got, rateLimited{retryAfter: got.rate.wait}
-	case "spent":
-		return got, tokensSpent{got.tokensLeft}
-	}
-	return receipt{}, fmt.Errorf("charge.lua returned %q", outcome)
+	return outcome, got, err
 }
 
 // formatTime is t in UTC as RFC 3339 has it, to the millisecond.
@@ -774,11 +837,12 @@ func parseRedisURL(s string) (*redisURL, error) {
 
 // dial connects, logs in and selects the database. Each of these steps, and each read later, may take timeout; a write,
 // which waits only where Redis does not read, adminTimeout.
-func (r *redisURL) dial(ctx context.Context, timeout time.Duration) (redis.Conn, error) {
-	return redis.DialContext(ctx, r.network, r.address,
+func (r *redisURL) dial(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
+	return redis.DialContext(ctx, r.network, r.address, append([]redis.DialOption{
 		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(adminTimeout),
 		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(timeout),
-		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db))
+		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db),
+	}, more...)...)
 }
 
 // redact takes the password out of a text that may quote it.

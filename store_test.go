@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	if os.Getenv("TOLLGATE_RUN_FLOOR") != "" {
+		runFloor()
+	}
 	os.Exit(func() int {
 		server, err := startRedis()
 		if err != nil {
@@ -1015,11 +1018,11 @@ func TestTrackingRefused(t *testing.T) {
 func TestCacheBound(t *testing.T) {
 	var c configCache
 	c.reset(true)
-	config := &tenantConfig{raw: make([]byte, 1<<20)}
+	config := &tenantConfig{answer: make([]byte, 1<<20)}
 	for i := range 3 * maxCachedBytes >> 20 {
-		id := fmt.Sprint(i)
-		c.put(id, c.load(id), config)
-		if c.get(id) != config || c.bytes > maxCachedBytes {
+		one := &tenant{id: fmt.Sprint(i), config: config}
+		c.put(c.load(one.id), one)
+		if c.get(one.id) != one || c.bytes > maxCachedBytes {
 			t.Fatalf("%d bytes are cached after %d configs", c.bytes, i+1)
 		}
 	}

@@ -35,19 +35,42 @@ func validTenantID(id string) bool {
 	return true
 }
 
-// A tenant is who a request is for, with the config that Redis held when the request came.
+// A tenant is who a request is for, with the config that Redis held when the request came. It is never changed once made.
 type tenant struct {
 	id     string
 	config *tenantConfig
 	broken error // an ErrBrokenConfig that says why there is no config; only behind withRepairableTenant
+	idArg  any   // id, as an argument for Redis
 }
 
 // tenantConfig is a config as tollgate reads it. It is never changed once made.
 type tenantConfig struct {
-	raw    []byte // the whole config as compact JSON, otherwise as it was put
+	answer []byte // the config as the admin routes show it
+	raw    []byte // the config within answer: compact JSON, otherwise as it was put
 	etag   string // SHA-1 of the bytes in Redis, in hex; "" unless it comes from there
 	groups map[string]userGroup
 	limits []byte // the groups' rate limits, as charge.lua reads them
+	sent   any    // limits, as an argument for Redis, where a charge sends all of them
+}
+
+// bytes is about how much memory the config takes.
+func (c *tenantConfig) bytes() int { return len(c.answer) + len(c.limits) + 64*len(c.groups) }
+
+// maxSentLimits is how many bytes of rate limits a charge sends, since only Redis knows its key's group. Where there are
+// more it sends the limit of one group, and again if the key is of another.
+const maxSentLimits = 4 << 10
+
+// appendLimits adds to a charge's arguments the limits of all groups, or that of group and its name.
+func (c *tenantConfig) appendLimits(args []any, group string) []any {
+	if c.sent != nil {
+		return append(args, c.sent)
+	}
+	_, limit, ok := bytes.Cut(c.limits, []byte("\xff"+group+"\xfe"))
+	if ok {
+		limit, _, _ = bytes.Cut(limit, []byte("\xff"))
+		limit = fmt.Appendf(nil, "\xff%s\xfe%s", group, limit)
+	}
+	return append(args, limit, group)
 }
 
 // userGroup is what the holders of a group's API keys get.
@@ -82,14 +105,20 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 	if err := checkJSON(data); err != nil {
 		return nil, &invalidConfig{problems{"it is no JSON: " + err.Error()}}
 	}
-	var compact bytes.Buffer
-	_ = json.Compact(&compact, data) // what is valid can be compacted
-	c := &tenantConfig{raw: compact.Bytes(), groups: make(map[string]userGroup)}
+	answer := bytes.NewBufferString(`{"config":`)
+	start := answer.Len()
+	_ = json.Compact(answer, data) // what is valid can be compacted
+	end := answer.Len()
+	answer.WriteString("}\n")
+	c := &tenantConfig{answer: answer.Bytes(), raw: answer.Bytes()[start:end:end], groups: make(map[string]userGroup)}
 	if c.raw[0] != '{' {
 		return nil, &invalidConfig{problems{"it must be an object"}}
 	}
 	var wrong problems
 	c.read(&wrong, "", c.raw)
+	if len(c.limits) <= maxSentLimits {
+		c.sent = c.limits
+	}
 	if len(wrong) > 0 {
 		return nil, &invalidConfig{wrong}
 	}

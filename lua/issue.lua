@@ -4,7 +4,11 @@
 -- KEYS[2]  login:<address>, where there is a limit
 -- ARGV[1]  life of the key in milliseconds, 0: it never expires
 -- ARGV[2]  accepted logins of the address in any minute, 0: no limit
--- ARGV[3…] the key's fields and values, in turn
+-- ARGV[3] tenant ID
+-- ARGV[4] group
+-- ARGV[5] the time
+-- ARGV[6] balance
+-- ARGV[7] user ID, where there is one
 --
 -- Returns 0, or the seconds until the address may log in again; then nothing was written.
 
@@ -23,7 +27,10 @@ if limit > 0 then
 	redis.call('PEXPIRE', KEYS[2], window / 1000)
 end
 
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('HSET', KEYS[1], 'tenantId', ARGV[3], 'group', ARGV[4], 'createdAt', ARGV[5], 'tokensLeft', ARGV[6])
+if ARGV[7] then
+	redis.call('HSET', KEYS[1], 'userId', ARGV[7])
+end
 if ARGV[1] ~= '0' then
 	redis.call('PEXPIRE', KEYS[1], ARGV[1])
 end
