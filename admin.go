@@ -38,6 +38,7 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
 	}
 	setETag(w.Header(), config.etag)
 	if all || slices.Contains(known, config.etag) {
+		w.Header()["Cache-Control"] = cacheControl
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -56,17 +57,32 @@ func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request) error {
 	return s.saveConfig(w, r, raw)
 }
 
-// saveConfig replaces the tenant's config by raw, if raw is one and the config is what the request's If-Match asks for.
+// saveConfig replaces the tenant's config by raw, if raw is one and the config is what the request's If-Match and
+// If-None-Match ask for.
 func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) error {
 	config, err := parseConfig(raw)
 	if err != nil {
 		return err
 	}
-	ifMatch, _, err := entityTags(r, "If-Match") // all: there is one, or it is no tenant
+	match, _, err := entityTags(r, "If-Match") // all: there is one, or it is no tenant
 	if err != nil {
 		return err
 	}
-	etag, err := s.store.ReplaceConfig(tenantFrom(r).id, config, adminFrom(r).String(), ifMatch)
+	noneMatch, none, err := entityTags(r, "If-None-Match")
+	if err != nil {
+		return err
+	}
+	var conditions []string
+	for _, etag := range match {
+		conditions = append(conditions, "="+etag)
+	}
+	for _, etag := range noneMatch {
+		conditions = append(conditions, "!"+etag)
+	}
+	if none {
+		conditions = append(conditions, "none")
+	}
+	etag, err := s.store.ReplaceConfig(tenantFrom(r).id, config, adminFrom(r), conditions)
 	if err != nil {
 		return err
 	}
@@ -85,16 +101,31 @@ func entityTags(r *http.Request, header string) (tags []string, all bool, err er
 	if list == "*" {
 		return nil, true, nil
 	}
-	for tag := range strings.SplitSeq(list, ",") {
-		opaque, weak := strings.CutPrefix(strings.Trim(tag, " \t"), "W/")
-		bare := strings.Trim(opaque, `"`)
-		if bare == "" || bare == "*" || strings.Contains(bare, `"`) || opaque != bare && opaque != `"`+bare+`"` {
-			return nil, false, badRequest(header + ` must be * or a list of ETags such as "0a1b2c"`)
+	for rest := list; ; {
+		rest = strings.TrimLeft(rest, " \t,") // empty elements do not count (RFC 9110, section 5.6.1.2)
+		if rest == "" {
+			break
+		}
+		opaque, weak := strings.CutPrefix(rest, "W/")
+		tag, quoted := strings.CutPrefix(opaque, `"`)
+		if quoted {
+			tag, rest, quoted = strings.Cut(tag, `"`)
+		} else {
+			end := strings.IndexAny(tag+",", " \t,")
+			tag, rest = tag[:end], tag[end:]
+			quoted = tag != "" && tag != "*" && !strings.Contains(tag, `"`)
+		}
+		if after := strings.TrimLeft(rest, " \t"); !quoted || after != "" && after[0] != ',' {
+			tags = nil
+			break
 		}
 		if weak && header == "If-Match" {
-			bare = "W/" + bare
+			tag = "W/" + tag
 		}
-		tags = append(tags, bare)
+		tags = append(tags, tag)
+	}
+	if tags == nil {
+		return nil, false, badRequest(header + ` must be * or a list of ETags such as "0a1b2c"`)
 	}
 	return tags, false, nil
 }
@@ -181,7 +212,7 @@ func (s *server) createTenant(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	etag, err := s.store.CreateTenant(id, config, adminFrom(r).String())
+	etag, err := s.store.CreateTenant(id, config, adminFrom(r))
 	if err != nil {
 		return err
 	}
@@ -195,7 +226,11 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request) error {
 	if !validTenantID(id) {
 		return ErrNoTenant
 	}
-	if err := s.store.DeleteTenant(id); err != nil {
+	ifMatch, _, err := entityTags(r, "If-Match")
+	if err != nil {
+		return err
+	}
+	if err := s.store.DeleteTenant(id, ifMatch); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/url"
 	"strings"
 	"sync"
@@ -72,6 +73,9 @@ func TestTenantLifeCycle(t *testing.T) {
 	s.admin(t, "PUT", "/direct/admin/config", `{"config":{"by":"PUT"}}`).want(t, 200, "")
 	s.admin(t, "GET", "/admin/tenants", "").want(t, 200, `{"tenants":["B_2","abc","default","direct","zoe"]}`)
 	versions := s.history(t, "direct")
+	if at, err := time.Parse("2006-01-02T15:04:05.000Z", versions[1].SavedAt); err != nil || time.Since(at) > time.Minute {
+		t.Errorf("what was put straight into Redis was saved at %s", versions[1].SavedAt)
+	}
 	if len(versions) != 2 || versions[0].SavedBy != "operator" || versions[1].SavedBy != "redis" {
 		t.Fatalf("the history is %+v", versions)
 	}
@@ -85,7 +89,11 @@ func TestTenantLifeCycle(t *testing.T) {
 	// Deleted, it is gone for every process, its API keys and admin tokens with it, and nothing of it is left.
 	key := s.login(t, "zoe")
 	token := s.admin(t, "POST", "/zoe/admin/tokens", "").field(t, "adminToken").(string)
-	gone := s.admin(t, "DELETE", "/admin/tenants/zoe", "")
+	for _, stale := range []string{`"x"`, `"x", W/` + s.admin(t, "GET", "/zoe/admin/config", "").etag(t)} {
+		s.admin(t, "DELETE", "/admin/tenants/zoe", "", "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
+	}
+	s.admin(t, "DELETE", "/admin/tenants/zoe", "", "If-Match: \"").want(t, 400, "")
+	gone := s.admin(t, "DELETE", "/admin/tenants/zoe", "", `If-Match: "x", `+s.admin(t, "GET", "/zoe/admin/config", "").etag(t))
 	gone.want(t, 204, "")
 	s.consume(t, "zoe", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 	services[1].wantConfig(t, "zoe", "")
@@ -185,10 +193,10 @@ func TestETags(t *testing.T) {
 		t.Errorf("ETag %s became %s, served as %s", first, second.etag(t), got.etag(t))
 	}
 	current := second.etag(t)
-	for _, stale := range []string{first, `"x"`, `"x", ` + first, "W/" + current, strings.ToUpper(current), `"` + strings.Trim(current, `"`)[1:] + `"`} {
+	for _, stale := range []string{first, `"x"`, `""`, `"*"`, `"x,` + strings.Trim(current, `"`) + `"`, `"!` + strings.Trim(current, `"`) + `"`, `"x", ` + first, "W/" + current, strings.ToUpper(current), `"` + strings.Trim(current, `"`)[1:] + `"`} {
 		put(`{"v":3}`, "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
 	}
-	for _, malformed := range []string{"", `"`, `""`, `"a`, `a"b`, `"a" "b"`, "*, *", `"a",`, `*, "a"`} {
+	for _, malformed := range []string{"", ",", `"`, `"a`, `a"b`, `"a" "b"`, "*, *", `*, "a"`, `"a"b`, `W/`, `a b`} {
 		put(`{"v":3}`, "If-Match: "+malformed).want(t, 400, `{"error":"If-Match must be * or a list of ETags such as \"0a1b2c\""}`)
 	}
 	s.admin(t, "GET", path, "").want(t, 200, `{"config":{"v":2}}`)
@@ -199,6 +207,14 @@ func TestETags(t *testing.T) {
 	current = put(`{"v":4}`).etag(t)
 	current = put(`{"v":5}`, `If-Match: "x", `+current).etag(t)
 	current = put(`{"v":6}`, `If-Match: "x"`, "If-Match: "+current).etag(t)
+	current = put(`{"v":6.1}`, `If-Match: , "a,b" ,, ""  , `+current+",").etag(t)
+	// If-None-Match is the other way round (RFC 9110, section 13.1.2).
+	for _, stale := range []string{"*", current, `"x", W/` + current} {
+		put(`{"v":6.2}`, "If-None-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
+	}
+	put(`{"v":6.2}`, "If-Match: "+current, "If-None-Match: "+current).want(t, 412, "")
+	put(`{"v":6.2}`, `If-None-Match: "`).want(t, 400, "")
+	current = put(`{"v":6.3}`, `If-None-Match: "*", `+first).etag(t)
 	current = put(`{"v":7}`, "If-Match: "+strings.Trim(current, `"`)).etag(t)
 	if same := put(`{ "v" : 7 }`).etag(t); same != current {
 		t.Error("the same config has another ETag")
@@ -211,7 +227,7 @@ func TestETags(t *testing.T) {
 	current = s.admin(t, "GET", path, "").etag(t)
 	for _, known := range []string{current, "W/" + current, `"x", ` + current, "*"} {
 		answer := s.admin(t, "GET", path, "", "If-None-Match: "+known)
-		if answer.status != 304 || answer.body != "" || answer.etag(t) != current {
+		if answer.status != 304 || answer.body != "" || answer.etag(t) != current || answer.header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: got %d %q", known, answer.status, answer.body)
 		}
 	}
@@ -313,10 +329,16 @@ func TestHistory(t *testing.T) {
 	if versions := s.history(t, id); len(versions) != 20 || versions[0].ETag != etags[15] || versions[1].ETag != etags[30] {
 		t.Errorf("after restoring the history is %+v", versions[:2])
 	}
+	// The same config once more is no new version, and pushes none out.
+	for range 25 {
+		s.admin(t, "POST", "/"+id+"/admin/config/history/"+etags[15]+"/restore", "").want(t, 200, "")
+		s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"v":15,"n":1.50,"secret":"S3\n"}}`).want(t, 200, "")
+	}
+	if versions := s.history(t, id); len(versions) != 20 || versions[1].ETag != etags[30] {
+		t.Errorf("after saving the same again the history is %+v", versions[:2])
+	}
 	// It is a change like any other: conditional, and held to the rules.
 	s.admin(t, "POST", "/"+id+"/admin/config/history/"+etags[30]+"/restore", "", `If-Match: "x"`).want(t, 412, "")
-	testRedis.do(t, "SET", "tenant:"+id+":config", `{"caching":7}`)
-	s.admin(t, "PUT", "/"+newTenant(t, 1)+"/admin/config", `{"config":{}}`).want(t, 200, "")
 	testRedis.do(t, "SET", "tenant:"+id+":config", `{}`)
 	testRedis.do(t, "LSET", "{tenant:"+id+":config}:history", 3, strings.Repeat("a", 40)+" 2026-01-02T03:04:05.678Z operator\n"+`{"caching":7}`)
 	s.wantConfig(t, id, `{}`)
@@ -411,7 +433,7 @@ func TestAllProblems(t *testing.T) {
 
 // A tenant's admin token opens that tenant's admin routes and nothing else.
 func TestTenantAdmins(t *testing.T) {
-	s := newService(t)
+	s, other := newService(t), newService(t)
 	ids := []string{newTenant(t, 10), newTenant(t, 10)}
 	tokens := make([]string, 2)
 	for i, id := range ids {
@@ -449,6 +471,18 @@ func TestTenantAdmins(t *testing.T) {
 		{"POST", "/admin/tokens", "", 201},
 		{"DELETE", "/admin/tokens", "", 204},
 	}
+	other.do(t, "GET", "/"+ids[0]+"/admin/config", "", bearer(tokens[0])).want(t, 200, "")
+	// The list has every admin route of a tenant that there is.
+	listed := make(map[string]bool)
+	for _, route := range routes {
+		pattern := strings.ReplaceAll(strings.ReplaceAll(route.path, key, "{apiKey}"), strings.Trim(etag, `"`), "{etag}")
+		listed[route.method+" /{tenantId}"+pattern] = true
+	}
+	for _, route := range new(server).table() {
+		if strings.Contains(route.pattern, "/{tenantId}/admin/") && !listed[route.pattern] {
+			t.Errorf("%s is not tested", route.pattern)
+		}
+	}
 	dump := func() string {
 		var all string
 		for _, key := range []string{"tenant:" + ids[0] + ":config", "{tenant:" + ids[0] + ":config}:history", "{tenant:" + ids[0] + ":config}:adminTokens", "apiKey:" + key} {
@@ -485,7 +519,8 @@ func TestTenantAdmins(t *testing.T) {
 		answer := s.do(t, route.method, "/"+ids[0]+route.path, route.body, bearer(tokens[0]))
 		answer.want(t, route.status, "")
 	}
-	// Deleting the tokens ended all of them, at once, and of this tenant alone.
+	// Deleting the tokens ended all of them, at once, for every process, and of this tenant alone.
+	other.do(t, "GET", "/"+ids[0]+"/admin/config", "", bearer(tokens[0])).want(t, 401, "")
 	s.do(t, "GET", "/"+ids[0]+"/admin/config", "", bearer(tokens[0])).want(t, 401, "")
 	s.do(t, "GET", "/"+ids[1]+"/admin/config", "", bearer(tokens[1])).want(t, 200, "")
 	s.admin(t, "GET", "/"+ids[0]+"/admin/config", "").want(t, 200, "")
@@ -493,6 +528,103 @@ func TestTenantAdmins(t *testing.T) {
 		if strings.Contains(s.log.String(), secret) {
 			t.Errorf("a secret is in the log:\n%s", s.log)
 		}
+	}
+}
+
+// A token that is revoked while its request's body is on its way changes nothing, whoever owns the tenant by then.
+func TestRevokedMeanwhile(t *testing.T) {
+	services := []*service{newService(t), newService(t)}
+	s := services[0]
+	for _, again := range []bool{false, true} {
+		id := fmt.Sprintf("meanwhile%d", tenants.Add(1))
+		create := `{"tenantId":"` + id + `","config":{"user_groups":{"pro":{"tokens":5}}}}`
+		s.admin(t, "POST", "/admin/tenants", create).want(t, 201, "")
+		user := s.issue(t, id, `"userId":"u","group":"pro"`)
+		token := s.admin(t, "POST", "/"+id+"/admin/tokens", "").field(t, "adminToken").(string)
+		var waiting []net.Conn
+		for _, request := range [][3]string{
+			{"PUT", "/admin/config", `{"config":{"mine":true}}`},
+			{"POST", "/admin/keys", `{"userId":"u","group":"pro","tokens":999999}`},
+			{"PATCH", "/admin/keys/" + user, `{"tokens":999999}`},
+		} {
+			c := s.dial(t)
+			fmt.Fprintf(c, "%s /%s%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\nContent-Length: %d\r\n\r\n", request[0], id, request[1], bearer(token), len(request[2]))
+			time.Sleep(50 * time.Millisecond)
+			waiting = append(waiting, c)
+		}
+		services[1].admin(t, "DELETE", "/"+id+"/admin/tokens", "").want(t, 204, "")
+		if again {
+			services[1].admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+			services[1].admin(t, "POST", "/admin/tenants", create).want(t, 201, "")
+		}
+		bodies := []string{`{"config":{"mine":true}}`, `{"userId":"u","group":"pro","tokens":999999}`, `{"tokens":999999}`}
+		for i, c := range waiting {
+			fmt.Fprint(c, bodies[i])
+			if answer := readAll(c); !strings.HasPrefix(answer, "HTTP/1.1 401 ") {
+				t.Errorf("a revoked token: %s", answer)
+			}
+		}
+		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{"user_groups":{"pro":{"tokens":5}}}}`)
+		if left := tokensLeft(t, user); left != 5 {
+			t.Errorf("%d tokens are left", left)
+		}
+	}
+}
+
+// A charge is judged by the config as it is when its body is there, however slowly that came.
+func TestSlowBodyConfig(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	for config, want := range map[string]string{`{"user_groups":{"anonymous":{"rate_limit":0,"rate_limit_window":9}}}`: "429", "": "400"} {
+		c := s.dial(t)
+		fmt.Fprintf(c, "POST /%s/tokens/consume HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\nContent-Length: 12\r\n\r\n{", id, bearer(key))
+		time.Sleep(50 * time.Millisecond)
+		before := testRedis.string(t, "GET", "tenant:"+id+":config")
+		if config == "" {
+			s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+		} else {
+			s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`).want(t, 200, "")
+		}
+		fmt.Fprint(c, `"tokens":1}`)
+		if answer := readAll(c); !strings.HasPrefix(answer, "HTTP/1.1 "+want) {
+			t.Errorf("got %s, want %s", answer, want)
+		}
+		testRedis.do(t, "SET", "tenant:"+id+":config", before)
+		s.wantConfig(t, id, before)
+	}
+	if left := tokensLeft(t, key); left != 10 {
+		t.Errorf("%d tokens are left", left)
+	}
+}
+
+// No secret of a config is shown but by the routes that answer the config.
+func TestConfigSecrets(t *testing.T) {
+	s := newService(t)
+	id := fmt.Sprintf("secrets%d", tenants.Add(1))
+	const config = `{"auth":{"x":{"client_secret":"S3CRET"}},"user_groups":{"anonymous":{"tokens":5}}}`
+	path := "/" + id + "/admin/config"
+	answers := []reply{
+		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`),
+		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`),
+		s.admin(t, "PUT", path, `{"config":`+config+`}`),
+		s.admin(t, "PUT", path, `{"config":{"auth":{"x":{"client_secret":["S3CRET"]}}}}`),
+		s.admin(t, "PUT", path, `{"config":{"auth":{"x":{"client_secret":"S3CRET",}}}}`),
+		s.admin(t, "PUT", path, `{"config":`+config+`}`, `If-Match: "x"`),
+		s.admin(t, "GET", path+"/history", ""),
+		s.admin(t, "POST", path+"/history/"+s.history(t, id)[0].ETag+"/restore", ""),
+		s.do(t, "POST", "/"+id+"/auth/anonymous", ""),
+		s.admin(t, "GET", "/admin/tenants", ""),
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "", `If-Match: "x"`),
+		s.admin(t, "DELETE", "/admin/tenants/"+id, ""),
+	}
+	for i, answer := range answers {
+		if strings.Contains(answer.body+fmt.Sprint(answer.header), "S3CRET") {
+			t.Errorf("answer %d shows a secret: %+v", i, answer)
+		}
+	}
+	if strings.Contains(s.log.String(), "S3CRET") {
+		t.Errorf("the log shows a secret:\n%s", s.log)
 	}
 }
 
@@ -539,7 +671,7 @@ func TestDeleteRemains(t *testing.T) {
 }
 
 func TestShortAdminToken(t *testing.T) {
-	s := newService(t, "ADMIN_TOKEN=short-of-sixteen"[:27])
+	s := newService(t, "ADMIN_TOKEN=short-of-16-chr")
 	if log := s.log.String(); strings.Count(log, "[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || strings.Contains(log, "short-of") {
 		t.Errorf("log:\n%s", log)
 	}

@@ -22,6 +22,7 @@ const (
 	refusedRetry  = time.Minute            // the same where Redis has refused, as it will again
 
 	maxCachedBytes = 64 << 20
+	maxCachedTime  = time.Minute // a change that Redis does not tell (SWAPDB) is seen after so long
 )
 
 // configCache holds tenants' configs for as long as Redis promises to say when one changes
@@ -180,10 +181,14 @@ func (s *store) watchOnce(ctx context.Context, redisURL *redisURL, ready func())
 	})
 	defer pings.Wait()
 	defer close(ended)
-	for {
+	for began := time.Now(); ; {
 		message, err := redis.Values(redis.ReceiveWithTimeout(c, watchTimeout))
 		if err != nil {
 			return err
+		}
+		if time.Since(began) > maxCachedTime {
+			began = time.Now()
+			s.configs.reset(true)
 		}
 		if len(message) < 3 {
 			continue // the answer to a PING

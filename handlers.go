@@ -47,19 +47,35 @@ func newServer(st *store, log *logger, set *settings) (*server, error) {
 	}, nil
 }
 
-// routes is every route there is.
+// route is what answers requests of one pattern of http.ServeMux.
+type route struct {
+	pattern string
+	handler handler
+}
+
+// routes serves every route there is.
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	plain := func(pattern string, h handler) { mux.Handle(pattern, s.handle(h)) }
+	for _, route := range s.table() {
+		mux.Handle(route.pattern, s.handle(route.handler))
+	}
+	return s.recovered(mux)
+}
+
+// table lists every route there is.
+func (s *server) table() (all []route) {
+	plain := func(pattern string, h handler) { all = append(all, route{pattern, h}) }
 	// A tenant's route stands twice: below the tenant's ID, and without it for the tenant default.
 	tenant := func(method, path string, h handler) {
 		for _, prefix := range []string{"/{tenantId}", ""} {
-			mux.Handle(strings.TrimSpace(method+" "+prefix+path), s.handle(h))
+			plain(strings.TrimSpace(method+" "+prefix+path), h)
 		}
 	}
 	public := s.withTenant
 	admin := func(h handler) handler { return s.withAdmin(s.withTenant(h)) }
 	repair := func(h handler) handler { return s.withAdmin(s.withRepairableTenant(h)) }
+	// A body may be slow to come: who sends it is asked before, and again when it is there.
+	slow := func(h handler) handler { return s.withAdmin(s.withBody(h)) }
 
 	tenant("POST", "/auth/anonymous", public(s.loginAnonymous))
 
@@ -68,15 +84,15 @@ func (s *server) routes() http.Handler {
 	tenant("", "/auth/verify", public(s.verify)) // any method: some proxies pass on the client's own
 
 	tenant("GET", "/admin/config", admin(s.showConfig))
-	tenant("PUT", "/admin/config", repair(s.replaceConfig))
+	tenant("PUT", "/admin/config", slow(repair(s.replaceConfig)))
 	tenant("GET", "/admin/config/history", repair(s.showHistory))
 	tenant("GET", "/admin/config/history/{etag}", repair(s.showVersion))
 	tenant("POST", "/admin/config/history/{etag}/restore", repair(s.restoreVersion))
 	tenant("POST", "/admin/tokens", repair(s.issueAdminToken))
 	tenant("DELETE", "/admin/tokens", repair(s.revokeAdminTokens))
-	tenant("POST", "/admin/keys", admin(s.issueUserKey))
+	tenant("POST", "/admin/keys", slow(admin(s.issueUserKey)))
 	tenant("GET", "/admin/keys/{apiKey}", repair(s.showKey))
-	tenant("PATCH", "/admin/keys/{apiKey}", admin(s.changeKey))
+	tenant("PATCH", "/admin/keys/{apiKey}", slow(admin(s.changeKey)))
 	tenant("DELETE", "/admin/keys/{apiKey}", repair(s.revokeKey))
 
 	plain("GET /admin/tenants", s.withOperator(s.listTenants))
@@ -85,7 +101,7 @@ func (s *server) routes() http.Handler {
 
 	plain("GET /healthz", s.showHealth)
 	plain("GET /readyz", s.showReadiness)
-	return s.recovered(mux)
+	return all
 }
 
 // errorBody is the body of every answer that is an error.
@@ -243,6 +259,9 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if r.URL.RawQuery != "" { // ?tokens=n, as verify takes it, would charge 1
+		return badRequest("consume takes no query: the amount stands in the body")
+	}
 	c := charge{key: key, tokens: 1}
 	if c.idempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
@@ -258,7 +277,13 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	got, err := s.store.Charge(tenantFrom(r), c)
+	t := tenantFrom(r)
+	if r.ContentLength != 0 { // the body may have been slow to come: by now the config may be another
+		if t, err = s.store.Tenant(t.id); err != nil {
+			return err
+		}
+	}
+	got, err := s.store.Charge(t, c)
 	setRateHeaders(w.Header(), got)
 	if err != nil {
 		return err

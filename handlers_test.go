@@ -188,7 +188,7 @@ func TestTenantIDs(t *testing.T) {
 		"x:config%0a",
 	} {
 		s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		if keys := r.do(t, "KEYS", "*"); len(keys.([]any)) != 8+1+7 { // configs, tenants, API keys
+		if keys := r.do(t, "KEYS", "*"); len(keys.([]any)) != 8+1+1+7 { // configs, the history of abc, tenants, API keys
 			t.Fatalf("after %s there are %q", id, keys)
 		}
 	}
@@ -330,6 +330,7 @@ func TestBadBodies(t *testing.T) {
 	id := newTenant(t, 10)
 	key := s.login(t, id)
 	before := testRedis.string(t, "GET", "tenant:"+id+":config")
+	keys := len(testRedis.do(t, "KEYS", "apiKey:*").([]any))
 	deep := strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000)
 	const whole = "tokens must be a whole number ≥ 1"
 	tests := []struct{ route, body, want string }{
@@ -416,6 +417,9 @@ func TestBadBodies(t *testing.T) {
 	}
 	if after := testRedis.string(t, "GET", "tenant:"+id+":config"); after != before {
 		t.Errorf("the config became %s", after)
+	}
+	if n := len(testRedis.do(t, "KEYS", "apiKey:*").([]any)); n != keys {
+		t.Errorf("%d keys were made", n-keys)
 	}
 }
 
@@ -604,6 +608,16 @@ func TestInvalidConfigs(t *testing.T) {
 		`{"providers":{"text":{"endpoints":{"b":{"url":"https://"}}}}}`:     "providers.text.endpoints.b.url must be an absolute http or https URL",
 		`{"providers":{"text":{"endpoints":{"b":{"url":7}}}}}`:              "providers.text.endpoints.b.url must be an absolute http or https URL",
 		`{"providers":{"text":{"endpoints":{"b":{"api_key":7}}}}}`:          "providers.text.endpoints.b.api_key must be a string",
+		`{"auth":{"x":{"client_id":7}}}`:                                    "auth.x.client_id must be a string",
+		`{"providers":{"text":7}}`:                                          "providers.text must be an object",
+		`{"providers":{"text":{"endpoints":7}}}`:                            "providers.text.endpoints must be an object",
+		`{"providers":{"text":{"endpoints":null}}}`:                         "providers.text.endpoints must be an object",
+		`{"providers":{"text":{"endpoints":{"b":{"default_model":7}}}}}`:    "providers.text.endpoints.b.default_model must be a string",
+		`{"providers":{"text":{"endpoints":{"b":{"model":null}}}}}`:         "providers.text.endpoints.b.model must be a string",
+		`{"providers":{"text":{"endpoints":{"b":{"voice":7}}}}}`:            "providers.text.endpoints.b.voice must be a string",
+		`{"providers":{"text":{"endpoints":{"b":{"encoding":7}}}}}`:         "providers.text.endpoints.b.encoding must be a string",
+		`{"providers":{"text":{"endpoints":{"b":{"sampleRate":"S3"}}}}}`:    "providers.text.endpoints.b.sampleRate must be a number",
+		`{"user_groups":{"\ud800":{"tokens":1}}}`:                           "user_groups[\"\ufffd\"] must not have half of a surrogate pair",
 		`{"caching":7}`:                          "caching must be an object",
 		`{"caching":{"enabled":1}}`:              "caching.enabled must be true or false",
 		`{"caching":{"text_ttl":-1}}`:            "caching.text_ttl" + amount,

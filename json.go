@@ -216,12 +216,16 @@ func readObject(wrong *problems, path string, value []byte, member func(name str
 		wrong.add(path, "must be an object")
 		return seen
 	}
-	eachMember(value, func(name string, value []byte) {
+	eachMember(value, func(name string, broken error, value []byte) {
 		read := member(name)
 		if read == nil {
 			return
 		}
 		path := memberPath(path, name)
+		if broken != nil { // two such names may look the same
+			wrong.add(path, broken.Error())
+			return
+		}
 		if seen[name] {
 			wrong.add(path, "is there twice")
 			return
@@ -251,9 +255,9 @@ func memberPath(path, name string) string {
 	return path + "." + name
 }
 
-// eachMember calls f with the name and the value, as it is spelled, of each member of object in order.
-// object must be one valid JSON object, as checkJSON has found it.
-func eachMember(object []byte, f func(name string, value []byte)) {
+// eachMember calls f with the name and the value, as it is spelled, of each member of object in order; broken is an error
+// where unquote finds fault with the name. object must be one valid JSON object, as checkJSON has found it.
+func eachMember(object []byte, f func(name string, broken error, value []byte)) {
 	at := firstByte(object) + 1 // behind {
 	for {
 		at += firstByte(object[at:])
@@ -261,11 +265,11 @@ func eachMember(object []byte, f func(name string, value []byte)) {
 			return
 		}
 		end := at + valueLength(object[at:])
-		name, _ := unquote(object[at:end])
+		name, broken := unquote(object[at:end])
 		at = end + firstByte(object[end:]) + 1 // behind :
 		at += firstByte(object[at:])
 		end = at + valueLength(object[at:])
-		f(name, object[at:end])
+		f(name, broken, object[at:end])
 		at = end + firstByte(object[end:])
 		if object[at] == ',' {
 			at++

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
+	"io"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
@@ -112,6 +114,18 @@ func (s *server) withRepairableTenant(next handler) handler {
 			return err
 		}
 		return next(w, r.WithContext(context.WithValue(r.Context(), tenantContextKey{}, t)))
+	}
+}
+
+// withBody has read the request's body before next begins.
+func (s *server) withBody(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		body, err := readBody(w, r)
+		if err != nil {
+			return err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return next(w, r)
 	}
 }
 

@@ -15,6 +15,9 @@ import (
 const (
 	maxPending  = 4096                  // commands that wait to be sent or for their reply
 	redialPause = 10 * time.Millisecond // from one attempt to connect to the next
+	// A connection over which nothing came while a command's time ran out may lead nowhere. It gets so much longer, since
+	// Redis may just be slow, and others still have the time to wait.
+	silenceLeft = 600 * time.Millisecond
 )
 
 var (
@@ -47,6 +50,8 @@ type pipeline struct {
 	closed   bool
 	sweep    *time.Timer // calls expire
 	sweepAt  time.Time   // no later than the first deadline; zero: nothing waits
+	closeAt  time.Time   // conn is closed then, unless there are more replies than closeIf; zero: there is no doubt of it
+	closeIf  uint64
 }
 
 // command is one command and what comes of it.
@@ -196,7 +201,7 @@ func (p *pipeline) serve(conn redis.Conn) error {
 
 	p.mu.Lock()
 	lost, useless := p.sent[p.first:], p.replies == replies
-	p.sent, p.first, p.conn, p.broken = nil, 0, nil, false
+	p.sent, p.first, p.conn, p.broken, p.closeAt = nil, 0, nil, false, time.Time{}
 	p.mu.Unlock()
 	fail(lost, broke)
 	if useless {
@@ -255,19 +260,21 @@ func (p *pipeline) receive(conn redis.Conn) error {
 	}
 }
 
-// expire fails the commands whose deadline has come. A connection over which nothing came since one of them was sent
-// leads nowhere, and is closed.
+// expire fails the commands whose deadline has come, and closes a connection that has been silent for too long.
 func (p *pipeline) expire() {
 	now := time.Now()
 	var expired []*command
 	var silent redis.Conn
 	p.mu.Lock()
 	p.sweepAt = time.Time{}
+	sweep := func(at time.Time) {
+		if p.sweepAt.IsZero() || at.Before(p.sweepAt) {
+			p.sweepAt = at
+		}
+	}
 	due := func(c *command) bool {
 		if c.deadline.After(now) {
-			if p.sweepAt.IsZero() || c.deadline.Before(p.sweepAt) {
-				p.sweepAt = c.deadline
-			}
+			sweep(c.deadline)
 			return false
 		}
 		c.expired = true
@@ -284,10 +291,19 @@ func (p *pipeline) expire() {
 	for i := p.first; i < len(p.sent); i++ {
 		if c := p.sent[i]; c != nil && due(c) {
 			p.sent[i] = nil
-			if c.before == p.replies {
-				silent = p.conn
+			if c.before == p.replies && p.closeAt.IsZero() {
+				p.closeAt, p.closeIf = now.Add(silenceLeft), p.replies
 			}
 		}
+	}
+	switch {
+	case p.closeAt.IsZero():
+	case p.replies > p.closeIf:
+		p.closeAt = time.Time{}
+	case p.closeAt.After(now):
+		sweep(p.closeAt)
+	default:
+		silent = p.conn
 	}
 	if !p.sweepAt.IsZero() {
 		p.sweep.Reset(p.sweepAt.Sub(now))

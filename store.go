@@ -117,10 +117,11 @@ type store struct {
 	shared    *pipeline // for what every request does
 	log       *logger
 	configs   configCache
-	unwatch   func()       // ends watch
-	faulty    atomic.Bool  // the log says that Redis is unavailable
-	faultTime atomic.Int64 // when a call last found it so, in Unix nanoseconds
-	staleTime atomic.Int64 // connections that were last used before it, in Unix nanoseconds, are of no use
+	unwatch   func()        // ends watch
+	histories chan struct{} // holds one: histories may be large, so one is read at a time
+	faulty    atomic.Bool   // the log says that Redis is unavailable
+	faultTime atomic.Int64  // when a call last found it so, in Unix nanoseconds
+	staleTime atomic.Int64  // connections that were last used before it, in Unix nanoseconds, are of no use
 }
 
 // openStore connects to Redis, checks that it can serve tollgate, and writes the config of tenant seedTenant if it is
@@ -153,14 +154,12 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 	if err != nil {
 		return nil, err
 	}
-	if _, err := redis.DoContext(c, ctx, "SET", configKey(seedTenant), seed.raw, "NX"); err != nil {
-		return nil, err
-	}
-	if _, err := redis.DoContext(c, ctx, "SADD", tenantsKey, seedTenant); err != nil {
+	create := redis.Args{configLua}.Add(4).AddFlat(configKeys(seedTenant)).Add("create", seedTenant, seed.raw, formatTime(time.Now()), "seed", "")
+	if _, err := redis.DoContext(c, ctx, "EVAL", create...); err != nil {
 		return nil, err
 	}
 
-	s := &store{log: log}
+	s := &store{log: log, histories: make(chan struct{}, 1)}
 	s.pool = &redis.Pool{
 		MaxActive: maxConnections,
 		MaxIdle:   maxConnections, // fewer would be redialled all the time under load
@@ -292,6 +291,10 @@ func (s *store) with(timeout time.Duration, run func(*call) (any, error)) (any, 
 
 // outcome notes what a call tells of Redis as a whole, and turns what is no fault of the call into ErrUnavailable.
 func (s *store) outcome(reply any, err error) (any, error) {
+	if refused, ok := err.(redis.Error); ok { // one of a command that is not known quotes its arguments, and keys are secrets
+		text, _, _ := strings.Cut(string(refused), ", with args")
+		err = redis.Error(text)
+	}
 	if err != nil && unavailable(err) {
 		// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all.
 		if _, answered := errors.AsType[redis.Error](err); !answered || strings.Contains(err.Error(), "READONLY") {
@@ -396,27 +399,26 @@ func (s *store) loadTenant(tenantID string) (t *tenant, lasting bool, err error)
 	return &tenant{id: tenantID, config: config, idArg: tenantID}, ttl < 0, nil
 }
 
-// CreateTenant makes tenantID with its config, by whom (savedBy) stands in the history. Of several at once one wins,
-// whole. It returns the config's ETag. Errors: ErrTenantExists, ErrUnavailable.
-func (s *store) CreateTenant(tenantID string, config *tenantConfig, savedBy string) (etag string, err error) {
-	return s.writeConfig("create", tenantID, config, savedBy, nil)
+// CreateTenant makes tenantID with its config; by whom stands in the history. Of several at once one wins, whole. It
+// returns the config's ETag. Errors: ErrTenantExists, ErrUnavailable.
+func (s *store) CreateTenant(tenantID string, config *tenantConfig, by admin) (etag string, err error) {
+	return s.writeConfig("create", tenantID, config, by, nil)
 }
 
-// ReplaceConfig replaces tenantID's config as a whole if its ETag is one of ifMatch, or whatever it is where ifMatch is
-// nil, and returns the new ETag. The comparison, the config and its history are one atomic step. Errors: ErrNoTenant
-// where it has none (it is never made here), ErrConfigChanged, ErrUnavailable.
-func (s *store) ReplaceConfig(tenantID string, config *tenantConfig, savedBy string, ifMatch []string) (etag string, err error) {
-	return s.writeConfig("replace", tenantID, config, savedBy, ifMatch)
+// ReplaceConfig replaces tenantID's config as a whole and returns the new ETag, if its ETag meets all conditions, which
+// are as config.lua takes them. Whether by may still do so, the comparison, the config and its history are one atomic
+// step. Errors: ErrNoTenant where it has none (it is never made here), ErrRevoked, ErrConfigChanged, ErrUnavailable.
+func (s *store) ReplaceConfig(tenantID string, config *tenantConfig, by admin, conditions []string) (etag string, err error) {
+	return s.writeConfig("replace", tenantID, config, by, conditions)
 }
 
-func (s *store) writeConfig(how, tenantID string, config *tenantConfig, savedBy string, ifMatch []string) (string, error) {
+func (s *store) writeConfig(how, tenantID string, config *tenantConfig, by admin, conditions []string) (string, error) {
 	defer s.configs.drop(tenantID) // Redis will say so too, but later than the answer
-	args := []any{how, tenantID, config.raw, formatTime(time.Now()), savedBy}
-	for _, etag := range ifMatch {
-		args = append(args, etag)
+	args := []any{how, tenantID, config.raw, formatTime(time.Now()), by.String(), by.tokenHash}
+	for _, condition := range conditions {
+		args = append(args, condition)
 	}
-	keys := []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
-	reply, err := redis.String(s.eval(adminTimeout, configScript, keys, args...))
+	reply, err := redis.String(s.eval(adminTimeout, configScript, configKeys(tenantID), args...))
 	if err != nil {
 		return "", fmt.Errorf("%s config of tenant %s: %w", how, tenantID, err)
 	}
@@ -425,10 +427,17 @@ func (s *store) writeConfig(how, tenantID string, config *tenantConfig, savedBy 
 		return "", ErrTenantExists
 	case "missing":
 		return "", ErrNoTenant
+	case "revoked":
+		return "", ErrRevoked
 	case "changed":
 		return "", ErrConfigChanged
 	}
 	return reply, nil
+}
+
+// configKeys are all that a tenant has in Redis, as config.lua and delete.lua take them.
+func configKeys(tenantID string) []string {
+	return []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
 }
 
 // version is one that a config had, or has: when it was saved and by whom.
@@ -440,9 +449,9 @@ type version struct {
 
 // History lists the last versions of tenantID's config, newest first. Error: ErrUnavailable.
 func (s *store) History(tenantID string) ([]version, error) {
-	lines, err := redis.Strings(s.eval(adminTimeout, historyScript, []string{historyKey(tenantID)}, ""))
+	lines, err := redis.Strings(s.history(tenantID, ""))
 	if err != nil {
-		return nil, fmt.Errorf("list history of tenant %s: %w", tenantID, err)
+		return nil, err
 	}
 	versions := make([]version, len(lines))
 	for i, line := range lines {
@@ -458,14 +467,28 @@ func (s *store) Version(tenantID, etag string) ([]byte, error) {
 	if etag == "" {
 		return nil, ErrNoVersion
 	}
-	config, err := redis.Bytes(s.eval(adminTimeout, historyScript, []string{historyKey(tenantID)}, etag))
+	config, err := redis.Bytes(s.history(tenantID, etag))
 	if errors.Is(err, redis.ErrNil) {
 		return nil, ErrNoVersion
 	}
+	return config, err
+}
+
+// history is what history.lua returns. A history has up to 20 MB, which Redis reads in 30 ms and does nothing else
+// meanwhile, so this process asks for one at a time.
+func (s *store) history(tenantID, etag string) (any, error) {
+	deadline := time.Now().Add(adminTimeout)
+	select {
+	case s.histories <- struct{}{}:
+		defer func() { <-s.histories }()
+	case <-time.After(adminTimeout):
+		return nil, fmt.Errorf("%w: too many histories are read", ErrUnavailable)
+	}
+	reply, err := s.eval(time.Until(deadline), historyScript, []string{historyKey(tenantID)}, etag)
 	if err != nil {
 		return nil, fmt.Errorf("read history of tenant %s: %w", tenantID, err)
 	}
-	return config, nil
+	return reply, nil
 }
 
 // Tenants lists, in order, those that tollgate made or whose config was replaced through it, and that have one now.
@@ -505,17 +528,24 @@ func (s *store) Tenants() ([]string, error) {
 	return existing, nil
 }
 
-// DeleteTenant deletes tenantID's config with its history, and its admin tokens, in one atomic step. Its API keys stay,
-// and are good again if it is made again. Errors: ErrNoTenant, ErrUnavailable.
-func (s *store) DeleteTenant(tenantID string) error {
+// DeleteTenant deletes tenantID's config with its history, and its admin tokens, if the config's ETag is one of ifMatch,
+// or whatever it is where ifMatch is empty, in one atomic step. Its API keys stay, and are good again if it is made
+// again. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
+func (s *store) DeleteTenant(tenantID string, ifMatch []string) error {
 	defer s.configs.drop(tenantID)
-	keys := []string{configKey(tenantID), historyKey(tenantID), adminTokensKey(tenantID), tenantsKey}
-	n, err := redis.Int(s.eval(adminTimeout, deleteScript, keys, tenantID))
+	args := []any{tenantID}
+	for _, etag := range ifMatch {
+		args = append(args, etag)
+	}
+	n, err := redis.Int(s.eval(adminTimeout, deleteScript, configKeys(tenantID), args...))
 	if err != nil {
 		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
 	}
-	if n == 0 {
+	switch n {
+	case 0:
 		return ErrNoTenant
+	case -1:
+		return ErrConfigChanged
 	}
 	return nil
 }

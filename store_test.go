@@ -702,6 +702,7 @@ func TestRedisFull(t *testing.T) {
 		s.consume(t, "abc", key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
 		s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
 		s.do(t, "PUT", "/abc/admin/config", `{"config":{}}`, bearer(testAdminToken)).want(t, 503, "")
+		s.do(t, "PATCH", "/abc/admin/keys/"+key, `{"addTokens":0}`, bearer(testAdminToken)).want(t, 200, "")
 	}
 	if n := len(r.do(t, "KEYS", "apiKey:*").([]any)); n != 1 {
 		t.Errorf("there are %d API keys, want 1", n)
@@ -825,11 +826,14 @@ func TestJunkInRedis(t *testing.T) {
 	for _, put := range []func(string){
 		junk("SET", "s3cret"), junk("RPUSH", "s3cret"), junk("HSET", "tenantId", id, "tokensLeft", "s3cret"),
 		junk("HSET", "tenantId", id, "tokensLeft", "1.5"), junk("HSET", "tenantId", id, "tokensLeft", "-5"), junk("HSET", "tenantId", id),
+		junk("HSET", "tenantId", id, "tokensLeft", "9007199254740992"), junk("HSET", "tenantId", id, "tokensLeft", "9223372036854775807"),
+		junk("HSET", "tenantId", id, "tokensLeft", "0007"), junk("HSET", "tenantId", id, "tokensLeft", "1e3"), junk("HSET", "tenantId", id, "tokensLeft", "0x10"),
 	} {
 		key := s.login(t, id)
 		put("apiKey:" + key)
 		before := testRedis.string(t, "DUMP", "apiKey:"+key)
 		s.do(t, "POST", "/"+id+"/tokens/consume", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
+		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
 		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
 		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
 		if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
@@ -842,6 +846,21 @@ func TestJunkInRedis(t *testing.T) {
 		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
 		if tokensLeft(t, key) != 100 {
 			t.Error("a change that was answered 500 was made")
+		}
+	}
+	// Junk beside a key: a charge that is answered 500 was not taken.
+	limited := limitedTenant(t, 5, 60)
+	for name, put := range map[string]func(string){
+		":rate": junk("RPUSH", "s3cret"), ":rate ": junk("SET", "s3cret"), ":rate  ": junk("RPUSH", "1", "s3cret"),
+		":charge:k": junk("SET", "s3cret"), ":charge:k ": junk("RPUSH", "s3cret"),
+	} {
+		key := s.login(t, limited)
+		put("{apiKey:" + key + "}" + strings.TrimSpace(name))
+		for range 3 {
+			s.consume(t, limited, key, `{"tokens":10}`, retryKey+"k").want(t, 500, `{"error":"Internal error"}`)
+		}
+		if tokensLeft(t, key) != 1000 {
+			t.Errorf("junk under %s: a charge that was answered 500 was taken", name)
 		}
 	}
 	for _, put := range []func(string){
@@ -993,6 +1012,81 @@ func TestSilentWatch(t *testing.T) {
 	s.wantConfig(t, id, `{"version":2}`)
 	r.do(t, "SET", "tenant:"+id+":config", `{"version":3}`)
 	s.wantConfig(t, id, `{"version":3}`)
+}
+
+// What a process has written it serves at once, also where Redis does not tell it of the change.
+func TestOwnWrites(t *testing.T) {
+	r := newRedis(t)
+	proxy := newRedisProxy(t, r, func(reply []byte) fate {
+		// An invalidation becomes one of another tenant. The answers to PING, which keep the cache alive, pass.
+		copy(reply, bytes.ReplaceAll(reply, []byte("tenant:own:config"), []byte("tenant:www:config")))
+		return pass
+	})
+	s := newService(t, "REDIS_URL="+proxy.url)
+	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"own","config":{"version":0}}`).want(t, 201, "")
+	for version := range 20 {
+		s.admin(t, "GET", "/own/admin/config", "").want(t, 200, fmt.Sprintf(`{"config":{"version":%d}}`, version))
+		s.admin(t, "PUT", "/own/admin/config", fmt.Sprintf(`{"config":{"version":%d}}`, version+1)).want(t, 200, "")
+	}
+	s.admin(t, "GET", "/own/admin/config", "").want(t, 200, "")
+	s.admin(t, "DELETE", "/admin/tenants/own", "").want(t, 204, "")
+	s.admin(t, "GET", "/own/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+}
+
+// A config that expires is not served for longer, also where Redis does not get round to delete it.
+func TestExpiringConfig(t *testing.T) {
+	r := newRedis(t, "--enable-debug-command", "yes")
+	s := newService(t, "REDIS_URL="+r.url())
+	r.do(t, "DEBUG", "SET-ACTIVE-EXPIRE", 0)
+	r.do(t, "SET", "tenant:brief:config", `{}`, "PX", 300)
+	s.admin(t, "GET", "/brief/admin/config", "").want(t, 200, "")
+	time.Sleep(400 * time.Millisecond)
+	s.admin(t, "GET", "/brief/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+}
+
+// A config that was loaded while it changed is not kept.
+func TestCacheRace(t *testing.T) {
+	one := &tenant{id: "x", config: &tenantConfig{answer: []byte("{}")}}
+	for name, change := range map[string]func(*configCache){
+		"drop":            func(c *configCache) { c.drop("x") },
+		"reset":           func(c *configCache) { c.reset(true) },
+		"drop, load":      func(c *configCache) { c.drop("x"); c.load("x") },
+		"end of watching": func(c *configCache) { c.reset(false); c.reset(true) },
+	} {
+		var c configCache
+		c.reset(true)
+		place := c.load("x")
+		change(&c)
+		c.put(place, one)
+		if c.get("x") != nil || c.bytes != 0 {
+			t.Errorf("%s: what was loaded before is kept", name)
+		}
+	}
+}
+
+// Seeding a tenant whose config was deleted straight in Redis does not revive its admin tokens.
+func TestSeedAnew(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	token := s.admin(t, "POST", "/abc/admin/tokens", "").field(t, "adminToken").(string)
+	s.do(t, "GET", "/abc/admin/config", "", bearer(token)).want(t, 200, "")
+	s.stop()
+	r.do(t, "DEL", "tenant:abc:config")
+	s = newService(t, "REDIS_URL="+r.url())
+	s.do(t, "GET", "/abc/admin/config", "", bearer(token)).want(t, 401, "")
+	if versions := s.history(t, "abc"); len(versions) != 1 || versions[0].SavedBy != "seed" {
+		t.Errorf("the history is %+v", versions)
+	}
+}
+
+// A Redis whose EVALSHA was taken away quotes its arguments in its error, and they are keys: none of them is logged.
+func TestErrorsWithoutKeys(t *testing.T) {
+	r := newRedis(t, "--rename-command", "EVALSHA", "")
+	s := newService(t, "REDIS_URL="+r.url())
+	s.do(t, "GET", "/abc/auth/key", "", bearer(someKey)).want(t, 500, "")
+	if log := s.log.String(); strings.Contains(log, someKey) || !strings.Contains(log, "ERR unknown command 'EVALSHA'") {
+		t.Errorf("log:\n%s", log)
+	}
 }
 
 // Where Redis refuses to tell of changes, each request loads its config, and the log says so once, at start.

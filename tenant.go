@@ -170,15 +170,19 @@ func provider(wrong *problems, path string, value []byte) {
 		"url": absoluteURL, "api_key": anyText, "default_model": anyText, "model": anyText,
 		"voice": anyText, "encoding": anyText, "sampleRate": anyNumber,
 	})
-	before := len(*wrong)
-	seen := readMembers(wrong, path, value, fields{
-		"default": text(&chosen),
+	named := false
+	readMembers(wrong, path, value, fields{
+		"default": func(wrong *problems, path string, value []byte) {
+			before := len(*wrong)
+			text(&chosen)(wrong, path, value)
+			named = len(*wrong) == before
+		},
 		"endpoints": each(func(name string) field {
 			endpoints[name] = true
 			return endpoint
 		}),
 	})
-	if seen["default"] && !endpoints[chosen] && len(*wrong) == before {
+	if named && !endpoints[chosen] {
 		wrong.add(memberPath(path, "default"), "must name an endpoint")
 	}
 }

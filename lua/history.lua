@@ -7,11 +7,12 @@
 -- '<ETag> <saved at> <saved by>' without the configs.
 
 local lines = {}
-for i, version in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-	local line, config = string.match(version, '^([^\n]*)\n(.*)$')
-	if ARGV[1] ~= '' and string.sub(line, 1, 40) == ARGV[1] then
-		return config
+for i = 1, redis.call('LLEN', KEYS[1]) do -- one at a time, and no pattern: each may be 1 MiB, and others wait
+	local version = redis.call('LINDEX', KEYS[1], i - 1)
+	local newline = string.find(version, '\n', 1, true)
+	if ARGV[1] ~= '' and string.sub(version, 1, 40) == ARGV[1] then
+		return string.sub(version, newline + 1)
 	end
-	lines[i] = line
+	lines[i] = string.sub(version, 1, newline - 1)
 end
 return ARGV[1] == '' and lines or nil

@@ -1,4 +1,3 @@
-#!lua flags=allow-oom
 -- Deletes an API key.
 --
 -- KEYS[1] apiKey:<apiKey>
