@@ -24,7 +24,7 @@ run: tools ## serve on :8080, with a Redis of its own where none answers at REDI
 			for i in 1 2 3 4 5 6 7 8 9 10; do redis-cli -p "$$port" ping 2>/dev/null | grep -q PONG && break; sleep 0.2; done; \
 		fi; \
 	fi; \
-	.bin/tollgate & pid=$$!; trap : INT; trap "kill $$pid" TERM; \
+	GOGC=$${GOGC:-400} GOMEMLIMIT=$${GOMEMLIMIT:-256MiB} .bin/tollgate & pid=$$!; trap : INT; trap "kill $$pid" TERM; \
 	while kill -0 $$pid 2>/dev/null; do wait $$pid; code=$$?; done; exit $$code
 
 test: tools ## run the whole suite, race detector on, against a real redis-server

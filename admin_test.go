@@ -628,7 +628,8 @@ func TestConfigSecrets(t *testing.T) {
 	}
 }
 
-// A token that asks for another while it is revoked leaves none behind, however the two requests interleave.
+// A token that asks for another, or changes the config, while it is revoked leaves none behind and changes nothing
+// afterwards, however the requests interleave.
 func TestRevocationRace(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 1)
@@ -636,11 +637,14 @@ func TestRevocationRace(t *testing.T) {
 	for range 50 {
 		token := s.admin(t, "POST", path, "").field(t, "adminToken").(string)
 		var wg sync.WaitGroup
-		for range 8 {
+		for g := range 8 {
 			wg.Go(func() {
-				for {
+				for i := 0; ; i++ {
 					answer, err := s.send("POST", path, "", bearer(token))
-					if err != nil || answer.status != 201 {
+					if g%2 == 0 {
+						answer, err = s.send("PUT", "/"+id+"/admin/config", fmt.Sprintf(`{"config":{"g":%d,"i":%d}}`, g, i), bearer(token))
+					}
+					if err != nil || answer.status != 201 && answer.status != 200 {
 						if err != nil || answer.status != 401 {
 							t.Errorf("%+v, %v", answer, err)
 						}
@@ -650,7 +654,11 @@ func TestRevocationRace(t *testing.T) {
 			})
 		}
 		s.admin(t, "DELETE", path, "").want(t, 204, "")
+		config := testRedis.string(t, "GET", "tenant:"+id+":config")
 		wg.Wait()
+		if after := testRedis.string(t, "GET", "tenant:"+id+":config"); after != config {
+			t.Fatalf("a revoked token has changed the config from %s to %s", config, after)
+		}
 		if n := testRedis.int(t, "HLEN", "{tenant:"+id+":config}:adminTokens"); n != 0 {
 			t.Fatalf("%d tokens outlive their revocation", n)
 		}

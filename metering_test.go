@@ -914,8 +914,9 @@ func TestBadHeadersAndQueries(t *testing.T) {
 func TestOneCommand(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1000")
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
-	key := s.login(t, id)
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},"pro":{"rate_limit":1000,"rate_limit_window":100}}}`)
+	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":1000`)
+	s.login(t, id)
 	s.consume(t, id, key, "").want(t, 200, "")
 	calls := func(command string) (n int) {
 		fmt.Sscanf(infoField(r.string(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -175,8 +176,9 @@ func (p *pipeline) serve(conn redis.Conn) error {
 	replies := p.replies
 	p.mu.Unlock()
 	var broke error
+	var written atomic.Uint64 // commands of this connection
 	var receiver sync.WaitGroup
-	receiver.Go(func() { broke = p.receive(conn) })
+	receiver.Go(func() { broke = p.receive(conn, &written) })
 	var batch []*command
 	for p.work() {
 		p.gather()
@@ -193,6 +195,7 @@ func (p *pipeline) serve(conn redis.Conn) error {
 		p.mu.Unlock()
 		for _, c := range batch { // an error breaks the connection: receive tells
 			_ = conn.Send(c.name, c.args...)
+			written.Add(1)
 		}
 		_ = conn.Flush()
 	}
@@ -221,28 +224,25 @@ func (p *pipeline) gather() {
 	}
 }
 
-// receive hands out the replies that come over conn until it breaks, and returns why it did.
-func (p *pipeline) receive(conn redis.Conn) error {
+// receive hands out the replies that come over conn until it breaks, and returns why it did. No reply comes before
+// its command was written and so was counted: the last bytes leave redigo's buffer with a later one or with Flush.
+func (p *pipeline) receive(conn redis.Conn, written *atomic.Uint64) error {
 	defer func() {
 		p.mu.Lock()
 		p.broken = true
 		p.rouse()
 		p.mu.Unlock()
 	}()
-	for {
+	for count := uint64(1); ; count++ {
 		reply, err := conn.Receive()
 		refused, answered := err.(redis.Error)
 		if err != nil && !answered {
 			return err
 		}
-		p.mu.Lock()
-		if p.first == len(p.sent) { // as when Redis has too many clients
-			p.mu.Unlock()
-			if err == nil {
-				err = errUnasked
-			}
-			return err
+		if count > written.Load() { // as when Redis has too many clients
+			return fmt.Errorf("%w: %v", errUnasked, err)
 		}
+		p.mu.Lock()
 		c := p.sent[p.first]
 		p.sent[p.first] = nil
 		if p.first++; p.first == len(p.sent) {

@@ -126,6 +126,7 @@ func TestPipelineBreaks(t *testing.T) {
 	if lost.Load() == 0 {
 		t.Error("no command was under way when the connection broke")
 	}
+	_, _ = p.do(in(time.Second), "PING", nil) // may yet go over the last that was cut
 	if _, err := p.do(in(time.Second), "PING", nil); err != nil {
 		t.Error(err)
 	}
@@ -187,6 +188,38 @@ func TestPipelineRefused(t *testing.T) {
 		start := time.Now()
 		if _, err := p.do(in(5*time.Second), "PING", nil); err == nil || !strings.Contains(err.Error(), "connection refused") || time.Since(start) > 500*time.Millisecond {
 			t.Errorf("got %v after %s", err, time.Since(start))
+		}
+	}
+}
+
+// A Redis that has too many clients says so unasked, and hangs up. Once it has room all is well.
+func TestPipelineTooManyClients(t *testing.T) {
+	r := newRedis(t)
+	r.do(t, "CONFIG", "SET", "maxclients", 2)
+	var others []redis.Conn
+	for range 2 {
+		c, err := redis.Dial("unix", r.socket())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		others = append(others, c)
+	}
+	p := newTestPipeline(t, "unix", r.socket())
+	for range 20 {
+		start := time.Now()
+		if _, err := p.do(in(time.Second), "PING", nil); err == nil || time.Since(start) > 500*time.Millisecond {
+			t.Errorf("got %v after %s", err, time.Since(start))
+		}
+	}
+	others[0].Close()
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		_, err := p.do(in(time.Second), "PING", nil)
+		if err == nil {
+			break
+		}
+		if time.Since(start) > time.Second {
+			t.Fatal(err)
 		}
 	}
 }
