@@ -289,6 +289,10 @@ func TestManyGroups(t *testing.T) {
 	services[0].consume(t, id, free, "").want(t, 402, "")
 	services[0].consume(t, id, someKey, "").want(t, 401, "")
 
+	// A user ID with a newline, put straight into Redis, is junk.
+	testRedis.do(t, "HSET", "apiKey:"+free, "userId", "a\nb")
+	services[0].consume(t, id, free, "").want(t, 500, "")
+
 	// While a key moves between groups each charge is judged by one of them.
 	key := services[0].issue(t, id, `"userId":"u","group":"free","tokens":1000000`)
 	var wg sync.WaitGroup
@@ -405,7 +409,7 @@ func TestSlidingWindow(t *testing.T) {
 func TestLedger(t *testing.T) {
 	const goroutines, rounds = 64, 12
 	services := []*service{newService(t), newService(t)}
-	id := limitedTenant(t, 60, 1) // of the group anonymous
+	id := limitedTenant(t, 10, 1) // of the group anonymous
 	const granted = 500
 	key := services[0].issue(t, id, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, granted))
 	var charged, added, refused, limited, below atomic.Int64

@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -16,8 +15,8 @@ import (
 const (
 	maxPending  = 4096                  // commands that wait to be sent or for their reply
 	redialPause = 10 * time.Millisecond // from one attempt to connect to the next
-	// A connection over which nothing came while a command's time ran out may lead nowhere. It gets so much longer, since
-	// Redis may just be slow, and others still have the time to wait.
+	// When a command's time runs out its connection may lead nowhere, or Redis may just be slow and others have the time
+	// to wait. So it is closed once nothing at all comes over it for so much longer.
 	silenceLeft = 600 * time.Millisecond
 )
 
@@ -40,9 +39,9 @@ type pipeline struct {
 	close func() // ends the pipeline with all that still waits, and its goroutines
 
 	mu       sync.Mutex
-	waiting  []*command    // not sent yet
-	sent     []*command    // from first on, those whose reply is to come, oldest first; nil: nobody waits for it any more
-	first    int           //
+	waiting  []*command // not sent yet
+	sent     []*command // from first on, those whose reply is to come, oldest first; nil: nobody waits for it any more
+	first    int
 	replies  uint64        // that have come
 	conn     redis.Conn    // nil: none
 	broken   bool          // conn is of no use any more
@@ -51,7 +50,7 @@ type pipeline struct {
 	closed   bool
 	sweep    *time.Timer // calls expire
 	sweepAt  time.Time   // no later than the first deadline; zero: nothing waits
-	closeAt  time.Time   // conn is closed then, unless there are more replies than closeIf; zero: there is no doubt of it
+	closeAt  time.Time   // conn is closed then if there are no more replies than closeIf; zero: there is no doubt of it
 	closeIf  uint64
 }
 
@@ -60,10 +59,8 @@ type command struct {
 	name     string
 	args     []any
 	deadline time.Time
-	before   uint64 // replies that had come when it was sent
 	reply    any
 	err      error
-	expired  bool
 	done     chan struct{} // holds one, when there is a reply or an error
 }
 
@@ -81,6 +78,9 @@ func newPipeline(dial func(context.Context) (redis.Conn, error)) *pipeline {
 		p.mu.Lock()
 		p.closed = true
 		p.rouse()
+		if p.conn != nil { // the sender may be stuck in a write
+			p.conn.Close()
+		}
 		p.mu.Unlock()
 		cancel()
 		running.Wait()
@@ -100,8 +100,8 @@ func (p *pipeline) do(deadline time.Time, name string, first []any, more ...any)
 	}
 	<-c.done
 	reply, err := c.reply, c.err
-	if !c.expired { // else the sender may have it yet
-		c.reply, c.err = nil, nil
+	if err == nil { // else the sender may have it yet
+		c.reply = nil
 		commands.Put(c)
 	}
 	return reply, err
@@ -155,18 +155,23 @@ func (p *pipeline) run(ctx context.Context) {
 		if err == nil {
 			err = p.serve(conn)
 		} else {
-			p.mu.Lock()
-			failed := p.waiting
-			p.waiting = nil
-			p.mu.Unlock()
-			fail(failed, fmt.Errorf("connect: %w", err))
+			fail(p.unsent(), fmt.Errorf("connect: %v", err)) // no redis.Error, which would be the reply to a command
 		}
 		if err != nil {
 			p.work()
 		}
 		time.Sleep(time.Until(next))
 	}
-	fail(p.waiting, errPipelineClosed) // p.closed: nobody adds to it
+	fail(p.unsent(), errPipelineClosed)
+}
+
+// unsent takes away all that waits to be sent.
+func (p *pipeline) unsent() []*command {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	commands := p.waiting
+	p.waiting = nil
+	return commands
 }
 
 // serve sends over conn until that breaks or the pipeline is closed. It returns an error where nothing came over it.
@@ -176,26 +181,17 @@ func (p *pipeline) serve(conn redis.Conn) error {
 	replies := p.replies
 	p.mu.Unlock()
 	var broke error
-	var written atomic.Uint64 // commands of this connection
 	var receiver sync.WaitGroup
-	receiver.Go(func() { broke = p.receive(conn, &written) })
+	receiver.Go(func() { broke = p.receive(conn) })
 	var batch []*command
 	for p.work() {
 		p.gather()
 		p.mu.Lock()
 		batch, p.waiting = p.waiting, batch[:0]
-		if p.first > 0 && len(p.sent)+len(batch) > cap(p.sent) {
-			p.sent = p.sent[:copy(p.sent, p.sent[p.first:])]
-			p.first = 0
-		}
-		for _, c := range batch {
-			c.before = p.replies
-			p.sent = append(p.sent, c)
-		}
+		p.owe(batch)
 		p.mu.Unlock()
 		for _, c := range batch { // an error breaks the connection: receive tells
 			_ = conn.Send(c.name, c.args...)
-			written.Add(1)
 		}
 		_ = conn.Flush()
 	}
@@ -206,11 +202,20 @@ func (p *pipeline) serve(conn redis.Conn) error {
 	lost, useless := p.sent[p.first:], p.replies == replies
 	p.sent, p.first, p.conn, p.broken, p.closeAt = nil, 0, nil, false, time.Time{}
 	p.mu.Unlock()
-	fail(lost, broke)
+	fail(lost, fmt.Errorf("connection lost: %v", broke))
 	if useless {
 		return broke
 	}
 	return nil
+}
+
+// owe adds to sent, in place as long as there is room. The caller holds p.mu.
+func (p *pipeline) owe(batch []*command) {
+	if p.first > 0 && len(p.sent)+len(batch) > cap(p.sent) {
+		p.sent = p.sent[:copy(p.sent, p.sent[p.first:])]
+		p.first = 0
+	}
+	p.sent = append(p.sent, batch...)
 }
 
 // gather lets callers that are about to come do so, which makes one write worth more.
@@ -224,25 +229,25 @@ func (p *pipeline) gather() {
 	}
 }
 
-// receive hands out the replies that come over conn until it breaks, and returns why it did. No reply comes before
-// its command was written and so was counted: the last bytes leave redigo's buffer with a later one or with Flush.
-func (p *pipeline) receive(conn redis.Conn, written *atomic.Uint64) error {
+// receive hands out the replies that come over conn until it breaks, and returns why it did.
+func (p *pipeline) receive(conn redis.Conn) error {
 	defer func() {
 		p.mu.Lock()
 		p.broken = true
 		p.rouse()
 		p.mu.Unlock()
 	}()
-	for count := uint64(1); ; count++ {
+	for {
 		reply, err := conn.Receive()
 		refused, answered := err.(redis.Error)
 		if err != nil && !answered {
 			return err
 		}
-		if count > written.Load() { // as when Redis has too many clients
+		p.mu.Lock()
+		if p.first == len(p.sent) { // as when Redis has too many clients
+			p.mu.Unlock()
 			return fmt.Errorf("%w: %v", errUnasked, err)
 		}
-		p.mu.Lock()
 		c := p.sent[p.first]
 		p.sent[p.first] = nil
 		if p.first++; p.first == len(p.sent) {
@@ -277,7 +282,6 @@ func (p *pipeline) expire() {
 			sweep(c.deadline)
 			return false
 		}
-		c.expired = true
 		expired = append(expired, c)
 		return true
 	}
@@ -291,15 +295,14 @@ func (p *pipeline) expire() {
 	for i := p.first; i < len(p.sent); i++ {
 		if c := p.sent[i]; c != nil && due(c) {
 			p.sent[i] = nil
-			if c.before == p.replies && p.closeAt.IsZero() {
-				p.closeAt, p.closeIf = now.Add(silenceLeft), p.replies
-			}
 		}
 	}
 	switch {
-	case p.closeAt.IsZero():
-	case p.replies > p.closeIf:
+	case p.first == len(p.sent) || p.sent[p.first] != nil: // the reply that is due next is in time
 		p.closeAt = time.Time{}
+	case p.closeAt.IsZero() || p.replies > p.closeIf:
+		p.closeAt, p.closeIf = now.Add(silenceLeft), p.replies
+		sweep(p.closeAt)
 	case p.closeAt.After(now):
 		sweep(p.closeAt)
 	default:

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -160,19 +159,20 @@ func TestPipelineSlow(t *testing.T) {
 	r := newRedis(t, "--enable-debug-command", "yes")
 	p := newTestPipeline(t, "unix", r.socket())
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		if _, err := p.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.4"}); !errors.Is(err, errNoReply) {
-			t.Errorf("got %v, want %v", err, errNoReply)
-		}
-	})
-	time.Sleep(50 * time.Millisecond)
-	for i := range 10 {
+	for i := range 5 { // for longer than silenceLeft, with a reply now and then
+		wg.Go(func() {
+			if _, err := p.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.3"}); !errors.Is(err, errNoReply) {
+				t.Errorf("got %v, want %v", err, errNoReply)
+			}
+		})
+		time.Sleep(20 * time.Millisecond)
 		wg.Go(func() {
 			want := fmt.Sprint(i)
 			if got, err := redis.String(p.do(in(5*time.Second), "ECHO", []any{want})); err != nil || got != want {
 				t.Errorf("got %q, %v, want %q", got, err, want)
 			}
 		})
+		time.Sleep(280 * time.Millisecond)
 	}
 	wg.Wait()
 }
@@ -192,6 +192,134 @@ func TestPipelineRefused(t *testing.T) {
 	}
 }
 
+// A connection that answers no more, and is not even read while much is sent over it, is replaced, and keeps nobody from
+// closing.
+func TestPipelineStuck(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var stuck sync.WaitGroup
+	defer stuck.Wait()
+	var dials atomic.Int64
+	end := make(chan struct{})
+	defer close(end)
+	go func() { // a Redis that stops after its first reply, as no real one can be made to at that point
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			dials.Add(1)
+			stuck.Go(func() {
+				defer c.Close()
+				_, _ = c.Read(make([]byte, 1000))
+				fmt.Fprint(c, "+OK\r\n")
+				<-end
+			})
+		}
+	}()
+	p := newPipeline(func(ctx context.Context) (redis.Conn, error) { return redis.DialContext(ctx, "tcp", l.Addr().String()) })
+	big := strings.Repeat("x", 4500)
+	var wg sync.WaitGroup
+	for range 3000 { // more than the system buffers
+		wg.Go(func() { _, _ = p.do(in(300*time.Millisecond), "ECHO", []any{big}) })
+	}
+	wg.Wait()
+	for deadline := in(5 * time.Second); dials.Load() < 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the connection is not replaced")
+		}
+		_, _ = p.do(in(100*time.Millisecond), "ECHO", []any{big})
+	}
+	for range 3000 {
+		wg.Go(func() { _, _ = p.do(in(time.Minute), "ECHO", []any{big}) })
+	}
+	time.Sleep(100 * time.Millisecond)
+	start := time.Now()
+	p.close()
+	wg.Wait()
+	if took := time.Since(start); took > 200*time.Millisecond {
+		t.Errorf("closing took %s", took)
+	}
+}
+
+// Commands that expire while the pipeline is closed are failed once, and their callers learn nothing of others.
+func TestPipelineCloseAndExpire(t *testing.T) {
+	for range 50 {
+		p := newPipeline(func(ctx context.Context) (redis.Conn, error) {
+			return redis.DialContext(ctx, "unix", testRedis.socket())
+		})
+		at := in(5 * time.Millisecond)
+		var wg sync.WaitGroup
+		for g := range 100 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					want := fmt.Sprint(g, "-", i)
+					got, err := redis.String(p.do(at.Add(time.Duration(i%7)*100*time.Microsecond), "ECHO", []any{want}))
+					if err == nil && got != want || errors.Is(err, redis.ErrNil) {
+						t.Errorf("got %q, %v, want %q", got, err, want)
+					}
+					if errors.Is(err, errPipelineClosed) {
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Until(at))
+		p.close()
+		wg.Wait()
+	}
+}
+
+// What waits for replies takes no more room the longer it goes on.
+func TestPipelineMemory(t *testing.T) {
+	p := new(pipeline)
+	for range 100_000 {
+		p.owe([]*command{{}, {}})
+		p.first += 2
+		if p.first > 10 {
+			p.owe(make([]*command, 3))
+			p.first += 3
+		}
+	}
+	if n := cap(p.sent); n > 100 {
+		t.Errorf("there is room for %d commands", n)
+	}
+}
+
+// Where Redis does not let it in, a caller learns that it is unavailable, whatever Redis's words are.
+func TestPipelineLogin(t *testing.T) {
+	r := newRedis(t)
+	r.do(t, "CONFIG", "SET", "requirepass", "pw")
+	s := newService(t, fmt.Sprintf("REDIS_URL=redis://:pw@127.0.0.1:%d", r.port))
+	key := s.login(t, "abc")
+	c, err := redis.Dial("unix", r.socket(), redis.DialPassword("pw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, change := range [][]any{{"SET", "requirepass", ""}, {"SET", "requirepass", "other"}} {
+		if _, err := c.Do("CONFIG", change...); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+		_, _ = c.Do("CLIENT", "KILL", "TYPE", "pubsub")
+		for range 5 {
+			s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 503, `{"error":"Service unavailable"}`)
+			s.admin(t, "DELETE", "/abc/admin/tokens", "").want(t, 503, `{"error":"Service unavailable"}`)
+		}
+	}
+	if _, err := c.Do("CONFIG", "SET", "requirepass", "pw"); err != nil {
+		t.Fatal(err)
+	}
+	s.wantRecovery(t)
+	if n := strings.Count(s.log.String(), "[ERROR]"); n != 1 {
+		t.Errorf("%d errors in the log:\n%s", n, s.log)
+	}
+}
+
 // A Redis that has too many clients says so unasked, and hangs up. Once it has room all is well.
 func TestPipelineTooManyClients(t *testing.T) {
 	r := newRedis(t)
@@ -206,12 +334,18 @@ func TestPipelineTooManyClients(t *testing.T) {
 		others = append(others, c)
 	}
 	p := newTestPipeline(t, "unix", r.socket())
-	for range 20 {
-		start := time.Now()
-		if _, err := p.do(in(time.Second), "PING", nil); err == nil || time.Since(start) > 500*time.Millisecond {
-			t.Errorf("got %v after %s", err, time.Since(start))
-		}
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			for range 20 {
+				start := time.Now()
+				if _, err := p.do(in(time.Second), "ECHO", []any{strings.Repeat("x", 300)}); err == nil || time.Since(start) > 500*time.Millisecond {
+					t.Errorf("got %v after %s", err, time.Since(start))
+				}
+			}
+		})
 	}
+	wg.Wait()
 	others[0].Close()
 	for start := time.Now(); ; time.Sleep(time.Millisecond) {
 		_, err := p.do(in(time.Second), "PING", nil)
@@ -257,145 +391,6 @@ func TestPipelineClose(t *testing.T) {
 	for deadline := in(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines are left, there were %d", runtime.NumGoroutine(), before)
-		}
-	}
-}
-
-// lazyPair is a lazyConn, as a server has it, and its other end.
-func lazyPair(t *testing.T) (c *lazyConn, other net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if other, err = net.Dial("tcp", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { other.Close() })
-	accepted, err := lazyListener{l}.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { accepted.Close() })
-	return accepted.(*lazyConn), other
-}
-
-// However often it is set, a call ends at the deadline that was set last: not before, and not later.
-func TestLazyDeadlines(t *testing.T) {
-	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
-	full := make([]byte, 64<<20) // more than the system buffers
-	calls := map[string]struct {
-		set  func(*lazyConn, time.Time) error
-		call func(*lazyConn) error
-	}{
-		"read":  {(*lazyConn).SetReadDeadline, func(c *lazyConn) error { _, err := c.Read(make([]byte, 10)); return err }},
-		"write": {(*lazyConn).SetWriteDeadline, func(c *lazyConn) error { _, err := c.Write(full); return err }},
-		"both":  {(*lazyConn).SetDeadline, func(c *lazyConn) error { _, err := c.Read(make([]byte, 1)); return err }},
-	}
-	for name, test := range calls {
-		for _, steps := range [][]int{{150}, {50, 150}, {300, 150}, {50, 0, 150}, {50, 100, 20, 150}, {-50, 150}} {
-			c, _ := lazyPair(t)
-			start := time.Now()
-			for _, step := range steps {
-				at := time.Time{}
-				if step != 0 {
-					at = start.Add(ms(step))
-				}
-				if err := test.set(c, at); err != nil {
-					t.Fatal(err)
-				}
-			}
-			err := test.call(c)
-			if took := time.Since(start); !errors.Is(err, os.ErrDeadlineExceeded) || took < ms(149) || took > ms(600) {
-				t.Errorf("%s with the deadlines %v: %v after %s", name, steps, err, took)
-			}
-		}
-	}
-	// Without a deadline a read waits, also where the runtime had one.
-	c, other := lazyPair(t)
-	_ = c.SetReadDeadline(in(ms(30)))
-	_ = c.SetReadDeadline(time.Time{})
-	time.AfterFunc(ms(150), func() { _, _ = other.Write([]byte("x")) })
-	if n, err := c.Read(make([]byte, 10)); n != 1 || err != nil {
-		t.Errorf("read %d, %v", n, err)
-	}
-	// All of a write arrives, also where the runtime ended it in between.
-	_ = c.SetWriteDeadline(in(ms(30)))
-	_ = c.SetWriteDeadline(in(10 * time.Second))
-	got := make(chan int)
-	go func() {
-		time.Sleep(ms(100))
-		total, buffer := 0, make([]byte, 1<<20)
-		for total < len(full) {
-			n, err := other.Read(buffer)
-			if total += n; err != nil {
-				break
-			}
-		}
-		got <- total
-	}()
-	if n, err := c.Write(full); n != len(full) || err != nil {
-		t.Errorf("wrote %d, %v", n, err)
-	}
-	if n := <-got; n != len(full) {
-		t.Errorf("%d bytes arrived", n)
-	}
-}
-
-// A server's background read, of one byte and without a deadline, ends when it is told to or the connection is closed,
-// and takes nothing of what the client sends meanwhile.
-func TestLazyBackgroundRead(t *testing.T) {
-	c, other := lazyPair(t)
-	read := func(end func()) {
-		t.Helper()
-		done := make(chan error, 1)
-		go func() {
-			n, err := c.Read(make([]byte, 1))
-			if n != 0 {
-				t.Errorf("it read %d bytes", n)
-			}
-			done <- err
-		}()
-		end()
-		select {
-		case err := <-done:
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("it ended with %v", err)
-			}
-		case <-time.After(5 * time.Second):
-			t.Fatal("it does not end")
-		}
-	}
-	for range 3 {
-		_ = c.SetReadDeadline(time.Time{})
-		read(func() {
-			_, _ = other.Write([]byte("next"))
-			_ = c.SetReadDeadline(time.Unix(1, 0)) // as net/http does
-		})
-		_ = c.SetReadDeadline(in(time.Second))
-		buffer := make([]byte, 10)
-		if n, err := c.Read(buffer); string(buffer[:n]) != "next" || err != nil {
-			t.Errorf("read %q, %v", buffer[:n], err)
-		}
-	}
-	_ = c.SetReadDeadline(time.Time{})
-	read(func() { c.Close() })
-}
-
-// Requests that a client sends without waiting for the answers are answered in turn, also while one waits for Redis.
-func TestPipelinedRequests(t *testing.T) {
-	s := newService(t)
-	id := newTenant(t, 1000)
-	key := s.login(t, id)
-	one := fmt.Sprintf("POST /%s/tokens/consume HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: 12\r\n\r\n{\"tokens\":1}", id, bearer(key))
-	last := strings.Replace(one, "Host: x", "Host: x\r\nConnection: close", 1)
-	c := s.dial(t)
-	fmt.Fprint(c, strings.Repeat(one, 49)+last)
-	answers := readAll(c)
-	for i := range 50 {
-		if want := fmt.Sprintf(`{"tokensLeft":%d}`, 999-i); !strings.Contains(answers, want) {
-			t.Fatalf("%s is missing in\n%s", want, answers)
 		}
 	}
 }

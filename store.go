@@ -297,7 +297,7 @@ func (s *store) outcome(reply any, err error) (any, error) {
 	}
 	if err != nil && unavailable(err) {
 		// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all.
-		if _, answered := errors.AsType[redis.Error](err); !answered || strings.Contains(err.Error(), "READONLY") {
+		if _, answered := errors.AsType[redis.Error](err); !answered && err != errPipelineFull || strings.Contains(err.Error(), "READONLY") {
 			s.staleTime.Store(time.Now().UnixNano())
 		}
 		return nil, s.fault(err)
@@ -773,9 +773,6 @@ func parseReceipt(reply string) (outcome string, got receipt, err error) {
 		number, numbers, _ = strings.Cut(numbers, " ")
 		if err == nil {
 			n, err = strconv.ParseInt(number, 10, 64)
-			if err == nil && len(number) > 1 && number[0] == '0' {
-				err = errors.New("junk under apiKey:<apiKey>")
-			}
 		}
 		return n
 	}

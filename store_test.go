@@ -595,9 +595,14 @@ func TestRedisTLS(t *testing.T) {
 		"--tls-ca-cert-file", certFile, "--requirepass", "pw")
 	settings := []string{fmt.Sprintf("REDIS_URL=rediss://:pw@localhost:%d", port), "ADDR=127.0.0.1:0"}
 	trusting := startProcess(t, append(settings, "SSL_CERT_FILE="+certFile))
-	if _, ok := trusting.log.wait("[INFO] Listening on ", trusting.done); !ok {
-		t.Errorf("with a certificate it trusts:\n%s", trusting.log)
+	s := &service{url: "http://" + trusting.address(t)}
+	apiKey := s.login(t, "abc")
+	var wg sync.WaitGroup
+	for range 9 {
+		wg.Go(func() { s.consume(t, "abc", apiKey, "").want(t, 200, "") })
 	}
+	wg.Wait()
+	s.consume(t, "abc", apiKey, "", retryKey+"k").want(t, 200, `{"tokensLeft":90}`)
 	strict := startProcess(t, settings)
 	if code := strict.exitCode(t); code != 1 || !strings.Contains(strict.log.String(), "[ERROR] Redis connection failed: tls: ") {
 		t.Errorf("with one it does not: exit code %d\n%s", code, strict.log)
@@ -827,6 +832,7 @@ func TestJunkInRedis(t *testing.T) {
 		junk("SET", "s3cret"), junk("RPUSH", "s3cret"), junk("HSET", "tenantId", id, "tokensLeft", "s3cret"),
 		junk("HSET", "tenantId", id, "tokensLeft", "1.5"), junk("HSET", "tenantId", id, "tokensLeft", "-5"), junk("HSET", "tenantId", id),
 		junk("HSET", "tenantId", id, "tokensLeft", "9007199254740992"), junk("HSET", "tenantId", id, "tokensLeft", "9223372036854775807"),
+		junk("HSET", "tenantId", id, "tokensLeft", ""), junk("HSET", "tenantId", id, "tokensLeft", "5\n"), junk("HSET", "tenantId", id, "tokensLeft", "+5"),
 		junk("HSET", "tenantId", id, "tokensLeft", "0007"), junk("HSET", "tenantId", id, "tokensLeft", "1e3"), junk("HSET", "tenantId", id, "tokensLeft", "0x10"),
 	} {
 		key := s.login(t, id)

@@ -25,8 +25,10 @@ if key[1] ~= ARGV[1] then
 end
 local left, group = key[2] or '', key[3] or ''
 local balance, tokens = tonumber(left), tonumber(ARGV[2])
-if not balance or balance < 0 or balance > 9007199254740991 then
-	return redis.error_reply('ERR tokensLeft is no whole number from 0 to 2^53-1')
+if left ~= '0' and not string.find(left, '^[1-9]%d*$') or balance > 9007199254740991 then
+	error('tokensLeft is no whole number from 0 to 2^53-1')
+elseif key[4] and string.find(key[4], '\n', 1, true) then
+	error('userId has a newline')
 end
 local who = '\n' .. (key[4] or '') .. '\n' .. group
 if ARGV[4] and ARGV[4] ~= group then
