@@ -269,6 +269,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.IssueKey(key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
 		return err
 	}
+	s.metrics.keyIssued(t.id, k.Group)
 	return writeTokens(w, http.StatusCreated, key, k.TokensLeft)
 }
 

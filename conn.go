@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,8 @@ type lazyConn struct {
 	net.Conn
 	read, write lazyDeadline
 	aborted     chan struct{} // of a server's connection; holds one: the background read is to end
+	closed      atomic.Bool
+	release     func() // when it is closed
 }
 
 type lazyDeadline struct {
@@ -76,8 +79,9 @@ func (c *lazyConn) abort() {
 
 func (c *lazyConn) Close() error {
 	err := c.Conn.Close()
-	if c.aborted != nil {
+	if c.aborted != nil && !c.closed.Swap(true) {
 		c.abort()
+		c.release()
 	}
 	return err
 }
@@ -121,13 +125,35 @@ func (c *lazyConn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// lazyListener accepts lazyConns for net/http.
-type lazyListener struct{ net.Listener }
+// lazyListener accepts lazyConns for net/http, so many at a time: others wait in the system's queue.
+type lazyListener struct {
+	net.Listener
+	slots  chan struct{}
+	closed chan struct{}
+	close  func() error
+}
 
-func (l lazyListener) Accept() (net.Conn, error) {
+func newLazyListener(l net.Listener, maxConnections int64) *lazyListener {
+	closed := make(chan struct{})
+	return &lazyListener{l, make(chan struct{}, maxConnections), closed, sync.OnceValue(func() error {
+		close(closed)
+		return l.Close()
+	})}
+}
+
+func (l *lazyListener) Close() error { return l.close() }
+
+func (l *lazyListener) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	release := func() { <-l.slots }
 	c, err := l.Listener.Accept()
 	if err != nil {
+		release()
 		return nil, err
 	}
-	return &lazyConn{Conn: c, aborted: make(chan struct{}, 1)}, nil
+	return &lazyConn{Conn: c, aborted: make(chan struct{}, 1), release: release}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +26,7 @@ func lazyPair(t *testing.T) (c *lazyConn, other net.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { other.Close() })
-	accepted, err := lazyListener{l}.Accept()
+	accepted, err := newLazyListener(l, 10).Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +256,7 @@ func TestLazyConnIsAConn(t *testing.T) {
 			for range 5 { // what takes longer on a busy machine does not count
 				var both sync.WaitGroup
 				both.Go(func() { plain = serve(func(l net.Listener) net.Listener { return l }, steps) })
-				both.Go(func() { lazy = serve(func(l net.Listener) net.Listener { return lazyListener{l} }, steps) })
+				both.Go(func() { lazy = serve(func(l net.Listener) net.Listener { return newLazyListener(l, 10) }, steps) })
 				if both.Wait(); lazy == plain {
 					return
 				}
@@ -264,4 +265,82 @@ func TestLazyConnIsAConn(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// 500 slow clients do not keep an honest one from an answer, and are cut off within 10 s.
+func TestSlowClients(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenant(t, 1000)
+	key := s.login(t, id)
+	end := time.Now().Add(11 * time.Second)
+	var slow sync.WaitGroup
+	for i := range 500 {
+		text := "POST /" + id + "/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(key) + "\r\nX-Long: " + strings.Repeat("x", 100)
+		if i%2 == 0 { // a slow body, after a header that is there at once
+			text = strings.Replace(text, "X-Long", "Content-Length: 1000\r\n\r\n", 1)
+		}
+		head := strings.Index(text, "\r\n\r\n") + 4
+		c := s.dial(t)
+		slow.Go(func() {
+			start := time.Now()
+			if head > 4 {
+				fmt.Fprint(c, text[:head])
+				text = text[head:]
+			}
+			for at := 0; time.Now().Before(end); at = (at + 1) % len(text) {
+				if _, err := fmt.Fprint(c, text[at:at+1]); err != nil {
+					if took := time.Since(start); took > 10*time.Second {
+						t.Errorf("a slow client was cut off after %s", took)
+					}
+					return
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			t.Error("a slow client is still there after 11 s")
+		})
+	}
+	var took []time.Duration
+	for range 100 {
+		start := time.Now()
+		s.consume(t, id, key, "").want(t, 200, "")
+		took = append(took, time.Since(start))
+		time.Sleep(20 * time.Millisecond)
+	}
+	slices.Sort(took)
+	if p90 := took[90]; p90 > 50*time.Millisecond { // what else the machine does may hold up a few
+		t.Errorf("beside slow clients 10 of 100 answers took %s and more", p90)
+	}
+	slow.Wait()
+}
+
+// So many connections are served at a time; one more is when another ends.
+func TestMaxConnections(t *testing.T) {
+	s := newService(t, "MAX_CONNECTIONS=3")
+	get := func(c net.Conn) string {
+		t.Helper()
+		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		_ = c.SetReadDeadline(in(300 * time.Millisecond))
+		buffer := make([]byte, 1000)
+		n, _ := c.Read(buffer)
+		return string(buffer[:n])
+	}
+	var connections []net.Conn
+	for i := range 5 {
+		c := s.dial(t)
+		connections = append(connections, c)
+		if got := get(c); strings.HasPrefix(got, "HTTP/1.1 200 ") != (i < 3) {
+			t.Errorf("connection %d got %q", i+1, got)
+		}
+	}
+	for i := range 2 {
+		connections[i].Close()
+		waiting := connections[3+i]
+		_ = waiting.SetReadDeadline(in(5 * time.Second))
+		buffer := make([]byte, 1000)
+		if n, err := waiting.Read(buffer); !strings.HasPrefix(string(buffer[:n]), "HTTP/1.1 200 ") {
+			t.Errorf("when another has ended, connection %d got %q, %v", 4+i, buffer[:n], err)
+		}
+	}
+	connections[2].Close()
 }

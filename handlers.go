@@ -30,6 +30,8 @@ type server struct {
 	adminTokenHash [sha256.Size]byte
 	loginLimit     int64 // anonymous logins a minute of one client address, 0: no limit
 	trustedProxies []netip.Prefix
+	accessLog      bool
+	metrics        *metrics
 	draining       atomic.Bool // the server is about to stop
 }
 
@@ -44,6 +46,8 @@ func newServer(st *store, log *logger, set *settings) (*server, error) {
 		adminTokenHash: sha256.Sum256([]byte(set.adminToken)),
 		loginLimit:     set.loginLimit,
 		trustedProxies: set.trustedProxies,
+		accessLog:      set.accessLog,
+		metrics:        st.metrics,
 	}, nil
 }
 
@@ -59,7 +63,7 @@ func (s *server) routes() http.Handler {
 	for _, route := range s.table() {
 		mux.Handle(route.pattern, s.handle(route.handler))
 	}
-	return s.recovered(mux)
+	return s.observed(mux)
 }
 
 // table lists every route there is.
@@ -101,6 +105,7 @@ func (s *server) table() (all []route) {
 
 	plain("GET /healthz", s.showHealth)
 	plain("GET /readyz", s.showReadiness)
+	plain("GET /metrics", s.withOperator(s.showMetrics))
 	return all
 }
 
@@ -215,6 +220,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request) error {
 	if err := s.store.IssueKey(key, k, anonymousKeyLife, clientAddress(r, s.trustedProxies), s.loginLimit); err != nil {
 		return err
 	}
+	s.metrics.keyIssued(t.id, k.Group)
 	return writeTokens(w, http.StatusOK, key, k.TokensLeft)
 }
 
@@ -283,7 +289,7 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	got, err := s.store.Charge(t, c)
+	got, err := s.charge(t, c)
 	setRateHeaders(w.Header(), got)
 	if err != nil {
 		return err
@@ -292,6 +298,29 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Idempotent-Replayed", "true")
 	}
 	return writeTokens(w, http.StatusOK, "", got.tokensLeft)
+}
+
+// charge charges c, as the store does, and counts what came of it.
+func (s *server) charge(t *tenant, c charge) (receipt, error) {
+	got, err := s.store.Charge(t, c)
+	switch err.(type) {
+	case nil:
+		if !got.replayed {
+			t.metrics.tokensCharged.Add(c.tokens)
+		}
+	case rateLimited:
+		t.metrics.refused[refusedRate].Add(1)
+	case tokensSpent:
+		t.metrics.refused[refusedBalance].Add(1)
+	default:
+		switch err {
+		case ErrNoKey:
+			t.metrics.refused[refusedKey].Add(1)
+		case ErrKeyReused:
+			t.metrics.refused[refusedIdempotencyKey].Add(1)
+		}
+	}
+	return got, err
 }
 
 // plainTokens reads {"tokens":n} for consume where it is spelled just so, as it mostly is. All else is left to readJSON.
@@ -359,7 +388,7 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	t := tenantFrom(r)
-	got, err := s.store.Charge(t, c)
+	got, err := s.charge(t, c)
 	h := w.Header()
 	setRateHeaders(h, got)
 	if err != nil {
@@ -484,6 +513,18 @@ func (s *server) showReadiness(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, statusBody{"ready"})
+}
+
+// showMetrics answers in the Prometheus text format. It shows no key, token or user.
+func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
+	e := new(exposition)
+	s.metrics.write(e)
+	s.store.writeMetrics(e)
+	writeProcess(e)
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	w.Header()["Cache-Control"] = cacheControl
+	_, _ = w.Write(e.Bytes())
+	return nil
 }
 
 type statusBody struct {

@@ -648,14 +648,14 @@ func TestInvalidConfigs(t *testing.T) {
 // A bug in a handler is a 500, with its stack in the log, and the server lives.
 func TestPanic(t *testing.T) {
 	var log logBuffer
-	s := &server{log: newLogger(&log)}
+	s := &server{log: newLogger(&log), metrics: newMetrics()}
 	mux := http.NewServeMux()
 	mux.Handle("GET /early", s.handle(func(http.ResponseWriter, *http.Request) error { panic("oops\n[INFO] forged") }))
 	mux.Handle("GET /late", s.handle(func(w http.ResponseWriter, _ *http.Request) error {
 		_, _ = io.WriteString(w, "half an answer")
 		panic("too late")
 	}))
-	web := httptest.NewServer(s.recovered(mux))
+	web := httptest.NewServer(s.observed(mux))
 	defer web.Close()
 	front := &service{url: web.URL}
 	for range 2 {

@@ -27,8 +27,8 @@ const (
 	keepAliveGrace = 500 * time.Millisecond
 
 	readHeaderTimeout = 5 * time.Second
-	readTimeout       = 30 * time.Second
-	writeTimeout      = 30 * time.Second
+	readTimeout       = 8 * time.Second // of all of a request
+	writeTimeout      = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 16 << 10
 )
@@ -112,13 +112,14 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 			}
 		},
 	}
-	listener, err := net.Listen("tcp", set.addr)
+	tcp, err := net.Listen("tcp", set.addr)
 	if err != nil {
 		return err
 	}
+	listener := newLazyListener(tcp, set.maxConnections)
 	log.infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
-	go func() { ended <- web.Serve(lazyListener{listener}) }()
+	go func() { ended <- web.Serve(listener) }()
 	select {
 	case err := <-ended:
 		return err

@@ -156,6 +156,11 @@ func TestSettings(t *testing.T) {
 		{env{"LOGIN_LIMIT": "5"}, nil, func(s *settings) any { return s.loginLimit }, "5"},
 		{env{"LOGIN_LIMIT": "5"}, []string{"-login-limit=0"}, func(s *settings) any { return s.loginLimit }, "0"},
 		{nil, nil, func(s *settings) any { return s.trustedProxies }, "[]"},
+		{nil, nil, func(s *settings) any { return s.maxConnections }, "4096"},
+		{env{"MAX_CONNECTIONS": "7"}, []string{"-max-connections", "8"}, func(s *settings) any { return s.maxConnections }, "8"},
+		{nil, nil, func(s *settings) any { return s.accessLog }, "false"},
+		{env{"ACCESS_LOG": "1"}, nil, func(s *settings) any { return s.accessLog }, "true"},
+		{env{"ACCESS_LOG": "true"}, []string{"-access-log=false"}, func(s *settings) any { return s.accessLog }, "false"},
 		{env{"TRUSTED_PROXIES": "10.0.0.0/8, ::1/128"}, nil, func(s *settings) any { return s.trustedProxies }, "[10.0.0.0/8 ::1/128]"},
 	}
 	for _, test := range good {
@@ -186,6 +191,10 @@ func TestSettings(t *testing.T) {
 		{env{"LOGIN_LIMIT": "-1"}, nil, "LOGIN_LIMIT"},
 		{env{"LOGIN_LIMIT": "1.5"}, nil, "LOGIN_LIMIT"},
 		{env{"TRUSTED_PROXIES": "10.0.0.1"}, nil, "TRUSTED_PROXIES"},
+		{env{"MAX_CONNECTIONS": "1000001"}, nil, "MAX_CONNECTIONS"},
+		{nil, []string{"-max-connections=many"}, "-max-connections"},
+		{env{"ACCESS_LOG": "yes"}, nil, `ACCESS_LOG: "yes" is neither true nor false`},
+		{nil, []string{"-access-log=maybe"}, "-access-log"},
 		{nil, []string{"-admin-token=hunter2"}, "not defined: -admin-token"},
 		{nil, []string{"serve"}, `unexpected argument "serve"`},
 		{nil, []string{"-nope1", "---", "-login-limit=x", "a", "-nope2"}, `not defined: -nope1; bad flag syntax: ---; unexpected argument "a"; ` +
@@ -200,15 +209,15 @@ func TestSettings(t *testing.T) {
 
 // All bad settings are named at once, with exit code 2, before anything is tried.
 func TestBadSettings(t *testing.T) {
-	p := startProcess(t, []string{"REDIS_URL=x", "ADDR=y", "ADMIN_TOKEN=ä", "LOGIN_LIMIT=z", "TRUSTED_PROXIES=q"}, "more")
+	p := startProcess(t, []string{"REDIS_URL=x", "ADDR=y", "ADMIN_TOKEN=ä", "LOGIN_LIMIT=z", "TRUSTED_PROXIES=q", "MAX_CONNECTIONS=0", "ACCESS_LOG=2"}, "more")
 	if code := p.exitCode(t); code != 2 {
 		t.Errorf("exit code %d, want 2", code)
 	}
 	log := p.log.String()
-	if strings.Count(log, "[ERROR] ") != 6 || strings.Count(log, "\n") != 6 {
-		t.Errorf("want 6 errors, got\n%s", log)
+	if strings.Count(log, "[ERROR] ") != 8 || strings.Count(log, "\n") != 8 {
+		t.Errorf("want 8 errors, got\n%s", log)
 	}
-	for _, name := range []string{"REDIS_URL", "ADDR", "ADMIN_TOKEN", "LOGIN_LIMIT", "TRUSTED_PROXIES", "more"} {
+	for _, name := range []string{"REDIS_URL", "ADDR", "ADMIN_TOKEN", "LOGIN_LIMIT", "TRUSTED_PROXIES", "MAX_CONNECTIONS", "ACCESS_LOG", "more"} {
 		if !strings.Contains(log, name) {
 			t.Errorf("%s is not named in\n%s", name, log)
 		}
@@ -222,7 +231,7 @@ func TestHelpAndVersion(t *testing.T) {
 	}
 	for _, want := range []string{
 		"REDIS_URL", "redis://localhost:6379", "ADDR", ":8080", "PORT", "ADMIN_TOKEN", "ADMIN_TOKEN_FILE", "LOGIN_LIMIT", "600",
-		"TRUSTED_PROXIES", "-health", "-version",
+		"TRUSTED_PROXIES", "MAX_CONNECTIONS", "4096", "ACCESS_LOG", "-health", "-version",
 	} {
 		if !strings.Contains(p.stdout.String(), want) {
 			t.Errorf("-h does not name %s", want)
@@ -292,7 +301,8 @@ func TestStopWhileConnecting(t *testing.T) {
 // A request that does not end keeps the service only for so long.
 func TestDrainTimeout(t *testing.T) {
 	var log logBuffer
-	set, err := parseSettings([]string{"-addr=127.0.0.1:0", "-redis-url=" + testRedis.url()}, func(string) string { return "" }, io.Discard)
+	env := map[string]string{"REDIS_URL": testRedis.url()}
+	set, err := parseSettings([]string{"-addr=127.0.0.1:0"}, func(name string) string { return env[name] }, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,8 +352,10 @@ func TestHealthFlag(t *testing.T) {
 
 // SIGTERM or SIGINT finishes what runs: each charge that was taken is answered, and the process ends with 0.
 func TestShutdownUnderLoad(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(sig.String(), func(t *testing.T) {
+	for round := range 30 {
+		sig := []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGINT}[round%3]
+		t.Run(fmt.Sprint(round, " ", sig), func(t *testing.T) {
+			t.Parallel()
 			p := startProcess(t, []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0"})
 			s := &service{url: "http://" + p.address(t)}
 			id := newTenant(t, 1_000_000)

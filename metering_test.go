@@ -514,8 +514,8 @@ func TestRevokedUnderLoad(t *testing.T) {
 
 // redisProxy stands between a service and Redis, and may do with each reply what a bad network does.
 type redisProxy struct {
-	url  string
-	cuts atomic.Int64 // connections that reply has cut
+	address, url string
+	cuts         atomic.Int64 // connections that reply has cut
 }
 
 // newRedisProxy starts a proxy that asks of every reply on a connection what to do with it: pass it on, swallow it and
@@ -533,7 +533,7 @@ func newRedisProxyTo(t *testing.T, socket func() string, fate func(reply []byte)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	p := &redisProxy{url: "redis://" + l.Addr().String()}
+	p := &redisProxy{address: l.Addr().String(), url: redisURLOf(l.Addr().String())}
 	go func() {
 		for {
 			client, err := l.Accept()

@@ -3,15 +3,19 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"time"
 )
 
 // A handler answers a request, or returns an error before it has written anything: server.writeError answers then.
@@ -30,28 +34,34 @@ func (s *server) handle(h handler) http.Handler {
 type answer struct {
 	http.ResponseWriter
 	request  *http.Request
-	started  bool // a status was written
-	replaced bool // what follows is not ours and goes nowhere
+	status   int    // that was written; 0: none yet
+	replaced bool   // what follows is not ours and goes nowhere
+	bytes    int    // of the body
+	tenant   string // that there is; "": none
 }
 
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 func (a *answer) WriteHeader(status int) {
-	if a.started {
+	if a.status != 0 {
 		return
 	}
-	a.started = true
+	a.status = status
 	switch redirect := status == http.StatusTemporaryRedirect; {
 	case a.request.Pattern != "" && !redirect:
 		a.ResponseWriter.WriteHeader(status)
 	case status == http.StatusMethodNotAllowed:
-		a.replaced = true
-		_ = writeJSON(a.ResponseWriter, status, errorBody{Error: "Method not allowed"})
+		a.replace(status, "Method not allowed")
 	default:
-		a.replaced = true
 		a.Header().Del("Location")
-		_ = writeJSON(a.ResponseWriter, http.StatusNotFound, errorBody{Error: "Not found"})
+		a.replace(http.StatusNotFound, "Not found")
 	}
+}
+
+func (a *answer) replace(status int, sentence string) {
+	a.status, a.replaced = status, true
+	a.bytes = len(sentence) + len(`{"error":""}`) + 1
+	_ = writeJSON(a.ResponseWriter, status, errorBody{Error: sentence})
 }
 
 func (a *answer) Write(p []byte) (int, error) {
@@ -59,33 +69,87 @@ func (a *answer) Write(p []byte) (int, error) {
 	if a.replaced {
 		return len(p), nil
 	}
+	a.bytes += len(p)
 	return a.ResponseWriter.Write(p)
 }
 
-// recovered serves next with an answer, and survives its panics. Once the server drains, each answer is its
-// connection's last.
-func (s *server) recovered(next http.Handler) http.Handler {
+// observed serves next with an answer, survives its panics, and counts and, if told to, logs what it answered. Once the
+// server drains, each answer is its connection's last.
+func (s *server) observed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
 		a := &answer{ResponseWriter: w, request: r}
+		id := s.requestID(r)
+		if id != nil {
+			w.Header()["X-Request-Id"] = id
+		}
 		defer func() {
 			p := recover()
-			if p == nil {
-				return
+			aborted := p != nil && a.status != 0
+			if p != nil {
+				s.log.errorf("panic in %s: %v", r.Pattern, p)
+				for line := range strings.Lines(string(debug.Stack())) {
+					s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
+				}
+				if !aborted {
+					_ = writeJSON(a, http.StatusInternalServerError, errorBody{Error: "Internal error"})
+				}
 			}
-			s.log.errorf("panic in %s: %v", r.Pattern, p)
-			for line := range strings.Lines(string(debug.Stack())) {
-				s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
+			took := time.Since(start)
+			s.metrics.request(r.Pattern, r.Method, a.status, took)
+			if s.accessLog {
+				s.logAccess(a, took, id[0])
 			}
-			if a.started {
+			if aborted {
 				panic(http.ErrAbortHandler) // cut the connection: what was sent is not the answer
 			}
-			_ = writeJSON(a, http.StatusInternalServerError, errorBody{Error: "Internal error"})
 		}()
 		if s.draining.Load() {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(a, r)
 	})
+}
+
+// logAccess writes the line of one request. The pattern of its route stands there, since a path may hold a key.
+func (s *server) logAccess(a *answer, took time.Duration, id string) {
+	route := "-"
+	if a.request.Pattern != "" {
+		route = strings.TrimPrefix(a.request.Pattern, a.request.Method+" ")
+	}
+	method, tenant, remote := a.request.Method, "-", a.request.RemoteAddr
+	if !slices.Contains(methods, method) {
+		method = "-" // any token may be one
+	}
+	if a.tenant != "" {
+		tenant = a.tenant
+	}
+	if host, _, err := net.SplitHostPort(remote); err == nil {
+		remote = host
+	}
+	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s",
+		method, route, tenant, a.status, a.bytes, float64(took)/float64(time.Millisecond), remote, id)
+}
+
+// requestID is the value of the answer's X-Request-Id: the request's own, if that is 1 to 64 of A-Z a-z 0-9 _ -, else, where
+// there is an access log to find it in, a new one.
+func (s *server) requestID(r *http.Request) []string {
+	if given := r.Header["X-Request-Id"]; len(given) == 1 && validRequestID(given[0]) {
+		return given
+	}
+	if s.accessLog {
+		return []string{rand.Text()}
+	}
+	return nil
+}
+
+func validRequestID(id string) bool {
+	for _, c := range []byte(id) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return 1 <= len(id) && len(id) <= 64
 }
 
 type tenantContextKey struct{}
@@ -112,6 +176,9 @@ func (s *server) withRepairableTenant(next handler) handler {
 			t = &tenant{id: id, broken: err}
 		} else if err != nil {
 			return err
+		}
+		if a, ok := w.(*answer); ok {
+			a.tenant = id
 		}
 		return next(w, r.WithContext(context.WithValue(r.Context(), tenantContextKey{}, t)))
 	}

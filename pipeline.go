@@ -113,7 +113,7 @@ func (p *pipeline) enqueue(c *command) error {
 	switch {
 	case p.closed:
 		return errPipelineClosed
-	case len(p.waiting)+len(p.sent)-p.first >= maxPending:
+	case p.owing() >= maxPending:
 		return errPipelineFull
 	}
 	p.waiting = append(p.waiting, c)
@@ -124,6 +124,15 @@ func (p *pipeline) enqueue(c *command) error {
 	p.rouse()
 	return nil
 }
+
+// pending is how many commands wait.
+func (p *pipeline) pending() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.owing()
+}
+
+func (p *pipeline) owing() int { return len(p.waiting) + len(p.sent) - p.first }
 
 // rouse wakes the sender. The caller holds p.mu, here and below where it says so.
 func (p *pipeline) rouse() {

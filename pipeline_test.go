@@ -66,12 +66,7 @@ func TestPipelineDeadlines(t *testing.T) {
 			}
 		})
 	}
-	pending := func() int {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return len(p.waiting) + len(p.sent) - p.first
-	}
-	for deadline := in(5 * time.Second); pending() < maxPending && time.Now().Before(deadline); {
+	for deadline := in(5 * time.Second); p.pending() < maxPending && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	start := time.Now()
@@ -140,7 +135,7 @@ func TestPipelineSilence(t *testing.T) {
 		}
 		return pass
 	})
-	p := newTestPipeline(t, "tcp", strings.TrimPrefix(proxy.url, "redis://"))
+	p := newTestPipeline(t, "tcp", proxy.address)
 	if _, err := p.do(in(time.Second), "PING", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,8 @@ type settings struct {
 	adminToken     string // "": make one
 	loginLimit     int64
 	trustedProxies []netip.Prefix
+	maxConnections int64 // of clients
+	accessLog      bool
 	drainTimeout   time.Duration // for what runs when it is told to stop
 	version        bool
 	health         bool
@@ -46,6 +48,9 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 		"`number` of anonymous logins a minute of one client address, 0: no limit (LOGIN_LIMIT)")
 	proxies := fs.String("trusted-proxies", "",
 		"`CIDRs`, separated by commas, of the proxies whose X-Forwarded-For counts (TRUSTED_PROXIES)")
+	connections := fs.String("max-connections", "4096",
+		"`number` of clients' connections; more have to wait (MAX_CONNECTIONS)")
+	fs.BoolVar(&set.accessLog, "access-log", false, "log a line for each request (ACCESS_LOG)")
 	fs.BoolVar(&set.health, "health", false, "ask the tollgate that runs at -addr whether it is alive, and exit with 0 or 1")
 	fs.BoolVar(&set.version, "version", false, "print the version and exit")
 
@@ -77,12 +82,14 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	source := make(map[string]string)
 	fs.Visit(func(f *flag.Flag) { source[f.Name] = "-" + f.Name })
 	fs.VisitAll(func(f *flag.Flag) {
-		if _, boolean := f.Value.(interface{ IsBoolFlag() bool }); boolean || source[f.Name] != "" {
+		if f.Name == "health" || f.Name == "version" || source[f.Name] != "" {
 			return
 		}
 		source[f.Name] = strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if value := getenv(source[f.Name]); value != "" {
-			_ = fs.Set(f.Name, value) // a string flag takes anything
+			if err := fs.Set(f.Name, value); err != nil { // a string flag takes anything
+				bad("%s: %q is neither true nor false", source[f.Name], value)
+			}
 		} else if port := getenv("PORT"); f.Name == "addr" && port != "" {
 			source[f.Name] = "PORT"
 			_ = fs.Set(f.Name, ":"+port)
@@ -109,6 +116,9 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	}
 	if set.loginLimit, err = strconv.ParseInt(*loginLimit, 10, 64); err != nil || set.loginLimit < 0 || set.loginLimit > maxRateLimit {
 		bad("%s: %q is no whole number from 0 to %d", source["login-limit"], *loginLimit, maxRateLimit)
+	}
+	if set.maxConnections, err = strconv.ParseInt(*connections, 10, 64); err != nil || set.maxConnections < 1 || set.maxConnections > 1_000_000 {
+		bad("%s: %q is no whole number from 1 to 1000000", source["max-connections"], *connections)
 	}
 	if *proxies != "" {
 		for cidr := range strings.SplitSeq(*proxies, ",") {

@@ -116,6 +116,7 @@ type store struct {
 	pool      *redis.Pool
 	shared    *pipeline // for what every request does
 	log       *logger
+	metrics   *metrics
 	configs   configCache
 	unwatch   func()        // ends watch
 	histories chan struct{} // holds one: histories may be large, so one is read at a time
@@ -159,7 +160,7 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		return nil, err
 	}
 
-	s := &store{log: log, histories: make(chan struct{}, 1)}
+	s := &store{log: log, metrics: newMetrics(), histories: make(chan struct{}, 1)}
 	s.pool = &redis.Pool{
 		MaxActive: maxConnections,
 		MaxIdle:   maxConnections, // fewer would be redialled all the time under load
@@ -310,6 +311,7 @@ func (s *store) outcome(reply any, err error) (any, error) {
 
 // fault notes that Redis is unavailable and logs it once, until it has been available for faultOver.
 func (s *store) fault(err error) error {
+	s.metrics.redisErrors.Add(1)
 	s.faultTime.Store(time.Now().UnixNano())
 	if !s.faulty.Swap(true) {
 		s.log.errorf("Redis is unavailable: %v", err)
@@ -331,6 +333,21 @@ func unavailable(err error) bool {
 		return true
 	}
 	return strings.HasPrefix(string(reply), "ERR max number of clients")
+}
+
+// writeMetrics writes what is known of Redis and the ways to it. It asks Redis whether it answers.
+func (s *store) writeMetrics(e *exposition) {
+	up := 1.0
+	if s.Ping() != nil {
+		up = 0
+	}
+	e.single("redis_up", "gauge", "1 if Redis answers, else 0.", up)
+	pool := s.pool.Stats()
+	e.single("redis_pool_connections", "gauge", "Connections of the pool.", float64(pool.ActiveCount))
+	e.single("redis_pool_idle_connections", "gauge", "Connections of the pool that nobody uses.", float64(pool.IdleCount))
+	e.single("redis_pool_waits_total", "counter", "Times that a caller had to wait for a connection of the pool.", float64(pool.WaitCount))
+	e.single("redis_pool_wait_seconds_total", "counter", "Time that callers have waited for a connection of the pool.", pool.WaitDuration.Seconds())
+	e.single("redis_pipeline_commands", "gauge", "Commands that wait to be sent over the shared connection, or for their reply.", float64(s.shared.pending()))
 }
 
 // Ping returns ErrUnavailable where Redis does not answer.
@@ -396,7 +413,8 @@ func (s *store) loadTenant(tenantID string) (t *tenant, lasting bool, err error)
 	}
 	config.etag = fmt.Sprintf("%x", sha1.Sum(raw))
 	s.log.infof("Loaded tenant config for %s", tenantID)
-	return &tenant{id: tenantID, config: config, idArg: tenantID}, ttl < 0, nil
+	s.metrics.configLoads.Add(1)
+	return &tenant{id: tenantID, config: config, idArg: tenantID, metrics: s.metrics.tenant(tenantID)}, ttl < 0, nil
 }
 
 // CreateTenant makes tenantID with its config; by whom stands in the history. Of several at once one wins, whole. It

@@ -28,7 +28,10 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-const testAdminToken = "test-admin-token"
+const (
+	testAdminToken    = "test-admin-token"
+	testRedisPassword = "test-password"
+)
 
 // testRedis is the Redis of all tests that do not harm theirs. Each test has tenants of its own there.
 var testRedis *redisServer
@@ -95,10 +98,14 @@ func freePort() (int, error) {
 
 // start starts the server, for the first time or again after kill, with the data that it had.
 func (r *redisServer) start() error {
+	user, err := leastPrivilege()
+	if err != nil {
+		return err
+	}
 	r.cmd = exec.Command("redis-server", append([]string{
 		"--port", fmt.Sprint(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.socket(), "--save", "",
-		"--appendonly", "yes", "--maxmemory-policy", "noeviction",
-	}, r.args...)...)
+		"--appendonly", "yes", "--maxmemory-policy", "noeviction", "--user",
+	}, append(user, r.args...)...)...)
 	var out bytes.Buffer
 	r.cmd.Stdout, r.cmd.Stderr = &out, &out
 	if err := r.cmd.Start(); err != nil {
@@ -139,6 +146,20 @@ func (r *redisServer) start() error {
 	return fmt.Errorf("redis-server did not start:\n%s", &out)
 }
 
+// leastPrivilege is the README's line for an ACL file, which is all that the services under test may do, in words.
+func leastPrivilege() ([]string, error) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		return nil, err
+	}
+	_, line, ok := strings.Cut(string(readme), "  user tollgate on >PASSWORD ")
+	line, _, _ = strings.Cut(line, "\n")
+	if !ok {
+		return nil, errors.New("the README has no user for Redis")
+	}
+	return append([]string{"tollgate", "on", ">" + testRedisPassword}, strings.Fields(line)...), nil
+}
+
 func (r *redisServer) kill() {
 	_ = r.guard.Process.Kill()
 	_ = r.guard.Wait()
@@ -159,7 +180,12 @@ func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
 }
 
 func (r *redisServer) socket() string { return filepath.Join(r.dir, "redis.sock") }
-func (r *redisServer) url() string    { return fmt.Sprintf("redis://127.0.0.1:%d", r.port) }
+func (r *redisServer) url() string    { return redisURLOf(fmt.Sprintf("127.0.0.1:%d", r.port)) }
+
+// redisURLOf is the URL of a Redis at address, for the user that services are.
+func redisURLOf(address string) string {
+	return "redis://tollgate:" + testRedisPassword + "@" + address
+}
 
 // do runs one command on a connection of its own, beside what the service does.
 func (r *redisServer) do(t testing.TB, command string, args ...any) any {
@@ -753,7 +779,7 @@ func TestRedisSlow(t *testing.T) {
 		time.Sleep(time.Duration(delay.Load()))
 		return pass
 	})
-	s := newService(t, "REDIS_URL=redis://gate:pw@"+strings.TrimPrefix(proxy.url, "redis://"))
+	s := newService(t, "REDIS_URL=redis://gate:pw@"+proxy.address)
 	s.admin(t, "PUT", "/abc/admin/config", `{"config":{"user_groups":{"anonymous":{}}}}`).want(t, 200, "")
 	etag := s.history(t, "abc")[0].ETag
 	token := s.admin(t, "POST", "/abc/admin/tokens", "").field(t, "adminToken").(string)

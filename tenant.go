@@ -41,6 +41,8 @@ type tenant struct {
 	config *tenantConfig
 	broken error // an ErrBrokenConfig that says why there is no config; only behind withRepairableTenant
 	idArg  any   // id, as an argument for Redis
+
+	metrics *tenantMetrics
 }
 
 // tenantConfig is a config as tollgate reads it. It is never changed once made.

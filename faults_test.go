@@ -1,0 +1,294 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// keyedLoad charges key one token at a time from many clients, each charge under an Idempotency-Key of its own and
+// retried until it is answered with 200, until stop is called, which returns how many charges that were.
+func (s *service) keyedLoad(t *testing.T, tenant, key string, clients int, longest time.Duration) (stop func() int) {
+	t.Helper()
+	var stopped atomic.Bool
+	var charges atomic.Int64
+	var wg sync.WaitGroup
+	for g := range clients {
+		wg.Go(func() {
+			for i := 0; !stopped.Load(); i++ {
+				for end := in(20 * time.Second); ; {
+					start := time.Now()
+					answer, err := s.send("POST", "/"+tenant+"/tokens/consume", "", bearer(key), fmt.Sprintf("%s%d-%d", retryKey, g, i))
+					if took := time.Since(start); err != nil || answer.status != 200 && answer.status != 503 || took > longest || start.After(end) {
+						t.Errorf("%d %s after %s, %v", answer.status, answer.body, took, err)
+						return
+					}
+					if answer.status == 200 {
+						break
+					}
+					time.Sleep(5 * time.Millisecond)
+				}
+				charges.Add(1)
+			}
+		})
+	}
+	return func() int {
+		stopped.Store(true)
+		wg.Wait()
+		return int(charges.Load())
+	}
+}
+
+// Killed and started again 20 times under load: not one acknowledged charge is lost or taken twice, and the service is
+// back as soon as Redis is, without an error from a connection of before.
+func TestRedisKilledUnderLoad(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+	key := s.login(t, id)
+	stop := s.keyedLoad(t, id, key, 16, time.Second)
+	for range 20 {
+		time.Sleep(60 * time.Millisecond)
+		r.kill()
+		for range 5 {
+			start := time.Now()
+			answer := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+			answer.want(t, 503, `{"error":"Service unavailable"}`)
+			if took := time.Since(start); took > 500*time.Millisecond {
+				t.Errorf("with Redis killed an answer took %s", took)
+			}
+		}
+		s.do(t, "GET", "/healthz", "").want(t, 200, "")
+		s.do(t, "GET", "/readyz", "").want(t, 503, "")
+		if err := r.start(); err != nil {
+			t.Fatal(err)
+		}
+		for start := time.Now(); ; time.Sleep(time.Millisecond) {
+			if answer := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)); answer.status == 200 {
+				break
+			}
+			if time.Since(start) > time.Second {
+				t.Fatal("1 s after Redis is back the service is not")
+			}
+		}
+		for range 20 {
+			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
+			s.do(t, "GET", "/readyz", "").want(t, 200, "")
+		}
+	}
+	charges := stop()
+	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); 1_000_000-left != charges || charges == 0 {
+		t.Errorf("%d charges were acknowledged, %d tokens taken", charges, 1_000_000-left)
+	}
+}
+
+// Frozen for 5 s under load: each request is answered within 1 s, nothing piles up, the service is back at once when
+// Redis goes on, and what that executed late is charged once.
+func TestRedisFrozenUnderLoad(t *testing.T) {
+	const clients = 64
+	r := newRedis(t)
+	p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken})
+	s := &service{url: "http://" + p.address(t)}
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+	key := s.login(t, id)
+	stop := s.keyedLoad(t, id, key, clients, 1200*time.Millisecond) // 1 s, and what a busy machine adds
+	time.Sleep(300 * time.Millisecond)
+	r.signal(t, syscall.SIGSTOP)
+	time.Sleep(4500 * time.Millisecond)
+	metrics := s.admin(t, "GET", "/metrics", "")
+	if metrics.status != 200 {
+		t.Errorf("metrics: %+v", metrics)
+	}
+	var goroutines int
+	_, rest, _ := strings.Cut(metrics.body, "\ngo_goroutines ")
+	fmt.Sscan(rest, &goroutines)
+	if goroutines == 0 || goroutines > 4*clients { // two for each connection, of which the clients have some to spare
+		t.Errorf("there are %d goroutines for %d clients", goroutines, clients)
+	}
+	if !strings.Contains(metrics.body, "\nredis_up 0\n") {
+		t.Error("Redis is up though it is frozen")
+	}
+	r.signal(t, syscall.SIGCONT)
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		if answer := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)); answer.status == 200 {
+			break
+		}
+		if time.Since(start) > 500*time.Millisecond {
+			t.Error("500 ms after Redis goes on the service does not")
+			break
+		}
+	}
+	time.Sleep(300 * time.Millisecond)
+	charges := stop()
+	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); 1_000_000-left != charges || charges == 0 {
+		t.Errorf("%d charges were acknowledged, %d tokens taken", charges, 1_000_000-left)
+	}
+}
+
+// What Redis may answer instead of serving is a 503 while it lasts, and one line of the log; then all is as before.
+func TestRedisRefuses(t *testing.T) {
+	tests := map[string]struct {
+		args         []string
+		begin, end   func(t *testing.T, r *redisServer)
+		chargesToo   bool
+		code         string
+		readinessToo bool
+	}{
+		"MISCONF, a snapshot failed": {
+			args: []string{"--enable-protected-configs", "yes"},
+			begin: func(t *testing.T, r *redisServer) {
+				r.do(t, "CONFIG", "SET", "save", "3600 1")
+				r.do(t, "CONFIG", "SET", "dir", "/proc")
+				r.do(t, "BGSAVE")
+				for deadline := in(5 * time.Second); !strings.Contains(r.string(t, "INFO", "persistence"), "rdb_last_bgsave_status:err"); time.Sleep(5 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatal("saving into /proc does not fail")
+					}
+				}
+			},
+			end:        func(t *testing.T, r *redisServer) { r.do(t, "CONFIG", "SET", "save", "") },
+			chargesToo: true, code: "MISCONF", readinessToo: true,
+		},
+		"NOPERM": {
+			begin:      func(t *testing.T, r *redisServer) { r.do(t, "ACL", "SETUSER", "tollgate", "-evalsha", "-eval") },
+			end:        func(t *testing.T, r *redisServer) { r.do(t, "ACL", "SETUSER", "tollgate", "+evalsha", "+eval") },
+			chargesToo: true, code: "NOPERM",
+		},
+		"WRONGPASS on a new connection": {
+			begin: func(t *testing.T, r *redisServer) {
+				r.do(t, "ACL", "SETUSER", "tollgate", "resetpass", ">other")
+				r.do(t, "CLIENT", "KILL", "USER", "tollgate")
+			},
+			end:        func(t *testing.T, r *redisServer) { r.do(t, "ACL", "SETUSER", "tollgate", ">"+testRedisPassword) },
+			chargesToo: true, readinessToo: true, // what ended the connections is what the log says
+		},
+		"OOM": {
+			begin: func(t *testing.T, r *redisServer) { r.do(t, "CONFIG", "SET", "maxmemory", 1) },
+			end:   func(t *testing.T, r *redisServer) { r.do(t, "CONFIG", "SET", "maxmemory", 0) },
+			code:  "OOM",
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := newRedis(t, test.args...)
+			s := newService(t, "REDIS_URL="+r.url())
+			key := s.login(t, "abc")
+			for range 5 { // the group's rate allows 10
+				s.consume(t, "abc", key, "").want(t, 200, "")
+			}
+			test.begin(t, r)
+			for range 5 {
+				answer := s.do(t, "POST", "/abc/auth/anonymous", "")
+				answer.want(t, 503, `{"error":"Service unavailable"}`)
+				answer.wantHeader(t, "Retry-After", "1")
+				if test.chargesToo {
+					s.consume(t, "abc", key, "").want(t, 503, `{"error":"Service unavailable"}`)
+				} else {
+					s.do(t, "GET", "/abc/auth/verify", "", bearer(key)).want(t, 200, "")
+				}
+				s.do(t, "GET", "/healthz", "").want(t, 200, "")
+				if test.readinessToo {
+					s.do(t, "GET", "/readyz", "").want(t, 503, "")
+				}
+			}
+			test.end(t, r)
+			s.wantRecovery(t)
+			s.wantOneFault(t)
+			if log := s.log.String(); !strings.Contains(log, test.code) {
+				t.Errorf("the log does not say %s:\n%s", test.code, log)
+			}
+			s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
+			if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 95 {
+				t.Errorf("%d tokens are left, want 95", left)
+			}
+		})
+	}
+}
+
+// Managed Redis may say ERR READONLY: its connection, too, is given up.
+func TestRedisDemotedInOtherWords(t *testing.T) {
+	old, master := newRedis(t), newRedis(t)
+	var promoted atomic.Bool
+	proxy := newRedisProxyTo(t, func() string {
+		if promoted.Load() {
+			return master.socket()
+		}
+		return old.socket()
+	}, func(reply []byte) fate {
+		copy(reply, bytes.ReplaceAll(reply, []byte("-READONLY You "), []byte("-ERR READONLY ")))
+		return pass
+	})
+	s := newService(t, "REDIS_URL="+proxy.url)
+	s.login(t, "abc")
+	master.do(t, "SET", "tenant:abc:config", string(seedConfig))
+	promoted.Store(true)
+	old.do(t, "REPLICAOF", "127.0.0.1", master.port)
+	s.wantRecovery(t)
+	for range 20 {
+		s.login(t, "abc")
+	}
+}
+
+// While Redis loads its data it answers, but does not serve.
+func TestRedisLoading(t *testing.T) {
+	r := newRedis(t, "--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+	s := newService(t, "REDIS_URL="+r.url())
+	key := s.login(t, "abc")
+	for i := range 400 {
+		r.do(t, "SET", fmt.Sprint("filler", i), strings.Repeat("x", 100))
+	}
+	r.kill()
+	started := make(chan error, 1)
+	go func() { started <- r.start() }()
+	loading := 0
+	for deadline := in(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if c, err := redis.Dial("unix", r.socket()); err == nil {
+			if _, err := c.Do("PING"); err != nil && strings.HasPrefix(err.Error(), "LOADING") {
+				loading++
+			}
+			c.Close()
+		}
+		answer := s.do(t, "GET", "/abc/auth/key", "", bearer(key))
+		if answer.status == 200 {
+			break
+		}
+		answer.want(t, 503, `{"error":"Service unavailable"}`)
+		if time.Now().After(deadline) {
+			t.Fatal("it is still not served")
+		}
+	}
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	if loading == 0 {
+		t.Error("Redis was never seen to load")
+	}
+}
+
+// After FLUSHALL keys are gone and stay so, and tenants too, until their configs are back.
+func TestFlushAll(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	key := s.login(t, "abc")
+	r.do(t, "FLUSHALL")
+	s.wantConfig(t, "abc", "")
+	s.consume(t, "abc", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	r.do(t, "SET", "tenant:abc:config", string(seedConfig))
+	for deadline := in(time.Second); ; time.Sleep(time.Millisecond) {
+		if answer := s.consume(t, "abc", key, "", retryKey+"k"); answer.status == 401 {
+			break
+		} else if answer.status != 400 || time.Now().After(deadline) {
+			t.Fatalf("got %d %s", answer.status, answer.body)
+		}
+	}
+	if keys := r.do(t, "KEYS", "*apiKey*").([]any); len(keys) != 0 {
+		t.Errorf("there are %q", keys)
+	}
+}
