@@ -109,8 +109,8 @@ func (c *lazyConn) Read(p []byte) (int, error) {
 }
 
 // background tells whether a read of one byte is the one by which net/http learns, while a handler runs, that the client
-// has gone away: the only one without a deadline, as the server has all of net/http's timeouts. Nothing here asks for that (see store), so it is not made; it would be
-// a system call for each request that has to wait for Redis.
+// has gone away: the only one without a deadline, as the server has all of net/http's timeouts. Nothing here asks for
+// that (see store), so it is not made; it would be a system call for each request that has to wait for Redis.
 func (c *lazyConn) background() bool {
 	c.read.mu.Lock()
 	defer c.read.mu.Unlock()

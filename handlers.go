@@ -306,7 +306,7 @@ func (s *server) charge(t *tenant, c charge) (receipt, error) {
 	switch err.(type) {
 	case nil:
 		if !got.replayed {
-			t.metrics.tokensCharged.Add(c.tokens)
+			t.metrics.tokensCharged.Add(uint64(c.tokens))
 		}
 	case rateLimited:
 		t.metrics.refused[refusedRate].Add(1)

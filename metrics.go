@@ -16,7 +16,8 @@ import (
 
 const (
 	maxNamedTenants = 1000 // by name in metrics; the rest are other
-	maxNamedGroups  = 1000 // of all tenants together; likewise
+	maxNamedGroups  = 1000 // of all tenants together; likewise, and if it has more than
+	maxGroupBytes   = 64
 	otherName       = "other"
 )
 
@@ -25,6 +26,7 @@ const (
 // for that of new keys.
 type metrics struct {
 	routes map[string]*routeMetrics // by pattern; "": no route
+	sorted []*routeMetrics          // each once, by name
 
 	redisErrors atomic.Int64 // calls of Redis that found it unavailable
 	configLoads atomic.Int64
@@ -56,7 +58,7 @@ var durations = [...]time.Duration{
 
 // tenantMetrics are of one tenant, or of all that have no name of their own.
 type tenantMetrics struct {
-	tokensCharged atomic.Int64
+	tokensCharged atomic.Uint64 // may wrap: to Prometheus a reset
 	refused       [len(refusals)]atomic.Int64
 }
 
@@ -90,6 +92,7 @@ func newMetrics() *metrics {
 		if r == nil {
 			r = &routeMetrics{route: route, answers: make(map[string]*[len(statuses) + 1]atomic.Int64)}
 			byRoute[route] = r
+			m.sorted = append(m.sorted, r)
 		}
 		for _, name := range methods {
 			if method == "" || method == name || method == "GET" && name == "HEAD" || name == otherName {
@@ -98,6 +101,7 @@ func newMetrics() *metrics {
 		}
 		m.routes[pattern] = r
 	}
+	slices.SortFunc(m.sorted, func(a, b *routeMetrics) int { return strings.Compare(a.route, b.route) })
 	return m
 }
 
@@ -141,6 +145,9 @@ func (m *metrics) tenant(tenantID string) *tenantMetrics {
 
 // keyIssued counts a new API key.
 func (m *metrics) keyIssued(tenantID, group string) {
+	if len(group) > maxGroupBytes {
+		group = otherName
+	}
 	labels := issuedLabels{tenantID, group}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -180,11 +187,8 @@ func (e *exposition) single(name, kind, help string, value float64) {
 
 // write writes all that m counts.
 func (m *metrics) write(e *exposition) {
-	routes := slices.Collect(maps.Values(m.routes))
-	slices.SortFunc(routes, func(a, b *routeMetrics) int { return strings.Compare(a.route, b.route) })
-	routes = slices.Compact(routes)
 	e.family("http_requests_total", "counter", "Requests answered, by the pattern of their route.")
-	for _, r := range routes {
+	for _, r := range m.sorted {
 		for _, method := range methods {
 			if r.answers[method] == nil {
 				continue
@@ -202,7 +206,7 @@ func (m *metrics) write(e *exposition) {
 	}
 	const duration = "http_request_duration_seconds"
 	e.family(duration, "histogram", "Time from a request's header to its answer.")
-	for _, r := range routes {
+	for _, r := range m.sorted {
 		count := int64(0)
 		for i := range r.buckets {
 			count += r.buckets[i].Load()
@@ -225,11 +229,11 @@ func (m *metrics) write(e *exposition) {
 	tenants, issued := maps.Clone(m.tenants), maps.Clone(m.issued)
 	m.mu.Unlock()
 	names := slices.Sorted(maps.Keys(tenants))
-	e.family("tokens_charged_total", "counter", "Tokens taken from balances.")
+	e.family("tokens_charged_total", "counter", "Tokens taken by charges that were answered with 200, each once.")
 	for _, name := range names {
 		e.sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
 	}
-	e.family("charges_refused_total", "counter", "Charges that took nothing: the key is not good, its balance too small, its rate used up, or its Idempotency-Key used for another amount.")
+	e.family("charges_refused_total", "counter", "Charges that took nothing: the key is not known, its balance too small, its rate used up, or its Idempotency-Key used for another amount.")
 	for _, name := range names {
 		for i, reason := range refusals {
 			e.sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)
@@ -240,7 +244,7 @@ func (m *metrics) write(e *exposition) {
 		e.sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
 	}
 	e.single("tenant_config_loads_total", "counter", "Configs read from Redis.", float64(m.configLoads.Load()))
-	e.single("redis_errors_total", "counter", "Calls of Redis that failed or found it unable to serve.", float64(m.redisErrors.Load()))
+	e.single("redis_errors_total", "counter", "Calls that found Redis unavailable.", float64(m.redisErrors.Load()))
 }
 
 // writeProcess writes what the Go runtime and, on Linux, the system know of the process.

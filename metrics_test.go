@@ -129,6 +129,11 @@ func TestMetricsBounds(t *testing.T) {
 	if n := len(m.issued); n != maxNamedGroups+1 {
 		t.Errorf("%d groups have names", n)
 	}
+	long := newMetrics()
+	long.keyIssued("t", strings.Repeat("g", maxGroupBytes+1))
+	if long.issued[issuedLabels{"t", otherName}] != 1 {
+		t.Error("a long group has its name")
+	}
 	if n := m.tenant("late").tokensCharged.Load(); n != 2*maxNamedTenants {
 		t.Errorf("the others were charged %d tokens", n)
 	}
@@ -181,6 +186,8 @@ func TestAccessLog(t *testing.T) {
 	}
 	s.do(t, "GET", "/"+key+"/auth/key", "", bearer(key)).want(t, 400, "")
 	want(`GET /\{tenantId\}/auth/key tenant=- status=400 bytes=\d+ .*`)
+	s.do(t, "HEAD", "/healthz", "")
+	want(`HEAD /healthz tenant=- status=200 bytes=0 .*`)
 	missing := s.do(t, "GET", "/"+key+"/x/"+key, "")
 	want(fmt.Sprintf(`GET - tenant=- status=404 bytes=%d .*`, len(missing.body)))
 	s.admin(t, "GET", "/"+id+"/admin/keys/"+key, "").want(t, 200, "")

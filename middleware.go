@@ -60,8 +60,7 @@ func (a *answer) WriteHeader(status int) {
 
 func (a *answer) replace(status int, sentence string) {
 	a.status, a.replaced = status, true
-	a.bytes = len(sentence) + len(`{"error":""}`) + 1
-	_ = writeJSON(a.ResponseWriter, status, errorBody{Error: sentence})
+	_ = writeJSON(replacement{a}, status, errorBody{Error: sentence})
 }
 
 func (a *answer) Write(p []byte) (int, error) {
@@ -69,9 +68,21 @@ func (a *answer) Write(p []byte) (int, error) {
 	if a.replaced {
 		return len(p), nil
 	}
-	a.bytes += len(p)
+	return a.write(p)
+}
+
+func (a *answer) write(p []byte) (int, error) {
+	if a.request.Method != http.MethodHead {
+		a.bytes += len(p)
+	}
 	return a.ResponseWriter.Write(p)
 }
+
+// replacement is an answer to which what replaces it is written.
+type replacement struct{ *answer }
+
+func (r replacement) WriteHeader(status int)      { r.ResponseWriter.WriteHeader(status) }
+func (r replacement) Write(p []byte) (int, error) { return r.write(p) }
 
 // observed serves next with an answer, survives its panics, and counts and, if told to, logs what it answered. Once the
 // server drains, each answer is its connection's last.
@@ -115,7 +126,7 @@ func (s *server) observed(next http.Handler) http.Handler {
 func (s *server) logAccess(a *answer, took time.Duration, id string) {
 	route := "-"
 	if a.request.Pattern != "" {
-		route = strings.TrimPrefix(a.request.Pattern, a.request.Method+" ")
+		route = a.request.Pattern[strings.IndexByte(a.request.Pattern, '/'):] // without its method
 	}
 	method, tenant, remote := a.request.Method, "-", a.request.RemoteAddr
 	if !slices.Contains(methods, method) {
@@ -177,9 +188,7 @@ func (s *server) withRepairableTenant(next handler) handler {
 		} else if err != nil {
 			return err
 		}
-		if a, ok := w.(*answer); ok {
-			a.tenant = id
-		}
+		w.(*answer).tenant = id
 		return next(w, r.WithContext(context.WithValue(r.Context(), tenantContextKey{}, t)))
 	}
 }

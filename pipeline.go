@@ -78,11 +78,12 @@ func newPipeline(dial func(context.Context) (redis.Conn, error)) *pipeline {
 		p.mu.Lock()
 		p.closed = true
 		p.rouse()
-		if p.conn != nil { // the sender may be stuck in a write
-			p.conn.Close()
-		}
+		conn := p.conn
 		p.mu.Unlock()
 		cancel()
+		if conn != nil { // the sender may be stuck in a write
+			conn.Close()
+		}
 		running.Wait()
 		p.sweep.Stop()
 	}
@@ -321,10 +322,10 @@ func (p *pipeline) expire() {
 		p.sweep.Reset(p.sweepAt.Sub(now))
 	}
 	p.mu.Unlock()
+	fail(expired, errNoReply)
 	if silent != nil {
 		silent.Close()
 	}
-	fail(expired, errNoReply)
 }
 
 // fail gives err to all of list that somebody waits for.

@@ -65,7 +65,6 @@ const (
 	adminTimeout = 350 * time.Millisecond
 
 	maxConnections = 64
-	keepAlive      = 15 * time.Second // of the shared connection, so that one that leads nowhere is found while it is idle
 	// A connection that was idle for longer is asked PING before it is used: Redis may have been restarted meanwhile.
 	trustedIdleTime = time.Second
 	// A fault is over when a call succeeds and none has failed for so long: a Redis that is full still reads.
@@ -110,8 +109,9 @@ func newScript(source string) *script {
 }
 
 // store is all that tollgate keeps, in Redis. Its methods may be called from any number of goroutines. They give up
-// after callTimeout or adminTimeout with ErrUnavailable, and take no context: to give up a command that was sent, because a client went
-// away, would close the connection while Redis carries the command out all the same, and nobody would know of it.
+// after callTimeout or adminTimeout with ErrUnavailable, and take no context: to give up a command that was sent, because
+// a client went away, would close the connection while Redis carries the command out all the same, and nobody would know
+// of it.
 type store struct {
 	pool      *redis.Pool
 	shared    *pipeline // for what every request does
@@ -120,8 +120,9 @@ type store struct {
 	configs   configCache
 	unwatch   func()        // ends watch
 	histories chan struct{} // holds one: histories may be large, so one is read at a time
+	faults    sync.Mutex    // over the next two, and what is logged of them
 	faulty    atomic.Bool   // the log says that Redis is unavailable
-	faultTime atomic.Int64  // when a call last found it so, in Unix nanoseconds
+	faultTime time.Time     // when a call last found it so
 	staleTime atomic.Int64  // connections that were last used before it, in Unix nanoseconds, are of no use
 }
 
@@ -173,7 +174,7 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 	s.shared = newPipeline(func(ctx context.Context) (redis.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
-		dialer := net.Dialer{KeepAlive: keepAlive}
+		var dialer net.Dialer // whose keep-alive of 15 s finds a connection that leads nowhere while it is idle
 		return redisURL.dial(ctx, callTimeout, redis.DialReadTimeout(0), redis.DialWriteTimeout(0),
 			redis.DialContextFunc(func(ctx context.Context, network, address string) (net.Conn, error) {
 				c, err := dialer.DialContext(ctx, network, address)
@@ -303,16 +304,28 @@ func (s *store) outcome(reply any, err error) (any, error) {
 		}
 		return nil, s.fault(err)
 	}
-	if s.faulty.Load() && time.Now().UnixNano()-s.faultTime.Load() > int64(faultOver) && s.faulty.Swap(false) {
-		s.log.infof("Redis is available again")
+	if s.faulty.Load() {
+		s.recover()
 	}
 	return reply, err
+}
+
+// recover logs that Redis is available again, if it has been so for faultOver.
+func (s *store) recover() {
+	s.faults.Lock()
+	defer s.faults.Unlock()
+	if s.faulty.Load() && time.Since(s.faultTime) > faultOver {
+		s.faulty.Store(false)
+		s.log.infof("Redis is available again")
+	}
 }
 
 // fault notes that Redis is unavailable and logs it once, until it has been available for faultOver.
 func (s *store) fault(err error) error {
 	s.metrics.redisErrors.Add(1)
-	s.faultTime.Store(time.Now().UnixNano())
+	s.faults.Lock()
+	defer s.faults.Unlock()
+	s.faultTime = time.Now()
 	if !s.faulty.Swap(true) {
 		s.log.errorf("Redis is unavailable: %v", err)
 	}
@@ -629,7 +642,7 @@ func (s *store) IssueKey(key string, k apiKey, life time.Duration, address strin
 	}
 	wait, err := redis.Int64(s.evalShared(time.Now().Add(callTimeout), issueScript, args...))
 	if err != nil {
-		return fmt.Errorf("issue key: %w", err)
+		return fmt.Errorf("make apiKey:<apiKey> of tenant %s, with login:<address>: %w", k.TenantID, err)
 	}
 	if wait > 0 {
 		return rateLimited{retryAfter: wait}
@@ -658,7 +671,7 @@ func (s *store) ChangeKey(tenantID, key string, change keyChange) (apiKey, error
 	}
 	reply, err := s.evalShared(time.Now().Add(callTimeout), keyScript, args...)
 	if err != nil {
-		return apiKey{}, fmt.Errorf("look at a key of tenant %s: %w", tenantID, err)
+		return apiKey{}, fmt.Errorf("look at apiKey:<apiKey> of tenant %s: %w", tenantID, err)
 	}
 	switch reply.(type) {
 	case nil:
@@ -668,7 +681,7 @@ func (s *store) ChangeKey(tenantID, key string, change keyChange) (apiKey, error
 	}
 	k, err := parseAPIKey(tenantID, reply)
 	if err != nil {
-		return apiKey{}, fmt.Errorf("look at a key of tenant %s: %w", tenantID, err)
+		return apiKey{}, fmt.Errorf("look at apiKey:<apiKey> of tenant %s: %w", tenantID, err)
 	}
 	return k, nil
 }
@@ -699,7 +712,7 @@ func parseAPIKey(tenantID string, reply any) (apiKey, error) {
 func (s *store) RevokeKey(tenantID, key string) error {
 	n, err := redis.Int(s.eval(callTimeout, revokeScript, []string{apiKeyKey(key), rateKey(key)}, tenantID))
 	if err != nil {
-		return fmt.Errorf("revoke a key of tenant %s: %w", tenantID, err)
+		return fmt.Errorf("revoke apiKey:<apiKey> of tenant %s: %w", tenantID, err)
 	}
 	if n == 0 {
 		return ErrNoKey
@@ -762,7 +775,7 @@ func (s *store) Charge(t *tenant, c charge) (receipt, error) {
 			outcome, got, err = parseReceipt(string(reply))
 		}
 		if err != nil {
-			return receipt{}, fmt.Errorf("charge a key of tenant %s: %w", t.id, err)
+			return receipt{}, fmt.Errorf("charge apiKey:<apiKey> of tenant %s: %w", t.id, err)
 		}
 		switch outcome {
 		case "charged":
@@ -883,9 +896,13 @@ func parseRedisURL(s string) (*redisURL, error) {
 // dial connects, logs in and selects the database. Each of these steps, and each read later, may take timeout; a write,
 // which waits only where Redis does not read, adminTimeout.
 func (r *redisURL) dial(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
+	handshake := timeout
+	if deadline, ok := ctx.Deadline(); ok { // for TLS, redigo does not look at it
+		handshake = max(min(timeout, time.Until(deadline)), time.Millisecond)
+	}
 	return redis.DialContext(ctx, r.network, r.address, append([]redis.DialOption{
 		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(adminTimeout),
-		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(timeout),
+		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(handshake),
 		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db),
 	}, more...)...)
 }
