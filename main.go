@@ -9,12 +9,15 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -177,4 +180,37 @@ func checkHealth(ctx context.Context, addr string) error {
 		return fmt.Errorf("/healthz answered %s", answer.Status)
 	}
 	return nil
+}
+
+// logger writes lines that begin with their level. Whatever is in a value, a line stays one line.
+type logger struct{ out *log.Logger }
+
+func newLogger(w io.Writer) *logger { return &logger{log.New(w, "", 0)} }
+
+func (l *logger) infof(format string, args ...any)  { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
+func (l *logger) warnf(format string, args ...any)  { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
+func (l *logger) errorf(format string, args ...any) { l.line("[ERROR] ", fmt.Sprintf(format, args...)) }
+
+// line writes text with all that is not printable, but for tabs, escaped.
+func (l *logger) line(level, text string) {
+	var escaped strings.Builder
+	escaped.WriteString(level)
+	for _, r := range text {
+		if r == '\t' || strconv.IsPrint(r) {
+			escaped.WriteRune(r)
+		} else {
+			escaped.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	l.out.Print(escaped.String())
+}
+
+// warnings is a Logger for net/http, which has its own words for what goes wrong with connections.
+func (l *logger) warnings() *log.Logger { return log.New(warningWriter{l}, "", 0) }
+
+type warningWriter struct{ log *logger }
+
+func (w warningWriter) Write(p []byte) (int, error) {
+	w.log.warnf("%s", strings.TrimSuffix(string(p), "\n"))
+	return len(p), nil
 }
