@@ -241,20 +241,31 @@ func TestRedisLoading(t *testing.T) {
 	r := newRedis(t, "--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
 	s := newService(t, "REDIS_URL="+r.url())
 	key := s.login(t, "abc")
-	for i := range 400 {
+	for i := range 1000 { // 2 ms each
 		r.do(t, "SET", fmt.Sprint("filler", i), strings.Repeat("x", 100))
 	}
 	r.kill()
 	started := make(chan error, 1)
 	go func() { started <- r.start() }()
-	loading := 0
-	for deadline := in(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if c, err := redis.Dial("unix", r.socket()); err == nil {
-			if _, err := c.Do("PING"); err != nil && strings.HasPrefix(err.Error(), "LOADING") {
-				loading++
+	var loading atomic.Bool
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		for {
+			if c, err := redis.Dial("unix", r.socket()); err == nil {
+				_, err := c.Do("PING")
+				c.Close()
+				if err == nil {
+					return
+				}
+				if strings.HasPrefix(err.Error(), "LOADING") {
+					loading.Store(true)
+				}
 			}
-			c.Close()
+			time.Sleep(5 * time.Millisecond)
 		}
+	}()
+	for deadline := in(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		answer := s.do(t, "GET", "/abc/auth/key", "", bearer(key))
 		if answer.status == 200 {
 			break
@@ -267,7 +278,7 @@ func TestRedisLoading(t *testing.T) {
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	if loading == 0 {
+	if <-loaded; !loading.Load() {
 		t.Error("Redis was never seen to load")
 	}
 }

@@ -568,7 +568,7 @@ func TestConfig(t *testing.T) {
 	}
 	// What somebody puts straight into Redis, not compact, is served like any other.
 	testRedis.do(t, "SET", "tenant:"+id+":config", "{\n \"a\": 1\n}\n")
-	get().want(t, 200, `{"config":{"a":1}}`)
+	s.wantConfig(t, id, `{"a":1}`)
 }
 
 // A config that breaks a rule is refused; the error names the member by its path and shows no value.
