@@ -46,7 +46,7 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r)
+	body, err := readBody(w, r, nil)
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (s *server) listTenants(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) createTenant(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r)
+	body, err := readBody(w, r, nil)
 	if err != nil {
 		return err
 	}
@@ -238,7 +238,7 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r)
+	body, err := readBody(w, r, nil)
 	if err != nil {
 		return err
 	}
@@ -325,7 +325,7 @@ func (s *server) changeKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	body, err := readBody(w, r)
+	body, err := readBody(w, r, nil)
 	if err != nil {
 		return err
 	}

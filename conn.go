@@ -125,7 +125,7 @@ func (c *lazyConn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// lazyListener accepts lazyConns for net/http, so many at a time: others wait in the system's queue.
+// lazyListener accepts lazyConns for net/http, so many at a time: others wait in the system's queue, until one ends.
 type lazyListener struct {
 	net.Listener
 	slots  chan struct{}
@@ -142,6 +142,10 @@ func newLazyListener(l net.Listener, maxConnections int64) *lazyListener {
 }
 
 func (l *lazyListener) Close() error { return l.close() }
+
+// crowded tells whether three quarters of the connections that it may accept are taken. No more should then be kept for
+// clients that may send another request, or those that do not could take them all.
+func (l *lazyListener) crowded() bool { return len(l.slots)*4 > cap(l.slots)*3 }
 
 func (l *lazyListener) Accept() (net.Conn, error) {
 	select {

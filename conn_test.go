@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -317,30 +318,47 @@ func TestSlowClients(t *testing.T) {
 // So many connections are served at a time; one more is when another ends.
 func TestMaxConnections(t *testing.T) {
 	s := newService(t, "MAX_CONNECTIONS=3")
-	get := func(c net.Conn) string {
-		t.Helper()
-		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-		_ = c.SetReadDeadline(in(300 * time.Millisecond))
-		buffer := make([]byte, 1000)
-		n, _ := c.Read(buffer)
-		return string(buffer[:n])
-	}
-	var connections []net.Conn
-	for i := range 5 {
+	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+	var taken []net.Conn
+	for range 3 {
 		c := s.dial(t)
-		connections = append(connections, c)
-		if got := get(c); strings.HasPrefix(got, "HTTP/1.1 200 ") != (i < 3) {
-			t.Errorf("connection %d got %q", i+1, got)
-		}
+		fmt.Fprint(c, request[:10])
+		taken = append(taken, c)
 	}
-	for i := range 2 {
-		connections[i].Close()
-		waiting := connections[3+i]
+	for _, other := range taken[:2] {
+		waiting := s.dial(t)
+		fmt.Fprint(waiting, request)
+		_ = waiting.SetReadDeadline(in(300 * time.Millisecond))
+		if n, err := waiting.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("beside 3 connections another got %d bytes, %v", n, err)
+		}
+		other.Close()
 		_ = waiting.SetReadDeadline(in(5 * time.Second))
-		buffer := make([]byte, 1000)
-		if n, err := waiting.Read(buffer); !strings.HasPrefix(string(buffer[:n]), "HTTP/1.1 200 ") {
-			t.Errorf("when another has ended, connection %d got %q, %v", 4+i, buffer[:n], err)
+		if got := readAll(waiting); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+			t.Errorf("when one has ended, the next got %q", got)
+		}
+		c := s.dial(t)
+		fmt.Fprint(c, request[:10])
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// Clients that keep their connections without a use for them do not keep others out.
+func TestIdleConnections(t *testing.T) {
+	s := newService(t, "MAX_CONNECTIONS=20")
+	kept := 0
+	for range 100 {
+		c := s.dial(t)
+		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !answer.Close {
+			kept++
 		}
 	}
-	connections[2].Close()
+	if kept < 14 || kept > 15 { // the server may have taken a place for the next one already
+		t.Errorf("%d connections are kept of 20", kept)
+	}
 }

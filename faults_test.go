@@ -47,13 +47,24 @@ func (s *service) keyedLoad(t *testing.T, tenant, key string, clients int, longe
 }
 
 // Killed and started again 20 times under load: not one acknowledged charge is lost or taken twice, and the service is
-// back as soon as Redis is, without an error from a connection of before.
+// back as soon as Redis is, without an error from a connection of before. Redis answers only what is in its file: with
+// everysec it holds writes back while a sync runs, and a kill just then would lose them.
 func TestRedisKilledUnderLoad(t *testing.T) {
-	r := newRedis(t)
+	r := newRedis(t, "--appendfsync", "always")
 	s := newService(t, "REDIS_URL="+r.url())
 	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
 	key := s.login(t, id)
 	stop := s.keyedLoad(t, id, key, 16, time.Second)
+	var stopped atomic.Bool
+	var issued []string // keys whose making was acknowledged
+	var logins sync.WaitGroup
+	logins.Go(func() {
+		for ; !stopped.Load(); time.Sleep(time.Millisecond) {
+			if answer, err := s.send("POST", "/"+id+"/auth/anonymous", ""); err == nil && answer.status == 200 {
+				issued = append(issued, answer.field(t, "apiKey").(string))
+			}
+		}
+	})
 	for range 20 {
 		time.Sleep(60 * time.Millisecond)
 		r.kill()
@@ -83,7 +94,23 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 			s.do(t, "GET", "/readyz", "").want(t, 200, "")
 		}
 	}
+	stopped.Store(true)
+	logins.Wait()
 	charges := stop()
+	for _, key := range issued {
+		if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 1_000_000 {
+			t.Errorf("a new key has %d tokens", left)
+		}
+	}
+	all := r.do(t, "KEYS", "apiKey:*").([]any)
+	for _, key := range all {
+		if fields, ttl := r.int(t, "HLEN", key), r.int(t, "PTTL", key); fields != 4 || ttl <= 0 {
+			t.Errorf("a key has %d fields and expires in %d ms", fields, ttl)
+		}
+	}
+	if len(issued) == 0 || len(all) < len(issued) {
+		t.Errorf("%d keys were made, there are %d", len(issued), len(all))
+	}
 	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); 1_000_000-left != charges || charges == 0 {
 		t.Errorf("%d charges were acknowledged, %d tokens taken", charges, 1_000_000-left)
 	}
@@ -112,6 +139,12 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 	if goroutines == 0 || goroutines > 4*clients { // two for each connection, of which the clients have some to spare
 		t.Errorf("there are %d goroutines for %d clients", goroutines, clients)
 	}
+	var heap float64
+	_, rest, _ = strings.Cut(metrics.body, "\ngo_memstats_heap_alloc_bytes ")
+	fmt.Sscan(rest, &heap)
+	if heap == 0 || heap > 32<<20 {
+		t.Errorf("%g bytes are allocated for %d clients", heap, clients)
+	}
 	if !strings.Contains(metrics.body, "\nredis_up 0\n") {
 		t.Error("Redis is up though it is frozen")
 	}
@@ -132,9 +165,40 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 	}
 }
 
+// Connections that Redis closes and scripts that it forgets, again and again under load, cost no charge and take none twice.
+func TestRedisKillsConnections(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+	key := s.login(t, id)
+	stop := s.keyedLoad(t, id, key, 16, time.Second)
+	for round := range 40 {
+		time.Sleep(20 * time.Millisecond)
+		if round%2 == 0 {
+			r.do(t, "CLIENT", "KILL", "USER", "tollgate")
+		}
+		r.do(t, "SCRIPT", "FLUSH")
+	}
+	charges := stop()
+	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); 1_000_000-left != charges || charges < 100 {
+		t.Errorf("%d charges were acknowledged, %d tokens taken", charges, 1_000_000-left)
+	}
+	r.do(t, "SCRIPT", "FLUSH")
+	for range 20 { // nothing of that is left, and what Redis has forgotten is no fault
+		s.consume(t, id, key, "").want(t, 200, "")
+		s.login(t, id)
+	}
+	time.Sleep(faultOver)
+	s.login(t, id)
+	if log := s.log.String(); strings.Count(log, "[ERROR]") != strings.Count(log, "[INFO] Redis is available again\n") || strings.Count(log, "[ERROR]") > 2 {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
 // What Redis may answer instead of serving is a 503 while it lasts, and one line of the log; then all is as before.
 func TestRedisRefuses(t *testing.T) {
 	tests := map[string]struct {
+		setUp        string
 		args         []string
 		begin, end   func(t *testing.T, r *redisServer)
 		chargesToo   bool
@@ -154,6 +218,33 @@ func TestRedisRefuses(t *testing.T) {
 				}
 			},
 			end:        func(t *testing.T, r *redisServer) { r.do(t, "CONFIG", "SET", "save", "") },
+			chargesToo: true, code: "MISCONF", readinessToo: true,
+		},
+		"MISCONF, the disk of the append-only file is full": {
+			setUp: `trap "" XFSZ; ulimit -f 2048`, // blocks; a write beyond is refused, instead of ending the process
+			begin: func(t *testing.T, r *redisServer) {
+				c, err := redis.Dial("unix", r.socket())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				for range 100 {
+					if _, err = c.Do("SET", "filler", strings.Repeat("x", 100_000)); err != nil {
+						break
+					}
+				}
+				if err == nil || !strings.Contains(err.Error(), "AOF") {
+					t.Fatalf("writing into a file that is full: %v", err)
+				}
+			},
+			end: func(t *testing.T, r *redisServer) { // a new file has room
+				r.do(t, "BGREWRITEAOF")
+				for deadline := in(5 * time.Second); !strings.Contains(r.string(t, "INFO", "persistence"), "aof_last_write_status:ok"); time.Sleep(5 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatal("the new file is not written")
+					}
+				}
+			},
 			chargesToo: true, code: "MISCONF", readinessToo: true,
 		},
 		"NOPERM": {
@@ -177,7 +268,7 @@ func TestRedisRefuses(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			r := newRedis(t, test.args...)
+			r := newRedisAfter(t, test.setUp, test.args...)
 			s := newService(t, "REDIS_URL="+r.url())
 			key := s.login(t, "abc")
 			for range 5 { // the group's rate allows 10
@@ -205,6 +296,10 @@ func TestRedisRefuses(t *testing.T) {
 				t.Errorf("the log does not say %s:\n%s", test.code, log)
 			}
 			s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
+			r.kill() // what Redis answers is in its file, too
+			if err := r.start(); err != nil {
+				t.Fatal(err)
+			}
 			if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 95 {
 				t.Errorf("%d tokens are left, want 95", left)
 			}

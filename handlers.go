@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -32,8 +33,16 @@ type server struct {
 	trustedProxies []netip.Prefix
 	accessLog      bool
 	metrics        *metrics
-	draining       atomic.Bool // the server is about to stop
+	processID      string        // random
+	requests       atomic.Int64  // that were given an ID
+	longCharges    chan struct{} // holds one for each charge whose body is held though it is long
+	crowded        func() bool   // the server has few connections to spare
+	draining       atomic.Bool   // the server is about to stop
 }
+
+// maxLongCharges is how many charges at a time may have a body of more than smallBodyBytes, which none needs: it is held
+// before anybody knows whose it is.
+const maxLongCharges = 16
 
 // newServer returns a server on st with the settings' limits. Everything in it must be there.
 func newServer(st *store, log *logger, set *settings) (*server, error) {
@@ -48,6 +57,9 @@ func newServer(st *store, log *logger, set *settings) (*server, error) {
 		trustedProxies: set.trustedProxies,
 		accessLog:      set.accessLog,
 		metrics:        st.metrics,
+		processID:      rand.Text()[:13],
+		longCharges:    make(chan struct{}, maxLongCharges),
+		crowded:        func() bool { return false },
 	}, nil
 }
 
@@ -184,7 +196,7 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		status, body.Error = http.StatusServiceUnavailable, "Service unavailable"
 		w.Header().Set("Retry-After", "1")
 	default:
-		s.log.errorf("%s: %v", r.Pattern, err)
+		s.log.errorf("%s id=%s: %v", r.Pattern, w.Header().Get("X-Request-Id"), err)
 	}
 	if errors.As(err, &deny) {
 		w.Header().Set("X-Auth-Status", strconv.Itoa(status))
@@ -272,7 +284,19 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 	if c.idempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
-	body, err := readBody(w, r)
+	held := false
+	body, err := readBody(w, r, func() error {
+		select {
+		case s.longCharges <- struct{}{}:
+			held = true
+			return nil
+		case <-time.After(callTimeout):
+			return fmt.Errorf("%w for so long a body: others are held", ErrUnavailable)
+		}
+	})
+	if held {
+		defer func() { <-s.longCharges }()
+	}
 	if err != nil {
 		return err
 	}

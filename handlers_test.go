@@ -4,13 +4,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gomodule/redigo/redis"
 )
 
 const uuidPattern = `[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`
@@ -457,6 +461,122 @@ func TestBodySize(t *testing.T) {
 	}
 }
 
+// Clients that hold long bodies back, which anybody may, do not fill the memory, nor keep others from their charges.
+func TestLongCharges(t *testing.T) {
+	const clients = 200
+	p := startProcess(t, []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken})
+	s := &service{url: "http://" + p.address(t)}
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	most := strings.Repeat(" ", maxBodyBytes-1)
+	for i := range clients {
+		c := s.dial(t)
+		head := "POST /" + id + "/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(someKey) + "\r\n"
+		if i%2 == 0 {
+			go fmt.Fprintf(c, "%sContent-Length: %d\r\n\r\n%s", head, maxBodyBytes, most)
+		} else {
+			go fmt.Fprintf(c, "%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", head, len(most), most)
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	if heap := s.sample(t, "go_memstats_heap_alloc_bytes"); heap > 100<<20 {
+		t.Errorf("%d clients take %g MiB", clients, heap/(1<<20))
+	}
+	for i := range 5 {
+		s.consume(t, id, key, `{"tokens":1}`).want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 9-i))
+	}
+	s.consume(t, id, key, strings.Repeat(" ", smallBodyBytes)+`{"tokens":1}`).want(t, 503, `{"error":"Service unavailable"}`)
+	s.admin(t, "PUT", "/"+id+"/admin/config", strings.Repeat(" ", smallBodyBytes)+`{"config":{}}`).want(t, 200, "")
+	if left := tokensLeft(t, key); left != 5 {
+		t.Errorf("%d tokens are left, want 5", left)
+	}
+}
+
+// What a hostile client may send is its own fault: 4xx, never a redirect or a 5xx, nothing is taken, and no key that the
+// layout does not have appears in Redis.
+func TestHostileRequests(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	key := s.login(t, "abc")
+	keys := func() string {
+		names, err := redis.Strings(r.do(t, "KEYS", "*"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		return strings.Join(names, "\n")
+	}
+	before := keys()
+	hostile := func(request string, statuses ...int) {
+		t.Helper()
+		c := s.dial(t)
+		fmt.Fprint(c, request)
+		_ = c.(*net.TCPConn).CloseWrite()
+		got := readAll(c)
+		var status int
+		fmt.Sscanf(got, "HTTP/1.1 %d ", &status)
+		if !slices.Contains(statuses, status) || strings.Contains(got, "\r\nLocation: ") {
+			t.Errorf("%.300q\ngot %q, want %d", request, got, statuses)
+		}
+		if after := keys(); after != before {
+			t.Fatalf("%.300q\nmade of the keys\n%s\nthese:\n%s", request, before, after)
+		}
+	}
+	headers := " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+	for _, id := range []string{
+		"%2F", "%2f..", "..", ".", "%2e%2e", "%2E", "", "/", "%00", "abc%00", "%0d%0a", "abc%0d%0aX-Y:%20z", ":", "abc:config", "abc%3Aconfig", strings.Repeat("a", 65),
+		"é", "%c3%a9", "\xff", "%ff", "abc%2Fx", "abc%2f..%2fabc", "../abc", "abc/..", "abc/.", "abc/../abc", "./abc", "/abc", "abc/", "\\abc", "..\\abc", "%5cabc", "abc;x=1", "abc%20",
+		"%20abc", "abc+", "abc.json", "*", "abc*", "a?c", "a[b]c", "{abc}", "%7babc%7d", "abc%25", "abc%2500", "abc#x", "-abc", "_abc", "ABC", "~abc", "abc~", "tenant:abc:config", "abc%e2%80%8b", "%EF%BD%81bc",
+		"abc%2", "abc%zz", "%", "%u0061bc", "abc\x00", "abc\t", "abc x",
+	} {
+		for _, route := range []string{"POST /%s/auth/anonymous", "POST /%s/tokens/consume", "GET /%s/auth/verify"} {
+			hostile(strings.Replace(route, "%s", id, 1)+headers+bearer(key)+"\r\n\r\n", 400, 404, 405)
+		}
+		hostile("PUT /"+id+"/admin/config"+headers+bearer(testAdminToken)+"\r\nContent-Length: 13\r\n\r\n{\"config\":{}}", 400, 404, 405)
+		hostile("GET /abc/admin/keys/"+id+headers+bearer(testAdminToken)+"\r\n\r\n", 400, 404, 405)
+		hostile("POST /abc/admin/config/history/"+id+"/restore"+headers+bearer(testAdminToken)+"\r\n\r\n", 400, 404, 405)
+		hostile("DELETE /admin/tenants/"+id+headers+bearer(testAdminToken)+"\r\n\r\n", 400, 404, 405)
+	}
+	consume := "POST /abc/tokens/consume HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+	for _, credential := range []string{
+		bearer(key) + "\r\n" + bearer(key), bearer(key) + "\r\nauthorization: Bearer x", "Authorization: Bearer " + key + ", Bearer " + key, "Authorization: Bearer\t" + key,
+		"Authorization: Bearer " + key + "\x00", "Authorization : Bearer " + key, "Authorization: Bearer\r\n " + key[:10] + "\r\n " + key[10:], "Authorization: Bearer " + key + "=", "Authorization: Bearer \"" + key + "\"",
+		"Authorization:", "Authorization", ": Bearer " + key, "Authorization: bearer=" + key, "Authorization: Bearer " + key + ";x", "Proxy-Authorization: Bearer " + key, "Authorization\r: Bearer " + key,
+	} {
+		hostile(consume+credential+"\r\n\r\n", 400, 401)
+	}
+	consume += bearer(key) + "\r\n"
+	for _, length := range []string{
+		"-1", "+12", "0x0c", "1e1", "12.0", "12, 12", "12, 13", "12 13", "99999999999999999999", "9223372036854775808", "abc", "12a", "１２", "12;", "\"12\"", "12\r\nContent-Length: 13", "1048577", "9223372036854775807",
+		"13", "1000", "11", "1", // of a body that ends before, or with which it is no JSON
+	} {
+		hostile(consume+"Content-Length: "+length+"\r\n\r\n{\"tokens\":1}", 400, 413)
+	}
+	for _, body := range []string{
+		"xyz\r\n", "-1\r\n", "0xc\r\n{\"tokens\":1}\r\n0\r\n\r\n", " c\r\n{\"tokens\":1}\r\n0\r\n\r\n", "fffffffffffffffff\r\n{", "7fffffffffffffff\r\n{\"tokens\":1}", "c\r\n{\"tokens\":1}", "c\r\n{\"tokens\":1}\r\n",
+		"c\r\n{\"tokens\":1}0\r\n\r\n", "b\r\n{\"tokens\":1}\r\n0\r\n\r\n", "d\r\n{\"tokens\":1}\r\n0\r\n\r\n", "c\r\n{\"tokens\":1}\r\n", "c\r\n{\"tokens\":1}\r\n0\r\n", "c\r\n{\"tokens\":1}\r\n0\r\nX",
+		"", "\r\n", "c;" + strings.Repeat("x", 10_000) + "\r\n{\"tokens\":1}\r\n0\r\n\r\n", "c\r\n{\"tokens\":x}\r\n0\r\n\r\n", "c\n{\"tokens\":1}\n", "g\r\n{\"tokens\":1}\r\n0\r\n\r\n",
+	} {
+		hostile(consume+"Transfer-Encoding: chunked\r\n\r\n"+body, 400)
+	}
+	for _, line := range []string{
+		"GET", "GET /healthz", "GET  /healthz HTTP/1.1", "G\x00T /healthz HTTP/1.1", "GET healthz HTTP/1.1", "GET /healthz HTTP/x", "/healthz", "\x16\x03\x01\x02", "GET /health\x7fz HTTP/1.1", "GET * HTTP/1.1", "GET http:// HTTP/1.1", "GET //// HTTP/1.1",
+	} {
+		hostile(line+"\r\nHost: x\r\nConnection: close\r\n\r\n", 400, 404)
+	}
+	for _, header := range []string{"", "Host: x\r\nHost: y\r\n", "Host: a b\r\n", "Host: x\r\nX Y: z\r\n", "Host: x\r\nX: \x01\r\n", "Host: x\r\n: y\r\n", "Host: x\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n"} {
+		hostile("GET /healthz HTTP/1.1\r\n"+header+"\r\n", 400, 431)
+	}
+	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 100 {
+		t.Errorf("%d tokens are left, want 100", left)
+	}
+	for line := range strings.Lines(s.log.String()) {
+		if !strings.HasPrefix(line, "[INFO] ") {
+			t.Errorf("log line %q", line)
+		}
+	}
+}
+
 func TestShowKey(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 10)
@@ -648,7 +768,7 @@ func TestInvalidConfigs(t *testing.T) {
 // A bug in a handler is a 500, with its stack in the log, and the server lives.
 func TestPanic(t *testing.T) {
 	var log logBuffer
-	s := &server{log: newLogger(&log), metrics: newMetrics()}
+	s := &server{log: newLogger(&log), metrics: newMetrics(), crowded: func() bool { return false }}
 	mux := http.NewServeMux()
 	mux.Handle("GET /early", s.handle(func(http.ResponseWriter, *http.Request) error { panic("oops\n[INFO] forged") }))
 	mux.Handle("GET /late", s.handle(func(w http.ResponseWriter, _ *http.Request) error {
@@ -665,7 +785,7 @@ func TestPanic(t *testing.T) {
 		t.Errorf("half an answer came as a whole one: %+v", answer)
 	}
 	text := log.String()
-	if !strings.Contains(text, `[ERROR] panic in GET /early: oops\n[INFO] forged`) || !strings.Contains(text, "handlers_test.go") {
+	if !strings.Contains(text, `[ERROR] panic in GET /early id=-1: oops\n[INFO] forged`) || !strings.Contains(text, "handlers_test.go") {
 		t.Errorf("the log has no stack:\n%s", text)
 	}
 	for line := range strings.Lines(text) {

@@ -49,8 +49,9 @@ func writeBody(w http.ResponseWriter, status int, body []byte) error {
 
 const errBrokenBody = badRequest("Body could not be read to its end")
 
-// readBody returns the request's body. Errors: errBodyTooLarge beyond maxBodyBytes, badRequest when it breaks off.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// readBody returns the request's body. Where that has more than smallBodyBytes it calls long, if there is one, before it
+// goes on. Errors: errBodyTooLarge beyond maxBodyBytes, badRequest when it breaks off, and long's.
+func readBody(w http.ResponseWriter, r *http.Request, long func() error) ([]byte, error) {
 	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {
 		body := make([]byte, r.ContentLength)
 		if _, err := io.ReadFull(r.Body, body); err != nil {
@@ -58,14 +59,24 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		}
 		return body, nil
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	var body bytes.Buffer
+	rest := http.MaxBytesReader(w, r.Body, maxBodyBytes)
+	_, err := io.CopyN(&body, rest, smallBodyBytes+1)
+	if err == nil {
+		if long != nil {
+			if err := long(); err != nil {
+				return nil, err
+			}
+		}
+		_, err = body.ReadFrom(rest)
+	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, errBodyTooLarge
 	}
-	if err != nil {
+	if err != nil && err != io.EOF {
 		return nil, errBrokenBody
 	}
-	return body, nil
+	return body.Bytes(), nil
 }
 
 // readJSON reads body into what the known fields point to. It is stricter than encoding/json, which takes repeated members,

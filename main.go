@@ -120,6 +120,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		return err
 	}
 	listener := newLazyListener(tcp, set.maxConnections)
+	srv.crowded = listener.crowded
 	log.infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()

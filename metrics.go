@@ -247,6 +247,8 @@ func (m *metrics) write(e *exposition) {
 	e.single("redis_errors_total", "counter", "Calls that found Redis unavailable.", float64(m.redisErrors.Load()))
 }
 
+var startTime = time.Now()
+
 // writeProcess writes what the Go runtime and, on Linux, the system know of the process.
 func writeProcess(e *exposition) {
 	var memory runtime.MemStats
@@ -271,10 +273,17 @@ func writeProcess(e *exposition) {
 		return n
 	}
 	const ticks = 100 // a second, on all that Go runs on
+	e.single("process_start_time_seconds", "gauge", "When the process began, in Unix time.", float64(startTime.UnixMilli())/1000)
 	e.single("process_cpu_seconds_total", "counter", "Processor time used.", (number(14)+number(15))/ticks)
 	e.single("process_resident_memory_bytes", "gauge", "Memory resident.", number(24)*float64(os.Getpagesize()))
 	e.single("process_virtual_memory_bytes", "gauge", "Virtual memory.", number(23))
 	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
 		e.single("process_open_fds", "gauge", "Open file descriptors.", float64(len(files)))
+	}
+	if limits, err := os.ReadFile("/proc/self/limits"); err == nil {
+		_, line, _ := strings.Cut(string(limits), "Max open files")
+		if most, err := strconv.ParseFloat(strings.Fields(line + " ?")[0], 64); err == nil {
+			e.single("process_max_fds", "gauge", "File descriptors that may be open.", most)
+		}
 	}
 }

@@ -78,10 +78,13 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s is %v, want %v", sample, got, want)
 		}
 	}
-	for _, positive := range []string{"redis_pool_connections", "go_goroutines", "go_memstats_heap_alloc_bytes", "process_resident_memory_bytes", "process_open_fds"} {
+	for _, positive := range []string{"redis_pool_connections", "go_goroutines", "go_memstats_heap_alloc_bytes", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"} {
 		if s.sample(t, positive) <= 0 {
 			t.Errorf("%s is %v", positive, s.sample(t, positive))
 		}
+	}
+	if began := s.sample(t, "process_start_time_seconds"); began > float64(time.Now().Unix()) || began < float64(time.Now().Add(-time.Hour).Unix()) {
+		t.Errorf("the process began at %v", began)
 	}
 	page := s.admin(t, "GET", "/metrics", "").body
 	for _, secret := range []string{key, user, someKey, "u-secret", testAdminToken} {
@@ -199,6 +202,20 @@ func TestAccessLog(t *testing.T) {
 	}
 	quiet := newService(t)
 	quiet.do(t, "GET", "/healthz", "", "X-Request-Id: mine").wantHeader(t, "X-Request-Id", "mine")
+	ids := make(map[string]bool)
+	for _, path := range []string{"/healthz", "/healthz", "/nothing", "/abc/auth/key"} {
+		id := quiet.do(t, "GET", path, "").header.Get("X-Request-Id")
+		if !validRequestID(id) || ids[id] {
+			t.Errorf("%s: X-Request-Id is %q", path, id)
+		}
+		ids[id] = true
+	}
+	testRedis.do(t, "SET", "apiKey:"+someKey, "junk") // the line of an error names its request
+	defer testRedis.do(t, "DEL", "apiKey:"+someKey)
+	quiet.do(t, "GET", "/"+id+"/auth/key", "", bearer(someKey), "X-Request-Id: broken").want(t, 500, "")
+	if log := quiet.log.String(); !strings.Contains(log, "\n[ERROR] GET /{tenantId}/auth/key id=broken: ") {
+		t.Errorf("log:\n%s", log)
+	}
 	if strings.Contains(quiet.log.String(), "/healthz") {
 		t.Error("without the flag there is an access log")
 	}

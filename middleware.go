@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -14,6 +13,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -34,10 +34,11 @@ func (s *server) handle(h handler) http.Handler {
 type answer struct {
 	http.ResponseWriter
 	request  *http.Request
-	status   int    // that was written; 0: none yet
-	replaced bool   // what follows is not ours and goes nowhere
-	bytes    int    // of the body
-	tenant   string // that there is; "": none
+	id       [1]string // the value of X-Request-Id
+	status   int       // that was written; 0: none yet
+	replaced bool      // what follows is not ours and goes nowhere
+	bytes    int       // of the body
+	tenant   string    // that there is; "": none
 }
 
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
@@ -85,20 +86,17 @@ func (r replacement) WriteHeader(status int)      { r.ResponseWriter.WriteHeader
 func (r replacement) Write(p []byte) (int, error) { return r.write(p) }
 
 // observed serves next with an answer, survives its panics, and counts and, if told to, logs what it answered. Once the
-// server drains, each answer is its connection's last.
+// server drains, or has few connections to spare, each answer is its connection's last.
 func (s *server) observed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		a := &answer{ResponseWriter: w, request: r}
-		id := s.requestID(r)
-		if id != nil {
-			w.Header()["X-Request-Id"] = id
-		}
+		a := &answer{ResponseWriter: w, request: r, id: [1]string{s.requestID(r)}}
+		w.Header()["X-Request-Id"] = a.id[:]
 		defer func() {
 			p := recover()
 			aborted := p != nil && a.status != 0
 			if p != nil {
-				s.log.errorf("panic in %s: %v", r.Pattern, p)
+				s.log.errorf("panic in %s id=%s: %v", r.Pattern, a.id[0], p)
 				for line := range strings.Lines(string(debug.Stack())) {
 					s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
 				}
@@ -109,13 +107,13 @@ func (s *server) observed(next http.Handler) http.Handler {
 			took := time.Since(start)
 			s.metrics.request(r.Pattern, r.Method, a.status, took)
 			if s.accessLog {
-				s.logAccess(a, took, id[0])
+				s.logAccess(a, took)
 			}
 			if aborted {
 				panic(http.ErrAbortHandler) // cut the connection: what was sent is not the answer
 			}
 		}()
-		if s.draining.Load() {
+		if s.draining.Load() || s.crowded() {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(a, r)
@@ -123,7 +121,7 @@ func (s *server) observed(next http.Handler) http.Handler {
 }
 
 // logAccess writes the line of one request. The pattern of its route stands there, since a path may hold a key.
-func (s *server) logAccess(a *answer, took time.Duration, id string) {
+func (s *server) logAccess(a *answer, took time.Duration) {
 	route := "-"
 	if a.request.Pattern != "" {
 		route = a.request.Pattern[strings.IndexByte(a.request.Pattern, '/'):] // without its method
@@ -139,19 +137,17 @@ func (s *server) logAccess(a *answer, took time.Duration, id string) {
 		remote = host
 	}
 	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s",
-		method, route, tenant, a.status, a.bytes, float64(took)/float64(time.Millisecond), remote, id)
+		method, route, tenant, a.status, a.bytes, float64(took)/float64(time.Millisecond), remote, a.id[0])
 }
 
-// requestID is the value of the answer's X-Request-Id: the request's own, if that is 1 to 64 of A-Z a-z 0-9 _ -, else, where
-// there is an access log to find it in, a new one.
-func (s *server) requestID(r *http.Request) []string {
+// requestID is the request's own X-Request-Id, if that is 1 to 64 of A-Z a-z 0-9 _ -, else a new one that no other process
+// gives.
+func (s *server) requestID(r *http.Request) string {
 	if given := r.Header["X-Request-Id"]; len(given) == 1 && validRequestID(given[0]) {
-		return given
+		return given[0]
 	}
-	if s.accessLog {
-		return []string{rand.Text()}
-	}
-	return nil
+	id := append(make([]byte, 0, 64), s.processID...)
+	return string(strconv.AppendInt(append(id, '-'), s.requests.Add(1), 10))
 }
 
 func validRequestID(id string) bool {
@@ -196,7 +192,7 @@ func (s *server) withRepairableTenant(next handler) handler {
 // withBody has read the request's body before next begins.
 func (s *server) withBody(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		body, err := readBody(w, r)
+		body, err := readBody(w, r, nil)
 		if err != nil {
 			return err
 		}

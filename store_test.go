@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 		runFloor()
 	}
 	os.Exit(func() int {
-		server, err := startRedis()
+		server, err := startRedis("")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -60,6 +60,7 @@ func TestMain(m *testing.M) {
 type redisServer struct {
 	port  int
 	dir   string
+	setUp string // what a shell does before it becomes redis-server
 	args  []string
 	cmd   *exec.Cmd
 	done  chan struct{} // closed when the process has ended
@@ -67,12 +68,12 @@ type redisServer struct {
 }
 
 // startRedis starts a redis-server with an append-only file on a free port and waits until it answers.
-func startRedis(args ...string) (*redisServer, error) {
+func startRedis(setUp string, args ...string) (*redisServer, error) {
 	dir, err := os.MkdirTemp("", "tollgate")
 	if err != nil {
 		return nil, err
 	}
-	r := &redisServer{dir: dir, args: args}
+	r := &redisServer{dir: dir, setUp: setUp, args: args}
 	for range 5 { // another process may take the port before redis-server does
 		if r.port, err = freePort(); err == nil {
 			if err = r.start(); err == nil {
@@ -98,18 +99,22 @@ func freePort() (int, error) {
 
 // start starts the server, for the first time or again after kill, with the data that it had.
 func (r *redisServer) start() error {
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
+	}
 	user, err := leastPrivilege()
 	if err != nil {
 		return err
 	}
-	r.cmd = exec.Command("redis-server", append([]string{
+	r.cmd = exec.Command("sh", append([]string{"-c", r.setUp + `
+		exec redis-server "$@"`, "redis-server",
 		"--port", fmt.Sprint(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.socket(), "--save", "",
 		"--appendonly", "yes", "--maxmemory-policy", "noeviction", "--user",
 	}, append(user, r.args...)...)...)
 	var out bytes.Buffer
 	r.cmd.Stdout, r.cmd.Stderr = &out, &out
 	if err := r.cmd.Start(); err != nil {
-		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
+		return err
 	}
 	done := make(chan struct{})
 	r.done = done
@@ -223,7 +228,13 @@ func (r *redisServer) string(t testing.TB, command string, args ...any) string {
 // newRedis is a redis-server for one test, which may do with it what it likes.
 func newRedis(t testing.TB, args ...string) *redisServer {
 	t.Helper()
-	r, err := startRedis(args...)
+	return newRedisAfter(t, "", args...)
+}
+
+// newRedisAfter is newRedis in a process for which a shell has done setUp.
+func newRedisAfter(t testing.TB, setUp string, args ...string) *redisServer {
+	t.Helper()
+	r, err := startRedis(setUp, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -863,6 +874,7 @@ func TestJunkInRedis(t *testing.T) {
 	} {
 		key := s.login(t, id)
 		put("apiKey:" + key)
+		logged := len(s.log.String())
 		before := testRedis.string(t, "DUMP", "apiKey:"+key)
 		s.do(t, "POST", "/"+id+"/tokens/consume", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
 		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
@@ -870,6 +882,9 @@ func TestJunkInRedis(t *testing.T) {
 		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
 		if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
 			t.Error("the junk was overwritten")
+		}
+		if n := strings.Count(s.log.String()[logged:], " apiKey:<apiKey> of tenant "+id+": "); n != 4 {
+			t.Errorf("%d lines name the key's pattern and tenant in\n%s", n, s.log.String()[logged:])
 		}
 	}
 	{
