@@ -198,12 +198,11 @@ func TestRedisKillsConnections(t *testing.T) {
 // What Redis may answer instead of serving is a 503 while it lasts, and one line of the log; then all is as before.
 func TestRedisRefuses(t *testing.T) {
 	tests := map[string]struct {
-		setUp        string
-		args         []string
-		begin, end   func(t *testing.T, r *redisServer)
-		chargesToo   bool
-		code         string
-		readinessToo bool
+		setUp      string
+		args       []string
+		begin, end func(t *testing.T, r *redisServer)
+		chargesToo bool // are refused, and so the service is not ready
+		code       string
 	}{
 		"MISCONF, a snapshot failed": {
 			args: []string{"--enable-protected-configs", "yes"},
@@ -218,7 +217,7 @@ func TestRedisRefuses(t *testing.T) {
 				}
 			},
 			end:        func(t *testing.T, r *redisServer) { r.do(t, "CONFIG", "SET", "save", "") },
-			chargesToo: true, code: "MISCONF", readinessToo: true,
+			chargesToo: true, code: "MISCONF",
 		},
 		"MISCONF, the disk of the append-only file is full": {
 			setUp: `trap "" XFSZ; ulimit -f 2048`, // blocks; a write beyond is refused, instead of ending the process
@@ -245,7 +244,7 @@ func TestRedisRefuses(t *testing.T) {
 					}
 				}
 			},
-			chargesToo: true, code: "MISCONF", readinessToo: true,
+			chargesToo: true, code: "MISCONF",
 		},
 		"NOPERM": {
 			begin:      func(t *testing.T, r *redisServer) { r.do(t, "ACL", "SETUSER", "tollgate", "-evalsha", "-eval") },
@@ -258,7 +257,12 @@ func TestRedisRefuses(t *testing.T) {
 				r.do(t, "CLIENT", "KILL", "USER", "tollgate")
 			},
 			end:        func(t *testing.T, r *redisServer) { r.do(t, "ACL", "SETUSER", "tollgate", ">"+testRedisPassword) },
-			chargesToo: true, readinessToo: true, // what ended the connections is what the log says
+			chargesToo: true, // what ended the connections is what the log says
+		},
+		"READONLY": {
+			begin:      func(t *testing.T, r *redisServer) { r.do(t, "REPLICAOF", "127.0.0.1", 1) },
+			end:        func(t *testing.T, r *redisServer) { r.do(t, "REPLICAOF", "NO", "ONE") },
+			chargesToo: true, code: "READONLY",
 		},
 		"OOM": {
 			begin: func(t *testing.T, r *redisServer) { r.do(t, "CONFIG", "SET", "maxmemory", 1) },
@@ -281,13 +285,12 @@ func TestRedisRefuses(t *testing.T) {
 				answer.wantHeader(t, "Retry-After", "1")
 				if test.chargesToo {
 					s.consume(t, "abc", key, "").want(t, 503, `{"error":"Service unavailable"}`)
+					s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
 				} else {
 					s.do(t, "GET", "/abc/auth/verify", "", bearer(key)).want(t, 200, "")
+					s.do(t, "GET", "/readyz", "").want(t, 200, "")
 				}
 				s.do(t, "GET", "/healthz", "").want(t, 200, "")
-				if test.readinessToo {
-					s.do(t, "GET", "/readyz", "").want(t, 503, "")
-				}
 			}
 			test.end(t, r)
 			s.wantRecovery(t)

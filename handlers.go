@@ -528,12 +528,12 @@ func (s *server) showHealth(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, statusBody{"ok"})
 }
 
-// showReadiness says whether a request that needs Redis would be answered.
+// showReadiness says whether a charge would be decided.
 func (s *server) showReadiness(w http.ResponseWriter, r *http.Request) error {
 	if s.draining.Load() {
 		return ErrUnavailable
 	}
-	if err := s.store.Ping(); err != nil {
+	if err := s.store.Ready(); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, statusBody{"ready"})

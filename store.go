@@ -348,13 +348,13 @@ func unavailable(err error) bool {
 	return strings.HasPrefix(string(reply), "ERR max number of clients")
 }
 
-// writeMetrics writes what is known of Redis and the ways to it. It asks Redis whether it answers.
+// writeMetrics writes what is known of Redis and the ways to it, and asks Redis for it.
 func (s *store) writeMetrics(e *exposition) {
 	up := 1.0
-	if s.Ping() != nil {
+	if s.Ready() != nil {
 		up = 0
 	}
-	e.single("redis_up", "gauge", "1 if Redis answers, else 0.", up)
+	e.single("redis_up", "gauge", "1 if Redis would decide a charge, else 0.", up)
 	pool := s.pool.Stats()
 	e.single("redis_pool_connections", "gauge", "Connections of the pool.", float64(pool.ActiveCount))
 	e.single("redis_pool_idle_connections", "gauge", "Connections of the pool that nobody uses.", float64(pool.IdleCount))
@@ -363,10 +363,13 @@ func (s *store) writeMetrics(e *exposition) {
 	e.single("redis_pipeline_commands", "gauge", "Commands that wait to be sent over the shared connection, or for their reply.", float64(s.shared.pending()))
 }
 
-// Ping returns ErrUnavailable where Redis does not answer.
-func (s *store) Ping() error {
-	_, err := s.do(callTimeout, "PING")
-	return err
+// Ready returns an error where no charge could be decided: it runs a script, as a charge does, that looks for a key which
+// nobody has. A Redis that was demoted, or denies the script, answers a PING all the same.
+func (s *store) Ready() error {
+	if _, err := s.evalShared(time.Now().Add(callTimeout), keyScript, 1, apiKeyKey(""), "", "", 0); err != nil {
+		return fmt.Errorf("look whether Redis decides charges: %w", err)
+	}
+	return nil
 }
 
 const tenantsKey = "tenants"
