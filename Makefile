@@ -34,6 +34,7 @@ bench: TOOLS = redis-server wrk
 bench: tools ## measure all that the README's chapter "Speed" states; it takes a quarter of an hour
 	go test -run '^$$' -bench . -benchmem -timeout 1h ./...
 
+fuzz: TOOLS = redis-server
 fuzz: tools ## run every fuzz target for FUZZTIME (1m)
 	@for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' *_test.go); do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; done

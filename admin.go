@@ -266,7 +266,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.IssueKey(key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
+	if err := s.store.IssueKey(adminTimeout, key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
 		return err
 	}
 	s.metrics.keyIssued(t.id, k.Group)
@@ -313,7 +313,7 @@ func (s *server) showKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	k, err := s.store.Key(tenantFrom(r).id, key)
+	k, err := s.store.Key(adminTimeout, tenantFrom(r).id, key)
 	if err != nil {
 		return missing(err)
 	}

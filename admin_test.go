@@ -586,6 +586,7 @@ func TestSlowBodyConfig(t *testing.T) {
 		} else {
 			s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`).want(t, 200, "")
 		}
+		time.Sleep(slowBody + 50*time.Millisecond)
 		fmt.Fprint(c, `"tokens":1}`)
 		if answer := readAll(c); !strings.HasPrefix(answer, "HTTP/1.1 "+want) {
 			t.Errorf("got %s, want %s", answer, want)

@@ -171,6 +171,9 @@ func (s *store) watchOnce(ctx context.Context, redisURL *redisURL, ready func())
 				if c.Send("PING") != nil || c.Flush() != nil {
 					return
 				}
+			case <-s.demoted: // this Redis may tell nothing of what is written to the new master
+				c.Close()
+				return
 			case <-ctx.Done():
 				c.Close() // ends Receive
 				return
@@ -186,6 +189,7 @@ func (s *store) watchOnce(ctx context.Context, redisURL *redisURL, ready func())
 		if err != nil {
 			return err
 		}
+		s.recover(nil)
 		if time.Since(began) > maxCachedTime {
 			began = time.Now()
 			s.configs.reset(true)

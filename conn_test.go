@@ -362,3 +362,21 @@ func TestIdleConnections(t *testing.T) {
 		t.Errorf("%d connections are kept of 20", kept)
 	}
 }
+
+// A listener whose Accept fails, as where there are too many open files, loses no place by that.
+func TestAcceptFails(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	lazy := newLazyListener(l, 2)
+	for range 5 {
+		if _, err := lazy.Accept(); err == nil {
+			t.Fatal("a closed listener accepts")
+		}
+	}
+	if n := len(lazy.slots); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+}

@@ -327,10 +327,125 @@ func TestRedisDemotedInOtherWords(t *testing.T) {
 	s.login(t, "abc")
 	master.do(t, "SET", "tenant:abc:config", string(seedConfig))
 	promoted.Store(true)
-	old.do(t, "REPLICAOF", "127.0.0.1", master.port)
+	old.do(t, "REPLICAOF", "127.0.0.1", 1)
 	s.wantRecovery(t)
 	for range 20 {
 		s.login(t, "abc")
+	}
+	const changed = `{"user_groups":{"anonymous":{"tokens":7}}}` // of which the old one knows nothing
+	master.do(t, "SET", "tenant:abc:config", changed)
+	s.wantConfig(t, "abc", changed)
+}
+
+// Whatever command Redis denies within a script, no charge is taken that its retry would not find, and no key is made that
+// would never expire.
+func TestDeniedCommands(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":100,"rate_limit_window":60}}}`)
+	for _, command := range []string{"hincrby", "set", "rpush", "pexpire", "hmget", "lindex"} {
+		key := s.login(t, id)
+		before := len(s.log.String())
+		keys := len(r.do(t, "KEYS", "apiKey:*").([]any))
+		r.do(t, "ACL", "SETUSER", "tollgate", "-"+command)
+		for range 3 {
+			s.consume(t, id, key, `{"tokens":10}`, retryKey+"k").want(t, 503, `{"error":"Service unavailable"}`)
+			s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
+		}
+		if command == "pexpire" {
+			s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
+		}
+		r.do(t, "ACL", "SETUSER", "tollgate", "+"+command)
+		if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 100 {
+			t.Errorf("%s is denied: %d tokens are left", command, left)
+		}
+		if n := len(r.do(t, "KEYS", "apiKey:*").([]any)); n != keys {
+			t.Errorf("%s is denied: %d keys were made", command, n-keys)
+		}
+		answer := s.consume(t, id, key, `{"tokens":10}`, retryKey+"k")
+		answer.want(t, 200, `{"tokensLeft":90}`)
+		answer.wantHeader(t, "Idempotent-Replayed", "")
+		time.Sleep(faultOver)
+		s.do(t, "GET", "/readyz", "").want(t, 200, "")
+		s.consume(t, id, key, "").want(t, 200, "")
+		if log := s.log.String()[before:]; strings.Count(log, "[ERROR]") != 1 || strings.Count(log, "available again") != 1 {
+			t.Errorf("%s was denied:\n%s", command, log)
+		}
+	}
+	r.do(t, "ACL", "SETUSER", "tollgate", "-hincrby")
+	p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0"})
+	if code := p.exitCode(t); code != 1 || !strings.Contains(p.log.String(), "[ERROR] Redis connection failed: NOPERM the user may not run HINCRBY\n") {
+		t.Errorf("exit code %d, %s", code, p.log)
+	}
+}
+
+// A connection that Redis has closed while nobody used it costs no request, neither over the pool nor over the shared one.
+func TestClosedWhileIdle(t *testing.T) {
+	r := newRedis(t)
+	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+	for _, url := range []string{r.url(), fmt.Sprintf("redis://gate:pw@127.0.0.1:%d", r.port)} {
+		s := newService(t, "REDIS_URL="+url)
+		id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
+		key := s.login(t, id)
+		for round := range 4 {
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() { _, _ = s.send("GET", "/"+id+"/admin/config/history", "", bearer(testAdminToken)) })
+			}
+			wg.Wait()
+			if round%2 == 0 {
+				r.do(t, "CLIENT", "KILL", "TYPE", "normal")
+				r.do(t, "CLIENT", "KILL", "TYPE", "pubsub")
+			} else {
+				r.kill()
+				if err := r.start(); err != nil {
+					t.Fatal(err)
+				}
+				r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+			}
+			time.Sleep(300 * time.Millisecond)
+			for range 10 {
+				s.admin(t, "GET", "/"+id+"/admin/config/history", "").want(t, 200, "")
+				s.consume(t, id, key, "").want(t, 200, "")
+			}
+		}
+	}
+}
+
+// A fault that shows only now and then is one all the same, and it is over even if nobody asks.
+func TestFaultLog(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
+	key := s.login(t, id)
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	for i := range 30 {
+		if i%15 == 0 {
+			s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
+		}
+		s.consume(t, id, key, "").want(t, 200, "")
+		time.Sleep(faultOver / 10)
+	}
+	if log := s.log.String(); strings.Count(log, "[ERROR]") != 1 || strings.Contains(log, "available again") {
+		t.Errorf("while Redis was full:\n%s", log)
+	}
+	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	for over := 1; over <= 2; over++ {
+		for deadline := in(5 * time.Second); strings.Count(s.log.String(), "[INFO] Redis is available again\n") < over; time.Sleep(10 * time.Millisecond) {
+			if over == 1 {
+				s.login(t, id)
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the log does not say that Redis is back:\n%s", s.log)
+			}
+		}
+		if over == 1 {
+			r.kill()
+			s.consume(t, id, key, "").want(t, 503, "")
+			if err := r.start(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

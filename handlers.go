@@ -35,14 +35,18 @@ type server struct {
 	metrics        *metrics
 	processID      string        // random
 	requests       atomic.Int64  // that were given an ID
-	longCharges    chan struct{} // holds one for each charge whose body is held though it is long
+	longCharges    chan struct{} // holds one for each charge with a long body
+	longBodies     chan struct{} // the same for what admins send
 	crowded        func() bool   // the server has few connections to spare
 	draining       atomic.Bool   // the server is about to stop
 }
 
-// maxLongCharges is how many charges at a time may have a body of more than smallBodyBytes, which none needs: it is held
-// before anybody knows whose it is.
-const maxLongCharges = 16
+// So many bodies of more than smallBodyBytes may be held at a time. No charge needs one, and anybody may send it, since the
+// body is read before Redis is asked whose the key is.
+const (
+	maxLongCharges = 16
+	maxLongBodies  = 64 // of admins
+)
 
 // newServer returns a server on st with the settings' limits. Everything in it must be there.
 func newServer(st *store, log *logger, set *settings) (*server, error) {
@@ -59,6 +63,7 @@ func newServer(st *store, log *logger, set *settings) (*server, error) {
 		metrics:        st.metrics,
 		processID:      rand.Text()[:13],
 		longCharges:    make(chan struct{}, maxLongCharges),
+		longBodies:     make(chan struct{}, maxLongBodies),
 		crowded:        func() bool { return false },
 	}, nil
 }
@@ -229,7 +234,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	k := apiKey{TenantID: t.id, Group: anonymousGroup, CreatedAt: time.Now(), TokensLeft: group.tokens}
-	if err := s.store.IssueKey(key, k, anonymousKeyLife, clientAddress(r, s.trustedProxies), s.loginLimit); err != nil {
+	if err := s.store.IssueKey(callTimeout, key, k, anonymousKeyLife, clientAddress(r, s.trustedProxies), s.loginLimit); err != nil {
 		return err
 	}
 	s.metrics.keyIssued(t.id, k.Group)
@@ -272,6 +277,9 @@ func validToken(token, prefix string) bool {
 	return err == nil
 }
 
+// slowBody is how long a body may come for the config to be still that of now: it is never older than a second.
+const slowBody = time.Second - watchTimeout
+
 func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 	key, err := bearerKey(r)
 	if err != nil {
@@ -284,19 +292,8 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 	if c.idempotencyKey, err = idempotencyKey(r); err != nil {
 		return err
 	}
-	held := false
-	body, err := readBody(w, r, func() error {
-		select {
-		case s.longCharges <- struct{}{}:
-			held = true
-			return nil
-		case <-time.After(callTimeout):
-			return fmt.Errorf("%w for so long a body: others are held", ErrUnavailable)
-		}
-	})
-	if held {
-		defer func() { <-s.longCharges }()
-	}
+	began := time.Now()
+	body, err := readBody(w, r, s.longCharges)
 	if err != nil {
 		return err
 	}
@@ -308,7 +305,7 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	t := tenantFrom(r)
-	if r.ContentLength != 0 { // the body may have been slow to come: by now the config may be another
+	if time.Since(began) > slowBody { // by now the config may be another
 		if t, err = s.store.Tenant(t.id); err != nil {
 			return err
 		}
@@ -498,7 +495,7 @@ func (s *server) showOwnKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	k, err := s.store.Key(tenantFrom(r).id, key)
+	k, err := s.store.Key(callTimeout, tenantFrom(r).id, key)
 	if err != nil {
 		return err
 	}

@@ -441,6 +441,10 @@ func TestBodySize(t *testing.T) {
 		s.do(t, "PUT", "/"+id+"/admin/config", pad(`{"config":{}}`, size), bearer(testAdminToken)).want(t, status, want)
 	}
 	testRedis.do(t, "SET", "tenant:"+id+":config", `{}`)
+	for range maxLongBodies + 1 { // each gives its place back
+		s.consume(t, id, key, pad("x", smallBodyBytes+1)).want(t, 400, "")
+		s.admin(t, "PUT", "/"+id+"/admin/config", pad("x", smallBodyBytes+1)).want(t, 400, "")
+	}
 
 	// Without a Content-Length, and cut off in the middle: nothing is taken.
 	head := "POST /" + id + "/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(key) + "\r\nConnection: close\r\n"
@@ -564,9 +568,11 @@ func TestHostileRequests(t *testing.T) {
 	} {
 		hostile(line+"\r\nHost: x\r\nConnection: close\r\n\r\n", 400, 404)
 	}
-	for _, header := range []string{"", "Host: x\r\nHost: y\r\n", "Host: a b\r\n", "Host: x\r\nX Y: z\r\n", "Host: x\r\nX: \x01\r\n", "Host: x\r\n: y\r\n", "Host: x\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n"} {
+	for _, header := range []string{"", "Host: x\r\nHost: y\r\n", "Host: a b\r\n", "Host: x\r\nX Y: z\r\n", "Host: x\r\nX: \x01\r\n", "Host: x\r\n: y\r\n", "Host: x\r\nX: " + strings.Repeat("x", 13<<10) + "\r\n"} {
 		hostile("GET /healthz HTTP/1.1\r\n"+header+"\r\n", 400, 431)
 	}
+	hostile("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404)
+	s.do(t, "GET", "/healthz", "", "X: "+strings.Repeat("x", 8<<10)).want(t, 200, "")
 	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 100 {
 		t.Errorf("%d tokens are left, want 100", left)
 	}

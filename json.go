@@ -10,13 +10,15 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
 const (
 	maxBodyBytes   = 1 << 20
-	smallBodyBytes = 4 << 10   // as much is reserved before it has come
+	smallBodyBytes = 4 << 10 // as much is reserved before it has come
+	slotWait       = 100 * time.Millisecond
 	maxAmount      = 1<<53 - 1 // the largest whole number that JSON's readers agree on (RFC 8259, section 6)
 )
 
@@ -49,9 +51,10 @@ func writeBody(w http.ResponseWriter, status int, body []byte) error {
 
 const errBrokenBody = badRequest("Body could not be read to its end")
 
-// readBody returns the request's body. Where that has more than smallBodyBytes it calls long, if there is one, before it
-// goes on. Errors: errBodyTooLarge beyond maxBodyBytes, badRequest when it breaks off, and long's.
-func readBody(w http.ResponseWriter, r *http.Request, long func() error) ([]byte, error) {
+// readBody returns the request's body. Where that has more than smallBodyBytes it takes one of slots, if there are any,
+// until the request is answered. Errors: errBodyTooLarge beyond maxBodyBytes, badRequest when it breaks off, ErrUnavailable
+// where no slot is free for slotWait.
+func readBody(w http.ResponseWriter, r *http.Request, slots chan struct{}) ([]byte, error) {
 	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {
 		body := make([]byte, r.ContentLength)
 		if _, err := io.ReadFull(r.Body, body); err != nil {
@@ -63,9 +66,12 @@ func readBody(w http.ResponseWriter, r *http.Request, long func() error) ([]byte
 	rest := http.MaxBytesReader(w, r.Body, maxBodyBytes)
 	_, err := io.CopyN(&body, rest, smallBodyBytes+1)
 	if err == nil {
-		if long != nil {
-			if err := long(); err != nil {
-				return nil, err
+		if slots != nil {
+			select {
+			case slots <- struct{}{}:
+				w.(*answer).slots = slots
+			case <-time.After(slotWait):
+				return nil, fmt.Errorf("%w for so long a body: others are held", ErrUnavailable)
 			}
 		}
 		_, err = body.ReadFrom(rest)

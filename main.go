@@ -33,7 +33,7 @@ const (
 	readTimeout       = 8 * time.Second // of all of a request
 	writeTimeout      = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
-	maxHeaderBytes    = 16 << 10
+	maxHeaderBytes    = 8 << 10 // to which net/http adds 4 KiB
 )
 
 func main() {
@@ -106,6 +106,8 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          log.warnings(),
+
+		DisableGeneralOptionsHandler: true, // which answers OPTIONS * with 200
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:

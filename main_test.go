@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -267,11 +269,31 @@ func TestAdminTokenAtStart(t *testing.T) {
 	}
 }
 
-func TestEvictionWarning(t *testing.T) {
+// The user in docker-compose.yml is the one that all tests run as.
+func TestComposeUser(t *testing.T) {
+	user, err := leastPrivilege()
+	if err != nil {
+		t.Fatal(err)
+	}
+	compose, err := os.ReadFile("docker-compose.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(compose), `">${REDIS_PASSWORD:-tollgate}",`)
+	after, _, _ = strings.Cut(after, "]")
+	if got := strings.Fields(strings.NewReplacer(`"`, "", ",", "").Replace(after)); !slices.Equal(got, user[3:]) {
+		t.Errorf("compose has %q, the README %q", got, user[3:])
+	}
+}
+
+func TestSafetyWarnings(t *testing.T) {
 	r := newRedis(t)
 	r.do(t, "CONFIG", "SET", "maxmemory-policy", "volatile-lru")
 	s := newService(t, "REDIS_URL="+r.url())
 	if !strings.Contains(s.log.String(), "[WARN] Redis's maxmemory-policy is volatile-lru") {
+		t.Errorf("no warning in\n%s", s.log)
+	}
+	if s = newService(t, "REDIS_URL="+newRedis(t, "--appendonly", "no").url()); !strings.Contains(s.log.String(), "[WARN] Redis keeps no append-only file") {
 		t.Errorf("no warning in\n%s", s.log)
 	}
 	s = newService(t)
@@ -352,8 +374,11 @@ func TestHealthFlag(t *testing.T) {
 
 // SIGTERM or SIGINT finishes what runs: each charge that was taken is answered, and the process ends with 0.
 func TestShutdownUnderLoad(t *testing.T) {
-	for round := range 30 {
-		sig := []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGINT}[round%3]
+	for round := range 33 {
+		sig := syscall.SIGTERM
+		if round >= 30 {
+			sig = syscall.SIGINT
+		}
 		t.Run(fmt.Sprint(round, " ", sig), func(t *testing.T) {
 			t.Parallel()
 			p := startProcess(t, []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0"})
@@ -366,8 +391,12 @@ func TestShutdownUnderLoad(t *testing.T) {
 				wg.Go(func() {
 					for {
 						answer, err := s.send("POST", "/"+id+"/tokens/consume", "", bearer(key))
-						if err != nil {
+						if errors.Is(err, syscall.ECONNREFUSED) {
 							return // the server has gone
+						}
+						if err != nil {
+							t.Error(err)
+							return
 						}
 						if answer.status != 200 {
 							t.Errorf("got %d %s", answer.status, answer.body)
@@ -418,7 +447,7 @@ func TestDrain(t *testing.T) {
 		t.Error("a new connection was taken")
 	}
 	fmt.Fprint(ready, "Length: 0\r\n\r\n")
-	if got := readAll(ready); !strings.HasPrefix(got, "HTTP/1.1 503 ") {
+	if got := readAll(ready); !strings.HasPrefix(got, "HTTP/1.1 503 ") || !strings.Contains(got, "\r\nConnection: close\r\n") {
 		t.Errorf("/readyz answered %q", got)
 	}
 	fmt.Fprint(running, `"tokens":7}`)

@@ -669,7 +669,7 @@ func TestHangUps(t *testing.T) {
 	// Every connection that there may be is there first: so many scripts wait at once that each needs its own.
 	r.signal(t, syscall.SIGSTOP)
 	var warm sync.WaitGroup
-	for range maxConnections {
+	for range poolSize {
 		warm.Go(func() { s.consume(t, id, key, "", retryKey+"warm").want(t, 200, "") })
 	}
 	time.Sleep(300 * time.Millisecond)

@@ -34,11 +34,12 @@ func (s *server) handle(h handler) http.Handler {
 type answer struct {
 	http.ResponseWriter
 	request  *http.Request
-	id       [1]string // the value of X-Request-Id
-	status   int       // that was written; 0: none yet
-	replaced bool      // what follows is not ours and goes nowhere
-	bytes    int       // of the body
-	tenant   string    // that there is; "": none
+	id       [1]string     // the value of X-Request-Id
+	status   int           // that was written; 0: none yet
+	replaced bool          // what follows is not ours and goes nowhere
+	bytes    int           // of the body
+	tenant   string        // that there is; "": none
+	slots    chan struct{} // of which the request's body holds one; nil: none
 }
 
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
@@ -104,6 +105,9 @@ func (s *server) observed(next http.Handler) http.Handler {
 					_ = writeJSON(a, http.StatusInternalServerError, errorBody{Error: "Internal error"})
 				}
 			}
+			if a.slots != nil {
+				<-a.slots
+			}
 			took := time.Since(start)
 			s.metrics.request(r.Pattern, r.Method, a.status, took)
 			if s.accessLog {
@@ -140,7 +144,7 @@ func (s *server) logAccess(a *answer, took time.Duration) {
 		method, route, tenant, a.status, a.bytes, float64(took)/float64(time.Millisecond), remote, a.id[0])
 }
 
-// requestID is the request's own X-Request-Id, if that is 1 to 64 of A-Z a-z 0-9 _ -, else a new one that no other process
+// requestID is the request's own X-Request-Id, if that is 1 to 64 of A-Z a-z 0-9 _ - and no key of ours, else a new one that no other process
 // gives.
 func (s *server) requestID(r *http.Request) string {
 	if given := r.Header["X-Request-Id"]; len(given) == 1 && validRequestID(given[0]) {
@@ -156,7 +160,7 @@ func validRequestID(id string) bool {
 			return false
 		}
 	}
-	return 1 <= len(id) && len(id) <= 64
+	return 1 <= len(id) && len(id) <= 64 && !validAPIKey(id) && !validToken(id, adminPrefix) // which are secrets
 }
 
 type tenantContextKey struct{}
@@ -192,7 +196,7 @@ func (s *server) withRepairableTenant(next handler) handler {
 // withBody has read the request's body before next begins.
 func (s *server) withBody(next handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		body, err := readBody(w, r, nil)
+		body, err := readBody(w, r, s.longBodies)
 		if err != nil {
 			return err
 		}

@@ -59,16 +59,17 @@ func (tokensSpent) Error() string { return "not enough tokens" }
 const (
 	anonymousKeyLife = 24 * time.Hour
 
-	// Every answer comes within 2 s. So a call that loads a config or is about an API key may take callTimeout, of which a
-	// request makes two at most, or one and three others, which may take adminTimeout each.
+	// Every answer comes within 2 s of the end of its request. So a call that loads a config, or that the holder of an API key
+	// waits for, may take callTimeout, of which a request makes two at most, or one and three of an admin's, which may take
+	// adminTimeout each.
 	callTimeout  = 900 * time.Millisecond
 	adminTimeout = 350 * time.Millisecond
 
-	maxConnections = 64
+	poolSize = 64
 	// A connection that was idle for longer is asked PING before it is used: Redis may have been restarted meanwhile.
 	trustedIdleTime = time.Second
-	// A fault is over when a call succeeds and none has failed for so long: a Redis that is full still reads.
-	faultOver = time.Second
+	faultOver       = time.Second // see recover
+	refusalOver     = time.Minute
 )
 
 // Each script is one atomic step in Redis. Its head says what it takes and returns.
@@ -89,6 +90,8 @@ var (
 	deleteLua string
 	//go:embed lua/token.lua
 	tokenLua string
+	//go:embed lua/ready.lua
+	readyLua string
 
 	issueScript  = newScript(issueLua)
 	chargeScript = newScript(chargeLua)
@@ -99,6 +102,7 @@ var (
 	historyScript = newScript(historyLua)
 	deleteScript  = newScript(deleteLua)
 	tokenScript   = newScript(tokenLua)
+	readyScript   = newScript(readyLua)
 )
 
 // script has the first argument of EVAL and of EVALSHA.
@@ -120,9 +124,11 @@ type store struct {
 	configs   configCache
 	unwatch   func()        // ends watch
 	histories chan struct{} // holds one: histories may be large, so one is read at a time
-	faults    sync.Mutex    // over the next two, and what is logged of them
+	demoted   chan struct{} // holds one: Redis was, so watch has to connect anew
+	faults    sync.Mutex    // over the next three, and what is logged of them
 	faulty    atomic.Bool   // the log says that Redis is unavailable
 	faultTime time.Time     // when a call last found it so
+	refused   map[any]bool  // commands and scripts that Redis has refused since the fault began; empty: it did not answer
 	staleTime atomic.Int64  // connections that were last used before it, in Unix nanoseconds, are of no use
 }
 
@@ -151,6 +157,14 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
 			log.warnf("Redis's maxmemory-policy is %s: once its memory is full it evicts keys, and balances with them; set it to noeviction", policy)
 		}
+		if infoField(info, "aof_enabled") == "0" {
+			log.warnf("Redis keeps no append-only file: when it restarts it forgets charges; set appendonly to yes")
+		}
+	}
+	for _, key := range readyKeys {
+		if _, err := redis.DoContext(c, ctx, "EVAL", readyLua, 1, key); err != nil {
+			return nil, err
+		}
 	}
 	seed, err := parseConfig(seedConfig)
 	if err != nil {
@@ -161,10 +175,10 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		return nil, err
 	}
 
-	s := &store{log: log, metrics: newMetrics(), histories: make(chan struct{}, 1)}
+	s := &store{log: log, metrics: newMetrics(), histories: make(chan struct{}, 1), demoted: make(chan struct{}, 1), refused: make(map[any]bool)}
 	s.pool = &redis.Pool{
-		MaxActive: maxConnections,
-		MaxIdle:   maxConnections, // fewer would be redialled all the time under load
+		MaxActive: poolSize,
+		MaxIdle:   poolSize, // fewer would be redialled all the time under load
 		Wait:      true,
 		DialContext: func(ctx context.Context) (redis.Conn, error) {
 			return redisURL.dial(ctx, callTimeout)
@@ -172,6 +186,7 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 		TestOnBorrowContext: s.testIdle,
 	}
 	s.shared = newPipeline(func(ctx context.Context) (redis.Conn, error) {
+		s.staleTime.Store(time.Now().UnixNano()) // what ended the last one may have ended others
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		var dialer net.Dialer // whose keep-alive of 15 s finds a connection that leads nowhere while it is idle
@@ -223,7 +238,7 @@ func (s *store) testIdle(ctx context.Context, c redis.Conn, lastUsed time.Time) 
 
 // do runs one command on a connection of the pool. A reply may be nil; a command that Redis refuses is an error.
 func (s *store) do(timeout time.Duration, command string, args ...any) (any, error) {
-	return s.with(timeout, func(c *call) (any, error) { return c.do(command, args...) })
+	return s.with(timeout, command, func(c *call) (any, error) { return c.do(command, args...) })
 }
 
 // eval runs a script, which Redis forgets when it restarts, is promoted or is told to: then it is sent again.
@@ -234,7 +249,7 @@ func (s *store) eval(timeout time.Duration, sc *script, keys []string, args ...a
 		all = append(all, key)
 	}
 	all = append(all, args...)
-	return s.with(timeout, func(c *call) (any, error) {
+	return s.with(timeout, sc, func(c *call) (any, error) {
 		reply, err := c.do("EVALSHA", all...)
 		if isNoScript(err) {
 			all[0] = sc.source[0]
@@ -251,7 +266,7 @@ func (s *store) evalShared(deadline time.Time, sc *script, args ...any) (any, er
 	if isNoScript(err) {
 		reply, err = s.shared.do(deadline, "EVAL", sc.source, args...)
 	}
-	return s.outcome(reply, err)
+	return s.outcome(sc, reply, err)
 }
 
 func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT ") }
@@ -277,55 +292,74 @@ func (c *call) receive() (any, error) {
 	return redis.ReceiveWithTimeout(c.Conn, max(time.Until(c.deadline), time.Nanosecond))
 }
 
-// with runs commands on a connection of the pool, all within timeout.
-func (s *store) with(timeout time.Duration, run func(*call) (any, error)) (any, error) {
+// with runs commands on a connection of the pool, all within timeout. what names them.
+func (s *store) with(timeout time.Duration, what any, run func(*call) (any, error)) (any, error) {
 	deadline := time.Now().Add(timeout)
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	c, err := s.pool.GetContext(ctx)
 	if err != nil { // none is free, or none can be made: that says nothing about those in use
-		return nil, s.fault(err)
+		return nil, s.fault(what, err)
 	}
 	reply, err := run(&call{c, deadline})
 	c.Close()
-	return s.outcome(reply, err)
+	return s.outcome(what, reply, err)
 }
 
-// outcome notes what a call tells of Redis as a whole, and turns what is no fault of the call into ErrUnavailable.
-func (s *store) outcome(reply any, err error) (any, error) {
+// outcome notes what a call of a command or script tells of Redis as a whole, and turns what is no fault of the call into
+// ErrUnavailable.
+func (s *store) outcome(what, reply any, err error) (any, error) {
 	if refused, ok := err.(redis.Error); ok { // one of a command that is not known quotes its arguments, and keys are secrets
 		text, _, _ := strings.Cut(string(refused), ", with args")
 		err = redis.Error(text)
 	}
 	if err != nil && unavailable(err) {
 		// What came over one connection that is lost, or that leads to a Redis which was demoted, is true of all.
-		if _, answered := errors.AsType[redis.Error](err); !answered && err != errPipelineFull || strings.Contains(err.Error(), "READONLY") {
+		_, answered := errors.AsType[redis.Error](err)
+		demoted := answered && strings.Contains(err.Error(), "READONLY")
+		if !answered && err != errPipelineFull || demoted {
 			s.staleTime.Store(time.Now().UnixNano())
 		}
-		return nil, s.fault(err)
+		if demoted {
+			select {
+			case s.demoted <- struct{}{}:
+			default:
+			}
+		}
+		return nil, s.fault(what, err)
 	}
-	if s.faulty.Load() {
-		s.recover()
-	}
+	s.recover(what)
 	return reply, err
 }
 
-// recover logs that Redis is available again, if it has been so for faultOver.
-func (s *store) recover() {
+// recover notes that Redis has carried out a command or script, or nil: something else. That ends a fault after faultOver if
+// Redis did not answer, or has refused just that; a full Redis, say, still reads. Else the fault ends after refusalOver.
+func (s *store) recover(what any) {
+	if !s.faulty.Load() {
+		return
+	}
 	s.faults.Lock()
 	defer s.faults.Unlock()
-	if s.faulty.Load() && time.Since(s.faultTime) > faultOver {
+	over := faultOver
+	if len(s.refused) > 0 && !s.refused[what] {
+		over = refusalOver
+	}
+	if s.faulty.Load() && time.Since(s.faultTime) > over {
 		s.faulty.Store(false)
+		clear(s.refused)
 		s.log.infof("Redis is available again")
 	}
 }
 
-// fault notes that Redis is unavailable and logs it once, until it has been available for faultOver.
-func (s *store) fault(err error) error {
+// fault notes that Redis is unavailable to a command or script, and logs it once, until recover finds that it is over.
+func (s *store) fault(what any, err error) error {
 	s.metrics.redisErrors.Add(1)
 	s.faults.Lock()
 	defer s.faults.Unlock()
 	s.faultTime = time.Now()
+	if _, answered := errors.AsType[redis.Error](err); answered {
+		s.refused[what] = true
+	}
 	if !s.faulty.Swap(true) {
 		s.log.errorf("Redis is unavailable: %v", err)
 	}
@@ -345,7 +379,12 @@ func unavailable(err error) bool {
 		"NOAUTH", "WRONGPASS", "NOPERM":
 		return true
 	}
-	return strings.HasPrefix(string(reply), "ERR max number of clients")
+	for _, text := range []string{"ERR max number of clients", "ERR The user executing the script", "ERR ACL failure in script"} {
+		if strings.HasPrefix(string(reply), text) {
+			return true
+		}
+	}
+	return false
 }
 
 // writeMetrics writes what is known of Redis and the ways to it, and asks Redis for it.
@@ -363,11 +402,17 @@ func (s *store) writeMetrics(e *exposition) {
 	e.single("redis_pipeline_commands", "gauge", "Commands that wait to be sent over the shared connection, or for their reply.", float64(s.shared.pending()))
 }
 
-// Ready returns an error where no charge could be decided: it runs a script, as a charge does, that looks for a key which
-// nobody has. A Redis that was demoted, or denies the script, answers a PING all the same.
+// readyKeys are prefixes of all keys that the scripts for API keys write.
+var readyKeys = []string{"apiKey:", "{apiKey:", "login:"}
+
+// Ready returns an error where a charge would not be decided: a Redis that was demoted, or denies a command, answers a PING
+// all the same.
 func (s *store) Ready() error {
-	if _, err := s.evalShared(time.Now().Add(callTimeout), keyScript, 1, apiKeyKey(""), "", "", 0); err != nil {
-		return fmt.Errorf("look whether Redis decides charges: %w", err)
+	deadline := time.Now().Add(callTimeout)
+	for _, key := range readyKeys {
+		if _, err := s.evalShared(deadline, readyScript, 1, key); err != nil {
+			return fmt.Errorf("look whether Redis decides charges: %w", err)
+		}
 	}
 	return nil
 }
@@ -393,7 +438,7 @@ func (s *store) Tenant(tenantID string) (*tenant, error) {
 		s.configs.put(place, t)
 	}
 	if err != nil && err != ErrNoTenant {
-		return nil, fmt.Errorf("load config of tenant %s: %w", tenantID, err)
+		return nil, fmt.Errorf("load tenant:<tenantId>:config of tenant %s: %w", tenantID, err)
 	}
 	return t, err
 }
@@ -402,7 +447,7 @@ func (s *store) Tenant(tenantID string) (*tenant, error) {
 // gets round to delete it.
 func (s *store) loadTenant(tenantID string) (t *tenant, lasting bool, err error) {
 	var ttl int64
-	raw, err := redis.Bytes(s.with(callTimeout, func(c *call) (any, error) {
+	raw, err := redis.Bytes(s.with(callTimeout, "GET", func(c *call) (any, error) {
 		if err := c.Send("PTTL", configKey(tenantID)); err != nil {
 			return nil, err
 		}
@@ -454,7 +499,7 @@ func (s *store) writeConfig(how, tenantID string, config *tenantConfig, by admin
 	}
 	reply, err := redis.String(s.eval(adminTimeout, configScript, configKeys(tenantID), args...))
 	if err != nil {
-		return "", fmt.Errorf("%s config of tenant %s: %w", how, tenantID, err)
+		return "", fmt.Errorf("%s tenant:<tenantId>:config of tenant %s, with its history: %w", how, tenantID, err)
 	}
 	switch reply {
 	case "exists":
@@ -520,7 +565,7 @@ func (s *store) history(tenantID, etag string) (any, error) {
 	}
 	reply, err := s.eval(time.Until(deadline), historyScript, []string{historyKey(tenantID)}, etag)
 	if err != nil {
-		return nil, fmt.Errorf("read history of tenant %s: %w", tenantID, err)
+		return nil, fmt.Errorf("read {tenant:<tenantId>:config}:history of tenant %s: %w", tenantID, err)
 	}
 	return reply, nil
 }
@@ -530,11 +575,11 @@ func (s *store) history(tenantID, etag string) (any, error) {
 func (s *store) Tenants() ([]string, error) {
 	ids, err := redis.Strings(s.do(adminTimeout, "SMEMBERS", tenantsKey))
 	if err != nil {
-		return nil, fmt.Errorf("list tenants: %w", err)
+		return nil, fmt.Errorf("list those in tenants: %w", err)
 	}
 	slices.Sort(ids)
 	there := make([]bool, len(ids))
-	_, err = s.with(adminTimeout, func(c *call) (any, error) {
+	_, err = s.with(adminTimeout, "EXISTS", func(c *call) (any, error) {
 		for _, id := range ids {
 			if err := c.Send("EXISTS", configKey(id)); err != nil {
 				return nil, err
@@ -551,7 +596,7 @@ func (s *store) Tenants() ([]string, error) {
 		return nil, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list tenants: %w", err)
+		return nil, fmt.Errorf("list those in tenants: %w", err)
 	}
 	existing := make([]string, 0, len(ids))
 	for i, id := range ids {
@@ -573,7 +618,7 @@ func (s *store) DeleteTenant(tenantID string, ifMatch []string) error {
 	}
 	n, err := redis.Int(s.eval(adminTimeout, deleteScript, configKeys(tenantID), args...))
 	if err != nil {
-		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
+		return fmt.Errorf("delete tenant:<tenantId>:config of tenant %s: %w", tenantID, err)
 	}
 	switch n {
 	case 0:
@@ -590,7 +635,7 @@ func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte, by admin)
 	keys := []string{configKey(tenantID), adminTokensKey(tenantID)}
 	n, err := redis.Int(s.eval(adminTimeout, tokenScript, keys, hex.EncodeToString(hash[:]), formatTime(time.Now()), by.tokenHash))
 	if err != nil {
-		return fmt.Errorf("add admin token of tenant %s: %w", tenantID, err)
+		return fmt.Errorf("add to {tenant:<tenantId>:config}:adminTokens of tenant %s: %w", tenantID, err)
 	}
 	switch n {
 	case 0:
@@ -606,7 +651,7 @@ func (s *store) AddAdminToken(tenantID string, hash [sha256.Size]byte, by admin)
 func (s *store) IsAdminToken(tenantID string, hash [sha256.Size]byte) (bool, error) {
 	is, err := redis.Bool(s.do(adminTimeout, "HEXISTS", adminTokensKey(tenantID), hex.EncodeToString(hash[:])))
 	if err != nil {
-		return false, fmt.Errorf("check admin token of tenant %s: %w", tenantID, err)
+		return false, fmt.Errorf("look into {tenant:<tenantId>:config}:adminTokens of tenant %s: %w", tenantID, err)
 	}
 	return is, nil
 }
@@ -614,7 +659,7 @@ func (s *store) IsAdminToken(tenantID string, hash [sha256.Size]byte) (bool, err
 // RevokeAdminTokens ends all admin tokens of tenantID at once. Error: ErrUnavailable.
 func (s *store) RevokeAdminTokens(tenantID string) error {
 	if _, err := s.do(adminTimeout, "DEL", adminTokensKey(tenantID)); err != nil {
-		return fmt.Errorf("revoke admin tokens of tenant %s: %w", tenantID, err)
+		return fmt.Errorf("delete {tenant:<tenantId>:config}:adminTokens of tenant %s: %w", tenantID, err)
 	}
 	return nil
 }
@@ -631,10 +676,10 @@ type apiKey struct {
 
 func apiKeyKey(key string) string { return "apiKey:" + key }
 
-// IssueKey makes the API key, with an expiry if life is not 0, in one atomic step. Where loginLimit is not 0, at most
+// IssueKey makes the API key, with an expiry if life is not 0, in one atomic step, within timeout. Where loginLimit is not 0, at most
 // that many keys are made in any minute for address, over all processes: beyond it the error is a rateLimited and
 // nothing is written. Otherwise address does not matter. k.ExpiresAt is not read.
-func (s *store) IssueKey(key string, k apiKey, life time.Duration, address string, loginLimit int64) error {
+func (s *store) IssueKey(timeout time.Duration, key string, k apiKey, life time.Duration, address string, loginLimit int64) error {
 	keys := []any{1, apiKeyKey(key)}
 	if loginLimit > 0 {
 		keys = []any{2, apiKeyKey(key), "login:" + address}
@@ -643,7 +688,7 @@ func (s *store) IssueKey(key string, k apiKey, life time.Duration, address strin
 	if k.UserID != "" {
 		args = append(args, k.UserID)
 	}
-	wait, err := redis.Int64(s.evalShared(time.Now().Add(callTimeout), issueScript, args...))
+	wait, err := redis.Int64(s.evalShared(time.Now().Add(timeout), issueScript, args...))
 	if err != nil {
 		return fmt.Errorf("make apiKey:<apiKey> of tenant %s, with login:<address>: %w", k.TenantID, err)
 	}
@@ -653,9 +698,9 @@ func (s *store) IssueKey(key string, k apiKey, life time.Duration, address strin
 	return nil
 }
 
-// Key returns tenantID's API key. key must be valid. Errors: ErrNoKey, ErrUnavailable.
-func (s *store) Key(tenantID, key string) (apiKey, error) {
-	return s.ChangeKey(tenantID, key, keyChange{})
+// Key returns tenantID's API key, within timeout. key must be valid. Errors: ErrNoKey, ErrUnavailable.
+func (s *store) Key(timeout time.Duration, tenantID, key string) (apiKey, error) {
+	return s.changeKey(timeout, tenantID, key, keyChange{})
 }
 
 // keyChange is what to do to an API key; the zero value does nothing.
@@ -668,11 +713,15 @@ type keyChange struct {
 // ChangeKey changes tenantID's API key in one atomic step, without a change to its expiry, and returns it as it is
 // then. key must be valid. Errors: ErrNoKey, ErrBalanceRange (nothing was changed), ErrUnavailable.
 func (s *store) ChangeKey(tenantID, key string, change keyChange) (apiKey, error) {
+	return s.changeKey(adminTimeout, tenantID, key, change)
+}
+
+func (s *store) changeKey(timeout time.Duration, tenantID, key string, change keyChange) (apiKey, error) {
 	args := []any{1, apiKeyKey(key), tenantID, change.balance, change.tokens}
 	if change.group != nil {
 		args = append(args, *change.group)
 	}
-	reply, err := s.evalShared(time.Now().Add(callTimeout), keyScript, args...)
+	reply, err := s.evalShared(time.Now().Add(timeout), keyScript, args...)
 	if err != nil {
 		return apiKey{}, fmt.Errorf("look at apiKey:<apiKey> of tenant %s: %w", tenantID, err)
 	}
@@ -698,11 +747,11 @@ func parseAPIKey(tenantID string, reply any) (apiKey, error) {
 	if err == nil {
 		_, err = redis.Scan(values, &k.UserID, &k.Group, &createdAt, &k.TokensLeft, &expiresAt)
 	}
-	if err != nil || values[3] == nil || k.TokensLeft < 0 || k.TokensLeft > maxAmount {
-		return k, errors.New("junk under apiKey:<apiKey>") // the error itself may show a value
+	if err == nil {
+		k.CreatedAt, err = time.Parse(time.RFC3339, createdAt)
 	}
-	if k.CreatedAt, err = time.Parse(time.RFC3339, createdAt); err != nil {
-		return k, errors.New("junk under apiKey:<apiKey>: createdAt is no RFC 3339 time")
+	if err != nil {
+		return k, errors.New("junk") // the error itself may show a value
 	}
 	if expiresAt >= 0 {
 		k.ExpiresAt = time.UnixMilli(expiresAt)
@@ -713,7 +762,7 @@ func parseAPIKey(tenantID string, reply any) (apiKey, error) {
 // RevokeKey deletes tenantID's API key: from then on it is ErrNoKey for every process. key must be valid. Errors:
 // ErrNoKey, ErrUnavailable.
 func (s *store) RevokeKey(tenantID, key string) error {
-	n, err := redis.Int(s.eval(callTimeout, revokeScript, []string{apiKeyKey(key), rateKey(key)}, tenantID))
+	n, err := redis.Int(s.eval(adminTimeout, revokeScript, []string{apiKeyKey(key), rateKey(key)}, tenantID))
 	if err != nil {
 		return fmt.Errorf("revoke apiKey:<apiKey> of tenant %s: %w", tenantID, err)
 	}
@@ -802,13 +851,14 @@ func parseReceipt(reply string) (outcome string, got receipt, err error) {
 	numbers, who, _ := strings.Cut(reply, "\n")
 	got.userID, got.group, _ = strings.Cut(who, "\n")
 	outcome, numbers, _ = strings.Cut(numbers, " ")
-	read := func() (n int64) {
+	read := func() int64 {
 		var number string
 		number, numbers, _ = strings.Cut(numbers, " ")
-		if err == nil {
-			n, err = strconv.ParseInt(number, 10, 64)
+		if n, bad := strconv.ParseInt(number, 10, 64); bad == nil {
+			return n
 		}
-		return n
+		err = errors.New("the script's reply is none") // bad shows what it is
+		return 0
 	}
 	got.tokensLeft = read()
 	if numbers != "" {

@@ -40,7 +40,7 @@ if KEYS[3] then
 	local before = call('GET', KEYS[3])
 	if before then
 		local amount, leftThen = string.match(before, '^(%d+) (%d+)$')
-		if not amount then
+		if not amount or #leftThen > 16 then
 			error('junk under an Idempotency-Key')
 		elseif amount ~= ARGV[2] then
 			return 'mismatch ' .. left .. who
@@ -57,7 +57,10 @@ end
 if found then
 	time = function(index)
 		local at = call('LINDEX', KEYS[2], index)
-		return at and (tonumber(at) or error('junk in the log of a rate limit'))
+		if at and (#at > 16 or not string.find(at, '^%d+$')) then
+			error('junk in the log of a rate limit')
+		end
+		return at and tonumber(at)
 	end
 	limit, window = string.match(ARGV[3], '^(%d+) (%d+)', found + 1)
 	limit = tonumber(limit)
@@ -97,9 +100,8 @@ if outcome == 'charged' then
 	if balance < tokens or balance < 1 then
 		outcome = 'spent'
 	else
-		if tokens > 0 then
-			left = string.format('%.0f', call('HINCRBY', KEYS[1], 'tokensLeft', -tokens))
-		end
+		-- The balance comes last: where Redis denies one of these commands, nothing was taken that no retry would find.
+		left = string.format('%.0f', balance - tokens)
 		if limit then
 			used = call('RPUSH', KEYS[2], string.format('%.0f', now))
 			call('PEXPIRE', KEYS[2], window .. '000')
@@ -107,6 +109,15 @@ if outcome == 'charged' then
 		end
 		if KEYS[3] then
 			call('SET', KEYS[3], ARGV[2] .. ' ' .. left, 'EX', 86400)
+		end
+		if tokens > 0 then
+			local taken = redis.pcall('HINCRBY', KEYS[1], 'tokensLeft', -tokens)
+			if type(taken) == 'table' then
+				if KEYS[3] then
+					call('DEL', KEYS[3])
+				end
+				return taken
+			end
 		end
 	end
 end

@@ -9,7 +9,7 @@
 local lines = {}
 for i = 1, redis.call('LLEN', KEYS[1]) do -- one at a time, and no pattern: each may be 1 MiB, and others wait
 	local version = redis.call('LINDEX', KEYS[1], i - 1)
-	local newline = string.find(version, '\n', 1, true)
+	local newline = string.find(version, '\n', 1, true) or error('junk in a history')
 	if ARGV[1] ~= '' and string.sub(version, 1, 40) == ARGV[1] then
 		return string.sub(version, newline + 1)
 	end

@@ -32,6 +32,10 @@ if ARGV[7] then
 	redis.call('HSET', KEYS[1], 'userId', ARGV[7])
 end
 if ARGV[1] ~= '0' then
-	redis.call('PEXPIRE', KEYS[1], ARGV[1])
+	local expires = redis.pcall('PEXPIRE', KEYS[1], ARGV[1])
+	if expires ~= 1 then -- denied: then there is no key either
+		redis.call('DEL', KEYS[1])
+		return expires
+	end
 end
 return 0

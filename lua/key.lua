@@ -17,6 +17,10 @@ end
 if not string.find(key[3] or '', '^%d%d%d%d%-%d%d%-%d%dT') then
 	return redis.error_reply('ERR createdAt is no time')
 end
+local balance = key[2] or ''
+if ARGV[2] ~= 'set' and balance ~= '0' and (not string.find(balance, '^[1-9]%d*$') or tonumber(balance) > 9007199254740991) then
+	return redis.error_reply('ERR tokensLeft is no whole number from 0 to 2^53-1')
+end
 if ARGV[2] ~= '' then
 	local left = tonumber(ARGV[3])
 	if ARGV[2] == 'add' then
