@@ -196,7 +196,7 @@ func (s *server) listTenants(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) createTenant(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r, nil)
+	body, err := readBody(w, r, s.longBodies)
 	if err != nil {
 		return err
 	}

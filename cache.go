@@ -168,6 +168,9 @@ func (s *store) watchOnce(ctx context.Context, redisURL *redisURL, ready func())
 		for {
 			select {
 			case <-tick.C:
+				if s.faulty.Load() { // it may be over, though nobody asks for anything
+					_ = s.Ready()
+				}
 				if c.Send("PING") != nil || c.Flush() != nil {
 					return
 				}
@@ -189,7 +192,6 @@ func (s *store) watchOnce(ctx context.Context, redisURL *redisURL, ready func())
 		if err != nil {
 			return err
 		}
-		s.recover(nil)
 		if time.Since(began) > maxCachedTime {
 			began = time.Now()
 			s.configs.reset(true)

@@ -190,7 +190,7 @@ func TestRedisKillsConnections(t *testing.T) {
 	}
 	time.Sleep(faultOver)
 	s.login(t, id)
-	if log := s.log.String(); strings.Count(log, "[ERROR]") != strings.Count(log, "[INFO] Redis is available again\n") || strings.Count(log, "[ERROR]") > 2 {
+	if log := s.log.String(); strings.Count(log, "[ERROR]") != strings.Count(log, "[INFO] Redis is available again\n") {
 		t.Errorf("log:\n%s", log)
 	}
 }
@@ -341,9 +341,9 @@ func TestRedisDemotedInOtherWords(t *testing.T) {
 // would never expire.
 func TestDeniedCommands(t *testing.T) {
 	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":100,"rate_limit_window":60}}}`)
-	for _, command := range []string{"hincrby", "set", "rpush", "pexpire", "hmget", "lindex"} {
+	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=600")
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":5,"rate_limit_window":60},"other":{}}}`)
+	for _, command := range []string{"hincrby", "set", "rpush", "pexpire", "hmget", "lindex", "time"} {
 		key := s.login(t, id)
 		before := len(s.log.String())
 		keys := len(r.do(t, "KEYS", "apiKey:*").([]any))
@@ -353,7 +353,11 @@ func TestDeniedCommands(t *testing.T) {
 			s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
 		}
 		if command == "pexpire" {
+			r.do(t, "DEL", "login:127.0.0.1")
 			s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
+			if n := r.int(t, "EXISTS", "login:127.0.0.1"); n != 0 {
+				t.Error("a log of logins would never expire")
+			}
 		}
 		r.do(t, "ACL", "SETUSER", "tollgate", "+"+command)
 		if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 100 {
@@ -367,10 +371,18 @@ func TestDeniedCommands(t *testing.T) {
 		answer.wantHeader(t, "Idempotent-Replayed", "")
 		time.Sleep(faultOver)
 		s.do(t, "GET", "/readyz", "").want(t, 200, "")
+		s.login(t, id)
 		s.consume(t, id, key, "").want(t, 200, "")
 		if log := s.log.String()[before:]; strings.Count(log, "[ERROR]") != 1 || strings.Count(log, "available again") != 1 {
 			t.Errorf("%s was denied:\n%s", command, log)
 		}
+	}
+	key := s.login(t, id)
+	r.do(t, "ACL", "SETUSER", "tollgate", "-pexpiretime") // a change that is answered 503 may be repeated
+	s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1,"group":"other"}`).want(t, 503, "")
+	r.do(t, "ACL", "SETUSER", "tollgate", "+pexpiretime")
+	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 100 {
+		t.Errorf("%d tokens are left", left)
 	}
 	r.do(t, "ACL", "SETUSER", "tollgate", "-hincrby")
 	p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0"})

@@ -482,14 +482,19 @@ func TestLongCharges(t *testing.T) {
 			go fmt.Fprintf(c, "%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", head, len(most), most)
 		}
 	}
-	time.Sleep(500 * time.Millisecond)
+	long := func() reply { return s.consume(t, id, key, strings.Repeat(" ", smallBodyBytes)+"x") }
+	for deadline := in(5 * time.Second); long().status != 503; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("however many long charges there are, one more is read")
+		}
+	}
 	if heap := s.sample(t, "go_memstats_heap_alloc_bytes"); heap > 100<<20 {
 		t.Errorf("%d clients take %g MiB", clients, heap/(1<<20))
 	}
 	for i := range 5 {
 		s.consume(t, id, key, `{"tokens":1}`).want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 9-i))
 	}
-	s.consume(t, id, key, strings.Repeat(" ", smallBodyBytes)+`{"tokens":1}`).want(t, 503, `{"error":"Service unavailable"}`)
+	long().want(t, 503, `{"error":"Service unavailable"}`)
 	s.admin(t, "PUT", "/"+id+"/admin/config", strings.Repeat(" ", smallBodyBytes)+`{"config":{}}`).want(t, 200, "")
 	if left := tokensLeft(t, key); left != 5 {
 		t.Errorf("%d tokens are left, want 5", left)

@@ -18,7 +18,7 @@ import (
 const (
 	maxBodyBytes   = 1 << 20
 	smallBodyBytes = 4 << 10 // as much is reserved before it has come
-	slotWait       = 100 * time.Millisecond
+	slotWait       = 40 * time.Millisecond
 	maxAmount      = 1<<53 - 1 // the largest whole number that JSON's readers agree on (RFC 8259, section 6)
 )
 

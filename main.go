@@ -135,8 +135,8 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	log.infof("Stopping")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), set.drainTimeout)
 	defer cancel()
-	srv.draining.Store(true) // /readyz is 503, and each answer ends its connection
 	_ = listener.Close()
+	srv.draining.Store(true) // /readyz is 503, and each answer ends its connection, so that clients connect elsewhere
 	<-ended
 	// Shutdown drops a request whose header it finds on a connection. One that was on its way over a connection kept
 	// alive is answered if it comes within this grace.

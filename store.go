@@ -128,7 +128,7 @@ type store struct {
 	faults    sync.Mutex    // over the next three, and what is logged of them
 	faulty    atomic.Bool   // the log says that Redis is unavailable
 	faultTime time.Time     // when a call last found it so
-	refused   map[any]bool  // commands and scripts that Redis has refused since the fault began; empty: it did not answer
+	refused   map[any]bool  // commands and scripts that Redis has refused in it and not carried out since
 	staleTime atomic.Int64  // connections that were last used before it, in Unix nanoseconds, are of no use
 }
 
@@ -161,10 +161,8 @@ func openStore(ctx context.Context, redisURL *redisURL, timeout time.Duration, l
 			log.warnf("Redis keeps no append-only file: when it restarts it forgets charges; set appendonly to yes")
 		}
 	}
-	for _, key := range readyKeys {
-		if _, err := redis.DoContext(c, ctx, "EVAL", readyLua, 1, key); err != nil {
-			return nil, err
-		}
+	if _, err := redis.DoContext(c, ctx, "EVAL", append([]any{readyLua}, needed...)...); err != nil {
+		return nil, err
 	}
 	seed, err := parseConfig(seedConfig)
 	if err != nil {
@@ -332,16 +330,17 @@ func (s *store) outcome(what, reply any, err error) (any, error) {
 	return reply, err
 }
 
-// recover notes that Redis has carried out a command or script, or nil: something else. That ends a fault after faultOver if
-// Redis did not answer, or has refused just that; a full Redis, say, still reads. Else the fault ends after refusalOver.
+// recover notes that Redis has carried out a command or script. That ends a fault after faultOver, or after refusalOver if
+// Redis has refused others since: one that is full, say, still reads.
 func (s *store) recover(what any) {
 	if !s.faulty.Load() {
 		return
 	}
 	s.faults.Lock()
 	defer s.faults.Unlock()
+	delete(s.refused, what)
 	over := faultOver
-	if len(s.refused) > 0 && !s.refused[what] {
+	if len(s.refused) > 0 {
 		over = refusalOver
 	}
 	if s.faulty.Load() && time.Since(s.faultTime) > over {
@@ -402,17 +401,18 @@ func (s *store) writeMetrics(e *exposition) {
 	e.single("redis_pipeline_commands", "gauge", "Commands that wait to be sent over the shared connection, or for their reply.", float64(s.shared.pending()))
 }
 
-// readyKeys are prefixes of all keys that the scripts for API keys write.
-var readyKeys = []string{"apiKey:", "{apiKey:", "login:"}
+// needed is what charges and logins need of Redis, as ready.lua takes it.
+var needed = []any{
+	4, "apiKey:", "{apiKey:", "login:", "tenant:",
+	"DEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME", "DEL GET LINDEX LLEN LTRIM PEXPIRE PEXPIREAT RPUSH SET",
+	"LINDEX LTRIM PEXPIRE RPUSH", "GET PTTL",
+}
 
 // Ready returns an error where a charge would not be decided: a Redis that was demoted, or denies a command, answers a PING
 // all the same.
 func (s *store) Ready() error {
-	deadline := time.Now().Add(callTimeout)
-	for _, key := range readyKeys {
-		if _, err := s.evalShared(deadline, readyScript, 1, key); err != nil {
-			return fmt.Errorf("look whether Redis decides charges: %w", err)
-		}
+	if _, err := s.evalShared(time.Now().Add(callTimeout), readyScript, needed...); err != nil {
+		return fmt.Errorf("look whether Redis decides charges: %w", err)
 	}
 	return nil
 }

@@ -726,6 +726,8 @@ func TestRedisFrozen(t *testing.T) {
 func (s *service) wantOneFault(t *testing.T) {
 	t.Helper()
 	time.Sleep(faultOver)
+	s.do(t, "GET", "/readyz", "").want(t, 200, "")
+	s.consume(t, "abc", someKey, "").want(t, 401, "")
 	s.login(t, "abc")
 	log := s.log.String()
 	if strings.Count(log, "[ERROR]") != 1 || strings.Count(log, "[INFO] Redis is available again\n") != 1 {
@@ -752,6 +754,7 @@ func TestRedisFull(t *testing.T) {
 	s.do(t, "DELETE", "/abc/admin/keys/"+key, "", bearer(testAdminToken)).want(t, 204, "")
 	r.do(t, "CONFIG", "SET", "maxmemory", 0)
 	s.wantRecovery(t)
+	s.admin(t, "PUT", "/abc/admin/config", `{"config":{"user_groups":{"anonymous":{}}}}`).want(t, 200, "")
 	s.wantOneFault(t)
 }
 

@@ -19,6 +19,10 @@
 -- 'limited', over the rate; 'spent', fewer tokens are left than asked for; 'group', the key's is not ARGV[4].
 
 local call = redis.call
+local function denied(result)
+	return type(result) == 'table' and result.err
+end
+
 local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId')
 if key[1] ~= ARGV[1] then
 	return nil
@@ -100,24 +104,28 @@ if outcome == 'charged' then
 	if balance < tokens or balance < 1 then
 		outcome = 'spent'
 	else
-		-- The balance comes last: where Redis denies one of these commands, nothing was taken that no retry would find.
+		-- The balance comes last, and where Redis denies one of these commands all is as before.
 		left = string.format('%.0f', balance - tokens)
+		local result
 		if limit then
 			used = call('RPUSH', KEYS[2], string.format('%.0f', now))
-			call('PEXPIRE', KEYS[2], window .. '000')
+			result = redis.pcall('PEXPIRE', KEYS[2], window .. '000')
 			oldest = oldest or now
 		end
-		if KEYS[3] then
-			call('SET', KEYS[3], ARGV[2] .. ' ' .. left, 'EX', 86400)
+		if KEYS[3] and not denied(result) then
+			result = redis.pcall('SET', KEYS[3], ARGV[2] .. ' ' .. left, 'EX', 86400)
 		end
-		if tokens > 0 then
-			local taken = redis.pcall('HINCRBY', KEYS[1], 'tokensLeft', -tokens)
-			if type(taken) == 'table' then
-				if KEYS[3] then
-					call('DEL', KEYS[3])
-				end
-				return taken
+		if tokens > 0 and not denied(result) then
+			result = redis.pcall('HINCRBY', KEYS[1], 'tokensLeft', -tokens)
+			if KEYS[3] and denied(result) and denied(redis.pcall('DEL', KEYS[3])) then
+				call('SET', KEYS[3], '', 'PX', 1)
 			end
+		end
+		if denied(result) then
+			if limit then
+				redis.pcall('LTRIM', KEYS[2], 0, -2)
+			end
+			return result
 		end
 	end
 end

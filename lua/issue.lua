@@ -24,7 +24,11 @@ if limit > 0 then
 	end
 	redis.call('RPUSH', KEYS[2], string.format('%.0f', now))
 	redis.call('LTRIM', KEYS[2], -limit, -1)
-	redis.call('PEXPIRE', KEYS[2], window / 1000)
+	local expires = redis.pcall('PEXPIRE', KEYS[2], window / 1000)
+	if type(expires) == 'table' then -- denied: then there is no login either
+		redis.call('LTRIM', KEYS[2], 0, -2)
+		return expires
+	end
 end
 
 redis.call('HSET', KEYS[1], 'tenantId', ARGV[3], 'group', ARGV[4], 'createdAt', ARGV[5], 'tokensLeft', ARGV[6])
@@ -33,7 +37,7 @@ if ARGV[7] then
 end
 if ARGV[1] ~= '0' then
 	local expires = redis.pcall('PEXPIRE', KEYS[1], ARGV[1])
-	if expires ~= 1 then -- denied: then there is no key either
+	if type(expires) == 'table' then -- denied: then there is no key either
 		redis.call('DEL', KEYS[1])
 		return expires
 	end

@@ -31,15 +31,17 @@ if ARGV[2] ~= '' then
 	elseif left > 9007199254740991 then
 		return 'above'
 	end
-	if ARGV[2] == 'add' then
-		redis.call('HINCRBY', KEYS[1], 'tokensLeft', ARGV[3]) -- which refuses a balance that is no whole number
-	else
-		redis.call('HSET', KEYS[1], 'tokensLeft', ARGV[3])
-	end
 end
+-- The balance comes last: where Redis denies one of these commands, what is done is not done again by who repeats it.
 if ARGV[4] then
 	redis.call('HSET', KEYS[1], 'group', ARGV[4])
 end
+local expires = redis.call('PEXPIRETIME', KEYS[1])
+if ARGV[2] == 'add' then
+	redis.call('HINCRBY', KEYS[1], 'tokensLeft', ARGV[3])
+elseif ARGV[2] == 'set' then
+	redis.call('HSET', KEYS[1], 'tokensLeft', ARGV[3])
+end
 local shown = redis.call('HMGET', KEYS[1], 'userId', 'group', 'createdAt', 'tokensLeft')
-shown[5] = redis.call('PEXPIRETIME', KEYS[1])
+shown[5] = expires
 return shown

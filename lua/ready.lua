@@ -1,12 +1,14 @@
 #!lua flags=allow-oom
--- Fails where Redis would not carry out what the scripts for API keys do: one that stops in the middle has done half.
+-- Fails where Redis would deny what a charge or a login needs: a script that is stopped in the middle has done half.
 --
--- KEYS[1] apiKey:, {apiKey:…} or login: with anything behind it
+-- KEYS[…] prefixes of keys
+-- ARGV[…] the commands on keys with each of them, separated by spaces
 
-local list = 'DEL GET SET PEXPIRE PEXPIREAT PEXPIRETIME HGET HMGET HSET HINCRBY LINDEX LLEN LTRIM RPUSH'
-for command in string.gmatch(list, '%u+') do
-	if not redis.acl_check_cmd(command, KEYS[1]) then
-		return redis.error_reply('NOPERM the user may not run ' .. command)
+for i, key in ipairs(KEYS) do
+	for command in string.gmatch(ARGV[i], '%u+') do
+		if redis.acl_check_cmd and not redis.acl_check_cmd(command, key) then
+			return redis.error_reply('NOPERM the user may not run ' .. command)
+		end
 	end
 end
 return 'OK'
