@@ -342,12 +342,19 @@ func TestRedisDemotedInOtherWords(t *testing.T) {
 func TestDeniedCommands(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=600")
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":5,"rate_limit_window":60},"other":{}}}`)
-	for _, command := range []string{"hincrby", "set", "rpush", "pexpire", "hmget", "lindex", "time"} {
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":4,"rate_limit_window":60},"other":{}}}`)
+	for _, command := range []string{"hincrby", "hincrby del", "set", "rpush", "pexpire", "hmget", "lindex", "time"} {
 		key := s.login(t, id)
 		before := len(s.log.String())
 		keys := len(r.do(t, "KEYS", "apiKey:*").([]any))
-		r.do(t, "ACL", "SETUSER", "tollgate", "-"+command)
+		all := func(sign string) {
+			args := []any{"SETUSER", "tollgate"}
+			for _, name := range strings.Fields(command) {
+				args = append(args, sign+name)
+			}
+			r.do(t, "ACL", args...)
+		}
+		all("-")
 		for range 3 {
 			s.consume(t, id, key, `{"tokens":10}`, retryKey+"k").want(t, 503, `{"error":"Service unavailable"}`)
 			s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
@@ -359,7 +366,7 @@ func TestDeniedCommands(t *testing.T) {
 				t.Error("a log of logins would never expire")
 			}
 		}
-		r.do(t, "ACL", "SETUSER", "tollgate", "+"+command)
+		all("+")
 		if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 100 {
 			t.Errorf("%s is denied: %d tokens are left", command, left)
 		}

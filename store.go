@@ -676,9 +676,9 @@ type apiKey struct {
 
 func apiKeyKey(key string) string { return "apiKey:" + key }
 
-// IssueKey makes the API key, with an expiry if life is not 0, in one atomic step, within timeout. Where loginLimit is not 0, at most
-// that many keys are made in any minute for address, over all processes: beyond it the error is a rateLimited and
-// nothing is written. Otherwise address does not matter. k.ExpiresAt is not read.
+// IssueKey makes the API key, with an expiry if life is not 0, in one atomic step, within timeout. Where loginLimit is
+// not 0, at most that many keys are made in any minute for address, over all processes: beyond it the error is a
+// rateLimited and nothing is written. Otherwise address does not matter. k.ExpiresAt is not read.
 func (s *store) IssueKey(timeout time.Duration, key string, k apiKey, life time.Duration, address string, loginLimit int64) error {
 	keys := []any{1, apiKeyKey(key)}
 	if loginLimit > 0 {

@@ -42,7 +42,7 @@ end
 local outcome = 'charged'
 if KEYS[3] then
 	local before = call('GET', KEYS[3])
-	if before then
+	if before and before ~= '' then -- '' is one that was taken back, see below
 		local amount, leftThen = string.match(before, '^(%d+) (%d+)$')
 		if not amount or #leftThen > 16 then
 			error('junk under an Idempotency-Key')
