@@ -151,18 +151,14 @@ func (r *redisServer) start() error {
 	return fmt.Errorf("redis-server did not start:\n%s", &out)
 }
 
-// leastPrivilege is the README's line for an ACL file, which is all that the services under test may do, in words.
+// leastPrivilege returns the user that the services under test log in as, with the rules of redis.acl, which the docs
+// recommend.
 func leastPrivilege() ([]string, error) {
-	readme, err := os.ReadFile("README.md")
+	rules, err := os.ReadFile("redis.acl")
 	if err != nil {
 		return nil, err
 	}
-	_, line, ok := strings.Cut(string(readme), "  user tollgate on >PASSWORD ")
-	line, _, _ = strings.Cut(line, "\n")
-	if !ok {
-		return nil, errors.New("the README has no user for Redis")
-	}
-	return append([]string{"tollgate", "on", ">" + testRedisPassword}, strings.Fields(line)...), nil
+	return append([]string{"tollgate", "on", ">" + testRedisPassword}, strings.Fields(string(rules))...), nil
 }
 
 func (r *redisServer) kill() {
