@@ -3,44 +3,16 @@ package main
 import (
 	"crypto/sha1"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 )
-
-// admin sends a request with the operator's token.
-func (s *service) admin(t testing.TB, method, path, body string, headers ...string) reply {
-	t.Helper()
-	return s.do(t, method, path, body, append(headers, bearer(testAdminToken))...)
-}
-
-// etag is the answer's ETag, in its quotes.
-func (got reply) etag(t testing.TB) string {
-	t.Helper()
-	etag := got.header.Get("ETag")
-	if len(etag) < 10 || etag[0] != '"' || etag[len(etag)-1] != '"' {
-		t.Fatalf("%d %s: ETag is %q", got.status, got.body, etag)
-	}
-	return etag
-}
-
-// history is the list of a config's versions.
-func (s *service) history(t testing.TB, tenant string) []version {
-	t.Helper()
-	answer := s.admin(t, "GET", "/"+tenant+"/admin/config/history", "")
-	answer.want(t, 200, "")
-	var list struct{ Versions []version }
-	if err := json.Unmarshal([]byte(answer.body), &list); err != nil || list.Versions == nil {
-		t.Fatalf("%s: %v", answer.body, err)
-	}
-	return list.Versions
-}
 
 func TestTenantLifeCycle(t *testing.T) {
 	r := newRedis(t)
@@ -175,6 +147,36 @@ func TestCreateRace(t *testing.T) {
 			t.Errorf("the history is %+v", versions)
 		}
 	}
+}
+
+func TestConfig(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	get := func() reply { return s.do(t, "GET", "/"+id+"/admin/config", "", bearer(testAdminToken)) }
+	put := func(config string) reply {
+		return s.do(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`, bearer(testAdminToken))
+	}
+	get().want(t, 200, `{"config":{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5000}}}}`)
+	put(string(seedConfig)).want(t, 200, `{"success":true}`)
+	s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 200, "")
+	// What is put replaces all of it, and comes back as it was but for white space: order, numbers, unknown members.
+	put(` { "z" : 1.0e+2 , "a" : [ null , { "x" : "<\u00e9 \\ é\u2028\/>" , "x" : 2 } ] , "Auth" : 7 , "user_groups" : { "anonymous" : { "Tokens" : "x" , "tokens" : 3 } } } `).want(t, 200, `{"success":true}`)
+	get().want(t, 200, `{"config":{"z":1.0e+2,"a":[null,{"x":"<\u00e9 \\ é\u2028\/>","x":2}],"Auth":7,"user_groups":{"anonymous":{"Tokens":"x","tokens":3}}}}`)
+	answer := s.do(t, "POST", "/"+id+"/auth/anonymous", "")
+	if answer.field(t, "tokensLeft") != 3.0 {
+		t.Errorf("got %s", answer.body)
+	}
+	put(`{}`).want(t, 200, "")
+	s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 403, "")
+
+	// A typo must not create a tenant.
+	s.do(t, "PUT", "/"+id+"x/admin/config", `{"config":{}}`, bearer(testAdminToken)).want(t, 400, `{"error":"Invalid tenant ID"}`)
+	if testRedis.int(t, "EXISTS", "tenant:"+id+"x:config") != 0 {
+		t.Error("a typo has made a tenant")
+	}
+	// What somebody puts straight into Redis, not compact, is served like any other.
+	testRedis.do(t, "SET", "tenant:"+id+":config", "{\n \"a\": 1\n}\n")
+	s.wantConfig(t, id, `{"a":1}`)
 }
 
 func TestETags(t *testing.T) {
@@ -401,34 +403,167 @@ func TestBrokenConfigIsMended(t *testing.T) {
 	}
 }
 
-// Where several members are wrong, all of them are named: the first in error, all in errors, none with its value.
-func TestAllProblems(t *testing.T) {
+// No secret of a config is shown but by the routes that answer the config.
+func TestConfigSecrets(t *testing.T) {
+	s := newService(t)
+	id := fmt.Sprintf("secrets%d", tenants.Add(1))
+	const config = `{"auth":{"x":{"client_secret":"S3CRET"}},"user_groups":{"anonymous":{"tokens":5}}}`
+	path := "/" + id + "/admin/config"
+	answers := []reply{
+		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`),
+		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`),
+		s.admin(t, "PUT", path, `{"config":`+config+`}`),
+		s.admin(t, "PUT", path, `{"config":{"auth":{"x":{"client_secret":["S3CRET"]}}}}`),
+		s.admin(t, "PUT", path, `{"config":{"auth":{"x":{"client_secret":"S3CRET",}}}}`),
+		s.admin(t, "PUT", path, `{"config":`+config+`}`, `If-Match: "x"`),
+		s.admin(t, "GET", path+"/history", ""),
+		s.admin(t, "POST", path+"/history/"+s.history(t, id)[0].ETag+"/restore", ""),
+		s.do(t, "POST", "/"+id+"/auth/anonymous", ""),
+		s.admin(t, "GET", "/admin/tenants", ""),
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "", `If-Match: "x"`),
+		s.admin(t, "DELETE", "/admin/tenants/"+id, ""),
+	}
+	for i, answer := range answers {
+		if strings.Contains(answer.body+fmt.Sprint(answer.header), "S3CRET") {
+			t.Errorf("answer %d shows a secret: %+v", i, answer)
+		}
+	}
+	if strings.Contains(s.log.String(), "S3CRET") {
+		t.Errorf("the log shows a secret:\n%s", s.log)
+	}
+}
+
+// Deleting a tenant whose config was deleted straight in Redis leaves nothing of it behind.
+func TestDeleteRemains(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 1)
-	answer := s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"caching":{"enabled":"S3","text_ttl":-1},"user_groups":{"a":{"tokens":"S3","rate_limit":1}}}}`)
-	answer.want(t, 400, `{"error":"Invalid config: caching.enabled must be true or false","errors":["Invalid config: caching.enabled must be true or false",`+
-		`"Invalid config: caching.text_ttl must be a whole number ≥ 0","Invalid config: user_groups.a.tokens must be a whole number ≥ 0",`+
-		`"Invalid config: user_groups.a.rate_limit_window is missing beside rate_limit"]}`)
-	if one := s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"caching":7}}`); one.field(t, "errors") != nil {
-		t.Errorf("a single problem is listed: %s", one.body)
+	s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{}}`).want(t, 200, "")
+	s.admin(t, "POST", "/"+id+"/admin/tokens", "").want(t, 201, "")
+	testRedis.do(t, "DEL", "tenant:"+id+":config")
+	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	if keys := testRedis.do(t, "KEYS", "*tenant:"+id+":*").([]any); len(keys) != 0 || testRedis.int(t, "SISMEMBER", "tenants", id) != 0 {
+		t.Errorf("there is still %q", keys)
 	}
-	var many []string
-	for i := range 5000 {
-		many = append(many, fmt.Sprintf(`"%s%d":7`, strings.Repeat(`\u0000`, 20), i))
+}
+
+func TestIssueKey(t *testing.T) {
+	s := newService(t)
+	id := testRedis.newTenant(t, `{"user_groups":{"pro":{"tokens":5},"a\u0000 \"ü":{"tokens":6},"":{}}}`)
+	shape := regexp.MustCompile(`^\{"apiKey":"user_` + uuidPattern + `","tokensLeft":(\d+)\}\n$`)
+	for body, want := range map[string]string{
+		`{"userId":"u","group":"pro"}`:                                "5",
+		`{"group":"pro","tokens":9007199254740991,"userId":"u"}`:      "9007199254740991",
+		`{"userId":"u","group":"pro","tokens":0,"expiresIn":1}`:       "0",
+		`{"userId":"u","group":"pro","expiresIn":315360000}`:          "5",
+		`{"userId":"u","group":"a\u0000 \"\u00fc"}`:                   "6",
+		`{"userId":"u","group":""}`:                                   "0",
+		`{"userId":"` + strings.Repeat("u", 256) + `","group":"pro"}`: "5",
+	} {
+		answer := s.do(t, "POST", "/"+id+"/admin/keys", body, bearer(testAdminToken))
+		answer.want(t, 201, "")
+		if got := shape.FindStringSubmatch(answer.body); got == nil || got[1] != want {
+			t.Errorf("%s: got %s, want %s tokens", body, answer.body, want)
+		}
 	}
-	answer = s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{"user_groups":{`+strings.Join(many, ",")+`}}}`)
-	answer.want(t, 400, "")
-	if !strings.Contains(answer.body, `"Invalid config: 4900 more members are wrong"]`) {
-		t.Error("the answer does not say that there are more problems")
+}
+
+func TestKeyAdministration(t *testing.T) {
+	services := []*service{newService(t), newService(t)}
+	s := services[0]
+	id, other := newTenant(t, 100), newTenant(t, 100)
+	key := s.issue(t, id, `"userId":"u","group":"pro","expiresIn":1000`)
+	path := "/admin/keys/" + key
+	admin := func(method, tenant, body string) reply {
+		t.Helper()
+		return s.do(t, method, "/"+tenant+path, body, bearer(testAdminToken))
 	}
-	if n := len(answer.field(t, "errors").([]any)); n != maxProblems+1 || len(answer.body) > 100_000 {
-		t.Errorf("%d of 5000 problems are listed in %d bytes", n, len(answer.body))
+	own := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+	admin("GET", id, "").want(t, 200, strings.TrimSpace(own.body))
+	expires := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key)
+
+	steps := []struct {
+		body, group string
+		left        int
+	}{
+		{`{"tokens":10,"group":"pro"}`, "pro", 10},
+		{`{"addTokens":5}`, "pro", 15},
+		{`{"addTokens":-15,"group":"anonymous"}`, "anonymous", 0},
+		{`{"addTokens":0}`, "anonymous", 0},
+		{`{"addTokens":9007199254740991}`, "anonymous", maxAmount},
+		{`{}`, "anonymous", maxAmount},
+		{`{"group":"pro"}`, "pro", maxAmount},
 	}
-	long := s.admin(t, "POST", "/"+id+"/admin/keys", `{"`+strings.Repeat(`\u0000`, 100_000)+`":1}`)
-	long.want(t, 400, "")
-	if len(long.body) > 1000 {
-		t.Errorf("an unknown member makes an answer of %d bytes", len(long.body))
+	for _, step := range steps {
+		answer := admin("PATCH", id, step.body)
+		answer.want(t, 200, "")
+		want := fmt.Sprintf(`{"userId":"u","group":"%s",`, step.group)
+		if !strings.HasPrefix(answer.body, want) || !strings.HasSuffix(answer.body, fmt.Sprintf(`"tokensLeft":%d}`+"\n", step.left)) {
+			t.Errorf("%s: got %s", step.body, answer.body)
+		}
+		admin("GET", id, "").want(t, 200, strings.TrimSpace(answer.body))
 	}
+	admin("PATCH", id, `{"addTokens":1}`).want(t, 400, `{"error":"addTokens must leave a balance from 0 to 9007199254740991"}`)
+	admin("PATCH", id, `{"tokens":5}`).want(t, 200, "")
+	admin("PATCH", id, `{"addTokens":-6,"group":"anonymous"}`).want(t, 400, `{"error":"addTokens must leave a balance from 0 to 9007199254740991"}`)
+	for body, want := range map[string]string{
+		`{"tokens":1,"addTokens":1}`:     "addTokens must not be given with the other of addTokens and tokens",
+		`{"tokens":-1}`:                  "tokens must be a whole number ≥ 0",
+		`{"tokens":1.5}`:                 "tokens must be a whole number ≥ 0",
+		`{"tokens":null}`:                "tokens must be a whole number ≥ 0",
+		`{"addTokens":"1"}`:              "addTokens must be a whole number ≥ -9007199254740991",
+		`{"addTokens":9007199254740992}`: "addTokens must be a whole number from -9007199254740991 to 9007199254740991",
+		`{"group":"nobody"}`:             "group is not one of the tenant's user_groups",
+		`{"group":null}`:                 "group must be a string",
+		`{"userId":"x"}`:                 "userId is not a known member",
+		`{"tokens":1,"tokens":1}`:        "tokens is there twice",
+		``:                               "Invalid JSON: unexpected end of JSON input at byte 0",
+	} {
+		answer := admin("PATCH", id, body)
+		answer.want(t, 400, "")
+		if got := answer.field(t, "error"); got != want {
+			t.Errorf("%s: got %q, want %q", body, got, want)
+		}
+	}
+	if got := testRedis.string(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 5 || got != "pro" {
+		t.Errorf("what was refused has changed the key: %d tokens, group %s", tokensLeft(t, key), got)
+	}
+	if got := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key); got != expires {
+		t.Errorf("the key expires at %d, before the changes at %d", got, expires)
+	}
+
+	// Another tenant's key, one that is not there and one that cannot be: 404, and untouched.
+	before := testRedis.string(t, "DUMP", "apiKey:"+key)
+	for _, test := range []struct{ tenant, path string }{
+		{other, path}, {id, "/admin/keys/" + someKey}, {id, "/admin/keys/x"}, {id, "/admin/keys/a%2Fb"}, {id, "/admin/keys/%00"}, {id, "/admin/keys/" + key + "x"},
+	} {
+		for method, body := range map[string]string{"GET": "", "PATCH": `{"tokens":1}`, "DELETE": ""} {
+			s.do(t, method, "/"+test.tenant+test.path, body, bearer(testAdminToken)).want(t, 404, `{"error":"Not found"}`)
+		}
+	}
+	if testRedis.string(t, "DUMP", "apiKey:"+key) != before || testRedis.int(t, "EXISTS", "apiKey:"+someKey) != 0 {
+		t.Error("another tenant's admin has changed the key")
+	}
+	for _, method := range []string{"GET", "PATCH", "DELETE"} {
+		s.do(t, method, "/"+id+path, "", bearer(key)).want(t, 401, "")
+		s.do(t, method, "/"+id+"x"+path, "", bearer(testAdminToken)).want(t, 400, `{"error":"Invalid tenant ID"}`)
+	}
+
+	// A revoked key is dead for every process at once, and nothing of its rate is left.
+	testRedis.do(t, "RPUSH", "{apiKey:"+key+"}:rate", 1)
+	services[1].consume(t, id, key, "").want(t, 200, "")
+	gone := admin("DELETE", id, "")
+	gone.want(t, 204, "")
+	if gone.body != "" {
+		t.Errorf("204 with a body: %q", gone.body)
+	}
+	for _, s := range services {
+		s.consume(t, id, key, "").want(t, 401, "")
+		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 401, "")
+	}
+	if n := testRedis.int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
+		t.Error("something of a revoked key is left")
+	}
+	admin("DELETE", id, "").want(t, 404, "")
 }
 
 // A tenant's admin token opens that tenant's admin routes and nothing else.
@@ -571,64 +706,6 @@ func TestRevokedMeanwhile(t *testing.T) {
 	}
 }
 
-// A charge is judged by the config as it is when its body is there, however slowly that came.
-func TestSlowBodyConfig(t *testing.T) {
-	s := newService(t)
-	id := newTenant(t, 10)
-	key := s.login(t, id)
-	for config, want := range map[string]string{`{"user_groups":{"anonymous":{"rate_limit":0,"rate_limit_window":9}}}`: "429", "": "400"} {
-		c := s.dial(t)
-		fmt.Fprintf(c, "POST /%s/tokens/consume HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\nContent-Length: 12\r\n\r\n{", id, bearer(key))
-		time.Sleep(50 * time.Millisecond)
-		before := testRedis.string(t, "GET", "tenant:"+id+":config")
-		if config == "" {
-			s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
-		} else {
-			s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`).want(t, 200, "")
-		}
-		time.Sleep(slowBody + 50*time.Millisecond)
-		fmt.Fprint(c, `"tokens":1}`)
-		if answer := readAll(c); !strings.HasPrefix(answer, "HTTP/1.1 "+want) {
-			t.Errorf("got %s, want %s", answer, want)
-		}
-		testRedis.do(t, "SET", "tenant:"+id+":config", before)
-		s.wantConfig(t, id, before)
-	}
-	if left := tokensLeft(t, key); left != 10 {
-		t.Errorf("%d tokens are left", left)
-	}
-}
-
-// No secret of a config is shown but by the routes that answer the config.
-func TestConfigSecrets(t *testing.T) {
-	s := newService(t)
-	id := fmt.Sprintf("secrets%d", tenants.Add(1))
-	const config = `{"auth":{"x":{"client_secret":"S3CRET"}},"user_groups":{"anonymous":{"tokens":5}}}`
-	path := "/" + id + "/admin/config"
-	answers := []reply{
-		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`),
-		s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`),
-		s.admin(t, "PUT", path, `{"config":`+config+`}`),
-		s.admin(t, "PUT", path, `{"config":{"auth":{"x":{"client_secret":["S3CRET"]}}}}`),
-		s.admin(t, "PUT", path, `{"config":{"auth":{"x":{"client_secret":"S3CRET",}}}}`),
-		s.admin(t, "PUT", path, `{"config":`+config+`}`, `If-Match: "x"`),
-		s.admin(t, "GET", path+"/history", ""),
-		s.admin(t, "POST", path+"/history/"+s.history(t, id)[0].ETag+"/restore", ""),
-		s.do(t, "POST", "/"+id+"/auth/anonymous", ""),
-		s.admin(t, "GET", "/admin/tenants", ""),
-		s.admin(t, "DELETE", "/admin/tenants/"+id, "", `If-Match: "x"`),
-		s.admin(t, "DELETE", "/admin/tenants/"+id, ""),
-	}
-	for i, answer := range answers {
-		if strings.Contains(answer.body+fmt.Sprint(answer.header), "S3CRET") {
-			t.Errorf("answer %d shows a secret: %+v", i, answer)
-		}
-	}
-	if strings.Contains(s.log.String(), "S3CRET") {
-		t.Errorf("the log shows a secret:\n%s", s.log)
-	}
-}
-
 // A token that asks for another, or changes the config, while it is revoked leaves none behind and changes nothing
 // afterwards, however the requests interleave.
 func TestRevocationRace(t *testing.T) {
@@ -663,28 +740,5 @@ func TestRevocationRace(t *testing.T) {
 		if n := testRedis.int(t, "HLEN", "{tenant:"+id+":config}:adminTokens"); n != 0 {
 			t.Fatalf("%d tokens outlive their revocation", n)
 		}
-	}
-}
-
-// Deleting a tenant whose config was deleted straight in Redis leaves nothing of it behind.
-func TestDeleteRemains(t *testing.T) {
-	s := newService(t)
-	id := newTenant(t, 1)
-	s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":{}}`).want(t, 200, "")
-	s.admin(t, "POST", "/"+id+"/admin/tokens", "").want(t, 201, "")
-	testRedis.do(t, "DEL", "tenant:"+id+":config")
-	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-	if keys := testRedis.do(t, "KEYS", "*tenant:"+id+":*").([]any); len(keys) != 0 || testRedis.int(t, "SISMEMBER", "tenants", id) != 0 {
-		t.Errorf("there is still %q", keys)
-	}
-}
-
-func TestShortAdminToken(t *testing.T) {
-	s := newService(t, "ADMIN_TOKEN=short-of-16-chr")
-	if log := s.log.String(); strings.Count(log, "[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || strings.Contains(log, "short-of") {
-		t.Errorf("log:\n%s", log)
-	}
-	if log := newService(t, "ADMIN_TOKEN=0123456789abcdef").log.String(); strings.Contains(log, "[WARN]") {
-		t.Errorf("log:\n%s", log)
 	}
 }

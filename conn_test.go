@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -137,23 +135,6 @@ func TestLazyBackgroundRead(t *testing.T) {
 	read(func() { c.Close() })
 }
 
-// Requests that a client sends without waiting for the answers are answered in turn, also while one waits for Redis.
-func TestPipelinedRequests(t *testing.T) {
-	s := newService(t)
-	id := newTenant(t, 1000)
-	key := s.login(t, id)
-	one := fmt.Sprintf("POST /%s/tokens/consume HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: 12\r\n\r\n{\"tokens\":1}", id, bearer(key))
-	last := strings.Replace(one, "Host: x", "Host: x\r\nConnection: close", 1)
-	c := s.dial(t)
-	fmt.Fprint(c, strings.Repeat(one, 49)+last)
-	answers := readAll(c)
-	for i := range 50 {
-		if want := fmt.Sprintf(`{"tokensLeft":%d}`, 999-i); !strings.Contains(answers, want) {
-			t.Fatalf("%s is missing in\n%s", want, answers)
-		}
-	}
-}
-
 // Whatever a client does, net/http serves it over a lazyConn just as over the connection itself, to the same bytes and
 // after the same time.
 func TestLazyConnIsAConn(t *testing.T) {
@@ -266,117 +247,4 @@ func TestLazyConnIsAConn(t *testing.T) {
 		})
 	}
 	all.Wait()
-}
-
-// 500 slow clients do not keep an honest one from an answer, and are cut off within 10 s.
-func TestSlowClients(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	id := newTenant(t, 1000)
-	key := s.login(t, id)
-	end := time.Now().Add(11 * time.Second)
-	var slow sync.WaitGroup
-	for i := range 500 {
-		text := "POST /" + id + "/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(key) + "\r\nX-Long: " + strings.Repeat("x", 100)
-		if i%2 == 0 { // a slow body, after a header that is there at once
-			text = strings.Replace(text, "X-Long", "Content-Length: 1000\r\n\r\n", 1)
-		}
-		head := strings.Index(text, "\r\n\r\n") + 4
-		c := s.dial(t)
-		slow.Go(func() {
-			start := time.Now()
-			if head > 4 {
-				fmt.Fprint(c, text[:head])
-				text = text[head:]
-			}
-			for at := 0; time.Now().Before(end); at = (at + 1) % len(text) {
-				if _, err := fmt.Fprint(c, text[at:at+1]); err != nil {
-					if took := time.Since(start); took > 10*time.Second {
-						t.Errorf("a slow client was cut off after %s", took)
-					}
-					return
-				}
-				time.Sleep(100 * time.Millisecond)
-			}
-			t.Error("a slow client is still there after 11 s")
-		})
-	}
-	var took []time.Duration
-	for range 100 {
-		start := time.Now()
-		s.consume(t, id, key, "").want(t, 200, "")
-		took = append(took, time.Since(start))
-		time.Sleep(20 * time.Millisecond)
-	}
-	slices.Sort(took)
-	if p90 := took[90]; p90 > 50*time.Millisecond { // what else the machine does may hold up a few
-		t.Errorf("beside slow clients 10 of 100 answers took %s and more", p90)
-	}
-	slow.Wait()
-}
-
-// So many connections are served at a time; one more is when another ends.
-func TestMaxConnections(t *testing.T) {
-	s := newService(t, "MAX_CONNECTIONS=3")
-	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-	var taken []net.Conn
-	for range 3 {
-		c := s.dial(t)
-		fmt.Fprint(c, request[:10])
-		taken = append(taken, c)
-	}
-	for _, other := range taken[:2] {
-		waiting := s.dial(t)
-		fmt.Fprint(waiting, request)
-		_ = waiting.SetReadDeadline(in(300 * time.Millisecond))
-		if n, err := waiting.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("beside 3 connections another got %d bytes, %v", n, err)
-		}
-		other.Close()
-		_ = waiting.SetReadDeadline(in(5 * time.Second))
-		if got := readAll(waiting); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
-			t.Errorf("when one has ended, the next got %q", got)
-		}
-		c := s.dial(t)
-		fmt.Fprint(c, request[:10])
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// Clients that keep their connections without a use for them do not keep others out.
-func TestIdleConnections(t *testing.T) {
-	s := newService(t, "MAX_CONNECTIONS=20")
-	kept := 0
-	for range 100 {
-		c := s.dial(t)
-		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-		answer, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !answer.Close {
-			kept++
-		}
-	}
-	if kept < 14 || kept > 15 { // the server may have taken a place for the next one already
-		t.Errorf("%d connections are kept of 20", kept)
-	}
-}
-
-// A listener whose Accept fails, as where there are too many open files, loses no place by that.
-func TestAcceptFails(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	lazy := newLazyListener(l, 2)
-	for range 5 {
-		if _, err := lazy.Accept(); err == nil {
-			t.Fatal("a closed listener accepts")
-		}
-	}
-	if n := len(lazy.slots); n != 0 {
-		t.Errorf("%d places are taken", n)
-	}
 }

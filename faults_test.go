@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"strings"
 	"sync"
@@ -310,33 +309,6 @@ func TestRedisRefuses(t *testing.T) {
 	}
 }
 
-// Managed Redis may say ERR READONLY: its connection, too, is given up.
-func TestRedisDemotedInOtherWords(t *testing.T) {
-	old, master := newRedis(t), newRedis(t)
-	var promoted atomic.Bool
-	proxy := newRedisProxyTo(t, func() string {
-		if promoted.Load() {
-			return master.socket()
-		}
-		return old.socket()
-	}, func(reply []byte) fate {
-		copy(reply, bytes.ReplaceAll(reply, []byte("-READONLY You "), []byte("-ERR READONLY ")))
-		return pass
-	})
-	s := newService(t, "REDIS_URL="+proxy.url)
-	s.login(t, "abc")
-	master.do(t, "SET", "tenant:abc:config", string(seedConfig))
-	promoted.Store(true)
-	old.do(t, "REPLICAOF", "127.0.0.1", 1)
-	s.wantRecovery(t)
-	for range 20 {
-		s.login(t, "abc")
-	}
-	const changed = `{"user_groups":{"anonymous":{"tokens":7}}}` // of which the old one knows nothing
-	master.do(t, "SET", "tenant:abc:config", changed)
-	s.wantConfig(t, "abc", changed)
-}
-
 // Whatever command Redis denies within a script, no charge is taken that its retry would not find, and no key is made that
 // would never expire.
 func TestDeniedCommands(t *testing.T) {
@@ -395,122 +367,6 @@ func TestDeniedCommands(t *testing.T) {
 	p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0"})
 	if code := p.exitCode(t); code != 1 || !strings.Contains(p.log.String(), "[ERROR] Redis connection failed: NOPERM the user may not run HINCRBY\n") {
 		t.Errorf("exit code %d, %s", code, p.log)
-	}
-}
-
-// A connection that Redis has closed while nobody used it costs no request, neither over the pool nor over the shared one.
-func TestClosedWhileIdle(t *testing.T) {
-	r := newRedis(t)
-	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
-	for _, url := range []string{r.url(), fmt.Sprintf("redis://gate:pw@127.0.0.1:%d", r.port)} {
-		s := newService(t, "REDIS_URL="+url)
-		id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
-		key := s.login(t, id)
-		for round := range 4 {
-			var wg sync.WaitGroup
-			for range 8 {
-				wg.Go(func() { _, _ = s.send("GET", "/"+id+"/admin/config/history", "", bearer(testAdminToken)) })
-			}
-			wg.Wait()
-			if round%2 == 0 {
-				r.do(t, "CLIENT", "KILL", "TYPE", "normal")
-				r.do(t, "CLIENT", "KILL", "TYPE", "pubsub")
-			} else {
-				r.kill()
-				if err := r.start(); err != nil {
-					t.Fatal(err)
-				}
-				r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
-			}
-			time.Sleep(300 * time.Millisecond)
-			for range 10 {
-				s.admin(t, "GET", "/"+id+"/admin/config/history", "").want(t, 200, "")
-				s.consume(t, id, key, "").want(t, 200, "")
-			}
-		}
-	}
-}
-
-// A fault that shows only now and then is one all the same, and it is over even if nobody asks.
-func TestFaultLog(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
-	key := s.login(t, id)
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
-	for i := range 30 {
-		if i%15 == 0 {
-			s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
-		}
-		s.consume(t, id, key, "").want(t, 200, "")
-		time.Sleep(faultOver / 10)
-	}
-	if log := s.log.String(); strings.Count(log, "[ERROR]") != 1 || strings.Contains(log, "available again") {
-		t.Errorf("while Redis was full:\n%s", log)
-	}
-	r.do(t, "CONFIG", "SET", "maxmemory", 0)
-	for over := 1; over <= 2; over++ {
-		for deadline := in(5 * time.Second); strings.Count(s.log.String(), "[INFO] Redis is available again\n") < over; time.Sleep(10 * time.Millisecond) {
-			if over == 1 {
-				s.login(t, id)
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("the log does not say that Redis is back:\n%s", s.log)
-			}
-		}
-		if over == 1 {
-			r.kill()
-			s.consume(t, id, key, "").want(t, 503, "")
-			if err := r.start(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
-
-// While Redis loads its data it answers, but does not serve.
-func TestRedisLoading(t *testing.T) {
-	r := newRedis(t, "--key-load-delay", "400")
-	s := newService(t, "REDIS_URL="+r.url())
-	key := s.login(t, "abc")
-	// While it loads Redis looks at its connections after each 1,024 commands of its append-only file.
-	r.do(t, "EVAL", "for i = 1, 4000 do redis.call('SET', 'filler' .. i, 'x') end", 0)
-	r.kill()
-	started := make(chan error, 1)
-	go func() { started <- r.start() }()
-	var loading atomic.Bool
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		for {
-			if c, err := redis.Dial("unix", r.socket()); err == nil {
-				_, err := c.Do("PING")
-				c.Close()
-				if err == nil {
-					return
-				}
-				if strings.HasPrefix(err.Error(), "LOADING") {
-					loading.Store(true)
-				}
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-	}()
-	for deadline := in(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		answer := s.do(t, "GET", "/abc/auth/key", "", bearer(key))
-		if answer.status == 200 {
-			break
-		}
-		answer.want(t, 503, `{"error":"Service unavailable"}`)
-		if time.Now().After(deadline) {
-			t.Fatal("it is still not served")
-		}
-	}
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	if <-loaded; !loading.Load() {
-		t.Error("Redis was never seen to load")
 	}
 }
 

@@ -128,22 +128,3 @@ func FuzzReadJSON(f *testing.F) {
 		}
 	})
 }
-
-// parseConfig never panics, and what it takes it takes again, compact, as the same.
-func FuzzParseConfig(f *testing.F) {
-	f.Add(seedConfig)
-	f.Add([]byte(`{"user_groups":{"a":{"tokens":1,"rate_limit":1}},"providers":{"x":{"default":"y","endpoints":{"y":{"url":"http://h"}}}}}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		config, err := parseConfig(data)
-		if err != nil {
-			if _, ok := err.(*invalidConfig); !ok || err.Error() == "" {
-				t.Errorf("%q: %v", data, err)
-			}
-			return
-		}
-		again, err := parseConfig(config.raw)
-		if err != nil || string(again.raw) != string(config.raw) || fmt.Sprint(again.groups) != fmt.Sprint(config.groups) {
-			t.Errorf("%q: %v", data, err)
-		}
-	})
-}

@@ -23,8 +23,6 @@ func newTestPipeline(t *testing.T, network, address string) *pipeline {
 	return p
 }
 
-func in(d time.Duration) time.Time { return time.Now().Add(d) }
-
 // Each of many callers gets the reply to its own command, errors of Redis too.
 func TestPipelineReplies(t *testing.T) {
 	p := newTestPipeline(t, "unix", testRedis.socket())

@@ -4,31 +4,11 @@ import (
 	"fmt"
 	"os/exec"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
-
-// sample is the value of a sample of /metrics, given as it stands there; -1 where it is not there.
-func (s *service) sample(t testing.TB, sample string) float64 {
-	t.Helper()
-	answer := s.admin(t, "GET", "/metrics", "")
-	if answer.status != 200 || answer.header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
-		t.Fatalf("%d %s %s", answer.status, answer.header.Get("Content-Type"), answer.body)
-	}
-	for line := range strings.Lines(answer.body) {
-		if value, ok := strings.CutPrefix(line, sample+" "); ok {
-			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err != nil {
-				t.Errorf("%s: %v", line, err)
-			}
-			return n
-		}
-	}
-	return -1
-}
 
 func TestMetrics(t *testing.T) {
 	r := newRedis(t)
@@ -220,5 +200,17 @@ func TestAccessLog(t *testing.T) {
 	}
 	if strings.Contains(quiet.log.String(), "/healthz") {
 		t.Error("without the flag there is an access log")
+	}
+}
+
+// Whatever a request brings, it cannot forge a line of the log.
+func TestLogLines(t *testing.T) {
+	var out logBuffer
+	log := newLogger(&out)
+	log.infof("%s", "a\n[ERROR] b\r\x00\x1b[31m\u0085\u2028c\td é")
+	log.warnings().Printf("http: %s\n[INFO] x", "y")
+	want := "[INFO] a\\n[ERROR] b\\r\\x00\\x1b[31m\\u0085\\u2028c\td é\n[WARN] http: y\\n[INFO] x\n"
+	if out.String() != want {
+		t.Errorf("got  %q\nwant %q", out.String(), want)
 	}
 }
