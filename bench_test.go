@@ -20,8 +20,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // floor answers what a charge answers, as net/http and encoding/json do it with nothing behind them.
@@ -410,7 +408,7 @@ func (res result) String() string {
 func (res *result) run(b *testing.B, w workload, p *process, r *redisServer, connections int, base *result) {
 	user, system := cpuMicros(b, p.cmd.Process.Pid)
 	redisUser, redisSystem := cpuMicros(b, r.cmd.Process.Pid)
-	rate, n := load(b, w, p.address(b), connections)
+	rate, n := runWorkload(b, w, p.address(b), connections)
 	userAfter, systemAfter := cpuMicros(b, p.cmd.Process.Pid)
 	redisUserAfter, redisSystemAfter := cpuMicros(b, r.cmd.Process.Pid)
 	res.requests = n
@@ -434,8 +432,8 @@ func loader() string {
 	return "a client in Go"
 }
 
-// load sends w for speedTime and returns how many requests a second were answered, and how many in all.
-func load(b *testing.B, w workload, address string, connections int) (rate float64, requests int) {
+// runWorkload sends w for speedTime and returns how many requests a second were answered, and how many in all.
+func runWorkload(b *testing.B, w workload, address string, connections int) (rate float64, requests int) {
 	if loader() != "wrk -t1" {
 		begin := time.Now()
 		n := drive(b, address, connections, w.requests(), func(int) bool { return time.Since(begin) < speedTime }, nil)
@@ -497,7 +495,7 @@ func memory(b *testing.B, r *redisServer) (n int) {
 
 // fill makes n anonymous keys with the script that logins use.
 func (r *redisServer) fill(b *testing.B, n int) {
-	c, err := redis.Dial("unix", r.socket())
+	c, err := r.dial()
 	if err != nil {
 		b.Fatal(err)
 	}

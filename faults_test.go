@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // keyedLoad charges key one token at a time from many clients, each charge under an Idempotency-Key of its own and
@@ -221,7 +219,7 @@ func TestRedisRefuses(t *testing.T) {
 		"MISCONF, the disk of the append-only file is full": {
 			setUp: `trap "" XFSZ; ulimit -f 2048`, // blocks; a write beyond is refused, instead of ending the process
 			begin: func(t *testing.T, r *redisServer) {
-				c, err := redis.Dial("unix", r.socket())
+				c, err := r.dial()
 				if err != nil {
 					t.Fatal(err)
 				}

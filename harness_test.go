@@ -9,9 +9,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,14 +25,17 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// Redis.
+// What all tests use, in four sections: Redis, service, HTTP, waiting.
+
+// ---- Redis ----------------------------------------------------------------------------------------------------------
 
 const (
 	testAdminToken    = "test-admin-token"
 	testRedisPassword = "test-password"
 )
 
-// testRedis is the Redis of all tests that do not harm theirs. Each test has tenants of its own there.
+// testRedis is the Redis of all tests that do not stop, freeze, restart or configure theirs. Each test has tenants of
+// its own there. It is the server at TEST_REDIS_URL, if that is set, else one that TestMain starts.
 var testRedis *redisServer
 
 func TestMain(m *testing.M) {
@@ -42,7 +47,7 @@ func TestMain(m *testing.M) {
 		runFloor()
 	}
 	os.Exit(func() int {
-		server, err := startRedis("")
+		server, err := startTestRedis(os.Getenv("TEST_REDIS_URL"))
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -53,26 +58,43 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// redisServer is a real redis-server of the tests' own.
+func startTestRedis(url string) (*redisServer, error) {
+	if url == "" {
+		return startRedis("")
+	}
+	return borrowRedis(url)
+}
+
+// redisServer is a real Redis: a process of the tests' own, or a database of a server that was there before.
 type redisServer struct {
-	port  int
+	network, address string // of the harness's connections
+	options          []redis.DialOption
+	tcp              string // host:port, of the services' connections
+	user             string // that the services log in as, with testRedisPassword
+	database         int
+
+	// Of a process of the tests' own:
 	dir   string
 	setUp string // what a shell does before it becomes redis-server
 	args  []string
+	port  int
 	cmd   *exec.Cmd
 	done  chan struct{} // closed when the process has ended
 	guard *exec.Cmd     // kills the process when the tests are gone
 }
 
-// startRedis starts a redis-server with an append-only file on a free port and waits until it answers.
+// startRedis starts a redis-server with an append-only file on a free port and waits until it responds.
 func startRedis(setUp string, args ...string) (*redisServer, error) {
 	dir, err := os.MkdirTemp("", "tollgate")
 	if err != nil {
 		return nil, err
 	}
-	r := &redisServer{dir: dir, setUp: setUp, args: args}
+	r := &redisServer{
+		network: "unix", address: filepath.Join(dir, "redis.sock"), user: "tollgate", dir: dir, setUp: setUp, args: args,
+	}
 	for range 5 { // another process may take the port before redis-server does
 		if r.port, err = freePort(); err == nil {
+			r.tcp = fmt.Sprintf("127.0.0.1:%d", r.port)
 			if err = r.start(); err == nil {
 				return r, nil
 			}
@@ -94,20 +116,21 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// start starts the server, for the first time or again after kill, with the data that it had.
+// start starts the process, for the first time or again after kill, with the data that it had.
 func (r *redisServer) start() error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
 	}
-	user, err := leastPrivilege()
+	rules, err := leastPrivilege()
 	if err != nil {
 		return err
 	}
-	r.cmd = exec.Command("sh", append([]string{"-c", r.setUp + `
+	args := []string{"-c", r.setUp + `
 		exec redis-server "$@"`, "redis-server",
-		"--port", fmt.Sprint(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.socket(), "--save", "",
-		"--appendonly", "yes", "--maxmemory-policy", "noeviction", "--user",
-	}, append(user, r.args...)...)...)
+		"--port", strconv.Itoa(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.address, "--save", "",
+		"--appendonly", "yes", "--maxmemory-policy", "noeviction", "--user", r.user, "on", ">" + testRedisPassword,
+	}
+	r.cmd = exec.Command("sh", slices.Concat(args, rules, r.args)...)
 	var out bytes.Buffer
 	r.cmd.Stdout, r.cmd.Stderr = &out, &out
 	if err := r.cmd.Start(); err != nil {
@@ -119,28 +142,27 @@ func (r *redisServer) start() error {
 		_ = r.cmd.Wait()
 		close(done)
 	}()
-	// Should the tests be aborted, this pipe closes, and takes the server along.
-	guard := exec.Command("sh", "-c", `read _; kill -9 "$0"; rm -rf "$1"`, fmt.Sprint(r.cmd.Process.Pid), r.dir)
-	if _, err := guard.StdinPipe(); err != nil {
+	// If the tests are aborted, this pipe closes, and the shell kills the server.
+	r.guard = exec.Command("sh", "-c", `read _; kill -9 "$0"; rm -rf "$1"`, strconv.Itoa(r.cmd.Process.Pid), r.dir)
+	if _, err := r.guard.StdinPipe(); err != nil {
 		return err
 	}
-	if err := guard.Start(); err != nil {
+	if err := r.guard.Start(); err != nil {
 		return err
 	}
-	r.guard = guard
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for deadline := in(20 * time.Second); time.Now().Before(deadline); {
 		select {
 		case <-done:
 			return fmt.Errorf("redis-server ended:\n%s", &out)
 		case <-time.After(5 * time.Millisecond):
 		}
-		c, err := redis.Dial("unix", r.socket())
+		c, err := r.dial()
 		if err != nil {
 			continue
 		}
 		_, err = c.Do("PING")
 		c.Close()
-		if _, answered := errors.AsType[redis.Error](err); err == nil || answered && !strings.HasPrefix(err.Error(), "LOADING") {
+		if _, responds := errors.AsType[redis.Error](err); err == nil || responds && !strings.HasPrefix(err.Error(), "LOADING") {
 			return nil
 		}
 	}
@@ -148,14 +170,81 @@ func (r *redisServer) start() error {
 	return fmt.Errorf("redis-server did not start:\n%s", &out)
 }
 
-// leastPrivilege returns the user that the services under test log in as, with the rules of redis.acl, which the docs
-// recommend.
+// leastPrivilege returns the rules of the user that the services under test log in as: those of redis.acl, which the
+// documentation recommends.
 func leastPrivilege() ([]string, error) {
 	rules, err := os.ReadFile("redis.acl")
-	if err != nil {
-		return nil, err
+	return strings.Fields(string(rules)), err
+}
+
+// borrowedKey marks a database of a server that was there before as one that tests use. Its value is the time at which
+// they began.
+const borrowedKey = "tollgate-tests"
+
+// borrowRedis returns an empty database of the server at rawURL (redis://…), in which the services log in as a user
+// that has the rules of redis.acl. The user in rawURL must be an administrator. close empties the database again and
+// deletes the services' user.
+func borrowRedis(rawURL string) (*redisServer, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme != "redis" || u.Host == "" {
+		return nil, errors.New("TEST_REDIS_URL must have the form redis://[[user]:password@]host[:port]")
 	}
-	return append([]string{"tollgate", "on", ">" + testRedisPassword}, strings.Fields(string(rules))...), nil
+	if u.Port() == "" {
+		u.Host += ":6379"
+	}
+	password, _ := u.User.Password()
+	r := &redisServer{network: "tcp", address: u.Host, tcp: u.Host}
+	options := []redis.DialOption{redis.DialUsername(u.User.Username()), redis.DialPassword(password)}
+	for r.database = 15; r.database > 0; r.database-- {
+		r.options = append(options, redis.DialDatabase(r.database))
+		free, err := r.take()
+		if err != nil {
+			return nil, fmt.Errorf("TEST_REDIS_URL: %w", err)
+		}
+		if free {
+			return r, nil
+		}
+	}
+	return nil, errors.New("TEST_REDIS_URL: none of the databases 1 to 15 is empty")
+}
+
+// take makes the database that of these tests and reports whether it was free: empty, or left behind by tests that were
+// aborted.
+func (r *redisServer) take() (bool, error) {
+	c, err := r.dial()
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	if began, err := redis.Int64(c.Do("GET", borrowedKey)); err == nil && time.Since(time.Unix(began, 0)) > time.Hour {
+		if _, err := c.Do("FLUSHDB"); err != nil {
+			return false, err
+		}
+	}
+	if n, err := redis.Int(c.Do("DBSIZE")); err != nil || n > 0 {
+		return false, err
+	}
+	if taken, err := redis.String(c.Do("SET", borrowedKey, time.Now().Unix(), "NX")); taken != "OK" {
+		return false, ignoreNil(err)
+	}
+	rules, err := leastPrivilege()
+	if err != nil {
+		return false, err
+	}
+	r.user = fmt.Sprintf("tollgate-test-%d", r.database)
+	setUser := []any{"SETUSER", r.user, "reset", "on", ">" + testRedisPassword}
+	for _, rule := range rules {
+		setUser = append(setUser, rule)
+	}
+	_, err = c.Do("ACL", setUser...)
+	return err == nil, err
+}
+
+func ignoreNil(err error) error {
+	if errors.Is(err, redis.ErrNil) {
+		return nil
+	}
+	return err
 }
 
 func (r *redisServer) kill() {
@@ -165,9 +254,23 @@ func (r *redisServer) kill() {
 	<-r.done
 }
 
+// close ends the process, or gives the database back as it was.
 func (r *redisServer) close() {
-	r.kill()
-	os.RemoveAll(r.dir)
+	if r.cmd != nil {
+		r.kill()
+		os.RemoveAll(r.dir)
+		return
+	}
+	c, err := r.dial()
+	if err == nil {
+		defer c.Close()
+		_, err = c.Do("FLUSHDB")
+		_, err2 := c.Do("ACL", "DELUSER", r.user)
+		err = errors.Join(err, err2)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "database %d of TEST_REDIS_URL is not cleaned up: %v\n", r.database, err)
+	}
 }
 
 func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
@@ -177,19 +280,26 @@ func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
 	}
 }
 
-func (r *redisServer) socket() string { return filepath.Join(r.dir, "redis.sock") }
+// url returns the URL of the server for the services under test.
+func (r *redisServer) url() string { return r.urlAt(r.tcp) }
 
-func (r *redisServer) url() string { return redisURLOf(fmt.Sprintf("127.0.0.1:%d", r.port)) }
+// urlAt returns the URL for the services under test if they reach the server at address.
+func (r *redisServer) urlAt(address string) string {
+	return fmt.Sprintf("redis://%s:%s@%s/%d", r.user, testRedisPassword, address, r.database)
+}
 
-// redisURLOf is the URL of a Redis at address, for the user that services are.
-func redisURLOf(address string) string {
-	return "redis://tollgate:" + testRedisPassword + "@" + address
+// dial connects to the server as its administrator.
+func (r *redisServer) dial() (redis.Conn, error) { return r.dialContext(context.Background()) }
+
+// dialContext is dial, until ctx is done.
+func (r *redisServer) dialContext(ctx context.Context) (redis.Conn, error) {
+	return redis.DialContext(ctx, r.network, r.address, r.options...)
 }
 
 // do runs one command on a connection of its own, beside what the service does.
 func (r *redisServer) do(t testing.TB, command string, args ...any) any {
 	t.Helper()
-	c, err := redis.Dial("unix", r.socket())
+	c, err := r.dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,13 +323,30 @@ func (r *redisServer) int(t testing.TB, command string, args ...any) int {
 func (r *redisServer) string(t testing.TB, command string, args ...any) string {
 	t.Helper()
 	s, err := redis.String(r.do(t, command, args...), nil)
-	if err != nil && !errors.Is(err, redis.ErrNil) {
+	if ignoreNil(err) != nil {
 		t.Fatalf("%s: %v", command, err)
 	}
 	return s
 }
 
-// newRedis is a redis-server for one test, which may do with it what it likes.
+// keys returns the names of the keys that match pattern, in order.
+func (r *redisServer) keys(t testing.TB, pattern string) []string {
+	t.Helper()
+	names, err := redis.Strings(r.do(t, "KEYS", pattern), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// tokensLeft returns the balance of an API key.
+func (r *redisServer) tokensLeft(t testing.TB, key string) int {
+	t.Helper()
+	return r.int(t, "HGET", "apiKey:"+key, "tokensLeft")
+}
+
+// newRedis starts a redis-server for one test, which may do with it what it likes.
 func newRedis(t testing.TB, args ...string) *redisServer {
 	t.Helper()
 	return newRedisAfter(t, "", args...)
@@ -238,112 +365,119 @@ func newRedisAfter(t testing.TB, setUp string, args ...string) *redisServer {
 
 var tenants atomic.Int64
 
+// newTenantID returns a tenant ID that no other test has.
+func newTenantID() string { return fmt.Sprintf("t%d", tenants.Add(1)) }
+
 // newTenant puts config straight into Redis, as an operator may, under an ID that no other test has.
 func (r *redisServer) newTenant(t testing.TB, config string) string {
 	t.Helper()
-	id := fmt.Sprintf("t%d", tenants.Add(1))
+	id := newTenantID()
 	r.do(t, "SET", "tenant:"+id+":config", config)
 	return id
 }
 
-// newTenant is a tenant in testRedis whose anonymous users get that many tokens.
+// newTenant creates a tenant in testRedis whose anonymous users get that many tokens.
 func newTenant(t testing.TB, tokens int) string {
 	t.Helper()
 	return testRedis.newTenant(t, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d},"pro":{"tokens":5000}}}`, tokens))
 }
 
-// limitedTenant is a tenant whose group anonymous has 1,000 tokens and that rate limit.
+// limitedTenant creates a tenant in testRedis whose group anonymous has 1,000 tokens and that rate limit.
 func limitedTenant(t testing.TB, limit, window int) string {
 	t.Helper()
 	return testRedis.newTenant(t, fmt.Sprintf(
 		`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":%d,"rate_limit_window":%d},"pro":{"tokens":5000}}}`, limit, window))
 }
 
+// tokensLeft returns the balance of an API key in testRedis.
 func tokensLeft(t testing.TB, key string) int {
 	t.Helper()
-	return testRedis.int(t, "HGET", "apiKey:"+key, "tokensLeft")
+	return testRedis.tokensLeft(t, key)
 }
 
-// redisProxy stands between a service and Redis, and may do with each reply what a bad network does.
+// redisProxy stands between a service and Redis and may do with each reply what a bad network does.
 type redisProxy struct {
 	address, url string
-	cuts         atomic.Int64 // connections that reply has cut
+	cuts         atomic.Int64 // connections that were cut
 }
 
+// fate is what becomes of a reply.
 type fate int
 
 const (
-	pass fate = iota
-	swallow
-	cut
+	pass    fate = iota
+	swallow      // this and all that follow on the connection
+	cut          // the connection
 )
 
-// newRedisProxy starts a proxy that asks of every reply on a connection what to do with it: pass it on, swallow it and
-// all that follow, or cut the connection.
-func newRedisProxy(t *testing.T, r *redisServer, fate func(reply []byte) fate) *redisProxy {
+// newRedisProxy starts a proxy for r that asks judge for the fate of every reply.
+func newRedisProxy(t *testing.T, r *redisServer, judge func(reply []byte) fate) *redisProxy {
 	t.Helper()
-	return newRedisProxyTo(t, r.socket, fate)
+	return newRedisProxyTo(t, func() *redisServer { return r }, judge)
 }
 
-// newRedisProxyTo is newRedisProxy for the Redis whose socket it is told when a connection is made.
-func newRedisProxyTo(t *testing.T, socket func() string, fate func(reply []byte) fate) *redisProxy {
+// newRedisProxyTo is newRedisProxy for the Redis that target returns when a connection is made.
+func newRedisProxyTo(t *testing.T, target func() *redisServer, judge func(reply []byte) fate) *redisProxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	p := &redisProxy{address: l.Addr().String(), url: redisURLOf(l.Addr().String())}
+	p := &redisProxy{address: l.Addr().String(), url: target().urlAt(l.Addr().String())}
 	go func() {
 		for {
 			client, err := l.Accept()
 			if err != nil {
 				return
 			}
-			redis, err := net.Dial("unix", socket())
+			server, err := net.Dial(target().network, target().address)
 			if err != nil {
 				client.Close()
 				continue
 			}
 			go func() {
-				_, _ = io.Copy(redis, client)
-				redis.Close()
+				_, _ = io.Copy(server, client)
+				server.Close()
 			}()
-			go func() {
-				defer client.Close()
-				defer redis.Close()
-				buffer := make([]byte, 64<<10)
-				for {
-					n, err := redis.Read(buffer)
-					if err != nil {
-						return
-					}
-					switch fate(buffer[:n]) {
-					case pass:
-						if _, err := client.Write(buffer[:n]); err != nil {
-							return
-						}
-					case swallow:
-						_, _ = io.Copy(io.Discard, redis)
-						return
-					case cut:
-						p.cuts.Add(1)
-						return
-					}
-				}
-			}()
+			go p.replies(client, server, judge)
 		}
 	}()
 	return p
 }
 
-// Service.
+// replies carries replies from server to client.
+func (p *redisProxy) replies(client, server net.Conn, judge func(reply []byte) fate) {
+	defer client.Close()
+	defer server.Close()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := server.Read(buffer)
+		if err != nil {
+			return
+		}
+		switch judge(buffer[:n]) {
+		case pass:
+			if _, err := client.Write(buffer[:n]); err != nil {
+				return
+			}
+		case swallow:
+			_, _ = io.Copy(io.Discard, server)
+			return
+		case cut:
+			p.cuts.Add(1)
+			return
+		}
+	}
+}
+
+// ---- Service --------------------------------------------------------------------------------------------------------
 
 // service is the whole program, running in this process.
 type service struct {
 	url  string
 	log  *logBuffer
-	stop func() error // what run returned
+	stop func() error // returns what run returned
 }
 
 // newService runs the program on testRedis, or as the settings (NAME=value) say, until the test ends.
@@ -375,12 +509,14 @@ func newService(t testing.TB, settings ...string) *service {
 			t.Errorf("the service ended with: %v", err)
 		}
 	})
-	address, ok := s.log.wait("[INFO] Listening on ", done)
-	if !ok {
-		t.Fatalf("the service does not listen:\n%s", s.log)
-	}
-	s.url = "http://" + address
+	s.url = "http://" + s.log.wait(t, "[INFO] Listening on ", done)
 	return s
+}
+
+// newServices runs the program twice, with the same settings.
+func newServices(t testing.TB, settings ...string) []*service {
+	t.Helper()
+	return []*service{newService(t, settings...), newService(t, settings...)}
 }
 
 // process is the program in a process of its own, for what only a process has: signals and an exit code.
@@ -420,21 +556,23 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// address is where the process listens, once it does.
+// address returns where the process listens, once it does.
 func (p *process) address(t testing.TB) string {
 	t.Helper()
-	address, ok := p.log.wait("[INFO] Listening on ", p.done)
-	if !ok {
-		t.Fatalf("it does not listen:\n%s", p.log)
-	}
-	return address
+	return p.log.wait(t, "[INFO] Listening on ", p.done)
+}
+
+// service returns the process as a service.
+func (p *process) service(t testing.TB) *service {
+	t.Helper()
+	return &service{url: "http://" + p.address(t), log: p.log}
 }
 
 func (p *process) exitCode(t *testing.T) int {
 	t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatalf("the process still runs:\n%s", p.log)
 	}
 	return p.cmd.ProcessState.ExitCode()
@@ -459,33 +597,47 @@ func (b *logBuffer) String() string {
 	return string(b.text)
 }
 
-// wait returns the rest of the first line that begins with prefix, once it is there. It gives up when done is closed.
-func (b *logBuffer) wait(prefix string, done <-chan struct{}) (string, bool) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		for line := range strings.Lines(b.String()) {
-			if rest, ok := strings.CutPrefix(line, prefix); ok && strings.HasSuffix(rest, "\n") {
-				return strings.TrimSuffix(rest, "\n"), true
-			}
-		}
+// wait returns the rest of the first line that begins with prefix, as soon as there is one. The test fails if done is
+// closed before.
+func (b *logBuffer) wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		ended := false
 		select {
 		case <-done:
-			return "", false
-		case <-time.After(2 * time.Millisecond):
+			ended = true
+		default:
 		}
-	}
-	return "", false
+		for line := range strings.Lines(b.String()) {
+			if after, ok := strings.CutPrefix(line, prefix); ok && strings.HasSuffix(after, "\n") {
+				rest = strings.TrimSuffix(after, "\n")
+				return nil
+			}
+		}
+		if ended {
+			t.Fatalf("the service ended without a line %q in its log:\n%s", prefix, b)
+		}
+		return fmt.Errorf("no line %q in the log:\n%s", prefix, b)
+	})
+	return rest
 }
 
-// HTTP.
+// count returns how often text is in the log.
+func (b *logBuffer) count(text string) int { return strings.Count(b.String(), text) }
 
-const uuidPattern = `[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`
+// ---- HTTP -----------------------------------------------------------------------------------------------------------
 
-// someKey looks like an API key, but no test makes it.
-const someKey = "user_11111111-2222-4333-8444-555555555555"
+const (
+	uuidPattern = `[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`
+	timeLayout  = "2006-01-02T15:04:05.000Z"
 
-const retryKey = "Idempotency-Key: "
+	// someKey looks like an API key, but no test creates it.
+	someKey = "user_11111111-2222-4333-8444-555555555555"
 
-// reply is what the service answered.
+	retryKey = "Idempotency-Key: "
+)
+
+// reply is a response of the service.
 type reply struct {
 	status int
 	header http.Header
@@ -496,7 +648,7 @@ type reply struct {
 var client = &http.Client{
 	Transport:     &http.Transport{MaxIdleConnsPerHost: 64},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	Timeout:       20 * time.Second,
+	Timeout:       30 * time.Second,
 }
 
 // send sends one request. Each header is written "Name: value"; body may be empty.
@@ -509,36 +661,126 @@ func (s *service) send(method, path, body string, headers ...string) (reply, err
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Add(name, value)
 	}
-	answer, err := client.Do(r)
+	response, err := client.Do(r)
 	if err != nil {
 		return reply{}, err
 	}
-	defer answer.Body.Close()
-	content, err := io.ReadAll(answer.Body)
-	return reply{answer.StatusCode, answer.Header, string(content)}, err
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	return reply{response.StatusCode, response.Header, string(content)}, err
 }
 
 func (s *service) do(t testing.TB, method, path, body string, headers ...string) reply {
 	t.Helper()
-	answer, err := s.send(method, path, body, headers...)
+	got, err := s.send(method, path, body, headers...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer
+	return got
 }
 
-func (s *service) dial(t *testing.T) net.Conn {
+// admin sends a request with the operator's token.
+func (s *service) admin(t testing.TB, method, path, body string, headers ...string) reply {
 	t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	return s.do(t, method, path, body, append(headers, bearer(testAdminToken))...)
+}
+
+// login creates an anonymous key.
+func (s *service) login(t testing.TB, tenant string) string {
+	t.Helper()
+	got := s.do(t, "POST", "/"+tenant+"/auth/anonymous", "")
+	got.want(t, 200, "")
+	return got.text(t, "apiKey")
+}
+
+// issue creates a registered user's key from the members of a request's body.
+func (s *service) issue(t testing.TB, tenant, members string) string {
+	t.Helper()
+	got := s.admin(t, "POST", "/"+tenant+"/admin/keys", "{"+members+"}")
+	got.want(t, 201, "")
+	return got.text(t, "apiKey")
+}
+
+func (s *service) consume(t testing.TB, tenant, key, body string, headers ...string) reply {
+	t.Helper()
+	return s.do(t, "POST", "/"+tenant+"/tokens/consume", body, append(headers, bearer(key))...)
+}
+
+// putConfig replaces a tenant's config.
+func (s *service) putConfig(t testing.TB, tenant, config string, headers ...string) reply {
+	t.Helper()
+	return s.admin(t, "PUT", "/"+tenant+"/admin/config", `{"config":`+config+`}`, headers...)
+}
+
+// savedVersion is an element of a config's history.
+type savedVersion struct{ ETag, SavedAt, SavedBy string }
+
+// history returns the list of a config's versions.
+func (s *service) history(t testing.TB, tenant string) []savedVersion {
+	t.Helper()
+	got := s.admin(t, "GET", "/"+tenant+"/admin/config/history", "")
+	got.want(t, 200, "")
+	var list struct{ Versions []savedVersion }
+	if err := json.Unmarshal([]byte(got.body), &list); err != nil || list.Versions == nil {
+		t.Fatalf("%s: %v", got.body, err)
+	}
+	return list.Versions
+}
+
+// sample returns the value of a sample of /metrics, which is given as it is written there, or -1 if there is none.
+func (s *service) sample(t testing.TB, sample string) float64 {
+	t.Helper()
+	got := s.admin(t, "GET", "/metrics", "")
+	if got.status != 200 || got.header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
+		t.Fatalf("%d %s %s", got.status, got.header.Get("Content-Type"), got.body)
+	}
+	for line := range strings.Lines(got.body) {
+		if value, ok := strings.CutPrefix(line, sample+" "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+			return n
+		}
+	}
+	return -1
+}
+
+// loads returns how often the service has loaded tenant's config from Redis.
+func (s *service) loads(tenant string) int {
+	return s.log.count("[INFO] Loaded tenant config for " + tenant + "\n")
+}
+
+func (s *service) address() string { return strings.TrimPrefix(s.url, "http://") }
+
+// dial opens a connection to the service, for requests that net/http does not send.
+func (s *service) dial(t testing.TB) *net.TCPConn {
+	t.Helper()
+	c, err := net.Dial("tcp", s.address())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(in(30 * time.Second))
+	return c.(*net.TCPConn)
+}
+
+// begin sends the head of a request on a connection of its own and returns the connection once the service waits for
+// the body.
+func (s *service) begin(t testing.TB, method, path string, bodySize int, headers ...string) *net.TCPConn {
+	t.Helper()
+	const going = "HTTP/1.1 100 Continue\r\n\r\n"
+	c := s.dial(t)
+	fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n%s\r\n\r\n",
+		method, path, bodySize, strings.Join(headers, "\r\n"))
+	got := make([]byte, len(going))
+	if n, err := io.ReadFull(c, got); err != nil || string(got) != going {
+		t.Fatalf("%s %s: got %q, %v, want %q", method, path, got[:n], err, going)
+	}
 	return c
 }
 
-// readAll is all that comes until the other side closes the connection, or the deadline.
+// readAll returns all that comes until the other side closes the connection, or the deadline.
 func readAll(c net.Conn) string {
 	content, _ := io.ReadAll(c)
 	return string(content)
@@ -546,7 +788,7 @@ func readAll(c net.Conn) string {
 
 func bearer(token string) string { return "Authorization: Bearer " + token }
 
-// want checks an answer against the contract. A body of "" is any body.
+// want compares a response with the contract. A body of "" stands for any body.
 func (got reply) want(t testing.TB, status int, body string) {
 	t.Helper()
 	if got.status != status || body != "" && got.body != body+"\n" {
@@ -564,7 +806,16 @@ func (got reply) wantHeader(t testing.TB, name, value string) {
 	}
 }
 
-// field is a member of the answer's JSON object.
+// wantError checks that the response is an error in JSON with that message.
+func (got reply) wantError(t testing.TB, status int, message string) {
+	t.Helper()
+	got.want(t, status, "")
+	if text := got.field(t, "error"); text != message {
+		t.Errorf("got the error %q, want %q", text, message)
+	}
+}
+
+// field returns a member of the response's JSON object.
 func (got reply) field(t testing.TB, name string) any {
 	t.Helper()
 	var object map[string]any
@@ -574,7 +825,17 @@ func (got reply) field(t testing.TB, name string) any {
 	return object[name]
 }
 
-// etag is the answer's ETag, in its quotes.
+// text returns a member of the response's JSON object that is a string, and not empty.
+func (got reply) text(t testing.TB, name string) string {
+	t.Helper()
+	text, _ := got.field(t, name).(string)
+	if text == "" {
+		t.Fatalf("%d %s: there is no %s", got.status, got.body, name)
+	}
+	return text
+}
+
+// etag returns the response's ETag, in its quotes.
 func (got reply) etag(t testing.TB) string {
 	t.Helper()
 	etag := got.header.Get("ETag")
@@ -584,115 +845,236 @@ func (got reply) etag(t testing.TB) string {
 	return etag
 }
 
-// login makes an anonymous key.
-func (s *service) login(t testing.TB, tenantID string) string {
-	t.Helper()
-	answer := s.do(t, "POST", "/"+tenantID+"/auth/anonymous", "")
-	answer.want(t, 200, "")
-	key, _ := answer.field(t, "apiKey").(string)
-	return key
+// bare returns an ETag without its quotes.
+func bare(etag string) string { return strings.Trim(etag, `"`) }
+
+// request is a request of a load.
+type request struct {
+	method, path, body string
+	headers            []string
+	amount             int // that tally.sum adds up
 }
 
-func (s *service) consume(t testing.TB, tenant, key, body string, headers ...string) reply {
-	t.Helper()
-	return s.do(t, "POST", "/"+tenant+"/tokens/consume", body, append(headers, bearer(key))...)
-}
-
-// issue makes a registered user's key from the members of a request's body.
-func (s *service) issue(t testing.TB, tenant, members string) string {
-	t.Helper()
-	answer := s.do(t, "POST", "/"+tenant+"/admin/keys", "{"+members+"}", bearer(testAdminToken))
-	answer.want(t, 201, "")
-	key, _ := answer.field(t, "apiKey").(string)
-	return key
-}
-
-// admin sends a request with the operator's token.
-func (s *service) admin(t testing.TB, method, path, body string, headers ...string) reply {
-	t.Helper()
-	return s.do(t, method, path, body, append(headers, bearer(testAdminToken))...)
-}
-
-// history is the list of a config's versions.
-func (s *service) history(t testing.TB, tenant string) []version {
-	t.Helper()
-	answer := s.admin(t, "GET", "/"+tenant+"/admin/config/history", "")
-	answer.want(t, 200, "")
-	var list struct{ Versions []version }
-	if err := json.Unmarshal([]byte(answer.body), &list); err != nil || list.Versions == nil {
-		t.Fatalf("%s: %v", answer.body, err)
+// consumeRequest returns the request that charges key.
+func consumeRequest(tenant, key string, tokens int, headers ...string) request {
+	return request{
+		"POST", "/" + tenant + "/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, tokens), append(headers, bearer(key)), tokens,
 	}
-	return list.Versions
 }
 
-// sample is the value of a sample of /metrics, given as it stands there; -1 where it is not there.
-func (s *service) sample(t testing.TB, sample string) float64 {
+// load is many clients that send requests at the same time, each one after the other, in turn to all services.
+type load struct {
+	services []*service
+	clients  int
+	requests int                         // of each client; 0: until it is stopped, or until says so
+	request  func(client, i int) request // returns the i-th request of a client
+	statuses []int                       // that a response may have
+	within   time.Duration               // of which every response must come; 0: any time
+	retry    bool                        // repeat a request, at the next service, until its response is not 503
+	until    func(outcome) bool          // reports whether the client has finished with this
+}
+
+// outcome is what became of a request.
+type outcome struct {
+	client       int
+	sent         request
+	got          reply
+	err          error
+	began, ended time.Time
+}
+
+// run sends the load and returns what became of it.
+func (l load) run(t testing.TB) tally {
 	t.Helper()
-	answer := s.admin(t, "GET", "/metrics", "")
-	if answer.status != 200 || answer.header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
-		t.Fatalf("%d %s %s", answer.status, answer.header.Get("Content-Type"), answer.body)
-	}
-	for line := range strings.Lines(answer.body) {
-		if value, ok := strings.CutPrefix(line, sample+" "); ok {
-			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err != nil {
-				t.Errorf("%s: %v", line, err)
+	running := l.start(t)
+	running.clients.Wait()
+	return running.all
+}
+
+// start begins to send the load.
+func (l load) start(t testing.TB) *runningLoad {
+	running := &runningLoad{load: l}
+	for g := range l.clients {
+		running.clients.Go(func() {
+			for i := 0; (l.requests == 0 || i < l.requests) && !running.stopped.Load(); i++ {
+				if !running.send(t, g, i) {
+					return
+				}
 			}
-			return n
+		})
+	}
+	return running
+}
+
+// runningLoad is a load that is being sent.
+type runningLoad struct {
+	load
+	clients sync.WaitGroup
+	stopped atomic.Bool
+	mu      sync.Mutex
+	all     tally // guarded by mu
+}
+
+// stop waits until each client has finished its request and returns what became of all.
+func (r *runningLoad) stop() tally {
+	r.stopped.Store(true)
+	r.clients.Wait()
+	return r.all
+}
+
+// more waits until n more requests than now have succeeded.
+func (r *runningLoad) more(t testing.TB, n int) {
+	t.Helper()
+	count := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.all.of("", 200))
+	}
+	before := count()
+	eventually(t, 30*time.Second, func() error {
+		if got := count() - before; got < n {
+			return fmt.Errorf("%d requests have succeeded, want %d", got, n)
+		}
+		return nil
+	})
+}
+
+// send sends a client's i-th request and reports whether the client goes on.
+func (r *runningLoad) send(t testing.TB, client, i int) bool {
+	sent := r.request(client, i)
+	for giveUp, try := in(30*time.Second), 0; ; try++ {
+		o := outcome{client: client, sent: sent, began: time.Now()}
+		s := r.services[(client+i+try)%len(r.services)]
+		o.got, o.err = s.send(sent.method, sent.path, sent.body, sent.headers...)
+		o.ended = time.Now()
+		r.mu.Lock()
+		r.all = append(r.all, o)
+		r.mu.Unlock()
+		if r.until != nil && r.until(o) {
+			return false
+		}
+		again := r.retry && o.err == nil && o.got.status == 503 && time.Now().Before(giveUp)
+		if o.err != nil || !again && !slices.Contains(r.statuses, o.got.status) {
+			t.Errorf("%s %s: %d %s, %v", sent.method, sent.path, o.got.status, o.got.body, o.err)
+			return false
+		}
+		if took := o.ended.Sub(o.began); r.within > 0 && took > r.within {
+			t.Errorf("%s %s: %d %s after %s", sent.method, sent.path, o.got.status, o.got.body, took)
+			return false
+		}
+		if !again {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// tally is what became of a load's requests, in the order in which they ended.
+type tally []outcome
+
+// of returns the outcomes of requests with that method ("": any) whose response had that status.
+func (all tally) of(method string, status int) (found tally) {
+	for _, o := range all {
+		if (method == "" || o.sent.method == method) && o.err == nil && o.got.status == status {
+			found = append(found, o)
 		}
 	}
-	return -1
+	return found
 }
 
-// loads is how often the service has loaded tenant's config from Redis.
-func (s *service) loads(tenant string) int {
-	return strings.Count(s.log.String(), "[INFO] Loaded tenant config for "+tenant+"\n")
+// replayed returns the outcomes that are replays of an earlier charge, if want is true, or those that are not.
+func (all tally) replayed(want bool) (found tally) {
+	for _, o := range all {
+		if (o.got.header.Get("Idempotent-Replayed") == "true") == want {
+			found = append(found, o)
+		}
+	}
+	return found
 }
 
-// Waiting.
+// sum returns the sum of the requests' amounts.
+func (all tally) sum() (sum int) {
+	for _, o := range all {
+		sum += o.sent.amount
+	}
+	return sum
+}
+
+// ---- Waiting --------------------------------------------------------------------------------------------------------
+
+// long marks a load or fault suite: it is left out if the tests are run with -short, and for no other reason.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short")
+	}
+}
+
+// busy is what a busy machine may add to the time that a response takes.
+const busy = 500 * time.Millisecond
 
 func in(d time.Duration) time.Time { return time.Now().Add(d) }
 
-// wantConfig waits, for 1 s at most, until the service serves that config.
-func (s *service) wantConfig(t *testing.T, tenant, want string) {
+// eventually calls condition until it returns nil. The test fails with its last error if that takes longer than within.
+func eventually(t testing.TB, within time.Duration, condition func() error) {
 	t.Helper()
-	start := time.Now()
-	for {
-		answer := s.do(t, "GET", "/"+tenant+"/admin/config", "", bearer(testAdminToken))
-		if answer.status == 200 && answer.body == `{"config":`+want+"}\n" || want == "" && answer.status == 400 {
+	for deadline := in(within); ; time.Sleep(2 * time.Millisecond) {
+		late := time.Now().After(deadline)
+		err := condition()
+		if err == nil {
 			return
 		}
-		if time.Since(start) > time.Second {
-			t.Errorf("after 1 s the answer is still %d %s, want %s", answer.status, answer.body, want)
-			return
+		if late {
+			t.Fatalf("after %s: %v", within, err)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
-func (s *service) wantRecovery(t *testing.T) {
-	t.Helper()
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		answer := s.do(t, "POST", "/abc/auth/anonymous", "")
-		if answer.status == 200 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("still %d %s", answer.status, answer.body)
-		}
+// is returns an error unless the response has that status.
+func (got reply) is(status int) error {
+	if got.status != status {
+		return fmt.Errorf("got %d %s, want %d", got.status, strings.TrimSpace(got.body), status)
 	}
+	return nil
+}
+
+// wantConfig waits until the service serves that config, or none if it is "".
+func (s *service) wantConfig(t testing.TB, tenant, config string) {
+	t.Helper()
+	eventually(t, time.Second+busy, func() error {
+		got := s.admin(t, "GET", "/"+tenant+"/admin/config", "")
+		if config == "" {
+			return got.is(400)
+		}
+		if want := `{"config":` + config + "}\n"; got.body != want {
+			return fmt.Errorf("got %d %s, want %s", got.status, got.body, want)
+		}
+		return nil
+	})
+}
+
+// wantRecovery waits until the service works again.
+func (s *service) wantRecovery(t testing.TB) {
+	t.Helper()
+	eventually(t, 2*time.Second+busy, func() error {
+		return s.do(t, "POST", "/abc/auth/anonymous", "").is(200)
+	})
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
 }
 
-// wantOneFault checks, after recovery, that the log tells once that Redis was unavailable and once that it is back.
-func (s *service) wantOneFault(t *testing.T) {
+// wantOneFault checks, after recovery, that the log says once that Redis was unavailable and once that it is back.
+func (s *service) wantOneFault(t testing.TB) {
 	t.Helper()
-	time.Sleep(faultOver)
-	s.do(t, "GET", "/readyz", "").want(t, 200, "")
-	s.consume(t, "abc", someKey, "").want(t, 401, "")
-	s.login(t, "abc")
-	log := s.log.String()
-	if strings.Count(log, "[ERROR]") != 1 || strings.Count(log, "[INFO] Redis is available again\n") != 1 {
-		t.Errorf("log:\n%s", log)
+	eventually(t, 30*time.Second, func() error {
+		s.do(t, "GET", "/readyz", "").want(t, 200, "")
+		s.consume(t, "abc", someKey, "").want(t, 401, "")
+		s.login(t, "abc")
+		if s.log.count("[INFO] Redis is available again\n") == 0 {
+			return fmt.Errorf("the log does not say that Redis is back:\n%s", s.log)
+		}
+		return nil
+	})
+	if s.log.count("[ERROR]") != 1 || s.log.count("[INFO] Redis is available again\n") != 1 {
+		t.Errorf("log:\n%s", s.log)
 	}
 }

@@ -15,241 +15,291 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// newTestPipeline is a pipeline to the Redis at url, without timeouts of its own.
-func newTestPipeline(t *testing.T, network, address string) *pipeline {
+// prompt is far longer than anything takes that does not wait, and far shorter than the deadlines that must not be
+// waited for.
+const prompt = 5 * time.Second
+
+// newShared returns a shared connection that dial makes, and whatever waits for it is released when the test ends.
+func newShared(t *testing.T, dial func(context.Context) (redis.Conn, error)) *pipeline {
 	t.Helper()
-	p := newPipeline(func(ctx context.Context) (redis.Conn, error) { return redis.DialContext(ctx, network, address) })
-	t.Cleanup(p.close)
-	return p
+	c := newPipeline(dial)
+	t.Cleanup(c.close)
+	return c
+}
+
+// ping sends PING over c.
+func ping(c *pipeline, within time.Duration) error {
+	_, err := c.do(in(within), "PING", nil)
+	return err
+}
+
+// echo sends ECHO over c and returns an error unless the reply is its argument.
+func echo(c *pipeline, deadline time.Time, text string) error {
+	got, err := redis.String(c.do(deadline, "ECHO", []any{text}))
+	if err == nil && got != text {
+		return fmt.Errorf("%w: %q to ECHO %q", errMixedUp, got, text)
+	}
+	return err
+}
+
+var errMixedUp = errors.New("the reply to another command")
+
+// wantPing waits until c works.
+func wantPing(t *testing.T, c *pipeline) {
+	t.Helper()
+	eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
+}
+
+// wantPending waits until n commands wait to be sent over c or for their reply.
+func wantPending(t *testing.T, c *pipeline, n int) {
+	t.Helper()
+	eventually(t, prompt, func() error {
+		if got := c.pending(); got < n {
+			return fmt.Errorf("%d commands are pending, want %d", got, n)
+		}
+		return nil
+	})
 }
 
 // Each of many callers gets the reply to its own command, errors of Redis too.
-func TestPipelineReplies(t *testing.T) {
-	p := newTestPipeline(t, "unix", testRedis.socket())
-	var wg sync.WaitGroup
+func TestSharedConnReplies(t *testing.T) {
+	c := newShared(t, testRedis.dialContext)
+	var callers sync.WaitGroup
 	for g := range 64 {
-		wg.Go(func() {
+		callers.Go(func() {
 			for i := range 100 {
-				want := fmt.Sprint(g, "-", i)
-				if got, err := redis.String(p.do(in(5*time.Second), "ECHO", []any{want})); err != nil || got != want {
-					t.Errorf("got %q, %v, want %q", got, err, want)
+				if err := echo(c, in(30*time.Second), fmt.Sprint(g, "-", i)); err != nil {
+					t.Error(err)
 				}
-				if _, err := p.do(in(5*time.Second), "NOSUCHCOMMAND", nil); err == nil || !strings.HasPrefix(err.Error(), "ERR unknown command") {
+				_, err := c.do(in(30*time.Second), "NOSUCHCOMMAND", nil)
+				if err == nil || !strings.HasPrefix(err.Error(), "ERR unknown command") {
 					t.Errorf("got %v", err)
 				}
 			}
 		})
 	}
-	wg.Wait()
+	callers.Wait()
 }
 
-// While Redis says nothing each caller waits until its own deadline and no longer, no more than maxPending wait, and all
-// is well once Redis goes on.
-func TestPipelineDeadlines(t *testing.T) {
+// While Redis says nothing, each caller waits until its own deadline and no longer, no more than maxPending wait, and
+// all is well once Redis goes on.
+func TestSharedConnDeadlines(t *testing.T) {
 	r := newRedis(t)
-	p := newTestPipeline(t, "unix", r.socket())
-	if _, err := p.do(in(time.Second), "PING", nil); err != nil {
-		t.Fatal(err)
-	}
+	c := newShared(t, r.dialContext)
+	wantPing(t, c)
 	r.signal(t, syscall.SIGSTOP)
-	var wg sync.WaitGroup
+	var callers sync.WaitGroup
 	for i := range maxPending {
-		wg.Go(func() {
-			timeout := time.Duration(500+i%3*100) * time.Millisecond
+		callers.Go(func() {
+			timeout := 2*time.Second + time.Duration(i%3*100)*time.Millisecond
 			start := time.Now()
-			_, err := p.do(start.Add(timeout), "PING", nil)
-			if took := time.Since(start); !errors.Is(err, errNoReply) || took < timeout || took > timeout+500*time.Millisecond {
+			_, err := c.do(start.Add(timeout), "PING", nil)
+			if took := time.Since(start); !errors.Is(err, errNoReply) || took < timeout || took > timeout+prompt {
 				t.Errorf("%v after %s, want an error after %s", err, took, timeout)
 			}
 		})
 	}
-	for deadline := in(5 * time.Second); p.pending() < maxPending && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	wantPending(t, c, maxPending)
 	start := time.Now()
-	if _, err := p.do(in(time.Second), "PING", nil); !errors.Is(err, errPipelineFull) || time.Since(start) > 100*time.Millisecond {
-		t.Errorf("got %v after %s from a full pipeline", err, time.Since(start))
+	if err := ping(c, 4*prompt); !errors.Is(err, errPipelineFull) || time.Since(start) > prompt {
+		t.Errorf("got %v after %s while as many as may wait do", err, time.Since(start))
 	}
-	wg.Wait()
+	callers.Wait()
 	r.signal(t, syscall.SIGCONT)
-	for start := time.Now(); ; time.Sleep(time.Millisecond) { // the replies that nobody waits for come first
-		_, err := p.do(in(time.Second), "PING", nil)
-		if err == nil {
-			break
-		}
-		if time.Since(start) > 500*time.Millisecond {
-			t.Fatalf("after Redis goes on: %v", err)
-		}
-	}
+	wantPing(t, c) // the replies that nobody waits for come first
 }
 
-// When the connection breaks, what was sent fails at once, what was not is sent over the next, and nobody gets the reply
-// to another's command.
-func TestPipelineBreaks(t *testing.T) {
+// When the connection breaks, what was sent fails immediately, what was not is sent over the next, and nobody gets the
+// reply to another's command.
+func TestSharedConnBreaks(t *testing.T) {
 	r := newRedis(t)
-	p := newTestPipeline(t, "unix", r.socket())
+	c := newShared(t, r.dialContext)
 	var stop atomic.Bool
 	var lost atomic.Int64
-	var wg sync.WaitGroup
+	var callers sync.WaitGroup
 	for g := range 32 {
-		wg.Go(func() {
+		callers.Go(func() {
 			for i := 0; !stop.Load(); i++ {
-				want := fmt.Sprint(g, "-", i)
 				start := time.Now()
-				got, err := redis.String(p.do(start.Add(5*time.Second), "ECHO", []any{want}))
-				switch {
-				case err != nil && time.Since(start) > time.Second:
-					t.Errorf("%v came after %s", err, time.Since(start))
-				case err != nil:
+				err := echo(c, in(4*prompt), fmt.Sprint(g, "-", i))
+				if errors.Is(err, errMixedUp) || time.Since(start) > prompt {
+					t.Errorf("%v after %s", err, time.Since(start))
+				}
+				if err != nil {
 					lost.Add(1)
-				case got != want:
-					t.Errorf("got %q, want %q", got, want)
 				}
 			}
 		})
 	}
-	for range 50 {
-		time.Sleep(5 * time.Millisecond)
+	eventually(t, 4*prompt, func() error {
 		r.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-	}
+		if n := lost.Load(); n < 50 {
+			return fmt.Errorf("only %d commands were under way when the connection broke", n)
+		}
+		return nil
+	})
 	stop.Store(true)
-	wg.Wait()
-	if lost.Load() == 0 {
-		t.Error("no command was under way when the connection broke")
-	}
-	_, _ = p.do(in(time.Second), "PING", nil) // may yet go over the last that was cut
-	if _, err := p.do(in(time.Second), "PING", nil); err != nil {
-		t.Error(err)
-	}
+	callers.Wait()
+	wantPing(t, c)
 }
 
-// A connection that hands on no more replies, or no more of those that it owes, is replaced soon after the first command
+// A connection that forwards no more replies, or no more of those that it owes, is replaced soon after the first command
 // over it has expired.
-func TestPipelineSilence(t *testing.T) {
-	var mute atomic.Bool
-	var left atomic.Int64
-	proxy := newRedisProxy(t, testRedis, func(reply []byte) fate {
-		if mute.Load() && left.Add(-1) < 0 {
-			mute.Store(false)
-			return swallow
-		}
-		return pass
-	})
-	p := newTestPipeline(t, "tcp", proxy.address)
-	if _, err := p.do(in(time.Second), "PING", nil); err != nil {
-		t.Fatal(err)
-	}
-	for answered := range 3 {
-		left.Store(int64(answered))
-		mute.Store(true)
-		var wg sync.WaitGroup
-		for range answered + 1 { // one after the other, so that each reply comes by itself
-			wg.Go(func() { _, _ = p.do(in(300*time.Millisecond), "PING", nil) })
-			time.Sleep(20 * time.Millisecond)
-		}
-		wg.Go(func() {
-			if _, err := p.do(in(300*time.Millisecond), "PING", nil); !errors.Is(err, errNoReply) {
-				t.Errorf("got %v, want %v", err, errNoReply)
+func TestSharedConnSilence(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		first fate // what becomes of the first reply, while the others are owed
+	}{
+		{"no reply comes", swallow},
+		{"one of the replies comes", pass},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var mute atomic.Bool
+			var held atomic.Int64
+			release := make(chan fate, 2)
+			t.Cleanup(func() { close(release) })
+			proxy := newRedisProxy(t, testRedis, func([]byte) fate {
+				if !mute.Load() {
+					return pass
+				}
+				held.Add(1)
+				return <-release
+			})
+			// It is not logged in where Redis asks for that. Redis says so, which is a reply as good as any.
+			c := newShared(t, func(ctx context.Context) (redis.Conn, error) {
+				return redis.DialContext(ctx, "tcp", proxy.address)
+			})
+			replied := func(err error) error {
+				if _, ok := errors.AsType[redis.Error](err); ok {
+					return nil
+				}
+				return err
 			}
+			eventually(t, prompt, func() error { return replied(ping(c, time.Second)) })
+
+			mute.Store(true)
+			var callers sync.WaitGroup
+			var expired atomic.Int64
+			send := func() {
+				callers.Go(func() {
+					if errors.Is(ping(c, time.Second), errNoReply) {
+						expired.Add(1)
+					}
+				})
+			}
+			send()
+			eventually(t, prompt, func() error {
+				if held.Load() == 0 {
+					return errors.New("no reply has reached the proxy")
+				}
+				return nil
+			})
+			send()
+			wantPending(t, c, 2)
+			release <- test.first
+			release <- swallow
+			callers.Wait()
+			mute.Store(false)
+			if want := int64(map[fate]int{swallow: 2, pass: 1}[test.first]); expired.Load() != want {
+				t.Errorf("%d commands have expired, want %d", expired.Load(), want)
+			}
+			eventually(t, 2*prompt, func() error { return replied(ping(c, time.Second)) })
 		})
-		wg.Wait()
-		time.Sleep(silenceLeft + 100*time.Millisecond)
-		if _, err := p.do(in(time.Second), "PING", nil); err != nil {
-			t.Errorf("after %d replies: %v", answered, err)
-		}
 	}
 }
 
 // That one command runs out of time does not end the connection for those behind it that have more.
-func TestPipelineSlow(t *testing.T) {
+func TestSharedConnSlow(t *testing.T) {
 	r := newRedis(t, "--enable-debug-command", "yes")
-	p := newTestPipeline(t, "unix", r.socket())
-	var wg sync.WaitGroup
+	c := newShared(t, r.dialContext)
+	var callers sync.WaitGroup
+	var expired atomic.Int64
 	for i := range 5 { // for longer than silenceLeft, with a reply now and then
-		wg.Go(func() {
-			if _, err := p.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.3"}); !errors.Is(err, errNoReply) {
-				t.Errorf("got %v, want %v", err, errNoReply)
+		callers.Go(func() {
+			_, err := c.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.3"})
+			if errors.Is(err, errNoReply) {
+				expired.Add(1)
+			} else if err != nil {
+				t.Error(err)
 			}
 		})
-		time.Sleep(20 * time.Millisecond)
-		wg.Go(func() {
-			want := fmt.Sprint(i)
-			if got, err := redis.String(p.do(in(5*time.Second), "ECHO", []any{want})); err != nil || got != want {
-				t.Errorf("got %q, %v, want %q", got, err, want)
-			}
-		})
-		time.Sleep(280 * time.Millisecond)
+		wantPending(t, c, 1)
+		if err := echo(c, in(30*time.Second), fmt.Sprint(i)); err != nil {
+			t.Error(err)
+		}
 	}
-	wg.Wait()
+	callers.Wait()
+	if expired.Load() == 0 {
+		t.Error("no command has expired: that proves nothing")
+	}
 }
 
-// Where nobody listens, callers learn it at once.
-func TestPipelineRefused(t *testing.T) {
+// If nobody listens, callers learn it immediately.
+func TestSharedConnRefused(t *testing.T) {
 	port, err := freePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newTestPipeline(t, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	c := newShared(t, func(ctx context.Context) (redis.Conn, error) {
+		return redis.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	})
 	for range 20 {
 		start := time.Now()
-		if _, err := p.do(in(5*time.Second), "PING", nil); err == nil || !strings.Contains(err.Error(), "connection refused") || time.Since(start) > 500*time.Millisecond {
+		err := ping(c, 4*prompt)
+		if err == nil || !strings.Contains(err.Error(), "connection refused") || time.Since(start) > prompt {
 			t.Errorf("got %v after %s", err, time.Since(start))
 		}
 	}
 }
 
-// A connection that is not read any more while much is sent over it is replaced, and keeps nobody from closing.
-func TestPipelineStuck(t *testing.T) {
+// A connection that is no longer read while much is sent over it is replaced, and keeps nobody from closing.
+func TestSharedConnStuck(t *testing.T) {
 	r := newRedis(t)
 	var dials atomic.Int64
-	p := newPipeline(func(ctx context.Context) (redis.Conn, error) {
+	c := newPipeline(func(ctx context.Context) (redis.Conn, error) {
 		dials.Add(1)
-		return redis.DialContext(ctx, "unix", r.socket())
+		return r.dialContext(ctx)
 	})
-	if _, err := p.do(in(time.Second), "PING", nil); err != nil {
-		t.Fatal(err)
-	}
+	wantPing(t, c)
 	r.signal(t, syscall.SIGSTOP)
 	defer r.signal(t, syscall.SIGCONT)
 	big := strings.Repeat("x", 4500)
-	var wg sync.WaitGroup
+	var callers sync.WaitGroup
 	for range 3000 { // more than the system buffers
-		wg.Go(func() { _, _ = p.do(in(300*time.Millisecond), "ECHO", []any{big}) })
+		callers.Go(func() { _ = echo(c, in(300*time.Millisecond), big) })
 	}
-	wg.Wait()
-	for deadline := in(5 * time.Second); dials.Load() < 2; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the connection is not replaced")
+	callers.Wait()
+	eventually(t, 4*prompt, func() error {
+		_ = echo(c, in(100*time.Millisecond), big)
+		if dials.Load() < 2 {
+			return errors.New("the connection is not replaced")
 		}
-		_, _ = p.do(in(100*time.Millisecond), "ECHO", []any{big})
-	}
+		return nil
+	})
 	for range 3000 {
-		wg.Go(func() { _, _ = p.do(in(time.Minute), "ECHO", []any{big}) })
+		callers.Go(func() { _ = echo(c, in(time.Minute), big) })
 	}
-	time.Sleep(100 * time.Millisecond)
+	wantPending(t, c, 1000)
 	start := time.Now()
-	p.close()
-	wg.Wait()
-	if took := time.Since(start); took > 500*time.Millisecond {
+	c.close()
+	callers.Wait()
+	if took := time.Since(start); took > prompt {
 		t.Errorf("closing took %s", took)
 	}
 }
 
-// Commands that expire while the pipeline is closed are failed once, and their callers learn nothing of others.
-func TestPipelineCloseAndExpire(t *testing.T) {
+// Commands that expire while the connection is closed fail once, and their callers learn nothing of others.
+func TestSharedConnCloseAndExpire(t *testing.T) {
 	for range 50 {
-		p := newPipeline(func(ctx context.Context) (redis.Conn, error) {
-			return redis.DialContext(ctx, "unix", testRedis.socket())
-		})
+		c := newPipeline(testRedis.dialContext)
 		at := in(5 * time.Millisecond)
-		var wg sync.WaitGroup
+		var callers sync.WaitGroup
 		for g := range 100 {
-			wg.Go(func() {
+			callers.Go(func() {
 				for i := 0; ; i++ {
-					want := fmt.Sprint(g, "-", i)
-					got, err := redis.String(p.do(at.Add(time.Duration(i%7)*100*time.Microsecond), "ECHO", []any{want}))
-					if err == nil && got != want || errors.Is(err, redis.ErrNil) {
-						t.Errorf("got %q, %v, want %q", got, err, want)
+					err := echo(c, at.Add(time.Duration(i%7)*100*time.Microsecond), fmt.Sprint(g, "-", i))
+					if errors.Is(err, errMixedUp) || errors.Is(err, redis.ErrNil) {
+						t.Error(err)
 					}
 					if errors.Is(err, errPipelineClosed) {
 						return
@@ -258,40 +308,41 @@ func TestPipelineCloseAndExpire(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Until(at))
-		p.close()
-		wg.Wait()
+		c.close()
+		callers.Wait()
 	}
 }
 
 // What waits for replies takes no more room the longer it goes on.
-func TestPipelineMemory(t *testing.T) {
-	p := new(pipeline)
+func TestSharedConnMemory(t *testing.T) {
+	c := new(pipeline)
 	for range 100_000 {
-		p.owe([]*command{{}, {}})
-		p.first += 2
-		if p.first > 10 {
-			p.owe(make([]*command, 3))
-			p.first += 3
+		c.owe([]*command{{}, {}})
+		c.first += 2
+		if c.first > 10 {
+			c.owe(make([]*command, 3))
+			c.first += 3
 		}
 	}
-	if n := cap(p.sent); n > 100 {
+	if n := cap(c.sent); n > 100 {
 		t.Errorf("there is room for %d commands", n)
 	}
 }
 
-// Where Redis does not let it in, a caller learns that it is unavailable, whatever Redis's words are.
-func TestPipelineLogin(t *testing.T) {
+// If Redis does not let it in, a caller learns that Redis is unavailable, whatever Redis's words are.
+func TestSharedConnLogin(t *testing.T) {
 	r := newRedis(t)
 	r.do(t, "CONFIG", "SET", "requirepass", "pw")
+	r.options = append(r.options, redis.DialPassword("pw"))
 	s := newService(t, fmt.Sprintf("REDIS_URL=redis://:pw@127.0.0.1:%d", r.port))
 	key := s.login(t, "abc")
-	c, err := redis.Dial("unix", r.socket(), redis.DialPassword("pw"))
+	c, err := r.dial()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for _, change := range [][]any{{"SET", "requirepass", ""}, {"SET", "requirepass", "other"}} {
-		if _, err := c.Do("CONFIG", change...); err != nil {
+	for _, password := range []string{"", "other"} {
+		if _, err := c.Do("CONFIG", "SET", "requirepass", password); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = c.Do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -305,82 +356,73 @@ func TestPipelineLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wantRecovery(t)
-	if n := strings.Count(s.log.String(), "[ERROR]"); n != 1 {
+	if n := s.log.count("[ERROR]"); n != 1 {
 		t.Errorf("%d errors in the log:\n%s", n, s.log)
 	}
 }
 
 // A Redis that has too many clients says so unasked, and hangs up. Once it has room all is well.
-func TestPipelineTooManyClients(t *testing.T) {
+func TestSharedConnTooManyClients(t *testing.T) {
 	r := newRedis(t)
 	r.do(t, "CONFIG", "SET", "maxclients", 2)
 	var others []redis.Conn
 	for range 2 {
-		c, err := redis.Dial("unix", r.socket())
+		c, err := r.dial()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		others = append(others, c)
 	}
-	p := newTestPipeline(t, "unix", r.socket())
-	var wg sync.WaitGroup
+	c := newShared(t, r.dialContext)
+	var callers sync.WaitGroup
 	for range 64 {
-		wg.Go(func() {
+		callers.Go(func() {
 			for range 20 {
 				start := time.Now()
-				if _, err := p.do(in(time.Second), "ECHO", []any{strings.Repeat("x", 300)}); err == nil || time.Since(start) > 500*time.Millisecond {
+				if err := echo(c, in(4*prompt), strings.Repeat("x", 300)); err == nil || time.Since(start) > prompt {
 					t.Errorf("got %v after %s", err, time.Since(start))
 				}
 			}
 		})
 	}
-	wg.Wait()
+	callers.Wait()
 	others[0].Close()
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		_, err := p.do(in(time.Second), "PING", nil)
-		if err == nil {
-			break
-		}
-		if time.Since(start) > time.Second {
-			t.Fatal(err)
-		}
-	}
+	wantPing(t, c)
 }
 
-// Closed, a pipeline fails all that waits and leaves no goroutine behind.
-func TestPipelineClose(t *testing.T) {
+// Closed, it fails all that waits and leaves no goroutine behind.
+func TestSharedConnClose(t *testing.T) {
 	r := newRedis(t)
 	before := runtime.NumGoroutine()
 	for range 20 {
-		p := newPipeline(func(ctx context.Context) (redis.Conn, error) { return redis.DialContext(ctx, "unix", r.socket()) })
-		if _, err := p.do(in(time.Second), "PING", nil); err != nil {
-			t.Fatal(err)
-		}
+		c := newPipeline(r.dialContext)
+		wantPing(t, c)
 		r.signal(t, syscall.SIGSTOP)
-		var wg sync.WaitGroup
+		var callers sync.WaitGroup
 		for range 10 {
-			wg.Go(func() {
-				if _, err := p.do(in(time.Minute), "PING", nil); err == nil {
-					t.Error("a command was answered after the end")
+			callers.Go(func() {
+				if err := ping(c, time.Minute); err == nil {
+					t.Error("a command has a reply after the end")
 				}
 			})
 		}
-		time.Sleep(5 * time.Millisecond)
+		wantPending(t, c, 10)
 		start := time.Now()
-		p.close()
-		wg.Wait()
-		if took := time.Since(start); took > time.Second {
+		c.close()
+		callers.Wait()
+		if took := time.Since(start); took > prompt {
 			t.Errorf("closing took %s", took)
 		}
 		r.signal(t, syscall.SIGCONT)
-		if _, err := p.do(in(time.Minute), "PING", nil); !errors.Is(err, errPipelineClosed) {
+		if err := ping(c, time.Minute); !errors.Is(err, errPipelineClosed) {
 			t.Errorf("got %v, want %v", err, errPipelineClosed)
 		}
 	}
-	for deadline := in(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d goroutines are left, there were %d", runtime.NumGoroutine(), before)
+	eventually(t, prompt, func() error {
+		if n := runtime.NumGoroutine(); n > before {
+			return fmt.Errorf("%d goroutines are left, there were %d", n, before)
 		}
-	}
+		return nil
+	})
 }

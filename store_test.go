@@ -3,12 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -17,55 +18,61 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// What stands in Redis is what the contract's table of the Redis layout says.
+// ---- What is in Redis -----------------------------------------------------------------------------------------------
+
+// What is in Redis is what the contract's table of the Redis layout says.
 func TestRedisLayout(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 100)
 	start := time.Now()
-	check := func(key, kind string, fields map[string]string) {
+	wantKey := func(t *testing.T, key string, want map[string]string) {
 		t.Helper()
-		if got := testRedis.string(t, "TYPE", key); got != kind {
-			t.Fatalf("%s is a %s, want %s", key, got, kind)
+		if kind := testRedis.string(t, "TYPE", "apiKey:"+key); kind != "hash" {
+			t.Fatalf("it is a %s, want a hash", kind)
 		}
-		got, _ := redis.StringMap(testRedis.do(t, "HGETALL", key), nil)
-		created, err := time.Parse("2006-01-02T15:04:05.000Z", got["createdAt"])
+		got, _ := redis.StringMap(testRedis.do(t, "HGETALL", "apiKey:"+key), nil)
+		created, err := time.Parse(timeLayout, got["createdAt"])
 		if err != nil || created.Before(start.Add(-time.Second)) || created.After(time.Now()) {
 			t.Errorf("createdAt is %q: %v", got["createdAt"], err)
 		}
 		delete(got, "createdAt")
-		if fmt.Sprint(got) != fmt.Sprint(fields) {
-			t.Errorf("got %v, want %v", got, fields)
+		if !maps.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
 		}
 	}
-
-	key := s.login(t, id)
-	check("apiKey:"+key, "hash", map[string]string{"tenantId": id, "group": "anonymous", "tokensLeft": "100"})
-	if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl <= 23*3600*1000 || ttl > 24*3600*1000 {
-		t.Errorf("an anonymous key lives for %d ms", ttl)
-	}
-
-	answer := s.do(t, "POST", "/"+id+"/admin/keys", `{"userId":"u 1","group":"pro"}`, bearer(testAdminToken))
-	key = answer.field(t, "apiKey").(string)
-	check("apiKey:"+key, "hash", map[string]string{"tenantId": id, "group": "pro", "tokensLeft": "5000", "userId": "u 1"})
-	if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl != -1 {
-		t.Errorf("a user's key lives for %d ms, want for ever", ttl)
-	}
-
-	s.do(t, "PUT", "/"+id+"/admin/config", ` { "config" : { "x" : [ 1.50 , "é<&>" ] , "a" : 1e2 } } `, bearer(testAdminToken)).want(t, 200, "")
-	if got, want := testRedis.string(t, "GET", "tenant:"+id+":config"), `{"x":[1.50,"é<&>"],"a":1e2}`; got != want {
-		t.Errorf("config is %s, want %s", got, want)
-	}
-	if ttl := testRedis.int(t, "PTTL", "tenant:"+id+":config"); ttl != -1 {
-		t.Errorf("a config lives for %d ms, want for ever", ttl)
-	}
-	for _, tenantID := range []string{id, "abc"} {
-		if testRedis.int(t, "SISMEMBER", "tenants", tenantID) != 1 {
-			t.Errorf("%s is not in the set of tenants", tenantID)
+	t.Run("an anonymous key", func(t *testing.T) {
+		key := s.login(t, id)
+		wantKey(t, key, map[string]string{"tenantId": id, "group": "anonymous", "tokensLeft": "100"})
+		if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl <= 23*3600*1000 || ttl > 24*3600*1000 {
+			t.Errorf("it lives for %d ms", ttl)
 		}
-	}
+	})
+	t.Run("a user's key", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u 1","group":"pro"`)
+		wantKey(t, key, map[string]string{"tenantId": id, "group": "pro", "tokensLeft": "5000", "userId": "u 1"})
+		if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl != -1 {
+			t.Errorf("it lives for %d ms, want forever", ttl)
+		}
+	})
+	t.Run("a config", func(t *testing.T) {
+		s.putConfig(t, id, ` { "x" : [ 1.50 , "é<&>" ] , "a" : 1e2 } `).want(t, 200, "")
+		if got, want := testRedis.string(t, "GET", "tenant:"+id+":config"), `{"x":[1.50,"é<&>"],"a":1e2}`; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		if ttl := testRedis.int(t, "PTTL", "tenant:"+id+":config"); ttl != -1 {
+			t.Errorf("it lives for %d ms, want forever", ttl)
+		}
+	})
+	t.Run("the set of tenants", func(t *testing.T) {
+		for _, tenant := range []string{id, "abc"} {
+			if testRedis.int(t, "SISMEMBER", "tenants", tenant) != 1 {
+				t.Errorf("%s is not in it", tenant)
+			}
+		}
+	})
 }
 
-// At start the config of tenant abc is written if it is not there, and left alone if it is.
+// At start the config of tenant abc is written if there is none, and left alone if there is one.
 func TestSeed(t *testing.T) {
 	r := newRedis(t)
 	newService(t, "REDIS_URL="+r.url()).stop()
@@ -87,7 +94,7 @@ func TestSeed(t *testing.T) {
 func TestSeedAnew(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	token := s.admin(t, "POST", "/abc/admin/tokens", "").field(t, "adminToken").(string)
+	token := s.newAdminToken(t, "abc")
 	s.do(t, "GET", "/abc/admin/config", "", bearer(token)).want(t, 200, "")
 	s.stop()
 	r.do(t, "DEL", "tenant:abc:config")
@@ -98,75 +105,115 @@ func TestSeedAnew(t *testing.T) {
 	}
 }
 
-// Junk under a key of ours is a fault for that key or tenant alone: 500, nothing overwritten, no value in the log.
-func TestJunkInRedis(t *testing.T) {
+// Malformed data under a key of ours is a fault for that API key or tenant alone: 500, nothing overwritten, no value in
+// the log.
+func TestMalformedData(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 100)
-	junk := func(command string, args ...any) func(key string) {
-		return func(key string) {
-			testRedis.do(t, "DEL", key)
-			testRedis.do(t, command, append([]any{key}, args...)...)
-		}
+	const internal = `{"error":"Internal error"}`
+	const created = "2026-01-02T03:04:05.678Z"
+	put := func(t *testing.T, key, command string, args ...any) {
+		t.Helper()
+		testRedis.do(t, "DEL", key)
+		testRedis.do(t, command, append([]any{key}, args...)...)
 	}
-	balance := func(tokensLeft string) func(string) {
-		return junk("HSET", "tenantId", id, "group", "pro", "createdAt", "2026-01-02T03:04:05.678Z", "tokensLeft", tokensLeft)
+
+	keys := []struct {
+		name, command string
+		args          []any
+	}{
+		{"a string", "SET", []any{"s3cret"}},
+		{"a list", "RPUSH", []any{"s3cret"}},
+		{"no time and balance", "HSET", []any{"tenantId", id}},
+		{"no balance", "HSET", []any{"tenantId", id, "createdAt", created}},
 	}
-	for _, put := range []func(string){
-		junk("SET", "s3cret"), junk("RPUSH", "s3cret"), junk("HSET", "tenantId", id), junk("HSET", "tenantId", id, "createdAt", "2026-01-02T03:04:05.678Z"),
-		balance("s3cret"), balance("1.5"), balance("-5"), balance("9007199254740992"), balance("9223372036854775807"), balance(""), balance("5\n"), balance("+5"),
-		balance("0007"), balance("1e3"), balance("0x10"), balance("nan"),
+	for _, balance := range []string{
+		"s3cret", "1.5", "-5", "9007199254740992", "9223372036854775807", "", "5\n", "+5", "0007", "1e3", "0x10", "nan",
 	} {
-		key := s.login(t, id)
-		put("apiKey:" + key)
-		logged := len(s.log.String())
-		before := testRedis.string(t, "DUMP", "apiKey:"+key)
-		s.do(t, "POST", "/"+id+"/tokens/consume", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
-		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
-		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
-		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
-		if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
-			t.Error("the junk was overwritten")
-		}
-		if n := strings.Count(s.log.String()[logged:], " apiKey:<apiKey> of tenant "+id+": "); n != 4 {
-			t.Errorf("%d lines name the key's pattern and tenant in\n%s", n, s.log.String()[logged:])
-		}
+		keys = append(keys, struct {
+			name, command string
+			args          []any
+		}{"the balance " + balance, "HSET", []any{"tenantId", id, "group", "pro", "createdAt", created, "tokensLeft", balance}})
 	}
-	{
+	for _, test := range keys {
+		t.Run("API key: "+test.name, func(t *testing.T) {
+			key := s.login(t, id)
+			put(t, "apiKey:"+key, test.command, test.args...)
+			logged := len(s.log.String())
+			before := testRedis.string(t, "DUMP", "apiKey:"+key)
+			s.consume(t, id, key, "").want(t, 500, internal)
+			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, internal)
+			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, internal)
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internal)
+			if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
+				t.Error("it was overwritten")
+			}
+			if n := strings.Count(s.log.String()[logged:], " apiKey:<apiKey> of tenant "+id+": "); n != 4 {
+				t.Errorf("%d lines name the key's pattern and tenant in\n%s", n, s.log.String()[logged:])
+			}
+		})
+	}
+	t.Run("API key: the time of creation", func(t *testing.T) {
 		key := s.login(t, id)
 		testRedis.do(t, "HSET", "apiKey:"+key, "createdAt", "s3cret")
-		s.do(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`, bearer(testAdminToken)).want(t, 500, `{"error":"Internal error"}`)
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internal)
 		if tokensLeft(t, key) != 100 {
-			t.Error("a change that was answered 500 was made")
+			t.Error("a change whose response is 500 was made")
 		}
-	}
-	// Junk beside a key: a charge that is answered 500 was not taken.
+	})
+	t.Run("API key: a user ID with a newline", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"pro"`)
+		testRedis.do(t, "HSET", "apiKey:"+key, "userId", "a\nb")
+		s.consume(t, id, key, "").want(t, 500, internal)
+	})
+
+	// A charge whose response is 500 was not taken.
 	limited := limitedTenant(t, 5, 60)
-	for name, put := range map[string]func(string){
-		":rate": junk("RPUSH", "s3cret"), ":rate ": junk("SET", "s3cret"), ":rate  ": junk("RPUSH", "1", "s3cret"),
-		":rate   ": junk("RPUSH", "8675309e300"), ":rate    ": junk("RPUSH", "nan"), ":rate     ": junk("RPUSH", "86753098675309867"), ":charge:k  ": junk("SET", "10 86753098675309867530"),
-		":charge:k": junk("SET", "s3cret"), ":charge:k ": junk("RPUSH", "s3cret"),
+	for _, test := range []struct {
+		name, key, command string
+		args               []any
+	}{
+		{"the log: an element", ":rate", "RPUSH", []any{"s3cret"}},
+		{"the log: a string", ":rate", "SET", []any{"s3cret"}},
+		{"the log: a later element", ":rate", "RPUSH", []any{"1", "s3cret"}},
+		{"the log: too large", ":rate", "RPUSH", []any{"8675309e300"}},
+		{"the log: nan", ":rate", "RPUSH", []any{"nan"}},
+		{"the log: not exact", ":rate", "RPUSH", []any{"86753098675309867"}},
+		{"an outcome: not a number", ":charge:k", "SET", []any{"s3cret"}},
+		{"an outcome: a list", ":charge:k", "RPUSH", []any{"s3cret"}},
+		{"an outcome: not exact", ":charge:k", "SET", []any{"10 86753098675309867530"}},
 	} {
-		key := s.login(t, limited)
-		put("{apiKey:" + key + "}" + strings.TrimSpace(name))
-		for range 3 {
-			s.consume(t, limited, key, `{"tokens":10}`, retryKey+"k").want(t, 500, `{"error":"Internal error"}`)
-		}
-		if tokensLeft(t, key) != 1000 {
-			t.Errorf("junk under %s: a charge that was answered 500 was taken", name)
-		}
+		t.Run(test.name, func(t *testing.T) {
+			key := s.login(t, limited)
+			put(t, "{apiKey:"+key+"}"+test.key, test.command, test.args...)
+			for range 3 {
+				s.consume(t, limited, key, `{"tokens":10}`, retryKey+"k").want(t, 500, internal)
+			}
+			if left := tokensLeft(t, key); left != 1000 {
+				t.Errorf("%d tokens are left", left)
+			}
+		})
 	}
-	for _, put := range []func(string){
-		junk("RPUSH", "s3cret"), junk("SET", "s3cret"), junk("SET", `["s3cret"]`), junk("SET", `{"user_groups":{"a":{"tokens":"s3cret"}}}`),
+	for _, test := range []struct {
+		name, command string
+		arg           any
+	}{
+		{"a list", "RPUSH", "s3cret"},
+		{"not JSON", "SET", "s3cret"},
+		{"not an object", "SET", `["s3cret"]`},
+		{"a rule is broken", "SET", `{"user_groups":{"a":{"tokens":"s3cret"}}}`},
 	} {
-		broken := newTenant(t, 100)
-		put("tenant:" + broken + ":config")
-		s.do(t, "POST", "/"+broken+"/auth/anonymous", "").want(t, 500, `{"error":"Internal error"}`)
-		if !strings.Contains(s.log.String(), "tenant "+broken) {
-			t.Errorf("the log does not name tenant %s", broken)
-		}
+		t.Run("config: "+test.name, func(t *testing.T) {
+			broken := newTenant(t, 100)
+			put(t, "tenant:"+broken+":config", test.command, test.arg)
+			s.do(t, "POST", "/"+broken+"/auth/anonymous", "").want(t, 500, internal)
+			if s.log.count("tenant "+broken) == 0 {
+				t.Errorf("the log does not name tenant %s", broken)
+			}
+		})
 	}
 	s.login(t, id)
-	if log := s.log.String(); strings.Contains(log, "s3cret") || strings.Contains(log, "8675309") {
+	if s.log.count("s3cret")+s.log.count("8675309") > 0 {
 		t.Errorf("a value is in the log:\n%s", s.log)
 	}
 }
@@ -175,7 +222,8 @@ func TestJunkInRedis(t *testing.T) {
 func TestOneCommand(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1000")
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},"pro":{"rate_limit":1000,"rate_limit_window":100}}}`)
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},`+
+		`"pro":{"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":1000`)
 	s.login(t, id)
 	s.consume(t, id, key, "").want(t, 200, "")
@@ -183,9 +231,16 @@ func TestOneCommand(t *testing.T) {
 		fmt.Sscanf(infoField(r.string(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)
 		return n
 	}
-	before := map[string]int{}
-	for _, command := range []string{"evalsha", "eval", "get", "pttl", "select", "auth"} {
-		before[command] = calls(command)
+	commands := []struct {
+		name string
+		want []int // one of them
+	}{
+		{"evalsha", []int{200}}, {"eval", []int{0}}, {"pttl", []int{0}}, {"select", []int{0}}, {"auth", []int{0}},
+		{"get", []int{0, 50}}, // 50 by the script, of the remembered outcomes
+	}
+	before := make([]int, len(commands))
+	for i, command := range commands {
+		before[i] = calls(command.name)
 	}
 	for i := range 50 {
 		s.consume(t, id, key, "").want(t, 200, "")
@@ -193,30 +248,34 @@ func TestOneCommand(t *testing.T) {
 		s.do(t, "GET", "/"+id+"/auth/verify?tokens=1", "", bearer(key)).want(t, 200, "")
 		s.login(t, id)
 	}
-	for command, n := range before {
-		want := 0
-		if command == "evalsha" {
-			want = 200
-		}
-		if got := calls(command) - n; command == "get" && got == 50 { // of the remembered outcomes, by the script
-			continue
-		} else if got != want {
-			t.Errorf("150 charges and 50 logins sent %s %d times, want %d", command, got, want)
+	for i, command := range commands {
+		if got := calls(command.name) - before[i]; !slices.Contains(command.want, got) {
+			t.Errorf("150 charges and 50 logins sent %s %d times, want %d", command.name, got, command.want)
 		}
 	}
 }
 
-// Neither a charge nor a refusal changes when a key expires.
-func TestChargeKeepsExpiry(t *testing.T) {
-	s := newService(t)
-	id := newTenant(t, 3)
-	key := s.login(t, id)
-	before := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key)
-	for _, body := range []string{"", `{"tokens":2}`, `{"tokens":2}`} {
-		s.do(t, "POST", "/"+id+"/tokens/consume", body, bearer(key))
+// ---- Rate limits ----------------------------------------------------------------------------------------------------
+
+// rateLog puts requests that were accepted so long ago into an API key's log, instead of waiting for them to age.
+func rateLog(t *testing.T, key string, ages ...time.Duration) {
+	t.Helper()
+	log := []any{"{apiKey:" + key + "}:rate"}
+	now := time.Now()
+	for _, age := range ages {
+		log = append(log, now.Add(-age).UnixMicro())
 	}
-	if after := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key); after != before || after < 0 {
-		t.Errorf("the key expires at %d, before the charges at %d", after, before)
+	testRedis.do(t, "DEL", log[0])
+	testRedis.do(t, "RPUSH", log...)
+}
+
+// wantRate checks that charges of one token are accepted, with that many requests remaining after each.
+func (s *service) wantRate(t *testing.T, tenant, key string, remaining ...int) {
+	t.Helper()
+	for _, n := range remaining {
+		got := s.consume(t, tenant, key, "")
+		got.want(t, 200, "")
+		got.wantHeader(t, "X-RateLimit-Remaining-Requests", fmt.Sprint(n))
 	}
 }
 
@@ -232,195 +291,208 @@ func TestRateLimitConfig(t *testing.T) {
 		return `{"user_groups":{` + strings.Join(members, ",") + `}}`
 	}
 	id := testRedis.newTenant(t, config(5))
-	keys := make([]string, len(groups))
-	for i, group := range groups {
-		keys[i] = s.issue(t, id, `"userId":"u","group":"`+group+`"`)
-		s.consume(t, id, keys[i], "").wantHeader(t, "RateLimit-Policy", fmt.Sprintf(`"requests";q=%d;w=%d`, 5+i, 1000+i))
-	}
-	put := func(config string) {
+	put := func(t *testing.T, config string) {
 		t.Helper()
-		s.do(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`, bearer(testAdminToken)).want(t, 200, "")
+		s.putConfig(t, id, config).want(t, 200, "")
 	}
-	key := keys[0]
-	for range 4 {
+	key := s.login(t, id)
+
+	t.Run("whatever the group is called", func(t *testing.T) {
+		for i, group := range groups {
+			key := s.issue(t, id, `"userId":"u","group":"`+group+`"`)
+			s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", fmt.Sprintf(`"requests";q=%d;w=%d`, 5+i, 1000+i))
+		}
+	})
+	t.Run("higher: two more", func(t *testing.T) {
+		s.wantRate(t, id, key, 4, 3, 2, 1, 0)
+		s.consume(t, id, key, "").want(t, 429, "")
+		put(t, config(7))
+		s.wantRate(t, id, key, 1, 0)
+		s.consume(t, id, key, "").want(t, 429, "")
+	})
+	t.Run("lower: what was accepted still counts", func(t *testing.T) {
+		put(t, config(1))
+		refused := s.consume(t, id, key, "")
+		refused.want(t, 429, "")
+		refused.wantHeader(t, "X-RateLimit-Remaining-Requests", "0")
+	})
+	t.Run("raised again: one slot, not all", func(t *testing.T) {
+		put(t, config(8))
+		s.wantRate(t, id, key, 0)
+		s.consume(t, id, key, "").want(t, 429, "")
+	})
+	t.Run("0: nobody", func(t *testing.T) {
+		put(t, config(0))
+		refused := s.consume(t, id, key, "")
+		refused.want(t, 429, "")
+		refused.wantHeader(t, "Retry-After", "1000")
+	})
+	t.Run("a longer window holds for what was accepted under a shorter one", func(t *testing.T) {
+		window := func(seconds int) string {
+			return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":3,"rate_limit_window":%d}}}`, seconds)
+		}
+		put(t, window(100))
+		key := s.login(t, id)
+		s.wantRate(t, id, key, 2, 1, 0)
+		put(t, window(1000))
+		s.consume(t, id, key, "").want(t, 429, "")
+		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
+			t.Errorf("the log lives for %d s", ttl)
+		}
+	})
+	t.Run("a limit below what is in the window", func(t *testing.T) { // a slot frees when all but limit-1 have left
+		key := s.login(t, id)
+		rateLog(t, key, 990*time.Second, 500*time.Second, 100*time.Second)
+		put(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":2,"rate_limit_window":1000},`+
+			`"pro":{"rate_limit":5,"rate_limit_window":600}}}`)
+		refused := s.consume(t, id, key, "")
+		refused.want(t, 429, "")
+		if after := seconds(t, refused, "Retry-After"); after < 450 || after > 500 {
+			t.Errorf("Retry-After is %d, want 500", after)
+		}
+		// Moved to another group, it has that group's limit, and keeps its log.
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
+		s.wantRate(t, id, key, 2)
+	})
+	t.Run("no such group any more: no limit", func(t *testing.T) {
+		put(t, `{}`)
 		s.consume(t, id, key, "").want(t, 200, "")
-	}
-	s.consume(t, id, key, "").want(t, 429, "")
-	put(config(7)) // higher: two more
-	s.consume(t, id, key, "").wantHeader(t, "RateLimit", `"requests";r=1;t=1000`)
-	s.consume(t, id, key, "").want(t, 200, "")
-	s.consume(t, id, key, "").want(t, 429, "")
-	put(config(1)) // lower: what was accepted still counts
-	s.consume(t, id, key, "").wantHeader(t, "RateLimit", `"requests";r=0;t=1000`)
-	put(config(8)) // raising it again gives one slot, not all
-	s.consume(t, id, key, "").want(t, 200, "")
-	s.consume(t, id, key, "").want(t, 429, "")
-	put(config(0)) // nobody
-	refused := s.consume(t, id, key, "")
-	refused.want(t, 429, "")
-	refused.wantHeader(t, "Retry-After", "1000")
-	// A longer window holds also for what was accepted under a shorter one.
-	window := func(seconds int) string {
-		return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":3,"rate_limit_window":%d}}}`, seconds)
-	}
-	put(window(1))
-	longer := s.issue(t, id, `"userId":"u","group":"anonymous"`)
-	for range 3 {
-		s.consume(t, id, longer, "").want(t, 200, "")
-	}
-	put(window(1000))
-	s.consume(t, id, longer, "").want(t, 429, "")
-	time.Sleep(1200 * time.Millisecond)
-	s.consume(t, id, longer, "").want(t, 429, "")
-	// With more in the window than a lowered limit allows, a slot frees when all but limit-1 have left.
-	lowered := s.issue(t, id, `"userId":"u","group":"anonymous"`)
-	now := time.Now().UnixMicro()
-	testRedis.do(t, "RPUSH", "{apiKey:"+lowered+"}:rate", now-990_000_000, now-500_000_000, now-100_000_000)
-	put(`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":2,"rate_limit_window":1000},"pro":{"rate_limit":5,"rate_limit_window":50}}}`)
-	answer := s.consume(t, id, lowered, "")
-	answer.want(t, 429, "")
-	if wait := answer.header.Get("Retry-After"); wait != "500" && wait != "499" {
-		t.Errorf("Retry-After is %s, want 500", wait)
-	}
-	// A key that moves to another group has that group's limit at once, and keeps its log.
-	s.do(t, "PATCH", "/"+id+"/admin/keys/"+lowered, `{"group":"pro"}`, bearer(testAdminToken)).want(t, 200, "")
-	s.consume(t, id, lowered, "").wantHeader(t, "X-RateLimit-Remaining-Requests", "4")
-	put(`{}`) // no such group any more, so no limit
-	s.consume(t, id, key, "").want(t, 200, "")
-	// The widest window is no fault.
-	put(`{"user_groups":{"anonymous":{"rate_limit":100000,"rate_limit_window":9007199254740991}}}`)
-	s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", `"requests";q=100000;w=9007199254740991`)
+	})
+	t.Run("the widest window", func(t *testing.T) {
+		put(t, `{"user_groups":{"anonymous":{"rate_limit":100000,"rate_limit_window":9007199254740991}}}`)
+		s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", `"requests";q=100000;w=9007199254740991`)
+	})
 }
 
 // The limits of many groups are as good as those of few, though a charge does not send them all.
 func TestManyGroups(t *testing.T) {
-	services := []*service{newService(t), newService(t)}
-	var members []string
+	services := newServices(t)
+	s := services[0]
+	members := []string{`"anonymous":{"tokens":1000,"rate_limit":2,"rate_limit_window":500}`, `"free":{"tokens":5}`}
 	for i := range 500 {
 		members = append(members, fmt.Sprintf(`"group %d":{"tokens":1000,"rate_limit":%d,"rate_limit_window":1000}`, i, 1+i%7))
 	}
-	id := testRedis.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":2,"rate_limit_window":500},"free":{"tokens":5},`+strings.Join(members, ",")+`}}`)
-	check := func(key string, limit int, policy string) {
+	id := testRedis.newTenant(t, `{"user_groups":{`+strings.Join(members, ",")+`}}`)
+	check := func(t *testing.T, key string, limit, window int) {
 		t.Helper()
 		for i := range limit {
-			answer := services[i%2].consume(t, id, key, "")
-			answer.want(t, 200, "")
-			answer.wantHeader(t, "RateLimit-Policy", policy)
-			answer.wantHeader(t, "X-RateLimit-Remaining-Requests", fmt.Sprint(limit-1-i))
+			got := services[i%2].consume(t, id, key, "")
+			got.want(t, 200, "")
+			got.wantHeader(t, "RateLimit-Policy", fmt.Sprintf(`"requests";q=%d;w=%d`, limit, window))
+			got.wantHeader(t, "X-RateLimit-Remaining-Requests", fmt.Sprint(limit-1-i))
 		}
-		services[0].consume(t, id, key, "", retryKey+"k").want(t, 429, "")
+		s.consume(t, id, key, "", retryKey+"k").want(t, 429, "")
 	}
-	check(services[0].login(t, id), 2, `"requests";q=2;w=500`)
+	t.Run("anonymous", func(t *testing.T) { check(t, s.login(t, id), 2, 500) })
 	for _, i := range []int{0, 1, 6, 10, 100, 499} {
-		key := services[0].issue(t, id, fmt.Sprintf(`"userId":"u","group":"group %d"`, i))
-		check(key, 1+i%7, fmt.Sprintf(`"requests";q=%d;w=1000`, 1+i%7))
-	}
-	free := services[0].issue(t, id, `"userId":"u","group":"free"`)
-	answer := services[0].consume(t, id, free, `{"tokens":5}`)
-	answer.want(t, 200, `{"tokensLeft":0}`)
-	answer.wantHeader(t, "RateLimit-Policy", "")
-	services[0].consume(t, id, free, "").want(t, 402, "")
-	services[0].consume(t, id, someKey, "").want(t, 401, "")
-
-	// A user ID with a newline, put straight into Redis, is junk.
-	testRedis.do(t, "HSET", "apiKey:"+free, "userId", "a\nb")
-	services[0].consume(t, id, free, "").want(t, 500, "")
-
-	// While a key moves between groups each charge is judged by one of them.
-	key := services[0].issue(t, id, `"userId":"u","group":"free","tokens":1000000`)
-	var wg sync.WaitGroup
-	for g := range 8 {
-		wg.Go(func() {
-			for i := range 50 {
-				if g == 0 {
-					services[0].admin(t, "PATCH", "/"+id+"/admin/keys/"+key, fmt.Sprintf(`{"group":"%s"}`, []string{"free", "group 5", "anonymous"}[i%3])).want(t, 200, "")
-				} else if answer := services[g%2].consume(t, id, key, ""); answer.status != 200 && answer.status != 429 {
-					t.Errorf("%d %s", answer.status, answer.body)
-				}
-			}
+		t.Run(fmt.Sprint("group ", i), func(t *testing.T) {
+			check(t, s.issue(t, id, fmt.Sprintf(`"userId":"u","group":"group %d"`, i)), 1+i%7, 1000)
 		})
 	}
-	wg.Wait()
+	t.Run("a group without a limit", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"free"`)
+		got := s.consume(t, id, key, `{"tokens":5}`)
+		got.want(t, 200, `{"tokensLeft":0}`)
+		got.wantHeader(t, "RateLimit-Policy", "")
+		s.consume(t, id, key, "").want(t, 402, "")
+	})
+	t.Run("no such key", func(t *testing.T) { s.consume(t, id, someKey, "").want(t, 401, "") })
+	t.Run("while a key moves between groups each charge is judged by one of them", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"free","tokens":1000000`)
+		load{
+			services: services, clients: 8, requests: 50, statuses: []int{200, 429},
+			request: func(client, i int) request {
+				if client > 0 {
+					return consumeRequest(id, key, 1)
+				}
+				group := []string{"free", "group 5", "anonymous"}[i%3]
+				return patchRequest(id, key, fmt.Sprintf(`{"group":"%s"}`, group), 0)
+			},
+		}.run(t)
+	})
 }
 
-// The log outlives its first request: a window that begins at the second is as full.
+// patchRequest returns the request of an admin who changes key.
+func patchRequest(tenant, key, body string, amount int) request {
+	return request{
+		method: "PATCH", path: "/" + tenant + "/admin/keys/" + key, body: body,
+		headers: []string{bearer(testAdminToken)}, amount: amount,
+	}
+}
+
+// The log outlives its first request: a window that begins at the second is as full. It ends with its last.
 func TestLogExpiry(t *testing.T) {
 	s := newService(t)
-	id := limitedTenant(t, 5, 1)
+	id := limitedTenant(t, 5, 1000)
 	key := s.login(t, id)
-	s.consume(t, id, key, "").want(t, 200, "")
-	time.Sleep(700 * time.Millisecond)
-	for range 4 {
-		s.consume(t, id, key, "").want(t, 200, "")
+	log := "{apiKey:" + key + "}:rate"
+	rateLog(t, key, 900*time.Second)
+	testRedis.do(t, "EXPIRE", log, 100) // as the request of then left it
+	s.wantRate(t, id, key, 3)
+	if ttl := testRedis.int(t, "TTL", log); ttl < 900 || ttl > 1000 {
+		t.Errorf("after a second request the log lives for %d s", ttl)
 	}
-	time.Sleep(400 * time.Millisecond)
-	s.consume(t, id, key, "").want(t, 200, "")
+	rateLog(t, key, 1001*time.Second, 300*time.Second, 300*time.Second, 300*time.Second, 300*time.Second)
+	s.wantRate(t, id, key, 0)
 	s.consume(t, id, key, "").want(t, 429, "")
+	if n := testRedis.int(t, "LLEN", log); n != 5 {
+		t.Errorf("%d requests are in the log, want 5", n)
+	}
 }
 
-// However many have left the window at once, exactly those are forgotten.
+// However many have left the window together, exactly those are forgotten.
 func TestRateLimitPruning(t *testing.T) {
 	s := newService(t)
 	const limit = 100
-	id := limitedTenant(t, limit, 50)
+	id := limitedTenant(t, limit, 500)
 	for gone := 0; gone <= limit; gone += 1 + gone/7 {
-		key := s.issue(t, id, `"userId":"u","group":"anonymous"`)
-		log := []any{"{apiKey:" + key + "}:rate"}
-		now := time.Now().UnixMicro()
-		for i := range limit {
-			if i < gone {
-				log = append(log, now-60_000_000+int64(i))
-			} else {
-				log = append(log, now-20_000_000+int64(i))
+		t.Run(fmt.Sprint(gone, " of ", limit), func(t *testing.T) {
+			key := s.issue(t, id, `"userId":"u","group":"anonymous"`)
+			ages := make([]time.Duration, limit)
+			for i := range ages {
+				ages[i] = 200*time.Second - time.Duration(i)*time.Microsecond
+				if i < gone {
+					ages[i] += 400 * time.Second
+				}
 			}
-		}
-		testRedis.do(t, "RPUSH", log...)
-		for remaining := gone - 1; remaining >= max(0, gone-3); remaining-- {
-			s.consume(t, id, key, "").wantHeader(t, "X-RateLimit-Remaining-Requests", fmt.Sprint(remaining))
-		}
-		if gone == 0 {
-			refused := s.consume(t, id, key, "")
-			refused.want(t, 429, "")
-			refused.wantHeader(t, "Retry-After", "30")
-		}
+			rateLog(t, key, ages...)
+			for remaining := gone - 1; remaining >= max(0, gone-3); remaining-- {
+				s.wantRate(t, id, key, remaining)
+			}
+			if gone == 0 {
+				refused := s.consume(t, id, key, "")
+				refused.want(t, 429, "")
+				if after := seconds(t, refused, "Retry-After"); after < 250 || after > 300 {
+					t.Errorf("Retry-After is %d, want 300", after)
+				}
+			}
+		})
 	}
 }
 
 // No window, wherever it begins, holds more accepted requests than the limit; and the limit is used to the full.
 func TestSlidingWindow(t *testing.T) {
+	long(t)
 	const limit, windows = 20, 3
 	const window = time.Second
-	services := []*service{newService(t), newService(t)}
+	services := newServices(t)
 	id := limitedTenant(t, limit, 1)
 	key := services[0].login(t, id)
-	var mu sync.Mutex
-	var begun, ended []time.Time // of the accepted requests
-	stop := time.Now().Add(windows*window + window/2)
-	var wg sync.WaitGroup
-	for g := range 16 {
-		wg.Go(func() {
-			for time.Now().Before(stop) {
-				begin := time.Now()
-				answer, err := services[g%2].send("POST", "/"+id+"/tokens/consume", "", bearer(key))
-				end := time.Now()
-				if err != nil || answer.status != 200 && answer.status != 429 {
-					t.Errorf("%+v, %v", answer, err)
-					return
-				}
-				if answer.status == 200 {
-					mu.Lock()
-					begun, ended = append(begun, begin), append(ended, end)
-					mu.Unlock()
-				}
-				time.Sleep(time.Duration(rand.IntN(5)) * time.Millisecond)
-			}
-		})
-	}
-	wg.Wait()
-	if n := testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n > limit {
-		t.Errorf("%d requests are in the log, more than the limit of %d", n, limit)
-	}
+	end := in(windows*window + window/2)
+	accepted := load{
+		services: services, clients: 16, statuses: []int{200, 429},
+		request: func(int, int) request {
+			time.Sleep(time.Duration(rand.IntN(5)) * time.Millisecond)
+			return consumeRequest(id, key, 1)
+		},
+		until: func(o outcome) bool { return time.Now().After(end) },
+	}.run(t).of("POST", 200)
+
 	// The k-th acceptance was not before the k-th begin and not after the k-th end.
+	var begun, ended []time.Time
+	for _, o := range accepted {
+		begun, ended = append(begun, o.began), append(ended, o.ended)
+	}
 	slices.SortFunc(begun, time.Time.Compare)
 	slices.SortFunc(ended, time.Time.Compare)
 	for k := 0; k+limit < len(begun); k++ {
@@ -428,152 +500,130 @@ func TestSlidingWindow(t *testing.T) {
 			t.Fatalf("%d requests were accepted within %s", limit+1, apart)
 		}
 	}
-	if len(begun) < limit*windows || 1000-tokensLeft(t, key) != len(begun) {
-		t.Errorf("%d requests were accepted, %d tokens spent", len(begun), 1000-tokensLeft(t, key))
+	if len(accepted) < limit*windows || 1000-tokensLeft(t, key) != len(accepted) {
+		t.Errorf("%d requests were accepted, %d tokens spent", len(accepted), 1000-tokensLeft(t, key))
 	}
-	time.Sleep(window + 100*time.Millisecond)
-	if testRedis.int(t, "EXISTS", "{apiKey:"+key+"}:rate") != 0 {
-		t.Error("the log outlives its window")
+	if n := testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n > limit {
+		t.Errorf("%d requests are in the log, more than the limit of %d", n, limit)
 	}
+	eventually(t, 5*time.Second, func() error { // after the window
+		if testRedis.int(t, "EXISTS", "{apiKey:"+key+"}:rate") != 0 {
+			return errors.New("the log is still there")
+		}
+		return nil
+	})
 }
 
-// Whatever the interleaving over two processes, what was granted is what was spent plus what is left, and the
-// balance never goes below 0.
-func TestRacingCharges(t *testing.T) {
-	const tokens, goroutines, charges = 1000, 64, 40
-	services := []*service{newService(t), newService(t)}
-	id := newTenant(t, tokens)
-	key := services[0].login(t, id)
+// ---- Charges that race ----------------------------------------------------------------------------------------------
 
-	var spent, refused atomic.Int64
-	var wg sync.WaitGroup
-	for g := range goroutines {
-		wg.Go(func() {
-			for i := range charges {
-				n := (g+i)%3 + 1
-				answer, err := services[(g+i)%2].send("POST", "/"+id+"/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, n), bearer(key))
-				switch {
-				case err != nil:
-					t.Error(err)
-				case answer.status == 200:
-					spent.Add(int64(n))
-				case answer.status == 402:
-					refused.Add(1)
-				default:
-					t.Errorf("got %d %s", answer.status, answer.body)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	left := testRedis.int(t, "HGET", "apiKey:"+key, "tokensLeft")
-	if int64(left)+spent.Load() != tokens || left < 0 || refused.Load() == 0 {
-		t.Errorf("granted %d, spent %d, left %d, refused %d times", tokens, spent.Load(), left, refused.Load())
+// Whatever the interleaving over two processes, what was granted is what was spent plus what is left, and the balance
+// never goes below 0.
+func TestRacingCharges(t *testing.T) {
+	const granted = 1000
+	services := newServices(t)
+	id := newTenant(t, granted)
+	key := services[0].login(t, id)
+	all := load{
+		services: services, clients: 64, requests: 40, statuses: []int{200, 402},
+		request: func(client, i int) request { return consumeRequest(id, key, (client+i)%3+1) },
+	}.run(t)
+	spent, left, refused := all.of("POST", 200).sum(), tokensLeft(t, key), len(all.of("POST", 402))
+	if left+spent != granted || left < 0 || refused == 0 {
+		t.Errorf("granted %d, spent %d, left %d, refused %d times", granted, spent, left, refused)
 	}
 }
 
 // One Idempotency-Key that races over two processes, while Redis forgets its scripts, is charged once, and everybody
 // learns the same outcome.
 func TestIdempotencyRace(t *testing.T) {
-	services := []*service{newService(t), newService(t)}
+	services := newServices(t)
 	id := newTenant(t, 100)
 	key := services[0].login(t, id)
-	var first, replayed atomic.Int64
-	var wg sync.WaitGroup
-	for g := range 64 {
-		wg.Go(func() {
-			if g%8 == 0 {
+	all := load{
+		services: services, clients: 64, requests: 1, statuses: []int{200},
+		request: func(client, _ int) request {
+			if client%8 == 0 {
 				testRedis.do(t, "SCRIPT", "FLUSH")
 			}
-			answer, err := services[g%2].send("POST", "/"+id+"/tokens/consume", `{"tokens":7}`, bearer(key), retryKey+"k")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			answer.want(t, 200, `{"tokensLeft":93}`)
-			if answer.header.Get("Idempotent-Replayed") == "true" {
-				replayed.Add(1)
-			} else {
-				first.Add(1)
-			}
-		})
+			return consumeRequest(id, key, 7, retryKey+"k")
+		},
+	}.run(t)
+	for _, o := range all {
+		o.got.want(t, 200, `{"tokensLeft":93}`)
 	}
-	wg.Wait()
-	if first.Load() != 1 || replayed.Load() != 63 || tokensLeft(t, key) != 93 {
-		t.Errorf("%d charges, %d replays, %d tokens left", first.Load(), replayed.Load(), tokensLeft(t, key))
+	if first, again := len(all.replayed(false)), len(all.replayed(true)); first != 1 || again != 63 || tokensLeft(t, key) != 93 {
+		t.Errorf("%d charges, %d replays, %d tokens left", first, again, tokensLeft(t, key))
 	}
 }
 
-// A key that has expired stays dead: of 1,300 charges that straddle its expiry, 1,000 come after it, and none makes it
-// again.
+// Neither a charge nor a refusal changes when a key expires.
+func TestChargeKeepsExpiry(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 3)
+	key := s.login(t, id)
+	before := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key)
+	s.consume(t, id, key, "").want(t, 200, "")
+	s.consume(t, id, key, `{"tokens":2}`).want(t, 200, "")
+	s.consume(t, id, key, `{"tokens":2}`).want(t, 402, "")
+	if after := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key); after != before || after < 0 {
+		t.Errorf("the key expires at %d, before the charges at %d", after, before)
+	}
+}
+
+// A key that expires while it is charged stays dead: none of the charges after it creates it again.
 func TestExpiredKeyStaysDead(t *testing.T) {
 	s := newService(t)
 	id := limitedTenant(t, 100_000, 100)
-	key := s.login(t, id)
-	testRedis.do(t, "PEXPIRE", "apiKey:"+key, 60)
-	var accepted, refused atomic.Int64
-	var wg sync.WaitGroup
-	for g := range 10 {
-		wg.Go(func() {
-			for i := range 130 {
-				if i == 30 {
-					time.Sleep(100 * time.Millisecond)
-				}
-				headers := []string{bearer(key)}
-				if i%2 == 0 {
-					headers = append(headers, fmt.Sprintf("%s%d-%d", retryKey, g, i))
-				}
-				answer, err := s.send("POST", "/"+id+"/tokens/consume", "", headers...)
-				switch {
-				case err == nil && answer.status == 200 && i < 30:
-					accepted.Add(1)
-				case err == nil && answer.status == 401:
-					refused.Add(1)
-				default:
-					t.Errorf("%+v, %v", answer, err)
-				}
-			}
-		})
+	key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":1000000000`)
+	next := func(client, i int) request {
+		if i%2 == 0 {
+			return consumeRequest(id, key, 1, fmt.Sprintf("%s%d-%d", retryKey, client, i))
+		}
+		return consumeRequest(id, key, 1)
 	}
-	wg.Wait()
-	if testRedis.int(t, "EXISTS", "apiKey:"+key) != 0 || accepted.Load() == 0 || refused.Load() < 1000 {
-		t.Errorf("%d charges were accepted, %d refused, and the key is %s", accepted.Load(), refused.Load(), testRedis.string(t, "TYPE", "apiKey:"+key))
+	racing := load{services: []*service{s}, clients: 10, statuses: []int{200, 401}, request: next}.start(t)
+	racing.more(t, 20)
+	testRedis.do(t, "PEXPIRE", "apiKey:"+key, 60)
+	eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
+	expired := time.Now()
+	load{
+		services: []*service{s}, clients: 10, requests: 100, statuses: []int{401},
+		request: func(client, i int) request { return next(10+client, i) },
+	}.run(t)
+	for _, o := range racing.stop() {
+		if o.began.After(expired) && o.got.status == 200 {
+			t.Error("a charge was accepted after the key had expired")
+		}
+	}
+	if testRedis.int(t, "EXISTS", "apiKey:"+key) != 0 {
+		t.Errorf("the key is a %s", testRedis.string(t, "TYPE", "apiKey:"+key))
 	}
 }
 
 // A key that is revoked while it is charged and changed stays dead, and nothing of it comes back.
 func TestRevokedUnderLoad(t *testing.T) {
-	services := []*service{newService(t), newService(t)}
+	services := newServices(t)
 	id := limitedTenant(t, 100_000, 100)
-	key := services[0].issue(t, id, `"userId":"u","group":"anonymous"`)
-	var dead atomic.Bool
-	var wg sync.WaitGroup
-	for g := range 16 {
-		wg.Go(func() {
-			for i := 0; ; i++ {
-				wasDead := dead.Load()
-				method, path, body, token := "POST", "/tokens/consume", "", key
-				if i%3 == 0 {
-					method, path, body, token = "PATCH", "/admin/keys/"+key, `{"addTokens":1,"group":"pro"}`, testAdminToken
-				}
-				answer, err := services[(g+i)%2].send(method, "/"+id+path, body, bearer(token), fmt.Sprintf("%s%d-%d", retryKey, g, i))
-				switch {
-				case err != nil || answer.status != 200 && answer.status != 401 && answer.status != 404:
-					t.Errorf("%+v, %v", answer, err)
-					return
-				case wasDead && answer.status == 200:
-					t.Errorf("a revoked key was good for %s", path)
-					return
-				case wasDead:
-					return
-				}
-			}
-		})
+	key := services[0].issue(t, id, `"userId":"u","group":"anonymous","tokens":1000000000`)
+	next := func(client, i int) request {
+		if i%3 == 0 {
+			return patchRequest(id, key, `{"addTokens":1,"group":"pro"}`, 1)
+		}
+		return consumeRequest(id, key, 1, fmt.Sprintf("%s%d-%d", retryKey, client, i))
 	}
-	time.Sleep(50 * time.Millisecond)
+	racing := load{services: services, clients: 16, statuses: []int{200, 401, 404}, request: next}.start(t)
+	racing.more(t, 100)
 	services[0].admin(t, "DELETE", "/"+id+"/admin/keys/"+key, "").want(t, 204, "")
-	dead.Store(true)
-	wg.Wait()
+	revoked := time.Now()
+	load{
+		services: services, clients: 16, requests: 10, statuses: []int{401, 404},
+		request: func(client, i int) request { return next(16+client, i) },
+	}.run(t)
+	for _, o := range racing.stop() {
+		if o.began.After(revoked) && o.got.status == 200 {
+			t.Errorf("a revoked key was good for %s %s", o.sent.method, o.sent.path)
+		}
+	}
 	if n := testRedis.int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
 		t.Error("something of a revoked key is back")
 	}
@@ -582,76 +632,44 @@ func TestRevokedUnderLoad(t *testing.T) {
 // Mixed charges, retries and changes of one key over two processes: the balance is what was granted and added less what
 // was charged, each accepted charge once.
 func TestLedger(t *testing.T) {
-	const goroutines, rounds = 64, 12
-	services := []*service{newService(t), newService(t)}
-	id := limitedTenant(t, 10, 1) // of the group anonymous
 	const granted = 500
+	services := newServices(t)
+	id := limitedTenant(t, 10, 1) // of the group anonymous
 	key := services[0].issue(t, id, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, granted))
-	var charged, added, refused, limited, below atomic.Int64
-	var wg sync.WaitGroup
-	for g := range goroutines {
-		wg.Go(func() {
-			for round := range rounds {
-				s := services[(g+round)%2]
-				switch n := 1 + (g*rounds+round)%9; round % 4 {
-				case 0: // change the group, and the balance
-					group := []string{"pro", "anonymous"}[g%2]
-					if answer, err := s.send("PATCH", "/"+id+"/admin/keys/"+key, `{"group":"`+group+`"}`, bearer(testAdminToken)); err != nil || answer.status != 200 {
-						t.Errorf("%+v, %v", answer, err)
-					}
-					amount := n
-					if g%3 == 0 {
-						amount = -20 * n
-					}
-					answer, err := s.send("PATCH", "/"+id+"/admin/keys/"+key, fmt.Sprintf(`{"addTokens":%d}`, amount), bearer(testAdminToken))
-					switch {
-					case err == nil && answer.status == 200:
-						added.Add(int64(amount))
-					case err == nil && answer.status == 400:
-						below.Add(1)
-					default:
-						t.Errorf("%+v, %v", answer, err)
-					}
-				case 1: // a charge of its own
-					answer, err := s.send("POST", "/"+id+"/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, n), bearer(key))
-					switch {
-					case err == nil && answer.status == 200:
-						charged.Add(int64(n))
-					case err == nil && answer.status == 402:
-						refused.Add(1)
-					case err == nil && answer.status == 429:
-						limited.Add(1)
-					default:
-						t.Errorf("%+v, %v", answer, err)
-					}
-				default: // a charge that is sent three times; the copies of goroutine pairs share their Idempotency-Key
-					for try := range 3 {
-						answer, err := services[try%2].send("POST", "/"+id+"/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, 1+round),
-							bearer(key), fmt.Sprintf("%s%d-%d", retryKey, g/2, round))
-						switch {
-						case err == nil && answer.status == 200 && answer.header.Get("Idempotent-Replayed") == "":
-							charged.Add(int64(1 + round))
-						case err != nil || answer.status != 200 && answer.status != 402 && answer.status != 429:
-							t.Errorf("%+v, %v", answer, err)
-						}
-					}
+	all := load{
+		services: services, clients: 64, requests: 27, statuses: []int{200, 400, 402, 429},
+		request: func(client, i int) request {
+			n := 1 + (client*27+i)%9
+			switch i % 9 {
+			case 0:
+				return patchRequest(id, key, `{"group":"`+[]string{"pro", "anonymous"}[client%2]+`"}`, 0)
+			case 1:
+				if client%3 == 0 {
+					n *= -20
 				}
+				return patchRequest(id, key, fmt.Sprintf(`{"addTokens":%d}`, n), n)
+			case 2:
+				return consumeRequest(id, key, n)
 			}
-		})
+			// A charge that is sent three times, and by a second client as well.
+			return consumeRequest(id, key, 1+i/3, fmt.Sprintf("%s%d-%d", retryKey, client/2, i/3))
+		},
+	}.run(t)
+	charged, added := all.of("POST", 200).replayed(false).sum(), all.of("PATCH", 200).sum()
+	if left := tokensLeft(t, key); left != granted+added-charged || left < 0 {
+		t.Errorf("granted %d, added %d, charged %d, but %d are left", granted, added, charged, left)
 	}
-	wg.Wait()
-	if left := int64(tokensLeft(t, key)); left != granted+added.Load()-charged.Load() || left < 0 {
-		t.Errorf("granted %d, added %d, charged %d, but %d are left", granted, added.Load(), charged.Load(), left)
-	}
-	if charged.Load() == 0 || added.Load() == 0 || refused.Load() == 0 || limited.Load() == 0 || below.Load() == 0 {
+	poor, limited, below := len(all.of("POST", 402)), len(all.of("POST", 429)), len(all.of("PATCH", 400))
+	if charged == 0 || added == 0 || poor == 0 || limited == 0 || below == 0 || len(all.of("POST", 400)) > 0 {
 		t.Errorf("charged %d, added %d; refused %d for their balance, %d for the rate, %d changes: that proves little",
-			charged.Load(), added.Load(), refused.Load(), limited.Load(), below.Load())
+			charged, added, poor, limited, below)
 	}
 }
 
-// When answers of Redis are lost after it has written, those who retry with their Idempotency-Key, at any process, pay once.
+// When Redis's replies are lost after it has written, those who retry with their Idempotency-Key, at any process, pay
+// once.
 func TestLostReplies(t *testing.T) {
-	const goroutines, charges = 20, 50
+	const clients, charges = 20, 50
 	var cutting atomic.Bool
 	proxy := newRedisProxy(t, testRedis, func([]byte) fate {
 		if cutting.Load() && rand.IntN(5) == 0 {
@@ -659,110 +677,112 @@ func TestLostReplies(t *testing.T) {
 		}
 		return pass
 	})
-	services := []*service{newService(t, "REDIS_URL="+proxy.url), newService(t, "REDIS_URL="+proxy.url)}
+	services := newServices(t, "REDIS_URL="+proxy.url)
 	id := newTenant(t, 10_000)
 	key := services[0].login(t, id)
 	cutting.Store(true)
-	var retries, replays atomic.Int64
-	var wg sync.WaitGroup
-	for g := range goroutines {
-		wg.Go(func() {
-			for i := range charges {
-				for try := 0; ; try++ {
-					answer, err := services[(g+try)%2].send("POST", "/"+id+"/tokens/consume", `{"tokens":3}`, bearer(key), fmt.Sprintf("%s%d-%d", retryKey, g, i))
-					if err != nil || answer.status != 200 && answer.status != 503 {
-						t.Errorf("%+v, %v", answer, err)
-						return
-					}
-					if answer.status == 200 {
-						if answer.header.Get("Idempotent-Replayed") == "true" {
-							replays.Add(1)
-						}
-						break
-					}
-					retries.Add(1)
-				}
-			}
-		})
+	all := load{
+		services: services, clients: clients, requests: charges, statuses: []int{200}, retry: true,
+		request: func(client, i int) request {
+			return consumeRequest(id, key, 3, fmt.Sprintf("%s%d-%d", retryKey, client, i))
+		},
+	}.run(t)
+	if spent := 10_000 - tokensLeft(t, key); spent != 3*clients*charges {
+		t.Errorf("%d tokens were taken for %d charges of 3", spent, clients*charges)
 	}
-	wg.Wait()
-	if spent := 10_000 - tokensLeft(t, key); spent != 3*goroutines*charges {
-		t.Errorf("%d tokens were taken for %d charges of 3", spent, goroutines*charges)
-	}
-	if retries.Load() == 0 || replays.Load() == 0 {
-		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.cuts.Load(), retries.Load(), replays.Load())
+	if retries, replays := len(all.of("POST", 503)), len(all.replayed(true)); retries == 0 || replays == 0 {
+		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.cuts.Load(), retries, replays)
 	}
 }
 
 // Clients that go away in the middle of a charge close no connection to Redis, and a retry finds what they were charged.
 func TestHangUps(t *testing.T) {
-	const goroutines, charges = 16, 25
+	long(t)
+	const clients, charges = 16, 25
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := s.login(t, id)
-	hangUp := func(idempotencyKey string) {
-		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	observer, err := r.dial() // the only connection of the test's own
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer observer.Close()
+	dialled := func() (n int) {
+		info, err := redis.String(observer.Do("INFO", "stats"))
 		if err != nil {
-			t.Error(err)
-			return
+			t.Fatal(err)
 		}
-		fmt.Fprintf(c, "POST /%s/tokens/consume HTTP/1.1\r\nHost: x\r\n%s\r\n%s%s\r\nContent-Length: 0\r\n\r\n", id, bearer(key), retryKey, idempotencyKey)
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
-		c.Close()
+		fmt.Sscan(infoField(info, "total_connections_received"), &n)
+		return n
 	}
-	// Those of the service; the test's own come over the socket, and are counted as they are made.
-	own := 0
-	dialled := func() int {
-		own++
-		var n int
-		fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_connections_received"), &n)
-		return n - own
-	}
-	all := func(do func(idempotencyKey string)) {
-		var wg sync.WaitGroup
-		for g := range goroutines {
-			wg.Go(func() {
-				for i := range charges {
-					do(fmt.Sprintf("%d-%d", g, i))
-				}
-			})
+	left := func() int {
+		n, err := redis.Int(observer.Do("HGET", "apiKey:"+key, "tokensLeft"))
+		if err != nil {
+			t.Fatal(err)
 		}
-		wg.Wait()
+		return n
 	}
-	// Every connection that there may be is there first: so many scripts wait at once that each needs its own.
+	charge := func(prefix string, clients, charges int) load {
+		return load{
+			services: []*service{s}, clients: clients, requests: charges, statuses: []int{200},
+			request: func(client, i int) request {
+				return consumeRequest(id, key, 1, fmt.Sprintf("%s%s%d-%d", retryKey, prefix, client, i))
+			},
+		}
+	}
+	// Every connection that there may be is there first: more scripts wait together than there are connections.
 	r.signal(t, syscall.SIGSTOP)
-	var warm sync.WaitGroup
-	for range poolSize {
-		warm.Go(func() { s.consume(t, id, key, "", retryKey+"warm").want(t, 200, "") })
-	}
+	waiting := charge("first-", poolSize, 1).start(t)
 	time.Sleep(300 * time.Millisecond)
 	r.signal(t, syscall.SIGCONT)
-	warm.Wait()
-	all(func(k string) { s.consume(t, id, key, "", retryKey+"warm-"+k).want(t, 200, "") })
+	waiting.clients.Wait()
+	charge("warm-", clients, charges).run(t)
+	paid := poolSize + clients*charges
 	before := dialled()
-	all(hangUp)
-	time.Sleep(100 * time.Millisecond)
-	after := dialled()
-	spent := 10_000 - r.int(t, "HGET", "apiKey:"+key, "tokensLeft") - goroutines*charges - 1
-	var replayed atomic.Int64
-	all(func(k string) {
-		answer := s.consume(t, id, key, "", retryKey+k)
-		answer.want(t, 200, "")
-		if answer.header.Get("Idempotent-Replayed") == "true" {
-			replayed.Add(1)
-		}
-	})
-	if int64(spent) != replayed.Load() || spent == 0 {
-		t.Errorf("%d charges of clients that hung up were taken, %d are found by a retry", spent, replayed.Load())
+
+	hangUps := make(chan error, clients)
+	for client := range clients {
+		go func() {
+			for i := range charges {
+				c, err := net.Dial("tcp", s.address())
+				if err != nil {
+					hangUps <- err
+					return
+				}
+				fmt.Fprintf(c, "POST /%s/tokens/consume HTTP/1.1\r\nHost: x\r\n%s\r\n%s%d-%d\r\nContent-Length: 0\r\n\r\n",
+					id, bearer(key), retryKey, client, i)
+				time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+				c.Close()
+			}
+			hangUps <- nil
+		}()
 	}
-	if left := r.int(t, "HGET", "apiKey:"+key, "tokensLeft"); left != 10_000-2*goroutines*charges-1 {
-		t.Errorf("%d tokens are left", left)
+	for range clients {
+		if err := <-hangUps; err != nil {
+			t.Fatal(err)
+		}
+	}
+	spent := 0
+	eventually(t, 30*time.Second, func() error { // all that is under way has reached Redis, and no more comes
+		last := spent
+		time.Sleep(200 * time.Millisecond)
+		spent = 10_000 - left() - paid
+		if spent != last || spent == 0 {
+			return fmt.Errorf("%d charges of clients that hung up were taken, then %d", last, spent)
+		}
+		return nil
+	})
+	after := dialled()
+	retried := charge("", clients, charges).run(t)
+	if found := len(retried.replayed(true)); spent != found {
+		t.Errorf("%d charges of clients that hung up were taken, %d are found by a retry", spent, found)
+	}
+	if n := left(); n != 10_000-paid-clients*charges {
+		t.Errorf("%d tokens are left", n)
 	}
 	if after != before {
-		t.Errorf("%d connections to Redis were made anew", after-before)
+		t.Errorf("%d connections to Redis are new", after-before)
 	}
-	if strings.Contains(s.log.String(), "[ERROR]") {
-		t.Errorf("log:\n%s", s.log)
-	}
+	s.wantNoAlarm(t)
 }
