@@ -1,10 +1,10 @@
 # Two commands are all: `make run` serves, `make test` proves. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help run test bench fuzz lint tools
+.PHONY: help run test integration bench fuzz lint tools
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 1m
-TOOLS       ?= redis-server nginx caddy
+TOOLS       ?= redis-server
 REDIS_URL   ?= redis://localhost:6379
 export REDIS_URL
 
@@ -27,30 +27,33 @@ run: tools ## serve on :8080, with a Redis of its own where none answers at REDI
 	GOGC=$${GOGC:-400} GOMEMLIMIT=$${GOMEMLIMIT:-256MiB} .bin/tollgate & pid=$$!; trap : INT; trap "kill $$pid" TERM; \
 	while kill -0 $$pid 2>/dev/null; do wait $$pid; code=$$?; done; exit $$code
 
-test: tools ## run the whole suite, race detector on, against a real redis-server
+test: tools ## run the tests, race detector on, against a real redis-server, or the one at TEST_REDIS_URL
 	go test -race ./...
+
+integration: TOOLS = redis-server nginx caddy promtool
+integration: tools ## run the tests that drive nginx, Caddy and promtool
+	go test -race -tags integration -run '^TestIntegration' .
 
 bench: TOOLS = redis-server wrk
 bench: tools ## measure all that the README's chapter "Speed" states; it takes a quarter of an hour
 	go test -run '^$$' -bench . -benchmem -timeout 1h ./...
 
-fuzz: TOOLS = redis-server
 fuzz: tools ## run every fuzz target for FUZZTIME (1m)
 	@for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' *_test.go); do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; done
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
-	go vet ./...
-	go run $(STATICCHECK) ./...
+	go vet -tags integration ./...
+	go run $(STATICCHECK) -tags integration ./...
 
-tools: ## install what is missing of TOOLS: redis-server, and the proxies that the tests drive
+tools: ## install the programs in TOOLS (redis-server) that are missing
 	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	[ -n "$$missing" ] || exit 0; \
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	if command -v apt-get >/dev/null; then \
 		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/'); \
-	elif command -v brew >/dev/null; then brew install $$(echo $$missing | sed 's/redis-server/redis/'); \
+			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/; s/\<promtool\>/prometheus/'); \
+	elif command -v brew >/dev/null; then brew install $$(echo $$missing | sed 's/redis-server/redis/; s/promtool/prometheus/'); \
 	else false; fi || \
 	{ echo "install$$missing by hand (Redis 7 or Valkey 7.2 or newer), so that they are in PATH" >&2; exit 1; }

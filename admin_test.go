@@ -831,7 +831,7 @@ func TestRevocationRace(t *testing.T) {
 		}.start(t)
 		s.admin(t, "DELETE", path, "").want(t, 204, "")
 		config := testRedis.string(t, "GET", "tenant:"+id+":config")
-		racing.clients.Wait()
+		racing.wait()
 		if after := testRedis.string(t, "GET", "tenant:"+id+":config"); after != config {
 			t.Fatalf("a revoked token has changed the config from %s to %s", config, after)
 		}

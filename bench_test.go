@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// floor answers what a charge answers, as net/http and encoding/json do it with nothing behind them.
+// floor responds as a charge does, by net/http and encoding/json with nothing behind them.
 func floor() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /{tenantId}/tokens/consume", func(w http.ResponseWriter, r *http.Request) {
@@ -62,13 +62,14 @@ type workload struct {
 
 const (
 	oneToken = `{"tokens":1}`
-	serial   = "000000000000" // stands in a request where each that is sent has a number of its own
+	serial   = "000000000000" // is replaced by a number of its own in each request
 )
 
 // workloads makes the tenants and keys for them through s. The first is the floor's.
 func workloads(b *testing.B, s *service, r *redisServer) []workload {
 	tenant := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
-	limited := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
+	limited := r.newTenant(b, fmt.Sprintf(
+		`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
 	keys := func(tenant string, n int) []string {
 		keys := make([]string, n)
 		for i := range keys {
@@ -126,9 +127,9 @@ func BenchmarkRequest(b *testing.B) {
 	}
 }
 
-// drive sends requests in turn over so many connections, each with one under way, while more says so of the number of
-// those that were sent. All must be answered with 200. before, if there is one, is called before each is sent, and what
-// it returns when the answer is there. drive returns how many were answered.
+// drive sends requests in turn over that many connections, each with one under way, while more reports true for the
+// number of those that were sent. Every response must be 200. before, if there is one, is called before each request,
+// and what it returns when the response has come. drive returns how many requests it sent.
 func drive(b *testing.B, address string, connections int, requests [][]byte, more func(n int) bool, before func() func()) int {
 	run := time.Now().UnixNano() / 1000 % 1_000_000 * 1_000_000 // no other run has its serial numbers
 	var sent atomic.Int64
@@ -140,7 +141,7 @@ func drive(b *testing.B, address string, connections int, requests [][]byte, mor
 		}
 		wg.Go(func() {
 			defer c.Close()
-			answers := bufio.NewReader(c)
+			responses := bufio.NewReader(c)
 			request := make([]byte, 0, 1024)
 			for {
 				n := int(sent.Add(1)) - 1
@@ -160,7 +161,7 @@ func drive(b *testing.B, address string, connections int, requests [][]byte, mor
 					b.Error(err)
 					return
 				}
-				if err := readAnswer(answers); err != nil {
+				if err := readResponse(responses); err != nil {
 					b.Error(err)
 					return
 				}
@@ -174,8 +175,8 @@ func drive(b *testing.B, address string, connections int, requests [][]byte, mor
 	return int(sent.Load())
 }
 
-// readAnswer reads one answer, which must be a 200 with a Content-Length, and allocates nothing.
-func readAnswer(r *bufio.Reader) error {
+// readResponse reads one response, which must be a 200 with a Content-Length, and allocates nothing.
+func readResponse(r *bufio.Reader) error {
 	size := -1
 	for first := true; ; first = false {
 		line, err := r.ReadSlice('\n')
@@ -183,7 +184,7 @@ func readAnswer(r *bufio.Reader) error {
 			return err
 		}
 		if first && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")) {
-			return fmt.Errorf("answered %q", line)
+			return fmt.Errorf("got %q", line)
 		}
 		if value, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
 			size = 0
@@ -332,7 +333,7 @@ func BenchmarkSpeed(b *testing.B) {
 			}
 		}
 
-		// How long an answer takes at half of the most charges, and the floor's at the same rate.
+		// How long a response takes at half of the most charges, and the floor's at the same rate.
 		for i, on := range []*process{base, p} {
 			var mu sync.Mutex
 			var took []time.Duration
@@ -352,7 +353,8 @@ func BenchmarkSpeed(b *testing.B) {
 				}
 			})
 			slices.Sort(took)
-			fmt.Printf("\n%s at half of the most charges (%d/s): median %s, p99 %s\n", loads[i].name, len(took)/10, took[len(took)/2], took[len(took)*99/100])
+			fmt.Printf("\n%s at half of the most charges (%d/s): median %s, p99 %s\n",
+				loads[i].name, len(took)/10, took[len(took)/2], took[len(took)*99/100])
 		}
 
 		// The same again with more of everything.
@@ -378,7 +380,8 @@ func BenchmarkSpeed(b *testing.B) {
 			charges += int(few)
 			ratios = append(ratios, count(grown, requests)/few)
 		}
-		fmt.Printf("1,000 keys of 1,000 tenants beside 1,000,000 keys in Redis, to 1,000 keys of 1 tenant beside none: %.2f [%.2f … %.2f] of the charges/s; %.0f bytes in Redis a key\n",
+		fmt.Printf("1,000 keys of 1,000 tenants beside 1,000,000 keys in Redis, to 1,000 keys of 1 tenant beside none: "+
+			"%.2f [%.2f … %.2f] of the charges/s; %.0f bytes in Redis a key\n",
 			median(ratios), slices.Min(ratios), slices.Max(ratios), perKey)
 		grown.kill()
 
@@ -386,7 +389,7 @@ func BenchmarkSpeed(b *testing.B) {
 			end := time.Now().Add(10 * time.Second)
 			charges += drive(b, p.address(b), 64, loads[1].requests(), func(int) bool { return time.Now().Before(end) }, nil)
 		}
-		fmt.Printf("after %d charges: %d KiB resident; start to first answer: %.0f ms; binary: %d KiB\n",
+		fmt.Printf("after %d charges: %d KiB resident; start to first response: %.0f ms; binary: %d KiB\n",
 			charges, residentKiB(b, p.cmd.Process.Pid), median(starts), info.Size()>>10)
 	}
 }
@@ -424,7 +427,7 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// loader is what makes the load: wrk where it is there, which costs less than a client in Go.
+// loader returns what sends the load: wrk, if there is one, which costs less than a client in Go.
 func loader() string {
 	if _, err := exec.LookPath("wrk"); err == nil {
 		return "wrk -t1"
@@ -432,7 +435,7 @@ func loader() string {
 	return "a client in Go"
 }
 
-// runWorkload sends w for speedTime and returns how many requests a second were answered, and how many in all.
+// runWorkload sends w for speedTime and returns how many responses came in a second, and in all.
 func runWorkload(b *testing.B, w workload, address string, connections int) (rate float64, requests int) {
 	if loader() != "wrk -t1" {
 		begin := time.Now()
@@ -445,19 +448,22 @@ func runWorkload(b *testing.B, w workload, address string, connections int) (rat
 		fmt.Fprintf(&script, "wrk.headers['Authorization'] = 'Bearer %s'\n", w.tokens[0])
 	} else {
 		fmt.Fprintf(&script, "local tokens, requests, n = {'%s'}, {}, 0\n", strings.Join(w.tokens, "','"))
-		fmt.Fprintf(&script, "function init() for i, token in ipairs(tokens) do requests[i] = wrk.format(nil, nil, {['Authorization'] = 'Bearer ' .. token%s}) end end\n",
+		fmt.Fprintf(&script, "function init() for i, token in ipairs(tokens) do "+
+			"requests[i] = wrk.format(nil, nil, {['Authorization'] = 'Bearer ' .. token%s}) end end\n",
 			map[bool]string{true: ", ['Idempotency-Key'] = '" + serial + "'"}[w.header != ""])
 		if w.header == "" {
 			fmt.Fprint(&script, "function request() n = n + 1; return requests[n % #requests + 1] end\n")
 		} else {
-			fmt.Fprintf(&script, "function request() n = n + 1; return (string.gsub(requests[n %% #requests + 1], '%s', '%d-' .. n, 1)) end\n", serial, time.Now().UnixNano())
+			fmt.Fprintf(&script, "function request() n = n + 1; return (string.gsub(requests[n %% #requests + 1], '%s', '%d-' .. n, 1)) end\n",
+				serial, time.Now().UnixNano())
 		}
 	}
 	file := filepath.Join(b.TempDir(), "load.lua")
 	if err := os.WriteFile(file, []byte(script.String()), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	out, err := exec.Command("wrk", "-t1", fmt.Sprintf("-c%d", connections), "-d"+speedTime.String(), "-s", file, "http://"+address+w.path).CombinedOutput()
+	wrk := exec.Command("wrk", "-t1", fmt.Sprintf("-c%d", connections), "-d"+speedTime.String(), "-s", file, "http://"+address+w.path)
+	out, err := wrk.CombinedOutput()
 	found := regexp.MustCompile(`(?s)(\d+) requests in .*Requests/sec: +([\d.]+)`).FindSubmatch(out)
 	if err != nil || found == nil || bytes.Contains(out, []byte("Non-2xx")) || bytes.Contains(out, []byte("Socket errors")) {
 		b.Fatalf("%s: %v\n%s", w.name, err, out)
@@ -471,7 +477,7 @@ func runWorkload(b *testing.B, w workload, address string, connections int) (rat
 func cpuMicros(b *testing.B, pid int) (user, system float64) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		b.Skip("processor times are read as Linux gives them: ", err)
+		b.Fatal("processor times are read as Linux has them: ", err)
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	user, _ = strconv.ParseFloat(fields[11], 64)
@@ -508,7 +514,8 @@ func (r *redisServer) fill(b *testing.B, n int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		_ = c.Send("EVALSHA", issueScript.sha1[0], 1, apiKeyKey(key), anonymousKeyLife.Milliseconds(), 0, "abc", anonymousGroup, formatTime(time.Now()), 100)
+		_ = c.Send("EVALSHA", issueScript.sha1[0], 1,
+			apiKeyKey(key), anonymousKeyLife.Milliseconds(), 0, "abc", anonymousGroup, formatTime(time.Now()), 100)
 		if i%1000 == 999 {
 			if _, err := c.Do(""); err != nil {
 				b.Fatal(err)

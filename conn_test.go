@@ -35,6 +35,7 @@ func lazyPair(t *testing.T) (c *lazyConn, other net.Conn) {
 
 // However often it is set, a call ends at the deadline that was set last: not before, and not later.
 func TestLazyDeadlines(t *testing.T) {
+	long(t)
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 	full := make([]byte, 64<<20) // more than the system buffers
 	calls := map[string]struct {
@@ -138,6 +139,7 @@ func TestLazyBackgroundRead(t *testing.T) {
 // Whatever a client does, net/http serves it over a lazyConn just as over the connection itself, to the same bytes and
 // after the same time.
 func TestLazyConnIsAConn(t *testing.T) {
+	long(t)
 	const request = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
 	const head = len(request) - len("abc")
 	with := func(old, new string) string { return strings.Replace(request, old, new, 1) }

@@ -402,6 +402,7 @@ func TestBadHeadersAndQueries(t *testing.T) {
 }
 
 func TestShowKey(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	show := func(t *testing.T, key string) (object map[string]any) {

@@ -18,6 +18,7 @@ import (
 
 // Without a Redis that can serve it the program ends with code 1, soon, after one line that says why.
 func TestRedisConnectionFailed(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t, "--requirepass", "right")
 	port, err := freePort()
 	if err != nil {
@@ -131,6 +132,7 @@ func TestHealthFlag(t *testing.T) {
 
 // A request that does not end keeps the service only until the drain timeout.
 func TestDrainTimeout(t *testing.T) {
+	t.Parallel()
 	var log logBuffer
 	set, err := parse(env{"REDIS_URL": testRedis.url(), "ADMIN_TOKEN": testAdminToken}, "-addr=127.0.0.1:0")
 	if err != nil {
@@ -184,8 +186,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 			if code := p.exitCode(t); code != 0 {
 				t.Errorf("exit code %d, want 0:\n%s", code, p.log)
 			}
-			charges.clients.Wait()
-			if got, spent := len(charges.all.of("POST", 200)), 1_000_000-tokensLeft(t, key); got != spent {
+			if got, spent := len(charges.wait().of("POST", 200)), 1_000_000-tokensLeft(t, key); got != spent {
 				t.Errorf("%d charges have their response, %d were taken", got, spent)
 			}
 			if p.log.count("[WARN]")+p.log.count("[ERROR]") > 0 {
@@ -251,6 +252,7 @@ func TestPipelinedRequests(t *testing.T) {
 // 500 slow clients do not keep honest ones out, and are cut off.
 func TestSlowClients(t *testing.T) {
 	long(t)
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 1000)
 	key := s.login(t, id)
@@ -285,6 +287,7 @@ func TestSlowClients(t *testing.T) {
 
 // No more connections than that are served at a time; one more is when another ends.
 func TestMaxConnections(t *testing.T) {
+	t.Parallel()
 	s := newService(t, "MAX_CONNECTIONS=3")
 	// Connections that are served: their requests run, and wait for the rest of their bodies.
 	var taken []*net.TCPConn

@@ -337,6 +337,7 @@ func TestLongCharges(t *testing.T) {
 
 // A charge is judged by the config as it is when its body is complete, however slowly that came.
 func TestSlowBodyConfig(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	for _, test := range []struct {
 		name   string
@@ -351,6 +352,7 @@ func TestSlowBodyConfig(t *testing.T) {
 		}, "400"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			id := newTenant(t, 10)
 			key := s.login(t, id)
 			c := s.begin(t, "POST", "/"+id+"/tokens/consume", 12, bearer(key))

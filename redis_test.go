@@ -212,6 +212,7 @@ func TestErrorsWithoutKeys(t *testing.T) {
 // While Redis is frozen every response is a 503 within 2 s; then everything is as before by itself, and the log says
 // once that there was a fault.
 func TestRedisFrozen(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	key := s.login(t, "abc")
@@ -233,6 +234,8 @@ func TestRedisFrozen(t *testing.T) {
 
 // However slow Redis is, a response comes within 2 s, even if a request needs several of Redis's replies.
 func TestRedisSlow(t *testing.T) {
+	long(t)
+	t.Parallel()
 	r := newRedis(t)
 	// Each request loads its config, as the user may not have Redis say when one changes.
 	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
@@ -266,6 +269,7 @@ func TestRedisSlow(t *testing.T) {
 
 // A Redis whose memory is full still reads and charges; what needs room is 503, and one line of the log says why.
 func TestRedisFull(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	key := s.login(t, "abc")
@@ -289,6 +293,7 @@ func TestRedisFull(t *testing.T) {
 
 // A connection to a Redis that was demoted is given up: the next leads to the new master.
 func TestRedisDemoted(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		rephrase func(reply []byte)
@@ -299,6 +304,7 @@ func TestRedisDemoted(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			old, master := newRedis(t), newRedis(t)
 			var promoted atomic.Bool
 			proxy := newRedisProxyTo(t, func() *redisServer {
@@ -332,7 +338,8 @@ func TestRedisDemoted(t *testing.T) {
 
 // After a restart of Redis not one request meets a connection from before.
 func TestRedisRestarted(t *testing.T) {
-	r := newRedis(t, "--appendfsync", "always")
+	t.Parallel()
+	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	key := s.login(t, "abc")
 	load{ // several idle connections
@@ -358,6 +365,8 @@ func TestRedisRestarted(t *testing.T) {
 
 // A connection that Redis has closed while nobody used it costs no request, neither of the pool nor the shared one.
 func TestClosedWhileIdle(t *testing.T) {
+	long(t)
+	t.Parallel()
 	r := newRedis(t)
 	gate := func() { r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking") }
 	gate()
@@ -398,6 +407,8 @@ func TestClosedWhileIdle(t *testing.T) {
 
 // A fault that shows only now and then is one all the same, and it is over even if nobody sends a request.
 func TestFaultLog(t *testing.T) {
+	long(t)
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
@@ -438,6 +449,7 @@ func TestFaultLog(t *testing.T) {
 
 // While Redis loads its data it replies, but does not serve.
 func TestRedisLoading(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t, "--key-load-delay", "400")
 	s := newService(t, "REDIS_URL="+r.url())
 	key := s.login(t, "abc")

@@ -84,6 +84,7 @@ func TestSharedConnReplies(t *testing.T) {
 // While Redis says nothing, each caller waits until its own deadline and no longer, no more than maxPending wait, and
 // all is well once Redis goes on.
 func TestSharedConnDeadlines(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	c := newShared(t, r.dialContext)
 	wantPing(t, c)
@@ -146,6 +147,7 @@ func TestSharedConnBreaks(t *testing.T) {
 // A connection that forwards no more replies, or no more of those that it owes, is replaced soon after the first command
 // over it has expired.
 func TestSharedConnSilence(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name  string
 		first fate // what becomes of the first reply, while the others are owed
@@ -154,6 +156,7 @@ func TestSharedConnSilence(t *testing.T) {
 		{"one of the replies comes", pass},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			var mute atomic.Bool
 			var held atomic.Int64
 			release := make(chan fate, 2)
@@ -165,7 +168,7 @@ func TestSharedConnSilence(t *testing.T) {
 				held.Add(1)
 				return <-release
 			})
-			// It is not logged in where Redis asks for that. Redis says so, which is a reply as good as any.
+			// It does not log in. If Redis asks for that its reply is an error, which is a reply as good as any.
 			c := newShared(t, func(ctx context.Context) (redis.Conn, error) {
 				return redis.DialContext(ctx, "tcp", proxy.address)
 			})
@@ -210,6 +213,7 @@ func TestSharedConnSilence(t *testing.T) {
 
 // That one command runs out of time does not end the connection for those behind it that have more.
 func TestSharedConnSlow(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t, "--enable-debug-command", "yes")
 	c := newShared(t, r.dialContext)
 	var callers sync.WaitGroup
@@ -254,6 +258,7 @@ func TestSharedConnRefused(t *testing.T) {
 
 // A connection that is no longer read while much is sent over it is replaced, and keeps nobody from closing.
 func TestSharedConnStuck(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	var dials atomic.Int64
 	c := newPipeline(func(ctx context.Context) (redis.Conn, error) {

@@ -736,7 +736,7 @@ func TestHangUps(t *testing.T) {
 	waiting := charge("first-", poolSize, 1).start(t)
 	time.Sleep(300 * time.Millisecond)
 	r.signal(t, syscall.SIGCONT)
-	waiting.clients.Wait()
+	waiting.wait()
 	charge("warm-", clients, charges).run(t)
 	paid := poolSize + clients*charges
 	before := dialled()
