@@ -177,7 +177,7 @@ func TestTrackingRefused(t *testing.T) {
 	r := newRedis(t)
 	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
 	s := newService(t, fmt.Sprintf("REDIS_URL=redis://gate:pw@127.0.0.1:%d", r.port))
-	if n := strings.Count(s.log.String(), "[WARN]"); n != 1 || !strings.Contains(s.log.String(), "[WARN] Redis refuses to say when configs change") {
+	if n := s.log.count("[WARN]"); n != 1 || !strings.Contains(s.log.String(), "[WARN] Redis refuses to say when configs change") {
 		t.Errorf("%d warnings in\n%s", n, s.log)
 	}
 	before := s.loads("abc")

@@ -207,7 +207,7 @@ func borrowRedis(rawURL string) (*redisServer, error) {
 		r.options = append(options, redis.DialDatabase(r.database))
 		free, err := r.take()
 		if err != nil {
-			return nil, fmt.Errorf("TEST_REDIS_URL: %w", err)
+			return nil, fmt.Errorf("TEST_REDIS_URL, as an administrator: %w", err)
 		}
 		if free {
 			return r, nil
