@@ -1,7 +1,15 @@
-FROM golang:1.26 AS build
+FROM golang:1.26 AS modules
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
+
+# Only `docker compose --profile test` builds this stage.
+FROM modules AS test
+RUN apt-get update && apt-get install -qy --no-install-recommends redis-server && rm -rf /var/lib/apt/lists/*
+COPY . .
+CMD ["go", "test", "-race", "./..."]
+
+FROM modules AS build
 COPY . .
 RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /tollgate .
 

@@ -5,37 +5,22 @@
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 1m
 TOOLS       ?= redis-server
-REDIS_URL   ?= redis://localhost:6379
-export REDIS_URL
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST)
 
-# A Redis that this target starts keeps its data in .redis/ and stops when the service has stopped.
-run: TOOLS = redis-server
-run: tools ## serve on :8080, with a Redis of its own where none answers at REDIS_URL
-	@go build -o .bin/tollgate .
-	@if ! redis-cli -u "$$REDIS_URL" ping >/dev/null 2>&1; then \
-		port=$$(echo "$$REDIS_URL" | sed -nE 's#^redis://(localhost|127\.0\.0\.1):([0-9]+)/?[0-9]*$$#\2#p; s#^redis://(localhost|127\.0\.0\.1)/?[0-9]*$$#6379#p'); \
-		if [ -n "$$port" ]; then \
-			mkdir -p .redis && redis-server --port "$$port" --bind 127.0.0.1 --dir .redis --logfile redis.log \
-				--appendonly yes --maxmemory-policy noeviction --daemonize yes >/dev/null && \
-			trap 'redis-cli -p '"$$port"' shutdown >/dev/null 2>&1' EXIT; \
-			for i in 1 2 3 4 5 6 7 8 9 10; do redis-cli -p "$$port" ping 2>/dev/null | grep -q PONG && break; sleep 0.2; done; \
-		fi; \
-	fi; \
-	GOGC=$${GOGC:-400} GOMEMLIMIT=$${GOMEMLIMIT:-256MiB} .bin/tollgate & pid=$$!; trap : INT; trap "kill $$pid" TERM; \
-	while kill -0 $$pid 2>/dev/null; do wait $$pid; code=$$?; done; exit $$code
+run: tools ## serve on :8080, with a Redis of its own if none responds at REDIS_URL
+	@./run.sh
 
 test: tools ## run the tests, race detector on, against a real redis-server, or the one at TEST_REDIS_URL
 	go test -race ./...
 
-integration: TOOLS = redis-server nginx caddy promtool
-integration: tools ## run the tests that drive nginx, Caddy and promtool
+integration: TOOLS = redis-server curl nginx caddy promtool
+integration: tools ## run the tests that drive other programs: the docs with curl, nginx, Caddy, promtool
 	go test -race -tags integration -run '^TestIntegration' .
 
 bench: TOOLS = redis-server wrk
-bench: tools ## measure all that the README's chapter "Speed" states; it takes a quarter of an hour
+bench: tools ## measure everything that docs/performance.md states; it takes a quarter of an hour
 	go test -run '^$$' -bench . -benchmem -timeout 1h ./...
 
 fuzz: tools ## run every fuzz target for FUZZTIME (1m)

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -14,24 +16,25 @@ import (
 )
 
 const (
-	maxUserIDBytes = 256
-	maxKeyLife     = 10 * 365 * 24 * time.Hour
+	maxUserIDBytes  = 256
+	maxKeyTTL       = 10 * 365 * 24 * time.Hour
+	maxNamedInError = 20
 )
 
-// configBody is a config as the admin routes show it.
+// configBody is the response that shows a config.
 type configBody struct {
 	Config json.RawMessage `json:"config"`
 }
 
-// success is the answer to a change that has nothing to tell.
+// success is the response to a change that returns nothing else.
 type success struct {
 	Success bool `json:"success"`
 }
 
 func setETag(h http.Header, etag string) { h["ETag"] = []string{`"` + etag + `"`} }
 
-func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
-	config := tenantFrom(r).config
+func (s *server) showConfig(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	config := info.tenant.config
 	known, all, err := entityTags(r, "If-None-Match")
 	if err != nil {
 		return err
@@ -42,29 +45,25 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	return writeBody(w, http.StatusOK, config.answer)
+	return writeBody(w, http.StatusOK, config.json)
 }
 
-func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r, nil)
-	if err != nil {
-		return err
-	}
+func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	var raw []byte
-	if err := readJSON(body, fields{"config": rawJSON(&raw)}, "config"); err != nil {
+	if err := decodeObject(info.body, objectRules{"config": rawField(&raw)}, "config"); err != nil {
 		return err
 	}
-	return s.saveConfig(w, r, raw)
+	return s.saveConfig(w, r, info, raw)
 }
 
-// saveConfig replaces the tenant's config by raw, if raw is one and the config is what the request's If-Match and
-// If-None-Match ask for.
-func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) error {
+// saveConfig replaces the tenant's config by raw, if raw is a valid config and the present one meets the request's
+// If-Match and If-None-Match.
+func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *requestInfo, raw []byte) error {
 	config, err := parseConfig(raw)
 	if err != nil {
 		return err
 	}
-	match, _, err := entityTags(r, "If-Match") // all: there is one, or it is no tenant
+	match, _, err := entityTags(r, "If-Match") // * holds: the tenant has a config
 	if err != nil {
 		return err
 	}
@@ -82,7 +81,7 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) 
 	if none {
 		conditions = append(conditions, "none")
 	}
-	etag, err := s.store.ReplaceConfig(tenantFrom(r).id, config, adminFrom(r), conditions)
+	etag, err := s.store.ReplaceConfig(info.deadline, info.tenantID, config, info.actor, conditions)
 	if err != nil {
 		return err
 	}
@@ -90,86 +89,102 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, raw []byte) 
 	return writeJSON(w, http.StatusOK, success{true})
 }
 
-// entityTags reads If-Match or If-None-Match (RFC 9110, section 13.1): * is all; no header is no tags, and not all.
-// Tags come without their quotes, which may be missing. Of weak ones (W/"…") If-None-Match is true too; in If-Match they
-// keep their W/, so that they match none of ours, which are all strong.
+// entityTags parses If-Match or If-None-Match (RFC 9110, section 13.1). all reports a *. Tags are returned without
+// their quotes, which may be missing. In If-None-Match a weak tag (W/"…") is taken for the strong one; in If-Match it
+// keeps its W/, so that it matches none of ours, which are all strong.
 func entityTags(r *http.Request, header string) (tags []string, all bool, err error) {
 	if len(r.Header[header]) == 0 {
 		return nil, false, nil
 	}
-	list := strings.Join(r.Header[header], ",")
-	if list == "*" {
+	rest := strings.Join(r.Header[header], ",")
+	if rest == "*" {
 		return nil, true, nil
 	}
-	for rest := list; ; {
-		rest = strings.TrimLeft(rest, " \t,") // empty elements do not count (RFC 9110, section 5.6.1.2)
-		if rest == "" {
-			break
-		}
-		opaque, weak := strings.CutPrefix(rest, "W/")
-		tag, quoted := strings.CutPrefix(opaque, `"`)
-		if quoted {
-			tag, rest, quoted = strings.Cut(tag, `"`)
-		} else {
-			end := strings.IndexAny(tag+",", " \t,")
-			tag, rest = tag[:end], tag[end:]
-			quoted = tag != "" && tag != "*" && !strings.Contains(tag, `"`)
-		}
-		if after := strings.TrimLeft(rest, " \t"); !quoted || after != "" && after[0] != ',' {
-			tags = nil
-			break
+	invalid := badRequestError(header + ` must be * or a list of ETags such as "0a1b2c"`)
+	for rest = skipListSpace(rest); rest != ""; rest = skipListSpace(rest) {
+		tag, weak, after, ok := scanETag(rest)
+		if !ok {
+			return nil, false, invalid
 		}
 		if weak && header == "If-Match" {
 			tag = "W/" + tag
 		}
-		tags = append(tags, tag)
+		tags, rest = append(tags, tag), after
 	}
 	if tags == nil {
-		return nil, false, badRequest(header + ` must be * or a list of ETags such as "0a1b2c"`)
+		return nil, false, invalid
 	}
 	return tags, false, nil
 }
 
-func (s *server) showHistory(w http.ResponseWriter, r *http.Request) error {
-	versions, err := s.store.History(tenantFrom(r).id)
+// skipListSpace skips white space and empty elements (RFC 9110, section 5.6.1.2).
+func skipListSpace(list string) string { return strings.TrimLeft(list, " \t,") }
+
+// scanETag scans the entity tag at the start of a list and returns what follows it. The tag may lack its quotes.
+func scanETag(list string) (tag string, weak bool, rest string, ok bool) {
+	list, weak = strings.CutPrefix(list, "W/")
+	if quoted, found := strings.CutPrefix(list, `"`); found {
+		tag, rest, ok = strings.Cut(quoted, `"`)
+	} else {
+		end := strings.IndexAny(list+",", " \t,")
+		tag, rest = list[:end], list[end:]
+		ok = tag != "" && tag != "*" && !strings.Contains(tag, `"`)
+	}
+	after := strings.TrimLeft(rest, " \t")
+	return tag, weak, rest, ok && (after == "" || after[0] == ',')
+}
+
+// versionBody is a version in the response that lists a config's history.
+type versionBody struct {
+	ETag    string `json:"etag"`
+	SavedAt string `json:"savedAt"`
+	SavedBy string `json:"savedBy"`
+}
+
+func (s *server) showHistory(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	versions, err := s.store.History(info.deadline, info.tenantID)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, struct {
-		Versions []version `json:"versions"`
-	}{versions})
+	body := struct {
+		Versions []versionBody `json:"versions"`
+	}{make([]versionBody, len(versions))}
+	for i, v := range versions {
+		body.Versions[i] = versionBody{v.etag, v.savedAt, v.savedBy}
+	}
+	return writeJSON(w, http.StatusOK, body)
 }
 
-// pathVersion is the config that a request's path names by its ETag, in quotes or without.
-func (s *server) pathVersion(r *http.Request) ([]byte, error) {
-	return s.store.Version(tenantFrom(r).id, strings.Trim(r.PathValue("etag"), `"`))
+// pathVersion returns the version of the config whose ETag is in the path, with quotes or without.
+func (s *server) pathVersion(r *http.Request, info *requestInfo) ([]byte, error) {
+	return s.store.Version(info.deadline, info.tenantID, strings.Trim(r.PathValue("etag"), `"`))
 }
 
-func (s *server) showVersion(w http.ResponseWriter, r *http.Request) error {
-	config, err := s.pathVersion(r)
+func (s *server) showVersion(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	config, err := s.pathVersion(r, info)
 	if err != nil {
 		return err
 	}
-	if err := checkJSON(config); err != nil { // it was put straight into Redis
-		return &invalidConfig{problems{"it is no JSON: " + err.Error()}}
+	if err := checkJSON(config); err != nil { // it was written straight to Redis
+		return &configError{problems{"it is not valid JSON: " + err.Error()}}
 	}
 	return writeJSON(w, http.StatusOK, configBody{config})
 }
 
-func (s *server) restoreVersion(w http.ResponseWriter, r *http.Request) error {
-	config, err := s.pathVersion(r)
+func (s *server) restoreVersion(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	config, err := s.pathVersion(r, info)
 	if err != nil {
 		return err
 	}
-	return s.saveConfig(w, r, config)
+	return s.saveConfig(w, r, info, config)
 }
 
-func (s *server) issueAdminToken(w http.ResponseWriter, r *http.Request) error {
-	token, err := newToken(adminPrefix)
+func (s *server) issueAdminToken(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	token, err := newCredential(adminTokenPrefix)
 	if err != nil {
 		return err
 	}
-	if err := s.store.AddAdminToken(tenantFrom(r).id, sha256.Sum256([]byte(token)), adminFrom(r)); err != nil {
+	if err := s.store.AddAdminToken(info.deadline, info.tenantID, sha256.Sum256([]byte(token)), info.actor); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusCreated, struct {
@@ -177,16 +192,16 @@ func (s *server) issueAdminToken(w http.ResponseWriter, r *http.Request) error {
 	}{token})
 }
 
-func (s *server) revokeAdminTokens(w http.ResponseWriter, r *http.Request) error {
-	if err := s.store.RevokeAdminTokens(tenantFrom(r).id); err != nil {
+func (s *server) revokeAdminTokens(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	if err := s.store.RevokeAdminTokens(info.deadline, info.tenantID); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
-func (s *server) listTenants(w http.ResponseWriter, r *http.Request) error {
-	ids, err := s.store.Tenants()
+func (s *server) listTenants(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	ids, err := s.store.Tenants(info.deadline)
 	if err != nil {
 		return err
 	}
@@ -195,24 +210,21 @@ func (s *server) listTenants(w http.ResponseWriter, r *http.Request) error {
 	}{ids})
 }
 
-func (s *server) createTenant(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r, s.longBodies)
-	if err != nil {
-		return err
-	}
+func (s *server) createTenant(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	var id string
 	var raw []byte
-	if err := readJSON(body, fields{"tenantId": text(&id), "config": rawJSON(&raw)}, "tenantId", "config"); err != nil {
+	rules := objectRules{"tenantId": stringField(&id), "config": rawField(&raw)}
+	if err := decodeObject(info.body, rules, "tenantId", "config"); err != nil {
 		return err
 	}
 	if !validTenantID(id) {
-		return badRequest("tenantId must be 1 to 64 of A-Z a-z 0-9 _ -, starting with a letter or digit")
+		return badRequestError("tenantId must be 1 to 64 of A-Z a-z 0-9 _ -, starting with a letter or digit")
 	}
 	config, err := parseConfig(raw)
 	if err != nil {
 		return err
 	}
-	etag, err := s.store.CreateTenant(id, config, adminFrom(r))
+	etag, err := s.store.CreateTenant(info.deadline, id, config, info.actor)
 	if err != nil {
 		return err
 	}
@@ -221,8 +233,8 @@ func (s *server) createTenant(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusCreated, success{true})
 }
 
-func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request) error {
-	id := tenantID(r)
+func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	id := pathTenantID(r)
 	if !validTenantID(id) {
 		return ErrNoTenant
 	}
@@ -230,68 +242,92 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.DeleteTenant(id, ifMatch); err != nil {
+	if err := s.store.DeleteTenant(info.deadline, id, ifMatch); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
-func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request) error {
-	body, err := readBody(w, r, nil)
-	if err != nil {
-		return err
-	}
-	t := tenantFrom(r)
-	k := apiKey{TenantID: t.id, CreatedAt: time.Now()}
-	tokens, lifeSeconds := int64(-1), int64(0)
-	err = readJSON(body, fields{
-		"userId":    userID(&k.UserID),
-		"group":     text(&k.Group),
-		"tokens":    wholeNumber(&tokens, 0, maxAmount),
-		"expiresIn": wholeNumber(&lifeSeconds, 1, int64(maxKeyLife/time.Second)),
+func (s *server) issueUserKey(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	k := apiKey{tenantID: info.tenantID, createdAt: time.Now()}
+	tokens, ttlSeconds := int64(-1), int64(0)
+	err := decodeObject(info.body, objectRules{
+		"userId":    userIDField(&k.userID),
+		"group":     stringField(&k.group),
+		"tokens":    intField(&tokens, 0, maxAmount),
+		"expiresIn": secondsField(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
 	}, "userId", "group")
 	if err != nil {
 		return err
 	}
-	group, ok := t.config.groups[k.Group]
+	group, ok := info.tenant.config.groups[k.group]
 	if !ok {
-		return errUnknownGroup
+		return unknownGroup(info.tenant.config)
 	}
-	k.TokensLeft = group.tokens
+	k.tokensLeft = group.tokens
 	if tokens >= 0 {
-		k.TokensLeft = tokens
+		k.tokensLeft = tokens
 	}
-	key, err := newToken(userPrefix)
+	key, err := newCredential(userKeyPrefix)
 	if err != nil {
 		return err
 	}
-	if err := s.store.IssueKey(adminTimeout, key, k, time.Duration(lifeSeconds)*time.Second, "", 0); err != nil {
+	if err := s.store.NewKey(info.deadline, key, k, time.Duration(ttlSeconds)*time.Second); err != nil {
 		return err
 	}
-	s.metrics.keyIssued(t.id, k.Group)
-	return writeTokens(w, http.StatusCreated, key, k.TokensLeft)
+	s.metrics.keyIssued(info.tenantID, k.group)
+	return writeTokens(w, http.StatusCreated, key, k.tokensLeft)
 }
 
-// userID is 1 to maxUserIDBytes of text that a header can hand on as it is: printable, with no white space at its ends.
-func userID(dst *string) field {
+// unknownGroup returns the error for a group that the config does not have. It lists those that there are, at most 20.
+func unknownGroup(config *tenantConfig) error {
+	names := slices.Sorted(maps.Keys(config.groups))
+	more := ""
+	if len(names) > maxNamedInError {
+		more = fmt.Sprintf(" and %d more", len(names)-maxNamedInError)
+		names = names[:maxNamedInError]
+	}
+	for i, name := range names {
+		names[i] = strconv.Quote(name)
+	}
+	if len(names) == 0 {
+		return badRequestError("group must be one of the tenant's user_groups, and there are none")
+	}
+	return badRequestError("group must be one of the tenant's user_groups: " + strings.Join(names, ", ") + more)
+}
+
+// secondsField returns the rule for a duration in seconds.
+func secondsField(dst *int64, lo, hi int64) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		var outside problems
+		if intField(dst, lo, hi)(&outside, path, value); len(outside) > 0 {
+			wrong.add(path, fmt.Sprintf("must be a whole number of seconds from %d to %d", lo, hi))
+		}
+	}
+}
+
+// userIDField returns the rule for 1 to maxUserIDBytes of text that a header can carry: printable, without white space
+// at its ends.
+func userIDField(dst *string) fieldRule {
 	return func(wrong *problems, path string, value []byte) {
 		var id string
 		before := len(*wrong)
-		text(&id)(wrong, path, value)
+		stringField(&id)(wrong, path, value)
 		if len(*wrong) > before {
 			return
 		}
 		unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 		if id == "" || len(id) > maxUserIDBytes || strings.TrimSpace(id) != id || strings.ContainsFunc(id, unprintable) {
-			wrong.add(path, fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends", maxUserIDBytes))
+			wrong.add(path, fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends",
+				maxUserIDBytes))
 			return
 		}
 		*dst = id
 	}
 }
 
-// pathKey is the API key that an admin's request names. What does not look like one is nobody's.
+// pathKey returns the API key in the path. What does not have the form of one is not found.
 func pathKey(r *http.Request) (string, error) {
 	key := r.PathValue("apiKey")
 	if !validAPIKey(key) {
@@ -300,79 +336,81 @@ func pathKey(r *http.Request) (string, error) {
 	return key, nil
 }
 
-// missing turns ErrNoKey, which answers whoever holds a key, into what answers an admin who asks about one.
-func missing(err error) error {
+// notFoundForAdmin turns ErrNoKey, which is 401 for the holder of a key, into 404 for an admin who names one.
+func notFoundForAdmin(err error) error {
 	if errors.Is(err, ErrNoKey) {
 		return errNotFound
 	}
 	return err
 }
 
-func (s *server) showKey(w http.ResponseWriter, r *http.Request) error {
+func (s *server) showKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	key, err := pathKey(r)
 	if err != nil {
 		return err
 	}
-	k, err := s.store.Key(adminTimeout, tenantFrom(r).id, key)
+	k, err := s.store.Key(info.deadline, info.tenantID, key)
 	if err != nil {
-		return missing(err)
+		return notFoundForAdmin(err)
 	}
 	return writeKey(w, k)
 }
 
-func (s *server) changeKey(w http.ResponseWriter, r *http.Request) error {
+func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	key, err := pathKey(r)
 	if err != nil {
 		return err
 	}
-	body, err := readBody(w, r, nil)
+	change, err := parseKeyChange(info.body)
 	if err != nil {
 		return err
 	}
-	var change keyChange
-	var group string
-	balance := func(how string, min int64) field {
-		read := wholeNumber(&change.tokens, min, maxAmount)
-		return func(wrong *problems, path string, value []byte) {
-			if change.balance != "" {
-				wrong.add(path, "must not be given with the other of addTokens and tokens")
-			}
-			change.balance = how
-			read(wrong, path, value)
+	if change.group != nil {
+		if _, ok := info.tenant.config.groups[*change.group]; !ok {
+			return unknownGroup(info.tenant.config)
 		}
 	}
-	err = readJSON(body, fields{
-		"group": func(wrong *problems, path string, value []byte) {
-			change.group = &group
-			text(&group)(wrong, path, value)
-		},
-		"addTokens": balance("add", -maxAmount),
-		"tokens":    balance("set", 0),
-	})
-	if err != nil {
-		return err
-	}
-	t := tenantFrom(r)
-	if _, ok := t.config.groups[group]; change.group != nil && !ok {
-		return errUnknownGroup
-	}
-	k, err := s.store.ChangeKey(t.id, key, change)
+	k, err := s.store.UpdateKey(info.deadline, info.tenantID, key, change)
 	if errors.Is(err, ErrBalanceRange) {
-		return badRequest(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
+		return badRequestError(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
 	}
 	if err != nil {
-		return missing(err)
+		return notFoundForAdmin(err)
 	}
 	return writeKey(w, k)
 }
 
-func (s *server) revokeKey(w http.ResponseWriter, r *http.Request) error {
+// parseKeyChange parses the body of a PATCH of an API key.
+func parseKeyChange(body []byte) (keyChange, error) {
+	var group string
+	var add, set int64
+	var change keyChange
+	err := decodeObject(body, objectRules{
+		"group":     present(&change.group, &group, stringField(&group)),
+		"addTokens": present(&change.addTokens, &add, intField(&add, -maxAmount, maxAmount)),
+		"tokens":    present(&change.setTokens, &set, intField(&set, 0, maxAmount)),
+	})
+	if err == nil && change.addTokens != nil && change.setTokens != nil {
+		err = badRequestError("addTokens and tokens must not be given together")
+	}
+	return change, err
+}
+
+// present returns rule with the effect that *dst points to value if the member exists.
+func present[T any](dst **T, value *T, rule fieldRule) fieldRule {
+	return func(wrong *problems, path string, raw []byte) {
+		*dst = value
+		rule(wrong, path, raw)
+	}
+}
+
+func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	key, err := pathKey(r)
 	if err != nil {
 		return err
 	}
-	if err := s.store.RevokeKey(tenantFrom(r).id, key); err != nil {
-		return missing(err)
+	if err := s.store.RevokeKey(info.deadline, info.tenantID, key); err != nil {
+		return notFoundForAdmin(err)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil

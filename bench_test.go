@@ -232,18 +232,18 @@ func BenchmarkCharge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	st, err := openStore(context.Background(), url, redisDialTimeout, newLogger(new(logBuffer)))
+	st, closeStore, err := openStore(context.Background(), url, newLogger(new(logBuffer)))
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer st.close()
+	defer closeStore()
 	tenant := testRedis.string(b, "HGET", "apiKey:"+key, "tenantId")
 	ways := map[string]func() (any, error){
 		"shared": func() (any, error) {
-			return st.evalShared(time.Now().Add(callTimeout), chargeScript, 1, "apiKey:"+key, tenant, 1, "")
+			return st.redis.eval(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, 1, "")
 		},
 		"pooled": func() (any, error) {
-			return st.eval(callTimeout, chargeScript, []string{"apiKey:" + key}, tenant, 1, "")
+			return st.redis.evalLarge(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, 1, "")
 		},
 	}
 	for _, callers := range []int{1, 64} {
@@ -506,16 +506,16 @@ func (r *redisServer) fill(b *testing.B, n int) {
 		b.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.Do("SCRIPT", "LOAD", issueScript.source[0]); err != nil {
+	if _, err := c.Do("SCRIPT", "LOAD", issueScript.source); err != nil {
 		b.Fatal(err)
 	}
 	for i := range n {
-		key, err := newToken(anonymousPrefix)
+		key, err := newCredential(anonymousKeyPrefix)
 		if err != nil {
 			b.Fatal(err)
 		}
-		_ = c.Send("EVALSHA", issueScript.sha1[0], 1,
-			apiKeyKey(key), anonymousKeyLife.Milliseconds(), 0, "abc", anonymousGroup, formatTime(time.Now()), 100)
+		_ = c.Send("EVALSHA", issueScript.sha1, 1,
+			apiKeyRedisKey(key), anonymousKeyTTL.Milliseconds(), 0, "abc", anonymousGroup, formatTime(time.Now()), 100)
 		if i%1000 == 999 {
 			if _, err := c.Do(""); err != nil {
 				b.Fatal(err)

@@ -1,216 +1,188 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"strings"
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/gomodule/redigo/redis"
 )
 
+// A config is used for configMaxAge after it was read, so what is served is never older than a second. From
+// configRefreshAge on it is read again in the background, so that no request of a tenant in steady use waits for it.
 const (
-	configPrefix = "tenant:"
-	configSuffix = ":config"
+	configMaxAge     = 750 * time.Millisecond
+	configRefreshAge = 500 * time.Millisecond
 
-	// While it listens, Redis is asked for a sign of life every watchInterval. Without one for watchTimeout nothing is
-	// cached any more, so what is served is never older than that.
-	watchInterval = 250 * time.Millisecond
-	watchTimeout  = 750 * time.Millisecond
-	watchRetry    = 100 * time.Millisecond // from the loss of the connection to the next
-	refusedRetry  = time.Minute            // the same where Redis has refused, as it will again
+	// While its server cannot be reached, a config may be used for configGraceAge. A server is taken for unreachable
+	// until configRetry after the last attempt; then a request waits for the next attempt.
+	configGraceAge = 10 * time.Second
+	configRetry    = 500 * time.Millisecond
+
+	configLoadTimeout    = 900 * time.Millisecond
+	configRefreshTimeout = 400 * time.Millisecond // leaves a request the time to be served with the cached config
 
 	maxCachedBytes = 64 << 20
-	maxCachedTime  = time.Minute // a change that Redis does not tell (SWAPDB) is seen after so long
 )
 
-// configCache holds tenants' configs for as long as Redis promises to say when one changes
-// (https://redis.io/docs/latest/develop/reference/client-side-caching/, broadcasting mode). As soon as that promise is
-// broken it is empty, and stays so until there is a new one.
+// configCache keeps the configs of tenants. It watches nothing: a config that is due is validated, which is cheap if it
+// has not changed, so the rule of freshness holds for every server, whatever happened to the key.
 type configCache struct {
-	mu       sync.RWMutex
-	watching bool
-	entries  map[string]*cacheEntry
-	bytes    int
+	// load reads a tenant. Its errors are those of store.Tenant.
+	load func(deadline time.Time, tenantID string) (*tenant, error)
+	// unchanged reports whether the tenant is still what Redis holds.
+	unchanged func(deadline time.Time, t *tenant) (bool, error)
+
+	loads sync.WaitGroup // goroutines that read configs
+
+	mu      sync.RWMutex // guards the fields below
+	entries map[string]*cacheEntry
+	loading map[string]*configLoad
+	bytes   int
 }
 
-// cacheEntry is a config, or a place for one that is being loaded. A change in Redis takes it out of the cache: what
-// is loaded into it afterwards may be old, and nobody finds it.
-type cacheEntry struct{ tenant *tenant }
+// cacheEntry is a cached tenant. The times are Unix nanoseconds.
+type cacheEntry struct {
+	tenant      *tenant
+	readAt      atomic.Int64 // when the read or validation that confirmed it began
+	failedAt    atomic.Int64 // when its server was last found unreachable
+	refreshing  atomic.Bool
+	configBytes int
+}
 
-// get returns the tenant, nil where it is not cached.
-func (c *configCache) get(tenantID string) *tenant {
+// configLoad is one reading of a config, which all that need it wait for.
+type configLoad struct {
+	done   chan struct{} // closed when tenant and err are set
+	tenant *tenant
+	err    error
+}
+
+func newConfigCache(load func(time.Time, string) (*tenant, error),
+	unchanged func(time.Time, *tenant) (bool, error)) *configCache {
+	return &configCache{
+		load: load, unchanged: unchanged,
+		entries: make(map[string]*cacheEntry), loading: make(map[string]*configLoad),
+	}
+}
+
+// close waits for the reads that are under way.
+func (c *configCache) close() { c.loads.Wait() }
+
+// get returns the tenant, from the cache if it is fresh enough, else after it was read or validated. Errors are those
+// of load, and ErrUnavailable if that has not ended by deadline.
+func (c *configCache) get(deadline time.Time, tenantID string) (*tenant, error) {
 	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if e := c.entries[tenantID]; e != nil {
-		return e.tenant
+	e := c.entries[tenantID]
+	c.mu.RUnlock()
+	if e != nil {
+		now := time.Now()
+		age := now.Sub(time.Unix(0, e.readAt.Load()))
+		unreachable := now.Sub(time.Unix(0, e.failedAt.Load())) < configRetry && age < configGraceAge
+		if age >= configRefreshAge && (age < configMaxAge || unreachable) && !e.refreshing.Swap(true) {
+			c.start(tenantID)
+		}
+		if age < configMaxAge || unreachable {
+			return e.tenant, nil
+		}
 	}
-	return nil
+	l := c.start(tenantID)
+	timeout := time.NewTimer(time.Until(deadline))
+	defer timeout.Stop()
+	select {
+	case <-l.done:
+	case <-timeout.C:
+		return nil, fmt.Errorf("%w: the config was not read in time", ErrUnavailable)
+	}
+	if e != nil && errors.Is(l.err, ErrUnavailable) && time.Since(time.Unix(0, e.readAt.Load())) < configGraceAge {
+		return e.tenant, nil
+	}
+	return l.tenant, l.err
 }
 
-// load makes a place for tenantID's config, to be filled with put or given up with drop. It must be called before
-// Redis is asked for the config.
-func (c *configCache) load(tenantID string) *cacheEntry {
+// start begins to read or validate the tenant, unless somebody has begun already.
+func (c *configCache) start(tenantID string) *configLoad {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.watching {
-		return nil
+	if l := c.loading[tenantID]; l != nil {
+		return l
 	}
-	if e := c.entries[tenantID]; e != nil {
-		return e
-	}
-	e := new(cacheEntry)
-	c.entries[tenantID] = e
-	return e
+	l := &configLoad{done: make(chan struct{})}
+	c.loading[tenantID] = l
+	e := c.entries[tenantID]
+	c.loads.Go(func() {
+		began := time.Now()
+		if e != nil {
+			l.tenant, l.err = c.refresh(began.Add(configRefreshTimeout), e.tenant)
+		} else {
+			l.tenant, l.err = c.load(began.Add(configLoadTimeout), tenantID)
+		}
+		c.finish(tenantID, l, e, began)
+		close(l.done)
+	})
+	return l
 }
 
-// put fills the place that load made, if no change has come between.
-func (c *configCache) put(place *cacheEntry, t *tenant) {
+// refresh returns t if it is unchanged, else what it is now.
+func (c *configCache) refresh(deadline time.Time, t *tenant) (*tenant, error) {
+	same, err := c.unchanged(deadline, t)
+	if same || err != nil {
+		return t, err
+	}
+	return c.load(deadline, t.id)
+}
+
+// finish puts the result of a load into the cache, unless drop was called meanwhile: then it may be old. e is the entry
+// that was refreshed, nil if there was none.
+func (c *configCache) finish(tenantID string, l *configLoad, e *cacheEntry, began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if place == nil || c.entries[t.id] != place || place.tenant != nil {
+	if c.loading[tenantID] != l {
 		return
 	}
-	for other, e := range c.entries {
-		if c.bytes+t.config.bytes() <= maxCachedBytes {
-			break
-		}
-		if e.tenant != nil {
-			c.remove(other)
-		}
+	delete(c.loading, tenantID)
+	if e != nil {
+		e.refreshing.Store(false)
 	}
-	place.tenant = t
-	c.bytes += t.config.bytes()
+	switch {
+	case e != nil && errors.Is(l.err, ErrUnavailable):
+		e.failedAt.Store(time.Now().UnixNano())
+	case l.err != nil:
+		c.remove(tenantID)
+	case e != nil && l.tenant == e.tenant:
+		e.readAt.Store(began.UnixNano())
+		e.failedAt.Store(0)
+	default:
+		c.put(l.tenant, began)
+	}
 }
 
-// drop forgets tenantID's config, also one that is being loaded.
+// put adds a tenant that was read at a time. The caller holds c.mu.
+func (c *configCache) put(t *tenant, readAt time.Time) {
+	c.remove(t.id)
+	e := &cacheEntry{tenant: t, configBytes: t.config.bytes()}
+	e.readAt.Store(readAt.UnixNano())
+	for other := range c.entries {
+		if c.bytes+e.configBytes <= maxCachedBytes {
+			break
+		}
+		c.remove(other)
+	}
+	c.entries[t.id] = e
+	c.bytes += e.configBytes
+}
+
+// drop forgets tenantID's config, and the result of a load that is under way.
 func (c *configCache) drop(tenantID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.loading, tenantID)
 	c.remove(tenantID)
 }
 
+// remove forgets tenantID's config. The caller holds c.mu.
 func (c *configCache) remove(tenantID string) {
 	if e := c.entries[tenantID]; e != nil {
-		if e.tenant != nil {
-			c.bytes -= e.tenant.config.bytes()
-		}
+		c.bytes -= e.configBytes
 		delete(c.entries, tenantID)
-	}
-}
-
-// reset forgets everything. From then on configs are cached only if Redis says when they change.
-func (c *configCache) reset(watching bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.watching, c.entries, c.bytes = watching, make(map[string]*cacheEntry), 0
-}
-
-// watch keeps the cache true until ctx is done. It closes tried once it has asked Redis for the first time: where Redis
-// refuses, which is logged, nothing is cached and each request asks for its config.
-func (s *store) watch(ctx context.Context, redisURL *redisURL, tried chan<- struct{}) {
-	var once sync.Once
-	retry := time.NewTimer(0)
-	defer retry.Stop()
-	warned := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-retry.C:
-		}
-		err := s.watchOnce(ctx, redisURL, func() { once.Do(func() { close(tried) }) })
-		s.configs.reset(false)
-		wait := watchRetry
-		reply, answered := errors.AsType[redis.Error](err)
-		if answered && (strings.HasPrefix(string(reply), "NOPERM") || !unavailable(reply)) {
-			wait = refusedRetry
-			if !warned {
-				warned = true
-				s.log.warnf("Redis refuses to say when configs change, so each request loads its own: %v", err)
-			}
-		}
-		once.Do(func() { close(tried) })
-		retry.Reset(wait)
-	}
-}
-
-// watchOnce listens on a connection of its own for what changes, and calls ready when it does. It returns what ended it.
-func (s *store) watchOnce(ctx context.Context, redisURL *redisURL, ready func()) error {
-	dial, cancel := context.WithTimeout(ctx, watchTimeout)
-	defer cancel()
-	c, err := redisURL.dial(dial, watchTimeout)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	// RESP2 has no push messages, so the connection redirects them to itself, where they come as messages of a channel.
-	id, err := redis.Int64(c.Do("CLIENT", "ID"))
-	if err != nil {
-		return err
-	}
-	if _, err := c.Do("CLIENT", "TRACKING", "ON", "REDIRECT", id, "BCAST", "PREFIX", configPrefix); err != nil {
-		return err
-	}
-	if _, err := c.Do("SUBSCRIBE", "__redis__:invalidate"); err != nil {
-		return err
-	}
-	s.configs.reset(true)
-	ready()
-
-	// One goroutine sends and this one receives, which redigo allows.
-	ended := make(chan struct{})
-	var pings sync.WaitGroup
-	pings.Go(func() {
-		tick := time.NewTicker(watchInterval)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if s.faulty.Load() { // it may be over, though nobody asks for anything
-					_ = s.Ready()
-				}
-				if c.Send("PING") != nil || c.Flush() != nil {
-					return
-				}
-			case <-s.demoted: // this Redis may tell nothing of what is written to the new master
-				c.Close()
-				return
-			case <-ctx.Done():
-				c.Close() // ends Receive
-				return
-			case <-ended:
-				return
-			}
-		}
-	})
-	defer pings.Wait()
-	defer close(ended)
-	for began := time.Now(); ; {
-		message, err := redis.Values(redis.ReceiveWithTimeout(c, watchTimeout))
-		if err != nil {
-			return err
-		}
-		if time.Since(began) > maxCachedTime {
-			began = time.Now()
-			s.configs.reset(true)
-		}
-		if len(message) < 3 {
-			continue // the answer to a PING
-		}
-		keys, ok := message[2].([]any)
-		if !ok { // FLUSHALL, FLUSHDB
-			s.configs.reset(true)
-			continue
-		}
-		for _, key := range keys {
-			if name, ok := key.([]byte); ok {
-				id, _ := strings.CutPrefix(string(name), configPrefix)
-				if id, ok := strings.CutSuffix(id, configSuffix); ok {
-					s.configs.drop(id)
-				}
-			}
-		}
 	}
 }

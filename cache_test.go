@@ -1,26 +1,16 @@
 package main
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 )
 
-// watchers are the IDs of the connections on which services learn what changes.
-func (r *redisServer) watchers(t *testing.T) (ids []string) {
-	t.Helper()
-	for line := range strings.Lines(r.string(t, "CLIENT", "LIST", "TYPE", "pubsub")) {
-		id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " ")
-		ids = append(ids, id)
-	}
-	return ids
-}
-
-// What is written by any process, or straight to Redis, is what every process serves within 1 s, and at once on the
-// process that wrote it, whatever happens to connections and keys. Between changes Redis is not asked.
+// What is written by any process, or straight to Redis, is what every process serves within 1 s, and immediately on the
+// process that wrote it, whatever happens to connections and keys. A config that has not changed is not loaded again.
 func TestConfigFreshness(t *testing.T) {
 	r := newRedis(t)
 	services := []*service{newService(t, "REDIS_URL="+r.url()), newService(t, "REDIS_URL="+r.url())}
@@ -36,178 +26,275 @@ func TestConfigFreshness(t *testing.T) {
 		r.do(t, "SET", append([]any{"tenant:" + id + ":config", config}, args...)...)
 		return config
 	}
-	everywhere := func(config string) {
+	everywhere := func(t *testing.T, config string) {
 		t.Helper()
 		for _, s := range services {
 			s.wantConfig(t, id, config)
 		}
 	}
 
-	everywhere("")
-	everywhere(set()) // straight to Redis
-	for i, s := range services {
-		config := next()
-		s.do(t, "PUT", "/"+id+"/admin/config", `{"config":`+config+`}`, bearer(testAdminToken)).want(t, 200, "")
-		s.do(t, "GET", "/"+id+"/admin/config", "", bearer(testAdminToken)).want(t, 200, `{"config":`+config+`}`)
-		services[1-i].wantConfig(t, id, config)
-	}
-	for _, s := range services {
-		before := s.loads(id)
-		for range 50 {
-			s.do(t, "GET", "/"+id+"/admin/config", "", bearer(testAdminToken)).want(t, 200, "")
+	t.Run("written straight to Redis", func(t *testing.T) {
+		everywhere(t, "")
+		everywhere(t, set())
+		everywhere(t, set())
+	})
+	t.Run("written by a process", func(t *testing.T) {
+		for i, s := range services {
+			for range 20 {
+				config := next()
+				s.putConfig(t, id, config).want(t, 200, "")
+				s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":`+config+`}`)
+				services[1-i].admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
+			}
+			services[1-i].wantConfig(t, id, fmt.Sprintf(`{"version":%d}`, version))
 		}
-		if n := s.loads(id) - before; n != 0 {
-			t.Errorf("a config that has not changed was loaded %d times", n)
+	})
+	t.Run("created and deleted by a process", func(t *testing.T) {
+		s := services[0]
+		for range 5 {
+			s.admin(t, "POST", "/admin/tenants", `{"tenantId":"own","config":{}}`).want(t, 201, "")
+			s.admin(t, "GET", "/own/admin/config", "").want(t, 200, `{"config":{}}`)
+			s.admin(t, "DELETE", "/admin/tenants/own", "").want(t, 204, "")
+			s.admin(t, "GET", "/own/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 		}
-	}
-
-	config := set()
-	r.do(t, "DEL", "tenant:"+id+":config")
-	everywhere("")
-	r.do(t, "SET", "tenant:other:config", config)
-	r.do(t, "RENAME", "tenant:other:config", "tenant:"+id+":config")
-	everywhere(config)
-	for _, flush := range []string{"FLUSHALL", "FLUSHDB"} {
-		everywhere(set())
-		r.do(t, flush)
-		everywhere("")
-	}
-	everywhere(set("PX", 300)) // Redis tells of an expiry only when it gets round to it
-	everywhere("")
-	everywhere(set())
-	r.do(t, "PEXPIRE", "tenant:"+id+":config", 200)
-	everywhere("")
-
-	// All connections cut, while the config changes.
-	for range 5 {
-		everywhere(set())
-		r.do(t, "CLIENT", "KILL", "TYPE", "pubsub")
-		r.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-		everywhere(set())
-	}
-	everywhere(set())
-	for deadline := time.Now().Add(5 * time.Second); len(r.watchers(t)) < 2; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nobody listens for changes any more")
+	})
+	t.Run("unchanged", func(t *testing.T) {
+		for _, s := range services {
+			before := s.loads(id)
+			for end := in(2 * configMaxAge); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
+			}
+			if n := s.loads(id) - before; n != 0 {
+				t.Errorf("a config that has not changed was loaded %d times", n)
+			}
 		}
-	}
-	// A change that races with its loading.
-	for range 200 {
+	})
+	t.Run("deleted and renamed", func(t *testing.T) {
 		config := set()
-		go services[1].send("GET", "/"+id+"/admin/config", "", bearer(testAdminToken))
-		services[0].wantConfig(t, id, config)
+		everywhere(t, config)
+		r.do(t, "DEL", "tenant:"+id+":config")
+		everywhere(t, "")
+		r.do(t, "SET", "tenant:other:config", config)
+		r.do(t, "RENAME", "tenant:other:config", "tenant:"+id+":config")
+		everywhere(t, config)
+	})
+	for _, flush := range []string{"FLUSHALL", "FLUSHDB"} {
+		t.Run(flush, func(t *testing.T) {
+			everywhere(t, set())
+			r.do(t, flush)
+			everywhere(t, "")
+		})
 	}
-	everywhere(set())
-}
-
-// When the connection that tells of changes is there but says nothing (a network that swallows packets, a Redis that
-// hangs), nothing that is cached is served for longer than 1 s.
-func TestSilentWatch(t *testing.T) {
-	r := newRedis(t)
-	var mute atomic.Bool
-	proxy := newRedisProxy(t, r, func(reply []byte) fate {
-		if mute.Load() && (bytes.Contains(reply, []byte("pong")) || bytes.Contains(reply, []byte("__redis__:invalidate"))) {
-			return swallow
+	t.Run("SWAPDB", func(t *testing.T) {
+		everywhere(t, set())
+		r.do(t, "SWAPDB", 0, 1)
+		everywhere(t, "")
+		r.do(t, "SWAPDB", 0, 1)
+		everywhere(t, fmt.Sprintf(`{"version":%d}`, version))
+	})
+	t.Run("expired", func(t *testing.T) {
+		everywhere(t, set())
+		r.do(t, "PEXPIRE", "tenant:"+id+":config", 50)
+		everywhere(t, "")
+	})
+	t.Run("connections cut", func(t *testing.T) {
+		for range 5 {
+			everywhere(t, set())
+			r.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+			everywhere(t, set())
 		}
-		return pass
 	})
-	s := newService(t, "REDIS_URL="+proxy.url)
-	const id = "silent"
-	r.do(t, "SET", "tenant:"+id+":config", `{"version":1}`)
-	s.wantConfig(t, id, `{"version":1}`)
-	mute.Store(true)
-	r.do(t, "SET", "tenant:"+id+":config", `{"version":2}`)
-	s.wantConfig(t, id, `{"version":2}`)
-	r.do(t, "SET", "tenant:"+id+":config", `{"version":3}`)
-	s.wantConfig(t, id, `{"version":3}`)
+	t.Run("changed while it is loaded", func(t *testing.T) {
+		for range 20 {
+			config := set()
+			go services[1].send("GET", "/"+id+"/admin/config", "", bearer(testAdminToken))
+			services[0].wantConfig(t, id, config)
+		}
+		everywhere(t, set())
+	})
 }
 
-// What a process has written it serves at once, also where Redis does not tell it of the change.
-func TestOwnWrites(t *testing.T) {
+// Requests that need the same config at the same time cause one load.
+func TestConfigLoadIsShared(t *testing.T) {
 	r := newRedis(t)
-	proxy := newRedisProxy(t, r, func(reply []byte) fate {
-		// An invalidation becomes one of another tenant. The answers to PING, which keep the cache alive, pass.
-		copy(reply, bytes.ReplaceAll(reply, []byte("tenant:own:config"), []byte("tenant:www:config")))
-		return pass
-	})
-	s := newService(t, "REDIS_URL="+proxy.url)
-	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"own","config":{"version":0}}`).want(t, 201, "")
-	for version := range 20 {
-		s.admin(t, "GET", "/own/admin/config", "").want(t, 200, fmt.Sprintf(`{"config":{"version":%d}}`, version))
-		s.admin(t, "PUT", "/own/admin/config", fmt.Sprintf(`{"config":{"version":%d}}`, version+1)).want(t, 200, "")
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{}`)
+	r.do(t, "CLIENT", "PAUSE", 300, "ALL")
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			got, err := s.send("GET", "/"+id+"/admin/config", "", bearer(testAdminToken))
+			if err != nil || got.status != 200 {
+				t.Errorf("%d %s, %v", got.status, got.body, err)
+			}
+		})
 	}
-	s.admin(t, "GET", "/own/admin/config", "").want(t, 200, "")
-	s.admin(t, "DELETE", "/admin/tenants/own", "").want(t, 204, "")
-	s.admin(t, "GET", "/own/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	wg.Wait()
+	if n := s.loads(id); n != 1 {
+		t.Errorf("64 requests loaded the config %d times", n)
+	}
 }
 
-// A config that expires is not served for longer, also where Redis does not get round to delete it.
+// In steady use a config is refreshed in the background: no request waits for Redis, and the config stays fresh.
+func TestConfigRefresh(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"version":1}`)
+	s.wantConfig(t, id, `{"version":1}`)
+	validations := func() int { return commandCalls(t, r, "evalsha") + commandCalls(t, r, "eval") }
+	before, began := validations(), time.Now()
+	for end := in(3 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
+	}
+	most := int(time.Since(began)/configRefreshAge) + 2
+	if n := validations() - before; n < 2 || n > most {
+		t.Errorf("the config was validated %d times in %s, want 2 to %d", n, time.Since(began), most)
+	}
+}
+
+// commandCalls returns how often r has executed a command.
+func commandCalls(t *testing.T, r *redisServer, command string) int {
+	t.Helper()
+	calls := 0
+	for line := range strings.Lines(r.string(t, "INFO", "commandstats")) {
+		if rest, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
+			if _, err := fmt.Sscan(rest[:strings.IndexByte(rest, ',')], &calls); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return calls
+}
+
+// While Redis cannot be reached a cached config is used for configGraceAge and no longer.
+func TestConfigWithoutRedis(t *testing.T) {
+	t.Parallel()
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"version":1}`)
+	s.wantConfig(t, id, `{"version":1}`)
+	r.kill()
+	began := time.Now()
+	for time.Since(began) < configGraceAge/2 {
+		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
+		time.Sleep(20 * time.Millisecond)
+	}
+	eventually(t, configGraceAge, func() error {
+		return s.admin(t, "GET", "/"+id+"/admin/config", "").is(503)
+	})
+	if err := r.start(); err != nil {
+		t.Fatal(err)
+	}
+	r.do(t, "SET", "tenant:"+id+":config", `{"version":2}`)
+	eventually(t, 5*time.Second, func() error {
+		got := s.admin(t, "GET", "/"+id+"/admin/config", "")
+		if got.body != `{"config":{"version":2}}`+"\n" {
+			return fmt.Errorf("got %d %s", got.status, got.body)
+		}
+		return nil
+	})
+}
+
+// A config that expires is not served for longer than 1 s, even if Redis has not yet deleted it.
 func TestExpiringConfig(t *testing.T) {
 	r := newRedis(t, "--enable-debug-command", "yes")
 	s := newService(t, "REDIS_URL="+r.url())
 	r.do(t, "DEBUG", "SET-ACTIVE-EXPIRE", 0)
 	r.do(t, "SET", "tenant:brief:config", `{}`, "PX", 300)
 	s.admin(t, "GET", "/brief/admin/config", "").want(t, 200, "")
-	time.Sleep(400 * time.Millisecond)
-	s.admin(t, "GET", "/brief/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	time.Sleep(300 * time.Millisecond)
+	s.wantConfig(t, "brief", "")
 }
 
-// A config that was loaded while it changed is not kept.
-func TestCacheRace(t *testing.T) {
-	one := &tenant{id: "x", config: &tenantConfig{answer: []byte("{}")}}
-	for name, change := range map[string]func(*configCache){
-		"drop":            func(c *configCache) { c.drop("x") },
-		"reset":           func(c *configCache) { c.reset(true) },
-		"drop, load":      func(c *configCache) { c.drop("x"); c.load("x") },
-		"end of watching": func(c *configCache) { c.reset(false); c.reset(true) },
-	} {
-		var c configCache
-		c.reset(true)
-		place := c.load("x")
-		change(&c)
-		c.put(place, one)
-		if c.get("x") != nil || c.bytes != 0 {
-			t.Errorf("%s: what was loaded before is kept", name)
+// cacheOf returns a cache whose configs load and unchanged provide.
+func cacheOf(load func(id string) (*tenant, error), unchanged func(*tenant) (bool, error)) *configCache {
+	return newConfigCache(func(_ time.Time, id string) (*tenant, error) { return load(id) },
+		func(_ time.Time, t *tenant) (bool, error) { return unchanged(t) })
+}
+
+// What was read before a write of this process is neither cached nor given to requests that come after the write.
+func TestConfigCacheDrop(t *testing.T) {
+	reading, resume := make(chan struct{}), make(chan struct{})
+	first, second := &tenant{id: "x", config: new(tenantConfig)}, &tenant{id: "x", config: new(tenantConfig)}
+	loads := 0
+	c := cacheOf(func(string) (*tenant, error) {
+		if loads++; loads > 1 {
+			return second, nil
 		}
+		close(reading)
+		<-resume
+		return first, nil
+	}, func(*tenant) (bool, error) { return true, nil })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if got, err := c.get(in(10*time.Second), "x"); got != first || err != nil {
+			t.Errorf("a request that came before the write got %p, %v", got, err)
+		}
+	})
+	<-reading
+	c.drop("x")
+	if got, err := c.get(in(10*time.Second), "x"); got != second || err != nil {
+		t.Errorf("a request that came after the write got %p, %v", got, err)
+	}
+	close(resume)
+	wg.Wait()
+	c.close()
+	if got, err := c.get(in(10*time.Second), "x"); got != second || err != nil {
+		t.Errorf("cached is %p, %v", got, err)
 	}
 }
 
-// Where Redis refuses to tell of changes, each request loads its config, and the log says so once, at start.
-func TestTrackingRefused(t *testing.T) {
-	r := newRedis(t)
-	r.do(t, "ACL", "SETUSER", "gate", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
-	s := newService(t, fmt.Sprintf("REDIS_URL=redis://gate:pw@127.0.0.1:%d", r.port))
-	if n := s.log.count("[WARN]"); n != 1 || !strings.Contains(s.log.String(), "[WARN] Redis refuses to say when configs change") {
-		t.Errorf("%d warnings in\n%s", n, s.log)
+// What a refresh finds replaces what is cached, unless the server cannot be reached.
+func TestConfigCacheRefresh(t *testing.T) {
+	old, changed := &tenant{id: "x", config: new(tenantConfig)}, &tenant{id: "x", config: new(tenantConfig)}
+	for _, test := range []struct {
+		name      string
+		unchanged bool
+		refresh   error // of the validation
+		load      error // of the load after it
+		want      *tenant
+		wantError error
+	}{
+		{"unchanged", true, nil, nil, old, nil},
+		{"changed", false, nil, nil, changed, nil},
+		{"deleted", false, nil, ErrNoTenant, nil, ErrNoTenant},
+		{"broken", false, nil, ErrBrokenConfig, nil, ErrBrokenConfig},
+		{"unreachable", false, ErrUnavailable, nil, old, nil},
+		{"unreachable when it is loaded", false, nil, ErrUnavailable, old, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := cacheOf(func(string) (*tenant, error) {
+				if test.load != nil {
+					return nil, test.load
+				}
+				return changed, nil
+			}, func(*tenant) (bool, error) { return test.unchanged, test.refresh })
+			c.put(old, time.Now().Add(-configMaxAge))
+			if got, err := c.get(in(10*time.Second), "x"); got != test.want || !errors.Is(err, test.wantError) {
+				t.Errorf("got %p, %v, want %p, %v", got, err, test.want, test.wantError)
+			}
+		})
 	}
-	before := s.loads("abc")
-	for i := range 5 {
-		config := fmt.Sprintf(`{"version":%d}`, i)
-		r.do(t, "SET", "tenant:abc:config", config)
-		s.do(t, "GET", "/abc/admin/config", "", bearer(testAdminToken)).want(t, 200, `{"config":`+config+`}`)
-	}
-	if n := s.loads("abc") - before; n != 5 {
-		t.Errorf("5 requests loaded the config %d times", n)
+	c := cacheOf(func(string) (*tenant, error) { return nil, ErrUnavailable },
+		func(*tenant) (bool, error) { return false, ErrUnavailable })
+	c.put(old, time.Now().Add(-configGraceAge))
+	if got, err := c.get(in(10*time.Second), "x"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a config older than the grace is served: %p, %v", got, err)
 	}
 }
 
-// The cache holds so many bytes and no more.
-func TestCacheBound(t *testing.T) {
-	var c configCache
-	c.reset(true)
-	config := &tenantConfig{answer: make([]byte, 1<<20)}
+// The cache keeps maxCachedBytes and no more.
+func TestConfigCacheBound(t *testing.T) {
+	config := &tenantConfig{json: make([]byte, 1<<20)}
+	c := cacheOf(func(id string) (*tenant, error) { return &tenant{id: id, config: config}, nil },
+		func(*tenant) (bool, error) { return true, nil })
 	for i := range 3 * maxCachedBytes >> 20 {
-		one := &tenant{id: fmt.Sprint(i), config: config}
-		c.put(c.load(one.id), one)
-		if c.get(one.id) != one || c.bytes > maxCachedBytes {
-			t.Fatalf("%d bytes are cached after %d configs", c.bytes, i+1)
+		id := fmt.Sprint(i)
+		if _, err := c.get(in(10*time.Second), id); err != nil || c.entries[id] == nil || c.bytes > maxCachedBytes {
+			t.Fatalf("%d bytes are cached after %d configs, %v", c.bytes, i+1, err)
 		}
 	}
 	if n := len(c.entries); n != maxCachedBytes>>20 {
 		t.Errorf("%d configs of 1 MiB are cached", n)
-	}
-	c.reset(false)
-	if c.load("x") != nil || c.bytes != 0 {
-		t.Error("it caches though nobody watches")
 	}
 }

@@ -361,7 +361,7 @@ func TestBadHeadersAndQueries(t *testing.T) {
 	s.consume(t, id, key, "", retryKey+strings.Repeat("a", 255)).want(t, 200, "")
 	t.Run("a query of consume", func(t *testing.T) {
 		s.do(t, "POST", "/"+id+"/tokens/consume?tokens=5", "", bearer(key)).
-			wantError(t, 400, "consume takes no query: the amount stands in the body")
+			wantError(t, 400, "consume takes no query: put the amount in the body")
 	})
 	const whole = "tokens must be a whole number ≥ 0"
 	const large = "tokens must be a whole number from 0 to 9007199254740991"
@@ -381,14 +381,14 @@ func TestBadHeadersAndQueries(t *testing.T) {
 		{"tokens=%00", whole},
 		{"tokens=9007199254740992", large},
 		{"tokens=99999999999999999999", large},
-		{"tokens=1&tokens=1", `Query "tokens" is there twice`},
-		{"Tokens=1", `Query "Tokens" is not known`},
+		{"tokens=1&tokens=1", `Query "tokens" is duplicated`},
+		{"Tokens=1", `Query "Tokens" is unknown`},
 		{"deny=402", "deny must be 403"},
 		{"deny=", "deny must be 403"},
-		{"deny=403&deny=403", `Query "deny" is there twice`},
-		{"token=1", `Query "token" is not known`},
-		{"=1", `Query "" is not known`},
-		{"a%0a=1", `Query "a\n" is not known`},
+		{"deny=403&deny=403", `Query "deny" is duplicated`},
+		{"token=1", `Query "token" is unknown`},
+		{"=1", `Query "" is unknown`},
+		{"a%0a=1", `Query "a\n" is unknown`},
 		{"tokens=1;deny=403", "Invalid query"},
 		{"tokens=%zz", "Invalid query"},
 	} {

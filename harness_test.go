@@ -740,7 +740,7 @@ func (s *service) history(t testing.TB, tenant string) []savedVersion {
 	return list.Versions
 }
 
-// sample returns the value of a sample of /metrics, which is given as it is written there, or -1 if there is none.
+// sample returns the value of a sample of /metrics, which is given as it is written there, or -1 if it is missing.
 func (s *service) sample(t testing.TB, sample string) float64 {
 	t.Helper()
 	got := s.admin(t, "GET", "/metrics", "")

@@ -22,7 +22,7 @@ import (
 // These tests run the programs that tollgate works with: `make integration` installs and runs them.
 
 // recipes is the file that has the recipes for forward-auth.
-const recipes = "README.md"
+const recipes = "docs/proxies.md"
 
 // program returns the path of a program, without which the test fails.
 func program(t *testing.T, name string) string {

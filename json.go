@@ -5,100 +5,52 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-const (
-	maxBodyBytes   = 1 << 20
-	smallBodyBytes = 4 << 10 // as much is reserved before it has come
-	slotWait       = 40 * time.Millisecond
-	maxAmount      = 1<<53 - 1 // the largest whole number that JSON's readers agree on (RFC 8259, section 6)
-)
+// maxAmount is the largest whole number that all JSON readers agree on (RFC 8259, section 6).
+const maxAmount = 1<<53 - 1
 
-// writeJSON answers with v as one compact object and a newline. Nothing is written if v cannot be encoded.
-func writeJSON(w http.ResponseWriter, status int, v any) error {
-	var body bytes.Buffer
-	enc := json.NewEncoder(&body)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("encode answer: %w", err)
-	}
-	return writeBody(w, status, body.Bytes())
-}
+// problems lists what is wrong with a document, in its order, as sentences that begin with a member's path.
+type problems []string
 
-// Values of headers that all answers have. Nobody changes them.
-var (
-	contentType  = []string{"application/json; charset=utf-8"}
-	cacheControl = []string{"no-store"} // answers carry keys, balances and configs (RFC 6749, section 5.1)
-)
+func (p *problems) add(path, rule string) { *p = append(*p, path+" "+rule) }
 
-// writeBody answers with body, which is compact JSON and a newline. It returns nil, for the sake of handlers.
-func writeBody(w http.ResponseWriter, status int, body []byte) error {
-	h := w.Header()
-	h["Content-Type"] = contentType
-	h["Cache-Control"] = cacheControl
-	w.WriteHeader(status)
-	_, _ = w.Write(body) // a client that has gone away is no error of ours
-	return nil
-}
+// A decodeError says why a document was refused, in at least one sentence. It quotes names of members, never values.
+type decodeError struct{ problems problems }
 
-const errBrokenBody = badRequest("Body could not be read to its end")
+func (e *decodeError) Error() string { return e.problems[0] }
 
-// readBody returns the request's body. Where that has more than smallBodyBytes it takes one of slots, if there are any,
-// until the request is answered. Errors: errBodyTooLarge beyond maxBodyBytes, badRequest when it breaks off, ErrUnavailable
-// where no slot is free for slotWait.
-func readBody(w http.ResponseWriter, r *http.Request, slots chan struct{}) ([]byte, error) {
-	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {
-		body := make([]byte, r.ContentLength)
-		if _, err := io.ReadFull(r.Body, body); err != nil {
-			return nil, errBrokenBody
-		}
-		return body, nil
-	}
-	var body bytes.Buffer
-	rest := http.MaxBytesReader(w, r.Body, maxBodyBytes)
-	_, err := io.CopyN(&body, rest, smallBodyBytes+1)
-	if err == nil {
-		if slots != nil {
-			select {
-			case slots <- struct{}{}:
-				w.(*answer).slots = slots
-			case <-time.After(slotWait):
-				return nil, fmt.Errorf("%w for so long a body: others are held", ErrUnavailable)
-			}
-		}
-		_, err = body.ReadFrom(rest)
-	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, errBodyTooLarge
-	}
-	if err != nil && err != io.EOF {
-		return nil, errBrokenBody
-	}
-	return body.Bytes(), nil
-}
+// A fieldRule reads the value of the member at path, or adds to wrong why the value is refused. The value is valid JSON
+// without white space around it.
+type fieldRule func(wrong *problems, path string, value []byte)
 
-// readJSON reads body into what the known fields point to. It is stricter than encoding/json, which takes repeated members,
-// TOKENS for tokens, null for 0, broken UTF-8 and halves of surrogate pairs: here body must be one object of exactly
-// the known fields, each at most once, the required ones present. Anything else is a badRequest that says what and where.
-func readJSON(body []byte, known fields, required ...string) error {
+// objectRules has the rule of each known member by its name.
+type objectRules map[string]fieldRule
+
+// decodeObject reads body by rules. The body must be one JSON object with all members in required, with no member that
+// is not in rules, and with none that is duplicated. encoding/json alone would accept duplicated members, TOKENS for
+// tokens, null for 0, invalid UTF-8 and lone surrogates. The error is a *decodeError.
+func decodeObject(body []byte, rules objectRules, required ...string) error {
+	start := skipSpace(body)
 	if err := checkJSON(body); err != nil {
-		return badRequest("Invalid JSON: " + err.Error())
+		if _, ok := errors.AsType[*json.SyntaxError](err); ok && len(start) > 0 && start[0] != '{' && start[0] != '[' {
+			err = errors.New("the body does not start with {") // encoding/json would explain form data as a misspelt literal
+		}
+		return &decodeError{problems{"Invalid JSON: " + err.Error()}}
 	}
-	if body[firstByte(body)] != '{' {
-		return badRequest("Body must be a JSON object")
+	if start[0] != '{' {
+		return &decodeError{problems{"Body must be a JSON object"}}
 	}
 	var wrong problems
-	seen := readObject(&wrong, "", body, func(name string) field {
-		if f, ok := known[name]; ok {
-			return f
+	seen := readObject(&wrong, "", start, func(name string) fieldRule {
+		if rule, ok := rules[name]; ok {
+			return rule
 		}
 		return func(wrong *problems, path string, _ []byte) { wrong.add(path, "is not a known member") }
 	})
@@ -108,21 +60,24 @@ func readJSON(body []byte, known fields, required ...string) error {
 		}
 	}
 	if len(wrong) > 0 {
-		return badRequest(wrong[0])
+		return &decodeError{wrong}
 	}
 	return nil
 }
 
-// checkJSON reports why data is not exactly one JSON value in valid UTF-8 (RFC 8259, section 8.1).
+// byteOrderMarks start files that some editors save as UTF-8, UTF-16 or UTF-32. JSON has none (RFC 8259, section 8.1).
+var byteOrderMarks = []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff", "\x00\x00\xfe\xff"}
+
+// checkJSON reports why data is not exactly one JSON value in valid UTF-8.
 func checkJSON(data []byte) error {
+	if slices.ContainsFunc(byteOrderMarks, func(mark string) bool { return bytes.HasPrefix(data, []byte(mark)) }) {
+		return errors.New("it starts with a byte order mark")
+	}
 	if !utf8.Valid(data) {
+		valid := bytes.ToValidUTF8(data, nil)
 		at := 0
-		for at < len(data) {
-			r, size := utf8.DecodeRune(data[at:])
-			if r == utf8.RuneError && size == 1 {
-				break
-			}
-			at += size
+		for at < len(valid) && data[at] == valid[at] {
+			at++
 		}
 		return fmt.Errorf("no valid UTF-8 at byte %d", at+1)
 	}
@@ -132,243 +87,224 @@ func checkJSON(data []byte) error {
 	var discard json.RawMessage
 	err := json.Unmarshal(data, &discard)
 	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return fmt.Errorf("%s at byte %d", syntax, syntax.Offset)
+		return fmt.Errorf("%w at byte %d", syntax, syntax.Offset)
 	}
 	return err
 }
 
-// A field takes in one JSON value, which is valid JSON and stands at path, or says what is wrong with it.
-type field func(wrong *problems, path string, value []byte)
-
-type fields map[string]field
-
-// problems lists what is wrong with a document, in its order, as sentences that begin with a member's path.
-type problems []string
-
-func (p *problems) add(path, rule string) { *p = append(*p, path+" "+rule) }
-
-// wholeNumber is written in plain digits, without fraction or exponent: 1.0 and 1e3 are refused.
-func wholeNumber(dst *int64, min, max int64) field {
+// intField accepts a whole number from lo to hi, in any spelling that JSON has for it: 100, 100.0 and 1e2 are the same.
+func intField(dst *int64, lo, hi int64) fieldRule {
 	return func(wrong *problems, path string, value []byte) {
-		n, err := strconv.ParseInt(string(value), 10, 64)
+		n, ok := parseWhole(value)
 		switch {
-		case err == nil && min <= n && n <= max && strconv.FormatInt(n, 10) == string(value): // no +1, -0, 007
+		case ok && lo <= n && n <= hi:
 			*dst = n
-		case max < maxAmount || n > max: // n is the largest int64 where value is beyond it
-			wrong.add(path, fmt.Sprintf("must be a whole number from %d to %d", min, max))
+		case hi < maxAmount || n > hi:
+			wrong.add(path, fmt.Sprintf("must be a whole number from %d to %d", lo, hi))
 		default:
-			wrong.add(path, fmt.Sprintf("must be a whole number ≥ %d", min))
+			wrong.add(path, fmt.Sprintf("must be a whole number ≥ %d", lo))
 		}
 	}
 }
 
-// text is any string but one with half of a surrogate pair, which no UTF-8 can hold.
-func text(dst *string) field {
+// parseWhole returns the whole number that value spells as a JSON number, without rounding; beyond the int64 it is the
+// nearest int64. ok is false if value is anything else.
+func parseWhole(value []byte) (n int64, ok bool) {
+	if !isNumber(value) {
+		return 0, false
+	}
+	mantissa, exponent, _ := strings.Cut(strings.ToLower(string(value)), "e")
+	whole, fraction, _ := strings.Cut(strings.TrimPrefix(mantissa, "-"), ".")
+	digits := whole + fraction
+	significant := strings.TrimRight(digits, "0")
+	zeros, _ := strconv.ParseInt(exponent, 10, 32) // the nearest int32 if it is beyond; 0 without exponent
+	zeros += int64(len(digits) - len(significant) - len(fraction))
+	significant = strings.TrimLeft(significant, "0")
+	if significant == "" {
+		return 0, true
+	}
+	if zeros < 0 {
+		return 0, false
+	}
+	if mantissa[0] == '-' {
+		significant = "-" + significant
+	}
+	n, _ = strconv.ParseInt(significant+strings.Repeat("0", int(min(zeros, 20))), 10, 64) // the nearest int64 likewise
+	return n, true
+}
+
+// isNumber reports whether value is a JSON number. It may be any text, such as that of a query parameter.
+func isNumber(value []byte) bool {
+	digit := func(c byte) bool { return '0' <= c && c <= '9' }
+	return len(value) > 0 && (value[0] == '-' || digit(value[0])) && digit(value[len(value)-1]) && json.Valid(value)
+}
+
+func numberField(lo, hi float64) fieldRule {
 	return func(wrong *problems, path string, value []byte) {
-		s, err := unquote(value)
-		if err != nil {
-			wrong.add(path, err.Error())
-			return
+		if f, err := strconv.ParseFloat(string(value), 64); err != nil || f < lo || f > hi {
+			wrong.add(path, fmt.Sprintf("must be a number from %v to %v", lo, hi))
 		}
-		*dst = s
 	}
 }
 
-// rawJSON is any value, as it is spelled.
-func rawJSON(dst *[]byte) field {
+const loneSurrogate = "must not have half of a surrogate pair"
+
+// stringField accepts any string without a lone surrogate, which UTF-8 cannot represent.
+func stringField(dst *string) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		var s string
+		switch {
+		case value[0] != '"' || json.Unmarshal(value, &s) != nil:
+			wrong.add(path, "must be a string")
+		case hasLoneSurrogate(value):
+			wrong.add(path, loneSurrogate)
+		default:
+			*dst = s
+		}
+	}
+}
+
+// rawField accepts any value and keeps its spelling.
+func rawField(dst *[]byte) fieldRule {
 	return func(_ *problems, _ string, value []byte) { *dst = value }
 }
 
-func boolean(wrong *problems, path string, value []byte) {
-	if value[0] != 't' && value[0] != 'f' {
-		wrong.add(path, "must be true or false")
+func boolField(dst *bool) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		if value[0] != 't' && value[0] != 'f' {
+			wrong.add(path, "must be true or false")
+			return
+		}
+		*dst = value[0] == 't'
 	}
 }
 
-func number(min, max float64) field {
-	return func(wrong *problems, path string, value []byte) {
-		if f, err := strconv.ParseFloat(string(value), 64); err != nil || f < min || f > max {
-			wrong.add(path, fmt.Sprintf("must be a number from %v to %v", min, max))
-		}
-	}
+func anyBool(wrong *problems, path string, value []byte) { boolField(new(bool))(wrong, path, value) }
+
+func anyString(wrong *problems, path string, value []byte) {
+	stringField(new(string))(wrong, path, value)
+}
+
+func anyCount(wrong *problems, path string, value []byte) {
+	intField(new(int64), 0, maxAmount)(wrong, path, value)
 }
 
 func anyNumber(wrong *problems, path string, value []byte) {
-	if value[0] != '-' && (value[0] < '0' || value[0] > '9') {
+	if !isNumber(value) {
 		wrong.add(path, "must be a number")
 	}
 }
 
 func absoluteURL(wrong *problems, path string, value []byte) {
-	s, err := unquote(value)
-	if err == nil {
-		var u *url.URL
-		if u, err = url.Parse(s); err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" {
-			return
-		}
+	var s string // stays empty if value is not a string
+	stringField(&s)(new(problems), path, value)
+	if u, err := url.Parse(s); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		wrong.add(path, "must be an absolute http or https URL")
 	}
-	wrong.add(path, "must be an absolute http or https URL")
 }
 
-// object has the known members, each at most once; whatever else it has is left as it is.
-func object(known fields) field {
-	return func(wrong *problems, path string, value []byte) { readMembers(wrong, path, value, known) }
+// objectOf accepts an object whose members keep rules. It passes over members that are not in rules.
+func objectOf(rules objectRules) fieldRule {
+	return func(wrong *problems, path string, value []byte) { readMembers(wrong, path, value, rules) }
 }
 
-// each is an object whose every member is as the field that member returns for its name.
-func each(member func(name string) field) field {
-	return func(wrong *problems, path string, value []byte) { readObject(wrong, path, value, member) }
+// mapOf accepts an object each of whose members keeps the rule for its name.
+func mapOf(rule func(name string) fieldRule) fieldRule {
+	return func(wrong *problems, path string, value []byte) { readObject(wrong, path, value, rule) }
 }
 
-// readMembers reads the known members of the object at path, passes over the others, and says which it read.
-func readMembers(wrong *problems, path string, value []byte, known fields) map[string]bool {
-	return readObject(wrong, path, value, func(name string) field { return known[name] })
+// readMembers does what objectOf does, and returns the names of the members that it read.
+func readMembers(wrong *problems, path string, value []byte, rules objectRules) map[string]bool {
+	return readObject(wrong, path, value, func(name string) fieldRule { return rules[name] })
 }
 
-// readObject reads the value at path, which must be an object, with the fields that member returns for its members'
-// names, and says which names it read. Members for which it returns nil are passed over; the others may not be repeated.
-func readObject(wrong *problems, path string, value []byte, member func(name string) field) map[string]bool {
+// readObject reads the members of the value at path, which must be an object, by the rule for each name, and returns
+// the names that it read. It passes over those that have no rule.
+func readObject(wrong *problems, path string, value []byte, rule func(name string) fieldRule) map[string]bool {
 	seen := make(map[string]bool)
-	if value[firstByte(value)] != '{' {
+	members := json.NewDecoder(bytes.NewReader(value))
+	if start, err := members.Token(); err != nil || start != json.Delim('{') {
 		wrong.add(path, "must be an object")
 		return seen
 	}
-	eachMember(value, func(name string, broken error, value []byte) {
-		read := member(name)
+	for members.More() {
+		before := members.InputOffset()
+		token, _ := members.Token() // value is valid, so there are no errors
+		name, _ := token.(string)
+		spelling := value[before:members.InputOffset()]
+		var member json.RawMessage
+		if err := members.Decode(&member); err != nil {
+			break
+		}
+		read := rule(name)
 		if read == nil {
-			return
+			continue
 		}
 		path := memberPath(path, name)
-		if broken != nil { // two such names may look the same
-			wrong.add(path, broken.Error())
-			return
+		switch {
+		case hasLoneSurrogate(spelling): // different names would become the same
+			wrong.add(path, loneSurrogate)
+		case seen[name]:
+			wrong.add(path, "is duplicated")
+		default:
+			seen[name] = true
+			read(wrong, path, member)
 		}
-		if seen[name] {
-			wrong.add(path, "is there twice")
-			return
-		}
-		seen[name] = true
-		read(wrong, path, value)
-	})
+	}
 	return seen
 }
 
-// memberPath is path.name, or path["name"] where name is not plain. A name of any length does not make a long path.
+// memberPath returns path.name, or path["name"] if name has other bytes than isWord. A long name is cut.
 func memberPath(path, name string) string {
 	if len(name) > 64 {
 		name = strings.ToValidUTF8(name[:64], "") + "…"
 	}
+	plain := name != ""
 	for _, c := range []byte(name) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
-			return path + "[" + strconv.Quote(name) + "]"
-		}
+		plain = plain && isWord(c)
 	}
-	if name == "" {
-		return path + `[""]`
-	}
-	if path == "" {
+	switch {
+	case !plain:
+		return path + "[" + strconv.Quote(name) + "]"
+	case path == "":
 		return name
 	}
 	return path + "." + name
 }
 
-// eachMember calls f with the name and the value, as it is spelled, of each member of object in order; broken is an error
-// where unquote finds fault with the name. object must be one valid JSON object, as checkJSON has found it.
-func eachMember(object []byte, f func(name string, broken error, value []byte)) {
-	at := firstByte(object) + 1 // behind {
+// isWord reports whether c is one of A-Z a-z 0-9 _ -.
+func isWord(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
+}
+
+// skipSpace returns data from its first byte on that is not white space (RFC 8259, section 2).
+func skipSpace(data []byte) []byte { return bytes.TrimLeft(data, " \t\n\r") }
+
+// hasLoneSurrogate reports whether a valid JSON string's spelling escapes half of a surrogate pair, which encoding/json
+// silently replaces by U+FFFD.
+func hasLoneSurrogate(spelling []byte) bool {
 	for {
-		at += firstByte(object[at:])
-		if object[at] == '}' {
-			return
+		start := bytes.IndexByte(spelling, '\\')
+		if start < 0 {
+			return false
 		}
-		end := at + valueLength(object[at:])
-		name, broken := unquote(object[at:end])
-		at = end + firstByte(object[end:]) + 1 // behind :
-		at += firstByte(object[at:])
-		end = at + valueLength(object[at:])
-		f(name, broken, object[at:end])
-		at = end + firstByte(object[end:])
-		if object[at] == ',' {
-			at++
-		}
-	}
-}
-
-// firstByte is the index of the first byte that is no white space (RFC 8259, section 2).
-func firstByte(data []byte) int {
-	for i, c := range data {
-		if c != ' ' && c != '\t' && c != '\n' && c != '\r' {
-			return i
-		}
-	}
-	return len(data)
-}
-
-// valueLength is the length of the JSON value that valid starts with.
-func valueLength(valid []byte) int {
-	depth, inString := 0, false
-	for i := 0; i < len(valid); i++ {
-		switch c := valid[i]; {
-		case inString && c == '\\':
-			i++
-		case c == '"':
-			if inString = !inString; !inString && depth == 0 {
-				return i + 1
-			}
-		case inString:
-		case c == '{' || c == '[':
-			depth++
-		case (c == '}' || c == ']') && depth > 0:
-			if depth--; depth == 0 {
-				return i + 1
-			}
-		case depth == 0 && bytes.IndexByte([]byte(",]} \t\n\r"), c) >= 0: // behind a number, true, false or null
-			return i
-		}
-	}
-	return len(valid)
-}
-
-// unquote is the string that a valid JSON value spells. On an error it still gives the nearest string there is.
-func unquote(value []byte) (string, error) {
-	if value[0] != '"' {
-		return "", errors.New("must be a string")
-	}
-	inner := value[1 : len(value)-1]
-	if bytes.IndexByte(inner, '\\') < 0 {
-		return string(inner), nil
-	}
-	var s string
-	if err := json.Unmarshal(value, &s); err != nil {
-		return "", errors.New("must be a string")
-	}
-	if hasLoneSurrogate(inner) {
-		return s, errors.New("must not have half of a surrogate pair")
-	}
-	return s, nil
-}
-
-// hasLoneSurrogate tells whether a valid JSON string's inside escapes half of a surrogate pair, which encoding/json
-// turns into U+FFFD without a word.
-func hasLoneSurrogate(inner []byte) bool {
-	escaped := func(at int) rune {
-		if at+6 > len(inner) || inner[at] != '\\' || inner[at+1] != 'u' {
-			return -1
-		}
-		n, _ := strconv.ParseUint(string(inner[at+2:at+6]), 16, 16)
-		return rune(n)
-	}
-	for i := 0; i < len(inner); i++ {
-		if inner[i] != '\\' {
-			continue
-		}
-		if r := escaped(i); utf16.IsSurrogate(r) {
-			if utf16.DecodeRune(r, escaped(i+6)) == utf8.RuneError {
+		spelling = spelling[start:]
+		size := len(`\n`)
+		if r := escapedUnit(spelling); utf16.IsSurrogate(r) {
+			size = len(`\ud83d\ude00`)
+			if utf16.DecodeRune(r, escapedUnit(spelling[size/2:])) == utf8.RuneError {
 				return true
 			}
-			i += 6
 		}
-		i++
+		spelling = spelling[size:]
 	}
-	return false
+}
+
+// escapedUnit returns the UTF-16 code unit of the \u escape that spelling starts with, or -1 if it starts with none.
+func escapedUnit(spelling []byte) rune {
+	if !bytes.HasPrefix(spelling, []byte(`\u`)) {
+		return -1
+	}
+	unit, _ := strconv.ParseUint(string(spelling[2:6]), 16, 16)
+	return rune(unit)
 }

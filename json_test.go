@@ -1,126 +1,251 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math/big"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
-func TestUnquote(t *testing.T) {
-	for _, test := range []struct{ name, quoted, want string }{
-		{"empty", `""`, ""},
-		{"plain", `"a"`, "a"},
-		{"escapes", `"\u0061\n\\\"\/"`, "a\n\\\"/"},
-		{"a surrogate pair", `"\ud83d\ude00"`, "😀"},
-		{"the replacement character", `"�\ufffd"`, "\ufffd\ufffd"},
-		{"a backslash before u", `"\\ud800"`, `\ud800`},
+func TestStringField(t *testing.T) {
+	for in, want := range map[string]string{
+		`""`: "", `"a"`: "a", `"\u0061\n\\\"\/"`: "a\n\\\"/", `"\ud83d\ude00"`: "😀", `"\uD83D\uDE00"`: "😀",
+		`"�\ufffd"`: "\ufffd\ufffd", `"\\ud800"`: `\ud800`, `"\\\\udc00"`: `\\udc00`,
 	} {
-		if got, err := unquote([]byte(test.quoted)); err != nil || got != test.want {
-			t.Errorf("%s: got %q, %v, want %q", test.name, got, err, test.want)
+		var got string
+		var wrong problems
+		if stringField(&got)(&wrong, "a", []byte(in)); len(wrong) > 0 || got != want {
+			t.Errorf("%s: got %q, %v, want %q", in, got, wrong, want)
 		}
 	}
-	for _, quoted := range []string{
-		`1`, `null`, `{}`, `"\ud800"`, `"\udc00\ud800"`, `"\ud83d \ude00"`, `"\ud83d\\ude00"`, `"x\uD800\u0061"`,
+	for in, want := range map[string]string{
+		`1`: "a must be a string", `null`: "a must be a string", `{}`: "a must be a string",
+		`"\ud800"`: "a " + loneSurrogate, `"\udc00\ud800"`: "a " + loneSurrogate, `"\ud83d \ude00"`: "a " + loneSurrogate,
+		`"\ud83d\\ude00"`: "a " + loneSurrogate,
+		`"x\uD800\u0061"`: "a " + loneSurrogate, `"\ud83d\ud83d\ude00"`: "a " + loneSurrogate,
+		`"\\\ud800"`: "a " + loneSurrogate, `"\ud83d\ude00\udc00"`: "a " + loneSurrogate,
 	} {
-		if got, err := unquote([]byte(quoted)); err == nil {
-			t.Errorf("%s: got %q, want an error", quoted, got)
+		got := "before"
+		var wrong problems
+		if stringField(&got)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want || got != "before" {
+			t.Errorf("%s: got %q, %q, want %q", in, got, wrong, want)
 		}
 	}
 }
 
-// Documents that are not valid JSON by RFC 8259 are refused, wherever they are.
-func TestMalformedDocuments(t *testing.T) {
-	sections := []struct {
-		name      string
-		documents []string
-	}{
-		{"section 2: nothing, or white space that is not JSON's", []string{
-			"", " ", "\t\n\r ", "\v{}", "\f{}", "\u00a0{}", "\ufeff{}", "\u2028{}", "{}\x00", "\x00", "{\v}", "[\f]", "\xa0{}",
-		}},
-		{"sections 4 and 5: structure", []string{
-			"{", "}", "[", "]", "{]", "[}", "{}}", "[]]", "[[]", "{{}}", "{}{}", "[][]", "{},", ",", ":", "{,}", "[,]", "[1,]",
-			"[,1]", "[1,,2]", "[1 2]", "[1:2]", `{"a"}`, `{"a":}`, `{"a":1,}`, `{,"a":1}`, `{"a":1,,"b":2}`, `{"a":1 "b":2}`,
-			`{"a" 1}`, `{"a"::1}`, `{"a":1:2}`, `{:1}`, `{"a",1}`, `{"a":1;"b":2}`, `{a:1}`, `{'a':1}`, `{1:1}`, `{null:1}`,
-			`{true:1}`, `{[]:1}`, `{{}:1}`, `{"a":1`, `{"a":`, `{"a"`, `{"a`, `["a",`, `["a"`, "[1", "(1)", "<null>", "[1]x",
-			"{} //", "/**/{}", "{/**/}", "#\n{}", "[1,\n2,\n", "...", "[...]", "*", "=", "@", "$", "~", "`a`", "&", "|",
-		}},
-		{"section 3: literals", []string{
-			"nul", "nulll", "Null", "NULL", "tru", "truee", "True", "TRUE", "fals", "falsee", "False", "undefined", "nil", "None",
-			"[nul]", "[tru]", "n", "t", "f",
-		}},
-		{"section 6: numbers", []string{
-			"+1", "01", "-01", "00", "-", "--1", "1-", "1.", ".1", "-.1", "1.e1", "1.2.3", "1e", "1e+", "1e-", "1E", "e1", "1e1.5",
-			"1e1e1", "0x10", "0b1", "0o7", "1_000", "1,000", "1 000", "NaN", "Infinity", "-Infinity", "Inf", "1a", "1f", "0.1.2",
-			"-0x1", "१", "１", "½", "[1e]", "[-]", "[01]", "[.5]",
-		}},
-		{"section 7: strings", []string{
-			`"`, `"a`, `'a'`, `a`, `"\"`, `"\x41"`, `"\a"`, `"\v"`, `"\0"`, `"\u"`, `"\u0"`, `"\u00"`, `"\u000"`, `"\u000g"`,
-			`"\U0041"`, `"\u{41}"`, `"\ "`, `"\'"`, "\"\n\"", "\"\t\"", "\"\x00\"", "\"\x1f\"", `"a""b"`, `"a" "b"`, `["a" "b"]`,
-			`["\"]`,
-		}},
-		{"section 8.1: encoding", []string{
-			"\"\xff\"", "\"\xc0\xaf\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xc3\"", "\"\x80\"", "\xff\xfe{\x00}\x00",
-			"{\"\xe2\x82\":1}",
-		}},
-		{"section 9: depth", []string{
-			strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000), strings.Repeat("[", 100_000),
-			strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000),
-		}},
+// A whole number is accepted in every spelling that JSON has for it, exactly, whatever its exponent.
+func TestIntFieldSpellings(t *testing.T) {
+	zeros := strings.Repeat("0", 1_000_000)
+	for in, want := range map[string]int64{
+		`0`: 0, `-0`: 0, `0.0`: 0, `-0.0e5`: 0, `0e999999999`: 0, `0e-99999999999999999999`: 0, `0.` + zeros: 0,
+		`1`: 1, `1.0`: 1, `1.000`: 1, `1e0`: 1, `1E+0`: 1, `1e-0`: 1, `1e2`: 100, `1E2`: 100, `1.5e1`: 15, `0.01e2`: 1,
+		`100e-2`: 1, `120.0e-1`: 12,
+		`10`: 10, `-7`: -7, `-7.0`: -7, `-70e-1`: -7, `1e15`: 1e15, `1` + zeros + `e-1000000`: 1, `0.` + zeros + `1e1000001`: 1,
+		`9007199254740991`: maxAmount, `9007199254740991.0`: maxAmount, `9007199254740.991e3`: maxAmount, `-9007199254740991`: -maxAmount,
+	} {
+		got := int64(-1)
+		var wrong problems
+		if intField(&got, -maxAmount, maxAmount)(&wrong, "a", []byte(in)); len(wrong) > 0 || got != want {
+			t.Errorf("%.40s: got %d, %v, want %d", in, got, wrong, want)
+		}
 	}
-	s := newService(t)
-	id := newTenant(t, 10)
-	key := s.login(t, id)
-	for _, section := range sections {
-		t.Run(section.name, func(t *testing.T) {
-			for _, document := range section.documents {
-				if err := checkJSON([]byte(document)); err == nil {
-					t.Errorf("%.60q is taken for JSON", document)
-				}
-				for _, wrap := range []string{"%s", `{"tokens":%s}`, `{"tokens":1,"x":%s}`} {
-					body := strings.Replace(wrap, "%s", document, 1)
-					if json.Valid([]byte(body)) || body == "" { // some make sense within another
-						continue
-					}
-					got := s.consume(t, id, key, body)
-					got.want(t, 400, "")
-					if !strings.HasPrefix(got.text(t, "error"), "Invalid JSON: ") {
-						t.Errorf("%.60q: %s", body, got.body)
-					}
-				}
-				s.putConfig(t, id, document).want(t, 400, "")
-			}
-		})
+	const whole, bounds = "a must be a whole number ≥ 0", "a must be a whole number from 0 to 9007199254740991"
+	for in, want := range map[string]string{
+		`-1`: whole, `1.5`: whole, `0.1`: whole, `1e-1`: whole, `15e-2`: whole, `9007199254740991.5`: whole, `1e-999999999999`: whole,
+		`-1e400`: whole, `-9007199254740992`: whole, `0.` + zeros + `1`: whole,
+		`9007199254740992`: bounds, `9007199254740992.0`: bounds, `9007199254740991.5e1`: bounds, `1e16`: bounds, `1e400`: bounds,
+		`1e99999999999999999999`: bounds, `99999999999999999999`: bounds, `1` + zeros: bounds,
+		`null`: whole, `true`: whole, `"1"`: whole, `"1`: whole, `[1]`: whole, `{}`: whole,
+		// Values of query parameters are not always JSON.
+		``: whole, `-`: whole, `+1`: whole, ` 1`: whole, `1 `: whole, "1\n": whole, `01`: whole, `1.`: whole, `.5`: whole,
+		`1e`: whole, `1_0`: whole,
+		`0x10`: whole, `1,2`: whole, `١`: whole, `e1`: whole, `-e1`: whole, `NaN`: whole, `Inf`: whole, `1 2`: whole,
+	} {
+		got := int64(-1)
+		var wrong problems
+		if intField(&got, 0, maxAmount)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want || got != -1 {
+			t.Errorf("%.40s: got %d, %q, want %q", in, got, wrong, want)
+		}
 	}
-	if left := tokensLeft(t, key); left != 10 {
-		t.Errorf("%d tokens are left", left)
+	for in, want := range map[string]string{
+		`0`: "a must be a whole number from 1 to 5", `6`: "a must be a whole number from 1 to 5",
+		`-1e99`: "a must be a whole number from 1 to 5",
+		`null`:  "a must be a whole number from 1 to 5", `5.5`: "a must be a whole number from 1 to 5",
+	} {
+		var wrong problems
+		if intField(new(int64), 1, 5)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want {
+			t.Errorf("%s: got %q, want %q", in, wrong, want)
+		}
 	}
 }
 
-// plainTokens takes only what readJSON takes, as the same amount.
-func FuzzPlainTokens(f *testing.F) {
-	for _, body := range []string{
-		`{"tokens":1}`, `{"tokens":0}`, `{"tokens":01}`, `{"tokens":}`, `{"tokens":999999999999999}`, `{"tokens":9999999999999999}`,
-		`{"tokens":-1}`,
-	} {
-		f.Add([]byte(body))
+// intField agrees with exact arithmetic.
+func FuzzIntField(f *testing.F) {
+	for _, s := range []string{"1", "-0", "1.0", "1e2", "100e-2", "9007199254740991.5", "123456789.0e-3", "0.001e3",
+		"1e19", "-1e19", "01", "+1"} {
+		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		got, ok := plainTokens(body)
+	f.Fuzz(func(t *testing.T, s string) {
 		var n int64
-		if err := readJSON(body, fields{"tokens": wholeNumber(&n, 1, maxAmount)}, "tokens"); ok && (err != nil || n != got) {
-			t.Errorf("%q: got %d, readJSON says %d, %v", body, got, n, err)
+		var wrong problems
+		intField(&n, -maxAmount, maxAmount)(&wrong, "a", []byte(s))
+		if !json.Valid([]byte(s)) && len(wrong) == 0 {
+			t.Fatalf("%q was accepted as %d", s, n)
+		}
+		_, exponent, _ := strings.Cut(strings.ToLower(s), "e")
+		if !isNumber([]byte(s)) || len(exponent) > 4 {
+			return
+		}
+		want, ok := new(big.Rat).SetString(s)
+		inRange := ok && want.IsInt() && want.Num().CmpAbs(big.NewInt(maxAmount)) <= 0
+		if inRange != (len(wrong) == 0) || inRange && want.Num().Int64() != n {
+			t.Errorf("%q: got %d, %q, want %s", s, n, wrong, want)
 		}
 	})
 }
 
-// readJSON never panics, and takes only what encoding/json takes too, with the same values.
-func FuzzReadJSON(f *testing.F) {
+// Every rule refuses the JSON values that are not of its kind, and null always.
+func TestFieldRules(t *testing.T) {
+	values := []string{`null`, `true`, `false`, `1`, `-1.5e3`, `101`, `"a"`, `"http://h"`, `"https://h:1/p?q"`, `"//h"`, `"ftp://h"`,
+		`"http:///p"`, `[]`, `[{}]`, `{}`, `{"a":1}`}
+	for name, test := range map[string]struct {
+		rule    fieldRule
+		problem string
+		want    []string
+	}{
+		"anyBool":     {anyBool, "must be true or false", []string{`true`, `false`}},
+		"anyNumber":   {anyNumber, "must be a number", []string{`1`, `-1.5e3`, `101`}},
+		"anyCount":    {anyCount, "must be a whole number ≥ 0", []string{`1`, `101`}},
+		"anyString":   {anyString, "must be a string", []string{`"a"`, `"http://h"`, `"https://h:1/p?q"`, `"//h"`, `"ftp://h"`, `"http:///p"`}},
+		"absoluteURL": {absoluteURL, "must be an absolute http or https URL", []string{`"http://h"`, `"https://h:1/p?q"`}},
+		"numberField": {numberField(0, 100), "must be a number from 0 to 100", []string{`1`}},
+		"objectOf":    {objectOf(nil), "must be an object", []string{`{}`, `{"a":1}`}},
+		"mapOf":       {mapOf(func(string) fieldRule { return anyCount }), "must be an object", []string{`{}`, `{"a":1}`}},
+		"rawField":    {rawField(new([]byte)), "", values},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var accepted []string
+			for _, value := range values {
+				var wrong problems
+				test.rule(&wrong, "p", []byte(value))
+				if len(wrong) == 0 {
+					accepted = append(accepted, value)
+				} else if wrong[0] != "p "+test.problem {
+					t.Errorf("%s: %q, want %q", value, wrong, test.problem)
+				}
+			}
+			if fmt.Sprint(accepted) != fmt.Sprint(test.want) {
+				t.Errorf("accepts %q, want %q", accepted, test.want)
+			}
+		})
+	}
+	yes := true
+	if boolField(&yes)(new(problems), "p", []byte(`false`)); yes {
+		t.Error("false was read as true")
+	}
+	if boolField(&yes)(new(problems), "p", []byte(`true`)); !yes {
+		t.Error("true was read as false")
+	}
+}
+
+func TestDecodeObject(t *testing.T) {
+	deep := strings.Repeat("[", 100_000)
+	for body, want := range map[string]string{
+		`{"n":1}`: "", ` { "n" : 1 , "s" : "a" } `: "", "\n{\"\\u006e\":\t1}\r\n": "", `{"n":1,"o":{"x":1,"x":2,"i":1}}`: "",
+		``:                     "Invalid JSON: unexpected end of JSON input at byte 0",
+		` `:                    "Invalid JSON: unexpected end of JSON input at byte 1",
+		`n=1`:                  "Invalid JSON: the body does not start with {",
+		`'a'`:                  "Invalid JSON: the body does not start with {",
+		`"a`:                   "Invalid JSON: the body does not start with {",
+		`{"n":1`:               "Invalid JSON: unexpected end of JSON input at byte 6",
+		`{"n":01}`:             "Invalid JSON: invalid character '1' after object key:value pair at byte 7",
+		`{'n':1}`:              `Invalid JSON: invalid character '\'' looking for beginning of object key string at byte 2`,
+		`{"n":1}x`:             "Invalid JSON: invalid character 'x' after top-level value at byte 8",
+		"{\"n\":1,\"\xff\":2}": "Invalid JSON: no valid UTF-8 at byte 9",
+		deep:                   "Invalid JSON: invalid character '[' exceeded max depth at byte 10001",
+		"\ufeff{\"n\":1}":      "Invalid JSON: it starts with a byte order mark",
+		"\xff\xfe{\x00}\x00":   "Invalid JSON: it starts with a byte order mark",
+		"\xfe\xff\x00{\x00}":   "Invalid JSON: it starts with a byte order mark",
+		"\x00\x00\xfe\xff":     "Invalid JSON: it starts with a byte order mark",
+		`[]`:                   "Body must be a JSON object", `null`: "Body must be a JSON object",
+		`1`: "Body must be a JSON object", ` "{}"`: "Body must be a JSON object",
+		`{}`: "n is missing", `{"s":"a"}`: "n is missing",
+		`{"n":null}`:    "n must be a whole number ≥ 1",
+		`{"n":1,"n":1}`: "n is duplicated", `{"n":1,"\u006e":1}`: "n is duplicated",
+		`{"N":1}`: "N is not a known member", `{"x":1,"x":2}`: "x is not a known member",
+		`{"":1}`:                                 `[""] is not a known member`,
+		`{"a b":1}`:                              `["a b"] is not a known member`,
+		"{\"\u212a\":1}":                         "[\"\u212a\"] is not a known member",
+		`{"\ud800":1}`:                           "[\"\ufffd\"] " + loneSurrogate,
+		`{"n":1,"s":"\ud800"}`:                   "s " + loneSurrogate,
+		`{"n":1,"o":{"i":1,"i":2}}`:              "o.i is duplicated",
+		`{"n":1,"o":{"i":-1}}`:                   "o.i must be a whole number ≥ 0",
+		`{"n":1,"o":[]}`:                         "o must be an object",
+		`{"n":1,"m":{"a b":{},"c":null}}`:        `m["a b"] must be a string`,
+		`{"` + strings.Repeat("é", 100) + `":1}`: `["` + strings.Repeat("é", 32) + `…"] is not a known member`,
+	} {
+		var n int64
+		err := decodeObject([]byte(body), objectRules{
+			"n": intField(&n, 1, maxAmount), "s": anyString,
+			"o": objectOf(objectRules{"i": anyCount}),
+			"m": mapOf(func(string) fieldRule { return anyString }),
+		}, "n")
+		if want == "" && (err != nil || n != 1) || want != "" && (err == nil || err.Error() != want) {
+			t.Errorf("%.80q: got %d, %v, want %q", body, n, err, want)
+		}
+		if _, ok := errors.AsType[*decodeError](err); err != nil && !ok {
+			t.Errorf("%.80q: the error is a %T", body, err)
+		}
+	}
+}
+
+// A config as large as a body may be takes time in proportion to its size.
+func TestLargeDocuments(t *testing.T) {
+	document := func(groups int) []byte {
+		var b bytes.Buffer
+		for i := range groups {
+			fmt.Fprintf(&b, `,"group-%d":{"tokens":%d,"rate_limit":100,"x":{}}`, i, i)
+		}
+		return []byte(`{"user_groups":{` + b.String()[1:] + `}}`)
+	}
+	read := func(groups int) time.Duration {
+		body, seen := document(groups), 0
+		start := time.Now()
+		err := decodeObject(body, objectRules{"user_groups": mapOf(func(string) fieldRule {
+			seen++
+			return objectOf(objectRules{"tokens": anyCount, "rate_limit": anyCount})
+		})})
+		if err != nil || seen != groups {
+			t.Errorf("of %d groups it read %d: %v", groups, seen, err)
+		}
+		return time.Since(start)
+	}
+	for attempt := 0; ; attempt++ { // 16 times as much takes 256 times the time if it is quadratic
+		small, large := read(1_000), read(16_000)
+		if large < 80*small {
+			return
+		}
+		if attempt == 5 {
+			t.Fatalf("1,000 groups take %s, 16,000 %s", small, large)
+		}
+	}
+}
+
+// decodeObject never panics, and accepts only what encoding/json accepts too, with the same values.
+func FuzzDecodeObject(f *testing.F) {
 	for _, body := range []string{
-		`{"tokens":1}`, `{"text":"a","tokens":1}`, ` {"text" : "\ud83d\ude00\\" , "raw":[{"a":"]"},2] }`, `{"tokens":1,"tokens":2}`,
-		`{"raw":{"a":{}}}`, `{"raw":"}"}`, `{"raw":-1.5e-7}`, `{"raw":null,"tokens":0}`, `{}`, `[]`, `{"text":"\ud800"}`,
-		"{\"\xff\":1}", `{"a\"b":1}`, strings.Repeat("[", 20),
+		`{"tokens":1}`, `{"text":"a","tokens":1}`,
+		` {"text" : "\ud83d\ude00\\" , "raw":[{"a":"]"},2] }`, `{"tokens":1,"tokens":2}`,
+		`{"raw":{"a":{}}}`,
+		`{"raw":"}"}`, `{"raw":-1.5e-7}`, `{"raw":null,"tokens":0}`, `{}`, `[]`,
+		`{"text":"\ud800"}`, "{\"\xff\":1}", `{"a\"b":1}`, strings.Repeat("[", 20),
+		`{"map":{"a":1,"\u0061":2}}`, `{"tokens":1e2}`, `{"tokens":10.0}`, `{"map":{"\ud800":1,"":{}}}`,
 	} {
 		f.Add([]byte(body))
 	}
@@ -128,19 +253,27 @@ func FuzzReadJSON(f *testing.F) {
 		var n int64
 		var s string
 		var raw []byte
-		err := readJSON(body, fields{"tokens": wholeNumber(&n, 0, maxAmount), "text": text(&s), "raw": rawJSON(&raw)})
+		names := make(map[string]string)
+		err := decodeObject(body, objectRules{
+			"tokens": intField(&n, 0, maxAmount), "text": stringField(&s), "raw": rawField(&raw),
+			"map": mapOf(func(name string) fieldRule {
+				return func(_ *problems, _ string, value []byte) { names[name] = string(value) }
+			}),
+		})
 		if err != nil {
-			if _, ok := err.(badRequest); !ok || !utf8.ValidString(err.Error()) {
+			if _, ok := err.(*decodeError); !ok || !utf8.ValidString(err.Error()) {
 				t.Errorf("%q: %v", body, err)
 			}
 			return
 		}
 		var want map[string]json.RawMessage
 		if err := json.Unmarshal(body, &want); err != nil {
-			t.Fatalf("%q was taken: %v", body, err)
+			t.Fatalf("%q was accepted: %v", body, err)
 		}
-		if value, ok := want["tokens"]; ok && strings.TrimPrefix(string(value), "-") != fmt.Sprint(n) {
-			t.Errorf("%q: tokens is %d", body, n)
+		if value, ok := want["tokens"]; ok {
+			if exact, ok := new(big.Rat).SetString(string(value)); len(value) < 20 && (!ok || exact.Cmp(new(big.Rat).SetInt64(n)) != 0) {
+				t.Errorf("%q: tokens is %d", body, n)
+			}
 		}
 		var wantText string
 		if value, ok := want["text"]; ok && (json.Unmarshal(value, &wantText) != nil || wantText != s) {
@@ -149,11 +282,112 @@ func FuzzReadJSON(f *testing.F) {
 		if string(want["raw"]) != string(raw) {
 			t.Errorf("%q: raw is %q, want %q", body, raw, want["raw"])
 		}
-		delete(want, "tokens")
-		delete(want, "text")
-		delete(want, "raw")
-		if len(want) > 0 {
-			t.Errorf("%q: unknown members were taken", body)
+		var wantNames map[string]json.RawMessage
+		if value, ok := want["map"]; ok && (json.Unmarshal(value, &wantNames) != nil || len(wantNames) != len(names)) {
+			t.Errorf("%q: map has %q", body, names)
+		}
+		for name, value := range wantNames {
+			if names[name] != string(value) {
+				t.Errorf("%q: %q is %q, want %q", body, name, names[name], value)
+			}
+		}
+		for name := range want {
+			if !strings.Contains(" tokens text raw map ", " "+name+" ") {
+				t.Errorf("%q: an unknown member was accepted", body)
+			}
+		}
+	})
+}
+
+// Documents that are not JSON by the rules of RFC 8259 are refused, wherever they appear.
+func TestMalformedDocuments(t *testing.T) {
+	malformed := []string{
+		// Nothing, or white space that JSON does not have (section 2).
+		"", " ", "\t\n\r ", "\v{}", "\f{}", "\u00a0{}", "\ufeff{}", "\u2028{}", "{}\x00", "\x00", "{\v}", "[\f]", "\xa0{}",
+		// Structure (sections 4 and 5).
+		"{", "}", "[", "]", "{]", "[}", "{}}", "[]]", "[[]", "{{}}", "{}{}", "[][]", "{},", ",", ":", "{,}", "[,]", "[1,]", "[,1]", "[1,,2]",
+		"[1 2]",
+		"[1:2]", `{"a"}`, `{"a":}`, `{"a":1,}`, `{,"a":1}`, `{"a":1,,"b":2}`, `{"a":1 "b":2}`, `{"a" 1}`, `{"a"::1}`, `{"a":1:2}`, `{:1}`,
+		`{"a",1}`, `{"a":1;"b":2}`,
+		`{a:1}`, `{'a':1}`, `{1:1}`, `{null:1}`, `{true:1}`, `{[]:1}`, `{{}:1}`, `{"a":1`, `{"a":`, `{"a"`, `{"a`, `["a",`, `["a"`, "[1",
+		"(1)", "<null>", "[1]x", "{} //",
+		"/**/{}", "{/**/}", "#\n{}", "[1,\n2,\n", "...", "[...]", "*", "=", "@", "$", "~", "`a`", "&", "|",
+		// Literals (section 3).
+		"nul", "nulll", "Null", "NULL", "tru", "truee", "True", "TRUE", "fals", "falsee", "False", "undefined", "nil", "None", "[nul]",
+		"[tru]", "n", "t", "f",
+		// Numbers (section 6).
+		"+1", "01", "-01", "00", "-", "--1", "1-", "1.", ".1", "-.1", "1.e1", "1.2.3", "1e", "1e+", "1e-", "1E", "e1", "1e1.5", "1e1e1",
+		"0x10", "0b1", "0o7", "1_000", "1,000",
+		"1 000", "NaN", "Infinity", "-Infinity", "Inf", "1a", "1f", "0.1.2", "-0x1", "१", "１", "½", "[1e]", "[-]", "[01]", "[.5]",
+		// Strings (section 7).
+		`"`, `"a`, `'a'`, `a`, `"\"`, `"\x41"`, `"\a"`, `"\v"`, `"\0"`, `"\u"`, `"\u0"`, `"\u00"`, `"\u000"`, `"\u000g"`, `"\U0041"`,
+		`"\u{41}"`, `"\ "`, `"\'"`, "\"\n\"", "\"\t\"",
+		"\"\x00\"", "\"\x1f\"", `"a""b"`, `"a" "b"`, `["a" "b"]`, `["\"]`,
+		// Encoding (section 8.1).
+		"\"\xff\"", "\"\xc0\xaf\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xc3\"", "\"\x80\"", "\xff\xfe{\x00}\x00", "{\"\xe2\x82\":1}",
+		strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000), strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000),
+		strings.Repeat("[", 100_000),
+	}
+	s := newService(t)
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	for _, document := range malformed {
+		if err := checkJSON([]byte(document)); err == nil {
+			t.Errorf("%.60q is accepted as JSON", document)
+		}
+		for _, wrap := range []string{"%s", `{"tokens":%s}`, `{"tokens":1,"x":%s}`} {
+			body := strings.Replace(wrap, "%s", document, 1)
+			if json.Valid([]byte(body)) || body == "" { // some make sense within another
+				continue
+			}
+			answer := s.consume(t, id, key, body)
+			answer.want(t, 400, "")
+			if !strings.HasPrefix(answer.field(t, "error").(string), "Invalid JSON: ") {
+				t.Errorf("%.60q: %s", body, answer.body)
+			}
+		}
+		s.admin(t, "PUT", "/"+id+"/admin/config", `{"config":`+document+`}`).want(t, 400, "")
+	}
+	if len(malformed) < 120 {
+		t.Errorf("there are %d documents", len(malformed))
+	}
+	if left := tokensLeft(t, key); left != 10 {
+		t.Errorf("%d tokens are left", left)
+	}
+}
+
+// plainTokens accepts only what decodeObject accepts, as the same amount.
+func FuzzPlainTokens(f *testing.F) {
+	for _, body := range []string{`{"tokens":1}`, `{"tokens":0}`, `{"tokens":01}`, `{"tokens":}`, `{"tokens":999999999999999}`,
+		`{"tokens":9999999999999999}`, `{"tokens":-1}`} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		got, ok := plainTokens(body)
+		var n int64
+		if err := decodeObject(body, objectRules{"tokens": intField(&n, 1, maxAmount)}, "tokens"); ok && (err != nil || n != got) {
+			t.Errorf("%q: got %d, decodeObject says %d, %v", body, got, n, err)
+		}
+	})
+}
+
+// parseConfig never panics, and what it accepts it accepts again, compact, as the same.
+func FuzzParseConfig(f *testing.F) {
+	f.Add(seedConfig)
+	f.Add([]byte(`{"user_groups":{"a":{"tokens":1,"rate_limit":1}},` +
+		`"providers":{"x":{"default":"y","endpoints":{"y":{"url":"http://h"}}}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		config, err := parseConfig(data)
+		if err != nil {
+			if _, ok := err.(*configError); !ok || err.Error() == "" {
+				t.Errorf("%q: %v", data, err)
+			}
+			return
+		}
+		again, err := parseConfig(config.compact)
+		if err != nil || string(again.compact) != string(config.compact) ||
+			!reflect.DeepEqual(again.groups, config.groups) {
+			t.Errorf("%q: %v", data, err)
 		}
 	})
 }

@@ -1,4 +1,4 @@
-// Tollgate stands in front of AI back ends: it gives every tenant its own configuration, hands out API keys, and meters
+// Tollgate sits in front of AI back ends. It gives every tenant its own configuration, issues API keys, and meters
 // exactly what each key spends. All its state is in Redis.
 package main
 
@@ -9,22 +9,19 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strconv"
-	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 )
 
 const (
-	redisDialTimeout   = 5 * time.Second
+	redisStartTimeout  = 5 * time.Second
 	minAdminTokenBytes = 16
 
 	keepAliveGrace = 500 * time.Millisecond
@@ -38,13 +35,13 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, stop) // a second signal ends the process immediately
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
 	if err == nil {
 		return
 	}
 	log := newLogger(os.Stderr)
-	if wrong, ok := errors.AsType[badSettings](err); ok {
+	if wrong, ok := errors.AsType[settingsError](err); ok {
 		for _, sentence := range wrong {
 			log.errorf("%s", sentence)
 		}
@@ -54,8 +51,8 @@ func main() {
 	os.Exit(1)
 }
 
-// run is the whole program. It returns nil once it has stopped because ctx was done; a badSettings where args or the
-// environment are wrong.
+// run is the whole program. It returns nil after it has stopped because ctx was done, and a settingsError if args or
+// the environment are wrong.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	set, err := parseSettings(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
@@ -76,15 +73,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.
 func serve(ctx context.Context, set *settings, log *logger) error {
-	st, err := openStore(ctx, set.redisURL, redisDialTimeout, log)
+	st, closeStore, err := openStore(ctx, set.redisURL, log)
 	if ctx.Err() != nil {
-		return nil // told to stop before it had begun
+		return nil // cancelled while connecting: a clean exit
 	}
 	if err != nil {
 		//lint:ignore ST1005 the product's specification has these words
 		return fmt.Errorf("Redis connection failed: %s", set.redisURL.redact(err.Error()))
 	}
-	defer st.close() // last of all, when nobody uses it any more
+	defer closeStore() // last, when nobody uses it any more
 
 	if set.adminToken == "" {
 		set.adminToken = rand.Text()
@@ -93,13 +90,23 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	if len(set.adminToken) < minAdminTokenBytes {
 		log.warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", minAdminTokenBytes)
 	}
-	srv, err := newServer(st, log, set)
+	tcp, err := net.Listen("tcp", set.addr)
 	if err != nil {
 		return err
 	}
-	var connections atomic.Int64
+	listener := newLimitListener(tcp, set.maxConnections)
+	srv, err := newServer(st, log, serverOptions{
+		adminToken:     set.adminToken,
+		loginLimit:     set.loginLimit,
+		trustedProxies: set.trustedProxies,
+		accessLog:      set.accessLog,
+		nearCapacity:   listener.nearCapacity,
+	})
+	if err != nil {
+		return err
+	}
 	web := &http.Server{
-		Handler:           srv.routes(),
+		Handler:           srv.handler(),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -107,22 +114,8 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          log.warnings(),
 
-		DisableGeneralOptionsHandler: true, // which answers OPTIONS * with 200
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateNew:
-				connections.Add(1)
-			case http.StateClosed, http.StateHijacked:
-				connections.Add(-1)
-			}
-		},
+		DisableGeneralOptionsHandler: true, // it would answer OPTIONS * with 200
 	}
-	tcp, err := net.Listen("tcp", set.addr)
-	if err != nil {
-		return err
-	}
-	listener := newLazyListener(tcp, set.maxConnections)
-	srv.crowded = listener.crowded
 	log.infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
@@ -131,27 +124,114 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		return err
 	case <-ctx.Done():
 	}
-
 	log.infof("Stopping")
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), set.drainTimeout)
-	defer cancel()
 	_ = listener.Close()
-	srv.draining.Store(true) // /readyz is 503, and each answer ends its connection, so that clients connect elsewhere
+	srv.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
 	<-ended
-	// Shutdown drops a request whose header it finds on a connection. One that was on its way over a connection kept
-	// alive is answered if it comes within this grace.
-	for end := time.Now().Add(keepAliveGrace); connections.Load() > 0 && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
-	}
-	if err := web.Shutdown(drain); err != nil {
-		log.warnf("Requests still ran after %s and were cut off", set.drainTimeout)
-		_ = web.Close()
-	}
+	drain(web, listener, set.drainTimeout, log)
 	log.infof("Stopped")
 	return nil
 }
 
-// buildVersion is that of the module when it was built from a tagged or committed state, else (devel).
+// openStore connects to Redis, checks it and seeds a tenant, within redisStartTimeout. closeStore ends the connections.
+func openStore(ctx context.Context, url *redisURL, log *logger) (st *store, closeStore func(), err error) {
+	deadline := time.Now().Add(redisStartTimeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	redis, err := openRedis(ctx, url, requiredCommands, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	st = newStore(redis, log)
+	closeStore = func() {
+		st.close()
+		redis.close()
+	}
+	seed, err := parseConfig(seedConfig)
+	if err == nil {
+		err = st.SeedTenant(deadline, seedTenant, seed)
+	}
+	if err != nil {
+		closeStore()
+		return nil, nil, err
+	}
+	return st, closeStore, nil
+}
+
+// drain waits for the requests that run, until timeout, and cuts off those that still run then.
+func drain(web *http.Server, listener *limitListener, timeout time.Duration, log *logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
+	// served if it comes within this grace.
+	for end := time.Now().Add(keepAliveGrace); listener.connections() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err := web.Shutdown(ctx); err != nil {
+		log.warnf("Requests still ran after %s and were cut off", timeout)
+		_ = web.Close()
+	}
+}
+
+// limitListener accepts a limited number of connections at a time. Others wait in the system's queue until one ends.
+type limitListener struct {
+	net.Listener
+	slots  chan struct{}
+	closed chan struct{}
+	close  func() error
+}
+
+func newLimitListener(l net.Listener, maxConnections int64) *limitListener {
+	closed := make(chan struct{})
+	return &limitListener{l, make(chan struct{}, maxConnections), closed, sync.OnceValue(func() error {
+		close(closed)
+		return l.Close()
+	})}
+}
+
+func (l *limitListener) Close() error { return l.close() }
+
+// connections returns how many connections are open, including the slot in which the next one is awaited.
+func (l *limitListener) connections() int { return len(l.slots) }
+
+// nearCapacity reports whether three quarters of the connections are taken. No more should then be kept for clients
+// that may send another request: those that do not could take them all.
+func (l *limitListener) nearCapacity() bool { return len(l.slots)*4 > cap(l.slots)*3 }
+
+func (l *limitListener) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+// limitedConn gives its place back when it is closed.
+type limitedConn struct {
+	net.Conn
+	release func()
+}
+
+func (c *limitedConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}
+
+// CloseWrite lets net/http end a connection so that the client still gets the response.
+func (c *limitedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// buildVersion returns the module's version if it was built from a tagged or committed state, else (devel).
 func buildVersion() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		return info.Main.Version
@@ -159,7 +239,7 @@ func buildVersion() string {
 	return "unknown"
 }
 
-// checkHealth asks the server that listens on addr of this machine whether it is alive.
+// checkHealth returns an error unless the service that listens on addr of this machine responds.
 func checkHealth(ctx context.Context, addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -174,46 +254,13 @@ func checkHealth(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	answer, err := new(http.Transport).RoundTrip(r) // whatever proxy the environment names
+	response, err := new(http.Transport).RoundTrip(r) // whatever proxy the environment names
 	if err != nil {
 		return err
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("/healthz answered %s", answer.Status)
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("/healthz responded %s", response.Status)
 	}
 	return nil
-}
-
-// logger writes lines that begin with their level. Whatever is in a value, a line stays one line.
-type logger struct{ out *log.Logger }
-
-func newLogger(w io.Writer) *logger { return &logger{log.New(w, "", 0)} }
-
-func (l *logger) infof(format string, args ...any)  { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
-func (l *logger) warnf(format string, args ...any)  { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
-func (l *logger) errorf(format string, args ...any) { l.line("[ERROR] ", fmt.Sprintf(format, args...)) }
-
-// line writes text with all that is not printable, but for tabs, escaped.
-func (l *logger) line(level, text string) {
-	var escaped strings.Builder
-	escaped.WriteString(level)
-	for _, r := range text {
-		if r == '\t' || strconv.IsPrint(r) {
-			escaped.WriteRune(r)
-		} else {
-			escaped.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-	}
-	l.out.Print(escaped.String())
-}
-
-// warnings is a Logger for net/http, which has its own words for what goes wrong with connections.
-func (l *logger) warnings() *log.Logger { return log.New(warningWriter{l}, "", 0) }
-
-type warningWriter struct{ log *logger }
-
-func (w warningWriter) Write(p []byte) (int, error) {
-	w.log.warnf("%s", strings.TrimSuffix(string(p), "\n"))
-	return len(p), nil
 }

@@ -346,7 +346,7 @@ func TestAcceptFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	limited := newLazyListener(l, 2)
+	limited := newLimitListener(l, 2)
 	for range 5 {
 		if _, err := limited.Accept(); err == nil {
 			t.Fatal("a closed listener accepts")

@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,137 +18,142 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// A handler answers a request, or returns an error before it has written anything: server.writeError answers then.
-type handler func(w http.ResponseWriter, r *http.Request) error
+// All calls of the store for one request share one deadline, so that every response is sent within 2 s of the end of
+// its request.
+const (
+	publicTimeout = 900 * time.Millisecond
+	adminTimeout  = 1700 * time.Millisecond
+)
 
-func (s *server) handle(h handler) http.Handler {
+// server serves the HTTP contract from what the store keeps.
+type server struct {
+	serverOptions
+	store          *store
+	log            *logger
+	metrics        *metrics
+	adminTokenHash [sha256.Size]byte
+	processID      string       // random, begins the IDs of requests
+	requests       atomic.Int64 // that were given an ID
+	publicBodies   bodyLimiter
+	adminBodies    bodyLimiter
+	draining       atomic.Bool // the server is about to stop
+	defaultTenant  sync.Once   // logs that it does not exist
+}
+
+// serverOptions is what the operator sets.
+type serverOptions struct {
+	adminToken     string         // the operator's
+	loginLimit     int64          // anonymous logins a minute of one client address; 0 is no limit
+	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
+	accessLog      bool
+	nearCapacity   func() bool // reports whether connections are scarce
+}
+
+// newServer returns a server on st. It returns an error if anything is missing.
+func newServer(st *store, log *logger, options serverOptions) (*server, error) {
+	if st == nil || log == nil || options.adminToken == "" || options.nearCapacity == nil {
+		return nil, errors.New("a server needs a store, a logger, an admin token and a measure of its capacity")
+	}
+	s := &server{
+		serverOptions:  options,
+		store:          st,
+		log:            log,
+		adminTokenHash: sha256.Sum256([]byte(options.adminToken)),
+		processID:      rand.Text()[:13],
+		publicBodies:   newBodyLimiter(maxLargePublicBodies),
+		adminBodies:    newBodyLimiter(maxLargeAdminBodies),
+	}
+	return s, nil
+}
+
+// requestInfo is the state of one request. Each step of its route adds to it.
+type requestInfo struct {
+	id          string    // X-Request-Id
+	start       time.Time // when the header was read
+	deadline    time.Time // of all calls of the store
+	apiKey      string    // of a valid form, set by readAPIKey
+	actor       actor     // set by requireOperator and requireAdmin
+	tenantID    string    // of a tenant that exists, set by loadTenant and requireTenant
+	tenant      *tenant   // set by loadTenant
+	body        []byte    // set by the steps that read it
+	releaseBody func()    // gives back what the body holds; nil: nothing
+}
+
+type requestInfoKey struct{}
+
+// requestInfoFrom returns the state of a request that came through withRequestInfo.
+func requestInfoFrom(r *http.Request) *requestInfo {
+	return r.Context().Value(requestInfoKey{}).(*requestInfo)
+}
+
+// A step is one thing that is done for a request: it adds to info, or refuses the request with an error, before it has
+// written anything. A handler is the last step, which writes the response.
+type step func(w http.ResponseWriter, r *http.Request, info *requestInfo) error
+
+// access is what a request passes before its handler: steps in order, and the time for the calls of the store.
+type access struct {
+	timeout time.Duration
+	steps   []step
+}
+
+// toHandler returns the http.Handler that runs the steps of a route and then its handler.
+func (s *server) toHandler(a access, handler step) http.Handler {
+	steps := append(slices.Clone(a.steps), handler)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := h(w, r); err != nil {
-			s.writeError(w, r, err)
+		info := requestInfoFrom(r)
+		info.deadline = info.start.Add(a.timeout)
+		for _, step := range steps {
+			if err := step(w, r, info); err != nil {
+				s.writeError(w, r, err)
+				return
+			}
 		}
 	})
 }
 
-// answer is the ResponseWriter that all handlers get. What ServeMux says by itself (404, 405 and redirects, in plain
-// text or HTML) it replaces by the JSON error of that status; a redirect becomes a 404.
-type answer struct {
-	http.ResponseWriter
-	request  *http.Request
-	id       [1]string     // the value of X-Request-Id
-	status   int           // that was written; 0: none yet
-	replaced bool          // what follows is not ours and goes nowhere
-	bytes    int           // of the body
-	tenant   string        // that there is; "": none
-	slots    chan struct{} // of which the request's body holds one; nil: none
+// middleware returns mux with everything that each request passes, from the outermost to the innermost.
+func (s *server) middleware(mux *http.ServeMux) http.Handler {
+	return s.withRequestInfo(s.withObservation(s.withRecovery(withJSONErrors(mux))))
 }
 
-func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+// exchange is the context of a request, with its state and its response in the same allocation.
+type exchange struct {
+	context.Context
+	info      requestInfo
+	recorder  responseRecorder
+	requestID [1]string // the value of X-Request-Id
+}
 
-func (a *answer) WriteHeader(status int) {
-	if a.status != 0 {
-		return
+// Value returns the request's state for requestInfoKey, and any other value of the context that it extends.
+func (e *exchange) Value(key any) any {
+	if key == (requestInfoKey{}) {
+		return &e.info
 	}
-	a.status = status
-	switch redirect := status == http.StatusTemporaryRedirect; {
-	case a.request.Pattern != "" && !redirect:
-		a.ResponseWriter.WriteHeader(status)
-	case status == http.StatusMethodNotAllowed:
-		a.replace(status, "Method not allowed")
-	default:
-		a.Header().Del("Location")
-		a.replace(http.StatusNotFound, "Not found")
-	}
+	return e.Context.Value(key)
 }
 
-func (a *answer) replace(status int, sentence string) {
-	a.status, a.replaced = status, true
-	_ = writeJSON(replacement{a}, status, errorBody{Error: sentence})
-}
-
-func (a *answer) Write(p []byte) (int, error) {
-	a.WriteHeader(http.StatusOK)
-	if a.replaced {
-		return len(p), nil
-	}
-	return a.write(p)
-}
-
-func (a *answer) write(p []byte) (int, error) {
-	if a.request.Method != http.MethodHead {
-		a.bytes += len(p)
-	}
-	return a.ResponseWriter.Write(p)
-}
-
-// replacement is an answer to which what replaces it is written.
-type replacement struct{ *answer }
-
-func (r replacement) WriteHeader(status int)      { r.ResponseWriter.WriteHeader(status) }
-func (r replacement) Write(p []byte) (int, error) { return r.write(p) }
-
-// observed serves next with an answer, survives its panics, and counts and, if told to, logs what it answered. Once the
-// server drains, or has few connections to spare, each answer is its connection's last.
-func (s *server) observed(next http.Handler) http.Handler {
+// withRequestInfo attaches a requestInfo to the request's context and a recorder to its response. While the server
+// drains, or connections are scarce, each response is the last of its connection.
+func (s *server) withRequestInfo(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		a := &answer{ResponseWriter: w, request: r, id: [1]string{s.requestID(r)}}
-		w.Header()["X-Request-Id"] = a.id[:]
-		defer func() {
-			p := recover()
-			aborted := p != nil && a.status != 0
-			if p != nil {
-				s.log.errorf("panic in %s id=%s: %v", r.Pattern, a.id[0], p)
-				for line := range strings.Lines(string(debug.Stack())) {
-					s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
-				}
-				if !aborted {
-					_ = writeJSON(a, http.StatusInternalServerError, errorBody{Error: "Internal error"})
-				}
-			}
-			if a.slots != nil {
-				<-a.slots
-			}
-			took := time.Since(start)
-			s.metrics.request(r.Pattern, r.Method, a.status, took)
-			if s.accessLog {
-				s.logAccess(a, took)
-			}
-			if aborted {
-				panic(http.ErrAbortHandler) // cut the connection: what was sent is not the answer
-			}
-		}()
-		if s.draining.Load() || s.crowded() {
+		e := &exchange{Context: r.Context(), info: requestInfo{id: s.requestID(r), start: time.Now()}}
+		e.requestID[0] = e.info.id
+		w.Header()["X-Request-Id"] = e.requestID[:]
+		if s.draining.Load() || s.nearCapacity() {
 			w.Header().Set("Connection", "close")
 		}
-		next.ServeHTTP(a, r)
+		r = r.WithContext(e)
+		e.recorder = responseRecorder{ResponseWriter: w, request: r}
+		next.ServeHTTP(&e.recorder, r)
 	})
 }
 
-// logAccess writes the line of one request. The pattern of its route stands there, since a path may hold a key.
-func (s *server) logAccess(a *answer, took time.Duration) {
-	route := "-"
-	if a.request.Pattern != "" {
-		route = a.request.Pattern[strings.IndexByte(a.request.Pattern, '/'):] // without its method
-	}
-	method, tenant, remote := a.request.Method, "-", a.request.RemoteAddr
-	if !slices.Contains(methods, method) {
-		method = "-" // any token may be one
-	}
-	if a.tenant != "" {
-		tenant = a.tenant
-	}
-	if host, _, err := net.SplitHostPort(remote); err == nil {
-		remote = host
-	}
-	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s",
-		method, route, tenant, a.status, a.bytes, float64(took)/float64(time.Millisecond), remote, a.id[0])
-}
-
-// requestID is the request's own X-Request-Id, if that is 1 to 64 of A-Z a-z 0-9 _ - and no key of ours, else a new one that no other process
-// gives.
+// requestID returns the request's own X-Request-Id if it is valid, else a new one that no other process gives.
 func (s *server) requestID(r *http.Request) string {
 	if given := r.Header["X-Request-Id"]; len(given) == 1 && validRequestID(given[0]) {
 		return given[0]
@@ -154,162 +162,485 @@ func (s *server) requestID(r *http.Request) string {
 	return string(strconv.AppendInt(append(id, '-'), s.requests.Add(1), 10))
 }
 
+// validRequestID reports whether id is 1-64 of A-Z a-z 0-9 _ - and not a key or token of ours, which are secret.
 func validRequestID(id string) bool {
-	for _, c := range []byte(id) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return 1 <= len(id) && len(id) <= 64 && !validAPIKey(id) && !validToken(id, adminPrefix) // which are secrets
+	return isIdentifier(id, 64) && !validAPIKey(id) && !validCredential(id, adminTokenPrefix)
 }
 
-type tenantContextKey struct{}
+// responseRecorder is the ResponseWriter that handlers get. It remembers what was sent, and holds back what ServeMux
+// sends by itself.
+type responseRecorder struct {
+	http.ResponseWriter
+	request  *http.Request
+	status   int  // that was sent; 0: nothing was sent yet
+	bytes    int  // of the body
+	routing  bool // ServeMux may respond by itself
+	heldBack int  // the status with which it did
+}
 
-// withTenant attaches the tenant that the path names, or else the tenant default, to the request's context.
-func (s *server) withTenant(next handler) handler {
-	return s.withRepairableTenant(func(w http.ResponseWriter, r *http.Request) error {
-		if err := tenantFrom(r).broken; err != nil {
-			return err
+func (w *responseRecorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *responseRecorder) WriteHeader(status int) {
+	switch {
+	case w.status != 0 || w.heldBack != 0:
+	case w.routing && (w.request.Pattern == "" || status == http.StatusTemporaryRedirect):
+		w.heldBack = status
+	default:
+		w.status = status
+		w.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (w *responseRecorder) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.heldBack != 0 {
+		return len(p), nil
+	}
+	if w.request.Method != http.MethodHead {
+		w.bytes += len(p)
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// withJSONErrors replaces what ServeMux sends by itself, in plain text or HTML, by the JSON error of that status. A
+// redirect, which ServeMux sends for paths that are not clean, becomes a 404.
+func withJSONErrors(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		recorder := w.(*responseRecorder)
+		recorder.routing = true
+		mux.ServeHTTP(w, r)
+		recorder.routing = false
+		status := recorder.heldBack
+		recorder.heldBack = 0
+		switch status {
+		case 0:
+		case http.StatusMethodNotAllowed:
+			_ = writeJSON(w, status, errorBody{Error: "Method not allowed"})
+		default:
+			w.Header().Del("Location")
+			_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
 		}
-		return next(w, r)
 	})
 }
 
-// withRepairableTenant is withTenant for what needs no config, and so lets an admin mend one that is broken.
-func (s *server) withRepairableTenant(next handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		id := tenantID(r)
-		if !validTenantID(id) {
-			return ErrNoTenant
-		}
-		t, err := s.store.Tenant(id)
-		if errors.Is(err, ErrBrokenConfig) {
-			t = &tenant{id: id, broken: err}
-		} else if err != nil {
-			return err
-		}
-		w.(*answer).tenant = id
-		return next(w, r.WithContext(context.WithValue(r.Context(), tenantContextKey{}, t)))
-	}
+// withRecovery survives the panics of next: it logs the stack and responds with 500, or cuts the connection if a
+// response was begun.
+func (s *server) withRecovery(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p != http.ErrAbortHandler {
+				s.log.errorf("panic in %s id=%s: %v", r.Pattern, requestInfoFrom(r).id, p)
+				for line := range strings.Lines(string(debug.Stack())) {
+					s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
+				}
+			}
+			recorder := w.(*responseRecorder)
+			if recorder.status != 0 {
+				panic(http.ErrAbortHandler)
+			}
+			recorder.routing = false
+			_ = writeJSON(w, http.StatusInternalServerError, errorBody{Error: "Internal error"})
+		}()
+		next.ServeHTTP(w, r)
+	})
 }
 
-// withBody has read the request's body before next begins.
-func (s *server) withBody(next handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		body, err := readBody(w, r, s.longBodies)
-		if err != nil {
-			return err
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		return next(w, r)
-	}
+// withObservation counts responses and, if enabled, logs them, after what the request held was given back.
+func (s *server) withObservation(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			info, recorder := requestInfoFrom(r), w.(*responseRecorder)
+			if info.releaseBody != nil {
+				info.releaseBody()
+			}
+			took := time.Since(info.start)
+			s.metrics.request(r.Pattern, r.Method, recorder.status, took)
+			if s.accessLog {
+				s.logAccess(r, info, recorder, took)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
 }
 
-// tenantID is the one that the path names, valid or not, or else the default.
-func tenantID(r *http.Request) string {
+// logAccess writes the line of one request. It names the pattern of the route, since a path may hold a key.
+func (s *server) logAccess(r *http.Request, info *requestInfo, recorder *responseRecorder, took time.Duration) {
+	_, route := routeOf(r.Pattern)
+	method, tenant, remote := r.Method, info.tenantID, r.RemoteAddr
+	if r.Pattern == "" {
+		route = "-"
+	}
+	if !slices.Contains(methods, method) {
+		method = "-" // a client may send any token
+	}
+	if tenant == "" {
+		tenant = "-"
+	}
+	if host, _, err := net.SplitHostPort(remote); err == nil {
+		remote = host
+	}
+	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s",
+		method, route, tenant, recorder.status, recorder.bytes, float64(took)/float64(time.Millisecond), remote, info.id)
+}
+
+// pathTenantID returns the tenant ID in the path, valid or not, or the default one.
+func pathTenantID(r *http.Request) string {
 	if id := r.PathValue("tenantId"); id != "" {
 		return id
 	}
 	return defaultTenant
 }
 
-// tenantFrom is the tenant of a request that came through withTenant.
-func tenantFrom(r *http.Request) *tenant { return r.Context().Value(tenantContextKey{}).(*tenant) }
-
-// admin is who sent an admin's request.
-type admin struct {
-	tokenHash string // SHA-256 of a tenant's admin token, in hex; "": the operator
-}
-
-// String is the admin's name in a config's history.
-func (a admin) String() string {
-	if a.tokenHash == "" {
-		return "operator"
+// loadTenant loads the tenant of the path with its config. Errors are those of store.Tenant.
+func (s *server) loadTenant(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	id := pathTenantID(r)
+	if !validTenantID(id) {
+		return ErrNoTenant
 	}
-	return a.tokenHash[:8]
-}
-
-type adminContextKey struct{}
-
-// withOperator lets only those pass who hold the operator's token.
-func (s *server) withOperator(next handler) handler {
-	return s.authorized(next, func(*http.Request, string, [sha256.Size]byte) (admin, error) { return admin{}, errInvalidToken })
-}
-
-// withAdmin lets only those pass who hold the operator's token or one of the tenant's own admin tokens. It stands
-// before withTenant, so that a stranger does not learn which tenants there are.
-func (s *server) withAdmin(next handler) handler {
-	return s.authorized(next, func(r *http.Request, token string, hash [sha256.Size]byte) (admin, error) {
-		id := tenantID(r)
-		if !validTenantID(id) || !validToken(token, adminPrefix) {
-			return admin{}, errInvalidToken
+	t, err := s.store.Tenant(info.deadline, id)
+	if err != nil {
+		if err == ErrNoTenant && r.PathValue("tenantId") == "" {
+			s.defaultTenant.Do(func() {
+				s.log.infof("A path without a tenant ID is that of the tenant %q, which does not exist: "+
+					"create it with POST /admin/tenants", id)
+			})
 		}
-		is, err := s.store.IsAdminToken(id, hash)
-		if err == nil && !is {
-			err = errInvalidToken
-		}
-		return admin{hex.EncodeToString(hash[:])}, err
-	})
-}
-
-// authorized attaches the admin to the request's context: the operator, or who else other says it is.
-func (s *server) authorized(next handler, other func(r *http.Request, token string, hash [sha256.Size]byte) (admin, error)) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		token, err := bearerToken(r)
-		if err != nil {
-			return err
-		}
-		who, hash := admin{}, sha256.Sum256([]byte(token))
-		if subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 0 {
-			if who, err = other(r, token, hash); err != nil {
-				return err
-			}
-		}
-		return next(w, r.WithContext(context.WithValue(r.Context(), adminContextKey{}, who)))
+		return err
 	}
+	info.tenantID, info.tenant = id, t
+	return nil
 }
 
-// adminFrom is who sent a request that came through withOperator or withAdmin.
-func adminFrom(r *http.Request) admin { return r.Context().Value(adminContextKey{}).(admin) }
+// requireTenant checks that the tenant of the path exists. Its config may be broken, so that an admin can repair it.
+// Errors: ErrNoTenant, ErrUnavailable.
+func (s *server) requireTenant(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	err := s.loadTenant(w, r, info)
+	if errors.Is(err, ErrBrokenConfig) {
+		info.tenantID = pathTenantID(r)
+		return nil
+	}
+	return err
+}
 
-// bearerToken is the token of the request's Authorization header (RFC 6750, section 2.1). Errors: errNoToken where none
-// was sent; errInvalidToken where it was malformed, or sent more than once.
+// errNoCredential and errInvalidCredential are 401: nothing was sent that could be a bearer token, or a wrong one.
+var (
+	errNoCredential      = errors.New("no bearer token")
+	errInvalidCredential = errors.New("invalid bearer token")
+)
+
+// readAPIKey reads the request's API key. What does not have the form of one never reaches Redis.
+func (s *server) readAPIKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	if !validAPIKey(token) {
+		return ErrNoKey
+	}
+	info.apiKey = token
+	return nil
+}
+
+// requireOperator lets the operator pass.
+func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	if !s.isOperator(sha256.Sum256([]byte(token))) {
+		return errInvalidCredential
+	}
+	info.actor = actor{}
+	return nil
+}
+
+func (s *server) isOperator(hash [sha256.Size]byte) bool {
+	return subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 1
+}
+
+// requireAdmin lets the operator pass, and the holder of one of the tenant's own admin tokens. It comes before
+// requireTenant, so that a stranger does not learn which tenants exist.
+func (s *server) requireAdmin(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256([]byte(token))
+	if s.isOperator(hash) {
+		info.actor = actor{}
+		return nil
+	}
+	id := pathTenantID(r)
+	if !validTenantID(id) || !validCredential(token, adminTokenPrefix) {
+		return errInvalidCredential
+	}
+	found, err := s.store.IsAdminToken(info.deadline, id, hash)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return errInvalidCredential
+	}
+	info.actor = actor{tokenHash: hex.EncodeToString(hash[:])}
+	return nil
+}
+
+// bearerToken returns the token of the request's Authorization header (RFC 6750, section 2.1). Errors: errNoCredential
+// if none was sent; errInvalidCredential if it was malformed, or sent more than once.
 func bearerToken(r *http.Request) (string, error) {
 	values := r.Header["Authorization"]
 	if len(values) == 0 {
-		return "", errNoToken
+		return "", errNoCredential
 	}
 	scheme, token, _ := strings.Cut(values[0], " ")
 	token = strings.TrimLeft(token, " ")
 	switch {
 	case len(values) > 1:
-		return "", errInvalidToken
+		return "", errInvalidCredential
 	case !strings.EqualFold(scheme, "Bearer") || token == "":
-		return "", errNoToken
+		return "", errNoCredential
 	case !validBearerToken(token):
-		return "", errInvalidToken
+		return "", errInvalidCredential
 	}
 	return token, nil
 }
 
-// validBearerToken tells whether token is a b64token (RFC 6750, section 2.1).
-func validBearerToken(token string) bool {
-	body := strings.TrimRight(token, "=")
-	for _, c := range []byte(body) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~+/", c) >= 0) {
-			return false
-		}
-	}
-	return body != ""
+const (
+	maxBodyBytes    = 1 << 20
+	smallBodyBytes  = 4 << 10 // is allocated before it has come
+	bodySlotTimeout = 40 * time.Millisecond
+
+	// The most bodies over smallBodyBytes that are held at a time. No charge needs one, and anybody may send one, since
+	// the body is read before Redis is queried for the key.
+	maxLargePublicBodies = 16
+	maxLargeAdminBodies  = 64
+)
+
+var (
+	errBodyTooLarge = errors.New("body too large")
+	errBrokenBody   = badRequestError("Body could not be read to its end")
+)
+
+// bodyLimiter bounds how many large bodies are held in memory at a time.
+type bodyLimiter struct{ slots chan struct{} }
+
+func newBodyLimiter(n int) bodyLimiter { return bodyLimiter{make(chan struct{}, n)} }
+
+// read is the step that reads the request's body. The time that it takes to come does not count for the deadline.
+// Errors: errBodyTooLarge beyond maxBodyBytes, errBrokenBody if it ends early, ErrUnavailable if it is large and no
+// slot is free for bodySlotTimeout.
+func (l bodyLimiter) read(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	began := time.Now()
+	var err error
+	info.body, info.releaseBody, err = l.readAll(w, r)
+	info.deadline = info.deadline.Add(time.Since(began))
+	return err
 }
 
-// clientAddress is where a request comes from, as the login limit counts it: an IPv4 address, or the /64 of an IPv6
-// one, since that is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
-// its hops, from the last one back, the first that is not itself trusted.
+func (l bodyLimiter) readAll(w http.ResponseWriter, r *http.Request) (body []byte, release func(), err error) {
+	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {
+		body := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, body); err != nil {
+			return nil, nil, errBrokenBody
+		}
+		return body, nil, nil
+	}
+	var buffer bytes.Buffer
+	limited := http.MaxBytesReader(w, r.Body, maxBodyBytes)
+	if _, err = io.CopyN(&buffer, limited, smallBodyBytes+1); err == nil {
+		select {
+		case l.slots <- struct{}{}:
+			release = func() { <-l.slots }
+		case <-time.After(bodySlotTimeout):
+			return nil, nil, fmt.Errorf("%w: too many large bodies are held", ErrUnavailable)
+		}
+		_, err = buffer.ReadFrom(limited)
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, release, errBodyTooLarge
+	}
+	if err != nil && err != io.EOF {
+		return nil, release, errBrokenBody
+	}
+	return buffer.Bytes(), release, nil
+}
+
+// Values of headers that all responses have. They are never changed.
+var (
+	contentType  = []string{"application/json; charset=utf-8"}
+	cacheControl = []string{"no-store"} // responses hold keys, balances and configs (RFC 6749, section 5.1)
+)
+
+// writeJSON sends v as one compact object and a newline. Nothing is sent if v cannot be encoded.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("encode response: %w", err)
+	}
+	return writeBody(w, status, body.Bytes())
+}
+
+// writeBody sends body, which is compact JSON and a newline. It returns nil, so that a handler can return it.
+func writeBody(w http.ResponseWriter, status int, body []byte) error {
+	h := w.Header()
+	h["Content-Type"] = contentType
+	h["Cache-Control"] = cacheControl
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // a client that has gone away is not an error of ours
+	return nil
+}
+
+// writeTokens sends the response to a charge or, with the new API key, to a login.
+func writeTokens(w http.ResponseWriter, status int, apiKey string, tokensLeft int64) error {
+	body := append(make([]byte, 0, 96), '{')
+	if apiKey != "" { // one of ours: nothing in it needs escaping
+		body = append(body, `"apiKey":"`...)
+		body = append(body, apiKey...)
+		body = append(body, `",`...)
+	}
+	body = append(body, `"tokensLeft":`...)
+	body = strconv.AppendInt(body, tokensLeft, 10)
+	return writeBody(w, status, append(body, "}\n"...))
+}
+
+// writeKey sends all of k but the key itself and its tenant, which the caller named.
+func writeKey(w http.ResponseWriter, k apiKey) error {
+	body := struct {
+		UserID     *string `json:"userId"`
+		Group      string  `json:"group"`
+		CreatedAt  string  `json:"createdAt"`
+		ExpiresAt  *string `json:"expiresAt"`
+		TokensLeft int64   `json:"tokensLeft"`
+	}{Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft}
+	if k.userID != "" {
+		body.UserID = &k.userID
+	}
+	if !k.expiresAt.IsZero() {
+		at := formatTime(k.expiresAt)
+		body.ExpiresAt = &at
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+// errorBody is the body of every error response.
+type errorBody struct {
+	Error      string   `json:"error"`
+	TokensLeft *int64   `json:"tokensLeft,omitempty"`
+	Errors     []string `json:"errors,omitempty"`
+}
+
+// badRequestError is a sentence for the client that says what is wrong with its request.
+type badRequestError string
+
+func (e badRequestError) Error() string { return string(e) }
+
+// forwardAuthDenial is a refusal that nginx can forward: as 403, with its true status in X-Auth-Status.
+type forwardAuthDenial struct{ error }
+
+func (e forwardAuthDenial) Unwrap() error { return e.error }
+
+var (
+	errNotFound      = errors.New("not found")
+	errLoginDisabled = errors.New("anonymous login is disabled")
+)
+
+// errorResponses maps errors to statuses and public sentences. The first that matches counts.
+var errorResponses = []struct {
+	is      error
+	status  int
+	message string
+}{
+	{ErrNoTenant, http.StatusBadRequest, "Invalid tenant ID"},
+	{errNoCredential, http.StatusUnauthorized, "Unauthorized"},
+	{errInvalidCredential, http.StatusUnauthorized, "Unauthorized"},
+	{ErrNoKey, http.StatusUnauthorized, "Unauthorized"},
+	{ErrRevoked, http.StatusUnauthorized, "Unauthorized"},
+	{errLoginDisabled, http.StatusForbidden, "Anonymous login is disabled"},
+	{errNotFound, http.StatusNotFound, "Not found"},
+	{ErrNoVersion, http.StatusNotFound, "Not found"},
+	{ErrTenantExists, http.StatusConflict, "Tenant already exists"},
+	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed"},
+	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large"},
+	{ErrKeyReused, http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters"},
+	{ErrUnavailable, http.StatusServiceUnavailable, "Service unavailable"},
+}
+
+// writeError turns an error into a response. What is not foreseen here is 500, and logged.
+func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	status, body := errorResponse(w.Header(), r, err)
+	if status == http.StatusInternalServerError {
+		s.log.errorf("%s id=%s: %v", r.Pattern, requestInfoFrom(r).id, err)
+	}
+	if _, ok := errors.AsType[forwardAuthDenial](err); ok {
+		w.Header().Set("X-Auth-Status", strconv.Itoa(status))
+		status = http.StatusForbidden
+	}
+	_ = writeJSON(w, status, body)
+}
+
+// errorResponse returns the status and the body for err, and sets the headers that belong to them.
+func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
+	if bad, ok := errors.AsType[badRequestError](err); ok {
+		return http.StatusBadRequest, errorBody{Error: bad.Error()}
+	}
+	if bad, ok := errors.AsType[*decodeError](err); ok {
+		return http.StatusBadRequest, errorBody{Error: bad.Error()}
+	}
+	if bad, ok := errors.AsType[*configError](err); ok {
+		body := errorBody{Error: bad.Error()}
+		if all := bad.sentences(); len(all) > 1 {
+			body.Errors = all
+		}
+		return http.StatusBadRequest, body
+	}
+	if spent, ok := errors.AsType[insufficientTokensError](err); ok {
+		return http.StatusPaymentRequired, errorBody{Error: "Payment Required", TokensLeft: &spent.tokensLeft}
+	}
+	if limited, ok := errors.AsType[rateLimitError](err); ok {
+		h.Set("Retry-After", strconv.Itoa(int(limited.retryAfter/time.Second)))
+		return http.StatusTooManyRequests, errorBody{Error: "Too Many Requests"}
+	}
+	for _, e := range errorResponses {
+		if errors.Is(err, e.is) {
+			switch e.status {
+			case http.StatusUnauthorized:
+				h.Set("WWW-Authenticate", challenge(r, err))
+			case http.StatusServiceUnavailable:
+				h.Set("Retry-After", "1")
+			}
+			return e.status, errorBody{Error: e.message}
+		}
+	}
+	return http.StatusInternalServerError, errorBody{Error: "Internal error"}
+}
+
+// challenge returns the WWW-Authenticate header of a 401 (RFC 6750, section 3). Only a client that has sent something
+// is told more.
+func challenge(r *http.Request, err error) string {
+	switch {
+	case !errors.Is(err, errNoCredential):
+		return `Bearer realm="tollgate", error="invalid_token"`
+	case len(r.Header["Authorization"]) > 0:
+		return `Bearer realm="tollgate", error_description="send the header Authorization: Bearer <key or token>"`
+	}
+	return `Bearer realm="tollgate"`
+}
+
+// clientAddress returns where a request comes from, as the login limit counts it: an IPv4 address, or the /64 of an
+// IPv6 one, which is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
+// its hops, from the last one back, the first that is not trusted itself.
 func clientAddress(r *http.Request, trusted []netip.Prefix) string {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return r.RemoteAddr // no TCP connection
+		return r.RemoteAddr // not a TCP connection
 	}
 	address := peer.Addr().Unmap()
 	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
@@ -326,7 +657,7 @@ func clientAddress(r *http.Request, trusted []netip.Prefix) string {
 	return netip.PrefixFrom(address.WithZone(""), 64).Masked().String()
 }
 
-// parseHop reads a hop of X-Forwarded-For, which some proxies write with its port.
+// parseHop parses a hop of X-Forwarded-For, which some proxies write with its port.
 func parseHop(hop string) (netip.Addr, bool) {
 	if withPort, err := netip.ParseAddrPort(hop); err == nil {
 		return withPort.Addr().Unmap(), true
@@ -336,10 +667,5 @@ func parseHop(hop string) (netip.Addr, bool) {
 }
 
 func isTrusted(address netip.Addr, trusted []netip.Prefix) bool {
-	for _, prefix := range trusted {
-		if prefix.Contains(address.WithZone("")) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(trusted, func(prefix netip.Prefix) bool { return prefix.Contains(address.WithZone("")) })
 }

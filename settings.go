@@ -17,155 +17,239 @@ import (
 type settings struct {
 	redisURL       *redisURL
 	addr           string
-	adminToken     string // "": make one
-	loginLimit     int64
+	adminToken     string // the operator's; "" to create a random one
+	loginLimit     int64  // anonymous logins a minute of one client address; 0 for no limit
 	trustedProxies []netip.Prefix
 	maxConnections int64 // of clients
 	accessLog      bool
-	drainTimeout   time.Duration // for what runs when it is told to stop
+	drainTimeout   time.Duration // for the requests that run when the process is stopped
 	version        bool
 	health         bool
 }
 
-// badSettings is all that is wrong with the settings, a sentence each; nothing was tried.
-type badSettings []string
+// A settingsError has a sentence for each bad setting.
+type settingsError []string
 
-func (e badSettings) Error() string { return strings.Join(e, "; ") }
+func (e settingsError) Error() string { return strings.Join(e, "; ") }
 
-// parseSettings reads flags and, where a flag is not given, the environment variable of its name in capitals. It names
-// every bad one. Secrets come from the environment or from files alone: anybody on the machine can read a command line.
-func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
-	set := &settings{drainTimeout: 10 * time.Second}
-	fs := flag.NewFlagSet("tollgate", flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
-	redisURL := fs.String("redis-url", "redis://localhost:6379",
-		"`URL` of Redis: redis://, rediss:// (TLS) or unix:///path/redis.sock,\na password in it only in the environment (REDIS_URL)")
-	addr := fs.String("addr", ":8080",
-		"`host:port` to listen on (ADDR; where only PORT is set, :$PORT)")
-	tokenFile := fs.String("admin-token-file", "",
-		"`file` that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\nwithout either, a random one is made and logged at start (ADMIN_TOKEN_FILE)")
-	loginLimit := fs.String("login-limit", "600",
-		"`number` of anonymous logins a minute of one client address, 0: no limit (LOGIN_LIMIT)")
-	proxies := fs.String("trusted-proxies", "",
-		"`CIDRs`, separated by commas, of the proxies whose X-Forwarded-For counts (TRUSTED_PROXIES)")
-	connections := fs.String("max-connections", "4096",
-		"`number` of clients' connections; more have to wait (MAX_CONNECTIONS)")
-	fs.BoolVar(&set.accessLog, "access-log", false, "log a line for each request (ACCESS_LOG)")
-	fs.BoolVar(&set.health, "health", false, "ask the tollgate that runs at -addr whether it is alive, and exit with 0 or 1")
-	fs.BoolVar(&set.version, "version", false, "print the version and exit")
-
-	var wrong badSettings
-	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-	for rest := args; len(rest) > 0; {
-		err := fs.Parse(rest)
-		switch after := fs.Args(); {
-		case errors.Is(err, flag.ErrHelp):
-			printUsage(fs, stdout)
-			return nil, err
-		case err != nil:
-			bad("%v", err)
-			if len(after) == len(rest) { // a malformed flag is not taken off
-				after = after[1:]
-			}
-			rest = after
-		case len(after) > 0:
-			bad("unexpected argument %q", after[0])
-			rest = after[1:]
-		default:
-			rest = nil
-		}
-	}
-	if set.version && len(wrong) == 0 {
-		return set, nil
-	}
-	// source is where a setting's value comes from, to be named where that is bad.
-	source := make(map[string]string)
-	fs.Visit(func(f *flag.Flag) { source[f.Name] = "-" + f.Name })
-	fs.VisitAll(func(f *flag.Flag) {
-		if f.Name == "health" || f.Name == "version" || source[f.Name] != "" {
-			return
-		}
-		source[f.Name] = strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if value := getenv(source[f.Name]); value != "" {
-			if err := fs.Set(f.Name, value); err != nil { // a string flag takes anything
-				bad("%s: %q is neither true nor false", source[f.Name], value)
-			}
-		} else if port := getenv("PORT"); f.Name == "addr" && port != "" {
-			source[f.Name] = "PORT"
-			_ = fs.Set(f.Name, ":"+port)
-		}
-	})
-
-	set.addr = *addr
-	if _, port, err := net.SplitHostPort(*addr); err != nil {
-		bad("%s: %q is no host:port or :port", source["addr"], *addr)
-	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		bad("%s: %q is no port from 0 to 65535", source["addr"], port)
-	}
-	if set.health && len(wrong) == 0 {
-		return set, nil
-	}
-	var err error
-	if set.redisURL, err = parseRedisURL(*redisURL); err != nil {
-		bad("%s %v", source["redis-url"], err)
-	} else if source["redis-url"] == "-redis-url" && set.redisURL.password != "" {
-		bad("-redis-url must not hold a password, which others could read there: use the environment variable REDIS_URL")
-	}
-	if set.adminToken, err = adminToken(getenv("ADMIN_TOKEN"), *tokenFile, source["admin-token-file"]); err != nil {
-		bad("%v", err)
-	}
-	if set.loginLimit, err = strconv.ParseInt(*loginLimit, 10, 64); err != nil || set.loginLimit < 0 || set.loginLimit > maxRateLimit {
-		bad("%s: %q is no whole number from 0 to %d", source["login-limit"], *loginLimit, maxRateLimit)
-	}
-	if set.maxConnections, err = strconv.ParseInt(*connections, 10, 64); err != nil || set.maxConnections < 1 || set.maxConnections > 1_000_000 {
-		bad("%s: %q is no whole number from 1 to 1000000", source["max-connections"], *connections)
-	}
-	if *proxies != "" {
-		for cidr := range strings.SplitSeq(*proxies, ",") {
-			prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
-			if err != nil {
-				bad("%s: %q is no CIDR such as 10.0.0.0/8", source["trusted-proxies"], cidr)
-			}
-			set.trustedProxies = append(set.trustedProxies, prefix)
-		}
-	}
-	if len(wrong) > 0 {
-		return nil, wrong
-	}
-	return set, nil
-}
-
-// adminToken is the operator's token: what stands in the file that fileSource, a flag or a variable, names, else token
-// of the environment.
-func adminToken(token, file, fileSource string) (string, error) {
-	source := "ADMIN_TOKEN"
-	if file != "" {
-		if token != "" && fileSource == "ADMIN_TOKEN_FILE" {
-			return "", errors.New("ADMIN_TOKEN and ADMIN_TOKEN_FILE are both set: which one counts?")
-		}
-		source = fileSource
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", source, err)
-		}
-		token = strings.TrimSpace(string(content))
-		if token == "" {
-			return "", fmt.Errorf("%s: %q is empty", source, file)
-		}
-	}
-	if token != "" && !validBearerToken(token) {
-		return "", fmt.Errorf("%s has characters that no bearer token may have (RFC 6750 allows A-Z a-z 0-9 - . _ ~ + / and = at the end)", source)
-	}
-	return token, nil
-}
-
-func printUsage(fs *flag.FlagSet, w io.Writer) {
-	fmt.Fprint(w, `Usage: tollgate [flags]
+const usageHead = `Usage: tollgate [flags]
 
 The environment variable in parentheses means the same as the flag, which wins. Secrets are never flags:
 the operator's token (ADMIN_TOKEN) and a REDIS_URL with a password are read from the environment.
 
-`)
-	fs.SetOutput(w)
-	fs.PrintDefaults()
+`
+
+// An option is one setting. Its flag wins over its environment variable, which wins over its default.
+type option struct {
+	flag  string
+	env   string // "" if only the flag sets it
+	value string // names the flag's value in the usage; "" for a boolean
+	def   string
+	usage string
+	set   func(value string) error
+
+	// secretFile means that the value is read from the file that the flag or the variable names, or else from the
+	// variable without _FILE. Anybody on the machine can read a command line, so no flag has a secret itself.
+	secretFile bool
+}
+
+// options is the table of all options. The first two are commands, which need few of the others.
+func (s *settings) options() []option {
+	return []option{
+		{flag: "version", usage: "print the version and exit", set: into(&s.version, parseBool)},
+		{flag: "health", usage: "ask the tollgate that listens on -addr whether it is alive, and exit with 0 or 1",
+			set: into(&s.health, parseBool)},
+		{flag: "addr", env: "ADDR", value: "host:port", def: ":8080",
+			usage: "to listen on; if only PORT is set, :$PORT", set: into(&s.addr, parseAddress)},
+		{flag: "redis-url", env: "REDIS_URL", value: "URL", def: "redis://localhost:6379",
+			usage: "of Redis: redis://, rediss:// (TLS) or unix:///path/redis.sock;\na password in it only in the environment",
+			set:   into(&s.redisURL, parseRedisURL)},
+		{flag: "admin-token-file", env: "ADMIN_TOKEN_FILE", value: "file", secretFile: true,
+			usage: "that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\n" +
+				"if neither is set, a random one is created and logged at start", set: into(&s.adminToken, parseBearerToken)},
+		{flag: "login-limit", env: "LOGIN_LIMIT", value: "number", def: "600",
+			usage: "of anonymous logins a minute of one client address; 0 for no limit",
+			set:   into(&s.loginLimit, parseInt(0, maxRateLimit))},
+		{flag: "trusted-proxies", env: "TRUSTED_PROXIES", value: "CIDRs",
+			usage: "of the proxies whose X-Forwarded-For counts, separated by commas",
+			set:   into(&s.trustedProxies, parsePrefixes)},
+		{flag: "max-connections", env: "MAX_CONNECTIONS", value: "number", def: "4096",
+			usage: "of clients' connections; more have to wait", set: into(&s.maxConnections, parseInt(1, 1_000_000))},
+		{flag: "access-log", env: "ACCESS_LOG", usage: "log a line for each request", set: into(&s.accessLog, parseBool)},
+	}
+}
+
+// into returns the function that sets dst to what parse returns.
+func into[T any](dst *T, parse func(value string) (T, error)) func(value string) error {
+	return func(value string) (err error) {
+		*dst, err = parse(value)
+		return err
+	}
+}
+
+// parseSettings reads all options. The error is flag.ErrHelp if args ask for the usage, which it then prints to stdout,
+// or a settingsError that names every bad setting.
+func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
+	s := &settings{drainTimeout: 10 * time.Second}
+	options := s.options()
+	given, wrong, err := parseFlags(options, args, stdout)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range options {
+		if s.version || s.health && o.flag != "addr" {
+			continue
+		}
+		value, source, err := o.resolve(given, getenv)
+		if err == nil {
+			err = o.set(value)
+		}
+		if err != nil {
+			wrong = append(wrong, source+": "+err.Error())
+		}
+	}
+	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.password != "" {
+		wrong = append(wrong, "-redis-url: must not hold a password, which others could read there: use REDIS_URL")
+	}
+	if len(wrong) > 0 {
+		return nil, wrong
+	}
+	return s, nil
+}
+
+// parseFlags returns the values of the flags in args, and a sentence for each argument that is not one. The error is
+// flag.ErrHelp.
+func parseFlags(options []option, args []string, stdout io.Writer) (map[string]string, settingsError, error) {
+	given := make(map[string]string)
+	flags := flag.NewFlagSet("tollgate", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	for _, o := range options {
+		define, usage := flags.BoolFunc, o.usage
+		if o.value != "" {
+			define, usage = flags.Func, "`"+o.value+"` "+usage
+		}
+		if o.env != "" {
+			usage += " (" + o.env + ")"
+		}
+		if o.def != "" {
+			usage += " (default " + o.def + ")"
+		}
+		define(o.flag, usage, func(value string) error {
+			given[o.flag] = value
+			return nil
+		})
+	}
+	var wrong settingsError
+	for len(args) > 0 {
+		err := flags.Parse(args)
+		rest := flags.Args()
+		switch {
+		case errors.Is(err, flag.ErrHelp):
+			fmt.Fprint(stdout, usageHead)
+			flags.SetOutput(stdout)
+			flags.PrintDefaults()
+			return nil, nil, err
+		case err != nil:
+			wrong = append(wrong, err.Error())
+			if len(rest) == len(args) { // a malformed flag is not consumed
+				rest = rest[1:]
+			}
+		case len(rest) > 0:
+			wrong = append(wrong, fmt.Sprintf("unexpected argument %q", rest[0]))
+			rest = rest[1:]
+		}
+		args = rest
+	}
+	return given, wrong, nil
+}
+
+// resolve returns the option's value and where it comes from.
+func (o *option) resolve(given map[string]string, getenv func(string) string) (value, source string, err error) {
+	value, isFlag := given[o.flag]
+	source = "-" + o.flag
+	if !isFlag && o.env != "" {
+		value, source = getenv(o.env), o.env
+		if port := getenv("PORT"); value == "" && o.env == "ADDR" && port != "" {
+			value, source = ":"+port, "PORT"
+		}
+	}
+	if value == "" && !isFlag {
+		value = o.def
+	}
+	if !o.secretFile {
+		return value, source, nil
+	}
+	secretEnv := strings.TrimSuffix(o.env, "_FILE")
+	secret := getenv(secretEnv)
+	switch {
+	case value == "":
+		return secret, secretEnv, nil
+	case secret != "" && !isFlag:
+		return "", source, fmt.Errorf("it and %s are both set: which one counts?", secretEnv)
+	}
+	content, err := os.ReadFile(value)
+	secret = strings.TrimSpace(string(content))
+	if err == nil && secret == "" {
+		err = fmt.Errorf("%q is empty", value)
+	}
+	return secret, source, err
+}
+
+func parseBool(value string) (bool, error) {
+	b, err := strconv.ParseBool(value)
+	if err != nil && value != "" {
+		return false, fmt.Errorf("%q is neither true nor false", value)
+	}
+	return b, nil
+}
+
+func parseInt(lo, hi int64) func(value string) (int64, error) {
+	return func(value string) (int64, error) {
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n < lo || n > hi {
+			return 0, fmt.Errorf("%q is not a whole number from %d to %d", value, lo, hi)
+		}
+		return n, nil
+	}
+}
+
+func parseAddress(value string) (string, error) {
+	_, port, err := net.SplitHostPort(value)
+	if err != nil {
+		return "", fmt.Errorf("%q is not a host:port or :port", value)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", fmt.Errorf("%q is not a port from 0 to 65535", port)
+	}
+	return value, nil
+}
+
+func parseBearerToken(value string) (string, error) {
+	if value != "" && !validBearerToken(value) {
+		return "", errors.New("has characters that no bearer token may have" +
+			" (RFC 6750 allows A-Z a-z 0-9 - . _ ~ + / and = at the end)")
+	}
+	return value, nil
+}
+
+// parsePrefixes reads CIDRs separated by commas. IPv4 networks written as IPv6 become IPv4, as clients' addresses do.
+func parsePrefixes(value string) (prefixes []netip.Prefix, err error) {
+	if value == "" {
+		return nil, nil
+	}
+	var wrong settingsError
+	for cidr := range strings.SplitSeq(value, ",") {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("%q is not a CIDR such as 10.0.0.0/8", strings.TrimSpace(cidr)))
+		}
+		if prefix.Addr().Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	if len(wrong) > 0 {
+		return nil, wrong
+	}
+	return prefixes, nil
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -86,14 +89,14 @@ func TestSettingErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"no URL", env{"REDIS_URL": "h:1"}, nil, "REDIS_URL must begin"},
-		{"a password among the flags", nil, []string{"-redis-url", "redis://:hunter2@h"}, "-redis-url must not hold a password"},
-		{"a user alone", env{"REDIS_URL": "redis://user@h"}, nil, "REDIS_URL has a user but no password"},
+		{"no URL", env{"REDIS_URL": "h:1"}, nil, "REDIS_URL: must begin"},
+		{"a password among the flags", nil, []string{"-redis-url", "redis://:hunter2@h"}, "-redis-url: must not hold a password"},
+		{"a user alone", env{"REDIS_URL": "redis://user@h"}, nil, "REDIS_URL: has a user but no password"},
 		{"no address", env{"ADDR": "8080"}, nil, "ADDR: "},
 		{"no port", env{"PORT": "http"}, nil, "PORT: "},
 		{"a port that is too large", env{"PORT": "65536"}, nil, "PORT: "},
 		{"no address in -addr", nil, []string{"-addr", "8080"}, "-addr: "},
-		{"white space in the token", env{"ADMIN_TOKEN": "hunter 2"}, nil, "ADMIN_TOKEN has characters"},
+		{"white space in the token", env{"ADMIN_TOKEN": "hunter 2"}, nil, "ADMIN_TOKEN: has characters"},
 		{"two admin tokens", env{"ADMIN_TOKEN": "a", "ADMIN_TOKEN_FILE": secret}, nil, "both set"},
 		{"no such file", env{"ADMIN_TOKEN_FILE": "/nowhere"}, nil, "/nowhere"},
 		{"an empty file", env{"ADMIN_TOKEN_FILE": "/dev/null"}, nil, `ADMIN_TOKEN_FILE: "/dev/null" is empty`},
@@ -168,5 +171,85 @@ func TestShortAdminToken(t *testing.T) {
 	}
 	if s = newService(t, "ADMIN_TOKEN=0123456789abcdef"); s.log.count("ADMIN_TOKEN") != 0 {
 		t.Errorf("log:\n%s", s.log)
+	}
+}
+
+func noEnvironment(string) string { return "" }
+
+// IPv4 networks count as such in whatever way they are written, since clients' addresses are compared as IPv4.
+func TestTrustedProxyPrefixes(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "[]", "10.0.0.0/8": "[10.0.0.0/8]", "::ffff:10.0.0.0/104": "[10.0.0.0/8]", "::ffff:0:0/96, ::1/128": "[0.0.0.0/0 ::1/128]",
+		"::/0": "[::/0]", "::ffff:0:0/90": "[::ffff:0.0.0.0/90]", "::ffff:1.2.3.4/128,fd00::/8": "[1.2.3.4/32 fd00::/8]",
+	} {
+		s, err := parseSettings([]string{"-trusted-proxies", in}, noEnvironment, io.Discard)
+		if err != nil || fmt.Sprint(s.trustedProxies) != want {
+			t.Errorf("%s: got %+v, %v, want %s", in, s, err, want)
+		}
+	}
+	_, err := parseSettings([]string{"-trusted-proxies=10.0.0.1,a, ::1/128,"}, noEnvironment, io.Discard)
+	const want = `-trusted-proxies: "10.0.0.1" is not a CIDR such as 10.0.0.0/8; "a" is not a CIDR such as 10.0.0.0/8; ` +
+		`"" is not a CIDR such as 10.0.0.0/8`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// -version needs no other setting, -health only the address.
+func TestCommands(t *testing.T) {
+	bad := func(name string) string {
+		if name == "ADDR" {
+			return "there"
+		}
+		return "bad: " + name
+	}
+	if s, err := parseSettings([]string{"-version"}, bad, io.Discard); err != nil || !s.version {
+		t.Errorf("-version: %+v, %v", s, err)
+	}
+	if s, err := parseSettings([]string{"-health", "-addr=:7"}, bad, io.Discard); err != nil || !s.health || s.addr != ":7" {
+		t.Errorf("-health: %+v, %v", s, err)
+	}
+	_, err := parseSettings([]string{"-health"}, bad, io.Discard)
+	if err == nil || err.Error() != `ADDR: "there" is not a host:port or :port` {
+		t.Errorf("-health: %v", err)
+	}
+	for _, args := range [][]string{{"-nope", "-version"}, {"-version", "x"}, {"-health=maybe"}} {
+		wrong, ok := errors.AsType[settingsError](func() error { _, err := parseSettings(args, noEnvironment, io.Discard); return err }())
+		if !ok || len(wrong) != 1 {
+			t.Errorf("%q: %q", args, wrong)
+		}
+	}
+}
+
+// The usage shows every option with its variable and its default.
+func TestUsage(t *testing.T) {
+	var usage strings.Builder
+	if _, err := parseSettings([]string{"-nope", "-h"}, noEnvironment, &usage); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("got %v", err)
+	}
+	for _, o := range new(settings).options() {
+		_, after, _ := strings.Cut(usage.String(), "\n  "+strings.TrimSpace("-"+o.flag+" "+o.value)+"\n")
+		text, _, _ := strings.Cut(after, "\n  -")
+		if text == "" || !strings.Contains(text, o.env) || !strings.Contains(text, o.def) {
+			t.Errorf("-%s: the usage has %q", o.flag, text)
+		}
+	}
+}
+
+// Names of flags and variables go together, and no name is used twice.
+func TestOptionNames(t *testing.T) {
+	var names []string
+	for _, o := range new(settings).options() {
+		if o.env != "" && o.env != strings.ToUpper(strings.ReplaceAll(o.flag, "-", "_")) {
+			t.Errorf("-%s has the variable %s", o.flag, o.env)
+		}
+		if o.secretFile && !strings.HasSuffix(o.env, "_FILE") {
+			t.Errorf("%s is a file", o.env)
+		}
+		names = append(names, o.flag)
+	}
+	slices.Sort(names)
+	if len(slices.Compact(slices.Clone(names))) != len(names) {
+		t.Errorf("duplicated: %q", names)
 	}
 }

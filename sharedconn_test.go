@@ -20,21 +20,21 @@ import (
 const prompt = 5 * time.Second
 
 // newShared returns a shared connection that dial makes, and whatever waits for it is released when the test ends.
-func newShared(t *testing.T, dial func(context.Context) (redis.Conn, error)) *pipeline {
+func newShared(t *testing.T, dial func(context.Context) (redis.Conn, error)) *sharedConn {
 	t.Helper()
-	c := newPipeline(dial)
+	c := newSharedConn(dial)
 	t.Cleanup(c.close)
 	return c
 }
 
 // ping sends PING over c.
-func ping(c *pipeline, within time.Duration) error {
+func ping(c *sharedConn, within time.Duration) error {
 	_, err := c.do(in(within), "PING", nil)
 	return err
 }
 
 // echo sends ECHO over c and returns an error unless the reply is its argument.
-func echo(c *pipeline, deadline time.Time, text string) error {
+func echo(c *sharedConn, deadline time.Time, text string) error {
 	got, err := redis.String(c.do(deadline, "ECHO", []any{text}))
 	if err == nil && got != text {
 		return fmt.Errorf("%w: %q to ECHO %q", errMixedUp, got, text)
@@ -45,13 +45,13 @@ func echo(c *pipeline, deadline time.Time, text string) error {
 var errMixedUp = errors.New("the reply to another command")
 
 // wantPing waits until c works.
-func wantPing(t *testing.T, c *pipeline) {
+func wantPing(t *testing.T, c *sharedConn) {
 	t.Helper()
 	eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
 }
 
 // wantPending waits until n commands wait to be sent over c or for their reply.
-func wantPending(t *testing.T, c *pipeline, n int) {
+func wantPending(t *testing.T, c *sharedConn, n int) {
 	t.Helper()
 	eventually(t, prompt, func() error {
 		if got := c.pending(); got < n {
@@ -102,7 +102,7 @@ func TestSharedConnDeadlines(t *testing.T) {
 	}
 	wantPending(t, c, maxPending)
 	start := time.Now()
-	if err := ping(c, 4*prompt); !errors.Is(err, errPipelineFull) || time.Since(start) > prompt {
+	if err := ping(c, 4*prompt); !errors.Is(err, errTooManyPending) || time.Since(start) > prompt {
 		t.Errorf("got %v after %s while as many as may wait do", err, time.Since(start))
 	}
 	callers.Wait()
@@ -218,7 +218,7 @@ func TestSharedConnSlow(t *testing.T) {
 	c := newShared(t, r.dialContext)
 	var callers sync.WaitGroup
 	var expired atomic.Int64
-	for i := range 5 { // for longer than silenceLeft, with a reply now and then
+	for i := range 5 { // for longer than silenceTimeout, with a reply now and then
 		callers.Go(func() {
 			_, err := c.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.3"})
 			if errors.Is(err, errNoReply) {
@@ -261,7 +261,7 @@ func TestSharedConnStuck(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	var dials atomic.Int64
-	c := newPipeline(func(ctx context.Context) (redis.Conn, error) {
+	c := newSharedConn(func(ctx context.Context) (redis.Conn, error) {
 		dials.Add(1)
 		return r.dialContext(ctx)
 	})
@@ -296,7 +296,7 @@ func TestSharedConnStuck(t *testing.T) {
 // Commands that expire while the connection is closed fail once, and their callers learn nothing of others.
 func TestSharedConnCloseAndExpire(t *testing.T) {
 	for range 50 {
-		c := newPipeline(testRedis.dialContext)
+		c := newSharedConn(testRedis.dialContext)
 		at := in(5 * time.Millisecond)
 		var callers sync.WaitGroup
 		for g := range 100 {
@@ -306,7 +306,7 @@ func TestSharedConnCloseAndExpire(t *testing.T) {
 					if errors.Is(err, errMixedUp) || errors.Is(err, redis.ErrNil) {
 						t.Error(err)
 					}
-					if errors.Is(err, errPipelineClosed) {
+					if errors.Is(err, errConnClosed) {
 						return
 					}
 				}
@@ -320,16 +320,18 @@ func TestSharedConnCloseAndExpire(t *testing.T) {
 
 // What waits for replies takes no more room the longer it goes on.
 func TestSharedConnMemory(t *testing.T) {
-	c := new(pipeline)
-	for range 100_000 {
-		c.owe([]*command{{}, {}})
-		c.first += 2
-		if c.first > 10 {
-			c.owe(make([]*command, 3))
-			c.first += 3
+	var q commandQueue
+	for i := range 100_000 {
+		q.push([]*pendingCommand{{}, {}})
+		if i%10 > 0 {
+			q.pop()
+			q.pop()
+		}
+		for i%10 == 9 && q.len() > 2 {
+			q.pop()
 		}
 	}
-	if n := cap(c.sent); n > 100 {
+	if n := cap(q.commands); n > 100 {
 		t.Errorf("there is room for %d commands", n)
 	}
 }
@@ -401,7 +403,7 @@ func TestSharedConnClose(t *testing.T) {
 	r := newRedis(t)
 	before := runtime.NumGoroutine()
 	for range 20 {
-		c := newPipeline(r.dialContext)
+		c := newSharedConn(r.dialContext)
 		wantPing(t, c)
 		r.signal(t, syscall.SIGSTOP)
 		var callers sync.WaitGroup
@@ -420,8 +422,8 @@ func TestSharedConnClose(t *testing.T) {
 			t.Errorf("closing took %s", took)
 		}
 		r.signal(t, syscall.SIGCONT)
-		if err := ping(c, time.Minute); !errors.Is(err, errPipelineClosed) {
-			t.Errorf("got %v, want %v", err, errPipelineClosed)
+		if err := ping(c, time.Minute); !errors.Is(err, errConnClosed) {
+			t.Errorf("got %v, want %v", err, errConnClosed)
 		}
 	}
 	eventually(t, prompt, func() error {

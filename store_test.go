@@ -72,7 +72,7 @@ func TestRedisLayout(t *testing.T) {
 	})
 }
 
-// At start the config of tenant abc is written if there is none, and left alone if there is one.
+// At start the config of tenant abc is written if it does not exist, and left alone if it does.
 func TestSeed(t *testing.T) {
 	r := newRedis(t)
 	newService(t, "REDIS_URL="+r.url()).stop()
@@ -148,8 +148,8 @@ func TestMalformedData(t *testing.T) {
 			if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
 				t.Error("it was overwritten")
 			}
-			if n := strings.Count(s.log.String()[logged:], " apiKey:<apiKey> of tenant "+id+": "); n != 4 {
-				t.Errorf("%d lines name the key's pattern and tenant in\n%s", n, s.log.String()[logged:])
+			if n := strings.Count(s.log.String()[logged:], " an API key of tenant "+id+": "); n != 4 {
+				t.Errorf("%d lines name the tenant in\n%s", n, s.log.String()[logged:])
 			}
 		})
 	}
@@ -257,7 +257,7 @@ func TestOneCommand(t *testing.T) {
 
 // ---- Rate limits ----------------------------------------------------------------------------------------------------
 
-// rateLog puts requests that were accepted so long ago into an API key's log, instead of waiting for them to age.
+// rateLog puts requests that were accepted that time ago into an API key's log, instead of waiting for them to age.
 func rateLog(t *testing.T, key string, ages ...time.Duration) {
 	t.Helper()
 	log := []any{"{apiKey:" + key + "}:rate"}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
@@ -115,32 +116,9 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// The labels that tenants choose are bounded.
-func TestMetricsBounds(t *testing.T) {
-	m := newMetrics()
-	for i := range 3 * maxNamedTenants {
-		m.tenant(fmt.Sprint("t", i)).tokensCharged.Add(1)
-		m.keyIssued(fmt.Sprint("t", i), fmt.Sprint("g", i))
-	}
-	if n := len(m.tenants); n != 1000+1 {
-		t.Errorf("%d tenants have names", n)
-	}
-	if n := len(m.issued); n != maxNamedGroups+1 {
-		t.Errorf("%d groups have names", n)
-	}
-	if n := m.tenant("late").tokensCharged.Load(); n != 2*maxNamedTenants {
-		t.Errorf("the others were charged %d tokens", n)
-	}
-	long := newMetrics()
-	long.keyIssued("t", strings.Repeat("g", maxGroupBytes+1))
-	if long.issued[issuedLabels{"t", otherName}] != 1 {
-		t.Error("a long group has its name")
-	}
-}
-
 // Requests that are counted at the same time are all counted, by route, method and status that are known.
 func TestMetricsRace(t *testing.T) {
-	m := newMetrics()
+	m := newMetrics([]string{"GET /healthz", "GET /readyz"})
 	var counting sync.WaitGroup
 	for range 8 {
 		counting.Go(func() {
@@ -241,5 +219,88 @@ func TestLogLines(t *testing.T) {
 	want := "[INFO] a\\n[ERROR] b\\r\\x00\\x1b[31m\\u0085\\u2028c\td é\n[WARN] http: y\\n[INFO] x\n"
 	if out.String() != want {
 		t.Errorf("got  %q\nwant %q", out.String(), want)
+	}
+}
+
+func TestLoggerLines(t *testing.T) {
+	var b bytes.Buffer
+	l := newLogger(&b)
+	l.infof("%s", "a\nb\r\x00\x1b[31m\u2028é\t'\xff")
+	l.errorf("x")
+	l.warnings().Print("http: y\nz\n")
+	want := "[INFO] a\\nb\\r\\x00\\x1b[31m\\u2028é\t'\ufffd\n[ERROR] x\n[WARN] http: y\\nz\n"
+	if b.String() != want {
+		t.Errorf("got %q, want %q", &b, want)
+	}
+}
+
+func TestRouteOf(t *testing.T) {
+	for pattern, want := range map[string][2]string{
+		"GET /x/{id}": {"GET", "/x/{id}"}, "/x": {"", "/x"}, "": {"", "other"}, "DELETE /": {"DELETE", "/"},
+	} {
+		if method, path := routeOf(pattern); method != want[0] || path != want[1] {
+			t.Errorf("%q: got %q, %q", pattern, method, path)
+		}
+	}
+}
+
+// The labels that tenants choose are bounded.
+func TestMetricsBounds(t *testing.T) {
+	m := newMetrics(nil)
+	for i := range 3 * maxNamedTenants {
+		m.charged(fmt.Sprint("t", i), 1)
+		m.refusedCharge(fmt.Sprint("t", i), refusedRate)
+		m.keyIssued(fmt.Sprint("t", i), fmt.Sprint("g", i))
+	}
+	m.charged("t1", 2)
+	m.charged("late", 5)
+	if n := len(*m.tenants.Load()); n != maxNamedTenants+1 {
+		t.Errorf("%d tenants have names", n)
+	}
+	if n := len(m.issued); n != maxNamedGroups+1 {
+		t.Errorf("%d groups have names", n)
+	}
+	m.keyIssued("t1", strings.Repeat("g", maxGroupBytes+1))
+	long := newMetrics(nil)
+	long.keyIssued("t", strings.Repeat("g", maxGroupBytes+1))
+	if long.issued[issuedLabels{"t", otherName}] != 1 {
+		t.Error("a long group has its name")
+	}
+	wantSamples(t, m,
+		`tokens_charged_total{tenant="t1"} 3`, `tokens_charged_total{tenant="t999"} 1`, `tokens_charged_total{tenant="other"} 2005`,
+		`charges_refused_total{tenant="t1",reason="rate"} 1`, `charges_refused_total{tenant="t1",reason="key"} 0`,
+		`charges_refused_total{tenant="other",reason="rate"} 2000`,
+		`keys_issued_total{tenant="t1",group="g1"} 1`, `keys_issued_total{tenant="other",group="other"} 2001`)
+}
+
+// A tenant may be called other. Nobody's charges get lost for that.
+func TestTenantCalledOther(t *testing.T) {
+	m := newMetrics(nil)
+	m.charged(otherName, 1)
+	for i := range maxNamedTenants + 10 {
+		m.charged(fmt.Sprint("t", i), 1)
+	}
+	wantSamples(t, m, `tokens_charged_total{tenant="other"} 12`, `tokens_charged_total{tenant="t998"} 1`)
+}
+
+// wantSamples expects lines of the page that m writes, each once.
+func wantSamples(t *testing.T, m *metrics, lines ...string) {
+	t.Helper()
+	e := new(exposition)
+	m.write(e)
+	for _, want := range lines {
+		if n := strings.Count(e.String(), "\n"+want+"\n"); n != 1 {
+			t.Errorf("the page has %s %d times", want, n)
+		}
+	}
+}
+
+func BenchmarkCharged(b *testing.B) {
+	m := newMetrics(nil)
+	for i := range 500 {
+		m.charged(fmt.Sprint("tenant-", i), 1)
+	}
+	for b.Loop() {
+		m.charged("tenant-250", 1)
 	}
 }

@@ -5,6 +5,9 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"strings"
+
+	"github.com/gofrs/uuid/v5"
 )
 
 const (
@@ -12,85 +15,154 @@ const (
 	seedTenant     = "abc"
 	anonymousGroup = "anonymous"
 
+	anonymousKeyPrefix = "temp_" // of the API keys of anonymous users
+	userKeyPrefix      = "user_" // of the API keys of registered users
+	adminTokenPrefix   = "adm_"  // of the admin tokens of tenants
+
 	maxTenantIDBytes = 64
 	maxRateLimit     = 100_000
 )
 
-// seedConfig is the config of seedTenant, written at start where there is none.
+// seedConfig is the config of seedTenant, which is written at start if it does not exist.
 //
 //go:embed seed-config.json
 var seedConfig []byte
 
-// validTenantID tells whether id is 1-64 of A-Z a-z 0-9 _ -, starting with a letter or digit. Only such an ID may
+// validTenantID reports whether id is 1-64 of A-Z a-z 0-9 _ - and starts with a letter or digit. Only such an ID may
 // become part of a Redis key.
 func validTenantID(id string) bool {
-	if id == "" || len(id) > maxTenantIDBytes || id[0] == '_' || id[0] == '-' {
-		return false
-	}
-	for _, c := range []byte(id) {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-') {
+	return isIdentifier(id, maxTenantIDBytes) && id[0] != '_' && id[0] != '-'
+}
+
+// isIdentifier reports whether s is 1 to maxBytes of A-Z a-z 0-9 _ -.
+func isIdentifier(s string, maxBytes int) bool {
+	for i := range len(s) {
+		if !isWord(s[i]) {
 			return false
 		}
 	}
-	return true
+	return 1 <= len(s) && len(s) <= maxBytes
 }
 
-// A tenant is who a request is for, with the config that Redis held when the request came. It is never changed once made.
+// newCredential returns prefix with a random UUID (RFC 9562, version 4: 122 random bits).
+func newCredential(prefix string) (string, error) {
+	id, err := uuid.NewV4()
+	if err != nil {
+		return "", fmt.Errorf("generate a UUID: %w", err)
+	}
+	return prefix + id.String(), nil
+}
+
+// validAPIKey reports whether key has the form of tollgate's API keys.
+func validAPIKey(key string) bool {
+	return validCredential(key, anonymousKeyPrefix) || validCredential(key, userKeyPrefix)
+}
+
+// validCredential reports whether s is prefix with a UUID in its canonical lower-case form.
+func validCredential(s, prefix string) bool {
+	id, ok := strings.CutPrefix(s, prefix)
+	if !ok || len(id) != 36 || strings.ToLower(id) != id {
+		return false
+	}
+	_, err := uuid.FromString(id)
+	return err == nil
+}
+
+// validBearerToken reports whether token is a b64token (RFC 6750, section 2.1).
+func validBearerToken(token string) bool {
+	body := strings.TrimRight(token, "=")
+	for _, c := range []byte(body) {
+		if !isWord(c) && strings.IndexByte(".~+/", c) < 0 {
+			return false
+		}
+	}
+	return body != ""
+}
+
+// actor is who changes something as an admin.
+type actor struct {
+	tokenHash string // SHA-256 of a tenant's admin token, in hex; "" is the operator
+}
+
+// String returns the actor's name in a config's history.
+func (a actor) String() string {
+	if a.tokenHash == "" {
+		return "operator"
+	}
+	return a.tokenHash[:8]
+}
+
+// tenant is a tenant with the config that Redis held when it was read. It is never changed.
 type tenant struct {
 	id     string
 	config *tenantConfig
-	broken error // an ErrBrokenConfig that says why there is no config; only behind withRepairableTenant
-	idArg  any   // id, as an argument for Redis
-
-	metrics *tenantMetrics
 }
 
-// tenantConfig is a config as tollgate reads it. It is never changed once made.
+// tenantConfig is a config as tollgate uses it. It is never changed once parsed.
 type tenantConfig struct {
-	answer []byte // the config as the admin routes show it
-	raw    []byte // the config within answer: compact JSON, otherwise as it was put
-	etag   string // SHA-1 of the bytes in Redis, in hex; "" unless it comes from there
-	groups map[string]userGroup
-	limits []byte // the groups' rate limits, as charge.lua reads them
-	sent   any    // limits, as an argument for Redis, where a charge sends all of them
+	json    []byte // the response of GET …/admin/config
+	compact []byte // the config within json: as it was put, but for white space
+	etag    string // SHA-1 of the bytes in Redis, in hex; "" if it was not read from there
+	groups  map[string]userGroup
+	limits  limitTable
 }
 
-// bytes is about how much memory the config takes.
-func (c *tenantConfig) bytes() int { return len(c.answer) + len(c.limits) + 64*len(c.groups) }
-
-// maxSentLimits is how many bytes of rate limits a charge sends, since only Redis knows its key's group. Where there are
-// more it sends the limit of one group, and again if the key is of another.
-const maxSentLimits = 4 << 10
-
-// appendLimits adds to a charge's arguments the limits of all groups, or that of group and its name.
-func (c *tenantConfig) appendLimits(args []any, group string) []any {
-	if c.sent != nil {
-		return append(args, c.sent)
-	}
-	_, limit, ok := bytes.Cut(c.limits, []byte("\xff"+group+"\xfe"))
-	if ok {
-		limit, _, _ = bytes.Cut(limit, []byte("\xff"))
-		limit = fmt.Appendf(nil, "\xff%s\xfe%s", group, limit)
-	}
-	return append(args, limit, group)
-}
+// bytes returns about how much memory the config takes.
+func (c *tenantConfig) bytes() int { return len(c.json) + 2*len(c.limits.all) + 128*len(c.groups) }
 
 // userGroup is what the holders of a group's API keys get.
 type userGroup struct {
-	tokens int64 // balance of a new key; 0 where the config names none
+	tokens int64      // the balance of a new key
+	limit  *rateLimit // nil: unlimited
 }
 
-// maxProblems is how many of a config's faults an answer lists.
+// rateLimit allows requests in any window of seconds.
+type rateLimit struct{ requests, seconds int64 }
+
+// limitTable is the rate limits of a config's groups as lua/charge.lua reads them: for each group \255, its name, \254,
+// the requests, a space and the seconds. The bytes 254 and 255 occur in no UTF-8, so in no group's name.
+type limitTable struct {
+	all string            // those of all groups, complete up to maxSentLimits bytes
+	one map[string]string // by group
+}
+
+// maxSentLimits bounds the limits that each charge sends, since only Redis knows the group of its key. Beyond it a
+// charge sends the limit of one group, and is repeated if its key is in another.
+const maxSentLimits = 4 << 10
+
+func (l *limitTable) add(group string, limit rateLimit) {
+	one := fmt.Sprintf("\xff%s\xfe%d %d", group, limit.requests, limit.seconds)
+	if l.one == nil {
+		l.one = make(map[string]string)
+	}
+	l.one[group] = one
+	if len(l.all) <= maxSentLimits { // beyond it, all is not sent
+		l.all += one
+	}
+}
+
+// empty reports whether no group has a limit.
+func (l *limitTable) empty() bool { return len(l.one) == 0 }
+
+// sent returns what a charge sends: all limits, or only that of group; onlyGroup reports which.
+func (l *limitTable) sent(group string) (limits string, onlyGroup bool) {
+	if len(l.all) <= maxSentLimits {
+		return l.all, false
+	}
+	return l.one[group], true
+}
+
+// maxProblems is how many faults of a config a response lists.
 const maxProblems = 100
 
-// invalidConfig lists every rule that a config breaks, in its order, each naming the member by its path. It never
-// shows a value: configs are full of secrets.
-type invalidConfig struct{ problems problems }
+// configError lists every rule that a config breaks, in the config's order, each naming the member by its path. It
+// never quotes a value: configs contain secrets.
+type configError struct{ problems problems }
 
-func (e *invalidConfig) Error() string { return e.sentences()[0] }
+func (e *configError) Error() string { return e.sentences()[0] }
 
-// sentences is a sentence for each problem; of more than maxProblems it says how many more there are.
-func (e *invalidConfig) sentences() []string {
+// sentences returns a sentence for each problem, and one for all beyond maxProblems.
+func (e *configError) sentences() []string {
 	var all []string
 	for _, problem := range e.problems[:min(len(e.problems), maxProblems)] {
 		all = append(all, "Invalid config: "+problem)
@@ -101,85 +173,87 @@ func (e *invalidConfig) sentences() []string {
 	return all
 }
 
-// parseConfig checks data against the rules for configs and gives what tollgate reads of it. What it does not know it
-// keeps byte for byte but for white space. The error is an *invalidConfig.
+// parseConfig checks data against the rules for configs. Unknown members are kept byte for byte, except white space.
+// The error is a *configError.
 func parseConfig(data []byte) (*tenantConfig, error) {
 	if err := checkJSON(data); err != nil {
-		return nil, &invalidConfig{problems{"it is no JSON: " + err.Error()}}
+		return nil, &configError{problems{"it is not valid JSON: " + err.Error()}}
 	}
-	answer := bytes.NewBufferString(`{"config":`)
-	start := answer.Len()
-	_ = json.Compact(answer, data) // what is valid can be compacted
-	end := answer.Len()
-	answer.WriteString("}\n")
-	c := &tenantConfig{answer: answer.Bytes(), raw: answer.Bytes()[start:end:end], groups: make(map[string]userGroup)}
-	if c.raw[0] != '{' {
-		return nil, &invalidConfig{problems{"it must be an object"}}
+	response := bytes.NewBufferString(`{"config":`)
+	start := response.Len()
+	_ = json.Compact(response, data) // cannot fail: data is valid
+	end := response.Len()
+	response.WriteString("}\n")
+	c := &tenantConfig{
+		json:    response.Bytes(),
+		compact: response.Bytes()[start:end:end],
+		groups:  make(map[string]userGroup),
+	}
+	if c.compact[0] != '{' {
+		return nil, &configError{problems{"it must be an object"}}
 	}
 	var wrong problems
-	c.read(&wrong, "", c.raw)
-	if len(c.limits) <= maxSentLimits {
-		c.sent = c.limits
-	}
+	readMembers(&wrong, "", c.compact, c.rules())
 	if len(wrong) > 0 {
-		return nil, &invalidConfig{wrong}
+		return nil, &configError{wrong}
 	}
 	return c, nil
 }
 
-// read is the field of a whole config.
-func (c *tenantConfig) read(wrong *problems, path string, value []byte) {
-	readMembers(wrong, path, value, fields{
-		"auth": each(func(string) field {
-			return object(fields{"api_key": anyText, "client_id": anyText, "client_secret": anyText})
+// rules returns the rules for a config, which read what tollgate uses into c.
+func (c *tenantConfig) rules() objectRules {
+	return objectRules{
+		"auth": mapOf(func(string) fieldRule {
+			return objectOf(objectRules{"api_key": anyString, "client_id": anyString, "client_secret": anyString})
 		}),
-		"user_groups": each(c.group),
-		"providers":   each(func(string) field { return provider }),
-		"caching": object(fields{
-			"enabled":           boolean,
-			"text_ttl":          anyAmount,
-			"transcription_ttl": anyAmount,
-			"fee_percentage":    number(0, 100),
+		"user_groups": mapOf(c.groupRule),
+		"providers":   mapOf(func(string) fieldRule { return checkProvider }),
+		"caching": objectOf(objectRules{
+			"enabled":           anyBool,
+			"text_ttl":          anyCount,
+			"transcription_ttl": anyCount,
+			"fee_percentage":    numberField(0, 100),
 		}),
-	})
-}
-
-// group is the field of one member of user_groups.
-func (c *tenantConfig) group(name string) field {
-	return func(wrong *problems, path string, value []byte) {
-		var g userGroup
-		var limit, window int64
-		seen := readMembers(wrong, path, value, fields{
-			"tokens":            wholeNumber(&g.tokens, 0, maxAmount),
-			"rate_limit":        wholeNumber(&limit, 0, maxRateLimit),
-			"rate_limit_window": wholeNumber(&window, 1, maxAmount),
-		})
-		if seen["rate_limit"] && !seen["rate_limit_window"] {
-			wrong.add(memberPath(path, "rate_limit_window"), "is missing beside rate_limit")
-		}
-		if seen["rate_limit"] {
-			c.limits = fmt.Appendf(c.limits, "\xff%s\xfe%d %d", name, limit, window)
-		}
-		c.groups[name] = g
 	}
 }
 
-// provider is the field of one member of providers.
-func provider(wrong *problems, path string, value []byte) {
+// groupRule returns the rule for one member of user_groups.
+func (c *tenantConfig) groupRule(name string) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		var group userGroup
+		var limit rateLimit
+		seen := readMembers(wrong, path, value, objectRules{
+			"tokens":            intField(&group.tokens, 0, maxAmount),
+			"rate_limit":        intField(&limit.requests, 0, maxRateLimit),
+			"rate_limit_window": intField(&limit.seconds, 1, maxAmount),
+		})
+		if seen["rate_limit"] {
+			if !seen["rate_limit_window"] {
+				wrong.add(memberPath(path, "rate_limit_window"), "is missing beside rate_limit")
+			}
+			group.limit = &limit
+			c.limits.add(name, limit)
+		}
+		c.groups[name] = group
+	}
+}
+
+// checkProvider is the rule for one member of providers.
+func checkProvider(wrong *problems, path string, value []byte) {
 	var chosen string
 	endpoints := make(map[string]bool)
-	endpoint := object(fields{
-		"url": absoluteURL, "api_key": anyText, "default_model": anyText, "model": anyText,
-		"voice": anyText, "encoding": anyText, "sampleRate": anyNumber,
+	endpoint := objectOf(objectRules{
+		"url": absoluteURL, "api_key": anyString, "default_model": anyString, "model": anyString,
+		"voice": anyString, "encoding": anyString, "sampleRate": anyNumber,
 	})
 	named := false
-	readMembers(wrong, path, value, fields{
+	readMembers(wrong, path, value, objectRules{
 		"default": func(wrong *problems, path string, value []byte) {
 			before := len(*wrong)
-			text(&chosen)(wrong, path, value)
+			stringField(&chosen)(wrong, path, value)
 			named = len(*wrong) == before
 		},
-		"endpoints": each(func(name string) field {
+		"endpoints": mapOf(func(name string) fieldRule {
 			endpoints[name] = true
 			return endpoint
 		}),
@@ -187,9 +261,4 @@ func provider(wrong *problems, path string, value []byte) {
 	if named && !endpoints[chosen] {
 		wrong.add(memberPath(path, "default"), "must name an endpoint")
 	}
-}
-
-func anyText(wrong *problems, path string, value []byte) { text(new(string))(wrong, path, value) }
-func anyAmount(wrong *problems, path string, value []byte) {
-	wholeNumber(new(int64), 0, maxAmount)(wrong, path, value)
 }

@@ -33,9 +33,9 @@ func TestInvalidConfigs(t *testing.T) {
 		{`{"user_groups":{"a":{"rate_limit":100001,"rate_limit_window":1}}}`, "user_groups.a.rate_limit" + rate},
 		{`{"user_groups":{"a":{"rate_limit":1,"rate_limit_window":0}}}`, "user_groups.a.rate_limit_window must be a whole number ≥ 1"},
 		{`{"user_groups":{"a":{"rate_limit":1}}}`, "user_groups.a.rate_limit_window is missing beside rate_limit"},
-		{`{"user_groups":{"a":{"tokens":1,"tokens":2}}}`, "user_groups.a.tokens is there twice"},
-		{`{"user_groups":{"a":{},"\u0061":{}}}`, "user_groups.a is there twice"},
-		{`{"user_groups":{},"user_groups":{}}`, "user_groups is there twice"},
+		{`{"user_groups":{"a":{"tokens":1,"tokens":2}}}`, "user_groups.a.tokens is duplicated"},
+		{`{"user_groups":{"a":{},"\u0061":{}}}`, "user_groups.a is duplicated"},
+		{`{"user_groups":{},"user_groups":{}}`, "user_groups is duplicated"},
 		{`{"auth":[]}`, "auth must be an object"},
 		{`{"auth":{"stripe":"S3"}}`, "auth.stripe must be an object"},
 		{`{"auth":{"stripe":{"api_key":7}}}`, "auth.stripe.api_key must be a string"},
@@ -143,26 +143,6 @@ func FuzzTenantID(f *testing.F) {
 	f.Fuzz(func(t *testing.T, id string) {
 		if got, want := validTenantID(id), pattern.MatchString(id); got != want {
 			t.Errorf("%q: got %v, want %v", id, got, want)
-		}
-	})
-}
-
-// parseConfig never panics, and what it takes it takes again, compact, as the same.
-func FuzzParseConfig(f *testing.F) {
-	f.Add(seedConfig)
-	f.Add([]byte(`{"user_groups":{"a":{"tokens":1,"rate_limit":1}},` +
-		`"providers":{"x":{"default":"y","endpoints":{"y":{"url":"http://h"}}}}}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		config, err := parseConfig(data)
-		if err != nil {
-			if _, ok := err.(*invalidConfig); !ok || err.Error() == "" {
-				t.Errorf("%q: %v", data, err)
-			}
-			return
-		}
-		again, err := parseConfig(config.raw)
-		if err != nil || string(again.raw) != string(config.raw) || fmt.Sprint(again.groups) != fmt.Sprint(config.groups) {
-			t.Errorf("%q: %v", data, err)
 		}
 	})
 }

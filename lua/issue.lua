@@ -1,16 +1,16 @@
--- Makes an API key, with its expiry, unless its client's address has used up its logins.
+-- Stores a new API key with its expiry, unless the address of its client has used up its logins, in one atomic step.
 --
--- KEYS[1]  apiKey:<apiKey>
--- KEYS[2]  login:<address>, where there is a limit
--- ARGV[1]  life of the key in milliseconds, 0: it never expires
--- ARGV[2]  accepted logins of the address in any minute, 0: no limit
+-- KEYS[1] apiKey:<apiKey>
+-- KEYS[2] login:<address>: the times (µs, Redis's clock) of its logins in the last minute; omitted without a limit
+-- ARGV[1] time to live of the key in milliseconds; 0: it never expires
+-- ARGV[2] logins of the address in any minute; 0: no limit
 -- ARGV[3] tenant ID
 -- ARGV[4] group
 -- ARGV[5] the time
 -- ARGV[6] balance
--- ARGV[7] user ID, where there is one
+-- ARGV[7] user ID; omitted for an anonymous user
 --
--- Returns 0, or the seconds until the address may log in again; then nothing was written.
+-- Returns 0, or the seconds until the address may log in again: then nothing was written.
 
 local limit, window = tonumber(ARGV[2]), 60 * 1000000
 
@@ -25,7 +25,7 @@ if limit > 0 then
 	redis.call('RPUSH', KEYS[2], string.format('%.0f', now))
 	redis.call('LTRIM', KEYS[2], -limit, -1)
 	local expires = redis.pcall('PEXPIRE', KEYS[2], window / 1000)
-	if type(expires) == 'table' then -- denied: then there is no login either
+	if type(expires) == 'table' then -- Redis denies it: undo the login
 		redis.call('LTRIM', KEYS[2], 0, -2)
 		return expires
 	end
@@ -37,7 +37,7 @@ if ARGV[7] then
 end
 if ARGV[1] ~= '0' then
 	local expires = redis.pcall('PEXPIRE', KEYS[1], ARGV[1])
-	if type(expires) == 'table' then -- denied: then there is no key either
+	if type(expires) == 'table' then -- Redis denies it: undo the key
 		redis.call('DEL', KEYS[1])
 		return expires
 	end

@@ -1,13 +1,13 @@
--- Keeps a tenant's admin token.
+-- Adds an admin token of a tenant.
 --
 -- KEYS[1] tenant:<tenantId>:config
 -- KEYS[2] {tenant:<tenantId>:config}:adminTokens
 -- ARGV[1] SHA-256 of the token, in hex
 -- ARGV[2] the time
--- ARGV[3] SHA-256 of the admin token that asks for it, in hex; '' for the operator
+-- ARGV[3] SHA-256 of the caller's admin token, in hex; '' for the operator
 --
--- Returns 1, 0 where there is no such tenant, or -1 where the asking token has been revoked: else one that asks just
--- then would outlive its own revocation.
+-- Returns 1; 0 if the tenant does not exist; or -1 if the caller's token was revoked, which must not create another that
+-- outlives the revocation.
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
 	return 0

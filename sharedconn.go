@@ -1,0 +1,380 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const (
+	maxPending  = 4096                  // commands that wait to be sent or for their reply
+	redialPause = 10 * time.Millisecond // from one attempt to connect to the next
+
+	// A timed-out command does not prove that the connection is dead; Redis may be slow. The connection is closed only
+	// if no reply at all arrives for another silenceTimeout.
+	silenceTimeout = 600 * time.Millisecond
+)
+
+var (
+	errTooManyPending = errors.New("too many commands wait for Redis")
+	errConnClosed     = errors.New("connection closed")
+	errNoReply        = errors.New("no reply in time")
+	errUnexpected     = errors.New("a reply without a command")
+)
+
+// sharedConn is one connection to Redis that all callers share. A writer sends, in one system call, all commands that
+// have come since its last one, and a reader hands out the replies, which come in the same order
+// (https://redis.io/docs/latest/develop/using-commands/pipelining/). Two to three times as many commands a second pass
+// through it as through a pooled connection each (BenchmarkCharge). Commands that block or are large would delay all
+// others: they do not belong here.
+//
+// A connection that breaks is replaced immediately. Commands that were sent over it and got no reply fail: Redis may or
+// may not have executed them. Commands that were not sent yet are sent over the next one.
+type sharedConn struct {
+	dial   func(context.Context) (redis.Conn, error)
+	cancel context.CancelFunc
+	loops  sync.WaitGroup
+	free   sync.Pool     // of *pendingCommand
+	wake   chan struct{} // wakes the writer; holds one
+
+	mu       sync.Mutex        // guards the fields below
+	queued   []*pendingCommand // not sent yet
+	inFlight commandQueue      // sent, oldest first; nil: expired, its reply will be dropped
+	replies  uint64            // received over all connections
+	conn     redis.Conn        // nil while there is no connection
+	broken   bool              // conn must be replaced
+	sleeping bool              // the writer waits for wake
+	closed   bool
+	stall    stallDetector
+	expiry   *time.Timer // calls expire
+	expiryAt time.Time   // when it does; zero: nothing waits
+}
+
+// pendingCommand is a command on its way: queued → in flight → replied, expired or lost. Whichever of the last three
+// comes first sets reply and err and signals done, once.
+type pendingCommand struct {
+	name     string
+	args     []any
+	deadline time.Time
+	reply    any
+	err      error
+	done     chan struct{} // holds one
+}
+
+// newSharedConn returns a sharedConn over connections that dial makes, which must have no timeouts of their own.
+func newSharedConn(dial func(context.Context) (redis.Conn, error)) *sharedConn {
+	s := &sharedConn{dial: dial, wake: make(chan struct{}, 1)}
+	s.free.New = func() any { return &pendingCommand{done: make(chan struct{}, 1)} }
+	s.expiry = time.AfterFunc(time.Hour, s.expire)
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.loops.Go(func() { s.connectLoop(ctx) })
+	return s
+}
+
+// close ends the connection and fails all commands that still wait.
+func (s *sharedConn) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.wakeWriter()
+	conn := s.conn
+	s.mu.Unlock()
+	s.cancel()
+	if conn != nil { // the writer may be blocked in a write
+		conn.Close()
+	}
+	s.loops.Wait()
+	s.expiry.Stop()
+}
+
+// do sends a command and returns its reply. The caller must not change args before it returns, nor after an error that
+// is not a redis.Error. The error is a redis.Error if Redis refuses the command. Any other error means that no reply
+// came before deadline: Redis may or may not have executed the command.
+func (s *sharedConn) do(deadline time.Time, name string, args []any) (any, error) {
+	c := s.free.Get().(*pendingCommand)
+	c.name, c.args, c.deadline = name, args, deadline
+	if err := s.enqueue(c); err != nil {
+		return nil, err
+	}
+	<-c.done
+	reply, err := c.reply, c.err
+	if err == nil { // after an error the writer or the reader may still hold c
+		c.reply, c.args = nil, nil
+		s.free.Put(c)
+	}
+	return reply, err
+}
+
+func (s *sharedConn) enqueue(c *pendingCommand) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return errConnClosed
+	case len(s.queued)+s.inFlight.len() >= maxPending:
+		return errTooManyPending
+	}
+	s.queued = append(s.queued, c)
+	if s.expiryAt.IsZero() || c.deadline.Before(s.expiryAt) {
+		s.expiryAt = c.deadline
+		s.expiry.Reset(time.Until(c.deadline))
+	}
+	s.wakeWriter()
+	return nil
+}
+
+// pending returns how many commands wait to be sent or for their reply.
+func (s *sharedConn) pending() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queued) + s.inFlight.len()
+}
+
+// wakeWriter wakes the writer if it sleeps. The caller holds s.mu.
+func (s *sharedConn) wakeWriter() {
+	if s.sleeping {
+		s.sleeping = false
+		s.wake <- struct{}{}
+	}
+}
+
+// waitForWork waits until a command is queued. It reports false if the connection is broken or closed.
+func (s *sharedConn) waitForWork() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.queued) == 0 && !s.broken && !s.closed {
+		s.sleeping = true
+		s.mu.Unlock()
+		<-s.wake
+		s.mu.Lock()
+	}
+	return !s.broken && !s.closed
+}
+
+// connectLoop keeps a connection until ctx is done. After one that carried no reply it waits for the next command
+// before it dials again.
+func (s *sharedConn) connectLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		next := time.Now().Add(redialPause)
+		conn, err := s.dial(ctx)
+		if err == nil {
+			err = s.writeLoop(conn)
+		} else {
+			// Not %w: a redis.Error would be taken for the reply to each command.
+			failAll(s.takeQueued(), fmt.Errorf("connect: %v", err))
+		}
+		if err != nil {
+			s.waitForWork()
+		}
+		time.Sleep(time.Until(next))
+	}
+	failAll(s.takeQueued(), errConnClosed)
+}
+
+func (s *sharedConn) takeQueued() []*pendingCommand {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	commands := s.queued
+	s.queued = nil
+	return commands
+}
+
+// writeLoop sends over conn until it breaks or s is closed. It returns an error if no reply came over it.
+func (s *sharedConn) writeLoop(conn redis.Conn) error {
+	s.mu.Lock()
+	s.conn = conn
+	repliesBefore := s.replies
+	s.mu.Unlock()
+	var readErr error
+	var reader sync.WaitGroup
+	reader.Go(func() { readErr = s.readLoop(conn) })
+	var batch []*pendingCommand
+	for s.waitForWork() {
+		s.yieldForBatch()
+		s.mu.Lock()
+		batch, s.queued = s.queued, batch[:0]
+		s.inFlight.push(batch)
+		s.mu.Unlock()
+		for _, c := range batch { // an error of Send or Flush ends readLoop as well, which reports it
+			_ = conn.Send(c.name, c.args...)
+		}
+		_ = conn.Flush()
+	}
+	conn.Close()
+	reader.Wait()
+
+	s.mu.Lock()
+	lost, useless := s.inFlight.takeAll(), s.replies == repliesBefore
+	s.conn, s.broken, s.stall = nil, false, stallDetector{}
+	s.mu.Unlock()
+	failAll(lost, fmt.Errorf("connection lost: %v", readErr))
+	if useless {
+		return readErr
+	}
+	return nil
+}
+
+// yieldForBatch lets callers that are about to queue a command do so: the larger the batch, the cheaper each command.
+func (s *sharedConn) yieldForBatch() {
+	for before, now := 0, 1; now > before; {
+		before = now
+		runtime.Gosched()
+		s.mu.Lock()
+		now = len(s.queued)
+		s.mu.Unlock()
+	}
+}
+
+// readLoop hands out the replies that come over conn until it breaks, and returns why it did.
+func (s *sharedConn) readLoop(conn redis.Conn) error {
+	defer func() {
+		s.mu.Lock()
+		s.broken = true
+		s.wakeWriter()
+		s.mu.Unlock()
+	}()
+	for {
+		reply, err := conn.Receive()
+		refused, replied := errors.AsType[redis.Error](err)
+		if err != nil && !replied {
+			return err
+		}
+		s.mu.Lock()
+		if s.inFlight.len() == 0 { // Redis sends one if it has too many clients
+			s.mu.Unlock()
+			return fmt.Errorf("%w: %v", errUnexpected, err)
+		}
+		c := s.inFlight.pop()
+		s.replies++
+		s.mu.Unlock()
+		if c != nil {
+			c.reply, c.err = reply, err
+			c.done <- struct{}{}
+		}
+		if replied && strings.Contains(string(refused), "READONLY") {
+			return err // a Redis that was demoted stays so for this connection
+		}
+	}
+}
+
+// expire fails the commands whose deadline has passed, and closes a connection that has stalled.
+func (s *sharedConn) expire() {
+	now := time.Now()
+	s.mu.Lock()
+	expired, next := s.expireCommands(now)
+	overdue := s.inFlight.len() > 0 && s.inFlight.front() == nil
+	stalled, check := s.stall.check(now, overdue, s.replies)
+	s.expiryAt = earliest(next, check)
+	if !s.expiryAt.IsZero() {
+		s.expiry.Reset(s.expiryAt.Sub(now))
+	}
+	conn := s.conn
+	s.mu.Unlock()
+	failAll(expired, errNoReply)
+	if stalled && conn != nil {
+		conn.Close()
+	}
+}
+
+// expireCommands removes the commands whose deadline has passed and returns them, with the next deadline. The caller
+// holds s.mu.
+func (s *sharedConn) expireCommands(now time.Time) (expired []*pendingCommand, next time.Time) {
+	queued := s.queued[:0]
+	for _, c := range s.queued {
+		if c.deadline.After(now) {
+			queued = append(queued, c)
+			next = earliest(next, c.deadline)
+		} else {
+			expired = append(expired, c)
+		}
+	}
+	s.queued = queued
+	for i, c := range s.inFlight.all() {
+		switch {
+		case c == nil:
+		case c.deadline.After(now):
+			next = earliest(next, c.deadline)
+		default:
+			expired = append(expired, c)
+			s.inFlight.all()[i] = nil
+		}
+	}
+	return expired, next
+}
+
+// earliest returns the earlier of two times; the zero time means never.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// failAll gives err to the commands that somebody still waits for.
+func failAll(commands []*pendingCommand, err error) {
+	for _, c := range commands {
+		if c != nil {
+			c.err = err
+			c.done <- struct{}{}
+		}
+	}
+}
+
+// stallDetector finds a connection over which nothing comes any more.
+type stallDetector struct {
+	stalledAt time.Time // zero: there is no doubt
+	replies   uint64    // when the doubt arose
+}
+
+// check reports whether the connection has stalled, and when to check again. overdue is whether the reply that must
+// come next is that of a command which has expired.
+func (d *stallDetector) check(now time.Time, overdue bool, replies uint64) (stalled bool, next time.Time) {
+	switch {
+	case !overdue:
+		d.stalledAt = time.Time{}
+	case d.stalledAt.IsZero() || replies > d.replies:
+		d.stalledAt, d.replies = now.Add(silenceTimeout), replies
+	case !d.stalledAt.After(now):
+		return true, time.Time{}
+	}
+	return false, d.stalledAt
+}
+
+// commandQueue is a first-in, first-out queue that reuses its memory.
+type commandQueue struct {
+	commands []*pendingCommand
+	first    int
+}
+
+func (q *commandQueue) len() int               { return len(q.commands) - q.first }
+func (q *commandQueue) all() []*pendingCommand { return q.commands[q.first:] }
+func (q *commandQueue) front() *pendingCommand { return q.commands[q.first] }
+
+func (q *commandQueue) push(batch []*pendingCommand) {
+	if q.first > 0 && len(q.commands)+len(batch) > cap(q.commands) {
+		q.commands = q.commands[:copy(q.commands, q.commands[q.first:])]
+		q.first = 0
+	}
+	q.commands = append(q.commands, batch...)
+}
+
+func (q *commandQueue) pop() *pendingCommand {
+	c := q.commands[q.first]
+	q.commands[q.first] = nil
+	if q.first++; q.first == len(q.commands) {
+		q.commands, q.first = q.commands[:0], 0
+	}
+	return c
+}
+
+func (q *commandQueue) takeAll() []*pendingCommand {
+	commands := q.all()
+	*q = commandQueue{}
+	return commands
+}

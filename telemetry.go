@@ -1,0 +1,381 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// logger writes lines that begin with their level. Whatever is in a value, a line stays one line.
+type logger struct{ out *log.Logger }
+
+func newLogger(w io.Writer) *logger { return &logger{log.New(w, "", 0)} }
+
+func (l *logger) infof(format string, args ...any)  { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
+func (l *logger) warnf(format string, args ...any)  { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
+func (l *logger) errorf(format string, args ...any) { l.line("[ERROR] ", fmt.Sprintf(format, args...)) }
+
+// line writes text with every rune escaped that is neither printable nor a tab.
+func (l *logger) line(level, text string) {
+	var escaped strings.Builder
+	escaped.WriteString(level)
+	for _, r := range text {
+		if r == '\t' || strconv.IsPrint(r) {
+			escaped.WriteRune(r)
+		} else {
+			escaped.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	l.out.Print(escaped.String())
+}
+
+// warnings returns a Logger for net/http, which words itself what goes wrong with connections.
+func (l *logger) warnings() *log.Logger { return log.New(warningWriter{l}, "", 0) }
+
+type warningWriter struct{ log *logger }
+
+func (w warningWriter) Write(p []byte) (int, error) {
+	w.log.warnf("%s", strings.TrimSuffix(string(p), "\n"))
+	return len(p), nil
+}
+
+const (
+	maxNamedTenants = 1000 // further tenants are counted together as otherName
+	maxNamedGroups  = 1000 // of all tenants together; likewise
+	maxGroupBytes   = 64   // a longer group name is counted as otherName
+	otherName       = "other"
+)
+
+// metrics counts events and writes the counts in the Prometheus text format
+// (https://prometheus.io/docs/instrumenting/exposition_formats/). Counting takes no lock, except for new keys and for a
+// tenant's first event.
+type metrics struct {
+	routes map[string]*routeMetrics // by pattern; "" for requests that match none
+	sorted []*routeMetrics          // each once, by path
+
+	tenants atomic.Pointer[map[string]*tenantMetrics] // the map is replaced, never changed, under mu
+
+	mu     sync.Mutex
+	issued map[issuedLabels]int64 // guarded by mu
+}
+
+// routeMetrics counts the requests of one path.
+type routeMetrics struct {
+	path      string
+	responses map[string]*[len(statuses) + 1]atomic.Int64 // by method, then in the order of statuses
+	buckets   [len(durations) + 1]atomic.Int64
+	nanos     atomic.Int64
+}
+
+// statuses are the statuses counted by themselves. All others are counted together.
+var statuses = [...]int{
+	200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 409, 412, 413, 415, 422, 429, 431, 500, 502, 503, 504,
+}
+
+// methods are the methods counted by themselves, and otherName for all others.
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", otherName}
+
+// durations are the upper bounds of the buckets of request durations.
+var durations = [...]time.Duration{
+	250 * time.Microsecond, 500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond,
+	5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
+	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second,
+}
+
+// tenantMetrics counts the charges of one tenant, or of all that have no name of their own.
+type tenantMetrics struct {
+	tokensCharged atomic.Uint64 // may wrap, which Prometheus takes for a restart
+	refused       [len(refusals)]atomic.Int64
+}
+
+// refusal is the reason why a charge was refused.
+type refusal int
+
+const (
+	refusedKey refusal = iota
+	refusedBalance
+	refusedRate
+	refusedIdempotencyKey
+)
+
+// refusals has the name of each refusal.
+var refusals = [...]string{"key", "balance", "rate", "idempotency_key"}
+
+type issuedLabels struct{ tenant, group string }
+
+// newMetrics returns the metrics of a server whose routes are patterns, as http.ServeMux takes them: "GET /x", or "/x"
+// for any method.
+func newMetrics(patterns []string) *metrics {
+	m := &metrics{routes: make(map[string]*routeMetrics), issued: make(map[issuedLabels]int64)}
+	m.tenants.Store(new(map[string]*tenantMetrics))
+	byPath := make(map[string]*routeMetrics)
+	for _, pattern := range append([]string{""}, patterns...) {
+		method, path := routeOf(pattern)
+		r := byPath[path]
+		if r == nil {
+			r = &routeMetrics{path: path, responses: make(map[string]*[len(statuses) + 1]atomic.Int64)}
+			byPath[path] = r
+			m.sorted = append(m.sorted, r)
+		}
+		for _, name := range methods {
+			if method == "" || name == method || name == "HEAD" && method == "GET" || name == otherName {
+				r.responses[name] = new([len(statuses) + 1]atomic.Int64)
+			}
+		}
+		m.routes[pattern] = r
+	}
+	slices.SortFunc(m.sorted, func(a, b *routeMetrics) int { return strings.Compare(a.path, b.path) })
+	return m
+}
+
+// routeOf returns the method and the path of a pattern. The method is "" if the pattern is for any, and the path is
+// otherName if there is no pattern.
+func routeOf(pattern string) (method, path string) {
+	if pattern == "" {
+		return "", otherName
+	}
+	if method, path, ok := strings.Cut(pattern, " "); ok {
+		return method, path
+	}
+	return "", pattern
+}
+
+// request counts a response to a request that matched pattern, or none if that is "".
+func (m *metrics) request(pattern, method string, status int, took time.Duration) {
+	r := m.routes[pattern]
+	if r == nil {
+		r = m.routes[""]
+	}
+	responses := r.responses[method]
+	if responses == nil {
+		responses = r.responses[otherName]
+	}
+	i := slices.Index(statuses[:], status)
+	if i < 0 {
+		i = len(statuses)
+	}
+	responses[i].Add(1)
+	bucket := 0
+	for bucket < len(durations) && took > durations[bucket] {
+		bucket++
+	}
+	r.buckets[bucket].Add(1)
+	r.nanos.Add(int64(took))
+}
+
+// charged counts tokens that were charged to a key of a tenant, which must exist: names are bounded, but kept for good.
+func (m *metrics) charged(tenantID string, tokens int64) {
+	m.tenant(tenantID).tokensCharged.Add(uint64(tokens))
+}
+
+// refusedCharge counts a charge that was refused to a tenant that exists.
+func (m *metrics) refusedCharge(tenantID string, reason refusal) {
+	m.tenant(tenantID).refused[reason].Add(1)
+}
+
+// tenant returns the counters of a tenant, which are those of otherName if there are too many tenants.
+func (m *metrics) tenant(tenantID string) *tenantMetrics {
+	if t := findTenant(*m.tenants.Load(), tenantID); t != nil {
+		return t
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	tenants := *m.tenants.Load()
+	if t := findTenant(tenants, tenantID); t != nil {
+		return t
+	}
+	if len(tenants) >= maxNamedTenants {
+		tenantID = otherName
+	}
+	more := make(map[string]*tenantMetrics, len(tenants)+1)
+	maps.Copy(more, tenants)
+	t := new(tenantMetrics)
+	more[tenantID] = t
+	m.tenants.Store(&more)
+	return t
+}
+
+func findTenant(tenants map[string]*tenantMetrics, tenantID string) *tenantMetrics {
+	t := tenants[tenantID]
+	if t == nil && len(tenants) >= maxNamedTenants {
+		t = tenants[otherName]
+	}
+	return t
+}
+
+// keyIssued counts a new API key of a tenant that exists.
+func (m *metrics) keyIssued(tenantID, group string) {
+	if len(group) > maxGroupBytes {
+		group = otherName
+	}
+	labels := issuedLabels{tenantID, group}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.issued[labels]; !ok && len(m.issued) >= maxNamedGroups {
+		labels = issuedLabels{otherName, otherName}
+	}
+	m.issued[labels]++
+}
+
+// write writes all counts.
+func (m *metrics) write(e *exposition) {
+	m.writeRequests(e)
+	m.writeDurations(e)
+	m.writeTenants(e)
+}
+
+func (m *metrics) writeRequests(e *exposition) {
+	const name = "http_requests_total"
+	e.family(name, "counter", "Requests, by the pattern of their route.")
+	for _, r := range m.sorted {
+		for _, method := range methods {
+			responses := r.responses[method]
+			if responses == nil {
+				continue
+			}
+			for i := range responses {
+				status := otherName
+				if i < len(statuses) {
+					status = strconv.Itoa(statuses[i])
+				}
+				if n := responses[i].Load(); n > 0 {
+					e.sample(name, float64(n), "route", r.path, "method", method, "status", status)
+				}
+			}
+		}
+	}
+}
+
+func (m *metrics) writeDurations(e *exposition) {
+	const name = "http_request_duration_seconds"
+	e.family(name, "histogram", "Time from a request's header to the end of its response.")
+	for _, r := range m.sorted {
+		var count int64 // the sum of the buckets as read here: others may count meanwhile
+		var samples exposition
+		for i := range r.buckets {
+			bound := "+Inf"
+			if i < len(durations) {
+				bound = strconv.FormatFloat(durations[i].Seconds(), 'g', -1, 64)
+			}
+			count += r.buckets[i].Load()
+			samples.sample(name+"_bucket", float64(count), "route", r.path, "le", bound)
+		}
+		if count == 0 {
+			continue
+		}
+		samples.sample(name+"_sum", time.Duration(r.nanos.Load()).Seconds(), "route", r.path)
+		samples.sample(name+"_count", float64(count), "route", r.path)
+		e.Write(samples.Bytes())
+	}
+}
+
+func (m *metrics) writeTenants(e *exposition) {
+	tenants := *m.tenants.Load()
+	names := slices.Sorted(maps.Keys(tenants))
+	e.family("tokens_charged_total", "counter", "Tokens taken by charges, each charge once.")
+	for _, name := range names {
+		e.sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
+	}
+	e.family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
+		" its rate used up, or its Idempotency-Key used with other parameters.")
+	for _, name := range names {
+		for i, reason := range refusals {
+			e.sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)
+		}
+	}
+	m.mu.Lock()
+	issued := maps.Clone(m.issued)
+	m.mu.Unlock()
+	e.family("keys_issued_total", "counter", "API keys issued.")
+	for labels, n := range issued {
+		e.sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
+	}
+}
+
+// exposition is a page of metrics.
+type exposition struct{ bytes.Buffer }
+
+// family begins a metric, whose samples follow.
+func (e *exposition) family(name, kind, help string) {
+	fmt.Fprintf(e, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+}
+
+// sample writes one value of the last family, with the names and values of its labels in turn.
+func (e *exposition) sample(name string, value float64, labels ...string) {
+	e.WriteString(name)
+	separator := "{"
+	for i := 0; i < len(labels); i += 2 {
+		e.WriteString(separator + labels[i] + `="` + escapedLabel.Replace(labels[i+1]) + `"`)
+		separator = ","
+	}
+	if len(labels) > 0 {
+		e.WriteByte('}')
+	}
+	e.WriteString(" " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
+}
+
+var escapedLabel = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+// single writes a family of one value.
+func (e *exposition) single(name, kind, help string, value float64) {
+	e.family(name, kind, help)
+	e.sample(name, value)
+}
+
+var startTime = time.Now()
+
+// writeProcess writes what the Go runtime and, on Linux, the system know about the process.
+func writeProcess(e *exposition) {
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	e.family("go_info", "gauge", "The version of Go.")
+	e.sample("go_info", 1, "version", runtime.Version())
+	e.single("go_goroutines", "gauge", "Goroutines.", float64(runtime.NumGoroutine()))
+	e.single("go_memstats_heap_alloc_bytes", "gauge", "Bytes of the heap in use.", float64(memory.HeapAlloc))
+	e.single("go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(memory.Sys))
+	e.single("go_memstats_alloc_bytes_total", "counter", "Bytes allocated on the heap, ever.", float64(memory.TotalAlloc))
+	e.single("go_memstats_mallocs_total", "counter", "Objects allocated on the heap, ever.", float64(memory.Mallocs))
+	e.single("go_gc_cycles_total", "counter", "Garbage collections.", float64(memory.NumGC))
+	e.single("go_gc_pause_seconds_total", "counter", "Time for which collections have stopped the program.",
+		time.Duration(memory.PauseTotalNs).Seconds())
+	writeLinuxProcess(e)
+}
+
+// writeLinuxProcess writes nothing on systems without /proc.
+func writeLinuxProcess(e *exposition) {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return
+	}
+	// The second field, the program's name in parentheses, may have spaces (proc_pid_stat(5)).
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	number := func(field int) float64 {
+		n, _ := strconv.ParseFloat(fields[field-3], 64)
+		return n
+	}
+	const ticks = 100 // a second, on every Linux that Go runs on
+	e.single("process_start_time_seconds", "gauge", "When the process began, in Unix time.",
+		float64(startTime.UnixMilli())/1000)
+	e.single("process_cpu_seconds_total", "counter", "Processor time used.", (number(14)+number(15))/ticks)
+	e.single("process_resident_memory_bytes", "gauge", "Memory resident.", number(24)*float64(os.Getpagesize()))
+	e.single("process_virtual_memory_bytes", "gauge", "Virtual memory.", number(23))
+	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
+		e.single("process_open_fds", "gauge", "Open file descriptors.", float64(len(files)))
+	}
+	if limits, err := os.ReadFile("/proc/self/limits"); err == nil {
+		_, line, _ := strings.Cut(string(limits), "Max open files")
+		if most, err := strconv.ParseFloat(strings.Fields(line + " ?")[0], 64); err == nil {
+			e.single("process_max_fds", "gauge", "Maximum number of open file descriptors.", most)
+		}
+	}
+}
