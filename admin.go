@@ -28,24 +28,25 @@ type configBody struct {
 
 // success is the response to a change that returns nothing else.
 type success struct {
-	Success bool `json:"success"`
+	Success  bool     `json:"success"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 func setETag(h http.Header, etag string) { h["ETag"] = []string{`"` + etag + `"`} }
 
 func (s *server) showConfig(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	config := info.tenant.config
+	t := info.tenant
 	known, all, err := entityTags(r, "If-None-Match")
 	if err != nil {
 		return err
 	}
-	setETag(w.Header(), config.etag)
-	if all || slices.Contains(known, config.etag) {
+	setETag(w.Header(), t.etag)
+	if all || slices.Contains(known, t.etag) {
 		w.Header()["Cache-Control"] = cacheControl
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	return writeBody(w, http.StatusOK, config.json)
+	return writeBody(w, http.StatusOK, t.config.json)
 }
 
 func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -85,8 +86,25 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *reques
 	if err != nil {
 		return err
 	}
+	s.audit(info, info.tenantID, "saved the config %s", etag)
+	s.logConfigWarnings(info.tenantID, config)
 	setETag(w.Header(), etag)
-	return writeJSON(w, http.StatusOK, success{true})
+	return writeJSON(w, http.StatusOK, success{true, config.warnings})
+}
+
+// audit logs a change that an admin has made: who, of which tenant, and what.
+func (s *server) audit(info *requestInfo, tenantID, format string, args ...any) {
+	s.log.infof("Admin %s, tenant %s: %s", info.actor, tenantID, fmt.Sprintf(format, args...))
+}
+
+// keyName returns how the log names an API key: by the first 8 hex digits of its SHA-256.
+func keyName(key string) string { return fmt.Sprintf("%.4x", sha256.Sum256([]byte(key))) }
+
+// logConfigWarnings logs which members of a config that was saved are probably misspelled.
+func (s *server) logConfigWarnings(tenantID string, config *tenantConfig) {
+	for _, warning := range config.warnings {
+		s.log.warnf("The config of tenant %s: %s", tenantID, warning)
+	}
 }
 
 // entityTags parses If-Match or If-None-Match (RFC 9110, section 13.1). all reports a *. Tags are returned without
@@ -187,6 +205,7 @@ func (s *server) issueAdminToken(w http.ResponseWriter, _ *http.Request, info *r
 	if err := s.store.AddAdminToken(info.deadline, info.tenantID, sha256.Sum256([]byte(token)), info.actor); err != nil {
 		return err
 	}
+	s.audit(info, info.tenantID, "created an admin token")
 	return writeJSON(w, http.StatusCreated, struct {
 		AdminToken string `json:"adminToken"`
 	}{token})
@@ -196,6 +215,7 @@ func (s *server) revokeAdminTokens(w http.ResponseWriter, _ *http.Request, info 
 	if err := s.store.RevokeAdminTokens(info.deadline, info.tenantID); err != nil {
 		return err
 	}
+	s.audit(info, info.tenantID, "revoked all admin tokens")
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
@@ -228,9 +248,11 @@ func (s *server) createTenant(w http.ResponseWriter, _ *http.Request, info *requ
 	if err != nil {
 		return err
 	}
+	s.audit(info, id, "created the tenant with the config %s", etag)
+	s.logConfigWarnings(id, config)
 	w.Header().Set("Location", "/"+id+"/admin/config")
 	setETag(w.Header(), etag)
-	return writeJSON(w, http.StatusCreated, success{true})
+	return writeJSON(w, http.StatusCreated, success{true, config.warnings})
 }
 
 func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -245,14 +267,19 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requ
 	if err := s.store.DeleteTenant(info.deadline, id, ifMatch); err != nil {
 		return err
 	}
+	s.audit(info, id, "deleted the tenant")
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 
-func (s *server) issueUserKey(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
-	k := apiKey{tenantID: info.tenantID, createdAt: time.Now()}
+func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	request, err := readIdempotentRequest(r, info.body)
+	if err != nil {
+		return err
+	}
+	k := apiKey{createdAt: time.Now()}
 	tokens, ttlSeconds := int64(-1), int64(0)
-	err := decodeObject(info.body, objectRules{
+	err = decodeObject(info.body, objectRules{
 		"userId":    userIDField(&k.userID),
 		"group":     stringField(&k.group),
 		"tokens":    intField(&tokens, 0, maxAmount),
@@ -273,12 +300,35 @@ func (s *server) issueUserKey(w http.ResponseWriter, _ *http.Request, info *requ
 	if err != nil {
 		return err
 	}
-	if err := s.store.NewKey(info.deadline, key, k, time.Duration(ttlSeconds)*time.Second); err != nil {
+	ttl, replayed := time.Duration(ttlSeconds)*time.Second, false
+	if request.key == "" {
+		err = s.store.NewKey(info.deadline, info.tenant, key, k, ttl)
+	} else {
+		key, k.tokensLeft, replayed, err = s.store.NewKeyOnce(info.deadline, info.tenant, key, k, ttl, request)
+	}
+	if err != nil {
 		return err
 	}
-	s.metrics.keyIssued(info.tenantID, k.group)
+	if replayed {
+		setReplayed(w.Header())
+	} else {
+		s.metrics.keyIssued(info.tenantID, k.group)
+		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(key), k.group)
+	}
 	return writeTokens(w, http.StatusCreated, key, k.tokensLeft)
 }
+
+// readIdempotentRequest returns the request's Idempotency-Key, if it has one, and a digest of what it asks for.
+func readIdempotentRequest(r *http.Request, body []byte) (idempotentRequest, error) {
+	key, err := idempotencyKey(r)
+	if err != nil || key == "" {
+		return idempotentRequest{}, err
+	}
+	return idempotentRequest{key, digest(string(body))}, nil
+}
+
+// setReplayed marks a response as that of an earlier request with the same Idempotency-Key.
+func setReplayed(h http.Header) { h.Set("Idempotent-Replayed", "true") }
 
 // unknownGroup returns the error for a group that the config does not have. It lists those that there are, at most 20.
 func unknownGroup(config *tenantConfig) error {
@@ -349,7 +399,7 @@ func (s *server) showKey(w http.ResponseWriter, r *http.Request, info *requestIn
 	if err != nil {
 		return err
 	}
-	k, err := s.store.Key(info.deadline, info.tenantID, key)
+	k, err := s.store.Key(info.deadline, info.tenant, key)
 	if err != nil {
 		return notFoundForAdmin(err)
 	}
@@ -370,12 +420,21 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 			return unknownGroup(info.tenant.config)
 		}
 	}
-	k, err := s.store.UpdateKey(info.deadline, info.tenantID, key, change)
+	request, err := readIdempotentRequest(r, info.body)
+	if err != nil {
+		return err
+	}
+	k, replayed, err := s.store.UpdateKey(info.deadline, info.tenant, key, change, request)
 	if errors.Is(err, ErrBalanceRange) {
 		return badRequestError(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
 	}
 	if err != nil {
 		return notFoundForAdmin(err)
+	}
+	if replayed {
+		setReplayed(w.Header())
+	} else {
+		s.audit(info, info.tenantID, "changed the key %s", keyName(key))
 	}
 	return writeKey(w, k)
 }
@@ -409,9 +468,10 @@ func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
-	if err := s.store.RevokeKey(info.deadline, info.tenantID, key); err != nil {
+	if err := s.store.RevokeKey(info.deadline, info.tenant, key); err != nil {
 		return notFoundForAdmin(err)
 	}
+	s.audit(info, info.tenantID, "revoked the key %s", keyName(key))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -111,7 +111,7 @@ func TestTenantLifeCycle(t *testing.T) {
 			s.admin(t, "GET", "/zoe/admin/config/history", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 			s.admin(t, "POST", "/zoe/admin/tokens", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 		}
-		if keys := r.keys(t, "*tenant:zoe:*"); len(keys) != 0 {
+		if keys := r.keys(t, "*tenant:zoe:*"); !slices.Equal(keys, []string{"{tenant:zoe:config}:generation"}) {
 			t.Errorf("of a deleted tenant there is %q", keys)
 		}
 		for _, id := range []string{"zoe", "nobody", "_", "a%3Ab", "%00"} {
@@ -194,7 +194,8 @@ func TestConfig(t *testing.T) {
 	// What is put replaces all of it, and comes back as it was but for white space: order, numbers, unknown members.
 	t.Run("as it was put", func(t *testing.T) {
 		s.putConfig(t, id, ` { "z" : 1.0e+2 , "a" : [ null , { "x" : "<\u00e9 \\ é\u2028\/>" , "x" : 2 } ] , "Auth" : 7 , `+
-			`"user_groups" : { "anonymous" : { "Tokens" : "x" , "tokens" : 3 } } } `).want(t, 200, `{"success":true}`)
+			`"user_groups" : { "anonymous" : { "Tokens" : "x" , "tokens" : 3 } } } `).
+			want(t, 200, `{"success":true,"warnings":["Auth is not known: did you mean auth?"]}`)
 		get().want(t, 200, `{"config":{"z":1.0e+2,"a":[null,{"x":"<\u00e9 \\ é\u2028\/>","x":2}],"Auth":7,`+
 			`"user_groups":{"anonymous":{"Tokens":"x","tokens":3}}}}`)
 		if got := s.do(t, "POST", "/"+id+"/auth/anonymous", ""); got.field(t, "tokensLeft") != 3.0 {
@@ -401,7 +402,8 @@ func TestHistory(t *testing.T) {
 		s.admin(t, "POST", path+"/"+etags[30]+"/restore", "", `If-Match: "x"`).want(t, 412, "")
 		broken := strings.Repeat("a", 40)
 		testRedis.do(t, "SET", "tenant:"+id+":config", `{}`)
-		testRedis.do(t, "LSET", "{tenant:"+id+":config}:history", 3, broken+" 2026-01-02T03:04:05.678Z operator\n"+`{"caching":7}`)
+		testRedis.do(t, "LSET", "{tenant:"+id+":config}:history", 3, broken+" 2026-01-02T03:04:05.678Z operator")
+		testRedis.do(t, "HSET", "{tenant:"+id+":config}:versions", broken, `{"caching":7}`)
 		s.wantConfig(t, id, `{}`)
 		s.admin(t, "POST", path+"/"+broken+"/restore", "").want(t, 400, `{"error":"Invalid config: caching must be an object"}`)
 		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{}}`)
@@ -509,14 +511,15 @@ func TestDeleteRemains(t *testing.T) {
 	s.newAdminToken(t, id)
 	testRedis.do(t, "DEL", "tenant:"+id+":config")
 	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-	if keys := testRedis.keys(t, "*tenant:"+id+":*"); len(keys) != 0 {
+	if keys := testRedis.keys(t, "*tenant:"+id+":*"); !slices.Equal(keys, []string{"{tenant:" + id + ":config}:generation"}) {
 		t.Errorf("there is still %q", keys)
 	}
 }
 
 func TestIssueKey(t *testing.T) {
 	s := newService(t)
-	id := testRedis.newTenant(t, `{"user_groups":{"pro":{"tokens":5},"a\u0000 \"ü":{"tokens":6},"":{}}}`)
+	longest := strings.Repeat("ü", 32) // 64 bytes
+	id := testRedis.newTenant(t, `{"user_groups":{"pro":{"tokens":5},"a\u0000 \"ü":{"tokens":6}," ":{},"`+longest+`":{"tokens":7}}}`)
 	shape := regexp.MustCompile(`^\{"apiKey":"user_` + uuidPattern + `","tokensLeft":(\d+)\}\n$`)
 	for _, test := range []struct{ name, body, tokens string }{
 		{"the group's tokens", `{"userId":"u","group":"pro"}`, "5"},
@@ -524,7 +527,8 @@ func TestIssueKey(t *testing.T) {
 		{"shortest life", `{"userId":"u","group":"pro","tokens":0,"expiresIn":1}`, "0"},
 		{"longest life", `{"userId":"u","group":"pro","expiresIn":315360000}`, "5"},
 		{"an odd group", `{"userId":"u","group":"a\u0000 \"\u00fc"}`, "6"},
-		{"a group without a name", `{"userId":"u","group":""}`, "0"},
+		{"a group without tokens", `{"userId":"u","group":" "}`, "0"},
+		{"the longest group", `{"userId":"u","group":"` + longest + `"}`, "7"},
 		{"longest user ID", `{"userId":"` + strings.Repeat("u", 256) + `","group":"pro"}`, "5"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -837,6 +841,72 @@ func TestRevocationRace(t *testing.T) {
 		}
 		if n := testRedis.int(t, "HLEN", "{tenant:"+id+":config}:adminTokens"); n != 0 {
 			t.Fatalf("%d tokens outlive their revocation", n)
+		}
+	}
+}
+
+// Each change that an admin makes is one line of the log: who, of which tenant, what; never a key, a token or a value.
+func TestAuditLog(t *testing.T) {
+	s := newService(t)
+	id := newTenantID()
+	const config = `{"user_groups":{"pro":{"tokens":5}},"secret":"S3CRET"}`
+	etag := bare(s.createTenant(t, id, config).etag(t))
+	token := s.newAdminToken(t, id)
+	own := func(method, path, body string, headers ...string) reply {
+		t.Helper()
+		return s.do(t, method, "/"+id+"/admin"+path, body, append(headers, bearer(token))...)
+	}
+	later := bare(own("PUT", "/config", `{"config":{"user_groups":{"pro":{}},"secret":"S3CRET"}}`).etag(t))
+	own("POST", "/config/history/"+etag+"/restore", "").want(t, 200, "")
+	const user = `{"userId":"S3CRET","group":"pro","tokens":8675309}`
+	key := own("POST", "/keys", user, retryKey+"k").text(t, "apiKey")
+	own("POST", "/keys", user, retryKey+"k").want(t, 201, "") // a replay changes nothing
+	own("PATCH", "/keys/"+key, `{"addTokens":8675309}`, retryKey+"k").want(t, 200, "")
+	own("PATCH", "/keys/"+key, `{"addTokens":8675309}`, retryKey+"k").want(t, 200, "")
+	own("DELETE", "/keys/"+key, "").want(t, 204, "")
+	own("DELETE", "/tokens", "").want(t, 204, "")
+	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+
+	// What reads, or is refused, is no change.
+	other := newTenant(t, 5)
+	path := "/" + other + "/admin"
+	s.admin(t, "GET", path+"/config", "").want(t, 200, "")
+	s.admin(t, "GET", path+"/config/history", "").want(t, 200, "")
+	s.admin(t, "PUT", path+"/config", `{"config":{"caching":7}}`).want(t, 400, "")
+	s.putConfig(t, other, `{}`, `If-Match: "x"`).want(t, 412, "")
+	s.admin(t, "POST", path+"/keys", `{"userId":"u","group":"none"}`).want(t, 400, "")
+	s.admin(t, "PATCH", path+"/keys/"+someKey, `{"tokens":1}`).want(t, 404, "")
+	s.admin(t, "DELETE", path+"/keys/"+someKey, "").want(t, 404, "")
+	s.createTenant(t, other, `{}`).want(t, 409, "")
+	s.admin(t, "DELETE", "/admin/tenants/"+other, "", `If-Match: "x"`).want(t, 412, "")
+	s.do(t, "DELETE", path+"/tokens", "", bearer(token)).want(t, 401, "")
+	s.consume(t, other, s.login(t, other), "").want(t, 200, "")
+
+	var got []string
+	for line := range strings.Lines(s.log.String()) {
+		if strings.HasPrefix(line, "[INFO] Admin ") {
+			got = append(got, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	operator, admin := "[INFO] Admin operator, tenant "+id+": ", "[INFO] Admin "+tokenHash(token)[:8]+", tenant "+id+": "
+	name := tokenHash(key)[:8]
+	want := []string{
+		operator + "created the tenant with the config " + etag,
+		operator + "created an admin token",
+		admin + "saved the config " + later,
+		admin + "saved the config " + etag,
+		admin + "issued the key " + name + ` in the group "pro"`,
+		admin + "changed the key " + name,
+		admin + "revoked the key " + name,
+		admin + "revoked all admin tokens",
+		operator + "deleted the tenant",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the log has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, secret := range []string{"S3CRET", "8675309", key, token, testAdminToken} {
+		if s.log.count(secret) != 0 {
+			t.Errorf("%s is in the log:\n%s", secret, s.log)
 		}
 	}
 }

@@ -232,18 +232,19 @@ func BenchmarkCharge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), url, newLogger(new(logBuffer)))
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, newLogger(new(logBuffer)))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer closeStore()
 	tenant := testRedis.string(b, "HGET", "apiKey:"+key, "tenantId")
+	const groups = "\xffanonymous\xfe"
 	ways := map[string]func() (any, error){
 		"shared": func() (any, error) {
-			return st.redis.eval(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, 1, "")
+			return st.redis.eval(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
 		},
 		"pooled": func() (any, error) {
-			return st.redis.evalLarge(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, 1, "")
+			return st.redis.evalLarge(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
 		},
 	}
 	for _, callers := range []int{1, 64} {
@@ -514,8 +515,8 @@ func (r *redisServer) fill(b *testing.B, n int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		_ = c.Send("EVALSHA", issueScript.sha1, 1,
-			apiKeyRedisKey(key), anonymousKeyTTL.Milliseconds(), 0, "abc", anonymousGroup, formatTime(time.Now()), 100)
+		_ = c.Send("EVALSHA", issueScript.sha1, 1, apiKeyRedisKey(key), anonymousKeyTTL.Milliseconds(), 0,
+			"", "abc", "", anonymousGroup, formatTime(time.Now()), 100, "")
 		if i%1000 == 999 {
 			if _, err := c.Do(""); err != nil {
 				b.Fatal(err)

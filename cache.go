@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,12 +17,13 @@ const (
 	configRefreshAge = 500 * time.Millisecond
 
 	// While its server cannot be reached, a config may be used for configGraceAge. A server is taken for unreachable
-	// until configRetry after the last attempt; then a request waits for the next attempt.
+	// until configRetry after the last attempt; then a request waits for the next attempt, for configPatience at most,
+	// which leaves it the time to be served.
 	configGraceAge = 10 * time.Second
 	configRetry    = 500 * time.Millisecond
+	configPatience = 400 * time.Millisecond
 
-	configLoadTimeout    = 900 * time.Millisecond
-	configRefreshTimeout = 400 * time.Millisecond // leaves a request the time to be served with the cached config
+	configLoadTimeout = 900 * time.Millisecond
 
 	maxCachedBytes = 64 << 20
 )
@@ -28,11 +31,12 @@ const (
 // configCache keeps the configs of tenants. It watches nothing: a config that is due is validated, which is cheap if it
 // has not changed, so the rule of freshness holds for every server, whatever happened to the key.
 type configCache struct {
-	// load reads a tenant. Its errors are those of store.Tenant.
+	// load reads a tenant. Its results are those of store.Tenant. A tenant is cached even if there is an error beside it.
 	load func(deadline time.Time, tenantID string) (*tenant, error)
 	// unchanged reports whether the tenant is still what Redis holds.
 	unchanged func(deadline time.Time, t *tenant) (bool, error)
 
+	epoch time.Time      // which times count from: unlike Unix time they are monotonic
 	loads sync.WaitGroup // goroutines that read configs
 
 	mu      sync.RWMutex // guards the fields below
@@ -41,13 +45,13 @@ type configCache struct {
 	bytes   int
 }
 
-// cacheEntry is a cached tenant. The times are Unix nanoseconds.
+// cacheEntry is a cached tenant. Its times are durations since the cache's epoch.
 type cacheEntry struct {
-	tenant      *tenant
-	readAt      atomic.Int64 // when the read or validation that confirmed it began
-	failedAt    atomic.Int64 // when its server was last found unreachable
-	refreshing  atomic.Bool
-	configBytes int
+	tenant     *tenant
+	err        error        // that load returned beside the tenant, as when its config is broken
+	readAt     atomic.Int64 // when the read or validation that confirmed it began
+	failedAt   atomic.Int64 // when its server was last found unreachable
+	refreshing atomic.Bool
 }
 
 // configLoad is one reading of a config, which all that need it wait for.
@@ -57,10 +61,22 @@ type configLoad struct {
 	err    error
 }
 
+// wait waits until the load is done, for timeout at most, and reports whether it is.
+func (l *configLoad) wait(timeout time.Duration) bool {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-l.done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
 func newConfigCache(load func(time.Time, string) (*tenant, error),
 	unchanged func(time.Time, *tenant) (bool, error)) *configCache {
 	return &configCache{
-		load: load, unchanged: unchanged,
+		load: load, unchanged: unchanged, epoch: time.Now(),
 		entries: make(map[string]*cacheEntry), loading: make(map[string]*configLoad),
 	}
 }
@@ -68,35 +84,45 @@ func newConfigCache(load func(time.Time, string) (*tenant, error),
 // close waits for the reads that are under way.
 func (c *configCache) close() { c.loads.Wait() }
 
-// get returns the tenant, from the cache if it is fresh enough, else after it was read or validated. Errors are those
-// of load, and ErrUnavailable if that has not ended by deadline.
+// since returns how long ago a time is that an entry holds.
+func (c *configCache) since(at *atomic.Int64) time.Duration {
+	return time.Since(c.epoch) - time.Duration(at.Load())
+}
+
+// get returns the tenant, from the cache if it is fresh enough, else after it was read or validated. Its results are
+// those of load, or ErrUnavailable if that has not ended by deadline.
 func (c *configCache) get(deadline time.Time, tenantID string) (*tenant, error) {
 	c.mu.RLock()
 	e := c.entries[tenantID]
 	c.mu.RUnlock()
 	if e != nil {
-		now := time.Now()
-		age := now.Sub(time.Unix(0, e.readAt.Load()))
-		unreachable := now.Sub(time.Unix(0, e.failedAt.Load())) < configRetry && age < configGraceAge
-		if age >= configRefreshAge && (age < configMaxAge || unreachable) && !e.refreshing.Swap(true) {
+		age := c.since(&e.readAt)
+		use := age < configMaxAge || age < configGraceAge && c.since(&e.failedAt) < configRetry
+		if use && age >= configRefreshAge && !e.refreshing.Swap(true) {
 			c.start(tenantID)
 		}
-		if age < configMaxAge || unreachable {
-			return e.tenant, nil
+		if use {
+			return e.tenant, e.err
 		}
 	}
 	l := c.start(tenantID)
-	timeout := time.NewTimer(time.Until(deadline))
-	defer timeout.Stop()
-	select {
-	case <-l.done:
-	case <-timeout.C:
+	if e != nil {
+		done := l.wait(min(configPatience, time.Until(deadline)))
+		if (!done || errors.Is(l.err, ErrUnavailable)) && c.isUsable(e) {
+			return e.tenant, e.err
+		}
+	}
+	if !l.wait(time.Until(deadline)) {
 		return nil, fmt.Errorf("%w: the config was not read in time", ErrUnavailable)
 	}
-	if e != nil && errors.Is(l.err, ErrUnavailable) && time.Since(time.Unix(0, e.readAt.Load())) < configGraceAge {
-		return e.tenant, nil
-	}
 	return l.tenant, l.err
+}
+
+// isUsable reports whether e may be used while its server cannot be reached: it is not known to have changed.
+func (c *configCache) isUsable(e *cacheEntry) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.entries[e.tenant.id] == e && c.since(&e.readAt) < configGraceAge
 }
 
 // start begins to read or validate the tenant, unless somebody has begun already.
@@ -110,30 +136,40 @@ func (c *configCache) start(tenantID string) *configLoad {
 	c.loading[tenantID] = l
 	e := c.entries[tenantID]
 	c.loads.Go(func() {
-		began := time.Now()
-		if e != nil {
-			l.tenant, l.err = c.refresh(began.Add(configRefreshTimeout), e.tenant)
-		} else {
-			l.tenant, l.err = c.load(began.Add(configLoadTimeout), tenantID)
-		}
+		defer close(l.done)
+		began := time.Since(c.epoch)
+		l.tenant, l.err = c.read(tenantID, e)
 		c.finish(tenantID, l, e, began)
-		close(l.done)
 	})
 	return l
 }
 
-// refresh returns t if it is unchanged, else what it is now.
-func (c *configCache) refresh(deadline time.Time, t *tenant) (*tenant, error) {
-	same, err := c.unchanged(deadline, t)
-	if same || err != nil {
-		return t, err
+// read validates e, if there is one, and loads the tenant if that has changed. A panic becomes an error: it must not
+// end the process.
+func (c *configCache) read(tenantID string, e *cacheEntry) (t *tenant, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	if e != nil && c.since(&e.readAt) < configGraceAge {
+		same, err := c.unchanged(time.Now().Add(configLoadTimeout), e.tenant)
+		switch {
+		case err != nil:
+			return nil, err
+		case same:
+			return e.tenant, e.err
+		}
 	}
-	return c.load(deadline, t.id)
+	if e != nil {
+		c.forget(e)
+	}
+	return c.load(time.Now().Add(configLoadTimeout), tenantID)
 }
 
 // finish puts the result of a load into the cache, unless drop was called meanwhile: then it may be old. e is the entry
-// that was refreshed, nil if there was none.
-func (c *configCache) finish(tenantID string, l *configLoad, e *cacheEntry, began time.Time) {
+// that was validated, nil if there was none.
+func (c *configCache) finish(tenantID string, l *configLoad, e *cacheEntry, began time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.loading[tenantID] != l {
@@ -144,31 +180,43 @@ func (c *configCache) finish(tenantID string, l *configLoad, e *cacheEntry, bega
 		e.refreshing.Store(false)
 	}
 	switch {
-	case e != nil && errors.Is(l.err, ErrUnavailable):
-		e.failedAt.Store(time.Now().UnixNano())
-	case l.err != nil:
+	case errors.Is(l.err, ErrUnavailable):
+		if e != nil {
+			e.failedAt.Store(int64(time.Since(c.epoch)))
+		}
+	case l.tenant == nil:
 		c.remove(tenantID)
 	case e != nil && l.tenant == e.tenant:
-		e.readAt.Store(began.UnixNano())
-		e.failedAt.Store(0)
+		e.readAt.Store(int64(began))
+		e.failedAt.Store(math.MinInt64 / 2)
 	default:
-		c.put(l.tenant, began)
+		c.put(l.tenant, l.err, began)
 	}
 }
 
-// put adds a tenant that was read at a time. The caller holds c.mu.
-func (c *configCache) put(t *tenant, readAt time.Time) {
+// forget removes e, which is known to be old.
+func (c *configCache) forget(e *cacheEntry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries[e.tenant.id] == e {
+		c.remove(e.tenant.id)
+	}
+}
+
+// put adds a tenant that was read at a time, with the error if its config is broken. The caller holds c.mu.
+func (c *configCache) put(t *tenant, err error, readAt time.Duration) {
 	c.remove(t.id)
-	e := &cacheEntry{tenant: t, configBytes: t.config.bytes()}
-	e.readAt.Store(readAt.UnixNano())
+	e := &cacheEntry{tenant: t, err: err}
+	e.readAt.Store(int64(readAt))
+	e.failedAt.Store(math.MinInt64 / 2) // never
 	for other := range c.entries {
-		if c.bytes+e.configBytes <= maxCachedBytes {
+		if c.bytes+t.bytes() <= maxCachedBytes {
 			break
 		}
 		c.remove(other)
 	}
 	c.entries[t.id] = e
-	c.bytes += e.configBytes
+	c.bytes += t.bytes()
 }
 
 // drop forgets tenantID's config, and the result of a load that is under way.
@@ -182,7 +230,7 @@ func (c *configCache) drop(tenantID string) {
 // remove forgets tenantID's config. The caller holds c.mu.
 func (c *configCache) remove(tenantID string) {
 	if e := c.entries[tenantID]; e != nil {
-		c.bytes -= e.configBytes
+		c.bytes -= e.tenant.bytes()
 		delete(c.entries, tenantID)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -200,9 +201,9 @@ func TestExpiringConfig(t *testing.T) {
 	r := newRedis(t, "--enable-debug-command", "yes")
 	s := newService(t, "REDIS_URL="+r.url())
 	r.do(t, "DEBUG", "SET-ACTIVE-EXPIRE", 0)
-	r.do(t, "SET", "tenant:brief:config", `{}`, "PX", 300)
+	r.do(t, "SET", "tenant:brief:config", `{}`, "PX", 2000)
 	s.admin(t, "GET", "/brief/admin/config", "").want(t, 200, "")
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(2 * time.Second)
 	s.wantConfig(t, "brief", "")
 }
 
@@ -247,6 +248,7 @@ func TestConfigCacheDrop(t *testing.T) {
 // What a refresh finds replaces what is cached, unless the server cannot be reached.
 func TestConfigCacheRefresh(t *testing.T) {
 	old, changed := &tenant{id: "x", config: new(tenantConfig)}, &tenant{id: "x", config: new(tenantConfig)}
+	broken := &tenant{id: "x"}
 	for _, test := range []struct {
 		name      string
 		unchanged bool
@@ -258,18 +260,21 @@ func TestConfigCacheRefresh(t *testing.T) {
 		{"unchanged", true, nil, nil, old, nil},
 		{"changed", false, nil, nil, changed, nil},
 		{"deleted", false, nil, ErrNoTenant, nil, ErrNoTenant},
-		{"broken", false, nil, ErrBrokenConfig, nil, ErrBrokenConfig},
+		{"broken", false, nil, ErrBrokenConfig, broken, ErrBrokenConfig},
 		{"unreachable", false, ErrUnavailable, nil, old, nil},
-		{"unreachable when it is loaded", false, nil, ErrUnavailable, old, nil},
+		{"changed, and unreachable when it is loaded", false, nil, ErrUnavailable, nil, ErrUnavailable},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := cacheOf(func(string) (*tenant, error) {
-				if test.load != nil {
-					return nil, test.load
+				switch test.load {
+				case nil:
+					return changed, nil
+				case ErrBrokenConfig:
+					return broken, test.load
 				}
-				return changed, nil
+				return nil, test.load
 			}, func(*tenant) (bool, error) { return test.unchanged, test.refresh })
-			c.put(old, time.Now().Add(-configMaxAge))
+			c.put(old, nil, -configMaxAge)
 			if got, err := c.get(in(10*time.Second), "x"); got != test.want || !errors.Is(err, test.wantError) {
 				t.Errorf("got %p, %v, want %p, %v", got, err, test.want, test.wantError)
 			}
@@ -277,9 +282,75 @@ func TestConfigCacheRefresh(t *testing.T) {
 	}
 	c := cacheOf(func(string) (*tenant, error) { return nil, ErrUnavailable },
 		func(*tenant) (bool, error) { return false, ErrUnavailable })
-	c.put(old, time.Now().Add(-configGraceAge))
+	c.put(old, nil, -configGraceAge)
 	if got, err := c.get(in(10*time.Second), "x"); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a config older than the grace is served: %p, %v", got, err)
+	}
+}
+
+// The exact times: a config is used as it is for 500 ms, is refreshed in the background until 750 ms, and is never served
+// when it is older, unless its server cannot be reached: then for 10 s, and no request waits longer than 400 ms.
+func TestConfigCacheTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		validations, delay, fault := 0, time.Duration(0), error(nil)
+		one := &tenant{id: "x", config: new(tenantConfig)}
+		load := func(string) (*tenant, error) {
+			if fault != nil {
+				return nil, fault
+			}
+			return one, nil
+		}
+		c := cacheOf(load, func(*tenant) (bool, error) {
+			validations++
+			time.Sleep(delay)
+			return fault == nil, fault
+		})
+		get := func(want *tenant, most time.Duration) {
+			t.Helper()
+			began := time.Now()
+			got, err := c.get(in(900*time.Millisecond), "x")
+			if took := time.Since(began); got != want || want == nil && !errors.Is(err, ErrUnavailable) || took > most {
+				t.Errorf("got %p, %v after %s", got, err, took)
+			}
+			synctest.Wait()
+		}
+		wantValidations := func(want int) {
+			t.Helper()
+			if validations != want {
+				t.Errorf("%d validations, want %d", validations, want)
+			}
+		}
+		get(one, 0)
+		time.Sleep(configRefreshAge - 1)
+		get(one, 0)
+		wantValidations(0)
+		time.Sleep(1)
+		delay = 200 * time.Millisecond
+		get(one, 0) // in the background
+		wantValidations(1)
+		time.Sleep(delay)
+		synctest.Wait()
+		time.Sleep(configMaxAge) // nobody has used it meanwhile
+		get(one, delay)
+		wantValidations(2)
+		time.Sleep(configMaxAge)
+		delay, fault = 10*time.Second, ErrUnavailable // a server that hangs
+		get(one, configPatience)
+		time.Sleep(configGraceAge)
+		synctest.Wait()
+		delay = 0 // a server that is gone
+		get(nil, 900*time.Millisecond)
+		fault = nil
+		get(one, 0)
+		c.close()
+	})
+}
+
+// A panic while a config is read is an error of the request, and does not end the process.
+func TestConfigCachePanic(t *testing.T) {
+	c := cacheOf(func(string) (*tenant, error) { panic("oops") }, nil)
+	if _, err := c.get(in(10*time.Second), "x"); err == nil || !strings.Contains(err.Error(), "panic: oops") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -294,7 +365,43 @@ func TestConfigCacheBound(t *testing.T) {
 			t.Fatalf("%d bytes are cached after %d configs, %v", c.bytes, i+1, err)
 		}
 	}
-	if n := len(c.entries); n != maxCachedBytes>>20 {
+	if n, most := len(c.entries), maxCachedBytes/(&tenant{config: config}).bytes(); n != most || most < 60 {
 		t.Errorf("%d configs of 1 MiB are cached", n)
 	}
+}
+
+// A broken config is cached as such: it is logged once for each version, and read once.
+func TestBrokenConfigIsCached(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	put := func(version int) {
+		r.do(t, "SET", "tenant:broken:config", fmt.Sprintf(`{"caching":%d,"x":"%s"}`, version, strings.Repeat("x", 1_000_000)))
+	}
+	requests := func(t *testing.T) {
+		t.Helper()
+		for end := in(2 * configMaxAge); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			s.do(t, "POST", "/broken/auth/anonymous", "").want(t, 500, `{"error":"Internal error"}`)
+			s.consume(t, "broken", someKey, "").want(t, 500, `{"error":"Internal error"}`)
+		}
+	}
+	sent := func() (n int) {
+		fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
+		return n
+	}
+	for version := 1; version <= 3; version++ {
+		before := sent()
+		put(version)
+		requests(t)
+		if n := s.log.count("[ERROR]"); n != version {
+			t.Fatalf("%d versions that are broken are %d lines of the log:\n%s", version, n, s.log)
+		}
+		if n := sent() - before; n > 2_000_000 {
+			t.Errorf("Redis has sent %d bytes for a config of 1 MB", n)
+		}
+	}
+	if n := s.log.count("[ERROR] The config of tenant broken is broken: Invalid config: caching must be an object\n"); n != 3 {
+		t.Errorf("log:\n%s", s.log)
+	}
+	r.do(t, "SET", "tenant:broken:config", `{"user_groups":{"anonymous":{}}}`)
+	eventually(t, time.Second+busy, func() error { return s.do(t, "POST", "/broken/auth/anonymous", "").is(200) })
 }

@@ -253,7 +253,8 @@ func TestRedisRefuses(t *testing.T) {
 			t.Parallel()
 			r := newRedisAfter(t, test.setUp, test.args...)
 			s := newService(t, "REDIS_URL="+r.url())
-			key := s.login(t, "abc")
+			id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100}}}`)
+			key, other := s.login(t, "abc"), s.login(t, id)
 			for range 5 { // the group's rate allows 10
 				s.consume(t, "abc", key, "").want(t, 200, "")
 			}
@@ -265,8 +266,9 @@ func TestRedisRefuses(t *testing.T) {
 				if test.chargesToo {
 					s.consume(t, "abc", key, "").want(t, 503, `{"error":"Service unavailable"}`)
 					s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
-				} else {
-					s.do(t, "GET", "/abc/auth/verify", "", bearer(key)).want(t, 200, "")
+				} else { // the rate of this key is limited, and that of the other is not
+					s.do(t, "GET", "/abc/auth/verify", "", bearer(key)).want(t, 503, "")
+					s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(other)).want(t, 200, "")
 					s.do(t, "GET", "/readyz", "").want(t, 200, "")
 				}
 				s.do(t, "GET", "/healthz", "").want(t, 200, "")

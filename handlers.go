@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -35,20 +36,22 @@ type route struct {
 // tenant default.
 func (s *server) routeTable() []route {
 	var (
-		open          = access{publicTimeout, nil}
+		open          = access{publicTimeout, []step{refuseBody}}
 		public        = access{publicTimeout, []step{s.loadTenant}}
-		keyHolder     = access{publicTimeout, []step{s.readAPIKey, s.loadTenant}}
+		checkedKey    = access{publicTimeout, []step{s.readAPIKey, s.loadTenant}}
+		keyHolder     = access{publicTimeout, []step{s.readAPIKey, refuseBody, s.loadTenant}}
 		keyHolderBody = access{publicTimeout, []step{s.readAPIKey, s.publicBodies.read, s.loadTenant}}
 
 		// A route that does not use the config serves a tenant whose config is broken, too.
-		admin       = access{adminTimeout, []step{s.requireAdmin, s.loadTenant}}
-		adminRepair = access{adminTimeout, []step{s.requireAdmin, s.requireTenant}}
+		admin       = access{adminTimeout, []step{s.requireAdmin, refuseBody, s.loadTenant}}
+		adminRepair = access{adminTimeout, []step{s.requireAdmin, refuseBody, s.requireTenant}}
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
 		adminBody       = access{adminTimeout, []step{s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.loadTenant}}
 		adminRepairBody = access{adminTimeout, []step{s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.requireTenant}}
 
-		operator     = access{adminTimeout, []step{s.requireOperator}}
+		operator     = access{adminTimeout, []step{s.requireOperator, refuseBody}}
 		operatorBody = access{adminTimeout, []step{s.requireOperator, s.adminBodies.read}}
+		metrics      = access{adminTimeout, []step{s.requireMetrics, refuseBody}}
 	)
 	var routes []route
 	for _, t := range []struct {
@@ -58,7 +61,7 @@ func (s *server) routeTable() []route {
 	}{
 		{"POST", "/auth/anonymous", public, s.loginAnonymous},
 		{"GET", "/auth/key", keyHolder, s.showOwnKey},
-		{"", "/auth/verify", keyHolder, s.verify}, // any method: some proxies forward the client's own
+		{"", "/auth/verify", checkedKey, s.verify}, // any method: some proxies forward the client's own
 		{"POST", "/tokens/consume", keyHolderBody, s.consume},
 
 		{"GET", "/admin/config", admin, s.showConfig},
@@ -82,7 +85,7 @@ func (s *server) routeTable() []route {
 		route{"GET /admin/tenants", operator, s.listTenants},
 		route{"POST /admin/tenants", operatorBody, s.createTenant},
 		route{"DELETE /admin/tenants/{tenantId}", operator, s.deleteTenant},
-		route{"GET /metrics", operator, s.showMetrics},
+		route{"GET /metrics", metrics, s.showMetrics},
 		route{"GET /healthz", open, s.showHealth},
 		route{"GET /readyz", open, s.showReadiness},
 	)
@@ -97,18 +100,35 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *re
 	if err != nil {
 		return err
 	}
-	k := apiKey{tenantID: info.tenantID, group: anonymousGroup, createdAt: time.Now(), tokensLeft: group.tokens}
+	k := apiKey{group: anonymousGroup, createdAt: time.Now(), tokensLeft: group.tokens}
 	if s.loginLimit > 0 {
 		address := clientAddress(r, s.trustedProxies)
-		err = s.store.Login(info.deadline, key, k, anonymousKeyTTL, address, s.loginLimit)
+		err = s.store.Login(info.deadline, info.tenant, key, k, anonymousKeyTTL, address, s.loginLimit)
+		if _, limited := errors.AsType[rateLimitError](err); limited {
+			s.warnOfUntrustedProxy(r)
+		}
 	} else {
-		err = s.store.NewKey(info.deadline, key, k, anonymousKeyTTL)
+		err = s.store.NewKey(info.deadline, info.tenant, key, k, anonymousKeyTTL)
 	}
 	if err != nil {
 		return err
 	}
 	s.metrics.keyIssued(info.tenantID, k.group)
 	return writeTokens(w, http.StatusOK, key, k.tokensLeft)
+}
+
+// warnOfUntrustedProxy logs, once, that a login was refused which came through a proxy that is not trusted: all clients
+// of that proxy then share one limit.
+func (s *server) warnOfUntrustedProxy(r *http.Request) {
+	if len(r.Header["X-Forwarded-For"]) == 0 {
+		return
+	}
+	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && !isTrusted(peer.Addr().Unmap(), s.trustedProxies) {
+		s.untrustedProxy.Do(func() {
+			s.log.warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
+				"add it to TRUSTED_PROXIES, or all its clients share one limit", peer.Addr().Unmap())
+		})
+	}
 }
 
 func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -133,7 +153,7 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestIn
 		return err
 	}
 	if result.replayed {
-		w.Header().Set("Idempotent-Replayed", "true")
+		setReplayed(w.Header())
 	}
 	return writeTokens(w, http.StatusOK, "", result.tokensLeft)
 }
@@ -156,6 +176,8 @@ func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResul
 		s.metrics.refusedCharge(info.tenantID, refusedBalance)
 	case errors.Is(err, ErrNoKey):
 		s.metrics.refusedCharge(info.tenantID, refusedKey)
+	case errors.Is(err, ErrGroupDisabled):
+		s.metrics.refusedCharge(info.tenantID, refusedGroup)
 	case errors.Is(err, ErrKeyReused):
 		s.metrics.refusedCharge(info.tenantID, refusedIdempotencyKey)
 	}
@@ -178,19 +200,6 @@ func plainTokens(body []byte) (n int64, ok bool) {
 	return n, true
 }
 
-// idempotencyKey returns the request's Idempotency-Key, "" if it has none.
-func idempotencyKey(r *http.Request) (string, error) {
-	values := r.Header["Idempotency-Key"]
-	if len(values) == 0 {
-		return "", nil
-	}
-	unprintable := func(c rune) bool { return c < ' ' || c > '~' }
-	if key := values[0]; len(values) == 1 && key != "" && len(key) <= 255 && !strings.ContainsFunc(key, unprintable) {
-		return key, nil
-	}
-	return "", badRequestError("Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
-}
-
 // setRateHeaders sets what is left of a rate limit, in the form of the IETF's draft
 // (draft-ietf-httpapi-ratelimit-headers) and in OpenAI's. The names are spelled as there, which Header.Set would
 // change.
@@ -206,11 +215,11 @@ func setRateHeaders(h http.Header, result chargeResult) {
 	h["X-RateLimit-Remaining-Requests"] = []string{remaining}
 }
 
-// verify serves proxies that ask before they let a request through. It ignores the request's body and Idempotency-Key,
+// verify serves proxies that check a request before they forward it. It ignores the request's body and Idempotency-Key,
 // which are the client's and not the proxy's: a client could pass forever with one that was charged once.
 func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	c := chargeRequest{key: info.apiKey}
-	deny, err := parseVerifyQuery(r.URL.RawQuery, &c.tokens)
+	deny, err := parseVerifyQuery(r.URL.RawQuery, &c)
 	if err != nil {
 		return err
 	}
@@ -225,6 +234,9 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 		}
 		return err
 	}
+	if result.replayed {
+		setReplayed(h)
+	}
 	h["X-Tenant-Id"] = []string{info.tenantID}
 	h["X-User-Group"] = []string{headerText(result.group)}
 	h["X-Tokens-Left"] = []string{strconv.FormatInt(result.tokensLeft, 10)}
@@ -234,42 +246,57 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 	return writeBody(w, http.StatusOK, []byte("{}\n"))
 }
 
-// parseVerifyQuery parses ?tokens=n and ?deny=403. Anything else, or one of them twice, is a badRequestError.
-func parseVerifyQuery(query string, tokens *int64) (deny bool, err error) {
+// parseVerifyQuery parses ?tokens=n, ?request=<id> and ?deny=403. Anything else, or one of them twice, is a
+// badRequestError.
+func parseVerifyQuery(query string, c *chargeRequest) (deny bool, err error) {
 	if strings.Contains(query, ";") { // which some parsers take for &
 		return false, badRequestError("Invalid query")
 	}
-	seen := make([]string, 0, 2)
+	seen := make([]string, 0, 3)
 	for part := range strings.SplitSeq(query, "&") {
 		if part == "" {
 			continue
 		}
 		name, value, _ := strings.Cut(part, "=")
-		name, badName := url.QueryUnescape(name)
-		value, badValue := url.QueryUnescape(value)
+		name, nameErr := url.QueryUnescape(name)
+		value, valueErr := url.QueryUnescape(value)
 		switch {
-		case badName != nil || badValue != nil:
+		case nameErr != nil || valueErr != nil:
 			return false, badRequestError("Invalid query")
 		case slices.Contains(seen, name):
 			return false, badRequestError("Query " + strconv.Quote(name) + " is duplicated")
-		case name == "tokens":
-			if strings.Trim(value, "0123456789") != "" || strings.HasPrefix(value, "0") && value != "0" {
-				value = "" // JSON's other spellings of whole numbers are not for queries
-			}
-			var wrong problems
-			if intField(tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
-				return false, badRequestError(wrong[0])
-			}
-		case name == "deny":
-			if deny = value == "403"; !deny {
-				return false, badRequestError("deny must be 403")
-			}
-		default:
-			return false, badRequestError("Query " + strconv.Quote(name) + " is unknown")
 		}
 		seen = append(seen, name)
+		if err := setVerifyParameter(name, value, c, &deny); err != nil {
+			return false, err
+		}
 	}
 	return deny, nil
+}
+
+func setVerifyParameter(name, value string, c *chargeRequest, deny *bool) error {
+	switch name {
+	case "tokens":
+		if strings.Trim(value, "0123456789") != "" || strings.HasPrefix(value, "0") && value != "0" {
+			value = "" // JSON's other spellings of whole numbers are not for queries
+		}
+		var wrong problems
+		if intField(&c.tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
+			return badRequestError(wrong[0])
+		}
+	case "request":
+		if !isPrintableID(value) {
+			return badRequestError("request must be 1 to 255 printable ASCII characters")
+		}
+		c.requestID = value
+	case "deny":
+		if *deny = value == "403"; !*deny {
+			return badRequestError("deny must be 403")
+		}
+	default:
+		return badRequestError("Query " + strconv.Quote(name) + " is unknown")
+	}
+	return nil
 }
 
 // headerText returns text as a header can carry it: percent-encoded are all bytes but printable ASCII, the % itself,
@@ -298,7 +325,7 @@ func headerText(text string) string {
 }
 
 func (s *server) showOwnKey(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
-	k, err := s.store.Key(info.deadline, info.tenantID, info.apiKey)
+	k, err := s.store.Key(info.deadline, info.tenant, info.apiKey)
 	if err != nil {
 		return err
 	}

@@ -3,8 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -244,7 +247,7 @@ func TestIdempotency(t *testing.T) {
 		s.consume(t, id, other, "", retryKey+"ONE").want(t, 200, `{"tokensLeft":4998}`)
 	})
 	t.Run("remembered for a day", func(t *testing.T) {
-		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:charge:one"); ttl < 86400-600 || ttl > 86400 {
+		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:charge:"+digest("one")); ttl < 86400-600 || ttl > 86400 {
 			t.Errorf("an outcome is remembered for %d s", ttl)
 		}
 	})
@@ -512,7 +515,7 @@ func TestVerify(t *testing.T) {
 	})
 	t.Run("what a header cannot carry comes percent-encoded", func(t *testing.T) {
 		odd := testRedis.newTenant(t,
-			`{"user_groups":{"a\r\nX-User-Id: root ÿ%":{"tokens":1},"":{"tokens":1}," ":{"tokens":1}," a b ":{"tokens":1}}}`)
+			`{"user_groups":{"a\r\nX-User-Id: root ÿ%":{"tokens":1}," ":{"tokens":1}," a b ":{"tokens":1}}}`)
 		user := s.issue(t, odd, `"userId":"ü@example.org 100%","group":"a\r\nX-User-Id: root ÿ%"`)
 		got := s.do(t, "GET", "/"+odd+"/auth/verify", "", bearer(user))
 		got.want(t, 200, `{}`)
@@ -521,9 +524,166 @@ func TestVerify(t *testing.T) {
 		if n := len(got.header["X-User-Id"]); n != 1 {
 			t.Errorf("%d headers X-User-Id", n)
 		}
-		for _, test := range []struct{ group, want string }{{"", ""}, {" ", "%20"}, {" a b ", "%20a b%20"}} {
+		for _, test := range []struct{ group, want string }{{" ", "%20"}, {" a b ", "%20a b%20"}} {
 			user := s.issue(t, odd, `"userId":"u","group":"`+test.group+`"`)
 			s.do(t, "GET", "/"+odd+"/auth/verify", "", bearer(user)).wantHeader(t, "X-User-Group", test.want)
+		}
+	})
+}
+
+// A check with ?request= charges once for a minute, since proxies written in Go repeat a GET whose connection is lost.
+func TestVerifyRequest(t *testing.T) {
+	services := newServices(t)
+	s := services[0]
+	id := newTenant(t, 100)
+	key := s.login(t, id)
+	verify := func(t *testing.T, i int, query string, headers ...string) reply {
+		t.Helper()
+		return services[i%2].do(t, "GET", "/"+id+"/auth/verify"+query, "", append(headers, bearer(key))...)
+	}
+	t.Run("charged once", func(t *testing.T) {
+		for i := range 4 {
+			got := verify(t, i, "?tokens=2&request=r%201")
+			got.want(t, 200, `{}`)
+			got.wantHeader(t, "X-Tokens-Left", "98")
+			got.wantHeader(t, "X-User-Group", "anonymous")
+			if replayed := got.header.Get("Idempotent-Replayed"); (replayed == "true") != (i > 0) {
+				t.Errorf("request %d: Idempotent-Replayed is %q", i, replayed)
+			}
+		}
+		if tokensLeft(t, key) != 98 {
+			t.Errorf("%d tokens are left", tokensLeft(t, key))
+		}
+	})
+	t.Run("remembered for a minute", func(t *testing.T) {
+		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:verify:"+digest("r 1")); ttl < 30 || ttl > 60 {
+			t.Errorf("it is remembered for %d s", ttl)
+		}
+	})
+	t.Run("with another amount it is refused", func(t *testing.T) {
+		verify(t, 0, "?tokens=3&request=r%201").want(t, 422, `{"error":"Idempotency-Key was used with other parameters"}`)
+		verify(t, 0, "?request=r%201").want(t, 422, "")
+	})
+	t.Run("another request, and a consume, is another charge", func(t *testing.T) {
+		verify(t, 0, "?tokens=2&request=r+2").wantHeader(t, "X-Tokens-Left", "96")
+		s.consume(t, id, key, `{"tokens":2}`, retryKey+"r 1").want(t, 200, `{"tokensLeft":94}`)
+	})
+	t.Run("the client's Idempotency-Key does not count", func(t *testing.T) {
+		verify(t, 0, "?tokens=1", retryKey+"r 1").wantHeader(t, "X-Tokens-Left", "93")
+		verify(t, 0, "?tokens=1", retryKey+"r 1").wantHeader(t, "X-Tokens-Left", "92")
+	})
+	t.Run("malformed", func(t *testing.T) {
+		for _, query := range []string{"?request=", "?request", "?request=%C3%A9", "?request=a%0Ab", "?request=" + strings.Repeat("r", 256)} {
+			verify(t, 0, query).wantError(t, 400, "request must be 1 to 255 printable ASCII characters")
+		}
+		verify(t, 0, "?request=a&request=a").wantError(t, 400, `Query "request" is duplicated`)
+	})
+	t.Run("it uses one request of the rate", func(t *testing.T) {
+		limited := limitedTenant(t, 1, 1000)
+		key := s.login(t, limited)
+		for i := range 3 {
+			services[i%2].do(t, "GET", "/"+limited+"/auth/verify?request=r", "", bearer(key)).want(t, 200, "")
+		}
+		s.do(t, "GET", "/"+limited+"/auth/verify?request=s", "", bearer(key)).want(t, 429, "")
+	})
+	// The second connection's response is lost after the charge, so that net/http's Transport repeats the request.
+	for _, test := range []struct {
+		query string
+		left  int
+	}{{"?tokens=1", 92 - 3}, {"?tokens=1&request=twice", 92 - 3 - 2}} {
+		t.Run("a connection is cut after the charge: "+test.query, func(t *testing.T) {
+			var replies atomic.Int64
+			relay := newRedisProxy(t, &redisServer{network: "tcp", address: s.address()}, func([]byte) fate {
+				if replies.Add(1) == 2 {
+					return cut
+				}
+				return pass
+			})
+			proxy := &http.Client{Transport: new(http.Transport)}
+			for i := range 2 {
+				r, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/%s/auth/verify%s", relay.address, id, test.query), nil)
+				if i == 0 && strings.Contains(test.query, "request") {
+					r.URL.RawQuery = "tokens=1&request=once"
+				}
+				r.Header.Set("Authorization", "Bearer "+key)
+				response, err := proxy.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, response.Body)
+				response.Body.Close()
+				if response.StatusCode != 200 {
+					t.Errorf("got %d", response.StatusCode)
+				}
+			}
+			if n := replies.Load(); n != 3 || tokensLeft(t, key) != test.left {
+				t.Errorf("%d responses, %d tokens are left, want 3 and %d", n, tokensLeft(t, key), test.left)
+			}
+		})
+	}
+}
+
+// Logins that a server with a faster clock has logged count as of now.
+func TestLoginLogFromTheFuture(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=3")
+	const log = "login:127.0.0.1"
+	for range 3 {
+		r.do(t, "RPUSH", log, time.Now().Add(time.Hour).UnixMicro())
+	}
+	r.do(t, "EXPIRE", log, 3600)
+	refused := s.do(t, "POST", "/abc/auth/anonymous", "")
+	refused.want(t, 429, "")
+	if after := seconds(t, refused, "Retry-After"); after < 1 || after > 60 {
+		t.Errorf("Retry-After is %d", after)
+	}
+	if n, ttl := r.int(t, "LLEN", log), r.int(t, "PTTL", log); n != 3 || ttl > 60_000 {
+		t.Errorf("%d logins are in the log, which lives for %d ms", n, ttl)
+	}
+	for i := range 3 {
+		at := r.int(t, "LINDEX", log, i)
+		if time.Until(time.UnixMicro(int64(at))) > time.Second {
+			t.Fatalf("a login is logged for %s", time.UnixMicro(int64(at)))
+		}
+		r.do(t, "LSET", log, i, at-61_000_000) // a minute passes
+	}
+	for range 3 {
+		s.login(t, "abc")
+	}
+	s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 429, "")
+}
+
+// IPv4 proxies may be written as IPv6. A proxy that is not listed is named in the log, once, when its clients are
+// refused.
+func TestUntrustedProxy(t *testing.T) {
+	r := newRedis(t)
+	login := func(s *service, headers ...string) reply {
+		return s.do(t, "POST", "/abc/auth/anonymous", "", headers...)
+	}
+	const from = "X-Forwarded-For: 192.0.2."
+	const warning = "[WARN] A login was refused by the limit for 127.0.0.1, which sends X-Forwarded-For"
+	t.Run("listed as ::ffff:127.0.0.0/104", func(t *testing.T) {
+		s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1", "TRUSTED_PROXIES=::ffff:127.0.0.0/104")
+		for i := range 3 {
+			login(s, fmt.Sprint(from, i)).want(t, 200, "")
+			login(s, fmt.Sprint(from, i)).want(t, 429, "")
+		}
+		if n := s.log.count("[WARN]"); n != 0 {
+			t.Errorf("log:\n%s", s.log)
+		}
+	})
+	t.Run("not listed", func(t *testing.T) {
+		s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1")
+		login(s).want(t, 200, "")
+		login(s).want(t, 429, "")
+		if n := s.log.count("[WARN]"); n != 0 {
+			t.Errorf("without a proxy: log:\n%s", s.log)
+		}
+		for i := range 3 {
+			login(s, fmt.Sprint(from, i)).want(t, 429, "")
+		}
+		if n := s.log.count(warning); n != 1 || s.log.count("[WARN]") != 1 || s.log.count("192.0.2.") != 0 {
+			t.Errorf("log:\n%s", s.log)
 		}
 	})
 }

@@ -20,7 +20,8 @@ import (
 
 // layout has the files of the program from top to bottom. Each may use only what those below it declare.
 var layout = []string{
-	"main.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "signin.go", "middleware.go", "store.go", "cache.go",
+	"main.go", "listener.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "signin.go", "middleware.go",
+	"keys.go", "store.go", "cache.go",
 	"cluster.go", "redis.go", "sharedconn.go", "tenant.go", "json.go", "telemetry.go",
 }
 

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -73,7 +72,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.
 func serve(ctx context.Context, set *settings, log *logger) error {
-	st, closeStore, err := openStore(ctx, set.redisURL, log)
+	st, closeStore, err := openStore(ctx, set, log)
+	if err == nil {
+		defer closeStore() // last, when nobody uses it any more
+	}
 	if ctx.Err() != nil {
 		return nil // cancelled while connecting: a clean exit
 	}
@@ -81,7 +83,6 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		//lint:ignore ST1005 the product's specification has these words
 		return fmt.Errorf("Redis connection failed: %s", set.redisURL.redact(err.Error()))
 	}
-	defer closeStore() // last, when nobody uses it any more
 
 	if set.adminToken == "" {
 		set.adminToken = rand.Text()
@@ -97,6 +98,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	listener := newLimitListener(tcp, set.maxConnections)
 	srv, err := newServer(st, log, serverOptions{
 		adminToken:     set.adminToken,
+		metricsToken:   set.metricsToken,
 		loginLimit:     set.loginLimit,
 		trustedProxies: set.trustedProxies,
 		accessLog:      set.accessLog,
@@ -106,7 +108,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		return err
 	}
 	web := &http.Server{
-		Handler:           srv.handler(),
+		Handler:           listener.endHeader(srv.handler()),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -114,8 +116,12 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          log.warnings(),
 
-		DisableGeneralOptionsHandler: true, // it would answer OPTIONS * with 200
+		DisableGeneralOptionsHandler: true, // it would respond to OPTIONS * with 200
+
+		ConnContext: withLimitedConn,
+		ConnState:   endRequest,
 	}
+	go listener.cutSlowHeaders()
 	log.infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
@@ -134,11 +140,11 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 }
 
 // openStore connects to Redis, checks it and seeds a tenant, within redisStartTimeout. closeStore ends the connections.
-func openStore(ctx context.Context, url *redisURL, log *logger) (st *store, closeStore func(), err error) {
+func openStore(ctx context.Context, set *settings, log *logger) (st *store, closeStore func(), err error) {
 	deadline := time.Now().Add(redisStartTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	redis, err := openRedis(ctx, url, requiredCommands, log)
+	redis, err := openRedis(ctx, set.redisURL, requiredCommands, log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -147,13 +153,15 @@ func openStore(ctx context.Context, url *redisURL, log *logger) (st *store, clos
 		st.close()
 		redis.close()
 	}
-	seed, err := parseConfig(seedConfig)
-	if err == nil {
-		err = st.SeedTenant(deadline, seedTenant, seed)
-	}
-	if err != nil {
-		closeStore()
-		return nil, nil, err
+	if set.seed {
+		config, err := parseConfig(seedConfig)
+		if err == nil {
+			err = st.SeedTenant(deadline, seedTenant, config)
+		}
+		if err != nil {
+			closeStore()
+			return nil, nil, err
+		}
 	}
 	return st, closeStore, nil
 }
@@ -171,64 +179,6 @@ func drain(web *http.Server, listener *limitListener, timeout time.Duration, log
 		log.warnf("Requests still ran after %s and were cut off", timeout)
 		_ = web.Close()
 	}
-}
-
-// limitListener accepts a limited number of connections at a time. Others wait in the system's queue until one ends.
-type limitListener struct {
-	net.Listener
-	slots  chan struct{}
-	closed chan struct{}
-	close  func() error
-}
-
-func newLimitListener(l net.Listener, maxConnections int64) *limitListener {
-	closed := make(chan struct{})
-	return &limitListener{l, make(chan struct{}, maxConnections), closed, sync.OnceValue(func() error {
-		close(closed)
-		return l.Close()
-	})}
-}
-
-func (l *limitListener) Close() error { return l.close() }
-
-// connections returns how many connections are open, including the slot in which the next one is awaited.
-func (l *limitListener) connections() int { return len(l.slots) }
-
-// nearCapacity reports whether three quarters of the connections are taken. No more should then be kept for clients
-// that may send another request: those that do not could take them all.
-func (l *limitListener) nearCapacity() bool { return len(l.slots)*4 > cap(l.slots)*3 }
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
-}
-
-// limitedConn gives its place back when it is closed.
-type limitedConn struct {
-	net.Conn
-	release func()
-}
-
-func (c *limitedConn) Close() error {
-	defer c.release()
-	return c.Conn.Close()
-}
-
-// CloseWrite lets net/http end a connection so that the client still gets the response.
-func (c *limitedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
 }
 
 // buildVersion returns the module's version if it was built from a tagged or committed state, else (devel).

@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -354,5 +357,224 @@ func TestAcceptFails(t *testing.T) {
 	}
 	if n := len(limited.slots); n != 0 {
 		t.Errorf("%d places are taken", n)
+	}
+}
+
+// With -seed=false the tenant abc does not come back, whatever the environment says.
+func TestSeedOff(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url(), "SEED=false")
+	s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+	if keys := r.keys(t, "*"); len(keys) != 0 {
+		t.Errorf("there are %q", keys)
+	}
+	s.stop()
+	newService(t, "REDIS_URL="+r.url(), "SEED=true").stop()
+	if keys := r.keys(t, "tenant:*"); len(keys) != 1 {
+		t.Errorf("there are %q", keys)
+	}
+	for setting, seeds := range map[string]bool{"SEED=false": false, "SEED=": true} {
+		r.do(t, "FLUSHALL")
+		p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", setting})
+		p.address(t)
+		p.kill()
+		if n := r.int(t, "EXISTS", "tenant:abc:config"); (n == 1) != seeds {
+			t.Errorf("%s: there are %d configs", setting, n)
+		}
+	}
+	r.do(t, "FLUSHALL")
+	p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0"}, "-seed=false")
+	p.address(t)
+	if keys := r.keys(t, "*"); len(keys) != 0 {
+		t.Errorf("-seed=false: there are %q", keys)
+	}
+}
+
+// buildBinary builds the program as it is shipped, without a race detector.
+func buildBinary(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "tollgate")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return binary
+}
+
+// peakMemory returns the most memory that a process had resident, in bytes.
+func peakMemory(t *testing.T, pid int) (bytes int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(status), "VmHWM:")
+	fmt.Sscan(after, &bytes)
+	return bytes << 10
+}
+
+// 2,500 connections that send a header of as many fields as fit, and hold back the body, neither stall the service nor
+// fill the memory, with the settings that it is shipped with.
+func TestHeaderFlood(t *testing.T) {
+	long(t)
+	id := newTenant(t, 10)
+	binary := buildBinary(t)
+	// Many short fields take far more memory than they have bytes: equal ones, and those whose names differ.
+	equal := strings.Repeat("a:\r\n", 2800)
+	var names strings.Builder
+	for i := 0; names.Len() < 11_000; i++ {
+		fmt.Fprintf(&names, "%x:\r\n", i)
+	}
+	for _, test := range []struct{ name, fields string }{{"equal fields", equal}, {"names that differ", names.String()}} {
+		t.Run(test.name, func(t *testing.T) {
+			env := []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "GOGC=400", "GOMEMLIMIT=256MiB"}
+			p := startCommand(t, exec.Command(binary), env)
+			s := p.service(t)
+			s.do(t, "GET", "/healthz", "").want(t, 200, "")
+			head := "POST /" + id + "/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(someKey) + "\r\n" +
+				test.fields + "Content-Length: 4096\r\n\r\n"
+			const clients = 2500
+			var flood sync.WaitGroup
+			var refused atomic.Int64
+			gate := make(chan struct{}, 100) // that dial at a time: the system's queue is not what is tested
+			for range clients {
+				flood.Go(func() {
+					gate <- struct{}{}
+					c, err := net.Dial("tcp", s.address())
+					<-gate
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer c.Close()
+					_ = c.SetDeadline(in(30 * time.Second))
+					fmt.Fprint(c, head)
+					if got := readAll(c); strings.HasPrefix(got, "HTTP/1.1 431 ") {
+						refused.Add(1)
+					}
+				})
+			}
+			done := make(chan struct{})
+			go func() {
+				flood.Wait()
+				close(done)
+			}()
+			var slowest time.Duration
+			for running := true; running; {
+				select {
+				case <-done:
+					running = false
+				case <-time.After(10 * time.Millisecond):
+				}
+				began := time.Now()
+				s.do(t, "GET", "/healthz", "").want(t, 200, "")
+				slowest = max(slowest, time.Since(began))
+			}
+			if n := refused.Load(); n != clients {
+				t.Errorf("%d of %d were refused", n, clients)
+			}
+			if slowest > 2*time.Second { // the aim is 1 s
+				t.Errorf("/healthz took %s", slowest)
+			}
+			peak := peakMemory(t, p.cmd.Process.Pid)
+			t.Logf("/healthz took at most %s, %d MB were resident", slowest, peak>>20)
+			if peak > 300<<20 { // the aim is 200 MB
+				t.Errorf("%d MB were resident", peak>>20)
+			}
+		})
+	}
+}
+
+// Clients that send half a header, and come back when they are cut off, do not take all connections: -health responds.
+func TestHalfHeaders(t *testing.T) {
+	long(t)
+	const sockets = 256
+	s := newService(t, fmt.Sprint("MAX_CONNECTIONS=", sockets))
+	var stop atomic.Bool
+	var clients sync.WaitGroup
+	var cuts atomic.Int64
+	for i := range sockets {
+		clients.Go(func() {
+			for !stop.Load() {
+				c, err := net.Dial("tcp", s.address())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = c.SetDeadline(in(10 * time.Second))
+				if i%2 == 0 { // on a connection that has served a request
+					fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+					if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+						c.Close()
+						continue
+					}
+				}
+				fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHo")
+				readAll(c)
+				cuts.Add(1)
+				c.Close()
+			}
+		})
+	}
+	eventually(t, 20*time.Second, func() error {
+		if n := cuts.Load(); n < sockets {
+			return fmt.Errorf("%d connections were cut", n)
+		}
+		return nil
+	})
+	for range 3 {
+		if p := startProcess(t, []string{"ADDR=" + s.address()}, "-health"); p.exitCode(t) != 0 {
+			t.Errorf("-health: exit code %d, %s", p.exitCode(t), p.log)
+		}
+	}
+	stop.Store(true)
+	clients.Wait()
+}
+
+// While few connections are left, a header must come within a second, on a new connection and on one that was kept; a
+// body, a response and the time between requests may take longer.
+func TestCrowdedHeaders(t *testing.T) {
+	s := newService(t, "MAX_CONNECTIONS=8")
+	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+	kept := func(then string) (net.Conn, *bufio.Reader) {
+		c := s.dial(t)
+		fmt.Fprint(c, request+then)
+		r := bufio.NewReader(c)
+		response, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, response.Body)
+		return c, r
+	}
+	idle, idleReader := kept("")
+	half, halfReader := kept("")
+	fmt.Fprint(half, request[:10])
+	body := s.begin(t, "PUT", "/abc/admin/config", 2, bearer(testAdminToken))
+	for range 3 { // take the places that are left, and one of them begins a header
+		s.begin(t, "PUT", "/abc/admin/config", 2, bearer(testAdminToken))
+	}
+	fresh := s.dial(t)
+	fmt.Fprint(fresh, request[:10])
+	began := time.Now()
+	if got := readAll(fresh); got != "" {
+		t.Errorf("got %q", got)
+	}
+	if took := time.Since(began); took < 500*time.Millisecond || took > 3*time.Second {
+		t.Errorf("half a header on a new connection was cut after %s", took)
+	}
+	if _, err := halfReader.ReadByte(); err == nil {
+		t.Error("half a header on a kept connection is responded to")
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("half a header on a kept connection was cut after %s", took)
+	}
+	time.Sleep(time.Until(began.Add(2 * time.Second)))
+	fmt.Fprint(idle, request)
+	if response, err := http.ReadResponse(idleReader, nil); err != nil || response.StatusCode != 200 {
+		t.Errorf("a connection between two requests was cut: %v", err)
+	}
+	fmt.Fprint(body, "{}")
+	if got := readAll(body); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
+		t.Errorf("a request whose body was slow got %q", got)
 	}
 }

@@ -41,13 +41,16 @@ type server struct {
 	requests       atomic.Int64 // that were given an ID
 	publicBodies   bodyLimiter
 	adminBodies    bodyLimiter
-	draining       atomic.Bool // the server is about to stop
-	defaultTenant  sync.Once   // logs that it does not exist
+	draining       atomic.Bool       // the server is about to stop
+	metricsHash    [sha256.Size]byte // of options.metricsToken
+	defaultTenant  sync.Once         // logs that it does not exist
+	untrustedProxy sync.Once         // logs that logins come through one
 }
 
 // serverOptions is what the operator sets.
 type serverOptions struct {
 	adminToken     string         // the operator's
+	metricsToken   string         // opens /metrics and nothing else; "" is none
 	loginLimit     int64          // anonymous logins a minute of one client address; 0 is no limit
 	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
 	accessLog      bool
@@ -64,6 +67,7 @@ func newServer(st *store, log *logger, options serverOptions) (*server, error) {
 		store:          st,
 		log:            log,
 		adminTokenHash: sha256.Sum256([]byte(options.adminToken)),
+		metricsHash:    sha256.Sum256([]byte(options.metricsToken)),
 		processID:      rand.Text()[:13],
 		publicBodies:   newBodyLimiter(maxLargePublicBodies),
 		adminBodies:    newBodyLimiter(maxLargeAdminBodies),
@@ -79,7 +83,7 @@ type requestInfo struct {
 	apiKey      string    // of a valid form, set by readAPIKey
 	actor       actor     // set by requireOperator and requireAdmin
 	tenantID    string    // of a tenant that exists, set by loadTenant and requireTenant
-	tenant      *tenant   // set by loadTenant
+	tenant      *tenant   // likewise; its config is nil if it is broken, which loadTenant refuses
 	body        []byte    // set by the steps that read it
 	releaseBody func()    // gives back what the body holds; nil: nothing
 }
@@ -107,6 +111,7 @@ func (s *server) toHandler(a access, handler step) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		info := requestInfoFrom(r)
 		info.deadline = info.start.Add(a.timeout)
+		w.(*responseRecorder).routing = false // what is sent from here on is not ServeMux's
 		for _, step := range steps {
 			if err := step(w, r, info); err != nil {
 				s.writeError(w, r, err)
@@ -118,7 +123,7 @@ func (s *server) toHandler(a access, handler step) http.Handler {
 
 // middleware returns mux with everything that each request passes, from the outermost to the innermost.
 func (s *server) middleware(mux *http.ServeMux) http.Handler {
-	return s.withRequestInfo(s.withObservation(s.withRecovery(withJSONErrors(mux))))
+	return s.withRequestInfo(s.withObservation(s.withRecovery(limitHeader(withJSONErrors(mux)))))
 }
 
 // exchange is the context of a request, with its state and its response in the same allocation.
@@ -153,6 +158,25 @@ func (s *server) withRequestInfo(next http.Handler) http.Handler {
 	})
 }
 
+// maxHeaderFields bounds the fields of a request's header. Memory for them is far larger than their bytes.
+const maxHeaderFields = 100
+
+// limitHeader refuses requests with too many header fields before their body is read.
+func limitHeader(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fields := 0
+		for _, values := range r.Header {
+			fields += len(values)
+		}
+		if fields > maxHeaderFields {
+			endUnread(w)
+			_ = writeJSON(w, http.StatusRequestHeaderFieldsTooLarge, errorBody{Error: "Too many headers"})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // requestID returns the request's own X-Request-Id if it is valid, else a new one that no other process gives.
 func (s *server) requestID(r *http.Request) string {
 	if given := r.Header["X-Request-Id"]; len(given) == 1 && validRequestID(given[0]) {
@@ -174,7 +198,7 @@ type responseRecorder struct {
 	request  *http.Request
 	status   int  // that was sent; 0: nothing was sent yet
 	bytes    int  // of the body
-	routing  bool // ServeMux may respond by itself
+	routing  bool // no handler has been called yet: what is sent is ServeMux's own
 	heldBack int  // the status with which it did
 }
 
@@ -183,7 +207,7 @@ func (w *responseRecorder) Unwrap() http.ResponseWriter { return w.ResponseWrite
 func (w *responseRecorder) WriteHeader(status int) {
 	switch {
 	case w.status != 0 || w.heldBack != 0:
-	case w.routing && (w.request.Pattern == "" || status == http.StatusTemporaryRedirect):
+	case w.routing:
 		w.heldBack = status
 	default:
 		w.status = status
@@ -304,28 +328,25 @@ func (s *server) loadTenant(_ http.ResponseWriter, r *http.Request, info *reques
 		return ErrNoTenant
 	}
 	t, err := s.store.Tenant(info.deadline, id)
-	if err != nil {
-		if err == ErrNoTenant && r.PathValue("tenantId") == "" {
-			s.defaultTenant.Do(func() {
-				s.log.infof("A path without a tenant ID is that of the tenant %q, which does not exist: "+
-					"create it with POST /admin/tenants", id)
-			})
-		}
-		return err
+	if t != nil {
+		info.tenantID, info.tenant = id, t
 	}
-	info.tenantID, info.tenant = id, t
-	return nil
+	if err == ErrNoTenant && r.PathValue("tenantId") == "" {
+		s.defaultTenant.Do(func() {
+			s.log.infof("A path without a tenant ID is that of the tenant %q, which does not exist: "+
+				"create it with POST /admin/tenants", id)
+		})
+	}
+	return err
 }
 
 // requireTenant checks that the tenant of the path exists. Its config may be broken, so that an admin can repair it.
 // Errors: ErrNoTenant, ErrUnavailable.
 func (s *server) requireTenant(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	err := s.loadTenant(w, r, info)
-	if errors.Is(err, ErrBrokenConfig) {
-		info.tenantID = pathTenantID(r)
-		return nil
+	if err := s.loadTenant(w, r, info); err != ErrBrokenConfig {
+		return err
 	}
-	return err
+	return nil
 }
 
 // errNoCredential and errInvalidCredential are 401: nothing was sent that could be a bearer token, or a wrong one.
@@ -362,6 +383,20 @@ func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *r
 
 func (s *server) isOperator(hash [sha256.Size]byte) bool {
 	return subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 1
+}
+
+// requireMetrics lets the operator pass, and the holder of the metrics token.
+func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256([]byte(token))
+	isMetrics := s.metricsToken != "" && subtle.ConstantTimeCompare(hash[:], s.metricsHash[:]) == 1
+	if !isMetrics && !s.isOperator(hash) {
+		return errInvalidCredential
+	}
+	return nil
 }
 
 // requireAdmin lets the operator pass, and the holder of one of the tenant's own admin tokens. It comes before
@@ -411,6 +446,24 @@ func bearerToken(r *http.Request) (string, error) {
 	return token, nil
 }
 
+// idempotencyKey returns the request's Idempotency-Key, "" if it has none.
+func idempotencyKey(r *http.Request) (string, error) {
+	values := r.Header["Idempotency-Key"]
+	if len(values) == 0 {
+		return "", nil
+	}
+	if len(values) == 1 && isPrintableID(values[0]) {
+		return values[0], nil
+	}
+	return "", badRequestError("Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
+}
+
+// isPrintableID reports whether id is 1 to 255 printable ASCII characters.
+func isPrintableID(id string) bool {
+	unprintable := func(c rune) bool { return c < ' ' || c > '~' }
+	return id != "" && len(id) <= 255 && !strings.ContainsFunc(id, unprintable)
+}
+
 const (
 	maxBodyBytes    = 1 << 20
 	smallBodyBytes  = 4 << 10 // is allocated before it has come
@@ -424,6 +477,8 @@ const (
 
 var (
 	errBodyTooLarge = errors.New("body too large")
+	errEncodedBody  = errors.New("body has a content coding")
+	errBodyRefused  = badRequestError("This route takes no body")
 	errBrokenBody   = badRequestError("Body could not be read to its end")
 )
 
@@ -433,9 +488,12 @@ type bodyLimiter struct{ slots chan struct{} }
 func newBodyLimiter(n int) bodyLimiter { return bodyLimiter{make(chan struct{}, n)} }
 
 // read is the step that reads the request's body. The time that it takes to come does not count for the deadline.
-// Errors: errBodyTooLarge beyond maxBodyBytes, errBrokenBody if it ends early, ErrUnavailable if it is large and no
-// slot is free for bodySlotTimeout.
+// Errors: errEncodedBody; errBodyTooLarge beyond maxBodyBytes; errBrokenBody if it ends early; ErrUnavailable if it is
+// large and no slot is free for bodySlotTimeout.
 func (l bodyLimiter) read(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if encoding := r.Header["Content-Encoding"]; len(encoding) > 0 {
+		return errEncodedBody
+	}
 	began := time.Now()
 	var err error
 	info.body, info.releaseBody, err = l.readAll(w, r)
@@ -469,6 +527,27 @@ func (l bodyLimiter) readAll(w http.ResponseWriter, r *http.Request) (body []byt
 		return nil, release, errBrokenBody
 	}
 	return buffer.Bytes(), release, nil
+}
+
+// refuseBody is the step of routes that take no body. To ignore one would hide a mistake of the client.
+func refuseBody(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	if r.ContentLength == 0 {
+		return nil
+	}
+	if r.ContentLength < 0 { // chunked
+		if n, err := r.Body.Read(make([]byte, 1)); n == 0 && err == io.EOF {
+			return nil
+		}
+	}
+	endUnread(w)
+	return errBodyRefused
+}
+
+// endUnread makes the response the last of its connection, and does without the rest of the request's body, for which
+// net/http would wait after the response, until readTimeout.
+func endUnread(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 }
 
 // Values of headers that all responses have. They are never changed.
@@ -568,7 +647,9 @@ var errorResponses = []struct {
 	{ErrNoVersion, http.StatusNotFound, "Not found"},
 	{ErrTenantExists, http.StatusConflict, "Tenant already exists"},
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed"},
+	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled"},
 	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large"},
+	{errEncodedBody, http.StatusUnsupportedMediaType, "Content-Encoding is not supported: send the body as it is"},
 	{ErrKeyReused, http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters"},
 	{ErrUnavailable, http.StatusServiceUnavailable, "Service unavailable"},
 }
@@ -576,7 +657,7 @@ var errorResponses = []struct {
 // writeError turns an error into a response. What is not foreseen here is 500, and logged.
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	status, body := errorResponse(w.Header(), r, err)
-	if status == http.StatusInternalServerError {
+	if status == http.StatusInternalServerError && err != ErrBrokenConfig { // the store logs that once
 		s.log.errorf("%s id=%s: %v", r.Pattern, requestInfoFrom(r).id, err)
 	}
 	if _, ok := errors.AsType[forwardAuthDenial](err); ok {

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -619,4 +621,164 @@ func FuzzClientAddress(f *testing.F) {
 			t.Errorf("%q %q: got %q", peer, forwarded, got)
 		}
 	})
+}
+
+// A request with more than 100 header fields is refused before its body is waited for.
+func TestTooManyHeaders(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	fields := func(n int) string { return strings.Repeat("X-A: b\r\n", n) }
+	head := "POST /" + id + "/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(key) + "\r\n"
+	for _, test := range []struct{ name, fields string }{
+		{"101", fields(99)},
+		{"very many", strings.Repeat("a:\r\n", 1500)},
+		{"very many names", func() (all string) {
+			for i := range 1000 {
+				all += fmt.Sprintf("a%d:\r\n", i)
+			}
+			return all
+		}()},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := s.dial(t)
+			began := time.Now()
+			fmt.Fprint(c, head+test.fields+"Content-Length: 4096\r\n\r\n")
+			got := readAll(c)
+			if !strings.HasPrefix(got, "HTTP/1.1 431 ") || !strings.HasSuffix(got, "\r\n\r\n{\"error\":\"Too many headers\"}\n") {
+				t.Errorf("got %q", got)
+			}
+			if took := time.Since(began); took > 2*time.Second+busy {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+	t.Run("100", func(t *testing.T) {
+		c := s.dial(t)
+		fmt.Fprint(c, head+fields(97)+"Connection: close\r\nContent-Length: 12\r\n\r\n{\"tokens\":3}")
+		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") || tokensLeft(t, key) != 7 {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// A route that takes no body refuses one, so that nobody thinks that it had an effect.
+func TestBodiesWhereNoneBelong(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	withBody := []string{"/auth/verify", "POST /auth/anonymous", "POST /tokens/consume", "PUT /admin/config", "POST /admin/keys",
+		"PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
+	before := testRedis.keys(t, "*tenant:"+id+":*")
+	const body = `{"scope":"read"}`
+	tested := 0
+	for _, route := range new(server).routeTable() {
+		if slices.Contains(withBody, strings.Replace(route.pattern, "/{tenantId}/", "/", 1)) {
+			continue
+		}
+		tested++
+		method, path, _ := strings.Cut(route.pattern, " ")
+		path = strings.NewReplacer("{tenantId}", id, "{apiKey}", key, "{etag}", strings.Repeat("a", 40)).Replace(path)
+		token := testAdminToken
+		if strings.HasSuffix(path, "/auth/key") {
+			token = key
+		}
+		t.Run(route.pattern, func(t *testing.T) {
+			s.do(t, method, path, body, bearer(token)).want(t, 400, `{"error":"This route takes no body"}`)
+			for _, chunks := range []string{"1\r\n \r\n0\r\n\r\n", "1\r\n{"} {
+				c := s.dial(t)
+				fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: x\r\n%s\r\nTransfer-Encoding: chunked\r\n\r\n%s", method, path, bearer(token), chunks)
+				if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
+					t.Errorf("%q: got %q", chunks, got)
+				}
+			}
+		})
+	}
+	if tested < 20 {
+		t.Errorf("%d routes are tested", tested)
+	}
+	if after := testRedis.keys(t, "*tenant:"+id+":*"); !slices.Equal(after, before) || tokensLeft(t, key) != 10 {
+		t.Errorf("there are %q, before there were %q", after, before)
+	}
+	t.Run("an empty one, chunked, is none", func(t *testing.T) {
+		c := s.dial(t)
+		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+			t.Errorf("got %q", got)
+		}
+	})
+	s.do(t, "POST", "/"+id+"/auth/anonymous", "anything").want(t, 200, "")
+	s.do(t, "POST", "/"+id+"/auth/verify", "anything", bearer(key)).want(t, 200, "")
+}
+
+// A compressed body, or one that starts with a byte order mark, gets an error that names what is wrong.
+func TestEncodedBodies(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	const coded = `{"error":"Content-Encoding is not supported: send the body as it is"}`
+	for _, coding := range []string{"gzip", "br", "identity"} {
+		s.consume(t, id, key, "\x1f\x8b\x08", "Content-Encoding: "+coding).want(t, 415, coded)
+		s.consume(t, id, key, `{"tokens":1}`, "Content-Encoding: "+coding).want(t, 415, coded)
+		s.putConfig(t, id, `{}`, "Content-Encoding: "+coding).want(t, 415, coded)
+		s.admin(t, "POST", "/admin/tenants", `{}`, "Content-Encoding: "+coding).want(t, 415, coded)
+	}
+	const mark = "Invalid JSON: it starts with a byte order mark"
+	for _, body := range []string{"\ufeff{\"tokens\":1}", "\xff\xfe{\x00", "\xfe\xff\x00{", "\x00\x00\xfe\xff\x00\x00\x00{"} {
+		s.consume(t, id, key, body).wantError(t, 400, mark)
+		s.admin(t, "PUT", "/"+id+"/admin/config", body).wantError(t, 400, mark)
+	}
+	if tokensLeft(t, key) != 10 {
+		t.Errorf("%d tokens are left", tokensLeft(t, key))
+	}
+	direct := testRedis.newTenant(t, "\ufeff{}")
+	s.do(t, "POST", "/"+direct+"/auth/anonymous", "").want(t, 500, "")
+	if s.log.count("tenant "+direct+" is broken: Invalid config: it is not valid JSON: it starts with a byte order mark\n") != 1 {
+		t.Errorf("log:\n%s", s.log)
+	}
+}
+
+// The metrics token opens /metrics and nothing else.
+func TestMetricsToken(t *testing.T) {
+	id := newTenant(t, 10)
+	const token = "metrics-token-0123456789"
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, setting := range []string{"METRICS_TOKEN=" + token, "METRICS_TOKEN_FILE=" + file} {
+		s := newService(t, setting)
+		metrics := s.do(t, "GET", "/metrics", "", bearer(token))
+		if metrics.status != 200 || !strings.Contains(metrics.body, "\ngo_goroutines ") {
+			t.Errorf("%s: %d %s", setting, metrics.status, metrics.body)
+		}
+		s.admin(t, "GET", "/healthz", "").want(t, 200, "")
+		if s.sample(t, "redis_up") != 1 {
+			t.Error("the operator's token does not open /metrics")
+		}
+		for _, route := range new(server).routeTable() {
+			if strings.HasSuffix(route.pattern, " /metrics") || strings.HasSuffix(route.pattern, "z") {
+				continue
+			}
+			method, path, found := strings.Cut(route.pattern, " ")
+			if !found {
+				method, path = "GET", route.pattern
+			}
+			if strings.HasSuffix(path, "/auth/anonymous") {
+				continue
+			}
+			path = strings.NewReplacer("{tenantId}", id, "{apiKey}", someKey, "{etag}", "a").Replace(path)
+			s.do(t, method, path, "", bearer(token)).want(t, 401, `{"error":"Unauthorized"}`)
+		}
+		for _, wrong := range []string{"", token + "x", strings.ToUpper(token), someKey} {
+			s.do(t, "GET", "/metrics", "", bearer(wrong)).want(t, 401, "")
+		}
+		if s.log.count(token) != 0 {
+			t.Errorf("the token is in the log:\n%s", s.log)
+		}
+	}
+	s := newService(t)
+	for _, wrong := range []string{"", " ", token} {
+		s.do(t, "GET", "/metrics", "", "Authorization: Bearer "+wrong).want(t, 401, "")
+	}
 }

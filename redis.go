@@ -194,7 +194,16 @@ func scriptArgs(s *script, keys []string, args []any) []any {
 	return append(all, args...)
 }
 
-func isNoScript(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT ") }
+// isOutOfMemory reports whether Redis has refused a command because its memory is full.
+func isOutOfMemory(err error) bool {
+	reply, ok := errors.AsType[redis.Error](err)
+	return ok && strings.HasPrefix(string(reply), "OOM")
+}
+
+func isNoScript(err error) bool {
+	reply, ok := errors.AsType[redis.Error](err)
+	return ok && strings.HasPrefix(string(reply), "NOSCRIPT ")
+}
 
 // do runs one command on a key over a connection of the pool. The reply may be nil.
 func (c *redisClient) do(deadline time.Time, command, key string, args ...any) (any, error) {

@@ -256,22 +256,25 @@ func TestRedisFull(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	key := s.login(t, "abc")
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100}}}`)
+	limited, key := s.login(t, "abc"), s.login(t, id)
 	r.do(t, "CONFIG", "SET", "maxmemory", 1)
 	for i := range 5 {
 		s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, `{"error":"Service unavailable"}`)
-		s.consume(t, "abc", key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
-		s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
+		s.consume(t, id, key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
+		s.consume(t, "abc", limited, "").want(t, 503, `{"error":"Service unavailable"}`) // would grow the log of its rate
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
 		s.putConfig(t, "abc", `{}`).want(t, 503, "")
-		s.admin(t, "PATCH", "/abc/admin/keys/"+key, `{"addTokens":0}`).want(t, 200, "")
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":0}`).want(t, 200, "")
 	}
-	if n := len(r.keys(t, "apiKey:*")); n != 1 {
-		t.Errorf("there are %d API keys, want 1", n)
+	if n := len(r.keys(t, "apiKey:*")); n != 2 {
+		t.Errorf("there are %d API keys, want 2", n)
 	}
-	s.admin(t, "DELETE", "/abc/admin/keys/"+key, "").want(t, 204, "")
+	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+	s.admin(t, "DELETE", "/abc/admin/keys/"+limited, "").want(t, 204, "")
 	r.do(t, "CONFIG", "SET", "maxmemory", 0)
 	s.wantRecovery(t)
-	s.putConfig(t, "abc", `{"user_groups":{"anonymous":{}}}`).want(t, 200, "")
+	s.putConfig(t, "abc", `{"user_groups":{"anonymous":{"rate_limit":1000,"rate_limit_window":1}}}`).want(t, 200, "")
 	s.wantOneFault(t)
 }
 

@@ -9,7 +9,7 @@
 set -u
 cd "$(dirname "$0")" || exit 1
 export REDIS_URL="${REDIS_URL:-redis://localhost:6379}"
-export GOGC="${GOGC:-400}" GOMEMLIMIT="${GOMEMLIMIT:-256MiB}" # docs/configuration.md says why
+export GOGC="${GOGC:-400}" GOMEMLIMIT="${GOMEMLIMIT:-256MiB}" # docs/operations.md, "Memory", says why
 
 echo "Building tollgate (the first time this takes up to half a minute) ..." >&2
 go build -o .bin/tollgate . || exit 1

@@ -18,6 +18,8 @@ type settings struct {
 	redisURL       *redisURL
 	addr           string
 	adminToken     string // the operator's; "" to create a random one
+	metricsToken   string // opens /metrics; "" for none
+	seed           bool   // create the tenant abc if it does not exist
 	loginLimit     int64  // anonymous logins a minute of one client address; 0 for no limit
 	trustedProxies []netip.Prefix
 	maxConnections int64 // of clients
@@ -57,7 +59,7 @@ type option struct {
 func (s *settings) options() []option {
 	return []option{
 		{flag: "version", usage: "print the version and exit", set: into(&s.version, parseBool)},
-		{flag: "health", usage: "ask the tollgate that listens on -addr whether it is alive, and exit with 0 or 1",
+		{flag: "health", usage: "check that the tollgate that listens on -addr responds, and exit with 0 or 1",
 			set: into(&s.health, parseBool)},
 		{flag: "addr", env: "ADDR", value: "host:port", def: ":8080",
 			usage: "to listen on; if only PORT is set, :$PORT", set: into(&s.addr, parseAddress)},
@@ -67,6 +69,11 @@ func (s *settings) options() []option {
 		{flag: "admin-token-file", env: "ADMIN_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\n" +
 				"if neither is set, a random one is created and logged at start", set: into(&s.adminToken, parseBearerToken)},
+		{flag: "metrics-token-file", env: "METRICS_TOKEN_FILE", value: "file", secretFile: true,
+			usage: "that holds a token which opens /metrics alone, unless it is in the environment as METRICS_TOKEN",
+			set:   into(&s.metricsToken, parseBearerToken)},
+		{flag: "seed", env: "SEED", def: "true", usage: "create the tenant abc at start if it does not exist",
+			set: into(&s.seed, parseBool)},
 		{flag: "login-limit", env: "LOGIN_LIMIT", value: "number", def: "600",
 			usage: "of anonymous logins a minute of one client address; 0 for no limit",
 			set:   into(&s.loginLimit, parseInt(0, maxRateLimit))},

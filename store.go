@@ -1,14 +1,15 @@
 package main
 
 import (
+	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
 	_ "embed"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,9 @@ var (
 	ErrNoVersion = errors.New("no such version")
 	// ErrRevoked means that the caller's admin token was revoked meanwhile.
 	ErrRevoked = errors.New("admin token was revoked")
-	// ErrKeyReused means that the Idempotency-Key has charged another amount before.
+	// ErrGroupDisabled means that the tenant's config no longer has the group of the API key.
+	ErrGroupDisabled = errors.New("group is disabled")
+	// ErrKeyReused means that the Idempotency-Key was used before with other parameters.
 	ErrKeyReused = errors.New("idempotency key was used with other parameters")
 	// ErrBalanceRange means that a change would have taken a balance below 0 or above maxAmount.
 	ErrBalanceRange = errors.New("balance out of range")
@@ -51,8 +54,14 @@ type insufficientTokensError struct{ tokensLeft int64 }
 
 func (insufficientTokensError) Error() string { return "not enough tokens" }
 
-// anonymousKeyTTL is how long the API key of an anonymous user lives.
-const anonymousKeyTTL = 24 * time.Hour
+const (
+	anonymousKeyTTL = 24 * time.Hour // time to live of the API key of an anonymous user
+
+	generationChars = 13 // 65 random bits
+
+	chargeRecordTTL = 24 * time.Hour   // how long an Idempotency-Key is remembered
+	verifyRecordTTL = 60 * time.Second // the same for verify's query parameter request
+)
 
 // Each script is one atomic step in Redis. Its head says what it takes and returns.
 var (
@@ -66,32 +75,38 @@ var (
 	revokeLua string
 	//go:embed lua/config.lua
 	configLua string
+	//go:embed lua/load.lua
+	loadLua string
 	//go:embed lua/unchanged.lua
 	unchangedLua string
-	//go:embed lua/history.lua
-	historyLua string
 	//go:embed lua/delete.lua
 	deleteLua string
 	//go:embed lua/token.lua
 	tokenLua string
 
+	// A script without the flag allow-oom is refused if Redis's memory is full. What needs no memory runs even then, so
+	// that charges go on.
+	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal grow = false\n"+chargeLua)
+	growingChargeScript = newScript("growing charge", "#!lua\nlocal grow = true\n"+chargeLua)
+	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+keyLua)
+	growingKeyScript    = newScript("growing key", "#!lua\n"+keyLua)
+
 	issueScript     = newScript("issue", issueLua)
-	chargeScript    = newScript("charge", chargeLua)
-	keyScript       = newScript("key", keyLua)
 	revokeScript    = newScript("revoke", revokeLua)
 	configScript    = newScript("config", configLua)
+	loadScript      = newScript("load", loadLua)
 	unchangedScript = newScript("unchanged", unchangedLua)
-	historyScript   = newScript("history", historyLua)
-	deleteScript    = newScript("delete", deleteLua)
+	deleteScript    = newScript("delete", "#!lua flags=allow-oom\n"+deleteLua) // frees more than it takes
 	tokenScript     = newScript("token", tokenLua)
 )
 
 // requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
 var requiredCommands = []requirement{
 	{"apiKey:", "DEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
-	{"{apiKey:", "DEL GET LINDEX LLEN LTRIM PEXPIRE PEXPIREAT RPUSH SET"},
-	{"login:", "LINDEX LTRIM PEXPIRE RPUSH"},
+	{"{apiKey:", "DEL GET HMGET HSET LINDEX LLEN LRANGE LTRIM PEXPIRE PEXPIREAT RPUSH SET"},
+	{"login:", "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{"tenant:", "GET"},
+	{"{tenant:", "GET"},
 }
 
 // Keys in Redis. All keys of one API key, and all of one tenant's config, hash to one slot of a Redis Cluster. All
@@ -100,20 +115,41 @@ const tenantsRedisKey = "tenants"
 
 func configRedisKey(tenantID string) string  { return "tenant:" + tenantID + ":config" }
 func historyRedisKey(tenantID string) string { return "{tenant:" + tenantID + ":config}:history" }
+func versionsRedisKey(tenantID string) string {
+	return "{tenant:" + tenantID + ":config}:versions"
+}
 func adminTokensRedisKey(tenantID string) string {
 	return "{tenant:" + tenantID + ":config}:adminTokens"
+}
+func generationRedisKey(tenantID string) string {
+	return "{tenant:" + tenantID + ":config}:generation"
 }
 func apiKeyRedisKey(key string) string    { return "apiKey:" + key }
 func rateRedisKey(key string) string      { return "{apiKey:" + key + "}:rate" }
 func loginRedisKey(address string) string { return "login:" + address }
 
-func chargeRecordRedisKey(key, idempotencyKey string) string {
-	return "{apiKey:" + key + "}:charge:" + idempotencyKey
+// recordRedisKey returns where an Idempotency-Key of an API key is remembered. It holds a digest of 16 bytes, not the
+// client's 255.
+func recordRedisKey(key, kind, idempotencyKey string) string {
+	return "{apiKey:" + key + "}:" + kind + ":" + digest(idempotencyKey)
 }
 
-// tenantRedisKeys returns the keys of config.lua and delete.lua.
+// issueRecordRedisKey returns where an Idempotency-Key for a new API key is remembered.
+func issueRecordRedisKey(t *tenant, idempotencyKey string) string {
+	return "issue:" + t.id + ":" + digest(t.generation, idempotencyKey)
+}
+
+// digest returns 16 bytes of the SHA-256 of parts, encoded for a Redis key.
+func digest(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// tenantRedisKeys returns the keys of config.lua, which are the first of delete.lua.
 func tenantRedisKeys(tenantID string) []string {
-	return []string{configRedisKey(tenantID), historyRedisKey(tenantID), adminTokensRedisKey(tenantID)}
+	return []string{
+		configRedisKey(tenantID), historyRedisKey(tenantID), versionsRedisKey(tenantID), adminTokensRedisKey(tenantID),
+	}
 }
 
 // store keeps tenants, API keys and charges in Redis. Its methods may be called from any number of goroutines. They
@@ -124,13 +160,11 @@ type store struct {
 	log     *logger
 	configs *configCache
 	loads   atomic.Int64 // configs read
-
-	historySlot chan struct{} // holds one: histories may be large, so each process reads one at a time
 }
 
 // newStore returns a store on redis. The caller closes it before redis.
 func newStore(redis *redisClient, log *logger) *store {
-	s := &store{redis: redis, log: log, historySlot: make(chan struct{}, 1)}
+	s := &store{redis: redis, log: log}
 	s.configs = newConfigCache(s.loadTenant, s.isUnchanged)
 	return s
 }
@@ -154,37 +188,46 @@ func (s *store) writeMetrics(e *exposition) {
 
 // Tenant returns the tenant with its config: as it is in Redis, or as it was there less than a second ago, and never
 // older than this store's own last write. While Redis cannot be reached it may be configGraceAge old. Errors:
-// ErrNoTenant, ErrBrokenConfig, ErrUnavailable.
+// ErrNoTenant; ErrBrokenConfig, with a tenant without a config; ErrUnavailable.
 func (s *store) Tenant(deadline time.Time, tenantID string) (*tenant, error) {
 	t, err := s.configs.get(deadline, tenantID)
-	if err != nil && err != ErrNoTenant {
+	if err != nil && err != ErrNoTenant && err != ErrBrokenConfig {
 		return nil, fmt.Errorf("load the config of tenant %s: %w", tenantID, err)
 	}
 	return t, err
 }
 
-// loadTenant reads tenantID's config, which may be large, over a connection of the pool.
+// loadTenant reads tenantID's config, which may be large, over a connection of the pool. It logs why a config is
+// broken: once for each version of the config, since the cache keeps broken configs, too.
 func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error) {
-	raw, err := redis.Bytes(s.redis.do(deadline, "GET", configRedisKey(tenantID)))
-	if errors.Is(err, redis.ErrNil) {
+	keys := []string{configRedisKey(tenantID), generationRedisKey(tenantID)}
+	values, err := redis.ByteSlices(s.redis.evalLarge(deadline, loadScript, keys))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(values) != 2:
+		return nil, errBadReply
+	case values[0] == nil:
 		return nil, ErrNoTenant
 	}
-	if err != nil {
-		return nil, err
+	raw := values[0]
+	t := &tenant{id: tenantID, generation: string(values[1]), etag: etagOf(raw)}
+	if t.config, err = parseConfig(raw); err != nil {
+		s.log.errorf("The config of tenant %s is broken: %v", tenantID, err)
+		return t, ErrBrokenConfig
 	}
-	config, err := parseConfig(raw)
-	if err != nil { // not %w: to the client it is not a bad request
-		return nil, fmt.Errorf("%w: %v", ErrBrokenConfig, err)
-	}
-	config.etag = fmt.Sprintf("%x", sha1.Sum(raw))
 	s.log.infof("Loaded tenant config for %s", tenantID)
 	s.loads.Add(1)
-	return &tenant{id: tenantID, config: config}, nil
+	return t, nil
 }
 
-// isUnchanged reports whether t's config is still the one in Redis.
+// etagOf returns the ETag of a config with these bytes.
+func etagOf(config []byte) string { return fmt.Sprintf("%x", sha1.Sum(config)) }
+
+// isUnchanged reports whether t is still what is in Redis.
 func (s *store) isUnchanged(deadline time.Time, t *tenant) (bool, error) {
-	return redis.Bool(s.redis.eval(deadline, unchangedScript, []string{configRedisKey(t.id)}, t.config.etag))
+	keys := []string{configRedisKey(t.id), generationRedisKey(t.id)}
+	return redis.Bool(s.redis.eval(deadline, unchangedScript, keys, t.etag, t.generation))
 }
 
 // SeedTenant writes tenantID's config if it has none. Since that may be repeated, it tries until deadline to reach
@@ -226,7 +269,8 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	if _, err := s.redis.do(deadline, "SADD", tenantsRedisKey, tenantID); err != nil {
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
-	args := []any{how, config.compact, formatTime(time.Now()), name, by.tokenHash}
+	etag := etagOf(config.compact)
+	args := []any{how, config.compact, etag, formatTime(time.Now()), name, by.tokenHash}
 	for _, condition := range conditions {
 		args = append(args, condition)
 	}
@@ -235,6 +279,8 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
 	switch reply {
+	case "saved":
+		return etag, nil
 	case "exists":
 		return "", ErrTenantExists
 	case "missing":
@@ -244,7 +290,7 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	case "changed":
 		return "", ErrConfigChanged
 	}
-	return reply, nil
+	return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, errBadReply)
 }
 
 // configVersion is one version in the history of a config.
@@ -252,15 +298,15 @@ type configVersion struct{ etag, savedAt, savedBy string }
 
 // History returns the last versions of tenantID's config, newest first. Error: ErrUnavailable.
 func (s *store) History(deadline time.Time, tenantID string) ([]configVersion, error) {
-	lines, err := redis.Strings(s.readHistory(deadline, tenantID, ""))
+	heads, err := redis.Strings(s.redis.do(deadline, "LRANGE", historyRedisKey(tenantID), 0, -1))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the config history of tenant %s: %w", tenantID, err)
 	}
-	versions := make([]configVersion, len(lines))
-	for i, line := range lines {
+	versions := make([]configVersion, len(heads))
+	for i, head := range heads {
 		v := &versions[i]
-		v.etag, line, _ = strings.Cut(line, " ")
-		v.savedAt, v.savedBy, _ = strings.Cut(line, " ")
+		v.etag, head, _ = strings.Cut(head, " ")
+		v.savedAt, v.savedBy, _ = strings.Cut(head, " ")
 	}
 	return versions, nil
 }
@@ -268,30 +314,14 @@ func (s *store) History(deadline time.Time, tenantID string) ([]configVersion, e
 // Version returns the version of tenantID's config with that ETag, as it was saved. Errors: ErrNoVersion,
 // ErrUnavailable.
 func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, error) {
-	if etag == "" {
-		return nil, ErrNoVersion
-	}
-	config, err := redis.Bytes(s.readHistory(deadline, tenantID, etag))
+	config, err := redis.Bytes(s.redis.do(deadline, "HGET", versionsRedisKey(tenantID), etag))
 	if errors.Is(err, redis.ErrNil) {
 		return nil, ErrNoVersion
 	}
-	return config, err
-}
-
-// readHistory returns the reply of history.lua. Redis reads a history, of up to 20 MB, in 30 ms, and does nothing else
-// meanwhile.
-func (s *store) readHistory(deadline time.Time, tenantID, etag string) (any, error) {
-	select {
-	case s.historySlot <- struct{}{}:
-		defer func() { <-s.historySlot }()
-	case <-time.After(time.Until(deadline)):
-		return nil, fmt.Errorf("%w: other histories are being read", ErrUnavailable)
-	}
-	reply, err := s.redis.evalLarge(deadline, historyScript, []string{historyRedisKey(tenantID)}, etag)
 	if err != nil {
-		return nil, fmt.Errorf("read the config history of tenant %s: %w", tenantID, err)
+		return nil, fmt.Errorf("read a config version of tenant %s: %w", tenantID, err)
 	}
-	return reply, nil
+	return config, nil
 }
 
 // Tenants returns, sorted, the IDs of the tenants that were created or whose config was replaced through tollgate and
@@ -320,14 +350,16 @@ func (s *store) Tenants(deadline time.Time) ([]string, error) {
 }
 
 // DeleteTenant deletes tenantID's config with its history and its admin tokens, if ifMatch is empty or has the config's
-// ETag, in one atomic step. Its API keys stay. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
+// ETag, in one atomic step. Its API keys stay in Redis, but are those of a former generation: if a tenant is created
+// again under the same ID, they are not its. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
 func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []string) error {
 	defer s.configs.drop(tenantID)
-	var args []any
+	args := []any{rand.Text()[:generationChars]}
 	for _, etag := range ifMatch {
 		args = append(args, etag)
 	}
-	n, err := redis.Int(s.redis.evalLarge(deadline, deleteScript, tenantRedisKeys(tenantID), args...))
+	keys := append(tenantRedisKeys(tenantID), generationRedisKey(tenantID))
+	n, err := redis.Int(s.redis.evalLarge(deadline, deleteScript, keys, args...))
 	if err != nil {
 		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
 	}
@@ -376,234 +408,8 @@ func (s *store) RevokeAdminTokens(deadline time.Time, tenantID string) error {
 	return nil
 }
 
-// apiKey is what Redis holds of an API key.
-type apiKey struct {
-	tenantID   string
-	userID     string // "" is an anonymous user
-	group      string
-	createdAt  time.Time
-	expiresAt  time.Time // zero: never
-	tokensLeft int64
-}
-
-// NewKey stores an API key, with an expiry if ttl is not 0. k.expiresAt is not used. Error: ErrUnavailable.
-func (s *store) NewKey(deadline time.Time, key string, k apiKey, ttl time.Duration) error {
-	_, err := s.issueKey(deadline, []string{apiKeyRedisKey(key)}, k, ttl, 0)
-	return err
-}
-
-// Login stores an API key as NewKey does, unless address has had perMinute logins in the last minute, over all
-// processes. Check and write are one atomic step. Errors: rateLimitError, ErrUnavailable.
-func (s *store) Login(deadline time.Time, key string, k apiKey, ttl time.Duration, address string,
-	perMinute int64) error {
-	wait, err := s.issueKey(deadline, []string{apiKeyRedisKey(key), loginRedisKey(address)}, k, ttl, perMinute)
-	if err == nil && wait > 0 {
-		return rateLimitError{retryAfter: time.Duration(wait) * time.Second}
-	}
-	return err
-}
-
-// issueKey returns the seconds until the login limit allows the key, 0 if it was stored.
-func (s *store) issueKey(deadline time.Time, keys []string, k apiKey, ttl time.Duration,
-	perMinute int64) (int64, error) {
-	args := []any{ttl.Milliseconds(), perMinute, k.tenantID, k.group, formatTime(k.createdAt), k.tokensLeft}
-	if k.userID != "" {
-		args = append(args, k.userID)
-	}
-	wait, err := redis.Int64(s.redis.eval(deadline, issueScript, keys, args...))
-	if err != nil {
-		return 0, fmt.Errorf("store an API key of tenant %s: %w", k.tenantID, err)
-	}
-	return wait, nil
-}
-
-// Key returns tenantID's API key. Errors: ErrNoKey, ErrUnavailable.
-func (s *store) Key(deadline time.Time, tenantID, key string) (apiKey, error) {
-	return s.evalKey(deadline, tenantID, key, keyChange{})
-}
-
-// keyChange is a change of an API key; nil changes nothing. At most one of addTokens and setTokens may be set.
-type keyChange struct {
-	group     *string
-	addTokens *int64 // from -maxAmount to maxAmount
-	setTokens *int64 // from 0 to maxAmount
-}
-
-// UpdateKey changes tenantID's API key in one atomic step and returns it as it is then. Its expiry stays. Errors:
-// ErrNoKey, ErrBalanceRange (nothing was changed), ErrUnavailable.
-func (s *store) UpdateKey(deadline time.Time, tenantID, key string, change keyChange) (apiKey, error) {
-	return s.evalKey(deadline, tenantID, key, change)
-}
-
-func (s *store) evalKey(deadline time.Time, tenantID, key string, change keyChange) (apiKey, error) {
-	args := []any{tenantID, "", 0}
-	switch {
-	case change.addTokens != nil:
-		args = []any{tenantID, "add", *change.addTokens}
-	case change.setTokens != nil:
-		args = []any{tenantID, "set", *change.setTokens}
-	}
-	if change.group != nil {
-		args = append(args, *change.group)
-	}
-	reply, err := s.redis.eval(deadline, keyScript, []string{apiKeyRedisKey(key)}, args...)
-	if err != nil {
-		return apiKey{}, fmt.Errorf("read an API key of tenant %s: %w", tenantID, err)
-	}
-	switch reply.(type) {
-	case nil:
-		return apiKey{}, ErrNoKey
-	case []byte:
-		return apiKey{}, ErrBalanceRange
-	}
-	k, err := parseAPIKey(tenantID, reply)
-	if err != nil {
-		return apiKey{}, fmt.Errorf("read an API key of tenant %s: %w", tenantID, err)
-	}
-	return k, nil
-}
-
-// parseAPIKey parses the reply of key.lua.
-func parseAPIKey(tenantID string, reply any) (apiKey, error) {
-	k := apiKey{tenantID: tenantID}
-	var createdAt string
-	var expiresAt int64
-	values, err := redis.Values(reply, nil)
-	if err == nil {
-		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt)
-	}
-	if err == nil {
-		k.createdAt, err = time.Parse(time.RFC3339, createdAt)
-	}
-	if err != nil {
-		return k, errors.New("malformed data") // err itself may quote a value
-	}
-	if expiresAt >= 0 {
-		k.expiresAt = time.UnixMilli(expiresAt)
-	}
-	return k, nil
-}
-
-// RevokeKey deletes tenantID's API key. Errors: ErrNoKey, ErrUnavailable.
-func (s *store) RevokeKey(deadline time.Time, tenantID, key string) error {
-	n, err := redis.Int(s.redis.eval(deadline, revokeScript, []string{apiKeyRedisKey(key), rateRedisKey(key)}, tenantID))
-	if err != nil {
-		return fmt.Errorf("revoke an API key of tenant %s: %w", tenantID, err)
-	}
-	if n == 0 {
-		return ErrNoKey
-	}
-	return nil
-}
-
-// chargeRequest is what to charge.
-type chargeRequest struct {
-	key            string
-	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
-	idempotencyKey string // "": the charge has no key
-}
-
-// chargeResult is what a charge led to.
-type chargeResult struct {
-	tokensLeft   int64
-	replayed     bool // the Idempotency-Key was known: nothing was taken now, and tokensLeft is that of the first time
-	group        string
-	userID       string // "" is an anonymous user
-	hasRateLimit bool
-	rate         rateLimitState // if hasRateLimit
-}
-
-// rateLimitState is how much an API key has used of its group's rate limit.
-type rateLimitState struct {
-	limit, window int64 // requests, in any window of seconds
-	remaining     int64 // requests that would be accepted now
-	wait          int64 // seconds until the next slot frees; 0 if none is used
-}
-
-// Charge takes c.tokens from the balance of t's API key, all or none, within the rate limit of the key's group, in
-// one atomic step. With an Idempotency-Key it does so once in 24 h, however often it is called. Errors: ErrNoKey;
-// rateLimitError and insufficientTokensError, with a result, if nothing was taken; ErrKeyReused; ErrUnavailable if
-// Redis may or may not have taken them.
-func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (chargeResult, error) {
-	group := anonymousGroup
-	for {
-		outcome, result, err := s.chargeOnce(deadline, t, c, group)
-		switch {
-		case errors.Is(err, redis.ErrNil):
-			return result, ErrNoKey
-		case err != nil:
-			return result, fmt.Errorf("charge an API key of tenant %s: %w", t.id, err)
-		}
-		switch outcome {
-		case "charged":
-			return result, nil
-		case "replayed":
-			result.replayed = true
-			return result, nil
-		case "mismatch":
-			return result, ErrKeyReused
-		case "limited":
-			return result, rateLimitError{retryAfter: time.Duration(result.rate.wait) * time.Second}
-		case "spent":
-			return result, insufficientTokensError{result.tokensLeft}
-		case "group":
-			// The key is in another group: try again with that group's limit. An admin may move it meanwhile, so this
-			// may repeat; the deadline ends it.
-			group = result.group
-		default:
-			return result, fmt.Errorf("charge an API key of tenant %s: %w", t.id, errBadReply)
-		}
-	}
-}
-
-// chargeOnce runs charge.lua with the limits of all groups or, if they are too large, with that of group.
-func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group string) (string, chargeResult, error) {
-	limits, onlyGroup := t.config.limits.sent(group)
-	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
-	if c.idempotencyKey != "" || !t.config.limits.empty() {
-		keys = append(keys, rateRedisKey(c.key))
-	}
-	if c.idempotencyKey != "" {
-		keys = append(keys, chargeRecordRedisKey(c.key, c.idempotencyKey))
-	}
-	args := append(make([]any, 0, 4), t.id, c.tokens, limits)
-	if onlyGroup {
-		args = append(args, group)
-	}
-	reply, err := redis.Bytes(s.redis.eval(deadline, chargeScript, keys, args...))
-	if err != nil {
-		return "", chargeResult{}, err
-	}
-	return parseChargeReply(string(reply))
-}
+// formatTime returns t in UTC as RFC 3339 with milliseconds.
+func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
 // errBadReply does not quote the reply, which may hold what somebody wrote to Redis.
 var errBadReply = errors.New("the script's reply is malformed")
-
-// parseChargeReply parses the reply of charge.lua.
-func parseChargeReply(reply string) (outcome string, result chargeResult, err error) {
-	head, identity, _ := strings.Cut(reply, "\n")
-	result.userID, result.group, _ = strings.Cut(identity, "\n")
-	outcome, head, _ = strings.Cut(head, " ")
-	var numbers [5]int64
-	n := 0
-	for number := range strings.SplitSeq(head, " ") {
-		if n == len(numbers) {
-			return outcome, result, errBadReply
-		}
-		if numbers[n], err = strconv.ParseInt(number, 10, 64); err != nil {
-			return outcome, result, errBadReply
-		}
-		n++
-	}
-	if n != 1 && n != len(numbers) {
-		return outcome, result, errBadReply
-	}
-	result.tokensLeft = numbers[0]
-	result.hasRateLimit = n > 1
-	result.rate = rateLimitState{numbers[1], numbers[2], numbers[3], numbers[4]}
-	return outcome, result, nil
-}
-
-// formatTime returns t in UTC as RFC 3339 with milliseconds.
-func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }

@@ -179,9 +179,9 @@ func TestMalformedData(t *testing.T) {
 		{"the log: too large", ":rate", "RPUSH", []any{"8675309e300"}},
 		{"the log: nan", ":rate", "RPUSH", []any{"nan"}},
 		{"the log: not exact", ":rate", "RPUSH", []any{"86753098675309867"}},
-		{"an outcome: not a number", ":charge:k", "SET", []any{"s3cret"}},
-		{"an outcome: a list", ":charge:k", "RPUSH", []any{"s3cret"}},
-		{"an outcome: not exact", ":charge:k", "SET", []any{"10 86753098675309867530"}},
+		{"an outcome: not a number", ":charge:" + digest("k"), "SET", []any{"s3cret"}},
+		{"an outcome: a list", ":charge:" + digest("k"), "RPUSH", []any{"s3cret"}},
+		{"an outcome: not exact", ":charge:" + digest("k"), "SET", []any{"10 86753098675309867530"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			key := s.login(t, limited)
@@ -282,7 +282,7 @@ func (s *service) wantRate(t *testing.T, tenant, key string, remaining ...int) {
 // The limits are those of the config as it is now, whatever the group is called.
 func TestRateLimitConfig(t *testing.T) {
 	s := newService(t)
-	groups := []string{`anonymous`, ``, ` `, `a\u0000b`, `\"`, `\\`, `ÿþ`, `1 1`, `pro`, `PRO`, `a.b[c]%`}
+	groups := []string{`anonymous`, ` `, `a\u0000b`, `\"`, `\\`, `ÿþ`, `1 1`, `pro`, `PRO`, `a.b[c]%`}
 	config := func(limit int) string {
 		var members []string
 		for i, group := range groups {
@@ -354,9 +354,9 @@ func TestRateLimitConfig(t *testing.T) {
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
 		s.wantRate(t, id, key, 2)
 	})
-	t.Run("no such group any more: no limit", func(t *testing.T) {
+	t.Run("no such group any more: nobody", func(t *testing.T) {
 		put(t, `{}`)
-		s.consume(t, id, key, "").want(t, 200, "")
+		s.consume(t, id, key, "").want(t, 403, `{"error":"Group is disabled"}`)
 	})
 	t.Run("the widest window", func(t *testing.T) {
 		put(t, `{"user_groups":{"anonymous":{"rate_limit":100000,"rate_limit_window":9007199254740991}}}`)
@@ -785,4 +785,156 @@ func TestHangUps(t *testing.T) {
 		t.Errorf("%d connections to Redis are new", after-before)
 	}
 	s.wantNoAlarm(t)
+}
+
+// ---- Generations and history ----------------------------------------------------------------------------------------
+
+// The keys of a deleted tenant are not those of the tenant that is created under its ID again, in whatever way.
+func TestTenantGenerations(t *testing.T) {
+	const config = `{"user_groups":{"anonymous":{"tokens":100},"pro":{"tokens":5}}}`
+	for _, test := range []struct {
+		name   string
+		create func(t *testing.T, r *redisServer, s *service)
+	}{
+		{"POST", func(t *testing.T, _ *redisServer, s *service) { s.createTenant(t, "abc", config).want(t, 201, "") }},
+		{"put straight into Redis", func(t *testing.T, r *redisServer, _ *service) { r.do(t, "SET", "tenant:abc:config", config) }},
+		{"the seed", func(t *testing.T, r *redisServer, _ *service) { newService(t, "REDIS_URL="+r.url()).stop() }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRedis(t)
+			services := newServices(t, "REDIS_URL="+r.url())
+			s := services[0]
+			s.putConfig(t, "abc", config).want(t, 200, "")
+			for range 2 { // the second time the tenant has a generation already
+				key, user := s.login(t, "abc"), s.issue(t, "abc", `"userId":"u","group":"pro","tokens":50`)
+				s.consume(t, "abc", user, "", retryKey+"k").want(t, 200, `{"tokensLeft":49}`)
+				s.admin(t, "DELETE", "/admin/tenants/abc", "").want(t, 204, "")
+				for _, s := range services {
+					eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(400) })
+				}
+				test.create(t, r, s)
+				for _, s := range services {
+					eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(401) })
+					for _, key := range []string{key, user} {
+						before := r.string(t, "DUMP", "apiKey:"+key)
+						s.consume(t, "abc", key, "").want(t, 401, `{"error":"Unauthorized"}`)
+						s.consume(t, "abc", key, "", retryKey+"k").want(t, 401, `{"error":"Unauthorized"}`)
+						s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 401, "")
+						s.do(t, "GET", "/abc/auth/verify?tokens=1&request=r", "", bearer(key)).want(t, 401, "")
+						s.admin(t, "GET", "/abc/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
+						s.admin(t, "PATCH", "/abc/admin/keys/"+key, `{"addTokens":1}`).want(t, 404, `{"error":"Not found"}`)
+						s.admin(t, "DELETE", "/abc/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
+						if r.string(t, "DUMP", "apiKey:"+key) != before {
+							t.Error("a key of the deleted tenant was changed")
+						}
+					}
+					own := s.login(t, "abc")
+					for _, s := range services {
+						s.consume(t, "abc", own, "").want(t, 200, "")
+						s.do(t, "GET", "/abc/auth/key", "", bearer(own)).want(t, 200, "")
+						s.admin(t, "PATCH", "/abc/admin/keys/"+own, `{"addTokens":1}`).want(t, 200, "")
+					}
+					s.admin(t, "DELETE", "/abc/admin/keys/"+own, "").want(t, 204, "")
+				}
+				s.putConfig(t, "abc", config).want(t, 200, "")
+			}
+		})
+	}
+}
+
+// largeConfig returns a config of about 1 MB.
+func largeConfig(version int) string {
+	return fmt.Sprintf(`{"v":%d,"x":"%s"}`, version, strings.Repeat("x", 1_000_000))
+}
+
+// A history costs what it shows: the list only its heads, a version only its own bytes; and what is no longer in the list
+// is freed.
+func TestHistoryCost(t *testing.T) {
+	long(t)
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	const history = "{tenant:abc:config}:history"
+	const versions = "{tenant:abc:config}:versions"
+	for v := range 30 {
+		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
+	}
+	sent := func() (n int) {
+		fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
+		return n
+	}
+	t.Run("read", func(t *testing.T) {
+		s.history(t, "abc") // loads the config, which each route needs
+		before := sent()
+		list := s.history(t, "abc")
+		if n := sent() - before; len(list) != 20 || n > 100_000 {
+			t.Errorf("to list %d versions Redis sends %d bytes", len(list), n)
+		}
+		for i, version := range list {
+			before := sent()
+			s.admin(t, "GET", "/abc/admin/config/history/"+version.ETag, "").want(t, 200, `{"config":`+largeConfig(29-i)+`}`)
+			if n := sent() - before; n > 2_500_000 { // the config itself may be loaded meanwhile
+				t.Errorf("to show a version Redis sends %d bytes", n)
+			}
+		}
+	})
+	wantBytes := func(t *testing.T, kept, heads int) {
+		t.Helper()
+		n, list := r.int(t, "HLEN", versions), r.int(t, "LLEN", history)
+		bytes := r.int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0) + r.int(t, "MEMORY", "USAGE", history, "SAMPLES", 0)
+		if n != kept || list != heads || bytes > (kept+1)*1_500_000 {
+			t.Errorf("%d versions are kept, %d are in the list, in %d bytes", n, list, bytes)
+		}
+	}
+	t.Run("freed", func(t *testing.T) { wantBytes(t, 20, 20) })
+	t.Run("saved more than once, a config is kept once", func(t *testing.T) {
+		for v := range 24 {
+			s.putConfig(t, "abc", largeConfig(100+v%2)).want(t, 200, "")
+		}
+		wantBytes(t, 2, 20)
+		for _, version := range s.history(t, "abc") {
+			s.admin(t, "GET", "/abc/admin/config/history/"+version.ETag, "").want(t, 200, "")
+		}
+		for v := range 19 {
+			s.putConfig(t, "abc", fmt.Sprintf(`{"v":%d}`, v)).want(t, 200, "")
+		}
+		wantBytes(t, 20, 20)
+		s.putConfig(t, "abc", `{}`).want(t, 200, "")
+		if bytes := r.int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0); bytes > 100_000 {
+			t.Errorf("20 small versions take %d bytes", bytes)
+		}
+	})
+}
+
+// An admin who loops over a large history does not slow the charges of another tenant.
+func TestHistoryReaders(t *testing.T) {
+	long(t)
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	for v := range 20 {
+		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
+	}
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+	key := s.login(t, id)
+	median := func() time.Duration {
+		var took []time.Duration
+		for range 300 {
+			began := time.Now()
+			s.consume(t, id, key, "").want(t, 200, "")
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		return took[len(took)/2]
+	}
+	quiet := max(median(), time.Millisecond)
+	readers := load{
+		services: []*service{s}, clients: 4, statuses: []int{200},
+		request: func(int, int) request {
+			return request{method: "GET", path: "/abc/admin/config/history", headers: []string{bearer(testAdminToken)}}
+		},
+	}.start(t)
+	readers.more(t, 20)
+	loud := median()
+	if reads := len(readers.stop()); loud > 6*quiet {
+		t.Errorf("beside %d reads of a history a charge takes %s, without them %s", reads, loud, quiet)
+	}
 }

@@ -52,7 +52,6 @@ func (w warningWriter) Write(p []byte) (int, error) {
 const (
 	maxNamedTenants = 1000 // further tenants are counted together as otherName
 	maxNamedGroups  = 1000 // of all tenants together; likewise
-	maxGroupBytes   = 64   // a longer group name is counted as otherName
 	otherName       = "other"
 )
 
@@ -106,10 +105,11 @@ const (
 	refusedBalance
 	refusedRate
 	refusedIdempotencyKey
+	refusedGroup
 )
 
 // refusals has the name of each refusal.
-var refusals = [...]string{"key", "balance", "rate", "idempotency_key"}
+var refusals = [...]string{"key", "balance", "rate", "idempotency_key", "group"}
 
 type issuedLabels struct{ tenant, group string }
 
@@ -215,9 +215,6 @@ func findTenant(tenants map[string]*tenantMetrics, tenantID string) *tenantMetri
 
 // keyIssued counts a new API key of a tenant that exists.
 func (m *metrics) keyIssued(tenantID, group string) {
-	if len(group) > maxGroupBytes {
-		group = otherName
-	}
 	labels := issuedLabels{tenantID, group}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -287,7 +284,7 @@ func (m *metrics) writeTenants(e *exposition) {
 		e.sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
 	}
 	e.family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
-		" its rate used up, or its Idempotency-Key used with other parameters.")
+		" its rate used up, its Idempotency-Key used with other parameters, or its group removed.")
 	for _, name := range names {
 		for i, reason := range refusals {
 			e.sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)

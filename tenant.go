@@ -5,6 +5,8 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/gofrs/uuid/v5"
@@ -20,6 +22,7 @@ const (
 	adminTokenPrefix   = "adm_"  // of the admin tokens of tenants
 
 	maxTenantIDBytes = 64
+	maxGroupBytes    = 64 // of a group's name, which is sent with each charge
 	maxRateLimit     = 100_000
 )
 
@@ -92,23 +95,30 @@ func (a actor) String() string {
 	return a.tokenHash[:8]
 }
 
-// tenant is a tenant with the config that Redis held when it was read. It is never changed.
+// tenant is a tenant as Redis held it when it was read. It is never changed.
 type tenant struct {
-	id     string
-	config *tenantConfig
+	id         string
+	generation string        // "" unless a tenant of that ID was deleted
+	etag       string        // of the config: SHA-1 of the bytes in Redis, in hex
+	config     *tenantConfig // nil if it is broken
+}
+
+// bytes returns about how much memory the tenant takes.
+func (t *tenant) bytes() int {
+	if t.config == nil {
+		return 256
+	}
+	return 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups)
 }
 
 // tenantConfig is a config as tollgate uses it. It is never changed once parsed.
 type tenantConfig struct {
-	json    []byte // the response of GET …/admin/config
-	compact []byte // the config within json: as it was put, but for white space
-	etag    string // SHA-1 of the bytes in Redis, in hex; "" if it was not read from there
-	groups  map[string]userGroup
-	limits  limitTable
+	json     []byte // the response of GET …/admin/config
+	compact  []byte // the config within json: as it was put, but for white space
+	groups   map[string]userGroup
+	encoded  groupTable
+	warnings []string // sentences on members that are probably misspelled
 }
-
-// bytes returns about how much memory the config takes.
-func (c *tenantConfig) bytes() int { return len(c.json) + 2*len(c.limits.all) + 128*len(c.groups) }
 
 // userGroup is what the holders of a group's API keys get.
 type userGroup struct {
@@ -119,37 +129,39 @@ type userGroup struct {
 // rateLimit allows requests in any window of seconds.
 type rateLimit struct{ requests, seconds int64 }
 
-// limitTable is the rate limits of a config's groups as lua/charge.lua reads them: for each group \255, its name, \254,
-// the requests, a space and the seconds. The bytes 254 and 255 occur in no UTF-8, so in no group's name.
-type limitTable struct {
-	all string            // those of all groups, complete up to maxSentLimits bytes
-	one map[string]string // by group
+// groupTable is a config's groups as lua/charge.lua reads them: for each \255, its name, \254 and, if it has a rate
+// limit, the requests, a space and the seconds. The bytes 254 and 255 occur in no UTF-8, so in no group's name.
+type groupTable struct {
+	all     string // all groups, complete up to maxSentGroups bytes
+	limited bool   // a group has a rate limit
+	groups  map[string]string
 }
 
-// maxSentLimits bounds the limits that each charge sends, since only Redis knows the group of its key. Beyond it a
-// charge sends the limit of one group, and is repeated if its key is in another.
-const maxSentLimits = 4 << 10
+// maxSentGroups bounds the groups that each charge sends, since only Redis knows the group of its key. Beyond it a
+// charge sends one group, and is repeated if its key is in another.
+const maxSentGroups = 4 << 10
 
-func (l *limitTable) add(group string, limit rateLimit) {
-	one := fmt.Sprintf("\xff%s\xfe%d %d", group, limit.requests, limit.seconds)
-	if l.one == nil {
-		l.one = make(map[string]string)
+func (g *groupTable) add(name string, limit *rateLimit) {
+	one := "\xff" + name + "\xfe"
+	if limit != nil {
+		one = fmt.Sprintf("%s%d %d", one, limit.requests, limit.seconds)
+		g.limited = true
 	}
-	l.one[group] = one
-	if len(l.all) <= maxSentLimits { // beyond it, all is not sent
-		l.all += one
+	if g.groups == nil {
+		g.groups = make(map[string]string)
+	}
+	g.groups[name] = one
+	if len(g.all) <= maxSentGroups { // beyond it, all is not sent
+		g.all += one
 	}
 }
 
-// empty reports whether no group has a limit.
-func (l *limitTable) empty() bool { return len(l.one) == 0 }
-
-// sent returns what a charge sends: all limits, or only that of group; onlyGroup reports which.
-func (l *limitTable) sent(group string) (limits string, onlyGroup bool) {
-	if len(l.all) <= maxSentLimits {
-		return l.all, false
+// sent returns what a charge sends: all groups, or only the group of that name; onlyOne reports which.
+func (g *groupTable) sent(name string) (groups string, onlyOne bool) {
+	if len(g.all) <= maxSentGroups {
+		return g.all, false
 	}
-	return l.one[group], true
+	return g.groups[name], true
 }
 
 // maxProblems is how many faults of a config a response lists.
@@ -193,22 +205,91 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 		return nil, &configError{problems{"it must be an object"}}
 	}
 	var wrong problems
-	readMembers(&wrong, "", c.compact, c.rules())
+	c.readMembers(&wrong, "", c.compact, c.rules())
 	if len(wrong) > 0 {
 		return nil, &configError{wrong}
 	}
 	return c, nil
 }
 
+// membersOf returns the rule for an object that may have unknown members, like objectOf, and notes those that are
+// probably misspelled.
+func (c *tenantConfig) membersOf(rules objectRules) fieldRule {
+	return func(wrong *problems, path string, value []byte) { c.readMembers(wrong, path, value, rules) }
+}
+
+// readMembers reads the members of an object as the function of that name does, and notes each unknown one that is
+// within two letters of a known one that is missing. It returns which of the known members there are.
+func (c *tenantConfig) readMembers(wrong *problems, path string, value []byte, rules objectRules) map[string]bool {
+	var unknown []string
+	seen := readObject(wrong, path, value, func(name string) fieldRule {
+		rule := rules[name]
+		if rule == nil && len(unknown) < maxProblems && len(name) <= 64 {
+			unknown = append(unknown, name)
+		}
+		return rule
+	})
+	missing := slices.DeleteFunc(slices.Sorted(maps.Keys(rules)), func(name string) bool { return seen[name] })
+	for _, name := range unknown {
+		if len(c.warnings) == maxProblems {
+			break
+		}
+		if best := nearest(name, missing); best != "" {
+			c.warnings = append(c.warnings,
+				fmt.Sprintf("%s is not known: did you mean %s?", memberPath(path, name), best))
+		}
+	}
+	return seen
+}
+
+// nearest returns which of the known names is nearest to name, "" if none is within two letters.
+func nearest(name string, known []string) (best string) {
+	distance := 3
+	for _, candidate := range known {
+		if max(len(name)-len(candidate), len(candidate)-len(name)) >= distance { // the common case, and cheap
+			continue
+		}
+		if d := editDistance(name, candidate); d < distance && d < len(candidate)-1 {
+			best, distance = candidate, d
+		}
+	}
+	return best
+}
+
+// editDistance returns how many bytes must be inserted, deleted, replaced or swapped with their neighbour to turn a
+// into b (the optimal string alignment distance).
+func editDistance(a, b string) int {
+	var before, last []int
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		before, last, row = last, row, make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+	}
+	return row[len(b)]
+}
+
 // rules returns the rules for a config, which read what tollgate uses into c.
 func (c *tenantConfig) rules() objectRules {
 	return objectRules{
 		"auth": mapOf(func(string) fieldRule {
-			return objectOf(objectRules{"api_key": anyString, "client_id": anyString, "client_secret": anyString})
+			return c.membersOf(objectRules{"api_key": anyString, "client_id": anyString, "client_secret": anyString})
 		}),
 		"user_groups": mapOf(c.groupRule),
-		"providers":   mapOf(func(string) fieldRule { return checkProvider }),
-		"caching": objectOf(objectRules{
+		"providers":   mapOf(func(string) fieldRule { return c.checkProvider }),
+		"caching": c.membersOf(objectRules{
 			"enabled":           anyBool,
 			"text_ttl":          anyCount,
 			"transcription_ttl": anyCount,
@@ -221,8 +302,12 @@ func (c *tenantConfig) rules() objectRules {
 func (c *tenantConfig) groupRule(name string) fieldRule {
 	return func(wrong *problems, path string, value []byte) {
 		var group userGroup
+		if name == "" || len(name) > maxGroupBytes {
+			wrong.add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxGroupBytes))
+			return
+		}
 		var limit rateLimit
-		seen := readMembers(wrong, path, value, objectRules{
+		seen := c.readMembers(wrong, path, value, objectRules{
 			"tokens":            intField(&group.tokens, 0, maxAmount),
 			"rate_limit":        intField(&limit.requests, 0, maxRateLimit),
 			"rate_limit_window": intField(&limit.seconds, 1, maxAmount),
@@ -232,22 +317,22 @@ func (c *tenantConfig) groupRule(name string) fieldRule {
 				wrong.add(memberPath(path, "rate_limit_window"), "is missing beside rate_limit")
 			}
 			group.limit = &limit
-			c.limits.add(name, limit)
 		}
 		c.groups[name] = group
+		c.encoded.add(name, group.limit)
 	}
 }
 
 // checkProvider is the rule for one member of providers.
-func checkProvider(wrong *problems, path string, value []byte) {
+func (c *tenantConfig) checkProvider(wrong *problems, path string, value []byte) {
 	var chosen string
 	endpoints := make(map[string]bool)
-	endpoint := objectOf(objectRules{
+	endpoint := c.membersOf(objectRules{
 		"url": absoluteURL, "api_key": anyString, "default_model": anyString, "model": anyString,
 		"voice": anyString, "encoding": anyString, "sampleRate": anyNumber,
 	})
 	named := false
-	readMembers(wrong, path, value, objectRules{
+	c.readMembers(wrong, path, value, objectRules{
 		"default": func(wrong *problems, path string, value []byte) {
 			before := len(*wrong)
 			stringField(&chosen)(wrong, path, value)

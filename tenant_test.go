@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A config that breaks a rule is refused; the error names the member by its path and shows no value.
@@ -145,4 +147,157 @@ func FuzzTenantID(f *testing.F) {
 			t.Errorf("%q: got %v, want %v", id, got, want)
 		}
 	})
+}
+
+// A group's name has 1 to 64 bytes, wherever it is named.
+func TestGroupNames(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	longest, tooLong := strings.Repeat("ü", 32), strings.Repeat("g", 65)
+	s.putConfig(t, id, `{"user_groups":{"`+longest+`":{"tokens":3},"g":{}}}`).want(t, 200, `{"success":true}`)
+	key := s.issue(t, id, `"userId":"u","group":"`+longest+`"`)
+	s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":2}`)
+	for _, test := range []struct{ name, path string }{
+		{"", `user_groups[""]`}, {tooLong, `user_groups["` + tooLong[:64] + `…"]`}, {longest + "x", `user_groups["` + longest + `…"]`},
+	} {
+		config := `{"user_groups":{"` + test.name + `":{"tokens":1}}}`
+		want := "Invalid config: " + test.path + " must have a name of 1 to 64 bytes"
+		s.putConfig(t, id, config).wantError(t, 400, want)
+		s.createTenant(t, newTenantID(), config).wantError(t, 400, want)
+		const known = "group must be one of the tenant's user_groups: "
+		for _, got := range []reply{
+			s.admin(t, "POST", "/"+id+"/admin/keys", `{"userId":"u","group":"`+test.name+`"}`),
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"`+test.name+`"}`),
+		} {
+			got.want(t, 400, "")
+			if text := got.text(t, "error"); !strings.HasPrefix(text, known) {
+				t.Errorf("got %s", text)
+			}
+		}
+		direct := testRedis.newTenant(t, config)
+		s.do(t, "POST", "/"+direct+"/auth/anonymous", "").want(t, 500, `{"error":"Internal error"}`)
+		if s.log.count("[ERROR] The config of tenant "+direct+" is broken: "+want) != 1 {
+			t.Errorf("log:\n%s", s.log)
+		}
+	}
+}
+
+// A charge in a config with many groups finds its group without a scan.
+func TestGroupTable(t *testing.T) {
+	var members []string
+	for i := range 17_000 {
+		members = append(members, fmt.Sprintf(`"group %d":{"rate_limit":%d,"rate_limit_window":60}`, i, i))
+	}
+	config, err := parseConfig([]byte(`{"user_groups":{` + strings.Join(members, ",") + `}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const lookups = 20_000
+	began := time.Now()
+	for i := range lookups {
+		n := i % 17_000
+		groups, onlyOne := config.encoded.sent(fmt.Sprint("group ", n))
+		if want := fmt.Sprintf("\xffgroup %d\xfe%d 60", n, n); groups != want || !onlyOne {
+			t.Fatalf("got %q, %t, want %q", groups, onlyOne, want)
+		}
+	}
+	if took := time.Since(began); took > lookups*20*time.Microsecond { // a scan takes 100 µs
+		t.Errorf("%d lookups took %s", lookups, took)
+	}
+	if groups, onlyOne := config.encoded.sent("group 17000"); groups != "" || !onlyOne {
+		t.Errorf("of an unknown group %q is sent", groups)
+	}
+}
+
+// Members that are probably misspelled are accepted, and the response and the log say so.
+func TestConfigWarnings(t *testing.T) {
+	s := newService(t)
+	for _, test := range []struct {
+		config   string
+		warnings []string // each a path and the name that was meant
+	}{
+		{`{"user_groups":{"anonymous":{"token":5}}}`, []string{"user_groups.anonymous.token", "tokens"}},
+		{`{"user_group":{"anonymous":{"tokens":5}}}`, []string{"user_group", "user_groups"}},
+		{`{"user_groups":{"a":{"rate_limits":5,"rate_limit_windw":1}}}`,
+			[]string{"user_groups.a.rate_limits", "rate_limit", "user_groups.a.rate_limit_windw", "rate_limit_window"}},
+		{`{"providers":{"text":{"endpoint":{},"endpoints":{"b":{"ulr":"x","apikey":"S3CRET"}}}}}`,
+			[]string{"providers.text.endpoints.b.ulr", "url", "providers.text.endpoints.b.apikey", "api_key"}},
+		{`{"caching":{"enable":true,"textttl":3},"auht":{}}`,
+			[]string{"caching.enable", "enabled", "caching.textttl", "text_ttl", "auht", "auth"}},
+		{`{"auth":{"google":{"clientid":"x"}}}`, []string{"auth.google.clientid", "client_id"}},
+		// No warnings: what is far away, known members beside it, names that the tenant chooses.
+		{`{"user_groups":{"anonymous":{"tokens":5,"token":6,"note":1,"currency":"x"}},"groups":{},"user":7,"x":1,"":2}`, nil},
+		{`{"user_groups":{"anonymus":{"tokens":1},"tokens":{"tokens":1}},"providers":{"url":{}},"auth":{"auth":{}}}`, nil},
+		{`{"other":{"token":1,"user_group":2},"caching":{"TEXTTTL":1,"` + strings.Repeat("x", 100) + `":2}}`, nil},
+		{string(seedConfig), nil},
+	} {
+		id := newTenantID()
+		var sentences []string
+		for i := 0; i < len(test.warnings); i += 2 {
+			sentences = append(sentences, test.warnings[i]+" is not known: did you mean "+test.warnings[i+1]+"?")
+		}
+		want := `{"success":true}`
+		if sentences != nil {
+			list, _ := json.Marshal(sentences)
+			want = `{"success":true,"warnings":` + string(list) + `}`
+		}
+		created := s.createTenant(t, id, test.config)
+		created.want(t, 201, want)
+		s.putConfig(t, id, test.config).want(t, 200, want)
+		restore := "/" + id + "/admin/config/history/" + bare(created.etag(t)) + "/restore"
+		s.admin(t, "POST", restore, "").want(t, 200, want)
+		for _, sentence := range sentences {
+			if n := s.log.count("[WARN] The config of tenant " + id + ": " + sentence + "\n"); n != 3 {
+				t.Errorf("%s is %d times in the log", sentence, n)
+			}
+		}
+		if n := s.log.count("[WARN] The config of tenant " + id); n != 3*len(sentences) {
+			t.Errorf("%s: %d lines of the log are warnings, want %d", test.config, n, 3*len(sentences))
+		}
+	}
+	if s.log.count("S3CRET") != 0 {
+		t.Errorf("a value is in the log:\n%s", s.log)
+	}
+	// Very many of them cost little, and are not all listed.
+	var members []string
+	for i := range 40_000 {
+		members = append(members, fmt.Sprintf(`"rate_limit_%06d":1`, i))
+	}
+	id := newTenantID()
+	got := s.createTenant(t, id, `{"user_groups":{"a":{"token":1,`+strings.Join(members, ",")+`}}}`)
+	got.want(t, 201, "")
+	if list, _ := got.field(t, "warnings").([]any); len(list) == 0 || len(list) > 100 {
+		t.Errorf("%d warnings", len(list))
+	}
+}
+
+// A whole number counts in any spelling that JSON has for it; the config keeps its own.
+func TestSpellingsOfWholeNumbers(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 1)
+	const config = `{"user_groups":{"anonymous":{"tokens":1e2,"rate_limit":5.0,"rate_limit_window":0.1e4}},"caching":{"text_ttl":1E+2}}`
+	s.putConfig(t, id, config).want(t, 200, `{"success":true}`)
+	s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":`+config+`}`)
+	key := s.login(t, id)
+	left := 100
+	for _, test := range []struct {
+		spelling string
+		n        int
+	}{{"1.0", 1}, {"1e1", 10}, {"0.3E+1", 3}, {"200e-2", 2}} {
+		left -= test.n
+		got := s.consume(t, id, key, `{"tokens":`+test.spelling+`}`)
+		got.want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, left))
+		got.wantHeader(t, "RateLimit-Policy", `"requests";q=5;w=1000`)
+	}
+	s.consume(t, id, key, `{"tokens":1.5}`).want(t, 400, "")
+	s.consume(t, id, key, `{"tokens":9.007199254740992e15}`).want(t, 400, "")
+	s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":-2.0e0}`).want(t, 200, "")
+	if tokensLeft(t, key) != left-2 {
+		t.Errorf("%d tokens are left, want %d", tokensLeft(t, key), left-2)
+	}
+	user := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":7.0,"expiresIn":1e3`)
+	if ttl := testRedis.int(t, "TTL", "apiKey:"+user); tokensLeft(t, user) != 7 || ttl < 990 || ttl > 1000 {
+		t.Errorf("%d tokens, for %d s", tokensLeft(t, user), ttl)
+	}
+	s.do(t, "GET", "/"+id+"/auth/verify?tokens=1e0", "", bearer(user)).want(t, 400, "")
 }

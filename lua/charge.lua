@@ -1,17 +1,20 @@
-#!lua flags=allow-oom
 -- Atomically checks and applies one charge to an API key. A refused charge consumes neither tokens nor rate. The script
--- never creates a key, never changes a key's expiry and never takes a balance below 0. It runs even if Redis's memory is
--- full.
+-- never creates a key, never changes a key's expiry and never takes a balance below 0.
+--
+-- The Go code puts a first line before this file, with flags for Redis, and sets grow. With grow = false the script runs
+-- even if Redis's memory is full, and refuses what would need more of it.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate: the times (µs, Redis's clock) of the requests accepted within the window, oldest first.
---         It may be omitted if ARGV[3] is empty and there is no KEYS[3]
--- KEYS[3] {apiKey:<apiKey>}:charge:<Idempotency-Key>, if the charge has one: remembers the outcome for 24 h
+--         It may be omitted if no group has a rate limit and there is no KEYS[3]
+-- KEYS[3] {apiKey:<apiKey>}:charge:<digest of the Idempotency-Key>, if the charge has one: remembers the outcome
 -- ARGV[1] tenant ID
--- ARGV[2] tokens to take, a whole number from 0 to 2^53-1; 0 takes nothing, but needs a balance of 1
--- ARGV[3] the rate limits of the tenant's groups, each as \255 group \254 requests, a space, and the window in seconds;
---         the bytes 254 and 255 occur in no UTF-8, so in no group's name
--- ARGV[4] the only group whose limit ARGV[3] has, if it has one; if omitted, ARGV[3] has all
+-- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
+-- ARGV[3] tokens to take, a whole number from 0 to 2^53-1; 0 takes nothing, but needs a balance of 1
+-- ARGV[4] the tenant's groups, each as \255 name \254 and, if it has a rate limit, the requests, a space, and the window in
+--         seconds; the bytes 254 and 255 occur in no UTF-8, so in no group's name
+-- ARGV[5] the only group that ARGV[4] has; '' or omitted if it has all
+-- ARGV[6] seconds for which KEYS[3] is remembered; omitted without KEYS[3]
 --
 -- Returns nil if the tenant has no such key, else three lines, of which the last, the group, may itself have newlines:
 -- '<outcome> <tokens left>' and, under a rate limit, ' <requests> <window in s> <requests remaining> <s until a slot
@@ -21,7 +24,9 @@
 --   mismatch  KEYS[3] has charged another amount
 --   limited   over the rate
 --   spent     fewer tokens are left than requested
---   group     the key's group is not ARGV[4]
+--   group     the key's group is not ARGV[5]
+--   disabled  the tenant does not have the key's group
+--   full      it would need memory, and grow is false
 
 local call, pcall = redis.call, redis.pcall
 
@@ -29,19 +34,47 @@ local function failed(result)
 	return type(result) == 'table' and result.err
 end
 
--- read returns the entry at an index of the rate log, nil if there is no such entry.
-local function read(index)
-	local at = call('LINDEX', KEYS[2], index)
-	if at and (#at > 16 or not string.find(at, '^%d+$')) then
+local function number(entry)
+	if #entry > 16 or not string.find(entry, '^%d+$') then
 		error('malformed rate log')
 	end
-	return at and tonumber(at)
+	return tonumber(entry)
 end
 
--- prune removes the entries that have left the window, which began at start. It returns the oldest that remains. Mostly
--- none or one has left. If many have, the first that has not is found by doubling an index and then bisecting.
-local function prune(start)
+-- read returns the entry at an index of the rate log, nil if there is none.
+local function read(index)
+	local entry = call('LINDEX', KEYS[2], index)
+	return entry and number(entry)
+end
+
+-- clamp sets the entries that are later than now to now. They were written by a server whose clock is ahead of that of
+-- its successor.
+local function clamp(now, window)
+	local entries = call('LRANGE', KEYS[2], 0, -1)
+	for i, entry in ipairs(entries) do
+		entries[i] = math.min(number(entry), now)
+	end
+	table.sort(entries)
+	call('DEL', KEYS[2])
+	for first = 1, #entries, 1000 do -- Lua's stack bounds the arguments of a call
+		local last = math.min(first + 999, #entries)
+		for i = first, last do
+			entries[i] = string.format('%.0f', entries[i])
+		end
+		call('RPUSH', KEYS[2], unpack(entries, first, last))
+	end
+	call('PEXPIRE', KEYS[2], window .. '000')
+end
+
+-- prune removes the entries that have left the window. It returns the oldest that remains. Mostly none or one has left.
+-- If many have, the first that has not is found by doubling an index and then bisecting.
+local function prune(now, window)
+	local start = now - window * 1000000
 	local oldest = read(0)
+	if oldest and math.max(oldest, read(-1)) > now then
+		clamp(now, window)
+		oldest = read(0)
+	end
 	if not oldest or oldest > start then
 		return oldest
 	end
@@ -64,19 +97,20 @@ local function prune(start)
 	return oldest
 end
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId')
-if key[1] ~= ARGV[1] then
+local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId', 'generation')
+if key[1] ~= ARGV[1] or (key[5] or '') ~= ARGV[2] then
 	return nil
 end
 local left, group = key[2] or '', key[3] or ''
-local balance, tokens = tonumber(left), tonumber(ARGV[2])
+local balance, tokens = tonumber(left), tonumber(ARGV[3])
 if left ~= '0' and not string.find(left, '^[1-9]%d*$') or balance > 9007199254740991 then
 	error('tokensLeft is not a whole number from 0 to 2^53-1')
 elseif key[4] and string.find(key[4], '\n', 1, true) then
 	error('userId has a newline')
 end
-local identity = '\n' .. (key[4] or '') .. '\n' .. group
-if ARGV[4] and ARGV[4] ~= group then
+-- No config has a group of more than 64 bytes: what was written straight to Redis is not sent to and fro.
+local identity = '\n' .. (key[4] or '') .. '\n' .. string.sub(group, 1, 64)
+if ARGV[5] and ARGV[5] ~= '' and ARGV[5] ~= group and #group <= 64 then
 	return 'group ' .. left .. identity
 end
 
@@ -87,24 +121,28 @@ if KEYS[3] then
 		local amount, leftThen = string.match(before, '^(%d+) (%d+)$')
 		if not amount or #leftThen > 16 then
 			error('malformed record of an Idempotency-Key')
-		elseif amount ~= ARGV[2] then
+		elseif amount ~= ARGV[3] then
 			return 'mismatch ' .. left .. identity
 		end
 		outcome, left = 'replayed', leftThen
 	end
 end
 
--- The rate is a sliding log, whose length after pruning is the number of requests within the window.
-local limit, window, used, now, oldest, found, _
-if ARGV[3] ~= '' then
-	_, found = string.find(ARGV[3], '\255' .. group .. '\254', 1, true)
+local _, found = string.find(ARGV[4], '\255' .. group .. '\254', 1, true)
+if not found then
+	return (outcome == 'replayed' and outcome or 'disabled') .. ' ' .. left .. identity
 end
-if found then
-	limit, window = string.match(ARGV[3], '^(%d+) (%d+)', found + 1)
+-- The rate is a sliding log, whose length after pruning is the number of requests within the window.
+local limit, window = string.match(ARGV[4], '^(%d+) (%d+)', found + 1)
+local used, now, oldest
+if not grow and (limit or KEYS[3]) then
+	return 'full ' .. left .. identity
+end
+if limit then
 	limit = tonumber(limit)
 	now = call('TIME')
 	now = now[1] * 1000000 + now[2]
-	oldest = prune(now - window * 1000000)
+	oldest = prune(now, window)
 	used = oldest and call('LLEN', KEYS[2]) or 0
 	if outcome == 'charged' and used >= limit then
 		outcome = 'limited'
@@ -127,7 +165,7 @@ if outcome == 'charged' then
 			oldest = oldest or now
 		end
 		if KEYS[3] and not failed(result) then
-			result = pcall('SET', KEYS[3], ARGV[2] .. ' ' .. left, 'EX', 86400)
+			result = pcall('SET', KEYS[3], ARGV[3] .. ' ' .. left, 'EX', ARGV[6])
 		end
 		if tokens > 0 and not failed(result) then
 			result = pcall('HINCRBY', KEYS[1], 'tokensLeft', -tokens)

@@ -1,56 +1,70 @@
 -- Writes a tenant's config and adds it to the history, in one atomic step.
 --
 -- KEYS[1]  tenant:<tenantId>:config
--- KEYS[2]  {tenant:<tenantId>:config}:history, newest first, each '<ETag> <saved at> <saved by>', a newline, and the config
--- KEYS[3]  {tenant:<tenantId>:config}:adminTokens
+-- KEYS[2]  {tenant:<tenantId>:config}:history: the heads of the versions, newest first, '<ETag> <saved at> <saved by>'
+-- KEYS[3]  {tenant:<tenantId>:config}:versions: ETag → config, for each version in the history
+-- KEYS[4]  {tenant:<tenantId>:config}:adminTokens
 -- ARGV[1]  'create': the tenant must not exist; 'replace': it must exist
 -- ARGV[2]  config
--- ARGV[3]  the time
--- ARGV[4]  who saves it
--- ARGV[5]  SHA-256 of the caller's admin token, in hex; '' for the operator
--- ARGV[6…] conditions: if there are any '=<ETag>', one must be that of the config; no '!<ETag>' may be; 'none' never holds
+-- ARGV[3]  its ETag, the SHA-1 of ARGV[2] in hex
+-- ARGV[4]  the time
+-- ARGV[5]  who saves it
+-- ARGV[6]  SHA-256 of the caller's admin token, in hex; '' for the operator
+-- ARGV[7…] conditions: if there are any '=<ETag>', one must be that of the config; no '!<ETag>' may be; 'none' never
+--          holds
 --
--- Returns the new ETag, or 'exists', 'missing', 'revoked' (the token) or 'changed': then nothing was written.
+-- Returns 'saved'; or 'exists', 'missing', 'revoked' (the token) or 'changed': then nothing was written.
 
+local call = redis.call
 local kept = 20 -- versions
 
--- remember adds a version to the history, unless it is the newest there.
+-- remember adds a version to the history, unless it is the newest there, and drops those beyond kept.
 local function remember(etag, by, config)
-	local newest = redis.call('LINDEX', KEYS[2], 0)
-	if not newest or string.sub(newest, 1, 40) ~= etag then
-		redis.call('LPUSH', KEYS[2], etag .. ' ' .. ARGV[3] .. ' ' .. by .. '\n' .. config)
-		redis.call('LTRIM', KEYS[2], 0, kept - 1)
+	local heads = call('LRANGE', KEYS[2], 0, -1)
+	if heads[1] and string.sub(heads[1], 1, 40) == etag then
+		return
 	end
+	call('HSET', KEYS[3], etag, config)
+	call('LPUSH', KEYS[2], etag .. ' ' .. ARGV[4] .. ' ' .. by)
+	local used = {[etag] = true}
+	for i, head in ipairs(heads) do
+		local version = string.sub(head, 1, 40)
+		if i < kept then
+			used[version] = true
+		elseif not used[version] then -- the same config may have been saved twice
+			call('HDEL', KEYS[3], version)
+		end
+	end
+	call('LTRIM', KEYS[2], 0, kept - 1)
 end
 
-local current = redis.call('GET', KEYS[1])
+local current = call('GET', KEYS[1])
 local create = ARGV[1] == 'create'
 if create and current then
 	return 'exists'
 elseif not create and not current then
 	return 'missing'
-elseif ARGV[5] ~= '' and redis.call('HEXISTS', KEYS[3], ARGV[5]) == 0 then
+elseif ARGV[6] ~= '' and call('HEXISTS', KEYS[4], ARGV[6]) == 0 then
 	return 'revoked'
 end
 local etag = current and redis.sha1hex(current)
-local asked, matched = false, false
-for i = 6, #ARGV do
+local required, matched = false, false
+for i = 7, #ARGV do
 	if ARGV[i] == 'none' or ARGV[i] == '!' .. etag then
 		return 'changed'
 	elseif string.sub(ARGV[i], 1, 1) == '=' then
-		asked, matched = true, matched or ARGV[i] == '=' .. etag
+		required, matched = true, matched or ARGV[i] == '=' .. etag
 	end
 end
-if asked and not matched then
+if required and not matched then
 	return 'changed'
 end
 
 if create then
-	redis.call('DEL', KEYS[2], KEYS[3]) -- of a tenant whose config was deleted straight in Redis
+	call('DEL', KEYS[2], KEYS[3], KEYS[4]) -- of a tenant whose config was deleted straight in Redis
 else
 	remember(etag, 'redis', current) -- one that was written straight to Redis is not there yet
 end
-redis.call('SET', KEYS[1], ARGV[2])
-etag = redis.sha1hex(ARGV[2])
-remember(etag, ARGV[4], ARGV[2])
-return etag
+call('SET', KEYS[1], ARGV[2])
+remember(ARGV[3], ARGV[5], ARGV[2])
+return 'saved'

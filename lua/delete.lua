@@ -1,23 +1,36 @@
--- Deletes a tenant: its config, the config's history, and its admin tokens.
+-- Deletes a tenant: its config, the config's history, and its admin tokens. Its API keys become invalid.
 --
--- KEYS[1] tenant:<tenantId>:config
--- KEYS[2] {tenant:<tenantId>:config}:history
--- KEYS[3] {tenant:<tenantId>:config}:adminTokens
--- ARGV[1…] ETags, of which the config must have one; without them it may have any
+-- KEYS[1]  tenant:<tenantId>:config
+-- KEYS[2]  {tenant:<tenantId>:config}:history
+-- KEYS[3]  {tenant:<tenantId>:config}:versions
+-- KEYS[4]  {tenant:<tenantId>:config}:adminTokens
+-- KEYS[5]  {tenant:<tenantId>:config}:generation, which stays: each API key records the one in which it was created
+-- ARGV[1]  the next generation
+-- ARGV[2…] ETags, of which the config must have one; without them it may have any
 --
 -- Returns 1; -1 if the config has another ETag: then nothing was deleted; or 0 if the tenant does not exist: then what a
 -- config that was deleted straight in Redis has left behind is deleted.
 
-local exists = redis.call('EXISTS', KEYS[1])
-if exists == 1 and ARGV[1] then
-	local etag = redis.sha1hex(redis.call('GET', KEYS[1]))
+local call = redis.call
+
+local exists = call('EXISTS', KEYS[1])
+if call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
+	return 0
+elseif exists == 1 and ARGV[2] then
+	local etag = redis.sha1hex(call('GET', KEYS[1]))
 	local matched = false
-	for i = 1, #ARGV do
+	for i = 2, #ARGV do
 		matched = matched or ARGV[i] == etag
 	end
 	if not matched then
 		return -1
 	end
 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+local generation = call('GET', KEYS[5]) or '' -- '' is none
+call('SET', KEYS[5], ARGV[1])
+local deleted = redis.pcall('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+if type(deleted) == 'table' and deleted.err then -- undo: the tenant is still there, and so are its keys
+	call('SET', KEYS[5], generation)
+	return deleted
+end
 return exists

@@ -3,10 +3,12 @@
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate
 -- ARGV[1] tenant ID
+-- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 --
 -- Returns 1, or 0 if the tenant has no such key.
 
-if redis.call('HGET', KEYS[1], 'tenantId') ~= ARGV[1] then
+local key = redis.call('HMGET', KEYS[1], 'tenantId', 'generation')
+if key[1] ~= ARGV[1] or (key[2] or '') ~= ARGV[2] then
 	return 0
 end
 redis.call('DEL', KEYS[1], KEYS[2])

@@ -1,0 +1,312 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// apiKey is what Redis holds of an API key.
+type apiKey struct {
+	userID     string // "" is an anonymous user
+	group      string
+	createdAt  time.Time
+	expiresAt  time.Time // zero: never
+	tokensLeft int64
+}
+
+// NewKey stores an API key of t, with an expiry if ttl is not 0. k.expiresAt is not used. Error: ErrUnavailable.
+func (s *store) NewKey(deadline time.Time, t *tenant, key string, k apiKey, ttl time.Duration) error {
+	_, err := s.issueKey(deadline, t, []string{apiKeyRedisKey(key)}, issueArgs(t, k, ttl, 0, "", ""))
+	return err
+}
+
+// Login stores an API key as NewKey does, unless address has had perMinute logins in the last minute, over all
+// processes. Check and write are one atomic step. Errors: rateLimitError, ErrUnavailable.
+func (s *store) Login(deadline time.Time, t *tenant, key string, k apiKey, ttl time.Duration, address string,
+	perMinute int64) error {
+	keys := []string{apiKeyRedisKey(key), loginRedisKey(address)}
+	reply, err := s.issueKey(deadline, t, keys, issueArgs(t, k, ttl, perMinute, "", ""))
+	if wait, _ := reply.(int64); err == nil && wait > 0 {
+		return rateLimitError{retryAfter: time.Duration(wait) * time.Second}
+	}
+	return err
+}
+
+// idempotentRequest identifies a request that must take effect once.
+type idempotentRequest struct {
+	key    string // the Idempotency-Key; "" is none
+	digest string // of what the request asks for
+}
+
+// NewKeyOnce stores an API key as NewKey does, unless the same request has stored one in the last 24 h. It returns the
+// key that is stored, its balance when it was, and whether the request was repeated. Check and write are one atomic
+// step. Errors: ErrKeyReused if another request had the same Idempotency-Key; ErrUnavailable.
+func (s *store) NewKeyOnce(deadline time.Time, t *tenant, key string, k apiKey, ttl time.Duration,
+	request idempotentRequest) (stored string, tokensLeft int64, replayed bool, err error) {
+	keys := []string{apiKeyRedisKey(key), issueRecordRedisKey(t, request.key)}
+	reply, err := s.issueKey(deadline, t, keys, issueArgs(t, k, ttl, 0, request.digest, key))
+	if err != nil {
+		return "", 0, false, err
+	}
+	switch before := reply.(type) {
+	case int64:
+		return key, k.tokensLeft, false, nil
+	case []byte:
+		return "", 0, false, ErrKeyReused
+	case []any:
+		if _, err = redis.Scan(before, &stored, &tokensLeft); err == nil {
+			return stored, tokensLeft, true, nil
+		}
+	}
+	return "", 0, false, fmt.Errorf("store an API key of tenant %s: %w", t.id, errBadReply)
+}
+
+// issueArgs returns the arguments of issue.lua.
+func issueArgs(t *tenant, k apiKey, ttl time.Duration, perMinute int64, requestDigest, key string) []any {
+	args := []any{
+		ttl.Milliseconds(), perMinute, requestDigest, t.id, t.generation, k.group, formatTime(k.createdAt),
+		k.tokensLeft, key,
+	}
+	if k.userID != "" {
+		args = append(args, k.userID)
+	}
+	return args
+}
+
+// issueKey returns the reply of issue.lua.
+func (s *store) issueKey(deadline time.Time, t *tenant, keys []string, args []any) (any, error) {
+	reply, err := s.redis.eval(deadline, issueScript, keys, args...)
+	if err != nil {
+		return nil, fmt.Errorf("store an API key of tenant %s: %w", t.id, err)
+	}
+	return reply, nil
+}
+
+// Key returns t's API key. Errors: ErrNoKey, ErrUnavailable.
+func (s *store) Key(deadline time.Time, t *tenant, key string) (apiKey, error) {
+	k, _, err := s.UpdateKey(deadline, t, key, keyChange{}, idempotentRequest{})
+	return k, err
+}
+
+// keyChange is a change of an API key; nil changes nothing. At most one of addTokens and setTokens may be set.
+type keyChange struct {
+	group     *string
+	addTokens *int64 // from -maxAmount to maxAmount
+	setTokens *int64 // from 0 to maxAmount
+}
+
+// UpdateKey changes t's API key in one atomic step and returns it as it is then. Its expiry stays. With an
+// Idempotency-Key it does so once in 24 h; if the request is repeated, it returns the key as it was after the first
+// time, and true. Errors: ErrNoKey; ErrBalanceRange and ErrKeyReused if nothing was changed; ErrUnavailable.
+func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyChange,
+	request idempotentRequest) (k apiKey, replayed bool, err error) {
+	script, keys, args := change.call(t, key, request)
+	reply, err := s.redis.eval(deadline, script, keys, args...)
+	if err == nil {
+		switch reply := reply.(type) {
+		case nil:
+			return apiKey{}, false, ErrNoKey
+		case []byte:
+			if string(reply) == "mismatch" {
+				return apiKey{}, false, ErrKeyReused
+			}
+			return apiKey{}, false, ErrBalanceRange
+		}
+		k, replayed, err = parseAPIKey(reply)
+	}
+	if err != nil {
+		return apiKey{}, false, fmt.Errorf("read an API key of tenant %s: %w", t.id, err)
+	}
+	return k, replayed, nil
+}
+
+// call returns key.lua with its keys and arguments: in the form that runs in a full Redis if that needs no memory.
+func (change keyChange) call(t *tenant, key string, request idempotentRequest) (*script, []string, []any) {
+	script, keys := keyScript, []string{apiKeyRedisKey(key)}
+	balance, tokens, group := "", int64(0), ""
+	switch {
+	case change.addTokens != nil:
+		balance, tokens = "add", *change.addTokens
+	case change.setTokens != nil:
+		balance, tokens = "set", *change.setTokens
+	}
+	if change.group != nil {
+		script, group = growingKeyScript, *change.group
+	}
+	args := []any{t.id, t.generation, balance, tokens, group}
+	if request.key != "" {
+		script, args = growingKeyScript, append(args, request.digest)
+		keys = append(keys, recordRedisKey(key, "update", request.key))
+	}
+	return script, keys, args
+}
+
+// parseAPIKey parses the reply of key.lua.
+func parseAPIKey(reply any) (k apiKey, replayed bool, err error) {
+	var createdAt string
+	var expiresAt int64
+	values, err := redis.Values(reply, nil)
+	if err == nil {
+		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt)
+	}
+	if err == nil {
+		k.createdAt, err = time.Parse(time.RFC3339, createdAt)
+	}
+	if err != nil {
+		return k, false, errBadReply // err itself may quote a value
+	}
+	if expiresAt >= 0 {
+		k.expiresAt = time.UnixMilli(expiresAt)
+	}
+	return k, len(values) > 5, nil
+}
+
+// RevokeKey deletes t's API key. Errors: ErrNoKey, ErrUnavailable.
+func (s *store) RevokeKey(deadline time.Time, t *tenant, key string) error {
+	keys := []string{apiKeyRedisKey(key), rateRedisKey(key)}
+	n, err := redis.Int(s.redis.eval(deadline, revokeScript, keys, t.id, t.generation))
+	if err != nil {
+		return fmt.Errorf("revoke an API key of tenant %s: %w", t.id, err)
+	}
+	if n == 0 {
+		return ErrNoKey
+	}
+	return nil
+}
+
+// chargeRequest is what to charge.
+type chargeRequest struct {
+	key            string
+	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
+	idempotencyKey string // "" is none
+	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" is none
+}
+
+// chargeResult is what a charge led to.
+type chargeResult struct {
+	tokensLeft   int64
+	replayed     bool // the Idempotency-Key was known: nothing was taken now, and tokensLeft is that of the first time
+	group        string
+	userID       string // "" is an anonymous user
+	hasRateLimit bool
+	rate         rateLimitState // if hasRateLimit
+}
+
+// rateLimitState is how much an API key has used of its group's rate limit.
+type rateLimitState struct {
+	limit, window int64 // requests, in any window of seconds
+	remaining     int64 // requests that would be accepted now
+	wait          int64 // seconds until the next slot frees; 0 if none is used
+}
+
+// Charge takes c.tokens from the balance of t's API key, all or none, within the rate limit of the key's group, in one
+// atomic step. With an Idempotency-Key it does so once in 24 h, however often it is called. Errors: ErrNoKey;
+// rateLimitError and insufficientTokensError, with a result, ErrGroupDisabled and ErrKeyReused if nothing was taken;
+// ErrUnavailable if Redis may or may not have taken them.
+func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (chargeResult, error) {
+	group := anonymousGroup
+	for {
+		outcome, result, err := s.chargeOnce(deadline, t, c, group)
+		switch {
+		case errors.Is(err, redis.ErrNil):
+			return result, ErrNoKey
+		case err != nil:
+			return result, fmt.Errorf("charge an API key of tenant %s: %w", t.id, err)
+		}
+		switch outcome {
+		case "charged":
+			return result, nil
+		case "replayed":
+			result.replayed = true
+			return result, nil
+		case "mismatch":
+			return result, ErrKeyReused
+		case "limited":
+			return result, rateLimitError{retryAfter: time.Duration(result.rate.wait) * time.Second}
+		case "spent":
+			return result, insufficientTokensError{result.tokensLeft}
+		case "disabled":
+			return result, ErrGroupDisabled
+		case "full":
+			return result, fmt.Errorf("charge an API key of tenant %s: %w: its memory is full", t.id, ErrUnavailable)
+		case "group":
+			// The key is in another group: try again with that group's limit. An admin may move it meanwhile, so this
+			// may repeat; the deadline ends it.
+			group = result.group
+		default:
+			return result, fmt.Errorf("charge an API key of tenant %s: %w", t.id, errBadReply)
+		}
+	}
+}
+
+// chargeOnce runs charge.lua with all groups of the tenant or, if they are too large, with that of the name group.
+func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group string) (string, chargeResult, error) {
+	groups, onlyOne := t.config.encoded.sent(group)
+	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
+	args := append(make([]any, 0, 6), t.id, t.generation, c.tokens, groups)
+	if onlyOne {
+		args = append(args, group)
+	}
+	if t.config.encoded.limited || c.isIdempotent() {
+		keys = append(keys, rateRedisKey(c.key))
+	}
+	if c.isIdempotent() {
+		if !onlyOne {
+			args = append(args, "")
+		}
+		record, ttl := c.record()
+		keys, args = append(keys, record), append(args, int64(ttl/time.Second))
+	}
+	script := growingChargeScript
+	if len(keys) == 1 {
+		script = chargeScript
+	}
+	reply, err := redis.Bytes(s.redis.eval(deadline, script, keys, args...))
+	if isOutOfMemory(err) && !c.isIdempotent() { // if the key itself has no rate limit, its charge needs no memory
+		reply, err = redis.Bytes(s.redis.eval(deadline, chargeScript, keys, args...))
+	}
+	if err != nil {
+		return "", chargeResult{}, err
+	}
+	return parseChargeReply(string(reply))
+}
+
+func (c *chargeRequest) isIdempotent() bool { return c.idempotencyKey != "" || c.requestID != "" }
+
+// record returns where the outcome of the charge is remembered, and for how long.
+func (c *chargeRequest) record() (key string, ttl time.Duration) {
+	if c.requestID != "" {
+		return recordRedisKey(c.key, "verify", c.requestID), verifyRecordTTL
+	}
+	return recordRedisKey(c.key, "charge", c.idempotencyKey), chargeRecordTTL
+}
+
+// parseChargeReply parses the reply of charge.lua.
+func parseChargeReply(reply string) (outcome string, result chargeResult, err error) {
+	head, identity, _ := strings.Cut(reply, "\n")
+	result.userID, result.group, _ = strings.Cut(identity, "\n")
+	outcome, head, _ = strings.Cut(head, " ")
+	var numbers [5]int64
+	n := 0
+	for number := range strings.SplitSeq(head, " ") {
+		if n == len(numbers) {
+			return outcome, result, errBadReply
+		}
+		if numbers[n], err = strconv.ParseInt(number, 10, 64); err != nil {
+			return outcome, result, errBadReply
+		}
+		n++
+	}
+	if n != 1 && n != len(numbers) {
+		return outcome, result, errBadReply
+	}
+	result.tokensLeft = numbers[0]
+	result.hasRateLimit = n > 1
+	result.rate = rateLimitState{numbers[1], numbers[2], numbers[3], numbers[4]}
+	return outcome, result, nil
+}

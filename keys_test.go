@@ -1,0 +1,496 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// ---- A full Redis ---------------------------------------------------------------------------------------------------
+
+// memory returns how many bytes Redis uses, and how many it may.
+func (r *redisServer) memory(t *testing.T) (used, most int) {
+	t.Helper()
+	info := r.string(t, "INFO", "memory")
+	fmt.Sscan(infoField(info, "used_memory"), &used)
+	fmt.Sscan(infoField(info, "maxmemory"), &most)
+	return used, most
+}
+
+// In a full Redis a charge that needs no memory goes on, whatever the tenant's other groups have. One that would write
+// the record of an Idempotency-Key, or an entry of a rate, is 503, so that strangers cannot fill the machine.
+func TestChargesInFullRedis(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000},`+
+		`"limited":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}}}`)
+	plain, limited := s.login(t, id), s.issue(t, id, `"userId":"u","group":"limited"`)
+	s.consume(t, id, plain, "", retryKey+"first").want(t, 200, `{"tokensLeft":999999}`)
+	s.consume(t, id, limited, "").want(t, 200, "")
+	used, _ := r.memory(t)
+	r.do(t, "CONFIG", "SET", "maxmemory", used+500_000)
+	long := strings.Repeat("k", 240)
+	for _, prefix := range []string{"a", "b", "c"} { // in old versions: 1.3 MB each
+		load{
+			services: []*service{s}, clients: 8, requests: 400, statuses: []int{200, 503},
+			request: func(client, i int) request {
+				return consumeRequest(id, plain, 1, fmt.Sprintf("%s%s%s%d-%d", retryKey, prefix, long, client, i))
+			},
+		}.run(t)
+	}
+	if used, most := r.memory(t); used > most+300_000 { // of buffers
+		t.Errorf("%d bytes are used, %d are allowed", used, most)
+	}
+	records := r.keys(t, "{apiKey:"+plain+"}:charge:*")
+	for _, record := range records {
+		if _, name, _ := strings.Cut(record, ":charge:"); len(name) != 22 { // 16 bytes in base64
+			t.Fatalf("a record is called %s", record)
+		}
+	}
+	if n := len(records); n < 100 || n == 3*8*400+1 {
+		t.Errorf("%d charges were remembered: that proves little", n)
+	}
+
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	before := r.tokensLeft(t, plain)
+	for i := range 3 {
+		s.consume(t, id, plain, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, before-1-i))
+		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(plain)).want(t, 200, "")
+		s.consume(t, id, plain, "", retryKey+"new").want(t, 503, `{"error":"Service unavailable"}`)
+		s.do(t, "GET", "/"+id+"/auth/verify?tokens=1&request=new", "", bearer(plain)).want(t, 503, "")
+		s.consume(t, id, limited, "").want(t, 503, `{"error":"Service unavailable"}`)
+		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(limited)).want(t, 503, "")
+		s.consume(t, id, plain, `{"tokens":9007199254740991}`).want(t, 402, "")
+		s.consume(t, id, someKey, "").want(t, 401, "")
+	}
+	if left, other := r.tokensLeft(t, plain), r.tokensLeft(t, limited); left != before-3 || other != 999 {
+		t.Errorf("%d and %d tokens are left, want %d and 999", left, other, before-3)
+	}
+	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	s.consume(t, id, plain, "", retryKey+"new").wantHeader(t, "Idempotent-Replayed", "")
+	s.consume(t, id, limited, "").want(t, 200, `{"tokensLeft":998}`)
+}
+
+// ---- Groups ---------------------------------------------------------------------------------------------------------
+
+// A key whose group the config no longer has is refused: to remove a group must not lift its limit. That is so in
+// configs whose groups a charge sends, and in those that have too many.
+func TestRemovedGroup(t *testing.T) {
+	s := newService(t)
+	var more strings.Builder
+	for i := range 300 {
+		fmt.Fprintf(&more, `,"group number %d":{"tokens":1}`, i)
+	}
+	for _, test := range []struct{ name, others string }{{"few groups", ""}, {"many groups", more.String()}} {
+		t.Run(test.name, func(t *testing.T) {
+			const group = `"free":{"tokens":100,"rate_limit":3,"rate_limit_window":1000},`
+			with, without := `{"user_groups":{`+group+`"pro":{}`+test.others+`}}`, `{"user_groups":{"pro":{}`+test.others+`}}`
+			id := testRedis.newTenant(t, with)
+			key := s.issue(t, id, `"userId":"u","group":"free"`)
+			s.consume(t, id, key, `{"tokens":10}`, retryKey+"before").want(t, 200, `{"tokensLeft":90}`)
+			s.putConfig(t, id, without).want(t, 200, "")
+			for range 5 {
+				s.consume(t, id, key, "").want(t, 403, `{"error":"Group is disabled"}`)
+				s.consume(t, id, key, "", retryKey+"k").want(t, 403, `{"error":"Group is disabled"}`)
+				s.do(t, "GET", "/"+id+"/auth/verify?tokens=1", "", bearer(key)).want(t, 403, `{"error":"Group is disabled"}`)
+			}
+			got := s.consume(t, id, key, `{"tokens":10}`, retryKey+"before")
+			got.want(t, 200, `{"tokensLeft":90}`)
+			got.wantHeader(t, "Idempotent-Replayed", "true")
+			shown := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+			shown.want(t, 200, "")
+			if group := shown.text(t, "group"); group != "free" || tokensLeft(t, key) != 90 {
+				t.Errorf("its group is %s, %d tokens are left", group, tokensLeft(t, key))
+			}
+			if n := s.sample(t, `charges_refused_total{tenant="`+id+`",reason="group"}`); n != 15 {
+				t.Errorf("%v refusals are counted, want 15", n)
+			}
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
+			s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":89}`)
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"free"}`).want(t, 400, "")
+			s.putConfig(t, id, with).want(t, 200, "")
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"free"}`).want(t, 200, "")
+			s.wantRate(t, id, key, 1, 0)
+			s.consume(t, id, key, "").want(t, 429, "")
+		})
+	}
+	// Names that no config may have: a key straight in Redis may be in such a group.
+	for _, group := range []string{"", strings.Repeat("g", 64) + "x", "a\xfe1 1\xffb"} {
+		t.Run(fmt.Sprintf("the group %.9q", group), func(t *testing.T) {
+			id := testRedis.newTenant(t, `{"user_groups":{"`+strings.Repeat("g", 64)+`":{},"a":{},"b":{}`+more.String()+`}}`)
+			key := s.issue(t, id, `"userId":"u","group":"a","tokens":5`)
+			testRedis.do(t, "HSET", "apiKey:"+key, "group", group)
+			began := time.Now()
+			s.consume(t, id, key, "").want(t, 403, `{"error":"Group is disabled"}`)
+			if took := time.Since(began); took > busy {
+				t.Errorf("it took %s to refuse it", took)
+			}
+		})
+	}
+}
+
+// Charges in a config with very many groups send and scan no more than those with few. Nor does a name of a group, or
+// anything else that a tenant chooses, make a command large.
+func TestCommandSize(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	members := []string{`"anonymous":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}`}
+	for i := range 17_000 {
+		members = append(members, fmt.Sprintf(`"%d":{"rate_limit":100000,"rate_limit_window":60}`, i))
+	}
+	medium := []string{`"anonymous":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}`}
+	for i := range 55 { // just below what is sent as a whole
+		medium = append(medium, fmt.Sprintf(`"%s%02d":{"tokens":1}`, strings.Repeat("g", maxGroupBytes-2), i))
+	}
+	for _, test := range []struct {
+		name    string
+		members []string
+	}{{"17,000 groups", members}, {"55 long names", medium}} {
+		t.Run(test.name, func(t *testing.T) {
+			id := r.newTenant(t, `{"user_groups":{`+strings.Join(test.members, ",")+`}}`)
+			eventually(t, 10*time.Second, func() error { // until the config is parsed, which takes the race detector long
+				return s.admin(t, "GET", "/"+id+"/admin/config", "").is(200)
+			})
+			anonymous := s.login(t, id)
+			last := strings.Split(test.members[len(test.members)-1], `"`)[1]
+			other := s.issue(t, id, `"userId":"u","tokens":1000,"group":"`+last+`"`)
+			s.consume(t, id, other, "").want(t, 200, "")
+			bytes := func() (n int) {
+				fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_net_input_bytes"), &n)
+				return n
+			}
+			before := bytes()
+			const charges = 100
+			long := retryKey + strings.Repeat("k", 250)
+			for i := range charges / 2 {
+				s.consume(t, id, anonymous, "", fmt.Sprint(long, i)).want(t, 200, "")
+				s.consume(t, id, other, "", fmt.Sprint(long, i)).want(t, 200, "")
+			}
+			if n := (bytes() - before) / charges; n > 8<<10 {
+				t.Errorf("a charge sends %d bytes", n)
+			}
+		})
+	}
+}
+
+// ---- Clocks ---------------------------------------------------------------------------------------------------------
+
+// Entries of a rate log that are later than now, since a server with a faster clock wrote them, count as of now: the
+// limit recovers after one window.
+func TestRateLogFromTheFuture(t *testing.T) {
+	s := newService(t)
+	const hour = time.Hour
+	for _, test := range []struct {
+		name string
+		ages []time.Duration
+	}{
+		{"all", []time.Duration{-hour, -hour, -hour}},
+		{"the newest", []time.Duration{1500 * time.Millisecond, -hour, -hour}},
+		{"the oldest, as former versions left it", []time.Duration{-hour, 200 * time.Millisecond, 100 * time.Millisecond}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			id := limitedTenant(t, 3, 2)
+			key := s.login(t, id)
+			rateLog(t, key, test.ages...)
+			testRedis.do(t, "EXPIRE", "{apiKey:"+key+"}:rate", 3600)
+			began := time.Now()
+			refused := s.consume(t, id, key, "")
+			refused.want(t, 429, "")
+			if after := seconds(t, refused, "Retry-After"); after < 1 || after > 2 {
+				t.Errorf("Retry-After is %d", after)
+			}
+			if ttl := testRedis.int(t, "PTTL", "{apiKey:"+key+"}:rate"); ttl > 3000 {
+				t.Errorf("the log lives for %d ms", ttl)
+			}
+			time.Sleep(time.Until(began.Add(2*time.Second + 100*time.Millisecond)))
+			s.wantRate(t, id, key, 2, 1, 0)
+			s.consume(t, id, key, "").want(t, 429, "")
+		})
+	}
+	t.Run("very many", func(t *testing.T) {
+		id := limitedTenant(t, 100_000, 1000)
+		key := s.login(t, id)
+		later := make([]time.Duration, 5000)
+		for i := range later {
+			later[i] = -hour - time.Duration(i)
+		}
+		rateLog(t, key, later...)
+		s.wantRate(t, id, key, 100_000-5001, 100_000-5002)
+		newest, _ := redis.Int64(testRedis.do(t, "LINDEX", "{apiKey:"+key+"}:rate", -1), nil)
+		if late := time.UnixMicro(newest); time.Until(late) > time.Second {
+			t.Errorf("the newest entry is of %s", late)
+		}
+	})
+}
+
+// ---- Idempotency-Key on admin routes --------------------------------------------------------------------------------
+
+// A key is created once for one Idempotency-Key, whatever becomes of it, and of the config, meanwhile.
+func TestIssueKeyOnce(t *testing.T) {
+	r := newRedis(t)
+	services := newServices(t, "REDIS_URL="+r.url())
+	s := services[0]
+	const config = `{"user_groups":{"pro":{"tokens":50}}}`
+	id, other := r.newTenant(t, config), r.newTenant(t, config)
+	const body = `{"userId":"u","group":"pro"}`
+	issue := func(i int, tenant, body, retry string) reply {
+		return services[i%2].admin(t, "POST", "/"+tenant+"/admin/keys", body, retryKey+retry)
+	}
+	wantKeys := func(t *testing.T, n int) {
+		t.Helper()
+		if keys := r.keys(t, "apiKey:*"); len(keys) != n {
+			t.Errorf("there are %d keys, want %d", len(keys), n)
+		}
+	}
+	first := issue(0, id, body, "k")
+	first.want(t, 201, "")
+	first.wantHeader(t, "Idempotent-Replayed", "")
+	key := first.text(t, "apiKey")
+	wantReplay := func(t *testing.T) {
+		t.Helper()
+		for i := range 2 {
+			got := issue(i, id, body, "k")
+			got.want(t, 201, strings.TrimSpace(first.body))
+			got.wantHeader(t, "Idempotent-Replayed", "true")
+		}
+	}
+	t.Run("replayed", func(t *testing.T) {
+		wantReplay(t)
+		wantKeys(t, 1)
+		records := r.keys(t, "issue:*")
+		if len(records) != 1 {
+			t.Fatalf("the records are %q", records)
+		}
+		if ttl := r.int(t, "TTL", records[0]); ttl < 86400-600 || ttl > 86400 {
+			t.Errorf("it is remembered for %d s", ttl)
+		}
+	})
+	t.Run("with another body it is refused", func(t *testing.T) {
+		for _, body := range []string{`{"userId":"v","group":"pro"}`, body + " ", `{"userId":"u","group":"pro","tokens":50}`} {
+			issue(1, id, body, "k").want(t, 422, `{"error":"Idempotency-Key was used with other parameters"}`)
+		}
+		wantKeys(t, 1)
+	})
+	t.Run("a malformed one is refused", func(t *testing.T) {
+		for _, bad := range []string{"", "é", strings.Repeat("k", 256)} {
+			issue(0, id, body, bad).wantError(t, 400, "Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
+		}
+		s.admin(t, "POST", "/"+id+"/admin/keys", body, retryKey+"a", retryKey+"a").want(t, 400, "")
+		wantKeys(t, 1)
+	})
+	t.Run("what was refused is not remembered", func(t *testing.T) {
+		issue(0, id, `{"userId":"u","group":"none"}`, "late").want(t, 400, "")
+		issue(0, id, body, "late").want(t, 201, "")
+		wantKeys(t, 2)
+	})
+	t.Run("another Idempotency-Key, and another tenant, is another key", func(t *testing.T) {
+		if got := issue(0, id, body, "K"); got.text(t, "apiKey") == key || got.header.Get("Idempotent-Replayed") != "" {
+			t.Errorf("got %s", got.body)
+		}
+		if got := issue(0, other, body, "k"); got.text(t, "apiKey") == key {
+			t.Errorf("got %s", got.body)
+		}
+		wantKeys(t, 4)
+	})
+	t.Run("replayed as it was, after a charge, a change of the config, and its revocation", func(t *testing.T) {
+		s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":49}`)
+		s.putConfig(t, id, `{"user_groups":{"pro":{"tokens":7}}}`).want(t, 200, "")
+		wantReplay(t)
+		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+key, "").want(t, 204, "")
+		wantReplay(t)
+		s.consume(t, id, key, "").want(t, 401, "")
+		wantKeys(t, 3)
+	})
+	t.Run("racing over two processes", func(t *testing.T) {
+		all := load{
+			services: services, clients: 32, requests: 1, statuses: []int{201},
+			request: func(int, int) request {
+				return request{
+					method: "POST", path: "/" + id + "/admin/keys", body: body,
+					headers: []string{bearer(testAdminToken), retryKey + "race"},
+				}
+			},
+		}.run(t)
+		for _, o := range all {
+			o.got.want(t, 201, strings.TrimSpace(all[0].got.body))
+		}
+		if n := len(all.replayed(false)); n != 1 {
+			t.Errorf("%d responses are no replay", n)
+		}
+		wantKeys(t, 4)
+	})
+	t.Run("a tenant that is created again is another", func(t *testing.T) {
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+		s.createTenant(t, id, config).want(t, 201, "")
+		got := issue(0, id, body, "k")
+		got.want(t, 201, "")
+		got.wantHeader(t, "Idempotent-Replayed", "")
+		s.consume(t, id, got.text(t, "apiKey"), "").want(t, 200, `{"tokensLeft":49}`)
+	})
+}
+
+// A change with an Idempotency-Key is made once; its replay returns the first response.
+func TestUpdateKeyOnce(t *testing.T) {
+	services := newServices(t)
+	s := services[0]
+	id := newTenant(t, 100)
+	key, other := s.issue(t, id, `"userId":"u","group":"pro","tokens":10`), s.issue(t, id, `"userId":"u","group":"pro","tokens":10`)
+	update := func(i int, key, body, retry string) reply {
+		return services[i%2].admin(t, "PATCH", "/"+id+"/admin/keys/"+key, body, retryKey+retry)
+	}
+	first := update(0, key, `{"addTokens":1000,"group":"anonymous"}`, "topup-1")
+	first.want(t, 200, "")
+	first.wantHeader(t, "Idempotent-Replayed", "")
+	t.Run("replayed, after a charge and a change", func(t *testing.T) {
+		s.consume(t, id, key, `{"tokens":7}`).want(t, 200, `{"tokensLeft":1003}`)
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
+		for i := range 4 {
+			got := update(i, key, `{"addTokens":1000,"group":"anonymous"}`, "topup-1")
+			got.want(t, 200, strings.TrimSpace(first.body))
+			got.wantHeader(t, "Idempotent-Replayed", "true")
+		}
+		if group := testRedis.string(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 1003 || group != "pro" {
+			t.Errorf("%d tokens, group %s", tokensLeft(t, key), group)
+		}
+	})
+	t.Run("with another body it is refused", func(t *testing.T) {
+		update(1, key, `{"addTokens":1001}`, "topup-1").want(t, 422, `{"error":"Idempotency-Key was used with other parameters"}`)
+	})
+	t.Run("what was refused is not remembered", func(t *testing.T) {
+		update(0, key, `{"addTokens":-2000}`, "late").want(t, 400, "")
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"tokens":2003}`).want(t, 200, "")
+		update(0, key, `{"addTokens":-2000}`, "late").want(t, 200, "")
+		update(1, key, `{"addTokens":-2000}`, "late").wantHeader(t, "Idempotent-Replayed", "true")
+		if tokensLeft(t, key) != 3 {
+			t.Errorf("%d tokens are left", tokensLeft(t, key))
+		}
+	})
+	t.Run("another API key is another change, and so is a charge", func(t *testing.T) {
+		update(0, other, `{"addTokens":5}`, "topup-1").wantHeader(t, "Idempotent-Replayed", "")
+		s.consume(t, id, other, `{"tokens":5}`, retryKey+"topup-1").want(t, 200, `{"tokensLeft":10}`)
+	})
+	t.Run("it expires after a day", func(t *testing.T) {
+		ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:update:"+digest("topup-1"))
+		if ttl < 86400-600 || ttl > 86400 {
+			t.Errorf("it is remembered for %d s", ttl)
+		}
+	})
+	t.Run("a malformed one is refused", func(t *testing.T) {
+		update(0, key, `{"addTokens":1}`, "").want(t, 400, "")
+	})
+	t.Run("racing over two processes", func(t *testing.T) {
+		before := tokensLeft(t, other)
+		all := load{
+			services: services, clients: 32, requests: 2, statuses: []int{200},
+			request: func(_, i int) request {
+				r := patchRequest(id, other, `{"addTokens":3}`, 3)
+				r.headers = append(r.headers, fmt.Sprint(retryKey, "race", i))
+				return r
+			},
+		}.run(t)
+		if n := len(all.replayed(false)); n != 2 || tokensLeft(t, other) != before+6 {
+			t.Errorf("%d changes, %d tokens from %d", n, tokensLeft(t, other), before)
+		}
+	})
+	t.Run("of a revoked key nothing is replayed", func(t *testing.T) {
+		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+key, "").want(t, 204, "")
+		update(0, key, `{"addTokens":1000,"group":"anonymous"}`, "topup-1").want(t, 404, `{"error":"Not found"}`)
+		if testRedis.int(t, "EXISTS", "apiKey:"+key) != 0 {
+			t.Error("the key is back")
+		}
+	})
+}
+
+// When Redis's replies are lost after it has written, admins who retry with their Idempotency-Key create one key and
+// add once.
+func TestLostRepliesToAdmins(t *testing.T) {
+	const clients, changes = 10, 30
+	r := newRedis(t)
+	var cutting atomic.Bool
+	proxy := newRedisProxy(t, r, func([]byte) fate {
+		if cutting.Load() && rand.IntN(5) == 0 {
+			return cut
+		}
+		return pass
+	})
+	services := newServices(t, "REDIS_URL="+proxy.url)
+	id := r.newTenant(t, `{"user_groups":{"pro":{"tokens":5}}}`)
+	key := services[0].issue(t, id, `"userId":"u","group":"pro"`)
+	cutting.Store(true)
+	all := load{
+		services: services, clients: clients, requests: changes, statuses: []int{200, 201}, retry: true,
+		request: func(client, i int) request {
+			retry := fmt.Sprintf("%s%d-%d", retryKey, client, i)
+			if i%2 == 0 {
+				sent := patchRequest(id, key, `{"addTokens":3}`, 3)
+				sent.headers = append(sent.headers, retry)
+				return sent
+			}
+			return request{
+				method: "POST", path: "/" + id + "/admin/keys", body: `{"userId":"u","group":"pro"}`,
+				headers: []string{bearer(testAdminToken), retry},
+			}
+		},
+	}.run(t)
+	if added := r.tokensLeft(t, key) - 5; added != 3*clients*changes/2 {
+		t.Errorf("%d tokens were added by %d changes of 3", added, clients*changes/2)
+	}
+	if n := len(r.keys(t, "apiKey:*")); n != 1+clients*changes/2 {
+		t.Errorf("%d keys were created by %d requests", n-1, clients*changes/2)
+	}
+	if retries, replays := len(all.of("", 503)), len(all.replayed(true)); retries == 0 || replays == 0 {
+		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.cuts.Load(), retries, replays)
+	}
+}
+
+// Whatever command Redis denies within a script, an admin's request that is 503 has changed nothing, and left no record
+// that its retry would take for a success.
+func TestDeniedAdminCommands(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5}}}`)
+	allow := func(t *testing.T, rule string) {
+		t.Helper()
+		r.do(t, "ACL", "SETUSER", "tollgate", rule)
+	}
+	for _, command := range []string{"hset", "pexpire", "hmget", "pexpiretime"} {
+		t.Run(command, func(t *testing.T) {
+			key := s.issue(t, id, `"userId":"u","group":"pro"`)
+			keys := r.keys(t, "*")
+			hash := r.string(t, "DUMP", "apiKey:"+key)
+			const issue, change = `{"userId":"u","group":"pro","expiresIn":1000}`, `{"addTokens":3,"group":"anonymous"}`
+			allow(t, "-"+command)
+			if command != "pexpiretime" {
+				s.admin(t, "POST", "/"+id+"/admin/keys", issue, retryKey+command).want(t, 503, "")
+			}
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, change, retryKey+command).want(t, 503, "")
+			allow(t, "+"+command)
+			if after := r.keys(t, "*"); fmt.Sprint(after) != fmt.Sprint(keys) || r.string(t, "DUMP", "apiKey:"+key) != hash {
+				t.Errorf("what was denied has changed\n%q to\n%q", keys, after)
+			}
+			got := s.admin(t, "POST", "/"+id+"/admin/keys", issue, retryKey+command)
+			got.want(t, 201, "")
+			got.wantHeader(t, "Idempotent-Replayed", "")
+			s.consume(t, id, got.text(t, "apiKey"), "").want(t, 200, `{"tokensLeft":4}`)
+			changed := s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, change, retryKey+command)
+			changed.want(t, 200, "")
+			changed.wantHeader(t, "Idempotent-Replayed", "")
+			if left := r.tokensLeft(t, key); left != 8 {
+				t.Errorf("%d tokens are left", left)
+			}
+		})
+	}
+	t.Run("del: a tenant that could not be deleted keeps its keys", func(t *testing.T) {
+		key := s.login(t, id)
+		allow(t, "-del")
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 503, "")
+		allow(t, "+del")
+		eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+	})
+}

@@ -1,0 +1,464 @@
+//go:build integration
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// metered is a service behind a real proxy, which asks tollgate as the recipe in docs/proxies.md says.
+type metered struct {
+	*service              // the proxy's front
+	reached  atomic.Int64 // requests that got through to the service
+}
+
+// forEachProxy runs test with each proxy whose recipe is tested.
+func forEachProxy(t *testing.T, test func(t *testing.T, start func(tollgate string) *metered)) {
+	for name, command := range map[string]func(t *testing.T, front, tollgate, backend string) *exec.Cmd{
+		"nginx": nginxCommand, "caddy": caddyCommand,
+	} {
+		t.Run(name, func(t *testing.T) {
+			test(t, func(tollgate string) *metered { return startMetered(t, tollgate, command) })
+		})
+	}
+}
+
+// proxyRecipe returns the recipe in that language, with other addresses.
+func proxyRecipe(t *testing.T, language string, addresses ...string) string {
+	t.Helper()
+	blocks := slices.DeleteFunc(docBlocks(t, "docs/proxies.md"), func(b docBlock) bool { return b.language != language })
+	if len(blocks) != 1 {
+		t.Fatalf("there are %d recipes for %s", len(blocks), language)
+	}
+	for i := 0; i < len(addresses); i += 2 {
+		if !strings.Contains(blocks[0].text, addresses[i]) {
+			t.Fatalf("the recipe for %s does not name %s", language, addresses[i])
+		}
+	}
+	return strings.NewReplacer(addresses...).Replace(blocks[0].text)
+}
+
+func nginxCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
+	dir := t.TempDir()
+	config := "daemon off;\nmaster_process off;\npid pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"
+	for _, temporary := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		config += fmt.Sprintf("%s_temp_path %s/%[1]s;\n", temporary, dir)
+	}
+	config += proxyRecipe(t, "nginx",
+		"listen 8000", "listen "+front, "127.0.0.1:8080", tollgate, "127.0.0.1:3000", backend) + "}\n"
+	file := filepath.Join(dir, "nginx.conf")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return exec.Command("nginx", "-p", dir, "-c", file)
+}
+
+func caddyCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
+	dir := t.TempDir()
+	config := "{\nadmin off\nauto_https off\n}\n" +
+		proxyRecipe(t, "caddyfile", ":8000", "http://"+front, "127.0.0.1:8080", tollgate, "127.0.0.1:3000", backend)
+	file := filepath.Join(dir, "Caddyfile")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("caddy", "run", "--adapter", "caddyfile", "--config", file)
+	cmd.Env = append(os.Environ(), "HOME="+dir)
+	return cmd
+}
+
+// startMetered runs a service, and a proxy before it that asks the tollgate at that address, until the test ends. The
+// service says in its response what reaches it.
+func startMetered(t *testing.T, tollgate string, command func(t *testing.T, front, tollgate, backend string) *exec.Cmd) *metered {
+	t.Helper()
+	port, err := freePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := fmt.Sprintf("127.0.0.1:%d", port)
+	m := &metered{service: &service{url: "http://" + front}}
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.reached.Add(1)
+		body, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+		for name := range r.Header {
+			if strings.Contains(name, "_") {
+				w.WriteHeader(http.StatusBadRequest)
+			}
+		}
+		h := r.Header
+		fmt.Fprintf(w, "%q %q %q %q authorization=%q cookie=%d body=%d", h["X-Tenant-Id"], h["X-User-Id"], h["X-User-Group"],
+			h["X-Tokens-Left"], h.Get("Authorization"), len(h.Get("Cookie")), body)
+	}))
+	t.Cleanup(backend.Close)
+	cmd := command(t, front, tollgate, strings.TrimPrefix(backend.URL, "http://"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("the recipes are tested with the real proxies (`make tools` installs them): %v", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s", &out)
+		}
+	})
+	eventually(t, 30*time.Second, func() error {
+		c, err := net.Dial("tcp", front)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	return m
+}
+
+// checkRelay passes connections on to tollgate. It remembers the requests on them, and can lose a response.
+type checkRelay struct {
+	address string
+	lose    atomic.Bool // cut the next connection that a response comes on
+
+	mu       sync.Mutex
+	requests []*http.Request
+}
+
+func newCheckRelay(t *testing.T, tollgate string) *checkRelay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	r := &checkRelay{address: l.Addr().String()}
+	go func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", tollgate)
+			if err != nil {
+				from.Close()
+				continue
+			}
+			end := sync.OnceFunc(func() {
+				from.Close()
+				to.Close()
+			})
+			go func() {
+				defer end()
+				r.passRequests(from, to)
+			}()
+			go func() {
+				defer end()
+				r.passResponses(from, to)
+			}()
+		}
+	}()
+	return r
+}
+
+func (r *checkRelay) passRequests(from, to net.Conn) {
+	// A request is remembered before it is passed on, and so before anybody has a response.
+	var raw bytes.Buffer
+	reader := bufio.NewReader(io.TeeReader(from, &raw))
+	for {
+		request, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		if _, err := io.Copy(io.Discard, request.Body); err != nil {
+			return
+		}
+		r.mu.Lock()
+		r.requests = append(r.requests, request)
+		r.mu.Unlock()
+		if _, err := raw.WriteTo(to); err != nil {
+			return
+		}
+	}
+}
+
+func (r *checkRelay) passResponses(from, to net.Conn) {
+	chunk := make([]byte, 64<<10)
+	for {
+		n, err := to.Read(chunk)
+		if err != nil || r.lose.CompareAndSwap(true, false) {
+			return
+		}
+		if _, err := from.Write(chunk[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// take returns the requests since the last call.
+func (r *checkRelay) take() []*http.Request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	taken := r.requests
+	r.requests = nil
+	return taken
+}
+
+// A request passes with the identity that tollgate gives it, and with nothing that the client made up.
+func TestIntegrationProxyIdentity(t *testing.T) {
+	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		m := start(s.address())
+		forged := []string{
+			"X-User-Id: root", "X-Tokens-Left: 999", "X-Tenant-Id: evil", "X-User-Group: evil", "X_User_Id: root",
+		}
+		want := func(got reply, body string) {
+			t.Helper()
+			if got.status != 200 || got.body != body {
+				t.Errorf("got %d %s, want 200 %s", got.status, got.body, body)
+			}
+		}
+		user := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":2`)
+		want(m.do(t, "POST", "/some/path?x=1", "hello", bearer(user)),
+			`["abc"] ["u-42"] ["stripe_basic"] ["1"] authorization="" cookie=0 body=5`)
+		want(m.do(t, "POST", "/some/path?x=1", "", append(forged, bearer(user))...),
+			`["abc"] ["u-42"] ["stripe_basic"] ["0"] authorization="" cookie=0 body=0`)
+
+		// An anonymous user has no ID. Caddy passes an empty one.
+		got := m.do(t, "GET", "/", "", append(forged, bearer(s.login(t, "abc")))...)
+		got.body = strings.Replace(got.body, ` [""] `, ` [] `, 1)
+		want(got, `["abc"] [] ["anonymous"] ["99"] authorization="" cookie=0 body=0`)
+
+		before := m.reached.Load()
+		if err := m.do(t, "GET", "/", "", forged...).is(401); err != nil {
+			t.Error(err)
+		}
+		if n := m.reached.Load() - before; n != 0 {
+			t.Error("a request without a key has reached the service")
+		}
+	})
+}
+
+// Refusals are JSON errors, and nothing that is refused reaches the service.
+func TestIntegrationProxyRefusals(t *testing.T) {
+	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		m := start(s.address())
+		refused := func(status int, message string, headers ...string) reply {
+			t.Helper()
+			before := m.reached.Load()
+			got := m.do(t, "POST", "/x", "hello", headers...)
+			if !strings.HasPrefix(got.header.Get("Content-Type"), "application/json") {
+				t.Errorf("%d has the type %q", got.status, got.header.Get("Content-Type"))
+			}
+			if got.status != status || got.field(t, "error") != message {
+				t.Errorf("got %d %s, want %d %s", got.status, got.body, status, message)
+			}
+			if m.reached.Load() != before {
+				t.Errorf("a request that is %d has reached the service", status)
+			}
+			return got
+		}
+		refused(401, "Unauthorized").wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate"`)
+		refused(401, "Unauthorized", bearer(someKey)).
+			wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
+
+		poor := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":0`)
+		refused(402, "Payment Required", bearer(poor))
+
+		busy := s.login(t, "abc")
+		for range 10 { // the group's rate
+			if got := m.do(t, "GET", "/x", "", bearer(busy)); got.status != 200 {
+				t.Fatalf("got %d %s", got.status, got.body)
+			}
+		}
+		if wait := refused(429, "Too Many Requests", bearer(busy)).header.Get("Retry-After"); wait == "" {
+			t.Error("429 without Retry-After")
+		}
+	})
+}
+
+// A visitor gets a key through the proxy, whatever cookies the browser has for the site, and the login limit counts the
+// visitor's address, not the proxy's.
+func TestIntegrationProxyLogin(t *testing.T) {
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		s := newService(t, "REDIS_URL="+newRedis(t).url(), "TRUSTED_PROXIES=127.0.0.1/32", "LOGIN_LIMIT=1")
+		relay := newCheckRelay(t, s.address())
+		m := start(relay.address)
+		got := m.do(t, "POST", "/auth/anonymous", "", "Cookie: "+strings.Repeat("c", 13<<10), "X-Forwarded-For: 203.0.113.9")
+		got.want(t, 200, "")
+		requests := relay.take()
+		if len(requests) != 1 || requests[0].URL.Path != "/abc/auth/anonymous" {
+			t.Fatalf("tollgate got %d requests", len(requests))
+		}
+		if forwarded := requests[0].Header["X-Forwarded-For"]; !slices.Equal(forwarded, []string{"127.0.0.1"}) {
+			t.Errorf("X-Forwarded-For is %q", forwarded)
+		}
+		m.do(t, "POST", "/auth/anonymous", "").wantError(t, 429, "Too Many Requests")
+	})
+}
+
+// The check gets the credential and the proxy's request ID, and nothing else of the client's: neither its body nor its
+// headers make it fail.
+func TestIntegrationProxyPassesOnlyCredential(t *testing.T) {
+	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		relay := newCheckRelay(t, s.address())
+		m := start(relay.address)
+		key := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":100`)
+		passes := func(name, method string, body io.Reader, contains string, headers ...string) {
+			t.Run(name, func(t *testing.T) {
+				r, err := http.NewRequest(method, m.url+"/upload", body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, h := range append(headers, bearer(key)) {
+					name, value, _ := strings.Cut(h, ": ")
+					r.Header.Add(name, value)
+				}
+				response, err := client.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer response.Body.Close()
+				text, err := io.ReadAll(response.Body)
+				if err != nil || response.StatusCode != 200 || !strings.Contains(string(text), contains) {
+					t.Errorf("got %d %.200s, %v, want 200 with %s", response.StatusCode, text, err, contains)
+				}
+				wantBareCheck(t, relay.take(), key)
+			})
+		}
+		const size = 3 << 20
+		passes("an upload", "POST", bytes.NewReader(make([]byte, size)), fmt.Sprintf("body=%d", size))
+		passes("a chunked upload", "PUT", io.MultiReader(bytes.NewReader(make([]byte, size))), fmt.Sprintf("body=%d", size))
+		passes("many cookies", "GET", nil, "cookie=13312", "Cookie: "+strings.Repeat("c", 13<<10))
+		passes("what browsers send", "POST", strings.NewReader("{}"), "body=2", "Accept: */*", "Accept-Language: de",
+			"Cache-Control: no-cache", "Content-Type: application/json", "DNT: 1", "Forwarded: for=203.0.113.9",
+			"Idempotency-Key: i", "If-None-Match: *", "Origin: https://example.com", "Pragma: no-cache", "Priority: u=1",
+			"Range: bytes=0-1", "Referer: https://example.com/", "Sec-Fetch-Mode: cors", "User-Agent: browser",
+			"X-Forwarded-For: 203.0.113.9", "X-Request-Id: r", "X-Own: 1")
+		var fields []string
+		for i := range 90 {
+			fields = append(fields, fmt.Sprintf("X-Field-%d: %s", i, strings.Repeat("f", 100)))
+		}
+		passes("many fields", "GET", nil, "body=0", fields...)
+	})
+}
+
+// wantBareCheck expects one check, with key and a request ID, and with no header beside those that the proxy needs.
+func wantBareCheck(t *testing.T, requests []*http.Request, key string) {
+	t.Helper()
+	if len(requests) != 1 {
+		t.Fatalf("tollgate got %d requests", len(requests))
+	}
+	check := requests[0]
+	if id := check.URL.Query().Get("request"); check.URL.Path != "/abc/auth/verify" || len(id) < 32 {
+		t.Errorf("the check is %s", check.URL)
+	}
+	if got := check.Header["Authorization"]; !slices.Equal(got, []string{"Bearer " + key}) {
+		t.Error("the check does not have the client's credential")
+	}
+	for name, values := range check.Header {
+		switch name {
+		case "Authorization":
+		case "Accept-Encoding", "User-Agent": // of Caddy's HTTP client
+			if got := strings.Join(values, ","); got != "gzip" && got != "Go-http-client/1.1" {
+				t.Errorf("the check has %s: %s", name, got)
+			}
+		case "Priority", "Dnt": // short ones that Caddy's recipe leaves
+		default:
+			t.Errorf("the check has %s", name)
+		}
+	}
+}
+
+// If the connection of a check is cut after tollgate has charged, the proxy repeats it, and the key is charged once.
+func TestIntegrationProxyLostResponse(t *testing.T) {
+	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		relay := newCheckRelay(t, s.address())
+		m := start(relay.address)
+		key := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":100`)
+		// Only a connection that is reused makes a proxy repeat a request. This one is kept after a refusal.
+		if err := m.do(t, "GET", "/", "", bearer(someKey)).is(401); err != nil {
+			t.Error(err)
+		}
+		relay.take()
+		relay.lose.Store(true)
+		if got := m.do(t, "GET", "/", "", bearer(key)); got.status != 200 || !strings.Contains(got.body, `["99"]`) {
+			t.Errorf("got %d %s, want 200 with 99 tokens left", got.status, got.body)
+		}
+		var checks []string
+		for _, r := range relay.take() {
+			checks = append(checks, r.URL.String())
+		}
+		if len(checks) != 2 || checks[0] != checks[1] {
+			t.Errorf("the checks are %q, want the same one twice", checks)
+		}
+		if left := s.do(t, "GET", "/abc/auth/key", "", bearer(key)).field(t, "tokensLeft"); left != 99.0 {
+			t.Errorf("%v tokens are left, want 99", left)
+		}
+		// Another request has another ID, and is charged.
+		if got := m.do(t, "GET", "/", "", bearer(key)); got.status != 200 || !strings.Contains(got.body, `["98"]`) {
+			t.Errorf("got %d %s, want 200 with 98 tokens left", got.status, got.body)
+		}
+	})
+}
+
+// While tollgate hangs, or is gone, a client gets its 5xx soon, and nothing reaches the service.
+func TestIntegrationProxyTollgateFails(t *testing.T) {
+	r := newRedis(t)
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken})
+		s := p.service(t)
+		m := start(s.address())
+		key := s.issue(t, "abc", `"userId":"u-42","group":"stripe_premium","tokens":100`)
+		passes := func() error {
+			got, err := m.send("POST", "/", "hello", bearer(key))
+			return errors.Join(err, got.is(200))
+		}
+		if err := passes(); err != nil {
+			t.Fatal(err)
+		}
+		fails := func(what string) {
+			t.Helper()
+			before := m.reached.Load()
+			for _, path := range []string{"/", "/auth/anonymous"} {
+				began := time.Now()
+				got := m.do(t, "POST", path, "hello", bearer(key))
+				if took := time.Since(began); got.status < 500 || took > 5*time.Second {
+					t.Errorf("%s: POST %s is %d after %s, want 5xx within 5 s", what, path, got.status, took)
+				}
+			}
+			if m.reached.Load() != before {
+				t.Errorf("%s: a request has reached the service", what)
+			}
+		}
+		if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		fails("tollgate hangs")
+		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 30*time.Second, passes)
+		p.kill()
+		fails("tollgate is gone")
+	})
+}
