@@ -1,6 +1,6 @@
 # Two commands are all: `make run` serves, `make test` proves. `make` alone lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help run test integration bench fuzz lint tools
+.PHONY: help run test cluster integration bench fuzz lint tools
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 1m
@@ -14,6 +14,9 @@ run: tools ## serve on :8080, with a Redis of its own if none responds at REDIS_
 
 test: tools ## run the tests, race detector on, against a real redis-server, or the one at TEST_REDIS_URL
 	go test -race ./...
+
+cluster: tools ## run the tests, but for the long ones, on a Redis Cluster of three masters
+	TEST_REDIS_TOPOLOGY=cluster go test -short ./...
 
 integration: TOOLS = redis-server curl nginx caddy promtool
 integration: tools ## run the tests that drive other programs: the docs with curl, nginx, Caddy, promtool

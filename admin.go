@@ -296,15 +296,12 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	if tokens >= 0 {
 		k.tokensLeft = tokens
 	}
-	key, err := newCredential(userKeyPrefix)
-	if err != nil {
-		return err
-	}
+	var key string
 	ttl, replayed := time.Duration(ttlSeconds)*time.Second, false
-	if request.key == "" {
+	if request.key != "" {
+		key, k.tokensLeft, replayed, err = s.store.NewKeyOnce(info.deadline, info.tenant, k, ttl, request)
+	} else if key, err = newCredential(userKeyPrefix); err == nil {
 		err = s.store.NewKey(info.deadline, info.tenant, key, k, ttl)
-	} else {
-		key, k.tokensLeft, replayed, err = s.store.NewKeyOnce(info.deadline, info.tenant, key, k, ttl, request)
 	}
 	if err != nil {
 		return err

@@ -37,7 +37,8 @@ const (
 )
 
 // testRedis is the Redis of all tests that do not stop, freeze, restart or configure theirs. Each test has tenants of
-// its own there. It is the server at TEST_REDIS_URL, if that is set, else one that TestMain starts.
+// its own there. It is the server at TEST_REDIS_URL, if that is set, else one that TestMain starts, or, if
+// TEST_REDIS_TOPOLOGY is "cluster", a Redis Cluster of three masters.
 var testRedis *redisServer
 
 func TestMain(m *testing.M) {
@@ -59,12 +60,21 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer server.close()
+		defer closeSharedCluster()
 		testRedis = server
 		return m.Run()
 	}())
 }
 
 func startTestRedis(url string) (*redisServer, error) {
+	switch topology := os.Getenv("TEST_REDIS_TOPOLOGY"); topology {
+	case "":
+	case "cluster":
+		c, err := startCluster(3, 0, "--appendonly", "yes")
+		return &redisServer{cluster: c}, err
+	default:
+		return nil, fmt.Errorf("TEST_REDIS_TOPOLOGY is %q, not cluster", topology)
+	}
 	if url == "" {
 		return startRedis("")
 	}
@@ -79,6 +89,8 @@ type redisServer struct {
 	user             string // that the services log in as, with testRedisPassword
 	database         int
 
+	cluster *testCluster // if it is not one server; then all other fields are zero
+
 	// Of a process of the tests' own:
 	dir   string
 	setUp string // what a shell does before it becomes redis-server
@@ -87,6 +99,15 @@ type redisServer struct {
 	cmd   *exec.Cmd
 	done  chan struct{} // closed when the process has ended
 	guard *exec.Cmd     // kills the process when the tests are gone
+}
+
+// singleRedis returns testRedis or, if that is a cluster, a server of the test's own.
+func singleRedis(t testing.TB) *redisServer {
+	t.Helper()
+	if testRedis.cluster != nil {
+		return newRedis(t)
+	}
+	return testRedis
 }
 
 // startRedis starts a redis-server with an append-only file on a free port and waits until it responds. It writes to
@@ -264,6 +285,10 @@ func (r *redisServer) kill() {
 
 // close ends the process, or gives the database back as it was.
 func (r *redisServer) close() {
+	if r.cluster != nil {
+		r.cluster.close()
+		return
+	}
 	if r.cmd != nil {
 		r.kill()
 		os.RemoveAll(r.dir)
@@ -289,7 +314,12 @@ func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
 }
 
 // url returns the URL of the server for the services under test.
-func (r *redisServer) url() string { return r.urlAt(r.tcp) }
+func (r *redisServer) url() string {
+	if r.cluster != nil {
+		return r.cluster.url()
+	}
+	return r.urlAt(r.tcp)
+}
 
 // urlAt returns the URL for the services under test if they reach the server at address.
 func (r *redisServer) urlAt(address string) string {
@@ -301,6 +331,9 @@ func (r *redisServer) dial() (redis.Conn, error) { return r.dialContext(context.
 
 // dialContext is dial, until ctx is done.
 func (r *redisServer) dialContext(ctx context.Context) (redis.Conn, error) {
+	if r.cluster != nil {
+		return r.cluster.conn(), nil
+	}
 	return redis.DialContext(ctx, r.network, r.address, r.options...)
 }
 

@@ -22,7 +22,7 @@ import (
 var layout = []string{
 	"main.go", "listener.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "signin.go", "middleware.go",
 	"keys.go", "store.go", "cache.go",
-	"cluster.go", "redis.go", "sharedconn.go", "tenant.go", "json.go", "telemetry.go",
+	"cluster.go", "sentinel.go", "slots.go", "redis.go", "sharedconn.go", "redisurl.go", "tenant.go", "json.go", "telemetry.go",
 }
 
 // leaves are the last files of layout, with what they may use.

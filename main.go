@@ -144,7 +144,7 @@ func openStore(ctx context.Context, set *settings, log *logger) (st *store, clos
 	deadline := time.Now().Add(redisStartTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	redis, err := openRedis(ctx, set.redisURL, requiredCommands, log)
+	redis, err := openRedis(ctx, redisOptions{set.redisURL, requiredCommands, int(set.waitReplicas), log})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha1"
 	_ "embed"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,14 +19,13 @@ import (
 var ErrUnavailable = errors.New("redis is unavailable")
 
 const (
-	poolSize         = 64
-	redialTimeout    = 900 * time.Millisecond // for a connection made while the service runs
-	poolWriteTimeout = 350 * time.Millisecond // a write blocks only if Redis does not read
+	poolSize      = 64
+	redialTimeout = 900 * time.Millisecond // for a connection made while the service runs
 
 	// A connection that was idle for longer is tested with PING before it is used: Redis may have been restarted.
 	trustedIdleTime = time.Second
 
-	keepAliveInterval = 15 * time.Second // of TCP, which finds an idle connection whose peer is gone
+	waitGrace = 50 * time.Millisecond // for the reply of a WAIT whose time is up
 
 	probeInterval = 250 * time.Millisecond // between probes of a Redis that is down
 	recoveryQuiet = time.Second            // without a failure, before the log says that Redis is available again
@@ -40,73 +36,110 @@ const (
 type script struct {
 	name         string // for errors and the health state
 	source, sha1 any    // the first argument of EVAL and of EVALSHA, boxed once
+	kind         commandKind
 }
 
-func newScript(name, source string) *script {
-	return &script{name, source, fmt.Sprintf("%x", sha1.Sum([]byte(source)))}
+func newScript(name, source string, kind commandKind) *script {
+	return &script{name, source, fmt.Sprintf("%x", sha1.Sum([]byte(source))), kind}
 }
 
 //go:embed lua/ready.lua
 var readyLua string
 
-var readyScript = newScript("ready", readyLua)
+var readyScript = newScript("ready", readyLua, writes)
 
-const readyKey = "apiKey:" // does not exist: no API key is empty
+// operation is a command, or a script with its keys, and its arguments.
+type operation struct {
+	name   string // of the command or the script, for errors and the health state
+	script *script
+	args   []any // of a script: a place for what EVAL or EVALSHA runs, the number of keys, the keys, the arguments
+	kind   commandKind
+	large  bool // its arguments or its reply may be: it takes a connection of the pool
+}
 
-// redisClient is one Redis server. Small commands share one connection; large ones take a connection of the pool, so
-// that nobody waits behind them. Its methods may be called from any number of goroutines.
+// redisNode is one Redis server that takes writes. Small commands share one connection; large ones take a connection of
+// the pool, so that nobody waits behind them. Its methods may be called from any number of goroutines.
 //
 // They take a deadline and no context: cancelling a command that was sent closes its connection, but Redis still
 // executes it, and nobody would learn its outcome. Their errors are a redis.Error if Redis refuses this command alone,
-// else they wrap ErrUnavailable.
-type redisClient struct {
-	pool     *redis.Pool
-	shared   *sharedConn
-	health   *health
-	required []requirement
-	stop     func() // ends the probes
+// an unsentError if it was not sent, and else mean that Redis may or may not have executed it.
+type redisNode struct {
+	nodeOptions
+	pool   *redis.Pool
+	shared *sharedConn
+	health *health
+	close  func() // ends all connections and fails the commands that still wait
+
+	waiting atomic.Int64 // callers that wait for this node of several
+	askedAt atomic.Int64 // when a command was last sent here after ASKING, in Unix nanoseconds
 }
+
+// nodeOptions says which server a redisNode is.
+type nodeOptions struct {
+	redisOptions
+	name     string // in the log
+	address  string // "" if there is only this one
+	dial     dialFunc
+	redialed func()        // called when the shared connection has to be dialled again; nil does nothing
+	readyKey func() string // returns a key that the server has, or would have
+}
+
+// redisOptions says how to use Redis.
+type redisOptions struct {
+	url      *redisURL
+	required []requirement
+	replicas int // that must have a write before its reply counts; 0: Redis replicates when it likes
+	log      *logger
+}
+
+type dialFunc func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error)
+
+// anyReadyKey returns a key that does not exist: no API key is empty.
+func anyReadyKey() string { return "apiKey:" }
 
 // requirement names commands that the service needs on keys with a prefix.
 type requirement struct{ prefix, commands string }
 
-// openRedis connects to the server at url and checks it, until ctx is done. Errors are those of the dial, and of a
-// server that is too old or denies a required command. The caller closes the client.
-func openRedis(ctx context.Context, url *redisURL, required []requirement, log *logger) (*redisClient, error) {
-	if err := checkServer(ctx, url, required, log); err != nil {
-		return nil, err
-	}
-	c := &redisClient{health: &health{log: log, refused: make(map[string]bool)}, required: required}
-	c.pool = &redis.Pool{
+func newRedisNode(options nodeOptions) *redisNode {
+	n := &redisNode{nodeOptions: options}
+	n.health = &health{name: n.name, log: n.log, refused: make(map[string]bool)}
+	n.pool = &redis.Pool{
 		MaxActive:           poolSize,
 		MaxIdle:             poolSize, // with fewer, connections are dialled all the time under load
 		Wait:                true,
-		DialContext:         func(ctx context.Context) (redis.Conn, error) { return url.dial(ctx, redialTimeout) },
-		TestOnBorrowContext: c.testIdle,
+		DialContext:         func(ctx context.Context) (redis.Conn, error) { return n.dial(ctx, redialTimeout) },
+		TestOnBorrowContext: n.testIdle,
 	}
-	c.shared = newSharedConn(func(ctx context.Context) (redis.Conn, error) {
-		c.health.discardIdle() // what ended the last connection may have ended others
+	dialled := false
+	n.shared = newSharedConn(n.replicas, func(ctx context.Context) (redis.Conn, error) {
+		n.health.discardIdle() // what ended the last connection may have ended others
+		if dialled && n.redialed != nil {
+			n.redialed()
+		}
+		dialled = true
 		ctx, cancel := context.WithTimeout(ctx, redialTimeout)
 		defer cancel()
-		return url.dial(ctx, redialTimeout, redis.DialReadTimeout(0), redis.DialWriteTimeout(0))
+		return n.dial(ctx, redialTimeout, redis.DialReadTimeout(0), redis.DialWriteTimeout(0))
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var probes sync.WaitGroup
-	probes.Go(func() { c.probeWhileDown(ctx) })
-	c.stop = func() {
+	probes.Go(func() { n.probeWhileDown(ctx) })
+	n.close = sync.OnceFunc(func() {
 		cancel()
+		n.shared.close()
 		probes.Wait()
-	}
-	return c, nil
+		_ = n.pool.Close()
+	})
+	return n
 }
 
-// checkServer dials url and returns an error if the server cannot serve tollgate. It warns of settings that lose data.
-func checkServer(ctx context.Context, url *redisURL, required []requirement, log *logger) error {
+// check returns an error if the server cannot serve tollgate. It warns of settings that lose data.
+func (o *nodeOptions) check(ctx context.Context) error {
 	timeout := redialTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = time.Until(deadline)
 	}
-	c, err := url.dial(ctx, timeout)
+	c, err := o.dial(ctx, timeout)
 	if err != nil {
 		return err
 	}
@@ -116,30 +149,52 @@ func checkServer(ctx context.Context, url *redisURL, required []requirement, log
 	}
 	info, err := redis.String(redis.DoContext(c, ctx, "INFO"))
 	if refused, ok := errors.AsType[redis.Error](err); ok {
-		log.warnf("Redis does not show its version and settings: %v", refused)
+		o.log.warnf("%s does not show its version and settings: %v", o.name, refused)
 	} else if err != nil {
 		return err
-	} else if err := checkInfo(info, log); err != nil {
+	} else if err := o.checkInfo(info); err != nil {
 		return err
 	}
-	_, err = redis.DoContext(c, ctx, "EVAL", readyArgs(readyKey, required)...)
+	if _, err = redis.DoContext(c, ctx, "EVAL", readyArgs(o.readyKey(), o.required)...); err != nil || o.replicas == 0 {
+		return err
+	}
+	have, err := redis.Int(redis.DoContext(c, ctx, "WAIT", o.replicas, 100))
+	if err == nil && have < o.replicas {
+		o.log.warnf("%s has %d replicas of the %d that must have a write: it refuses writes until they are there", o.name,
+			have, o.replicas)
+	}
 	return err
 }
 
-// checkInfo returns an error if the reply of INFO is that of a server older than Redis 7.0 or Valkey 7.2, which calls
-// itself Redis 7.2. It warns of settings that lose data.
-func checkInfo(info string, log *logger) error {
+// checkInfo returns an error if the reply of INFO is that of a server in another mode or of an old version. It warns of
+// settings that lose data.
+func (o *nodeOptions) checkInfo(info string) error {
+	switch mode := infoField(info, "redis_mode"); {
+	case mode == "sentinel":
+		return errors.New("this is a Sentinel: use redis-sentinel://<host>:<port>/<name of the master>")
+	case mode == "cluster" && o.url.topology != redisCluster:
+		return errors.New("this is a node of a Redis Cluster: use redis-cluster:// (rediss-cluster:// for TLS)")
+	}
+	if err := checkRedisVersion(info); err != nil {
+		return err
+	}
+	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
+		o.log.warnf("%s's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
+			"set it to noeviction", o.name, policy)
+	}
+	if infoField(info, "aof_enabled") == "0" {
+		o.log.warnf("%s keeps no append-only file: a restart forgets charges; set appendonly to yes", o.name)
+	}
+	return nil
+}
+
+// checkRedisVersion returns an error if the reply of INFO is that of a server older than Redis 7.0 or Valkey 7.2, which
+// calls itself Redis 7.2.
+func checkRedisVersion(info string) error {
 	version := infoField(info, "redis_version")
 	major, _, _ := strings.Cut(version, ".")
 	if n, err := strconv.Atoi(major); err != nil || n < 7 {
 		return fmt.Errorf("version %s is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer", version)
-	}
-	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
-		log.warnf("Redis's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
-			"set it to noeviction", policy)
-	}
-	if infoField(info, "aof_enabled") == "0" {
-		log.warnf("Redis keeps no append-only file: a restart forgets charges; set appendonly to yes")
 	}
 	return nil
 }
@@ -154,44 +209,28 @@ func infoField(info, name string) string {
 	return ""
 }
 
-// close ends all connections. Nobody may use the client any more.
-func (c *redisClient) close() {
-	c.stop()
-	c.shared.close()
-	_ = c.pool.Close()
-}
-
-// eval runs a script over the shared connection: its keys and arguments must be small, and so must its reply. All keys
-// must hash to the slot of the first.
-func (c *redisClient) eval(deadline time.Time, s *script, keys []string, args ...any) (any, error) {
-	all := scriptArgs(s, keys, args)
-	reply, err := c.shared.do(deadline, "EVALSHA", all)
+// run carries out op. asking says that its slot is being moved to this server.
+func (n *redisNode) run(deadline time.Time, op operation, asking bool) (any, error) {
+	if asking {
+		op.kind |= afterAsking
+	}
+	if op.script == nil {
+		return n.send(deadline, op, op.name)
+	}
+	op.args[0] = op.script.sha1
+	reply, err := n.send(deadline, op, "EVALSHA")
 	if isNoScript(err) { // a restart or a failover forgets scripts
-		all[0] = s.source
-		reply, err = c.shared.do(deadline, "EVAL", all)
+		op.args[0] = op.script.source
+		reply, err = n.send(deadline, op, "EVAL")
 	}
-	return c.health.observe(s.name, reply, err)
+	return reply, err
 }
 
-// evalLarge runs a script over a connection of the pool. All keys must hash to the slot of the first.
-func (c *redisClient) evalLarge(deadline time.Time, s *script, keys []string, args ...any) (any, error) {
-	all := scriptArgs(s, keys, args)
-	return c.withConn(deadline, s.name, func(conn redis.Conn) (any, error) {
-		reply, err := doUntil(deadline, conn, "EVALSHA", all...)
-		if isNoScript(err) {
-			all[0] = s.source
-			reply, err = doUntil(deadline, conn, "EVAL", all...)
-		}
-		return reply, err
-	})
-}
-
-func scriptArgs(s *script, keys []string, args []any) []any {
-	all := append(make([]any, 0, 2+len(keys)+len(args)), s.sha1, len(keys))
-	for _, key := range keys {
-		all = append(all, key)
+func (n *redisNode) send(deadline time.Time, op operation, command string) (any, error) {
+	if op.large {
+		return n.doPooled(deadline, command, op.args, op.kind)
 	}
-	return append(all, args...)
+	return n.shared.do(deadline, command, op.args, op.kind)
 }
 
 // isOutOfMemory reports whether Redis has refused a command because its memory is full.
@@ -205,17 +244,29 @@ func isNoScript(err error) bool {
 	return ok && strings.HasPrefix(string(reply), "NOSCRIPT ")
 }
 
-// do runs one command on a key over a connection of the pool. The reply may be nil.
-func (c *redisClient) do(deadline time.Time, command, key string, args ...any) (any, error) {
-	all := append(append(make([]any, 0, 1+len(args)), key), args...)
-	return c.withConn(deadline, command, func(conn redis.Conn) (any, error) {
-		return doUntil(deadline, conn, command, all...)
+// doPooled is sharedConn.do over a connection of the pool.
+func (n *redisNode) doPooled(deadline time.Time, command string, args []any, kind commandKind) (any, error) {
+	return n.withConn(deadline, func(conn redis.Conn) (any, error) {
+		if kind&afterAsking != 0 {
+			if _, err := doUntil(deadline, conn, "ASKING"); err != nil {
+				return nil, err
+			}
+		}
+		reply, err := doUntil(deadline, conn, command, args...)
+		if err != nil || kind&writes == 0 || n.replicas == 0 {
+			return reply, err
+		}
+		wait := min(max(time.Until(deadline).Milliseconds(), 1), maxWait)
+		if have, _ := redis.Int(doUntil(deadline.Add(waitGrace), conn, "WAIT", n.replicas, wait)); have < n.replicas {
+			return nil, errTooFewReplicas
+		}
+		return reply, nil
 	})
 }
 
 // doEach runs a command once for each key, in one pipeline over a connection of the pool.
-func (c *redisClient) doEach(deadline time.Time, command string, keys []string) ([]any, error) {
-	return redis.Values(c.withConn(deadline, command, func(conn redis.Conn) (any, error) {
+func (n *redisNode) doEach(deadline time.Time, command string, keys []string) ([]any, error) {
+	return redis.Values(n.withConn(deadline, func(conn redis.Conn) (any, error) {
 		for _, key := range keys {
 			if err := conn.Send(command, key); err != nil {
 				return nil, err
@@ -235,17 +286,16 @@ func (c *redisClient) doEach(deadline time.Time, command string, keys []string) 
 	}))
 }
 
-// withConn calls f with a connection of the pool. op names what f does.
-func (c *redisClient) withConn(deadline time.Time, op string, f func(redis.Conn) (any, error)) (any, error) {
+// withConn calls f with a connection of the pool.
+func (n *redisNode) withConn(deadline time.Time, f func(redis.Conn) (any, error)) (any, error) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
-	conn, err := c.pool.GetContext(ctx)
+	conn, err := n.pool.GetContext(ctx)
 	if err != nil { // none is free, or none can be dialled: that says nothing about those in use
-		return nil, c.health.failed(op, err)
+		return nil, unsentError{err}
 	}
-	reply, err := f(conn)
-	conn.Close()
-	return c.health.observe(op, reply, err)
+	defer conn.Close()
+	return f(conn)
 }
 
 func doUntil(deadline time.Time, conn redis.Conn, command string, args ...any) (any, error) {
@@ -267,8 +317,8 @@ var errDiscarded = errors.New("the connection was idle during a failure")
 
 // testIdle returns an error if Redis may have closed a connection of the pool while it was idle, so that no request
 // pays for that.
-func (c *redisClient) testIdle(ctx context.Context, conn redis.Conn, lastUsed time.Time) error {
-	if lastUsed.UnixNano() <= c.health.discardBefore.Load() {
+func (n *redisNode) testIdle(ctx context.Context, conn redis.Conn, lastUsed time.Time) error {
+	if lastUsed.UnixNano() <= n.health.discardBefore.Load() {
 		return errDiscarded
 	}
 	if time.Since(lastUsed) < trustedIdleTime {
@@ -283,9 +333,9 @@ func (c *redisClient) testIdle(ctx context.Context, conn redis.Conn, lastUsed ti
 
 // ready returns an error if Redis would refuse a required command. A PING does not show that: a Redis that was demoted,
 // or that denies a command, still responds to it.
-func (c *redisClient) ready(deadline time.Time) error {
-	reply, err := c.shared.do(deadline, "EVAL", readyArgs(readyKey, c.required))
-	_, err = c.health.observe(readyScript.name, reply, err)
+func (n *redisNode) ready(deadline time.Time) error {
+	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.required), writes)
+	_, err = n.health.observe(readyScript.name, reply, err)
 	return err
 }
 
@@ -299,7 +349,7 @@ func readyArgs(key string, required []requirement) []any {
 }
 
 // probeWhileDown finds out that Redis is available again, even if no request does.
-func (c *redisClient) probeWhileDown(ctx context.Context) {
+func (n *redisNode) probeWhileDown(ctx context.Context) {
 	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
 	for {
@@ -307,34 +357,16 @@ func (c *redisClient) probeWhileDown(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if c.health.down.Load() {
-				_ = c.ready(time.Now().Add(redialTimeout))
+			if n.health.down.Load() {
+				_ = n.ready(time.Now().Add(redialTimeout))
 			}
 		}
 	}
 }
 
-// writeMetrics writes the state of the connections, and of Redis, which it queries.
-func (c *redisClient) writeMetrics(e *exposition) {
-	up := 1.0
-	if c.ready(time.Now().Add(redialTimeout)) != nil {
-		up = 0
-	}
-	e.single("redis_up", "gauge", "1 if Redis would decide a charge, else 0.", up)
-	pool := c.pool.Stats()
-	e.single("redis_pool_connections", "gauge", "Connections of the pool.", float64(pool.ActiveCount))
-	e.single("redis_pool_idle_connections", "gauge", "Idle connections of the pool.", float64(pool.IdleCount))
-	e.single("redis_pool_waits_total", "counter", "Times that a caller waited for a connection of the pool.",
-		float64(pool.WaitCount))
-	e.single("redis_pool_wait_seconds_total", "counter", "Time that callers waited for a connection of the pool.",
-		pool.WaitDuration.Seconds())
-	e.single("redis_pipeline_commands", "gauge", "Commands of the shared connection that wait for their reply.",
-		float64(c.shared.pending()))
-	e.single("redis_errors_total", "counter", "Commands that found Redis unavailable.", float64(c.health.failures.Load()))
-}
-
 // health knows whether Redis is available, and logs each change once. It learns from the outcome of every command.
 type health struct {
+	name     string // of the server, in the log
 	log      *logger
 	down     atomic.Bool // the last line in the log says that Redis is unavailable
 	failures atomic.Int64
@@ -350,6 +382,9 @@ type health struct {
 // observe updates the state from the outcome of one command or script, op, and maps errors that concern Redis as a
 // whole to ErrUnavailable.
 func (h *health) observe(op string, reply any, err error) (any, error) {
+	if _, unsent := errors.AsType[unsentError](err); unsent { // which says nothing about the connections in use
+		return nil, h.failed(op, err)
+	}
 	if refused, ok := errors.AsType[redis.Error](err); ok {
 		text, _, _ := strings.Cut(string(refused), ", with args") // of an unknown command, whose arguments are secret
 		err = redis.Error(text)
@@ -382,7 +417,7 @@ func (h *health) succeeded(op string) {
 	if h.down.Load() && time.Since(h.lastFailure) > quiet {
 		h.down.Store(false)
 		clear(h.refused)
-		h.log.infof("Redis is available again")
+		h.log.infof("%s is available again", h.name)
 	}
 }
 
@@ -396,7 +431,7 @@ func (h *health) failed(op string, err error) error {
 		h.refused[op] = true
 	}
 	if !h.down.Swap(true) {
-		h.log.errorf("Redis is unavailable: %v", err)
+		h.log.errorf("%s is unavailable: %v", h.name, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
@@ -414,11 +449,12 @@ const (
 // classify returns what err says about Redis as a whole. The codes are those with which Redis refuses commands that are
 // correct (https://redis.io/docs/latest/develop/reference/protocol-spec/).
 func classify(err error) faultKind {
+	if err == nil {
+		return faultNone
+	}
 	reply, replied := errors.AsType[redis.Error](err)
 	switch {
-	case err == nil:
-		return faultNone
-	case errors.Is(err, errTooManyPending):
+	case errors.Is(err, errTooManyPending), errors.Is(err, errTooFewReplicas):
 		return faultRefused
 	case !replied:
 		return faultConnection
@@ -442,72 +478,4 @@ func classify(err error) faultKind {
 // refusalPrefixes are how replies without a code of their own begin.
 var refusalPrefixes = []string{
 	"ERR max number of clients", "ERR The user executing the script", "ERR ACL failure in script",
-}
-
-// redisURL is where Redis is and how to log in there.
-type redisURL struct {
-	network, address   string
-	tls                bool
-	username, password string
-	db                 int
-}
-
-// parseRedisURL parses redis://[[user]:password@]host[:port][/db], rediss:// for the same over TLS, and
-// unix://[[user]:password@]/path/redis.sock[?db=n]. Its errors quote nothing of the URL, which may hold a password.
-func parseRedisURL(s string) (*redisURL, error) {
-	u, err := url.Parse(s)
-	if err != nil {
-		return nil, errors.New("is not a valid URL (are special characters in its password percent-encoded?)")
-	}
-	r := &redisURL{username: u.User.Username()}
-	r.password, _ = u.User.Password()
-	db, query := strings.TrimPrefix(u.Path, "/"), u.Query()
-	switch u.Scheme {
-	case "redis", "rediss":
-		r.network, r.tls = "tcp", u.Scheme == "rediss"
-		r.address = net.JoinHostPort(cmp.Or(u.Hostname(), "localhost"), cmp.Or(u.Port(), "6379"))
-	case "unix":
-		r.network, r.address = "unix", u.Path
-		db = query.Get("db")
-		query.Del("db")
-	default:
-		return nil, errors.New("must begin with redis://, rediss:// or unix://")
-	}
-	switch {
-	case r.username != "" && r.password == "":
-		return nil, errors.New("has a user but no password")
-	case r.network == "unix" && (u.Host != "" || u.Path == ""):
-		return nil, errors.New("must have three slashes before a socket's path: unix:///path/redis.sock")
-	case u.Fragment != "":
-		return nil, errors.New("has a fragment: write a # in its password as %23")
-	case len(query) > 0 || u.Opaque != "":
-		return nil, errors.New("has an unknown query")
-	}
-	if db != "" {
-		if r.db, err = strconv.Atoi(db); err != nil || r.db < 0 {
-			return nil, errors.New("has a database number that is not a whole number ≥ 0")
-		}
-	}
-	return r, nil
-}
-
-// dial connects, logs in and selects the database. Each of these steps, and each read later, may take timeout.
-func (r *redisURL) dial(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
-	handshake := timeout
-	if deadline, ok := ctx.Deadline(); ok { // redigo ignores the context during the TLS handshake
-		handshake = max(min(timeout, time.Until(deadline)), time.Millisecond)
-	}
-	return redis.DialContext(ctx, r.network, r.address, append([]redis.DialOption{
-		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(poolWriteTimeout),
-		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(handshake), redis.DialKeepAlive(keepAliveInterval),
-		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db),
-	}, more...)...)
-}
-
-// redact replaces the password in a text that may quote it.
-func (r *redisURL) redact(text string) string {
-	if r.password == "" {
-		return text
-	}
-	return strings.ReplaceAll(text, r.password, "xxxxx")
 }

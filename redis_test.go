@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -37,7 +38,7 @@ func TestParseRedisURL(t *testing.T) {
 		{"unix://:pw@/tmp/r.sock?db=3", redisURL{network: "unix", address: "/tmp/r.sock", password: "pw", db: 3}},
 	}
 	for _, test := range good {
-		if got, err := parseRedisURL(test.url); err != nil || *got != test.want {
+		if got, err := parseRedisURL(test.url); err != nil || !reflect.DeepEqual(*got, test.want) {
 			t.Errorf("%s: got %+v, %v, want %+v", test.url, got, err, test.want)
 		}
 	}
@@ -154,7 +155,7 @@ func TestCheckInfo(t *testing.T) {
 		{"no version", "# Server\r\n", false},
 	}
 	for _, test := range tests {
-		if err := checkInfo(test.info, newLogger(io.Discard)); (err == nil) != test.ok {
+		if err := checkRedisVersion(test.info); (err == nil) != test.ok {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 // settings is what the command line and the environment say.
 type settings struct {
 	redisURL       *redisURL
+	waitReplicas   int64 // replicas that must have a write before it is acknowledged
 	addr           string
 	adminToken     string // the operator's; "" to create a random one
 	metricsToken   string // opens /metrics; "" for none
@@ -37,7 +38,8 @@ func (e settingsError) Error() string { return strings.Join(e, "; ") }
 const usageHead = `Usage: tollgate [flags]
 
 The environment variable in parentheses means the same as the flag, which wins. Secrets are never flags:
-the operator's token (ADMIN_TOKEN) and a REDIS_URL with a password are read from the environment.
+the operator's token (ADMIN_TOKEN), a REDIS_URL with a password and the Sentinels' own credentials
+(SENTINEL_USERNAME, SENTINEL_PASSWORD) are read from the environment.
 
 `
 
@@ -64,8 +66,12 @@ func (s *settings) options() []option {
 		{flag: "addr", env: "ADDR", value: "host:port", def: ":8080",
 			usage: "to listen on; if only PORT is set, :$PORT", set: into(&s.addr, parseAddress)},
 		{flag: "redis-url", env: "REDIS_URL", value: "URL", def: "redis://localhost:6379",
-			usage: "of Redis: redis://, rediss:// (TLS) or unix:///path/redis.sock;\na password in it only in the environment",
-			set:   into(&s.redisURL, parseRedisURL)},
+			usage: "of Redis: redis://, rediss:// (TLS) or unix:///path/redis.sock for one server,\n" +
+				"redis-sentinel://host,host/master or redis-cluster://host,host for several;\n" +
+				"a password in it only in the environment", set: into(&s.redisURL, parseRedisURL)},
+		{flag: "wait-replicas", env: "WAIT_REPLICAS", value: "number", def: "0",
+			usage: "of replicas of Redis that must have a charge, key or config before it is acknowledged",
+			set:   into(&s.waitReplicas, parseInt(0, 100))},
 		{flag: "admin-token-file", env: "ADMIN_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\n" +
 				"if neither is set, a random one is created and logged at start", set: into(&s.adminToken, parseBearerToken)},
@@ -117,6 +123,9 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	}
 	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.password != "" {
 		wrong = append(wrong, "-redis-url: must not hold a password, which others could read there: use REDIS_URL")
+	}
+	if err := s.redisURL.setSentinelUser(getenv("SENTINEL_USERNAME"), getenv("SENTINEL_PASSWORD")); err != nil {
+		wrong = append(wrong, "SENTINEL_USERNAME: "+err.Error())
 	}
 	if len(wrong) > 0 {
 		return nil, wrong

@@ -31,7 +31,12 @@ func tokenFile(t *testing.T, content string) string {
 
 func TestSettings(t *testing.T) {
 	secret := tokenFile(t, "from-file\n")
-	redisURL := func(s *settings) any { return *s.redisURL }
+	redisURL := func(s *settings) any {
+		u := s.redisURL
+		return fmt.Sprintf("{%s %s %v %s %s %d}", u.network, u.address, u.tls, u.username, u.password, u.db)
+	}
+	waitReplicas := func(s *settings) any { return s.waitReplicas }
+	sentinel := func(s *settings) any { return s.redisURL.sentinelUsername + ":" + s.redisURL.sentinelPassword }
 	addr := func(s *settings) any { return s.addr }
 	adminToken := func(s *settings) any { return s.adminToken }
 	loginLimit := func(s *settings) any { return s.loginLimit }
@@ -57,6 +62,13 @@ func TestSettings(t *testing.T) {
 		{"admin token from a file", env{"ADMIN_TOKEN_FILE": secret}, nil, adminToken, "from-file"},
 		{"-admin-token-file", env{"ADMIN_TOKEN": "t"}, []string{"-admin-token-file", secret}, adminToken, "from-file"},
 		{"logins by default", nil, nil, loginLimit, "600"},
+		{"no replicas by default", nil, nil, waitReplicas, "0"},
+		{"replicas", env{"WAIT_REPLICAS": "2"}, nil, waitReplicas, "2"},
+		{"-wait-replicas", env{"WAIT_REPLICAS": "2"}, []string{"-wait-replicas", "1"}, waitReplicas, "1"},
+		{"Sentinels' user", env{
+			"REDIS_URL": "redis-sentinel://h/m", "SENTINEL_USERNAME": "u", "SENTINEL_PASSWORD": "pw",
+		}, nil, sentinel, "u:pw"},
+		{"Sentinels' user without Sentinels", env{"SENTINEL_USERNAME": "u"}, nil, sentinel, ":"},
 		{"logins", env{"LOGIN_LIMIT": "5"}, nil, loginLimit, "5"},
 		{"-login-limit", env{"LOGIN_LIMIT": "5"}, []string{"-login-limit=0"}, loginLimit, "0"},
 		{"no proxies", nil, nil, proxies, "[]"},

@@ -14,6 +14,7 @@ import (
 
 const (
 	maxPending  = 4096                  // commands that wait to be sent or for their reply
+	maxWait     = 900                   // ms, of WAIT, during which the connection does nothing else
 	redialPause = 10 * time.Millisecond // from one attempt to connect to the next
 
 	// A timed-out command does not prove that the connection is dead; Redis may be slow. The connection is closed only
@@ -26,7 +27,14 @@ var (
 	errConnClosed     = errors.New("connection closed")
 	errNoReply        = errors.New("no reply in time")
 	errUnexpected     = errors.New("a reply without a command")
+	errTooFewReplicas = errors.New("written, but too few replicas have it")
 )
+
+// unsentError is why a command was not sent: Redis has certainly not executed it.
+type unsentError struct{ err error }
+
+func (e unsentError) Error() string { return e.err.Error() }
+func (e unsentError) Unwrap() error { return e.err }
 
 // sharedConn is one connection to Redis that all callers share. A writer sends, in one system call, all commands that
 // have come since its last one, and a reader hands out the replies, which come in the same order
@@ -37,15 +45,18 @@ var (
 // A connection that breaks is replaced immediately. Commands that were sent over it and got no reply fail: Redis may or
 // may not have executed them. Commands that were not sent yet are sent over the next one.
 type sharedConn struct {
-	dial   func(context.Context) (redis.Conn, error)
-	cancel context.CancelFunc
-	loops  sync.WaitGroup
-	free   sync.Pool     // of *pendingCommand
-	wake   chan struct{} // wakes the writer; holds one
+	dial     func(context.Context) (redis.Conn, error)
+	replicas int // that must have a write before its reply counts; 0: Redis replicates when it likes
+	cancel   context.CancelFunc
+	loops    sync.WaitGroup
+	free     sync.Pool     // of *pendingCommand
+	wake     chan struct{} // wakes the writer; holds one
 
 	mu       sync.Mutex        // guards the fields below
 	queued   []*pendingCommand // not sent yet
+	marked   bool              // queued has commands that need more than one reply
 	inFlight commandQueue      // sent, oldest first; nil: expired, its reply will be dropped
+	held     []*pendingCommand // replied, but the replicas may not have them yet
 	replies  uint64            // received over all connections
 	conn     redis.Conn        // nil while there is no connection
 	broken   bool              // conn must be replaced
@@ -61,15 +72,31 @@ type sharedConn struct {
 type pendingCommand struct {
 	name     string
 	args     []any
+	kind     commandKind
 	deadline time.Time
 	reply    any
 	err      error
 	done     chan struct{} // holds one
 }
 
+// commandKind says what is to be done beside sending a command.
+type commandKind uint8
+
+const (
+	afterAsking commandKind = 1 << iota // send ASKING before it: its slot is being moved to this server
+	writes                              // it may write: its reply counts when enough replicas have what it wrote
+)
+
+// Beside commands, inFlight has these where a reply is due that nobody waits for. They have no channel.
+var (
+	askingReply = new(pendingCommand) // of ASKING; its command follows
+	waitReply   = new(pendingCommand) // of WAIT, which covers all writes before it
+)
+
 // newSharedConn returns a sharedConn over connections that dial makes, which must have no timeouts of their own.
-func newSharedConn(dial func(context.Context) (redis.Conn, error)) *sharedConn {
-	s := &sharedConn{dial: dial, wake: make(chan struct{}, 1)}
+// replicas is how many replicas must have a write.
+func newSharedConn(replicas int, dial func(context.Context) (redis.Conn, error)) *sharedConn {
+	s := &sharedConn{dial: dial, replicas: replicas, wake: make(chan struct{}, 1)}
 	s.free.New = func() any { return &pendingCommand{done: make(chan struct{}, 1)} }
 	s.expiry = time.AfterFunc(time.Hour, s.expire)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -94,11 +121,12 @@ func (s *sharedConn) close() {
 }
 
 // do sends a command and returns its reply. The caller must not change args before it returns, nor after an error that
-// is not a redis.Error. The error is a redis.Error if Redis refuses the command. Any other error means that no reply
-// came before deadline: Redis may or may not have executed the command.
-func (s *sharedConn) do(deadline time.Time, name string, args []any) (any, error) {
+// is neither a redis.Error nor an unsentError. The error is a redis.Error if Redis refuses the command, and an
+// unsentError if it was not sent. Any other error means that no reply came before deadline: Redis may or may not have
+// executed the command.
+func (s *sharedConn) do(deadline time.Time, name string, args []any, kind commandKind) (any, error) {
 	c := s.free.Get().(*pendingCommand)
-	c.name, c.args, c.deadline = name, args, deadline
+	c.name, c.args, c.kind, c.deadline = name, args, kind, deadline
 	if err := s.enqueue(c); err != nil {
 		return nil, err
 	}
@@ -116,10 +144,14 @@ func (s *sharedConn) enqueue(c *pendingCommand) error {
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return errConnClosed
+		return unsentError{errConnClosed}
 	case len(s.queued)+s.inFlight.len() >= maxPending:
 		return errTooManyPending
 	}
+	if s.replicas == 0 {
+		c.kind &^= writes
+	}
+	s.marked = s.marked || c.kind != 0
 	s.queued = append(s.queued, c)
 	if s.expiryAt.IsZero() || c.deadline.Before(s.expiryAt) {
 		s.expiryAt = c.deadline
@@ -167,14 +199,14 @@ func (s *sharedConn) connectLoop(ctx context.Context) {
 			err = s.writeLoop(conn)
 		} else {
 			// Not %w: a redis.Error would be taken for the reply to each command.
-			failAll(s.takeQueued(), fmt.Errorf("connect: %v", err))
+			failAll(s.takeQueued(), unsentError{fmt.Errorf("connect: %v", err)})
 		}
 		if err != nil {
 			s.waitForWork()
 		}
 		time.Sleep(time.Until(next))
 	}
-	failAll(s.takeQueued(), errConnClosed)
+	failAll(s.takeQueued(), unsentError{errConnClosed})
 }
 
 func (s *sharedConn) takeQueued() []*pendingCommand {
@@ -199,10 +231,16 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 		s.yieldForBatch()
 		s.mu.Lock()
 		batch, s.queued = s.queued, batch[:0]
-		s.inFlight.push(batch)
+		wait := s.pushBatch(batch)
 		s.mu.Unlock()
 		for _, c := range batch { // an error of Send or Flush ends readLoop as well, which reports it
+			if c.kind&afterAsking != 0 {
+				_ = conn.Send("ASKING")
+			}
 			_ = conn.Send(c.name, c.args...)
+		}
+		if !wait.IsZero() {
+			_ = conn.Send("WAIT", s.replicas, min(max(time.Until(wait).Milliseconds(), 1), maxWait))
 		}
 		_ = conn.Flush()
 	}
@@ -210,7 +248,8 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 	reader.Wait()
 
 	s.mu.Lock()
-	lost, useless := s.inFlight.takeAll(), s.replies == repliesBefore
+	lost, useless := append(s.held, s.inFlight.takeAll()...), s.replies == repliesBefore
+	s.held = nil
 	s.conn, s.broken, s.stall = nil, false, stallDetector{}
 	s.mu.Unlock()
 	failAll(lost, fmt.Errorf("connection lost: %v", readErr))
@@ -218,6 +257,29 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 		return readErr
 	}
 	return nil
+}
+
+// pushBatch puts a batch in flight. If it has writes that replicas must have, it returns the last of their deadlines,
+// until which one WAIT after the batch waits for all of them, so that they share its cost. The caller holds s.mu.
+func (s *sharedConn) pushBatch(batch []*pendingCommand) (wait time.Time) {
+	if !s.marked {
+		s.inFlight.push(batch...)
+		return wait
+	}
+	s.marked = false
+	for _, c := range batch {
+		if c.kind&afterAsking != 0 {
+			s.inFlight.push(askingReply)
+		}
+		s.inFlight.push(c)
+		if c.kind&writes != 0 && c.deadline.After(wait) {
+			wait = c.deadline
+		}
+	}
+	if !wait.IsZero() {
+		s.inFlight.push(waitReply)
+	}
+	return wait
 }
 
 // yieldForBatch lets callers that are about to queue a command do so: the larger the batch, the cheaper each command.
@@ -252,10 +314,24 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 		}
 		c := s.inFlight.pop()
 		s.replies++
+		var replicated []*pendingCommand
+		switch {
+		case c == nil || c == askingReply:
+			c = nil
+		case c == waitReply:
+			c, replicated, s.held = nil, s.held, nil
+		case c.kind&writes != 0 && err == nil:
+			c.reply = reply
+			s.held = append(s.held, c)
+			c = nil
+		}
 		s.mu.Unlock()
 		if c != nil {
 			c.reply, c.err = reply, err
 			c.done <- struct{}{}
+		}
+		if replicated != nil {
+			s.release(replicated, reply, err)
 		}
 		if replied && strings.Contains(string(refused), "READONLY") {
 			return err // a Redis that was demoted stays so for this connection
@@ -263,48 +339,52 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 	}
 }
 
+// release signals commands that were held until WAIT replied how many replicas have them.
+func (s *sharedConn) release(held []*pendingCommand, reply any, err error) {
+	if n, _ := redis.Int(reply, err); n < s.replicas {
+		failAll(held, errTooFewReplicas)
+		return
+	}
+	for _, c := range held {
+		c.err = nil
+		c.done <- struct{}{}
+	}
+}
+
 // expire fails the commands whose deadline has passed, and closes a connection that has stalled.
 func (s *sharedConn) expire() {
 	now := time.Now()
 	s.mu.Lock()
-	expired, next := s.expireCommands(now)
-	overdue := s.inFlight.len() > 0 && s.inFlight.front() == nil
-	stalled, check := s.stall.check(now, overdue, s.replies)
-	s.expiryAt = earliest(next, check)
+	unsent, next1 := takeExpired(&s.queued, now)
+	silent, next2 := s.inFlight.expire(now)
+	unreplicated, next3 := takeExpired(&s.held, now)
+	stalled, check := s.stall.check(now, s.inFlight.overdue(), s.replies)
+	s.expiryAt = earliest(earliest(next1, next2), earliest(next3, check))
 	if !s.expiryAt.IsZero() {
 		s.expiry.Reset(s.expiryAt.Sub(now))
 	}
 	conn := s.conn
 	s.mu.Unlock()
-	failAll(expired, errNoReply)
+	failAll(unsent, errNoReply)
+	failAll(silent, errNoReply)
+	failAll(unreplicated, errTooFewReplicas)
 	if stalled && conn != nil {
 		conn.Close()
 	}
 }
 
-// expireCommands removes the commands whose deadline has passed and returns them, with the next deadline. The caller
-// holds s.mu.
-func (s *sharedConn) expireCommands(now time.Time) (expired []*pendingCommand, next time.Time) {
-	queued := s.queued[:0]
-	for _, c := range s.queued {
+// takeExpired removes the commands whose deadline has passed and returns them, with the next deadline.
+func takeExpired(commands *[]*pendingCommand, now time.Time) (expired []*pendingCommand, next time.Time) {
+	left := (*commands)[:0]
+	for _, c := range *commands {
 		if c.deadline.After(now) {
-			queued = append(queued, c)
+			left = append(left, c)
 			next = earliest(next, c.deadline)
 		} else {
 			expired = append(expired, c)
 		}
 	}
-	s.queued = queued
-	for i, c := range s.inFlight.all() {
-		switch {
-		case c == nil:
-		case c.deadline.After(now):
-			next = earliest(next, c.deadline)
-		default:
-			expired = append(expired, c)
-			s.inFlight.all()[i] = nil
-		}
-	}
+	*commands = left
 	return expired, next
 }
 
@@ -319,8 +399,8 @@ func earliest(a, b time.Time) time.Time {
 // failAll gives err to the commands that somebody still waits for.
 func failAll(commands []*pendingCommand, err error) {
 	for _, c := range commands {
-		if c != nil {
-			c.err = err
+		if c != nil && c.done != nil {
+			c.reply, c.err = nil, err
 			c.done <- struct{}{}
 		}
 	}
@@ -354,9 +434,18 @@ type commandQueue struct {
 
 func (q *commandQueue) len() int               { return len(q.commands) - q.first }
 func (q *commandQueue) all() []*pendingCommand { return q.commands[q.first:] }
-func (q *commandQueue) front() *pendingCommand { return q.commands[q.first] }
 
-func (q *commandQueue) push(batch []*pendingCommand) {
+// overdue reports whether the reply that is due next to a command is that of one which has expired.
+func (q *commandQueue) overdue() bool {
+	for _, c := range q.all() {
+		if c == nil || c.done != nil {
+			return c == nil
+		}
+	}
+	return false
+}
+
+func (q *commandQueue) push(batch ...*pendingCommand) {
 	if q.first > 0 && len(q.commands)+len(batch) > cap(q.commands) {
 		q.commands = q.commands[:copy(q.commands, q.commands[q.first:])]
 		q.first = 0
@@ -371,6 +460,21 @@ func (q *commandQueue) pop() *pendingCommand {
 		q.commands, q.first = q.commands[:0], 0
 	}
 	return c
+}
+
+// expire replaces the commands whose deadline has passed by nil and returns them, with the next deadline.
+func (q *commandQueue) expire(now time.Time) (expired []*pendingCommand, next time.Time) {
+	for i, c := range q.all() {
+		switch {
+		case c == nil || c.done == nil:
+		case c.deadline.After(now):
+			next = earliest(next, c.deadline)
+		default:
+			expired = append(expired, c)
+			q.all()[i] = nil
+		}
+	}
+	return expired, next
 }
 
 func (q *commandQueue) takeAll() []*pendingCommand {

@@ -22,20 +22,20 @@ const prompt = 5 * time.Second
 // newShared returns a shared connection that dial makes, and whatever waits for it is released when the test ends.
 func newShared(t *testing.T, dial func(context.Context) (redis.Conn, error)) *sharedConn {
 	t.Helper()
-	c := newSharedConn(dial)
+	c := newSharedConn(0, dial)
 	t.Cleanup(c.close)
 	return c
 }
 
 // ping sends PING over c.
 func ping(c *sharedConn, within time.Duration) error {
-	_, err := c.do(in(within), "PING", nil)
+	_, err := c.do(in(within), "PING", nil, 0)
 	return err
 }
 
 // echo sends ECHO over c and returns an error unless the reply is its argument.
 func echo(c *sharedConn, deadline time.Time, text string) error {
-	got, err := redis.String(c.do(deadline, "ECHO", []any{text}))
+	got, err := redis.String(c.do(deadline, "ECHO", []any{text}, 0))
 	if err == nil && got != text {
 		return fmt.Errorf("%w: %q to ECHO %q", errMixedUp, got, text)
 	}
@@ -63,7 +63,7 @@ func wantPending(t *testing.T, c *sharedConn, n int) {
 
 // Each of many callers gets the reply to its own command, errors of Redis too.
 func TestSharedConnReplies(t *testing.T) {
-	c := newShared(t, testRedis.dialContext)
+	c := newShared(t, singleRedis(t).dialContext)
 	var callers sync.WaitGroup
 	for g := range 64 {
 		callers.Go(func() {
@@ -71,7 +71,7 @@ func TestSharedConnReplies(t *testing.T) {
 				if err := echo(c, in(30*time.Second), fmt.Sprint(g, "-", i)); err != nil {
 					t.Error(err)
 				}
-				_, err := c.do(in(30*time.Second), "NOSUCHCOMMAND", nil)
+				_, err := c.do(in(30*time.Second), "NOSUCHCOMMAND", nil, 0)
 				if err == nil || !strings.HasPrefix(err.Error(), "ERR unknown command") {
 					t.Errorf("got %v", err)
 				}
@@ -94,7 +94,7 @@ func TestSharedConnDeadlines(t *testing.T) {
 		callers.Go(func() {
 			timeout := 2*time.Second + time.Duration(i%3*100)*time.Millisecond
 			start := time.Now()
-			_, err := c.do(start.Add(timeout), "PING", nil)
+			_, err := c.do(start.Add(timeout), "PING", nil, 0)
 			if took := time.Since(start); !errors.Is(err, errNoReply) || took < timeout || took > timeout+prompt {
 				t.Errorf("%v after %s, want an error after %s", err, took, timeout)
 			}
@@ -161,7 +161,7 @@ func TestSharedConnSilence(t *testing.T) {
 			var held atomic.Int64
 			release := make(chan fate, 2)
 			t.Cleanup(func() { close(release) })
-			proxy := newRedisProxy(t, testRedis, func([]byte) fate {
+			proxy := newRedisProxy(t, singleRedis(t), func([]byte) fate {
 				if !mute.Load() {
 					return pass
 				}
@@ -220,7 +220,7 @@ func TestSharedConnSlow(t *testing.T) {
 	var expired atomic.Int64
 	for i := range 5 { // for longer than silenceTimeout, with a reply now and then
 		callers.Go(func() {
-			_, err := c.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.3"})
+			_, err := c.do(in(100*time.Millisecond), "DEBUG", []any{"SLEEP", "0.3"}, 0)
 			if errors.Is(err, errNoReply) {
 				expired.Add(1)
 			} else if err != nil {
@@ -261,7 +261,7 @@ func TestSharedConnStuck(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	var dials atomic.Int64
-	c := newSharedConn(func(ctx context.Context) (redis.Conn, error) {
+	c := newSharedConn(0, func(ctx context.Context) (redis.Conn, error) {
 		dials.Add(1)
 		return r.dialContext(ctx)
 	})
@@ -295,8 +295,9 @@ func TestSharedConnStuck(t *testing.T) {
 
 // Commands that expire while the connection is closed fail once, and their callers learn nothing of others.
 func TestSharedConnCloseAndExpire(t *testing.T) {
+	r := singleRedis(t)
 	for range 50 {
-		c := newSharedConn(testRedis.dialContext)
+		c := newSharedConn(0, r.dialContext)
 		at := in(5 * time.Millisecond)
 		var callers sync.WaitGroup
 		for g := range 100 {
@@ -322,7 +323,7 @@ func TestSharedConnCloseAndExpire(t *testing.T) {
 func TestSharedConnMemory(t *testing.T) {
 	var q commandQueue
 	for i := range 100_000 {
-		q.push([]*pendingCommand{{}, {}})
+		q.push(new(pendingCommand), new(pendingCommand))
 		if i%10 > 0 {
 			q.pop()
 			q.pop()
@@ -403,7 +404,7 @@ func TestSharedConnClose(t *testing.T) {
 	r := newRedis(t)
 	before := runtime.NumGoroutine()
 	for range 20 {
-		c := newSharedConn(r.dialContext)
+		c := newSharedConn(0, r.dialContext)
 		wantPing(t, c)
 		r.signal(t, syscall.SIGSTOP)
 		var callers sync.WaitGroup

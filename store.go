@@ -86,18 +86,18 @@ var (
 
 	// A script without the flag allow-oom is refused if Redis's memory is full. What needs no memory runs even then, so
 	// that charges go on.
-	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal grow = false\n"+chargeLua)
-	growingChargeScript = newScript("growing charge", "#!lua\nlocal grow = true\n"+chargeLua)
-	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+keyLua)
-	growingKeyScript    = newScript("growing key", "#!lua\n"+keyLua)
+	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal grow = false\n"+chargeLua, writes)
+	growingChargeScript = newScript("growing charge", "#!lua\nlocal grow = true\n"+chargeLua, writes)
+	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+keyLua, writes)
+	growingKeyScript    = newScript("growing key", "#!lua\n"+keyLua, writes)
 
-	issueScript     = newScript("issue", issueLua)
-	revokeScript    = newScript("revoke", revokeLua)
-	configScript    = newScript("config", configLua)
-	loadScript      = newScript("load", loadLua)
-	unchangedScript = newScript("unchanged", unchangedLua)
-	deleteScript    = newScript("delete", "#!lua flags=allow-oom\n"+deleteLua) // frees more than it takes
-	tokenScript     = newScript("token", tokenLua)
+	issueScript     = newScript("issue", issueLua, writes)
+	revokeScript    = newScript("revoke", revokeLua, writes)
+	configScript    = newScript("config", configLua, writes)
+	loadScript      = newScript("load", loadLua, 0)
+	unchangedScript = newScript("unchanged", unchangedLua, 0)
+	deleteScript    = newScript("delete", "#!lua flags=allow-oom\n"+deleteLua, writes) // frees more than it takes
+	tokenScript     = newScript("token", tokenLua, writes)
 )
 
 // requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
@@ -266,7 +266,7 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	// The set of tenants has a slot of its own, so adding the ID is a step of its own. It comes first: a crash in between
 	// leaves an ID without a config in the set, which Tenants does not return. For the same reason nothing ever removes
 	// an ID: that might undo the first step of a tenant that is being created again.
-	if _, err := s.redis.do(deadline, "SADD", tenantsRedisKey, tenantID); err != nil {
+	if _, err := s.redis.write(deadline, "SADD", tenantsRedisKey, tenantID); err != nil {
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
 	etag := etagOf(config.compact)
@@ -298,7 +298,7 @@ type configVersion struct{ etag, savedAt, savedBy string }
 
 // History returns the last versions of tenantID's config, newest first. Error: ErrUnavailable.
 func (s *store) History(deadline time.Time, tenantID string) ([]configVersion, error) {
-	heads, err := redis.Strings(s.redis.do(deadline, "LRANGE", historyRedisKey(tenantID), 0, -1))
+	heads, err := redis.Strings(s.redis.read(deadline, "LRANGE", historyRedisKey(tenantID), 0, -1))
 	if err != nil {
 		return nil, fmt.Errorf("read the config history of tenant %s: %w", tenantID, err)
 	}
@@ -314,7 +314,7 @@ func (s *store) History(deadline time.Time, tenantID string) ([]configVersion, e
 // Version returns the version of tenantID's config with that ETag, as it was saved. Errors: ErrNoVersion,
 // ErrUnavailable.
 func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, error) {
-	config, err := redis.Bytes(s.redis.do(deadline, "HGET", versionsRedisKey(tenantID), etag))
+	config, err := redis.Bytes(s.redis.read(deadline, "HGET", versionsRedisKey(tenantID), etag))
 	if errors.Is(err, redis.ErrNil) {
 		return nil, ErrNoVersion
 	}
@@ -327,7 +327,7 @@ func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, erro
 // Tenants returns, sorted, the IDs of the tenants that were created or whose config was replaced through tollgate and
 // that have a config. Error: ErrUnavailable.
 func (s *store) Tenants(deadline time.Time) ([]string, error) {
-	ids, err := redis.Strings(s.redis.do(deadline, "SMEMBERS", tenantsRedisKey))
+	ids, err := redis.Strings(s.redis.read(deadline, "SMEMBERS", tenantsRedisKey))
 	if err != nil {
 		return nil, fmt.Errorf("list the tenants: %w", err)
 	}
@@ -336,7 +336,7 @@ func (s *store) Tenants(deadline time.Time) ([]string, error) {
 	for i, id := range ids {
 		keys[i] = configRedisKey(id)
 	}
-	exist, err := redis.Ints(s.redis.doEach(deadline, "EXISTS", keys))
+	exist, err := redis.Ints(s.redis.readEach(deadline, "EXISTS", keys))
 	if err != nil {
 		return nil, fmt.Errorf("list the tenants: %w", err)
 	}
@@ -393,7 +393,7 @@ func (s *store) AddAdminToken(deadline time.Time, tenantID string, hash [sha256.
 // IsAdminToken reports whether tenantID has an admin token with that SHA-256. It is looked up rather than compared in
 // constant time: to make use of the time, one would have to know tokens for chosen hashes. Error: ErrUnavailable.
 func (s *store) IsAdminToken(deadline time.Time, tenantID string, hash [sha256.Size]byte) (bool, error) {
-	found, err := redis.Bool(s.redis.do(deadline, "HEXISTS", adminTokensRedisKey(tenantID), hex.EncodeToString(hash[:])))
+	found, err := redis.Bool(s.redis.read(deadline, "HEXISTS", adminTokensRedisKey(tenantID), hex.EncodeToString(hash[:])))
 	if err != nil {
 		return false, fmt.Errorf("look up an admin token of tenant %s: %w", tenantID, err)
 	}
@@ -402,7 +402,7 @@ func (s *store) IsAdminToken(deadline time.Time, tenantID string, hash [sha256.S
 
 // RevokeAdminTokens deletes all admin tokens of tenantID. Error: ErrUnavailable.
 func (s *store) RevokeAdminTokens(deadline time.Time, tenantID string) error {
-	if _, err := s.redis.do(deadline, "DEL", adminTokensRedisKey(tenantID)); err != nil {
+	if _, err := s.redis.write(deadline, "DEL", adminTokensRedisKey(tenantID)); err != nil {
 		return fmt.Errorf("delete the admin tokens of tenant %s: %w", tenantID, err)
 	}
 	return nil

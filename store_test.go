@@ -671,14 +671,15 @@ func TestLedger(t *testing.T) {
 func TestLostReplies(t *testing.T) {
 	const clients, charges = 20, 50
 	var cutting atomic.Bool
-	proxy := newRedisProxy(t, testRedis, func([]byte) fate {
+	r := singleRedis(t)
+	proxy := newRedisProxy(t, r, func([]byte) fate {
 		if cutting.Load() && rand.IntN(5) == 0 {
 			return cut
 		}
 		return pass
 	})
 	services := newServices(t, "REDIS_URL="+proxy.url)
-	id := newTenant(t, 10_000)
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := services[0].login(t, id)
 	cutting.Store(true)
 	all := load{
@@ -687,7 +688,7 @@ func TestLostReplies(t *testing.T) {
 			return consumeRequest(id, key, 3, fmt.Sprintf("%s%d-%d", retryKey, client, i))
 		},
 	}.run(t)
-	if spent := 10_000 - tokensLeft(t, key); spent != 3*clients*charges {
+	if spent := 10_000 - r.tokensLeft(t, key); spent != 3*clients*charges {
 		t.Errorf("%d tokens were taken for %d charges of 3", spent, clients*charges)
 	}
 	if retries, replays := len(all.of("POST", 503)), len(all.replayed(true)); retries == 0 || replays == 0 {

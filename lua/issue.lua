@@ -1,12 +1,13 @@
 -- Stores a new API key with its expiry, in one atomic step: unless the address of its client has used up its logins, or
 -- the same request has stored a key before.
 --
--- KEYS[1] apiKey:<apiKey>
--- KEYS[2] with ARGV[2] > 0: login:<address>, the times (µs, Redis's clock) of its logins in the last minute; with ARGV[3]:
+-- KEYS[1] apiKey:<apiKey>; omitted if only a login is to be counted
+-- KEYS[2] (else 1) with ARGV[2] > 0: login:<address>, the times (µs, Redis's clock) of its logins in the last minute; with ARGV[3]:
 --         the record of the request's Idempotency-Key; else omitted
 -- ARGV[1] time to live of the key in milliseconds; 0: it never expires
 -- ARGV[2] logins of the address in any minute; 0: no limit
--- ARGV[3] digest of a request with an Idempotency-Key, else ''
+-- ARGV[3] digest of a request with an Idempotency-Key, else ''; it and all that follow are omitted if only a login is to
+--         be counted
 -- ARGV[4] tenant ID
 -- ARGV[5] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[6] group
@@ -23,38 +24,43 @@ local function failed(result)
 end
 
 local limit, window = tonumber(ARGV[2]), 60 * 1000000
+local logins = KEYS[#KEYS]
 
 if limit > 0 then
 	-- A sliding log: the login that is `limit` back must be a whole window ago.
 	local time = redis.call('TIME')
 	local now = time[1] * 1000000 + time[2]
-	local oldest = redis.call('LINDEX', KEYS[2], -limit)
+	local oldest = redis.call('LINDEX', logins, -limit)
 	if oldest and tonumber(oldest) > now then -- written by a server whose clock was ahead: these count as now
-		local entries = redis.call('LRANGE', KEYS[2], 0, -1)
-		redis.call('DEL', KEYS[2])
+		local entries = redis.call('LRANGE', logins, 0, -1)
+		redis.call('DEL', logins)
 		for _, at in ipairs(entries) do
-			redis.call('RPUSH', KEYS[2], string.format('%.0f', math.min(tonumber(at), now)))
+			redis.call('RPUSH', logins, string.format('%.0f', math.min(tonumber(at), now)))
 		end
-		redis.call('PEXPIRE', KEYS[2], window / 1000)
+		redis.call('PEXPIRE', logins, window / 1000)
 		oldest = now
 	end
 	if oldest and oldest + window > now then
 		return math.ceil((oldest + window - now) / 1000000)
 	end
-	redis.call('RPUSH', KEYS[2], string.format('%.0f', now))
-	redis.call('LTRIM', KEYS[2], -limit, -1)
-	local expires = redis.pcall('PEXPIRE', KEYS[2], window / 1000)
+	redis.call('RPUSH', logins, string.format('%.0f', now))
+	redis.call('LTRIM', logins, -limit, -1)
+	local expires = redis.pcall('PEXPIRE', logins, window / 1000)
 	if failed(expires) then -- undo the login
-		redis.call('LTRIM', KEYS[2], 0, -2)
+		redis.call('LTRIM', logins, 0, -2)
 		return expires
 	end
-elseif ARGV[3] ~= '' then
+elseif (ARGV[3] or '') ~= '' then
 	local before = redis.call('HMGET', KEYS[2], 'request', 'apiKey', 'tokensLeft')
 	if before[1] == ARGV[3] then
 		return {before[2], before[3]}
 	elseif before[1] then
 		return 'mismatch'
 	end
+end
+
+if not ARGV[3] then
+	return 0
 end
 
 local fields = {'tenantId', ARGV[4], 'group', ARGV[6], 'createdAt', ARGV[7], 'tokensLeft', ARGV[8]}

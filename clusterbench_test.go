@@ -1,0 +1,175 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// BenchmarkKeySlot measures what finding the server of a key adds to a charge in a cluster.
+func BenchmarkKeySlot(b *testing.B) {
+	c := &redisClient{}
+	c.slots[0].Store(new(redisNode))
+	key := apiKeyRedisKey("temp_11111111-2222-4333-8444-555555555555")
+	for b.Loop() {
+		c.owner(keySlot(key))
+	}
+}
+
+// benchTopology is a way to keep the keys.
+type benchTopology struct {
+	name              string
+	masters, replicas int // 0 masters: one server, not a cluster
+	wait              int
+}
+
+var benchTopologies = []benchTopology{
+	{"one server", 0, 0, 0}, {"one server, 1 replica", 0, 1, 0}, {"one server, 1 replica, -wait-replicas 1", 0, 1, 1},
+	{"1 master", 1, 0, 0}, {"2 masters", 2, 0, 0}, {"3 masters", 3, 0, 0},
+	{"3 masters, 3 replicas", 3, 1, 0}, {"3 masters, 3 replicas, -wait-replicas 1", 3, 1, 1},
+}
+
+// start starts the servers and returns their URL and masters.
+func (bt benchTopology) start(b *testing.B) (url string, masters []*redisServer, closeAll func()) {
+	b.Helper()
+	if bt.masters > 0 {
+		c, err := startCluster(bt.masters, bt.replicas)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return c.url(), c.nodes[:bt.masters], c.close
+	}
+	master, err := startRedis("", "--appendonly", "no", "--repl-diskless-sync-delay", "0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	closeAll = master.close
+	for range bt.replicas {
+		replica, err := startRedis("", "--appendonly", "no", "--replicaof", fmt.Sprint("127.0.0.1 ", master.port))
+		if err != nil {
+			b.Fatal(err)
+		}
+		last := closeAll
+		closeAll = func() { replica.close(); last() }
+		eventually(b, 20*time.Second, func() error {
+			if infoField(replica.string(b, "INFO", "replication"), "master_link_status") != "up" {
+				return fmt.Errorf("the replica is not in sync")
+			}
+			return nil
+		})
+	}
+	return master.url(), []*redisServer{master}, closeAll
+}
+
+// BenchmarkCluster prints what a charge costs the service and Redis's masters in each topology: at the same load, and at
+// the most that 64 connections get. All run on one machine, so that the rates compare what it can do, not what clusters
+// can.
+func BenchmarkCluster(b *testing.B) {
+	for b.Loop() {
+		binary := filepath.Join(b.TempDir(), "tollgate")
+		if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+		fmt.Print("\n| topology | service µs a charge, at 4,000/s | Redis µs (masters) | " +
+			"charges/s of 64 connections | service µs | Redis µs |\n" +
+			"|---|---|---|---|---|---|\n")
+		for _, bt := range benchTopologies {
+			url, masters, closeAll := bt.start(b)
+			p := startCommand(b, exec.Command(binary), append([]string{
+				"REDIS_URL=" + url, fmt.Sprint("WAIT_REPLICAS=", bt.wait)}, benchSettings...))
+			s := &service{url: "http://" + p.address(b)}
+			tenant := newClusterTenant(b, s, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+			w := workload{method: "POST", path: "/" + tenant + "/tokens/consume", body: oneToken}
+			for range 300 {
+				w.tokens = append(w.tokens, s.login(b, tenant))
+			}
+			paced := benchCharges(b, w, p, masters, 4000)
+			most := benchCharges(b, w, p, masters, 0)
+			fmt.Printf("| %s | %.1f | %.1f | %.0f | %.1f | %.1f |\n", bt.name, paced.service, paced.redis, most.rate, most.service, most.redis)
+			p.kill()
+			closeAll()
+		}
+	}
+}
+
+// chargeCost is what a load of charges gave: its rate, and the processor time of a charge in µs.
+type chargeCost struct{ rate, service, redis float64 }
+
+// benchCharges sends charges over 64 connections for some seconds, that many a second or, if rate is 0, as many as it can.
+func benchCharges(b *testing.B, w workload, p *process, masters []*redisServer, rate int) chargeCost {
+	b.Helper()
+	const seconds = 5
+	used := func() (service, redis float64) {
+		user, system := cpuMicros(b, p.cmd.Process.Pid)
+		for _, n := range masters {
+			u, s := cpuMicros(b, n.cmd.Process.Pid)
+			redis += u + s
+		}
+		return user + system, redis
+	}
+	var before func() func()
+	if rate > 0 {
+		var mu sync.Mutex
+		next := time.Now()
+		before = func() func() {
+			mu.Lock()
+			next = next.Add(time.Second / time.Duration(rate))
+			due := next
+			mu.Unlock()
+			time.Sleep(time.Until(due))
+			return nil
+		}
+	}
+	service, redis := used()
+	end := time.Now().Add(seconds * time.Second)
+	n := float64(drive(b, p.address(b), 64, w.requests(), func(int) bool { return time.Now().Before(end) }, before))
+	serviceAfter, redisAfter := used()
+	return chargeCost{n / seconds, (serviceAfter - service) / n, (redisAfter - redis) / n}
+}
+
+// BenchmarkClusterDeadShard prints how many of their charges keys keep while another master is down and 300 clients want
+// keys of that one. Rounds with and without these clients alternate.
+func BenchmarkClusterDeadShard(b *testing.B) {
+	for b.Loop() {
+		c, err := startCluster(3, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		p := startCommand(b, exec.Command(os.Args[0]), append([]string{"REDIS_URL=" + c.url(), "TOLLGATE_RUN_MAIN=1"}, benchSettings...))
+		s := &service{url: "http://" + p.address(b)}
+		victim := c.nodes[0]
+		tenant := newClusterTenant(b, s, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+		for c.owner(b, configRedisKey(tenant)) == victim {
+			tenant = newClusterTenant(b, s, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+		}
+		keys := c.keysOn(b, s, tenant, 20, `"userId":"u","group":"anonymous"`)
+		others := workload{method: "POST", path: "/" + tenant + "/tokens/consume", body: oneToken}
+		others.tokens = append(keys[c.nodes[1].tcp], keys[c.nodes[2].tcp]...)
+		count := func() float64 {
+			end := time.Now().Add(2 * time.Second)
+			return float64(drive(b, p.address(b), 32, others.requests(), func(int) bool { return time.Now().Before(end) }, nil))
+		}
+		victim.kill()
+		var ratios []float64
+		failed := 0
+		for range speedRounds {
+			alone := count()
+			waiting := load{
+				services: []*service{s}, clients: 300, statuses: []int{503},
+				request: func(int, int) request { return consumeRequest(tenant, keys[victim.tcp][0], 1) },
+			}.start(b)
+			time.Sleep(300 * time.Millisecond) // all of them wait
+			ratios = append(ratios, count()/alone)
+			failed += len(waiting.stop().of("", 503))
+		}
+		fmt.Printf("\nwith one master of three down and 300 clients of its keys: %.0f %% [%.0f … %.0f] of the charges of other keys; "+
+			"%d requests were 503\n", 100*median(ratios), 100*slices.Min(ratios), 100*slices.Max(ratios), failed)
+		p.kill()
+		c.close()
+	}
+}

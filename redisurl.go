@@ -1,0 +1,225 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const (
+	poolWriteTimeout  = 350 * time.Millisecond // a write blocks only if Redis does not read
+	keepAliveInterval = 15 * time.Second       // of TCP, which finds an idle connection whose peer is gone
+)
+
+// redisTopology is how many servers share the keys, and how they are found.
+type redisTopology int
+
+const (
+	oneServer      redisTopology = iota
+	sentinelMaster               // the master that Sentinels name
+	redisCluster                 // the masters of a Redis Cluster, each with some of the slots
+)
+
+// redisURL is where Redis is and how to log in there.
+type redisURL struct {
+	topology           redisTopology
+	network, address   string   // of the one server
+	seeds              []string // host:port of the Sentinels, or of nodes of the cluster
+	master             string   // the name that the Sentinels know
+	tls                bool
+	username, password string
+	db                 int
+
+	sentinelUsername, sentinelPassword string
+}
+
+// urlSchemes has the schemes that a redisURL may have.
+var urlSchemes = map[string]redisURL{
+	"redis":           {network: "tcp"},
+	"rediss":          {network: "tcp", tls: true},
+	"unix":            {network: "unix"},
+	"redis-sentinel":  {network: "tcp", topology: sentinelMaster},
+	"rediss-sentinel": {network: "tcp", topology: sentinelMaster, tls: true},
+	"redis-cluster":   {network: "tcp", topology: redisCluster},
+	"rediss-cluster":  {network: "tcp", topology: redisCluster, tls: true},
+}
+
+// parseRedisURL parses
+//
+//	redis://[[user]:password@]host[:port][/db], and rediss:// for TLS
+//	unix://[[user]:password@]/path/redis.sock[?db=n]
+//	redis-sentinel://[[user]:password@]host[:port][,host[:port]]…/<master name>[/db], and rediss-sentinel://
+//	redis-cluster://[[user]:password@]host[:port][,host[:port]]…, and rediss-cluster://
+//
+// Its errors quote nothing of the URL, which may hold a password.
+func parseRedisURL(s string) (*redisURL, error) {
+	first, hosts := splitHosts(s)
+	u, err := url.Parse(first)
+	if err != nil {
+		return nil, errors.New("is not a valid URL (are special characters in its password percent-encoded?)")
+	}
+	scheme, known := urlSchemes[u.Scheme]
+	r := &scheme
+	r.username = u.User.Username()
+	r.password, _ = u.User.Password()
+	if !known {
+		return nil, errors.New("must begin with redis://, rediss:// (TLS), unix://, " +
+			"redis-sentinel://, rediss-sentinel://, redis-cluster:// or rediss-cluster://")
+	}
+	switch {
+	case r.username != "" && r.password == "":
+		return nil, errors.New("has a user but no password")
+	case u.Scheme == "unix" && (u.Host != "" || u.Path == ""):
+		return nil, errors.New("must have three slashes before a socket's path: unix:///path/redis.sock")
+	case u.Fragment != "":
+		return nil, errors.New("has a fragment: write a # in its password as %23")
+	case r.topology == oneServer && len(hosts) > 1:
+		return nil, errors.New("has several hosts: use redis-cluster:// for a Redis Cluster, redis-sentinel:// for Sentinels")
+	}
+	path, query := strings.TrimPrefix(u.Path, "/"), u.Query()
+	if u.Scheme == "unix" {
+		r.address, path = u.Path, query.Get("db")
+		query.Del("db")
+	}
+	if len(query) > 0 || u.Opaque != "" {
+		return nil, errors.New("has an unknown query")
+	}
+	if err := cmp.Or(r.setHosts(hosts), r.setPath(path)); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// splitHosts returns the URL with only the first of its hosts, which url.Parse understands, and all of them.
+func splitHosts(s string) (first string, hosts []string) {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return s, []string{""}
+	}
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	begin := strings.LastIndexByte(rest[:end], '@') + 1
+	hosts = strings.Split(rest[begin:end], ",")
+	return scheme + "://" + rest[:begin] + hosts[0] + rest[end:], hosts
+}
+
+// setHosts sets where the servers are.
+func (r *redisURL) setHosts(hosts []string) error {
+	if r.network == "unix" {
+		return nil
+	}
+	port := "6379"
+	if r.topology == sentinelMaster {
+		port = "26379"
+	}
+	for _, host := range hosts {
+		u, err := url.Parse("redis://" + host)
+		if err != nil || len(hosts) > 1 && u.Hostname() == "" {
+			return errors.New("has a host that is not host or host:port")
+		}
+		r.seeds = append(r.seeds, net.JoinHostPort(cmp.Or(u.Hostname(), "localhost"), cmp.Or(u.Port(), port)))
+	}
+	if r.topology == oneServer {
+		r.address, r.seeds = r.seeds[0], nil
+	}
+	return nil
+}
+
+// setPath sets what follows the hosts: the number of the database and, before it, the name of the Sentinels' master.
+func (r *redisURL) setPath(path string) (err error) {
+	db := path
+	switch r.topology {
+	case sentinelMaster:
+		r.master, db, _ = strings.Cut(path, "/")
+		if r.master == "" {
+			return errors.New("names no master: redis-sentinel://<host>:<port>/<name of the master>")
+		}
+	case redisCluster:
+		if path != "" {
+			return errors.New("has a database: a Redis Cluster has only one")
+		}
+	}
+	if db == "" {
+		return nil
+	}
+	if r.db, err = strconv.Atoi(db); err != nil || r.db < 0 {
+		return errors.New("has a database number that is not a whole number ≥ 0")
+	}
+	return nil
+}
+
+// setSentinelUser sets what the Sentinels ask for, if r names some. It has no effect on nil.
+func (r *redisURL) setSentinelUser(username, password string) error {
+	if r == nil || r.topology != sentinelMaster {
+		return nil
+	}
+	r.sentinelUsername, r.sentinelPassword = username, password
+	if username != "" && password == "" {
+		return errors.New("there is no SENTINEL_PASSWORD")
+	}
+	return nil
+}
+
+// dial connects to the server at address, logs in and selects the database. Each of these steps, and each read later,
+// may take timeout.
+func (r *redisURL) dial(ctx context.Context, address string, timeout time.Duration,
+	more ...redis.DialOption) (redis.Conn, error) {
+	handshake := timeout
+	if deadline, ok := ctx.Deadline(); ok { // redigo ignores the context during the TLS handshake
+		handshake = max(min(timeout, time.Until(deadline)), time.Millisecond)
+	}
+	options := append([]redis.DialOption{
+		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(poolWriteTimeout),
+		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(handshake), redis.DialKeepAlive(keepAliveInterval),
+		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db),
+	}, more...)
+	c, err := redis.DialContext(ctx, r.network, address, options...)
+	if _, otherName := errors.AsType[x509.HostnameError](err); otherName {
+		// Some clusters announce IP addresses, but their certificate is that of the name under which all are reached.
+		if name := r.seedName(); name != "" && isIP(address) {
+			options = append(options, redis.DialTLSConfig(&tls.Config{ServerName: name}))
+			return redis.DialContext(ctx, r.network, address, options...)
+		}
+	}
+	return c, err
+}
+
+// seedName returns the first seed's host, if it is a name and not an IP address, else "".
+func (r *redisURL) seedName() string {
+	if len(r.seeds) == 0 || isIP(r.seeds[0]) {
+		return ""
+	}
+	host, _, _ := net.SplitHostPort(r.seeds[0])
+	return host
+}
+
+func isIP(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	_, err = netip.ParseAddr(host)
+	return err == nil
+}
+
+// redact replaces the passwords in a text that may quote them.
+func (r *redisURL) redact(text string) string {
+	for _, secret := range []string{r.password, r.sentinelPassword} {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, "xxxxx")
+		}
+	}
+	return text
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// With -wait-replicas no charge that was acknowledged is lost when a master is killed.
+func TestWaitReplicas(t *testing.T) {
+	long(t)
+	c, err := startCluster(1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	services := newServices(t, "REDIS_URL="+c.url(), "WAIT_REPLICAS=1")
+	tenant := newClusterTenant(t, services[0], ledgerConfig)
+	const start = 1_000_000
+	keys := make([]string, 8)
+	for i := range keys {
+		keys[i] = services[0].issue(t, tenant, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, start))
+	}
+	// What a charge led to is known only to its client, so each counts by itself.
+	acknowledged, unsure := make([]int, len(keys)), make([]int, len(keys))
+	var stop atomic.Bool
+	var served atomic.Int64
+	var clients sync.WaitGroup
+	for i, key := range keys {
+		clients.Go(func() {
+			for n := 0; !stop.Load(); n++ {
+				got, err := services[n%2].send("POST", "/"+tenant+"/tokens/consume", "", bearer(key))
+				switch {
+				case err == nil && got.status == 200:
+					acknowledged[i]++
+					served.Add(1)
+				case err == nil && got.status == 503:
+					unsure[i]++
+				default:
+					t.Errorf("%d %s, %v", got.status, got.body, err)
+					return
+				}
+			}
+		})
+	}
+	more := func(n int64) {
+		t.Helper()
+		before := served.Load()
+		eventually(t, 20*time.Second, func() error {
+			if served.Load() < before+n {
+				return fmt.Errorf("%d charges", served.Load()-before)
+			}
+			return nil
+		})
+	}
+	const failovers = 20
+	for range failovers {
+		more(50)
+		master := c.mastersNow(t)[0]
+		replica := c.replicaOf(t, master)
+		master.kill()
+		replica.do(t, "CLUSTER", "FAILOVER", "TAKEOVER") // without a vote, which one master alone could not give
+		if err := master.start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 20*time.Second, c.check)
+	}
+	more(50)
+	stop.Store(true)
+	clients.Wait()
+	all := 0
+	for i, key := range keys {
+		taken := start - c.balance(t, key)
+		if taken < acknowledged[i] || taken > acknowledged[i]+unsure[i] {
+			t.Errorf("%d charges were acknowledged, %d taken, %d unsure", acknowledged[i], taken, unsure[i])
+		}
+		all += acknowledged[i]
+	}
+	t.Logf("%d charges were acknowledged through %d failovers", all, failovers)
+}
+
+// With -wait-replicas nothing is acknowledged while the replica does not respond, and reading goes on.
+func TestWaitReplicasMissing(t *testing.T) {
+	t.Parallel()
+	master := newRedis(t)
+	replica := newRedis(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.port), "--repl-diskless-sync-delay", "0")
+	inSync := func() error {
+		if infoField(replica.string(t, "INFO", "replication"), "master_link_status") != "up" {
+			return errors.New("the replica is not in sync")
+		}
+		return nil
+	}
+	eventually(t, 20*time.Second, inSync)
+	s := newService(t, "REDIS_URL="+master.url(), "WAIT_REPLICAS=1")
+	key := s.login(t, "abc")
+	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"a").want(t, 200, `{"tokensLeft":99}`)
+	replica.signal(t, syscall.SIGSTOP)
+	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b").want(t, 503, `{"error":"Service unavailable"}`)
+	s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, "")
+	s.putConfig(t, "abc", `{"user_groups":{}}`).want(t, 503, "")
+	s.do(t, "GET", "/readyz", "").want(t, 503, "")
+	s.admin(t, "GET", "/abc/admin/config/history", "").want(t, 200, "")
+	replica.signal(t, syscall.SIGCONT)
+	eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
+	got := s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b")
+	got.want(t, 200, `{"tokensLeft":98}`)
+	got.wantHeader(t, "Idempotent-Replayed", "true")
+	if n := s.log.count("[ERROR] Redis is unavailable: written, but too few replicas have it\n"); n != 1 {
+		t.Errorf("log:\n%s", s.log)
+	}
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const (
+	sentinelTimeout = 250 * time.Millisecond // of one Sentinel
+	resolveTimeout  = 600 * time.Millisecond // of all
+	sentinelPing    = time.Second
+	sentinelPause   = 100 * time.Millisecond // before the next Sentinel is followed
+)
+
+var (
+	errNoSuchMaster = errors.New("no Sentinel knows a master of that name")
+	errNotSentinel  = errors.New("this is not a Sentinel: " +
+		"use redis:// for one server, redis-cluster:// for a Redis Cluster")
+)
+
+// sentinelSet is the Sentinels that watch a master.
+type sentinelSet struct {
+	url *redisURL
+
+	mu        sync.Mutex
+	addresses []string // the next to be asked is the first; guarded by mu
+}
+
+// namedMaster is what a Sentinel says about the master. Of two, that with the higher epoch is newer.
+type namedMaster struct {
+	address string
+	epoch   int64
+}
+
+// first returns the master that the first Sentinel names which responds. They are asked in turn.
+func (s *sentinelSet) first(ctx context.Context) (namedMaster, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	var failure error
+	for _, sentinel := range s.inTurn() {
+		named, err := s.ask(ctx, sentinel)
+		if err == nil {
+			return named, nil
+		}
+		s.putLast(sentinel)
+		if failure == nil || errors.Is(err, errNoSuchMaster) {
+			failure = fmt.Errorf("%s: %w", sentinel, err)
+		}
+	}
+	return namedMaster{}, failure
+}
+
+// newest asks all Sentinels and returns the newest that they say: one that has promoted a replica knows it before the
+// others do. agreed reports whether most responded and all named the same server.
+func (s *sentinelSet) newest(ctx context.Context) (named namedMaster, agreed bool) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	sentinels := s.inTurn()
+	replies := make(chan namedMaster, len(sentinels))
+	for _, sentinel := range sentinels {
+		go func() {
+			reply, _ := s.ask(ctx, sentinel) // without an address after an error
+			replies <- reply
+		}()
+	}
+	responses := 0
+	agreed = true
+	for range sentinels {
+		reply := <-replies
+		if reply.address == "" {
+			continue
+		}
+		agreed = agreed && (responses == 0 || reply.address == named.address)
+		if responses == 0 || reply.epoch > named.epoch {
+			named = reply
+		}
+		responses++
+	}
+	return named, agreed && responses > len(sentinels)/2
+}
+
+func (s *sentinelSet) inTurn() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addresses
+}
+
+// putLast moves a Sentinel to the end of the turn.
+func (s *sentinelSet) putLast(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	others := slices.DeleteFunc(slices.Clone(s.addresses), func(a string) bool { return a == address })
+	s.addresses = append(others, address)
+}
+
+// ask returns the master that a Sentinel names.
+func (s *sentinelSet) ask(ctx context.Context, sentinel string) (named namedMaster, err error) {
+	ctx, cancel := context.WithTimeout(ctx, sentinelTimeout)
+	defer cancel()
+	conn, err := s.dial(ctx, sentinel)
+	if err != nil {
+		return named, err
+	}
+	defer conn.Close()
+	address, err := redis.Strings(redis.DoContext(conn, ctx, "SENTINEL", "get-master-addr-by-name", s.url.master))
+	switch {
+	case errors.Is(err, redis.ErrNil):
+		return named, errNoSuchMaster
+	case err != nil && strings.HasPrefix(err.Error(), "ERR unknown command"):
+		return named, errNotSentinel
+	case err != nil:
+		return named, err
+	case len(address) != 2:
+		return named, errNoSuchMaster
+	}
+	state, err := redis.StringMap(redis.DoContext(conn, ctx, "SENTINEL", "MASTER", s.url.master))
+	if err != nil {
+		return named, err
+	}
+	epoch, err := strconv.ParseInt(state["config-epoch"], 10, 64)
+	if err != nil {
+		return named, err
+	}
+	return namedMaster{net.JoinHostPort(address[0], address[1]), epoch}, nil
+}
+
+// dial connects to a Sentinel, which has credentials of its own.
+func (s *sentinelSet) dial(ctx context.Context, address string) (redis.Conn, error) {
+	sentinel := redisURL{
+		network: "tcp", tls: s.url.tls, username: s.url.sentinelUsername, password: s.url.sentinelPassword,
+	}
+	return sentinel.dial(ctx, address, sentinelTimeout)
+}
+
+// follow calls changed whenever the master may have changed, until ctx is done. It listens to one Sentinel after the
+// other.
+func (s *sentinelSet) follow(ctx context.Context, changed func()) {
+	for ctx.Err() == nil {
+		sentinel := s.inTurn()[0]
+		s.listen(ctx, sentinel, changed)
+		s.putLast(sentinel)
+		select {
+		case <-ctx.Done():
+		case <-time.After(sentinelPause):
+		}
+	}
+}
+
+// listen is follow with one Sentinel, until the connection to it is lost or silent.
+func (s *sentinelSet) listen(ctx context.Context, sentinel string, changed func()) {
+	dialCtx, cancel := context.WithTimeout(ctx, sentinelTimeout)
+	defer cancel()
+	conn, err := s.dial(dialCtx, sentinel)
+	if err != nil {
+		return
+	}
+	subscription := redis.PubSubConn{Conn: conn}
+	var pings sync.WaitGroup
+	defer pings.Wait()
+	defer conn.Close()
+	if subscription.Subscribe("+switch-master") != nil {
+		return
+	}
+	ctx, cancel = context.WithCancel(ctx)
+	defer cancel()
+	pings.Go(func() {
+		tick := time.NewTicker(sentinelPing)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				conn.Close()
+				return
+			case <-tick.C:
+				_ = subscription.Ping("") // the connection's failure ends the reading as well
+			}
+		}
+	})
+	for {
+		// A message, a reply to a PING, or the confirmation of the subscription, before which a message may be missed.
+		if _, lost := subscription.ReceiveWithTimeout(sentinelPing + sentinelTimeout).(error); lost {
+			return
+		}
+		changed()
+	}
+}
