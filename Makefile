@@ -18,9 +18,12 @@ test: tools ## run the tests, race detector on, against a real redis-server, or 
 cluster: tools ## run the tests, but for the long ones, on a Redis Cluster of three masters
 	TEST_REDIS_TOPOLOGY=cluster go test -short ./...
 
-integration: TOOLS = redis-server curl nginx caddy promtool
-integration: tools ## run the tests that drive other programs: the docs with curl, nginx, Caddy, promtool
+integration: TOOLS = redis-server curl nginx caddy promtool node npm python3
+integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, official SDKs
 	go test -race -tags integration -run '^TestIntegration' .
+
+testdata/sdk/node_modules: testdata/sdk/package-lock.json | tools
+	npm ci --prefix testdata/sdk --no-audit --no-fund && touch $@
 
 bench: TOOLS = redis-server wrk
 bench: tools ## measure everything that docs/performance.md states; it takes a quarter of an hour
@@ -41,7 +44,7 @@ tools: ## install the programs in TOOLS (redis-server) that are missing
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	if command -v apt-get >/dev/null; then \
 		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/; s/\<promtool\>/prometheus/'); \
+			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/; s/\<promtool\>/prometheus/; s/\<node\>/nodejs/'); \
 	elif command -v brew >/dev/null; then brew install $$(echo $$missing | sed 's/redis-server/redis/; s/promtool/prometheus/'); \
 	else false; fi || \
 	{ echo "install$$missing by hand (Redis 7 or Valkey 7.2 or newer), so that they are in PATH" >&2; exit 1; }

@@ -294,11 +294,13 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 			from.do(t, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
 			// One key of the slot is there already, so that commands with several keys find some on each side.
 			from.do(t, "MIGRATE", "127.0.0.1", to.port, test.redisKey, 0, 5000)
-			got := make(chan reply)
-			go func() { got <- test.send() }()
+			var got reply
+			var sent sync.WaitGroup // which also ends if the request fails
+			sent.Go(func() { got = test.send() })
 			time.Sleep(200 * time.Millisecond) // a resharding may leave a slot like this for a while
 			c.moveSlots(t, from, to, []int{slot})
-			(<-got).want(t, 200, test.want)
+			sent.Wait()
+			got.want(t, 200, test.want)
 			c.moveSlots(t, to, from, []int{slot})
 		})
 	}

@@ -51,7 +51,8 @@ func startClusterNode(args ...string) (*redisServer, error) {
 	return startRedis("", append([]string{
 		"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(busPort), "--appendonly", "no",
 		"--cluster-node-timeout", strconv.FormatInt(clusterNodeTimeout.Milliseconds(), 10),
-		"--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0", "--repl-timeout", "60",
+		"--cluster-require-full-coverage", "no", "--cluster-allow-replica-migration", "no",
+		"--repl-diskless-sync-delay", "0", "--repl-timeout", "60",
 	}, args...)...)
 }
 

@@ -91,7 +91,7 @@ func docCommands(t *testing.T, file string) (commands []docCommand) {
 				continue
 			}
 			commands[len(commands)-1].output = block.text
-		case "text", "nginx", "caddyfile", "yaml":
+		case "text", "nginx", "caddyfile", "yaml", "python", "typescript":
 		default:
 			t.Errorf("%s:%d: unknown language %q", file, block.line, block.language)
 		}
@@ -234,8 +234,9 @@ func TestIntegrationDocs(t *testing.T) {
 			continue
 		}
 		t.Run(file, func(t *testing.T) {
-			s := startDocService(t, docStart)
-			for i, got := range s.runDoc(t, commands) {
+			s, p := startDocService(t, docStart), newProvider(t)
+			p.on("", conduct{content: "Hello! How can I help you?", input: 9, output: 10})
+			for i, got := range s.runDoc(t, commands, p) {
 				want := commands[i].output
 				if !docPattern(want).MatchString(normalizeDoc(got)) {
 					t.Errorf("%s:%d:\n%s\nprints\n%s\nwant\n%s", file, commands[i].line, commands[i].text, got, want)
@@ -245,8 +246,9 @@ func TestIntegrationDocs(t *testing.T) {
 	}
 }
 
-// runDoc runs the commands in one shell, in an empty directory, and returns what each of them prints.
-func (s docService) runDoc(t *testing.T, commands []docCommand) []string {
+// runDoc runs the commands in one shell, in an empty directory, and returns what each of them prints. The stand-in p is
+// in the place of the providers that they name.
+func (s docService) runDoc(t *testing.T, commands []docCommand, p *provider) []string {
 	t.Helper()
 	const end = "\x1e\n"
 	var script strings.Builder
@@ -256,6 +258,7 @@ func (s docService) runDoc(t *testing.T, commands []docCommand) []string {
 	text := strings.NewReplacer(
 		"localhost:8080", s.address,
 		"redis-cli ", fmt.Sprintf("redis-cli -p %d ", s.redisPort),
+		"https://api.openai.com", p.url, "https://api.anthropic.com", p.url,
 	).Replace(script.String())
 	bin, err := filepath.Abs(".bin")
 	if err != nil {
@@ -265,7 +268,8 @@ func (s docService) runDoc(t *testing.T, commands []docCommand) []string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh")
 	cmd.Dir = t.TempDir()
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"),
+		"OPENAI_API_KEY="+providerKey, "ANTHROPIC_API_KEY="+providerKey)
 	cmd.Stdin = strings.NewReader(text)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

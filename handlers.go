@@ -13,11 +13,12 @@ import (
 	"time"
 )
 
-// handler returns the http.Handler that serves every route. It creates the server's metrics.
-func (s *server) handler() http.Handler {
+// handler returns the http.Handler that serves every route, those of the gateway with g. It creates the server's
+// metrics.
+func (s *server) handler(g *gateway) http.Handler {
 	mux := http.NewServeMux()
 	var patterns []string
-	for _, r := range s.routeTable() {
+	for _, r := range s.routeTable(g) {
 		mux.Handle(r.pattern, s.toHandler(r.access, r.handler))
 		patterns = append(patterns, r.pattern)
 	}
@@ -34,13 +35,16 @@ type route struct {
 
 // routeTable returns every route. Each tenant route has two patterns: below the tenant's ID, and without it for the
 // tenant default.
-func (s *server) routeTable() []route {
+func (s *server) routeTable(g *gateway) []route {
 	var (
 		open          = access{publicTimeout, []step{refuseBody}}
 		public        = access{publicTimeout, []step{s.loadTenant}}
 		checkedKey    = access{publicTimeout, []step{s.readAPIKey, s.loadTenant}}
 		keyHolder     = access{publicTimeout, []step{s.readAPIKey, refuseBody, s.loadTenant}}
 		keyHolderBody = access{publicTimeout, []step{s.readAPIKey, s.publicBodies.read, s.loadTenant}}
+
+		modelReader = access{publicTimeout, []step{g.readKey, refuseBody, s.loadTenant, g.requireKey}}
+		modelCaller = access{publicTimeout, []step{g.readKey, s.loadTenant, g.readBody, s.loadTenant}}
 
 		// A route that does not use the config serves a tenant whose config is broken, too.
 		admin       = access{adminTimeout, []step{s.requireAdmin, refuseBody, s.loadTenant}}
@@ -63,6 +67,15 @@ func (s *server) routeTable() []route {
 		{"GET", "/auth/key", keyHolder, s.showOwnKey},
 		{"", "/auth/verify", checkedKey, s.verify}, // any method: some proxies forward the client's own
 		{"POST", "/tokens/consume", keyHolderBody, s.consume},
+		{"POST", "/tokens/holds", keyHolderBody, s.hold},
+		{"POST", "/tokens/holds/{holdId}/settle", keyHolderBody, s.settleHold},
+		{"DELETE", "/tokens/holds/{holdId}", keyHolder, s.cancelHold},
+
+		{"POST", "/v1/chat/completions", modelCaller, g.generate},
+		{"POST", "/v1/messages", modelCaller, g.generate},
+		{"POST", "/v1/messages/count_tokens", modelCaller, g.countTokens},
+		{"GET", "/v1/models", modelReader, g.listModels},
+		{"GET", "/v1/models/{model}", modelReader, g.showModel},
 
 		{"GET", "/admin/config", admin, s.showConfig},
 		{"PUT", "/admin/config", adminRepairBody, s.replaceConfig},
@@ -143,19 +156,107 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestIn
 	if tokens, ok := plainTokens(info.body); ok {
 		c.tokens = tokens
 	} else if len(info.body) > 0 {
-		if err := decodeObject(info.body, objectRules{"tokens": intField(&c.tokens, 1, maxAmount)}, "tokens"); err != nil {
+		rules := objectRules{"tokens": intField(&c.tokens, 1, maxAmount), "upTo": boolField(&c.upTo)}
+		if err := decodeObject(info.body, rules, "tokens"); err != nil {
 			return err
 		}
 	}
 	result, err := s.chargeAndCount(info, c)
-	setRateHeaders(w.Header(), result)
+	if result.hasRateLimit {
+		setRateHeaders(w.Header(), result.rate)
+	}
 	if err != nil {
 		return err
 	}
 	if result.replayed {
 		setReplayed(w.Header())
 	}
+	if c.upTo {
+		return writeJSON(w, http.StatusOK, chargedBody{result.charged, result.tokensLeft})
+	}
 	return writeTokens(w, http.StatusOK, "", result.tokensLeft)
+}
+
+// chargedBody is the response to a charge of an amount that the client does not know beforehand.
+type chargedBody struct {
+	Charged    int64 `json:"charged"`
+	TokensLeft int64 `json:"tokensLeft"`
+}
+
+const (
+	defaultHoldTTL = 900          // seconds
+	maxHoldTTL     = 24 * 60 * 60 // seconds
+)
+
+func (s *server) hold(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	h := holdRequest{key: info.apiKey}
+	ttlSeconds := int64(defaultHoldTTL)
+	err := decodeObject(info.body, objectRules{
+		"tokens":    intField(&h.most, 1, maxAmount),
+		"expiresIn": secondsField(&ttlSeconds, 1, maxHoldTTL),
+	}, "tokens")
+	if err != nil {
+		return err
+	}
+	if h.idempotent, err = readIdempotentRequest(r, info.body); err != nil {
+		return err
+	}
+	if h.id, err = newCredential(holdPrefix); err != nil {
+		return err
+	}
+	h.least, h.ttl = h.most, time.Duration(ttlSeconds)*time.Second
+	result, err := s.store.Hold(info.deadline, info.tenant, h)
+	if result.hasRateLimit {
+		setRateHeaders(w.Header(), result.rate)
+	}
+	if err != nil {
+		s.countRefusal(info.tenantID, err)
+		return err
+	}
+	if result.replayed {
+		setReplayed(w.Header())
+	}
+	return writeJSON(w, http.StatusCreated, struct {
+		HoldID     string `json:"holdId"`
+		TokensLeft int64  `json:"tokensLeft"`
+		ExpiresAt  string `json:"expiresAt"`
+	}{result.id, result.tokensLeft, formatTime(result.expiresAt)})
+}
+
+func (s *server) settleHold(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	var used int64
+	if err := decodeObject(info.body, objectRules{"tokens": intField(&used, 0, maxAmount)}, "tokens"); err != nil {
+		return err
+	}
+	result, err := s.settlePathHold(r, info, used)
+	if err != nil {
+		return err
+	}
+	if result.replayed {
+		setReplayed(w.Header())
+	}
+	return writeJSON(w, http.StatusOK, chargedBody{result.charged, result.tokensLeft})
+}
+
+func (s *server) cancelHold(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if _, err := s.settlePathHold(r, info, 0); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// settlePathHold settles the hold in the path, and counts what it charges.
+func (s *server) settlePathHold(r *http.Request, info *requestInfo, used int64) (settlement, error) {
+	id := r.PathValue("holdId")
+	if !validHoldID(id) {
+		return settlement{}, ErrNoHold
+	}
+	result, err := s.store.Settle(info.deadline, info.tenant, info.apiKey, id, used)
+	if err == nil && !result.replayed {
+		s.metrics.charged(info.tenantID, result.charged)
+	}
+	return result, err
 }
 
 // chargeAndCount charges c, as store.Charge does, and counts the outcome.
@@ -163,24 +264,11 @@ func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResul
 	result, err := s.store.Charge(info.deadline, info.tenant, c)
 	if err == nil {
 		if !result.replayed {
-			s.metrics.charged(info.tenantID, c.tokens)
+			s.metrics.charged(info.tenantID, result.charged)
 		}
 		return result, nil
 	}
-	_, limited := errors.AsType[rateLimitError](err)
-	_, spent := errors.AsType[insufficientTokensError](err)
-	switch {
-	case limited:
-		s.metrics.refusedCharge(info.tenantID, refusedRate)
-	case spent:
-		s.metrics.refusedCharge(info.tenantID, refusedBalance)
-	case errors.Is(err, ErrNoKey):
-		s.metrics.refusedCharge(info.tenantID, refusedKey)
-	case errors.Is(err, ErrGroupDisabled):
-		s.metrics.refusedCharge(info.tenantID, refusedGroup)
-	case errors.Is(err, ErrKeyReused):
-		s.metrics.refusedCharge(info.tenantID, refusedIdempotencyKey)
-	}
+	s.countRefusal(info.tenantID, err)
 	return result, err
 }
 
@@ -200,21 +288,6 @@ func plainTokens(body []byte) (n int64, ok bool) {
 	return n, true
 }
 
-// setRateHeaders sets what is left of a rate limit, in the form of the IETF's draft
-// (draft-ietf-httpapi-ratelimit-headers) and in OpenAI's. The names are spelled as there, which Header.Set would
-// change.
-func setRateHeaders(h http.Header, result chargeResult) {
-	if !result.hasRateLimit {
-		return
-	}
-	rate := result.rate
-	limit, remaining := strconv.FormatInt(rate.limit, 10), strconv.FormatInt(rate.remaining, 10)
-	h["RateLimit-Policy"] = []string{`"requests";q=` + limit + ";w=" + strconv.FormatInt(rate.window, 10)}
-	h["RateLimit"] = []string{`"requests";r=` + remaining + ";t=" + strconv.FormatInt(rate.wait, 10)}
-	h["X-RateLimit-Limit-Requests"] = []string{limit}
-	h["X-RateLimit-Remaining-Requests"] = []string{remaining}
-}
-
 // verify serves proxies that check a request before they forward it. It ignores the request's body and Idempotency-Key,
 // which are the client's and not the proxy's: a client could pass forever with one that was charged once.
 func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -225,7 +298,9 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 	}
 	result, err := s.chargeAndCount(info, c)
 	h := w.Header()
-	setRateHeaders(h, result)
+	if result.hasRateLimit {
+		setRateHeaders(h, result.rate)
+	}
 	if err != nil {
 		_, limited := errors.AsType[rateLimitError](err)
 		_, spent := errors.AsType[insufficientTokensError](err)

@@ -49,6 +49,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("TOLLGATE_RUN_FLOOR") != "" {
 		runFloor()
 	}
+	if role := os.Getenv("TOLLGATE_RUN_BENCH"); role != "" {
+		runBenchServer(role)
+	}
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel").Value; parallel.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		_ = parallel.Set("8") // the default is for tests that compute: those that are parallel here wait

@@ -132,23 +132,29 @@ type keyChange struct {
 func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyChange,
 	request idempotentRequest) (k apiKey, replayed bool, err error) {
 	script, keys, args := change.call(t, key, request)
-	reply, err := s.redis.eval(deadline, script, keys, args...)
-	if err == nil {
-		switch reply := reply.(type) {
-		case nil:
+	for {
+		reply, err := s.redis.eval(deadline, script, keys, args...)
+		refusal, _ := reply.([]byte)
+		switch {
+		case err != nil:
+		case reply == nil:
 			return apiKey{}, false, ErrNoKey
-		case []byte:
-			if string(reply) == "mismatch" {
-				return apiKey{}, false, ErrKeyReused
+		case string(refusal) == "due":
+			if err = s.releaseHolds(deadline, key); err == nil {
+				continue
 			}
+		case string(refusal) == "mismatch":
+			return apiKey{}, false, ErrKeyReused
+		case refusal != nil:
 			return apiKey{}, false, ErrBalanceRange
+		default:
+			k, replayed, err = parseAPIKey(reply)
 		}
-		k, replayed, err = parseAPIKey(reply)
+		if err != nil {
+			return apiKey{}, false, fmt.Errorf("read an API key of tenant %s: %w", t.id, err)
+		}
+		return k, replayed, nil
 	}
-	if err != nil {
-		return apiKey{}, false, fmt.Errorf("read an API key of tenant %s: %w", t.id, err)
-	}
-	return k, replayed, nil
 }
 
 // call returns key.lua with its keys and arguments: in the form that runs in a full Redis if that needs no memory.
@@ -194,7 +200,7 @@ func parseAPIKey(reply any) (k apiKey, replayed bool, err error) {
 
 // RevokeKey deletes t's API key. Errors: ErrNoKey, ErrUnavailable.
 func (s *store) RevokeKey(deadline time.Time, t *tenant, key string) error {
-	keys := []string{apiKeyRedisKey(key), rateRedisKey(key)}
+	keys := []string{apiKeyRedisKey(key), rateRedisKey(key), holdsRedisKey(key)}
 	n, err := redis.Int(s.redis.eval(deadline, revokeScript, keys, t.id, t.generation))
 	if err != nil {
 		return fmt.Errorf("revoke an API key of tenant %s: %w", t.id, err)
@@ -209,14 +215,16 @@ func (s *store) RevokeKey(deadline time.Time, t *tenant, key string) error {
 type chargeRequest struct {
 	key            string
 	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
+	upTo           bool   // if fewer tokens are left, take those; then tokens is at least 1
 	idempotencyKey string // "" is none
 	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" is none
 }
 
 // chargeResult is what a charge led to.
 type chargeResult struct {
+	charged      int64
 	tokensLeft   int64
-	replayed     bool // the Idempotency-Key was known: nothing was taken now, and tokensLeft is that of the first time
+	replayed     bool // the Idempotency-Key was known: nothing was taken now, and the numbers are those of the first time
 	group        string
 	userID       string // "" is an anonymous user
 	hasRateLimit bool
@@ -239,42 +247,65 @@ func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (chargeRe
 	for {
 		outcome, result, err := s.chargeOnce(deadline, t, c, group)
 		switch {
-		case errors.Is(err, redis.ErrNil):
-			return result, ErrNoKey
 		case err != nil:
-			return result, fmt.Errorf("charge an API key of tenant %s: %w", t.id, err)
-		}
-		switch outcome {
-		case "charged":
-			return result, nil
-		case "replayed":
-			result.replayed = true
-			return result, nil
-		case "mismatch":
-			return result, ErrKeyReused
-		case "limited":
-			return result, rateLimitError{retryAfter: time.Duration(result.rate.wait) * time.Second}
-		case "spent":
-			return result, insufficientTokensError{result.tokensLeft}
-		case "disabled":
-			return result, ErrGroupDisabled
-		case "full":
-			return result, fmt.Errorf("charge an API key of tenant %s: %w: its memory is full", t.id, ErrUnavailable)
-		case "group":
-			// The key is in another group: try again with that group's limit. An admin may move it meanwhile, so this
-			// may repeat; the deadline ends it.
+		case outcome == "group":
+			// The key is in another group: try again with that group. An admin may move it meanwhile, so this may repeat;
+			// the deadline ends it.
 			group = result.group
+			continue
+		case outcome == "due":
+			if err = s.releaseHolds(deadline, c.key); err == nil {
+				continue
+			}
 		default:
-			return result, fmt.Errorf("charge an API key of tenant %s: %w", t.id, errBadReply)
+			result.replayed = outcome == "replayed"
+			err = outcomeError(outcome, result.tokensLeft, result.rate)
 		}
+		return result, withTenant(err, "charge an API key", t)
 	}
+}
+
+// outcomeError returns the error for an outcome of charge.lua or hold.lua, nil if tokens were charged or held.
+func outcomeError(outcome string, tokensLeft int64, rate rateLimitState) error {
+	switch outcome {
+	case "charged", "held", "replayed":
+		return nil
+	case "mismatch":
+		return ErrKeyReused
+	case "limited":
+		return rateLimitError{retryAfter: time.Duration(rate.wait) * time.Second}
+	case "spent":
+		return insufficientTokensError{tokensLeft}
+	case "disabled":
+		return ErrGroupDisabled
+	case "full":
+		return fmt.Errorf("%w: its memory is full", ErrUnavailable)
+	}
+	return errBadReply
+}
+
+// withTenant adds to an error of Redis what was being done and for whom. A nil reply, redis.ErrNil, is ErrNoKey.
+func withTenant(err error, doing string, t *tenant) error {
+	if errors.Is(err, redis.ErrNil) {
+		return ErrNoKey
+	}
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s of tenant %s: %w", doing, t.id, err)
+}
+
+// releaseHolds returns the tokens of key's expired holds to its balance.
+func (s *store) releaseHolds(deadline time.Time, key string) error {
+	_, err := s.redis.eval(deadline, releaseScript, []string{apiKeyRedisKey(key), holdsRedisKey(key)})
+	return err
 }
 
 // chargeOnce runs charge.lua with all groups of the tenant or, if they are too large, with that of the name group.
 func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group string) (string, chargeResult, error) {
 	groups, onlyOne := t.config.encoded.sent(group)
 	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
-	args := append(make([]any, 0, 6), t.id, t.generation, c.tokens, groups)
+	args := append(make([]any, 0, 6), t.id, t.generation, c.amount(), groups)
 	if onlyOne {
 		args = append(args, group)
 	}
@@ -302,6 +333,14 @@ func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group
 	return parseChargeReply(string(reply))
 }
 
+// amount returns the tokens to take as charge.lua reads them.
+func (c *chargeRequest) amount() any {
+	if c.upTo {
+		return strconv.FormatInt(c.tokens, 10) + "+"
+	}
+	return c.tokens
+}
+
 func (c *chargeRequest) isIdempotent() bool { return c.idempotencyKey != "" || c.requestID != "" }
 
 // record returns where the outcome of the charge is remembered, and for how long.
@@ -316,23 +355,32 @@ func (c *chargeRequest) record() (key string, ttl time.Duration) {
 func parseChargeReply(reply string) (outcome string, result chargeResult, err error) {
 	head, identity, _ := strings.Cut(reply, "\n")
 	result.userID, result.group, _ = strings.Cut(identity, "\n")
+	var numbers [6]int64
+	outcome, n, err := parseOutcome(head, numbers[:])
+	if err != nil || n != 2 && n != 6 {
+		return outcome, result, errBadReply
+	}
+	result.charged, result.tokensLeft = numbers[0], numbers[1]
+	result.hasRateLimit = n == 6
+	result.rate = parseRateLimitState(numbers[2:])
+	return outcome, result, nil
+}
+
+// parseOutcome parses a word and the numbers that follow it, and returns how many there are.
+func parseOutcome(head string, numbers []int64) (outcome string, n int, err error) {
 	outcome, head, _ = strings.Cut(head, " ")
-	var numbers [5]int64
-	n := 0
 	for number := range strings.SplitSeq(head, " ") {
 		if n == len(numbers) {
-			return outcome, result, errBadReply
+			return outcome, n, errBadReply
 		}
 		if numbers[n], err = strconv.ParseInt(number, 10, 64); err != nil {
-			return outcome, result, errBadReply
+			return outcome, n, errBadReply
 		}
 		n++
 	}
-	if n != 1 && n != len(numbers) {
-		return outcome, result, errBadReply
-	}
-	result.tokensLeft = numbers[0]
-	result.hasRateLimit = n > 1
-	result.rate = rateLimitState{numbers[1], numbers[2], numbers[3], numbers[4]}
-	return outcome, result, nil
+	return outcome, n, nil
+}
+
+func parseRateLimitState(numbers []int64) rateLimitState {
+	return rateLimitState{limit: numbers[0], window: numbers[1], remaining: numbers[2], wait: numbers[3]}
 }

@@ -20,13 +20,16 @@ import (
 
 // layout has the files of the program from top to bottom. Each may use only what those below it declare.
 var layout = []string{
-	"main.go", "listener.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "signin.go", "middleware.go",
-	"keys.go", "store.go", "cache.go",
-	"cluster.go", "sentinel.go", "slots.go", "redis.go", "sharedconn.go", "redisurl.go", "tenant.go", "json.go", "telemetry.go",
+	"main.go", "listener.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "relay.go", "provider.go", "settler.go",
+	"signin.go", "middleware.go", "holds.go", "keys.go", "store.go", "cache.go", "cluster.go", "sentinel.go", "slots.go",
+	"redis.go", "sharedconn.go", "redisurl.go", "tenant.go", "json.go", "telemetry.go", "wirestream.go", "wire.go", "jsonwalk.go",
 }
 
 // leaves are the last files of layout, with what they may use.
-var leaves = map[string][]string{"tenant.go": {"json.go"}, "json.go": nil, "telemetry.go": nil}
+var leaves = map[string][]string{
+	"tenant.go": {"json.go", "wire.go"}, "json.go": nil, "telemetry.go": nil,
+	"wire.go": {"jsonwalk.go"}, "wirestream.go": {"wire.go", "jsonwalk.go"}, "jsonwalk.go": nil,
+}
 
 const (
 	maxFunctionLines = 70

@@ -107,8 +107,10 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	if err != nil {
 		return err
 	}
+	set.gateway.maxStreams = max(set.maxConnections/2, 1) // charges must always find a connection
+	gate := newGateway(srv, set.gateway)
 	web := &http.Server{
-		Handler:           listener.endHeader(srv.handler()),
+		Handler:           listener.endHeader(srv.handler(gate)),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -134,7 +136,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	_ = listener.Close()
 	srv.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
 	<-ended
-	drain(web, listener, set.drainTimeout, log)
+	drain(web, listener, gate, set.drainTimeout, log)
 	log.infof("Stopped")
 	return nil
 }
@@ -167,7 +169,8 @@ func openStore(ctx context.Context, set *settings, log *logger) (st *store, clos
 }
 
 // drain waits for the requests that run, until timeout, and cuts off those that still run then.
-func drain(web *http.Server, listener *limitListener, timeout time.Duration, log *logger) {
+func drain(web *http.Server, listener *limitListener, gate *gateway, timeout time.Duration, log *logger) {
+	defer gate.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
@@ -177,6 +180,7 @@ func drain(web *http.Server, listener *limitListener, timeout time.Duration, log
 	}
 	if err := web.Shutdown(ctx); err != nil {
 		log.warnf("Requests still ran after %s and were cut off", timeout)
+		gate.stop() // before the connections are closed, so that the clients of streams learn of it
 		_ = web.Close()
 	}
 }

@@ -86,6 +86,8 @@ type requestInfo struct {
 	tenant      *tenant   // likewise; its config is nil if it is broken, which loadTenant refuses
 	body        []byte    // set by the steps that read it
 	releaseBody func()    // gives back what the body holds; nil: nothing
+	endpoint    string    // of a provider, set by the gateway
+	model       string    // that the gateway calls
 }
 
 type requestInfoKey struct{}
@@ -170,7 +172,7 @@ func limitHeader(next http.Handler) http.Handler {
 		}
 		if fields > maxHeaderFields {
 			endUnread(w)
-			_ = writeJSON(w, http.StatusRequestHeaderFieldsTooLarge, errorBody{Error: "Too many headers"})
+			writeErrorBody(w, r, http.StatusRequestHeaderFieldsTooLarge, errorBody{Error: "Too many headers"})
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -241,10 +243,10 @@ func withJSONErrors(mux *http.ServeMux) http.Handler {
 		switch status {
 		case 0:
 		case http.StatusMethodNotAllowed:
-			_ = writeJSON(w, status, errorBody{Error: "Method not allowed"})
+			writeErrorBody(w, r, status, errorBody{Error: "Method not allowed"})
 		default:
 			w.Header().Del("Location")
-			_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
+			writeNotFound(w, r)
 		}
 	})
 }
@@ -269,7 +271,7 @@ func (s *server) withRecovery(next http.Handler) http.Handler {
 				panic(http.ErrAbortHandler)
 			}
 			recorder.routing = false
-			_ = writeJSON(w, http.StatusInternalServerError, errorBody{Error: "Internal error"})
+			writeErrorBody(w, r, http.StatusInternalServerError, errorBody{Error: "Internal error"})
 		}()
 		next.ServeHTTP(w, r)
 	})
@@ -285,6 +287,9 @@ func (s *server) withObservation(next http.Handler) http.Handler {
 			}
 			took := time.Since(info.start)
 			s.metrics.request(r.Pattern, r.Method, recorder.status, took)
+			if info.endpoint != "" {
+				s.metrics.gateway.request(info.tenantID, info.endpoint, recorder.status, took)
+			}
 			if s.accessLog {
 				s.logAccess(r, info, recorder, took)
 			}
@@ -309,8 +314,12 @@ func (s *server) logAccess(r *http.Request, info *requestInfo, recorder *respons
 	if host, _, err := net.SplitHostPort(remote); err == nil {
 		remote = host
 	}
-	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s",
-		method, route, tenant, recorder.status, recorder.bytes, float64(took)/float64(time.Millisecond), remote, info.id)
+	provider := ""
+	if info.endpoint != "" { // quoted, since the model may be any text of the client
+		provider = fmt.Sprintf(" endpoint=%q model=%q", shorten(info.endpoint), shorten(info.model))
+	}
+	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
+		recorder.status, recorder.bytes, float64(took)/float64(time.Millisecond), remote, info.id, provider)
 }
 
 // pathTenantID returns the tenant ID in the path, valid or not, or the default one.
@@ -355,9 +364,19 @@ var (
 	errInvalidCredential = errors.New("invalid bearer token")
 )
 
-// readAPIKey reads the request's API key. What does not have the form of one never reaches Redis.
+// readAPIKey reads the request's API key from Authorization or, as several SDKs send it, X-API-Key. If both are sent
+// they must be equal. What does not have the form of a key never reaches Redis.
 func (s *server) readAPIKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	token, err := bearerToken(r)
+	if values := r.Header["X-Api-Key"]; len(values) > 0 {
+		switch {
+		case len(values) > 1 || err == nil && token != values[0] || err != nil && err != errNoCredential:
+			return errInvalidCredential
+		case len(r.Header["Authorization"]) > 0 && err != nil:
+			return errInvalidCredential
+		}
+		token, err = values[0], nil
+	}
 	if err != nil {
 		return err
 	}
@@ -609,6 +628,17 @@ func writeKey(w http.ResponseWriter, k apiKey) error {
 	return writeJSON(w, http.StatusOK, body)
 }
 
+// setRateHeaders sets what is left of a rate limit, in the form of the IETF's draft
+// (draft-ietf-httpapi-ratelimit-headers) and in OpenAI's. The names are spelled as there, which Header.Set would
+// change.
+func setRateHeaders(h http.Header, rate rateLimitState) {
+	limit, remaining := strconv.FormatInt(rate.limit, 10), strconv.FormatInt(rate.remaining, 10)
+	h["RateLimit-Policy"] = []string{`"requests";q=` + limit + ";w=" + strconv.FormatInt(rate.window, 10)}
+	h["RateLimit"] = []string{`"requests";r=` + remaining + ";t=" + strconv.FormatInt(rate.wait, 10)}
+	h["X-RateLimit-Limit-Requests"] = []string{limit}
+	h["X-RateLimit-Remaining-Requests"] = []string{remaining}
+}
+
 // errorBody is the body of every error response.
 type errorBody struct {
 	Error      string   `json:"error"`
@@ -620,6 +650,14 @@ type errorBody struct {
 type badRequestError string
 
 func (e badRequestError) Error() string { return string(e) }
+
+// gatewayError is an error of the gateway that says itself how it is sent.
+type gatewayError struct {
+	status  int
+	message string
+}
+
+func (e gatewayError) Error() string { return e.message }
 
 // forwardAuthDenial is a refusal that nginx can forward: as 403, with its true status in X-Auth-Status.
 type forwardAuthDenial struct{ error }
@@ -645,12 +683,14 @@ var errorResponses = []struct {
 	{errLoginDisabled, http.StatusForbidden, "Anonymous login is disabled"},
 	{errNotFound, http.StatusNotFound, "Not found"},
 	{ErrNoVersion, http.StatusNotFound, "Not found"},
+	{ErrNoHold, http.StatusNotFound, "Not found"},
 	{ErrTenantExists, http.StatusConflict, "Tenant already exists"},
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed"},
 	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled"},
 	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large"},
 	{errEncodedBody, http.StatusUnsupportedMediaType, "Content-Encoding is not supported: send the body as it is"},
 	{ErrKeyReused, http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters"},
+	{ErrHoldSettled, http.StatusUnprocessableEntity, "The hold was settled with another amount"},
 	{ErrUnavailable, http.StatusServiceUnavailable, "Service unavailable"},
 }
 
@@ -664,7 +704,45 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("X-Auth-Status", strconv.Itoa(status))
 		status = http.StatusForbidden
 	}
+	writeErrorBody(w, r, status, body)
+}
+
+// writeErrorBody sends an error. Those of the gateway's routes have the shape of their provider, for the sake of its
+// SDKs.
+func writeErrorBody(w http.ResponseWriter, r *http.Request, status int, body errorBody) {
+	if format, ok := gatewayFormat(r); ok {
+		_ = writeBody(w, status, append(format.errorBody(status, body.Error), '\n'))
+		return
+	}
 	_ = writeJSON(w, status, body)
+}
+
+// writeNotFound sends the response to a request for which there is no route.
+func writeNotFound(w http.ResponseWriter, r *http.Request) {
+	if _, ok := gatewayFormat(r); ok {
+		const sentence = "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
+		_ = writeBody(w, http.StatusNotFound, append(unknownRouteBody(sentence), '\n'))
+		return
+	}
+	_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
+}
+
+// gatewayFormat returns the format of the gateway's route that r is for, and false if it is for none.
+func gatewayFormat(r *http.Request) (format wireFormat, ok bool) {
+	path := r.URL.Path
+	if r.Pattern != "" {
+		_, path = routeOf(r.Pattern)
+	}
+	rest, ok := strings.CutPrefix(path, "/v1/")
+	if !ok {
+		_, path, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
+		rest, ok = strings.CutPrefix(path, "v1/")
+	}
+	resource, _, _ := strings.Cut(rest, "/")
+	if resource == "messages" || resource == "models" && len(r.Header["Anthropic-Version"]) > 0 {
+		return anthropicMessages, ok
+	}
+	return openAIChat, ok
 }
 
 // errorResponse returns the status and the body for err, and sets the headers that belong to them.
@@ -685,6 +763,12 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 	if spent, ok := errors.AsType[insufficientTokensError](err); ok {
 		return http.StatusPaymentRequired, errorBody{Error: "Payment Required", TokensLeft: &spent.tokensLeft}
 	}
+	if failure, ok := errors.AsType[gatewayError](err); ok {
+		if failure.status == http.StatusServiceUnavailable {
+			h.Set("Retry-After", "1")
+		}
+		return failure.status, errorBody{Error: failure.message}
+	}
 	if limited, ok := errors.AsType[rateLimitError](err); ok {
 		h.Set("Retry-After", strconv.Itoa(int(limited.retryAfter/time.Second)))
 		return http.StatusTooManyRequests, errorBody{Error: "Too Many Requests"}
@@ -701,6 +785,24 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 		}
 	}
 	return http.StatusInternalServerError, errorBody{Error: "Internal error"}
+}
+
+// countRefusal counts a charge or a hold that was refused with err.
+func (s *server) countRefusal(tenantID string, err error) {
+	_, limited := errors.AsType[rateLimitError](err)
+	_, spent := errors.AsType[insufficientTokensError](err)
+	switch {
+	case limited:
+		s.metrics.refusedCharge(tenantID, refusedRate)
+	case spent:
+		s.metrics.refusedCharge(tenantID, refusedBalance)
+	case errors.Is(err, ErrNoKey):
+		s.metrics.refusedCharge(tenantID, refusedKey)
+	case errors.Is(err, ErrGroupDisabled):
+		s.metrics.refusedCharge(tenantID, refusedGroup)
+	case errors.Is(err, ErrKeyReused):
+		s.metrics.refusedCharge(tenantID, refusedIdempotencyKey)
+	}
 }
 
 // challenge returns the WWW-Authenticate header of a 401 (RFC 6750, section 3). Only a client that has sent something

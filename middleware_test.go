@@ -111,7 +111,7 @@ func TestUnauthorized(t *testing.T) {
 		{"another scheme", []string{"Authorization: Basic YTpi"}, described},
 		{"no scheme", []string{"Authorization: " + key}, described},
 		{"a colon", []string{"Authorization: Bearer:" + key}, described},
-		{"another header", []string{"X-Api-Key: " + key}, none},
+		{"another header", []string{"X-Token: " + key}, none},
 		{"a user's key that does not exist", []string{bearer(someKey)}, invalid},
 		{"an anonymous key that does not exist", []string{bearer("temp_11111111-2222-4333-8444-555555555555")}, invalid},
 		{"not a key", []string{bearer("x")}, invalid},
@@ -667,12 +667,13 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
-	withBody := []string{"/auth/verify", "POST /auth/anonymous", "POST /tokens/consume", "PUT /admin/config", "POST /admin/keys",
-		"PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
+	withBody := []string{"/auth/verify", "POST /auth/anonymous", "POST /tokens/consume", "POST /tokens/holds",
+		"POST /tokens/holds/{holdId}/settle", "POST /v1/chat/completions", "POST /v1/messages", "POST /v1/messages/count_tokens",
+		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
 	before := testRedis.keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
-	for _, route := range new(server).routeTable() {
+	for _, route := range new(server).routeTable(new(gateway)) {
 		if slices.Contains(withBody, strings.Replace(route.pattern, "/{tenantId}/", "/", 1)) {
 			continue
 		}
@@ -680,11 +681,15 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 		method, path, _ := strings.Cut(route.pattern, " ")
 		path = strings.NewReplacer("{tenantId}", id, "{apiKey}", key, "{etag}", strings.Repeat("a", 40)).Replace(path)
 		token := testAdminToken
-		if strings.HasSuffix(path, "/auth/key") {
+		if strings.HasSuffix(path, "/auth/key") || strings.Contains(path, "/tokens/") || strings.Contains(path, "/v1/") {
 			token = key
 		}
 		t.Run(route.pattern, func(t *testing.T) {
-			s.do(t, method, path, body, bearer(token)).want(t, 400, `{"error":"This route takes no body"}`)
+			refused := s.do(t, method, path, body, bearer(token))
+			refused.want(t, 400, "")
+			if !strings.Contains(refused.body, `"This route takes no body"`) {
+				t.Errorf("got %s", refused.body)
+			}
 			for _, chunks := range []string{"1\r\n \r\n0\r\n\r\n", "1\r\n{"} {
 				c := s.dial(t)
 				fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: x\r\n%s\r\nTransfer-Encoding: chunked\r\n\r\n%s", method, path, bearer(token), chunks)
@@ -753,10 +758,10 @@ func TestMetricsToken(t *testing.T) {
 			t.Errorf("%s: %d %s", setting, metrics.status, metrics.body)
 		}
 		s.admin(t, "GET", "/healthz", "").want(t, 200, "")
-		if s.sample(t, "redis_up") != 1 {
+		if s.sample(t, "go_goroutines") < 1 {
 			t.Error("the operator's token does not open /metrics")
 		}
-		for _, route := range new(server).routeTable() {
+		for _, route := range new(server).routeTable(new(gateway)) {
 			if strings.HasSuffix(route.pattern, " /metrics") || strings.HasSuffix(route.pattern, "z") {
 				continue
 			}
@@ -768,7 +773,7 @@ func TestMetricsToken(t *testing.T) {
 				continue
 			}
 			path = strings.NewReplacer("{tenantId}", id, "{apiKey}", someKey, "{etag}", "a").Replace(path)
-			s.do(t, method, path, "", bearer(token)).want(t, 401, `{"error":"Unauthorized"}`)
+			s.do(t, method, path, "", bearer(token)).want(t, 401, "")
 		}
 		for _, wrong := range []string{"", token + "x", strings.ToUpper(token), someKey} {
 			s.do(t, "GET", "/metrics", "", bearer(wrong)).want(t, 401, "")

@@ -14,6 +14,7 @@ import (
 // With -wait-replicas no charge that was acknowledged is lost when a master is killed.
 func TestWaitReplicas(t *testing.T) {
 	long(t)
+	t.Parallel()
 	c, err := startCluster(1, 1)
 	if err != nil {
 		t.Fatal(err)

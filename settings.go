@@ -26,6 +26,7 @@ type settings struct {
 	maxConnections int64 // of clients
 	accessLog      bool
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
+	gateway        gatewayOptions
 	version        bool
 	health         bool
 }
@@ -88,9 +89,34 @@ func (s *settings) options() []option {
 			set:   into(&s.trustedProxies, parsePrefixes)},
 		{flag: "max-connections", env: "MAX_CONNECTIONS", value: "number", def: "4096",
 			usage: "of clients' connections; more have to wait", set: into(&s.maxConnections, parseInt(1, 1_000_000))},
+		{flag: "drain-timeout", env: "DRAIN_TIMEOUT", value: "duration", def: "10s",
+			usage: "for requests that still run when the process is stopped; then they are cut off",
+			set:   into(&s.drainTimeout, parseDuration(0, time.Hour))},
 		{flag: "access-log", env: "ACCESS_LOG", usage: "log a line for each request", set: into(&s.accessLog, parseBool)},
 	}
 }
+
+// gatewayOptions is the part of the table that concerns the gateway.
+func (s *settings) gatewayOptions() []option {
+	return []option{
+		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: "169.254.0.0/16,fe80::/10",
+			usage: "that the gateway never connects to, separated by commas; add loopback and private networks if\n" +
+				"strangers administer tenants", set: into(&s.gateway.deny, parsePrefixes)},
+		{flag: "provider-timeout", env: "PROVIDER_TIMEOUT", value: "duration", def: "10m",
+			usage: "for a provider to begin its response",
+			set:   into(&s.gateway.headerTimeout, parseDuration(time.Millisecond, day))},
+		{flag: "provider-idle-timeout", env: "PROVIDER_IDLE_TIMEOUT", value: "duration", def: "5m",
+			usage: "for a provider that has begun its response and is silent",
+			set:   into(&s.gateway.idleTimeout, parseDuration(time.Millisecond, day))},
+		{flag: "gateway-timeout", env: "GATEWAY_TIMEOUT", value: "duration", def: "20m",
+			usage: "for a request of the gateway as a whole; its tokens are held 5 minutes longer",
+			set:   into(&s.gateway.totalTimeout, parseDuration(time.Millisecond, day))},
+		{flag: "max-gateway-body", env: "MAX_GATEWAY_BODY", value: "bytes", def: "16777216",
+			usage: "of a request to the gateway", set: into(&s.gateway.maxBody, parseInt(1, maxBodiesBytes))},
+	}
+}
+
+const day = 24 * time.Hour
 
 // into returns the function that sets dst to what parse returns.
 func into[T any](dst *T, parse func(value string) (T, error)) func(value string) error {
@@ -103,8 +129,8 @@ func into[T any](dst *T, parse func(value string) (T, error)) func(value string)
 // parseSettings reads all options. The error is flag.ErrHelp if args ask for the usage, which it then prints to stdout,
 // or a settingsError that names every bad setting.
 func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
-	s := &settings{drainTimeout: 10 * time.Second}
-	options := s.options()
+	s := new(settings)
+	options := append(s.options(), s.gatewayOptions()...)
 	given, wrong, err := parseFlags(options, args, stdout)
 	if err != nil {
 		return nil, err
@@ -226,6 +252,16 @@ func parseInt(lo, hi int64) func(value string) (int64, error) {
 			return 0, fmt.Errorf("%q is not a whole number from %d to %d", value, lo, hi)
 		}
 		return n, nil
+	}
+}
+
+func parseDuration(lo, hi time.Duration) func(value string) (time.Duration, error) {
+	return func(value string) (time.Duration, error) {
+		d, err := time.ParseDuration(value)
+		if err != nil || d < lo || d > hi {
+			return 0, fmt.Errorf("%q is not a duration from %s to %s, such as 30s", value, lo, hi)
+		}
+		return d, nil
 	}
 }
 

@@ -69,6 +69,16 @@ var (
 	issueLua string
 	//go:embed lua/charge.lua
 	chargeLua string
+	//go:embed lua/rate.lua
+	rateLua string
+	//go:embed lua/hold.lua
+	holdLua string
+	//go:embed lua/holds.lua
+	holdsLua string
+	//go:embed lua/settle.lua
+	settleLua string
+	//go:embed lua/release.lua
+	releaseLua string
 	//go:embed lua/key.lua
 	keyLua string
 	//go:embed lua/revoke.lua
@@ -86,10 +96,14 @@ var (
 
 	// A script without the flag allow-oom is refused if Redis's memory is full. What needs no memory runs even then, so
 	// that charges go on.
-	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal grow = false\n"+chargeLua, writes)
-	growingChargeScript = newScript("growing charge", "#!lua\nlocal grow = true\n"+chargeLua, writes)
+	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal measureRate\n"+chargeLua, writes)
+	growingChargeScript = newScript("growing charge", "#!lua\n"+rateLua+chargeLua, writes)
 	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+keyLua, writes)
 	growingKeyScript    = newScript("growing key", "#!lua\n"+keyLua, writes)
+
+	holdScript    = newScript("hold", "#!lua\n"+rateLua+holdsLua+holdLua, writes)
+	settleScript  = newScript("settle", "#!lua flags=allow-oom\n"+holdsLua+settleLua, writes)
+	releaseScript = newScript("release", "#!lua flags=allow-oom\n"+holdsLua+releaseLua, writes)
 
 	issueScript     = newScript("issue", issueLua, writes)
 	revokeScript    = newScript("revoke", revokeLua, writes)
@@ -102,8 +116,8 @@ var (
 
 // requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
 var requiredCommands = []requirement{
-	{"apiKey:", "DEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
-	{"{apiKey:", "DEL GET HMGET HSET LINDEX LLEN LRANGE LTRIM PEXPIRE PEXPIREAT RPUSH SET"},
+	{"apiKey:", "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
+	{"{apiKey:", "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM PEXPIRE PEXPIREAT RPUSH SET"},
 	{"login:", "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{"tenant:", "GET"},
 	{"{tenant:", "GET"},
@@ -126,6 +140,7 @@ func generationRedisKey(tenantID string) string {
 }
 func apiKeyRedisKey(key string) string    { return "apiKey:" + key }
 func rateRedisKey(key string) string      { return "{apiKey:" + key + "}:rate" }
+func holdsRedisKey(key string) string     { return "{apiKey:" + key + "}:holds" }
 func loginRedisKey(address string) string { return "login:" + address }
 
 // recordRedisKey returns where an Idempotency-Key of an API key is remembered. It holds a digest of 16 bytes, not the

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"log"
@@ -64,6 +65,8 @@ type metrics struct {
 
 	tenants atomic.Pointer[map[string]*tenantMetrics] // the map is replaced, never changed, under mu
 
+	gateway gatewayMetrics
+
 	mu     sync.Mutex
 	issued map[issuedLabels]int64 // guarded by mu
 }
@@ -78,7 +81,8 @@ type routeMetrics struct {
 
 // statuses are the statuses counted by themselves. All others are counted together.
 var statuses = [...]int{
-	200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 409, 412, 413, 415, 422, 429, 431, 500, 502, 503, 504,
+	200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 431,
+	500, 502, 503, 504, 529,
 }
 
 // methods are the methods counted by themselves, and otherName for all others.
@@ -229,6 +233,7 @@ func (m *metrics) write(e *exposition) {
 	m.writeRequests(e)
 	m.writeDurations(e)
 	m.writeTenants(e)
+	m.gateway.write(e)
 }
 
 func (m *metrics) writeRequests(e *exposition) {
@@ -296,6 +301,172 @@ func (m *metrics) writeTenants(e *exposition) {
 	e.family("keys_issued_total", "counter", "API keys issued.")
 	for labels, n := range issued {
 		e.sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
+	}
+}
+
+// gatewayMetrics counts what the gateway does.
+type gatewayMetrics struct {
+	holds     atomic.Int64  // open holds of this process
+	waiting   atomic.Int64  // of these, settlements that are repeated in the background
+	estimated atomic.Int64  // charges that are an estimate
+	unpaid    atomic.Uint64 // tokens that were used and not charged
+
+	mu        sync.Mutex
+	endpoints map[endpointLabels]*endpointMetrics // guarded by mu, as are their fields
+	times     map[string]*endpointTimes           // likewise, by the endpoint's name
+}
+
+const (
+	maxNamedEndpoints = 1000 // of all tenants together; further ones are counted together as otherName
+	maxTimedEndpoints = 100  // names of endpoints; likewise
+)
+
+type endpointLabels struct{ tenant, endpoint string }
+
+// endpointMetrics counts the requests of one tenant to one endpoint.
+type endpointMetrics struct {
+	responses     map[int]int64 // by status; 0: any that is not in statuses
+	input, output uint64        // tokens
+}
+
+// endpointTimes has how long requests to one endpoint take as a whole, and until the first byte of the response.
+type endpointTimes struct{ whole, firstByte slowHistogram }
+
+// slowDurations are the upper bounds of the buckets of a slowHistogram, in seconds.
+var slowDurations = [...]float64{
+	0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 300, 600,
+}
+
+// slowHistogram counts durations of up to minutes.
+type slowHistogram struct {
+	buckets [len(slowDurations) + 1]int64
+	seconds float64
+}
+
+func (h *slowHistogram) observe(d time.Duration) {
+	seconds := d.Seconds()
+	at, _ := slices.BinarySearch(slowDurations[:], seconds)
+	h.buckets[at]++
+	h.seconds += seconds
+}
+
+// endpoint returns the counters of an endpoint of a tenant. The caller holds g.mu.
+func (g *gatewayMetrics) endpoint(tenantID, name string) *endpointMetrics {
+	labels := endpointLabels{tenantID, name}
+	if g.endpoints[labels] == nil && len(g.endpoints) >= maxNamedEndpoints {
+		labels = endpointLabels{otherName, otherName}
+	}
+	m := g.endpoints[labels]
+	if m == nil {
+		if g.endpoints == nil {
+			g.endpoints = make(map[endpointLabels]*endpointMetrics)
+		}
+		m = &endpointMetrics{responses: make(map[int]int64)}
+		g.endpoints[labels] = m
+	}
+	return m
+}
+
+// timesOf returns the times of an endpoint. The caller holds g.mu.
+func (g *gatewayMetrics) timesOf(name string) *endpointTimes {
+	if g.times[name] == nil && len(g.times) >= maxTimedEndpoints {
+		name = otherName
+	}
+	times := g.times[name]
+	if times == nil {
+		if g.times == nil {
+			g.times = make(map[string]*endpointTimes)
+		}
+		times = new(endpointTimes)
+		g.times[name] = times
+	}
+	return times
+}
+
+// request counts a response to a request of the gateway.
+func (g *gatewayMetrics) request(tenantID, endpoint string, status int, took time.Duration) {
+	if !slices.Contains(statuses[:], status) {
+		status = 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.endpoint(tenantID, endpoint).responses[status]++
+	g.timesOf(endpoint).whole.observe(took)
+}
+
+// firstByte counts how long an endpoint took to begin its response.
+func (g *gatewayMetrics) firstByte(endpoint string, took time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.timesOf(endpoint).firstByte.observe(took)
+}
+
+// tokens counts the tokens of a request that are charged.
+func (g *gatewayMetrics) tokens(tenantID, endpoint string, input, output int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m := g.endpoint(tenantID, endpoint)
+	m.input += uint64(input)
+	m.output += uint64(output)
+}
+
+func (g *gatewayMetrics) write(e *exposition) {
+	e.single("gateway_holds", "gauge", "Open holds of the gateway in this process.", float64(g.holds.Load()))
+	e.single("gateway_settlements_waiting", "gauge", "Holds whose settling is repeated until Redis responds.",
+		float64(g.waiting.Load()))
+	e.single("gateway_estimated_total", "counter", "Charges of the gateway without reported usage.",
+		float64(g.estimated.Load()))
+	e.single("gateway_unpaid_tokens_total", "counter", "Tokens that were used and could not be charged.",
+		float64(g.unpaid.Load()))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.writeRequests(e)
+	g.writeTimes(e, "gateway_request_duration_seconds", "Time from a request's header to the end of its response.",
+		func(t *endpointTimes) *slowHistogram { return &t.whole })
+	g.writeTimes(e, "gateway_time_to_first_byte_seconds", "Time from a request's header to that of its response.",
+		func(t *endpointTimes) *slowHistogram { return &t.firstByte })
+}
+
+func (g *gatewayMetrics) writeRequests(e *exposition) {
+	all := slices.SortedFunc(maps.Keys(g.endpoints), func(a, b endpointLabels) int {
+		return cmp.Or(strings.Compare(a.tenant, b.tenant), strings.Compare(a.endpoint, b.endpoint))
+	})
+	e.family("gateway_requests_total", "counter", "Requests of the gateway, by the endpoint that responded.")
+	for _, labels := range all {
+		responses := g.endpoints[labels].responses
+		for _, status := range slices.Sorted(maps.Keys(responses)) {
+			name := otherName
+			if status != 0 {
+				name = strconv.Itoa(status)
+			}
+			e.sample("gateway_requests_total", float64(responses[status]),
+				"tenant", labels.tenant, "endpoint", labels.endpoint, "status", name)
+		}
+	}
+	e.family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")
+	for _, labels := range all {
+		m := g.endpoints[labels]
+		tenant, endpoint := labels.tenant, labels.endpoint
+		e.sample("gateway_tokens_total", float64(m.input), "tenant", tenant, "endpoint", endpoint, "direction", "input")
+		e.sample("gateway_tokens_total", float64(m.output), "tenant", tenant, "endpoint", endpoint, "direction", "output")
+	}
+}
+
+func (g *gatewayMetrics) writeTimes(e *exposition, name, help string, of func(*endpointTimes) *slowHistogram) {
+	e.family(name, "histogram", help)
+	for _, endpoint := range slices.Sorted(maps.Keys(g.times)) {
+		histogram := of(g.times[endpoint])
+		var count int64
+		for i, n := range histogram.buckets {
+			bound := "+Inf"
+			if i < len(slowDurations) {
+				bound = strconv.FormatFloat(slowDurations[i], 'g', -1, 64)
+			}
+			count += n
+			e.sample(name+"_bucket", float64(count), "endpoint", endpoint, "le", bound)
+		}
+		e.sample(name+"_sum", histogram.seconds, "endpoint", endpoint)
+		e.sample(name+"_count", float64(count), "endpoint", endpoint)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -23,6 +24,7 @@ const (
 
 	maxTenantIDBytes = 64
 	maxGroupBytes    = 64 // of a group's name, which is sent with each charge
+	maxModelBytes    = 256
 	maxRateLimit     = 100_000
 )
 
@@ -108,7 +110,11 @@ func (t *tenant) bytes() int {
 	if t.config == nil {
 		return 256
 	}
-	return 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups)
+	endpoints := 0
+	for _, e := range t.config.text {
+		endpoints += 1024 + 256*len(e.models)
+	}
+	return 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups) + endpoints
 }
 
 // tenantConfig is a config as tollgate uses it. It is never changed once parsed.
@@ -117,7 +123,8 @@ type tenantConfig struct {
 	compact  []byte // the config within json: as it was put, but for white space
 	groups   map[string]userGroup
 	encoded  groupTable
-	warnings []string // sentences on members that are probably misspelled
+	warnings []string    // sentences on members that are probably misspelled
+	text     []*endpoint // of providers.text that the gateway may call, the default one first, then in the config's order
 }
 
 // userGroup is what the holders of a group's API keys get.
@@ -288,7 +295,7 @@ func (c *tenantConfig) rules() objectRules {
 			return c.membersOf(objectRules{"api_key": anyString, "client_id": anyString, "client_secret": anyString})
 		}),
 		"user_groups": mapOf(c.groupRule),
-		"providers":   mapOf(func(string) fieldRule { return c.checkProvider }),
+		"providers":   mapOf(c.providerRule),
 		"caching": c.membersOf(objectRules{
 			"enabled":           anyBool,
 			"text_ttl":          anyCount,
@@ -323,27 +330,199 @@ func (c *tenantConfig) groupRule(name string) fieldRule {
 	}
 }
 
-// checkProvider is the rule for one member of providers.
-func (c *tenantConfig) checkProvider(wrong *problems, path string, value []byte) {
-	var chosen string
-	endpoints := make(map[string]bool)
-	endpoint := c.membersOf(objectRules{
-		"url": absoluteURL, "api_key": anyString, "default_model": anyString, "model": anyString,
-		"voice": anyString, "encoding": anyString, "sampleRate": anyNumber,
-	})
-	named := false
-	c.readMembers(wrong, path, value, objectRules{
-		"default": func(wrong *problems, path string, value []byte) {
-			before := len(*wrong)
-			stringField(&chosen)(wrong, path, value)
-			named = len(*wrong) == before
-		},
-		"endpoints": mapOf(func(name string) fieldRule {
-			endpoints[name] = true
-			return endpoint
-		}),
-	})
-	if named && !endpoints[chosen] {
-		wrong.add(memberPath(path, "default"), "must name an endpoint")
+// providerRule returns the rule for one member of providers. The gateway uses the endpoints of text.
+func (c *tenantConfig) providerRule(kind string) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		var chosen string
+		var endpoints []*endpoint
+		named := false
+		c.readMembers(wrong, path, value, objectRules{
+			"default": func(wrong *problems, path string, value []byte) {
+				before := len(*wrong)
+				stringField(&chosen)(wrong, path, value)
+				named = len(*wrong) == before
+			},
+			"endpoints": mapOf(func(name string) fieldRule {
+				e := newEndpoint(name)
+				endpoints = append(endpoints, e)
+				rules := e.rules()
+				if kind == "text" {
+					maps.Copy(rules, e.textRules(c))
+				}
+				return c.membersOf(rules)
+			}),
+		})
+		first := slices.IndexFunc(endpoints, func(e *endpoint) bool { return e.name == chosen })
+		if named && first < 0 {
+			wrong.add(memberPath(path, "default"), "must name an endpoint")
+		}
+		if kind != "text" {
+			return
+		}
+		if first > 0 {
+			chosen := endpoints[first]
+			endpoints = slices.Insert(slices.Delete(endpoints, first, first+1), 0, chosen)
+		}
+		for _, e := range endpoints {
+			if e.complete() {
+				c.text = append(c.text, e)
+			}
+		}
 	}
+}
+
+// anyModel is the name in an endpoint's models that stands for every model.
+const anyModel = "*"
+
+// endpoint is a model server that the gateway may call.
+type endpoint struct {
+	name   string
+	url    *url.URL
+	format wireFormat
+	apiKey string // "" if the server needs none
+
+	defaultModel string   // "" if a request must name its model
+	models       []string // that may be asked for, the default one first, then in the config's order
+	prices       map[string]tokenPrice
+
+	maxOutput     int64 // output tokens of a request that names no limit
+	maxInput      int64 // the context window, in tokens
+	bytesPerToken int64
+	mediaTokens   int64 // input tokens for each image, audio or file
+	serverTools   bool  // tools that the provider runs are allowed
+	drain         bool  // a stream whose client hangs up is read to its end
+
+	rawURL string
+}
+
+func newEndpoint(name string) *endpoint {
+	return &endpoint{
+		name: name, prices: make(map[string]tokenPrice),
+		maxOutput: 4096, maxInput: 200_000, bytesPerToken: 1, mediaTokens: 2000,
+	}
+}
+
+// rules returns the rules for the members that an endpoint of any kind has.
+func (e *endpoint) rules() objectRules {
+	return objectRules{
+		"url": func(wrong *problems, path string, value []byte) {
+			absoluteURL(wrong, path, value)
+			stringField(&e.rawURL)(new(problems), path, value)
+		},
+		"api_key": stringField(&e.apiKey), "default_model": stringField(&e.defaultModel),
+		"model": anyString, "voice": anyString, "encoding": anyString, "sampleRate": anyNumber,
+	}
+}
+
+// textRules returns the rules for the members that only an endpoint of text has.
+func (e *endpoint) textRules(c *tenantConfig) objectRules {
+	return objectRules{
+		"models":            mapOf(func(model string) fieldRule { return e.modelRule(c, model) }),
+		"max_output_tokens": intField(&e.maxOutput, 1, maxAmount),
+		"max_input_tokens":  intField(&e.maxInput, 1, maxAmount),
+		"bytes_per_token":   intField(&e.bytesPerToken, 1, 8),
+		"media_tokens":      intField(&e.mediaTokens, 0, maxAmount),
+		"server_tools":      boolField(&e.serverTools),
+		"on_hangup": func(wrong *problems, path string, value []byte) {
+			var reaction string
+			stringField(&reaction)(new(problems), path, value)
+			if reaction != "cancel" && reaction != "drain" {
+				wrong.add(path, `must be "cancel" or "drain"`)
+			}
+			e.drain = reaction == "drain"
+		},
+	}
+}
+
+// modelRule returns the rule for one member of models.
+func (e *endpoint) modelRule(c *tenantConfig, model string) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		if model == "" || len(model) > maxModelBytes {
+			wrong.add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
+			return
+		}
+		price := onePrice
+		c.readMembers(wrong, path, value, objectRules{"input": priceField(&price.input), "output": priceField(&price.output)})
+		e.models = append(e.models, model)
+		e.prices[model] = price
+	}
+}
+
+// onePrice is the price of a model that the config does not give: a token of the balance for each token.
+var onePrice = tokenPrice{input: priceUnit, output: priceUnit}
+
+// priceField accepts the tokens of a balance that one token of a model costs.
+func priceField(dst *int64) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		millionths, ok := int64(0), false
+		if isNumber(value) {
+			millionths, ok = parsePrice(string(value))
+		}
+		if !ok {
+			wrong.add(path, fmt.Sprintf("must be a number from 0 to %d with at most 6 decimals", maxPrice/priceUnit))
+			return
+		}
+		*dst = millionths
+	}
+}
+
+// complete works out what an endpoint's members mean together, and reports whether the gateway can use it.
+func (e *endpoint) complete() bool {
+	if e.defaultModel != "" {
+		if _, priced := e.prices[e.defaultModel]; !priced {
+			price, any := e.prices[anyModel]
+			if !any {
+				price = onePrice
+			}
+			e.prices[e.defaultModel] = price
+		}
+		e.models = slices.DeleteFunc(e.models, func(model string) bool { return model == e.defaultModel })
+		e.models = slices.Insert(e.models, 0, e.defaultModel)
+	}
+	u, err := url.Parse(e.rawURL)
+	if err != nil || u.Host == "" {
+		return false
+	}
+	e.url = u
+	var known bool
+	e.format, known = wireFormatOf(u.Path)
+	return known
+}
+
+// price returns what a model costs at the endpoint, and false if it may not be asked for there.
+func (e *endpoint) price(model string) (tokenPrice, bool) {
+	price, ok := e.prices[model]
+	if !ok && model != "" {
+		price, ok = e.prices[anyModel]
+	}
+	return price, ok
+}
+
+// textEndpoints returns the endpoints that speak format, in the order in which they are tried.
+func (c *tenantConfig) textEndpoints(format wireFormat) (found []*endpoint) {
+	for _, e := range c.text {
+		if e.format == format {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// endpointsFor returns those of all that allow a model, and the model's name there: endpoint/model chooses the
+// endpoint.
+func endpointsFor(all []*endpoint, model string) ([]*endpoint, string) {
+	if name, rest, ok := strings.Cut(model, "/"); ok {
+		for _, e := range all {
+			if _, allowed := e.price(rest); allowed && e.name == name {
+				return []*endpoint{e}, rest
+			}
+		}
+	}
+	var found []*endpoint
+	for _, e := range all {
+		if _, allowed := e.price(model); allowed {
+			found = append(found, e)
+		}
+	}
+	return found, model
 }

@@ -12,7 +12,7 @@
 -- ARGV[5] the new group; '': the group stays
 -- ARGV[6] digest of the request; omitted without KEYS[2]
 --
--- Returns {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never)}, with a sixth element if these
+-- Returns 'due' if a hold has expired whose tokens must be returned first; {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never)}, with a sixth element if these
 -- are those of the first time; nil if the tenant has no such key; 'below' or 'above' if the balance would leave 0 …
 -- 2^53-1; or 'mismatch' if KEYS[2] remembers another request: then nothing was written.
 
@@ -22,9 +22,15 @@ local function failed(result)
 	return type(result) == 'table' and result.err
 end
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'createdAt', 'generation', 'userId', 'group')
+local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'createdAt', 'generation', 'userId', 'group', 'holdsDue')
 if key[1] ~= ARGV[1] or (key[4] or '') ~= ARGV[2] then
 	return nil
+end
+if key[7] then
+	local time = call('TIME')
+	if tonumber(key[7]) <= time[1] * 1000 + time[2] / 1000 then
+		return 'due'
+	end
 end
 if KEYS[2] then
 	local before = call('HMGET', KEYS[2], 'request', 'userId', 'group', 'createdAt', 'tokensLeft', 'expiresAt')

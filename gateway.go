@@ -1,0 +1,589 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	maxBodiesBytes = 256 << 20 // of bodies that are held at a time
+	checkedBody    = 64 << 10  // a larger body is read only if its API key exists
+	bodyTimeout    = time.Minute
+	maxEndpoints   = 3 // that one request may be tried at
+	maxDrains      = 256
+	holdGrace      = 5 * time.Minute // for which a hold outlives its request
+	statusHungUp   = 499             // is only logged and counted: the client is gone
+	noEndpoint     = "none"          // in metrics and the log: none was chosen
+)
+
+// gatewayOptions is what the operator sets.
+type gatewayOptions struct {
+	deny          []netip.Prefix // that no provider may have an address in
+	headerTimeout time.Duration  // for a provider to begin its response
+	idleTimeout   time.Duration  // for which a provider may be silent then
+	totalTimeout  time.Duration  // for a request
+	maxBody       int64          // bytes of a request
+	maxStreams    int64          // that are open at a time
+}
+
+// gateway calls the providers of tenants for the holders of their API keys, and charges what that costs. What a request
+// may cost at most is held before, and settled after.
+type gateway struct {
+	*server
+	options   gatewayOptions
+	transport *http.Transport
+	settler   *settler
+	ctx       context.Context // of all requests to providers
+	cut       context.CancelCauseFunc
+	bodies    atomic.Int64 // bytes of bodies
+	streams   atomic.Int64
+	drains    atomic.Int64 // streams that are read without a client
+}
+
+func newGateway(s *server, options gatewayOptions) *gateway {
+	g := &gateway{
+		server: s, options: options, settler: &settler{server: s},
+		transport: newProviderTransport(options.deny, options.headerTimeout),
+	}
+	g.ctx, g.cut = context.WithCancelCause(context.Background())
+	return g
+}
+
+// call is one request to the gateway: what it asks for, what is held for it, and how it is responded to.
+type call struct {
+	*gateway
+	clientRelay
+	info *requestInfo
+	r    *http.Request
+	path string // below the URL of an endpoint
+
+	model     string
+	endpoints []*endpoint // that may be tried, in order
+	endpoint  *endpoint   // that is or was tried last
+	sent      bool        // it may have got the request
+
+	ctx       context.Context // of the requests to endpoints
+	stopTimer context.CancelFunc
+	hold      heldTokens // its ID is "" before and after
+}
+
+// generate responds to a request for a chat completion or a message.
+func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	c, err := g.newCall(w, r, info)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	if err := c.choose(); err != nil {
+		return cmp.Or(g.requireKey(w, r, info), err) // a stranger learns nothing about models
+	}
+	if c.request.stream {
+		if g.streams.Add(1) > g.options.maxStreams {
+			g.streams.Add(-1)
+			return gatewayError{http.StatusServiceUnavailable, "Too many streams are open"}
+		}
+		defer g.streams.Add(-1)
+		defer context.AfterFunc(r.Context(), c.hangUp)()
+	}
+	if err := c.takeHold(); err != nil {
+		return err
+	}
+	defer c.settle() // whatever happens, also if what follows panics
+	response, err := c.forward()
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	g.metrics.gateway.firstByte(c.endpoint.name, time.Since(info.start))
+	switch status := response.StatusCode; {
+	case status >= 400:
+		return c.relayError(response)
+	case status < 200 || status >= 300:
+		return c.providerFailed("it redirects, which is not followed")
+	case !isIdentity(response.Header):
+		return c.providerFailed("its response is compressed, though it was not asked to")
+	case c.isStream(response):
+		if err := c.relayStream(response); err != nil {
+			c.settle()
+			failure := c.interrupted(err)
+			c.abort(failure.status, failure.message)
+		}
+		return nil
+	}
+	return c.relayCompletion(response)
+}
+
+// newCall reads a request.
+func (g *gateway) newCall(w http.ResponseWriter, r *http.Request, info *requestInfo) (*call, error) {
+	info.endpoint = noEndpoint
+	format, _ := gatewayFormat(r)
+	request, err := readWireRequest(format, info.body)
+	if err != nil {
+		return nil, badRequestError(err.Error())
+	}
+	c := &call{gateway: g, info: info, r: r}
+	limited, stopTimer := context.WithTimeoutCause(g.ctx, g.options.totalTimeout, errTooLong)
+	ctx, cancel := context.WithCancelCause(limited)
+	c.ctx, c.stopTimer = ctx, stopTimer
+	c.clientRelay = clientRelay{
+		w: w, client: http.NewResponseController(w), request: request, idle: g.options.idleTimeout, cancel: cancel,
+		drain:  g.startDrain,
+		stream: wireStream{wireReport: wireReport{format: format}, dropUsage: request.stream && !request.includeUsage},
+	}
+	// A response may come much later than other routes' do.
+	_ = c.client.SetWriteDeadline(time.Now().Add(g.options.totalTimeout + time.Minute))
+	return c, nil
+}
+
+// end gives back what c has taken, but for its hold.
+func (c *call) end() {
+	c.cancel(nil)
+	c.stopTimer()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	if c.releaseDone != nil {
+		c.releaseDone()
+	}
+}
+
+// isFree reports whether the request generates nothing.
+func (c *call) isFree() bool { return c.path != "" }
+
+// startDrain begins to read a stream whose client has gone, if not too many are read.
+func (g *gateway) startDrain() (release func(), ok bool) {
+	if g.drains.Add(1) > maxDrains {
+		g.drains.Add(-1)
+		return nil, false
+	}
+	return func() { g.drains.Add(-1) }, true
+}
+
+// choose finds the endpoints that may be tried, and what model they are asked for.
+func (c *call) choose() error {
+	all := c.info.tenant.config.textEndpoints(c.request.format)
+	c.model = c.request.model
+	if c.model == "" {
+		if i := slices.IndexFunc(all, func(e *endpoint) bool { return e.defaultModel != "" }); i >= 0 {
+			c.model = all[i].defaultModel
+		}
+	}
+	c.endpoints, c.model = endpointsFor(all, c.model)
+	c.info.model = c.model
+	if len(c.endpoints) == 0 {
+		sentence := "No endpoint allows the model " + strconv.Quote(shorten(c.model))
+		if c.model == "" {
+			sentence = "No endpoint has a default model: name one in the request"
+		}
+		return gatewayError{http.StatusNotFound, sentence}
+	}
+	if tool := c.request.serverTool; tool != "" && !c.isFree() {
+		c.endpoints = slices.DeleteFunc(slices.Clone(c.endpoints), func(e *endpoint) bool { return !e.serverTools })
+		if len(c.endpoints) == 0 {
+			return badRequestError("The provider would run " + strconv.Quote(tool) +
+				" itself, which can cost more than can be held: it is not enabled")
+		}
+	}
+	c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
+	return nil
+}
+
+// takeHold holds the most that the request can cost at any of its endpoints. A request without a limit may be held
+// less, down to what one output token costs.
+func (c *call) takeHold() error {
+	if c.settler.isFull() {
+		return gatewayError{http.StatusServiceUnavailable, "Too many charges wait for Redis"}
+	}
+	id, err := newCredential(holdPrefix)
+	if err != nil {
+		return err
+	}
+	h := holdRequest{key: c.info.apiKey, id: id, most: 1, least: 1, ttl: c.options.totalTimeout + holdGrace}
+	for _, e := range c.endpoints {
+		price, input := c.priceAt(e)
+		least, most := c.request.limit, c.request.limit
+		if c.request.limit == 0 {
+			least, most = 1, e.maxOutput
+		}
+		h.least = max(h.least, price.cost(input, least*c.request.n))
+		h.most = max(h.most, price.cost(input, most*c.request.n))
+	}
+	c.hold = heldTokens{tenant: c.info.tenant, key: c.info.apiKey, id: id}
+	c.settler.begin()
+	result, err := c.store.Hold(c.info.deadline, c.info.tenant, h)
+	if result.hasRateLimit {
+		setRateHeaders(c.w.Header(), result.rate)
+	}
+	c.hold.tokens = result.held
+	if err == nil {
+		return nil
+	}
+	c.countRefusal(c.info.tenantID, err)
+	if errors.Is(err, ErrUnavailable) { // they may be held
+		c.settler.settleLater(c.hold, 0)
+	} else {
+		c.settler.drop()
+	}
+	if spent, ok := errors.AsType[insufficientTokensError](err); ok {
+		return c.unaffordable(h.least, spent.tokensLeft)
+	}
+	return err
+}
+
+// priceAt returns the price at an endpoint that allows the model, and the input tokens to hold.
+func (c *call) priceAt(e *endpoint) (tokenPrice, int64) {
+	price, _ := e.price(c.model)
+	return price, c.request.heldInput(e.bytesPerToken, e.mediaTokens, e.maxInput)
+}
+
+// unaffordable returns the refusal of a request that needs more tokens than are left.
+func (c *call) unaffordable(needed, left int64) error {
+	c.w.Header().Set("X-Tokens-Left", strconv.FormatInt(left, 10))
+	sentence := fmt.Sprintf("The request needs %d tokens, %d are left: ", needed, left)
+	output := int64(maxAmount)
+	for _, e := range c.endpoints {
+		output = min(output, c.affordableOutput(e, left))
+	}
+	if output < 1 {
+		return gatewayError{http.StatusPaymentRequired, sentence + "not enough for its input"}
+	}
+	return gatewayError{http.StatusPaymentRequired, sentence + fmt.Sprintf("at most %d output tokens", output)}
+}
+
+// affordableOutput returns how many output tokens of each choice the given tokens cover at e.
+func (c *call) affordableOutput(e *endpoint, tokens int64) int64 {
+	price, input := c.priceAt(e)
+	output, _ := price.affords(tokens, input)
+	return output / c.request.n
+}
+
+// forward sends the request to its endpoints, one after the other as long as none can have begun to generate, and
+// returns the first response that is final.
+func (c *call) forward() (*http.Response, error) {
+	for i, e := range c.endpoints {
+		isLast := i == len(c.endpoints)-1
+		c.try(e)
+		limit := int64(0)
+		if c.request.limit == 0 && !c.isFree() {
+			limit = max(1, min(e.maxOutput, c.affordableOutput(e, c.hold.tokens)))
+		}
+		p := endpointRequest{
+			to: e, path: c.path, query: c.r.URL.RawQuery, header: newProviderHeader(e, c.r.Header),
+			body: c.request.rewrite(c.model, e.format.limitMember(e.url.Hostname()), limit),
+		}
+		response, sent, err := p.send(c.ctx, c.transport)
+		c.sent = sent
+		switch {
+		case err == nil && (isLast || !mayTryNext(response.StatusCode)):
+			return response, nil
+		case err == nil:
+			response.Body.Close()
+			c.logFailure("it responds with " + strconv.Itoa(response.StatusCode))
+		case c.ctx.Err() != nil || sent || isLast:
+			return nil, c.interrupted(err)
+		default:
+			c.logFailure(failureReason(err))
+		}
+		c.sent = false
+	}
+	return nil, errNoEndpoint // not reached: there is a last endpoint
+}
+
+var errNoEndpoint = errors.New("no endpoint was tried")
+
+// try makes e the endpoint of c.
+func (c *call) try(e *endpoint) {
+	c.endpoint, c.info.endpoint = e, e.name
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.readOn = e.drain
+}
+
+// interrupted returns the error of a call whose endpoint has failed with err, or that was cancelled.
+func (c *call) interrupted(err error) gatewayError {
+	if c.sent { // it may be generating, and the SDKs would have it do that again
+		c.w.Header().Set("X-Should-Retry", "false")
+	}
+	switch cause := context.Cause(c.ctx); {
+	case cause == errClientGone:
+		return gatewayError{statusHungUp, "The client has hung up"}
+	case cause == errStopping:
+		return gatewayError{http.StatusServiceUnavailable, "The server is stopping"}
+	case cause == errTooLong:
+		c.logFailure("the request took longer than -gateway-timeout")
+		return gatewayError{http.StatusGatewayTimeout, "The request took too long"}
+	case cause == errSilent || c.sent && isTimeout(err):
+		c.logFailure("it does not respond in time")
+		return gatewayError{http.StatusGatewayTimeout, "The provider does not respond in time"}
+	case c.sent:
+		c.logFailure(failureReason(err))
+		return gatewayError{http.StatusBadGateway, "The connection to the provider was lost"}
+	}
+	c.logFailure(failureReason(err))
+	return gatewayError{http.StatusBadGateway, "The provider cannot be reached"}
+}
+
+// providerFailed returns the error for a response that cannot be used.
+func (c *call) providerFailed(reason string) error {
+	c.sent = false
+	c.logFailure(reason)
+	return gatewayError{http.StatusBadGateway, "The provider's response cannot be used"}
+}
+
+func (c *call) logFailure(reason string) {
+	c.log.warnf("The endpoint %s of tenant %s failed: %s id=%s", c.endpoint.name, c.info.tenantID, reason, c.info.id)
+}
+
+// isIdentity reports whether a body is sent as it is.
+func isIdentity(h http.Header) bool {
+	encoding := h.Get("Content-Encoding")
+	return encoding == "" || strings.EqualFold(encoding, "identity")
+}
+
+// relayError relays a provider's error, which costs nothing. One that concerns the operator's account becomes 502.
+func (c *call) relayError(response *http.Response) error {
+	c.sent = false
+	c.startWatch()
+	body, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorBody)) // what has come says enough
+	c.stopWatch()
+	if c.request.format.isAccountError(response.StatusCode, body) {
+		c.logFailure(fmt.Sprintf("it refuses the account of the endpoint with %d", response.StatusCode))
+		return gatewayError{http.StatusBadGateway, "The provider refuses this service's account"}
+	}
+	if key := c.endpoint.apiKey; key != "" {
+		body = bytes.ReplaceAll(body, []byte(key), []byte("[removed]"))
+	}
+	c.settle()
+	c.writeWhole(response, body, nil)
+	return nil
+}
+
+// relayCompletion relays a response that is not streamed. It is charged before it is sent, so that it says what it
+// cost.
+func (c *call) relayCompletion(response *http.Response) error {
+	reserved := int64(0)
+	defer func() { c.bodies.Add(-reserved) }()
+	body, more, err := c.readWhole(response, func(bytes int64) {
+		reserved += bytes
+		c.bodies.Add(bytes)
+	})
+	if err != nil {
+		return c.interrupted(err)
+	}
+	var rest io.Reader
+	switch {
+	case more:
+		rest, c.unknown = response.Body, true
+	case !c.isFree():
+		if _, err := c.stream.read(body); err != nil {
+			return c.providerFailed("its response is not a JSON object")
+		}
+	}
+	c.begun = true
+	c.settle()
+	c.writeWhole(response, body, rest)
+	return nil
+}
+
+// cost returns the tokens that the provider has used and what they cost.
+func (c *call) cost() (input, output, cost int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	isPaid := c.begun || c.hungUp && c.sent
+	if !isPaid {
+		return 0, 0, 0
+	}
+	report := &c.stream.wireReport
+	if c.unknown {
+		c.metrics.gateway.estimated.Add(1)
+		return 0, 0, c.hold.tokens
+	}
+	if (c.broken || report.failed) && !c.hungUp && report.contentEvents == 0 {
+		return 0, 0, 0
+	}
+	price, _ := c.priceAt(c.endpoint)
+	input, output, exact := report.counts(c.request.estimatedInput(c.endpoint.mediaTokens))
+	cost = price.cost(input, output)
+	if !exact {
+		c.metrics.gateway.estimated.Add(1)
+		cost = min(cost, c.hold.tokens)
+	}
+	return input, output, cost
+}
+
+// settle turns the hold into the charge for what was used, when it is called first. If Redis does not respond, the
+// charge is made later.
+func (c *call) settle() {
+	h := c.hold
+	if h.id == "" {
+		return
+	}
+	c.hold.id = ""
+	input, output, cost := c.cost()
+	c.metrics.gateway.tokens(c.info.tenantID, c.info.endpoint, input, output)
+	if result, ok := c.settler.settle(h, cost); ok {
+		header := c.w.Header()
+		header["X-Tokens-Charged"] = []string{strconv.FormatInt(result.charged, 10)}
+		header["X-Tokens-Left"] = []string{strconv.FormatInt(result.tokensLeft, 10)}
+	}
+}
+
+// stop ends what the gateway does: it cuts the requests that still run and waits until everything is settled.
+func (g *gateway) stop() {
+	g.cut(errStopping)
+	g.settler.stop()
+	g.transport.CloseIdleConnections()
+}
+
+// countTokens relays a request that generates nothing: it is free, and counts as one request of the rate limit.
+func (g *gateway) countTokens(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	c, err := g.newCall(w, r, info)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	c.path, c.request.stream = "/count_tokens", false
+	if err := c.choose(); err != nil {
+		return cmp.Or(g.requireKey(w, r, info), err) // a stranger learns nothing about models
+	}
+	result, err := g.store.Charge(info.deadline, info.tenant, chargeRequest{key: info.apiKey})
+	if result.hasRateLimit {
+		setRateHeaders(w.Header(), result.rate)
+	}
+	if err != nil {
+		g.countRefusal(info.tenantID, err)
+		if _, spent := errors.AsType[insufficientTokensError](err); spent {
+			return gatewayError{http.StatusPaymentRequired, "No tokens are left"}
+		}
+		return err
+	}
+	response, err := c.forward()
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	switch status := response.StatusCode; {
+	case status >= 400:
+		return c.relayError(response)
+	case status != http.StatusOK || !isIdentity(response.Header):
+		return c.providerFailed("its response is not 200, or compressed")
+	}
+	return c.relayCompletion(response)
+}
+
+// listModels sends the models that may be asked for.
+func (g *gateway) listModels(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	format, _ := gatewayFormat(r)
+	var models []listedModel
+	listed := make(map[string]bool)
+	for _, e := range info.tenant.config.textEndpoints(format) {
+		for _, name := range e.models {
+			if name != anyModel && !listed[name] {
+				listed[name] = true
+				models = append(models, listedModel{name, e.name})
+			}
+		}
+	}
+	return writeBody(w, http.StatusOK, append(format.modelListBody(models), '\n'))
+}
+
+// showModel sends one model that may be asked for.
+func (g *gateway) showModel(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	format, _ := gatewayFormat(r)
+	name := r.PathValue("model")
+	endpoints, _ := endpointsFor(info.tenant.config.textEndpoints(format), name)
+	if len(endpoints) == 0 {
+		return gatewayError{http.StatusNotFound, "No endpoint allows the model " + strconv.Quote(shorten(name))}
+	}
+	return writeBody(w, http.StatusOK, append(format.modelBody(listedModel{name, endpoints[0].name}), '\n'))
+}
+
+// readKey reads the API key from Authorization or X-API-Key, of which SDKs send either or both: what does not have the
+// form of a key of ours may be meant for another service.
+func (g *gateway) readKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	sent := false
+	for _, value := range slices.Concat(r.Header["Authorization"], r.Header["X-Api-Key"]) {
+		sent = true
+		if scheme, token, ok := strings.Cut(value, " "); ok && strings.EqualFold(scheme, "Bearer") {
+			value = strings.TrimLeft(token, " ")
+		}
+		if !validAPIKey(value) {
+			continue
+		}
+		if info.apiKey != "" && info.apiKey != value {
+			return errInvalidCredential
+		}
+		info.apiKey = value
+	}
+	switch {
+	case !sent:
+		return errNoCredential
+	case info.apiKey == "":
+		return ErrNoKey
+	}
+	return nil
+}
+
+// requireKey checks that the tenant has the API key.
+func (g *gateway) requireKey(_ http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	_, err := g.store.Key(info.deadline, info.tenant, info.apiKey)
+	return err
+}
+
+// readBody reads a body of up to options.maxBody bytes. One that is large is read only for an API key that exists, so
+// that strangers cannot fill the memory.
+func (g *gateway) readBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if len(r.Header["Content-Encoding"]) > 0 {
+		return errEncodedBody
+	}
+	size := r.ContentLength
+	if size > g.options.maxBody {
+		w.Header().Set("Connection", "close")
+		return errBodyTooLarge
+	}
+	reserved := size
+	if size < 0 || size > checkedBody {
+		if err := g.requireKey(w, r, info); err != nil {
+			w.Header().Set("Connection", "close")
+			return err
+		}
+		if size < 0 {
+			reserved = g.options.maxBody
+		}
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	}
+	info.releaseBody = func() { g.bodies.Add(-reserved) }
+	if g.bodies.Add(reserved) > maxBodiesBytes {
+		w.Header().Set("Connection", "close")
+		return gatewayError{http.StatusServiceUnavailable, "Too many bytes are in flight"}
+	}
+	began := time.Now()
+	var err error
+	if size >= 0 {
+		info.body = make([]byte, size)
+		_, err = io.ReadFull(r.Body, info.body)
+	} else {
+		info.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, g.options.maxBody))
+		g.bodies.Add(int64(len(info.body)) - reserved)
+		reserved = int64(len(info.body))
+	}
+	info.deadline = info.deadline.Add(time.Since(began))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return errBodyTooLarge
+	}
+	if err != nil {
+		return errBrokenBody
+	}
+	return nil
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const (
+	benchReply = `{"id":"c","object":"chat.completion","model":"m","choices":[{"index":0,"message":{"role":"assistant",` +
+		`"content":"Hello! How can I help you today?"},"finish_reason":"stop"}],` +
+		`"usage":{"prompt_tokens":9,"completion_tokens":9,"total_tokens":18}}`
+	benchEvent = `data: {"id":"c","object":"chat.completion.chunk","model":"m","choices":[{"index":0,` +
+		`"delta":{"content":" token"},"finish_reason":null}]}` + "\n\n"
+	benchEnd = `data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n" +
+		`data: {"id":"c","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":100}}` + "\n\ndata: [DONE]\n\n"
+	benchEvents = 100
+	sentAt      = ": sent at " // begins the comment with the time of a stream's first event
+)
+
+// benchProvider responds as fast as net/http can: whole, with a stream of benchEvents events, or with one that is silent
+// after its first event.
+func benchProvider(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	if !bytes.Contains(body, []byte(`"stream":true`)) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, benchReply)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	fmt.Fprintf(w, "%s%d\n%s", sentAt, time.Now().UnixNano(), benchEvent)
+	flush := http.NewResponseController(w).Flush
+	_ = flush()
+	if bytes.Contains(body, []byte("silent")) {
+		<-r.Context().Done()
+		return
+	}
+	for range benchEvents - 1 {
+		_, _ = io.WriteString(w, benchEvent)
+		_ = flush()
+	}
+	_, _ = io.WriteString(w, benchEnd)
+}
+
+// runBenchServer serves in a process of its own, as startCommand starts it: the provider, or a bare proxy to the URL role.
+func runBenchServer(role string) {
+	var handler http.Handler = http.HandlerFunc(benchProvider)
+	if target, err := url.Parse(role); err == nil && target.Host != "" {
+		proxy := httputil.NewSingleHostReverseProxy(target)
+		proxy.Transport = &http.Transport{MaxIdleConnsPerHost: maxIdleOfProvider, DisableCompression: true}
+		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// Else a fast response could close the request's body before the transport has seen its end.
+			_ = http.NewResponseController(w).EnableFullDuplex()
+			proxy.ServeHTTP(w, r)
+		})
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		fmt.Fprintln(os.Stderr, "[INFO] Listening on", l.Addr())
+		err = http.Serve(l, handler)
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// benchWay is a way to the provider.
+type benchWay struct {
+	name, address, path string
+	rates               []float64       // requests a second of each round
+	times               []time.Duration // of requests
+	firsts              []time.Duration // from when the provider sent the first event until it came
+}
+
+// BenchmarkGateway compares the way through tollgate, which holds and settles, with that through a bare
+// httputil.ReverseProxy and with the provider itself. The runs of a round are interleaved.
+func BenchmarkGateway(b *testing.B) {
+	for b.Loop() {
+		binary := filepath.Join(b.TempDir(), "tollgate")
+		if out, err := exec.Command("go", "build", "-trimpath", "-o", binary, ".").CombinedOutput(); err != nil {
+			b.Fatalf("%v\n%s", err, out)
+		}
+		server := func(role string) string {
+			return startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=" + role, "GOGC=400"}).address(b)
+		}
+		provider := server("provider")
+		proxy := server("http://" + provider)
+		r := newRedis(b, "--appendonly", "no")
+		p := startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
+		s := &service{url: "http://" + p.address(b)}
+		tenant := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"text":{"endpoints":{`+
+			`"a":{"url":"http://%s%s","default_model":"m"}}}}}`, int64(maxAmount), provider, chatPath))
+		key := s.login(b, tenant)
+
+		fmt.Printf("\n| | connections | by way of | requests/s | of the proxy | median ms | first event ms |\n|---|---|---|---|---|---|---|\n")
+		for _, kind := range []struct{ name, body string }{
+			{"completion", `{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"Hello!"}]}`},
+			{"stream of 100 events", `{"model":"m","max_tokens":200,"stream":true,"messages":[{"role":"user","content":"Hello!"}]}`},
+		} {
+			for _, connections := range []int{1, 64} {
+				ways := []*benchWay{
+					{name: "a bare proxy", address: proxy, path: chatPath},
+					{name: "nothing", address: provider, path: chatPath},
+					{name: "tollgate", address: s.address(), path: "/" + tenant + chatPath},
+				}
+				for range speedRounds {
+					for _, way := range ways {
+						way.run(b, key, kind.body, connections)
+					}
+				}
+				for _, way := range ways {
+					fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.3f | %s |\n", kind.name, connections, way.name, median(way.rates),
+						median(way.rates)/median(ways[0].rates), milliseconds(way.times), firstColumn(way.firsts))
+				}
+			}
+		}
+		p.kill()
+		p = startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
+		s = &service{url: "http://" + p.address(b)}
+		before := residentKiB(b, p.cmd.Process.Pid)
+		const silent = 1000
+		for range silent {
+			c, err := net.Dial("tcp", s.address())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			const body = `{"stream":true,"max_tokens":10,"silent":1}`
+			fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
+				tenant, chatPath, key, len(body), body)
+			if _, err := bufio.NewReader(c).ReadString('}'); err != nil {
+				b.Fatal(err)
+			}
+		}
+		after := residentKiB(b, p.cmd.Process.Pid)
+		fmt.Printf("\n%d silent streams: %d KiB resident, before them %d KiB\n", silent, after, before)
+		p.kill()
+	}
+}
+
+func milliseconds(times []time.Duration) float64 {
+	slices.Sort(times)
+	return float64(times[len(times)/2].Microseconds()) / 1000
+}
+
+func firstColumn(times []time.Duration) string {
+	if len(times) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.3f", milliseconds(times))
+}
+
+// run sends requests for speedTime over that many connections.
+func (way *benchWay) run(b *testing.B, key, body string, connections int) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), speedTime)
+	defer cancel()
+	var mu sync.Mutex
+	var clients sync.WaitGroup
+	requests := 0
+	for range connections {
+		clients.Go(func() {
+			times, firsts := way.send(b, ctx, key, body)
+			mu.Lock()
+			defer mu.Unlock()
+			requests += len(times)
+			way.times = append(way.times, times...)
+			way.firsts = append(way.firsts, firsts...)
+		})
+	}
+	clients.Wait()
+	way.rates = append(way.rates, float64(requests)/speedTime.Seconds())
+}
+
+// send sends requests on one connection until ctx is done, and returns how long each took.
+func (way *benchWay) send(b *testing.B, ctx context.Context, key, body string) (times, firsts []time.Duration) {
+	c, err := net.Dial("tcp", way.address)
+	if err != nil {
+		b.Error(err)
+		return nil, nil
+	}
+	defer c.Close()
+	reader := bufio.NewReader(c)
+	request := fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
+		way.path, key, len(body), body)
+	for ctx.Err() == nil {
+		began := time.Now()
+		if _, err := c.Write(request); err != nil {
+			b.Error(err)
+			return times, firsts
+		}
+		first, err := way.receive(reader)
+		if err != nil {
+			b.Errorf("%s: %v", way.name, err)
+			return times, firsts
+		}
+		times = append(times, time.Since(began))
+		if first > 0 {
+			firsts = append(firsts, first)
+		}
+	}
+	return times, firsts
+}
+
+// receive reads a response and, if it is a stream, returns how long its first event was on its way.
+func (way *benchWay) receive(reader *bufio.Reader) (first time.Duration, err error) {
+	response, err := http.ReadResponse(reader, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("%s", response.Status)
+	}
+	part := make([]byte, 4096)
+	n, err := response.Body.Read(part)
+	if sent, isStream := strings.CutPrefix(string(part[:n]), sentAt); isStream {
+		stamp, _, _ := strings.Cut(sent, "\n")
+		nanos, err := strconv.ParseInt(stamp, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		first = time.Since(time.Unix(0, nanos))
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, response.Body)
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return first, err
+}

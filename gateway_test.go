@@ -1,0 +1,883 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const (
+	chatPath     = "/v1/chat/completions"
+	messagesPath = "/v1/messages"
+)
+
+// gatewayTest is a tenant whose endpoints are a provider, and a key of it.
+type gatewayTest struct {
+	*service
+	provider    *provider
+	tenant, key string
+}
+
+// endpointJSON returns the member of endpoints for an endpoint of p that allows every model.
+func endpointJSON(p *provider, name, path, members string) string {
+	return fmt.Sprintf(`%q:{"url":"%s%s","default_model":"m","models":{"*":{}},"api_key":"%s"%s}`, name, p.url, path, providerKey, members)
+}
+
+// textConfig returns the config of a tenant whose anonymous users get that many tokens.
+func textConfig(tokens int64, endpoints ...string) string {
+	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"text":{"endpoints":{%s}}}}`,
+		tokens, strings.Join(endpoints, ","))
+}
+
+// newGatewayTest starts a provider and a service, with a tenant that has an endpoint of each format. members are added to
+// both.
+func newGatewayTest(t testing.TB, tokens int64, members string, settings ...string) *gatewayTest {
+	t.Helper()
+	p := newProvider(t)
+	return newService(t, settings...).gatewayTest(t, p, textConfig(tokens,
+		endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)))
+}
+
+// gatewayTest creates a tenant with that config in testRedis, and a key.
+func (s *service) gatewayTest(t testing.TB, p *provider, config string) *gatewayTest {
+	t.Helper()
+	g := &gatewayTest{service: s, provider: p, tenant: testRedis.newTenant(t, config)}
+	g.key = s.login(t, g.tenant)
+	return g
+}
+
+func (g *gatewayTest) call(t testing.TB, path, body string, headers ...string) reply {
+	t.Helper()
+	return g.do(t, "POST", "/"+g.tenant+path, body, append(headers, bearer(g.key))...)
+}
+
+// open begins a call on a connection of its own, and reads the response until it has seen text.
+func (g *gatewayTest) open(t testing.TB, path, body, text string) *net.TCPConn {
+	t.Helper()
+	c := g.dial(t)
+	fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
+		g.tenant, path, g.key, len(body), body)
+	var seen []byte
+	part := make([]byte, 4096)
+	for !bytes.Contains(seen, []byte(text)) {
+		n, err := c.Read(part)
+		if seen = append(seen, part[:n]...); err != nil {
+			t.Fatalf("got %q, %v; want %q", seen, err, text)
+		}
+	}
+	return c
+}
+
+// charged waits until no tokens of the key are held and returns how many are gone of those that it was given.
+func (g *gatewayTest) charged(t testing.TB, granted int) int {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		if n := testRedis.int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n > 0 {
+			return fmt.Errorf("tokens are still held")
+		}
+		return nil
+	})
+	return granted - tokensLeft(t, g.key)
+}
+
+// wantWireError checks an error of either format.
+func (got reply) wantWireError(t testing.TB, path string, status int, kind, code string) {
+	t.Helper()
+	var body struct {
+		Type  string
+		Error struct{ Message, Type, Code string }
+	}
+	if err := json.Unmarshal([]byte(got.body), &body); err != nil || got.status != status || body.Error.Type != kind ||
+		body.Error.Code != code || body.Error.Message == "" || (body.Type == "error") != strings.Contains(path, "messages") {
+		t.Errorf("%s: got %d %s\nwant %d, type %q, code %q", path, got.status, strings.TrimSpace(got.body), status, kind, code)
+	}
+	if h := got.header.Get("Content-Type"); h != "application/json; charset=utf-8" {
+		t.Errorf("%s: Content-Type of %d is %q", path, got.status, h)
+	}
+}
+
+// Every error that tollgate itself sends has the shape of the route's format.
+func TestGatewayErrors(t *testing.T) {
+	g := newGatewayTest(t, 1_000_000, "", "MAX_GATEWAY_BODY=100000")
+	poor := g.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":20`)
+	limited := g.service.gatewayTest(t, g.provider, strings.Replace(textConfig(1000, endpointJSON(g.provider, "chat", chatPath, ""),
+		endpointJSON(g.provider, "claude", messagesPath, "")), `{"tokens":1000}`, `{"tokens":1000,"rate_limit":0,"rate_limit_window":9}`, 1))
+	broken := testRedis.newTenant(t, `{"providers":{"text":{"endpoints":{"x":{"on_hangup":"never"}}}}}`)
+	ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
+	testRedis.do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
+	const invalid = "invalid_request_error"
+	for _, test := range []struct {
+		name, tenant, key, body string
+		status                  int
+		openAI, code, anthropic string
+	}{
+		{"no JSON", g.tenant, g.key, `{"model"`, 400, invalid, "", invalid},
+		{"no object", g.tenant, g.key, `[]`, 400, invalid, "", invalid},
+		{"empty", g.tenant, g.key, ``, 400, invalid, "", invalid},
+		{"duplicated", g.tenant, g.key, `{"model":"m","mod\u0065l":"n"}`, 400, invalid, "", invalid},
+		{"wrong type", g.tenant, g.key, `{"stream":1}`, 400, invalid, "", invalid},
+		{"limit", g.tenant, g.key, `{"max_tokens":0}`, 400, invalid, "", invalid},
+		{"spelling of a limit", g.tenant, g.key, `{"max_tokens":1e2}`, 400, invalid, "", invalid},
+		{"n", g.tenant, g.key, `{"n":17}`, 400, invalid, "", invalid},
+		{"server tool", g.tenant, g.key, `{"tools":[{"type":"web_search_20250305"}]}`, 400, invalid, "", invalid},
+		{"unknown tenant", "nobody", g.key, `{}`, 400, invalid, "", invalid},
+		{"unknown key and tool", g.tenant, someKey, `{"tools":[{"type":"mcp"}]}`, 401, invalid, "invalid_api_key", "authentication_error"},
+		{"unknown key", g.tenant, someKey, `{}`, 401, invalid, "invalid_api_key", "authentication_error"},
+		{"no key", g.tenant, "sk-other", `{}`, 401, invalid, "invalid_api_key", "authentication_error"},
+		{"poor", g.tenant, poor, `{"max_tokens":100}`, 402, "insufficient_quota", "insufficient_quota", "billing_error"},
+		{"group", g.tenant, ungrouped, `{}`, 403, invalid, "key_disabled", "permission_error"},
+		{"too large", g.tenant, g.key, `{"a":"` + strings.Repeat("a", 100_000) + `"}`, 413, invalid, "", "request_too_large"},
+		{"rate", limited.tenant, limited.key, `{}`, 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
+		{"broken config", broken, g.key, `{}`, 500, "api_error", "", "api_error"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for path, want := range map[string][2]string{
+				chatPath: {test.openAI, test.code}, messagesPath: {test.anthropic}, messagesPath + "?beta=true": {test.anthropic},
+			} {
+				got := g.do(t, "POST", "/"+test.tenant+path, test.body, bearer(test.key))
+				got.wantWireError(t, path, test.status, want[0], want[1])
+				if test.status == 429 && got.header.Get("Retry-After") == "" {
+					t.Errorf("%v", got.header)
+				}
+			}
+		})
+	}
+	t.Run("paths and methods", func(t *testing.T) {
+		for _, path := range []string{"/v1/embeddings", "/v1/", "/v1/messages/batches", "/v1/responses", "/v1/models/a/b"} {
+			for _, prefix := range []string{"", "/" + g.tenant} {
+				g.do(t, "POST", prefix+path, `{}`, bearer(g.key)).wantWireError(t, "chat", 404, invalid, "")
+			}
+		}
+		g.do(t, "GET", chatPath, "").wantWireError(t, chatPath, 405, invalid, "")
+		g.do(t, "GET", messagesPath, "").wantWireError(t, messagesPath, 405, invalid, "")
+		g.do(t, "GET", "/v1/auth/key", "").wantError(t, 401, "Unauthorized") // of a tenant named v1
+	})
+	t.Run("model", func(t *testing.T) {
+		only := g.service.gatewayTest(t, g.provider, textConfig(1000, fmt.Sprintf(
+			`"a":{"url":"%s%s","default_model":"m","models":{"other":{}}},"b":{"url":"%s%s"},"c":{"url":"%s/v1/embeddings","default_model":"e"}`,
+			g.provider.url, chatPath, g.provider.url, messagesPath, g.provider.url)))
+		only.call(t, chatPath, `{"model":"x"}`).wantWireError(t, chatPath, 404, invalid, "model_not_found")
+		only.call(t, chatPath, `{"model":"e"}`).wantWireError(t, chatPath, 404, invalid, "model_not_found")
+		only.call(t, messagesPath, `{}`).wantWireError(t, messagesPath, 404, "not_found_error", "")
+		for _, model := range []string{"m", "other", "a/other", "a/m"} {
+			only.call(t, chatPath, `{"model":"`+model+`"}`).is(200)
+		}
+	})
+	if n := len(g.provider.requests()); n != 4 {
+		t.Errorf("%d requests came to the provider, want those of the 4 models", n)
+	}
+}
+
+// A refusal for lack of tokens says what is needed, what is left and what that affords.
+func TestGatewayUnaffordable(t *testing.T) {
+	p := newProvider(t)
+	var endpoints []string
+	for name, path := range map[string]string{"a": chatPath, "b": messagesPath} {
+		endpoints = append(endpoints, fmt.Sprintf(`%q:{"url":"%s%s","default_model":"m","models":{"m":{"output":2}}}`, name, p.url, path))
+	}
+	g := newService(t).gatewayTest(t, p, textConfig(60, endpoints...))
+	const body = `{"max_tokens":100,"n":2}` // 24 bytes
+	got := g.call(t, chatPath, body)
+	got.wantWireError(t, chatPath, 402, "insufficient_quota", "insufficient_quota")
+	got.wantHeader(t, "X-Tokens-Left", "60")
+	for _, number := range []string{" 424 tokens", " 60 are left", " 9 output tokens"} { // (60 - 24) / 2 / 2
+		if !strings.Contains(got.body, number) {
+			t.Errorf("%s does not name%s", got.body, number)
+		}
+	}
+	got = g.call(t, messagesPath, `{"max_tokens":1,"messages":[{"role":"user","content":"`+strings.Repeat("x", 60)+`"}]}`)
+	if !strings.Contains(got.body, "not enough for its input") {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	if n := len(g.provider.requests()); n > 0 || g.charged(t, 60) != 0 {
+		t.Errorf("%d requests came to the provider", n)
+	}
+}
+
+func TestGatewayCredential(t *testing.T) {
+	g := newGatewayTest(t, 1_000_000, "")
+	other := g.login(t, g.tenant)
+	for _, test := range []struct {
+		status  int
+		headers []string
+	}{
+		{200, []string{bearer(g.key)}}, {200, []string{"x-api-key: " + g.key}}, {200, []string{bearer(g.key), "x-api-key: " + g.key}},
+		{200, []string{bearer("sk-ant-1"), "x-api-key: " + g.key}}, {200, []string{bearer(g.key), "x-api-key: sk-ant-1"}},
+		{401, []string{bearer(g.key), "x-api-key: " + other}}, {401, nil}, {401, []string{"x-api-key: "}},
+		{401, []string{"Authorization: Basic " + g.key}}, {401, []string{bearer("sk-1"), "x-api-key: sk-2"}},
+	} {
+		for _, path := range []string{chatPath, messagesPath} {
+			if err := g.do(t, "POST", "/"+g.tenant+path, `{}`, test.headers...).is(test.status); err != nil {
+				t.Errorf("%s with %q: %v", path, test.headers, err)
+			}
+		}
+	}
+}
+
+func TestGatewayModels(t *testing.T) {
+	s := newService(t)
+	p := newProvider(t)
+	g := s.gatewayTest(t, p, `{"user_groups":{"anonymous":{"tokens":0}},"providers":{"text":{"default":"second","endpoints":{`+
+		`"first":{"url":"http://h/v1/chat/completions","models":{"b":{},"x/y":{},"*":{}}},`+
+		`"second":{"url":"http://h/v1/chat/completions","default_model":"a","models":{"b":{},"a":{}}},`+
+		`"third":{"url":"https://h/v1/messages","default_model":"c"},"fourth":{"url":"https://h/v1/speech","default_model":"d"}}}}}`)
+	get := func(path string, headers ...string) reply {
+		return g.do(t, "GET", "/"+g.tenant+path, "", append(headers, bearer(g.key))...)
+	}
+	const anthropic = "anthropic-version: 2023-06-01"
+	get("/v1/models").want(t, 200, `{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"second"},`+
+		`{"id":"b","object":"model","created":0,"owned_by":"second"},{"id":"x/y","object":"model","created":0,"owned_by":"first"}]}`)
+	const c = `{"type":"model","id":"c","display_name":"c","created_at":"1970-01-01T00:00:00Z"}`
+	get("/v1/models", anthropic).want(t, 200, `{"data":[`+c+`],"has_more":false,"first_id":"c","last_id":"c"}`)
+	get("/v1/models/c", anthropic).want(t, 200, c)
+	get("/v1/models/a", anthropic).wantWireError(t, messagesPath, 404, "not_found_error", "")
+	get("/v1/models/x%2Fy").want(t, 200, `{"id":"x/y","object":"model","created":0,"owned_by":"first"}`)
+	get("/v1/models/any").want(t, 200, `{"id":"any","object":"model","created":0,"owned_by":"first"}`)
+	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", bearer(someKey)).wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
+	g.do(t, "GET", "/"+g.tenant+"/v1/models", "").wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
+}
+
+// What reaches the provider is the client's body but for what must change, and only headers that are allowed.
+func TestGatewayForwards(t *testing.T) {
+	g := newGatewayTest(t, 1_000_000, "")
+	const body = ` {"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],` + "\n" + `"temperature":1.0e0, "unknown":{"a":[1,  2]} } `
+	headers := []string{
+		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: application/json",
+		"Content-Type: application/json", "Cookie: c=1", "Idempotency-Key: k", "OpenAI-Organization: o", "X-Stainless-Lang: js",
+		"Accept-Encoding: gzip", "X-Forwarded-For: 1.2.3.4", "X-Request-Id: mine", "x-api-key: sk-ant-other", "Origin: https://a.example",
+	}
+	credentials := map[string][2]string{chatPath: {"Authorization", "Bearer " + providerKey}, messagesPath: {"X-Api-Key", providerKey}}
+	for path, key := range credentials {
+		got := g.call(t, path+"?beta=true&x=%2F", body, headers...)
+		if err := got.is(200); err != nil {
+			t.Fatal(err)
+		}
+		sent := g.provider.last(t)
+		want := strings.Replace(body, "{", `{"model":"m","max_tokens":4096,`, 1)
+		if string(sent.body) != want || sent.path != path || sent.query != "beta=true&x=%2F" {
+			t.Errorf("%s?%s got %s\nwant %s", sent.path, sent.query, sent.body, want)
+		}
+		wantHeader := http.Header{
+			key[0]: {key[1]}, "User-Agent": {"sdk/1"}, "Openai-Beta": {"b"}, "Anthropic-Version": {"2023-06-01"}, "Anthropic-Beta": {"x"},
+			"Accept": {"application/json"}, "Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(want))},
+		}
+		if fmt.Sprint(sent.header) != fmt.Sprint(wantHeader) {
+			t.Errorf("the provider got %v\nwant %v", sent.header, wantHeader)
+		}
+		id := "X-Provider-Request-Id"
+		if path == messagesPath {
+			id = "Request-Id"
+		}
+		for name, value := range map[string]string{
+			id: "req_provider", "X-Request-Id": "mine", "Content-Type": "application/json", "X-Tokens-Charged": "18",
+			"Content-Length": strconv.Itoa(len(got.body)), "Set-Cookie": "", "Alt-Svc": "", "Openai-Organization": "",
+			"Anthropic-Organization-Id": "", "X-Ratelimit-Remaining-Requests": "", "Anthropic-Ratelimit-Tokens-Remaining": "",
+		} {
+			got.wantHeader(t, name, value)
+		}
+	}
+	if left := strconv.Itoa(1_000_000 - 36); g.charged(t, 1_000_000) != 36 {
+		t.Errorf("not %s tokens are left", left)
+	}
+	for _, test := range []struct{ body, member, want string }{
+		{`{"model":"claude/x"}`, "model", `"claude/x"`}, // an endpoint of the other format
+		{`{"model":"chat/x"}`, "model", `"x"`},
+		{`{"model":"x/y"}`, "model", `"x/y"`},
+		{`{"max_tokens":7}`, "max_tokens", `7`},
+		{`{"max_completion_tokens":7}`, "max_completion_tokens", `7`},
+		{`{"max_completion_tokens":7}`, "max_tokens", ``},
+		{`{"stream":true,"stream_options":{"other":false}}`, "stream_options", `{"include_usage":true,"other":false}`},
+		{`{"stream":true,"stream_options":{"include_usage":false}}`, "stream_options", `{"include_usage":true}`},
+	} {
+		if err := g.call(t, chatPath, test.body).is(200); err != nil {
+			t.Error(err)
+		}
+		if got := g.provider.last(t).member(t, test.member); got != test.want {
+			t.Errorf("of %s, %s became %s, want %s", test.body, test.member, got, test.want)
+		}
+	}
+}
+
+// The tokens that a request needs are those of the table: one token fewer is refused.
+func TestGatewayHolds(t *testing.T) {
+	s := newService(t)
+	p := newProvider(t)
+	image := `{"messages":[{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` + strings.Repeat("A", 400) +
+		`"}}]}],"max_tokens":5}`
+	for _, test := range []struct {
+		name, members, body string
+		need                int
+	}{
+		{"bytes and limit", ``, `{"max_tokens":50}`, 17 + 50},
+		{"the larger limit", ``, `{"max_tokens":50,"max_completion_tokens":70}`, 44 + 70},
+		{"choices", ``, `{"max_tokens":50,"n":3}`, 23 + 150},
+		{"no limit needs one token", ``, `{}`, 2 + 1},
+		{"bytes per token", `,"bytes_per_token":3`, `{"max_tokens":50}`, 6 + 50},
+		{"context window", `,"max_input_tokens":9`, `{"max_tokens":50}`, 9 + 50},
+		{"tools", ``, `{"max_tokens":5,"tools":[{"type":"function","function":{}}]}`, 60 + 600 + 5},
+		{"media", ``, image, len(image) - 400 + 2000 + 5},
+		{"media tokens", `,"media_tokens":10`, image, len(image) - 400 + 10 + 5},
+		{"prices", `,"models":{"m":{"input":0.1,"output":2.5}}`, `{"max_tokens":51}`, 2 + 128}, // 1.7 + 127.5, rounded up
+		{"free", `,"models":{"m":{"input":0,"output":0}}`, `{"max_tokens":51}`, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := s.gatewayTest(t, p, textConfig(int64(test.need),
+				fmt.Sprintf(`"a":{"url":"%s%s","default_model":"m"%s}`, p.url, chatPath, test.members)))
+			poor := s.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":"anonymous","tokens":%d`, test.need-1))
+			if err := s.do(t, "POST", "/"+g.tenant+chatPath, test.body, bearer(poor)).is(402); err != nil {
+				t.Error(err)
+			}
+			if err := g.call(t, chatPath, test.body).is(200); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("no limit", func(t *testing.T) {
+		g := s.gatewayTest(t, p, textConfig(60, fmt.Sprintf(
+			`"a":{"url":"%s%s","default_model":"m","max_output_tokens":40,"models":{"m":{"output":0.5},"dear":{"output":3}}}`, p.url, chatPath)))
+		for _, test := range []struct {
+			body  string
+			limit string
+		}{
+			{`{}`, "40"},                    // the most
+			{`{"model":"dear","n":2}`, "6"}, // (60 - 22) / 3 / 2
+			{`{"model":"dear"}`, "14"},
+		} {
+			key := s.login(t, g.tenant)
+			if err := s.do(t, "POST", "/"+g.tenant+chatPath, test.body, bearer(key)).is(200); err != nil {
+				t.Fatal(err)
+			}
+			if got := p.last(t).member(t, "max_tokens"); got != test.limit {
+				t.Errorf("%s was given %s output tokens, want %s", test.body, got, test.limit)
+			}
+		}
+	})
+	t.Run("the dearest endpoint", func(t *testing.T) {
+		g := s.gatewayTest(t, p, textConfig(1000, endpointJSON(p, "a", chatPath, `,"max_output_tokens":10`)+","+
+			fmt.Sprintf(`"b":{"url":"%s%s","default_model":"m","models":{"m":{"input":4,"output":5}}}`, p.url, chatPath)))
+		got := g.call(t, chatPath, `{"max_tokens":200}`)
+		if !strings.Contains(got.body, "needs 1072 tokens") || !strings.Contains(got.body, "at most 185 output") {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+		if err := g.call(t, chatPath, `{"max_tokens":180}`).is(200); err != nil || g.charged(t, 1000) != 18 {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// A charge beyond the hold takes what is left, down to 0.
+func TestGatewayUnpaid(t *testing.T) {
+	g := newGatewayTest(t, 100, "")
+	g.provider.on("", conduct{body: `{"usage":{"prompt_tokens":500,"completion_tokens":1}}`})
+	got := g.call(t, chatPath, `{"max_tokens":1}`)
+	got.wantHeader(t, "X-Tokens-Charged", "100")
+	got.wantHeader(t, "X-Tokens-Left", "0")
+	if n := g.sample(t, "gateway_unpaid_tokens_total"); n != 401 {
+		t.Errorf("%v tokens are unpaid", n)
+	}
+}
+
+// Errors of a provider are forwarded, but for those that concern the operator's account.
+func TestGatewayProviderErrors(t *testing.T) {
+	const granted = 10_000
+	g := newGatewayTest(t, granted, "")
+	for _, path := range []string{chatPath, messagesPath} {
+		for _, status := range []int{400, 404, 422, 429, 500, 529} {
+			g.provider.on("", providerError(status, "Retry-After: 7", "x-should-retry: true", "Set-Cookie: a=b"))
+			got := g.call(t, path, `{}`)
+			if err := got.is(status); err != nil || !strings.Contains(got.body, "The provider refuses.") {
+				t.Errorf("%s: %v %s", path, err, got.body)
+			}
+			got.wantHeader(t, "Retry-After", "7")
+			got.wantHeader(t, "X-Should-Retry", "true")
+			got.wantHeader(t, "Set-Cookie", "")
+			got.wantHeader(t, "X-Tokens-Charged", "0")
+		}
+		refusals := []conduct{providerError(401), providerError(402), providerError(403), {status: 429, body: insufficientQuota}}
+		if path == messagesPath {
+			refusals[3] = conduct{status: 400, body: emptyCredit}
+		}
+		for _, refusal := range refusals {
+			g.provider.on("", refusal)
+			g.call(t, path, `{}`).wantWireError(t, path, 502, "api_error", "")
+		}
+	}
+	g.provider.on("", conduct{status: 400, body: `{"error":{"message":"bad key ` + providerKey + `"}}` + strings.Repeat(" ", 100_000)})
+	if got := g.call(t, chatPath, `{}`); strings.Contains(got.body, providerKey) || len(got.body) > 64<<10 {
+		t.Errorf("%d bytes: %.100s", len(got.body), got.body)
+	}
+	if n := g.charged(t, granted); n != 0 {
+		t.Errorf("errors cost %d tokens", n)
+	}
+	if strings.Contains(g.log.String(), providerKey) {
+		t.Error("the log has the provider's key")
+	}
+}
+
+// Another endpoint is tried only if the first cannot have begun to generate.
+func TestGatewayFallback(t *testing.T) {
+	s := newService(t, "PROVIDER_TIMEOUT=300ms")
+	down := newProvider(t)
+	down.stop()
+	const granted = 100_000
+	for _, test := range []struct {
+		name    string
+		first   conduct
+		down    bool
+		status  int
+		tried   int // of the second provider
+		charged int
+	}{
+		{"works", conduct{}, false, 200, 0, 18},
+		{"unreachable", conduct{}, true, 200, 1, 18},
+		{"408", providerError(408), false, 200, 1, 18},
+		{"429", providerError(429), false, 200, 1, 18},
+		{"500", providerError(500), false, 200, 1, 18},
+		{"529", providerError(529), false, 200, 1, 18},
+		{"400", providerError(400), false, 400, 0, 0},
+		{"404", providerError(404), false, 404, 0, 0},
+		{"401", providerError(401), false, 502, 0, 0},
+		{"lost", conduct{at: beforeHeaders}, false, 502, 0, 0},
+		{"slow", conduct{at: beforeHeaders, then: hang}, false, 504, 0, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			first, second := newProvider(t), newProvider(t)
+			first.on("", test.first)
+			if test.down {
+				first = down
+			}
+			// The second is earlier in the config, and not the default.
+			g := s.gatewayTest(t, first, strings.Replace(textConfig(granted, endpointJSON(second, "b", chatPath, ""),
+				endpointJSON(first, "a", chatPath, `,"max_output_tokens":50`)), `"text":{`, `"text":{"default":"a",`, 1))
+			if err := g.call(t, chatPath, `{"messages":[]}`).is(test.status); err != nil {
+				t.Error(err)
+			}
+			if n := len(second.requests()); n != test.tried {
+				t.Errorf("the second endpoint was tried %d times", n)
+			}
+			if n := g.charged(t, granted); n != test.charged {
+				t.Errorf("charged %d", n)
+			}
+		})
+	}
+	t.Run("at most three", func(t *testing.T) {
+		p := newProvider(t)
+		p.on("", providerError(503, "Retry-After: 3"))
+		var endpoints []string
+		for i := range 5 {
+			endpoints = append(endpoints, endpointJSON(p, fmt.Sprint("e", i), chatPath, ""))
+		}
+		g := s.gatewayTest(t, p, textConfig(granted, endpoints...))
+		got := g.call(t, chatPath, `{}`)
+		got.wantHeader(t, "Retry-After", "3")
+		if n := len(p.requests()); n != 3 || got.status != 503 {
+			t.Errorf("%d endpoints were tried: %d %s", n, got.status, got.body)
+		}
+		g.call(t, chatPath, `{"model":"e4/m"}`)
+		if n := len(p.requests()); n != 4 {
+			t.Errorf("the endpoint that was chosen was tried %d times", n-3)
+		}
+	})
+	t.Run("none reachable", func(t *testing.T) {
+		g := s.gatewayTest(t, down, textConfig(granted, endpointJSON(down, "a", chatPath, ""), endpointJSON(down, "b", messagesPath, "")))
+		got := g.call(t, chatPath, `{}`)
+		got.wantWireError(t, chatPath, 502, "api_error", "")
+		got.wantHeader(t, "X-Should-Retry", "")
+		g.call(t, messagesPath, `{}`).wantWireError(t, messagesPath, 502, "api_error", "")
+	})
+}
+
+func TestGatewayDeny(t *testing.T) {
+	p := newProvider(t)
+	endpoint := func(host string) string {
+		return fmt.Sprintf(`"a":{"url":"http://%s%s","default_model":"m"}`, host, chatPath)
+	}
+	_, port, _ := net.SplitHostPort(strings.TrimPrefix(p.url, "http://"))
+	s := newService(t, "GATEWAY_DENY=127.0.0.0/8, ::1/128, ::ffff:0:0/96")
+	for _, host := range []string{"127.0.0.1:" + port, "localhost:" + port, "[::ffff:127.0.0.1]:" + port} {
+		g := s.gatewayTest(t, p, textConfig(1000, endpoint(host)))
+		g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
+		line := "[WARN] The endpoint a of tenant " + g.tenant + " failed: its address is within -gateway-deny"
+		if g.charged(t, 1000) != 0 || s.log.count(line) != 1 {
+			t.Errorf("log:\n%s", s.log)
+		}
+	}
+	if n := len(p.requests()); n > 0 {
+		t.Errorf("%d requests came to a denied provider", n)
+	}
+	g := newService(t).gatewayTest(t, p, textConfig(1000, endpoint("169.254.169.254")))
+	g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
+}
+
+// Half of the connections are left for charges, and memory for the bodies of a number of requests.
+func TestGatewayBounds(t *testing.T) {
+	g := newGatewayTest(t, 1_000_000, "", "MAX_CONNECTIONS=4", "MAX_GATEWAY_BODY=209715200")
+	t.Run("streams", func(t *testing.T) {
+		g.provider.on("", conduct{at: inContent, then: hang})
+		var streams []net.Conn
+		for range 2 {
+			streams = append(streams, g.open(t, messagesPath, `{"stream":true}`, "ünd "))
+		}
+		got := g.call(t, messagesPath, `{"stream":true}`)
+		got.wantWireError(t, messagesPath, 503, "overloaded_error", "")
+		got.wantHeader(t, "Retry-After", "1")
+		g.consume(t, g.tenant, g.key, "").want(t, 200, "")
+		for _, c := range streams {
+			c.Close()
+		}
+		g.provider.on("", conduct{})
+		eventually(t, 10*time.Second, func() error { return g.call(t, messagesPath, `{"stream":true}`).is(200) })
+	})
+	t.Run("bytes", func(t *testing.T) {
+		const size = 200 << 20
+		c := g.begin(t, "POST", "/"+g.tenant+chatPath, size, bearer(g.key))
+		eventually(t, 10*time.Second, func() error {
+			other := g.dial(t)
+			defer other.Close()
+			fmt.Fprintf(other, "POST /%s%s HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n\r\n", g.tenant, chatPath, bearer(g.key), size)
+			if got := readAll(other); !strings.HasPrefix(got, "HTTP/1.1 503 ") || !strings.Contains(got, "Too many bytes are in flight") {
+				return fmt.Errorf("got %s", got)
+			}
+			return nil
+		})
+		c.Close()
+		eventually(t, 10*time.Second, func() error { return g.call(t, chatPath, `{}`).is(200) })
+	})
+	t.Run("a stranger sends no large body", func(t *testing.T) {
+		c := g.dial(t)
+		fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n\r\n", g.tenant, chatPath, bearer(someKey), 1<<20)
+		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 401 ") {
+			t.Errorf("got %s", got)
+		}
+	})
+	t.Run("a body without a length", func(t *testing.T) {
+		r, _ := http.NewRequest("POST", g.url+"/"+g.tenant+chatPath, io.MultiReader(strings.NewReader(`{"messages":`), strings.NewReader(`[]}`)))
+		r.Header.Set("x-api-key", g.key)
+		response, err := client.Do(r)
+		if err != nil || response.StatusCode != 200 {
+			t.Fatalf("%v, %v", response, err)
+		}
+		response.Body.Close()
+	})
+}
+
+func TestGatewayCountTokens(t *testing.T) {
+	p := newProvider(t)
+	s := newService(t)
+	g := s.gatewayTest(t, p, strings.Replace(textConfig(10, endpointJSON(p, "claude", messagesPath, "")),
+		`{"tokens":10}`, `{"tokens":10,"rate_limit":2,"rate_limit_window":60}`, 1))
+	const path = messagesPath + "/count_tokens"
+	for range 2 {
+		got := g.call(t, path+"?beta=true", `{"model":"claude/x","messages":[]}`, "anthropic-version: 2023-06-01")
+		if got.status != 200 || got.body != `{"input_tokens":11}` {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+	}
+	if sent := p.last(t); string(sent.body) != `{"model":"x","messages":[]}` || sent.path != path || sent.query != "beta=true" {
+		t.Errorf("%+v", sent)
+	}
+	g.call(t, path, `{}`).wantWireError(t, path, 429, "rate_limit_error", "")
+	if n := g.charged(t, 10); n != 0 {
+		t.Errorf("charged %d", n)
+	}
+	p.on("", providerError(400))
+	testRedis.do(t, "DEL", "{apiKey:"+g.key+"}:rate")
+	if err := g.call(t, path, `{}`).is(400); err != nil {
+		t.Error(err)
+	}
+	testRedis.do(t, "HSET", "apiKey:"+g.key, "tokensLeft", 0)
+	g.call(t, path, `{}`).wantWireError(t, path, 402, "billing_error", "")
+}
+
+// A charge that Redis does not take is made when it can be reached again.
+func TestGatewayWithoutRedis(t *testing.T) {
+	r := newRedis(t)
+	p := newProvider(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	tenant := r.newTenant(t, textConfig(1000, endpointJSON(p, "chat", chatPath, "")))
+	key := s.login(t, tenant)
+	frozen := make(chan struct{})
+	p.each(func(received) conduct {
+		select {
+		case <-frozen:
+		default:
+			r.signal(t, syscall.SIGSTOP)
+			close(frozen)
+		}
+		return conduct{}
+	})
+	got := s.do(t, "POST", "/"+tenant+chatPath, `{"max_tokens":100}`, bearer(key))
+	if err := got.is(200); err != nil {
+		t.Error(err) // it was paid for
+	}
+	got.wantHeader(t, "X-Tokens-Charged", "")
+	if n := s.sample(t, "gateway_settlements_waiting"); n != 1 {
+		t.Errorf("%v settlements wait", n)
+	}
+	got = s.do(t, "POST", "/"+tenant+chatPath, `{"max_tokens":100}`, bearer(key))
+	got.wantWireError(t, chatPath, 503, "api_error", "")
+	got.wantHeader(t, "Retry-After", "1")
+	r.signal(t, syscall.SIGCONT)
+	eventually(t, 20*time.Second, func() error {
+		if n, waiting := r.tokensLeft(t, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-18 || waiting != 0 {
+			return fmt.Errorf("%d tokens are left, %v settlements wait", n, waiting)
+		}
+		return nil
+	})
+	if n := r.int(t, "EXISTS", "{apiKey:"+key+"}:holds"); n != 0 {
+		t.Errorf("holds are left")
+	}
+}
+
+func TestGatewayMetrics(t *testing.T) {
+	g := newGatewayTest(t, 100_000, "", "ACCESS_LOG=true")
+	g.call(t, chatPath, `{"model":"chat/x y\nstatus=200 \""}`).is(200)
+	g.call(t, messagesPath, `{"model":"m","stream":true,"messages":[{"content":"a secret prompt"}]}`).is(200)
+	g.call(t, messagesPath, `{"tools":[{"type":"web_search_1"}]}`)
+	g.charged(t, 100_000)
+	labels := func(endpoint, more string) string {
+		return fmt.Sprintf(`{tenant=%q,endpoint=%q,%s}`, g.tenant, endpoint, more)
+	}
+	for sample, want := range map[string]float64{
+		"gateway_requests_total" + labels("chat", `status="200"`):           1,
+		"gateway_requests_total" + labels("claude", `status="200"`):         1,
+		"gateway_requests_total" + labels("none", `status="400"`):           1,
+		"gateway_tokens_total" + labels("claude", `direction="input"`):      11,
+		"gateway_tokens_total" + labels("claude", `direction="output"`):     7,
+		`gateway_request_duration_seconds_count{endpoint="chat"}`:           1,
+		`gateway_request_duration_seconds_bucket{endpoint="chat",le="600"}`: 1,
+		`gateway_time_to_first_byte_seconds_count{endpoint="claude"}`:       1,
+		`gateway_holds`:                                   0,
+		`gateway_estimated_total`:                         0,
+		`gateway_unpaid_tokens_total`:                     0,
+		`gateway_settlements_waiting`:                     0,
+		`tokens_charged_total{tenant="` + g.tenant + `"}`: 36,
+		`http_requests_total{route="/{tenantId}/v1/messages",method="POST",status="200"}`: 1,
+	} {
+		if got := g.sample(t, sample); got != want {
+			t.Errorf("%s is %v, want %v", sample, got, want)
+		}
+	}
+	log := g.log.String()
+	if strings.Contains(log, "secret") || g.log.count(`endpoint="chat" model="x y\nstatus=200 \""`) != 1 {
+		t.Errorf("log:\n%s", log)
+	}
+	if g.log.count(`endpoint="claude" model="m"`) != 1 {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// Over two processes of which one is killed, and with all that can go wrong, what was granted is what was charged and what
+// is left.
+func TestGatewayLedger(t *testing.T) {
+	const granted = 300_000
+	p := newProvider(t)
+	faults := []conduct{
+		{}, {}, {output: 300}, {noUsage: true}, {at: inContent}, {at: beforeContent}, {at: beforeHeaders}, {at: inContent, then: sendError},
+		{at: inContent, then: endEarly}, providerError(500), providerError(429), {pause: 5 * time.Millisecond, events: 20},
+		{input: 900, output: 900},
+		{delay: 30 * time.Millisecond},
+	}
+	for i, c := range faults {
+		p.on(fmt.Sprint("m", i), c)
+	}
+	settings := []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "LOGIN_LIMIT=0"}
+	processes := []*process{startProcess(t, settings), startProcess(t, settings)}
+	services := []*service{processes[0].service(t), processes[1].service(t)}
+	g := services[0].gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, ""), endpointJSON(p, "claude", messagesPath, "")))
+
+	done := make(chan struct{})
+	clients := make(chan struct{})
+	for client := range 200 {
+		go func() {
+			defer func() { clients <- struct{}{} }()
+			for i := range 3 {
+				n := client*3 + i
+				path := []string{chatPath, messagesPath}[n%2]
+				body := fmt.Sprintf(`{"model":"m%d","stream":%t,"max_tokens":%d,"messages":[{"role":"user","content":%q}]}`,
+					n%len(faults), n%3 > 0, 1+n*7%900, strings.Repeat("x", n*13%2000))
+				hangUpAfter := 10 * time.Second
+				if n%5 == 0 {
+					hangUpAfter = time.Duration(n%40) * time.Millisecond
+				}
+				short := &http.Client{Transport: client200, Timeout: hangUpAfter}
+				r, _ := http.NewRequest("POST", services[n/2%2].url+"/"+g.tenant+path, strings.NewReader(body))
+				r.Header.Set("x-api-key", g.key)
+				if response, err := short.Do(r); err == nil {
+					_, _ = io.Copy(io.Discard, response.Body)
+					response.Body.Close()
+				}
+			}
+		}()
+	}
+	go func() {
+		for finished := range 200 {
+			<-clients
+			if finished == 60 {
+				_ = processes[1].cmd.Process.Kill()
+			}
+		}
+		close(done)
+	}()
+	for running := true; running; time.Sleep(time.Millisecond) {
+		if left := tokensLeft(t, g.key); left < 0 || left > granted {
+			t.Fatalf("%d tokens are left", left)
+		}
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+	}
+	eventually(t, 30*time.Second, func() error { // what the process that lives holds is settled
+		if n := services[0].sample(t, "gateway_holds"); n != 0 {
+			return fmt.Errorf("%v holds are open", n)
+		}
+		return nil
+	})
+	g.expireHolds(t)
+	got := services[0].do(t, "GET", "/"+g.tenant+"/auth/key", "", bearer(g.key))
+	if n := testRedis.int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n != 0 {
+		t.Errorf("a hold is left after its deadline")
+	}
+	charged := g.settledTokens(t)
+	if left := int(got.field(t, "tokensLeft").(float64)); left+charged != granted || charged == 0 {
+		t.Errorf("%d of %d tokens are left, %d were charged", left, granted, charged)
+	}
+}
+
+var client200 = &http.Transport{MaxIdleConnsPerHost: 200}
+
+// expireHolds moves the deadlines of the key's holds to the past.
+func (g *gatewayTest) expireHolds(t *testing.T) {
+	t.Helper()
+	holds, err := redis.StringMap(testRedis.do(t, "HGETALL", "{apiKey:"+g.key+"}:holds"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, hold := range holds {
+		tokens, _, _ := strings.Cut(hold, " ")
+		testRedis.do(t, "HSET", "{apiKey:"+g.key+"}:holds", id, tokens+" 1000")
+	}
+	if len(holds) > 0 {
+		testRedis.do(t, "HSET", "apiKey:"+g.key, "holdsDue", 1000)
+	}
+}
+
+// settledTokens returns the sum of what was charged for the key's holds, as Redis remembers each.
+func (g *gatewayTest) settledTokens(t *testing.T) (sum int) {
+	t.Helper()
+	records := testRedis.keys(t, "{apiKey:"+g.key+"}:settled:*")
+	ids := slices.Compact(slices.Clone(records))
+	if len(ids) != len(records) {
+		t.Errorf("%d settlements of %d holds", len(records), len(ids))
+	}
+	for _, record := range records {
+		fields := strings.Fields(testRedis.string(t, "GET", record))
+		charged, err := strconv.Atoi(fields[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += charged
+	}
+	return sum
+}
+
+// The members of a text endpoint are checked, and those of other providers are not.
+func TestGatewayConfig(t *testing.T) {
+	s := newService(t)
+	id := newTenant(t, 10)
+	put := func(kind, members string) reply {
+		return s.putConfig(t, id, `{"providers":{"`+kind+`":{"endpoints":{"e":{`+members+`}}}}}`)
+	}
+	for members, want := range map[string]string{
+		`"models":7`:                          "models must be an object",
+		`"models":{"m":7}`:                    "models.m must be an object",
+		`"models":{"":{}}`:                    `models[""] must have a name of 1 to 256 bytes`,
+		`"models":{"m":{"input":-1}}`:         "models.m.input must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{"output":0.0000001}}`: "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{"output":"1"}}`:       "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{"output":1e10}}`:      "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{},"m":{}}`:            "models.m is duplicated",
+		`"max_output_tokens":0`:               "max_output_tokens must be a whole number ≥ 1",
+		`"max_input_tokens":1.5`:              "max_input_tokens must be a whole number ≥ 1",
+		`"bytes_per_token":9`:                 "bytes_per_token must be a whole number from 1 to 8",
+		`"bytes_per_token":0`:                 "bytes_per_token must be a whole number from 1 to 8",
+		`"media_tokens":-1`:                   "media_tokens must be a whole number ≥ 0",
+		`"server_tools":"yes"`:                "server_tools must be true or false",
+		`"on_hangup":"stop"`:                  `on_hangup must be "cancel" or "drain"`,
+		`"on_hangup":null`:                    `on_hangup must be "cancel" or "drain"`,
+	} {
+		path := "Invalid config: providers.text.endpoints.e."
+		put("text", members).wantError(t, 400, path+want)
+		put("realtime", members).want(t, 200, "")
+	}
+	put("text", `"url":"https://h/v1/messages","models":{"*":{"input":0,"output":1e-6}},"max_output_tokens":1,"max_input_tokens":1,`+
+		`"bytes_per_token":8,"media_tokens":0,"server_tools":true,"on_hangup":"cancel","unheard_of":{"a":[1]}`).want(t, 200, "")
+	got := put("text", `"max_outptu_tokens":1`)
+	got.want(t, 200, "")
+	if !strings.Contains(got.body, "providers.text.endpoints.e.max_outptu_tokens is not known: did you mean max_output_tokens?") {
+		t.Errorf("%s", got.body)
+	}
+}
+
+func TestGatewayServerTools(t *testing.T) {
+	p := newProvider(t)
+	g := newService(t).gatewayTest(t, p, textConfig(100_000, endpointJSON(p, "plain", messagesPath, ""),
+		endpointJSON(p, "tools", messagesPath, `,"server_tools":true`), endpointJSON(p, "chat", chatPath, "")))
+	for body, status := range map[string]int{
+		// There is an endpoint that allows them.
+		`{"tools":[{"type":"web_search_20250305"}]}`:                                                     200,
+		`{"model":"plain/m","tools":[{"type":"web_search_20250305"}]}`:                                   400,
+		`{"model":"plain/m","mcp_servers":[{"url":"https://h"}]}`:                                        400,
+		`{"model":"plain/m","tools":[{"type":"bash_1"},{"type":"text_editor_1"},{"type":"computer_1"}]}`: 200,
+		`{"model":"plain/m","tools":[{"name":"weather"},{"type":"custom"}]}`:                             200,
+	} {
+		if err := g.call(t, messagesPath, body).is(status); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+	g.call(t, chatPath, `{"tools":[{"type":"bash_1"}]}`).wantWireError(t, chatPath, 400, "invalid_request_error", "")
+}
+
+func TestGatewaySettings(t *testing.T) {
+	get := func(env map[string]string, args ...string) (*settings, error) {
+		return parseSettings(args, func(name string) string { return env[name] }, io.Discard)
+	}
+	show := func(s *settings) string {
+		o := s.gateway
+		return fmt.Sprint(o.deny, o.headerTimeout, o.idleTimeout, o.totalTimeout, " ", o.maxBody, " ", s.drainTimeout)
+	}
+	s, err := get(nil)
+	if err != nil || show(s) != "[169.254.0.0/16 fe80::/10] 10m0s 5m0s 20m0s 16777216 10s" {
+		t.Errorf("the default is %v, %v, %v", s.gateway, s.drainTimeout, err)
+	}
+	s, err = get(map[string]string{"GATEWAY_DENY": "10.0.0.0/8", "PROVIDER_TIMEOUT": "1s", "MAX_GATEWAY_BODY": "5"},
+		"-provider-timeout=2s", "-provider-idle-timeout=3s", "-gateway-timeout=4s", "-drain-timeout=0s")
+	if err != nil || show(s) != "[10.0.0.0/8] 2s 3s 4s 5 0s" {
+		t.Errorf("got %v, %v, %v", s.gateway, s.drainTimeout, err)
+	}
+	if s, err := get(nil, "-gateway-deny="); err != nil || len(s.gateway.deny) != 0 {
+		t.Errorf("got %v, %v", s, err)
+	}
+	for _, arg := range []string{
+		"-gateway-deny=x", "-provider-timeout=0s", "-provider-timeout=10", "-gateway-timeout=25h", "-max-gateway-body=0",
+		"-max-gateway-body=268435457", "-drain-timeout=-1s", "-provider-idle-timeout=",
+	} {
+		name, _, _ := strings.Cut(arg, "=")
+		if _, err := get(nil, arg); err == nil || !strings.HasPrefix(err.Error(), name+": ") {
+			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}

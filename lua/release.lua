@@ -1,0 +1,13 @@
+-- Returns the tokens of an API key's expired holds to its balance.
+--
+-- KEYS[1] apiKey:<apiKey>
+-- KEYS[2] {apiKey:<apiKey>}:holds
+--
+-- Returns 1, or 0 if the key does not exist.
+
+local key = redis.call('HMGET', KEYS[1], 'tokensLeft', 'holdsDue')
+if not key[1] then
+	return 0
+end
+returnExpired(KEYS[2], key[2], readBalance(key[1]), milliseconds())
+return 1

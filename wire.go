@@ -1,0 +1,576 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// A wireFormat is one of the two formats in which the gateway speaks with clients and providers.
+type wireFormat int
+
+const (
+	openAIChat wireFormat = iota
+	anthropicMessages
+)
+
+const (
+	maxWireTokens  = 1<<53 - 1 // no count, limit or cost is larger
+	maxWireMembers = 256       // top-level members of a request
+	maxChoices     = 16        // n of a request
+	toolTokens     = 600       // held for the prompt that providers add if there are tools
+)
+
+// wireFormatOf returns the format that a provider's URL path ends in, and false if it is neither.
+func wireFormatOf(urlPath string) (wireFormat, bool) {
+	if strings.HasSuffix(urlPath, "/chat/completions") {
+		return openAIChat, true
+	}
+	return anthropicMessages, strings.HasSuffix(urlPath, "/messages")
+}
+
+// limitMember returns the member in which the provider at host expects the limit of output tokens.
+func (f wireFormat) limitMember(host string) string {
+	if f == openAIChat && host == "api.openai.com" {
+		return "max_completion_tokens" // its newer models refuse max_tokens
+	}
+	return "max_tokens"
+}
+
+// A wireRequest is what the gateway reads of a request. Everything else in body is forwarded as it came.
+type wireRequest struct {
+	format wireFormat
+	body   []byte
+
+	model        string // "" if the request names none
+	stream       bool
+	includeUsage bool  // the client itself asked for the chunk with its stream's usage
+	n            int64 // choices, 1 to 16
+	limit        int64 // of output tokens for each choice, the larger if there are two; 0 if there is none
+
+	hasTools     bool
+	serverTool   string // the first tool or member that lets the provider read more than body; "" if there is none
+	hiddenOutput bool   // thinking or reasoning is asked for, so content does not show all that is generated
+
+	mediaParts int64
+	mediaBytes int64 // of their base64, as it is spelled in body
+
+	at          map[string]span // the top-level members, and those of stream_options
+	parts       []contentPart   // the content part that is being read, and those around it
+	thinkingOff bool
+	err         error // the first that was found
+}
+
+// A span is where a value is in a request's body.
+type span struct{ from, to int }
+
+type contentPart struct {
+	isMedia bool
+	isText  bool  // its data is not base64
+	encoded int64 // bytes of base64
+}
+
+// readWireRequest reads a request's body, which it keeps and never changes. A member that is null counts as absent, as
+// it does for providers. An error is a sentence for the client (400).
+func readWireRequest(format wireFormat, body []byte) (*wireRequest, error) {
+	if !utf8.Valid(body) {
+		//lint:ignore ST1005 a sentence for the client
+		return nil, errors.New("Body is not valid UTF-8")
+	}
+	r := &wireRequest{format: format, body: body, n: 1, at: make(map[string]span)}
+	err := new(jsonWalker).walk(body, r)
+	if r.err != nil {
+		return nil, r.err
+	}
+	if err != nil {
+		//lint:ignore ST1005 a sentence for the client
+		return nil, fmt.Errorf("Body is %w", err)
+	}
+	return r, nil
+}
+
+func (r *wireRequest) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf(format, args...)
+	}
+}
+
+// enters reports whether there is something to visit inside the value at path.
+func (r *wireRequest) enters(path []byte) bool {
+	switch string(path) {
+	case "", "stream_options", "tools", "tools[]", "functions", "thinking":
+		return true
+	}
+	return bytes.HasPrefix(path, []byte("messages"))
+}
+
+// visit reads the value at path, which starts at byte from of the body.
+func (r *wireRequest) visit(path, value []byte, from int) bool {
+	if inner, ok := bytes.CutPrefix(path, []byte("messages[]")); ok {
+		r.visitPart(inner, value)
+	} else {
+		r.addMember(path, span{from, from + len(value)})
+		r.visitMember(path, value)
+	}
+	return r.err == nil
+}
+
+func (r *wireRequest) visitMember(path, value []byte) {
+	switch string(path) {
+	case "":
+		if value[0] != '{' {
+			r.fail("Body must be a JSON object")
+		}
+	case "model":
+		r.readModel(value)
+	case "stream":
+		r.stream = r.readBool(path, value)
+	case "stream_options":
+		if value[0] != '{' && value[0] != 'n' {
+			r.fail("stream_options must be an object")
+		}
+	case "stream_options.include_usage":
+		r.includeUsage = r.readBool(path, value)
+	case "n":
+		r.n = max(1, r.readNumber(path, value, maxChoices))
+	case "max_tokens", "max_completion_tokens":
+		if r.format == openAIChat || len(path) == len("max_tokens") { // Anthropic has only this one
+			r.limit = max(r.limit, r.readNumber(path, value, maxWireTokens))
+		}
+	case "tools", "functions", "tools[]", "functions[]", "tools[].type":
+		r.visitTools(path, value)
+	default:
+		r.visitFeature(path, value)
+	}
+}
+
+// visitFeature reads what adds input that no hold can bound, or output that no stream shows.
+func (r *wireRequest) visitFeature(path, value []byte) {
+	isOff := false
+	switch string(value) {
+	case "null", "false", "[]", `"none"`, `"minimal"`:
+		isOff = true
+	}
+	switch string(path) {
+	case "mcp_servers", "web_search_options", "background":
+		if !isOff {
+			r.serverTool = cmp.Or(r.serverTool, string(path))
+		}
+	case "thinking.type":
+		r.thinkingOff = string(unquoted(value)) == "disabled"
+		r.hiddenOutput = !r.thinkingOff || r.hiddenOutput
+	case "thinking":
+		r.hiddenOutput = !isOff && !r.thinkingOff || r.hiddenOutput
+	case "reasoning_effort", "reasoning":
+		r.hiddenOutput = !isOff || r.hiddenOutput
+	}
+}
+
+func (r *wireRequest) visitTools(path, value []byte) {
+	switch string(path) {
+	case "tools", "functions":
+		if value[0] != '[' && value[0] != 'n' {
+			r.fail("%s must be an array", path)
+		}
+	case "tools[]", "functions[]":
+		r.hasTools = true
+	case "tools[].type":
+		switch kind := unquoted(value); string(kind) {
+		case "function", "custom", "null":
+		default:
+			if r.format != anthropicMessages || !isClientTool(kind) {
+				r.serverTool = cmp.Or(r.serverTool, shorten(string(kind)))
+			}
+		}
+	}
+}
+
+// isClientTool reports whether a tool that Anthropic has defined, such as bash_20250124, is run by the client.
+func isClientTool(kind []byte) bool {
+	for _, name := range []string{"bash_", "text_editor_", "computer_", "memory_"} {
+		if bytes.HasPrefix(kind, []byte(name)) {
+			return true
+		}
+	}
+	return false
+}
+
+// wireMembers are the members of a request that are read, but for those inside of arrays.
+var wireMembers = []string{
+	"model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "messages", "tools", "functions",
+	"mcp_servers", "web_search_options", "background", "thinking", "reasoning_effort", "reasoning",
+	"stream_options.include_usage",
+}
+
+// addMember notes where a member is. It refuses what another parser could read as another value: a second member of
+// that name, and a name that differs from one of wireMembers in case, which some servers ignore.
+func (r *wireRequest) addMember(path []byte, at span) {
+	if len(path) == 0 || bytes.ContainsAny(path, ".[") && !bytes.HasPrefix(path, []byte("stream_options.")) {
+		return
+	}
+	name := string(path)
+	if _, exists := r.at[name]; exists {
+		r.fail("%s is duplicated", shorten(name))
+	}
+	r.at[name] = at
+	if len(r.at) > maxWireMembers {
+		r.fail("Body has more than %d members", maxWireMembers)
+	}
+	if strings.IndexFunc(name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
+		return
+	}
+	for _, exact := range wireMembers {
+		if strings.EqualFold(name, exact) {
+			r.fail("%s must be spelled %s", name, exact)
+		}
+	}
+}
+
+func (r *wireRequest) readModel(value []byte) {
+	if value[0] == 'n' {
+		return
+	}
+	r.model = string(unquoted(value))
+	if value[0] != '"' || r.model == "" {
+		r.fail("model must be a string that is not empty")
+	} else if strings.ContainsRune(r.model, utf8.RuneError) { // as halves of surrogate pairs become
+		r.fail("model is not valid Unicode")
+	}
+}
+
+func (r *wireRequest) readBool(path, value []byte) bool {
+	if value[0] != 't' && value[0] != 'f' && value[0] != 'n' {
+		r.fail("%s must be true or false", path)
+	}
+	return value[0] == 't'
+}
+
+// readNumber reads a number from 1 to most in plain digits: 1e3 and 5.0 are refused. It returns 0 for null.
+func (r *wireRequest) readNumber(path, value []byte, most int64) int64 {
+	if value[0] == 'n' {
+		return 0
+	}
+	n, err := strconv.ParseInt(string(value), 10, 64)
+	if err != nil || n < 1 || n > most {
+		r.fail("%s must be a whole number from 1 to %d", path, most)
+		return 0
+	}
+	return n
+}
+
+// visitPart reads a value inside a message, where path starts. Content parts are in messages, in results of tools and
+// in documents.
+func (r *wireRequest) visitPart(path, value []byte) {
+	level := 0
+	for isInner := true; isInner; level++ {
+		if path, isInner = bytes.CutPrefix(path, []byte(".content[]")); !isInner {
+			path, isInner = bytes.CutPrefix(path, []byte(".source.content[]"))
+		}
+	}
+	for len(r.parts) < level {
+		r.parts = append(r.parts, contentPart{})
+	}
+	part := &r.parts[level-1]
+	switch string(path) {
+	case ".type":
+		switch string(unquoted(value)) {
+		case "image", "image_url", "input_audio", "audio_url", "video_url", "document", "file":
+			part.isMedia = true
+		}
+	case ".source.type":
+		part.isText = string(value) != `"base64"` || part.isText
+	case ".source.data", ".input_audio.data", ".file.file_data":
+		part.encoded += base64Length(value, true)
+	case ".source.url", ".image_url", ".image_url.url", ".audio_url.url", ".video_url.url":
+		part.encoded += base64Length(value, false)
+	case "": // the part itself
+		if part.isMedia {
+			r.mediaParts++
+		}
+		if part.isMedia && !part.isText {
+			r.mediaBytes += part.encoded
+		}
+		*part = contentPart{}
+	}
+}
+
+// base64Length returns how many bytes of the JSON value raw are base64: all that a data URL has behind its comma or, if
+// bare is true, the whole string. Anything else than base64 counts as text.
+func base64Length(raw []byte, bare bool) int64 {
+	if raw[0] != '"' {
+		return 0
+	}
+	data := raw[1 : len(raw)-1]
+	head, rest, isURL := bytes.Cut(data, []byte(";base64,"))
+	if isURL {
+		isMedia := func(prefix string) bool { return bytes.HasPrefix(head, []byte(prefix)) }
+		if !slices.ContainsFunc(mediaURLs, isMedia) {
+			return 0
+		}
+		data = rest
+	} else if !bare {
+		return 0
+	}
+	for i, c := range data {
+		isSlash := c == '\\' && i+1 < len(data) && data[i+1] == '/' // some encoders escape it
+		if !isBase64[c] && !isSlash {
+			return 0
+		}
+	}
+	return int64(len(data))
+}
+
+// mediaURLs are how data URLs of media begin. Those of text are not among them.
+var mediaURLs = []string{"data:image", "data:audio", "data:video", "data:application", "data:;"}
+
+// isBase64 has the bytes of both alphabets of base64 and of its padding (RFC 4648).
+var isBase64 = byteSet("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=")
+
+func byteSet(members string) (set [256]bool) {
+	for _, c := range []byte(members) {
+		set[c] = true
+	}
+	return set
+}
+
+// rewrite returns the body to forward: with model, unless that is "" or the body's own; with limit in the member
+// limitMember, unless that is 0; and with include_usage, if it is a stream of OpenAI's format. The pieces share the
+// body's memory. Whatever does not have to change stays byte for byte as it is.
+func (r *wireRequest) rewrite(model, limitMember string, limit int64) [][]byte {
+	var edits []edit
+	var added []string // top-level members that the body does not have
+	set := func(name, value string) {
+		if at, exists := r.at[name]; exists {
+			edits = append(edits, edit{at, value})
+		} else {
+			added = append(added, jsonString(name)+":"+value)
+		}
+	}
+	if model != "" && model != r.model {
+		set("model", jsonString(model))
+	}
+	if limit > 0 {
+		set(limitMember, strconv.FormatInt(limit, 10))
+	}
+	if r.format == openAIChat && r.stream && !r.includeUsage {
+		options := r.at["stream_options"]
+		if _, exists := r.at["stream_options.include_usage"]; exists {
+			set("stream_options.include_usage", "true")
+		} else if options.to > 0 && r.body[options.from] == '{' {
+			edits = append(edits, r.prepend(options.from, `"include_usage":true`))
+		} else {
+			set("stream_options", `{"include_usage":true}`)
+		}
+	}
+	if len(added) > 0 {
+		edits = append(edits, r.prepend(bytes.IndexByte(r.body, '{'), strings.Join(added, ",")))
+	}
+	slices.SortFunc(edits, func(a, b edit) int { return cmp.Compare(a.from, b.from) })
+	pieces, from := make([][]byte, 0, 2*len(edits)+1), 0
+	for _, e := range edits {
+		pieces = append(pieces, r.body[from:e.from], []byte(e.text))
+		from = e.to
+	}
+	return append(pieces, r.body[from:])
+}
+
+// An edit puts text in the place of a span.
+type edit struct {
+	span
+	text string
+}
+
+// prepend returns the edit that puts members before those of the object that starts at brace.
+func (r *wireRequest) prepend(brace int, members string) edit {
+	at := brace + 1
+	if rest := bytes.TrimLeft(r.body[at:], " \t\r\n"); rest[0] != '}' {
+		members += ","
+	}
+	return edit{span{at, at}, members}
+}
+
+func jsonString(s string) string {
+	quoted, _ := json.Marshal(s) // every string can be encoded
+	return string(quoted)
+}
+
+// heldInput returns the input tokens to hold for the request, at least one for bytesPerToken bytes of text, but no more
+// than maxInput.
+func (r *wireRequest) heldInput(bytesPerToken, mediaTokens, maxInput int64) int64 {
+	tokens := r.inputTokens(bytesPerToken, mediaTokens)
+	if r.hasTools {
+		tokens += toolTokens
+	}
+	return min(tokens, maxInput)
+}
+
+// estimatedInput returns the input tokens to charge if the provider does not report them.
+func (r *wireRequest) estimatedInput(mediaTokens int64) int64 { return r.inputTokens(4, mediaTokens) }
+
+func (r *wireRequest) inputTokens(bytesPerToken, mediaTokens int64) int64 {
+	text := (int64(len(r.body)) - r.mediaBytes + bytesPerToken - 1) / bytesPerToken
+	if high, media := bits.Mul64(uint64(r.mediaParts), uint64(mediaTokens)); high == 0 && media < maxWireTokens {
+		return text + int64(media)
+	}
+	return maxWireTokens
+}
+
+// A tokenPrice is what one input and one output token cost, in millionths of a token of the balance.
+type tokenPrice struct{ input, output int64 }
+
+const (
+	priceUnit = 1_000_000
+	maxPrice  = 1_000_000_000 * priceUnit
+)
+
+// parsePrice returns the millionths that a JSON number spells, and false if it is not from 0 to 1,000,000,000 or has
+// more than 6 decimals.
+func parsePrice(number string) (int64, bool) {
+	price, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(price >= 0 && price <= maxPrice/priceUnit) {
+		return 0, false
+	}
+	millionths := int64(math.Round(price * priceUnit))
+	return millionths, float64(millionths)/priceUnit == price
+}
+
+// cost returns what the given tokens cost, rounded up, and 2^53-1 if it is more. No count may be negative.
+func (p tokenPrice) cost(input, output int64) int64 {
+	high, low := p.millionths(input, output)
+	low, carry := bits.Add64(low, priceUnit-1, 0)
+	if high += carry; high >= priceUnit {
+		return maxWireTokens
+	}
+	cost, _ := bits.Div64(high, low, priceUnit)
+	return int64(min(cost, maxWireTokens))
+}
+
+// affords returns the most output tokens that can be had for tokens beside the given input, and false if there is not
+// even enough for the input. It is the inverse of cost.
+func (p tokenPrice) affords(tokens, input int64) (output int64, ok bool) {
+	budgetHigh, budget := bits.Mul64(uint64(tokens), priceUnit)
+	spentHigh, spent := p.millionths(input, 0)
+	low, borrow := bits.Sub64(budget, spent, 0)
+	high, borrow := bits.Sub64(budgetHigh, spentHigh, borrow)
+	switch {
+	case borrow != 0:
+		return 0, false
+	case high >= uint64(p.output): // also if output costs nothing
+		return maxWireTokens, true
+	}
+	most, _ := bits.Div64(high, low, uint64(p.output))
+	return int64(min(most, maxWireTokens)), true
+}
+
+func (p tokenPrice) millionths(input, output int64) (high, low uint64) {
+	high, low = bits.Mul64(uint64(input), uint64(p.input))
+	outputHigh, outputLow := bits.Mul64(uint64(output), uint64(p.output))
+	low, carry := bits.Add64(low, outputLow, 0)
+	return high + outputHigh + carry, low
+}
+
+// wireErrorTypes has the type of error that a status stands for, in OpenAI's format with a code.
+var wireErrorTypes = map[int]struct{ openAI, code, anthropic string }{
+	400: {"invalid_request_error", "", "invalid_request_error"},
+	401: {"invalid_request_error", "invalid_api_key", "authentication_error"},
+	402: {"insufficient_quota", "insufficient_quota", "billing_error"},
+	403: {"invalid_request_error", "key_disabled", "permission_error"},
+	404: {"invalid_request_error", "model_not_found", "not_found_error"},
+	413: {"invalid_request_error", "", "request_too_large"},
+	429: {"rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
+	503: {"api_error", "", "overloaded_error"},
+}
+
+// errorBody returns the body of an error with the given status. Both SDKs raise their own error for it.
+func (f wireFormat) errorBody(status int, message string) []byte {
+	kind, known := wireErrorTypes[status]
+	if !known && status < 500 {
+		kind.openAI, kind.anthropic = "invalid_request_error", "invalid_request_error"
+	} else if !known {
+		kind.openAI, kind.anthropic = "api_error", "api_error"
+	}
+	if f == anthropicMessages {
+		return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s}}`, kind.anthropic, jsonString(message))
+	}
+	return openAIError(kind.openAI, kind.code, message)
+}
+
+// unknownRouteBody returns the body of a 404 for a path that does not exist.
+func unknownRouteBody(message string) []byte {
+	return openAIError("invalid_request_error", "", message)
+}
+
+func openAIError(kind, code, message string) []byte {
+	if code = jsonString(code); code == `""` {
+		code = "null"
+	}
+	const format = `{"error":{"message":%s,"type":"%s","param":null,"code":%s}}`
+	return fmt.Appendf(nil, format, jsonString(message), kind, code)
+}
+
+// errorEvent returns the event that tells a client that its stream is broken.
+func (f wireFormat) errorEvent(status int, message string) []byte {
+	name := ""
+	if f == anthropicMessages {
+		name = "event: error\n"
+	}
+	return fmt.Appendf(nil, "%sdata: %s\n\n", name, f.errorBody(status, message))
+}
+
+// isAccountError reports whether a provider's error concerns the operator's account with it, and not the request.
+func (f wireFormat) isAccountError(status int, body []byte) bool {
+	var response struct {
+		Error struct {
+			Type, Code any
+			Message    string
+		}
+	}
+	_ = json.Unmarshal(body, &response) // what is not as expected does not concern the account
+	switch status {
+	case 401, 402, 403:
+		return true
+	case 429:
+		return f == openAIChat && (response.Error.Code == "insufficient_quota" || response.Error.Type == "insufficient_quota")
+	case 400:
+		return f == anthropicMessages && strings.Contains(response.Error.Message, "credit balance")
+	}
+	return false
+}
+
+// A listedModel is a model that may be asked for, and the endpoint that has it.
+type listedModel struct{ name, endpoint string }
+
+// modelBody returns the JSON of a model. Since when there is one is not known.
+func (f wireFormat) modelBody(m listedModel) []byte {
+	id := jsonString(m.name)
+	if f == anthropicMessages {
+		const format = `{"type":"model","id":%s,"display_name":%s,"created_at":"1970-01-01T00:00:00Z"}`
+		return fmt.Appendf(nil, format, id, id)
+	}
+	return fmt.Appendf(nil, `{"id":%s,"object":"model","created":0,"owned_by":%s}`, id, jsonString(m.endpoint))
+}
+
+// modelListBody returns the JSON of a list of models.
+func (f wireFormat) modelListBody(models []listedModel) []byte {
+	list := make([][]byte, len(models))
+	for i, m := range models {
+		list[i] = f.modelBody(m)
+	}
+	data := bytes.Join(list, []byte(","))
+	if f == openAIChat {
+		return fmt.Appendf(nil, `{"object":"list","data":[%s]}`, data)
+	}
+	first, last := "null", "null"
+	if len(models) > 0 {
+		first, last = jsonString(models[0].name), jsonString(models[len(models)-1].name)
+	}
+	return fmt.Appendf(nil, `{"data":[%s],"has_more":false,"first_id":%s,"last_id":%s}`, data, first, last)
+}

@@ -1,0 +1,512 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestWireFormatOf(t *testing.T) {
+	for _, test := range []struct {
+		path   string
+		format wireFormat
+		ok     bool
+	}{
+		{"/v1/chat/completions", openAIChat, true},
+		{"/openai/deployments/gpt-4o/chat/completions", openAIChat, true},
+		{"/v1/messages", anthropicMessages, true},
+		{"/v1/responses", 0, false},
+		{"/v1/messages/count_tokens", 0, false},
+		{"", 0, false},
+	} {
+		if format, ok := wireFormatOf(test.path); ok != test.ok || ok && format != test.format {
+			t.Errorf("wireFormatOf(%q) = %v, %v", test.path, format, ok)
+		}
+	}
+	if got := openAIChat.limitMember("api.openai.com"); got != "max_completion_tokens" {
+		t.Errorf("OpenAI's limit is %s", got)
+	}
+	if got := openAIChat.limitMember("localhost"); got != "max_tokens" {
+		t.Errorf("a local server's limit is %s", got)
+	}
+	if got := anthropicMessages.limitMember("api.openai.com"); got != "max_tokens" {
+		t.Errorf("Anthropic's limit is %s", got)
+	}
+}
+
+// summary is what TestWireRequests compares of a request.
+func (r *wireRequest) summary() string {
+	s := fmt.Sprintf("%s n=%d limit=%d", r.model, r.n, r.limit)
+	for _, flag := range []struct {
+		name string
+		on   bool
+	}{
+		{"stream", r.stream}, {"usage", r.includeUsage}, {"tools", r.hasTools}, {"hidden", r.hiddenOutput},
+	} {
+		if flag.on {
+			s += " " + flag.name
+		}
+	}
+	if r.serverTool != "" {
+		s += " server:" + r.serverTool
+	}
+	if r.mediaParts > 0 {
+		s += fmt.Sprintf(" media=%d/%d", r.mediaParts, r.mediaBytes)
+	}
+	return s
+}
+
+func TestWireRequests(t *testing.T) {
+	for _, test := range []struct{ name, body, want string }{
+		{"empty", `{}`, ` n=1 limit=0`},
+		{"model", `{"model":"gpt-4o"}`, `gpt-4o n=1 limit=0`},
+		{"white space", " \r\n\t{ \"model\" : \"m\" , \"n\" : 3 } \n", `m n=3 limit=0`},
+		{"escaped", `{"\u006dodel":"\u0067pt\/4\ud83d\ude00"}`, `gpt/4😀 n=1 limit=0`},
+		{"nulls", `{"model":null,"stream":null,"n":null,"max_tokens":null,"max_completion_tokens":null,` +
+			`"stream_options":null,"tools":null,"messages":null,"thinking":null,"reasoning_effort":null,` +
+			`"reasoning":null,"mcp_servers":null,"background":null}`, ` n=1 limit=0`},
+		{"limit", `{"max_tokens":17}`, ` n=1 limit=17`},
+		{"two limits", `{"max_tokens":17,"max_completion_tokens":400}`, ` n=1 limit=400`},
+		{"two limits, the first is larger", `{"max_tokens":500,"max_completion_tokens":400}`, ` n=1 limit=500`},
+		{"largest", `{"n":16,"max_tokens":9007199254740991}`, ` n=16 limit=9007199254740991`},
+		{"stream", `{"stream":true}`, ` n=1 limit=0 stream`},
+		{"no stream", `{"stream":false}`, ` n=1 limit=0`},
+		{"usage", `{"stream":true,"stream_options":{"include_obfuscation":false,"include_usage":true}}`,
+			` n=1 limit=0 stream usage`},
+		{"usage not wanted", `{"stream":true,"stream_options":{"include_usage":false}}`, ` n=1 limit=0 stream`},
+		{"inner members", `{"metadata":{"model":"x","n":99},"messages":[{"model":"x","max_tokens":"y"}]}`, ` n=1 limit=0`},
+		{"dots", `{"stream_options.include_usage":"x","messages[]":1,"a.b":1,"a":{"b":2}}`, ` n=1 limit=0`},
+		{"no tools", `{"tools":[]}`, ` n=1 limit=0`},
+		{"tools", `{"tools":[{"type":"function","function":{"name":"f"}},{"name":"g","input_schema":{"type":"object"}},` +
+			`{"type":"custom"},{"type":null}]}`, ` n=1 limit=0 tools`},
+		{"functions", `{"functions":[{"name":"f"}]}`, ` n=1 limit=0 tools`},
+		{"server tool", `{"tools":[{"type":"function"},{"type":"web_search_20250305"},{"type":"code_execution"}]}`,
+			` n=1 limit=0 tools server:web_search_20250305`},
+		{"escaped server tool", `{"tools":[{"type":"\u0077eb"}]}`, ` n=1 limit=0 tools server:web`},
+		{"two types", `{"tools":[{"type":"web","type":"function"}]}`, ` n=1 limit=0 tools server:web`},
+		{"odd type", `{"tools":[{"type":1}]}`, ` n=1 limit=0 tools server:1`},
+		{"MCP", `{"mcp_servers":[{"url":"https://example.com"}]}`, ` n=1 limit=0 server:mcp_servers`},
+		{"no MCP", `{"mcp_servers":[]}`, ` n=1 limit=0`},
+		{"web search", `{"web_search_options":{}}`, ` n=1 limit=0 server:web_search_options`},
+		{"background", `{"background":true}`, ` n=1 limit=0 server:background`},
+		{"no background", `{"background":false}`, ` n=1 limit=0`},
+		{"thinking", `{"thinking":{"type":"enabled","budget_tokens":1024}}`, ` n=1 limit=0 hidden`},
+		{"adaptive thinking", `{"thinking":{"type":"adaptive"}}`, ` n=1 limit=0 hidden`},
+		{"no thinking", `{"thinking":{"type":"disabled"}}`, ` n=1 limit=0`},
+		{"thinking twice", `{"thinking":{"type":"enabled","type":"disabled"}}`, ` n=1 limit=0 hidden`},
+		{"thinking without type", `{"thinking":{}}`, ` n=1 limit=0 hidden`},
+		{"effort", `{"reasoning_effort":"low"}`, ` n=1 limit=0 hidden`},
+		{"no effort", `{"reasoning_effort":"none"}`, ` n=1 limit=0`},
+		{"minimal effort", `{"reasoning_effort":"minimal"}`, ` n=1 limit=0`},
+		{"reasoning", `{"reasoning":{"max_tokens":100}}`, ` n=1 limit=0 hidden`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := readWireRequest(openAIChat, []byte(test.body))
+			if err != nil {
+				t.Fatalf("%s: %v", test.body, err)
+			}
+			if got := r.summary(); got != test.want {
+				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
+			}
+		})
+	}
+	body := []byte(`{"max_completion_tokens":"x","max_tokens":5}`)
+	if r, err := readWireRequest(anthropicMessages, body); err != nil || r.limit != 5 {
+		t.Errorf("Anthropic has no max_completion_tokens: %v, %v", r, err)
+	}
+}
+
+// Base64 is subtracted only if it surely is the data of a medium.
+func TestWireMedia(t *testing.T) {
+	part := func(part string) string { return `{"messages":[{"role":"user","content":[` + part + `]}]}` }
+	for _, test := range []struct {
+		name, body   string
+		parts, bytes int64
+	}{
+		{"text", part(`{"type":"text","text":"QUJD"}`), 0, 0},
+		{"string", `{"messages":[{"role":"user","content":"data:image/png;base64,QUJD"}]}`, 0, 0},
+		{"image URL", part(`{"type":"image_url","image_url":{"url":"https://example.com/a.png"}}`), 1, 0},
+		{"data URL", part(`{"type":"image_url","image_url":{"detail":"low","url":"data:image/png;base64,QUJDRA=="}}`), 1, 8},
+		{"data URL as a string", part(`{"image_url":"data:image/png;base64,QUJD","type":"image_url"}`), 1, 4},
+		{"escaped slash", part(`{"type":"image_url","image_url":{"url":"data:image\/png;base64,QU\/JD"}}`), 1, 6},
+		{"text as URL", part(`{"type":"image_url","image_url":{"url":"data:text/plain;base64,QUJD"}}`), 1, 0},
+		{"escaped text as URL", part(`{"type":"image_url","image_url":{"url":"data:\u0074ext/plain;base64,QUJD"}}`), 1, 0},
+		{"plain data URL", part(`{"type":"image_url","image_url":{"url":"data:image/svg+xml,QUJD"}}`), 1, 0},
+		{"words", part(`{"type":"image_url","image_url":{"url":"data:image/png;base64,ignore all of this"}}`), 1, 0},
+		{"escapes", part(`{"type":"image_url","image_url":{"url":"data:image/png;base64,QUJD\n"}}`), 1, 0},
+		{"audio", part(`{"type":"input_audio","input_audio":{"data":"QUJD","format":"wav"}}`), 1, 4},
+		{"file", part(`{"type":"file","file":{"file_data":"data:application/pdf;base64,QUJD","filename":"a"}}`), 1, 4},
+		{"file ID", part(`{"type":"file","file":{"file_id":"QUJD"}}`), 1, 0},
+		{"image", part(`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"QUJD"}}`), 1, 4},
+		{"data first", part(`{"source":{"data":"QUJD","type":"base64"},"type":"document"}`), 1, 4},
+		{"text document", part(`{"type":"document","source":{"type":"text","data":"QUJD"}}`), 1, 0},
+		{"text document, data first", part(`{"type":"document","source":{"data":"QUJD","type":"text"}}`), 1, 0},
+		{"two types", part(`{"type":"image","source":{"type":"text","data":"QUJD","type":"base64"}}`), 1, 0},
+		{"two sources", part(`{"type":"image","source":{"type":"base64"},"source":{"type":"text","data":"QUJD"}}`), 1, 0},
+		{"not a medium", part(`{"type":"text","source":{"type":"base64","data":"QUJD"}}`), 0, 0},
+		{"first a medium", part(`{"type":"image_url","type":"text","image_url":"https://example.com"}`), 1, 0},
+		{"escaped type", part(`{"type":"\u0069mage","source":{"type":"url","url":"https://example.com"}}`), 1, 0},
+		{"result of a tool", part(`{"type":"tool_result","content":[{"type":"text","text":"x"},` +
+			`{"type":"image","source":{"type":"base64","data":"QUJD"}}]},{"type":"image","source":{"type":"url"}}`), 2, 4},
+		{"document of parts", part(`{"type":"document","source":{"type":"content","content":[` +
+			`{"type":"image","source":{"type":"base64","data":"QUJD"}}]}}`), 2, 4},
+		{"inner part does not hide a text", part(`{"source":{"type":"text","content":[{}],"data":"QUJD"},"type":"image"}`), 1, 0},
+		{"input of a tool", part(`{"type":"tool_use","input":{"type":"file","files":[{"type":"file"}]}}`), 0, 0},
+		{"tools", `{"tools":[{"type":"image","source":{"type":"base64","data":"QUJD"}}]}`, 0, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := readWireRequest(openAIChat, []byte(test.body))
+			if err != nil {
+				t.Fatalf("%s: %v", test.body, err)
+			}
+			if r.mediaParts != test.parts || r.mediaBytes != test.bytes {
+				t.Errorf("%s\ngot %d parts, %d bytes; want %d, %d",
+					test.body, r.mediaParts, r.mediaBytes, test.parts, test.bytes)
+			}
+		})
+	}
+}
+
+func TestWireRequestErrors(t *testing.T) {
+	many := `{"a0":0`
+	for i := range maxWireMembers {
+		many += fmt.Sprintf(`,"a%d":0`, i+1)
+	}
+	deep := strings.Repeat("[", maxJSONDepth) + strings.Repeat("]", maxJSONDepth)
+	for _, test := range []struct{ body, want string }{
+		{``, "Body is not valid JSON at byte 1"},
+		{`[]`, "Body must be a JSON object"},
+		{`null`, "Body must be a JSON object"},
+		{`{"a":1`, "Body is not valid JSON at byte 7"},
+		{`{"a":1,}`, "Body is not valid JSON at byte 8"},
+		{`{"a":1}{}`, "Body is not valid JSON at byte 8"},
+		{"{\"a\":\"\n\"}", "Body is not valid JSON at byte 7"},
+		{`{"model":"\ud800"}`, "model is not valid Unicode"},
+		{"{\"a\":\"\xff\"}", "Body is not valid UTF-8"},
+		{`{"a":` + deep + `}`, "Body is not valid JSON at byte 505"},
+		{many + `}`, "Body has more than 256 members"},
+		{many + `,"model":`, "Body has more than 256 members"}, // nothing more is read
+		{`{"a":1,"b":2,"a":1}`, "a is duplicated"},
+		{`{"temperature":1,"temperatur\u0065":1}`, "temperature is duplicated"},
+		{`{"model":"a","model":"a"}`, "model is duplicated"},
+		{`{"stream_options":{"include_usage":true,"include_usage":false}}`, "stream_options.include_usage is duplicated"},
+		{`{"` + strings.Repeat("x", 99) + `":1,"` + strings.Repeat("x", 99) + `":1}`,
+			strings.Repeat("x", 64) + "… is duplicated"},
+		{`{"max_tokens":1,"Max_Tokens":9}`, "Max_Tokens must be spelled max_tokens"},
+		{`{"max_to\u212aens":9}`, "max_to\u212aens must be spelled max_tokens"},
+		{`{"stream_options":{"Include_usage":false}}`,
+			"stream_options.Include_usage must be spelled stream_options.include_usage"},
+		{`{"model":5}`, "model must be a string that is not empty"},
+		{`{"model":""}`, "model must be a string that is not empty"},
+		{`{"model":["gpt-4o"]}`, "model must be a string that is not empty"},
+		{`{"stream":"true"}`, "stream must be true or false"},
+		{`{"stream":1}`, "stream must be true or false"},
+		{`{"stream_options":[]}`, "stream_options must be an object"},
+		{`{"stream_options":true}`, "stream_options must be an object"},
+		{`{"stream_options":{"include_usage":1}}`, "stream_options.include_usage must be true or false"},
+		{`{"tools":{}}`, "tools must be an array"},
+		{`{"functions":"f"}`, "functions must be an array"},
+		{`{"n":0}`, "n must be a whole number from 1 to 16"},
+		{`{"n":17}`, "n must be a whole number from 1 to 16"},
+		{`{"n":-1}`, "n must be a whole number from 1 to 16"},
+		{`{"n":1.0}`, "n must be a whole number from 1 to 16"},
+		{`{"max_tokens":0}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":-0}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":1e3}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":5.0}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":"5"}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":true}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":70,"a":007}`, "Body is not valid JSON at byte 23"},
+		{`{"max_tokens":9007199254740992}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_tokens":99999999999999999999}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
+		{`{"max_completion_tokens":[]}`, "max_completion_tokens must be a whole number from 1 to 9007199254740991"},
+	} {
+		if r, err := readWireRequest(openAIChat, []byte(test.body)); err == nil || err.Error() != test.want || r != nil {
+			t.Errorf("%.100s\ngot  %v\nwant %s", test.body, err, test.want)
+		}
+	}
+}
+
+func TestWireRewrite(t *testing.T) {
+	for _, test := range []struct {
+		name, body, model string
+		limit             int64
+		want              string
+	}{
+		{"nothing", `{ "model" : "m" }`, "m", 0, `{ "model" : "m" }`},
+		{"no model to set", `{"model":"m"}`, "", 0, `{"model":"m"}`},
+		{"model", `{ "n":1, "model" : "e/m" , "x":1.0e0}`, "m", 0, `{ "n":1, "model" : "m" , "x":1.0e0}`},
+		{"default model", `{"n":1}`, "m", 0, `{"model":"m","n":1}`},
+		{"null model", `{"model":null}`, "m", 0, `{"model":"m"}`},
+		{"odd model", `{}`, "a\"b\\\x01é", 0, `{"model":"a\"b\\\u0001é"}`},
+		{"empty body", " { \n } ", "m", 7, " {\"model\":\"m\",\"max_tokens\":7 \n } "},
+		{"limit", `{"a":1}`, "", 7, `{"max_tokens":7,"a":1}`},
+		{"null limit", `{"max_tokens": null,"a":1}`, "", 7, `{"max_tokens": 7,"a":1}`},
+		{"stream", `{"stream":true}`, "", 0, `{"stream_options":{"include_usage":true},"stream":true}`},
+		{"usage wanted", `{"stream":true,"stream_options":{"include_usage":true}}`, "", 0,
+			`{"stream":true,"stream_options":{"include_usage":true}}`},
+		{"usage not wanted", `{"stream_options":{"x":1,"include_usage": false},"stream":true}`, "", 0,
+			`{"stream_options":{"x":1,"include_usage": true},"stream":true}`},
+		{"other options", `{"stream":true,"stream_options": { "include_obfuscation":false}}`, "", 0,
+			`{"stream":true,"stream_options": {"include_usage":true, "include_obfuscation":false}}`},
+		{"no options", `{"stream":true,"stream_options":{ }}`, "", 0, `{"stream":true,"stream_options":{"include_usage":true }}`},
+		{"null options", `{"stream":true,"stream_options":null}`, "", 0,
+			`{"stream":true,"stream_options":{"include_usage":true}}`},
+		{"no stream", `{"stream":false,"stream_options":{}}`, "", 0, `{"stream":false,"stream_options":{}}`},
+		{"all", `{"stream_options":{},"messages":[{"model":"e/m"}],"model":"e/m","stream":true}`, "m", 7,
+			`{"max_tokens":7,"stream_options":{"include_usage":true},"messages":[{"model":"e/m"}],"model":"m","stream":true}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := readWireRequest(openAIChat, []byte(test.body))
+			if err != nil {
+				t.Fatalf("%s: %v", test.body, err)
+			}
+			if got := bytes.Join(r.rewrite(test.model, "max_tokens", test.limit), nil); string(got) != test.want {
+				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
+			}
+		})
+	}
+	r, err := readWireRequest(openAIChat, []byte(`{"max_tokens":null}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"max_completion_tokens":7,"max_tokens":null}`
+	if got := bytes.Join(r.rewrite("", "max_completion_tokens", 7), nil); string(got) != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if r, err = readWireRequest(anthropicMessages, []byte(`{"stream":true}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := bytes.Join(r.rewrite("", "", 0), nil); string(got) != `{"stream":true}` {
+		t.Errorf("Anthropic has no stream_options: %s", got)
+	}
+}
+
+// Rewriting a body changes the members that are meant to change and nothing else, and holds at least the bytes that are
+// not base64.
+func FuzzWireRequest(f *testing.F) {
+	for _, body := range []string{
+		`{}`, `{"model":"m","stream":true,"n":2,"max_tokens":5}`,
+		`{"model":null, "max_tokens" : null, "stream":true ,"stream_options":{"include_obfuscation":true}}`,
+		`{"stream":true,"stream_options":{"include_usage":false},"tools":[{"type":"function"}],"thinking":{}}`,
+		`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,QUJD"}},` +
+			`{"type":"image","source":{"type":"base64","data":"QU\/D"}},{"type":"text","text":"\ud83d\ude00 \n"}]}]}`,
+		`{"messages":[{"content":[{"type":"tool_result","content":[{"type":"document","source":{"data":"QUJD"}}]}]}]}`,
+	} {
+		f.Add([]byte(body), "model-1", int64(9))
+	}
+	f.Fuzz(func(t *testing.T, body []byte, model string, limit int64) {
+		kept := bytes.Clone(body)
+		r, err := readWireRequest(openAIChat, body)
+		if err != nil {
+			return
+		}
+		checkRewrite(t, r, strings.ToValidUTF8(model, ""), max(limit, 0))
+		if !bytes.Equal(body, kept) {
+			t.Fatalf("the body was changed: %s", body)
+		}
+		media := base64InStrings(t, body)
+		if least := int64(len(body)) - media; r.heldInput(1, 0, maxWireTokens) < least || r.mediaBytes < 0 {
+			t.Fatalf("%s: held %d for %d bytes, %d of them base64",
+				body, r.heldInput(1, 0, maxWireTokens), len(body), media)
+		}
+	})
+}
+
+func checkRewrite(t *testing.T, r *wireRequest, model string, limit int64) {
+	var before, after map[string]json.RawMessage
+	if err := json.Unmarshal(r.body, &before); err != nil {
+		t.Fatalf("%s was accepted: %v", r.body, err)
+	}
+	changed := bytes.Join(r.rewrite(model, "max_tokens", limit), nil)
+	if err := json.Unmarshal(changed, &after); err != nil {
+		t.Fatalf("%s became %s: %v", r.body, changed, err)
+	}
+	want := make(map[string]json.RawMessage)
+	for name, value := range before {
+		want[name] = value
+	}
+	if model != "" && model != r.model {
+		want["model"], _ = json.Marshal(model)
+	}
+	if limit > 0 {
+		want["max_tokens"] = fmt.Append(nil, limit)
+	}
+	if r.stream && !r.includeUsage {
+		options, was := map[string]json.RawMessage{}, map[string]json.RawMessage{}
+		if err := json.Unmarshal(after["stream_options"], &options); err != nil {
+			t.Fatalf("%s became %s: %v", r.body, changed, err)
+		}
+		_ = json.Unmarshal(before["stream_options"], &was) // may be absent
+		if was == nil {
+			was = map[string]json.RawMessage{}
+		}
+		was["include_usage"] = json.RawMessage("true")
+		if !reflect.DeepEqual(options, was) {
+			t.Fatalf("%s became %s", r.body, changed)
+		}
+		want["stream_options"] = after["stream_options"]
+	}
+	if !reflect.DeepEqual(after, want) {
+		t.Fatalf("%s became %s", r.body, changed)
+	}
+	again, err := readWireRequest(r.format, changed)
+	if err != nil {
+		t.Fatalf("%s became %s: %v", r.body, changed, err)
+	}
+	if model != "" && again.model != model || limit > 0 && again.limit < limit || again.stream != r.stream {
+		t.Fatalf("%s became %s", r.body, changed)
+	}
+}
+
+// base64InStrings returns the length of what could be base64 in the strings of body, as they are spelled, in another
+// way than the code under test: at most it may be left out of a hold.
+func base64InStrings(t *testing.T, body []byte) (total int64) {
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	for {
+		from := decoder.InputOffset()
+		token, err := decoder.Token()
+		if err != nil {
+			return total
+		}
+		if s, ok := token.(string); ok {
+			raw := string(body[from:decoder.InputOffset()])
+			raw = raw[strings.IndexByte(raw, '"')+1 : len(raw)-1]
+			_, data, isURL := strings.Cut(raw, ";base64,")
+			if !isURL {
+				data = raw
+			}
+			if strings.Trim(strings.ReplaceAll(data, `\/`, "/"),
+				"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=") == "" {
+				total += int64(len(data))
+			}
+			_ = s
+		}
+	}
+}
+
+func TestHeldInput(t *testing.T) {
+	image := `{"type":"image","source":{"type":"base64","data":"` + strings.Repeat("A", 4000) + `"}}`
+	for _, test := range []struct {
+		name, body                            string
+		bytesPerToken, mediaTokens, most      int64
+		held, estimate, bytesWithoutTheBase64 int64
+	}{
+		{"text", `{"m":"12345"}`, 1, 2000, 200_000, 13, 4, 13},
+		{"three bytes a token", `{"m":"12345"}`, 3, 2000, 200_000, 5, 4, 13},
+		{"eight bytes a token", `{"m":"12345"}`, 8, 2000, 200_000, 2, 4, 13},
+		{"tools", `{"tools":[{}]}`, 1, 2000, 200_000, 614, 4, 14},
+		{"context window", `{"tools":[{}]}`, 1, 2000, 500, 500, 4, 14},
+		{"media", `{"messages":[{"content":[` + image + `,` + image + `]}]}`, 1, 2000, 200_000, 4136, 4034, 136},
+		{"too much", `{"messages":[{"content":[` + image + `,` + image + `]}]}`, 1, 1 << 62, maxWireTokens,
+			maxWireTokens, maxWireTokens, 136},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := readWireRequest(anthropicMessages, []byte(test.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := int64(len(test.body)) - r.mediaBytes; got != test.bytesWithoutTheBase64 {
+				t.Errorf("%d bytes without base64, want %d", got, test.bytesWithoutTheBase64)
+			}
+			if got := r.heldInput(test.bytesPerToken, test.mediaTokens, test.most); got != test.held {
+				t.Errorf("held %d, want %d", got, test.held)
+			}
+			if got := r.estimatedInput(test.mediaTokens); got != test.estimate {
+				t.Errorf("estimated %d, want %d", got, test.estimate)
+			}
+		})
+	}
+}
+
+func TestParsePrice(t *testing.T) {
+	for _, test := range []struct {
+		number string
+		want   int64
+		ok     bool
+	}{
+		{"0", 0, true}, {"1", 1_000_000, true}, {"0.1", 100_000, true}, {"0.000001", 1, true}, {"1e-06", 1, true},
+		{"2.675", 2_675_000, true}, {"123456.123456", 123_456_123_456, true}, {"1e9", 1_000_000_000_000_000, true},
+		{"999999999.999999", 999_999_999_999_999, true}, {"-0", 0, true},
+		{"0.0000001", 0, false}, {"0.1234567", 0, false}, {"1e-7", 0, false}, {"-1", 0, false}, {"-0.000001", 0, false},
+		{"1000000000.000001", 0, false}, {"1e999", 0, false}, {"1e-999", 0, true}, {"Infinity", 0, false}, {"NaN", 0, false},
+		{`"1"`, 0, false}, {"", 0, false},
+	} {
+		if got, ok := parsePrice(test.number); ok != test.ok || ok && got != test.want {
+			t.Errorf("parsePrice(%s) = %d, %v; want %d, %v", test.number, got, ok, test.want, test.ok)
+		}
+	}
+	for range 10_000 { // whatever has 6 decimals is exact
+		want := rand.Int64N(1_000_000_000_000_000)
+		number := fmt.Sprintf("%d.%06d", want/1_000_000, want%1_000_000)
+		if got, ok := parsePrice(number); !ok || got != want {
+			t.Fatalf("parsePrice(%s) = %d, %v", number, got, ok)
+		}
+	}
+}
+
+func TestTokenPrice(t *testing.T) {
+	for _, test := range []struct {
+		price               tokenPrice
+		input, output, cost int64
+	}{
+		{tokenPrice{1_000_000, 1_000_000}, 10, 20, 30},
+		{tokenPrice{100_000, 200_000}, 1, 1, 1},   // 0.3
+		{tokenPrice{100_000, 200_000}, 10, 0, 1},  // exactly 1
+		{tokenPrice{100_000, 200_000}, 10, 1, 2},  // 1.2
+		{tokenPrice{100_000, 200_000}, 11, 22, 6}, // 5.5
+		{tokenPrice{100_000, 200_000}, 3, 6, 2},   // 1.5, rounded up only once
+		{tokenPrice{1, 1}, 1, 0, 1},               // a millionth
+		{tokenPrice{1, 1}, 999_999, 1, 1},         // exactly 1
+		{tokenPrice{0, 0}, maxWireTokens, 1, 0},   // free
+		{tokenPrice{1_000_000, 0}, 0, 5, 0},       // free output
+		{tokenPrice{1_000_000, 0}, 0, 0, 0},       // nothing
+		{tokenPrice{1_000_000, 0}, 1<<53 - 1, 0, 1<<53 - 1},
+		{tokenPrice{1_000_001, 0}, 1<<53 - 1, 0, 1<<53 - 1},
+		{tokenPrice{1_000_000, 1_000_000}, 1<<53 - 1, 1, 1<<53 - 1},
+		{tokenPrice{maxPrice, maxPrice}, 1<<53 - 1, 16 * (1<<53 - 1), 1<<53 - 1},
+	} {
+		if got := test.price.cost(test.input, test.output); got != test.cost {
+			t.Errorf("%v.cost(%d, %d) = %d, want %d", test.price, test.input, test.output, got, test.cost)
+		}
+	}
+}
+
+// cost is exact, and affords is its inverse, for numbers of all sizes.
+func TestTokenPriceProperties(t *testing.T) {
+	number := func(most int64) int64 { return rand.Int64N(1<<rand.IntN(54)) % (most + 1) }
+	saturated := 0
+	for range 200_000 {
+		price := tokenPrice{number(maxPrice), number(maxPrice)}
+		input, output, balance := number(maxWireTokens), number(maxWireTokens), number(maxWireTokens)
+		exact := new(big.Int).Mul(big.NewInt(price.input), big.NewInt(input))
+		exact.Add(exact, new(big.Int).Mul(big.NewInt(price.output), big.NewInt(output)))
+		exact.Add(exact, big.NewInt(priceUnit-1)).Div(exact, big.NewInt(priceUnit))
+		if exact.Cmp(big.NewInt(maxWireTokens)) > 0 {
+			exact.SetInt64(maxWireTokens)
+			saturated++
+		}
+		if got := price.cost(input, output); got != exact.Int64() {
+			t.Fatalf("%v.cost(%d, %d) = %d, want %d", price, input, output, got, exact)
+		}
+		most, ok := price.affords(balance, input)
+		switch {
+		case balance == maxWireTokens:
+			continue // cost cannot tell what is more
+		case !ok && price.cost(input, 0) <= balance:
+			t.Fatalf("%v.affords(%d, %d) refuses", price, balance, input)
+		case ok && price.cost(input, most) > balance:
+			t.Fatalf("%v.affords(%d, %d) = %d, which is too much", price, balance, input, most)
+		case ok && most < maxWireTokens && price.cost(input, most+1) <= balance:
+			t.Fatalf("%v.affords(%d, %d) = %d, which is not the most", price, balance, input, most)
+		}
+	}
+	if saturated < 1000 {
+		t.Errorf("only %d costs were too large: that proves little", saturated)
+	}
+}
