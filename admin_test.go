@@ -413,6 +413,7 @@ func TestHistory(t *testing.T) {
 // A config that is broken, because somebody has put it straight into Redis, is repaired over HTTP, and kept in the
 // history. Until then, what needs no config works.
 func TestBrokenConfigIsRepaired(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	for _, test := range []struct {
 		name, broken string

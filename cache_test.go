@@ -13,6 +13,7 @@ import (
 // What is written by any process, or straight to Redis, is what every process serves within 1 s, and immediately on the
 // process that wrote it, whatever happens to connections and keys. A config that has not changed is not loaded again.
 func TestConfigFreshness(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	services := []*service{newService(t, "REDIS_URL="+r.url()), newService(t, "REDIS_URL="+r.url())}
 	const id = "fresh"
@@ -117,6 +118,7 @@ func TestConfigFreshness(t *testing.T) {
 
 // Requests that need the same config at the same time cause one load.
 func TestConfigLoadIsShared(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	id := r.newTenant(t, `{}`)
@@ -138,6 +140,7 @@ func TestConfigLoadIsShared(t *testing.T) {
 
 // In steady use a config is refreshed in the background: no request waits for Redis, and the config stays fresh.
 func TestConfigRefresh(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	id := r.newTenant(t, `{"version":1}`)
@@ -198,6 +201,7 @@ func TestConfigWithoutRedis(t *testing.T) {
 
 // A config that expires is not served for longer than 1 s, even if Redis has not yet deleted it.
 func TestExpiringConfig(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t, "--enable-debug-command", "yes")
 	s := newService(t, "REDIS_URL="+r.url())
 	r.do(t, "DEBUG", "SET-ACTIVE-EXPIRE", 0)
@@ -324,7 +328,7 @@ func TestConfigCacheTimes(t *testing.T) {
 		time.Sleep(configRefreshAge - 1)
 		get(one, 0)
 		wantValidations(0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		delay = 200 * time.Millisecond
 		get(one, 0) // in the background
 		wantValidations(1)
@@ -372,6 +376,7 @@ func TestConfigCacheBound(t *testing.T) {
 
 // A broken config is cached as such: it is logged once for each version, and read once.
 func TestBrokenConfigIsCached(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	put := func(version int) {

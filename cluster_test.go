@@ -34,6 +34,7 @@ func TestKeySlot(t *testing.T) {
 }
 
 func TestKeySlotAgreesWithRedis(t *testing.T) {
+	t.Parallel()
 	c := useCluster(t)
 	conn := c.nodes[0].mustDial(t)
 	defer conn.Close()

@@ -36,6 +36,7 @@ func (r *redisServer) wantSpent(t *testing.T, key string, all tally) {
 // back as soon as Redis is, without an error from a connection from before.
 func TestRedisKilledUnderLoad(t *testing.T) {
 	long(t)
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	id := r.newTenant(t, million)
@@ -92,6 +93,7 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 // Redis goes on, and what that executed late is charged once.
 func TestRedisFrozenUnderLoad(t *testing.T) {
 	long(t)
+	t.Parallel()
 	const clients = 64
 	r := newRedis(t)
 	p := startProcess(t, []string{

@@ -602,6 +602,7 @@ func TestGatewayCountTokens(t *testing.T) {
 
 // A charge that Redis does not take is made when it can be reached again.
 func TestGatewayWithoutRedis(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	p := newProvider(t)
 	s := newService(t, "REDIS_URL="+r.url())

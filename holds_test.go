@@ -131,6 +131,7 @@ func TestHoldIdempotency(t *testing.T) {
 
 // A hold that has expired is back when the key is refused, held, settled or shown.
 func TestHoldExpiry(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := newTenant(t, 100)
 	for name, look := range map[string]func(key string) error{

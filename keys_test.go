@@ -183,6 +183,7 @@ func TestCommandSize(t *testing.T) {
 // Entries of a rate log that are later than now, since a server with a faster clock wrote them, count as of now: the
 // limit recovers after one window.
 func TestRateLogFromTheFuture(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	const hour = time.Hour
 	for _, test := range []struct {

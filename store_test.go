@@ -473,6 +473,7 @@ func TestRateLimitPruning(t *testing.T) {
 // No window, wherever it begins, holds more accepted requests than the limit; and the limit is used to the full.
 func TestSlidingWindow(t *testing.T) {
 	long(t)
+	t.Parallel()
 	const limit, windows = 20, 3
 	const window = time.Second
 	services := newServices(t)
@@ -852,6 +853,7 @@ func largeConfig(version int) string {
 // is freed.
 func TestHistoryCost(t *testing.T) {
 	long(t)
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	const history = "{tenant:abc:config}:history"
