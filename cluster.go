@@ -583,9 +583,6 @@ func (c *redisClient) writeMetrics(e *exposition) {
 		func(_ int, n *redisNode) float64 { return float64(n.shared.pending()) })
 	write("redis_errors_total", "counter", "Commands that found Redis unavailable.",
 		func(_ int, n *redisNode) float64 { return float64(n.health.failures.Load()) })
-	if c.single != nil {
-		return
-	}
 	e.family("redis_redirects_total", "counter", "Commands that were sent again because they had not been executed.")
 	for kind, name := range redirectNames {
 		e.sample("redis_redirects_total", float64(c.redirects[kind].Load()), "kind", name)
