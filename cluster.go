@@ -511,7 +511,7 @@ func (c *redisClient) logMasters(masters map[string]*redisNode) {
 
 // readyKeyOf returns a key that would be in a slot of the master at address. It does not exist: no API key has braces.
 func (c *redisClient) readyKeyOf(address string) string {
-	for i := range slotCount * 16 { // so many that all slots are among them
+	for i := range slotCount * 16 { // enough that all slots are among them
 		key := "apiKey:{" + strconv.Itoa(i) + "}"
 		if n := c.slots[keySlot(key)].Load(); n != nil && n.address == address {
 			return key

@@ -49,7 +49,7 @@ func (s *store) Login(deadline time.Time, t *tenant, key string, k apiKey, ttl t
 
 // idempotentRequest identifies a request that must take effect once.
 type idempotentRequest struct {
-	key    string // the Idempotency-Key; "" is none
+	key    string // the Idempotency-Key; "" if the request has no such header
 	digest string // of what the request asks for
 }
 
@@ -216,8 +216,8 @@ type chargeRequest struct {
 	key            string
 	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
 	upTo           bool   // if fewer tokens are left, take those; then tokens is at least 1
-	idempotencyKey string // "" is none
-	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" is none
+	idempotencyKey string // "" if the charge has none
+	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" if it has none
 }
 
 // chargeResult is what a charge led to.

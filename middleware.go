@@ -50,7 +50,7 @@ type server struct {
 // serverOptions is what the operator sets.
 type serverOptions struct {
 	adminToken     string         // the operator's
-	metricsToken   string         // opens /metrics and nothing else; "" is none
+	metricsToken   string         // opens /metrics and nothing else; "": only the operator may
 	loginLimit     int64          // anonymous logins a minute of one client address; 0 is no limit
 	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
 	accessLog      bool

@@ -705,7 +705,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	if after := testRedis.keys(t, "*tenant:"+id+":*"); !slices.Equal(after, before) || tokensLeft(t, key) != 10 {
 		t.Errorf("there are %q, before there were %q", after, before)
 	}
-	t.Run("an empty one, chunked, is none", func(t *testing.T) {
+	t.Run("an empty one, chunked, is accepted", func(t *testing.T) {
 		c := s.dial(t)
 		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {

@@ -174,7 +174,7 @@ func (p *provider) counts() (open, cancelled int) {
 	return p.open, p.cancelled
 }
 
-// member returns a top-level member of the request's body as it was written, or "" if there is none.
+// member returns a top-level member of the request's body as it was written, or "" if it is missing.
 func (r received) member(t testing.TB, name string) string {
 	t.Helper()
 	var members map[string]json.RawMessage

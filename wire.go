@@ -54,10 +54,10 @@ type wireRequest struct {
 	stream       bool
 	includeUsage bool  // the client itself asked for the chunk with its stream's usage
 	n            int64 // choices, 1 to 16
-	limit        int64 // of output tokens for each choice, the larger if there are two; 0 if there is none
+	limit        int64 // of output tokens for each choice, the larger if there are two; 0 if the request has no limit
 
 	hasTools     bool
-	serverTool   string // the first tool or member that lets the provider read more than body; "" if there is none
+	serverTool   string // the first tool or member that lets the provider read more than body; "" if it has no such tool
 	hiddenOutput bool   // thinking or reasoning is asked for, so content does not show all that is generated
 
 	mediaParts int64

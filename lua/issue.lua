@@ -2,8 +2,8 @@
 -- the same request has stored a key before.
 --
 -- KEYS[1] apiKey:<apiKey>; omitted if only a login is to be counted
--- KEYS[2] (else 1) with ARGV[2] > 0: login:<address>, the times (µs, Redis's clock) of its logins in the last minute; with ARGV[3]:
---         the record of the request's Idempotency-Key; else omitted
+-- KEYS[2] (else 1) with ARGV[2] > 0: login:<address>, the times (µs, Redis's clock) of its logins in the last minute;
+--         with ARGV[3]: the record of the request's Idempotency-Key; else omitted
 -- ARGV[1] time to live of the key in milliseconds; 0: it never expires
 -- ARGV[2] logins of the address in any minute; 0: no limit
 -- ARGV[3] digest of a request with an Idempotency-Key, else ''; it and all that follow are omitted if only a login is to

@@ -12,9 +12,10 @@
 -- ARGV[5] the new group; '': the group stays
 -- ARGV[6] digest of the request; omitted without KEYS[2]
 --
--- Returns 'due' if a hold has expired whose tokens must be returned first; {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never)}, with a sixth element if these
--- are those of the first time; nil if the tenant has no such key; 'below' or 'above' if the balance would leave 0 …
--- 2^53-1; or 'mismatch' if KEYS[2] remembers another request: then nothing was written.
+-- Returns {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never)}, with a sixth element if these
+-- are those of the first time; nil if the tenant has no such key; 'due' if a hold has expired whose tokens must be
+-- returned first; 'below' or 'above' if the balance would leave 0 … 2^53-1; or 'mismatch' if KEYS[2] remembers another
+-- request: in these cases nothing was written.
 
 local call, pcall = redis.call, redis.pcall
 
