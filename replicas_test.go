@@ -111,7 +111,7 @@ func TestWaitReplicasMissing(t *testing.T) {
 	got := s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b")
 	got.want(t, 200, `{"tokensLeft":98}`)
 	got.wantHeader(t, "Idempotent-Replayed", "true")
-	if n := s.log.count("[ERROR] Redis is unavailable: written, but too few replicas have it\n"); n != 1 {
+	if n := s.log.count("[ERROR] Redis is unavailable: "); n != 1 { // or the deadline comes before WAIT's reply
 		t.Errorf("log:\n%s", s.log)
 	}
 }
