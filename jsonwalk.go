@@ -132,6 +132,9 @@ func (w *jsonWalker) name() bool {
 		}
 		w.path = append(w.path, c)
 	}
+	if len(w.path) == 0 { // "" at the top: else the members of its value would look like top-level ones
+		w.path = append(w.path, 0)
+	}
 	return true
 }
 

@@ -510,3 +510,17 @@ func TestTokenPriceProperties(t *testing.T) {
 		t.Errorf("only %d costs were too large: that proves little", saturated)
 	}
 }
+
+// What is inside a member without a name is not at the top level: it would set a hold that the provider ignores.
+func TestWireRequestEmptyName(t *testing.T) {
+	for _, f := range []wireFormat{openAIChat, anthropicMessages} {
+		const body = `{"":{"max_tokens":1,"model":"cheap","stream":true,"n":2},"model":"m","messages":[]}`
+		r, err := readWireRequest(f, []byte(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.limit != 0 || r.model != "m" || r.stream || r.n != 1 {
+			t.Errorf("limit %d, model %q, stream %v, n %d", r.limit, r.model, r.stream, r.n)
+		}
+	}
+}
