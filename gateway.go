@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -355,15 +356,22 @@ func isIdentity(h http.Header) bool {
 func (c *call) relayError(response *http.Response) error {
 	c.sent = false
 	c.startWatch()
-	body, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorBody)) // what has come says enough
+	most := maxErrorBody + int64(len(c.endpoint.apiKey))       // so that a key at the limit is found whole
+	body, _ := io.ReadAll(io.LimitReader(response.Body, most)) // what has come says enough
 	c.stopWatch()
 	if c.request.format.isAccountError(response.StatusCode, body) {
 		c.logFailure(fmt.Sprintf("it refuses the account of the endpoint with %d", response.StatusCode))
 		return gatewayError{http.StatusBadGateway, "The provider refuses this service's account"}
 	}
+	if !isIdentity(response.Header) { // the endpoint's key cannot be found in it
+		status := response.StatusCode
+		c.settle()
+		return gatewayError{status, "The provider responded with " + strconv.Itoa(status)}
+	}
 	if key := c.endpoint.apiKey; key != "" {
 		body = bytes.ReplaceAll(body, []byte(key), []byte("[removed]"))
 	}
+	body = body[:min(len(body), maxErrorBody)]
 	c.settle()
 	c.writeWhole(response, body, nil)
 	return nil
@@ -386,7 +394,11 @@ func (c *call) relayCompletion(response *http.Response) error {
 	case more:
 		rest, c.unknown = response.Body, true
 	case !c.isFree():
-		if _, err := c.stream.read(body); err != nil {
+		switch _, err := c.stream.read(body); {
+		case err == nil:
+		case json.Valid(body) && skipSpace(body)[0] == '{': // nested too deep to be read, but the provider bills it
+			c.unknown = true
+		default:
 			return c.providerFailed("its response is not a JSON object")
 		}
 	}
@@ -400,7 +412,9 @@ func (c *call) relayCompletion(response *http.Response) error {
 func (c *call) cost() (input, output, cost int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	isPaid := c.begun || c.hungUp && c.sent
+	// Not hungUp: while a stream is drained for a client that is gone, what goes wrong is the provider's doing.
+	gone := context.Cause(c.ctx) == errClientGone
+	isPaid := c.begun || gone && c.sent
 	if !isPaid {
 		return 0, 0, 0
 	}
@@ -409,7 +423,7 @@ func (c *call) cost() (input, output, cost int64) {
 		c.metrics.gateway.estimated.Add(1)
 		return 0, 0, c.hold.tokens
 	}
-	if (c.broken || report.failed) && !c.hungUp && report.contentEvents == 0 {
+	if (c.broken || report.failed) && !gone && report.contentEvents == 0 {
 		return 0, 0, 0
 	}
 	price, _ := c.priceAt(c.endpoint)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -879,6 +880,62 @@ func TestGatewaySettings(t *testing.T) {
 		name, _, _ := strings.Cut(arg, "=")
 		if _, err := get(nil, arg); err == nil || !strings.HasPrefix(err.Error(), name+": ") {
 			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}
+
+// An error of a provider that is compressed could hide the endpoint's key, so it is not relayed.
+func TestGatewayCompressedError(t *testing.T) {
+	g := newGatewayTest(t, 1000, "")
+	for _, path := range []string{chatPath, messagesPath} {
+		g.provider.on("", conduct{status: 400, header: []string{"Content-Encoding: gzip"}, body: "\x1f\x8bkey"})
+		got := g.call(t, path, `{}`)
+		if got.status != 400 || strings.Contains(got.body, "key") || !strings.Contains(got.body, "The provider responded with 400") {
+			t.Errorf("%s: got %d %q", path, got.status, got.body)
+		}
+		if n := g.charged(t, 1000); n != 0 {
+			t.Errorf("%s: charged %d", path, n)
+		}
+	}
+}
+
+// A response that is too deeply nested to be read was generated all the same: it is relayed, and costs the hold.
+func TestGatewayDeepResponse(t *testing.T) {
+	g := newGatewayTest(t, 1000, "")
+	body := `{"content":[{"type":"tool_use","input":` + strings.Repeat("[", 600) + strings.Repeat("]", 600) + `}]}`
+	g.provider.on("", conduct{body: body})
+	got := g.call(t, messagesPath, `{"max_tokens":50}`)
+	if got.status != 200 || strings.TrimSpace(got.body) != body {
+		t.Errorf("got %d %.80q", got.status, got.body)
+	}
+	if n := g.charged(t, 1000); n < 50 {
+		t.Errorf("charged %d, held were 50 for the output alone", n)
+	}
+}
+
+// A provider that fails while a stream is drained for a client that is gone is paid nothing if no content has come.
+func TestGatewayFailureWhileDraining(t *testing.T) {
+	p := newProvider(t)
+	g := newService(t).gatewayTest(t, p, textConfig(1000, endpointJSON(p, "chat", chatPath, `,"on_hangup":"drain"`)))
+	p.on("", conduct{at: beforeContent, then: abort, pause: 500 * time.Millisecond})
+	g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200").Close()
+	if n := g.charged(t, 1000); n != 0 {
+		t.Errorf("charged %d", n)
+	}
+}
+
+// The deny list holds for every address that leads to a denied one.
+func TestDeniedAddresses(t *testing.T) {
+	deny, err := parsePrefixes("127.0.0.0/8,::1/128,10.0.0.0/8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for address, want := range map[string]bool{
+		"127.0.0.1": true, "::1": true, "::ffff:127.0.0.1": true, "0.0.0.0": true, "::": true, "10.1.2.3": true,
+		"64:ff9b::a01:203": true, "2002:a01:203::1": true, "192.0.2.1": false, "2001:db8::1": false, "64:ff9b::c000:201": false,
+	} {
+		if got := isDenied(netip.MustParseAddr(address), deny); got != want {
+			t.Errorf("%s: %v, want %v", address, got, want)
 		}
 	}
 }

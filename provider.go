@@ -9,6 +9,7 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -33,7 +34,7 @@ func newProviderTransport(deny []netip.Prefix, headerTimeout time.Duration) *htt
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			if to, err := netip.ParseAddrPort(address); err != nil || isTrusted(to.Addr().Unmap(), deny) {
+			if to, err := netip.ParseAddrPort(address); err != nil || isDenied(to.Addr(), deny) {
 				return errDenied
 			}
 			return nil
@@ -45,7 +46,7 @@ func newProviderTransport(deny []netip.Prefix, headerTimeout time.Duration) *htt
 		Proxy: func(r *http.Request) (*url.URL, error) {
 			proxy, err := http.ProxyFromEnvironment(r)
 			to, notAddress := netip.ParseAddr(r.URL.Hostname())
-			if proxy != nil && notAddress == nil && isTrusted(to.Unmap(), deny) {
+			if proxy != nil && notAddress == nil && isDenied(to, deny) {
 				return nil, errDenied
 			}
 			return proxy, err
@@ -62,6 +63,26 @@ func newProviderTransport(deny []netip.Prefix, headerTimeout time.Duration) *htt
 		ForceAttemptHTTP2:      true,
 		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingSilentAfter, PingTimeout: pingTimeout},
 	}
+}
+
+// isDenied reports whether deny has an address, or the one that the system takes it for: the unspecified address is
+// that of this machine, and some IPv6 addresses hold an IPv4 one (RFC 6052, section 2.1; RFC 3056, section 2).
+func isDenied(address netip.Addr, deny []netip.Prefix) bool {
+	address = address.Unmap()
+	same := []netip.Addr{address}
+	if address.IsUnspecified() {
+		same = append(same, netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+	}
+	if address.Is6() {
+		bytes := address.As16()
+		switch {
+		case netip.MustParsePrefix("64:ff9b::/96").Contains(address.WithZone("")):
+			same = append(same, netip.AddrFrom4([4]byte(bytes[12:])))
+		case netip.MustParsePrefix("2002::/16").Contains(address.WithZone("")):
+			same = append(same, netip.AddrFrom4([4]byte(bytes[2:6])))
+		}
+	}
+	return slices.ContainsFunc(same, func(a netip.Addr) bool { return isTrusted(a, deny) })
 }
 
 // forwardedHeaders are those of a client's request that a provider gets. No other is forwarded: some have credentials,
