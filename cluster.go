@@ -32,6 +32,7 @@ const (
 
 var (
 	errNoOwner     = errors.New("no server has the key's slot")
+	errNoSlots     = errors.New("no node of the cluster has slots: create it with redis-cli --cluster create")
 	errOtherMaster = errors.New("the Sentinels name another master")
 	errNotMaster   = errors.New("the server that the Sentinels name is not a master")
 	errNotCluster  = errors.New("this is not a node of a Redis Cluster: use redis:// (rediss:// for TLS)")
@@ -203,7 +204,8 @@ func (c *redisClient) route(deadline time.Time, key string, op operation) (any, 
 			c.refreshSoon()
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, errNoOwner)
 		}
-		if n.waiting.Add(1) > maxWaiting {
+		// One server has maxPending as its only bound: there are no others that it could hold up.
+		if n.waiting.Add(1) > maxWaiting && !c.oneSlot() {
 			n.waiting.Add(-1)
 			return nil, n.health.failed(op.name, errTooManyPending)
 		}
@@ -339,11 +341,12 @@ func (c *redisClient) openCluster(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = time.Until(deadline) / time.Duration(len(c.url.seeds))
 	}
+	var err error
 	for {
-		if err := c.refreshSlots(ctx, timeout); err != nil {
-			return err
+		if failure := c.refreshSlots(ctx, timeout); failure != nil {
+			return cmp.Or(err, failure) // out of time, what the masters said tells more
 		}
-		err := c.checkMasters(ctx)
+		err = c.checkMasters(ctx)
 		if kind, _ := parseRedirect(err, ""); err == nil || kind == noRedirect || ctx.Err() != nil {
 			if err == nil {
 				c.loops.Go(func() { c.refreshLoop(func() error { return c.refreshSlots(c.ctx, refreshTimeout) }) })
@@ -418,7 +421,7 @@ func (c *redisClient) refreshSlots(ctx context.Context, timeout time.Duration) e
 		}
 	}
 	if best.covered == 0 {
-		return cmp.Or(failure, errNoOwner)
+		return cmp.Or(failure, errNoSlots)
 	}
 	c.useSlots(best)
 	return nil
@@ -530,12 +533,15 @@ func (c *redisClient) deciding() []*redisNode {
 // ready returns an error if no server would decide a charge.
 func (c *redisClient) ready(deadline time.Time) error {
 	nodes := c.deciding()
-	if len(nodes) == 1 {
-		return nodes[0].ready(deadline)
-	}
 	results := make(chan error, len(nodes))
 	for _, n := range nodes {
-		go func() { results <- n.ready(deadline) }()
+		go func() {
+			err := n.ready(deadline)
+			if err != nil { // as after a failover that no command has met yet
+				c.refreshSoon()
+			}
+			results <- err
+		}()
 	}
 	err := fmt.Errorf("%w: %w", ErrUnavailable, errNoOwner)
 	for range nodes {

@@ -171,9 +171,12 @@ func (change keyChange) call(t *tenant, key string, request idempotentRequest) (
 		script, group = growingKeyScript, *change.group
 	}
 	args := []any{t.id, t.generation, balance, tokens, group}
-	if request.key != "" {
+	switch {
+	case request.key != "":
 		script, args = growingKeyScript, append(args, request.digest)
 		keys = append(keys, recordRedisKey(key, "update", request.key))
+	case change == keyChange{}:
+		script = lookScript // which does not wait for replicas
 	}
 	return script, keys, args
 }

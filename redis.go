@@ -335,6 +335,9 @@ func (n *redisNode) testIdle(ctx context.Context, conn redis.Conn, lastUsed time
 // or that denies a command, still responds to it.
 func (n *redisNode) ready(deadline time.Time) error {
 	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.required), writes)
+	if refused, ok := errors.AsType[redis.Error](err); ok && strings.HasPrefix(string(refused), "MOVED ") {
+		return n.health.failed(readyScript.name, err) // another server is the master of the slot now
+	}
 	_, err = n.health.observe(readyScript.name, reply, err)
 	return err
 }

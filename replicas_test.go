@@ -85,7 +85,8 @@ func TestWaitReplicas(t *testing.T) {
 	t.Logf("%d charges were acknowledged through %d failovers", all, failovers)
 }
 
-// With -wait-replicas nothing is acknowledged while the replica does not respond, and reading goes on.
+// With -wait-replicas nothing is acknowledged while the replica does not respond. What is read over
+// connections of its own goes on.
 func TestWaitReplicasMissing(t *testing.T) {
 	t.Parallel()
 	master := newRedis(t)

@@ -60,7 +60,7 @@ func (s *sentinelSet) first(ctx context.Context) (namedMaster, error) {
 }
 
 // newest asks all Sentinels and returns the newest that they say: one that has promoted a replica knows it before the
-// others do. agreed reports whether most responded and all named the same server.
+// others do. agreed reports whether all responded and named the same server.
 func (s *sentinelSet) newest(ctx context.Context) (named namedMaster, agreed bool) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
@@ -85,7 +85,7 @@ func (s *sentinelSet) newest(ctx context.Context) (named namedMaster, agreed boo
 		}
 		responses++
 	}
-	return named, agreed && responses > len(sentinels)/2
+	return named, agreed && responses == len(sentinels)
 }
 
 func (s *sentinelSet) inTurn() []string {

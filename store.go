@@ -99,6 +99,7 @@ var (
 	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal measureRate\n"+chargeLua, writes)
 	growingChargeScript = newScript("growing charge", "#!lua\n"+rateLua+chargeLua, writes)
 	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+keyLua, writes)
+	lookScript          = newScript("look", "#!lua flags=allow-oom\n"+keyLua, 0)
 	growingKeyScript    = newScript("growing key", "#!lua\n"+keyLua, writes)
 
 	holdScript    = newScript("hold", "#!lua\n"+rateLua+holdsLua+holdLua, writes)
