@@ -18,7 +18,7 @@ test: tools ## run the tests, race detector on, against a real redis-server, or 
 cluster: tools ## run the tests, but for the long ones, on a Redis Cluster of three masters
 	TEST_REDIS_TOPOLOGY=cluster go test -short ./...
 
-integration: TOOLS = redis-server curl nginx caddy promtool node npm python3
+integration: TOOLS = redis-server curl nginx caddy promtool node npm npx python3 chromium
 integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, official SDKs
 	go test -race -tags integration -run '^TestIntegration' .
 
@@ -44,7 +44,7 @@ tools: ## install the programs in TOOLS (redis-server) that are missing
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	if command -v apt-get >/dev/null; then \
 		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/; s/\<promtool\>/prometheus/; s/\<node\>/nodejs/'); \
+			$$(echo $$missing | sed 's/\<nginx\>/nginx-light/; s/\<promtool\>/prometheus/; s/\<node\>/nodejs/; s/\<npx\>/npm/'); \
 	elif command -v brew >/dev/null; then brew install $$(echo $$missing | sed 's/redis-server/redis/; s/promtool/prometheus/'); \
 	else false; fi || \
 	{ echo "install$$missing by hand (Redis 7 or Valkey 7.2 or newer), so that they are in PATH" >&2; exit 1; }

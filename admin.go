@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -344,13 +345,16 @@ func unknownGroup(config *tenantConfig) error {
 	return badRequestError("group must be one of the tenant's user_groups: " + strings.Join(names, ", ") + more)
 }
 
-// secondsField returns the rule for a duration in seconds.
-func secondsField(dst *int64, lo, hi int64) fieldRule {
+// ttlField returns the rule for the seconds until a key expires, or null if it never does.
+func ttlField(dst *time.Duration) fieldRule {
 	return func(wrong *problems, path string, value []byte) {
-		var outside problems
-		if intField(dst, lo, hi)(&outside, path, value); len(outside) > 0 {
-			wrong.add(path, fmt.Sprintf("must be a whole number of seconds from %d to %d", lo, hi))
+		if string(value) == "null" {
+			*dst = 0
+			return
 		}
+		var seconds int64
+		secondsField(&seconds, 1, int64(maxKeyTTL/time.Second))(wrong, path, value)
+		*dst = time.Duration(seconds) * time.Second
 	}
 }
 
@@ -412,6 +416,9 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
+	if change.ttl != nil && !validCredential(key, userKeyPrefix) {
+		return badRequestError("expiresIn is for user_ keys: a temp_ key expires 24 h after it was created")
+	}
 	if change.group != nil {
 		if _, ok := info.tenant.config.groups[*change.group]; !ok {
 			return unknownGroup(info.tenant.config)
@@ -440,11 +447,15 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 func parseKeyChange(body []byte) (keyChange, error) {
 	var group string
 	var add, set int64
+	var enabled bool
+	var ttl time.Duration
 	var change keyChange
 	err := decodeObject(body, objectRules{
 		"group":     present(&change.group, &group, stringField(&group)),
 		"addTokens": present(&change.addTokens, &add, intField(&add, -maxAmount, maxAmount)),
 		"tokens":    present(&change.setTokens, &set, intField(&set, 0, maxAmount)),
+		"enabled":   present(&change.enabled, &enabled, boolField(&enabled)),
+		"expiresIn": present(&change.ttl, &ttl, ttlField(&ttl)),
 	})
 	if err == nil && change.addTokens != nil && change.setTokens != nil {
 		err = badRequestError("addTokens and tokens must not be given together")
@@ -460,15 +471,84 @@ func present[T any](dst **T, value *T, rule fieldRule) fieldRule {
 	}
 }
 
+// listUserKeys lists the API keys of the user in the query.
+func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	userID, err := queryParameter(r, "userId")
+	if err != nil {
+		return err
+	}
+	if userID == "" {
+		return badRequestError("userId is missing in the query")
+	}
+	keys, err := s.store.UserKeys(info.deadline, info.tenant, userID)
+	if err != nil {
+		return err
+	}
+	body := struct {
+		Keys []keyBody `json:"keys"`
+	}{make([]keyBody, len(keys))}
+	for i, k := range keys {
+		body.Keys[i] = newKeyBody(k.apiKey)
+		body.Keys[i].APIKey = k.key
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+// queryParameter returns the value of the only parameter that a route takes, "" if it is not given. Any other
+// parameter, and one that is given twice, is a badRequestError.
+func queryParameter(r *http.Request, name string) (string, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return "", badRequestError("Invalid query")
+	}
+	for other, values := range query {
+		switch {
+		case other != name:
+			return "", badRequestError("Query " + strconv.Quote(other) + " is unknown")
+		case len(values) > 1:
+			return "", badRequestError("Query " + strconv.Quote(other) + " is duplicated")
+		}
+	}
+	return query.Get(name), nil
+}
+
 func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	key, err := pathKey(r)
 	if err != nil {
 		return err
 	}
-	if err := s.store.RevokeKey(info.deadline, info.tenant, key); err != nil {
+	forget, err := queryParameter(r, "forget")
+	if err != nil {
+		return err
+	}
+	if forget != "" && forget != "true" && forget != "false" {
+		return badRequestError("forget must be true or false")
+	}
+	if err := s.store.RevokeKey(info.deadline, info.tenant, key, forget == "true"); err != nil {
 		return notFoundForAdmin(err)
 	}
 	s.audit(info, info.tenantID, "revoked the key %s", keyName(key))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	request, err := readIdempotentRequest(r, nil)
+	if err != nil {
+		return err
+	}
+	rotated, tokensLeft, replayed, err := s.store.RotateKey(info.deadline, info.tenant, key, request)
+	if err != nil {
+		return notFoundForAdmin(err)
+	}
+	if replayed {
+		setReplayed(w.Header())
+	} else {
+		s.audit(info, info.tenantID, "rotated the key %s, which is %s now", keyName(key), keyName(rotated))
+	}
+	return writeTokens(w, http.StatusOK, rotated, tokensLeft)
 }

@@ -676,7 +676,7 @@ func TestTenantAdmins(t *testing.T) {
 
 	const config = `{"config":{"user_groups":{"anonymous":{"tokens":10}}}}`
 	etag := bare(s.admin(t, "PUT", "/"+ids[0]+"/admin/config", config).etag(t))
-	key := s.login(t, ids[0])
+	key, second := s.login(t, ids[0]), s.login(t, ids[0])
 	routes := []struct {
 		method, path, body string
 		status             int
@@ -687,9 +687,11 @@ func TestTenantAdmins(t *testing.T) {
 		{"GET", "/admin/config/history/" + etag, "", 200},
 		{"POST", "/admin/config/history/" + etag + "/restore", "", 200},
 		{"POST", "/admin/keys", `{"userId":"u","group":"anonymous"}`, 201},
+		{"GET", "/admin/keys?userId=u", "", 200},
 		{"GET", "/admin/keys/" + key, "", 200},
 		{"PATCH", "/admin/keys/" + key, `{"tokens":3}`, 200},
 		{"DELETE", "/admin/keys/" + key, "", 204},
+		{"POST", "/admin/keys/" + second + "/rotate", "", 200},
 		{"POST", "/admin/tokens", "", 201},
 		{"DELETE", "/admin/tokens", "", 204},
 	}
@@ -699,7 +701,7 @@ func TestTenantAdmins(t *testing.T) {
 				method, path, body string
 				status             int
 			}) bool {
-				path := strings.NewReplacer(key, "{apiKey}", etag, "{etag}").Replace(tested.path)
+				path := strings.NewReplacer(key, "{apiKey}", second, "{apiKey}", etag, "{etag}", "?userId=u", "").Replace(tested.path)
 				return route.pattern == tested.method+" /{tenantId}"+path
 			})
 			if strings.Contains(route.pattern, "/{tenantId}/admin/") && !tested {

@@ -530,6 +530,16 @@ func (c *redisClient) deciding() []*redisNode {
 	return c.masters
 }
 
+// scan does what redisNode.scan does, on each master.
+func (c *redisClient) scan(pattern string, count int, timeout time.Duration, f func(names []string) error) error {
+	for _, n := range c.deciding() {
+		if err := n.scan(pattern, count, timeout, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ready returns an error if no server would decide a charge.
 func (c *redisClient) ready(deadline time.Time) error {
 	nodes := c.deciding()

@@ -117,6 +117,8 @@ func TestGatewayErrors(t *testing.T) {
 	broken := testRedis.newTenant(t, `{"providers":{"text":{"endpoints":{"x":{"on_hangup":"never"}}}}}`)
 	ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
 	testRedis.do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
+	disabled := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
+	g.admin(t, "PATCH", "/"+g.tenant+"/admin/keys/"+disabled, `{"enabled":false}`).want(t, 200, "")
 	const invalid = "invalid_request_error"
 	for _, test := range []struct {
 		name, tenant, key, body string
@@ -138,6 +140,7 @@ func TestGatewayErrors(t *testing.T) {
 		{"no key", g.tenant, "sk-other", `{}`, 401, invalid, "invalid_api_key", "authentication_error"},
 		{"poor", g.tenant, poor, `{"max_tokens":100}`, 402, "insufficient_quota", "insufficient_quota", "billing_error"},
 		{"group", g.tenant, ungrouped, `{}`, 403, invalid, "key_disabled", "permission_error"},
+		{"disabled", g.tenant, disabled, `{}`, 403, invalid, "key_disabled", "permission_error"},
 		{"too large", g.tenant, g.key, `{"a":"` + strings.Repeat("a", 100_000) + `"}`, 413, invalid, "", "request_too_large"},
 		{"rate", limited.tenant, limited.key, `{}`, 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
 		{"broken config", broken, g.key, `{}`, 500, "api_error", "", "api_error"},

@@ -2,10 +2,10 @@ package main
 
 import (
 	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -18,12 +18,16 @@ import (
 func (s *server) handler(g *gateway) http.Handler {
 	mux := http.NewServeMux()
 	var patterns []string
+	browser := make(map[string]bool)
 	for _, r := range s.routeTable(g) {
+		if browser[r.pattern] = r.browser; r.browser {
+			r.access = s.forBrowsers(r.access)
+		}
 		mux.Handle(r.pattern, s.toHandler(r.access, r.handler))
 		patterns = append(patterns, r.pattern)
 	}
 	s.metrics = newMetrics(patterns)
-	return s.middleware(mux)
+	return s.middleware(mux, s.corsForOtherMethods(mux, browser))
 }
 
 // route is a pattern of http.ServeMux, what its requests pass, and the handler that responds.
@@ -31,15 +35,16 @@ type route struct {
 	pattern string
 	access  access
 	handler step
+	browser bool // pages of other origins may call it, see cors.go
 }
 
 // routeTable returns every route. Each tenant route has two patterns: below the tenant's ID, and without it for the
 // tenant default.
 func (s *server) routeTable(g *gateway) []route {
 	var (
-		open          = access{publicTimeout, []step{refuseBody}}
 		public        = access{publicTimeout, []step{s.loadTenant}}
-		checkedKey    = access{publicTimeout, []step{s.readAPIKey, s.loadTenant}}
+		signInBody    = access{adminTimeout, []step{s.publicBodies.read, s.loadTenant}} // the provider takes its time
+		checkedKey    = access{publicTimeout, []step{s.readVerifyKey, s.loadTenant}}
 		keyHolder     = access{publicTimeout, []step{s.readAPIKey, refuseBody, s.loadTenant}}
 		keyHolderBody = access{publicTimeout, []step{s.readAPIKey, s.publicBodies.read, s.loadTenant}}
 
@@ -52,10 +57,6 @@ func (s *server) routeTable(g *gateway) []route {
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
 		adminBody       = access{adminTimeout, []step{s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.loadTenant}}
 		adminRepairBody = access{adminTimeout, []step{s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.requireTenant}}
-
-		operator     = access{adminTimeout, []step{s.requireOperator, refuseBody}}
-		operatorBody = access{adminTimeout, []step{s.requireOperator, s.adminBodies.read}}
-		metrics      = access{adminTimeout, []step{s.requireMetrics, refuseBody}}
 	)
 	var routes []route
 	for _, t := range []struct {
@@ -64,6 +65,8 @@ func (s *server) routeTable(g *gateway) []route {
 		handler      step
 	}{
 		{"POST", "/auth/anonymous", public, s.loginAnonymous},
+		{"POST", "/auth/google", signInBody, s.signIn(s.google)},
+		{"POST", "/auth/apple", signInBody, s.signIn(s.apple)},
 		{"GET", "/auth/key", keyHolder, s.showOwnKey},
 		{"", "/auth/verify", checkedKey, s.verify}, // any method: some proxies forward the client's own
 		{"POST", "/tokens/consume", keyHolderBody, s.consume},
@@ -83,25 +86,39 @@ func (s *server) routeTable(g *gateway) []route {
 		{"GET", "/admin/config/history/{etag}", adminRepair, s.showVersion},
 		{"POST", "/admin/config/history/{etag}/restore", adminRepair, s.restoreVersion},
 		{"POST", "/admin/keys", adminBody, s.issueUserKey},
+		{"GET", "/admin/keys", adminRepair, s.listUserKeys},
 		{"GET", "/admin/keys/{apiKey}", adminRepair, s.showKey},
 		{"PATCH", "/admin/keys/{apiKey}", adminBody, s.updateKey},
+		{"POST", "/admin/keys/{apiKey}/rotate", adminRepair, s.rotateKey},
 		{"DELETE", "/admin/keys/{apiKey}", adminRepair, s.revokeKey},
 		{"POST", "/admin/tokens", adminRepair, s.issueAdminToken},
 		{"DELETE", "/admin/tokens", adminRepair, s.revokeAdminTokens},
 	} {
 		for _, prefix := range []string{"/{tenantId}", ""} {
 			pattern := strings.TrimSpace(t.method + " " + prefix + t.path)
-			routes = append(routes, route{pattern, t.access, t.handler})
+			routes = append(routes, route{pattern, t.access, t.handler, !strings.HasPrefix(t.path, "/admin/")})
 		}
 	}
-	return append(routes,
-		route{"GET /admin/tenants", operator, s.listTenants},
-		route{"POST /admin/tenants", operatorBody, s.createTenant},
-		route{"DELETE /admin/tenants/{tenantId}", operator, s.deleteTenant},
-		route{"GET /metrics", metrics, s.showMetrics},
-		route{"GET /healthz", open, s.showHealth},
-		route{"GET /readyz", open, s.showReadiness},
+	return append(routes, s.otherRoutes()...)
+}
+
+// otherRoutes returns the routes that are not those of a tenant.
+func (s *server) otherRoutes() []route {
+	var (
+		open         = access{publicTimeout, []step{refuseBody}}
+		operator     = access{adminTimeout, []step{s.requireOperator, refuseBody}}
+		operatorBody = access{adminTimeout, []step{s.requireOperator, s.adminBodies.read}}
+		metrics      = access{adminTimeout, []step{s.requireMetrics, refuseBody}}
 	)
+	return []route{
+		{"GET /admin/tenants", operator, s.listTenants, false},
+		{"POST /admin/tenants", operatorBody, s.createTenant, false},
+		{"DELETE /admin/tenants/{tenantId}", operator, s.deleteTenant, false},
+		{"GET /metrics", metrics, s.showMetrics, false},
+		{"GET /openapi.json", open, s.showOpenAPI, false},
+		{"GET /healthz", open, s.showHealth, false},
+		{"GET /readyz", open, s.showReadiness, false},
+	}
 }
 
 func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -128,20 +145,6 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *re
 	}
 	s.metrics.keyIssued(info.tenantID, k.group)
 	return writeTokens(w, http.StatusOK, key, k.tokensLeft)
-}
-
-// warnOfUntrustedProxy logs, once, that a login was refused which came through a proxy that is not trusted: all clients
-// of that proxy then share one limit.
-func (s *server) warnOfUntrustedProxy(r *http.Request) {
-	if len(r.Header["X-Forwarded-For"]) == 0 {
-		return
-	}
-	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && !isTrusted(peer.Addr().Unmap(), s.trustedProxies) {
-		s.untrustedProxy.Do(func() {
-			s.log.warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
-				"add it to TRUSTED_PROXIES, or all its clients share one limit", peer.Addr().Unmap())
-		})
-	}
 }
 
 func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -288,15 +291,39 @@ func plainTokens(body []byte) (n int64, ok bool) {
 	return n, true
 }
 
+// readVerifyKey reads the API key as readAPIKey does. If the query has preflight=pass, a preflight needs none: then
+// info.apiKey stays "". The proxy says in X-Forwarded-Method what the client's method is, unless it forwards that
+// itself.
+func (s *server) readVerifyKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	err := s.readAPIKey(w, r, info)
+	if err != errNoCredential || len(r.Header["Authorization"]) > 0 || len(r.Header["X-Api-Key"]) > 0 {
+		return err
+	}
+	methods := r.Header["X-Forwarded-Method"]
+	if len(methods) == 0 {
+		methods = []string{r.Method}
+	}
+	if len(methods) > 1 || !isPreflight(r, methods[0]) {
+		return err
+	}
+	if query, wrong := parseVerifyQuery(r.URL.RawQuery); wrong != nil || !query.passPreflight {
+		return err
+	}
+	return nil
+}
+
 // verify serves proxies that check a request before they forward it. It ignores the request's body and Idempotency-Key,
 // which are the client's and not the proxy's: a client could pass forever with one that was charged once.
 func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	c := chargeRequest{key: info.apiKey}
-	deny, err := parseVerifyQuery(r.URL.RawQuery, &c)
+	query, err := parseVerifyQuery(r.URL.RawQuery)
 	if err != nil {
 		return err
 	}
-	result, err := s.chargeAndCount(info, c)
+	if info.apiKey == "" { // a preflight, which whoever serves the request responds to
+		return writeBody(w, http.StatusOK, []byte("{}\n"))
+	}
+	query.charge.key = info.apiKey
+	result, err := s.chargeAndCount(info, query.charge)
 	h := w.Header()
 	if result.hasRateLimit {
 		setRateHeaders(h, result.rate)
@@ -304,7 +331,7 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 	if err != nil {
 		_, limited := errors.AsType[rateLimitError](err)
 		_, spent := errors.AsType[insufficientTokensError](err)
-		if deny && (limited || spent) {
+		if query.deny && (limited || spent) {
 			return forwardAuthDenial{err}
 		}
 		return err
@@ -321,13 +348,20 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 	return writeBody(w, http.StatusOK, []byte("{}\n"))
 }
 
-// parseVerifyQuery parses ?tokens=n, ?request=<id> and ?deny=403. Anything else, or one of them twice, is a
-// badRequestError.
-func parseVerifyQuery(query string, c *chargeRequest) (deny bool, err error) {
+// verifyQuery is what the query of verify asks for.
+type verifyQuery struct {
+	charge        chargeRequest // without the key
+	deny          bool          // 402 and 429 are to be 403
+	passPreflight bool
+}
+
+// parseVerifyQuery parses ?tokens=n, ?request=<id>, ?deny=403 and ?preflight=pass. Anything else, or one of them twice,
+// is a badRequestError.
+func parseVerifyQuery(query string) (q verifyQuery, err error) {
 	if strings.Contains(query, ";") { // which some parsers take for &
-		return false, badRequestError("Invalid query")
+		return q, badRequestError("Invalid query")
 	}
-	seen := make([]string, 0, 3)
+	seen := make([]string, 0, 4)
 	for part := range strings.SplitSeq(query, "&") {
 		if part == "" {
 			continue
@@ -337,36 +371,41 @@ func parseVerifyQuery(query string, c *chargeRequest) (deny bool, err error) {
 		value, valueErr := url.QueryUnescape(value)
 		switch {
 		case nameErr != nil || valueErr != nil:
-			return false, badRequestError("Invalid query")
+			return q, badRequestError("Invalid query")
 		case slices.Contains(seen, name):
-			return false, badRequestError("Query " + strconv.Quote(name) + " is duplicated")
+			return q, badRequestError("Query " + strconv.Quote(name) + " is duplicated")
 		}
 		seen = append(seen, name)
-		if err := setVerifyParameter(name, value, c, &deny); err != nil {
-			return false, err
+		if err := q.set(name, value); err != nil {
+			return q, err
 		}
 	}
-	return deny, nil
+	return q, nil
 }
 
-func setVerifyParameter(name, value string, c *chargeRequest, deny *bool) error {
+// set sets one parameter.
+func (q *verifyQuery) set(name, value string) error {
 	switch name {
 	case "tokens":
 		if strings.Trim(value, "0123456789") != "" || strings.HasPrefix(value, "0") && value != "0" {
 			value = "" // JSON's other spellings of whole numbers are not for queries
 		}
 		var wrong problems
-		if intField(&c.tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
+		if intField(&q.charge.tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
 			return badRequestError(wrong[0])
 		}
 	case "request":
 		if !isPrintableID(value) {
 			return badRequestError("request must be 1 to 255 printable ASCII characters")
 		}
-		c.requestID = value
+		q.charge.requestID = value
 	case "deny":
-		if *deny = value == "403"; !*deny {
+		if q.deny = value == "403"; !q.deny {
 			return badRequestError("deny must be 403")
+		}
+	case "preflight":
+		if q.passPreflight = value == "pass"; !q.passPreflight {
+			return badRequestError("preflight must be pass")
 		}
 	default:
 		return badRequestError("Query " + strconv.Quote(name) + " is unknown")
@@ -405,6 +444,15 @@ func (s *server) showOwnKey(w http.ResponseWriter, _ *http.Request, info *reques
 		return err
 	}
 	return writeKey(w, k)
+}
+
+// openAPIDocument describes all routes.
+//
+//go:embed openapi.json
+var openAPIDocument []byte
+
+func (s *server) showOpenAPI(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
+	return writeBody(w, http.StatusOK, openAPIDocument)
 }
 
 type statusBody struct {

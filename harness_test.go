@@ -725,6 +725,7 @@ func (s *service) do(t testing.TB, method, path, body string, headers ...string)
 	if err != nil {
 		t.Fatal(err)
 	}
+	got.wantDocumented(t, method, path)
 	return got
 }
 

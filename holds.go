@@ -48,8 +48,8 @@ type holdResult struct {
 
 // Hold takes tokens out of the balance of t's API key, within the rate limit of the key's group, and holds them until
 // they are settled or h.ttl has passed, all in one atomic step. Errors: ErrNoKey; rateLimitError and
-// insufficientTokensError, with a result, ErrGroupDisabled and ErrKeyReused if nothing was held; ErrUnavailable if
-// Redis may or may not have held them.
+// insufficientTokensError, with a result, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if nothing was held;
+// ErrUnavailable if Redis may or may not have held them.
 func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (holdResult, error) {
 	group := anonymousGroup
 	for {
@@ -138,6 +138,25 @@ func (s *store) Settle(deadline time.Time, t *tenant, key, holdID string, used i
 		return settlement{}, ErrNoHold
 	}
 	return result, nil
+}
+
+// SettleRotated ends a hold as Settle does, also if the key was rotated since: then the hold is that of the new key. It
+// is for those who have read the key before.
+func (s *store) SettleRotated(deadline time.Time, t *tenant, key, holdID string, used int64) (settlement, error) {
+	for {
+		result, err := s.Settle(deadline, t, key, holdID, used)
+		if !errors.Is(err, ErrNoKey) {
+			return result, err
+		}
+		successor, err := s.successor(deadline, key)
+		if err != nil {
+			return result, fmt.Errorf("settle a hold of an API key of tenant %s: %w", t.id, err)
+		}
+		if !validAPIKey(successor) {
+			return result, ErrNoKey
+		}
+		key = successor
+	}
 }
 
 // validHoldID reports whether id has the form of a hold's ID.

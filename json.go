@@ -65,6 +65,29 @@ func decodeObject(body []byte, rules objectRules, required ...string) error {
 	return nil
 }
 
+// decodeOpenObject reads data as decodeObject does, but accepts members that are not in rules, once each.
+func decodeOpenObject(data []byte, rules objectRules, required ...string) error {
+	if err := checkJSON(data); err != nil {
+		return err
+	}
+	var wrong problems
+	seen := readObject(&wrong, "", skipSpace(data), func(name string) fieldRule {
+		if rule, ok := rules[name]; ok {
+			return rule
+		}
+		return func(*problems, string, []byte) {}
+	})
+	for _, name := range required {
+		if !seen[name] {
+			wrong.add(name, "is missing")
+		}
+	}
+	if len(wrong) > 0 {
+		return &decodeError{wrong}
+	}
+	return nil
+}
+
 // byteOrderMarks start files that some editors save as UTF-8, UTF-16 or UTF-32. JSON has none (RFC 8259, section 8.1).
 var byteOrderMarks = []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff", "\x00\x00\xfe\xff"}
 
@@ -103,6 +126,16 @@ func intField(dst *int64, lo, hi int64) fieldRule {
 			wrong.add(path, fmt.Sprintf("must be a whole number from %d to %d", lo, hi))
 		default:
 			wrong.add(path, fmt.Sprintf("must be a whole number ≥ %d", lo))
+		}
+	}
+}
+
+// secondsField returns the rule for a duration in seconds.
+func secondsField(dst *int64, lo, hi int64) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		var outside problems
+		if intField(dst, lo, hi)(&outside, path, value); len(outside) > 0 {
+			wrong.add(path, fmt.Sprintf("must be a whole number of seconds from %d to %d", lo, hi))
 		}
 	}
 }
@@ -252,6 +285,22 @@ func readObject(wrong *problems, path string, value []byte, rule func(name strin
 		}
 	}
 	return seen
+}
+
+// readElements reads the elements of the value at path, which must be an array, by rule.
+func readElements(wrong *problems, path string, value []byte, rule fieldRule) {
+	elements := json.NewDecoder(bytes.NewReader(value))
+	if start, err := elements.Token(); err != nil || start != json.Delim('[') {
+		wrong.add(path, "must be an array")
+		return
+	}
+	for i := 0; elements.More(); i++ {
+		var element json.RawMessage
+		if err := elements.Decode(&element); err != nil { // value is valid, so there are no errors
+			return
+		}
+		rule(wrong, fmt.Sprintf("%s[%d]", path, i), element)
+	}
 }
 
 // memberPath returns path.name, or path["name"] if name has other bytes than isWord. A long name is cut.

@@ -17,11 +17,38 @@ type apiKey struct {
 	createdAt  time.Time
 	expiresAt  time.Time // zero: never
 	tokensLeft int64
+	refillsAt  time.Time // zero: never
+	disabled   bool
 }
 
 // NewKey stores an API key of t, with an expiry if ttl is not 0. k.expiresAt is not used. Error: ErrUnavailable.
 func (s *store) NewKey(deadline time.Time, t *tenant, key string, k apiKey, ttl time.Duration) error {
+	if err := s.indexKey(deadline, t.id, k.userID, key); err != nil {
+		return fmt.Errorf("index an API key of tenant %s: %w", t.id, err)
+	}
 	_, err := s.issueKey(deadline, t, []string{apiKeyRedisKey(key)}, issueArgs(t, k, ttl, 0, "", ""))
+	if err == nil {
+		_ = s.indexKey(deadline, t.id, k.userID, key) // whoever listed the keys meanwhile has removed it
+	}
+	return err
+}
+
+// indexKey adds a key to the index of its user. It is called before the key is created: an index may name a key that
+// does not exist, but a key that it does not name is not found.
+func (s *store) indexKey(deadline time.Time, tenantID, userID, key string) error {
+	if userID == "" {
+		return nil
+	}
+	_, err := s.redis.write(deadline, "SADD", userKeysRedisKey(tenantID, userID), key)
+	return err
+}
+
+// unindexKey removes a key that does not exist from the index of its user.
+func (s *store) unindexKey(deadline time.Time, tenantID, userID, key string) error {
+	if userID == "" {
+		return nil
+	}
+	_, err := s.redis.write(deadline, "SREM", userKeysRedisKey(tenantID, userID), key)
 	return err
 }
 
@@ -60,14 +87,18 @@ func (s *store) NewKeyOnce(deadline time.Time, t *tenant, k apiKey, ttl time.Dur
 	request idempotentRequest) (stored string, tokensLeft int64, replayed bool, err error) {
 	record := issueRecordRedisKey(t, request.key)
 	key, err := s.newKeyInSlotOf(record)
+	if err == nil {
+		err = s.indexKey(deadline, t.id, k.userID, key)
+	}
 	if err != nil {
-		return "", 0, false, err
+		return "", 0, false, fmt.Errorf("index an API key of tenant %s: %w", t.id, err)
 	}
 	keys := []string{apiKeyRedisKey(key), record}
 	reply, err := s.issueKey(deadline, t, keys, issueArgs(t, k, ttl, 0, request.digest, key))
 	if err != nil {
 		return "", 0, false, err
 	}
+	_ = s.indexKey(deadline, t.id, k.userID, key) // whoever listed the keys meanwhile has removed it
 	switch before := reply.(type) {
 	case int64:
 		return key, k.tokensLeft, false, nil
@@ -124,21 +155,31 @@ type keyChange struct {
 	group     *string
 	addTokens *int64 // from -maxAmount to maxAmount
 	setTokens *int64 // from 0 to maxAmount
+	enabled   *bool
+	ttl       *time.Duration // until the key expires; 0: it never does
 }
 
-// UpdateKey changes t's API key in one atomic step and returns it as it is then. Its expiry stays. With an
-// Idempotency-Key it does so once in 24 h; if the request is repeated, it returns the key as it was after the first
-// time, and true. Errors: ErrNoKey; ErrBalanceRange and ErrKeyReused if nothing was changed; ErrUnavailable.
+// UpdateKey changes t's API key in one atomic step and returns it as it is then. With an Idempotency-Key it does so
+// once in 24 h; if the request is repeated, it returns the key as it was after the first time, and true. Errors:
+// ErrNoKey; ErrBalanceRange and ErrKeyReused if nothing was changed; ErrUnavailable.
 func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyChange,
 	request idempotentRequest) (k apiKey, replayed bool, err error) {
-	script, keys, args := change.call(t, key, request)
+	group := anonymousGroup
+	if change.group != nil {
+		group = *change.group
+	}
 	for {
+		script, keys, args := change.call(t, key, request, group)
 		reply, err := s.redis.eval(deadline, script, keys, args...)
 		refusal, _ := reply.([]byte)
+		other, moved := strings.CutPrefix(string(refusal), "group\n")
 		switch {
 		case err != nil:
 		case reply == nil:
 			return apiKey{}, false, ErrNoKey
+		case moved: // try again with what the config says of that group, as Charge does
+			group = other
+			continue
 		case string(refusal) == "due":
 			if err = s.releaseHolds(deadline, key); err == nil {
 				continue
@@ -148,7 +189,7 @@ func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyC
 		case refusal != nil:
 			return apiKey{}, false, ErrBalanceRange
 		default:
-			k, replayed, err = parseAPIKey(reply)
+			k, replayed, err = parseAPIKey(t, reply)
 		}
 		if err != nil {
 			return apiKey{}, false, fmt.Errorf("read an API key of tenant %s: %w", t.id, err)
@@ -157,8 +198,10 @@ func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyC
 	}
 }
 
-// call returns key.lua with its keys and arguments: in the form that runs in a full Redis if that needs no memory.
-func (change keyChange) call(t *tenant, key string, request idempotentRequest) (*script, []string, []any) {
+// call returns key.lua with its keys and arguments: in the form that runs in a full Redis if that needs no memory. If
+// the tenant's groups are too large, they are only that of the name refilled.
+func (change keyChange) call(t *tenant, key string, request idempotentRequest, refilled string) (*script, []string,
+	[]any) {
 	script, keys := keyScript, []string{apiKeyRedisKey(key)}
 	balance, tokens, group := "", int64(0), ""
 	switch {
@@ -170,25 +213,40 @@ func (change keyChange) call(t *tenant, key string, request idempotentRequest) (
 	if change.group != nil {
 		script, group = growingKeyScript, *change.group
 	}
-	args := []any{t.id, t.generation, balance, tokens, group}
-	switch {
-	case request.key != "":
-		script, args = growingKeyScript, append(args, request.digest)
-		keys = append(keys, recordRedisKey(key, "update", request.key))
-	case change == keyChange{}:
-		script = lookScript // which does not wait for replicas
+	enabled, ttl := "", ""
+	if change.enabled != nil {
+		enabled = "0"
+		if *change.enabled {
+			enabled = "1"
+		}
 	}
-	return script, keys, args
+	if request.key != "" {
+		script = growingKeyScript
+		keys = append(keys, recordRedisKey(key, "update", request.key))
+	}
+	if change.ttl != nil {
+		ttl = strconv.FormatInt(change.ttl.Milliseconds(), 10)
+		keys = append(keys, holdsRedisKey(key))
+	}
+	groups, only := "", ""
+	if t.config != nil && t.config.encoded.refilled {
+		var onlyOne bool
+		if groups, onlyOne = t.config.encoded.sent(refilled); onlyOne {
+			only = refilled
+		}
+	}
+	return script, keys, []any{t.id, t.generation, balance, tokens, group, request.digest, enabled, ttl, groups, only}
 }
 
 // parseAPIKey parses the reply of key.lua.
-func parseAPIKey(reply any) (k apiKey, replayed bool, err error) {
-	var createdAt string
+func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
+	var createdAt, enabled, refilledAt string
 	var expiresAt int64
 	values, err := redis.Values(reply, nil)
 	if err == nil {
-		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt)
+		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt)
 	}
+	k.disabled = enabled == "0"
 	if err == nil {
 		k.createdAt, err = time.Parse(time.RFC3339, createdAt)
 	}
@@ -198,20 +256,13 @@ func parseAPIKey(reply any) (k apiKey, replayed bool, err error) {
 	if expiresAt >= 0 {
 		k.expiresAt = time.UnixMilli(expiresAt)
 	}
-	return k, len(values) > 5, nil
-}
-
-// RevokeKey deletes t's API key. Errors: ErrNoKey, ErrUnavailable.
-func (s *store) RevokeKey(deadline time.Time, t *tenant, key string) error {
-	keys := []string{apiKeyRedisKey(key), rateRedisKey(key), holdsRedisKey(key)}
-	n, err := redis.Int(s.redis.eval(deadline, revokeScript, keys, t.id, t.generation))
-	if err != nil {
-		return fmt.Errorf("revoke an API key of tenant %s: %w", t.id, err)
+	if t.config != nil {
+		if refill := t.config.groups[k.group].refill; refill != nil {
+			last, _ := strconv.ParseInt(refilledAt, 10, 64) // 0 if it never was
+			k.refillsAt = refill.next(k.createdAt, time.UnixMilli(last))
+		}
 	}
-	if n == 0 {
-		return ErrNoKey
-	}
-	return nil
+	return k, len(values) > 7, nil
 }
 
 // chargeRequest is what to charge.
@@ -243,8 +294,8 @@ type rateLimitState struct {
 
 // Charge takes c.tokens from the balance of t's API key, all or none, within the rate limit of the key's group, in one
 // atomic step. With an Idempotency-Key it does so once in 24 h, however often it is called. Errors: ErrNoKey;
-// rateLimitError and insufficientTokensError, with a result, ErrGroupDisabled and ErrKeyReused if nothing was taken;
-// ErrUnavailable if Redis may or may not have taken them.
+// rateLimitError and insufficientTokensError, with a result, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if
+// nothing was taken; ErrUnavailable if Redis may or may not have taken them.
 func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (chargeResult, error) {
 	group := anonymousGroup
 	for {
@@ -279,6 +330,8 @@ func outcomeError(outcome string, tokensLeft int64, rate rateLimitState) error {
 		return rateLimitError{retryAfter: time.Duration(rate.wait) * time.Second}
 	case "spent":
 		return insufficientTokensError{tokensLeft}
+	case "off":
+		return ErrKeyDisabled
 	case "disabled":
 		return ErrGroupDisabled
 	case "full":
@@ -296,6 +349,15 @@ func withTenant(err error, doing string, t *tenant) error {
 		return nil
 	}
 	return fmt.Errorf("%s of tenant %s: %w", doing, t.id, err)
+}
+
+// successor returns what Redis says became of an API key, see successorRedisKey; "" if it says nothing.
+func (s *store) successor(deadline time.Time, key string) (string, error) {
+	successor, err := redis.String(s.redis.read(deadline, "GET", successorRedisKey(key)))
+	if errors.Is(err, redis.ErrNil) {
+		err = nil
+	}
+	return successor, err
 }
 
 // releaseHolds returns the tokens of key's expired holds to its balance.
@@ -322,13 +384,16 @@ func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group
 		record, ttl := c.record()
 		keys, args = append(keys, record), append(args, int64(ttl/time.Second))
 	}
-	script := growingChargeScript
+	full, script := chargeScript, growingChargeScript
+	if t.config.encoded.refilled {
+		full, script = refillChargeScript, growingRefillChargeScript
+	}
 	if len(keys) == 1 {
-		script = chargeScript
+		script = full
 	}
 	reply, err := redis.Bytes(s.redis.eval(deadline, script, keys, args...))
 	if isOutOfMemory(err) && !c.isIdempotent() { // if the key itself has no rate limit, its charge needs no memory
-		reply, err = redis.Bytes(s.redis.eval(deadline, chargeScript, keys, args...))
+		reply, err = redis.Bytes(s.redis.eval(deadline, full, keys, args...))
 	}
 	if err != nil {
 		return "", chargeResult{}, err

@@ -66,6 +66,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	case set.health:
 		return checkHealth(ctx, set.addr)
+	case set.reindex:
+		return reindex(ctx, set, newLogger(stderr))
 	}
 	return serve(ctx, set, newLogger(stderr))
 }
@@ -80,8 +82,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		return nil // cancelled while connecting: a clean exit
 	}
 	if err != nil {
-		//lint:ignore ST1005 the product's specification has these words
-		return fmt.Errorf("Redis connection failed: %s", set.redisURL.redact(err.Error()))
+		return connectError(set, err)
 	}
 
 	if set.adminToken == "" {
@@ -102,6 +103,8 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		loginLimit:     set.loginLimit,
 		trustedProxies: set.trustedProxies,
 		accessLog:      set.accessLog,
+		googleKeysURL:  set.googleKeysURL,
+		appleKeysURL:   set.appleKeysURL,
 		nearCapacity:   listener.nearCapacity,
 	})
 	if err != nil {
@@ -138,6 +141,32 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	<-ended
 	drain(web, listener, gate, set.drainTimeout, log)
 	log.infof("Stopped")
+	return nil
+}
+
+// connectError returns the error for an openStore that has failed with err, which may quote the URL of Redis.
+func connectError(set *settings, err error) error {
+	//lint:ignore ST1005 the product's specification has these words
+	return fmt.Errorf("Redis connection failed: %s", set.redisURL.redact(err.Error()))
+}
+
+// reindex adds the API keys of users to the index, and reports its progress.
+func reindex(ctx context.Context, set *settings, log *logger) error {
+	set.seed = false
+	st, closeStore, err := openStore(ctx, set, log)
+	if err != nil {
+		return connectError(set, err)
+	}
+	defer closeStore()
+	indexed := 0
+	err = st.Reindex(ctx, func(keys int) {
+		indexed = keys
+		log.infof("Indexed %d API keys so far", keys)
+	})
+	if err != nil {
+		return err
+	}
+	log.infof("Indexed %d API keys", indexed)
 	return nil
 }
 

@@ -45,6 +45,7 @@ type server struct {
 	metricsHash    [sha256.Size]byte // of options.metricsToken
 	defaultTenant  sync.Once         // logs that it does not exist
 	untrustedProxy sync.Once         // logs that logins come through one
+	google, apple  *identityProvider
 }
 
 // serverOptions is what the operator sets.
@@ -54,6 +55,8 @@ type serverOptions struct {
 	loginLimit     int64          // anonymous logins a minute of one client address; 0 is no limit
 	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
 	accessLog      bool
+	googleKeysURL  string // of the keys that sign ID tokens
+	appleKeysURL   string
 	nearCapacity   func() bool // reports whether connections are scarce
 }
 
@@ -71,6 +74,8 @@ func newServer(st *store, log *logger, options serverOptions) (*server, error) {
 		processID:      rand.Text()[:13],
 		publicBodies:   newBodyLimiter(maxLargePublicBodies),
 		adminBodies:    newBodyLimiter(maxLargeAdminBodies),
+		google:         newGoogle(options.googleKeysURL, log),
+		apple:          newApple(options.appleKeysURL, log),
 	}
 	return s, nil
 }
@@ -124,8 +129,8 @@ func (s *server) toHandler(a access, handler step) http.Handler {
 }
 
 // middleware returns mux with everything that each request passes, from the outermost to the innermost.
-func (s *server) middleware(mux *http.ServeMux) http.Handler {
-	return s.withRequestInfo(s.withObservation(s.withRecovery(limitHeader(withJSONErrors(mux)))))
+func (s *server) middleware(mux *http.ServeMux, other otherMethod) http.Handler {
+	return s.withRequestInfo(s.withObservation(s.withRecovery(limitHeader(withJSONErrors(mux, other)))))
 }
 
 // exchange is the context of a request, with its state and its response in the same allocation.
@@ -230,9 +235,13 @@ func (w *responseRecorder) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+// otherMethod is given requests whose path has other methods than theirs, with Allow set. It reports whether it has
+// responded.
+type otherMethod func(w http.ResponseWriter, r *http.Request) bool
+
 // withJSONErrors replaces what ServeMux sends by itself, in plain text or HTML, by the JSON error of that status. A
 // redirect, which ServeMux sends for paths that are not clean, becomes a 404.
-func withJSONErrors(mux *http.ServeMux) http.Handler {
+func withJSONErrors(mux *http.ServeMux, other otherMethod) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		recorder := w.(*responseRecorder)
 		recorder.routing = true
@@ -243,7 +252,9 @@ func withJSONErrors(mux *http.ServeMux) http.Handler {
 		switch status {
 		case 0:
 		case http.StatusMethodNotAllowed:
-			writeErrorBody(w, r, status, errorBody{Error: "Method not allowed"})
+			if !other(w, r) {
+				writeErrorBody(w, r, status, errorBody{Error: "Method not allowed"})
+			}
 		default:
 			w.Header().Del("Location")
 			writeNotFound(w, r)
@@ -609,15 +620,20 @@ func writeTokens(w http.ResponseWriter, status int, apiKey string, tokensLeft in
 	return writeBody(w, status, append(body, "}\n"...))
 }
 
-// writeKey sends all of k but the key itself and its tenant, which the caller named.
-func writeKey(w http.ResponseWriter, k apiKey) error {
-	body := struct {
-		UserID     *string `json:"userId"`
-		Group      string  `json:"group"`
-		CreatedAt  string  `json:"createdAt"`
-		ExpiresAt  *string `json:"expiresAt"`
-		TokensLeft int64   `json:"tokensLeft"`
-	}{Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft}
+// keyBody is how responses show an API key, but for its tenant, which the caller named.
+type keyBody struct {
+	APIKey     string  `json:"apiKey,omitempty"` // unless the caller named it
+	UserID     *string `json:"userId"`
+	Group      string  `json:"group"`
+	CreatedAt  string  `json:"createdAt"`
+	ExpiresAt  *string `json:"expiresAt"`
+	TokensLeft int64   `json:"tokensLeft"`
+	RefillsAt  *string `json:"refillsAt,omitempty"` // if its group has a refill
+	Enabled    *bool   `json:"enabled,omitempty"`   // if it is false
+}
+
+func newKeyBody(k apiKey) keyBody {
+	body := keyBody{Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft}
 	if k.userID != "" {
 		body.UserID = &k.userID
 	}
@@ -625,7 +641,18 @@ func writeKey(w http.ResponseWriter, k apiKey) error {
 		at := formatTime(k.expiresAt)
 		body.ExpiresAt = &at
 	}
-	return writeJSON(w, http.StatusOK, body)
+	if !k.refillsAt.IsZero() {
+		at := formatTime(k.refillsAt)
+		body.RefillsAt = &at
+	}
+	if k.disabled {
+		body.Enabled = new(bool)
+	}
+	return body
+}
+
+func writeKey(w http.ResponseWriter, k apiKey) error {
+	return writeJSON(w, http.StatusOK, newKeyBody(k))
 }
 
 // setRateHeaders sets what is left of a rate limit, in the form of the IETF's draft
@@ -664,6 +691,11 @@ type forwardAuthDenial struct{ error }
 
 func (e forwardAuthDenial) Unwrap() error { return e.error }
 
+// signInDisabledError means that a tenant's config lacks what sign-in with a provider needs.
+type signInDisabledError struct{ provider string }
+
+func (e signInDisabledError) Error() string { return "Sign-in with " + e.provider + " is disabled" }
+
 var (
 	errNotFound      = errors.New("not found")
 	errLoginDisabled = errors.New("anonymous login is disabled")
@@ -680,12 +712,15 @@ var errorResponses = []struct {
 	{errInvalidCredential, http.StatusUnauthorized, "Unauthorized"},
 	{ErrNoKey, http.StatusUnauthorized, "Unauthorized"},
 	{ErrRevoked, http.StatusUnauthorized, "Unauthorized"},
+	{errInvalidIDToken, http.StatusUnauthorized, "Invalid ID token"},
+	{errNoKeySet, http.StatusServiceUnavailable, "Service unavailable"},
 	{errLoginDisabled, http.StatusForbidden, "Anonymous login is disabled"},
 	{errNotFound, http.StatusNotFound, "Not found"},
 	{ErrNoVersion, http.StatusNotFound, "Not found"},
 	{ErrNoHold, http.StatusNotFound, "Not found"},
 	{ErrTenantExists, http.StatusConflict, "Tenant already exists"},
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed"},
+	{ErrKeyDisabled, http.StatusForbidden, "API key is disabled"},
 	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled"},
 	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large"},
 	{errEncodedBody, http.StatusUnsupportedMediaType, "Content-Encoding is not supported: send the body as it is"},
@@ -750,6 +785,9 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 	if bad, ok := errors.AsType[badRequestError](err); ok {
 		return http.StatusBadRequest, errorBody{Error: bad.Error()}
 	}
+	if disabled, ok := errors.AsType[signInDisabledError](err); ok {
+		return http.StatusForbidden, errorBody{Error: disabled.Error()}
+	}
 	if bad, ok := errors.AsType[*decodeError](err); ok {
 		return http.StatusBadRequest, errorBody{Error: bad.Error()}
 	}
@@ -797,6 +835,8 @@ func (s *server) countRefusal(tenantID string, err error) {
 	case spent:
 		s.metrics.refusedCharge(tenantID, refusedBalance)
 	case errors.Is(err, ErrNoKey):
+		s.metrics.refusedCharge(tenantID, refusedKey)
+	case errors.Is(err, ErrKeyDisabled):
 		s.metrics.refusedCharge(tenantID, refusedKey)
 	case errors.Is(err, ErrGroupDisabled):
 		s.metrics.refusedCharge(tenantID, refusedGroup)

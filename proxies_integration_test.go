@@ -255,6 +255,39 @@ func TestIntegrationProxyIdentity(t *testing.T) {
 	})
 }
 
+// A browser's preflight passes without a key, without an identity and without a charge, and nothing else does.
+func TestIntegrationProxyPreflights(t *testing.T) {
+	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
+		m := start(s.address())
+		preflight := []string{"Origin: https://app.example.com", "Access-Control-Request-Method: POST"}
+		forged := []string{"X-User-Id: root", "X-Tokens-Left: 999", "X-Tenant-Id: evil", "X-User-Group: evil"}
+		for _, test := range []struct {
+			method  string
+			headers []string
+			passes  bool
+		}{
+			{"OPTIONS", preflight, true},
+			{"OPTIONS", slices.Concat(preflight, forged), true},
+			{"OPTIONS", preflight[:1], false},
+			{"OPTIONS", preflight[1:], false},
+			{"POST", preflight, false},
+			{"POST", slices.Concat(preflight, []string{"X-Forwarded-Method: OPTIONS"}), false},
+			{"OPTIONS", slices.Concat(preflight, []string{bearer(someKey)}), false},
+		} {
+			before := m.reached.Load()
+			got := m.do(t, test.method, "/some/path", "", test.headers...)
+			const nobody = `[] [] [] [] authorization="" cookie=0 body=0`
+			if test.passes && (got.status != 200 || got.body != nobody) || !test.passes && got.status != 401 {
+				t.Errorf("%s with %q: got %d %s", test.method, test.headers, got.status, got.body)
+			}
+			if reached := m.reached.Load() > before; reached != test.passes {
+				t.Errorf("%s with %q: reached is %t", test.method, test.headers, reached)
+			}
+		}
+	})
+}
+
 // Refusals are JSON errors, and nothing that is refused reaches the service.
 func TestIntegrationProxyRefusals(t *testing.T) {
 	s := newService(t, "REDIS_URL="+newRedis(t).url())
@@ -381,6 +414,7 @@ func wantBareCheck(t *testing.T, requests []*http.Request, key string) {
 			if got := strings.Join(values, ","); got != "gzip" && got != "Go-http-client/1.1" {
 				t.Errorf("the check has %s: %s", name, got)
 			}
+		case "Origin", "X-Forwarded-Method": // what tells a preflight, in nginx's recipe
 		case "Priority", "Dnt": // short ones that Caddy's recipe leaves
 		default:
 			t.Errorf("the check has %s", name)

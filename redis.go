@@ -482,3 +482,22 @@ func classify(err error) faultKind {
 var refusalPrefixes = []string{
 	"ERR max number of clients", "ERR The user executing the script", "ERR ACL failure in script",
 }
+
+// scan calls f with the names of the keys that match pattern, as SCAN returns them: each at least once, in steps in
+// which Redis looks at about count keys and which may take timeout.
+func (n *redisNode) scan(pattern string, count int, timeout time.Duration, f func(names []string) error) error {
+	for cursor := "0"; ; {
+		args := []any{cursor, "MATCH", pattern, "COUNT", count}
+		reply, err := redis.Values(n.doPooled(time.Now().Add(timeout), "SCAN", args, 0))
+		var names []string
+		if err == nil {
+			_, err = redis.Scan(reply, &cursor, &names)
+		}
+		if err == nil {
+			err = f(names)
+		}
+		if err != nil || cursor == "0" {
+			return err
+		}
+	}
+}

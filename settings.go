@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -25,7 +26,10 @@ type settings struct {
 	trustedProxies []netip.Prefix
 	maxConnections int64 // of clients
 	accessLog      bool
+	googleKeysURL  string        // of the keys that sign Google's ID tokens
+	appleKeysURL   string        // of the keys that sign Apple's
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
+	reindex        bool          // add the API keys of users to the index, and end
 	gateway        gatewayOptions
 	version        bool
 	health         bool
@@ -64,6 +68,8 @@ func (s *settings) options() []option {
 		{flag: "version", usage: "print the version and exit", set: into(&s.version, parseBool)},
 		{flag: "health", usage: "check that the tollgate that listens on -addr responds, and exit with 0 or 1",
 			set: into(&s.health, parseBool)},
+		{flag: "reindex", usage: "add the API keys of users that were created before there was an index to it, and exit",
+			set: into(&s.reindex, parseBool)},
 		{flag: "addr", env: "ADDR", value: "host:port", def: ":8080",
 			usage: "to listen on; if only PORT is set, :$PORT", set: into(&s.addr, parseAddress)},
 		{flag: "redis-url", env: "REDIS_URL", value: "URL", def: "redis://localhost:6379",
@@ -82,13 +88,17 @@ func (s *settings) options() []option {
 		{flag: "seed", env: "SEED", def: "true", usage: "create the tenant abc at start if it does not exist",
 			set: into(&s.seed, parseBool)},
 		{flag: "login-limit", env: "LOGIN_LIMIT", value: "number", def: "600",
-			usage: "of anonymous logins a minute of one client address; 0 for no limit",
+			usage: "of logins a minute of one client address; 0 for no limit",
 			set:   into(&s.loginLimit, parseInt(0, maxRateLimit))},
 		{flag: "trusted-proxies", env: "TRUSTED_PROXIES", value: "CIDRs",
 			usage: "of the proxies whose X-Forwarded-For counts, separated by commas",
 			set:   into(&s.trustedProxies, parsePrefixes)},
 		{flag: "max-connections", env: "MAX_CONNECTIONS", value: "number", def: "4096",
 			usage: "of clients' connections; more have to wait", set: into(&s.maxConnections, parseInt(1, 1_000_000))},
+		{flag: "google-keys-url", env: "GOOGLE_KEYS_URL", value: "URL", def: "https://www.googleapis.com/oauth2/v3/certs",
+			usage: "of the keys that sign Google's ID tokens", set: into(&s.googleKeysURL, parseHTTPURL)},
+		{flag: "apple-keys-url", env: "APPLE_KEYS_URL", value: "URL", def: "https://appleid.apple.com/auth/keys",
+			usage: "of the keys that sign Apple's ID tokens", set: into(&s.appleKeysURL, parseHTTPURL)},
 		{flag: "drain-timeout", env: "DRAIN_TIMEOUT", value: "duration", def: "10s",
 			usage: "for requests that still run when the process is stopped; then they are cut off",
 			set:   into(&s.drainTimeout, parseDuration(0, time.Hour))},
@@ -272,6 +282,15 @@ func parseAddress(value string) (string, error) {
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return "", fmt.Errorf("%q is not a port from 0 to 65535", port)
+	}
+	return value, nil
+}
+
+// parseHTTPURL does not quote the URL in its error: it may hold a password.
+func parseHTTPURL(value string) (string, error) {
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Fragment != "" {
+		return "", errors.New("is not an absolute http or https URL")
 	}
 	return value, nil
 }

@@ -43,6 +43,8 @@ func TestSettings(t *testing.T) {
 	proxies := func(s *settings) any { return s.trustedProxies }
 	connections := func(s *settings) any { return s.maxConnections }
 	accessLog := func(s *settings) any { return s.accessLog }
+	googleKeys := func(s *settings) any { return s.googleKeysURL }
+	appleKeys := func(s *settings) any { return s.appleKeysURL }
 	tests := []struct {
 		name string
 		env  env
@@ -75,6 +77,11 @@ func TestSettings(t *testing.T) {
 		{"proxies", env{"TRUSTED_PROXIES": "10.0.0.0/8, ::1/128"}, nil, proxies, "[10.0.0.0/8 ::1/128]"},
 		{"connections by default", nil, nil, connections, "4096"},
 		{"-max-connections", env{"MAX_CONNECTIONS": "7"}, []string{"-max-connections", "8"}, connections, "8"},
+		{"Google's keys by default", nil, nil, googleKeys, "https://www.googleapis.com/oauth2/v3/certs"},
+		{"Google's keys", env{"GOOGLE_KEYS_URL": "http://h/g"}, nil, googleKeys, "http://h/g"},
+		{"-google-keys-url", env{"GOOGLE_KEYS_URL": "http://h/g"}, []string{"-google-keys-url=http://i/g"}, googleKeys, "http://i/g"},
+		{"Apple's keys by default", nil, nil, appleKeys, "https://appleid.apple.com/auth/keys"},
+		{"Apple's keys", env{"APPLE_KEYS_URL": "http://h/a"}, nil, appleKeys, "http://h/a"},
 		{"no access log", nil, nil, accessLog, "false"},
 		{"access log", env{"ACCESS_LOG": "1"}, nil, accessLog, "true"},
 		{"-access-log", env{"ACCESS_LOG": "true"}, []string{"-access-log=false"}, accessLog, "false"},
@@ -118,6 +125,8 @@ func TestSettingErrors(t *testing.T) {
 		{"an address without its length", env{"TRUSTED_PROXIES": "10.0.0.1"}, nil, "TRUSTED_PROXIES"},
 		{"too many connections", env{"MAX_CONNECTIONS": "1000001"}, nil, "MAX_CONNECTIONS"},
 		{"no number", nil, []string{"-max-connections=many"}, "-max-connections"},
+		{"a relative URL", env{"GOOGLE_KEYS_URL": "/certs"}, nil, "GOOGLE_KEYS_URL: is not an absolute"},
+		{"another scheme", nil, []string{"-apple-keys-url=file:///hunter2"}, "-apple-keys-url: is not an absolute"},
 		{"no boolean", env{"ACCESS_LOG": "yes"}, nil, `ACCESS_LOG: "yes" is neither true nor false`},
 		{"no boolean in a flag", nil, []string{"-access-log=maybe"}, "-access-log"},
 		{"an admin token among the flags", nil, []string{"-admin-token=hunter2"}, "not defined: -admin-token"},

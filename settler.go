@@ -40,7 +40,7 @@ func (s *settler) drop() { s.metrics.gateway.holds.Add(-1) }
 // settle charges cost for h. If Redis does not respond, that is done later; ok is false then, and if h no longer
 // exists.
 func (s *settler) settle(h heldTokens, cost int64) (result settlement, ok bool) {
-	result, err := s.store.Settle(time.Now().Add(publicTimeout), h.tenant, h.key, h.id, cost)
+	result, err := s.store.SettleRotated(time.Now().Add(publicTimeout), h.tenant, h.key, h.id, cost)
 	if errors.Is(err, ErrUnavailable) {
 		s.settleLater(h, cost)
 		return result, false
@@ -58,7 +58,7 @@ func (s *settler) settleLater(h heldTokens, cost int64) {
 		pause := settlePause
 		for giveUp := time.Now().Add(settleTimeout); ; pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)
-			result, err := s.store.Settle(time.Now().Add(publicTimeout), h.tenant, h.key, h.id, cost)
+			result, err := s.store.SettleRotated(time.Now().Add(publicTimeout), h.tenant, h.key, h.id, cost)
 			if !errors.Is(err, ErrUnavailable) || time.Now().After(giveUp) || s.stopped.Load() {
 				s.settled(h, cost, result, err)
 				return

@@ -36,6 +36,8 @@ var (
 	ErrRevoked = errors.New("admin token was revoked")
 	// ErrGroupDisabled means that the tenant's config no longer has the group of the API key.
 	ErrGroupDisabled = errors.New("group is disabled")
+	// ErrKeyDisabled means that an admin has disabled the API key.
+	ErrKeyDisabled = errors.New("API key is disabled")
 	// ErrKeyReused means that the Idempotency-Key was used before with other parameters.
 	ErrKeyReused = errors.New("idempotency key was used with other parameters")
 	// ErrBalanceRange means that a change would have taken a balance below 0 or above maxAmount.
@@ -71,6 +73,8 @@ var (
 	chargeLua string
 	//go:embed lua/rate.lua
 	rateLua string
+	//go:embed lua/refill.lua
+	refillLua string
 	//go:embed lua/hold.lua
 	holdLua string
 	//go:embed lua/holds.lua
@@ -83,6 +87,16 @@ var (
 	keyLua string
 	//go:embed lua/revoke.lua
 	revokeLua string
+	//go:embed lua/rotate.lua
+	rotateLua string
+	//go:embed lua/signin.lua
+	signInLua string
+	//go:embed lua/user.lua
+	userLua string
+	//go:embed lua/close.lua
+	closeLua string
+	//go:embed lua/receive.lua
+	receiveLua string
 	//go:embed lua/config.lua
 	configLua string
 	//go:embed lua/load.lua
@@ -96,15 +110,26 @@ var (
 
 	// A script without the flag allow-oom is refused if Redis's memory is full. What needs no memory runs even then, so
 	// that charges go on.
-	chargeScript        = newScript("charge", "#!lua flags=allow-oom\nlocal measureRate\n"+chargeLua, writes)
-	growingChargeScript = newScript("growing charge", "#!lua\n"+rateLua+chargeLua, writes)
-	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+keyLua, writes)
-	lookScript          = newScript("look", "#!lua flags=allow-oom\n"+keyLua, 0)
-	growingKeyScript    = newScript("growing key", "#!lua\n"+keyLua, writes)
+	chargeScript = newScript("charge",
+		"#!lua flags=allow-oom\nlocal measureRate, refillBalance\n"+chargeLua, writes)
+	growingChargeScript = newScript("growing charge", "#!lua\nlocal refillBalance\n"+rateLua+chargeLua, writes)
+	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+refillLua+keyLua, writes)
+	growingKeyScript    = newScript("growing key", "#!lua\n"+refillLua+keyLua, writes)
 
-	holdScript    = newScript("hold", "#!lua\n"+rateLua+holdsLua+holdLua, writes)
+	// The same for tenants of which a group has a refill: others do not pay for it.
+	refillChargeScript = newScript("refill charge",
+		"#!lua flags=allow-oom\nlocal measureRate\n"+refillLua+chargeLua, writes)
+	growingRefillChargeScript = newScript("growing refill charge", "#!lua\n"+refillLua+rateLua+chargeLua, writes)
+
+	holdScript    = newScript("hold", "#!lua\n"+refillLua+rateLua+holdsLua+holdLua, writes)
 	settleScript  = newScript("settle", "#!lua flags=allow-oom\n"+holdsLua+settleLua, writes)
 	releaseScript = newScript("release", "#!lua flags=allow-oom\n"+holdsLua+releaseLua, writes)
+
+	rotateScript  = newScript("rotate", "#!lua\n"+holdsLua+rotateLua, writes)
+	signInScript  = newScript("signin", signInLua, writes)
+	userScript    = newScript("user", userLua, writes)
+	closeScript   = newScript("close", "#!lua\n"+holdsLua+closeLua, writes)
+	receiveScript = newScript("receive", "#!lua\n"+holdsLua+receiveLua, writes)
 
 	issueScript     = newScript("issue", issueLua, writes)
 	revokeScript    = newScript("revoke", revokeLua, writes)
@@ -143,6 +168,10 @@ func apiKeyRedisKey(key string) string    { return "apiKey:" + key }
 func rateRedisKey(key string) string      { return "{apiKey:" + key + "}:rate" }
 func holdsRedisKey(key string) string     { return "{apiKey:" + key + "}:holds" }
 func loginRedisKey(address string) string { return "login:" + address }
+func successorRedisKey(key string) string { return "{apiKey:" + key + "}:successor" }
+func userKeysRedisKey(tenantID, userID string) string {
+	return "userKeys:" + tenantID + ":" + userID
+}
 
 // recordRedisKey returns where an Idempotency-Key of an API key is remembered. It holds a digest of 16 bytes, not the
 // client's 255.

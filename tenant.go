@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/gofrs/uuid/v5"
 )
@@ -26,6 +29,9 @@ const (
 	maxGroupBytes    = 64 // of a group's name, which is sent with each charge
 	maxModelBytes    = 256
 	maxRateLimit     = 100_000
+
+	minRefillPeriod = 60                 // seconds
+	maxRefillPeriod = 366 * 24 * 60 * 60 // seconds
 )
 
 // seedConfig is the config of seedTenant, which is written at start if it does not exist.
@@ -125,34 +131,56 @@ type tenantConfig struct {
 	encoded  groupTable
 	warnings []string    // sentences on members that are probably misspelled
 	text     []*endpoint // of providers.text that the gateway may call, the default one first, then in the config's order
+
+	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
+	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
 }
 
 // userGroup is what the holders of a group's API keys get.
 type userGroup struct {
 	tokens int64      // the balance of a new key
 	limit  *rateLimit // nil: unlimited
+	refill *refill    // nil: none
+}
+
+// refill raises a balance that is lower to tokens, each time that many seconds have passed since the key was created.
+type refill struct{ tokens, seconds int64 }
+
+// next returns when a key is due that was created at one time and last found due at another, zero if it never was.
+func (r *refill) next(created, last time.Time) time.Time {
+	period := time.Duration(r.seconds) * time.Second
+	if last.Before(created) {
+		last = created
+	}
+	return created.Add((last.Sub(created)/period + 1) * period)
 }
 
 // rateLimit allows requests in any window of seconds.
 type rateLimit struct{ requests, seconds int64 }
 
 // groupTable is a config's groups as lua/charge.lua reads them: for each \255, its name, \254 and, if it has a rate
-// limit, the requests, a space and the seconds. The bytes 254 and 255 occur in no UTF-8, so in no group's name.
+// limit, the requests, a space and the seconds, and, if it has a refill, \253, the tokens, a space and the seconds. The
+// bytes 253, 254 and 255 occur in no UTF-8, so in no group's name.
 type groupTable struct {
-	all     string // all groups, complete up to maxSentGroups bytes
-	limited bool   // a group has a rate limit
-	groups  map[string]string
+	all      string // all groups, complete up to maxSentGroups bytes
+	limited  bool   // a group has a rate limit
+	refilled bool   // a group has a refill
+	groups   map[string]string
 }
 
 // maxSentGroups bounds the groups that each charge sends, since only Redis knows the group of its key. Beyond it a
 // charge sends one group, and is repeated if its key is in another.
 const maxSentGroups = 4 << 10
 
-func (g *groupTable) add(name string, limit *rateLimit) {
+func (g *groupTable) add(name string, group userGroup) {
 	one := "\xff" + name + "\xfe"
-	if limit != nil {
+	if limit := group.limit; limit != nil {
 		one = fmt.Sprintf("%s%d %d", one, limit.requests, limit.seconds)
 		g.limited = true
+	}
+	if refill := group.refill; refill != nil {
+		one = fmt.Sprintf("%s\xfd%d %d", one, refill.tokens, refill.seconds)
+		g.refilled = true
 	}
 	if g.groups == nil {
 		g.groups = make(map[string]string)
@@ -207,6 +235,8 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 		json:    response.Bytes(),
 		compact: response.Bytes()[start:end:end],
 		groups:  make(map[string]userGroup),
+
+		clientIDs: make(map[string][]string),
 	}
 	if c.compact[0] != '{' {
 		return nil, &configError{problems{"it must be an object"}}
@@ -291,10 +321,9 @@ func editDistance(a, b string) int {
 // rules returns the rules for a config, which read what tollgate uses into c.
 func (c *tenantConfig) rules() objectRules {
 	return objectRules{
-		"auth": mapOf(func(string) fieldRule {
-			return c.membersOf(objectRules{"api_key": anyString, "client_id": anyString, "client_secret": anyString})
-		}),
+		"auth":        mapOf(c.authRule),
 		"user_groups": mapOf(c.groupRule),
+		"cors":        c.membersOf(objectRules{"allowed_origins": c.readOrigins}),
 		"providers":   mapOf(c.providerRule),
 		"caching": c.membersOf(objectRules{
 			"enabled":           anyBool,
@@ -302,6 +331,22 @@ func (c *tenantConfig) rules() objectRules {
 			"transcription_ttl": anyCount,
 			"fee_percentage":    numberField(0, 100),
 		}),
+	}
+}
+
+// authRule returns the rule for one member of auth.
+func (c *tenantConfig) authRule(name string) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		add := func(wrong *problems, path string, value []byte) {
+			var id string
+			if stringField(&id)(wrong, path, value); id != "" {
+				c.clientIDs[name] = append(c.clientIDs[name], id)
+			}
+		}
+		c.readMembers(wrong, path, value, objectRules{
+			"api_key": anyString, "client_id": add, "client_secret": anyString,
+			"client_ids": func(wrong *problems, path string, value []byte) { readElements(wrong, path, value, add) },
+		})
 	}
 }
 
@@ -318,6 +363,7 @@ func (c *tenantConfig) groupRule(name string) fieldRule {
 			"tokens":            intField(&group.tokens, 0, maxAmount),
 			"rate_limit":        intField(&limit.requests, 0, maxRateLimit),
 			"rate_limit_window": intField(&limit.seconds, 1, maxAmount),
+			"refill":            c.refillField(&group.refill),
 		})
 		if seen["rate_limit"] {
 			if !seen["rate_limit_window"] {
@@ -326,7 +372,23 @@ func (c *tenantConfig) groupRule(name string) fieldRule {
 			group.limit = &limit
 		}
 		c.groups[name] = group
-		c.encoded.add(name, group.limit)
+		c.encoded.add(name, group)
+	}
+}
+
+// refillField returns the rule for a group's refill.
+func (c *tenantConfig) refillField(dst **refill) fieldRule {
+	return func(wrong *problems, path string, value []byte) {
+		*dst = new(refill)
+		seen := c.readMembers(wrong, path, value, objectRules{
+			"tokens": intField(&(*dst).tokens, 1, maxAmount),
+			"every":  secondsField(&(*dst).seconds, minRefillPeriod, maxRefillPeriod),
+		})
+		for _, name := range []string{"tokens", "every"} {
+			if value[0] == '{' && !seen[name] {
+				wrong.add(memberPath(path, name), "is missing")
+			}
+		}
 	}
 }
 
@@ -369,6 +431,74 @@ func (c *tenantConfig) providerRule(kind string) fieldRule {
 			}
 		}
 	}
+}
+
+// readOrigins is the rule for the origins that may call tollgate.
+func (c *tenantConfig) readOrigins(wrong *problems, path string, value []byte) {
+	c.origins = make([]string, 0, 1)
+	readElements(wrong, path, value, func(wrong *problems, path string, value []byte) {
+		var origin string
+		stringField(&origin)(new(problems), path, value)
+		normalized, ok := normalizeOrigin(origin)
+		if !ok {
+			wrong.add(path, "must be an origin such as https://app.example.com, or the only one *")
+			return
+		}
+		c.origins = append(c.origins, normalized)
+	})
+	if len(c.origins) > 1 && slices.Contains(c.origins, "*") {
+		wrong.add(path, "must have * as its only entry, or not at all")
+	}
+}
+
+// normalizeOrigin returns an origin as browsers spell it: in lower case and without the default port. ok is false if it
+// is not a scheme http or https, a host and perhaps a port, and nothing else; * is itself.
+func normalizeOrigin(origin string) (normalized string, ok bool) {
+	if origin == "*" {
+		return origin, true
+	}
+	origin = strings.ToLower(origin)
+	u, err := url.Parse(origin)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || origin != u.Scheme+"://"+u.Host {
+		return "", false
+	}
+	port := u.Port()
+	if !validHost(u.Hostname()) || strings.HasSuffix(u.Host, ":") || port != "" && !validPort(port) {
+		return "", false
+	}
+	if u.Scheme == "http" && port == "80" || u.Scheme == "https" && port == "443" {
+		return strings.TrimSuffix(origin, ":"+port), true
+	}
+	return origin, true
+}
+
+// validHost reports whether host is an IP address or a name in lower-case ASCII.
+func validHost(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	for i := range len(host) {
+		if !isWord(host[i]) && host[i] != '.' {
+			return false
+		}
+	}
+	return host != ""
+}
+
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
+
+// allowedOrigin returns the value of Access-Control-Allow-Origin for an origin, "" if it is not allowed.
+func (c *tenantConfig) allowedOrigin(origin string) string {
+	switch {
+	case slices.Contains(c.origins, "*"):
+		return "*"
+	case slices.Contains(c.origins, strings.ToLower(origin)):
+		return origin
+	}
+	return ""
 }
 
 // anyModel is the name in an endpoint's models that stands for every model.

@@ -2,7 +2,8 @@
 -- never creates a key, never changes a key's expiry and never takes a balance below 0.
 --
 -- The Go code puts a first line with flags for Redis before this file and rate.lua or, if the script must run in a Redis
--- whose memory is full, a measureRate that is nil. Then it refuses what needs memory.
+-- whose memory is full, a measureRate that is nil. Then it refuses what needs memory. Before that it puts refill.lua or, if
+-- no group of the tenant has a refill, a refillBalance that is nil.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua; omitted if no group has a rate limit and there is no KEYS[3]
@@ -12,7 +13,8 @@
 -- ARGV[3] tokens to take, a whole number from 0 to 2^53-1, or with '+' after it: these or, if fewer are left, those; 0
 --         takes nothing, but needs a balance of 1
 -- ARGV[4] the tenant's groups, each as \255 name \254 and, if it has a rate limit, the requests, a space, and the window in
---         seconds; the bytes 254 and 255 occur in no UTF-8, so in no group's name
+--         seconds, and, if it has a refill, \253, its tokens, a space, and the period in seconds; the bytes 253, 254 and 255
+--         occur in no UTF-8, so in no group's name
 -- ARGV[5] the only group that ARGV[4] has; '' or omitted if it has all
 -- ARGV[6] seconds for which KEYS[3] is remembered; omitted without KEYS[3]
 --
@@ -25,6 +27,7 @@
 --   limited   over the rate
 --   spent     fewer tokens are left than requested
 --   due       the same, but a hold has expired whose tokens must be returned first
+--   off       an admin has disabled the key
 --   group     the key's group is not ARGV[5]
 --   disabled  the tenant does not have the key's group
 --   full      it would need memory, and Redis has none
@@ -35,7 +38,7 @@ local function failed(result)
 	return type(result) == 'table' and result.err
 end
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId', 'generation')
+local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId', 'generation', 'enabled')
 if key[1] ~= ARGV[1] or (key[5] or '') ~= ARGV[2] then
 	return nil
 end
@@ -48,8 +51,16 @@ elseif key[4] and string.find(key[4], '\n', 1, true) then
 end
 -- No config has a group of more than 64 bytes: what was written straight to Redis is not sent to and fro.
 local identity = '\n' .. (key[4] or '') .. '\n' .. string.sub(group, 1, 64)
-if ARGV[5] and ARGV[5] ~= '' and ARGV[5] ~= group and #group <= 64 then
+if key[6] == '0' then
+	return 'off 0 ' .. left .. identity
+elseif ARGV[5] and ARGV[5] ~= '' and ARGV[5] ~= group and #group <= 64 then
 	return 'group 0 ' .. left .. identity
+end
+
+local _, found = string.find(ARGV[4], '\255' .. group .. '\254', 1, true)
+if found and refillBalance then
+	balance = refillBalance(balance, ARGV[4], found + 1)
+	left = string.format('%.0f', balance)
 end
 
 local tokens = tonumber(ARGV[3])
@@ -71,7 +82,6 @@ if KEYS[3] then
 	end
 end
 
-local _, found = string.find(ARGV[4], '\255' .. group .. '\254', 1, true)
 if not found then
 	return (outcome == 'replayed' and outcome or 'disabled') .. ' ' .. charged .. ' ' .. left .. identity
 end

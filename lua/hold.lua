@@ -1,5 +1,5 @@
 -- Atomically takes tokens out of an API key's balance and holds them until they are settled or a deadline passes. A
--- refused hold takes neither tokens nor rate. The Go code puts rate.lua and holds.lua before this file.
+-- refused hold takes neither tokens nor rate. The Go code puts rate.lua, holds.lua and refill.lua before this file.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua
@@ -21,12 +21,13 @@
 --   mismatch  KEYS[4] remembers another request
 --   limited   over the rate
 --   spent     fewer tokens are left than ARGV[4]
+--   off       an admin has disabled the key
 --   group     the key's group is not ARGV[8]
 --   disabled  the tenant does not have the key's group
 
 local call = redis.call
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId', 'generation', 'holdsDue')
+local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId', 'generation', 'holdsDue', 'enabled')
 if key[1] ~= ARGV[1] or (key[5] or '') ~= ARGV[2] then
 	return nil
 end
@@ -40,7 +41,9 @@ local function reply(outcome, held, left, deadline, id, rate)
 	return string.format('%s %.0f %.0f %.0f%s\n%s%s', outcome, held, left, deadline, rate or '', id, identity)
 end
 
-if ARGV[8] ~= '' and ARGV[8] ~= group and #group <= 64 then
+if key[7] == '0' then
+	return reply('off', 0, balance, 0, '')
+elseif ARGV[8] ~= '' and ARGV[8] ~= group and #group <= 64 then
 	return reply('group', 0, balance, 0, '')
 end
 if KEYS[4] then
@@ -66,6 +69,7 @@ if rate and isOverRate(rate) then
 	return reply('limited', 0, balance, 0, '', describeRate(rate))
 end
 balance = returnExpired(KEYS[3], key[6], balance, now)
+balance = refillBalance(balance, ARGV[7], found + 1)
 if balance < tonumber(ARGV[4]) or balance < 1 then
 	return reply('spent', 0, balance, 0, '', rate and describeRate(rate))
 end

@@ -58,7 +58,6 @@ elseif (ARGV[3] or '') ~= '' then
 		return 'mismatch'
 	end
 end
-
 if not ARGV[3] then
 	return 0
 end

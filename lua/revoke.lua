@@ -3,14 +3,22 @@
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate
 -- KEYS[3] {apiKey:<apiKey>}:holds
+-- KEYS[4] {apiKey:<apiKey>}:moves
+-- KEYS[5] {apiKey:<apiKey>}:successor, see user.lua
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
+-- ARGV[3] 'forget' if the user who has signed in is to be forgotten, too
 --
--- Returns 1, or 0 if the tenant has no such key.
+-- Returns {user ID or '', '1' if the user has signed in}, nil if the tenant has no such key.
 
-local key = redis.call('HMGET', KEYS[1], 'tenantId', 'generation')
+local call = redis.call
+
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'userId', 'signIn')
 if key[1] ~= ARGV[1] or (key[2] or '') ~= ARGV[2] then
-	return 0
+	return nil
 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-return 1
+if key[4] and ARGV[3] == 'forget' then -- stays until the sign-in has forgotten the user
+	call('SET', KEYS[5], 'forget')
+end
+call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+return {key[3] or '', key[4] or ''}

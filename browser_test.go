@@ -1,0 +1,185 @@
+//go:build integration
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// pageScript is what a page of another origin does with tollgate, and reports to its own server.
+const pageScript = `<!doctype html><script type="module">
+const report = {};
+const call = async (path, init) => {
+	try {
+		const response = await fetch(TOLLGATE + path, init);
+		const headers = {};
+		for (const name of ["RateLimit", "X-RateLimit-Remaining-Requests", "X-Request-Id", "WWW-Authenticate"]) {
+			headers[name] = response.headers.get(name);
+		}
+		return {status: response.status, body: await response.json(), headers};
+	} catch (error) {
+		return {error: String(error)};
+	}
+};
+report.login = await call("/auth/anonymous", {method: "POST"});
+const authorized = {"Authorization": "Bearer " + report.login.body?.apiKey, "Content-Type": "application/json"};
+report.charge = await call("/tokens/consume", {
+	method: "POST", headers: {...authorized, "Idempotency-Key": "a"}, body: JSON.stringify({tokens: 3}),
+});
+report.key = await call("/auth/key", {headers: authorized});
+report.refused = await call("/tokens/consume", {method: "POST", headers: {...authorized, "Authorization": "Bearer x"}});
+const streamed = await fetch(TOLLGATE + "/v1/chat/completions", {
+	method: "POST", headers: authorized, body: JSON.stringify({model: "m", stream: true, max_tokens: 3}),
+}).catch(error => ({error: String(error)}));
+if (streamed.error) {
+	report.stream = streamed;
+} else {
+	const parts = [];
+	for (const reader = streamed.body.pipeThrough(new TextDecoderStream()).getReader();;) {
+		const {done, value} = await reader.read();
+		if (done) break;
+		parts.push(value);
+	}
+	report.stream = {
+		status: streamed.status, headers: {"X-Request-Id": streamed.headers.get("X-Request-Id")},
+		body: {text: parts.join("")},
+	};
+}
+report.admin = await call("/admin/config", {headers: authorized});
+await fetch("/report", {method: "POST", body: JSON.stringify(report)});
+</script>`
+
+// fetched is what a page has got from a call.
+type fetched struct {
+	Status  int
+	Body    map[string]any
+	Headers map[string]*string
+	Error   string
+}
+
+// openPage opens a page that calls tollgate in a real browser, and returns what it reports. Before, it calls prepare with
+// the origin of the page.
+func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[string]fetched {
+	t.Helper()
+	reports := make(chan []byte, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/":
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			fmt.Fprint(w, strings.ReplaceAll(pageScript, "TOLLGATE", fmt.Sprintf("%q", tollgate)))
+		case "/report":
+			body, _ := io.ReadAll(r.Body)
+			reports <- body
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	origin := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
+	prepare(origin)
+	profile, err := os.MkdirTemp("", "tollgate-browser")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+		"--no-first-run", "--user-data-dir="+profile, "--remote-debugging-port=0", origin+"/")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a browser is many processes
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("pages are tested in a real browser (`make integration` installs it): %v", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
+	defer func() {
+		cancel()
+		<-ended
+		eventually(t, 30*time.Second, func() error { return os.RemoveAll(profile) }) // its last processes may still write
+	}()
+	select {
+	case body := <-reports:
+		var report map[string]fetched
+		if err := json.Unmarshal(body, &report); err != nil {
+			t.Fatalf("%s: %v", body, err)
+		}
+		return report
+	case <-ended:
+		t.Fatal("the browser ended without a report of the page")
+	}
+	return nil
+}
+
+// A page of an origin that the tenant allows logs in, charges, reads the headers and streams a completion; a page of
+// another origin can do nothing of that.
+func TestIntegrationBrowser(t *testing.T) {
+	s := newService(t)
+	tenant, p := newTenant(t, 10), newProvider(t)
+	allow := func(origin string) {
+		t.Helper()
+		s.putConfig(t, tenant, `{"cors":{"allowed_origins":["`+origin+`"]},"user_groups":{
+			"anonymous":{"tokens":1000,"rate_limit":5,"rate_limit_window":60}},
+			"providers":{"text":{"endpoints":{`+endpointJSON(p, "chat", chatPath, "")+`}}}}`).want(t, 200, "")
+	}
+	for name, prepare := range map[string]func(origin string){
+		"its origin is allowed": allow, "any origin is allowed": func(string) { allow("*") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			report := openPage(t, s.url+"/"+tenant, prepare)
+			for name, want := range map[string]int{"login": 200, "charge": 200, "key": 200, "refused": 401, "stream": 200} {
+				if got := report[name]; got.Status != want || got.Error != "" || got.Headers["X-Request-Id"] == nil {
+					t.Errorf("%s: got %+v", name, got)
+				}
+			}
+			charge := report["charge"]
+			if charge.Body["tokensLeft"] != 997.0 || report["key"].Body["tokensLeft"] != 997.0 ||
+				charge.Headers["RateLimit"] == nil || *charge.Headers["X-RateLimit-Remaining-Requests"] != "4" {
+				t.Errorf("got %+v and %+v", charge, report["key"])
+			}
+			if text, _ := report["stream"].Body["text"].(string); !strings.HasSuffix(text, "data: [DONE]\n\n") {
+				t.Errorf("the page has streamed %q", text)
+			}
+			if got := report["admin"]; got.Error == "" {
+				t.Errorf("a page can call an admin route: %+v", got)
+			}
+		})
+	}
+	t.Run("another origin is allowed", func(t *testing.T) {
+		report := openPage(t, s.url+"/"+tenant, func(string) { allow("http://localhost:1") })
+		if len(report) != 6 {
+			t.Errorf("got %+v", report)
+		}
+		for name, got := range report {
+			if got.Error == "" {
+				t.Errorf("%s: got %+v", name, got)
+			}
+		}
+	})
+}
+
+// The linter that most users of OpenAPI documents know finds nothing.
+func TestIntegrationOpenAPILint(t *testing.T) {
+	lint := exec.Command("npx", "--yes", "@redocly/cli@2.77.0", "lint", "--max-problems=20", "openapi.json")
+	lint.Env = append(os.Environ(), "REDOCLY_TELEMETRY=off", "REDOCLY_SUPPRESS_UPDATE_NOTICE=true")
+	out, err := lint.CombinedOutput()
+	if clean := "Your API description is valid"; err != nil || !strings.Contains(string(out), clean) ||
+		regexp.MustCompile(`(?i)you have \d+ warning`).Match(out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

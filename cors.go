@@ -1,0 +1,105 @@
+package main
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Cross-origin resource sharing (https://fetch.spec.whatwg.org/#http-cors-protocol) for the routes that a page in a
+// browser may call, if the tenant's config allows its origin.
+
+const preflightMaxAge = "600" // seconds for which a browser may remember what a preflight allowed
+
+var exposedHeaders = []string{"RateLimit, RateLimit-Policy, X-RateLimit-Limit-Requests, " +
+	"X-RateLimit-Remaining-Requests, Retry-After, Idempotent-Replayed, X-Request-Id, X-Tokens-Charged, " +
+	"X-Tokens-Left, X-Cache"}
+
+// forBrowsers returns the access of a route that pages of other origins may call.
+func (s *server) forBrowsers(a access) access {
+	return access{a.timeout, slices.Concat([]step{s.allowOrigin}, a.steps, []step{s.varyByOrigin})}
+}
+
+// allowOrigin is the first step of routes for browsers: it lets pages of the origins that the tenant allows read the
+// response, whatever it will be. It refuses nothing: that pages of other origins cannot read a response is up to
+// browsers.
+func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if len(r.Header["Origin"]) > 0 {
+		s.setOrigin(w.Header(), r, info, pathTenantID(r))
+	}
+	return nil
+}
+
+// varyByOrigin marks responses as dependent on the origin if the tenant allows any: those to requests without one, too.
+func (s *server) varyByOrigin(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	if t := info.tenant; t != nil && t.config != nil && t.config.origins != nil {
+		w.Header()["Vary"] = []string{"Origin"}
+	}
+	return nil
+}
+
+// setOrigin sets the headers that a response to r's origin has, and reports whether the tenant allows it. If the tenant
+// cannot be loaded there are none: a later step says why.
+func (s *server) setOrigin(h http.Header, r *http.Request, info *requestInfo, tenantID string) bool {
+	if !validTenantID(tenantID) {
+		return false
+	}
+	t, err := s.store.Tenant(info.deadline, tenantID)
+	if err != nil || t.config.origins == nil {
+		return false
+	}
+	h["Vary"] = []string{"Origin"}
+	origin := r.Header["Origin"]
+	if len(origin) != 1 {
+		return false
+	}
+	allowed := t.config.allowedOrigin(origin[0])
+	if allowed == "" {
+		return false
+	}
+	h["Access-Control-Allow-Origin"] = []string{allowed}
+	h["Access-Control-Expose-Headers"] = exposedHeaders
+	return true
+}
+
+// isPreflight reports whether a request with that method asks, for a browser, whether another may be sent.
+func isPreflight(r *http.Request, method string) bool {
+	asks := len(r.Header["Origin"]) > 0 && len(r.Header["Access-Control-Request-Method"]) > 0
+	return asks && method == http.MethodOptions
+}
+
+// corsForOtherMethods returns the function that ServeMux's response to a method that a path does not have is given to.
+// For the paths of the routes in browser it responds to preflights, which it reports, and lets pages read the 405 to
+// others.
+func (s *server) corsForOtherMethods(mux *http.ServeMux, browser map[string]bool) otherMethod {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		h, info := w.Header(), requestInfoFrom(r)
+		methods := h.Get("Allow")
+		routed := *r
+		routed.Method, _, _ = strings.Cut(methods, ",")
+		_, pattern := mux.Handler(&routed)
+		if !browser[pattern] || len(r.Header["Origin"]) == 0 {
+			return false
+		}
+		tenantID := defaultTenant
+		if strings.Contains(pattern, " /{tenantId}/") {
+			first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
+			tenantID, _ = url.PathUnescape(first)
+		}
+		info.deadline = info.start.Add(publicTimeout)
+		if !s.setOrigin(h, r, info, tenantID) || !isPreflight(r, r.Method) {
+			return false
+		}
+		for _, name := range []string{"Allow", "Content-Type", "X-Content-Type-Options", "Access-Control-Expose-Headers"} {
+			h.Del(name) // of the 405
+		}
+		h.Set("Access-Control-Allow-Methods", methods)
+		if asked := r.Header["Access-Control-Request-Headers"]; len(asked) > 0 {
+			h.Set("Access-Control-Allow-Headers", strings.Join(asked, ", "))
+		}
+		h.Set("Access-Control-Max-Age", preflightMaxAge)
+		w.WriteHeader(http.StatusNoContent)
+		return true
+	}
+}

@@ -1,0 +1,476 @@
+package main
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// testKeys are RSA keys that all tests share, since generating one takes long.
+var testKeys = sync.OnceValue(func() (keys [3]*rsa.PrivateKey) {
+	for i, bits := range []int{2048, 2048, 1024} {
+		var err error
+		if keys[i], err = rsa.GenerateKey(rand.Reader, bits); err != nil {
+			panic(err)
+		}
+	}
+	return keys
+})
+
+func base64URL(data []byte) string { return base64.RawURLEncoding.EncodeToString(data) }
+
+// jwk describes a key as a JSON Web Key with more members, such as `"use":"sig",`.
+func jwk(kid string, key *rsa.PublicKey, more string) string {
+	return fmt.Sprintf(`{"kty":"RSA","kid":%q,%s"n":%q,"e":%q}`, kid, more, base64URL(key.N.Bytes()),
+		base64URL(big.NewInt(int64(key.E)).Bytes()))
+}
+
+// keyServer serves a key set as Google does.
+type keyServer struct {
+	*httptest.Server
+	fetches atomic.Int64
+	mu      sync.Mutex
+	status  int    // guarded by mu, as the rest
+	body    string // the key set
+	caching string // Cache-Control
+	pause   chan struct{}
+}
+
+// newKeyServer serves the first of testKeys as k1, until the test ends.
+func newKeyServer(t testing.TB) *keyServer {
+	t.Helper()
+	s := &keyServer{status: 200, caching: "public, max-age=19213, must-revalidate"}
+	s.serve(jwk("k1", &testKeys()[0].PublicKey, `"use":"sig","alg":"RS256",`))
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s.fetches.Add(1)
+		s.mu.Lock()
+		status, body, caching, pause := s.status, s.body, s.caching, s.pause
+		s.mu.Unlock()
+		if pause != nil {
+			<-pause
+		}
+		w.Header().Set("Cache-Control", caching)
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// serve changes the keys.
+func (s *keyServer) serve(keys ...string) {
+	s.set(func() { s.body = `{"keys":[` + strings.Join(keys, ",") + `]}` })
+}
+
+func (s *keyServer) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+func (s *keyServer) wantFetches(t *testing.T, want int64) {
+	t.Helper()
+	if got := s.fetches.Load(); got != want {
+		t.Errorf("the keys were fetched %d times, want %d", got, want)
+	}
+}
+
+// claims are the payload of a valid token, with changes; a value of nil removes a claim.
+func claims(changes map[string]any) map[string]any {
+	now := time.Now().Unix()
+	all := map[string]any{
+		"iss": "https://accounts.google.com", "aud": "web-client", "azp": "web-client", "sub": "110169484474386276334",
+		"iat": now, "exp": now + 3600, "email": "a@example.com", "email_verified": true,
+	}
+	maps.Copy(all, changes)
+	maps.DeleteFunc(all, func(_ string, value any) bool { return value == nil })
+	return all
+}
+
+func toJSON(v any) string {
+	encoded, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(encoded)
+}
+
+const tokenHeader = `{"alg":"RS256","kid":"k1","typ":"JWT"}`
+
+// signToken signs a header and a payload as they are.
+func signToken(key *rsa.PrivateKey, header, payload string) string {
+	signed := base64URL([]byte(header)) + "." + base64URL([]byte(payload))
+	hash := sha256.Sum256([]byte(signed))
+	signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, hash[:])
+	if err != nil {
+		panic(err)
+	}
+	return signed + "." + base64URL(signature)
+}
+
+// idToken returns a valid token, with changes to its claims.
+func idToken(changes map[string]any) string {
+	return signToken(testKeys()[0], tokenHeader, toJSON(claims(changes)))
+}
+
+// hmacToken signs with the secret, as HS256 does.
+func hmacToken(secret []byte, header, payload string) string {
+	signed := base64URL([]byte(header)) + "." + base64URL([]byte(payload))
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte(signed))
+	return signed + "." + base64URL(mac.Sum(nil))
+}
+
+// ecToken signs with ES256.
+func ecToken(key *ecdsa.PrivateKey, header, payload string) string {
+	signed := base64URL([]byte(header)) + "." + base64URL([]byte(payload))
+	hash := sha256.Sum256([]byte(signed))
+	r, s, err := ecdsa.Sign(rand.Reader, key, hash[:])
+	if err != nil {
+		panic(err)
+	}
+	return signed + "." + base64URL(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
+}
+
+// testGoogle returns Google with the keys of a key server.
+func testGoogle(s *keyServer) (*identityProvider, *logBuffer) {
+	log := new(logBuffer)
+	return newGoogle(s.URL, newLogger(log)), log
+}
+
+func TestIDTokens(t *testing.T) {
+	google, _ := testGoogle(newKeyServer(t))
+	now := time.Now().Unix()
+	for _, test := range []struct {
+		name    string
+		token   string
+		subject string
+	}{
+		{"plain", idToken(nil), "110169484474386276334"},
+		{"the other issuer", idToken(map[string]any{"iss": "accounts.google.com"}), "110169484474386276334"},
+		{"another of our clients", idToken(map[string]any{"aud": "ios-client"}), "110169484474386276334"},
+		{"a list of audiences", idToken(map[string]any{"aud": []string{"ios-client", "web-client"}}), "110169484474386276334"},
+		{"times with decimals", idToken(map[string]any{"exp": float64(now) + 60.5}), "110169484474386276334"},
+		{"a clock that is a bit ahead", idToken(map[string]any{"iat": now + 30, "nbf": now + 30}), "110169484474386276334"},
+		{"Apple's form of a subject", idToken(map[string]any{"sub": "001234.0123abcd.0456"}), "001234.0123abcd.0456"},
+		{"no type", signToken(testKeys()[0], `{"alg":"RS256","kid":"k1"}`, toJSON(claims(nil))), "110169484474386276334"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			subject, err := google.verify(in(10*time.Second), test.token, []string{"web-client", "ios-client"})
+			if err != nil || subject != test.subject {
+				t.Errorf("got %q, %v", subject, err)
+			}
+		})
+	}
+}
+
+// badIDTokens returns tokens that fail one check each, with what the log says of it.
+func badIDTokens() []struct{ name, token, check string } {
+	good := testKeys()[0]
+	public := x509.MarshalPKCS1PublicKey(&good.PublicKey)
+	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "RSA PUBLIC KEY", Bytes: public})
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	now, payload := time.Now().Unix(), toJSON(claims(nil))
+	parts := strings.Split(idToken(nil), ".")
+	with := func(name string, value any) string { return idToken(map[string]any{name: value}) }
+	header := func(header string) string { return signToken(good, header, payload) }
+	const (
+		malformed = "its claims are malformed"
+		wrongHead = "its header is malformed"
+		notRS256  = "it is not signed with RS256"
+		signature = "the signature is wrong"
+		encoding  = "a part is not base64url"
+		unknown   = "its key is unknown"
+		threeOf   = "it does not have three parts"
+		audience  = "another audience"
+		subject   = "its subject is malformed"
+	)
+	return []struct{ name, token, check string }{
+		{"empty", "", threeOf},
+		{"two parts", parts[0] + "." + parts[1], threeOf},
+		{"four parts", idToken(nil) + ".x", threeOf},
+		{"five parts of an encrypted token", "a.b.c.d.e", threeOf},
+		{"huge", strings.Repeat("a", maxIDTokenBytes+1), "it is too long"},
+		{"huge claim", with("x", strings.Repeat("a", maxIDTokenBytes)), "it is too long"},
+		{"expired", with("exp", now-61), "it has expired"},
+		{"expired long ago", with("exp", 0), "it has expired"},
+		{"from the future", with("iat", now+120), "it was issued in the future"},
+		{"not yet valid", with("nbf", now+120), "it is not valid yet"},
+		{"no expiry", with("exp", nil), malformed},
+		{"expiry as text", with("exp", fmt.Sprint(now+3600)), malformed},
+		{"expiry beyond all years", with("exp", 1e300), malformed},
+		{"negative expiry", with("exp", -1), malformed},
+		{"no time of issue", with("iat", nil), malformed},
+		{"another audience", with("aud", "other-client"), audience},
+		{"an audience in another case", with("aud", "Web-Client"), audience},
+		{"an audience beside ours", with("aud", []string{"web-client", "other-client"}), audience},
+		{"no audience in the list", with("aud", []string{}), audience},
+		{"a list in the list", with("aud", []any{[]string{"web-client"}}), malformed},
+		{"no audience", with("aud", nil), malformed},
+		{"only azp is ours", idToken(map[string]any{"aud": "other-client", "azp": "web-client"}), audience},
+		{"another issuer", with("iss", "https://accounts.example.com"), "another issuer"},
+		{"Apple as issuer", with("iss", "https://appleid.apple.com"), "another issuer"},
+		{"an issuer with a slash", with("iss", "https://accounts.google.com/"), "another issuer"},
+		{"no issuer", with("iss", nil), malformed},
+		{"no subject", with("sub", nil), malformed},
+		{"empty subject", with("sub", ""), subject},
+		{"subject as number", with("sub", 110169484474386276), malformed},
+		{"subject with a line break", with("sub", "1\n2"), subject},
+		{"subject with a hash tag", with("sub", "{apiKey:x}"), subject},
+		{"long subject", with("sub", strings.Repeat("1", maxSubjectBytes+1)), subject},
+		{"alg none", base64URL([]byte(`{"alg":"none","kid":"k1"}`)) + "." + parts[1] + ".", notRS256},
+		{"alg None", base64URL([]byte(`{"alg":"None","kid":"k1"}`)) + "." + parts[1] + "." + parts[2], notRS256},
+		{"no signature", parts[0] + "." + parts[1] + ".", signature},
+		{"HS256 with the public key", hmacToken(public, `{"alg":"HS256","kid":"k1"}`, payload), notRS256},
+		{"HS256 with the public key as PEM", hmacToken(publicPEM, `{"alg":"HS256","kid":"k1"}`, payload), notRS256},
+		{"HS256 that calls itself RS256", hmacToken(publicPEM, tokenHeader, payload), signature},
+		{"ES256", ecToken(ec, `{"alg":"ES256","kid":"ec"}`, payload), notRS256},
+		{"an EC key for RS256", ecToken(ec, `{"alg":"RS256","kid":"ec"}`, payload), unknown},
+		{"RS512", header(`{"alg":"RS512","kid":"k1"}`), notRS256},
+		{"PS256", header(`{"alg":"PS256","kid":"k1"}`), notRS256},
+		{"rs256", header(`{"alg":"rs256","kid":"k1"}`), notRS256},
+		{"no algorithm", header(`{"kid":"k1"}`), notRS256},
+		{"the algorithm under another name", header(`{"ALG":"RS256","kid":"k1"}`), notRS256},
+		{"another key", signToken(testKeys()[1], tokenHeader, payload), signature},
+		{"another key with its own ID", signToken(testKeys()[1], `{"alg":"RS256","kid":"k9"}`, payload), unknown},
+		{"another key of the set", signToken(testKeys()[0], `{"alg":"RS256","kid":"k2"}`, payload), signature},
+		{"a key ID that two keys have", header(`{"alg":"RS256","kid":"twice"}`), unknown},
+		{"a weak key", signToken(testKeys()[2], `{"alg":"RS256","kid":"weak"}`, payload), unknown},
+		{"a key for encryption", header(`{"alg":"RS256","kid":"enc"}`), unknown},
+		{"a key for another algorithm", header(`{"alg":"RS256","kid":"rs512"}`), unknown},
+		{"its own key", signToken(testKeys()[1], `{"alg":"RS256","kid":"k9","jwk":`+jwk("k9", &testKeys()[1].PublicKey, "")+`}`,
+			payload), unknown},
+		{"no key ID", header(`{"alg":"RS256"}`), "it does not name its key"},
+		{"an empty key ID", header(`{"alg":"RS256","kid":""}`), "it does not name its key"},
+		{"a key ID that is a path", header(`{"alg":"RS256","kid":"../../k1"}`), unknown},
+		{"critical extension", header(`{"alg":"RS256","kid":"k1","crit":["b64"],"b64":false}`), "it has a critical extension"},
+		{"an access token", header(`{"alg":"RS256","kid":"k1","typ":"at+jwt"}`), "it is another type of token"},
+		{"doubled algorithm", header(`{"alg":"none","alg":"RS256","kid":"k1"}`), wrongHead},
+		{"doubled claim", signToken(good, tokenHeader, strings.Replace(payload, `{`, `{"aud":"other-client",`, 1)), malformed},
+		{"doubled claim that we do not read", signToken(good, tokenHeader, strings.Replace(payload, `{`, `{"email":"b",`, 1)),
+			malformed},
+		{"claims that are no object", signToken(good, tokenHeader, `["iss"]`), malformed},
+		{"claims that are no JSON", signToken(good, tokenHeader, payload+"x"), malformed},
+		{"claims that are no UTF-8", signToken(good, tokenHeader, strings.Replace(payload, "a@", "\xff@", 1)), malformed},
+		{"a header that is no JSON", header(`{"alg":"RS256","kid":"k1"} {}`), wrongHead},
+		{"padding", parts[0] + "." + parts[1] + "." + parts[2] + "==", encoding},
+		{"a line break", parts[0] + "." + parts[1] + "." + parts[2][:10] + "\n" + parts[2][10:], encoding},
+		{"base64 that is not base64url", parts[0] + "." + parts[1] + "." + "+/" + parts[2][2:], encoding},
+		{"a signature spelled differently", parts[0] + "." + parts[1] + "." + respell(parts[2]), encoding},
+		{"a space", " " + idToken(nil), encoding},
+		{"Bearer", "Bearer " + idToken(nil), encoding},
+		{"claims of another token", parts[0] + "." + base64URL([]byte(toJSON(claims(map[string]any{"sub": "1"})))) + "." + parts[2],
+			signature},
+	}
+}
+
+// respell changes the last character of base64url of 256 bytes so that only bits that count for nothing differ.
+func respell(encoded string) string {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	last := strings.IndexByte(alphabet, encoded[len(encoded)-1])
+	return encoded[:len(encoded)-1] + string(alphabet[last^1])
+}
+
+func TestBadIDTokens(t *testing.T) {
+	server := newKeyServer(t)
+	first, second := &testKeys()[0].PublicKey, &testKeys()[1].PublicKey
+	server.serve(
+		jwk("k1", first, ""), jwk("k2", second, ""), jwk("twice", first, ""), jwk("twice", second, ""),
+		jwk("weak", &testKeys()[2].PublicKey, ""), jwk("enc", first, `"use":"enc",`), jwk("rs512", first, `"alg":"RS512",`),
+		`{"kty":"EC","kid":"ec","crv":"P-256","x":"AA","y":"AA"}`, `{"kty":"oct","kid":"k1","k":"c2VjcmV0"}`,
+		`{"kty":"RSA","kid":"k1","n":"!","e":"AQAB"}`, `7`, `{}`,
+	)
+	google, _ := testGoogle(server)
+	seen := make(map[string]bool)
+	for _, test := range badIDTokens() {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := google.verify(in(10*time.Second), test.token, []string{"web-client", "ios-client"})
+			if !errors.Is(err, errInvalidIDToken) || err.Error() != "invalid ID token: "+test.check {
+				t.Errorf("got %v, want %s", err, test.check)
+			}
+		})
+		seen[test.check] = true
+	}
+	if len(seen) < 15 {
+		t.Errorf("only %d checks have failed", len(seen))
+	}
+	// The same server and keys do verify a good token.
+	if _, err := google.verify(in(10*time.Second), idToken(nil), []string{"web-client"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A wanted key is one that key returns; any other error fails the test.
+func wantKey(t *testing.T, keys *keySet, kid string, want error) {
+	t.Helper()
+	if _, err := keys.key(in(10*time.Second), kid); !errors.Is(err, want) || want == nil && err != nil {
+		t.Errorf("key %s: %v, want %v", kid, err, want)
+	}
+}
+
+// expire makes the cached keys old.
+func (s *keySet) expire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freshUntil, s.failedAt = time.Time{}, time.Time{}
+}
+
+func TestKeySetCache(t *testing.T) {
+	server := newKeyServer(t)
+	google, log := testGoogle(server)
+	keys := google.keys
+
+	t.Run("many requests, one fetch", func(t *testing.T) {
+		pause := make(chan struct{})
+		server.set(func() { server.pause = pause })
+		var requests sync.WaitGroup
+		for range 50 {
+			requests.Go(func() { wantKey(t, keys, "k1", nil) })
+		}
+		eventually(t, 10*time.Second, func() error {
+			if server.fetches.Load() == 0 {
+				return errors.New("nobody fetches the keys")
+			}
+			return nil
+		})
+		server.set(func() { server.pause = nil })
+		close(pause)
+		requests.Wait()
+		server.wantFetches(t, 1)
+	})
+	t.Run("an unknown key causes one fetch a minute", func(t *testing.T) {
+		for range 5 {
+			wantKey(t, keys, "k2", errInvalidIDToken)
+		}
+		server.wantFetches(t, 2)
+		keys.mu.Lock()
+		keys.unknownAt = keys.unknownAt.Add(-unknownKeyInterval)
+		keys.mu.Unlock()
+		server.serve(jwk("k2", &testKeys()[1].PublicKey, ""))
+		wantKey(t, keys, "k2", nil)
+		server.wantFetches(t, 3)
+		wantKey(t, keys, "k1", errInvalidIDToken) // the provider has withdrawn it
+		server.wantFetches(t, 3)
+	})
+	t.Run("stale keys serve while the provider is down", func(t *testing.T) {
+		for _, broken := range []func(){
+			func() { server.status = 500 },
+			func() { server.status, server.body = 200, `{"keys":[]}` },
+			func() { server.body = "<html>" },
+			func() { server.body = `{"keys":[` + strings.Repeat(" ", maxKeySetBytes) + `]}` },
+		} {
+			server.set(broken)
+			keys.expire()
+			before := server.fetches.Load()
+			for range 3 {
+				wantKey(t, keys, "k2", nil)
+			}
+			server.wantFetches(t, before+1)
+			wantKey(t, keys, "k9", errInvalidIDToken)
+		}
+		server.serve(jwk("k1", &testKeys()[0].PublicKey, ""))
+		keys.expire()
+		wantKey(t, keys, "k1", nil)
+		wantKey(t, keys, "k2", errInvalidIDToken)
+		if n := log.count("[WARN] The keys of Google cannot be fetched: "); n == 0 {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+	t.Run("a provider that hangs delays a stale key a little", func(t *testing.T) {
+		pause := make(chan struct{})
+		defer close(pause)
+		server.set(func() { server.pause = pause })
+		keys.expire()
+		began := time.Now()
+		wantKey(t, keys, "k1", nil)
+		wantKey(t, keys, "k1", nil)
+		if took := time.Since(began); took > keyFetchTimeout/2 {
+			t.Errorf("it took %s", took)
+		}
+		if _, err := keys.key(in(10*time.Millisecond), "k9"); !errors.Is(err, errNoKeySet) {
+			t.Errorf("an unknown key: %v", err)
+		}
+	})
+}
+
+func TestNoKeySet(t *testing.T) {
+	server := newKeyServer(t)
+	server.set(func() { server.status = 404 })
+	google, log := testGoogle(server)
+	for range 3 {
+		wantKey(t, google.keys, "k1", errNoKeySet)
+	}
+	server.wantFetches(t, 1)
+	if log.count("[WARN]") != 1 || log.count("the response is 404 Not Found") != 1 {
+		t.Errorf("log:\n%s", log)
+	}
+	server.set(func() { server.status = 302 })
+	google.keys.expire()
+	wantKey(t, google.keys, "k1", errNoKeySet)
+	server.set(func() { server.status = 200 })
+	google.keys.expire()
+	wantKey(t, google.keys, "k1", nil)
+}
+
+func TestKeySetAge(t *testing.T) {
+	for _, test := range []struct {
+		name, caching, age string
+		want               time.Duration
+	}{
+		{"Google's", "public, max-age=19213, must-revalidate, no-transform", "213", 19000 * time.Second},
+		{"none", "", "", minKeySetAge},
+		{"short", "max-age=1", "", minKeySetAge},
+		{"long", "max-age=31536000", "", maxKeySetAge},
+		{"beyond all numbers", "max-age=99999999999999999999", "", maxKeySetAge},
+		{"negative", "max-age=-5", "", minKeySetAge},
+		{"not a number", "max-age=soon", "", minKeySetAge},
+		{"no-store", "no-store, max-age=3600", "", minKeySetAge},
+		{"quoted", `Max-Age="3600"`, "", time.Hour},
+		{"older than it may be", "max-age=600", "700", minKeySetAge},
+	} {
+		h := http.Header{"Cache-Control": {test.caching}}
+		if test.age != "" {
+			h.Set("Age", test.age)
+		}
+		if got := keySetAge(h); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+}
+
+// Whatever a token says, verify does not panic, and accepts none that it has not seen signed.
+func FuzzIDToken(f *testing.F) {
+	google, _ := testGoogle(newKeyServer(f))
+	f.Add(idToken(nil))
+	for _, bad := range badIDTokens() {
+		f.Add(bad.token)
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		subject, err := google.verify(in(10*time.Second), token, []string{"web-client", "ios-client"})
+		if (err == nil) == (subject == "") || err != nil && !errors.Is(err, errInvalidIDToken) && !errors.Is(err, errNoKeySet) {
+			t.Errorf("got %q, %v", subject, err)
+		}
+	})
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+const refillConfig = `{"user_groups":{"anonymous":{"tokens":10,"refill":{"tokens":100,"every":3600}},
+	"plain":{"tokens":10},"limited":{"tokens":10,"rate_limit":100,"rate_limit_window":60,"refill":{"tokens":100,"every":3600}}}}`
+
+// age makes a key that much older than it is.
+func age(t *testing.T, key string, by time.Duration) (createdAt time.Time) {
+	t.Helper()
+	name := "apiKey:" + key
+	createdAt, err := time.Parse(timeLayout, testRedis.string(t, "HGET", name, "createdAt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	createdAt = createdAt.Add(-by)
+	testRedis.do(t, "HSET", name, "createdAt", createdAt.Format(timeLayout))
+	return createdAt
+}
+
+// wantRefillsAt checks when a key says that it is refilled next.
+func (got reply) wantRefillsAt(t *testing.T, want time.Time) {
+	t.Helper()
+	if at := got.text(t, "refillsAt"); at != want.Format(timeLayout) {
+		t.Errorf("refillsAt is %s, want %s", at, want.Format(timeLayout))
+	}
+}
+
+// Whichever step finds a refill due does it.
+func TestRefill(t *testing.T) {
+	s := newService(t)
+	id := testRedis.newTenant(t, refillConfig)
+	many := make([]string, 300)
+	for i := range many {
+		many[i] = fmt.Sprintf(`"group %d":{"refill":{"tokens":1,"every":60}}`, i)
+	}
+	crowded := testRedis.newTenant(t, strings.TrimSuffix(refillConfig, "}}")+","+strings.Join(many, ",")+"}}")
+	for _, test := range []struct {
+		name, method, path, body string
+		left                     int
+	}{
+		{"a look", "GET", "/auth/key", "", 100},
+		{"an admin's look", "GET", "/admin/keys/KEY", "", 100},
+		{"a charge", "POST", "/tokens/consume", `{"tokens":30}`, 70},
+		{"a charge of up to", "POST", "/tokens/consume", `{"tokens":300,"upTo":true}`, 0},
+		{"a charge that is refused", "POST", "/tokens/consume", `{"tokens":101}`, 100},
+		{"a check", "GET", "/auth/verify?tokens=1", "", 99},
+		{"a hold", "POST", "/tokens/holds", `{"tokens":40}`, 60},
+		{"a hold that is refused", "POST", "/tokens/holds", `{"tokens":101}`, 100},
+		{"an admin's change", "PATCH", "/admin/keys/KEY", `{"addTokens":5}`, 105},
+		{"an admin's balance", "PATCH", "/admin/keys/KEY", `{"tokens":5}`, 5},
+	} {
+		for _, tenant := range []string{id, crowded} {
+			for _, group := range []string{"anonymous", "limited"} {
+				t.Run(test.name+" in the group "+group, func(t *testing.T) {
+					key := s.issue(t, tenant, `"userId":"u","group":"`+group+`"`)
+					send := func() {
+						token := key
+						if strings.HasPrefix(test.path, "/admin/") {
+							token = testAdminToken
+						}
+						s.do(t, test.method, "/"+tenant+strings.Replace(test.path, "KEY", key, 1), test.body, bearer(token))
+					}
+					testRedis.do(t, "HSET", "apiKey:"+key, "tokensLeft", 0)
+					created := age(t, key, 59*time.Minute)
+					s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key)).wantRefillsAt(t, created.Add(time.Hour))
+					if left := tokensLeft(t, key); left != 0 {
+						t.Fatalf("%d tokens are left before it is due", left)
+					}
+					created = age(t, key, 2*time.Hour)
+					send()
+					if left := tokensLeft(t, key); left != test.left {
+						t.Errorf("%d tokens are left, want %d", left, test.left)
+					}
+					testRedis.do(t, "HSET", "apiKey:"+key, "tokensLeft", 1)
+					got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
+					if left := got.field(t, "tokensLeft"); left != 1.0 {
+						t.Errorf("%v tokens are left: it was refilled twice", left)
+					}
+					got.wantRefillsAt(t, created.Add(3*time.Hour))
+				})
+			}
+		}
+	}
+}
+
+func TestRefillRules(t *testing.T) {
+	s := newService(t)
+	id := testRedis.newTenant(t, refillConfig)
+	show := func(t *testing.T, key string) reply {
+		t.Helper()
+		got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+		got.want(t, 200, "")
+		return got
+	}
+	t.Run("a balance that is higher stays", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":500`)
+		age(t, key, 90*time.Minute)
+		s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":499}`)
+		s.consume(t, id, key, `{"tokens":450}`).want(t, 200, `{"tokensLeft":49}`) // the refill of this hour is over
+	})
+	t.Run("a group without has none", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"plain"`)
+		age(t, key, 90*time.Minute)
+		if got := show(t, key); strings.Contains(got.body, "refill") || got.field(t, "tokensLeft") != 10.0 {
+			t.Errorf("got %s", got.body)
+		}
+		got := s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"limited"}`)
+		if got.field(t, "tokensLeft") != 100.0 || got.text(t, "refillsAt") == "" {
+			t.Errorf("in a group with a refill: got %s", got.body)
+		}
+		if n := testRedis.int(t, "HEXISTS", "apiKey:"+key, "refilledAt"); n != 1 {
+			t.Error("it is not remembered")
+		}
+	})
+	t.Run("open holds are part of the balance", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":80`)
+		hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":70}`, bearer(key)).text(t, "holdId")
+		age(t, key, 90*time.Minute)
+		if got := show(t, key); got.field(t, "tokensLeft") != 30.0 {
+			t.Errorf("got %s, want 30 tokens", got.body)
+		}
+		s.do(t, "DELETE", "/"+id+"/tokens/holds/"+hold, "", bearer(key)).want(t, 204, "")
+		if left := tokensLeft(t, key); left != 100 {
+			t.Errorf("%d tokens are left, want 100", left)
+		}
+	})
+	t.Run("a replay shows what it showed", func(t *testing.T) {
+		key := s.issue(t, id, `"userId":"u","group":"anonymous"`)
+		path := "/" + id + "/admin/keys/" + key
+		first := s.admin(t, "PATCH", path, `{"addTokens":1}`, retryKey+"1")
+		s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":10}`)
+		s.admin(t, "PATCH", path, `{"addTokens":1}`, retryKey+"1").want(t, 200, strings.TrimSpace(first.body))
+	})
+	t.Run("times of any form", func(t *testing.T) {
+		for _, created := range []string{
+			"2024-02-29T23:59:59.999Z", "2000-03-01T00:00:00Z", "1999-12-31T23:00:00.5+05:30", "2026-01-01T00:00:00.000-08:00",
+			"1970-01-01T00:00:00.000Z",
+		} {
+			key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":0`)
+			testRedis.do(t, "HSET", "apiKey:"+key, "createdAt", created)
+			at, err := time.Parse(time.RFC3339, created)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := time.Now()
+			got := show(t, key)
+			got.wantRefillsAt(t, at.UTC().Add((now.Sub(at)/time.Hour+1)*time.Hour))
+			// Redis agrees on when the period began: a refill at its very beginning is the last one, before it is due again.
+			begin := at.Add(now.Sub(at) / time.Hour * time.Hour).UnixMilli()
+			for offset, want := range map[int64]float64{0: 0, -1: 100} {
+				testRedis.do(t, "HSET", "apiKey:"+key, "tokensLeft", 0, "refilledAt", begin+offset)
+				if got := show(t, key); got.field(t, "tokensLeft") != want {
+					t.Errorf("created %s, refilled at the beginning %+d ms: got %s, want %v", created, offset, got.body, want)
+				}
+			}
+		}
+	})
+	t.Run("its group is gone", func(t *testing.T) {
+		tenant := testRedis.newTenant(t, refillConfig)
+		key := s.issue(t, tenant, `"userId":"u","group":"limited"`)
+		age(t, key, 90*time.Minute)
+		s.putConfig(t, tenant, `{"user_groups":{"anonymous":{"refill":{"tokens":1,"every":60}}}}`).want(t, 200, "")
+		if got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key)); got.field(t, "tokensLeft") != 10.0 {
+			t.Errorf("got %s", got.body)
+		}
+		s.consume(t, tenant, key, "").wantError(t, 403, "Group is disabled")
+	})
+}
+
+// However many requests find a refill due, it is done once.
+func TestRacingRefills(t *testing.T) {
+	services, id := newServices(t), testRedis.newTenant(t, refillConfig)
+	key := services[0].issue(t, id, `"userId":"u","group":"anonymous","tokens":7`)
+	age(t, key, 90*time.Minute)
+	all := load{
+		services: services, clients: 32, requests: 10, statuses: []int{200, 402},
+		request: func(int, int) request { return consumeRequest(id, key, 3) },
+	}.run(t)
+	if charged, left := all.of("", 200).sum(), tokensLeft(t, key); charged != 99 || left != 1 {
+		t.Errorf("%d were charged and %d are left of 100", charged, left)
+	}
+}
+
+func TestRefillConfig(t *testing.T) {
+	for refill, problem := range map[string]string{
+		`{"tokens":1,"every":60}`:                "",
+		`{"tokens":9007199254740991,"every":60}`: "",
+		`{"tokens":1,"every":31622400}`:          "",
+		`{"tokens":0,"every":60}`:                ".tokens must be a whole number ≥ 1",
+		`{"tokens":1,"every":59}`:                ".every must be a whole number of seconds from 60 to 31622400",
+		`{"tokens":1,"every":31622401}`:          ".every must be a whole number of seconds from 60 to 31622400",
+		`{"tokens":1}`:                           ".every is missing",
+		`{"every":60}`:                           ".tokens is missing",
+		`7`:                                      " must be an object",
+	} {
+		_, err := parseConfig([]byte(`{"user_groups":{"g":{"refill":` + refill + `}}}`))
+		got := ""
+		if err != nil {
+			got = strings.TrimPrefix(err.Error(), "Invalid config: user_groups.g.refill")
+		}
+		if got != problem {
+			t.Errorf("%s: got %q, want %q", refill, got, problem)
+		}
+	}
+}

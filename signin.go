@@ -1,0 +1,84 @@
+package main
+
+import (
+	"errors"
+	"net/http"
+	"net/netip"
+)
+
+// signIn returns the handler that signs in a user for whom the provider vouches.
+func (s *server) signIn(p *identityProvider) step {
+	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+		who, visitor, err := s.readSignIn(r, info, p)
+		if err != nil {
+			return err
+		}
+		k, created, err := s.store.SignIn(info.deadline, who, visitor)
+		if err != nil {
+			return err
+		}
+		if created {
+			s.metrics.keyIssued(info.tenantID, k.group)
+		}
+		return writeJSON(w, http.StatusOK, struct {
+			APIKey     string `json:"apiKey"`
+			UserID     string `json:"userId"`
+			TokensLeft int64  `json:"tokensLeft"`
+		}{k.key, k.userID, k.tokensLeft})
+	}
+}
+
+// readSignIn returns who signs in, and the temp_ key that is sent along, if there is one.
+func (s *server) readSignIn(r *http.Request, info *requestInfo, p *identityProvider) (who signInIdentity,
+	visitor string, err error) {
+	config := info.tenant.config
+	clientIDs := config.clientIDs[p.config]
+	group, ok := config.groups[p.group]
+	if !ok || len(clientIDs) == 0 {
+		return who, "", signInDisabledError{p.title}
+	}
+	if err := s.limitLogins(r, info); err != nil {
+		return who, "", err
+	}
+	var token string
+	if err := decodeObject(info.body, objectRules{"idToken": stringField(&token)}, "idToken"); err != nil {
+		return who, "", err
+	}
+	subject, err := p.verify(info.deadline.Add(-publicTimeout), token, clientIDs) // the store needs the rest
+	if err != nil {
+		if errors.Is(err, errInvalidIDToken) {
+			s.log.warnf("Sign-in with %s, tenant %s: %v", p.title, info.tenantID, err)
+		}
+		return who, "", err
+	}
+	if sent, err := bearerToken(r); err == nil && validCredential(sent, anonymousKeyPrefix) {
+		visitor = sent
+	}
+	return signInIdentity{info.tenant, p.name + ":" + subject, p.group, group.tokens}, visitor, nil
+}
+
+// limitLogins counts a login of the client's address.
+func (s *server) limitLogins(r *http.Request, info *requestInfo) error {
+	if s.loginLimit == 0 {
+		return nil
+	}
+	err := s.store.CountLogin(info.deadline, clientAddress(r, s.trustedProxies), s.loginLimit)
+	if _, limited := errors.AsType[rateLimitError](err); limited {
+		s.warnOfUntrustedProxy(r)
+	}
+	return err
+}
+
+// warnOfUntrustedProxy logs, once, that a login was refused which came through a proxy that is not trusted: all clients
+// of that proxy then share one limit.
+func (s *server) warnOfUntrustedProxy(r *http.Request) {
+	if len(r.Header["X-Forwarded-For"]) == 0 {
+		return
+	}
+	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && !isTrusted(peer.Addr().Unmap(), s.trustedProxies) {
+		s.untrustedProxy.Do(func() {
+			s.log.warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
+				"add it to TRUSTED_PROXIES, or all its clients share one limit", peer.Addr().Unmap())
+		})
+	}
+}
