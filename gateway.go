@@ -115,6 +115,11 @@ func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *request
 	case !isIdentity(response.Header):
 		return c.providerFailed("its response is compressed, though it was not asked to")
 	case c.isStream(response):
+		if !c.request.stream { // not asked for, but the provider has begun to bill it
+			g.streams.Add(1)
+			defer g.streams.Add(-1)
+			defer context.AfterFunc(r.Context(), c.hangUp)()
+		}
 		if err := c.relayStream(response); err != nil {
 			c.settle()
 			failure := c.interrupted(err)
@@ -175,12 +180,12 @@ func (g *gateway) startDrain() (release func(), ok bool) {
 func (c *call) choose() error {
 	all := c.info.tenant.config.textEndpoints(c.request.format)
 	c.model = c.request.model
-	if c.model == "" {
-		if i := slices.IndexFunc(all, func(e *endpoint) bool { return e.defaultModel != "" }); i >= 0 {
-			c.model = all[i].defaultModel
-		}
+	if c.model != "" {
+		c.endpoints, c.model = endpointsFor(all, c.model)
+	} else if i := slices.IndexFunc(all, func(e *endpoint) bool { return e.defaultModel != "" }); i >= 0 {
+		c.model = all[i].defaultModel // which may have a slash and names no endpoint
+		c.endpoints = endpointsAllowing(all, c.model)
 	}
-	c.endpoints, c.model = endpointsFor(all, c.model)
 	c.info.model = c.model
 	if len(c.endpoints) == 0 {
 		sentence := "No endpoint allows the model " + strconv.Quote(shorten(c.model))

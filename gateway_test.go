@@ -942,3 +942,16 @@ func TestDeniedAddresses(t *testing.T) {
 		}
 	}
 }
+
+// A default model may have a slash in its name: what is before it does not choose another endpoint.
+func TestGatewayDefaultModelWithSlash(t *testing.T) {
+	p := newProvider(t)
+	router := strings.Replace(endpointJSON(p, "router", chatPath, ""), `"default_model":"`, `"default_model":"other/`, 1)
+	g := newService(t).gatewayTest(t, p, textConfig(1000, router, endpointJSON(p, "other", chatPath, "")))
+	if err := g.call(t, chatPath, `{}`).is(200); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(p.last(t).body); !strings.Contains(got, `"model":"other/`) {
+		t.Errorf("the provider got %s", got)
+	}
+}

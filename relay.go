@@ -234,18 +234,18 @@ func (l *clientRelay) readWhole(response *http.Response, grown func(bytes int64)
 	buffer := make([]byte, 0, min(max(response.ContentLength, 0), maxWholeBody)+512)
 	grown(int64(cap(buffer)))
 	for {
-		n, err := response.Body.Read(buffer[len(buffer):cap(buffer)])
+		n, err := response.Body.Read(buffer[len(buffer):min(cap(buffer), maxWholeBody+1)])
 		buffer = buffer[:len(buffer)+n]
 		l.mu.Lock()
 		l.heard = time.Now()
 		l.mu.Unlock()
 		switch {
+		case len(buffer) > maxWholeBody:
+			return buffer, true, nil
 		case err == io.EOF:
 			return buffer, false, nil
 		case err != nil:
 			return nil, false, err
-		case len(buffer) > maxWholeBody:
-			return buffer, true, nil
 		case len(buffer) == cap(buffer):
 			before := cap(buffer)
 			buffer = slices.Grow(buffer, len(buffer))

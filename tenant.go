@@ -648,11 +648,15 @@ func endpointsFor(all []*endpoint, model string) ([]*endpoint, string) {
 			}
 		}
 	}
-	var found []*endpoint
+	return endpointsAllowing(all, model), model
+}
+
+// endpointsAllowing returns the endpoints that allow a model of exactly that name.
+func endpointsAllowing(all []*endpoint, model string) (found []*endpoint) {
 	for _, e := range all {
 		if _, allowed := e.price(model); allowed {
 			found = append(found, e)
 		}
 	}
-	return found, model
+	return found
 }
