@@ -310,7 +310,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	if replayed {
 		setReplayed(w.Header())
 	} else {
-		s.metrics.keyIssued(info.tenantID, k.group)
+		s.countIssued(info, k)
 		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(key), k.group)
 	}
 	return writeTokens(w, http.StatusCreated, key, k.tokensLeft)
@@ -438,6 +438,9 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 	if replayed {
 		setReplayed(w.Header())
 	} else {
+		if change.addTokens != nil {
+			s.usage.add(info.tenant, usageEvent{granted: max(*change.addTokens, 0)})
+		}
 		s.audit(info, info.tenantID, "changed the key %s", keyName(key))
 	}
 	return writeKey(w, k)
@@ -530,6 +533,86 @@ func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *request
 	s.audit(info, info.tenantID, "revoked the key %s", keyName(key))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// groupUsage and endpointUsage are what a group and an endpoint have used on a day.
+type groupUsage struct {
+	Requests      int64 `json:"requests"`
+	TokensCharged int64 `json:"tokensCharged"`
+}
+
+type endpointUsage struct {
+	Requests      int64 `json:"requests"`
+	InputTokens   int64 `json:"inputTokens"`
+	OutputTokens  int64 `json:"outputTokens"`
+	TokensCharged int64 `json:"tokensCharged"`
+}
+
+// usageBody is a day in the response that shows a tenant's usage.
+type usageBody struct {
+	Day           string                   `json:"day"`
+	Requests      int64                    `json:"requests"`
+	TokensCharged int64                    `json:"tokensCharged"`
+	TokensGranted int64                    `json:"tokensGranted"`
+	ByEndpoint    map[string]endpointUsage `json:"byEndpoint"`
+	ByGroup       map[string]groupUsage    `json:"byGroup"`
+}
+
+func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	from, n, err := parseUsageQuery(r.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	days, err := s.store.Usage(info.deadline, info.tenant, from, n)
+	if err != nil {
+		return err
+	}
+	body := make([]usageBody, n)
+	for i, d := range days {
+		body[i] = usageBody{
+			Day: formatDay(from + int64(i)), Requests: d.total.requests,
+			TokensCharged: d.total.charged, TokensGranted: d.granted,
+			ByEndpoint: make(map[string]endpointUsage), ByGroup: make(map[string]groupUsage),
+		}
+		for name, sums := range d.endpoints {
+			body[i].ByEndpoint[name] = endpointUsage{sums.requests, sums.input, sums.output, sums.charged}
+		}
+		for name, sums := range d.groups {
+			body[i].ByGroup[name] = groupUsage{sums.requests, sums.charged}
+		}
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		Days []usageBody `json:"days"`
+	}{body})
+}
+
+// parseUsageQuery parses ?from=<day>&to=<day>, and returns the first day and how many there are.
+func parseUsageQuery(query string) (first int64, n int, err error) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return 0, 0, badRequestError("Invalid query")
+	}
+	var days [2]int64
+	for i, name := range []string{"from", "to"} {
+		given := values[name]
+		delete(values, name)
+		if len(given) > 1 {
+			return 0, 0, badRequestError("Query " + strconv.Quote(name) + " is duplicated")
+		}
+		day, err := time.Parse(dayLayout, strings.Join(given, ""))
+		if err != nil || day.Year() < 1970 {
+			return 0, 0, badRequestError(name + " must be a day in UTC such as 2026-11-25")
+		}
+		days[i] = day.Unix() / daySeconds
+	}
+	for name := range values {
+		return 0, 0, badRequestError("Query " + strconv.Quote(shorten(name)) + " is unknown")
+	}
+	n = int(days[1]-days[0]) + 1
+	if n < 1 || n > maxUsageDays {
+		return 0, 0, badRequestError(fmt.Sprintf("from must not be after to, and there may be %d days at most", maxUsageDays))
+	}
+	return days[0], n, nil
 }
 
 func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {

@@ -677,6 +677,7 @@ func TestTenantAdmins(t *testing.T) {
 	const config = `{"config":{"user_groups":{"anonymous":{"tokens":10}}}}`
 	etag := bare(s.admin(t, "PUT", "/"+ids[0]+"/admin/config", config).etag(t))
 	key, second := s.login(t, ids[0]), s.login(t, ids[0])
+	const oneDay = "?from=2026-11-25&to=2026-11-25"
 	routes := []struct {
 		method, path, body string
 		status             int
@@ -692,6 +693,7 @@ func TestTenantAdmins(t *testing.T) {
 		{"PATCH", "/admin/keys/" + key, `{"tokens":3}`, 200},
 		{"DELETE", "/admin/keys/" + key, "", 204},
 		{"POST", "/admin/keys/" + second + "/rotate", "", 200},
+		{"GET", "/admin/usage" + oneDay, "", 200},
 		{"POST", "/admin/tokens", "", 201},
 		{"DELETE", "/admin/tokens", "", 204},
 	}
@@ -701,7 +703,8 @@ func TestTenantAdmins(t *testing.T) {
 				method, path, body string
 				status             int
 			}) bool {
-				path := strings.NewReplacer(key, "{apiKey}", second, "{apiKey}", etag, "{etag}", "?userId=u", "").Replace(tested.path)
+				path := strings.NewReplacer(key, "{apiKey}", second, "{apiKey}", etag, "{etag}", "?userId=u", "", oneDay, "").
+					Replace(tested.path)
 				return route.pattern == tested.method+" /{tenantId}"+path
 			})
 			if strings.Contains(route.pattern, "/{tenantId}/admin/") && !tested {

@@ -90,7 +90,18 @@ func workloads(b *testing.B, s *service, r *redisServer) []workload {
 		{"verify", "GET", "/" + tenant + "/auth/verify?tokens=1", keys(tenant, 1), "", ""},
 		{"login", "POST", "/" + tenant + "/auth/anonymous", []string{""}, "", ""},
 		{"config", "GET", "/" + tenant + "/admin/config", []string{testAdminToken}, "", ""},
+		cachedWorkload(b, s, r),
 	}
+}
+
+// cachedWorkload returns the request to the gateway whose response is cached.
+func cachedWorkload(b *testing.B, s *service, r *redisServer) workload {
+	p := newProvider(b)
+	tenant := r.newTenant(b, cachedConfig(maxAmount, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(b, tenant)}
+	const body = `{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"Hello!"}]}`
+	g.miss(b, chatPath, body)
+	return workload{"cached response", "POST", "/" + tenant + chatPath, []string{g.key}, "", body}
 }
 
 // requests are the bytes that a workload sends.

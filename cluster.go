@@ -154,9 +154,36 @@ func (c *redisClient) read(deadline time.Time, command, key string, args ...any)
 	return c.run(deadline, key, operation{name: command, args: commandArgs(key, args), large: true})
 }
 
+// readDispensable is read for what can be done without: that it is late or fails says nothing about Redis.
+func (c *redisClient) readDispensable(deadline time.Time, command, key string, args ...any) (any, error) {
+	return c.run(deadline, key, operation{name: command, args: commandArgs(key, args), kind: dispensable, large: true})
+}
+
 // write runs one command that writes a key, over a connection of a pool.
 func (c *redisClient) write(deadline time.Time, command, key string, args ...any) (any, error) {
 	return c.run(deadline, key, operation{name: command, args: commandArgs(key, args), kind: writes, large: true})
+}
+
+// errFull means that Redis has no memory to spare for what can be done without.
+var errFull = errors.New("redis is short of memory")
+
+// writeIfRoom runs one command that writes size bytes to a key, over a connection of a pool, if Redis has memory to
+// spare. It is not for requests, since it may look at Redis's memory first. Errors: errFull if nothing was written
+// because of that.
+func (c *redisClient) writeIfRoom(deadline time.Time, size int, command, key string, args ...any) error {
+	n := c.single
+	if n == nil {
+		n = c.owner(keySlot(key))
+	}
+	if n == nil || !n.memory.hasRoom(int64(size), func() (string, error) { return n.memoryInfo(deadline) }) {
+		return errFull
+	}
+	op := operation{name: command, args: commandArgs(key, args), kind: dispensable, large: true}
+	_, err := c.run(deadline, key, op)
+	if isOutOfMemory(err) {
+		return errFull
+	}
+	return err
 }
 
 func commandArgs(key string, args []any) []any {
@@ -175,7 +202,7 @@ func (c *redisClient) readEach(deadline time.Time, command string, keys []string
 	for first := range min(len(keys), poolSize) {
 		workers.Go(func() {
 			for i := first; i < len(keys); i += poolSize {
-				replies[i], errs[i] = c.run(deadline, keys[i], operation{name: command, args: []any{keys[i]}})
+				replies[i], errs[i] = c.read(deadline, command, keys[i])
 			}
 		})
 	}
@@ -186,7 +213,7 @@ func (c *redisClient) readEach(deadline time.Time, command string, keys []string
 func (c *redisClient) run(deadline time.Time, key string, op operation) (any, error) {
 	if c.single != nil {
 		reply, err := c.single.run(deadline, op, false)
-		return c.single.health.observe(op.name, reply, err)
+		return c.single.observe(op, reply, err)
 	}
 	return c.route(deadline, key, op)
 }
@@ -202,12 +229,12 @@ func (c *redisClient) route(deadline time.Time, key string, op operation) (any, 
 		}
 		if n == nil {
 			c.refreshSoon()
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, errNoOwner)
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, unsentError{errNoOwner})
 		}
 		// One server has maxPending as its only bound: there are no others that it could hold up.
 		if n.waiting.Add(1) > maxWaiting && !c.oneSlot() {
 			n.waiting.Add(-1)
-			return nil, n.health.failed(op.name, errTooManyPending)
+			return nil, n.health.failed(op.name, unsentError{errTooManyPending})
 		}
 		reply, err := n.run(deadline, op, asking)
 		var pause time.Duration
@@ -216,7 +243,7 @@ func (c *redisClient) route(deadline time.Time, key string, op operation) (any, 
 		}
 		if err == nil || pause == noRetry {
 			n.waiting.Add(-1)
-			return n.health.observe(op.name, reply, err)
+			return n.observe(op, reply, err)
 		}
 		if !time.Now().Add(pause).Before(deadline) {
 			n.waiting.Add(-1)

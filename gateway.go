@@ -45,6 +45,7 @@ type gateway struct {
 	options   gatewayOptions
 	transport *http.Transport
 	settler   *settler
+	cache     *responseCache
 	ctx       context.Context // of all requests to providers
 	cut       context.CancelCauseFunc
 	bodies    atomic.Int64 // bytes of bodies
@@ -54,7 +55,7 @@ type gateway struct {
 
 func newGateway(s *server, options gatewayOptions) *gateway {
 	g := &gateway{
-		server: s, options: options, settler: &settler{server: s},
+		server: s, options: options, settler: &settler{server: s}, cache: newResponseCache(s),
 		transport: newProviderTransport(options.deny, options.headerTimeout),
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
@@ -77,6 +78,18 @@ type call struct {
 	ctx       context.Context // of the requests to endpoints
 	stopTimer context.CancelFunc
 	hold      heldTokens // its ID is "" before and after
+
+	caching *cacheUse // nil if nothing is cached
+}
+
+// cacheUse is what a request has to do with the cache.
+type cacheUse struct {
+	redisKey      string
+	ttl           time.Duration
+	bypass        bool // no cached response is wanted
+	noStore       bool // nor is this one to be cached
+	input, output int64
+	cost          int64 // of this response, known when it is settled
 }
 
 // generate responds to a request for a chat completion or a message.
@@ -89,6 +102,9 @@ func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *request
 	if err := c.choose(); err != nil {
 		return cmp.Or(g.requireKey(w, r, info), err) // a stranger learns nothing about models
 	}
+	if done, err := c.replay(); done || err != nil {
+		return err
+	}
 	if c.request.stream {
 		if g.streams.Add(1) > g.options.maxStreams {
 			g.streams.Add(-1)
@@ -100,6 +116,7 @@ func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *request
 	if err := c.takeHold(); err != nil {
 		return err
 	}
+	c.countLookup()
 	defer c.settle() // whatever happens, also if what follows panics
 	response, err := c.forward()
 	if err != nil {
@@ -115,19 +132,27 @@ func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *request
 	case !isIdentity(response.Header):
 		return c.providerFailed("its response is compressed, though it was not asked to")
 	case c.isStream(response):
-		if !c.request.stream { // not asked for, but the provider has begun to bill it
-			g.streams.Add(1)
-			defer g.streams.Add(-1)
-			defer context.AfterFunc(r.Context(), c.hangUp)()
-		}
-		if err := c.relayStream(response); err != nil {
-			c.settle()
-			failure := c.interrupted(err)
-			c.abort(failure.status, failure.message)
-		}
+		c.relayEvents(response)
 		return nil
 	}
 	return c.relayCompletion(response)
+}
+
+// relayEvents relays a stream to its end, and charges for it.
+func (c *call) relayEvents(response *http.Response) {
+	if !c.request.stream { // not asked for, but the provider has begun to bill it
+		c.streams.Add(1)
+		defer c.streams.Add(-1)
+		defer context.AfterFunc(c.r.Context(), c.hangUp)()
+	}
+	c.keepStream()
+	if err := c.relayStream(response); err != nil {
+		c.settle()
+		failure := c.interrupted(err)
+		c.abort(failure.status, failure.message)
+	}
+	c.settle()
+	c.storeStream(response)
 }
 
 // newCall reads a request.
@@ -159,6 +184,7 @@ func (c *call) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
+	c.kept.release()
 	if c.releaseDone != nil {
 		c.releaseDone()
 	}
@@ -203,6 +229,147 @@ func (c *call) choose() error {
 	}
 	c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
 	return nil
+}
+
+// replay responds with a cached response to the same request of any of the tenant's API keys, if there is one, for its
+// fee, and reports whether it has. Nobody needs to be able to pay for more than that. The response and the API key may
+// be in different slots of a cluster, so these are steps: the head is read, the fee is charged, the rest is read. If
+// the process dies in between, the fee is lost at most.
+func (c *call) replay() (done bool, err error) {
+	t := c.info.tenant
+	rules := &t.config.caching
+	ttl := rules.ttl()
+	if ttl == 0 {
+		return false, nil
+	}
+	c.w.Header()["X-Cache"] = []string{"MISS"}
+	sum := requestSum(t, c.endpoints[0], c.model, c.r, c.info.body)
+	c.caching = &cacheUse{redisKey: responseRedisKey(t.id, sum), ttl: ttl}
+	if c.caching.bypass, c.caching.noStore = cacheDirectives(c.r.Header); c.caching.bypass {
+		return false, nil
+	}
+	found, ok := c.store.FindResponse(c.cacheDeadline(), c.caching.redisKey)
+	if !ok || time.Since(found.storedAt) >= ttl {
+		return false, nil
+	}
+	fee := rules.feeFor(found.cost)
+	result, err := c.chargeFee(fee)
+	if err != nil {
+		return false, err
+	}
+	if !found.isWhole() {
+		c.bodies.Add(found.size)
+		defer c.bodies.Add(-found.size)
+		if found, ok = c.store.Response(c.cacheDeadline(), c.caching.redisKey); !ok { // it has just expired
+			if err := c.returnFee(fee); err != nil {
+				c.log.warnf("A fee of %d tokens of tenant %s was not returned: %v", fee, t.id, err)
+			}
+			return false, nil
+		}
+	}
+	c.metrics.charged(t.id, result.charged)
+	c.usage.add(t, usageEvent{group: result.group, endpoint: c.endpoints[0].name, requests: 1, charged: result.charged})
+	c.metrics.cacheUsed(t.id, cacheHit)
+	h := c.w.Header()
+	h["X-Cache"] = []string{"HIT"}
+	h["Age"] = []string{strconv.FormatInt(int64(max(time.Since(found.storedAt), 0)/time.Second), 10)}
+	h["X-Tokens-Charged"] = []string{strconv.FormatInt(result.charged, 10)}
+	h["X-Tokens-Left"] = []string{strconv.FormatInt(result.tokensLeft, 10)}
+	c.writeCached(found)
+	return true, nil
+}
+
+// cacheDeadline returns the deadline for one step with the cache, which leaves the request the time to go on without.
+func (c *call) cacheDeadline() time.Time {
+	return time.Now().Add(min(cachePatience, time.Until(c.info.deadline)/2))
+}
+
+// chargeFee charges the fee for a cached response, under the same conditions as any charge.
+func (c *call) chargeFee(fee int64) (chargeResult, error) {
+	result, err := c.store.Charge(c.info.deadline, c.info.tenant, chargeRequest{key: c.info.apiKey, tokens: fee})
+	if result.hasRateLimit {
+		setRateHeaders(c.w.Header(), result.rate)
+	}
+	if err == nil {
+		return result, nil
+	}
+	c.countRefusal(c.info.tenantID, err)
+	if spent, ok := errors.AsType[insufficientTokensError](err); ok {
+		c.w.Header().Set("X-Tokens-Left", strconv.FormatInt(spent.tokensLeft, 10))
+		err = gatewayError{http.StatusPaymentRequired,
+			fmt.Sprintf("The cached response needs %d tokens, %d are left", max(fee, 1), spent.tokensLeft)}
+	}
+	return result, err
+}
+
+// returnFee gives back the fee for a response that is gone, so that the request can go on without.
+func (c *call) returnFee(fee int64) error {
+	if fee == 0 {
+		return nil
+	}
+	change := keyChange{addTokens: &fee}
+	_, _, err := c.store.UpdateKey(c.info.deadline, c.info.tenant, c.info.apiKey, change, idempotentRequest{})
+	return err
+}
+
+// countLookup counts that a request goes on without a cached response.
+func (c *call) countLookup() {
+	switch {
+	case c.caching == nil:
+	case c.caching.bypass:
+		c.metrics.cacheUsed(c.info.tenantID, cacheBypass)
+	default:
+		c.metrics.cacheUsed(c.info.tenantID, cacheMiss)
+	}
+}
+
+// isCacheable reports whether a response to the request may be cached. One of another endpoint than the first is what
+// the request gets only while that is down.
+func (c *call) isCacheable() bool {
+	return c.caching != nil && !c.caching.noStore && c.endpoint == c.endpoints[0]
+}
+
+// keepStream begins to collect the stream that is about to be relayed, if it may be cached.
+func (c *call) keepStream() {
+	if c.isCacheable() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.kept = &keptStream{cache: c.cache}
+	}
+}
+
+// storeStream caches the stream that was relayed.
+func (c *call) storeStream(response *http.Response) {
+	c.mu.Lock()
+	kept, whole := c.kept, c.stream.done
+	c.kept = nil
+	c.mu.Unlock()
+	if kept != nil {
+		c.storeResponse(response, kept.data, whole && !kept.over, kept.release)
+	}
+}
+
+// storeCompletion caches the response that was relayed, unless there was more than body.
+func (c *call) storeCompletion(response *http.Response, body []byte, more bool) {
+	if c.isCacheable() {
+		c.storeResponse(response, body, !more && len(body) <= maxCachedBody, func() {})
+	}
+}
+
+// storeResponse caches a response after the client has got it, if another client may get it, too, and then calls done.
+func (c *call) storeResponse(response *http.Response, body []byte, whole bool, done func()) {
+	mediaType := response.Header.Get("Content-Type")
+	if !whole || response.StatusCode != http.StatusOK || len(mediaType) > maxMediaType ||
+		!c.stream.isReusable(c.request.n, c.request.limit > 0) {
+		c.metrics.cacheUsed(c.info.tenantID, cacheSkipped)
+		done()
+		return
+	}
+	_ = c.client.Flush()
+	c.cache.write(c.info.tenantID, c.caching.redisKey, cachedResponse{
+		storedAt: time.Now(), cost: c.caching.cost, input: c.caching.input, output: c.caching.output,
+		mediaType: mediaType, body: body,
+	}, c.caching.ttl, done)
 }
 
 // takeHold holds the most that the request can cost at any of its endpoints. A request without a limit may be held
@@ -402,7 +569,7 @@ func (c *call) relayCompletion(response *http.Response) error {
 		switch _, err := c.stream.read(body); {
 		case err == nil:
 		case json.Valid(body) && skipSpace(body)[0] == '{': // nested too deep to be read, but the provider bills it
-			c.unknown = true
+			c.unknown, c.stream.unread = true, true
 		default:
 			return c.providerFailed("its response is not a JSON object")
 		}
@@ -410,6 +577,9 @@ func (c *call) relayCompletion(response *http.Response) error {
 	c.begun = true
 	c.settle()
 	c.writeWhole(response, body, rest)
+	if !c.isFree() {
+		c.storeCompletion(response, body, more)
+	}
 	return nil
 }
 
@@ -451,6 +621,10 @@ func (c *call) settle() {
 	c.hold.id = ""
 	input, output, cost := c.cost()
 	c.metrics.gateway.tokens(c.info.tenantID, c.info.endpoint, input, output)
+	h.endpoint, h.input, h.output = c.info.endpoint, input, output
+	if c.caching != nil {
+		c.caching.input, c.caching.output, c.caching.cost = input, output, cost
+	}
 	if result, ok := c.settler.settle(h, cost); ok {
 		header := c.w.Header()
 		header["X-Tokens-Charged"] = []string{strconv.FormatInt(result.charged, 10)}
@@ -462,6 +636,7 @@ func (c *call) settle() {
 func (g *gateway) stop() {
 	g.cut(errStopping)
 	g.settler.stop()
+	g.cache.stop()
 	g.transport.CloseIdleConnections()
 }
 
@@ -487,6 +662,7 @@ func (g *gateway) countTokens(w http.ResponseWriter, r *http.Request, info *requ
 		}
 		return err
 	}
+	g.usage.add(info.tenant, usageEvent{group: result.group, requests: 1})
 	response, err := c.forward()
 	if err != nil {
 		return err

@@ -91,6 +91,7 @@ func (s *server) routeTable(g *gateway) []route {
 		{"PATCH", "/admin/keys/{apiKey}", adminBody, s.updateKey},
 		{"POST", "/admin/keys/{apiKey}/rotate", adminRepair, s.rotateKey},
 		{"DELETE", "/admin/keys/{apiKey}", adminRepair, s.revokeKey},
+		{"GET", "/admin/usage", adminRepair, s.showUsage},
 		{"POST", "/admin/tokens", adminRepair, s.issueAdminToken},
 		{"DELETE", "/admin/tokens", adminRepair, s.revokeAdminTokens},
 	} {
@@ -143,7 +144,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *re
 	if err != nil {
 		return err
 	}
-	s.metrics.keyIssued(info.tenantID, k.group)
+	s.countIssued(info, k)
 	return writeTokens(w, http.StatusOK, key, k.tokensLeft)
 }
 
@@ -218,6 +219,8 @@ func (s *server) hold(w http.ResponseWriter, r *http.Request, info *requestInfo)
 	}
 	if result.replayed {
 		setReplayed(w.Header())
+	} else {
+		s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1})
 	}
 	return writeJSON(w, http.StatusCreated, struct {
 		HoldID     string `json:"holdId"`
@@ -258,6 +261,7 @@ func (s *server) settlePathHold(r *http.Request, info *requestInfo, used int64) 
 	result, err := s.store.Settle(info.deadline, info.tenant, info.apiKey, id, used)
 	if err == nil && !result.replayed {
 		s.metrics.charged(info.tenantID, result.charged)
+		s.usage.add(info.tenant, usageEvent{group: result.group, charged: result.charged})
 	}
 	return result, err
 }
@@ -268,6 +272,7 @@ func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResul
 	if err == nil {
 		if !result.replayed {
 			s.metrics.charged(info.tenantID, result.charged)
+			s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1, charged: result.charged})
 		}
 		return result, nil
 	}

@@ -105,7 +105,8 @@ func parseHoldReply(reply string) (outcome string, result holdResult, err error)
 type settlement struct {
 	charged    int64
 	tokensLeft int64
-	replayed   bool // it was settled before; the numbers are those of the first time
+	group      string // of the key
+	replayed   bool   // it was settled before; the numbers are those of the first time
 }
 
 // Settle ends a hold of t's API key with a charge of the tokens used, 0 … maxAmount, in one atomic step: what was held
@@ -122,7 +123,7 @@ func (s *store) Settle(deadline time.Time, t *tenant, key, holdID string, used i
 	var outcome string
 	var result settlement
 	if err == nil {
-		if _, err = redis.Scan(reply, &outcome, &result.charged, &result.tokensLeft); err != nil {
+		if _, err = redis.Scan(reply, &outcome, &result.charged, &result.tokensLeft, &result.group); err != nil {
 			err = errBadReply
 		}
 	}

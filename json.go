@@ -212,8 +212,6 @@ func boolField(dst *bool) fieldRule {
 	}
 }
 
-func anyBool(wrong *problems, path string, value []byte) { boolField(new(bool))(wrong, path, value) }
-
 func anyString(wrong *problems, path string, value []byte) {
 	stringField(new(string))(wrong, path, value)
 }

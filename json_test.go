@@ -119,7 +119,7 @@ func TestFieldRules(t *testing.T) {
 		problem string
 		want    []string
 	}{
-		"anyBool":     {anyBool, "must be true or false", []string{`true`, `false`}},
+		"boolField":   {boolField(new(bool)), "must be true or false", []string{`true`, `false`}},
 		"anyNumber":   {anyNumber, "must be a number", []string{`1`, `-1.5e3`, `101`}},
 		"anyCount":    {anyCount, "must be a whole number ≥ 0", []string{`1`, `101`}},
 		"anyString":   {anyString, "must be a string", []string{`"a"`, `"http://h"`, `"https://h:1/p?q"`, `"//h"`, `"ftp://h"`, `"http:///p"`}},

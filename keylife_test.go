@@ -287,7 +287,7 @@ func TestSettleAfterRotation(t *testing.T) {
 	hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":10}`, bearer(key)).text(t, "holdId")
 	rotated := s.rotate(t, id, s.rotate(t, id, key))
 	got, err := st.SettleRotated(in(10*time.Second), tenant, key, hold, 4)
-	if want := (settlement{charged: 4, tokensLeft: 46}); err != nil || got != want {
+	if want := (settlement{charged: 4, tokensLeft: 46, group: "pro"}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	s.admin(t, "DELETE", "/"+id+"/admin/keys/"+rotated, "").want(t, 204, "")

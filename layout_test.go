@@ -20,10 +20,10 @@ import (
 
 // layout has the files of the program from top to bottom. Each may use only what those below it declare.
 var layout = []string{
-	"main.go", "listener.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "relay.go", "provider.go", "settler.go",
-	"signin.go", "cors.go", "middleware.go", "idtoken.go", "users.go", "holds.go", "keys.go", "store.go", "cache.go",
-	"cluster.go", "sentinel.go", "slots.go", "redis.go", "sharedconn.go", "redisurl.go", "tenant.go", "json.go",
-	"telemetry.go", "wirestream.go", "wire.go", "jsonwalk.go",
+	"main.go", "listener.go", "settings.go", "handlers.go", "admin.go", "gateway.go", "relay.go", "responsecache.go",
+	"provider.go", "settler.go", "signin.go", "cors.go", "middleware.go", "usage.go", "idtoken.go", "users.go", "holds.go",
+	"keys.go", "store.go", "cache.go", "cluster.go", "sentinel.go", "slots.go", "redis.go", "sharedconn.go", "redisurl.go",
+	"tenant.go", "json.go", "telemetry.go", "wirestream.go", "wire.go", "jsonwalk.go",
 }
 
 // leaves are the last files of layout, with what they may use.

@@ -84,7 +84,6 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	if err != nil {
 		return connectError(set, err)
 	}
-
 	if set.adminToken == "" {
 		set.adminToken = rand.Text()
 		log.infof("ADMIN_TOKEN is not set; this run's admin token is %s", set.adminToken)
@@ -110,6 +109,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	if err != nil {
 		return err
 	}
+	defer srv.usage.start()()
 	set.gateway.maxStreams = max(set.maxConnections/2, 1) // charges must always find a connection
 	gate := newGateway(srv, set.gateway)
 	web := &http.Server{

@@ -36,6 +36,7 @@ type server struct {
 	store          *store
 	log            *logger
 	metrics        *metrics
+	usage          *usageStats
 	adminTokenHash [sha256.Size]byte
 	processID      string       // random, begins the IDs of requests
 	requests       atomic.Int64 // that were given an ID
@@ -69,6 +70,7 @@ func newServer(st *store, log *logger, options serverOptions) (*server, error) {
 		serverOptions:  options,
 		store:          st,
 		log:            log,
+		usage:          newUsageStats(st),
 		adminTokenHash: sha256.Sum256([]byte(options.adminToken)),
 		metricsHash:    sha256.Sum256([]byte(options.metricsToken)),
 		processID:      rand.Text()[:13],
@@ -823,6 +825,12 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 		}
 	}
 	return http.StatusInternalServerError, errorBody{Error: "Internal error"}
+}
+
+// countIssued counts a new API key.
+func (s *server) countIssued(info *requestInfo, k apiKey) {
+	s.metrics.keyIssued(info.tenantID, k.group)
+	s.usage.add(info.tenant, usageEvent{granted: k.tokensLeft})
 }
 
 // countRefusal counts a charge or a hold that was refused with err.

@@ -70,6 +70,7 @@ type redisNode struct {
 	health *health
 	close  func() // ends all connections and fails the commands that still wait
 
+	memory  memoryGauge
 	waiting atomic.Int64 // callers that wait for this node of several
 	askedAt atomic.Int64 // when a command was last sent here after ASKING, in Unix nanoseconds
 }
@@ -224,6 +225,57 @@ func (n *redisNode) run(deadline time.Time, op operation, asking bool) (any, err
 		reply, err = n.send(deadline, op, "EVAL")
 	}
 	return reply, err
+}
+
+// observe is health.observe for op.
+func (n *redisNode) observe(op operation, reply any, err error) (any, error) {
+	if op.kind&dispensable != 0 && classify(err) != faultNone {
+		if isOutOfMemory(err) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err) // whether Redis is available, requests find out
+	}
+	return n.health.observe(op.name, reply, err)
+}
+
+// memoryInfo returns what INFO says of the server's memory. Whoever may not ask gets "".
+func (n *redisNode) memoryInfo(deadline time.Time) (string, error) {
+	info, err := redis.String(n.doPooled(deadline, "INFO", []any{"memory"}, 0))
+	if _, refused := errors.AsType[redis.Error](err); refused {
+		return "", nil
+	}
+	return info, err
+}
+
+// memoryGauge knows how much of a server's memory is used: from when it was last asked, and what was written since.
+type memoryGauge struct {
+	mu        sync.Mutex // guards the fields below
+	readAt    time.Time
+	used, max int64 // bytes; max is 0 if there is no limit
+}
+
+// gaugeMaxAge is how long the state of a memory is used after it was read.
+const gaugeMaxAge = time.Second
+
+// hasRoom reports whether size bytes more leave a quarter of the memory to what cannot be done without, and counts them
+// if so. info returns the reply of INFO.
+func (g *memoryGauge) hasRoom(size int64, info func() (string, error)) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if time.Since(g.readAt) > gaugeMaxAge {
+		reply, err := info()
+		if err != nil {
+			return false
+		}
+		g.used, _ = strconv.ParseInt(infoField(reply, "used_memory"), 10, 64) // 0 if it is not known
+		g.max, _ = strconv.ParseInt(infoField(reply, "maxmemory"), 10, 64)
+		g.readAt = time.Now()
+	}
+	if g.max > 0 && g.used+size > g.max/4*3 {
+		return false
+	}
+	g.used += size
+	return true
 }
 
 func (n *redisNode) send(deadline time.Time, op operation, command string) (any, error) {

@@ -52,6 +52,7 @@ type clientRelay struct {
 	heard       time.Time  // when something came from the provider
 	watch       *time.Timer
 	releaseDone func() // ends what drain began
+	kept        *keptStream
 }
 
 // copyHeaders sets the headers of the response to the client that come from the provider.
@@ -195,7 +196,9 @@ func (l *clientRelay) received(n int) bool {
 	defer l.mu.Unlock()
 	l.heard = time.Now()
 	wasDone := l.stream.done
-	l.write(l.stream.received(n))
+	part := l.stream.received(n)
+	l.kept.add(part)
+	l.write(part)
 	return l.stream.done && !wasDone
 }
 
@@ -205,6 +208,7 @@ func (l *clientRelay) finish(err error) error {
 	defer l.mu.Unlock()
 	rest := l.stream.finish()
 	if l.stream.done || err == io.EOF && l.stream.hasFinished(l.request.n) {
+		l.kept.add(rest)
 		l.write(rest)
 		return nil
 	}
@@ -252,6 +256,22 @@ func (l *clientRelay) readWhole(response *http.Response, grown func(bytes int64)
 			grown(int64(cap(buffer) - before))
 		}
 	}
+}
+
+// writeCached sends a whole response that was cached: a stream as a stream.
+func (l *clientRelay) writeCached(cached cachedResponse) {
+	response := &http.Response{StatusCode: http.StatusOK, Header: make(http.Header, 1)}
+	if cached.mediaType != "" {
+		response.Header["Content-Type"] = []string{cached.mediaType}
+	}
+	if !l.isStream(response) {
+		l.writeWhole(response, cached.body, nil)
+		return
+	}
+	l.beginStream(response)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.write(cached.body)
 }
 
 // writeWhole sends a response that is not streamed: what was read of it, and then the rest, if it is long.

@@ -282,7 +282,7 @@ func TestGatewaySlowness(t *testing.T) {
 		t.Errorf("after %s: %q, %v", took, part[:n], err)
 	}
 	_, before := g.provider.counts()
-	eventually(t, time.Minute, func() error {
+	eventually(t, 3*time.Minute, func() error {
 		if _, cancelled := g.provider.counts(); cancelled == before {
 			return fmt.Errorf("the provider still sends to a client that does not read")
 		}

@@ -26,6 +26,10 @@ type heldTokens struct {
 	key    string
 	id     string
 	tokens int64
+
+	// For the statistics, known when it is settled:
+	endpoint      string
+	input, output int64 // tokens of a model
 }
 
 // isFull reports whether too many settlements wait for anything more to be held.
@@ -73,6 +77,9 @@ func (s *settler) settled(h heldTokens, cost int64, result settlement, err error
 	switch {
 	case err == nil:
 		s.metrics.charged(h.tenant.id, result.charged)
+		s.usage.add(h.tenant, usageEvent{
+			group: result.group, endpoint: h.endpoint, requests: 1, charged: result.charged, input: h.input, output: h.output,
+		})
 	case !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrNoHold): // a key that was revoked has no holds
 		s.log.errorf("A charge of %d tokens of tenant %s was given up: %v", cost, h.tenant.id, err)
 	}

@@ -11,18 +11,25 @@ import (
 	"time"
 )
 
-// newBareGateway returns a gateway on testRedis and its handler, without the process around it.
-func newBareGateway(t testing.TB, log *logBuffer) (*gateway, http.Handler) {
+// newTestStore returns a store on r, which logs to log if there is one.
+func newTestStore(t testing.TB, r *redisServer, log ...*logBuffer) *store {
 	t.Helper()
-	url, err := parseRedisURL(testRedis.url())
+	url, err := parseRedisURL(r.url())
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, newLogger(log))
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, newLogger(append(log, new(logBuffer))[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(closeStore)
+	return st
+}
+
+// newBareGateway returns a gateway on testRedis and its handler, without the process around it.
+func newBareGateway(t testing.TB, log *logBuffer) (*gateway, http.Handler) {
+	t.Helper()
+	st := newTestStore(t, testRedis, log)
 	srv, err := newServer(st, newLogger(log), serverOptions{adminToken: testAdminToken, nearCapacity: func() bool { return false }})
 	if err != nil {
 		t.Fatal(err)

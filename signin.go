@@ -19,6 +19,7 @@ func (s *server) signIn(p *identityProvider) step {
 		}
 		if created {
 			s.metrics.keyIssued(info.tenantID, k.group)
+			s.usage.add(info.tenant, usageEvent{granted: min(k.tokensLeft, who.tokens)}) // less if it is not the first key
 		}
 		return writeJSON(w, http.StatusOK, struct {
 			APIKey     string `json:"apiKey"`

@@ -146,7 +146,8 @@ var requiredCommands = []requirement{
 	{"{apiKey:", "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM PEXPIRE PEXPIREAT RPUSH SET"},
 	{"login:", "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{"tenant:", "GET"},
-	{"{tenant:", "GET"},
+	{"{tenant:", "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
+	{"cache:", "GET GETRANGE SET"},
 }
 
 // Keys in Redis. All keys of one API key, and all of one tenant's config, hash to one slot of a Redis Cluster. All
@@ -171,6 +172,11 @@ func loginRedisKey(address string) string { return "login:" + address }
 func successorRedisKey(key string) string { return "{apiKey:" + key + "}:successor" }
 func userKeysRedisKey(tenantID, userID string) string {
 	return "userKeys:" + tenantID + ":" + userID
+}
+
+// responseRedisKey returns where the response to a request is cached that has that SHA-256.
+func responseRedisKey(tenantID string, sum []byte) string {
+	return "cache:" + tenantID + ":" + hex.EncodeToString(sum)
 }
 
 // recordRedisKey returns where an Idempotency-Key of an API key is remembered. It holds a digest of 16 bytes, not the

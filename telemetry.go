@@ -99,7 +99,22 @@ var durations = [...]time.Duration{
 type tenantMetrics struct {
 	tokensCharged atomic.Uint64 // may wrap, which Prometheus takes for a restart
 	refused       [len(refusals)]atomic.Int64
+	cached        [len(cacheResults)]atomic.Int64
 }
+
+// cacheResult is what the response cache did for a request of the gateway, or with the response to it.
+type cacheResult int
+
+const (
+	cacheHit     cacheResult = iota
+	cacheMiss                // nothing was found
+	cacheBypass              // the client wants no cached response
+	cacheStored              // the response was stored after a miss or a bypass
+	cacheSkipped             // it was not
+)
+
+// cacheResults has the name of each cacheResult.
+var cacheResults = [...]string{"hit", "miss", "bypass", "stored", "skipped"}
 
 // refusal is the reason why a charge was refused.
 type refusal int
@@ -185,6 +200,11 @@ func (m *metrics) charged(tenantID string, tokens int64) {
 // refusedCharge counts a charge that was refused to a tenant that exists.
 func (m *metrics) refusedCharge(tenantID string, reason refusal) {
 	m.tenant(tenantID).refused[reason].Add(1)
+}
+
+// cacheUsed counts what the response cache did for a tenant that exists.
+func (m *metrics) cacheUsed(tenantID string, result cacheResult) {
+	m.tenant(tenantID).cached[result].Add(1)
 }
 
 // tenant returns the counters of a tenant, which are those of otherName if there are too many tenants.
@@ -293,6 +313,14 @@ func (m *metrics) writeTenants(e *exposition) {
 	for _, name := range names {
 		for i, reason := range refusals {
 			e.sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)
+		}
+	}
+	e.family("gateway_cache_total", "counter", "What the response cache did for requests, and with their responses.")
+	for _, name := range names {
+		for i, result := range cacheResults {
+			if n := tenants[name].cached[i].Load(); n > 0 {
+				e.sample("gateway_cache_total", float64(n), "tenant", name, "result", result)
+			}
 		}
 	}
 	m.mu.Lock()

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
+	"math/bits"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -29,6 +31,7 @@ const (
 	maxGroupBytes    = 64 // of a group's name, which is sent with each charge
 	maxModelBytes    = 256
 	maxRateLimit     = 100_000
+	maxCacheSeconds  = 10 * 365 * 24 * 60 * 60
 
 	minRefillPeriod = 60                 // seconds
 	maxRefillPeriod = 366 * 24 * 60 * 60 // seconds
@@ -131,9 +134,50 @@ type tenantConfig struct {
 	encoded  groupTable
 	warnings []string    // sentences on members that are probably misspelled
 	text     []*endpoint // of providers.text that the gateway may call, the default one first, then in the config's order
+	caching  cachingRules
 
 	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
 	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
+}
+
+// cachingRules says which responses of providers are cached, and what a cached one costs.
+type cachingRules struct {
+	enabled bool
+	textTTL int64 // seconds; 0: nothing is cached
+	fee     int64 // of what a response has cost, in units of which wholeFee is all of it
+}
+
+const wholeFee = 100_000_000
+
+// readFee is the rule for fee_percentage. A fee is rounded to a millionth of a percent, but is never 0 unless it is
+// spelled so.
+func (r *cachingRules) readFee(wrong *problems, path string, value []byte) {
+	before := len(*wrong)
+	numberField(0, 100)(wrong, path, value)
+	if len(*wrong) > before {
+		return
+	}
+	percent, _ := strconv.ParseFloat(string(value), 64) // cannot fail: numberField has parsed it
+	r.fee = int64(math.Round(percent * (wholeFee / 100)))
+	if r.fee == 0 && percent > 0 {
+		r.fee = 1
+	}
+}
+
+// feeFor returns the tokens to charge for a cached response that has cost that many, rounded up.
+func (r *cachingRules) feeFor(cost int64) int64 {
+	high, low := bits.Mul64(uint64(cost), uint64(r.fee))
+	low, carry := bits.Add64(low, wholeFee-1, 0)
+	fee, _ := bits.Div64(high+carry, low, wholeFee)
+	return int64(fee)
+}
+
+// ttl returns for how long a response is served from the cache; 0 is not at all.
+func (r *cachingRules) ttl() time.Duration {
+	if !r.enabled {
+		return 0
+	}
+	return time.Duration(min(r.textTTL, maxCacheSeconds)) * time.Second
 }
 
 // userGroup is what the holders of a group's API keys get.
@@ -326,10 +370,10 @@ func (c *tenantConfig) rules() objectRules {
 		"cors":        c.membersOf(objectRules{"allowed_origins": c.readOrigins}),
 		"providers":   mapOf(c.providerRule),
 		"caching": c.membersOf(objectRules{
-			"enabled":           anyBool,
-			"text_ttl":          anyCount,
+			"enabled":           boolField(&c.caching.enabled),
+			"text_ttl":          intField(&c.caching.textTTL, 0, maxAmount),
 			"transcription_ttl": anyCount,
-			"fee_percentage":    numberField(0, 100),
+			"fee_percentage":    c.caching.readFee,
 		}),
 	}
 }

@@ -24,9 +24,11 @@ type wireReport struct {
 	contentBytes  int64  // of these
 	finished      uint16 // a bit for each choice that has ended
 	stop          string // the reason, "other" if it is unknown; one that is not a normal end if choices differ
+	abnormal      bool   // a choice ended neither normally nor at a limit
 	done          bool   // the end marker was seen: [DONE] or message_stop
 	failed        bool   // an error was seen
 	refused       bool   // the model, or a filter, declined
+	unread        bool   // a part could not be read: what it says is not known
 
 	walker jsonWalker
 	object reportObject
@@ -72,6 +74,15 @@ func (r *wireReport) hasFinished(n int64) bool { return int64(bits.OnesCount16(r
 // isComplete reports whether the response with n choices has ended and its usage is known.
 func (r *wireReport) isComplete(n int64) bool {
 	return r.inputSeen && r.outputSeen && (r.done || r.hasFinished(n))
+}
+
+// isReusable reports whether the response with n choices is whole, as far as one JSON object can be, and ended as every
+// response to that request may: normally or, if the client has set the limit itself, at the limit.
+func (r *wireReport) isReusable(n int64, ownLimit bool) bool {
+	if r.failed || r.refused || r.abnormal || r.unread || !r.inputSeen || !r.outputSeen || !r.hasFinished(n) {
+		return false
+	}
+	return ownLimit || slices.Contains(stopReasons[:normalStops], r.stop)
 }
 
 // read adds what one JSON object of the provider reports: a whole response, or an event's data. isUsageChunk is true
@@ -235,7 +246,10 @@ var stopReasons = []string{
 	"length", "max_tokens", "content_filter", "refusal", "function_call", "pause_turn",
 }
 
-const normalStops = 5
+const (
+	normalStops = 5
+	limitStops  = 2 // follow them: the limit of output tokens was reached
+)
 
 // readStop reads why a choice has ended. Absent, null and empty mean that it has not.
 func (r *wireReport) readStop(value []byte, choice int64) {
@@ -245,6 +259,7 @@ func (r *wireReport) readStop(value []byte, choice int64) {
 	r.finished |= 1 << min(choice, maxChoices-1)
 	value = value[1 : len(value)-1]
 	at := slices.IndexFunc(stopReasons, func(known string) bool { return string(value) == known })
+	r.abnormal = at < 0 || at >= normalStops+limitStops || r.abnormal
 	switch {
 	case at < 0:
 		r.stop = "other"
@@ -411,6 +426,7 @@ func (s *wireStream) readField(line []byte) {
 // countUnread takes bytes that cannot be read for content: a provider that is not understood is not free.
 func (s *wireStream) countUnread(data []byte) {
 	if len(data) > 0 {
+		s.unread = true
 		s.contentEvents++
 		s.contentBytes += int64(len(data))
 	}

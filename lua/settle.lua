@@ -10,7 +10,8 @@
 -- ARGV[4] tokens used, a whole number from 0 to 2^53-1
 -- ARGV[5] seconds for which the outcome is remembered
 --
--- Returns {outcome, tokens charged, tokens left}; nil if the tenant has no such key. The outcome is
+-- Returns {outcome, tokens charged, tokens left, the key's group if it is settled now}; nil if the tenant has no such key.
+-- The outcome is
 --   settled
 --   replayed  it was settled with the same tokens before; the numbers are those of the first time
 --   mismatch  it was settled with another number of tokens
@@ -18,7 +19,7 @@
 
 local call = redis.call
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'generation', 'holdsDue')
+local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'generation', 'holdsDue', 'group')
 if key[1] ~= ARGV[1] or (key[3] or '') ~= ARGV[2] then
 	return nil
 end
@@ -29,13 +30,13 @@ if before then
 	if not used then
 		error('malformed record of a settled hold')
 	elseif used ~= ARGV[4] then
-		return {'mismatch', '0', '0'}
+		return {'mismatch', '0', '0', ''}
 	end
-	return {'replayed', charged, left}
+	return {'replayed', charged, left, call('HGET', KEYS[1], 'group') or ''}
 end
 local hold = call('HGET', KEYS[3], ARGV[3])
 if not hold then
-	return {'unknown', '0', '0'}
+	return {'unknown', '0', '0', ''}
 end
 local held = parseHold(hold)
 local charged = math.min(tonumber(ARGV[4]), held + balance)
@@ -46,4 +47,5 @@ if call('EXISTS', KEYS[3]) == 0 then
 	call('HDEL', KEYS[1], 'holdsDue') -- else it may now be too early, which costs one look at the holds
 end
 addTokens(balance, held - charged)
-return {'settled', string.format('%.0f', charged), string.format('%.0f', left)}
+-- No config has a group of more than 64 bytes.
+return {'settled', string.format('%.0f', charged), string.format('%.0f', left), string.sub(key[5] or '', 1, 64)}

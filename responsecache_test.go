@@ -1,0 +1,690 @@
+package main
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cachedConfig is textConfig with members of caching.
+func cachedConfig(tokens int64, caching string, endpoints ...string) string {
+	return strings.TrimSuffix(textConfig(tokens, endpoints...), "}") + `,"caching":{` + caching + `}}`
+}
+
+const cachingForAnHour = `"enabled":true,"text_ttl":3600,"fee_percentage":20`
+
+// newCacheTest is newGatewayTest with caching for an hour, at a fee of 20 %.
+func newCacheTest(t testing.TB, tokens int64, members string, settings ...string) *gatewayTest {
+	t.Helper()
+	p := newProvider(t)
+	return newService(t, settings...).gatewayTest(t, p, cachedConfig(tokens, cachingForAnHour,
+		endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)))
+}
+
+func (g *gatewayTest) cacheSample(t testing.TB, result string) int {
+	t.Helper()
+	return int(max(g.sample(t, fmt.Sprintf(`gateway_cache_total{tenant=%q,result=%q}`, g.tenant, result)), 0))
+}
+
+// decided waits until n responses were stored or skipped, and returns how many are cached.
+func (g *gatewayTest) decided(t testing.TB, n int) int {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		if got := g.cacheSample(t, "stored") + g.cacheSample(t, "skipped"); got != n {
+			return fmt.Errorf("%d responses were stored or skipped, want %d", got, n)
+		}
+		return nil
+	})
+	return len(g.cacheKeys(t))
+}
+
+func (g *gatewayTest) cacheKeys(t testing.TB) []string {
+	t.Helper()
+	return testRedis.keys(t, "cache:"+g.tenant+":*")
+}
+
+// miss sends a request that goes to the provider, and waits until its response is cached.
+func (g *gatewayTest) miss(t testing.TB, path, body string, headers ...string) reply {
+	t.Helper()
+	before, requests := g.cacheSample(t, "stored"), len(g.provider.requests())
+	got := g.call(t, path, body, headers...)
+	if err := got.is(200); err != nil {
+		t.Fatal(err)
+	}
+	got.wantHeader(t, "X-Cache", "MISS")
+	if n := len(g.provider.requests()) - requests; n != 1 {
+		t.Errorf("%d requests came to the provider", n)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if n := g.cacheSample(t, "stored"); n != before+1 {
+			return fmt.Errorf("%d responses are stored, want %d", n, before+1)
+		}
+		return nil
+	})
+	return got
+}
+
+// hit sends a request that is responded to from the cache.
+func (g *gatewayTest) hit(t testing.TB, path, body string, headers ...string) reply {
+	t.Helper()
+	requests := len(g.provider.requests())
+	got := g.call(t, path, body, headers...)
+	if err := got.is(200); err != nil {
+		t.Fatal(err)
+	}
+	got.wantHeader(t, "X-Cache", "HIT")
+	if n := len(g.provider.requests()) - requests; n != 0 {
+		t.Errorf("%d requests came to the provider", n)
+	}
+	return got
+}
+
+// A response is replayed byte for byte to another key of the tenant, a stream as a stream, for the fee.
+func TestCacheReplays(t *testing.T) {
+	t.Parallel()
+	g := newCacheTest(t, 10_000, "")
+	g.provider.on("odd", conduct{piece: 7, lineEnd: "\r\n", reasoning: "hm", header: []string{"Content-Type: text/event-stream"}})
+	g.provider.on("long", conduct{content: strings.Repeat("ünd ", 2000), events: 20})
+	tool := `,"tools":[{"type":"function","name":"weather","function":{"name":"weather"}}]`
+	for _, path := range []string{chatPath, messagesPath} {
+		for _, members := range []string{
+			``, `,"stream":true`, tool, tool + `,"stream":true`, `,"model":"odd","stream":true`, `,"model":"long"`,
+			`,"model":"long","stream":true`, `,"stream":true,"stream_options":{"include_usage":true}`, `,"max_tokens":5`,
+		} {
+			if path == messagesPath && strings.Contains(members, "stream_options") {
+				continue
+			}
+			body := `{"messages":[]` + members + `}`
+			first := g.miss(t, path, body)
+			g.key = g.login(t, g.tenant)
+			got := g.hit(t, path, body)
+			if got.body != first.body || got.body == "" {
+				t.Errorf("%s %s: got %q\nwant %q", path, body, got.body, first.body)
+			}
+			cost := map[bool]int{true: providerInput + 5, false: providerInput + providerOutput}[strings.Contains(body, "max_tokens")]
+			fee := (cost + 4) / 5
+			got.wantHeader(t, "X-Tokens-Charged", strconv.Itoa(fee))
+			got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(10_000-fee))
+			for _, name := range []string{"Content-Type", "Cache-Control", "X-Accel-Buffering", "Content-Length"} {
+				got.wantHeader(t, name, first.header.Get(name))
+			}
+			if isStream := strings.Contains(body, `"stream":true`); isStream != (got.header.Get("X-Accel-Buffering") == "no") {
+				t.Errorf("%s %s: %v", path, body, got.header)
+			}
+			if age, err := strconv.Atoi(got.header.Get("Age")); err != nil || age < 0 || age > 60 {
+				t.Errorf("Age is %q", got.header.Get("Age"))
+			}
+			if left := tokensLeft(t, g.key); left != 10_000-fee {
+				t.Errorf("%d tokens are left", left)
+			}
+		}
+	}
+	if hits, misses := g.cacheSample(t, "hit"), g.cacheSample(t, "miss"); hits != 17 || misses != 17 || g.cacheSample(t, "skipped") != 0 {
+		t.Errorf("%d hits, %d misses", hits, misses)
+	}
+}
+
+// A fee is rounded up, whatever its percentage is.
+func TestCacheFee(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		percent   string
+		cost, fee int64
+	}{
+		{"0", 18, 0}, {"20", 18, 4}, {"100", 18, 18}, {"20", 0, 0}, {"20", 1, 1}, {"20", 5, 1}, {"20", 6, 2}, {"7", 100, 7}, {"7.0", 200, 14},
+		{"0.1", 1000, 1}, {"0.1", 1001, 2}, {"33.3", 1000, 333}, {"29", 100, 29}, {"1e-9", 5, 1}, {"0.00", 5, 0}, {"1e2", 7, 7},
+		{"100", maxAmount, maxAmount}, {"50", maxAmount, maxAmount/2 + 1},
+	} {
+		config, err := parseConfig([]byte(`{"caching":{"fee_percentage":` + test.percent + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := config.caching.feeFor(test.cost); got != test.fee {
+			t.Errorf("%s %% of %d is %d, want %d", test.percent, test.cost, got, test.fee)
+		}
+	}
+}
+
+// A hit that cannot be paid for, or is over the rate, is refused and costs nothing, before anything is sent. Who can pay
+// the fee need not be able to pay for more.
+func TestCacheCharges(t *testing.T) {
+	t.Parallel()
+	const body = `{"max_tokens":500}`
+	p := newProvider(t)
+	s := newService(t)
+	endpoint := endpointJSON(p, "chat", chatPath, "")
+	for percent, fee := range map[int]int{0: 0, 20: 4, 100: 18} {
+		t.Run(fmt.Sprint(percent), func(t *testing.T) {
+			g := s.gatewayTest(t, p, cachedConfig(1000, fmt.Sprintf(`"enabled":true,"text_ttl":60,"fee_percentage":%d`, percent), endpoint))
+			g.miss(t, chatPath, body)
+			rich := g.key
+			needed := max(fee, 1)
+			for tokens, status := range map[int]int{needed: 200, needed - 1: 402} {
+				g.key = s.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":"anonymous","tokens":%d`, tokens))
+				requests := len(p.requests())
+				got := g.call(t, chatPath, body)
+				if status == 200 {
+					got.wantHeader(t, "X-Cache", "HIT")
+					got.wantHeader(t, "X-Tokens-Charged", strconv.Itoa(fee))
+					got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(tokens-fee))
+				} else {
+					got.wantWireError(t, chatPath, 402, "insufficient_quota", "insufficient_quota")
+					got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(tokens))
+					got.wantHeader(t, "Age", "")
+					if left := tokensLeft(t, g.key); left != tokens {
+						t.Errorf("%d tokens are left of %d", left, tokens)
+					}
+				}
+				if n := len(p.requests()); n != requests {
+					t.Errorf("a request came to the provider")
+				}
+			}
+			if n := tokensLeft(t, rich); n != 1000-18 {
+				t.Errorf("%d tokens are left", n)
+			}
+		})
+	}
+	t.Run("rate, key and group", func(t *testing.T) {
+		g := s.gatewayTest(t, p, strings.Replace(cachedConfig(1000, cachingForAnHour, endpoint),
+			`{"tokens":1000}`, `{"tokens":1000,"rate_limit":3,"rate_limit_window":3600}`, 1))
+		g.miss(t, chatPath, body)
+		g.hit(t, chatPath, body).wantHeader(t, "X-RateLimit-Remaining-Requests", "1")
+		g.hit(t, chatPath, body)
+		got := g.call(t, chatPath, body)
+		got.wantWireError(t, chatPath, 429, "rate_limit_error", "rate_limit_exceeded")
+		if left := tokensLeft(t, g.key); left != 1000-18-4-4 || got.header.Get("Retry-After") == "" {
+			t.Errorf("%d tokens are left, %v", left, got.header)
+		}
+		g.do(t, "POST", "/"+g.tenant+chatPath, body, bearer(someKey)).
+			wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
+		ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
+		testRedis.do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
+		g.do(t, "POST", "/"+g.tenant+chatPath, body, bearer(ungrouped)).
+			wantWireError(t, chatPath, 403, "invalid_request_error", "key_disabled")
+	})
+}
+
+// A response is found only by the same request: everything that it may depend on counts, and nothing else.
+func TestCacheKey(t *testing.T) {
+	t.Parallel()
+	p, other := newProvider(t), newProvider(t)
+	s := newService(t)
+	config := func(p *provider, name, members string) string {
+		return cachedConfig(1_000_000, cachingForAnHour, fmt.Sprintf(`%q:{"url":"%s%s","models":{"*":{}}%s}`, name, p.url, messagesPath, members))
+	}
+	const body, version = `{"messages":[]}`, "anthropic-version: 2023-06-01"
+	g := s.gatewayTest(t, p, config(p, "a", `,"default_model":"m"`))
+	g.miss(t, messagesPath, body, version)
+	g.hit(t, messagesPath, body, version, "User-Agent: another", "X-Stainless-Lang: js", "Idempotency-Key: k", "X-Request-Id: r")
+	poor := s.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":30`) // would be given a smaller limit
+	s.do(t, "POST", "/"+g.tenant+messagesPath, body, bearer(poor), version).wantHeader(t, "X-Cache", "HIT")
+	for name, test := range map[string]struct {
+		path, body string
+		headers    []string
+	}{
+		"query":      {messagesPath + "?beta=true", body, []string{version}},
+		"version":    {messagesPath, body, []string{"anthropic-version: 2024-01-01"}},
+		"no version": {messagesPath, body, nil},
+		"beta":       {messagesPath, body, []string{version, "anthropic-beta: x"}},
+		"two betas":  {messagesPath, body, []string{version, "anthropic-beta: x", "anthropic-beta: y"}},
+		"space":      {messagesPath, `{"messages": []}`, []string{version}},
+		"model":      {messagesPath, `{"messages":[],"model":"m"}`, []string{version}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g.miss(t, test.path, test.body, test.headers...)
+			g.hit(t, test.path, test.body, test.headers...)
+		})
+	}
+	t.Run("config", func(t *testing.T) {
+		for _, changed := range []string{
+			config(p, "b", `,"default_model":"m"`), config(other, "a", `,"default_model":"m"`), config(p, "a", `,"default_model":"n"`),
+		} {
+			s.putConfig(t, g.tenant, changed).want(t, 200, "")
+			if got := g.call(t, messagesPath, body, version); got.status != 200 || got.header.Get("X-Cache") != "MISS" {
+				t.Errorf("%s: %d %v", changed, got.status, got.header)
+			}
+		}
+	})
+	t.Run("tenant", func(t *testing.T) {
+		s.putConfig(t, g.tenant, config(p, "a", `,"default_model":"m"`)).want(t, 200, "")
+		g.hit(t, messagesPath, body, version)
+		another := s.gatewayTest(t, p, config(p, "a", `,"default_model":"m"`))
+		another.miss(t, messagesPath, body, version)
+		s.admin(t, "DELETE", "/admin/tenants/"+g.tenant, "").want(t, 204, "")
+		s.createTenant(t, g.tenant, config(p, "a", `,"default_model":"m"`)).want(t, 201, "")
+		g.key = s.login(t, g.tenant)
+		g.miss(t, messagesPath, body, version)
+		g.hit(t, messagesPath, body, version)
+	})
+}
+
+// Cache-Control of the request: no-cache skips the lookup, no-store the storing too.
+func TestCacheDirectives(t *testing.T) {
+	t.Parallel()
+	g := newCacheTest(t, 10_000, "")
+	const body = `{"messages":[]}`
+	for _, header := range []string{"Cache-Control: no-store", "Cache-Control: max-age=0, No-Store ", "cache-control: no-cache,no-store"} {
+		got := g.call(t, chatPath, body, header)
+		got.wantHeader(t, "X-Cache", "MISS")
+		got.wantHeader(t, "X-Tokens-Charged", "18")
+	}
+	g.miss(t, chatPath, body, "Cache-Control: max-age=0")
+	g.provider.on("", conduct{content: "newer"})
+	g.call(t, chatPath, body, "Cache-Control: no-store").wantHeader(t, "X-Cache", "MISS")
+	if got := g.hit(t, chatPath, body); strings.Contains(got.body, "newer") {
+		t.Errorf("no-store was stored: %s", got.body)
+	}
+	g.miss(t, chatPath, body, "Cache-Control: NO-CACHE")
+	if got := g.hit(t, chatPath, body); !strings.Contains(got.body, "newer") {
+		t.Errorf("no-cache was not stored: %s", got.body)
+	}
+	if n := g.cacheSample(t, "bypass"); n != 5 || g.cacheSample(t, "stored") != 2 || g.cacheSample(t, "skipped") != 0 {
+		t.Errorf("%d were bypassed", n)
+	}
+	if n := len(g.cacheKeys(t)); n != 1 {
+		t.Errorf("%d responses are cached", n)
+	}
+}
+
+// A response is as old as it is, and served for the text_ttl of the present config.
+func TestCacheTTL(t *testing.T) {
+	t.Parallel()
+	g := newCacheTest(t, 10_000, "")
+	const body = `{"messages":[]}`
+	g.miss(t, chatPath, body)
+	entry := g.cacheKeys(t)[0]
+	if ttl := testRedis.int(t, "TTL", entry); ttl < 3500 || ttl > 3600 {
+		t.Errorf("it expires after %d s", ttl)
+	}
+	value := strings.SplitN(testRedis.string(t, "GET", entry), " ", 3)
+	age := func(d time.Duration) {
+		testRedis.do(t, "SET", entry, fmt.Sprintf("1 %d %s", time.Now().Add(-d).UnixMilli(), value[2]), "EX", 3600)
+	}
+	put := func(caching string) {
+		s, p := g.service, g.provider
+		s.putConfig(t, g.tenant, cachedConfig(10_000, caching, endpointJSON(p, "chat", chatPath, ""))).want(t, 200, "")
+	}
+	age(1000 * time.Second)
+	if n, err := strconv.Atoi(g.hit(t, chatPath, body).header.Get("Age")); err != nil || n < 1000 || n > 1060 {
+		t.Errorf("Age is %d", n)
+	}
+	age(-time.Hour) // by a clock that is ahead
+	g.hit(t, chatPath, body).wantHeader(t, "Age", "0")
+	age(1000 * time.Second)
+	put(`"enabled":true,"text_ttl":1100`)
+	g.hit(t, chatPath, body).wantHeader(t, "X-Tokens-Charged", "0") // without fee_percentage
+	put(`"enabled":true,"text_ttl":999`)
+	g.miss(t, chatPath, body)
+	if ttl := testRedis.int(t, "TTL", entry); ttl < 900 || ttl > 999 {
+		t.Errorf("it expires after %d s", ttl)
+	}
+	for _, off := range []string{`"text_ttl":3600`, `"enabled":false,"text_ttl":3600`, `"enabled":true`, `"enabled":true,"text_ttl":0`} {
+		put(off)
+		got := g.call(t, chatPath, body)
+		got.wantHeader(t, "X-Cache", "")
+		got.wantHeader(t, "X-Tokens-Charged", "18")
+	}
+	testRedis.do(t, "DEL", entry)
+	put(`"enabled":true,"text_ttl":9007199254740991`)
+	g.miss(t, chatPath, body)
+	g.hit(t, chatPath, body)
+	testRedis.do(t, "DEL", entry)
+	put(`"enabled":true,"text_ttl":1`)
+	g.miss(t, chatPath, body)
+	eventually(t, 20*time.Second, func() error {
+		if n := testRedis.int(t, "EXISTS", entry); n != 0 {
+			return fmt.Errorf("it does not expire")
+		}
+		return nil
+	})
+}
+
+// Only a whole response that ended as every response to that request may is stored.
+func TestCacheSkips(t *testing.T) {
+	t.Parallel()
+	const stream = `"stream":true`
+	chat := func(reason, message string) conduct {
+		return conduct{body: `{"choices":[{"message":{"content":"a"` + message + `},"finish_reason":"` + reason +
+			`"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}
+	}
+	message := func(reason string) conduct {
+		return conduct{body: `{"type":"message","content":[],"stop_reason":"` + reason + `","usage":{"input_tokens":1,"output_tokens":1}}`}
+	}
+	huge := strings.Repeat("x", maxCachedBody)
+	for _, test := range []struct {
+		name, path, members string
+		conduct             conduct
+		stored              bool
+	}{
+		{"stop", chatPath, ``, chat("stop", ""), true},
+		{"tool_calls", chatPath, ``, chat("tool_calls", ""), true},
+		{"end_turn", messagesPath, ``, message("end_turn"), true},
+		{"tool_use", messagesPath, ``, message("tool_use"), true},
+		{"stop_sequence", messagesPath, ``, message("stop_sequence"), true},
+		{"length of the client", chatPath, `"max_tokens":3`, conduct{}, true},
+		{"length of the client, stream", chatPath, `"max_completion_tokens":3,` + stream, conduct{}, true},
+		{"max_tokens of the client", messagesPath, `"max_tokens":3`, conduct{}, true},
+		{"almost too long", chatPath, ``, chat("stop", `,"x":"`+huge[:maxCachedBody-500]+`"`), true},
+		{"length", chatPath, ``, chat("length", ""), false},
+		{"max_tokens", messagesPath, ``, message("max_tokens"), false},
+		{"content_filter", chatPath, `"max_tokens":9`, chat("content_filter", ""), false},
+		{"refusal", chatPath, ``, chat("stop", `,"refusal":"no"`), false},
+		{"refusal, Anthropic", messagesPath, `"max_tokens":9`, message("refusal"), false},
+		{"pause_turn", messagesPath, `"max_tokens":9`, message("pause_turn"), false},
+		{"unknown", messagesPath, `"max_tokens":9`, message("magic"), false},
+		{"an unknown end and a limit", chatPath, `"max_tokens":9,"n":2`, conduct{body: `{"choices":[{"index":0,"finish_reason":"magic"},` +
+			`{"index":1,"finish_reason":"length"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}, false},
+		{"a choice is missing", chatPath, `"n":2`, chat("stop", ""), false},
+		{"no end", chatPath, ``, conduct{body: `{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}, false},
+		{"no usage", chatPath, ``, conduct{noUsage: true}, false},
+		{"no usage, stream", messagesPath, stream, conduct{noUsage: true}, false},
+		{"error beside it", chatPath, ``, conduct{body: strings.Replace(chat("stop", "").body, "{", `{"error":{},`, 1)}, false},
+		{"201", chatPath, ``, conduct{status: 201, body: chat("stop", "").body}, false},
+		{"no end marker", chatPath, stream, conduct{at: beforeEnd, then: endEarly}, false},
+		{"no usage at the end", chatPath, stream, conduct{at: beforeUsage, then: endEarly}, false},
+		{"too long", chatPath, ``, chat("stop", `,"x":"`+huge+`"`), false},
+		{"too long, stream", chatPath, stream, conduct{content: huge[:1000], events: maxCachedBody / 1000}, false},
+		{"media type", chatPath, ``, conduct{header: []string{"Content-Type: application/json;x=" + huge[:300]}}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			g := newCacheTest(t, 10_000_000, "")
+			g.provider.on("", test.conduct)
+			send := func(want string) {
+				got, err := g.send("POST", "/"+g.tenant+test.path, `{`+test.members+`}`, bearer(g.key))
+				if err != nil {
+					t.Fatal(err)
+				}
+				got.wantHeader(t, "X-Cache", want)
+			}
+			send("MISS")
+			if n := g.decided(t, 1); n != map[bool]int{true: 1}[test.stored] {
+				t.Errorf("%d responses are cached", n)
+			}
+			again := "MISS"
+			if test.stored {
+				again = "HIT"
+			}
+			send(again)
+		})
+	}
+	for name, c := range map[string]conduct{
+		"cut": {at: inContent}, "error event": {at: beforeEnd, then: sendError}, "400": providerError(400), "500": providerError(500),
+		"no bytes": {at: beforeHeaders},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, path := range []string{chatPath, messagesPath} {
+				g := newCacheTest(t, 10_000, "")
+				g.provider.on("", c)
+				_, _ = g.send("POST", "/"+g.tenant+path, `{`+stream+`}`, bearer(g.key))
+				g.charged(t, 10_000)
+				g.provider.on("", conduct{})
+				g.miss(t, path, `{`+stream+`}`)
+				if n := g.cacheSample(t, "stored") + g.cacheSample(t, "hit"); n != 1 {
+					t.Errorf("it was stored")
+				}
+			}
+		})
+	}
+	t.Run("another endpoint", func(t *testing.T) {
+		t.Parallel()
+		first, second := newProvider(t), newProvider(t)
+		first.on("", providerError(503))
+		g := newService(t).gatewayTest(t, first, cachedConfig(1000, cachingForAnHour,
+			endpointJSON(first, "a", chatPath, ""), endpointJSON(second, "b", chatPath, "")))
+		g.call(t, chatPath, `{"max_tokens":9}`).wantHeader(t, "X-Cache", "MISS")
+		if n := len(second.requests()); n != 1 {
+			t.Errorf("the second endpoint got %d requests", n)
+		}
+		if n := len(g.cacheKeys(t)); n != 0 {
+			t.Errorf("%d responses are cached", n)
+		}
+	})
+}
+
+// A client that hangs up when it has seen the end marker, as SDKs do, has had the whole stream.
+func TestCacheHangUp(t *testing.T) {
+	t.Parallel()
+	g := newCacheTest(t, 10_000, "")
+	for path, end := range map[string]string{chatPath: "[DONE]", messagesPath: `"message_stop"}`} {
+		g.open(t, path, `{"stream":true}`, end).Close()
+	}
+	if n := g.decided(t, 2); n != 2 {
+		t.Errorf("%d streams are cached", n)
+	}
+	if got := g.hit(t, chatPath, `{"stream":true}`); !strings.HasSuffix(got.body, "data: [DONE]\n\n") {
+		t.Errorf("%s", got.body)
+	}
+	g.hit(t, messagesPath, `{"stream":true}`)
+}
+
+// What cannot be used in the cache is a miss, and costs what a miss costs.
+func TestCacheUnreadable(t *testing.T) {
+	t.Parallel()
+	g := newCacheTest(t, 1_000_000, "")
+	const body = `{"max_tokens":9}`
+	g.miss(t, chatPath, body)
+	entry, now := g.cacheKeys(t)[0], time.Now().UnixMilli()
+	for _, value := range []string{
+		"", "1", "\n", "1 2 3 4 5 6 x", "2 2 3 4 5 0 application/json\n", "1 a 18 11 7 2 application/json\n{}",
+		fmt.Sprintf("1 %d -18 11 7 2 application/json\n{}", now),
+		fmt.Sprintf("1 %d 18 11 7 1 application/json\n{}", now),       // longer than it says
+		fmt.Sprintf("1 %d 18 11 7 9 application/json\n{}", now),       // shorter
+		fmt.Sprintf("1 %d 18 11 7 9999999 application/json\n{}", now), // too long
+	} {
+		testRedis.do(t, "SET", entry, value)
+		before := tokensLeft(t, g.key)
+		g.miss(t, chatPath, body)
+		if n := before - tokensLeft(t, g.key); n != 18 {
+			t.Errorf("%q: charged %d", value, n)
+		}
+		g.hit(t, chatPath, body)
+	}
+	testRedis.do(t, "DEL", entry)
+	testRedis.do(t, "LPUSH", entry, "x")
+	g.call(t, chatPath, body).wantHeader(t, "X-Cache", "MISS")
+	if g.log.count("[ERROR]") != 0 {
+		t.Errorf("log:\n%s", g.log)
+	}
+}
+
+// Requests that come while nothing is cached all go to the provider, and each pays in full: what was granted is what was
+// charged and what is left.
+func TestCacheRace(t *testing.T) {
+	t.Parallel()
+	const granted, clients = 100_000, 100
+	p := newProvider(t)
+	services := newServices(t)
+	p.on("", conduct{delay: 20 * time.Millisecond})
+	g := services[0].gatewayTest(t, p, cachedConfig(granted, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	results := make(chan string, clients)
+	for i := range clients {
+		go func() {
+			got, err := services[i%2].send("POST", "/"+g.tenant+chatPath, `{"max_tokens":9}`, bearer(g.key))
+			results <- fmt.Sprint(got.status, got.header.Get("X-Cache"), got.header.Get("X-Tokens-Charged"), err)
+		}()
+	}
+	hits, misses := 0, 0
+	for range clients {
+		switch got := <-results; got {
+		case "200HIT4<nil>":
+			hits++
+		case "200MISS18<nil>":
+			misses++
+		default:
+			t.Errorf("got %s", got)
+		}
+	}
+	if n := len(p.requests()); n != misses || misses == 0 {
+		t.Errorf("%d misses, %d requests came to the provider", misses, n)
+	}
+	if n := g.charged(t, granted); n != 18*misses+4*hits {
+		t.Errorf("charged %d for %d misses and %d hits", n, misses, hits)
+	}
+	eventually(t, 20*time.Second, func() error { // one process finds what the other has stored
+		got := services[1].do(t, "POST", "/"+g.tenant+chatPath, `{"max_tokens":9}`, bearer(g.key))
+		if got.header.Get("X-Cache") != "HIT" {
+			return fmt.Errorf("%d %v", got.status, got.header)
+		}
+		return nil
+	})
+}
+
+// A response is written in the background if not too many wait, and a stream is kept for that if there is memory for it.
+func TestCacheBounds(t *testing.T) {
+	t.Parallel()
+	log := new(logBuffer)
+	gate, handler := newBareGateway(t, log)
+	web := httptest.NewServer(handler)
+	defer web.Close()
+	p := newProvider(t)
+	g := (&service{url: web.URL, log: log}).gatewayTest(t, p, cachedConfig(10_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	call := func(body, want string) {
+		t.Helper()
+		before := g.cacheSample(t, want)
+		g.call(t, chatPath, body).wantHeader(t, "X-Cache", "MISS")
+		eventually(t, 20*time.Second, func() error {
+			if n := g.cacheSample(t, want); n != before+1 {
+				return fmt.Errorf("%d are %s", n, want)
+			}
+			return nil
+		})
+	}
+	gate.cache.waiting.Store(maxCacheWaits)
+	call(`{}`, "skipped")
+	if n := gate.cache.waiting.Load(); n != maxCacheWaits {
+		t.Errorf("%d wait", n)
+	}
+	gate.cache.waiting.Store(maxCacheWaits - 1)
+	call(`{}`, "stored")
+	gate.cache.waiting.Store(0)
+	gate.cache.kept.Store(maxKeptBytes)
+	call(`{"stream":true}`, "skipped")
+	gate.cache.kept.Store(0)
+	call(`{"stream":true}`, "stored")
+	p.on("", conduct{content: strings.Repeat("x", 50_000), events: 100})
+	call(`{"stream":true,"max_tokens":9}`, "skipped")
+	p.on("", conduct{at: inContent})
+	_, _ = g.send("POST", "/"+g.tenant+chatPath, `{"stream":true,"n":2}`, bearer(g.key))
+	g.charged(t, 10_000)
+	eventually(t, 20*time.Second, func() error {
+		if n := gate.cache.kept.Load(); n != 0 {
+			return fmt.Errorf("%d bytes are kept", n)
+		}
+		return nil
+	})
+	gate.cache.stop()
+	p.on("", conduct{})
+	call(`{"n":3}`, "skipped")
+	if n := gate.cache.waiting.Load() + gate.bodies.Load(); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+}
+
+// A Redis that is short of memory is left alone: nothing is stored, the log says so once, and what is cached is served.
+func TestCacheFull(t *testing.T) {
+	t.Parallel()
+	r, p := newRedis(t), newProvider(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	tenant := r.newTenant(t, cachedConfig(100_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(t, tenant)}
+	g.miss(t, chatPath, `{}`)
+	used, _ := r.memory(t)
+	r.do(t, "CONFIG", "SET", "maxmemory", used+used/5)
+	for i := 0; g.cacheSample(t, "skipped") < 3; i++ {
+		if i == 300 {
+			t.Fatal("it goes on to store")
+		}
+		if err := g.call(t, chatPath, fmt.Sprintf(`{"i":%d}`, i)).is(200); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond) // until Redis's memory is looked at again
+	}
+	const line = "[WARN] Redis uses more than three quarters of its memory: responses are not cached\n"
+	if n := s.log.count(line); n != 1 || s.log.count("[ERROR]") != 0 {
+		t.Errorf("log:\n%s", s.log)
+	}
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	g.hit(t, chatPath, `{}`)
+
+	log := new(logBuffer)
+	st := newTestStore(t, r, log)
+	gauge := &st.redis.single.memory // as it was before Redis became full
+	gauge.readAt, gauge.max = time.Now().Add(time.Minute), 0
+	err := st.StoreResponse(time.Now().Add(5*time.Second), "cache:x:y", cachedResponse{body: []byte("{}")}, time.Hour)
+	if err != errFull || log.count("[ERROR]") != 0 || st.redis.single.health.down.Load() {
+		t.Errorf("got %v, log:\n%s", err, log)
+	}
+	gauge.readAt = time.Time{}
+	if err := st.StoreResponse(time.Now().Add(5*time.Second), "cache:x:y", cachedResponse{}, time.Hour); err != errFull {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMemoryGauge(t *testing.T) {
+	t.Parallel()
+	var g memoryGauge
+	asked := 0
+	info := func() (string, error) {
+		asked++
+		return "used_memory:500\r\nmaxmemory:1000\r\n", nil
+	}
+	for _, step := range []struct {
+		size int64
+		want bool
+	}{{251, false}, {100, true}, {151, false}, {150, true}, {1, false}} {
+		if got := g.hasRoom(step.size, info); got != step.want {
+			t.Errorf("%d: %v", step.size, got)
+		}
+	}
+	if asked != 1 {
+		t.Errorf("Redis was asked %d times", asked)
+	}
+	g.readAt = time.Time{}
+	if g.hasRoom(1, func() (string, error) { return "", ErrUnavailable }) {
+		t.Error("there is room in a Redis that does not respond")
+	}
+	if !g.hasRoom(1<<40, func() (string, error) { return "", nil }) { // it does not say
+		t.Error("there is no room in a Redis without a limit")
+	}
+}
+
+// In a cluster the responses of one tenant and its API keys are on all masters.
+func TestCacheInCluster(t *testing.T) {
+	c := useCluster(t)
+	p := newProvider(t)
+	s := newService(t, "REDIS_URL="+c.url())
+	tenant := newClusterTenant(t, s, cachedConfig(10_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	p.on("long", conduct{content: strings.Repeat("x", 100_000)})
+	g := &gatewayTest{service: s, provider: p, tenant: tenant}
+	const requests = 12
+	for _, keys := range c.keysOn(t, s, tenant, 1, `"userId":"u","group":"anonymous"`) {
+		g.key = keys[0]
+		cost := 0
+		for i := range requests {
+			body := fmt.Sprintf(`{"model":%q,"max_tokens":9,"user":"%d"}`, []string{"m", "long"}[i%2], i)
+			if len(p.requests()) < requests {
+				g.miss(t, chatPath, body)
+				cost += 18
+			}
+			g.hit(t, chatPath, body)
+			cost += 4
+		}
+		if left := c.balance(t, g.key); left != 10_000-cost {
+			t.Errorf("%d tokens are left, want %d", left, 10_000-cost)
+		}
+	}
+	found := 0
+	for _, node := range c.mastersNow(t) {
+		if n := len(node.keys(t, "cache:"+tenant+":*")); n > 0 {
+			found++
+		}
+	}
+	if found < 2 {
+		t.Errorf("responses are on %d masters", found)
+	}
+}

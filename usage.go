@@ -1,0 +1,286 @@
+package main
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const (
+	usageInterval  = time.Second // between two writings to Redis
+	usageTimeout   = 900 * time.Millisecond
+	usageTTL       = 100 * 24 * time.Hour
+	maxUsageDays   = 92   // that one request may ask for
+	maxUsageFields = 1000 // of one tenant and day
+	maxUsageNames  = 100  // of groups, and of endpoints, that one tenant's counts have between two writings
+	maxUsageCounts = 1000 // tenants and days that are counted between two writings
+
+	dayLayout  = "2006-01-02"
+	daySeconds = 24 * 60 * 60
+)
+
+// usageEvent is one thing that is counted: a request with what it has used, or tokens that were granted.
+type usageEvent struct {
+	group         string // "" if it concerns none
+	endpoint      string // of a provider; likewise
+	requests      int64
+	charged       int64
+	granted       int64
+	input, output int64 // tokens of models
+}
+
+// usageSums are the counts of one name: a group or an endpoint.
+type usageSums struct{ requests, charged, input, output int64 }
+
+// dayUsage is what a tenant's keys have used on one day.
+type dayUsage struct {
+	total     usageSums // without input and output
+	granted   int64
+	endpoints map[string]*usageSums
+	groups    map[string]*usageSums
+}
+
+// usageDay says whose counts they are.
+type usageDay struct {
+	tenantID, generation string
+	day                  int64 // since 1970, in UTC
+}
+
+// usageStats counts what is used. Counting only adds to memory, so that no request waits for it; what was counted is
+// written to Redis once a second and at the end. It is for an overview: a crash loses the last second of it. Balances
+// do not depend on it.
+type usageStats struct {
+	store *store
+
+	mu     sync.Mutex // guards counts
+	counts map[usageDay]*dayUsage
+}
+
+func newUsageStats(st *store) *usageStats {
+	return &usageStats{store: st, counts: make(map[usageDay]*dayUsage)}
+}
+
+// start begins to write the counts, until stop is called, which writes what is left.
+func (u *usageStats) start() (stop func()) {
+	done := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		tick := time.NewTicker(usageInterval)
+		defer tick.Stop()
+		for running := true; running; {
+			select {
+			case <-done:
+				running = false
+			case <-tick.C:
+			}
+			u.write()
+		}
+	})
+	return func() {
+		close(done)
+		writer.Wait()
+	}
+}
+
+// add counts an event of a tenant that exists.
+func (u *usageStats) add(t *tenant, e usageEvent) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.of(usageDay{t.id, t.generation, time.Now().Unix() / daySeconds}).add(e)
+}
+
+// of returns the counts of a tenant's day. If there are too many, they are not kept. The caller holds u.mu.
+func (u *usageStats) of(day usageDay) *dayUsage {
+	counts := u.counts[day]
+	if counts == nil {
+		counts = new(dayUsage)
+		if len(u.counts) < maxUsageCounts {
+			u.counts[day] = counts
+		}
+	}
+	return counts
+}
+
+func (d *dayUsage) add(e usageEvent) {
+	d.granted = addCount(d.granted, e.granted)
+	sums := usageSums{e.requests, e.charged, e.input, e.output}
+	d.total.add(sums)
+	if e.group != "" {
+		namedSums(&d.groups, e.group).add(sums)
+	}
+	if e.endpoint != "" {
+		namedSums(&d.endpoints, e.endpoint).add(sums)
+	}
+}
+
+func (s *usageSums) add(more usageSums) {
+	s.requests = addCount(s.requests, more.requests)
+	s.charged = addCount(s.charged, more.charged)
+	s.input = addCount(s.input, more.input)
+	s.output = addCount(s.output, more.output)
+}
+
+// addCount adds two counts, which stay at or below maxAmount.
+func addCount(a, b int64) int64 { return min(a+b, maxAmount) }
+
+// namedSums returns the sums of a name, which are those of otherName if the name is long or there are too many.
+func namedSums(all *map[string]*usageSums, name string) *usageSums {
+	if *all == nil {
+		*all = make(map[string]*usageSums)
+	}
+	if len(name) > maxGroupBytes || (*all)[name] == nil && len(*all) >= maxUsageNames {
+		name = otherName
+	}
+	sums := (*all)[name]
+	if sums == nil {
+		sums = new(usageSums)
+		(*all)[name] = sums
+	}
+	return sums
+}
+
+// merge adds the counts of another part of the same day.
+func (d *dayUsage) merge(other *dayUsage) {
+	d.total.add(other.total)
+	d.granted = addCount(d.granted, other.granted)
+	for name, sums := range other.groups {
+		namedSums(&d.groups, name).add(*sums)
+	}
+	for name, sums := range other.endpoints {
+		namedSums(&d.endpoints, name).add(*sums)
+	}
+}
+
+// write writes the counts to Redis. Those that it has certainly not got stay, for the next time.
+func (u *usageStats) write() {
+	u.mu.Lock()
+	counts := u.counts
+	u.counts = make(map[usageDay]*dayUsage, len(counts))
+	u.mu.Unlock()
+	deadline := time.Now().Add(usageTimeout)
+	for day, d := range counts {
+		if time.Now().Before(deadline) && u.store.AddUsage(deadline, day, d) {
+			continue
+		}
+		u.mu.Lock()
+		u.of(day).merge(d)
+		u.mu.Unlock()
+	}
+}
+
+//go:embed lua/usage.lua
+var usageLua string
+
+var usageScript = newScript("usage", "#!lua\n"+usageLua, dispensable)
+
+// usageRedisKey returns where the counts of a tenant's day are: in a hash with a field for each sum.
+func usageRedisKey(tenantID string, day int64) string {
+	return "{tenant:" + tenantID + ":config}:usage:" + formatDay(day)
+}
+
+func formatDay(day int64) string { return time.Unix(day*daySeconds, 0).UTC().Format(dayLayout) }
+
+// AddUsage adds counts to those of a tenant's day. ok is false if Redis has certainly not got them. If it may have got
+// them, they are not to be added again.
+func (s *store) AddUsage(deadline time.Time, day usageDay, d *dayUsage) (ok bool) {
+	keys := []string{usageRedisKey(day.tenantID, day.day), generationRedisKey(day.tenantID)}
+	args := []any{day.generation, maxUsageFields, usageTTL.Milliseconds()}
+	d.fields(func(field, instead string, sum *int64) {
+		if *sum > 0 {
+			args = append(args, field, instead, *sum)
+		}
+	})
+	_, err := s.redis.evalLarge(deadline, usageScript, keys, args...)
+	_, refused := errors.AsType[redis.Error](err)
+	_, unsent := errors.AsType[unsentError](err)
+	return !refused && !unsent
+}
+
+// fields calls f for each sum, with the field of the hash that it is in, and the one to add it to if there are too
+// many.
+func (d *dayUsage) fields(f func(field, instead string, sum *int64)) {
+	f("requests", "requests", &d.total.requests)
+	f("charged", "charged", &d.total.charged)
+	f("granted", "granted", &d.granted)
+	for kind, all := range map[string]map[string]*usageSums{"group": d.groups, "endpoint": d.endpoints} {
+		for name, sums := range all {
+			for sum, value := range sums.byName() {
+				head := kind + " " + sum + " "
+				f(head+name, head+otherName, value)
+			}
+		}
+	}
+}
+
+func (s *usageSums) byName() map[string]*int64 {
+	return map[string]*int64{"requests": &s.requests, "charged": &s.charged, "input": &s.input, "output": &s.output}
+}
+
+// Usage returns the counts of a tenant on each of n days from the day first on. Error: ErrUnavailable.
+func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*dayUsage, error) {
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i] = usageRedisKey(t.id, first+int64(i))
+	}
+	replies, err := s.redis.readEach(deadline, "HGETALL", keys)
+	if err != nil {
+		return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, err)
+	}
+	days := make([]*dayUsage, n)
+	for i, reply := range replies {
+		fields, err := redis.StringMap(reply, nil)
+		if err != nil {
+			return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, errBadReply)
+		}
+		days[i] = new(dayUsage)
+		if fields["generation"] == t.generation {
+			days[i].read(fields)
+		}
+	}
+	return days, nil
+}
+
+// read reads the fields of a hash. It passes over those that are none of ours.
+func (d *dayUsage) read(fields map[string]string) {
+	for field, text := range fields {
+		value, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || value < 0 {
+			continue
+		}
+		value = min(value, maxAmount)
+		kind, rest, _ := strings.Cut(field, " ")
+		sum, name, _ := strings.Cut(rest, " ")
+		all := &d.groups
+		switch kind {
+		case "requests":
+			d.total.requests = value
+			continue
+		case "charged":
+			d.total.charged = value
+			continue
+		case "granted":
+			d.granted = value
+			continue
+		case "group":
+		case "endpoint":
+			all = &d.endpoints
+		default:
+			continue
+		}
+		if *all == nil {
+			*all = make(map[string]*usageSums)
+		}
+		if (*all)[name] == nil {
+			(*all)[name] = new(usageSums)
+		}
+		if dst := (*all)[name].byName()[sum]; dst != nil {
+			*dst = value
+		}
+	}
+}

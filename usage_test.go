@@ -1,0 +1,287 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+func today() string { return time.Now().UTC().Format(dayLayout) }
+
+// usage returns what a tenant has used from the day first until now, in one sum.
+func (s *service) usage(t testing.TB, tenant, first string) usageBody {
+	t.Helper()
+	got := s.admin(t, "GET", "/"+tenant+"/admin/usage?from="+first+"&to="+today(), "")
+	got.want(t, 200, "")
+	var list struct{ Days []usageBody }
+	if err := json.Unmarshal([]byte(got.body), &list); err != nil || len(list.Days) == 0 {
+		t.Fatalf("%s: %v", got.body, err)
+	}
+	sum := list.Days[0]
+	for _, day := range list.Days[1:] { // if a test began yesterday
+		sum.Requests += day.Requests
+		sum.TokensCharged += day.TokensCharged
+		sum.TokensGranted += day.TokensGranted
+		for name, more := range day.ByGroup {
+			of := sum.ByGroup[name]
+			sum.ByGroup[name] = groupUsage{of.Requests + more.Requests, of.TokensCharged + more.TokensCharged}
+		}
+		for name, more := range day.ByEndpoint {
+			of := sum.ByEndpoint[name]
+			sum.ByEndpoint[name] = endpointUsage{of.Requests + more.Requests, of.InputTokens + more.InputTokens,
+				of.OutputTokens + more.OutputTokens, of.TokensCharged + more.TokensCharged}
+		}
+	}
+	sum.Day = ""
+	return sum
+}
+
+// wantUsage waits until a tenant's usage is want, in JSON without the day.
+func (s *service) wantUsage(t testing.TB, tenant, first, want string) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		got, err := json.Marshal(s.usage(t, tenant, first))
+		if err != nil || string(got) != `{"day":"",`+want+`}` {
+			return fmt.Errorf("got %s\nwant %s", got, want)
+		}
+		return nil
+	})
+}
+
+// Every request that was accepted is counted once, with what it cost, whichever process has served it.
+func TestUsageByDay(t *testing.T) {
+	t.Parallel()
+	first, p, services := today(), newProvider(t), newServices(t)
+	s := services[0]
+	g := s.gatewayTest(t, p, strings.Replace(cachedConfig(1000, cachingForAnHour, endpointJSON(p, "chat", chatPath, ""),
+		endpointJSON(p, "claude", messagesPath, "")), `"user_groups":{`, `"user_groups":{"pro":{"tokens":5000},`, 1))
+	pro := s.issue(t, g.tenant, `"userId":"u","group":"pro"`) // 5000 granted
+	once := retryKey + "once"
+	s.admin(t, "POST", "/"+g.tenant+"/admin/keys", `{"userId":"u","group":"pro","tokens":7}`, once).want(t, 201, "")
+	s.admin(t, "POST", "/"+g.tenant+"/admin/keys", `{"userId":"u","group":"pro","tokens":7}`, once).want(t, 201, "")
+	for _, change := range []string{`{"addTokens":100}`, `{"addTokens":-50}`, `{"tokens":5000}`} {
+		s.admin(t, "PATCH", "/"+g.tenant+"/admin/keys/"+pro, change).want(t, 200, "")
+	}
+	for i, body := range []string{`{"tokens":10}`, `{"tokens":20}`} {
+		services[i].consume(t, g.tenant, pro, body).want(t, 200, "")
+		services[i].consume(t, g.tenant, pro, `{"tokens":5}`, once).want(t, 200, "") // charged once
+		services[i].consume(t, g.tenant, pro, `{"tokens":6000}`).want(t, 402, "")
+		services[i].consume(t, g.tenant, someKey, "").want(t, 401, "")
+	}
+	s.do(t, "GET", "/"+g.tenant+"/auth/verify?tokens=3", "", bearer(pro)).want(t, 200, "")
+	hold := s.do(t, "POST", "/"+g.tenant+"/tokens/holds", `{"tokens":100}`, bearer(pro)).text(t, "holdId")
+	for range 2 { // settled once
+		s.do(t, "POST", "/"+g.tenant+"/tokens/holds/"+hold+"/settle", `{"tokens":40}`, bearer(pro)).want(t, 200, "")
+	}
+	g.miss(t, chatPath, `{"max_tokens":9}`)
+	g.hit(t, chatPath, `{"max_tokens":9}`)
+	g.miss(t, messagesPath, `{"max_tokens":9,"stream":true}`)
+	p.on("bad", providerError(400))
+	g.call(t, messagesPath, `{"model":"bad"}`)
+	g.call(t, messagesPath+"/count_tokens", `{}`).is(200)
+	const want = `"requests":10,"tokensCharged":118,"tokensGranted":6107,` +
+		`"byEndpoint":{"chat":{"requests":2,"inputTokens":11,"outputTokens":7,"tokensCharged":22},` +
+		`"claude":{"requests":2,"inputTokens":11,"outputTokens":7,"tokensCharged":18}},` +
+		`"byGroup":{"anonymous":{"requests":5,"tokensCharged":40},"pro":{"requests":5,"tokensCharged":78}}`
+	services[1].wantUsage(t, g.tenant, first, want)
+	s.usage(t, g.tenant, first)
+	for _, key := range testRedis.keys(t, "{tenant:"+g.tenant+":config}:usage:*") {
+		if days := testRedis.int(t, "TTL", key) / daySeconds; days < 99 || days > 100 {
+			t.Errorf("%s expires after %d days", key, days)
+		}
+	}
+	t.Run("a tenant of the same ID", func(t *testing.T) {
+		s.consume(t, g.tenant, pro, "").want(t, 200, "")
+		s.admin(t, "DELETE", "/admin/tenants/"+g.tenant, "").want(t, 204, "")
+		s.createTenant(t, g.tenant, `{"user_groups":{"anonymous":{"tokens":3}}}`).want(t, 201, "")
+		s.wantUsage(t, g.tenant, first, `"requests":0,"tokensCharged":0,"tokensGranted":0,"byEndpoint":{},"byGroup":{}`)
+		s.consume(t, g.tenant, s.login(t, g.tenant), "").want(t, 200, "")
+		s.wantUsage(t, g.tenant, first, `"requests":1,"tokensCharged":1,"tokensGranted":3,"byEndpoint":{},`+
+			`"byGroup":{"anonymous":{"requests":1,"tokensCharged":1}}`)
+	})
+}
+
+// What was counted is written when the process stops.
+func TestUsageAtShutdown(t *testing.T) {
+	t.Parallel()
+	first, s := today(), newService(t)
+	id := newTenant(t, 100)
+	key := s.login(t, id)
+	for range 5 {
+		s.consume(t, id, key, "").want(t, 200, "")
+	}
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	got := newService(t).usage(t, id, first)
+	if got.Requests != 5 || got.TokensGranted != 100 || got.ByGroup["anonymous"].TokensCharged != 5 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestUsageQuery(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenant(t, 100)
+	const badFrom, badTo = "from must be a day in UTC such as 2026-11-25", "to must be a day in UTC such as 2026-11-25"
+	const badRange = "from must not be after to, and there may be 92 days at most"
+	for query, want := range map[string]string{
+		"": badFrom, "?from=2026-11-01": badTo, "?to=2026-11-01": badFrom, "?from=2026-11-01&to=": badTo,
+		"?from=2026-11-31&to=2026-12-01": badFrom, "?from=2026-11-1&to=2026-12-01": badFrom, "?from=1969-12-31&to=1970-01-01": badFrom,
+		"?from=2026-11-01T00:00:00Z&to=2026-11-02": badFrom, "?from=2026-11-02&to=2026-11-01": badRange,
+		"?from=2026-01-01&to=2026-04-03": badRange, "?from=1970-01-01&to=9999-12-31": badRange,
+		"?from=2026-11-01&to=2026-11-02&x=1":             `Query "x" is unknown`,
+		"?from=2026-11-01&from=2026-11-01&to=2026-11-02": `Query "from" is duplicated`,
+		"?from=%zz&to=2026-11-02":                        "Invalid query",
+	} {
+		s.admin(t, "GET", "/"+id+"/admin/usage"+query, "").wantError(t, 400, want)
+	}
+	const none = `"requests":0,"tokensCharged":0,"tokensGranted":0,"byEndpoint":{},"byGroup":{}}`
+	s.admin(t, "GET", "/"+id+"/admin/usage?from=2024-02-28&to=2024-03-01", "").want(t, 200, `{"days":[{"day":"2024-02-28",`+none+
+		`,{"day":"2024-02-29",`+none+`,{"day":"2024-03-01",`+none+`]}`)
+	got := s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-01-01&to=2026-04-02", "")
+	if n := strings.Count(got.body, `"day"`); got.status != 200 || n != 92 {
+		t.Errorf("%d, %d days", got.status, n)
+	}
+	s.admin(t, "GET", "/nobody/admin/usage?from=2026-11-01&to=2026-11-01", "").wantError(t, 400, "Invalid tenant ID")
+	// What others have written there does no harm.
+	testRedis.do(t, "HSET", "{tenant:"+id+":config}:usage:2026-11-01", "requests", 4, "charged", "x", "granted", "-5", "group", 1,
+		"group requests a b", 3, "group tokens c", 3, "endpoint input d", "99999999999999999", "other thing", 1)
+	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-01&to=2026-11-01", "").want(t, 200,
+		`{"days":[{"day":"2026-11-01","requests":4,"tokensCharged":0,"tokensGranted":0,`+
+			`"byEndpoint":{"d":{"requests":0,"inputTokens":9007199254740991,"outputTokens":0,"tokensCharged":0}},`+
+			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}}]}`)
+	testRedis.do(t, "SET", "{tenant:"+id+":config}:usage:2026-11-02", "x")
+	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-02&to=2026-11-02", "").want(t, 500, "")
+}
+
+// Counts are bounded in memory and in Redis, whatever names there are, and never wrap.
+func TestUsageBounds(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t, singleRedis(t))
+	u := newUsageStats(st)
+	tn := &tenant{id: newTenantID()}
+	long := strings.Repeat("g", maxGroupBytes+1)
+	for i := range maxUsageNames {
+		u.add(tn, usageEvent{group: fmt.Sprint("g", i), endpoint: long, requests: 1, charged: maxAmount, input: 1})
+	}
+	u.add(tn, usageEvent{group: "one more", requests: 1, charged: 2})
+	u.add(tn, usageEvent{group: "g0", requests: 1, charged: 2})
+	for i := range maxUsageCounts + 10 {
+		u.add(&tenant{id: fmt.Sprint("many", i)}, usageEvent{requests: 1})
+	}
+	if n := len(u.counts); n != maxUsageCounts {
+		t.Errorf("%d days are counted", n)
+	}
+	var day usageDay
+	for d := range u.counts {
+		if d.tenantID == tn.id {
+			day = d
+		}
+	}
+	counts := u.counts[day]
+	if n := len(counts.groups); n != maxUsageNames+1 || *counts.groups[otherName] != (usageSums{requests: 1, charged: 2}) {
+		t.Errorf("%d groups, other has %+v", n, counts.groups[otherName])
+	}
+	if got := *counts.groups["g0"]; got != (usageSums{requests: 2, charged: maxAmount, input: 1}) {
+		t.Errorf("g0 has %+v", got)
+	}
+	if got := *counts.endpoints[otherName]; got.requests != maxUsageNames || len(counts.endpoints) != 1 {
+		t.Errorf("the long name has %+v", got)
+	}
+	for range maxUsageFields / maxUsageNames {
+		for i := range maxUsageNames {
+			u.add(tn, usageEvent{group: fmt.Sprint("h", time.Now().UnixNano(), i), requests: 1, charged: maxAmount})
+		}
+		if !st.AddUsage(in(5*time.Second), day, u.counts[day]) {
+			t.Fatal("it was not written")
+		}
+		delete(u.counts, day)
+	}
+	days, err := st.Usage(in(5*time.Second), tn, day.day, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := singleRedis(t).int(t, "HLEN", usageRedisKey(tn.id, day.day))
+	if got := days[0]; got.total.requests != 102+maxUsageFields || got.total.charged != maxAmount ||
+		got.groups[otherName].requests < 100 || fields > maxUsageFields+8 {
+		t.Errorf("%+v, other has %+v, %d fields", got.total, got.groups[otherName], fields)
+	}
+}
+
+// What Redis has certainly not got is written when it responds again.
+func TestUsageWithoutRedis(t *testing.T) {
+	t.Parallel()
+	r := newRedis(t)
+	u := newUsageStats(newTestStore(t, r))
+	tn := &tenant{id: "x"}
+	want := func(when string, requests int) {
+		t.Helper()
+		sum := 0
+		for _, key := range r.keys(t, "{tenant:x:config}:usage:*") {
+			n, err := redis.Int(r.do(t, "HGET", key, "requests"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+		if sum != requests {
+			t.Errorf("%s: %d requests, want %d", when, sum, requests)
+		}
+	}
+	u.add(tn, usageEvent{requests: 1, group: "g"})
+	u.write()
+	want("first", 1)
+	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	u.add(tn, usageEvent{requests: 1, group: "g"})
+	u.write()
+	want("full", 1)
+	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	u.write()
+	want("no longer full", 2)
+	r.kill()
+	u.add(tn, usageEvent{requests: 1, endpoint: "e"})
+	u.write()
+	u.add(tn, usageEvent{requests: 1, group: "g"})
+	if err := r.start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		u.write()
+		if n := len(u.counts); n > 0 {
+			return fmt.Errorf("%d days are not written", n)
+		}
+		return nil
+	})
+	// The first command on a connection that was cut may have been executed: it is not sent again.
+	if n := r.int(t, "HGET", r.keys(t, "{tenant:x:config}:usage:*")[0], "requests"); n != 4 && n != 3 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// In a cluster the days of a tenant are in one slot.
+func TestUsageInCluster(t *testing.T) {
+	c := useCluster(t)
+	first, s := today(), newService(t, "REDIS_URL="+c.url())
+	for range 3 {
+		id := newClusterTenant(t, s, `{"user_groups":{"anonymous":{"tokens":9}}}`)
+		s.consume(t, id, s.login(t, id), "").want(t, 200, "")
+		s.wantUsage(t, id, first, `"requests":1,"tokensCharged":1,"tokensGranted":9,"byEndpoint":{},`+
+			`"byGroup":{"anonymous":{"requests":1,"tokensCharged":1}}`)
+		s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-01-01&to=2026-04-02", "").want(t, 200, "")
+	}
+}
+
+func BenchmarkUsage(b *testing.B) {
+	u, tn := newUsageStats(nil), &tenant{id: "a"}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			u.add(tn, usageEvent{group: "anonymous", requests: 1, charged: 1})
+		}
+	})
+}
