@@ -382,6 +382,8 @@ func TestCacheSkips(t *testing.T) {
 		{"no usage", chatPath, ``, conduct{noUsage: true}, false},
 		{"no usage, stream", messagesPath, stream, conduct{noUsage: true}, false},
 		{"error beside it", chatPath, ``, conduct{body: strings.Replace(chat("stop", "").body, "{", `{"error":{},`, 1)}, false},
+		{"cannot be read to its end", chatPath, ``, conduct{body: strings.TrimSuffix(chat("stop", "").body, "}") +
+			`,"x":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`}, false},
 		{"201", chatPath, ``, conduct{status: 201, body: chat("stop", "").body}, false},
 		{"no end marker", chatPath, stream, conduct{at: beforeEnd, then: endEarly}, false},
 		{"no usage at the end", chatPath, stream, conduct{at: beforeUsage, then: endEarly}, false},

@@ -308,6 +308,35 @@ func TestSignInGeneration(t *testing.T) {
 	}
 }
 
+// A process that has not yet seen that a tenant was created again changes nothing of what its users have.
+func TestSignInOfFormerTenant(t *testing.T) {
+	services, _ := signInServices(t, 1)
+	s, id := services[0], newTenantID()
+	create := fmt.Sprintf(`{"tenantId":%q,"config":%s}`, id, signInConfig)
+	s.admin(t, "POST", "/admin/tenants", create).want(t, 201, "")
+	deadline := in(time.Minute)
+	st := newTestStore(t, testRedis)
+	former, err := st.loadTenant(deadline, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+	s.admin(t, "POST", "/admin/tenants", create).want(t, 201, "")
+	key := s.wantSignIn(t, id, "u1", 1000)
+
+	who := signInIdentity{tenant: former, userID: "google:u1", group: "pro", tokens: 1000}
+	if k, _, err := st.SignIn(deadline, who, ""); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a sign-in gets %s, %v", k.key, err)
+	}
+	if keys, err := st.UserKeys(deadline, former, "google:u1"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a listing gets %v, %v", keys, err)
+	}
+	s.wantSignIn(t, id, "u1", 1000)
+	if listed := s.keysOf(t, id, "google:u1"); !slices.Equal(listed, []string{key}) {
+		t.Errorf("listed are %q, want %q", listed, key)
+	}
+}
+
 // cutter is a service whose connections to Redis are cut at the n-th reply after it was armed: the command has been
 // executed, and the service knows nothing of it, as after a crash between two steps.
 type cutter struct {

@@ -131,8 +131,12 @@ func (s *store) userKey(deadline time.Time, who signInIdentity) (k listedKey, mo
 			return k, nil, false, err
 		}
 		switch {
-		case record.key == "" || record.generation != who.tenant.generation: // the first time, as far as this tenant knows
+		case record.key == "":
 			next, err = s.nextSignIn(who, "new")
+		case record.generation != who.tenant.generation: // a user of a former tenant, unless who.tenant is a former one
+			if err = s.checkGeneration(deadline, who.tenant); err == nil {
+				next, err = s.nextSignIn(who, "new")
+			}
 		case record.pending != "":
 			created, next, err = s.createUserKey(deadline, who, record)
 		default:
@@ -419,6 +423,19 @@ func (s *store) expire(deadline time.Time, name string, ttl time.Duration) error
 	return err
 }
 
+// checkGeneration returns ErrUnavailable if t is not known to be the tenant that has its ID now: it may have been
+// deleted and created again since its config was read.
+func (s *store) checkGeneration(deadline time.Time, t *tenant) error {
+	generation, err := redis.String(s.redis.read(deadline, "GET", generationRedisKey(t.id)))
+	if err != nil && !errors.Is(err, redis.ErrNil) {
+		return err
+	}
+	if generation != t.generation {
+		return fmt.Errorf("%w: the tenant was deleted, and the config in use is older", ErrUnavailable)
+	}
+	return nil
+}
+
 // UserKeys returns the API keys of a user of t, oldest first. The index is only a hint: what it names is looked up, and
 // removed from it if it is not a key of that user. Error: ErrUnavailable.
 func (s *store) UserKeys(deadline time.Time, t *tenant, userID string) ([]listedKey, error) {
@@ -435,7 +452,7 @@ func (s *store) UserKeys(deadline time.Time, t *tenant, userID string) ([]listed
 				return nil
 			}
 			if err == nil || errors.Is(err, ErrNoKey) {
-				err = s.unindexKey(deadline, t.id, userID, named[i])
+				err = s.dropFromIndex(deadline, t, userID, named[i])
 			}
 			return err
 		})
@@ -456,6 +473,26 @@ func (s *store) UserKeys(deadline time.Time, t *tenant, userID string) ([]listed
 		return strings.Compare(a.key, b.key)
 	})
 	return keys, nil
+}
+
+// dropFromIndex removes from the index of a user what is not known to be a key of that user, and adds it again if it
+// has become one meanwhile: keys are added before they are created.
+func (s *store) dropFromIndex(deadline time.Time, t *tenant, userID, key string) error {
+	err := s.checkGeneration(deadline, t)
+	if err == nil {
+		err = s.unindexKey(deadline, t.id, userID, key)
+	}
+	if err != nil || !validAPIKey(key) {
+		return err
+	}
+	k, err := s.Key(deadline, t, key)
+	if err == nil && k.userID == userID {
+		return s.indexKey(deadline, t.id, userID, key)
+	}
+	if errors.Is(err, ErrNoKey) {
+		return nil
+	}
+	return err
 }
 
 // inParallel calls f with 0 … n-1, at most maxConcurrentReads at a time, and returns one of the errors.

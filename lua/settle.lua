@@ -10,7 +10,7 @@
 -- ARGV[4] tokens used, a whole number from 0 to 2^53-1
 -- ARGV[5] seconds for which the outcome is remembered
 --
--- Returns {outcome, tokens charged, tokens left, the key's group if it is settled now}; nil if the tenant has no such key.
+-- Returns {outcome, tokens charged, tokens left, the key's group}; nil if the tenant has no such key.
 -- The outcome is
 --   settled
 --   replayed  it was settled with the same tokens before; the numbers are those of the first time
@@ -23,6 +23,7 @@ local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'generation', 'hold
 if key[1] ~= ARGV[1] or (key[3] or '') ~= ARGV[2] then
 	return nil
 end
+local group = string.sub(key[5] or '', 1, 64) -- no config has a longer one
 local balance = returnExpired(KEYS[3], key[4], readBalance(key[2]), milliseconds())
 local before = call('GET', KEYS[2])
 if before then
@@ -32,7 +33,7 @@ if before then
 	elseif used ~= ARGV[4] then
 		return {'mismatch', '0', '0', ''}
 	end
-	return {'replayed', charged, left, call('HGET', KEYS[1], 'group') or ''}
+	return {'replayed', charged, left, group}
 end
 local hold = call('HGET', KEYS[3], ARGV[3])
 if not hold then
@@ -47,5 +48,4 @@ if call('EXISTS', KEYS[3]) == 0 then
 	call('HDEL', KEYS[1], 'holdsDue') -- else it may now be too early, which costs one look at the holds
 end
 addTokens(balance, held - charged)
--- No config has a group of more than 64 bytes.
-return {'settled', string.format('%.0f', charged), string.format('%.0f', left), string.sub(key[5] or '', 1, 64)}
+return {'settled', string.format('%.0f', charged), string.format('%.0f', left), group}
