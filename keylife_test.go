@@ -241,6 +241,7 @@ func TestRotatedUserSignsIn(t *testing.T) {
 
 // While a key is charged and rotated all the time, no token is lost, and none is doubled.
 func TestRotationUnderLoad(t *testing.T) {
+	t.Parallel()
 	services, id := newServices(t), newTenant(t, 1)
 	var current atomic.Pointer[string]
 	const tokens = 100_000
@@ -298,6 +299,7 @@ func TestSettleAfterRotation(t *testing.T) {
 
 // A request of the gateway is charged to the key that has replaced its own meanwhile.
 func TestRotationDuringGeneration(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 10_000, "")
 	g.provider.on("m", conduct{pause: 200 * time.Millisecond})
 	c := g.open(t, chatPath, `{"stream":true}`, "ünd")

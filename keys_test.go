@@ -137,6 +137,7 @@ func TestRemovedGroup(t *testing.T) {
 // Charges in a config with very many groups send and scan no more than those with few. Nor does a name of a group, or
 // anything else that a tenant chooses, make a command large.
 func TestCommandSize(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
 	members := []string{`"anonymous":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}`}

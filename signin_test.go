@@ -513,6 +513,7 @@ func TestSignInRecord(t *testing.T) {
 // In a Redis Cluster a script whose keys are in different slots is refused. One server that has all slots is enough to
 // tell.
 func TestUsersInACluster(t *testing.T) {
+	t.Parallel()
 	r := newRedis(t, "--cluster-enabled", "yes")
 	r.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 	eventually(t, 30*time.Second, func() error {

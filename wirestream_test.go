@@ -265,6 +265,7 @@ func relay(s *wireStream, data []byte, ends ...int) (relayed []byte) {
 
 // Wherever a stream is split and whatever its lines end in, the report is the same and the bytes are the provider's.
 func TestWireStreams(t *testing.T) {
+	t.Parallel()
 	for _, test := range streamTests() {
 		for _, ending := range []string{"\n", "\r\n", "\r"} {
 			t.Run(test.name+fmt.Sprintf("%q", ending), func(t *testing.T) {
