@@ -313,7 +313,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 		s.countIssued(info, k)
 		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(key), k.group)
 	}
-	return writeTokens(w, http.StatusCreated, key, k.tokensLeft)
+	return writeTokens(w, info, http.StatusCreated, key, k.tokensLeft)
 }
 
 // readIdempotentRequest returns the request's Idempotency-Key, if it has one, and a digest of what it asks for.
@@ -633,5 +633,5 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *request
 	} else {
 		s.audit(info, info.tenantID, "rotated the key %s, which is %s now", keyName(key), keyName(rotated))
 	}
-	return writeTokens(w, http.StatusOK, rotated, tokensLeft)
+	return writeTokens(w, info, http.StatusOK, rotated, tokensLeft)
 }

@@ -145,7 +145,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *re
 		return err
 	}
 	s.countIssued(info, k)
-	return writeTokens(w, http.StatusOK, key, k.tokensLeft)
+	return writeTokens(w, info, http.StatusOK, key, k.tokensLeft)
 }
 
 func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -160,8 +160,7 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestIn
 	if tokens, ok := plainTokens(info.body); ok {
 		c.tokens = tokens
 	} else if len(info.body) > 0 {
-		rules := objectRules{"tokens": intField(&c.tokens, 1, maxAmount), "upTo": boolField(&c.upTo)}
-		if err := decodeObject(info.body, rules, "tokens"); err != nil {
+		if c.tokens, c.upTo, err = decodeCharge(info.body); err != nil {
 			return err
 		}
 	}
@@ -178,7 +177,7 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestIn
 	if c.upTo {
 		return writeJSON(w, http.StatusOK, chargedBody{result.charged, result.tokensLeft})
 	}
-	return writeTokens(w, http.StatusOK, "", result.tokensLeft)
+	return writeTokens(w, info, http.StatusOK, "", result.tokensLeft)
 }
 
 // chargedBody is the response to a charge of an amount that the client does not know beforehand.
@@ -278,6 +277,13 @@ func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResul
 	}
 	s.countRefusal(info.tenantID, err)
 	return result, err
+}
+
+// decodeCharge decodes the body of a charge that is not plain.
+func decodeCharge(body []byte) (tokens int64, upTo bool, err error) {
+	rules := objectRules{"tokens": intField(&tokens, 1, maxAmount), "upTo": boolField(&upTo)}
+	err = decodeObject(body, rules, "tokens")
+	return tokens, upTo, err
 }
 
 // plainTokens parses {"tokens":n} if it is spelled exactly so, as it mostly is. Anything else is left to decodeObject.

@@ -92,6 +92,8 @@ type requestInfo struct {
 	tenantID    string    // of a tenant that exists, set by loadTenant and requireTenant
 	tenant      *tenant   // likewise; its config is nil if it is broken, which loadTenant refuses
 	body        []byte    // set by the steps that read it
+	small       [64]byte  // holds body if it is small, so that it takes no allocation
+	response    [96]byte  // the same for writeTokens
 	releaseBody func()    // gives back what the body holds; nil: nothing
 	endpoint    string    // of a provider, set by the gateway
 	model       string    // that the gateway calls
@@ -528,14 +530,19 @@ func (l bodyLimiter) read(w http.ResponseWriter, r *http.Request, info *requestI
 	}
 	began := time.Now()
 	var err error
-	info.body, info.releaseBody, err = l.readAll(w, r)
+	info.body, info.releaseBody, err = l.readAll(w, r, info.small[:])
 	info.deadline = info.deadline.Add(time.Since(began))
 	return err
 }
 
-func (l bodyLimiter) readAll(w http.ResponseWriter, r *http.Request) (body []byte, release func(), err error) {
+// readAll returns the request's body, in small if it fits. release gives its slot back; nil if it took none.
+func (l bodyLimiter) readAll(w http.ResponseWriter, r *http.Request, small []byte) (body []byte, release func(),
+	err error) {
 	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {
-		body := make([]byte, r.ContentLength)
+		if r.ContentLength > int64(len(small)) {
+			small = make([]byte, r.ContentLength)
+		}
+		body := small[:r.ContentLength]
 		if _, err := io.ReadFull(r.Body, body); err != nil {
 			return nil, nil, errBrokenBody
 		}
@@ -610,8 +617,8 @@ func writeBody(w http.ResponseWriter, status int, body []byte) error {
 }
 
 // writeTokens sends the response to a charge or, with the new API key, to a login.
-func writeTokens(w http.ResponseWriter, status int, apiKey string, tokensLeft int64) error {
-	body := append(make([]byte, 0, 96), '{')
+func writeTokens(w http.ResponseWriter, info *requestInfo, status int, apiKey string, tokensLeft int64) error {
+	body := append(info.response[:0], '{')
 	if apiKey != "" { // one of ours: nothing in it needs escaping
 		body = append(body, `"apiKey":"`...)
 		body = append(body, apiKey...)
@@ -662,10 +669,14 @@ func writeKey(w http.ResponseWriter, k apiKey) error {
 // change.
 func setRateHeaders(h http.Header, rate rateLimitState) {
 	limit, remaining := strconv.FormatInt(rate.limit, 10), strconv.FormatInt(rate.remaining, 10)
-	h["RateLimit-Policy"] = []string{`"requests";q=` + limit + ";w=" + strconv.FormatInt(rate.window, 10)}
-	h["RateLimit"] = []string{`"requests";r=` + remaining + ";t=" + strconv.FormatInt(rate.wait, 10)}
-	h["X-RateLimit-Limit-Requests"] = []string{limit}
-	h["X-RateLimit-Remaining-Requests"] = []string{remaining}
+	values := [...]string{
+		`"requests";q=` + limit + ";w=" + strconv.FormatInt(rate.window, 10),
+		`"requests";r=` + remaining + ";t=" + strconv.FormatInt(rate.wait, 10),
+		limit,
+		remaining,
+	}
+	h["RateLimit-Policy"], h["RateLimit"] = values[0:1:1], values[1:2:2]
+	h["X-RateLimit-Limit-Requests"], h["X-RateLimit-Remaining-Requests"] = values[2:3:3], values[3:4:4]
 }
 
 // errorBody is the body of every error response.

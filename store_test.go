@@ -429,7 +429,7 @@ func TestLogExpiry(t *testing.T) {
 	rateLog(t, key, 900*time.Second)
 	testRedis.do(t, "EXPIRE", log, 100) // as the request of then left it
 	s.wantRate(t, id, key, 3)
-	if ttl := testRedis.int(t, "TTL", log); ttl < 900 || ttl > 1000 {
+	if ttl := testRedis.int(t, "TTL", log); ttl < 900 || ttl > 1001 {
 		t.Errorf("after a second request the log lives for %d s", ttl)
 	}
 	rateLog(t, key, 1001*time.Second, 300*time.Second, 300*time.Second, 300*time.Second, 300*time.Second)
@@ -437,6 +437,33 @@ func TestLogExpiry(t *testing.T) {
 	s.consume(t, id, key, "").want(t, 429, "")
 	if n := testRedis.int(t, "LLEN", log); n != 5 {
 		t.Errorf("%d requests are in the log, want 5", n)
+	}
+}
+
+// A rate limit adds five calls to those of a charge in Redis, beside those for entries that have left. Only the first
+// request of a second moves the log's expiry.
+func TestRateLimitCalls(t *testing.T) {
+	r := newRedis(t)
+	s := newService(t, "REDIS_URL="+r.url())
+	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
+	key := s.login(t, id)
+	s.consume(t, id, key, "").want(t, 200, "")
+	r.do(t, "CONFIG", "RESETSTAT")
+	began := time.Now()
+	const n = 100
+	for range n {
+		s.consume(t, id, key, "").want(t, 200, "")
+	}
+	seconds := int(time.Since(began)/time.Second) + 1
+	stats := r.string(t, "INFO", "commandstats")
+	for command, most := range map[string]int{
+		"hmget": n, "hincrby": n, "time": n, "llen": n, "lindex": 2 * n, "rpush": n, "pexpire": seconds, "ltrim": 0,
+	} {
+		var calls int
+		fmt.Sscanf(infoField(stats, "cmdstat_"+command), "calls=%d", &calls)
+		if calls > most {
+			t.Errorf("%d charges called %s %d times, want %d at most", n, command, calls, most)
+		}
 	}
 }
 

@@ -109,6 +109,7 @@ func (a actor) String() string {
 // tenant is a tenant as Redis held it when it was read. It is never changed.
 type tenant struct {
 	id         string
+	idArg      any           // id as an argument of scripts: converted once, charges do not allocate it
 	generation string        // "" unless a tenant of that ID was deleted
 	etag       string        // of the config: SHA-1 of the bytes in Redis, in hex
 	config     *tenantConfig // nil if it is broken
@@ -207,6 +208,7 @@ type rateLimit struct{ requests, seconds int64 }
 // bytes 253, 254 and 255 occur in no UTF-8, so in no group's name.
 type groupTable struct {
 	all      string // all groups, complete up to maxSentGroups bytes
+	allArg   any    // all as an argument of scripts: converted once, charges do not allocate it
 	limited  bool   // a group has a rate limit
 	refilled bool   // a group has a refill
 	groups   map[string]string
@@ -232,13 +234,14 @@ func (g *groupTable) add(name string, group userGroup) {
 	g.groups[name] = one
 	if len(g.all) <= maxSentGroups { // beyond it, all is not sent
 		g.all += one
+		g.allArg = g.all
 	}
 }
 
 // sent returns what a charge sends: all groups, or only the group of that name; onlyOne reports which.
-func (g *groupTable) sent(name string) (groups string, onlyOne bool) {
+func (g *groupTable) sent(name string) (groups any, onlyOne bool) {
 	if len(g.all) <= maxSentGroups {
-		return g.all, false
+		return g.allArg, false
 	}
 	return g.groups[name], true
 }

@@ -63,12 +63,13 @@ if found and refillBalance then
 	left = string.format('%.0f', balance)
 end
 
-local tokens = tonumber(ARGV[3])
+local tokens, charged = tonumber(ARGV[3]), ARGV[3]
 if not tokens then -- up to
 	tokens = math.min(tonumber(string.sub(ARGV[3], 1, -2)), math.max(balance, 1))
+	charged = string.format('%.0f', tokens)
 end
 
-local outcome, charged = 'charged', string.format('%.0f', tokens)
+local outcome = 'charged'
 if KEYS[3] then
 	local before = call('GET', KEYS[3])
 	if before and before ~= '' then -- '' is a charge that was undone, see below

@@ -2,26 +2,35 @@
 -- them.
 --
 -- KEYS[2] {apiKey:<apiKey>}:rate: the times (µs, Redis's clock) of the requests accepted within the window, oldest first
+--
+-- To convert a number to text or back costs about as much as a command: what can stay text does.
 
-local function number(entry)
-	if #entry > 16 or not string.find(entry, '^%d+$') then
-		error('malformed rate log')
-	end
-	return tonumber(entry)
-end
 
--- read returns the entry at an index of the rate log, nil if there is none.
+-- read returns the entry at an index of the rate log as a number, nil if there is none.
 local function read(index)
 	local entry = redis.call('LINDEX', KEYS[2], index)
-	return entry and number(entry)
+	if not entry then
+		return nil
+	end
+	local time = tonumber(entry)
+	if not time or not (time >= 0 and time <= 9007199254740991) then
+		error('malformed rate log')
+	end
+	return time
+end
+
+-- lifetime returns the milliseconds after which the log expires if its last entry is of now: up to a second more than the
+-- window, so that only the first request of a second must set it.
+local function lifetime(rate)
+	return string.format('%.0f000', rate.window + 1)
 end
 
 -- clamp sets the entries that are later than now to now. They were written by a server whose clock is ahead of that of
 -- its successor.
-local function clamp(now, window)
-	local entries = redis.call('LRANGE', KEYS[2], 0, -1)
+local function clamp(rate)
+	local entries = redis.call('LRANGE', KEYS[2], '0', '-1')
 	for i, entry in ipairs(entries) do
-		entries[i] = math.min(number(entry), now)
+		entries[i] = math.min(tonumber(entry) or error('malformed rate log'), rate.now)
 	end
 	table.sort(entries)
 	redis.call('DEL', KEYS[2])
@@ -32,23 +41,15 @@ local function clamp(now, window)
 		end
 		redis.call('RPUSH', KEYS[2], unpack(entries, first, last))
 	end
-	redis.call('PEXPIRE', KEYS[2], window .. '000')
+	redis.call('PEXPIRE', KEYS[2], lifetime(rate))
+	rate.oldest, rate.newest = read('0'), read('-1')
 end
 
--- prune removes the entries that have left the window. It returns the oldest that remains. Mostly none or one has left.
--- If many have, the first that has not is found by doubling an index and then bisecting.
-local function prune(now, window)
-	local start = now - window * 1000000
-	local oldest = read(0)
-	if oldest and math.max(oldest, read(-1)) > now then
-		clamp(now, window)
-		oldest = read(0)
-	end
-	if not oldest or oldest > start then
-		return oldest
-	end
+-- prune removes the entries that are not later than start, of which there is one at least. Mostly there is just one. If
+-- there are many, the first that stays is found by doubling an index and then bisecting.
+local function prune(rate, start)
 	local left, first = 0, 1
-	oldest = read(first)
+	local oldest = read('1')
 	while oldest and oldest <= start do
 		left, first = first, first * 2
 		oldest = read(first)
@@ -62,51 +63,63 @@ local function prune(now, window)
 			first, oldest = middle, at
 		end
 	end
-	redis.call('LTRIM', KEYS[2], first, -1)
-	return oldest
+	redis.call('LTRIM', KEYS[2], first, '-1')
+	rate.oldest, rate.used = oldest, math.max(rate.used - first, 0)
 end
 
 -- measureRate returns the state of a rate limit: a sliding log, whose length after pruning is the number of requests
--- within the window.
+-- within the window. limit and window, in s, are text.
 local function measureRate(limit, window)
 	local time = redis.call('TIME')
-	local rate = {limit = tonumber(limit), window = window, now = time[1] * 1000000 + time[2]}
-	rate.oldest = prune(rate.now, window)
-	rate.used = rate.oldest and redis.call('LLEN', KEYS[2]) or 0
+	local rate = {
+		limit = limit, window = window, most = tonumber(limit), micros = window * 1000000,
+		second = time[1], now = time[1] * 1000000 + time[2],
+		entry = time[1] .. string.sub('00000' .. time[2], -6),
+		used = redis.call('LLEN', KEYS[2]),
+	}
+	if rate.used > 0 then
+		rate.oldest, rate.newest = read('0'), read('-1')
+		if rate.oldest > rate.now or rate.newest > rate.now then
+			clamp(rate)
+		end
+		if rate.oldest <= rate.now - rate.micros then
+			prune(rate, rate.now - rate.micros)
+		end
+	end
 	return rate
 end
 
 -- isOverRate reports whether a rate limit refuses a request now.
 local function isOverRate(rate)
-	if rate.used < rate.limit then
+	if rate.used < rate.most then
 		return false
 	end
 	if rate.used > 0 then -- the window may be longer than it was when these were accepted
-		redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', math.ceil(read(-1) / 1000) + rate.window * 1000))
+		local ends = string.format('%.0f', math.ceil((rate.newest + rate.micros) / 1000))
+		redis.call('PEXPIREAT', KEYS[2], ends, 'GT')
 	end
 	return true
 end
 
 -- acceptRequest adds a request to the log. It returns an error if Redis denies a command.
 local function acceptRequest(rate)
-	rate.used = redis.call('RPUSH', KEYS[2], string.format('%.0f', rate.now))
+	rate.used = redis.call('RPUSH', KEYS[2], rate.entry)
 	rate.oldest = rate.oldest or rate.now
-	return redis.pcall('PEXPIRE', KEYS[2], rate.window .. '000')
+	if not rate.newest or math.floor(rate.newest / 1000000) ~= tonumber(rate.second) then
+		return redis.pcall('PEXPIRE', KEYS[2], lifetime(rate))
+	end
 end
 
 -- describeRate returns ' <requests> <window in s> <requests remaining> <s until a slot frees>'. A slot frees when the
 -- oldest entry leaves the window. If the limit was lowered, limit-1 entries must remain.
 local function describeRate(rate)
 	local wait = 0
-	if rate.limit == 0 then
-		wait = rate.window
+	if rate.most == 0 then
+		wait = rate.micros
 	elseif rate.used > 0 then
-		local oldest = rate.oldest
-		if rate.used > rate.limit then
-			oldest = read(rate.used - rate.limit)
-		end
-		wait = math.ceil((oldest + rate.window * 1000000 - rate.now) / 1000000)
+		local oldest = rate.used > rate.most and read(rate.used - rate.most) or rate.oldest
+		wait = oldest + rate.micros - rate.now
 	end
-	return string.format(' %d %s %d %.0f', rate.limit, rate.window, math.max(rate.limit - rate.used, 0), wait)
+	local remaining = math.max(rate.most - rate.used, 0)
+	return string.format(' %s %s %d %.0f', rate.limit, rate.window, remaining, math.ceil(wait / 1000000))
 end
-
