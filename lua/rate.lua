@@ -63,7 +63,7 @@ local function prune(rate, start)
 			first, oldest = middle, at
 		end
 	end
-	redis.call('LTRIM', KEYS[2], first, '-1')
+	redis.call('LTRIM', KEYS[2], first == 1 and '1' or first, '-1')
 	rate.oldest, rate.used = oldest, math.max(rate.used - first, 0)
 end
 
@@ -71,19 +71,18 @@ end
 -- within the window. limit and window, in s, are text.
 local function measureRate(limit, window)
 	local time = redis.call('TIME')
-	local rate = {
-		limit = limit, window = window, most = tonumber(limit), micros = window * 1000000,
-		second = time[1], now = time[1] * 1000000 + time[2],
-		entry = time[1] .. string.sub('00000' .. time[2], -6),
-		used = redis.call('LLEN', KEYS[2]),
+	local rate = { -- with oldest and newest it has eight fields: Lua doubles its memory for a ninth
+		limit = limit, window = window, most = tonumber(limit), used = redis.call('LLEN', KEYS[2]),
+		now = time[1] * 1000000 + time[2], entry = time[1] .. string.sub('00000' .. time[2], -6),
 	}
 	if rate.used > 0 then
 		rate.oldest, rate.newest = read('0'), read('-1')
 		if rate.oldest > rate.now or rate.newest > rate.now then
 			clamp(rate)
 		end
-		if rate.oldest <= rate.now - rate.micros then
-			prune(rate, rate.now - rate.micros)
+		local start = rate.now - window * 1000000
+		if rate.oldest <= start then
+			prune(rate, start)
 		end
 	end
 	return rate
@@ -95,7 +94,7 @@ local function isOverRate(rate)
 		return false
 	end
 	if rate.used > 0 then -- the window may be longer than it was when these were accepted
-		local ends = string.format('%.0f', math.ceil((rate.newest + rate.micros) / 1000))
+		local ends = string.format('%.0f', math.ceil(rate.newest / 1000) + rate.window * 1000)
 		redis.call('PEXPIREAT', KEYS[2], ends, 'GT')
 	end
 	return true
@@ -105,7 +104,7 @@ end
 local function acceptRequest(rate)
 	rate.used = redis.call('RPUSH', KEYS[2], rate.entry)
 	rate.oldest = rate.oldest or rate.now
-	if not rate.newest or math.floor(rate.newest / 1000000) ~= tonumber(rate.second) then
+	if not rate.newest or math.floor(rate.newest / 1000000) < math.floor(rate.now / 1000000) then
 		return redis.pcall('PEXPIRE', KEYS[2], lifetime(rate))
 	end
 end
@@ -115,11 +114,11 @@ end
 local function describeRate(rate)
 	local wait = 0
 	if rate.most == 0 then
-		wait = rate.micros
+		wait = rate.window * 1000000
 	elseif rate.used > 0 then
 		local oldest = rate.used > rate.most and read(rate.used - rate.most) or rate.oldest
-		wait = oldest + rate.micros - rate.now
+		wait = oldest + rate.window * 1000000 - rate.now
 	end
 	local remaining = math.max(rate.most - rate.used, 0)
-	return string.format(' %s %s %d %.0f', rate.limit, rate.window, remaining, math.ceil(wait / 1000000))
+	return string.format(' %s %s %d %d', rate.limit, rate.window, remaining, math.ceil(wait / 1000000))
 end
