@@ -26,8 +26,8 @@ testdata/sdk/node_modules: testdata/sdk/package-lock.json | tools
 	npm ci --prefix testdata/sdk --no-audit --no-fund && touch $@
 
 bench: TOOLS = redis-server wrk
-bench: tools ## measure everything that docs/performance.md states; it takes a quarter of an hour
-	go test -run '^$$' -bench . -benchmem -timeout 1h ./...
+bench: tools ## measure everything that docs/performance.md states, and the commit BASE, if set, beside it
+	BASE=$(BASE) go test -run '^$$' -bench . -benchmem -timeout 1h ./...
 
 fuzz: tools ## run every fuzz target for FUZZTIME (1m)
 	@for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' *_test.go); do \

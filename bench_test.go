@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -42,16 +43,23 @@ func floor() http.Handler {
 	return mux
 }
 
-// runFloor serves floor in a process of its own, as startProcess starts it.
-func runFloor() {
+// runFloor serves floor in a process of its own, as startCommand starts it, without limits of time or with tollgate's.
+func runFloor(kind string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err == nil {
 		fmt.Fprintln(os.Stderr, "[INFO] Listening on", l.Addr())
-		err = http.Serve(l, floor())
+		web := &http.Server{Handler: floor()}
+		if kind == floorWithTimeouts {
+			web.ReadHeaderTimeout, web.ReadTimeout = readHeaderTimeout, readTimeout
+			web.WriteTimeout, web.IdleTimeout = writeTimeout, idleTimeout
+		}
+		err = web.Serve(l)
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
+
+const floorWithTimeouts = "floor with tollgate's timeouts"
 
 // A workload is a kind of request. Each of tokens is one request's bearer token, in turn.
 type workload struct {
@@ -289,121 +297,254 @@ const (
 	speedTime   = time.Second // of one run
 )
 
-// BenchmarkSpeed prints the table of the README's chapter "Speed", and what else that states. One run takes 10 minutes
-// and more. The runs of a round are interleaved, so that what happens on the machine happens to all.
+// buildBinary builds tollgate as it is released, at a commit, or as it is here if that is "".
+func buildBinary(t testing.TB, commit string) string {
+	t.Helper()
+	dir := "."
+	if commit != "" {
+		dir = t.TempDir()
+		archive := exec.Command("sh", "-c", `git archive "$0" | tar -x -C "$1"`, commit, dir)
+		if out, err := archive.CombinedOutput(); err != nil {
+			t.Fatalf("commit %s: %v\n%s", commit, err, out)
+		}
+	}
+	binary := filepath.Join(t.TempDir(), "tollgate")
+	build := exec.Command("go", "build", "-C", dir, "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return binary
+}
+
+// speedRun is one run of BenchmarkSpeed.
+type speedRun struct {
+	r        *redisServer
+	settings []string
+	binary   string
+	service  *process
+	floor    *process
+	former   *process // the service at the commit BASE; nil without one
+	loads    []workload
+	charges  int     // that the service has made
+	rate64   float64 // its most charges a second with 64 connections
+}
+
+// BenchmarkSpeed prints what docs/performance.md states of requests. One run takes 10 minutes and more. The runs of a
+// round are interleaved, so that what happens on the machine happens to all. If BASE is a commit, the service as it was
+// there runs beside that of now.
 func BenchmarkSpeed(b *testing.B) {
 	for b.Loop() {
-		binary := filepath.Join(b.TempDir(), "tollgate")
-		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			b.Fatalf("%v\n%s", err, out)
+		run := &speedRun{r: newRedis(b, "--appendonly", "no"), binary: buildBinary(b, "")}
+		run.settings = append([]string{"REDIS_URL=" + run.r.url()}, benchSettings...)
+		run.measureStart(b)
+		run.service = startCommand(b, exec.Command(run.binary), run.settings)
+		if commit := os.Getenv("BASE"); commit != "" {
+			run.former = startCommand(b, exec.Command(buildBinary(b, commit)), run.settings)
 		}
-		info, err := os.Stat(binary)
+		run.floor = startFloor(b, "floor")
+		run.loads = workloads(b, &service{url: "http://" + run.service.address(b)}, run.r)
+		run.measureRates(b)
+		run.measureTail(b)
+		run.measureGrown(b)
+		run.measureMemory(b)
+	}
+}
+
+func startFloor(b *testing.B, kind string) *process {
+	b.Helper()
+	return startCommand(b, exec.Command(os.Args[0]), append([]string{"TOLLGATE_RUN_FLOOR=" + kind}, benchSettings...))
+}
+
+// measureStart prints how long the service takes to start, and the size of its binary.
+func (run *speedRun) measureStart(b *testing.B) {
+	var starts []float64
+	for range speedRounds {
+		begin := time.Now()
+		p := startCommand(b, exec.Command(run.binary), run.settings)
+		(&service{url: "http://" + p.address(b)}).do(b, "GET", "/readyz", "").want(b, 200, "")
+		starts = append(starts, time.Since(begin).Seconds()*1000)
+		p.kill()
+	}
+	info, err := os.Stat(run.binary)
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Printf("\nstart to first response: %.0f ms; binary: %d KiB\n", median(starts), info.Size()>>10)
+}
+
+// measureRates prints how many requests of each kind are served, and the processor time that they take.
+func (run *speedRun) measureRates(b *testing.B) {
+	type row struct {
+		workload
+		on *process
+		result
+	}
+	rows := []*row{{workload: run.loads[0], on: run.floor}}
+	limited := run.loads[0]
+	limited.name = floorWithTimeouts
+	rows = append(rows, &row{workload: limited, on: startFloor(b, floorWithTimeouts)})
+	for _, w := range run.loads[1:] {
+		rows = append(rows, &row{workload: w, on: run.service})
+		if run.former != nil {
+			w.name += ", at BASE"
+			rows = append(rows, &row{workload: w, on: run.former})
+		}
+	}
+	fmt.Printf("\nload: %s; medians of %d rounds [min … max]\n\n", loader(), speedRounds)
+	fmt.Print("| | connections | requests/s | of the floor | server µs (user + system) | Redis µs |\n|---|---|---|---|---|---|\n")
+	for _, connections := range []int{1, 8, 64, 256} {
+		for _, row := range rows {
+			row.result = result{}
+		}
+		for range speedRounds {
+			for _, row := range rows {
+				row.run(b, row.workload, row.on, run.r, connections, &rows[0].result)
+				if row.on == run.service {
+					run.charges += row.result.requests // a few are others, which does not matter for the memory
+				}
+			}
+		}
+		for _, row := range rows {
+			fmt.Printf("| %s | %d | %s |\n", row.name, connections, row.result)
+			if connections == 64 && row.name == "charge" {
+				run.rate64 = median(row.rates)
+			}
+		}
+	}
+}
+
+// measureTail prints how long a response takes at half of the most charges, and the floor's at the same rate.
+func (run *speedRun) measureTail(b *testing.B) {
+	type side struct {
+		name     string
+		on       *process
+		requests [][]byte
+		p50, p99 []float64 // ms, of each round
+	}
+	sides := []*side{
+		{name: "floor", on: run.floor, requests: run.loads[0].requests()},
+		{name: "charge", on: run.service, requests: run.loads[1].requests()},
+	}
+	if run.former != nil {
+		sides = append(sides, &side{name: "charge, at BASE", on: run.former, requests: run.loads[1].requests()})
+	}
+	for range speedRounds {
+		for _, side := range sides {
+			took := paced(b, side.on.address(b), side.requests, run.rate64/2, 3*time.Second)
+			side.p50 = append(side.p50, took[len(took)/2].Seconds()*1000)
+			side.p99 = append(side.p99, took[len(took)*99/100].Seconds()*1000)
+		}
+	}
+	fmt.Printf("\nat half of the most charges, %.0f/s:\n", run.rate64/2)
+	for _, side := range sides {
+		var ratios []float64
+		for i, p99 := range side.p99 {
+			ratios = append(ratios, p99/sides[0].p99[i])
+		}
+		fmt.Printf("%s: median %.2f ms, p99 %.2f ms [%.2f … %.2f], %.2f [%.2f … %.2f] of the floor's\n", side.name,
+			median(side.p50), median(side.p99), slices.Min(side.p99), slices.Max(side.p99),
+			median(ratios), slices.Min(ratios), slices.Max(ratios))
+	}
+}
+
+// paced sends requests at a rate a second and returns, sorted, how long the responses took from when they were due: one
+// that had to wait for a connection counts whole.
+func paced(b *testing.B, address string, requests [][]byte, rate float64, duration time.Duration) []time.Duration {
+	var mu sync.Mutex
+	var took []time.Duration
+	next, interval := time.Now(), time.Duration(float64(time.Second)/rate)
+	end := next.Add(duration)
+	drive(b, address, 64, requests, func(int) bool { return time.Now().Before(end) }, func() func() {
+		mu.Lock()
+		next = next.Add(interval)
+		due := next
+		mu.Unlock()
+		time.Sleep(time.Until(due))
+		return func() {
+			d := time.Since(due)
+			mu.Lock()
+			took = append(took, d)
+			mu.Unlock()
+		}
+	})
+	slices.Sort(took)
+	return took
+}
+
+// chargesOfTenants returns charges for a key of each of n new tenants.
+func chargesOfTenants(b *testing.B, s *service, r *redisServer, n int) (requests [][]byte) {
+	for range n {
+		id := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+		one := workload{method: "POST", path: "/" + id + "/tokens/consume", tokens: []string{s.login(b, id)}, body: oneToken}
+		requests = append(requests, one.requests()...)
+	}
+	return requests
+}
+
+// measureGrown prints what many tenants and keys change.
+func (run *speedRun) measureGrown(b *testing.B) {
+	large := newRedis(b, "--appendonly", "no")
+	const keys = 1_000_000
+	before := memory(b, large)
+	large.fill(b, keys)
+	perKey := float64(memory(b, large)-before) / keys
+	grown := startCommand(b, exec.Command(run.binary), append([]string{"REDIS_URL=" + large.url()}, benchSettings...))
+	defer grown.kill()
+	requests := chargesOfTenants(b, &service{url: "http://" + grown.address(b)}, large, 1000)
+	var ratios []float64
+	for range speedRounds {
+		count := func(p *process, requests [][]byte) float64 {
+			end := time.Now().Add(2 * speedTime)
+			return float64(drive(b, p.address(b), 64, requests, func(int) bool { return time.Now().Before(end) }, nil))
+		}
+		few := count(run.service, run.loads[2].requests())
+		run.charges += int(few)
+		ratios = append(ratios, count(grown, requests)/few)
+	}
+	fmt.Printf("\n1,000 keys of 1,000 tenants beside 1,000,000 keys in Redis, to 1,000 keys of 1 tenant beside none: "+
+		"%.2f [%.2f … %.2f] of the charges/s; %.0f bytes in Redis a key\n",
+		median(ratios), slices.Min(ratios), slices.Max(ratios), perKey)
+}
+
+// measureMemory prints what is resident after ten million charges, with 1,000 tenants and 200 open streams, and what a
+// connection takes.
+func (run *speedRun) measureMemory(b *testing.B) {
+	s := &service{url: "http://" + run.service.address(b)}
+	requests := chargesOfTenants(b, s, run.r, 1000)
+	for first := true; first || run.charges < 10_000_000; first = false {
+		end := time.Now().Add(10 * time.Second)
+		run.charges += drive(b, s.address(), 64, requests, func(int) bool { return time.Now().Before(end) }, nil)
+	}
+	provider := startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=provider"}).address(b)
+	pid := run.service.cmd.Process.Pid
+	charged := residentKiB(b, pid)
+	closeStreams := openSilentStreams(b, s, run.r, provider, 200)
+	fmt.Printf("resident after %d charges with 1,000 tenants: %d KiB, with 200 streams: %d KiB\n",
+		run.charges, charged, residentKiB(b, pid))
+	closeStreams()
+
+	fresh := startCommand(b, exec.Command(run.binary), run.settings)
+	defer fresh.kill()
+	s = &service{url: "http://" + fresh.address(b)}
+	pid = fresh.cmd.Process.Pid
+	const connections = 1000
+	before := residentKiB(b, pid)
+	for range connections {
+		c, err := net.Dial("tcp", s.address())
 		if err != nil {
 			b.Fatal(err)
 		}
-		r := newRedis(b, "--appendonly", "no")
-		settings := append([]string{"REDIS_URL=" + r.url()}, benchSettings...)
-		var starts []float64
-		for range speedRounds {
-			begin := time.Now()
-			p := startCommand(b, exec.Command(binary), settings)
-			address := p.address(b)
-			(&service{url: "http://" + address}).do(b, "GET", "/readyz", "").want(b, 200, "")
-			starts = append(starts, time.Since(begin).Seconds()*1000)
-			p.kill()
+		defer c.Close()
+		_, _ = io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		if err := readResponse(bufio.NewReader(c)); err != nil {
+			b.Fatal(err)
 		}
-		p := startCommand(b, exec.Command(binary), settings)
-		s := &service{url: "http://" + p.address(b)}
-		base := startCommand(b, exec.Command(os.Args[0]), append([]string{"TOLLGATE_RUN_FLOOR=1"}, benchSettings...))
-		loads := workloads(b, s, r)
-
-		fmt.Printf("\nload: %s; medians of %d rounds [min … max]\n\n", loader(), speedRounds)
-		fmt.Print("| | connections | requests/s | of the floor | server µs (user + system) | Redis µs |\n|---|---|---|---|---|---|\n")
-		charges := 0
-		var rate64 float64
-		for _, connections := range []int{1, 8, 64, 256} {
-			results := make([]result, len(loads))
-			for range speedRounds {
-				for i, w := range loads {
-					on := p
-					if i == 0 {
-						on = base
-					}
-					results[i].run(b, w, on, r, connections, &results[0])
-					if i > 0 && i < 7 {
-						charges += results[i].requests
-					}
-				}
-			}
-			for i, w := range loads {
-				fmt.Printf("| %s | %d | %s |\n", w.name, connections, results[i])
-			}
-			if connections == 64 {
-				rate64 = median(results[1].rates)
-			}
-		}
-
-		// How long a response takes at half of the most charges, and the floor's at the same rate.
-		for i, on := range []*process{base, p} {
-			var mu sync.Mutex
-			var took []time.Duration
-			next, interval := time.Now(), time.Duration(2*float64(time.Second)/rate64)
-			end := next.Add(10 * time.Second)
-			drive(b, on.address(b), 64, loads[i].requests(), func(int) bool { return time.Now().Before(end) }, func() func() {
-				mu.Lock()
-				next = next.Add(interval)
-				due := next
-				mu.Unlock()
-				time.Sleep(time.Until(due))
-				return func() { // from when it was due: one that had to wait for a connection counts whole
-					d := time.Since(due)
-					mu.Lock()
-					took = append(took, d)
-					mu.Unlock()
-				}
-			})
-			slices.Sort(took)
-			fmt.Printf("\n%s at half of the most charges (%d/s): median %s, p99 %s\n",
-				loads[i].name, len(took)/10, took[len(took)/2], took[len(took)*99/100])
-		}
-
-		// The same again with more of everything.
-		large := newRedis(b, "--appendonly", "no")
-		before := memory(b, large)
-		large.fill(b, 1_000_000)
-		perKey := float64(memory(b, large)-before) / 1_000_000
-		grown := startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + large.url()}, benchSettings...))
-		var requests [][]byte
-		for range 1000 {
-			id := large.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
-			key := (&service{url: "http://" + grown.address(b)}).login(b, id)
-			one := workload{method: "POST", path: "/" + id + "/tokens/consume", tokens: []string{key}, body: oneToken}
-			requests = append(requests, one.requests()...)
-		}
-		var ratios []float64
-		for range speedRounds {
-			count := func(p *process, requests [][]byte) float64 {
-				end := time.Now().Add(2 * speedTime)
-				return float64(drive(b, p.address(b), 64, requests, func(int) bool { return time.Now().Before(end) }, nil))
-			}
-			few := count(p, loads[2].requests())
-			charges += int(few)
-			ratios = append(ratios, count(grown, requests)/few)
-		}
-		fmt.Printf("1,000 keys of 1,000 tenants beside 1,000,000 keys in Redis, to 1,000 keys of 1 tenant beside none: "+
-			"%.2f [%.2f … %.2f] of the charges/s; %.0f bytes in Redis a key\n",
-			median(ratios), slices.Min(ratios), slices.Max(ratios), perKey)
-		grown.kill()
-
-		for charges < 10_000_000 {
-			end := time.Now().Add(10 * time.Second)
-			charges += drive(b, p.address(b), 64, loads[1].requests(), func(int) bool { return time.Now().Before(end) }, nil)
-		}
-		fmt.Printf("after %d charges: %d KiB resident; start to first response: %.0f ms; binary: %d KiB\n",
-			charges, residentKiB(b, p.cmd.Process.Pid), median(starts), info.Size()>>10)
 	}
+	idle := residentKiB(b, pid)
+	defer openSilentStreams(b, s, run.r, provider, connections)()
+	fmt.Printf("resident: %d KiB, with %d idle connections %d KiB, with as many silent streams beside them %d KiB\n",
+		before, connections, idle, residentKiB(b, pid))
 }
 
 // result is what the rounds of one workload gave.

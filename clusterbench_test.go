@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -71,10 +70,7 @@ func (bt benchTopology) start(b *testing.B) (url string, masters []*redisServer,
 // can.
 func BenchmarkCluster(b *testing.B) {
 	for b.Loop() {
-		binary := filepath.Join(b.TempDir(), "tollgate")
-		if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-			b.Fatalf("%v\n%s", err, out)
-		}
+		binary := buildBinary(b, "")
 		fmt.Print("\n| topology | service µs a charge, at 4,000/s | Redis µs (masters) | " +
 			"charges/s of 64 connections | service µs | Redis µs |\n" +
 			"|---|---|---|---|---|---|\n")

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,20 +89,15 @@ type benchWay struct {
 // httputil.ReverseProxy and with the provider itself. The runs of a round are interleaved.
 func BenchmarkGateway(b *testing.B) {
 	for b.Loop() {
-		binary := filepath.Join(b.TempDir(), "tollgate")
-		if out, err := exec.Command("go", "build", "-trimpath", "-o", binary, ".").CombinedOutput(); err != nil {
-			b.Fatalf("%v\n%s", err, out)
-		}
 		server := func(role string) string {
 			return startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=" + role, "GOGC=400"}).address(b)
 		}
 		provider := server("provider")
 		proxy := server("http://" + provider)
 		r := newRedis(b, "--appendonly", "no")
-		p := startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
+		p := startCommand(b, exec.Command(buildBinary(b, "")), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
 		s := &service{url: "http://" + p.address(b)}
-		tenant := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"text":{"endpoints":{`+
-			`"a":{"url":"http://%s%s","default_model":"m"}}}}}`, int64(maxAmount), provider, chatPath))
+		tenant := r.newTenant(b, gatewayConfig(provider))
 		key := s.login(b, tenant)
 
 		fmt.Printf("\n| | connections | by way of | requests/s | of the proxy | median ms | first event ms |\n|---|---|---|---|---|---|---|\n")
@@ -129,27 +123,39 @@ func BenchmarkGateway(b *testing.B) {
 			}
 		}
 		p.kill()
-		p = startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
-		s = &service{url: "http://" + p.address(b)}
-		before := residentKiB(b, p.cmd.Process.Pid)
-		const silent = 1000
-		for range silent {
-			c, err := net.Dial("tcp", s.address())
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer c.Close()
-			const body = `{"stream":true,"max_tokens":10,"silent":1}`
-			fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
-				tenant, chatPath, key, len(body), body)
-			if _, err := bufio.NewReader(c).ReadString('}'); err != nil {
-				b.Fatal(err)
-			}
-		}
-		after := residentKiB(b, p.cmd.Process.Pid)
-		fmt.Printf("\n%d silent streams: %d KiB resident, before them %d KiB\n", silent, after, before)
-		p.kill()
 	}
+}
+
+// openSilentStreams opens that many streams of the benchmarks' provider, which are silent after their first event.
+func openSilentStreams(b *testing.B, s *service, r *redisServer, provider string, n int) (closeAll func()) {
+	b.Helper()
+	tenant := r.newTenant(b, gatewayConfig(provider))
+	key := s.login(b, tenant)
+	var opened []net.Conn
+	for range n {
+		c, err := net.Dial("tcp", s.address())
+		if err != nil {
+			b.Fatal(err)
+		}
+		opened = append(opened, c)
+		const body = `{"stream":true,"max_tokens":10,"silent":1}`
+		fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
+			tenant, chatPath, key, len(body), body)
+		if _, err := bufio.NewReader(c).ReadString('}'); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return func() {
+		for _, c := range opened {
+			c.Close()
+		}
+	}
+}
+
+// gatewayConfig is the config of a tenant whose requests go to the benchmarks' provider.
+func gatewayConfig(provider string) string {
+	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"text":{"endpoints":{`+
+		`"a":{"url":"http://%s%s","default_model":"m"}}}}}`, int64(maxAmount), provider, chatPath)
 }
 
 func milliseconds(times []time.Duration) float64 {

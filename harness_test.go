@@ -46,8 +46,8 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	if os.Getenv("TOLLGATE_RUN_FLOOR") != "" {
-		runFloor()
+	if kind := os.Getenv("TOLLGATE_RUN_FLOOR"); kind != "" {
+		runFloor(kind)
 	}
 	if role := os.Getenv("TOLLGATE_RUN_BENCH"); role != "" {
 		runBenchServer(role)

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -390,16 +389,6 @@ func TestSeedOff(t *testing.T) {
 	}
 }
 
-// buildBinary builds the program as it is shipped, without a race detector.
-func buildBinary(t *testing.T) string {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "tollgate")
-	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return binary
-}
-
 // peakMemory returns the most memory that a process had resident, in bytes.
 func peakMemory(t *testing.T, pid int) (bytes int) {
 	t.Helper()
@@ -417,7 +406,7 @@ func peakMemory(t *testing.T, pid int) (bytes int) {
 func TestHeaderFlood(t *testing.T) {
 	long(t)
 	id := newTenant(t, 10)
-	binary := buildBinary(t)
+	binary := buildBinary(t, "")
 	// Many short fields take far more memory than they have bytes: equal ones, and those whose names differ.
 	equal := strings.Repeat("a:\r\n", 2800)
 	var names strings.Builder
