@@ -69,7 +69,7 @@ func (s *store) Login(deadline time.Time, t *tenant, key string, k apiKey, ttl t
 		}
 	}
 	if wait, _ := reply.(int64); err == nil && wait > 0 {
-		return rateLimitError{retryAfter: time.Duration(wait) * time.Second}
+		return rateLimitError{wait}
 	}
 	return err
 }
@@ -328,7 +328,7 @@ func outcomeError(outcome string, tokensLeft int64, rate rateLimitState) error {
 	case "mismatch":
 		return ErrKeyReused
 	case "limited":
-		return rateLimitError{retryAfter: time.Duration(rate.wait) * time.Second}
+		return rateLimitError{rate.wait}
 	case "spent":
 		return insufficientTokensError{tokensLeft}
 	case "off":

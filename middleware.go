@@ -821,7 +821,7 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 		return failure.status, errorBody{Error: failure.message}
 	}
 	if limited, ok := errors.AsType[rateLimitError](err); ok {
-		h.Set("Retry-After", strconv.Itoa(int(limited.retryAfter/time.Second)))
+		h.Set("Retry-After", strconv.FormatInt(limited.wait, 10))
 		return http.StatusTooManyRequests, errorBody{Error: "Too Many Requests"}
 	}
 	for _, e := range errorResponses {

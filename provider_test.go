@@ -105,8 +105,9 @@ type provider struct {
 	conducts  map[string]conduct
 	choose    func(received) conduct
 	got       []received
-	open      int // requests that are being served
-	cancelled int // requests whose caller left before the response was complete
+	open      int       // requests that are being served
+	cancelled int       // requests whose caller left before the response was complete
+	leftAt    time.Time // when the last of them did
 }
 
 // newProvider starts a provider that works, until the test ends.
@@ -215,6 +216,7 @@ func (p *provider) serve(w http.ResponseWriter, r *http.Request) {
 		p.open--
 		if !complete && r.Context().Err() != nil {
 			p.cancelled++
+			p.leftAt = time.Now()
 		}
 	}()
 	a := &providerAnswer{conduct: c, request: request, w: w, r: r, closed: p.closed, isMessages: strings.Contains(r.URL.Path, "/messages")}

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"syscall"
@@ -287,6 +288,7 @@ func TestGatewayStuckClient(t *testing.T) {
 	const granted = 100_000
 	g := newGatewayTest(t, granted, "")
 	g.provider.on("", conduct{content: strings.Repeat("y", 900_000), events: 1000, noUsage: true})
+	began := time.Now()
 	stuck := g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200")
 	t.Parallel() // only now: the tests that come first run meanwhile
 	eventually(t, 3*time.Minute, func() error {
@@ -296,6 +298,12 @@ func TestGatewayStuckClient(t *testing.T) {
 		return nil
 	})
 	stuck.Close()
+	g.provider.mu.Lock()
+	took := g.provider.leftAt.Sub(began)
+	g.provider.mu.Unlock()
+	if took < clientTimeout || took > 4*clientTimeout { // first its buffers fill
+		t.Errorf("the client had hung up after %s", took)
+	}
 	if n := g.charged(t, granted); n <= 0 {
 		t.Errorf("charged %d", n)
 	}
@@ -423,7 +431,12 @@ func TestRelayAllocations(t *testing.T) {
 			}
 		})
 	}
-	if few, many := relayed(10), relayed(10_010); many-few > 1000 { // a few are of what other tests left running
-		t.Errorf("%.0f allocations for 10,000 events", many-few)
+	least := math.Inf(1)
+	for range 3 {
+		few, many := relayed(10), relayed(10_010)
+		least = min(least, many-few)
+	}
+	if least > 500 { // what other tests have left running allocates, too
+		t.Errorf("%.0f allocations for 10,000 events", least)
 	}
 }

@@ -54,7 +54,6 @@ type sharedConn struct {
 
 	mu       sync.Mutex        // guards the fields below
 	queued   []*pendingCommand // not sent yet
-	written  []*pendingCommand // the last batch, whose memory is used again
 	marked   bool              // queued has commands that need more than one reply
 	inFlight commandQueue      // sent, oldest first; nil: expired, its reply will be dropped
 	held     []*pendingCommand // replied, but the replicas may not have them yet
@@ -129,12 +128,8 @@ func (s *sharedConn) close() {
 func (s *sharedConn) do(deadline time.Time, name string, args []any, kind commandKind) (any, error) {
 	c := s.free.Get().(*pendingCommand)
 	c.name, c.args, c.kind, c.deadline = name, args, kind, deadline
-	conn, err := s.enqueue(c)
-	if err != nil {
+	if err := s.enqueue(c); err != nil {
 		return nil, err
-	}
-	if conn != nil {
-		s.writeInstead(conn)
 	}
 	<-c.done
 	reply, err := c.reply, c.err
@@ -145,16 +140,14 @@ func (s *sharedConn) do(deadline time.Time, name string, args []any, kind comman
 	return reply, err
 }
 
-// enqueue queues c and wakes the writer. If nothing is under way, it returns the connection instead: then the caller
-// must call writeInstead.
-func (s *sharedConn) enqueue(c *pendingCommand) (redis.Conn, error) {
+func (s *sharedConn) enqueue(c *pendingCommand) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return nil, unsentError{errConnClosed}
+		return unsentError{errConnClosed}
 	case len(s.queued)+s.inFlight.len() >= maxPending:
-		return nil, errTooManyPending
+		return errTooManyPending
 	}
 	if s.replicas == 0 {
 		c.kind &^= writes
@@ -165,25 +158,8 @@ func (s *sharedConn) enqueue(c *pendingCommand) (redis.Conn, error) {
 		s.expiryAt = c.deadline
 		s.expiry.Reset(time.Until(c.deadline))
 	}
-	if s.sleeping && s.conn != nil && !s.broken && s.inFlight.len() == 0 {
-		s.sleeping = false
-		return s.conn, nil
-	}
 	s.wakeWriter()
-	return nil, nil
-}
-
-// writeInstead does one round of the writer, which sleeps and which nobody wakes meanwhile. That saves a lone caller
-// the way over another goroutine, 15 % of its time (BenchmarkCharge). The write cannot block: Redis has read all that
-// was written before.
-func (s *sharedConn) writeInstead(conn redis.Conn) {
-	s.writeQueued(conn)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.sleeping = true
-	if len(s.queued) > 0 || s.broken || s.closed {
-		s.wakeWriter()
-	}
+	return nil
 }
 
 // pending returns how many commands wait to be sent or for their reply.
@@ -251,8 +227,23 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 	var readErr error
 	var reader sync.WaitGroup
 	reader.Go(func() { readErr = s.readLoop(conn) })
+	var batch []*pendingCommand
 	for s.waitForWork() {
-		s.writeQueued(conn)
+		s.yieldForBatch()
+		s.mu.Lock()
+		batch, s.queued = s.queued, batch[:0]
+		wait := s.pushBatch(batch)
+		s.mu.Unlock()
+		for _, c := range batch { // an error of Send or Flush ends readLoop as well, which reports it
+			if c.kind&afterAsking != 0 {
+				_ = conn.Send("ASKING")
+			}
+			_ = conn.Send(c.name, c.args...)
+		}
+		if !wait.IsZero() {
+			_ = conn.Send("WAIT", s.replicas, min(max(time.Until(wait).Milliseconds(), 1), maxWait))
+		}
+		_ = conn.Flush()
 	}
 	conn.Close()
 	reader.Wait()
@@ -267,26 +258,6 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 		return readErr
 	}
 	return nil
-}
-
-// writeQueued sends what is queued. An error of Send or Flush ends readLoop as well, which reports it.
-func (s *sharedConn) writeQueued(conn redis.Conn) {
-	s.yieldForBatch()
-	s.mu.Lock()
-	batch := s.queued
-	s.queued, s.written = s.written[:0], batch
-	wait := s.pushBatch(batch)
-	s.mu.Unlock()
-	for _, c := range batch {
-		if c.kind&afterAsking != 0 {
-			_ = conn.Send("ASKING")
-		}
-		_ = conn.Send(c.name, c.args...)
-	}
-	if !wait.IsZero() {
-		_ = conn.Send("WAIT", s.replicas, min(max(time.Until(wait).Milliseconds(), 1), maxWait))
-	}
-	_ = conn.Flush()
 }
 
 // pushBatch puts a batch in flight. If it has writes that replicas must have, it returns the last of their deadlines,

@@ -514,7 +514,11 @@ func TestSignInRecord(t *testing.T) {
 // tell.
 func TestUsersInACluster(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t, "--cluster-enabled", "yes")
+	r, err := startClusterNode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.close)
 	r.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 	eventually(t, 30*time.Second, func() error {
 		if info := r.string(t, "CLUSTER", "INFO"); !strings.Contains(info, "cluster_state:ok") {

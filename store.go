@@ -46,7 +46,7 @@ var (
 
 // rateLimitError refuses a request for now; nothing was written.
 type rateLimitError struct {
-	retryAfter time.Duration // whole seconds, at least one, until the same request may be accepted
+	wait int64 // seconds, at least one, until the same request may be accepted
 }
 
 func (rateLimitError) Error() string { return "rate limited" }

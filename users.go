@@ -413,7 +413,7 @@ func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) 
 		return fmt.Errorf("count a login: %w", err)
 	}
 	if wait > 0 {
-		return rateLimitError{retryAfter: time.Duration(wait) * time.Second}
+		return rateLimitError{wait}
 	}
 	return nil
 }

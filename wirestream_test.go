@@ -555,7 +555,11 @@ func TestStreamAllocations(t *testing.T) {
 			}
 		}
 		feed() // the buffers are allocated
-		if n := testing.AllocsPerRun(20, feed); n > 0 {
+		n := testing.AllocsPerRun(20, feed)
+		for range 4 { // what other tests have left running allocates, too
+			n = min(n, testing.AllocsPerRun(20, feed))
+		}
+		if n > 0 {
 			t.Errorf("format %d: %v allocations in %d events", format, n, len(events))
 		}
 	}

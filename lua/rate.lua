@@ -5,13 +5,8 @@
 --
 -- To convert a number to text or back costs about as much as a command: what can stay text does.
 
-
--- read returns the entry at an index of the rate log as a number, nil if there is none.
-local function read(index)
-	local entry = redis.call('LINDEX', KEYS[2], index)
-	if not entry then
-		return nil
-	end
+-- number returns an entry of the rate log as a number.
+local function number(entry)
 	local time = tonumber(entry)
 	if not time or not (time >= 0 and time <= 9007199254740991) then
 		error('malformed rate log')
@@ -19,18 +14,18 @@ local function read(index)
 	return time
 end
 
--- lifetime returns the milliseconds after which the log expires if its last entry is of now: up to a second more than the
--- window, so that only the first request of a second must set it.
-local function lifetime(rate)
-	return string.format('%.0f000', rate.window + 1)
+-- read returns the entry at an index of the rate log as a number, nil if there is none.
+local function read(index)
+	local entry = redis.call('LINDEX', KEYS[2], index)
+	return entry and number(entry)
 end
 
--- clamp sets the entries that are later than now to now. They were written by a server whose clock is ahead of that of
--- its successor.
+-- clamp sets the entries that are later than now to now, and rate to what is in the log then. They were written by a
+-- server whose clock is ahead of that of its successor.
 local function clamp(rate)
 	local entries = redis.call('LRANGE', KEYS[2], '0', '-1')
 	for i, entry in ipairs(entries) do
-		entries[i] = math.min(tonumber(entry) or error('malformed rate log'), rate.now)
+		entries[i] = math.min(number(entry), rate.now)
 	end
 	table.sort(entries)
 	redis.call('DEL', KEYS[2])
@@ -41,7 +36,7 @@ local function clamp(rate)
 		end
 		redis.call('RPUSH', KEYS[2], unpack(entries, first, last))
 	end
-	redis.call('PEXPIRE', KEYS[2], lifetime(rate))
+	redis.call('PEXPIRE', KEYS[2], rate.window .. '000')
 	rate.oldest, rate.newest = read('0'), read('-1')
 end
 
@@ -64,7 +59,7 @@ local function prune(rate, start)
 		end
 	end
 	redis.call('LTRIM', KEYS[2], first == 1 and '1' or first, '-1')
-	rate.oldest, rate.used = oldest, math.max(rate.used - first, 0)
+	rate.oldest, rate.used = oldest, rate.used - first
 end
 
 -- measureRate returns the state of a rate limit: a sliding log, whose length after pruning is the number of requests
@@ -93,7 +88,7 @@ local function isOverRate(rate)
 	if rate.used < rate.most then
 		return false
 	end
-	if rate.used > 0 then -- the window may be longer than it was when these were accepted
+	if rate.used > 0 then -- the window may be longer than it was when these were accepted; if not, GT writes nothing
 		local ends = string.format('%.0f', math.ceil(rate.newest / 1000) + rate.window * 1000)
 		redis.call('PEXPIREAT', KEYS[2], ends, 'GT')
 	end
@@ -104,9 +99,7 @@ end
 local function acceptRequest(rate)
 	rate.used = redis.call('RPUSH', KEYS[2], rate.entry)
 	rate.oldest = rate.oldest or rate.now
-	if not rate.newest or math.floor(rate.newest / 1000000) < math.floor(rate.now / 1000000) then
-		return redis.pcall('PEXPIRE', KEYS[2], lifetime(rate))
-	end
+	return redis.pcall('PEXPIRE', KEYS[2], rate.window .. '000')
 end
 
 -- describeRate returns ' <requests> <window in s> <requests remaining> <s until a slot frees>'. A slot frees when the
@@ -114,11 +107,10 @@ end
 local function describeRate(rate)
 	local wait = 0
 	if rate.most == 0 then
-		wait = rate.window * 1000000
+		wait = rate.window
 	elseif rate.used > 0 then
 		local oldest = rate.used > rate.most and read(rate.used - rate.most) or rate.oldest
-		wait = oldest + rate.window * 1000000 - rate.now
+		wait = math.ceil((oldest + rate.window * 1000000 - rate.now) / 1000000)
 	end
-	local remaining = math.max(rate.most - rate.used, 0)
-	return string.format(' %s %s %d %d', rate.limit, rate.window, remaining, math.ceil(wait / 1000000))
+	return string.format(' %s %s %d %d', rate.limit, rate.window, math.max(rate.most - rate.used, 0), wait)
 end
