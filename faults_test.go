@@ -310,7 +310,7 @@ func TestDeniedCommands(t *testing.T) {
 		r.do(t, "ACL", args...)
 	}
 	for _, denied := range [][]string{
-		{"hincrby"}, {"hincrby", "del"}, {"set"}, {"rpush"}, {"pexpire"}, {"hmget"}, {"lindex"}, {"time"},
+		{"hincrby"}, {"hincrby", "del"}, {"set"}, {"rpush"}, {"pexpire"}, {"hmget"}, {"llen"}, {"lindex"}, {"time"},
 	} {
 		t.Run(strings.Join(denied, " and "), func(t *testing.T) {
 			key := s.login(t, id)
@@ -324,6 +324,10 @@ func TestDeniedCommands(t *testing.T) {
 			}
 			if denied[0] == "pexpire" {
 				r.do(t, "DEL", "login:127.0.0.1")
+				s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1}`, bearer(key)).want(t, 503, "")
+				if n := r.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 1 {
+					t.Errorf("%d requests are in the log, want 1", n)
+				}
 				s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
 				if n := r.int(t, "EXISTS", "login:127.0.0.1"); n != 0 {
 					t.Error("a log of logins would never expire")

@@ -141,8 +141,9 @@ func openSilentStreams(b *testing.B, s *service, r *redisServer, provider string
 		const body = `{"stream":true,"max_tokens":10,"silent":1}`
 		fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
 			tenant, chatPath, key, len(body), body)
-		if _, err := bufio.NewReader(c).ReadString('}'); err != nil {
-			b.Fatal(err)
+		head, err := bufio.NewReader(c).ReadString('}')
+		if err != nil || !strings.HasPrefix(head, "HTTP/1.1 200 ") {
+			b.Fatalf("%q, %v", head, err)
 		}
 	}
 	return func() {

@@ -109,7 +109,7 @@ func (a actor) String() string {
 // tenant is a tenant as Redis held it when it was read. It is never changed.
 type tenant struct {
 	id         string
-	idArg      any           // id as an argument of scripts: converted once, charges do not allocate it
+	idArg      any           // id as an argument of scripts, converted once, so that charges do not allocate it
 	generation string        // "" unless a tenant of that ID was deleted
 	etag       string        // of the config: SHA-1 of the bytes in Redis, in hex
 	config     *tenantConfig // nil if it is broken
@@ -208,7 +208,7 @@ type rateLimit struct{ requests, seconds int64 }
 // bytes 253, 254 and 255 occur in no UTF-8, so in no group's name.
 type groupTable struct {
 	all      string // all groups, complete up to maxSentGroups bytes
-	allArg   any    // all as an argument of scripts: converted once, charges do not allocate it
+	allArg   any    // all as an argument of scripts, converted once, so that charges do not allocate it; nil is ""
 	limited  bool   // a group has a rate limit
 	refilled bool   // a group has a refill
 	groups   map[string]string

@@ -108,7 +108,10 @@ elseif outcome == 'charged' then
 	-- The balance changes last. If Redis denies one of these commands, those before it are undone.
 	left = string.format('%.0f', balance - tokens)
 	local result = rate and acceptRequest(rate)
-	if KEYS[3] and not failed(result) then
+	if result then
+		return result
+	end
+	if KEYS[3] then
 		result = pcall('SET', KEYS[3], ARGV[3] .. ' ' .. charged .. ' ' .. left, 'EX', ARGV[6])
 	end
 	if tokens > 0 and not failed(result) then
@@ -119,7 +122,7 @@ elseif outcome == 'charged' then
 	end
 	if failed(result) then
 		if rate then
-			pcall('LTRIM', KEYS[2], 0, -2)
+			forgetRequest()
 		end
 		return result
 	end

@@ -78,7 +78,7 @@ local held, deadline = math.min(tonumber(ARGV[3]), balance), now + tonumber(ARGV
 local left = balance - held
 if rate then
 	local result = acceptRequest(rate)
-	if type(result) == 'table' and result.err then
+	if result then
 		return result
 	end
 end

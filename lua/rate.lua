@@ -89,17 +89,26 @@ local function isOverRate(rate)
 		return false
 	end
 	if rate.used > 0 then -- the window may be longer than it was when these were accepted; if not, GT writes nothing
-		local ends = string.format('%.0f', math.ceil(rate.newest / 1000) + rate.window * 1000)
+		local ends = string.format('%.0f', math.floor(rate.newest / 1000) + rate.window * 1000)
 		redis.call('PEXPIREAT', KEYS[2], ends, 'GT')
 	end
 	return true
 end
 
--- acceptRequest adds a request to the log. It returns an error if Redis denies a command.
+-- forgetRequest removes the request that acceptRequest has added.
+local function forgetRequest()
+	redis.pcall('LTRIM', KEYS[2], '0', '-2')
+end
+
+-- acceptRequest adds a request to the log. If Redis denies a command, it adds none and returns the error.
 local function acceptRequest(rate)
 	rate.used = redis.call('RPUSH', KEYS[2], rate.entry)
 	rate.oldest = rate.oldest or rate.now
-	return redis.pcall('PEXPIRE', KEYS[2], rate.window .. '000')
+	local result = redis.pcall('PEXPIRE', KEYS[2], rate.window .. '000')
+	if type(result) == 'table' and result.err then
+		forgetRequest()
+		return result
+	end
 end
 
 -- describeRate returns ' <requests> <window in s> <requests remaining> <s until a slot frees>'. A slot frees when the
@@ -112,5 +121,5 @@ local function describeRate(rate)
 		local oldest = rate.used > rate.most and read(rate.used - rate.most) or rate.oldest
 		wait = math.ceil((oldest + rate.window * 1000000 - rate.now) / 1000000)
 	end
-	return string.format(' %s %s %d %d', rate.limit, rate.window, math.max(rate.most - rate.used, 0), wait)
+	return string.format(' %s %s %d %.0f', rate.limit, rate.window, math.max(rate.most - rate.used, 0), wait)
 end
