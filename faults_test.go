@@ -347,6 +347,7 @@ func TestDeniedCommands(t *testing.T) {
 			eventually(t, 10*time.Second, func() error {
 				s.do(t, "GET", "/readyz", "").want(t, 200, "")
 				s.login(t, id)
+				s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1000}`, bearer(key)).want(t, 402, "")
 				s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
 				if over() == 0 {
 					return errors.New("the log does not say that the fault is over")
