@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -146,6 +147,10 @@ func (p *endpointRequest) send(ctx context.Context, transport *http.Transport) (
 	newBody := func() (io.ReadCloser, error) {
 		pieces := append(make(net.Buffers, 0, len(p.body)), p.body...)
 		return io.NopCloser(&pieces), nil
+	}
+	if size <= smallBodyBytes { // http.Transport sends a bytes.Reader in one write with the header
+		whole := bytes.Join(p.body, nil)
+		newBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
 	}
 	body, _ := newBody()
 	request := (&http.Request{

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -716,4 +717,34 @@ func TestProvider(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A small request, which tollgate rewrites, comes to the provider in one piece with its header.
+func TestProviderGetsOnePiece(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	got := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		piece := make([]byte, 64<<10)
+		n, _ := c.Read(piece)
+		got <- string(piece[:n])
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+	}()
+	p := &provider{url: "http://" + l.Addr().String()}
+	g := newService(t).gatewayTest(t, p, textConfig(10_000, endpointJSON(p, "chat", chatPath, "")))
+	if err := g.call(t, chatPath, `{"messages":[],"max_tokens":5}`).is(200); err != nil {
+		t.Error(err)
+	}
+	piece := <-got
+	if _, body, _ := strings.Cut(piece, "\r\n\r\n"); !json.Valid([]byte(body)) || !strings.Contains(body, `"model":"m"`) {
+		t.Errorf("the first piece is %q", piece)
+	}
 }
