@@ -307,6 +307,10 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 	}
 }
 
+// awaitVotes waits until a failover that may just have ended hinders no other: for two timeouts the masters do not vote
+// again for a replica of the same shard, and a planned failover pauses its master's clients meanwhile.
+func awaitVotes() { time.Sleep(2*clusterNodeTimeout + 200*time.Millisecond) }
+
 // A planned failover loses no charge, and fails none.
 func TestClusterPlannedFailover(t *testing.T) {
 	long(t)
@@ -314,6 +318,7 @@ func TestClusterPlannedFailover(t *testing.T) {
 	services := newServices(t, "REDIS_URL="+c.url())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
 	for range 3 {
+		awaitVotes()
 		l.running.more(t, 200)
 		replica := c.replicaOf(t, c.mastersNow(t)[0])
 		replica.do(t, "CLUSTER", "FAILOVER")
@@ -339,6 +344,7 @@ func TestClusterKilledMaster(t *testing.T) {
 	services := newServices(t, "REDIS_URL="+c.url())
 	s := services[0]
 	tenant := newClusterTenant(t, s, ledgerConfig)
+	awaitVotes()
 	l := startLedger(t, c, services, tenant, 5)
 	l.running.more(t, 200)
 	victim := c.mastersNow(t)[0]

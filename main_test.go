@@ -40,7 +40,7 @@ func TestRedisConnectionFailed(t *testing.T) {
 		return pass
 	})
 	tests := []struct{ name, url, want string }{
-		{"nobody listens", fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", port), "connection refused"},
+		{"nobody listens", "redis://:hunter2@127.0.0.1:1", "connection refused"},
 		{"wrong password", fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", r.port), "WRONGPASS"},
 		{"no password", fmt.Sprintf("redis://127.0.0.1:%d", r.port), "NOAUTH"},
 		{"no such database", fmt.Sprintf("redis://:right@127.0.0.1:%d/99", r.port), "DB index is out of range"},

@@ -174,7 +174,7 @@ func TestGatewayHangUps(t *testing.T) {
 	}{
 		{"not streamed", g, `{"stream":null}`, conduct{delay: 300 * time.Millisecond}, "", 18, 18, "none"},
 		{"in mid-stream", g, streamed, conduct{at: inContent, then: hang}, "ünd ", 4 + 4, 11 + 4, "both"},
-		{"after the end", g, streamed, conduct{}, "_END_", 18, 18, "none"},
+		{"after the end", g, streamed, conduct{}, "_END_", 18, 18, "either"},  // of what follows the end
 		{"after the reason", g, streamed, slow, "_REASON_", 18, 18, "either"}, // the end may come before it is noticed
 		{"reasoning", g, `{"stream":true,"reasoning_effort":"low","thinking":{"type":"enabled"}}`, slow, "ünd ", 18, 18, "none"},
 		{"drain", draining, streamed, slow, "ünd ", 18, 18, "none"},
