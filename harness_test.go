@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 	}
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel").Value; parallel.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
-		_ = parallel.Set("12") // the default is for tests that compute: those that are parallel here wait
+		_ = parallel.Set("8") // the default is for tests that compute: those that are parallel here wait
 	}
 	os.Exit(func() int {
 		server, err := startTestRedis(os.Getenv("TEST_REDIS_URL"))
