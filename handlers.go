@@ -279,7 +279,7 @@ func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResul
 	return result, err
 }
 
-// decodeCharge decodes the body of a charge that is not plain.
+// decodeCharge decodes the body of a charge. Its results escape to the heap, which plainTokens avoids.
 func decodeCharge(body []byte) (tokens int64, upTo bool, err error) {
 	rules := objectRules{"tokens": intField(&tokens, 1, maxAmount), "upTo": boolField(&upTo)}
 	err = decodeObject(body, rules, "tokens")

@@ -92,8 +92,8 @@ type requestInfo struct {
 	tenantID    string    // of a tenant that exists, set by loadTenant and requireTenant
 	tenant      *tenant   // likewise; its config is nil if it is broken, which loadTenant refuses
 	body        []byte    // set by the steps that read it
-	small       [64]byte  // holds body if it is small, so that it takes no allocation
-	response    [96]byte  // the same for writeTokens
+	small       [64]byte  // memory for a small body, which saves an allocation
+	response    [96]byte  // memory for what writeTokens sends, likewise
 	releaseBody func()    // gives back what the body holds; nil: nothing
 	endpoint    string    // of a provider, set by the gateway
 	model       string    // that the gateway calls
@@ -535,7 +535,8 @@ func (l bodyLimiter) read(w http.ResponseWriter, r *http.Request, info *requestI
 	return err
 }
 
-// readAll returns the request's body, in small if it fits. release gives its slot back; nil if it took none.
+// readAll returns the request's body, which is read into small if it fits. release gives back the body's slot. It is
+// nil if the body has no slot.
 func (l bodyLimiter) readAll(w http.ResponseWriter, r *http.Request, small []byte) (body []byte, release func(),
 	err error) {
 	if 0 <= r.ContentLength && r.ContentLength <= smallBodyBytes {

@@ -208,7 +208,7 @@ type rateLimit struct{ requests, seconds int64 }
 // bytes 253, 254 and 255 occur in no UTF-8, so in no group's name.
 type groupTable struct {
 	all      string // all groups, complete up to maxSentGroups bytes
-	allArg   any    // all as an argument of scripts, converted once, so that charges do not allocate it; nil is ""
+	allArg   any    // all as an argument of scripts, converted once, so that charges do not allocate it
 	limited  bool   // a group has a rate limit
 	refilled bool   // a group has a refill
 	groups   map[string]string

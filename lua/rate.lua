@@ -3,7 +3,7 @@
 --
 -- KEYS[2] {apiKey:<apiKey>}:rate: the times (µs, Redis's clock) of the requests accepted within the window, oldest first
 --
--- To convert a number to text or back costs about as much as a command: what can stay text does.
+-- Converting a number to text or back costs about as much as a command, so that numbers stay text if they can.
 
 -- number returns an entry of the rate log as a number.
 local function number(entry)
@@ -14,14 +14,14 @@ local function number(entry)
 	return time
 end
 
--- read returns the entry at an index of the rate log as a number, nil if there is none.
+-- read returns the entry at an index of the rate log as a number, or nil if the log has no such index.
 local function read(index)
 	local entry = redis.call('LINDEX', KEYS[2], index)
 	return entry and number(entry)
 end
 
--- clamp sets the entries that are later than now to now, and rate to what is in the log then. They were written by a
--- server whose clock is ahead of that of its successor.
+-- clamp sets the entries that are later than now to now, and reads the oldest and the newest again. Such entries were
+-- written by a server whose clock is ahead of that of its successor.
 local function clamp(rate)
 	local entries = redis.call('LRANGE', KEYS[2], '0', '-1')
 	for i, entry in ipairs(entries) do
@@ -40,8 +40,8 @@ local function clamp(rate)
 	rate.oldest, rate.newest = read('0'), read('-1')
 end
 
--- prune removes the entries that are not later than start, of which there is one at least. Mostly there is just one. If
--- there are many, the first that stays is found by doubling an index and then bisecting.
+-- prune removes the entries that are not later than start. The oldest must be one of them. Mostly it is the only one.
+-- If there are many, the first that stays is found by doubling an index and then bisecting.
 local function prune(rate, start)
 	local left, first = 0, 1
 	local oldest = read('1')
@@ -63,10 +63,10 @@ local function prune(rate, start)
 end
 
 -- measureRate returns the state of a rate limit: a sliding log, whose length after pruning is the number of requests
--- within the window. limit and window, in s, are text.
+-- within the window. limit and window are text; window is in seconds.
 local function measureRate(limit, window)
 	local time = redis.call('TIME')
-	local rate = { -- with oldest and newest it has eight fields: Lua doubles its memory for a ninth
+	local rate = { -- with oldest and newest, eight fields; Lua doubles the memory of a table for a ninth
 		limit = limit, window = window, most = tonumber(limit), used = redis.call('LLEN', KEYS[2]),
 		now = time[1] * 1000000 + time[2], entry = time[1] .. string.sub('00000' .. time[2], -6),
 	}
@@ -88,7 +88,7 @@ local function isOverRate(rate)
 	if rate.used < rate.most then
 		return false
 	end
-	if rate.used > 0 then -- the window may be longer than it was when these were accepted; if not, GT writes nothing
+	if rate.used > 0 then -- the window may have become longer since these were accepted. GT changes only a sooner expiry.
 		local ends = string.format('%.0f', math.floor(rate.newest / 1000) + rate.window * 1000)
 		redis.call('PEXPIREAT', KEYS[2], ends, 'GT')
 	end
