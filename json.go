@@ -16,10 +16,22 @@ import (
 // maxAmount is the largest whole number that all JSON readers agree on (RFC 8259, section 6).
 const maxAmount = 1<<53 - 1
 
-// problems lists what is wrong with a document, in its order, as sentences that begin with a member's path.
+// maxProblems is how many faults of a document a response lists.
+const maxProblems = 100
+
+// problems lists what is wrong with a document, in its order, as sentences that begin with a member's path. Beyond
+// maxProblems they are empty, and only their number counts: a document can have a great many that all have a long path.
 type problems []string
 
-func (p *problems) add(path, rule string) { *p = append(*p, path+" "+rule) }
+func (p *problems) add(path, rule string) {
+	sentence := ""
+	if !p.isFull() {
+		sentence = path + " " + rule
+	}
+	*p = append(*p, sentence)
+}
+
+func (p *problems) isFull() bool { return len(*p) >= maxProblems }
 
 // A decodeError says why a document was refused, in at least one sentence. It quotes names of members, never values.
 type decodeError struct{ problems problems }
@@ -271,7 +283,10 @@ func readObject(wrong *problems, path string, value []byte, rule func(name strin
 		if read == nil {
 			continue
 		}
-		path := memberPath(path, name)
+		path := path
+		if !wrong.isFull() { // else no sentence needs it
+			path = memberPath(path, name)
+		}
 		switch {
 		case hasLoneSurrogate(spelling): // different names would become the same
 			wrong.add(path, loneSurrogate)
@@ -297,7 +312,11 @@ func readElements(wrong *problems, path string, value []byte, rule fieldRule) {
 		if err := elements.Decode(&element); err != nil { // value is valid, so there are no errors
 			return
 		}
-		rule(wrong, fmt.Sprintf("%s[%d]", path, i), element)
+		path := path
+		if !wrong.isFull() { // else no sentence needs it
+			path = fmt.Sprintf("%s[%d]", path, i)
+		}
+		rule(wrong, path, element)
 	}
 }
 

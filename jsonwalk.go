@@ -2,47 +2,209 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 const maxJSONDepth = 500 // arrays and objects inside each other
 
-// A jsonVisitor is shown the values of a JSON document, each after those inside it.
-type jsonVisitor interface {
-	// enters reports whether the values inside the one at path are to be shown.
-	enters(path []byte) bool
+// A jsonTable says by what the values of a document are read into a T. The path of the document itself is "", that of
+// its member a is "a", that of the elements of a is "a[]", and that of their member b is "a[].b".
+type jsonTable[T any] map[string]jsonRow[T]
 
-	// visit takes the value at path, which starts at byte from of the document, and reports whether to go on. A path is
-	// like messages[].content[].type. In names that have one, "." and "[" are replaced by NUL. The path is valid only
-	// during the call.
-	visit(path, value []byte, from int) bool
+// A jsonRow has the functions for the values at a path. Each may be nil.
+type jsonRow[T any] struct {
+	enter func(to *T)              // before the value
+	read  func(to *T, v jsonValue) // after the value and all that is inside it
+
+	// each is called for each member of an object, whether or not the table has it, before its own read.
+	each func(to *T, object *jsonShape[T], name []byte, v jsonValue)
+
+	// same is the path of another row that stands for this one and all below it, as in trees of any depth. "" is none.
+	same string
+}
+
+// A jsonValue is a value in a document.
+type jsonValue struct {
+	path string // in the table; "" if the table does not have it
+	text []byte // as it is spelled, without white space around it; shares the document's memory
+	from int    // where text starts in the document
+}
+
+// under returns the rows of t for a document that is the value at parent.
+func (t jsonTable[T]) under(parent string) jsonTable[T] {
+	below := make(jsonTable[T], len(t))
+	for path, row := range t {
+		if row.same != "" {
+			row.same = parent + "." + row.same
+		}
+		below[parent+"."+path] = row
+	}
+	return below
+}
+
+// joined returns a table with the rows of all tables.
+func joined[T any](tables ...jsonTable[T]) jsonTable[T] {
+	rows := make(jsonTable[T])
+	for _, table := range tables {
+		maps.Copy(rows, table)
+	}
+	return rows
+}
+
+// A jsonShape is what a table says of the values at a path and of those inside them. It lets a value be read without
+// building its path. The shape of a value that is not to be read is nil.
+type jsonShape[T any] struct {
+	jsonRow[T]
+	path     string
+	members  map[string]*jsonShape[T]
+	elements *jsonShape[T]
+}
+
+// newJSONShape returns the shape of the documents that have the rows of all tables.
+func newJSONShape[T any](tables ...jsonTable[T]) *jsonShape[T] {
+	rows := joined(tables...)
+	shapes := make(map[string]*jsonShape[T])
+	var at func(path string) *jsonShape[T]
+	at = func(path string) *jsonShape[T] {
+		row := rows[path]
+		if row.same != "" {
+			return at(row.same)
+		}
+		if shapes[path] == nil {
+			shapes[path] = &jsonShape[T]{jsonRow: row, path: path, members: make(map[string]*jsonShape[T])}
+		}
+		return shapes[path]
+	}
+	for path := range rows {
+		for path != "" {
+			parent, isElement := strings.CutSuffix(path, "[]")
+			if isElement {
+				at(parent).elements = at(path)
+			} else {
+				dot := strings.LastIndexByte(path, '.')
+				parent = path[:max(dot, 0)]
+				at(parent).members[path[dot+1:]] = at(path)
+			}
+			path = parent
+		}
+	}
+	return at("")
 }
 
 // A jsonWalker reads JSON documents (RFC 8259) strictly, in one pass and, from the second document on, without
-// allocating.
-type jsonWalker struct {
-	data    []byte
-	at      int
-	path    []byte
-	hidden  bool // what is being read is not to be shown
-	visitor jsonVisitor
+// allocating. What a value costs depends on its own name and text only, not on where it is or what was before it.
+type jsonWalker[T any] struct {
+	jsonScanner
+	to      *T
+	stopped bool
+	name    []byte // the last name that has escapes, without them
 }
 
-// walk shows data to v. An error says that data is not valid JSON, or nested too deep, or that v did not want to go on.
-// Some of data has been shown then.
-func (w *jsonWalker) walk(data []byte, v jsonVisitor) error {
-	*w = jsonWalker{data: data, path: w.path[:0], visitor: v}
-	if !w.value(0) || w.peek() != 0 || w.at < len(data) {
+// walk reads data into to by the functions of shape. An error says that data is not valid JSON, or nested too deep, or
+// that stop was called. A part of data has been read then.
+func (w *jsonWalker[T]) walk(data []byte, shape *jsonShape[T], to *T) error {
+	*w = jsonWalker[T]{jsonScanner: jsonScanner{data: data}, to: to, name: w.name}
+	if !w.value(shape, nil, nil, 0) || w.peek() != 0 || w.at < len(data) {
 		return fmt.Errorf("not valid JSON at byte %d", w.at+1)
 	}
 	return nil
 }
 
+// stop ends the walk when the function that calls it has returned.
+func (w *jsonWalker[T]) stop() { w.stopped = true }
+
+// value reads a value, which is the named member of an object that has each, and reports whether it is valid and there
+// is more to read, as the following methods do.
+func (w *jsonWalker[T]) value(shape, object *jsonShape[T], name []byte, depth int) (ok bool) {
+	c := w.peek()
+	from := w.at
+	if shape != nil && shape.enter != nil {
+		shape.enter(w.to)
+	}
+	switch {
+	case depth == maxJSONDepth:
+	case c == '{' || c == '[':
+		ok = w.container(shape, c+2, depth+1) // in ASCII, { and [ are two before } and ]
+	case c == '"':
+		ok = w.string()
+	default:
+		ok = w.scalar()
+	}
+	if !ok {
+		return false
+	}
+	v := jsonValue{text: w.data[from:w.at], from: from}
+	if shape != nil {
+		v.path = shape.path
+	}
+	if object != nil {
+		object.each(w.to, object, w.unescaped(name), v)
+	}
+	if shape != nil && shape.read != nil {
+		shape.read(w.to, v)
+	}
+	return !w.stopped
+}
+
+// container reads an array or object that ends with end.
+func (w *jsonWalker[T]) container(shape *jsonShape[T], end byte, depth int) bool {
+	w.at++
+	if w.peek() == end {
+		w.at++
+		return true
+	}
+	var inner, object *jsonShape[T]
+	if shape != nil && end == ']' {
+		inner = shape.elements
+	} else if shape != nil && shape.each != nil {
+		object = shape
+	}
+	for {
+		var name []byte
+		if end == '}' {
+			if name = w.memberName(); name == nil {
+				return false
+			} else if shape != nil {
+				inner = shape.members[string(w.unescaped(name))]
+			}
+		}
+		if !w.value(inner, object, name, depth) {
+			return false
+		}
+		switch c := w.peek(); c {
+		case ',':
+			w.at++
+		case end:
+			w.at++
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// unescaped returns what a name spells, until the next call.
+func (w *jsonWalker[T]) unescaped(name []byte) []byte {
+	if bytes.IndexByte(name, '\\') < 0 {
+		return name[1 : len(name)-1]
+	}
+	w.name = appendUnquoted(w.name[:0], name)
+	return w.name
+}
+
+// A jsonScanner reads the parts of a JSON document. Its methods report whether there is a valid one.
+type jsonScanner struct {
+	data []byte
+	at   int
+}
+
 // peek moves to the next byte that is not white space and returns it, or 0 at the end.
-func (w *jsonWalker) peek() byte {
+func (w *jsonScanner) peek() byte {
 	for ; w.at < len(w.data); w.at++ {
 		switch c := w.data[w.at]; c {
 		case ' ', '\t', '\n', '\r':
@@ -53,89 +215,21 @@ func (w *jsonWalker) peek() byte {
 	return 0
 }
 
-// value reads a value and reports whether it is valid, as the following methods do.
-func (w *jsonWalker) value(depth int) (ok bool) {
-	c := w.peek()
-	from := w.at
-	switch {
-	case depth == maxJSONDepth:
-	case c == '{':
-		ok = w.container('}', depth+1)
-	case c == '[':
-		ok = w.container(']', depth+1)
-	case c == '"':
-		ok = w.string()
-	default:
-		ok = w.scalar()
-	}
-	if ok && !w.hidden {
-		ok = w.visitor.visit(w.path, w.data[from:w.at], from)
-	}
-	return ok
-}
-
-// container reads an array or object that ends with end.
-func (w *jsonWalker) container(end byte, depth int) bool {
-	w.at++
-	if w.peek() == end {
-		w.at++
-		return true
-	}
-	outer, wasHidden := len(w.path), w.hidden
-	w.hidden = wasHidden || !w.visitor.enters(w.path)
-	for {
-		if end == '}' && !w.name() {
-			return false
-		} else if end == ']' && !w.hidden {
-			w.path = append(w.path, "[]"...)
-		}
-		if !w.value(depth) {
-			return false
-		}
-		w.path = w.path[:outer]
-		switch c := w.peek(); c {
-		case ',':
-			w.at++
-		case end:
-			w.at++
-			w.hidden = wasHidden
-			return true
-		default:
-			return false
-		}
-	}
-}
-
-// name reads a member's name, which it appends to the path, and the colon.
-func (w *jsonWalker) name() bool {
+// memberName reads a member's name and the colon, and returns the name as it is spelled, or nil if it is not valid.
+func (w *jsonScanner) memberName() []byte {
 	if w.peek() != '"' {
-		return false
+		return nil
 	}
 	from := w.at
 	if !w.string() {
-		return false
+		return nil
 	}
 	name := w.data[from:w.at]
 	if w.peek() != ':' {
-		return false
+		return nil
 	}
 	w.at++
-	if w.hidden {
-		return true
-	}
-	if len(w.path) > 0 {
-		w.path = append(w.path, '.')
-	}
-	for _, c := range unquoted(name) {
-		if c == '.' || c == '[' {
-			c = 0
-		}
-		w.path = append(w.path, c)
-	}
-	if len(w.path) == 0 { // "" at the top: else the members of its value would look like top-level ones
-		w.path = append(w.path, 0)
-	}
-	return true
+	return name
 }
 
 // isPlain has the bytes that stand for themselves in a string. Whether they are UTF-8 is not checked.
@@ -146,7 +240,7 @@ var isPlain = func() (set [256]bool) {
 	return set
 }()
 
-func (w *jsonWalker) string() bool {
+func (w *jsonScanner) string() bool {
 	data := w.data
 	for at := w.at + 1; at < len(data); at++ {
 		if isPlain[data[at]] {
@@ -171,7 +265,7 @@ func (w *jsonWalker) string() bool {
 }
 
 // escape moves to the last byte of an escape.
-func (w *jsonWalker) escape() bool {
+func (w *jsonScanner) escape() bool {
 	if w.at++; w.at == len(w.data) {
 		return false
 	}
@@ -187,12 +281,19 @@ func (w *jsonWalker) escape() bool {
 }
 
 // scalar reads a number, true, false or null.
-func (w *jsonWalker) scalar() bool {
-	for _, word := range []string{"null", "true", "false"} {
-		if bytes.HasPrefix(w.data[w.at:], []byte(word)) {
-			w.at += len(word)
-			return true
-		}
+func (w *jsonScanner) scalar() bool {
+	word := ""
+	switch w.peek() {
+	case 'n':
+		word = "null"
+	case 't':
+		word = "true"
+	case 'f':
+		word = "false"
+	}
+	if word != "" && bytes.HasPrefix(w.data[w.at:], []byte(word)) {
+		w.at += len(word)
+		return true
 	}
 	w.accept("-")
 	ok := w.accept("0") || w.digits()
@@ -206,16 +307,16 @@ func (w *jsonWalker) scalar() bool {
 	return ok
 }
 
-func (w *jsonWalker) digits() bool {
-	const digits = "0123456789"
-	ok := w.accept(digits)
-	for w.accept(digits) {
+func (w *jsonScanner) digits() bool {
+	from := w.at
+	for w.at < len(w.data) && '0' <= w.data[w.at] && w.data[w.at] <= '9' {
+		w.at++
 	}
-	return ok
+	return w.at > from
 }
 
 // accept moves over the next byte if it is one of set.
-func (w *jsonWalker) accept(set string) bool {
+func (w *jsonScanner) accept(set string) bool {
 	ok := w.at < len(w.data) && strings.IndexByte(set, w.data[w.at]) >= 0
 	if ok {
 		w.at++
@@ -231,9 +332,46 @@ func unquoted(value []byte) []byte {
 	if bytes.IndexByte(value, '\\') < 0 {
 		return value[1 : len(value)-1]
 	}
-	var s string
-	_ = json.Unmarshal(value, &s) // value is valid
-	return []byte(s)
+	return appendUnquoted(nil, value)
+}
+
+// appendUnquoted appends what a valid JSON string spells to dst. Half of a surrogate pair becomes U+FFFD.
+func appendUnquoted(dst, value []byte) []byte {
+	rest := value[1 : len(value)-1]
+	for {
+		at := bytes.IndexByte(rest, '\\')
+		if at < 0 {
+			return append(dst, rest...)
+		}
+		dst = append(dst, rest[:at]...)
+		c := rest[at+1]
+		rest = rest[at+2:]
+		if c != 'u' {
+			if control := strings.IndexByte("bfnrt", c); control >= 0 {
+				c = "\b\f\n\r\t"[control]
+			}
+			dst = append(dst, c)
+			continue
+		}
+		unit := hexUnit(rest)
+		rest = rest[4:]
+		if utf16.IsSurrogate(unit) {
+			second := rune(-1)
+			if bytes.HasPrefix(rest, []byte(`\u`)) {
+				second = hexUnit(rest[2:])
+			}
+			if unit = utf16.DecodeRune(unit, second); unit != utf8.RuneError {
+				rest = rest[6:]
+			}
+		}
+		dst = utf8.AppendRune(dst, unit)
+	}
+}
+
+// hexUnit returns the UTF-16 code unit that the first four bytes of digits spell.
+func hexUnit(digits []byte) rune {
+	unit, _ := strconv.ParseUint(string(digits[:4]), 16, 16)
+	return rune(unit)
 }
 
 // shorten returns name for use in a sentence.

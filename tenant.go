@@ -134,6 +134,7 @@ type tenantConfig struct {
 	groups   map[string]userGroup
 	encoded  groupTable
 	warnings []string    // sentences on members that are probably misspelled
+	compared int         // unknown members that were compared with known ones for these
 	text     []*endpoint // of providers.text that the gateway may call, the default one first, then in the config's order
 	caching  cachingRules
 
@@ -246,8 +247,10 @@ func (g *groupTable) sent(name string) (groups any, onlyOne bool) {
 	return g.groups[name], true
 }
 
-// maxProblems is how many faults of a config a response lists.
-const maxProblems = 100
+const (
+	maxCompared      = 1000 // unknown members of a config that are compared with known ones
+	maxComparedBytes = 64   // of the names of these
+)
 
 // configError lists every rule that a config breaks, in the config's order, each naming the member by its path. It
 // never quotes a value: configs contain secrets.
@@ -303,16 +306,21 @@ func (c *tenantConfig) membersOf(rules objectRules) fieldRule {
 }
 
 // readMembers reads the members of an object as the function of that name does, and notes each unknown one that is
-// within two letters of a known one that is missing. It returns which of the known members there are.
+// within two letters of a known one that is missing, among the first maxCompared unknown ones of the config. It returns
+// which of the known members there are.
 func (c *tenantConfig) readMembers(wrong *problems, path string, value []byte, rules objectRules) map[string]bool {
 	var unknown []string
 	seen := readObject(wrong, path, value, func(name string) fieldRule {
 		rule := rules[name]
-		if rule == nil && len(unknown) < maxProblems && len(name) <= 64 {
+		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
 			unknown = append(unknown, name)
+			c.compared++
 		}
 		return rule
 	})
+	if len(unknown) == 0 {
+		return seen
+	}
 	missing := slices.DeleteFunc(slices.Sorted(maps.Keys(rules)), func(name string) bool { return seen[name] })
 	for _, name := range unknown {
 		if len(c.warnings) == maxProblems {
@@ -341,15 +349,16 @@ func nearest(name string, known []string) (best string) {
 }
 
 // editDistance returns how many bytes must be inserted, deleted, replaced or swapped with their neighbour to turn a
-// into b (the optimal string alignment distance).
+// into b (the optimal string alignment distance). Neither may be longer than maxComparedBytes.
 func editDistance(a, b string) int {
-	var before, last []int
-	row := make([]int, len(b)+1)
-	for j := range row {
+	var rows [3][maxComparedBytes + 1]int // of the table, in turn, for as much of a as is done and each start of b
+	row := &rows[0]
+	for j := range len(b) + 1 {
 		row[j] = j
 	}
 	for i := 1; i <= len(a); i++ {
-		before, last, row = last, row, make([]int, len(b)+1)
+		before, last := &rows[(i+1)%3], row
+		row = &rows[i%3]
 		row[0] = i
 		for j := 1; j <= len(b); j++ {
 			cost := 1

@@ -63,11 +63,16 @@ type wireRequest struct {
 	mediaParts int64
 	mediaBytes int64 // of their base64, as it is spelled in body
 
-	at          map[string]span // the top-level members, and those of stream_options
-	parts       []contentPart   // the content part that is being read, and those around it
+	shape       *jsonShape[wireRequest]
+	walker      jsonWalker[wireRequest]
+	at          map[memberName]span // the top-level members, and those of stream_options
+	parts       []contentPart       // the content part that is being read, and those around it
 	thinkingOff bool
 	err         error // the first that was found
 }
+
+// A memberName is the name of a member of the object at a path, "" for that of a top-level one.
+type memberName struct{ object, name string }
 
 // A span is where a value is in a request's body.
 type span struct{ from, to int }
@@ -85,8 +90,8 @@ func readWireRequest(format wireFormat, body []byte) (*wireRequest, error) {
 		//lint:ignore ST1005 a sentence for the client
 		return nil, errors.New("Body is not valid UTF-8")
 	}
-	r := &wireRequest{format: format, body: body, n: 1, at: make(map[string]span)}
-	err := new(jsonWalker).walk(body, r)
+	r := &wireRequest{format: format, body: body, n: 1, shape: wireRequests[format], at: make(map[memberName]span)}
+	err := r.walker.walk(body, r.shape, r)
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -100,98 +105,168 @@ func readWireRequest(format wireFormat, body []byte) (*wireRequest, error) {
 func (r *wireRequest) fail(format string, args ...any) {
 	if r.err == nil {
 		r.err = fmt.Errorf(format, args...)
+		r.walker.stop()
 	}
 }
 
-// enters reports whether there is something to visit inside the value at path.
-func (r *wireRequest) enters(path []byte) bool {
-	switch string(path) {
-	case "", "stream_options", "tools", "tools[]", "functions", "thinking":
-		return true
-	}
-	return bytes.HasPrefix(path, []byte("messages"))
+// wireRequests has what is read of a request in each format.
+var wireRequests = map[wireFormat]*jsonShape[wireRequest]{
+	openAIChat: newJSONShape(requestMembers, messageParts, jsonTable[wireRequest]{
+		"max_completion_tokens": {read: (*wireRequest).readLimit},
+		"tools[].type":          {read: (*wireRequest).readToolType},
+	}),
+	anthropicMessages: newJSONShape(requestMembers, messageParts, jsonTable[wireRequest]{
+		"max_completion_tokens": {}, // is not read, but must be spelled so
+		"tools[].type":          {read: (*wireRequest).readAnthropicToolType},
+	}),
 }
 
-// visit reads the value at path, which starts at byte from of the body.
-func (r *wireRequest) visit(path, value []byte, from int) bool {
-	if inner, ok := bytes.CutPrefix(path, []byte("messages[]")); ok {
-		r.visitPart(inner, value)
-	} else {
-		r.addMember(path, span{from, from + len(value)})
-		r.visitMember(path, value)
-	}
-	return r.err == nil
+// requestMembers are the members that both formats have, or that a provider of one may understand in the other.
+var requestMembers = jsonTable[wireRequest]{
+	"":                             {read: (*wireRequest).readBody, each: (*wireRequest).addMember},
+	"model":                        {read: (*wireRequest).readModel},
+	"stream":                       {read: (*wireRequest).readStream},
+	"stream_options":               {read: (*wireRequest).readStreamOptions, each: (*wireRequest).addMember},
+	"stream_options.include_usage": {read: (*wireRequest).readIncludeUsage},
+	"n":                            {read: (*wireRequest).readChoices},
+	"max_tokens":                   {read: (*wireRequest).readLimit},
+
+	"tools":              {read: (*wireRequest).readTools},
+	"tools[]":            {read: (*wireRequest).readTool},
+	"functions":          {read: (*wireRequest).readTools},
+	"functions[]":        {read: (*wireRequest).readTool},
+	"mcp_servers":        {read: (*wireRequest).readServerTool},
+	"web_search_options": {read: (*wireRequest).readServerTool},
+	"background":         {read: (*wireRequest).readServerTool},
+
+	"thinking":         {read: (*wireRequest).readThinking},
+	"thinking.type":    {read: (*wireRequest).readThinkingType},
+	"reasoning":        {read: (*wireRequest).readReasoning},
+	"reasoning_effort": {read: (*wireRequest).readReasoning},
 }
 
-func (r *wireRequest) visitMember(path, value []byte) {
-	switch string(path) {
-	case "":
-		if value[0] != '{' {
-			r.fail("Body must be a JSON object")
+// messageParts are the content parts in messages, in results of tools and in documents. A message is read as a part.
+var messageParts = jsonTable[wireRequest]{
+	"messages[]":                  {enter: (*wireRequest).beginPart, read: (*wireRequest).endPart},
+	"messages[].content[]":        {same: "messages[]"},
+	"messages[].source.content[]": {same: "messages[]"},
+
+	"messages[].type":             {read: (*wireRequest).readPartType},
+	"messages[].source.type":      {read: (*wireRequest).readSourceType},
+	"messages[].source.data":      {read: (*wireRequest).readData},
+	"messages[].input_audio.data": {read: (*wireRequest).readData},
+	"messages[].file.file_data":   {read: (*wireRequest).readData},
+	"messages[].source.url":       {read: (*wireRequest).readDataURL},
+	"messages[].image_url":        {read: (*wireRequest).readDataURL},
+	"messages[].image_url.url":    {read: (*wireRequest).readDataURL},
+	"messages[].audio_url.url":    {read: (*wireRequest).readDataURL},
+	"messages[].video_url.url":    {read: (*wireRequest).readDataURL},
+}
+
+// addMember notes where a member of the body or of stream_options is. It refuses what another parser could read as
+// another value: a second member of that name, and a name that differs in case, which some servers ignore, from one of
+// the table.
+func (r *wireRequest) addMember(object *jsonShape[wireRequest], name []byte, v jsonValue) {
+	member := memberName{object.path, string(name)}
+	if _, exists := r.at[member]; exists {
+		r.fail("%s is duplicated", shorten(member.String()))
+	}
+	r.at[member] = span{v.from, v.from + len(v.text)}
+	if len(r.at) > maxWireMembers {
+		r.fail("Body has more than %d members", maxWireMembers)
+	}
+	if strings.IndexFunc(member.name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
+		return
+	}
+	for exact, shape := range object.members {
+		if strings.EqualFold(member.name, exact) {
+			r.fail("%s must be spelled %s", member, shape.path)
 		}
-	case "model":
-		r.readModel(value)
-	case "stream":
-		r.stream = r.readBool(path, value)
-	case "stream_options":
-		if value[0] != '{' && value[0] != 'n' {
-			r.fail("stream_options must be an object")
-		}
-	case "stream_options.include_usage":
-		r.includeUsage = r.readBool(path, value)
-	case "n":
-		r.n = max(1, r.readNumber(path, value, maxChoices))
-	case "max_tokens", "max_completion_tokens":
-		if r.format == openAIChat || len(path) == len("max_tokens") { // Anthropic has only this one
-			r.limit = max(r.limit, r.readNumber(path, value, maxWireTokens))
-		}
-	case "tools", "functions", "tools[]", "functions[]", "tools[].type":
-		r.visitTools(path, value)
+	}
+}
+
+// String returns the member's path.
+func (m memberName) String() string {
+	if m.object == "" {
+		return m.name
+	}
+	return m.object + "." + m.name
+}
+
+func (r *wireRequest) readBody(v jsonValue) {
+	if v.text[0] != '{' {
+		r.fail("Body must be a JSON object")
+	}
+}
+
+func (r *wireRequest) readModel(v jsonValue) {
+	if v.isNull() {
+		return
+	}
+	r.model = string(unquoted(v.text))
+	if v.text[0] != '"' || r.model == "" {
+		r.fail("model must be a string that is not empty")
+	} else if strings.ContainsRune(r.model, utf8.RuneError) { // as halves of surrogate pairs become
+		r.fail("model is not valid Unicode")
+	}
+}
+
+func (r *wireRequest) readStream(v jsonValue) { r.stream = r.boolean(v) }
+
+func (r *wireRequest) readStreamOptions(v jsonValue) {
+	if v.text[0] != '{' && !v.isNull() {
+		r.fail("stream_options must be an object")
+	}
+}
+
+func (r *wireRequest) readIncludeUsage(v jsonValue) { r.includeUsage = r.boolean(v) }
+
+func (r *wireRequest) readChoices(v jsonValue) { r.n = max(1, r.number(v, maxChoices)) }
+
+func (r *wireRequest) readLimit(v jsonValue) { r.limit = max(r.limit, r.number(v, maxWireTokens)) }
+
+func (r *wireRequest) readTools(v jsonValue) {
+	if v.text[0] != '[' && !v.isNull() {
+		r.fail("%s must be an array", v.path)
+	}
+}
+
+func (r *wireRequest) readTool(jsonValue) { r.hasTools = true }
+
+func (r *wireRequest) readToolType(v jsonValue) {
+	switch kind := unquoted(v.text); string(kind) {
+	case "function", "custom", "null":
 	default:
-		r.visitFeature(path, value)
+		r.addServerTool(shorten(string(kind)))
 	}
 }
 
-// visitFeature reads what adds input that no hold can bound, or output that no stream shows.
-func (r *wireRequest) visitFeature(path, value []byte) {
-	isOff := false
-	switch string(value) {
-	case "null", "false", "[]", `"none"`, `"minimal"`:
-		isOff = true
-	}
-	switch string(path) {
-	case "mcp_servers", "web_search_options", "background":
-		if !isOff {
-			r.serverTool = cmp.Or(r.serverTool, string(path))
-		}
-	case "thinking.type":
-		r.thinkingOff = string(unquoted(value)) == "disabled"
-		r.hiddenOutput = !r.thinkingOff || r.hiddenOutput
-	case "thinking":
-		r.hiddenOutput = !isOff && !r.thinkingOff || r.hiddenOutput
-	case "reasoning_effort", "reasoning":
-		r.hiddenOutput = !isOff || r.hiddenOutput
+func (r *wireRequest) readAnthropicToolType(v jsonValue) {
+	if !isClientTool(unquoted(v.text)) {
+		r.readToolType(v)
 	}
 }
 
-func (r *wireRequest) visitTools(path, value []byte) {
-	switch string(path) {
-	case "tools", "functions":
-		if value[0] != '[' && value[0] != 'n' {
-			r.fail("%s must be an array", path)
-		}
-	case "tools[]", "functions[]":
-		r.hasTools = true
-	case "tools[].type":
-		switch kind := unquoted(value); string(kind) {
-		case "function", "custom", "null":
-		default:
-			if r.format != anthropicMessages || !isClientTool(kind) {
-				r.serverTool = cmp.Or(r.serverTool, shorten(string(kind)))
-			}
-		}
+// readServerTool reads a member that adds input that no hold can bound.
+func (r *wireRequest) readServerTool(v jsonValue) {
+	if !v.isOff() {
+		r.addServerTool(v.path)
 	}
 }
+
+func (r *wireRequest) addServerTool(name string) { r.serverTool = cmp.Or(r.serverTool, name) }
+
+// readThinking and the following methods read what adds output that no stream shows.
+func (r *wireRequest) readThinking(v jsonValue) {
+	r.hiddenOutput = !v.isOff() && !r.thinkingOff || r.hiddenOutput
+}
+
+func (r *wireRequest) readThinkingType(v jsonValue) {
+	r.thinkingOff = string(unquoted(v.text)) == "disabled"
+	r.hiddenOutput = !r.thinkingOff || r.hiddenOutput
+}
+
+func (r *wireRequest) readReasoning(v jsonValue) { r.hiddenOutput = !v.isOff() || r.hiddenOutput }
 
 // isClientTool reports whether a tool that Anthropic has defined, such as bash_20250124, is run by the client.
 func isClientTool(kind []byte) bool {
@@ -203,104 +278,69 @@ func isClientTool(kind []byte) bool {
 	return false
 }
 
-// wireMembers are the members of a request that are read, but for those inside of arrays.
-var wireMembers = []string{
-	"model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "messages", "tools", "functions",
-	"mcp_servers", "web_search_options", "background", "thinking", "reasoning_effort", "reasoning",
-	"stream_options.include_usage",
+// isNull reports whether the value is null, which counts as absent.
+func (v jsonValue) isNull() bool { return v.text[0] == 'n' }
+
+// isOff reports whether the value says that a feature is not wanted.
+func (v jsonValue) isOff() bool {
+	switch string(v.text) {
+	case "null", "false", "[]", `"none"`, `"minimal"`:
+		return true
+	}
+	return false
 }
 
-// addMember notes where a member is. It refuses what another parser could read as another value: a second member of
-// that name, and a name that differs from one of wireMembers in case, which some servers ignore.
-func (r *wireRequest) addMember(path []byte, at span) {
-	if len(path) == 0 || bytes.ContainsAny(path, ".[") && !bytes.HasPrefix(path, []byte("stream_options.")) {
-		return
+func (r *wireRequest) boolean(v jsonValue) bool {
+	if c := v.text[0]; c != 't' && c != 'f' && c != 'n' {
+		r.fail("%s must be true or false", v.path)
 	}
-	name := string(path)
-	if _, exists := r.at[name]; exists {
-		r.fail("%s is duplicated", shorten(name))
-	}
-	r.at[name] = at
-	if len(r.at) > maxWireMembers {
-		r.fail("Body has more than %d members", maxWireMembers)
-	}
-	if strings.IndexFunc(name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
-		return
-	}
-	for _, exact := range wireMembers {
-		if strings.EqualFold(name, exact) {
-			r.fail("%s must be spelled %s", name, exact)
-		}
-	}
+	return v.text[0] == 't'
 }
 
-func (r *wireRequest) readModel(value []byte) {
-	if value[0] == 'n' {
-		return
-	}
-	r.model = string(unquoted(value))
-	if value[0] != '"' || r.model == "" {
-		r.fail("model must be a string that is not empty")
-	} else if strings.ContainsRune(r.model, utf8.RuneError) { // as halves of surrogate pairs become
-		r.fail("model is not valid Unicode")
-	}
-}
-
-func (r *wireRequest) readBool(path, value []byte) bool {
-	if value[0] != 't' && value[0] != 'f' && value[0] != 'n' {
-		r.fail("%s must be true or false", path)
-	}
-	return value[0] == 't'
-}
-
-// readNumber reads a number from 1 to most in plain digits: 1e3 and 5.0 are refused. It returns 0 for null.
-func (r *wireRequest) readNumber(path, value []byte, most int64) int64 {
-	if value[0] == 'n' {
+// number returns a number from 1 to most in plain digits, and 0 for null. It refuses 1e3 and 5.0.
+func (r *wireRequest) number(v jsonValue, most int64) int64 {
+	if v.isNull() {
 		return 0
 	}
-	n, err := strconv.ParseInt(string(value), 10, 64)
+	n, err := strconv.ParseInt(string(v.text), 10, 64)
 	if err != nil || n < 1 || n > most {
-		r.fail("%s must be a whole number from 1 to %d", path, most)
+		r.fail("%s must be a whole number from 1 to %d", v.path, most)
 		return 0
 	}
 	return n
 }
 
-// visitPart reads a value inside a message, where path starts. Content parts are in messages, in results of tools and
-// in documents.
-func (r *wireRequest) visitPart(path, value []byte) {
-	level := 0
-	for isInner := true; isInner; level++ {
-		if path, isInner = bytes.CutPrefix(path, []byte(".content[]")); !isInner {
-			path, isInner = bytes.CutPrefix(path, []byte(".source.content[]"))
-		}
-	}
-	for len(r.parts) < level {
-		r.parts = append(r.parts, contentPart{})
-	}
-	part := &r.parts[level-1]
-	switch string(path) {
-	case ".type":
-		switch string(unquoted(value)) {
-		case "image", "image_url", "input_audio", "audio_url", "video_url", "document", "file":
-			part.isMedia = true
-		}
-	case ".source.type":
-		part.isText = string(value) != `"base64"` || part.isText
-	case ".source.data", ".input_audio.data", ".file.file_data":
-		part.encoded += base64Length(value, true)
-	case ".source.url", ".image_url", ".image_url.url", ".audio_url.url", ".video_url.url":
-		part.encoded += base64Length(value, false)
-	case "": // the part itself
-		if part.isMedia {
-			r.mediaParts++
-		}
-		if part.isMedia && !part.isText {
+func (r *wireRequest) beginPart() { r.parts = append(r.parts, contentPart{}) }
+
+// part returns the innermost content part that is being read.
+func (r *wireRequest) part() *contentPart { return &r.parts[len(r.parts)-1] }
+
+func (r *wireRequest) endPart(jsonValue) {
+	if part := r.part(); part.isMedia {
+		r.mediaParts++
+		if !part.isText {
 			r.mediaBytes += part.encoded
 		}
-		*part = contentPart{}
+	}
+	r.parts = r.parts[:len(r.parts)-1]
+}
+
+func (r *wireRequest) readPartType(v jsonValue) {
+	switch string(unquoted(v.text)) {
+	case "image", "image_url", "input_audio", "audio_url", "video_url", "document", "file":
+		r.part().isMedia = true
 	}
 }
+
+func (r *wireRequest) readSourceType(v jsonValue) {
+	if string(v.text) != `"base64"` {
+		r.part().isText = true
+	}
+}
+
+func (r *wireRequest) readData(v jsonValue) { r.part().encoded += base64Length(v.text, true) }
+
+func (r *wireRequest) readDataURL(v jsonValue) { r.part().encoded += base64Length(v.text, false) }
 
 // base64Length returns how many bytes of the JSON value raw are base64: all that a data URL has behind its comma or, if
 // bare is true, the whole string. Anything else than base64 counts as text.
@@ -348,7 +388,7 @@ func (r *wireRequest) rewrite(model, limitMember string, limit int64) [][]byte {
 	var edits []edit
 	var added []string // top-level members that the body does not have
 	set := func(name, value string) {
-		if at, exists := r.at[name]; exists {
+		if at, exists := r.at[memberName{"", name}]; exists {
 			edits = append(edits, edit{at, value})
 		} else {
 			added = append(added, jsonString(name)+":"+value)
@@ -361,9 +401,9 @@ func (r *wireRequest) rewrite(model, limitMember string, limit int64) [][]byte {
 		set(limitMember, strconv.FormatInt(limit, 10))
 	}
 	if r.format == openAIChat && r.stream && !r.includeUsage {
-		options := r.at["stream_options"]
-		if _, exists := r.at["stream_options.include_usage"]; exists {
-			set("stream_options.include_usage", "true")
+		options := r.at[memberName{"", "stream_options"}]
+		if at, exists := r.at[memberName{"stream_options", "include_usage"}]; exists {
+			edits = append(edits, edit{at, "true"})
 		} else if options.to > 0 && r.body[options.from] == '{' {
 			edits = append(edits, r.prepend(options.from, `"include_usage":true`))
 		} else {

@@ -30,7 +30,7 @@ type wireReport struct {
 	refused       bool   // the model, or a filter, declined
 	unread        bool   // a part could not be read: what it says is not known
 
-	walker jsonWalker
+	walker jsonWalker[wireReport]
 	object reportObject
 }
 
@@ -90,7 +90,7 @@ func (r *wireReport) isReusable(n int64, ownLimit bool) bool {
 func (r *wireReport) read(data []byte) (isUsageChunk bool, err error) {
 	contentBytes := r.contentBytes
 	r.object = reportObject{}
-	if err := r.walker.walk(data, r); err != nil {
+	if err := r.walker.walk(data, wireReports[r.format], r); err != nil {
 		return false, err
 	}
 	if !r.object.isObject {
@@ -102,97 +102,142 @@ func (r *wireReport) read(data []byte) (isUsageChunk bool, err error) {
 	return r.object.hasUsage && r.object.hasEmptyChoices, nil
 }
 
-func (r *wireReport) enters([]byte) bool { return true }
-
-func (r *wireReport) visit(path, value []byte, _ int) bool {
-	if r.format == anthropicMessages {
-		path = bytes.TrimPrefix(path, []byte("message.")) // the first event has all of the message but its content
-		r.visitAnthropic(path, value)
-	} else {
-		r.visitOpenAI(path, value)
-	}
-	switch string(path) {
-	case "":
-		r.object.isObject = value[0] == '{'
-	case "error":
-		r.failed = value[0] != 'n' || r.failed
-	default:
-		if contentPaths[string(path)] {
-			r.readContent(path, value)
-		}
-	}
-	return true
+// wireReports has what is read of a response, and of an event's data, in each format.
+var wireReports = map[wireFormat]*jsonShape[wireReport]{
+	openAIChat: newJSONShape(reportMembers, jsonTable[wireReport]{
+		"":                        {read: (*wireReport).readObject},
+		"usage":                   {read: (*wireReport).readUsage},
+		"usage.prompt_tokens":     {read: (*wireReport).readInput},
+		"usage.completion_tokens": {read: (*wireReport).readOutput},
+		"choices":                 {read: (*wireReport).readChoices},
+		"choices[]":               {read: (*wireReport).endChoice},
+		"choices[].index":         {read: (*wireReport).readIndex},
+		"choices[].finish_reason": {read: (*wireReport).readFinishReason},
+	}),
+	anthropicMessages: newJSONShape(messageMembers, messageMembers.under("message"), jsonTable[wireReport]{
+		"":        {read: (*wireReport).readObject},
+		"message": {read: (*wireReport).readMessage}, // of the first event: all of a response but its content
+	}),
 }
 
-func (r *wireReport) visitOpenAI(path, value []byte) {
-	switch o := &r.object; string(path) {
-	case "usage.prompt_tokens":
-		r.inputSeen = readCount(&r.usage.input, value) || r.inputSeen
-	case "usage.completion_tokens":
-		r.outputSeen = readCount(&r.usage.output, value) || r.outputSeen
-	case "usage":
-		o.hasUsage = value[0] == '{'
-	case "choices[].index":
-		readCount(&o.choice, value)
-	case "choices[].finish_reason":
-		o.reason = value
-	case "choices[]":
-		r.readStop(o.reason, o.choice)
-		o.hasChoices, o.reason, o.choice = true, nil, 0
-	case "choices":
-		o.hasEmptyChoices = value[0] == '[' && !o.hasChoices
-	}
+// messageMembers are the members of Anthropic's responses and events.
+var messageMembers = joined(reportMembers, jsonTable[wireReport]{
+	"type":              {read: (*wireReport).readType},
+	"stop_reason":       {read: (*wireReport).readStopReason},
+	"delta.stop_reason": {read: (*wireReport).readStopReason},
+
+	"usage.input_tokens":                {read: (*wireReport).readInput},
+	"usage.output_tokens":               {read: (*wireReport).readOutput},
+	"usage.cache_creation_input_tokens": {read: (*wireReport).readCacheWrite},
+	"usage.cache_read_input_tokens":     {read: (*wireReport).readCacheRead},
+
+	"usage.iterations":                               {read: (*wireReport).endIterations},
+	"usage.iterations[]":                             {read: (*wireReport).endIteration},
+	"usage.iterations[].type":                        {read: (*wireReport).readIterationType},
+	"usage.iterations[].input_tokens":                {read: (*wireReport).readIterationInput},
+	"usage.iterations[].cache_creation_input_tokens": {read: (*wireReport).readIterationInput},
+	"usage.iterations[].cache_read_input_tokens":     {read: (*wireReport).readIterationInput},
+	"usage.iterations[].output_tokens":               {read: (*wireReport).readIterationOutput},
+})
+
+// reportMembers are the members that are read in both formats: an error, and wherever either has text, thinking and
+// arguments of tools, so that a provider that mixes them is not free.
+var reportMembers = joined(jsonTable[wireReport]{"error": {read: (*wireReport).readError}},
+	choiceContent.under("choices[].message"), choiceContent.under("choices[].delta"),
+	blockContent.under("content[]"), blockContent.under("content_block"), blockContent.under("delta"))
+
+// choiceContent is the content in a choice's message or delta.
+var choiceContent = jsonTable[wireReport]{
+	"content":                         {read: (*wireReport).readContent},
+	"content[].text":                  {read: (*wireReport).readContent},
+	"refusal":                         {read: (*wireReport).readRefusal},
+	"reasoning":                       {read: (*wireReport).readContent},
+	"reasoning_content":               {read: (*wireReport).readContent},
+	"audio.transcript":                {read: (*wireReport).readContent},
+	"tool_calls[].function.arguments": {read: (*wireReport).readContent},
+	"tool_calls[].custom.input":       {read: (*wireReport).readContent},
+	"function_call.arguments":         {read: (*wireReport).readContent},
 }
 
-func (r *wireReport) visitAnthropic(path, value []byte) {
-	if inner, ok := bytes.CutPrefix(path, []byte("usage.iterations")); ok {
-		r.visitIterations(inner, value)
-		return
-	}
-	switch string(path) {
-	case "usage.input_tokens":
-		r.inputSeen = readCount(&r.usage.input, value) || r.inputSeen
-	case "usage.output_tokens":
-		r.outputSeen = readCount(&r.usage.output, value) || r.outputSeen
-	case "usage.cache_creation_input_tokens":
-		readCount(&r.usage.cacheWrite, value)
-	case "usage.cache_read_input_tokens":
-		readCount(&r.usage.cacheRead, value)
-	case "message":
-		r.outputSeen = false // the first event counts only the beginning
-	case "stop_reason", "delta.stop_reason":
-		r.readStop(value, 0)
-	case "type":
-		r.done = string(value) == `"message_stop"` || r.done
-		r.failed = string(value) == `"error"` || r.failed
-	}
+// blockContent is the content in one of Anthropic's blocks.
+var blockContent = jsonTable[wireReport]{
+	"text":         {read: (*wireReport).readContent},
+	"thinking":     {read: (*wireReport).readContent},
+	"partial_json": {read: (*wireReport).readContent},
+	"input":        {read: (*wireReport).readContent},
 }
 
-// visitIterations adds up the iterations of type compaction, which are billed beside the other counts.
-func (r *wireReport) visitIterations(path, value []byte) {
-	o, count := &r.object, int64(0)
-	switch string(path) {
-	case "[].input_tokens", "[].cache_creation_input_tokens", "[].cache_read_input_tokens":
-		readCount(&count, value)
-		o.iteration.input += count
-	case "[].output_tokens":
-		readCount(&o.iteration.output, value)
-	case "[].type":
-		o.isCompaction = string(value) == `"compaction"`
-	case "[]":
-		if o.isCompaction {
-			o.compaction.input = min(o.compaction.input+o.iteration.input, maxWireTokens)
-			o.compaction.output = min(o.compaction.output+o.iteration.output, maxWireTokens)
-		}
-		o.iteration, o.isCompaction = tokenPair{}, false
-	case "":
-		r.usage.compaction, o.compaction = o.compaction, tokenPair{}
+func (r *wireReport) readObject(v jsonValue) { r.object.isObject = v.text[0] == '{' }
+
+func (r *wireReport) readError(v jsonValue) { r.failed = !v.isNull() || r.failed }
+
+func (r *wireReport) readUsage(v jsonValue) { r.object.hasUsage = v.text[0] == '{' }
+
+func (r *wireReport) readInput(v jsonValue) {
+	r.inputSeen = readCount(&r.usage.input, v) || r.inputSeen
+}
+
+func (r *wireReport) readOutput(v jsonValue) {
+	r.outputSeen = readCount(&r.usage.output, v) || r.outputSeen
+}
+
+func (r *wireReport) readCacheWrite(v jsonValue) { readCount(&r.usage.cacheWrite, v) }
+
+func (r *wireReport) readCacheRead(v jsonValue) { readCount(&r.usage.cacheRead, v) }
+
+func (r *wireReport) readIndex(v jsonValue) { readCount(&r.object.choice, v) }
+
+func (r *wireReport) readFinishReason(v jsonValue) { r.object.reason = v.text }
+
+func (r *wireReport) endChoice(jsonValue) {
+	o := &r.object
+	r.readStop(o.reason, o.choice)
+	o.hasChoices, o.reason, o.choice = true, nil, 0
+}
+
+func (r *wireReport) readChoices(v jsonValue) {
+	r.object.hasEmptyChoices = v.text[0] == '[' && !r.object.hasChoices
+}
+
+// readMessage notes that the first event counts only the beginning of the output.
+func (r *wireReport) readMessage(jsonValue) { r.outputSeen = false }
+
+func (r *wireReport) readStopReason(v jsonValue) { r.readStop(v.text, 0) }
+
+func (r *wireReport) readType(v jsonValue) {
+	r.done = string(v.text) == `"message_stop"` || r.done
+	r.failed = string(v.text) == `"error"` || r.failed
+}
+
+func (r *wireReport) readIterationType(v jsonValue) {
+	r.object.isCompaction = string(v.text) == `"compaction"`
+}
+
+func (r *wireReport) readIterationInput(v jsonValue) {
+	var count int64
+	readCount(&count, v)
+	r.object.iteration.input += count
+}
+
+func (r *wireReport) readIterationOutput(v jsonValue) { readCount(&r.object.iteration.output, v) }
+
+// endIteration adds up the iterations of type compaction, which are billed beside the other counts.
+func (r *wireReport) endIteration(jsonValue) {
+	o := &r.object
+	if o.isCompaction {
+		o.compaction.input = min(o.compaction.input+o.iteration.input, maxWireTokens)
+		o.compaction.output = min(o.compaction.output+o.iteration.output, maxWireTokens)
 	}
+	o.iteration, o.isCompaction = tokenPair{}, false
+}
+
+func (r *wireReport) endIterations(jsonValue) {
+	r.usage.compaction, r.object.compaction = r.object.compaction, tokenPair{}
 }
 
 // readCount reads a count into n and reports whether it is one. Otherwise n stays as it is.
-func readCount(n *int64, value []byte) bool {
-	count, err := strconv.ParseInt(string(value), 10, 64)
+func readCount(n *int64, v jsonValue) bool {
+	count, err := strconv.ParseInt(string(v.text), 10, 64)
 	if err != nil || count < 0 {
 		return false
 	}
@@ -200,44 +245,30 @@ func readCount(n *int64, value []byte) bool {
 	return true
 }
 
-// contentPaths are where responses and events have text, thinking and arguments of tools.
-var contentPaths = func() map[string]bool {
-	paths := make(map[string]bool)
-	for _, parent := range []string{"choices[].message", "choices[].delta"} {
-		for _, member := range []string{
-			"content", "content[].text", "refusal", "reasoning", "reasoning_content", "audio.transcript",
-			"tool_calls[].function.arguments", "tool_calls[].custom.input", "function_call.arguments",
-		} {
-			paths[parent+"."+member] = true
-		}
-	}
-	for _, parent := range []string{"content[]", "content_block", "delta"} {
-		for _, member := range []string{"text", "thinking", "partial_json", "input"} {
-			paths[parent+"."+member] = true
-		}
-	}
-	return paths
-}()
+func (r *wireReport) readContent(v jsonValue) { r.addContent(v) }
 
-// readContent counts the bytes of content: of a string without its escapes, of a tool's arguments as they are spelled.
-func (r *wireReport) readContent(path, value []byte) {
-	size := len(value) - len("{}")
+func (r *wireReport) readRefusal(v jsonValue) { r.refused = r.addContent(v) > 0 || r.refused }
+
+// addContent counts the bytes of content and returns them: of a string without its escapes, of a tool's arguments as
+// they are spelled.
+func (r *wireReport) addContent(v jsonValue) int {
+	size := len(v.text) - len("{}")
 	switch {
-	case value[0] == '"':
-		for i := 0; i < len(value); i++ {
-			if value[i] == '\\' && value[i+1] == 'u' {
+	case v.text[0] == '"':
+		for i := 0; i < len(v.text); i++ {
+			if v.text[i] == '\\' && v.text[i+1] == 'u' {
 				size -= 4 // taken for two bytes in UTF-8
 				i++
-			} else if value[i] == '\\' {
+			} else if v.text[i] == '\\' {
 				size--
 				i++
 			}
 		}
-	case value[0] != '{':
-		return
+	case v.text[0] != '{':
+		return 0
 	}
 	r.contentBytes += int64(size)
-	r.refused = size > 0 && bytes.HasSuffix(path, []byte(".refusal")) || r.refused
+	return size
 }
 
 // stopReasons are the known ones, as they are spelled in JSON. normalStops of them are the ends of a whole response.
@@ -281,25 +312,28 @@ type wireStream struct {
 	wireReport
 	dropUsage bool // take the extra usage chunk out, since the client did not ask for it
 
-	buf      []byte // buf[:returned] was returned by received, buf[event:] is what has come of the next event
-	returned int
-	event    int  // start of the current event
-	line     int  // start of the current line
-	scanned  int  // no line ends in buf[line:scanned]
-	afterCR  bool // buf[line] may be the second half of the last line's CR LF
-	dropped  bool // that line ended an event that was dropped
-	hasData  bool // the current event has data
-	isUsage  bool // which is the extra usage chunk and nothing else
-	inEvent  bool // the start of the current event was returned before its end came, because it is too long
-	inLine   bool // the start of the current line, too
+	buf     []byte // buf[:kept] is what received returns, buf[event:] is what has come of the next event
+	kept    int
+	event   int  // start of the current event
+	line    int  // start of the current line
+	scanned int  // no line ends in buf[line:scanned]
+	lf      int  // no LF is in buf[scanned:lf]
+	afterCR bool // buf[line] may be the second half of the last line's CR LF
+	dropped bool // that line ended an event that was dropped
+	hasData bool // the current event has data
+	isUsage bool // which is the extra usage chunk and nothing else
+	inEvent bool // the start of the current event was returned before its end came, because it is too long
+	inLine  bool // the start of the current line, too
 }
 
 // room returns where the next bytes are to be read to. It invalidates what received has returned.
 func (s *wireStream) room() []byte {
-	rest := copy(s.buf, s.buf[s.returned:])
-	s.buf = s.buf[:rest]
-	s.event, s.line, s.scanned = s.event-s.returned, s.line-s.returned, s.scanned-s.returned
-	s.returned = 0
+	if from := s.event; from > 0 {
+		s.buf = s.buf[:copy(s.buf, s.buf[from:])] // no more than what came after an event in the last read
+		s.event, s.line, s.scanned, s.lf = 0, s.line-from, s.scanned-from, s.lf-from
+	}
+	s.kept = 0
+	rest := len(s.buf)
 	if size := cap(s.buf); rest == 0 && size > 16*eventBuffer {
 		s.buf = nil // a stream keeps no more than it needs
 	} else if size-rest < size/4 {
@@ -319,10 +353,21 @@ func (s *wireStream) received(n int) []byte {
 	if s.inLine || len(s.buf)-s.event > maxEventBytes {
 		s.inEvent, s.inLine = true, s.inLine || s.line < len(s.buf)
 		s.countUnread(s.buf[s.line:])
-		s.event, s.line, s.scanned = len(s.buf), len(s.buf), len(s.buf)
+		s.keep(len(s.buf))
+		s.line, s.scanned = len(s.buf), len(s.buf)
 	}
-	s.returned = s.event
-	return s.buf[:s.returned]
+	return s.buf[:s.kept]
+}
+
+// keep puts what has come of the current event before to, its end, behind what received returns. An event that is
+// dropped leaves a gap, so that what comes after it is moved once, however many are dropped.
+func (s *wireStream) keep(to int) {
+	if s.kept == s.event {
+		s.kept = to
+	} else {
+		s.kept += copy(s.buf[s.kept:], s.buf[s.event:to])
+	}
+	s.event = to
 }
 
 // isBetweenEvents reports whether what was returned so far ends with a whole event, so that others can be put in.
@@ -348,10 +393,8 @@ func (s *wireStream) readLine() bool {
 			s.skipLF()
 		}
 	}
-	end := len(s.buf)
-	if at := bytes.IndexByte(s.buf[s.scanned:end], '\n'); at >= 0 {
-		end = s.scanned + at
-	}
+	s.findLF()
+	end := s.lf
 	if at := bytes.IndexByte(s.buf[s.scanned:end], '\r'); at >= 0 {
 		end = s.scanned + at
 	}
@@ -369,14 +412,22 @@ func (s *wireStream) readLine() bool {
 	return true
 }
 
+// findLF moves lf to the next LF, or to the end. It looks at no byte twice, however many lines end in CR before an LF.
+func (s *wireStream) findLF() {
+	from := max(s.lf, s.scanned)
+	s.lf = len(s.buf)
+	if at := bytes.IndexByte(s.buf[from:], '\n'); at >= 0 {
+		s.lf = from + at
+	}
+}
+
 // skipLF takes the LF at the start of the current line for a part of the line before.
 func (s *wireStream) skipLF() {
 	switch {
 	case s.dropped:
-		s.buf = append(s.buf[:s.line], s.buf[s.line+1:]...)
-		return
-	case s.event == s.line:
 		s.event++
+	case s.event == s.line:
+		s.keep(s.line + 1)
 	}
 	s.line++
 	s.scanned = s.line
@@ -392,12 +443,11 @@ func (s *wireStream) endLine(line []byte, next int) {
 	case len(line) > 0:
 		s.readField(line)
 	default: // a blank line ends an event
-		if s.isUsage && s.dropUsage && !s.inEvent {
-			s.buf = append(s.buf[:s.event], s.buf[next:]...)
-			next = s.event
-			s.dropped = true
+		if s.dropped = s.isUsage && s.dropUsage && !s.inEvent; s.dropped {
+			s.event = next
+		} else {
+			s.keep(next)
 		}
-		s.event = next
 		s.hasData, s.isUsage, s.inEvent = false, false, false
 	}
 	s.line, s.scanned = next, next

@@ -1,0 +1,397 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// hostileBytes is the size of the documents that are made to be slow to read.
+const hostileBytes = 1 << 20
+
+// A hostileDocument is made so that it is read slowly wherever what a value costs depends on where it is.
+type hostileDocument struct{ name, text string }
+
+// longName returns an object of n bytes, half of them the name of an array of numbers.
+func longName(n int, prefix string) string {
+	return `{"` + prefix + strings.Repeat("A", n/2) + `":[1` + strings.Repeat(",1", n/4) + `]}`
+}
+
+// deepArray returns levels of open, an array of n bytes of value, and levels of end.
+func deepArray(n, levels int, open, value, end string) string {
+	return strings.Repeat(open, levels) + value + strings.Repeat(","+value, n/len(","+value)) + strings.Repeat(end, levels)
+}
+
+func hostileRequests(n int) []hostileDocument {
+	inPart := `{"type":"x","image_url":"x"}`
+	return []hostileDocument{
+		{"long name", longName(n, "messages")},
+		{"under messages", `{"messages":[` + longName(n, "") + `]}`},
+		{"under content", `{"messages":[{"content":[` + longName(n, "content") + `]}]}`},
+		{"under stream_options", `{"stream_options":` + longName(n, "") + `}`},
+		{"under tools", `{"tools":[` + longName(n, "type") + `]}`},
+		{"escaped name", `{"messages":[{"` + strings.Repeat(`\u0041`, n/12) + `":[1` + strings.Repeat(",1", n/4) + `]}]}`},
+		{"escaped names", `{"messages":[{"\n":1` + strings.Repeat(`,"\n":1`, n/7) + `}]}`},
+		{"deep content", `{"messages":[` + deepArray(n, 248, `{"content":[`, inPart, `]}`) + `]}`},
+		{"deep sources", `{"messages":[` + deepArray(n, 165, `{"source":{"content":[`, `{}`, `]}}`) + `]}`},
+		{"deep arrays", `{"messages":` + deepArray(n, 498, `[`, `1`, `]`) + `}`},
+		{"duplicates", `{"messages":[{"type":"image"` + strings.Repeat(`,"type":"image"`, n/15) + `}]}`},
+		{"long number", `{"max_tokens":1` + strings.Repeat("0", n) + `}`},
+		{"long type", `{"messages":[{"type":"` + strings.Repeat(`\u0041`, n/6) + `"}]}`},
+		{"tools", `{"tools":[{}` + strings.Repeat(",{}", n/3) + `]}`},
+	}
+}
+
+func hostileReports(n int) []hostileDocument {
+	return []hostileDocument{
+		{"long name", longName(n, "choices")},
+		{"under choices", `{"choices":[` + longName(n, "") + `]}`},
+		{"under delta", `{"choices":[{"delta":` + longName(n, "") + `}]}`},
+		{"under message", `{"message":` + longName(n, "") + `}`},
+		{"deep arrays", `{"choices":` + deepArray(n, 498, `[`, `1`, `]`) + `}`},
+		{"escaped names", `{"choices":[{"\n":1` + strings.Repeat(`,"\u0041":1`, n/11) + `}]}`},
+		{"choices", `{"choices":[1` + strings.Repeat(",1", n/2) + `]}`},
+		{"iterations", `{"usage":{"iterations":[{}` + strings.Repeat(",{}", n/3) + `]}}`},
+		{"long count", `{"usage":{"prompt_tokens":1` + strings.Repeat("0", n) + `}}`},
+	}
+}
+
+const usageChunk = "data: {\"choices\":[],\"usage\":{}}\n\n"
+
+func hostileStreams(n int) []hostileDocument {
+	half := n/2 - 16 // an event of all is not too long
+	usage := strings.Repeat(usageChunk, half/len(usageChunk))
+	return []hostileDocument{
+		{"CR", strings.Repeat("a\r", half)},
+		{"blank lines", strings.Repeat("\r", n)},
+		{"dropped", usage + ":" + strings.Repeat("a", half) + "\n\n"},
+		{"dropped before a line", usage + ":" + strings.Repeat("a", half)},
+		{"dropped, CR LF", strings.ReplaceAll(usage, "\n", "\r\n") + ":" + strings.Repeat("a", half) + "\n\n"},
+		{"every other dropped", strings.Repeat(":a\n\n"+usageChunk, n/(4+len(usageChunk)))},
+	}
+}
+
+// hostileConfig has endpoints, each with members that are not known and as long as those that are.
+func hostileConfig(endpoints, members int) []byte {
+	var b strings.Builder
+	b.WriteString(`{"providers":{"text":{"endpoints":{`)
+	for i := range endpoints {
+		fmt.Fprintf(&b, `"%d":{`, i)
+		for j := range members {
+			fmt.Fprintf(&b, `"%010d_token":1,`, j)
+		}
+		b.WriteString(`"api_key":""},`)
+	}
+	return []byte(strings.TrimSuffix(b.String(), ",") + `}}}}`)
+}
+
+// manyProblems is a config of n bytes, each member of which is wrong, below a path that is long when it is quoted.
+func manyProblems(n int) []byte {
+	const wrong = `,"":7`
+	name := strings.Repeat(`\u0000`, 64)
+	return []byte(`{"providers":{"text":{"endpoints":{"` + name + `":{"models":{"` + name + `":7` +
+		strings.Repeat(wrong, n/len(wrong)) + `}}}}}}`)
+}
+
+// calls counts what a walker calls, and the bytes that the functions are given beside the text of arrays and objects.
+type calls struct{ n, bytes int }
+
+func (c *calls) add(name []byte, v jsonValue) {
+	c.n++
+	c.bytes += len(name) + len(v.path)
+	if v.text[0] != '{' && v.text[0] != '[' {
+		c.bytes += len(v.text)
+	}
+}
+
+// counted returns shape with functions that are counted, also those that are reached in many ways.
+func counted[T any](shape *jsonShape[T], c *calls, done map[*jsonShape[T]]*jsonShape[T]) *jsonShape[T] {
+	if shape == nil || done[shape] != nil {
+		return done[shape]
+	}
+	row := shape.jsonRow
+	if row.enter != nil {
+		row.enter = func(to *T) { c.n++; shape.enter(to) }
+	}
+	if row.read != nil {
+		row.read = func(to *T, v jsonValue) { c.add(nil, v); shape.read(to, v) }
+	}
+	if row.each != nil {
+		row.each = func(to *T, object *jsonShape[T], name []byte, v jsonValue) {
+			c.add(name, v)
+			shape.each(to, object, name, v)
+		}
+	}
+	copied := &jsonShape[T]{jsonRow: row, path: shape.path, members: make(map[string]*jsonShape[T])}
+	done[shape] = copied
+	for name, member := range shape.members {
+		copied.members[name] = counted(member, c, done)
+	}
+	copied.elements = counted(shape.elements, c, done)
+	return copied
+}
+
+// Nobody is asked about a value that is not known, whatever it is in; a value that is known costs its own name and
+// text, and never its path.
+func TestLinearWalks(t *testing.T) {
+	t.Parallel()
+	check := func(name string, walk func(n int) (calls, error), most calls) {
+		for n := range 2 { // once and twice as large
+			n = 1 << (16 + n)
+			got, err := walk(n)
+			if want := (calls{most.n * n, most.bytes * n}); got.n > want.n+64 || got.bytes > want.bytes+1024 {
+				t.Errorf("%s of %d bytes: %+v, at most %+v; %v", name, n, got, want, err)
+			}
+		}
+	}
+	hidden := map[string]bool{"long name": true, "under messages": true, "under content": true, "under tools": true,
+		"escaped name": true, "escaped names": true, "deep arrays": true, "under choices": true, "under delta": true,
+		"under message": true}
+	for i, d := range hostileRequests(1) {
+		for _, format := range []wireFormat{openAIChat, anthropicMessages} {
+			most := calls{1, 4} // for each byte
+			if hidden[d.name] {
+				most = calls{0, 1} // for the names that are noted
+			}
+			check(d.name, func(n int) (c calls, err error) {
+				r := &wireRequest{format: format, n: 1, at: make(map[memberName]span)}
+				r.shape = counted(wireRequests[format], &c, make(map[*jsonShape[wireRequest]]*jsonShape[wireRequest]))
+				err = r.walker.walk([]byte(hostileRequests(n)[i].text), r.shape, r)
+				return c, err
+			}, most)
+		}
+	}
+	for i, d := range hostileReports(1) {
+		for _, format := range []wireFormat{openAIChat, anthropicMessages} {
+			most := calls{1, 8}
+			if hidden[d.name] {
+				most = calls{}
+			}
+			check(d.name, func(n int) (c calls, err error) {
+				r := &wireReport{format: format}
+				shape := counted(wireReports[format], &c, make(map[*jsonShape[wireReport]]*jsonShape[wireReport]))
+				err = r.walker.walk([]byte(hostileReports(n)[i].text), shape, r)
+				return c, err
+			}, most)
+		}
+	}
+}
+
+// What is known of a document is of bounded size, so no path that a function is given grows with a document's depth.
+func TestLinearShapes(t *testing.T) {
+	for format := range wireRequests {
+		checkShape(t, wireRequests[format], make(map[*jsonShape[wireRequest]]bool))
+		checkShape(t, wireReports[format], make(map[*jsonShape[wireReport]]bool))
+	}
+}
+
+func checkShape[T any](t *testing.T, shape *jsonShape[T], seen map[*jsonShape[T]]bool) {
+	if shape == nil || seen[shape] {
+		return
+	}
+	seen[shape] = true
+	if len(shape.path) > 64 {
+		t.Errorf("%s is long", shape.path)
+	}
+	isLeaf := shape.elements == nil && len(shape.members) == 0
+	if isLeaf && shape.enter == nil && shape.read == nil && shape.path != "max_completion_tokens" {
+		t.Errorf("nothing is read at %s", shape.path)
+	}
+	for _, member := range shape.members {
+		checkShape(t, member, seen)
+	}
+	checkShape(t, shape.elements, seen)
+}
+
+// A walker that has read a document reads others without allocating, whatever is in them.
+func TestLinearAllocations(t *testing.T) {
+	for _, d := range hostileReports(1 << 14) {
+		if d.name == "long count" {
+			continue // strconv's error has a copy
+		}
+		r := new(wireReport)
+		document := []byte(d.text)
+		if n := testing.AllocsPerRun(10, func() { _, _ = r.read(document) }); n > 0 {
+			t.Errorf("%s: %v allocations", d.name, n)
+		}
+	}
+}
+
+// The bytes of a stream stay where they were read to, but for those that are relayed after a dropped event: these are
+// moved once, behind those that are relayed before it.
+func TestLinearDrops(t *testing.T) {
+	const n = 1000
+	kept, rest := ":a\n\n", "data: {\"choices\""
+	for _, ending := range []string{"\n", "\r\n", "\r"} {
+		dropped := strings.ReplaceAll(usageChunk, "\n", ending)
+		kept := strings.ReplaceAll(kept, "\n", ending)
+		events := strings.Repeat(kept+dropped+dropped, n)
+		for _, atOnce := range []bool{false, true} {
+			data := []byte(events + rest)
+			s := &wireStream{dropUsage: true, buf: slices.Clone(data)[:0]}
+			if atOnce {
+				s.received(len(data))
+			} else {
+				for range data {
+					s.received(1)
+				}
+			}
+			if got := string(s.buf[:s.kept]); got != strings.Repeat(kept, n) {
+				t.Fatalf("%q: %d bytes are kept", ending, len(got))
+			}
+			if s.event != len(events) || !bytes.Equal(s.buf[len(data)/2:], data[len(data)/2:]) {
+				t.Errorf("%q: bytes have been moved", ending)
+			}
+			if got := len(s.room()) + len(rest); got < cap(s.buf) || string(s.buf) != rest || s.event != 0 || s.line != 0 {
+				t.Errorf("%q: then there is %q", ending, s.buf)
+			}
+		}
+	}
+}
+
+// Bytes that have been searched for the end of a line are not searched again: those that have become an LF meanwhile
+// end no line.
+func TestLinearLines(t *testing.T) {
+	const lines = 10_000
+	s := &wireStream{buf: []byte(strings.Repeat("aa\r", lines))[:0]}
+	s.buf = s.buf[:cap(s.buf)][:3*lines]
+	n := 0
+	for ; s.readLine(); n++ {
+		if n == 0 {
+			for i := 3; i < len(s.buf); i += 3 {
+				s.buf[i] = '\n'
+			}
+		}
+	}
+	if n != lines {
+		t.Errorf("%d lines, want %d", n, lines)
+	}
+}
+
+// A config's unknown members are compared with known ones up to a bound, which leaves room for all that are misspelled
+// in an ordinary config; and its problems are worded up to a bound.
+func TestLinearConfig(t *testing.T) {
+	c, err := parseConfig(hostileConfig(474, 100))
+	if err != nil || c.compared != maxCompared {
+		t.Fatalf("%d members are compared; %v", c.compared, err)
+	}
+	c, err = parseConfig(bytes.Replace(hostileConfig(9, 100), []byte(`"api_key"`), []byte(`"apikey"`), 9))
+	if err != nil || len(c.warnings) != 9 ||
+		c.warnings[8] != "providers.text.endpoints.8.apikey is not known: did you mean api_key?" {
+		t.Errorf("warnings %q; %v", c.warnings, err)
+	}
+	if n := testing.AllocsPerRun(10, func() { nearest("max_outptu_tokens", []string{"max_input_tokens", "max_output_tokens"}) }); n > 0 {
+		t.Errorf("a comparison makes %v allocations", n)
+	}
+	_, err = parseConfig(manyProblems(1 << 18))
+	wrong, _ := err.(*configError)
+	if wrong == nil || len(wrong.problems) < 10_000 {
+		t.Fatal("the config has too few problems to prove something")
+	}
+	if n := len(strings.Join(wrong.problems, "")); n > maxProblems*1000 {
+		t.Errorf("the problems have %d bytes", n)
+	}
+}
+
+// The distance is what a table without bounds says it is.
+func FuzzEditDistance(f *testing.F) {
+	for _, pair := range [][2]string{{"", ""}, {"url", "ulr"}, {"ab", "ba"}, {"api_key", "apikey"}, {"ca", "abc"}, {"tokens", "token"}} {
+		f.Add(pair[0], pair[1])
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		a, b = a[:min(len(a), maxComparedBytes)], b[:min(len(b), maxComparedBytes)]
+		table := make([][]int, len(a)+1)
+		for i := range table {
+			table[i] = make([]int, len(b)+1)
+			for j := range table[i] {
+				switch {
+				case i == 0 || j == 0:
+					table[i][j] = i + j
+					continue
+				case a[i-1] == b[j-1]:
+					table[i][j] = table[i-1][j-1]
+				default:
+					table[i][j] = 1 + min(table[i-1][j-1], table[i-1][j], table[i][j-1])
+				}
+				if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+					table[i][j] = min(table[i][j], table[i-2][j-2]+1)
+				}
+			}
+		}
+		if got := editDistance(a, b); got != table[len(a)][len(b)] || got != editDistance(b, a) {
+			t.Errorf("editDistance(%q, %q) = %d, want %d", a, b, got, table[len(a)][len(b)])
+		}
+	})
+}
+
+func BenchmarkHostileRequest(b *testing.B) {
+	for _, d := range hostileRequests(hostileBytes) {
+		b.Run(d.name, func(b *testing.B) {
+			b.SetBytes(int64(len(d.text)))
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _ = readWireRequest(openAIChat, []byte(d.text))
+			}
+		})
+	}
+}
+
+func BenchmarkHostileReport(b *testing.B) {
+	for _, d := range hostileReports(hostileBytes) {
+		b.Run(d.name, func(b *testing.B) {
+			b.SetBytes(int64(len(d.text)))
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _ = new(wireReport).read([]byte(d.text))
+			}
+		})
+	}
+}
+
+func BenchmarkHostileStream(b *testing.B) {
+	for _, d := range hostileStreams(hostileBytes) {
+		for _, size := range []int{1, 32 << 10} {
+			b.Run(fmt.Sprintf("%s/reads of %d", d.name, size), func(b *testing.B) {
+				b.SetBytes(int64(len(d.text)))
+				b.ReportAllocs()
+				for b.Loop() {
+					s := &wireStream{dropUsage: true}
+					for rest := d.text; rest != ""; {
+						room := s.room()
+						n := copy(room[:min(len(room), size)], rest)
+						s.received(n)
+						rest = rest[n:]
+					}
+				}
+			})
+		}
+	}
+	for _, d := range hostileStreams(hostileBytes) { // as after a longer event, when there is room for it
+		b.Run(d.name+"/at once", func(b *testing.B) {
+			b.SetBytes(int64(len(d.text)))
+			for b.Loop() {
+				s := &wireStream{dropUsage: true, buf: append([]byte(nil), d.text...)[:0]}
+				s.received(len(d.text))
+			}
+		})
+	}
+}
+
+func BenchmarkHostileConfig(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		config []byte
+	}{
+		{"spelling", hostileConfig(474, 100)}, {"problems", manyProblems(hostileBytes)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.SetBytes(int64(len(c.config)))
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _ = parseConfig(c.config)
+			}
+		})
+	}
+}
