@@ -520,7 +520,7 @@ func TestDeleteRemains(t *testing.T) {
 func TestIssueKey(t *testing.T) {
 	s := newService(t)
 	longest := strings.Repeat("ü", 32) // 64 bytes
-	id := testRedis.newTenant(t, `{"user_groups":{"pro":{"tokens":5},"a\u0000 \"ü":{"tokens":6}," ":{},"`+longest+`":{"tokens":7}}}`)
+	id := newTenantIn(t, testRedis, `{"user_groups":{"pro":{"tokens":5},"a\u0000 \"ü":{"tokens":6}," ":{},"`+longest+`":{"tokens":7}}}`)
 	shape := regexp.MustCompile(`^\{"apiKey":"user_` + uuidPattern + `","tokensLeft":(\d+)\}\n$`)
 	for _, test := range []struct{ name, body, tokens string }{
 		{"the group's tokens", `{"userId":"u","group":"pro"}`, "5"},

@@ -21,6 +21,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gomodule/redigo/redis"
 )
 
 // floor responds as a charge does, by net/http and encoding/json with nothing behind them.
@@ -76,8 +78,8 @@ const (
 
 // workloads makes the tenants and keys for them through s. The first is the floor's.
 func workloads(b *testing.B, s *service, r *redisServer) []workload {
-	tenant := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
-	limited := r.newTenant(b, fmt.Sprintf(
+	tenant := newTenantIn(b, r, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+	limited := newTenantIn(b, r, fmt.Sprintf(
 		`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
 	keys := func(tenant string, n int) []string {
 		keys := make([]string, n)
@@ -107,7 +109,7 @@ func workloads(b *testing.B, s *service, r *redisServer) []workload {
 // cachedWorkload returns the request to the gateway whose response is cached.
 func cachedWorkload(b *testing.B, s *service, r *redisServer) workload {
 	p := newProvider(b)
-	tenant := r.newTenant(b, cachedConfig(maxAmount, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	tenant := newTenantIn(b, r, cachedConfig(maxAmount, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(b, tenant)}
 	const body = `{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"Hello!"}]}`
 	g.miss(b, chatPath, body)
@@ -230,11 +232,11 @@ func readResponse(r *bufio.Reader) error {
 func redisWork(b *testing.B) map[string]int {
 	info := testRedis.string(b, "INFO", "everything")
 	calls := func(command string) (n int) {
-		fmt.Sscanf(infoField(info, "cmdstat_"+command), "calls=%d", &n)
+		fmt.Sscanf(redisField(info, "cmdstat_"+command), "calls=%d", &n)
 		return n
 	}
 	field := func(name string) (n int) {
-		fmt.Sscan(infoField(info, name), &n)
+		fmt.Sscan(redisField(info, name), &n)
 		return n
 	}
 	return map[string]int{
@@ -484,7 +486,7 @@ func paced(b *testing.B, address string, requests [][]byte, rate float64, durati
 // chargesOfTenants returns charges for a key of each of n new tenants.
 func chargesOfTenants(b *testing.B, s *service, r *redisServer, n int) (requests [][]byte) {
 	for range n {
-		id := r.newTenant(b, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+		id := newTenantIn(b, r, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
 		one := workload{method: "POST", path: "/" + id + "/tokens/consume", tokens: []string{s.login(b, id)}, body: oneToken}
 		requests = append(requests, one.requests()...)
 	}
@@ -496,7 +498,7 @@ func (run *speedRun) measureGrown(b *testing.B) {
 	large := newRedis(b, "--appendonly", "no")
 	const keys = 1_000_000
 	before := memory(b, large)
-	large.fill(b, keys)
+	fillRedis(b, large, keys)
 	perKey := float64(memory(b, large)-before) / keys
 	grown := startCommand(b, exec.Command(run.binary), append([]string{"REDIS_URL=" + large.url()}, benchSettings...))
 	defer grown.kill()
@@ -653,23 +655,24 @@ func residentKiB(b *testing.B, pid int) (n int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Sscan(infoField(string(status), "VmRSS"), &n)
+	fmt.Sscan(redisField(string(status), "VmRSS"), &n)
 	return n
 }
 
 func memory(b *testing.B, r *redisServer) (n int) {
-	fmt.Sscan(infoField(r.string(b, "INFO", "memory"), "used_memory"), &n)
+	fmt.Sscan(redisField(r.string(b, "INFO", "memory"), "used_memory"), &n)
 	return n
 }
 
-// fill makes n anonymous keys with the script that logins use.
-func (r *redisServer) fill(b *testing.B, n int) {
+// fillRedis makes n anonymous keys with the script that logins use.
+func fillRedis(b *testing.B, r *redisServer, n int) {
 	c, err := r.dial()
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.Do("SCRIPT", "LOAD", issueScript.source); err != nil {
+	sha, err := redis.String(c.Do("SCRIPT", "LOAD", issueLua))
+	if err != nil {
 		b.Fatal(err)
 	}
 	for i := range n {
@@ -677,7 +680,7 @@ func (r *redisServer) fill(b *testing.B, n int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		_ = c.Send("EVALSHA", issueScript.sha1, 1, apiKeyRedisKey(key), anonymousKeyTTL.Milliseconds(), 0,
+		_ = c.Send("EVALSHA", sha, 1, apiKeyRedisKey(key), anonymousKeyTTL.Milliseconds(), 0,
 			"", "abc", "", anonymousGroup, formatTime(time.Now()), 100, "")
 		if i%1000 == 999 {
 			if _, err := c.Do(""); err != nil {

@@ -121,7 +121,7 @@ func TestConfigLoadIsShared(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{}`)
+	id := newTenantIn(t, r, `{}`)
 	r.do(t, "CLIENT", "PAUSE", 300, "ALL")
 	var wg sync.WaitGroup
 	for range 64 {
@@ -143,7 +143,7 @@ func TestConfigRefresh(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"version":1}`)
+	id := newTenantIn(t, r, `{"version":1}`)
 	s.wantConfig(t, id, `{"version":1}`)
 	validations := func() int { return commandCalls(t, r, "evalsha") + commandCalls(t, r, "eval") }
 	before, began := validations(), time.Now()
@@ -175,7 +175,7 @@ func TestConfigWithoutRedis(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"version":1}`)
+	id := newTenantIn(t, r, `{"version":1}`)
 	s.wantConfig(t, id, `{"version":1}`)
 	r.kill()
 	began := time.Now()
@@ -390,7 +390,7 @@ func TestBrokenConfigIsCached(t *testing.T) {
 		}
 	}
 	sent := func() (n int) {
-		fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
+		fmt.Sscan(redisField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
 		return n
 	}
 	for version := 1; version <= 3; version++ {

@@ -3,9 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,100 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/gomodule/redigo/redis"
 )
-
-func TestKeySlot(t *testing.T) {
-	tests := []struct {
-		key  string
-		slot int
-	}{ // as CLUSTER KEYSLOT of Redis 7.0
-		{"", 0}, {"123456789", 0x31c3}, {"{123456789}x", 0x31c3}, {"x{123456789}{y}", 0x31c3},
-		{"tenants", 10927}, {"login:203.0.113.7", 3151}, {"tenant:abc:config", 4227}, {"{tenant:abc:config}:history", 4227},
-	}
-	for _, test := range tests {
-		if got := keySlot(test.key); got != test.slot {
-			t.Errorf("%q: got %d, want %d", test.key, got, test.slot)
-		}
-	}
-}
-
-func TestKeySlotAgreesWithRedis(t *testing.T) {
-	t.Parallel()
-	c := useCluster(t)
-	conn := c.nodes[0].mustDial(t)
-	defer conn.Close()
-	keys := []string{"", "{}", "{}x", "a{}b", "{{a}}", "x{a}{b}", "{a", "a}", "é{ü}"}
-	for i := range 64 {
-		keys = append(keys, strings.Repeat("k", i), newKeyLike(i))
-	}
-	for _, key := range keys {
-		if want := mustDo(t, conn, "CLUSTER", "KEYSLOT", key); want != int64(keySlot(key)) {
-			t.Errorf("%q: got %d, want %d", key, keySlot(key), want)
-		}
-	}
-}
-
-func newKeyLike(i int) string { return fmt.Sprintf("{apiKey:%x}:charge:%d", i*7919, i) }
-
-func TestParseRedirect(t *testing.T) {
-	tests := []struct {
-		err     error
-		kind    redirectKind
-		address string
-	}{
-		{redis.Error("MOVED 3999 127.0.0.1:6381"), movedSlot, "127.0.0.1:6381"},
-		{redis.Error("ASK 3999 redis-1.example:6381"), askedSlot, "redis-1.example:6381"},
-		{redis.Error("MOVED 3999 :6381"), movedSlot, "[fd00::1]:6381"},
-		{redis.Error("MOVED 3999 ?:6381"), movedSlot, "[fd00::1]:6381"},
-		{redis.Error("MOVED 3999 ::1:6381"), movedSlot, "[::1]:6381"},
-		{redis.Error("MOVED 3999 h:0"), movedSlot, "h:7000"},
-		{redis.Error("TRYAGAIN Multiple keys request during rehashing of slot"), notNow, ""},
-		{redis.Error("CLUSTERDOWN Hash slot not served"), notNow, ""},
-		{redis.Error("READONLY You can't write against a read only replica."), notNow, ""},
-		{unsentError{errConnClosed}, notNow, ""},
-		{redis.Error("MOVED"), noRedirect, ""},
-		{redis.Error("MOVED 1 2"), noRedirect, ""},
-		{redis.Error("OOM command not allowed when used memory > 'maxmemory'."), noRedirect, ""},
-		{errNoReply, noRedirect, ""},
-		{errTooManyPending, noRedirect, ""},
-		{errTooFewReplicas, noRedirect, ""},
-	}
-	for _, test := range tests {
-		kind, address := parseRedirect(test.err, "[fd00::1]:7000")
-		if kind != test.kind || address != test.address {
-			t.Errorf("%v: got %d %q, want %d %q", test.err, kind, address, test.kind, test.address)
-		}
-	}
-}
-
-func TestParseSlots(t *testing.T) {
-	node := func(host any, port int) []any { return []any{host, int64(port), []byte("id"), []any{}} }
-	got, err := parseSlots([]any{
-		[]any{int64(0), int64(99), node([]byte("10.0.0.1"), 7000), node([]byte("10.0.0.2"), 7001)},
-		[]any{int64(100), int64(100), node(nil, 7002)},
-		[]any{int64(101), int64(102), node([]byte(""), 0)},
-		[]any{int64(103), int64(16383), node([]byte("?"), 7004)},
-	}, "seed:6379")
-	want := slotMap{
-		ranges: []slotRange{
-			{0, 99, "10.0.0.1:7000"}, {100, 100, "seed:7002"}, {101, 102, "seed:6379"}, {103, 16383, "seed:7004"},
-		},
-		replicas: []string{"10.0.0.2:7001"}, covered: slotCount,
-	}
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v, %v, want %+v", got, err, want)
-	}
-	for _, bad := range []any{
-		"x", []any{}, []any{int64(0), int64(1)}, []any{int64(2), int64(1), node(nil, 1)},
-		[]any{int64(0), int64(slotCount), node(nil, 1)}, []any{int64(0), int64(1), []any{nil}},
-	} {
-		if m, err := parseSlots([]any{bad}, "seed:6379"); err == nil {
-			t.Errorf("%v: got %+v, want an error", bad, m)
-		}
-	}
-}
 
 // Every script and command works on keys of every master, and in a steady state nothing is redirected.
 func TestCluster(t *testing.T) {
@@ -144,7 +49,7 @@ func TestCluster(t *testing.T) {
 			t.Errorf("%s: listed is %v in %s", id, listed, list)
 		}
 	}
-	for _, kind := range redirectNames {
+	for _, kind := range []string{"moved", "ask", "retry"} {
 		if n := s.sample(t, `redis_redirects_total{kind="`+kind+`"}`); n != 0 {
 			t.Errorf("%v redirects of the kind %s", n, kind)
 		}
@@ -186,7 +91,7 @@ type ledger struct {
 func startLedger(t testing.TB, c *testCluster, services []*service, tenant string, perMaster int) *ledger {
 	t.Helper()
 	l := &ledger{cluster: c, tenant: tenant, started: 1_000_000}
-	for _, some := range c.keysOn(t, services[0], tenant, perMaster, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, l.started)) {
+	for _, some := range keysOn(t, c, services[0], tenant, perMaster, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, l.started)) {
 		l.keys = append(l.keys, some...)
 	}
 	var n atomic.Int64
@@ -204,7 +109,7 @@ func (l *ledger) stop(t testing.TB) (acknowledged, taken, failed int) {
 	t.Helper()
 	all := l.running.stop()
 	for _, key := range l.keys {
-		taken += l.started - l.cluster.balance(t, key)
+		taken += l.started - balanceIn(t, l.cluster, key)
 	}
 	return all.of("", 200).sum(), taken, len(all.of("", 503))
 }
@@ -238,17 +143,6 @@ func TestClusterResharding(t *testing.T) {
 	}
 }
 
-// mastersNow returns the masters.
-func (c *testCluster) mastersNow(t testing.TB) (masters []*redisServer) {
-	t.Helper()
-	for _, n := range c.nodes {
-		if n.alive() && n.isMaster(t) {
-			masters = append(masters, n)
-		}
-	}
-	return masters
-}
-
 // A command that is refused because its slot is half moved waits until it has been moved.
 func TestClusterHalfMovedSlot(t *testing.T) {
 	c := useCluster(t)
@@ -280,7 +174,7 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 		s.consume(t, tenant, key, "", retryKey+"late").want(t, 503, `{"error":"Service unavailable"}`)
 		c.moveSlots(t, from, to, []int{keySlot(redisKey)})
 		c.moveSlots(t, to, from, []int{keySlot(redisKey)})
-		if left := c.balance(t, key); left != 49 {
+		if left := balanceIn(t, c, key); left != 49 {
 			t.Errorf("%d tokens are left, want 49", left)
 		}
 	})
@@ -306,10 +200,6 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 		})
 	}
 }
-
-// awaitVotes waits until a failover that may just have ended hinders no other: for two timeouts the masters do not vote
-// again for a replica of the same shard, and a planned failover pauses its master's clients meanwhile.
-func awaitVotes() { time.Sleep(2*clusterNodeTimeout + 200*time.Millisecond) }
 
 // A planned failover loses no charge, and fails none.
 func TestClusterPlannedFailover(t *testing.T) {
@@ -349,7 +239,7 @@ func TestClusterKilledMaster(t *testing.T) {
 	l.running.more(t, 200)
 	victim := c.mastersNow(t)[0]
 	replica := c.replicaOf(t, victim)
-	key := c.keysOn(t, s, tenant, 1, `"userId":"u","group":"pro"`)[victim.tcp][0]
+	key := keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`)[victim.tcp][0]
 	victim.kill()
 	eventually(t, 20*time.Second, func() error {
 		if !replica.isMaster(t) {
@@ -380,7 +270,7 @@ func TestClusterDeadShard(t *testing.T) {
 		tenant = newClusterTenant(t, s, ledgerConfig)
 		victim = c.owner(t, configRedisKey(tenant))
 	}
-	keys := c.keysOn(t, s, tenant, 4, `"userId":"u","group":"pro","tokens":1000000`)
+	keys := keysOn(t, c, s, tenant, 4, `"userId":"u","group":"pro","tokens":1000000`)
 	dead := keys[victim.tcp]
 	var others []string
 	for address, some := range keys {
@@ -410,48 +300,6 @@ func TestClusterDeadShard(t *testing.T) {
 	}
 	if s.log.count("[ERROR] Redis "+victim.tcp+" is unavailable: ") != 1 {
 		t.Errorf("log:\n%s", s.log)
-	}
-}
-
-// At most maxWaiting callers wait for a master that does not respond; others are refused immediately.
-func TestClusterWaitingLimit(t *testing.T) {
-	c := useCluster(t)
-	log := newLogger(new(logBuffer))
-	url, err := parseRedisURL(c.url())
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := openRedis(t.Context(), redisOptions{url: url, required: requiredCommands, log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.close()
-	victim := c.mastersNow(t)[0]
-	key := "apiKey:" + slotKey(slotsOf(t, victim)[0])
-	victim.signal(t, syscall.SIGSTOP)
-	defer victim.signal(t, syscall.SIGCONT)
-	var callers sync.WaitGroup
-	var refused atomic.Int64
-	const more = 100
-	for range maxWaiting + more {
-		callers.Go(func() {
-			if _, err := client.eval(in(700*time.Millisecond), revokeScript, []string{key}, "x"); errors.Is(err, errTooManyPending) {
-				refused.Add(1)
-			}
-		})
-	}
-	callers.Wait()
-	if n := refused.Load(); n != more {
-		t.Errorf("%d callers were refused, want %d", n, more)
-	}
-}
-
-// slotKey returns a hash tag of a slot.
-func slotKey(slot int) string {
-	for i := 0; ; i++ {
-		if tag := "{" + strconv.Itoa(i) + "}"; keySlot(tag) == slot {
-			return tag
-		}
 	}
 }
 
@@ -567,7 +415,7 @@ func TestClusterSameName(t *testing.T) {
 	}
 	from, to := start(), start()
 	c := &testCluster{nodes: []*redisServer{from, to}}
-	from.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, slotCount-1)
+	from.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 	if err := to.all([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, meet(from)); err != nil {
 		t.Fatal(err)
 	}
@@ -597,7 +445,7 @@ func TestClusterSameName(t *testing.T) {
 	for want := 99; want > 90; want-- {
 		s.consume(t, "abc", key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, want))
 	}
-	if left := to.tokensLeft(t, key); left != 91 {
+	if left := tokensLeftIn(t, to, key); left != 91 {
 		t.Errorf("%d tokens are left at the new server, want 91", left)
 	}
 }
@@ -607,7 +455,7 @@ func TestClusterScriptFlush(t *testing.T) {
 	c := useCluster(t)
 	s := newService(t, "REDIS_URL="+c.url())
 	tenant := newClusterTenant(t, s, ledgerConfig)
-	for address, keys := range c.keysOn(t, s, tenant, 1, `"userId":"u","group":"pro"`) {
+	for address, keys := range keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`) {
 		i := slices.IndexFunc(c.nodes, func(n *redisServer) bool { return n.tcp == address })
 		c.nodes[i].do(t, "SCRIPT", "FLUSH")
 		s.consume(t, tenant, keys[0], "").want(t, 200, `{"tokensLeft":4999}`)
@@ -660,51 +508,6 @@ func TestRedisTopologies(t *testing.T) {
 	})
 }
 
-func TestParseSeveralHosts(t *testing.T) {
-	good := []struct {
-		url  string
-		want redisURL
-	}{
-		{"redis-cluster://h", redisURL{topology: redisCluster, network: "tcp", seeds: []string{"h:6379"}}},
-		{"rediss-cluster://:p%40w@a,b:7/", redisURL{
-			topology: redisCluster, network: "tcp", tls: true, password: "p@w", seeds: []string{"a:6379", "b:7"},
-		}},
-		{"redis-cluster://u:p@[::1]:1,[fd00::2]", redisURL{
-			topology: redisCluster, network: "tcp", username: "u", password: "p", seeds: []string{"[::1]:1", "[fd00::2]:6379"},
-		}},
-		{"redis-sentinel://a,b:7/main", redisURL{
-			topology: sentinelMaster, network: "tcp", seeds: []string{"a:26379", "b:7"}, master: "main",
-		}},
-		{"rediss-sentinel://:pw@a:1/my%20main/3", redisURL{
-			topology: sentinelMaster, network: "tcp", tls: true, password: "pw", seeds: []string{"a:1"}, master: "my main", db: 3,
-		}},
-	}
-	for _, test := range good {
-		if got, err := parseRedisURL(test.url); err != nil || !reflect.DeepEqual(*got, test.want) {
-			t.Errorf("%s: got %+v, %v, want %+v", test.url, got, err, test.want)
-		}
-	}
-	bad := map[string]string{
-		"redis-cluster://h/0":           "database",
-		"redis-cluster://h/3":           "database",
-		"redis-cluster://a,,b":          "host",
-		"redis-cluster://a,b:SECRET":    "host",
-		"redis-sentinel://a,b":          "names no master",
-		"redis-sentinel://a/x/SECRET":   "database number",
-		"redis-sentinel://a/x?db=1":     "query",
-		"redis://a:1,b:2":               "redis-cluster://",
-		"rediss://:SECRET@a,b/1":        "redis-sentinel://",
-		"redis+sentinel://:SECRET@a,b/": "must begin with",
-	}
-	for _, url := range slices.Sorted(maps.Keys(bad)) {
-		if got, err := parseRedisURL(url); err == nil || !strings.Contains(err.Error(), bad[url]) {
-			t.Errorf("%s: got %+v, %v, want an error with %q", url, got, err, bad[url])
-		} else if strings.Contains(err.Error(), "SECRET") {
-			t.Errorf("%s: the error shows the URL: %v", url, err)
-		}
-	}
-}
-
 // Nodes may be announced by names, which TLS verifies, or by addresses while the certificate has the seeds' name, or not
 // at all. Ports may be those of TLS alone.
 func TestClusterNames(t *testing.T) {
@@ -737,7 +540,7 @@ func TestClusterNames(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer n.close()
-			n.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, slotCount-1)
+			n.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 			eventually(t, 10*time.Second, func() error { return n.checkMember(1) })
 			url := fmt.Sprintf("rediss-cluster://tollgate:%s@%s", testRedisPassword, net.JoinHostPort(test.seed, strconv.Itoa(port)))
 			p := startProcess(t, []string{"REDIS_URL=" + url, "ADDR=127.0.0.1:0", "SSL_CERT_FILE=" + certFile})
@@ -758,7 +561,7 @@ func TestClusterIPv6(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer n.close()
-	n.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, slotCount-1)
+	n.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 	eventually(t, 10*time.Second, func() error { return n.checkMember(1) })
 	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@[::1]:%d", testRedisPassword, n.port))
 	s.login(t, "abc")

@@ -10,16 +10,6 @@ import (
 	"time"
 )
 
-// BenchmarkKeySlot measures what finding the server of a key adds to a charge in a cluster.
-func BenchmarkKeySlot(b *testing.B) {
-	c := &redisClient{}
-	c.slots[0].Store(new(redisNode))
-	key := apiKeyRedisKey("temp_11111111-2222-4333-8444-555555555555")
-	for b.Loop() {
-		c.owner(keySlot(key))
-	}
-}
-
 // benchTopology is a way to keep the keys.
 type benchTopology struct {
 	name              string
@@ -56,7 +46,7 @@ func (bt benchTopology) start(b *testing.B) (url string, masters []*redisServer,
 		last := closeAll
 		closeAll = func() { replica.close(); last() }
 		eventually(b, 20*time.Second, func() error {
-			if infoField(replica.string(b, "INFO", "replication"), "master_link_status") != "up" {
+			if redisField(replica.string(b, "INFO", "replication"), "master_link_status") != "up" {
 				return fmt.Errorf("the replica is not in sync")
 			}
 			return nil
@@ -143,7 +133,7 @@ func BenchmarkClusterDeadShard(b *testing.B) {
 		for c.owner(b, configRedisKey(tenant)) == victim {
 			tenant = newClusterTenant(b, s, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
 		}
-		keys := c.keysOn(b, s, tenant, 20, `"userId":"u","group":"anonymous"`)
+		keys := keysOn(b, c, s, tenant, 20, `"userId":"u","group":"anonymous"`)
 		others := workload{method: "POST", path: "/" + tenant + "/tokens/consume", body: oneToken}
 		others.tokens = append(keys[c.nodes[1].tcp], keys[c.nodes[2].tcp]...)
 		count := func() float64 {

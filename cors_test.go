@@ -17,7 +17,7 @@ const (
 // corsTenant creates a tenant that allows these origins, which are JSON.
 func corsTenant(t *testing.T, origins string) string {
 	t.Helper()
-	return testRedis.newTenant(t, `{"cors":{"allowed_origins":`+origins+`},"user_groups":{
+	return newTenantIn(t, testRedis, `{"cors":{"allowed_origins":`+origins+`},"user_groups":{
 		"anonymous":{"tokens":1000},"limited":{"tokens":1000,"rate_limit":1,"rate_limit_window":60}}}`)
 }
 
@@ -153,7 +153,7 @@ func TestPreflights(t *testing.T) {
 		s.do(t, "POST", "/"+tenant+"/auth/anonymous", "", "Origin: null").wantCORS(t, readable("*"))
 	})
 	t.Run("without the member nothing changes", func(t *testing.T) {
-		for _, tenant := range []string{newTenant(t, 5), testRedis.newTenant(t, `{"cors":{}}`), "nobody", "a%2Fb"} {
+		for _, tenant := range []string{newTenant(t, 5), newTenantIn(t, testRedis, `{"cors":{}}`), "nobody", "a%2Fb"} {
 			got := s.do(t, "OPTIONS", "/"+tenant+"/auth/key", "", fromPage, asksPOST)
 			got.want(t, 405, `{"error":"Method not allowed"}`)
 			got.wantHeader(t, "Allow", "GET, HEAD")

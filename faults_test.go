@@ -24,9 +24,9 @@ func (s *service) keyedLoad(tenant, key string, clients int, within time.Duratio
 const million = `{"user_groups":{"anonymous":{"tokens":1000000}}}`
 
 // wantSpent checks that of a million tokens as many are gone as charges are acknowledged.
-func (r *redisServer) wantSpent(t *testing.T, key string, all tally) {
+func wantSpent(t *testing.T, r *redisServer, key string, all tally) {
 	t.Helper()
-	charges, spent := len(all.of("POST", 200)), 1_000_000-r.tokensLeft(t, key)
+	charges, spent := len(all.of("POST", 200)), 1_000_000-tokensLeftIn(t, r, key)
 	if spent != charges || charges < 100 {
 		t.Errorf("%d charges were acknowledged, %d tokens taken", charges, spent)
 	}
@@ -39,7 +39,7 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, million)
+	id := newTenantIn(t, r, million)
 	key := s.login(t, id)
 	charges := s.keyedLoad(id, key, 16, 2*time.Second+busy).start(t)
 	logins := load{
@@ -72,9 +72,9 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 		}
 	}
 	issued := logins.stop().of("POST", 200) // keys whose creation was acknowledged
-	r.wantSpent(t, key, charges.stop())
+	wantSpent(t, r, key, charges.stop())
 	for _, o := range issued {
-		if left := r.tokensLeft(t, o.got.text(t, "apiKey")); left != 1_000_000 {
+		if left := tokensLeftIn(t, r, o.got.text(t, "apiKey")); left != 1_000_000 {
 			t.Errorf("a new key has %d tokens", left)
 		}
 	}
@@ -100,7 +100,7 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 		"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken,
 	})
 	s := p.service(t)
-	id := r.newTenant(t, million)
+	id := newTenantIn(t, r, million)
 	key := s.login(t, id)
 	charges := s.keyedLoad(id, key, clients, 2*time.Second+busy).start(t)
 	charges.more(t, 1000)
@@ -119,7 +119,7 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 	r.signal(t, syscall.SIGCONT)
 	eventually(t, 2*time.Second+busy, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(200) })
 	charges.more(t, 100)
-	r.wantSpent(t, key, charges.stop())
+	wantSpent(t, r, key, charges.stop())
 }
 
 // Connections that Redis closes and scripts that it forgets, again and again under load, cost no charge and take none
@@ -128,7 +128,7 @@ func TestRedisKillsConnections(t *testing.T) {
 	long(t)
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, million)
+	id := newTenantIn(t, r, million)
 	key := s.login(t, id)
 	charges := s.keyedLoad(id, key, 16, 2*time.Second+busy).start(t)
 	for round := range 40 {
@@ -138,7 +138,7 @@ func TestRedisKillsConnections(t *testing.T) {
 		}
 		r.do(t, "SCRIPT", "FLUSH")
 	}
-	r.wantSpent(t, key, charges.stop())
+	wantSpent(t, r, key, charges.stop())
 	r.do(t, "SCRIPT", "FLUSH")
 	for range 20 { // nothing of that is left, and what Redis has forgotten is no fault
 		s.consume(t, id, key, "").want(t, 200, "")
@@ -158,8 +158,8 @@ func (s *service) wantFaultsOver(t *testing.T) {
 	})
 }
 
-// infoHas waits until INFO has text in that section.
-func (r *redisServer) infoHas(t *testing.T, section, text string) {
+// wantInfo waits until INFO has text in that section.
+func wantInfo(t *testing.T, r *redisServer, section, text string) {
 	t.Helper()
 	eventually(t, 10*time.Second, func() error {
 		if info := r.string(t, "INFO", section); !strings.Contains(info, text) {
@@ -213,7 +213,7 @@ func TestRedisRefuses(t *testing.T) {
 				r.do(t, "CONFIG", "SET", "save", "3600 1")
 				r.do(t, "CONFIG", "SET", "dir", "/proc")
 				r.do(t, "BGSAVE")
-				r.infoHas(t, "persistence", "rdb_last_bgsave_status:err")
+				wantInfo(t, r, "persistence", "rdb_last_bgsave_status:err")
 			},
 			end:        commands([]any{"CONFIG", "SET", "save", ""}),
 			chargesToo: true, code: "MISCONF",
@@ -224,7 +224,7 @@ func TestRedisRefuses(t *testing.T) {
 			begin: fillFile,
 			end: func(t *testing.T, r *redisServer) { // a new file has room
 				r.do(t, "BGREWRITEAOF")
-				r.infoHas(t, "persistence", "aof_last_write_status:ok")
+				wantInfo(t, r, "persistence", "aof_last_write_status:ok")
 			},
 			chargesToo: true, code: "MISCONF",
 		},
@@ -255,7 +255,7 @@ func TestRedisRefuses(t *testing.T) {
 			t.Parallel()
 			r := newRedisAfter(t, test.setUp, test.args...)
 			s := newService(t, "REDIS_URL="+r.url())
-			id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100}}}`)
+			id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100}}}`)
 			key, other := s.login(t, "abc"), s.login(t, id)
 			for range 5 { // the group's rate allows 10
 				s.consume(t, "abc", key, "").want(t, 200, "")
@@ -286,7 +286,7 @@ func TestRedisRefuses(t *testing.T) {
 			if err := r.start(); err != nil {
 				t.Fatal(err)
 			}
-			if left := r.tokensLeft(t, key); left != 95 {
+			if left := tokensLeftIn(t, r, key); left != 95 {
 				t.Errorf("%d tokens are left, want 95", left)
 			}
 		})
@@ -300,7 +300,7 @@ func TestDeniedCommands(t *testing.T) {
 	t.Parallel()
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=100000")
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":4,"rate_limit_window":60},"other":{}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":4,"rate_limit_window":60},"other":{}}}`)
 	permit := func(t *testing.T, sign string, commands ...string) {
 		t.Helper()
 		args := []any{"SETUSER", r.user}
@@ -334,7 +334,7 @@ func TestDeniedCommands(t *testing.T) {
 				}
 			}
 			permit(t, "+", denied...)
-			if left := r.tokensLeft(t, key); left != 100 {
+			if left := tokensLeftIn(t, r, key); left != 100 {
 				t.Errorf("%d tokens are left", left)
 			}
 			if n := len(r.keys(t, "apiKey:*")); n != keys {
@@ -365,7 +365,7 @@ func TestDeniedCommands(t *testing.T) {
 		permit(t, "-", "pexpiretime")
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1,"group":"other"}`).want(t, 503, "")
 		permit(t, "+", "pexpiretime")
-		if left := r.tokensLeft(t, key); left != 100 {
+		if left := tokensLeftIn(t, r, key); left != 100 {
 			t.Errorf("%d tokens are left", left)
 		}
 	})

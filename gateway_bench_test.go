@@ -97,7 +97,7 @@ func BenchmarkGateway(b *testing.B) {
 		r := newRedis(b, "--appendonly", "no")
 		p := startCommand(b, exec.Command(buildBinary(b, "")), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
 		s := &service{url: "http://" + p.address(b)}
-		tenant := r.newTenant(b, gatewayConfig(provider))
+		tenant := newTenantIn(b, r, gatewayConfig(provider))
 		key := s.login(b, tenant)
 
 		fmt.Printf("\n| | connections | by way of | requests/s | of the proxy | median ms | first event ms |\n|---|---|---|---|---|---|---|\n")
@@ -129,7 +129,7 @@ func BenchmarkGateway(b *testing.B) {
 // openSilentStreams opens that many streams of the benchmarks' provider, which are silent after their first event.
 func openSilentStreams(b *testing.B, s *service, r *redisServer, provider string, n int) (closeAll func()) {
 	b.Helper()
-	tenant := r.newTenant(b, gatewayConfig(provider))
+	tenant := newTenantIn(b, r, gatewayConfig(provider))
 	key := s.login(b, tenant)
 	var opened []net.Conn
 	for range n {

@@ -53,7 +53,7 @@ func newGatewayTest(t testing.TB, tokens int64, members string, settings ...stri
 // gatewayTest creates a tenant with that config in testRedis, and a key.
 func (s *service) gatewayTest(t testing.TB, p *provider, config string) *gatewayTest {
 	t.Helper()
-	g := &gatewayTest{service: s, provider: p, tenant: testRedis.newTenant(t, config)}
+	g := &gatewayTest{service: s, provider: p, tenant: newTenantIn(t, testRedis, config)}
 	g.key = s.login(t, g.tenant)
 	return g
 }
@@ -114,7 +114,7 @@ func TestGatewayErrors(t *testing.T) {
 	poor := g.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":20`)
 	limited := g.service.gatewayTest(t, g.provider, strings.Replace(textConfig(1000, endpointJSON(g.provider, "chat", chatPath, ""),
 		endpointJSON(g.provider, "claude", messagesPath, "")), `{"tokens":1000}`, `{"tokens":1000,"rate_limit":0,"rate_limit_window":9}`, 1))
-	broken := testRedis.newTenant(t, `{"providers":{"text":{"endpoints":{"x":{"on_hangup":"never"}}}}}`)
+	broken := newTenantIn(t, testRedis, `{"providers":{"text":{"endpoints":{"x":{"on_hangup":"never"}}}}}`)
 	ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
 	testRedis.do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
 	disabled := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
@@ -610,7 +610,7 @@ func TestGatewayWithoutRedis(t *testing.T) {
 	r := newRedis(t)
 	p := newProvider(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	tenant := r.newTenant(t, textConfig(1000, endpointJSON(p, "chat", chatPath, "")))
+	tenant := newTenantIn(t, r, textConfig(1000, endpointJSON(p, "chat", chatPath, "")))
 	key := s.login(t, tenant)
 	frozen := make(chan struct{})
 	p.each(func(received) conduct {
@@ -635,7 +635,7 @@ func TestGatewayWithoutRedis(t *testing.T) {
 	got.wantHeader(t, "Retry-After", "1")
 	r.signal(t, syscall.SIGCONT)
 	eventually(t, 20*time.Second, func() error {
-		if n, waiting := r.tokensLeft(t, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-18 || waiting != 0 {
+		if n, waiting := tokensLeftIn(t, r, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-18 || waiting != 0 {
 			return fmt.Errorf("%d tokens are left, %v settlements wait", n, waiting)
 		}
 		return nil

@@ -23,9 +23,9 @@ func TestAnonymousLogin(t *testing.T) {
 			t.Errorf("got %q", got.body)
 		}
 	}
-	closed := testRedis.newTenant(t, `{"user_groups":{"pro":{"tokens":1}}}`)
+	closed := newTenantIn(t, testRedis, `{"user_groups":{"pro":{"tokens":1}}}`)
 	s.do(t, "POST", "/"+closed+"/auth/anonymous", "").want(t, 403, `{"error":"Anonymous login is disabled"}`)
-	poor := testRedis.newTenant(t, `{"user_groups":{"anonymous":{}}}`)
+	poor := newTenantIn(t, testRedis, `{"user_groups":{"anonymous":{}}}`)
 	s.do(t, "POST", "/"+poor+"/auth/anonymous", "").want(t, 200, "")
 }
 
@@ -140,7 +140,7 @@ func TestTenants(t *testing.T) {
 			for _, route := range routes[1:3] {
 				s.do(t, route.method, test.other+route.path, "", bearer(key)).want(t, 401, `{"error":"Unauthorized"}`)
 			}
-			if left := r.tokensLeft(t, key); left != 4 && left != 99 {
+			if left := tokensLeftIn(t, r, key); left != 4 && left != 99 {
 				t.Errorf("another tenant has spent of the key: %d left", left)
 			}
 		})
@@ -514,7 +514,7 @@ func TestVerify(t *testing.T) {
 		s.do(t, "GET", "/nobody/auth/verify?deny=403", "", bearer(key)).want(t, 400, "")
 	})
 	t.Run("what a header cannot carry comes percent-encoded", func(t *testing.T) {
-		odd := testRedis.newTenant(t,
+		odd := newTenantIn(t, testRedis,
 			`{"user_groups":{"a\r\nX-User-Id: root ÿ%":{"tokens":1}," ":{"tokens":1}," a b ":{"tokens":1}}}`)
 		user := s.issue(t, odd, `"userId":"ü@example.org 100%","group":"a\r\nX-User-Id: root ÿ%"`)
 		got := s.do(t, "GET", "/"+odd+"/auth/verify", "", bearer(user))

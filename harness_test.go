@@ -4,23 +4,20 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -32,8 +29,7 @@ import (
 // ---- Redis ----------------------------------------------------------------------------------------------------------
 
 const (
-	testAdminToken    = "test-admin-token"
-	testRedisPassword = "test-password"
+	testAdminToken = "test-admin-token"
 )
 
 // testRedis is the Redis of all tests that do not stop, freeze, restart or configure theirs. Each test has tenants of
@@ -69,41 +65,6 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-func startTestRedis(url string) (*redisServer, error) {
-	switch topology := os.Getenv("TEST_REDIS_TOPOLOGY"); topology {
-	case "":
-	case "cluster":
-		c, err := startCluster(3, 0, "--appendonly", "yes")
-		return &redisServer{cluster: c}, err
-	default:
-		return nil, fmt.Errorf("TEST_REDIS_TOPOLOGY is %q, not cluster", topology)
-	}
-	if url == "" {
-		return startRedis("")
-	}
-	return borrowRedis(url)
-}
-
-// redisServer is a real Redis: a process of the tests' own, or a database of a server that was there before.
-type redisServer struct {
-	network, address string // of the harness's connections
-	options          []redis.DialOption
-	tcp              string // host:port, of the services' connections
-	user             string // that the services log in as, with testRedisPassword
-	database         int
-
-	cluster *testCluster // if it is not one server; then all other fields are zero
-
-	// Of a process of the tests' own:
-	dir   string
-	setUp string // what a shell does before it becomes redis-server
-	args  []string
-	port  int
-	cmd   *exec.Cmd
-	done  chan struct{} // closed when the process has ended
-	guard *exec.Cmd     // kills the process when the tests are gone
-}
-
 // singleRedis returns testRedis or, if that is a cluster, a server of the test's own.
 func singleRedis(t testing.TB) *redisServer {
 	t.Helper()
@@ -113,298 +74,10 @@ func singleRedis(t testing.TB) *redisServer {
 	return testRedis
 }
 
-// startRedis starts a redis-server with an append-only file on a free port and waits until it responds. It writes to
-// that file before each reply, and syncs it never: what it has replied outlives the process, however slow the disk is.
-func startRedis(setUp string, args ...string) (*redisServer, error) {
-	dir, err := os.MkdirTemp("", "tollgate")
-	if err != nil {
-		return nil, err
-	}
-	r := &redisServer{
-		network: "unix", address: filepath.Join(dir, "redis.sock"), user: "tollgate", dir: dir, setUp: setUp, args: args,
-	}
-	for range 5 { // another process may take the port before redis-server does
-		if r.port, err = freePort(); err == nil {
-			r.tcp = fmt.Sprintf("127.0.0.1:%d", r.port)
-			if err = r.start(); err == nil {
-				return r, nil
-			}
-		}
-		if errors.Is(err, exec.ErrNotFound) {
-			break
-		}
-	}
-	os.RemoveAll(dir)
-	return nil, err
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
-// start starts the process, for the first time or again after kill, with the data that it had.
-func (r *redisServer) start() error {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
-	}
-	rules, err := leastPrivilege()
-	if err != nil {
-		return err
-	}
-	args := []string{"-c", r.setUp + `
-		exec redis-server "$@"`, "redis-server",
-		"--port", strconv.Itoa(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.address, "--save", "",
-		"--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "noeviction",
-		"--user", r.user, "on", ">" + testRedisPassword,
-	}
-	r.cmd = exec.Command("sh", slices.Concat(args, rules, r.args)...)
-	var out bytes.Buffer
-	r.cmd.Stdout, r.cmd.Stderr = &out, &out
-	if err := r.cmd.Start(); err != nil {
-		return err
-	}
-	done := make(chan struct{})
-	r.done = done
-	go func() {
-		_ = r.cmd.Wait()
-		close(done)
-	}()
-	// If the tests are aborted, this pipe closes, and the shell kills the server.
-	r.guard = exec.Command("sh", "-c", `read _; kill -9 "$0"; rm -rf "$1"`, strconv.Itoa(r.cmd.Process.Pid), r.dir)
-	if _, err := r.guard.StdinPipe(); err != nil {
-		return err
-	}
-	if err := r.guard.Start(); err != nil {
-		return err
-	}
-	for deadline := in(20 * time.Second); time.Now().Before(deadline); {
-		select {
-		case <-done:
-			return fmt.Errorf("redis-server ended:\n%s", &out)
-		case <-time.After(5 * time.Millisecond):
-		}
-		c, err := r.dial()
-		if err != nil {
-			continue
-		}
-		_, err = c.Do("PING")
-		c.Close()
-		if _, responds := errors.AsType[redis.Error](err); err == nil || responds && !strings.HasPrefix(err.Error(), "LOADING") {
-			return nil
-		}
-	}
-	r.kill()
-	return fmt.Errorf("redis-server did not start:\n%s", &out)
-}
-
-// leastPrivilege returns the rules of the user that the services under test log in as: those of redis.acl, which the
-// documentation recommends.
-func leastPrivilege() ([]string, error) {
-	rules, err := os.ReadFile("redis.acl")
-	return strings.Fields(string(rules)), err
-}
-
-// borrowedKey marks a database of a server that was there before as one that tests use. Its value is the time at which
-// they began.
-const borrowedKey = "tollgate-tests"
-
-// borrowRedis returns an empty database of the server at rawURL (redis://…), in which the services log in as a user
-// that has the rules of redis.acl. The user in rawURL must be an administrator. close empties the database again and
-// deletes the services' user.
-func borrowRedis(rawURL string) (*redisServer, error) {
-	u, err := url.Parse(rawURL)
-	if err != nil || u.Scheme != "redis" || u.Host == "" {
-		return nil, errors.New("TEST_REDIS_URL must have the form redis://[[user]:password@]host[:port]")
-	}
-	if u.Port() == "" {
-		u.Host += ":6379"
-	}
-	password, _ := u.User.Password()
-	r := &redisServer{network: "tcp", address: u.Host, tcp: u.Host}
-	options := []redis.DialOption{redis.DialUsername(u.User.Username()), redis.DialPassword(password)}
-	for r.database = 15; r.database > 0; r.database-- {
-		r.options = append(options, redis.DialDatabase(r.database))
-		free, err := r.take()
-		if err != nil {
-			return nil, fmt.Errorf("TEST_REDIS_URL, as an administrator: %w", err)
-		}
-		if free {
-			return r, nil
-		}
-	}
-	return nil, errors.New("TEST_REDIS_URL: none of the databases 1 to 15 is empty")
-}
-
-// take makes the database that of these tests and reports whether it was free: empty, or left behind by tests that were
-// aborted.
-func (r *redisServer) take() (bool, error) {
-	c, err := r.dial()
-	if err != nil {
-		return false, err
-	}
-	defer c.Close()
-	if began, err := redis.Int64(c.Do("GET", borrowedKey)); err == nil && time.Since(time.Unix(began, 0)) > time.Hour {
-		if _, err := c.Do("FLUSHDB"); err != nil {
-			return false, err
-		}
-	}
-	if n, err := redis.Int(c.Do("DBSIZE")); err != nil || n > 0 {
-		return false, err
-	}
-	if taken, err := redis.String(c.Do("SET", borrowedKey, time.Now().Unix(), "NX")); taken != "OK" {
-		return false, ignoreNil(err)
-	}
-	rules, err := leastPrivilege()
-	if err != nil {
-		return false, err
-	}
-	r.user = fmt.Sprintf("tollgate-test-%d", r.database)
-	setUser := []any{"SETUSER", r.user, "reset", "on", ">" + testRedisPassword}
-	for _, rule := range rules {
-		setUser = append(setUser, rule)
-	}
-	_, err = c.Do("ACL", setUser...)
-	return err == nil, err
-}
-
-func ignoreNil(err error) error {
-	if errors.Is(err, redis.ErrNil) {
-		return nil
-	}
-	return err
-}
-
-func (r *redisServer) kill() {
-	_ = r.guard.Process.Kill()
-	_ = r.guard.Wait()
-	_ = r.cmd.Process.Kill()
-	<-r.done
-}
-
-// close ends the process, or gives the database back as it was.
-func (r *redisServer) close() {
-	if r.cluster != nil {
-		r.cluster.close()
-		return
-	}
-	if r.cmd != nil {
-		r.kill()
-		os.RemoveAll(r.dir)
-		return
-	}
-	c, err := r.dial()
-	if err == nil {
-		defer c.Close()
-		_, err = c.Do("FLUSHDB")
-		_, err2 := c.Do("ACL", "DELUSER", r.user)
-		err = errors.Join(err, err2)
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "database %d of TEST_REDIS_URL is not cleaned up: %v\n", r.database, err)
-	}
-}
-
-func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
-	t.Helper()
-	if err := r.cmd.Process.Signal(sig); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// url returns the URL of the server for the services under test.
-func (r *redisServer) url() string {
-	if r.cluster != nil {
-		return r.cluster.url()
-	}
-	return r.urlAt(r.tcp)
-}
-
-// urlAt returns the URL for the services under test if they reach the server at address.
-func (r *redisServer) urlAt(address string) string {
-	return fmt.Sprintf("redis://%s:%s@%s/%d", r.user, testRedisPassword, address, r.database)
-}
-
-// dial connects to the server as its administrator.
-func (r *redisServer) dial() (redis.Conn, error) { return r.dialContext(context.Background()) }
-
-// dialContext is dial, until ctx is done.
-func (r *redisServer) dialContext(ctx context.Context) (redis.Conn, error) {
-	if r.cluster != nil {
-		return r.cluster.conn(), nil
-	}
-	return redis.DialContext(ctx, r.network, r.address, r.options...)
-}
-
-// do runs one command on a connection of its own, beside what the service does.
-func (r *redisServer) do(t testing.TB, command string, args ...any) any {
-	t.Helper()
-	c, err := r.dial()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	reply, err := c.Do(command, args...)
-	if err != nil {
-		t.Fatalf("%s: %v", command, err)
-	}
-	return reply
-}
-
-func (r *redisServer) int(t testing.TB, command string, args ...any) int {
-	t.Helper()
-	n, err := redis.Int(r.do(t, command, args...), nil)
-	if err != nil {
-		t.Fatalf("%s: %v", command, err)
-	}
-	return n
-}
-
-func (r *redisServer) string(t testing.TB, command string, args ...any) string {
-	t.Helper()
-	s, err := redis.String(r.do(t, command, args...), nil)
-	if ignoreNil(err) != nil {
-		t.Fatalf("%s: %v", command, err)
-	}
-	return s
-}
-
-// keys returns the names of the keys that match pattern, in order.
-func (r *redisServer) keys(t testing.TB, pattern string) []string {
-	t.Helper()
-	names, err := redis.Strings(r.do(t, "KEYS", pattern), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slices.Sort(names)
-	return names
-}
-
 // tokensLeft returns the balance of an API key.
-func (r *redisServer) tokensLeft(t testing.TB, key string) int {
+func tokensLeftIn(t testing.TB, r *redisServer, key string) int {
 	t.Helper()
 	return r.int(t, "HGET", "apiKey:"+key, "tokensLeft")
-}
-
-// newRedis starts a redis-server for one test, which may do with it what it likes.
-func newRedis(t testing.TB, args ...string) *redisServer {
-	t.Helper()
-	return newRedisAfter(t, "", args...)
-}
-
-// newRedisAfter is newRedis in a process for which a shell has done setUp.
-func newRedisAfter(t testing.TB, setUp string, args ...string) *redisServer {
-	t.Helper()
-	r, err := startRedis(setUp, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(r.close)
-	return r
 }
 
 var tenants atomic.Int64
@@ -413,7 +86,7 @@ var tenants atomic.Int64
 func newTenantID() string { return fmt.Sprintf("t%d", tenants.Add(1)) }
 
 // newTenant puts config straight into Redis, as an operator may, under an ID that no other test has.
-func (r *redisServer) newTenant(t testing.TB, config string) string {
+func newTenantIn(t testing.TB, r *redisServer, config string) string {
 	t.Helper()
 	id := newTenantID()
 	r.do(t, "SET", "tenant:"+id+":config", config)
@@ -423,96 +96,20 @@ func (r *redisServer) newTenant(t testing.TB, config string) string {
 // newTenant creates a tenant in testRedis whose anonymous users get that many tokens.
 func newTenant(t testing.TB, tokens int) string {
 	t.Helper()
-	return testRedis.newTenant(t, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d},"pro":{"tokens":5000}}}`, tokens))
+	return newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d},"pro":{"tokens":5000}}}`, tokens))
 }
 
 // limitedTenant creates a tenant in testRedis whose group anonymous has 1,000 tokens and that rate limit.
 func limitedTenant(t testing.TB, limit, window int) string {
 	t.Helper()
-	return testRedis.newTenant(t, fmt.Sprintf(
+	return newTenantIn(t, testRedis, fmt.Sprintf(
 		`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":%d,"rate_limit_window":%d},"pro":{"tokens":5000}}}`, limit, window))
 }
 
 // tokensLeft returns the balance of an API key in testRedis.
 func tokensLeft(t testing.TB, key string) int {
 	t.Helper()
-	return testRedis.tokensLeft(t, key)
-}
-
-// redisProxy stands between a service and Redis and may do with each reply what a bad network does.
-type redisProxy struct {
-	address, url string
-	cuts         atomic.Int64 // connections that were cut
-}
-
-// fate is what becomes of a reply.
-type fate int
-
-const (
-	pass    fate = iota
-	swallow      // this and all that follow on the connection
-	cut          // the connection
-)
-
-// newRedisProxy starts a proxy for r that asks judge for the fate of every reply.
-func newRedisProxy(t *testing.T, r *redisServer, judge func(reply []byte) fate) *redisProxy {
-	t.Helper()
-	return newRedisProxyTo(t, func() *redisServer { return r }, judge)
-}
-
-// newRedisProxyTo is newRedisProxy for the Redis that target returns when a connection is made.
-func newRedisProxyTo(t *testing.T, target func() *redisServer, judge func(reply []byte) fate) *redisProxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	p := &redisProxy{address: l.Addr().String(), url: target().urlAt(l.Addr().String())}
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial(target().network, target().address)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			go func() {
-				_, _ = io.Copy(server, client)
-				server.Close()
-			}()
-			go p.replies(client, server, judge)
-		}
-	}()
-	return p
-}
-
-// replies carries replies from server to client.
-func (p *redisProxy) replies(client, server net.Conn, judge func(reply []byte) fate) {
-	defer client.Close()
-	defer server.Close()
-	buffer := make([]byte, 64<<10)
-	for {
-		n, err := server.Read(buffer)
-		if err != nil {
-			return
-		}
-		switch judge(buffer[:n]) {
-		case pass:
-			if _, err := client.Write(buffer[:n]); err != nil {
-				return
-			}
-		case swallow:
-			_, _ = io.Copy(io.Discard, server)
-			return
-		case cut:
-			p.cuts.Add(1)
-			return
-		}
-	}
+	return tokensLeftIn(t, testRedis, key)
 }
 
 // ---- Service --------------------------------------------------------------------------------------------------------
@@ -626,53 +223,6 @@ func (p *process) exitCode(t *testing.T) int {
 	}
 	return p.cmd.ProcessState.ExitCode()
 }
-
-// logBuffer collects the lines that a service logs.
-type logBuffer struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.text = append(b.text, p...)
-	return len(p), nil
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return string(b.text)
-}
-
-// wait returns the rest of the first line that begins with prefix, as soon as there is one. The test fails if done is
-// closed before.
-func (b *logBuffer) wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
-	t.Helper()
-	eventually(t, 30*time.Second, func() error {
-		ended := false
-		select {
-		case <-done:
-			ended = true
-		default:
-		}
-		for line := range strings.Lines(b.String()) {
-			if after, ok := strings.CutPrefix(line, prefix); ok && strings.HasSuffix(after, "\n") {
-				rest = strings.TrimSuffix(after, "\n")
-				return nil
-			}
-		}
-		if ended {
-			t.Fatalf("the service ended without a line %q in its log:\n%s", prefix, b)
-		}
-		return fmt.Errorf("no line %q in the log:\n%s", prefix, b)
-	})
-	return rest
-}
-
-// count returns how often text is in the log.
-func (b *logBuffer) count(text string) int { return strings.Count(b.String(), text) }
 
 // ---- HTTP -----------------------------------------------------------------------------------------------------------
 
@@ -1067,21 +617,6 @@ const busy = 500 * time.Millisecond
 
 func in(d time.Duration) time.Time { return time.Now().Add(d) }
 
-// eventually calls condition until it returns nil. The test fails with its last error if that takes longer than within.
-func eventually(t testing.TB, within time.Duration, condition func() error) {
-	t.Helper()
-	for deadline := in(within); ; time.Sleep(2 * time.Millisecond) {
-		late := time.Now().After(deadline)
-		err := condition()
-		if err == nil {
-			return
-		}
-		if late {
-			t.Fatalf("after %s: %v", within, err)
-		}
-	}
-}
-
 // is returns an error unless the response has that status.
 func (got reply) is(status int) error {
 	if got.status != status {
@@ -1129,4 +664,57 @@ func (s *service) wantOneFault(t testing.TB) {
 	if s.log.count("[ERROR]") != 1 || s.log.count("[INFO] Redis is available again\n") != 1 {
 		t.Errorf("log:\n%s", s.log)
 	}
+}
+
+// newTenant creates a tenant in the cluster through the service.
+func newClusterTenant(t testing.TB, s *service, config string) string {
+	t.Helper()
+	id := newTenantID()
+	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`).want(t, 201, "")
+	return id
+}
+
+// keysOn returns API keys of a tenant, n of them on each master, by its address.
+func keysOn(t testing.TB, c *testCluster, s *service, tenant string, n int, members string) map[string][]string {
+	t.Helper()
+	masters := make(map[string]map[int]bool)
+	keys := make(map[string][]string)
+	for _, node := range c.nodes {
+		if node.alive() && node.isMaster(t) {
+			slots := make(map[int]bool)
+			for _, slot := range slotsOf(t, node) {
+				slots[slot] = true
+			}
+			masters[node.tcp], keys[node.tcp] = slots, nil
+		}
+	}
+	complete := func() bool {
+		for _, some := range keys {
+			if len(some) < n {
+				return false
+			}
+		}
+		return true
+	}
+	for !complete() {
+		key := s.issue(t, tenant, members)
+		for address := range maps.Keys(masters) {
+			if masters[address][keySlot(apiKeyRedisKey(key))] && len(keys[address]) < n {
+				keys[address] = append(keys[address], key)
+			}
+		}
+	}
+	return keys
+}
+
+// balanceIn returns what is left of an API key, from its master.
+func balanceIn(t testing.TB, c *testCluster, key string) int {
+	t.Helper()
+	conn := c.conn()
+	defer conn.Close()
+	n, err := redis.Int(conn.Do("HGET", apiKeyRedisKey(key), "tokensLeft"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -207,7 +207,7 @@ func TestRotation(t *testing.T) {
 func TestRotatedUserSignsIn(t *testing.T) {
 	keys := newKeyServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
-	tenant := c.redis.newTenant(t, signInConfig)
+	tenant := newTenantIn(t, c.redis, signInConfig)
 	available := func() { eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) }) }
 	interrupted := 0
 	for n := int64(1); n <= 10; n++ {
@@ -273,7 +273,7 @@ func TestSettleAfterRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := openRedis(t.Context(), redisOptions{url: url, required: requiredCommands, log: log})
+	client, err := openRedis(t.Context(), redisOptions{url: url, required: requiredCommands, probeKey: probeKey, log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

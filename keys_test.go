@@ -13,12 +13,12 @@ import (
 
 // ---- A full Redis ---------------------------------------------------------------------------------------------------
 
-// memory returns how many bytes Redis uses, and how many it may.
-func (r *redisServer) memory(t *testing.T) (used, most int) {
+// memoryOf returns how many bytes Redis uses, and how many it may.
+func memoryOf(t *testing.T, r *redisServer) (used, most int) {
 	t.Helper()
 	info := r.string(t, "INFO", "memory")
-	fmt.Sscan(infoField(info, "used_memory"), &used)
-	fmt.Sscan(infoField(info, "maxmemory"), &most)
+	fmt.Sscan(redisField(info, "used_memory"), &used)
+	fmt.Sscan(redisField(info, "maxmemory"), &most)
 	return used, most
 }
 
@@ -27,12 +27,12 @@ func (r *redisServer) memory(t *testing.T) (used, most int) {
 func TestChargesInFullRedis(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000},`+
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000000},`+
 		`"limited":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}}}`)
 	plain, limited := s.login(t, id), s.issue(t, id, `"userId":"u","group":"limited"`)
 	s.consume(t, id, plain, "", retryKey+"first").want(t, 200, `{"tokensLeft":999999}`)
 	s.consume(t, id, limited, "").want(t, 200, "")
-	used, _ := r.memory(t)
+	used, _ := memoryOf(t, r)
 	r.do(t, "CONFIG", "SET", "maxmemory", used+500_000)
 	long := strings.Repeat("k", 240)
 	for _, prefix := range []string{"a", "b", "c"} { // in old versions: 1.3 MB each
@@ -43,7 +43,7 @@ func TestChargesInFullRedis(t *testing.T) {
 			},
 		}.run(t)
 	}
-	if used, most := r.memory(t); used > most+300_000 { // of buffers
+	if used, most := memoryOf(t, r); used > most+300_000 { // of buffers
 		t.Errorf("%d bytes are used, %d are allowed", used, most)
 	}
 	records := r.keys(t, "{apiKey:"+plain+"}:charge:*")
@@ -57,7 +57,7 @@ func TestChargesInFullRedis(t *testing.T) {
 	}
 
 	r.do(t, "CONFIG", "SET", "maxmemory", 1)
-	before := r.tokensLeft(t, plain)
+	before := tokensLeftIn(t, r, plain)
 	for i := range 3 {
 		s.consume(t, id, plain, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, before-1-i))
 		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(plain)).want(t, 200, "")
@@ -68,7 +68,7 @@ func TestChargesInFullRedis(t *testing.T) {
 		s.consume(t, id, plain, `{"tokens":9007199254740991}`).want(t, 402, "")
 		s.consume(t, id, someKey, "").want(t, 401, "")
 	}
-	if left, other := r.tokensLeft(t, plain), r.tokensLeft(t, limited); left != before-3 || other != 999 {
+	if left, other := tokensLeftIn(t, r, plain), tokensLeftIn(t, r, limited); left != before-3 || other != 999 {
 		t.Errorf("%d and %d tokens are left, want %d and 999", left, other, before-3)
 	}
 	r.do(t, "CONFIG", "SET", "maxmemory", 0)
@@ -90,7 +90,7 @@ func TestRemovedGroup(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			const group = `"free":{"tokens":100,"rate_limit":3,"rate_limit_window":1000},`
 			with, without := `{"user_groups":{`+group+`"pro":{}`+test.others+`}}`, `{"user_groups":{"pro":{}`+test.others+`}}`
-			id := testRedis.newTenant(t, with)
+			id := newTenantIn(t, testRedis, with)
 			key := s.issue(t, id, `"userId":"u","group":"free"`)
 			s.consume(t, id, key, `{"tokens":10}`, retryKey+"before").want(t, 200, `{"tokensLeft":90}`)
 			s.putConfig(t, id, without).want(t, 200, "")
@@ -122,7 +122,7 @@ func TestRemovedGroup(t *testing.T) {
 	// Names that no config may have: a key straight in Redis may be in such a group.
 	for _, group := range []string{"", strings.Repeat("g", 64) + "x", "a\xfe1 1\xffb"} {
 		t.Run(fmt.Sprintf("the group %.9q", group), func(t *testing.T) {
-			id := testRedis.newTenant(t, `{"user_groups":{"`+strings.Repeat("g", 64)+`":{},"a":{},"b":{}`+more.String()+`}}`)
+			id := newTenantIn(t, testRedis, `{"user_groups":{"`+strings.Repeat("g", 64)+`":{},"a":{},"b":{}`+more.String()+`}}`)
 			key := s.issue(t, id, `"userId":"u","group":"a","tokens":5`)
 			testRedis.do(t, "HSET", "apiKey:"+key, "group", group)
 			began := time.Now()
@@ -153,7 +153,7 @@ func TestCommandSize(t *testing.T) {
 		members []string
 	}{{"17,000 groups", members}, {"55 long names", medium}} {
 		t.Run(test.name, func(t *testing.T) {
-			id := r.newTenant(t, `{"user_groups":{`+strings.Join(test.members, ",")+`}}`)
+			id := newTenantIn(t, r, `{"user_groups":{`+strings.Join(test.members, ",")+`}}`)
 			eventually(t, 10*time.Second, func() error { // until the config is parsed, which takes the race detector long
 				return s.admin(t, "GET", "/"+id+"/admin/config", "").is(200)
 			})
@@ -162,7 +162,7 @@ func TestCommandSize(t *testing.T) {
 			other := s.issue(t, id, `"userId":"u","tokens":1000,"group":"`+last+`"`)
 			s.consume(t, id, other, "").want(t, 200, "")
 			bytes := func() (n int) {
-				fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_net_input_bytes"), &n)
+				fmt.Sscan(redisField(r.string(t, "INFO", "stats"), "total_net_input_bytes"), &n)
 				return n
 			}
 			before := bytes()
@@ -238,7 +238,7 @@ func TestIssueKeyOnce(t *testing.T) {
 	services := newServices(t, "REDIS_URL="+r.url())
 	s := services[0]
 	const config = `{"user_groups":{"pro":{"tokens":50}}}`
-	id, other := r.newTenant(t, config), r.newTenant(t, config)
+	id, other := newTenantIn(t, r, config), newTenantIn(t, r, config)
 	const body = `{"userId":"u","group":"pro"}`
 	issue := func(i int, tenant, body, retry string) reply {
 		return services[i%2].admin(t, "POST", "/"+tenant+"/admin/keys", body, retryKey+retry)
@@ -421,7 +421,7 @@ func TestLostRepliesToAdmins(t *testing.T) {
 		return pass
 	})
 	services := newServices(t, "REDIS_URL="+proxy.url)
-	id := r.newTenant(t, `{"user_groups":{"pro":{"tokens":5}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"pro":{"tokens":5}}}`)
 	key := services[0].issue(t, id, `"userId":"u","group":"pro"`)
 	cutting.Store(true)
 	all := load{
@@ -439,7 +439,7 @@ func TestLostRepliesToAdmins(t *testing.T) {
 			}
 		},
 	}.run(t)
-	if added := r.tokensLeft(t, key) - 5; added != 3*clients*changes/2 {
+	if added := tokensLeftIn(t, r, key) - 5; added != 3*clients*changes/2 {
 		t.Errorf("%d tokens were added by %d changes of 3", added, clients*changes/2)
 	}
 	if n := len(r.keys(t, "apiKey:*")); n != 1+clients*changes/2 {
@@ -455,7 +455,7 @@ func TestLostRepliesToAdmins(t *testing.T) {
 func TestDeniedAdminCommands(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5}}}`)
 	allow := func(t *testing.T, rule string) {
 		t.Helper()
 		r.do(t, "ACL", "SETUSER", "tollgate", rule)
@@ -482,7 +482,7 @@ func TestDeniedAdminCommands(t *testing.T) {
 			changed := s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, change, retryKey+command)
 			changed.want(t, 200, "")
 			changed.wantHeader(t, "Idempotent-Replayed", "")
-			if left := r.tokensLeft(t, key); left != 8 {
+			if left := tokensLeftIn(t, r, key); left != 8 {
 				t.Errorf("%d tokens are left", left)
 			}
 		})

@@ -175,7 +175,9 @@ func openStore(ctx context.Context, set *settings, log *logger) (st *store, clos
 	deadline := time.Now().Add(redisStartTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	redis, err := openRedis(ctx, redisOptions{set.redisURL, requiredCommands, int(set.waitReplicas), log})
+	redis, err := openRedis(ctx, redisOptions{
+		url: set.redisURL, required: requiredCommands, probeKey: probeKey, replicas: int(set.waitReplicas), log: log,
+	})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -46,7 +46,7 @@ type server struct {
 	metricsHash    [sha256.Size]byte // of options.metricsToken
 	defaultTenant  sync.Once         // logs that it does not exist
 	untrustedProxy sync.Once         // logs that logins come through one
-	google, apple  *identityProvider
+	google, apple  *signInProvider
 }
 
 // serverOptions is what the operator sets.
@@ -76,8 +76,8 @@ func newServer(st *store, log *logger, options serverOptions) (*server, error) {
 		processID:      rand.Text()[:13],
 		publicBodies:   newBodyLimiter(maxLargePublicBodies),
 		adminBodies:    newBodyLimiter(maxLargeAdminBodies),
-		google:         newGoogle(options.googleKeysURL, log),
-		apple:          newApple(options.appleKeysURL, log),
+		google:         &signInProvider{newGoogle(options.googleKeysURL, log), "google", "Google", "google_oauth", "google_logged_in"},
+		apple:          &signInProvider{newApple(options.appleKeysURL, log), "apple", "Apple", "apple_oauth", "apple_logged_in"},
 	}
 	return s, nil
 }

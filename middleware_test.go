@@ -494,7 +494,7 @@ func TestHostileRequests(t *testing.T) {
 		}
 		s.do(t, "GET", "/healthz", "", "X: "+strings.Repeat("x", 8<<10)).want(t, 200, "")
 	})
-	if left := r.tokensLeft(t, key); left != 100 {
+	if left := tokensLeftIn(t, r, key); left != 100 {
 		t.Errorf("%d tokens are left, want 100", left)
 	}
 	s.wantNoAlarm(t)
@@ -737,7 +737,7 @@ func TestEncodedBodies(t *testing.T) {
 	if tokensLeft(t, key) != 10 {
 		t.Errorf("%d tokens are left", tokensLeft(t, key))
 	}
-	direct := testRedis.newTenant(t, "\ufeff{}")
+	direct := newTenantIn(t, testRedis, "\ufeff{}")
 	s.do(t, "POST", "/"+direct+"/auth/anonymous", "").want(t, 500, "")
 	if s.log.count("tenant "+direct+" is broken: Invalid config: it is not valid JSON: it starts with a byte order mark\n") != 1 {
 		t.Errorf("log:\n%s", s.log)

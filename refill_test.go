@@ -34,12 +34,12 @@ func (got reply) wantRefillsAt(t *testing.T, want time.Time) {
 // Whichever step finds a refill due does it.
 func TestRefill(t *testing.T) {
 	s := newService(t)
-	id := testRedis.newTenant(t, refillConfig)
+	id := newTenantIn(t, testRedis, refillConfig)
 	many := make([]string, 300)
 	for i := range many {
 		many[i] = fmt.Sprintf(`"group %d":{"refill":{"tokens":1,"every":60}}`, i)
 	}
-	crowded := testRedis.newTenant(t, strings.TrimSuffix(refillConfig, "}}")+","+strings.Join(many, ",")+"}}")
+	crowded := newTenantIn(t, testRedis, strings.TrimSuffix(refillConfig, "}}")+","+strings.Join(many, ",")+"}}")
 	for _, test := range []struct {
 		name, method, path, body string
 		left                     int
@@ -91,7 +91,7 @@ func TestRefill(t *testing.T) {
 
 func TestRefillRules(t *testing.T) {
 	s := newService(t)
-	id := testRedis.newTenant(t, refillConfig)
+	id := newTenantIn(t, testRedis, refillConfig)
 	show := func(t *testing.T, key string) reply {
 		t.Helper()
 		got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
@@ -162,7 +162,7 @@ func TestRefillRules(t *testing.T) {
 		}
 	})
 	t.Run("its group is gone", func(t *testing.T) {
-		tenant := testRedis.newTenant(t, refillConfig)
+		tenant := newTenantIn(t, testRedis, refillConfig)
 		key := s.issue(t, tenant, `"userId":"u","group":"limited"`)
 		age(t, key, 90*time.Minute)
 		s.putConfig(t, tenant, `{"user_groups":{"anonymous":{"refill":{"tokens":1,"every":60}}}}`).want(t, 200, "")
@@ -175,7 +175,7 @@ func TestRefillRules(t *testing.T) {
 
 // However many requests find a refill due, it is done once.
 func TestRacingRefills(t *testing.T) {
-	services, id := newServices(t), testRedis.newTenant(t, refillConfig)
+	services, id := newServices(t), newTenantIn(t, testRedis, refillConfig)
 	key := services[0].issue(t, id, `"userId":"u","group":"anonymous","tokens":7`)
 	age(t, key, 90*time.Minute)
 	all := load{

@@ -76,7 +76,7 @@ func TestWaitReplicas(t *testing.T) {
 	clients.Wait()
 	all := 0
 	for i, key := range keys {
-		taken := start - c.balance(t, key)
+		taken := start - balanceIn(t, c, key)
 		if taken < acknowledged[i] || taken > acknowledged[i]+unsure[i] {
 			t.Errorf("%d charges were acknowledged, %d taken, %d unsure", acknowledged[i], taken, unsure[i])
 		}
@@ -92,7 +92,7 @@ func TestWaitReplicasMissing(t *testing.T) {
 	master := newRedis(t)
 	replica := newRedis(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.port), "--repl-diskless-sync-delay", "0")
 	inSync := func() error {
-		if infoField(replica.string(t, "INFO", "replication"), "master_link_status") != "up" {
+		if redisField(replica.string(t, "INFO", "replication"), "master_link_status") != "up" {
 			return errors.New("the replica is not in sync")
 		}
 		return nil

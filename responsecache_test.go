@@ -592,10 +592,10 @@ func TestCacheFull(t *testing.T) {
 	t.Parallel()
 	r, p := newRedis(t), newProvider(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	tenant := r.newTenant(t, cachedConfig(100_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	tenant := newTenantIn(t, r, cachedConfig(100_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(t, tenant)}
 	g.miss(t, chatPath, `{}`)
-	used, _ := r.memory(t)
+	used, _ := memoryOf(t, r)
 	r.do(t, "CONFIG", "SET", "maxmemory", used+used/5)
 	for i := 0; g.cacheSample(t, "skipped") < 3; i++ {
 		if i == 300 {
@@ -612,47 +612,6 @@ func TestCacheFull(t *testing.T) {
 	}
 	r.do(t, "CONFIG", "SET", "maxmemory", 1)
 	g.hit(t, chatPath, `{}`)
-
-	log := new(logBuffer)
-	st := newTestStore(t, r, log)
-	gauge := &st.redis.single.memory // as it was before Redis became full
-	gauge.readAt, gauge.max = time.Now().Add(time.Minute), 0
-	err := st.StoreResponse(time.Now().Add(5*time.Second), "cache:x:y", cachedResponse{body: []byte("{}")}, time.Hour)
-	if err != errFull || log.count("[ERROR]") != 0 || st.redis.single.health.down.Load() {
-		t.Errorf("got %v, log:\n%s", err, log)
-	}
-	gauge.readAt = time.Time{}
-	if err := st.StoreResponse(time.Now().Add(5*time.Second), "cache:x:y", cachedResponse{}, time.Hour); err != errFull {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestMemoryGauge(t *testing.T) {
-	t.Parallel()
-	var g memoryGauge
-	asked := 0
-	info := func() (string, error) {
-		asked++
-		return "used_memory:500\r\nmaxmemory:1000\r\n", nil
-	}
-	for _, step := range []struct {
-		size int64
-		want bool
-	}{{251, false}, {100, true}, {151, false}, {150, true}, {1, false}} {
-		if got := g.hasRoom(step.size, info); got != step.want {
-			t.Errorf("%d: %v", step.size, got)
-		}
-	}
-	if asked != 1 {
-		t.Errorf("Redis was asked %d times", asked)
-	}
-	g.readAt = time.Time{}
-	if g.hasRoom(1, func() (string, error) { return "", ErrUnavailable }) {
-		t.Error("there is room in a Redis that does not respond")
-	}
-	if !g.hasRoom(1<<40, func() (string, error) { return "", nil }) { // it does not say
-		t.Error("there is no room in a Redis without a limit")
-	}
 }
 
 // In a cluster the responses of one tenant and its API keys are on all masters.
@@ -664,7 +623,7 @@ func TestCacheInCluster(t *testing.T) {
 	p.on("long", conduct{content: strings.Repeat("x", 100_000)})
 	g := &gatewayTest{service: s, provider: p, tenant: tenant}
 	const requests = 12
-	for _, keys := range c.keysOn(t, s, tenant, 1, `"userId":"u","group":"anonymous"`) {
+	for _, keys := range keysOn(t, c, s, tenant, 1, `"userId":"u","group":"anonymous"`) {
 		g.key = keys[0]
 		cost := 0
 		for i := range requests {
@@ -676,7 +635,7 @@ func TestCacheInCluster(t *testing.T) {
 			g.hit(t, chatPath, body)
 			cost += 4
 		}
-		if left := c.balance(t, g.key); left != 10_000-cost {
+		if left := balanceIn(t, c, g.key); left != 10_000-cost {
 			t.Errorf("%d tokens are left, want %d", left, 10_000-cost)
 		}
 	}

@@ -132,7 +132,7 @@ func runSDK(t *testing.T, script string, calls []sdkCall) {
 // sdkTenant creates a tenant whose providers are p, with a group for each thing that can go wrong.
 func sdkTenant(t *testing.T, p *provider) string {
 	t.Helper()
-	return testRedis.newTenant(t, fmt.Sprintf(`{
+	return newTenantIn(t, testRedis, fmt.Sprintf(`{
 		"user_groups": {"pro": {"tokens": 5000}, "poor": {"tokens": 20}, "slow": {"tokens": 5000, "rate_limit": 1, "rate_limit_window": 60}},
 		"providers": {"text": {"default": "openai", "endpoints": {
 			"openai": {"url": "%[1]s/v1/chat/completions", "api_key": "%[2]s", "default_model": "gpt-4o",
@@ -347,7 +347,7 @@ func TestIntegrationSDKWithoutRedis(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
 	r, p := newRedis(t), newProvider(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	tenant := r.newTenant(t, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"text":{"default":"openai","endpoints":{
+	tenant := newTenantIn(t, r, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"text":{"default":"openai","endpoints":{
 		"openai":{"url":"%[1]s/v1/chat/completions","default_model":"gpt-4o"},
 		"anthropic":{"url":"%[1]s/v1/messages","default_model":"claude-opus-4-1"}}}}}`, p.url))
 	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
@@ -442,7 +442,7 @@ func startBackend(t *testing.T, command, env []string) *service {
 func TestIntegrationGatewayDocs(t *testing.T) {
 	p := newProvider(t)
 	s := newService(t)
-	tenant := testRedis.newTenant(t, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":50000}},"providers":{"text":{"default":"openai",
+	tenant := newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":50000}},"providers":{"text":{"default":"openai",
 		"endpoints":{"openai":{"url":"%[1]s/v1/chat/completions","api_key":"%[2]s","default_model":"gpt-4o-mini"},
 		"anthropic":{"url":"%[1]s/v1/messages","api_key":"%[2]s","default_model":"claude-sonnet-4-5"}}}}}`, p.url, providerKey))
 	key := s.issue(t, tenant, `"userId":"u-42","group":"pro"`)

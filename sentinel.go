@@ -193,3 +193,85 @@ func (s *sentinelSet) listen(ctx context.Context, sentinel string, changed func(
 		changed()
 	}
 }
+
+var errOtherMaster = errors.New("the Sentinels name another master")
+
+var errNotMaster = errors.New("the server that the Sentinels name is not a master")
+
+// openSentinels connects to the master that Sentinels name, checks it, and follows it
+// (https://redis.io/docs/latest/develop/reference/sentinel-clients/).
+func (c *redisClient) openSentinels(ctx context.Context) error {
+	c.sentinels = &sentinelSet{url: c.url, addresses: c.url.seeds}
+	named, err := c.sentinels.first(ctx)
+	if err != nil {
+		return err
+	}
+	c.useMaster(named, true)
+	if err := c.master.Load().check(ctx); err != nil {
+		return fmt.Errorf("%s: %w", named.address, err)
+	}
+	c.loops.Go(func() {
+		c.refreshLoop(func() error {
+			if named, agreed := c.sentinels.newest(c.ctx); named.address != "" {
+				c.useMaster(named, agreed)
+			}
+			return nil
+		})
+	})
+	c.loops.Go(func() { c.sentinels.follow(c.ctx, c.refreshSoon) })
+	return nil
+}
+
+// useMaster makes the server that Sentinels name the master, unless that is old news and not what they agree on. The
+// connections to the last one end immediately: it may live on and take writes, which will be lost.
+func (c *redisClient) useMaster(named namedMaster, agreed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil || named.epoch < c.masterEpoch && !agreed {
+		return
+	}
+	c.masterEpoch = named.epoch
+	old := c.master.Load()
+	if old != nil && old.address == named.address {
+		return
+	}
+	n := newRedisNode(nodeOptions{
+		redisOptions: c.redisOptions, name: "Redis " + named.address, address: named.address,
+		dial: c.dialMaster(named.address), redialed: c.refreshSoon, readyKey: c.anyProbeKey,
+	})
+	c.master.Store(n)
+	c.masters = []*redisNode{n}
+	c.nodes = map[string]*redisNode{n.address: n}
+	if old != nil {
+		c.log.infof("%s is the master now, no longer %s", n.name, old.address)
+		c.loops.Go(old.close)
+	}
+}
+
+// dialMaster returns a function that connects to the server at address if it is the master. A Sentinel is asked each
+// time: a master that was down for a while is a master for some more time when it is back, but no longer theirs.
+func (c *redisClient) dialMaster(address string) dialFunc {
+	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
+		if named, err := c.sentinels.first(ctx); err == nil {
+			c.useMaster(named, false)
+		} // without a Sentinel, the master that is known is the best guess
+		if c.master.Load().address != address {
+			return nil, errOtherMaster
+		}
+		conn, err := c.url.dial(ctx, address, timeout, more...)
+		if err != nil {
+			return nil, err
+		}
+		role, err := redis.Values(redis.DoContext(conn, ctx, "ROLE"))
+		if err == nil && len(role) > 0 {
+			if name, _ := redis.String(role[0], nil); name != "master" {
+				err = errNotMaster
+			}
+		}
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return conn, nil
+	}
+}

@@ -157,7 +157,7 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 			wrong = append(wrong, source+": "+err.Error())
 		}
 	}
-	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.password != "" {
+	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.hasPassword() {
 		wrong = append(wrong, "-redis-url: must not hold a password, which others could read there: use REDIS_URL")
 	}
 	if err := s.redisURL.setSentinelUser(getenv("SENTINEL_USERNAME"), getenv("SENTINEL_PASSWORD")); err != nil {

@@ -31,12 +31,18 @@ func tokenFile(t *testing.T, content string) string {
 
 func TestSettings(t *testing.T) {
 	secret := tokenFile(t, "from-file\n")
-	redisURL := func(s *settings) any {
-		u := s.redisURL
-		return fmt.Sprintf("{%s %s %v %s %s %d}", u.network, u.address, u.tls, u.username, u.password, u.db)
+	redisURL := func(s *settings) any { return *s.redisURL }
+	parsed := func(url string, sentinelUser ...string) string {
+		u, err := parseRedisURL(url)
+		if err == nil && len(sentinelUser) == 2 {
+			err = u.setSentinelUser(sentinelUser[0], sentinelUser[1])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(*u)
 	}
 	waitReplicas := func(s *settings) any { return s.waitReplicas }
-	sentinel := func(s *settings) any { return s.redisURL.sentinelUsername + ":" + s.redisURL.sentinelPassword }
 	addr := func(s *settings) any { return s.addr }
 	adminToken := func(s *settings) any { return s.adminToken }
 	loginLimit := func(s *settings) any { return s.loginLimit }
@@ -52,9 +58,9 @@ func TestSettings(t *testing.T) {
 		of   func(*settings) any
 		want string
 	}{
-		{"Redis by default", nil, nil, redisURL, "{tcp localhost:6379 false   0}"},
-		{"Redis from the environment", env{"REDIS_URL": "redis://u:p@h:1/2"}, nil, redisURL, "{tcp h:1 false u p 2}"},
-		{"Redis from a flag", env{"REDIS_URL": "redis://h:1"}, []string{"-redis-url", "redis://i:2"}, redisURL, "{tcp i:2 false   0}"},
+		{"Redis by default", nil, nil, redisURL, parsed("redis://localhost:6379")},
+		{"Redis from the environment", env{"REDIS_URL": "redis://u:p@h:1/2"}, nil, redisURL, parsed("redis://u:p@h:1/2")},
+		{"Redis from a flag", env{"REDIS_URL": "redis://h:1"}, []string{"-redis-url", "redis://i:2"}, redisURL, parsed("redis://i:2")},
 		{"address by default", nil, nil, addr, ":8080"},
 		{"address from PORT", env{"PORT": "9"}, nil, addr, ":9"},
 		{"ADDR beats PORT", env{"PORT": "9", "ADDR": "h:8"}, nil, addr, "h:8"},
@@ -69,8 +75,8 @@ func TestSettings(t *testing.T) {
 		{"-wait-replicas", env{"WAIT_REPLICAS": "2"}, []string{"-wait-replicas", "1"}, waitReplicas, "1"},
 		{"Sentinels' user", env{
 			"REDIS_URL": "redis-sentinel://h/m", "SENTINEL_USERNAME": "u", "SENTINEL_PASSWORD": "pw",
-		}, nil, sentinel, "u:pw"},
-		{"Sentinels' user without Sentinels", env{"SENTINEL_USERNAME": "u"}, nil, sentinel, ":"},
+		}, nil, redisURL, parsed("redis-sentinel://h/m", "u", "pw")},
+		{"Sentinels' user without Sentinels", env{"SENTINEL_USERNAME": "u"}, nil, redisURL, parsed("redis://localhost:6379")},
 		{"logins", env{"LOGIN_LIMIT": "5"}, nil, loginLimit, "5"},
 		{"-login-limit", env{"LOGIN_LIMIT": "5"}, []string{"-login-limit=0"}, loginLimit, "0"},
 		{"no proxies", nil, nil, proxies, "[]"},

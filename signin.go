@@ -6,8 +6,17 @@ import (
 	"net/netip"
 )
 
+// signInProvider is a provider whose users may sign in.
+type signInProvider struct {
+	*verifier
+	name   string // in paths and user IDs
+	title  string // in sentences
+	config string // the member of a config's auth that has the client IDs
+	group  string // of the keys of its users
+}
+
 // signIn returns the handler that signs in a user for whom the provider vouches.
-func (s *server) signIn(p *identityProvider) step {
+func (s *server) signIn(p *signInProvider) step {
 	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 		who, visitor, err := s.readSignIn(r, info, p)
 		if err != nil {
@@ -30,7 +39,7 @@ func (s *server) signIn(p *identityProvider) step {
 }
 
 // readSignIn returns who signs in, and the temp_ key that is sent along, if there is one.
-func (s *server) readSignIn(r *http.Request, info *requestInfo, p *identityProvider) (who signInIdentity,
+func (s *server) readSignIn(r *http.Request, info *requestInfo, p *signInProvider) (who signInIdentity,
 	visitor string, err error) {
 	config := info.tenant.config
 	clientIDs := config.clientIDs[p.config]

@@ -23,7 +23,7 @@ func signInServices(t *testing.T, n int, settings ...string) (services []*servic
 	for range n {
 		services = append(services, newService(t, append(settings, "GOOGLE_KEYS_URL="+keys.URL, "APPLE_KEYS_URL="+keys.URL)...))
 	}
-	return services, testRedis.newTenant(t, signInConfig)
+	return services, newTenantIn(t, testRedis, signInConfig)
 }
 
 // tokenOf returns the body that signs in a user of Google.
@@ -129,7 +129,7 @@ func TestSignIn(t *testing.T) {
 			`{"auth":{"google_oauth":{"client_id":""}},"user_groups":{"google_logged_in":{"tokens":1}}}`,
 			`{"auth":{"google_oauth":{"client_id":"web-client"}},"user_groups":{"apple_logged_in":{"tokens":1}}}`,
 		} {
-			other := testRedis.newTenant(t, config)
+			other := newTenantIn(t, testRedis, config)
 			s.signIn(t, other, "u1").wantError(t, 403, "Sign-in with Google is disabled")
 			s.do(t, "POST", "/"+other+"/auth/apple", tokenOf("u1")).wantError(t, 403, "Sign-in with Apple is disabled")
 		}
@@ -147,7 +147,7 @@ func TestSignInWithoutKeySet(t *testing.T) {
 	keys := newKeyServer(t)
 	keys.set(func() { keys.status = 500 })
 	s := newService(t, "GOOGLE_KEYS_URL="+keys.URL)
-	tenant := testRedis.newTenant(t, signInConfig)
+	tenant := newTenantIn(t, testRedis, signInConfig)
 	got := s.signIn(t, tenant, "u1")
 	got.wantError(t, 503, "Service unavailable")
 	got.wantHeader(t, "Retry-After", "1")
@@ -227,7 +227,7 @@ func TestVisitorSignsIn(t *testing.T) {
 		s.wantSignIn(t, tenant, "u3", 1100, bearer(s.login(t, tenant)))
 	})
 	t.Run("other credentials are ignored", func(t *testing.T) {
-		other := testRedis.newTenant(t, signInConfig)
+		other := newTenantIn(t, testRedis, signInConfig)
 		foreign := s.login(t, other)
 		for _, header := range []string{
 			bearer(foreign), bearer(key), bearer(someKey), bearer(testAdminToken), "Authorization: Basic eA==", "X-API-Key: " + key,
@@ -240,7 +240,7 @@ func TestVisitorSignsIn(t *testing.T) {
 	t.Run("a user of the same name at another tenant", func(t *testing.T) {
 		visitor := s.login(t, tenant)
 		s.wantSignIn(t, tenant, "u5", 1050, bearer(visitor))
-		s.wantSignIn(t, testRedis.newTenant(t, signInConfig), "u5", 1000, bearer(visitor))
+		s.wantSignIn(t, newTenantIn(t, testRedis, signInConfig), "u5", 1000, bearer(visitor))
 	})
 	if left := testRedis.keys(t, "{signIn:"+tenant+":*"); len(left) > 0 {
 		t.Errorf("%q are left", left)
@@ -362,7 +362,7 @@ func newCutter(t *testing.T, settings ...string) *cutter {
 func TestInterruptedSignIns(t *testing.T) {
 	keys := newKeyServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
-	tenant := c.redis.newTenant(t, signInConfig)
+	tenant := newTenantIn(t, c.redis, signInConfig)
 	c.wantSignIn(t, tenant, "warm", 1000)
 	path := "/" + tenant + "/admin/keys/"
 	failures := 0
@@ -451,7 +451,7 @@ func TestUserKeys(t *testing.T) {
 	if got := testRedis.int(t, "SCARD", index); got != 2 {
 		t.Errorf("the index has %d keys, want 2", got)
 	}
-	if got := s.keysOf(t, testRedis.newTenant(t, signInConfig), "u-42"); len(got) > 0 {
+	if got := s.keysOf(t, newTenantIn(t, testRedis, signInConfig), "u-42"); len(got) > 0 {
 		t.Errorf("another tenant has %q", got)
 	}
 }
@@ -529,7 +529,7 @@ func TestUsersInACluster(t *testing.T) {
 	keys := newKeyServer(t)
 	url := strings.TrimSuffix(strings.Replace(r.url(), "redis://", "redis-cluster://", 1), "/0")
 	s := newService(t, "REDIS_URL="+url, "GOOGLE_KEYS_URL="+keys.URL)
-	tenant := r.newTenant(t, strings.Replace(signInConfig, `{"tokens":1000}`,
+	tenant := newTenantIn(t, r, strings.Replace(signInConfig, `{"tokens":1000}`,
 		`{"tokens":1000,"rate_limit":50,"rate_limit_window":60,"refill":{"tokens":2000,"every":3600}}`, 1))
 	visitor := s.login(t, tenant)
 	key := s.wantSignIn(t, tenant, "u1", 1050, bearer(visitor))

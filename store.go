@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -58,6 +59,8 @@ func (insufficientTokensError) Error() string { return "not enough tokens" }
 
 const (
 	anonymousKeyTTL = 24 * time.Hour // time to live of the API key of an anonymous user
+
+	seedPause = 10 * time.Millisecond // between attempts to write a tenant at start
 
 	generationChars = 13 // 65 random bits
 
@@ -149,6 +152,9 @@ var requiredCommands = []requirement{
 	{"{tenant:", "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
 	{"cache:", "GET GETRANGE SET"},
 }
+
+// probeKey returns the i-th name of an API key in Redis that never exists: no API key has braces.
+func probeKey(i int) string { return apiKeyRedisKey("{" + strconv.Itoa(i) + "}") }
 
 // Keys in Redis. All keys of one API key, and all of one tenant's config, hash to one slot of a Redis Cluster. All
 // keys of one script must: what spans slots is done in steps, in an order in which a crash in between does no harm.
@@ -290,10 +296,10 @@ func (s *store) SeedTenant(deadline time.Time, tenantID string, config *tenantCo
 		switch {
 		case err == nil || errors.Is(err, ErrTenantExists):
 			return nil
-		case replied || time.Until(deadline) < redialPause:
+		case replied || time.Until(deadline) < seedPause:
 			return err
 		}
-		time.Sleep(redialPause)
+		time.Sleep(seedPause)
 	}
 }
 

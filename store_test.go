@@ -223,13 +223,13 @@ func TestMalformedData(t *testing.T) {
 func TestOneCommand(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1000")
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},`+
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},`+
 		`"pro":{"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":1000`)
 	s.login(t, id)
 	s.consume(t, id, key, "").want(t, 200, "")
 	calls := func(command string) (n int) {
-		fmt.Sscanf(infoField(r.string(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)
+		fmt.Sscanf(redisField(r.string(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)
 		return n
 	}
 	commands := []struct {
@@ -291,7 +291,7 @@ func TestRateLimitConfig(t *testing.T) {
 		}
 		return `{"user_groups":{` + strings.Join(members, ",") + `}}`
 	}
-	id := testRedis.newTenant(t, config(5))
+	id := newTenantIn(t, testRedis, config(5))
 	put := func(t *testing.T, config string) {
 		t.Helper()
 		s.putConfig(t, id, config).want(t, 200, "")
@@ -396,7 +396,7 @@ func TestManyGroups(t *testing.T) {
 	for i := range 500 {
 		members = append(members, fmt.Sprintf(`"group %d":{"tokens":1000,"rate_limit":%d,"rate_limit_window":1000}`, i, 1+i%7))
 	}
-	id := testRedis.newTenant(t, `{"user_groups":{`+strings.Join(members, ",")+`}}`)
+	id := newTenantIn(t, testRedis, `{"user_groups":{`+strings.Join(members, ",")+`}}`)
 	check := func(t *testing.T, key string, limit, window int) {
 		t.Helper()
 		for i := range limit {
@@ -468,7 +468,7 @@ func TestLogExpiry(t *testing.T) {
 func TestRateLimitCalls(t *testing.T) {
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.login(t, id)
 	log := "{apiKey:" + key + "}:rate"
 	s.consume(t, id, key, "").want(t, 200, "")
@@ -743,7 +743,7 @@ func TestLostReplies(t *testing.T) {
 		return pass
 	})
 	services := newServices(t, "REDIS_URL="+proxy.url)
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := services[0].login(t, id)
 	cutting.Store(true)
 	all := load{
@@ -752,7 +752,7 @@ func TestLostReplies(t *testing.T) {
 			return consumeRequest(id, key, 3, fmt.Sprintf("%s%d-%d", retryKey, client, i))
 		},
 	}.run(t)
-	if spent := 10_000 - r.tokensLeft(t, key); spent != 3*clients*charges {
+	if spent := 10_000 - tokensLeftIn(t, r, key); spent != 3*clients*charges {
 		t.Errorf("%d tokens were taken for %d charges of 3", spent, clients*charges)
 	}
 	if retries, replays := len(all.of("POST", 503)), len(all.replayed(true)); retries == 0 || replays == 0 {
@@ -766,7 +766,7 @@ func TestHangUps(t *testing.T) {
 	const clients, charges = 16, 25
 	r := newRedis(t)
 	s := newService(t, "REDIS_URL="+r.url())
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := s.login(t, id)
 	observer, err := r.dial() // the only connection of the test's own
 	if err != nil {
@@ -778,7 +778,7 @@ func TestHangUps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Sscan(infoField(info, "total_connections_received"), &n)
+		fmt.Sscan(redisField(info, "total_connections_received"), &n)
 		return n
 	}
 	left := func() int {
@@ -796,14 +796,15 @@ func TestHangUps(t *testing.T) {
 			},
 		}
 	}
+	const connections = 64 // of the pool
 	// Every connection that there may be is there first: more scripts wait together than there are connections.
 	r.signal(t, syscall.SIGSTOP)
-	waiting := charge("first-", poolSize, 1).start(t)
+	waiting := charge("first-", connections, 1).start(t)
 	time.Sleep(300 * time.Millisecond)
 	r.signal(t, syscall.SIGCONT)
 	waiting.wait()
 	charge("warm-", clients, charges).run(t)
-	paid := poolSize + clients*charges
+	paid := connections + clients*charges
 	before := dialled()
 
 	hangUps := make(chan error, clients)
@@ -926,7 +927,7 @@ func TestHistoryCost(t *testing.T) {
 		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
 	}
 	sent := func() (n int) {
-		fmt.Sscan(infoField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
+		fmt.Sscan(redisField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
 		return n
 	}
 	t.Run("read", func(t *testing.T) {
@@ -980,7 +981,7 @@ func TestHistoryReaders(t *testing.T) {
 	for v := range 20 {
 		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
 	}
-	id := r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
+	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
 	key := s.login(t, id)
 	median := func() time.Duration {
 		var took []time.Duration

@@ -14,7 +14,7 @@ import (
 // used.
 func metricsStory(t *testing.T, s *service, r *redisServer) (id string, secrets []string) {
 	t.Helper()
-	id = r.newTenant(t, `{"user_groups":{"anonymous":{"tokens":10,"rate_limit":4,"rate_limit_window":1000},"a\"b\\c\nd":{"tokens":5}}}`)
+	id = newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10,"rate_limit":4,"rate_limit_window":1000},"a\"b\\c\nd":{"tokens":5}}}`)
 	for _, token := range []string{"", "Bearer x"} {
 		s.do(t, "GET", "/metrics", "", "Authorization: "+token).want(t, 401, `{"error":"Unauthorized"}`)
 	}

@@ -174,7 +174,7 @@ func TestGroupNames(t *testing.T) {
 				t.Errorf("got %s", text)
 			}
 		}
-		direct := testRedis.newTenant(t, config)
+		direct := newTenantIn(t, testRedis, config)
 		s.do(t, "POST", "/"+direct+"/auth/anonymous", "").want(t, 500, `{"error":"Internal error"}`)
 		if s.log.count("[ERROR] The config of tenant "+direct+" is broken: "+want) != 1 {
 			t.Errorf("log:\n%s", s.log)

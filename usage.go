@@ -2,7 +2,6 @@ package main
 
 import (
 	_ "embed"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -197,9 +196,7 @@ func (s *store) AddUsage(deadline time.Time, day usageDay, d *dayUsage) (ok bool
 		}
 	})
 	_, err := s.redis.evalLarge(deadline, usageScript, keys, args...)
-	_, refused := errors.AsType[redis.Error](err)
-	_, unsent := errors.AsType[unsentError](err)
-	return !refused && !unsent
+	return err == nil || mayHaveRun(err)
 }
 
 // fields calls f for each sum, with the field of the hash that it is in, and the one to add it to if there are too

@@ -214,6 +214,9 @@ func isIP(address string) bool {
 	return err == nil
 }
 
+// hasPassword reports whether the URL holds a password.
+func (r *redisURL) hasPassword() bool { return r.password != "" }
+
 // redact replaces the passwords in a text that may quote them.
 func (r *redisURL) redact(text string) string {
 	for _, secret := range []string{r.password, r.sentinelPassword} {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha1"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -15,9 +14,6 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// ErrUnavailable means that Redis did not respond in time or refuses to work. A write may or may not have happened.
-var ErrUnavailable = errors.New("redis is unavailable")
-
 const (
 	poolSize      = 64
 	redialTimeout = 900 * time.Millisecond // for a connection made while the service runs
@@ -27,35 +23,7 @@ const (
 
 	waitGrace = 50 * time.Millisecond // for the reply of a WAIT whose time is up
 
-	probeInterval = 250 * time.Millisecond // between probes of a Redis that is down
-	recoveryQuiet = time.Second            // without a failure, before the log says that Redis is available again
-	refusalQuiet  = time.Minute            // the same if Redis has refused commands that it has not executed since
 )
-
-// script is a Lua script, which Redis runs as one atomic step. The head of its file lists KEYS, ARGV and results.
-type script struct {
-	name         string // for errors and the health state
-	source, sha1 any    // the first argument of EVAL and of EVALSHA, boxed once
-	kind         commandKind
-}
-
-func newScript(name, source string, kind commandKind) *script {
-	return &script{name, source, fmt.Sprintf("%x", sha1.Sum([]byte(source))), kind}
-}
-
-//go:embed lua/ready.lua
-var readyLua string
-
-var readyScript = newScript("ready", readyLua, writes)
-
-// operation is a command, or a script with its keys, and its arguments.
-type operation struct {
-	name   string // of the command or the script, for errors and the health state
-	script *script
-	args   []any // of a script: a place for what EVAL or EVALSHA runs, the number of keys, the keys, the arguments
-	kind   commandKind
-	large  bool // its arguments or its reply may be: it takes a connection of the pool
-}
 
 // redisNode is one Redis server that takes writes. Small commands share one connection; large ones take a connection of
 // the pool, so that nobody waits behind them. Its methods may be called from any number of goroutines.
@@ -85,21 +53,7 @@ type nodeOptions struct {
 	readyKey func() string // returns a key that the server has, or would have
 }
 
-// redisOptions says how to use Redis.
-type redisOptions struct {
-	url      *redisURL
-	required []requirement
-	replicas int // that must have a write before its reply counts; 0: Redis replicates when it likes
-	log      *logger
-}
-
 type dialFunc func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error)
-
-// anyReadyKey returns a key that does not exist: no API key is empty.
-func anyReadyKey() string { return "apiKey:" }
-
-// requirement names commands that the service needs on keys with a prefix.
-type requirement struct{ prefix, commands string }
 
 func newRedisNode(options nodeOptions) *redisNode {
 	n := &redisNode{nodeOptions: options}
@@ -200,16 +154,6 @@ func checkRedisVersion(info string) error {
 	return nil
 }
 
-// infoField returns the value of one line of INFO's reply, "" if it has no such line.
-func infoField(info, name string) string {
-	for line := range strings.Lines(info) {
-		if value, ok := strings.CutPrefix(line, name+":"); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
 // run carries out op. asking says that its slot is being moved to this server.
 func (n *redisNode) run(deadline time.Time, op operation, asking bool) (any, error) {
 	if asking {
@@ -238,62 +182,11 @@ func (n *redisNode) observe(op operation, reply any, err error) (any, error) {
 	return n.health.observe(op.name, reply, err)
 }
 
-// memoryInfo returns what INFO says of the server's memory. Whoever may not ask gets "".
-func (n *redisNode) memoryInfo(deadline time.Time) (string, error) {
-	info, err := redis.String(n.doPooled(deadline, "INFO", []any{"memory"}, 0))
-	if _, refused := errors.AsType[redis.Error](err); refused {
-		return "", nil
-	}
-	return info, err
-}
-
-// memoryGauge knows how much of a server's memory is used: from when it was last asked, and what was written since.
-type memoryGauge struct {
-	mu        sync.Mutex // guards the fields below
-	readAt    time.Time
-	used, max int64 // bytes; max is 0 if there is no limit
-}
-
-// gaugeMaxAge is how long the state of a memory is used after it was read.
-const gaugeMaxAge = time.Second
-
-// hasRoom reports whether size bytes more leave a quarter of the memory to what cannot be done without, and counts them
-// if so. info returns the reply of INFO.
-func (g *memoryGauge) hasRoom(size int64, info func() (string, error)) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if time.Since(g.readAt) > gaugeMaxAge {
-		reply, err := info()
-		if err != nil {
-			return false
-		}
-		g.used, _ = strconv.ParseInt(infoField(reply, "used_memory"), 10, 64) // 0 if it is not known
-		g.max, _ = strconv.ParseInt(infoField(reply, "maxmemory"), 10, 64)
-		g.readAt = time.Now()
-	}
-	if g.max > 0 && g.used+size > g.max/4*3 {
-		return false
-	}
-	g.used += size
-	return true
-}
-
 func (n *redisNode) send(deadline time.Time, op operation, command string) (any, error) {
 	if op.large {
 		return n.doPooled(deadline, command, op.args, op.kind)
 	}
 	return n.shared.do(deadline, command, op.args, op.kind)
-}
-
-// isOutOfMemory reports whether Redis has refused a command because its memory is full.
-func isOutOfMemory(err error) bool {
-	reply, ok := errors.AsType[redis.Error](err)
-	return ok && strings.HasPrefix(string(reply), "OOM")
-}
-
-func isNoScript(err error) bool {
-	reply, ok := errors.AsType[redis.Error](err)
-	return ok && strings.HasPrefix(string(reply), "NOSCRIPT ")
 }
 
 // doPooled is sharedConn.do over a connection of the pool.
@@ -417,122 +310,6 @@ func (n *redisNode) probeWhileDown(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// health knows whether Redis is available, and logs each change once. It learns from the outcome of every command.
-type health struct {
-	name     string // of the server, in the log
-	log      *logger
-	down     atomic.Bool // the last line in the log says that Redis is unavailable
-	failures atomic.Int64
-
-	// Connections of the pool that were last used before it, in Unix nanoseconds, are not used again.
-	discardBefore atomic.Int64
-
-	mu          sync.Mutex // guards the fields below, and changes of down with the line in the log
-	lastFailure time.Time
-	refused     map[string]bool // commands and scripts that Redis has refused and not executed since
-}
-
-// observe updates the state from the outcome of one command or script, op, and maps errors that concern Redis as a
-// whole to ErrUnavailable.
-func (h *health) observe(op string, reply any, err error) (any, error) {
-	if _, unsent := errors.AsType[unsentError](err); unsent { // which says nothing about the connections in use
-		return nil, h.failed(op, err)
-	}
-	if refused, ok := errors.AsType[redis.Error](err); ok {
-		text, _, _ := strings.Cut(string(refused), ", with args") // of an unknown command, whose arguments are secret
-		err = redis.Error(text)
-	}
-	switch classify(err) {
-	case faultNone:
-		h.succeeded(op)
-		return reply, err
-	case faultConnection, faultDemoted:
-		h.discardIdle() // it is true of all connections
-	}
-	return nil, h.failed(op, err)
-}
-
-func (h *health) discardIdle() { h.discardBefore.Store(time.Now().UnixNano()) }
-
-// succeeded notes that Redis has executed op. Redis is available again after recoveryQuiet without a failure, or after
-// refusalQuiet if it has refused other commands: a Redis that is full still reads.
-func (h *health) succeeded(op string) {
-	if !h.down.Load() {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.refused, op)
-	quiet := recoveryQuiet
-	if len(h.refused) > 0 {
-		quiet = refusalQuiet
-	}
-	if h.down.Load() && time.Since(h.lastFailure) > quiet {
-		h.down.Store(false)
-		clear(h.refused)
-		h.log.infof("%s is available again", h.name)
-	}
-}
-
-// failed notes that Redis was unavailable to op because of err, and returns err as an ErrUnavailable.
-func (h *health) failed(op string, err error) error {
-	h.failures.Add(1)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.lastFailure = time.Now()
-	if _, replied := errors.AsType[redis.Error](err); replied {
-		h.refused[op] = true
-	}
-	if !h.down.Swap(true) {
-		h.log.errorf("%s is unavailable: %v", h.name, err)
-	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
-}
-
-// faultKind is what an error says about Redis as a whole.
-type faultKind int
-
-const (
-	faultNone       faultKind = iota // nothing: there is no error, or it concerns one command
-	faultConnection                  // the connection is lost or silent
-	faultDemoted                     // this server is no longer the master
-	faultRefused                     // Redis refuses work for now
-)
-
-// classify returns what err says about Redis as a whole. The codes are those with which Redis refuses commands that are
-// correct (https://redis.io/docs/latest/develop/reference/protocol-spec/).
-func classify(err error) faultKind {
-	if err == nil {
-		return faultNone
-	}
-	reply, replied := errors.AsType[redis.Error](err)
-	switch {
-	case errors.Is(err, errTooManyPending), errors.Is(err, errTooFewReplicas):
-		return faultRefused
-	case !replied:
-		return faultConnection
-	case strings.Contains(string(reply), "READONLY"): // managed proxies wrap it in another error
-		return faultDemoted
-	}
-	code, _, _ := strings.Cut(strings.TrimPrefix(string(reply), "ERR "), " ")
-	switch code {
-	case "LOADING", "BUSY", "OOM", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS",
-		"NOAUTH", "WRONGPASS", "NOPERM":
-		return faultRefused
-	}
-	for _, text := range refusalPrefixes {
-		if strings.HasPrefix(string(reply), text) {
-			return faultRefused
-		}
-	}
-	return faultNone
-}
-
-// refusalPrefixes are how replies without a code of their own begin.
-var refusalPrefixes = []string{
-	"ERR max number of clients", "ERR The user executing the script", "ERR ACL failure in script",
 }
 
 // scan calls f with the names of the keys that match pattern, as SCAN returns them: each at least once, in steps in

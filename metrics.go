@@ -1,14 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
-	"fmt"
-	"io"
-	"log"
 	"maps"
-	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,39 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 )
-
-// logger writes lines that begin with their level. Whatever is in a value, a line stays one line.
-type logger struct{ out *log.Logger }
-
-func newLogger(w io.Writer) *logger { return &logger{log.New(w, "", 0)} }
-
-func (l *logger) infof(format string, args ...any)  { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
-func (l *logger) warnf(format string, args ...any)  { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
-func (l *logger) errorf(format string, args ...any) { l.line("[ERROR] ", fmt.Sprintf(format, args...)) }
-
-// line writes text with every rune escaped that is neither printable nor a tab.
-func (l *logger) line(level, text string) {
-	var escaped strings.Builder
-	escaped.WriteString(level)
-	for _, r := range text {
-		if r == '\t' || strconv.IsPrint(r) {
-			escaped.WriteRune(r)
-		} else {
-			escaped.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-	}
-	l.out.Print(escaped.String())
-}
-
-// warnings returns a Logger for net/http, which words itself what goes wrong with connections.
-func (l *logger) warnings() *log.Logger { return log.New(warningWriter{l}, "", 0) }
-
-type warningWriter struct{ log *logger }
-
-func (w warningWriter) Write(p []byte) (int, error) {
-	w.log.warnf("%s", strings.TrimSuffix(string(p), "\n"))
-	return len(p), nil
-}
 
 const (
 	maxNamedTenants = 1000 // further tenants are counted together as otherName
@@ -495,83 +456,5 @@ func (g *gatewayMetrics) writeTimes(e *exposition, name, help string, of func(*e
 		}
 		e.sample(name+"_sum", histogram.seconds, "endpoint", endpoint)
 		e.sample(name+"_count", float64(count), "endpoint", endpoint)
-	}
-}
-
-// exposition is a page of metrics.
-type exposition struct{ bytes.Buffer }
-
-// family begins a metric, whose samples follow.
-func (e *exposition) family(name, kind, help string) {
-	fmt.Fprintf(e, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
-}
-
-// sample writes one value of the last family, with the names and values of its labels in turn.
-func (e *exposition) sample(name string, value float64, labels ...string) {
-	e.WriteString(name)
-	separator := "{"
-	for i := 0; i < len(labels); i += 2 {
-		e.WriteString(separator + labels[i] + `="` + escapedLabel.Replace(labels[i+1]) + `"`)
-		separator = ","
-	}
-	if len(labels) > 0 {
-		e.WriteByte('}')
-	}
-	e.WriteString(" " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
-}
-
-var escapedLabel = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
-
-// single writes a family of one value.
-func (e *exposition) single(name, kind, help string, value float64) {
-	e.family(name, kind, help)
-	e.sample(name, value)
-}
-
-var startTime = time.Now()
-
-// writeProcess writes what the Go runtime and, on Linux, the system know about the process.
-func writeProcess(e *exposition) {
-	var memory runtime.MemStats
-	runtime.ReadMemStats(&memory)
-	e.family("go_info", "gauge", "The version of Go.")
-	e.sample("go_info", 1, "version", runtime.Version())
-	e.single("go_goroutines", "gauge", "Goroutines.", float64(runtime.NumGoroutine()))
-	e.single("go_memstats_heap_alloc_bytes", "gauge", "Bytes of the heap in use.", float64(memory.HeapAlloc))
-	e.single("go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(memory.Sys))
-	e.single("go_memstats_alloc_bytes_total", "counter", "Bytes allocated on the heap, ever.", float64(memory.TotalAlloc))
-	e.single("go_memstats_mallocs_total", "counter", "Objects allocated on the heap, ever.", float64(memory.Mallocs))
-	e.single("go_gc_cycles_total", "counter", "Garbage collections.", float64(memory.NumGC))
-	e.single("go_gc_pause_seconds_total", "counter", "Time for which collections have stopped the program.",
-		time.Duration(memory.PauseTotalNs).Seconds())
-	writeLinuxProcess(e)
-}
-
-// writeLinuxProcess writes nothing on systems without /proc.
-func writeLinuxProcess(e *exposition) {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		return
-	}
-	// The second field, the program's name in parentheses, may have spaces (proc_pid_stat(5)).
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	number := func(field int) float64 {
-		n, _ := strconv.ParseFloat(fields[field-3], 64)
-		return n
-	}
-	const ticks = 100 // a second, on every Linux that Go runs on
-	e.single("process_start_time_seconds", "gauge", "When the process began, in Unix time.",
-		float64(startTime.UnixMilli())/1000)
-	e.single("process_cpu_seconds_total", "counter", "Processor time used.", (number(14)+number(15))/ticks)
-	e.single("process_resident_memory_bytes", "gauge", "Memory resident.", number(24)*float64(os.Getpagesize()))
-	e.single("process_virtual_memory_bytes", "gauge", "Virtual memory.", number(23))
-	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
-		e.single("process_open_fds", "gauge", "Open file descriptors.", float64(len(files)))
-	}
-	if limits, err := os.ReadFile("/proc/self/limits"); err == nil {
-		_, line, _ := strings.Cut(string(limits), "Max open files")
-		if most, err := strconv.ParseFloat(strings.Fields(line + " ?")[0], 64); err == nil {
-			e.single("process_max_fds", "gauge", "Maximum number of open file descriptors.", most)
-		}
 	}
 }

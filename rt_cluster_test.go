@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +20,10 @@ type testCluster struct {
 	nodes   []*redisServer
 }
 
-const clusterNodeTimeout = time.Second
+const (
+	clusterNodeTimeout = time.Second
+	slots              = 16384 // of a Redis Cluster
+)
 
 // startCluster starts a cluster and waits until it serves. replicas is 0 or 1, of each master.
 func startCluster(masters, replicas int, args ...string) (*testCluster, error) {
@@ -61,7 +63,7 @@ func (c *testCluster) join() error {
 	for i, n := range c.nodes {
 		commands := [][]any{{"CLUSTER", "SET-CONFIG-EPOCH", i + 1}}
 		if i < c.masters {
-			first, last := i*slotCount/c.masters, (i+1)*slotCount/c.masters-1
+			first, last := i*slots/c.masters, (i+1)*slots/c.masters-1
 			commands = append(commands, []any{"CLUSTER", "ADDSLOTSRANGE", first, last})
 		}
 		if i > 0 {
@@ -121,7 +123,7 @@ func (r *redisServer) all(commands ...[]any) error {
 
 // wait is eventually without a test.
 func wait(within time.Duration, condition func() error) error {
-	for deadline := in(within); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
 		err := condition()
 		if err == nil || time.Now().After(deadline) {
 			return err
@@ -149,15 +151,15 @@ func (r *redisServer) checkMember(nodes int) error {
 	if err != nil {
 		return err
 	}
-	if infoField(state, "cluster_state") != "ok" || infoField(state, "cluster_known_nodes") != strconv.Itoa(nodes) ||
-		infoField(state, "cluster_slots_ok") != strconv.Itoa(slotCount) {
+	if redisField(state, "cluster_state") != "ok" || redisField(state, "cluster_known_nodes") != strconv.Itoa(nodes) ||
+		redisField(state, "cluster_slots_ok") != strconv.Itoa(slots) {
 		return fmt.Errorf("the cluster is not complete: %s", state)
 	}
 	replication, err := redis.String(conn.Do("INFO", "replication"))
 	if err != nil {
 		return err
 	}
-	if infoField(replication, "role") == "slave" && infoField(replication, "master_link_status") != "up" {
+	if redisField(replication, "role") == "slave" && redisField(replication, "master_link_status") != "up" {
 		return errors.New("the replica is not in sync")
 	}
 	return nil
@@ -230,7 +232,7 @@ func (r *redisServer) alive() bool {
 func (c *testCluster) replicaOf(t testing.TB, master *redisServer) *redisServer {
 	t.Helper()
 	for _, n := range c.nodes {
-		if n.alive() && infoField(n.string(t, "INFO", "replication"), "master_port") == strconv.Itoa(master.port) {
+		if n.alive() && redisField(n.string(t, "INFO", "replication"), "master_port") == strconv.Itoa(master.port) {
 			return n
 		}
 	}
@@ -311,104 +313,21 @@ func slotsOf(t testing.TB, n *redisServer) (slots []int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := parseSlots(ranges, n.tcp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range m.ranges {
-		for slot := r.first; r.master == n.tcp && slot <= r.last; slot++ {
+	for _, one := range ranges { // first slot, last slot, its master, its replicas
+		var first, last int
+		var master []any
+		if _, err := redis.Scan(one.([]any), &first, &last, &master); err != nil {
+			t.Fatal(err)
+		}
+		if port, err := redis.Int(master[1], nil); err != nil || port != n.port {
+			continue
+		}
+		for slot := first; slot <= last; slot++ {
 			slots = append(slots, slot)
 		}
 	}
 	return slots
 }
-
-// conn returns a connection that runs each command on the master that has its key, and those without a key on all.
-func (c *testCluster) conn() redis.Conn { return &clusterConn{c, make(map[string]redis.Conn)} }
-
-// clusterConn follows redirections. Only Do and Close may be used.
-type clusterConn struct {
-	cluster *testCluster
-	conns   map[string]redis.Conn
-}
-
-func (c *clusterConn) Close() error {
-	for _, conn := range c.conns {
-		conn.Close()
-	}
-	return nil
-}
-
-func (c *clusterConn) at(address string) (redis.Conn, error) {
-	if conn := c.conns[address]; conn != nil {
-		return conn, nil
-	}
-	conn, err := redis.Dial("tcp", address)
-	if err == nil {
-		c.conns[address] = conn
-	}
-	return conn, err
-}
-
-func (c *clusterConn) Do(command string, args ...any) (any, error) {
-	switch command {
-	case "KEYS", "SCRIPT", "PING", "CLIENT", "CONFIG", "ACL", "FLUSHALL", "INFO":
-		return c.doAll(command, args...)
-	case "EXISTS", "DEL":
-		total := int64(0)
-		for _, key := range args {
-			n, err := redis.Int64(c.doOne(command, key))
-			if err != nil {
-				return nil, err
-			}
-			total += n
-		}
-		return total, nil
-	}
-	return c.doOne(command, args...)
-}
-
-// doAll runs a command on all masters. It returns the elements of all their replies, or the last reply.
-func (c *clusterConn) doAll(command string, args ...any) (reply any, err error) {
-	var elements []any
-	for _, n := range c.cluster.nodes[:c.cluster.masters] {
-		conn, err := c.at(n.tcp)
-		if err == nil {
-			reply, err = conn.Do(command, args...)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if some, ok := reply.([]any); ok {
-			elements = append(elements, some...)
-			reply = elements
-		}
-	}
-	return reply, nil
-}
-
-func (c *clusterConn) doOne(command string, args ...any) (any, error) {
-	address := c.cluster.nodes[slices.IndexFunc(c.cluster.nodes, (*redisServer).alive)].tcp
-	for {
-		conn, err := c.at(address)
-		if err != nil {
-			return nil, err
-		}
-		reply, err := conn.Do(command, args...)
-		if kind, moved := parseRedirect(err, address); err != nil && kind == movedSlot {
-			address = moved
-			continue
-		}
-		return reply, err
-	}
-}
-
-var errOnlyDo = errors.New("a clusterConn can only Do")
-
-func (c *clusterConn) Err() error                { return nil }
-func (c *clusterConn) Send(string, ...any) error { return errOnlyDo }
-func (c *clusterConn) Flush() error              { return errOnlyDo }
-func (c *clusterConn) Receive() (any, error)     { return nil, errOnlyDo }
 
 var sharedCluster struct {
 	sync.Mutex
@@ -441,55 +360,26 @@ func closeSharedCluster() {
 	}
 }
 
-// newTenant creates a tenant in the cluster through the service.
-func newClusterTenant(t testing.TB, s *service, config string) string {
+// mastersNow returns the masters.
+func (c *testCluster) mastersNow(t testing.TB) (masters []*redisServer) {
 	t.Helper()
-	id := newTenantID()
-	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`).want(t, 201, "")
-	return id
+	for _, n := range c.nodes {
+		if n.alive() && n.isMaster(t) {
+			masters = append(masters, n)
+		}
+	}
+	return masters
 }
 
-// keysOn returns API keys of a tenant, n of them on each master, by its address.
-func (c *testCluster) keysOn(t testing.TB, s *service, tenant string, n int, members string) map[string][]string {
-	t.Helper()
-	masters := make(map[string]map[int]bool)
-	keys := make(map[string][]string)
-	for _, node := range c.nodes {
-		if node.alive() && node.isMaster(t) {
-			slots := make(map[int]bool)
-			for _, slot := range slotsOf(t, node) {
-				slots[slot] = true
-			}
-			masters[node.tcp], keys[node.tcp] = slots, nil
-		}
-	}
-	complete := func() bool {
-		for _, some := range keys {
-			if len(some) < n {
-				return false
-			}
-		}
-		return true
-	}
-	for !complete() {
-		key := s.issue(t, tenant, members)
-		for address := range maps.Keys(masters) {
-			if masters[address][keySlot(apiKeyRedisKey(key))] && len(keys[address]) < n {
-				keys[address] = append(keys[address], key)
-			}
-		}
-	}
-	return keys
-}
+// awaitVotes waits until a failover that may just have ended hinders no other: for two timeouts the masters do not vote
+// again for a replica of the same shard, and a planned failover pauses its master's clients meanwhile.
+func awaitVotes() { time.Sleep(2*clusterNodeTimeout + 200*time.Millisecond) }
 
-// balance returns what is left of an API key, from its master.
-func (c *testCluster) balance(t testing.TB, key string) int {
-	t.Helper()
-	conn := c.conn()
-	defer conn.Close()
-	n, err := redis.Int(conn.Do("HGET", apiKeyRedisKey(key), "tokensLeft"))
-	if err != nil {
-		t.Fatal(err)
+// slotKey returns a hash tag of a slot.
+func slotKey(slot int) string {
+	for i := 0; ; i++ {
+		if tag := "{" + strconv.Itoa(i) + "}"; keySlot(tag) == slot {
+			return tag
+		}
 	}
-	return n
 }

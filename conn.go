@@ -79,15 +79,6 @@ type pendingCommand struct {
 	done     chan struct{} // holds one
 }
 
-// commandKind says what is to be done beside sending a command.
-type commandKind uint8
-
-const (
-	afterAsking commandKind = 1 << iota // send ASKING before it: its slot is being moved to this server
-	writes                              // it may write: its reply counts when enough replicas have what it wrote
-	dispensable                         // that it fails says nothing about Redis
-)
-
 // Beside commands, inFlight has these where a reply is due that nobody waits for. They have no channel.
 var (
 	askingReply = new(pendingCommand) // of ASKING; its command follows

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// infoField returns the value of one line of INFO's reply, "" if it has no such line.
+func infoField(info, name string) string {
+	for line := range strings.Lines(info) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// memoryInfo returns what INFO says of the server's memory. Whoever may not ask gets "".
+func (n *redisNode) memoryInfo(deadline time.Time) (string, error) {
+	info, err := redis.String(n.doPooled(deadline, "INFO", []any{"memory"}, 0))
+	if _, refused := errors.AsType[redis.Error](err); refused {
+		return "", nil
+	}
+	return info, err
+}
+
+// memoryGauge knows how much of a server's memory is used: from when it was last asked, and what was written since.
+type memoryGauge struct {
+	mu        sync.Mutex // guards the fields below
+	readAt    time.Time
+	used, max int64 // bytes; max is 0 if there is no limit
+}
+
+// gaugeMaxAge is how long the state of a memory is used after it was read.
+const gaugeMaxAge = time.Second
+
+// hasRoom reports whether size bytes more leave a quarter of the memory to what cannot be done without, and counts them
+// if so. info returns the reply of INFO.
+func (g *memoryGauge) hasRoom(size int64, info func() (string, error)) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if time.Since(g.readAt) > gaugeMaxAge {
+		reply, err := info()
+		if err != nil {
+			return false
+		}
+		g.used, _ = strconv.ParseInt(infoField(reply, "used_memory"), 10, 64) // 0 if it is not known
+		g.max, _ = strconv.ParseInt(infoField(reply, "maxmemory"), 10, 64)
+		g.readAt = time.Now()
+	}
+	if g.max > 0 && g.used+size > g.max/4*3 {
+		return false
+	}
+	g.used += size
+	return true
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// logBuffer collects the lines that a service logs.
+type logBuffer struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text = append(b.text, p...)
+	return len(p), nil
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.text)
+}
+
+// wait returns the rest of the first line that begins with prefix, as soon as there is one. The test fails if done is
+// closed before.
+func (b *logBuffer) wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		ended := false
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+		for line := range strings.Lines(b.String()) {
+			if after, ok := strings.CutPrefix(line, prefix); ok && strings.HasSuffix(after, "\n") {
+				rest = strings.TrimSuffix(after, "\n")
+				return nil
+			}
+		}
+		if ended {
+			t.Fatalf("the service ended without a line %q in its log:\n%s", prefix, b)
+		}
+		return fmt.Errorf("no line %q in the log:\n%s", prefix, b)
+	})
+	return rest
+}
+
+// count returns how often text is in the log.
+func (b *logBuffer) count(text string) int { return strings.Count(b.String(), text) }

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"testing"
+	"time"
+)
+
+// eventually calls condition until it returns nil. The test fails with its last error if that takes longer than within.
+func eventually(t testing.TB, within time.Duration, condition func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
+		late := time.Now().After(deadline)
+		err := condition()
+		if err == nil {
+			return
+		}
+		if late {
+			t.Fatalf("after %s: %v", within, err)
+		}
+	}
+}
