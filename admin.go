@@ -95,7 +95,7 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *reques
 
 // audit logs a change that an admin has made: who, of which tenant, and what.
 func (s *server) audit(info *requestInfo, tenantID, format string, args ...any) {
-	s.log.infof("Admin %s, tenant %s: %s", info.actor, tenantID, fmt.Sprintf(format, args...))
+	s.log.Infof("Admin %s, tenant %s: %s", info.actor, tenantID, fmt.Sprintf(format, args...))
 }
 
 // keyName returns how the log names an API key: by the first 8 hex digits of its SHA-256.
@@ -104,7 +104,7 @@ func keyName(key string) string { return fmt.Sprintf("%.4x", sha256.Sum256([]byt
 // logConfigWarnings logs which members of a config that was saved are probably misspelled.
 func (s *server) logConfigWarnings(tenantID string, config *tenantConfig) {
 	for _, warning := range config.warnings {
-		s.log.warnf("The config of tenant %s: %s", tenantID, warning)
+		s.log.Warnf("The config of tenant %s: %s", tenantID, warning)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // wantTenants checks the list of tenants.
@@ -41,8 +42,8 @@ func (s *service) newAdminToken(t *testing.T, tenant string) string {
 func tokenHash(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
 
 func TestTenantLifeCycle(t *testing.T) {
-	r := newRedis(t)
-	services := newServices(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	services := newServices(t, "REDIS_URL="+r.URL())
 	s := services[0]
 
 	t.Run("created, it is served by every process and listed", func(t *testing.T) {
@@ -63,7 +64,7 @@ func TestTenantLifeCycle(t *testing.T) {
 	})
 
 	t.Run("put straight into Redis, it is served, and listed once it was replaced", func(t *testing.T) {
-		r.do(t, "SET", "tenant:direct:config", `{"by": "hand"}`)
+		r.Do(t, "SET", "tenant:direct:config", `{"by": "hand"}`)
 		s.admin(t, "GET", "/direct/admin/config", "").want(t, 200, `{"config":{"by":"hand"}}`)
 		s.wantTenants(t, "B_2", "abc", "default", "zoe")
 		if n := len(s.history(t, "direct")); n != 0 {
@@ -82,9 +83,9 @@ func TestTenantLifeCycle(t *testing.T) {
 	})
 
 	t.Run("deleted straight in Redis, it is not listed", func(t *testing.T) {
-		r.do(t, "DEL", "tenant:direct:config")
+		r.Do(t, "DEL", "tenant:direct:config")
 		s.wantTenants(t, "B_2", "abc", "default", "zoe")
-		r.do(t, "DEL", "tenants", "tenant:abc:config")
+		r.Do(t, "DEL", "tenants", "tenant:abc:config")
 		s.wantTenants(t)
 	})
 
@@ -111,7 +112,7 @@ func TestTenantLifeCycle(t *testing.T) {
 			s.admin(t, "GET", "/zoe/admin/config/history", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 			s.admin(t, "POST", "/zoe/admin/tokens", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 		}
-		if keys := r.keys(t, "*tenant:zoe:*"); !slices.Equal(keys, []string{"{tenant:zoe:config}:generation"}) {
+		if keys := r.Keys(t, "*tenant:zoe:*"); !slices.Equal(keys, []string{"{tenant:zoe:config}:generation"}) {
 			t.Errorf("of a deleted tenant there is %q", keys)
 		}
 		for _, id := range []string{"zoe", "nobody", "_", "a%3Ab", "%00"} {
@@ -129,7 +130,7 @@ func TestTenantLifeCycle(t *testing.T) {
 
 	t.Run("even if only its config was deleted, straight in Redis", func(t *testing.T) {
 		token := s.newAdminToken(t, "zoe")
-		r.do(t, "DEL", "tenant:zoe:config")
+		r.Do(t, "DEL", "tenant:zoe:config")
 		for _, s := range services {
 			s.wantConfig(t, "zoe", "")
 		}
@@ -208,12 +209,12 @@ func TestConfig(t *testing.T) {
 	})
 	t.Run("a typo does not create a tenant", func(t *testing.T) {
 		s.putConfig(t, id+"x", `{}`).want(t, 400, `{"error":"Invalid tenant ID"}`)
-		if testRedis.int(t, "EXISTS", "tenant:"+id+"x:config") != 0 {
+		if testRedis.Int(t, "EXISTS", "tenant:"+id+"x:config") != 0 {
 			t.Error("there is a tenant")
 		}
 	})
 	t.Run("put straight into Redis, not compact, it is served like any other", func(t *testing.T) {
-		testRedis.do(t, "SET", "tenant:"+id+":config", "{\n \"a\": 1\n}\n")
+		testRedis.Do(t, "SET", "tenant:"+id+":config", "{\n \"a\": 1\n}\n")
 		s.wantConfig(t, id, `{"a":1}`)
 	})
 }
@@ -278,7 +279,7 @@ func TestETags(t *testing.T) {
 		}
 	})
 	t.Run("put straight into Redis, not compact, it has its ETag too", func(t *testing.T) {
-		testRedis.do(t, "SET", "tenant:"+id+":config", ` {"v": 8} `)
+		testRedis.Do(t, "SET", "tenant:"+id+":config", ` {"v": 8} `)
 		s.wantConfig(t, id, `{"v":8}`)
 		put(t, `{"v":9}`, "If-Match: "+get(t).etag(t)).want(t, 200, "")
 	})
@@ -368,7 +369,7 @@ func TestHistory(t *testing.T) {
 		if list := s.admin(t, "GET", path, ""); strings.Contains(list.body, "S3") {
 			t.Error("the list shows a config")
 		}
-		if n := testRedis.int(t, "LLEN", "{tenant:"+id+":config}:history"); n != 20 {
+		if n := testRedis.Int(t, "LLEN", "{tenant:"+id+":config}:history"); n != 20 {
 			t.Errorf("%d versions are in Redis", n)
 		}
 	})
@@ -401,9 +402,9 @@ func TestHistory(t *testing.T) {
 	t.Run("restoring is conditional, and held to the rules", func(t *testing.T) {
 		s.admin(t, "POST", path+"/"+etags[30]+"/restore", "", `If-Match: "x"`).want(t, 412, "")
 		broken := strings.Repeat("a", 40)
-		testRedis.do(t, "SET", "tenant:"+id+":config", `{}`)
-		testRedis.do(t, "LSET", "{tenant:"+id+":config}:history", 3, broken+" 2026-01-02T03:04:05.678Z operator")
-		testRedis.do(t, "HSET", "{tenant:"+id+":config}:versions", broken, `{"caching":7}`)
+		testRedis.Do(t, "SET", "tenant:"+id+":config", `{}`)
+		testRedis.Do(t, "LSET", "{tenant:"+id+":config}:history", 3, broken+" 2026-01-02T03:04:05.678Z operator")
+		testRedis.Do(t, "HSET", "{tenant:"+id+":config}:versions", broken, `{"caching":7}`)
 		s.wantConfig(t, id, `{}`)
 		s.admin(t, "POST", path+"/"+broken+"/restore", "").want(t, 400, `{"error":"Invalid config: caching must be an object"}`)
 		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{}}`)
@@ -435,8 +436,8 @@ func TestBrokenConfigIsRepaired(t *testing.T) {
 				{method: "POST", path: path + "/history/" + first + "/restore"},
 			}
 			for _, repair := range repairs {
-				testRedis.do(t, "SET", "tenant:"+id+":config", test.broken)
-				eventually(t, 5*time.Second, func() error { return s.do(t, "POST", "/"+id+"/auth/anonymous", "").is(500) })
+				testRedis.Do(t, "SET", "tenant:"+id+":config", test.broken)
+				redistest.Eventually(t, 5*time.Second, func() error { return s.do(t, "POST", "/"+id+"/auth/anonymous", "").is(500) })
 				s.consume(t, id, key, "").want(t, 500, `{"error":"Internal error"}`)
 				s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
 				s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
@@ -466,10 +467,10 @@ func TestBrokenConfigIsRepaired(t *testing.T) {
 	}
 	t.Run("what is not a string is not touched", func(t *testing.T) {
 		id := newTenant(t, 5)
-		testRedis.do(t, "DEL", "tenant:"+id+":config")
-		testRedis.do(t, "RPUSH", "tenant:"+id+":config", "something")
+		testRedis.Do(t, "DEL", "tenant:"+id+":config")
+		testRedis.Do(t, "RPUSH", "tenant:"+id+":config", "something")
 		s.putConfig(t, id, `{}`).want(t, 500, "")
-		if testRedis.string(t, "LINDEX", "tenant:"+id+":config", 0) != "something" {
+		if testRedis.String(t, "LINDEX", "tenant:"+id+":config", 0) != "something" {
 			t.Error("it was overwritten")
 		}
 	})
@@ -499,7 +500,7 @@ func TestConfigSecrets(t *testing.T) {
 			t.Errorf("response %d shows a secret: %+v", i, got)
 		}
 	}
-	if s.log.count("S3CRET") > 0 {
+	if s.log.Count("S3CRET") > 0 {
 		t.Errorf("the log shows a secret:\n%s", s.log)
 	}
 }
@@ -510,9 +511,9 @@ func TestDeleteRemains(t *testing.T) {
 	id := newTenant(t, 1)
 	s.putConfig(t, id, `{}`).want(t, 200, "")
 	s.newAdminToken(t, id)
-	testRedis.do(t, "DEL", "tenant:"+id+":config")
+	testRedis.Do(t, "DEL", "tenant:"+id+":config")
 	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-	if keys := testRedis.keys(t, "*tenant:"+id+":*"); !slices.Equal(keys, []string{"{tenant:" + id + ":config}:generation"}) {
+	if keys := testRedis.Keys(t, "*tenant:"+id+":*"); !slices.Equal(keys, []string{"{tenant:" + id + ":config}:generation"}) {
 		t.Errorf("there is still %q", keys)
 	}
 }
@@ -552,7 +553,7 @@ func TestKeyAdministration(t *testing.T) {
 		t.Helper()
 		return s.admin(t, method, "/"+tenant+path, body)
 	}
-	expires := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key)
+	expires := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key)
 
 	t.Run("an admin sees what the holder sees", func(t *testing.T) {
 		own := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
@@ -603,18 +604,18 @@ func TestKeyAdministration(t *testing.T) {
 		} {
 			admin(t, "PATCH", id, test.body).wantError(t, 400, test.want)
 		}
-		if got := testRedis.string(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 5 || got != "pro" {
+		if got := testRedis.String(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 5 || got != "pro" {
 			t.Errorf("%d tokens, group %s", tokensLeft(t, key), got)
 		}
 	})
 	t.Run("no change moves the expiry", func(t *testing.T) {
-		if got := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key); got != expires {
+		if got := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key); got != expires {
 			t.Errorf("the key expires at %d, before the changes at %d", got, expires)
 		}
 	})
 
 	t.Run("not found: another tenant's key, none, and what cannot be one", func(t *testing.T) {
-		before := testRedis.string(t, "DUMP", "apiKey:"+key)
+		before := testRedis.String(t, "DUMP", "apiKey:"+key)
 		for _, test := range []struct{ tenant, path string }{
 			{other, path}, {id, "/admin/keys/" + someKey}, {id, "/admin/keys/x"}, {id, "/admin/keys/a%2Fb"}, {id, "/admin/keys/%00"},
 			{id, "/admin/keys/" + key + "x"},
@@ -623,7 +624,7 @@ func TestKeyAdministration(t *testing.T) {
 			s.admin(t, "PATCH", "/"+test.tenant+test.path, `{"tokens":1}`).want(t, 404, `{"error":"Not found"}`)
 			s.admin(t, "DELETE", "/"+test.tenant+test.path, "").want(t, 404, `{"error":"Not found"}`)
 		}
-		if testRedis.string(t, "DUMP", "apiKey:"+key) != before || testRedis.int(t, "EXISTS", "apiKey:"+someKey) != 0 {
+		if testRedis.String(t, "DUMP", "apiKey:"+key) != before || testRedis.Int(t, "EXISTS", "apiKey:"+someKey) != 0 {
 			t.Error("another tenant's admin has changed the key")
 		}
 	})
@@ -635,7 +636,7 @@ func TestKeyAdministration(t *testing.T) {
 	})
 
 	t.Run("revoked, it is dead for every process, and nothing of its rate is left", func(t *testing.T) {
-		testRedis.do(t, "RPUSH", "{apiKey:"+key+"}:rate", 1)
+		testRedis.Do(t, "RPUSH", "{apiKey:"+key+"}:rate", 1)
 		services[1].consume(t, id, key, "").want(t, 200, "")
 		gone := admin(t, "DELETE", id, "")
 		gone.want(t, 204, "")
@@ -646,7 +647,7 @@ func TestKeyAdministration(t *testing.T) {
 			s.consume(t, id, key, "").want(t, 401, "")
 			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 401, "")
 		}
-		if n := testRedis.int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
+		if n := testRedis.Int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
 			t.Error("something of a revoked key is left")
 		}
 		admin(t, "DELETE", id, "").want(t, 404, "")
@@ -664,10 +665,10 @@ func TestTenantAdmins(t *testing.T) {
 				t.Errorf("the token is %q", tokens[i])
 			}
 			kept := "{tenant:" + id + ":config}:adminTokens"
-			if n := testRedis.int(t, "HLEN", kept); n != 1 {
+			if n := testRedis.Int(t, "HLEN", kept); n != 1 {
 				t.Errorf("%d tokens are kept", n)
 			}
-			at := testRedis.string(t, "HGET", kept, tokenHash(tokens[i]))
+			at := testRedis.String(t, "HGET", kept, tokenHash(tokens[i]))
 			if _, err := time.Parse(timeLayout, at); err != nil {
 				t.Errorf("it was created at %q", at)
 			}
@@ -717,7 +718,7 @@ func TestTenantAdmins(t *testing.T) {
 	dump := func() (all string) {
 		config := "tenant:" + ids[0] + ":config"
 		for _, key := range []string{config, "{" + config + "}:history", "{" + config + "}:adminTokens", "apiKey:" + key} {
-			all += testRedis.string(t, "DUMP", key)
+			all += testRedis.String(t, "DUMP", key)
 		}
 		return all
 	}
@@ -770,7 +771,7 @@ func TestTenantAdmins(t *testing.T) {
 		s.admin(t, "GET", "/"+ids[0]+"/admin/config", "").want(t, 200, "")
 	})
 	for _, secret := range append(tokens, testAdminToken, key) {
-		if s.log.count(secret) > 0 {
+		if s.log.Count(secret) > 0 {
 			t.Errorf("a secret is in the log:\n%s", s.log)
 		}
 	}
@@ -840,12 +841,12 @@ func TestRevocationRace(t *testing.T) {
 			until: func(o outcome) bool { return o.err == nil && o.got.status == 401 },
 		}.start(t)
 		s.admin(t, "DELETE", path, "").want(t, 204, "")
-		config := testRedis.string(t, "GET", "tenant:"+id+":config")
+		config := testRedis.String(t, "GET", "tenant:"+id+":config")
 		racing.wait()
-		if after := testRedis.string(t, "GET", "tenant:"+id+":config"); after != config {
+		if after := testRedis.String(t, "GET", "tenant:"+id+":config"); after != config {
 			t.Fatalf("a revoked token has changed the config from %s to %s", config, after)
 		}
-		if n := testRedis.int(t, "HLEN", "{tenant:"+id+":config}:adminTokens"); n != 0 {
+		if n := testRedis.Int(t, "HLEN", "{tenant:"+id+":config}:adminTokens"); n != 0 {
 			t.Fatalf("%d tokens outlive their revocation", n)
 		}
 	}
@@ -911,7 +912,7 @@ func TestAuditLog(t *testing.T) {
 		t.Errorf("the log has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	for _, secret := range []string{"S3CRET", "8675309", key, token, testAdminToken} {
-		if s.log.count(secret) != 0 {
+		if s.log.Count(secret) != 0 {
 			t.Errorf("%s is in the log:\n%s", secret, s.log)
 		}
 	}

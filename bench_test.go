@@ -21,6 +21,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -77,7 +81,7 @@ const (
 )
 
 // workloads makes the tenants and keys for them through s. The first is the floor's.
-func workloads(b *testing.B, s *service, r *redisServer) []workload {
+func workloads(b *testing.B, s *service, r *redistest.Server) []workload {
 	tenant := newTenantIn(b, r, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
 	limited := newTenantIn(b, r, fmt.Sprintf(
 		`{"user_groups":{"anonymous":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}}}`, int64(maxAmount)))
@@ -107,7 +111,7 @@ func workloads(b *testing.B, s *service, r *redisServer) []workload {
 }
 
 // cachedWorkload returns the request to the gateway whose response is cached.
-func cachedWorkload(b *testing.B, s *service, r *redisServer) workload {
+func cachedWorkload(b *testing.B, s *service, r *redistest.Server) workload {
 	p := newProvider(b)
 	tenant := newTenantIn(b, r, cachedConfig(maxAmount, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(b, tenant)}
@@ -230,13 +234,13 @@ func readResponse(r *bufio.Reader) error {
 // the two that load a config), reads from connections (at most one a round trip), and commands with those that scripts
 // call.
 func redisWork(b *testing.B) map[string]int {
-	info := testRedis.string(b, "INFO", "everything")
+	info := testRedis.String(b, "INFO", "everything")
 	calls := func(command string) (n int) {
-		fmt.Sscanf(redisField(info, "cmdstat_"+command), "calls=%d", &n)
+		fmt.Sscanf(redistest.Field(info, "cmdstat_"+command), "calls=%d", &n)
 		return n
 	}
 	field := func(name string) (n int) {
-		fmt.Sscan(redisField(info, name), &n)
+		fmt.Sscan(redistest.Field(info, name), &n)
 		return n
 	}
 	return map[string]int{
@@ -251,23 +255,23 @@ func redisWork(b *testing.B) map[string]int {
 func BenchmarkCharge(b *testing.B) {
 	s := newService(b)
 	key := s.login(b, newTenant(b, maxAmount))
-	url, err := parseRedisURL(testRedis.url())
+	url, err := redisdb.ParseURL(testRedis.URL())
 	if err != nil {
 		b.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, newLogger(new(logBuffer)))
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, telemetry.New(new(telemetrytest.Log)))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer closeStore()
-	tenant := testRedis.string(b, "HGET", "apiKey:"+key, "tenantId")
+	tenant := testRedis.String(b, "HGET", "apiKey:"+key, "tenantId")
 	const groups = "\xffanonymous\xfe"
 	ways := map[string]func() (any, error){
 		"shared": func() (any, error) {
-			return st.redis.eval(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
+			return st.redis.Eval(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
 		},
 		"pooled": func() (any, error) {
-			return st.redis.evalLarge(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
+			return st.redis.EvalLarge(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
 		},
 	}
 	for _, callers := range []int{1, 64} {
@@ -323,7 +327,7 @@ func buildBinary(t testing.TB, commit string) string {
 
 // speedRun is one run of BenchmarkSpeed.
 type speedRun struct {
-	r        *redisServer
+	r        *redistest.Server
 	settings []string
 	binary   string
 	service  *process
@@ -339,8 +343,8 @@ type speedRun struct {
 // there runs beside that of now.
 func BenchmarkSpeed(b *testing.B) {
 	for b.Loop() {
-		run := &speedRun{r: newRedis(b, "--appendonly", "no"), binary: buildBinary(b, "")}
-		run.settings = append([]string{"REDIS_URL=" + run.r.url()}, benchSettings...)
+		run := &speedRun{r: redistest.New(b, "--appendonly", "no"), binary: buildBinary(b, "")}
+		run.settings = append([]string{"REDIS_URL=" + run.r.URL()}, benchSettings...)
 		run.measureStart(b)
 		run.service = startCommand(b, exec.Command(run.binary), run.settings)
 		if commit := os.Getenv("BASE"); commit != "" {
@@ -484,7 +488,7 @@ func paced(b *testing.B, address string, requests [][]byte, rate float64, durati
 }
 
 // chargesOfTenants returns charges for a key of each of n new tenants.
-func chargesOfTenants(b *testing.B, s *service, r *redisServer, n int) (requests [][]byte) {
+func chargesOfTenants(b *testing.B, s *service, r *redistest.Server, n int) (requests [][]byte) {
 	for range n {
 		id := newTenantIn(b, r, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
 		one := workload{method: "POST", path: "/" + id + "/tokens/consume", tokens: []string{s.login(b, id)}, body: oneToken}
@@ -495,12 +499,12 @@ func chargesOfTenants(b *testing.B, s *service, r *redisServer, n int) (requests
 
 // measureGrown prints what many tenants and keys change.
 func (run *speedRun) measureGrown(b *testing.B) {
-	large := newRedis(b, "--appendonly", "no")
+	large := redistest.New(b, "--appendonly", "no")
 	const keys = 1_000_000
 	before := memory(b, large)
 	fillRedis(b, large, keys)
 	perKey := float64(memory(b, large)-before) / keys
-	grown := startCommand(b, exec.Command(run.binary), append([]string{"REDIS_URL=" + large.url()}, benchSettings...))
+	grown := startCommand(b, exec.Command(run.binary), append([]string{"REDIS_URL=" + large.URL()}, benchSettings...))
 	defer grown.kill()
 	requests := chargesOfTenants(b, &service{url: "http://" + grown.address(b)}, large, 1000)
 	var ratios []float64
@@ -573,12 +577,12 @@ func (res result) String() string {
 }
 
 // run adds a round, and its ratio to the last one of base.
-func (res *result) run(b *testing.B, w workload, p *process, r *redisServer, connections int, base *result) {
+func (res *result) run(b *testing.B, w workload, p *process, r *redistest.Server, connections int, base *result) {
 	user, system := cpuMicros(b, p.cmd.Process.Pid)
-	redisUser, redisSystem := cpuMicros(b, r.cmd.Process.Pid)
+	redisUser, redisSystem := cpuMicros(b, r.Cmd.Process.Pid)
 	rate, n := runWorkload(b, w, p.address(b), connections)
 	userAfter, systemAfter := cpuMicros(b, p.cmd.Process.Pid)
-	redisUserAfter, redisSystemAfter := cpuMicros(b, r.cmd.Process.Pid)
+	redisUserAfter, redisSystemAfter := cpuMicros(b, r.Cmd.Process.Pid)
 	res.requests = n
 	res.rates = append(res.rates, rate)
 	res.ratios = append(res.ratios, rate/base.rates[len(base.rates)-1])
@@ -655,18 +659,18 @@ func residentKiB(b *testing.B, pid int) (n int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	fmt.Sscan(redisField(string(status), "VmRSS"), &n)
+	fmt.Sscan(redistest.Field(string(status), "VmRSS"), &n)
 	return n
 }
 
-func memory(b *testing.B, r *redisServer) (n int) {
-	fmt.Sscan(redisField(r.string(b, "INFO", "memory"), "used_memory"), &n)
+func memory(b *testing.B, r *redistest.Server) (n int) {
+	fmt.Sscan(redistest.Field(r.String(b, "INFO", "memory"), "used_memory"), &n)
 	return n
 }
 
 // fillRedis makes n anonymous keys with the script that logins use.
-func fillRedis(b *testing.B, r *redisServer, n int) {
-	c, err := r.dial()
+func fillRedis(b *testing.B, r *redistest.Server, n int) {
+	c, err := r.Dial()
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // pageScript is what a page of another origin does with tollgate, and reports to its own server.
@@ -111,7 +112,7 @@ func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[st
 	defer func() {
 		cancel()
 		<-ended
-		eventually(t, 30*time.Second, func() error { return os.RemoveAll(profile) }) // its last processes may still write
+		redistest.Eventually(t, 30*time.Second, func() error { return os.RemoveAll(profile) }) // its last processes may still write
 	}()
 	select {
 	case body := <-reports:

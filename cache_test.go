@@ -8,14 +8,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // What is written by any process, or straight to Redis, is what every process serves within 1 s, and immediately on the
 // process that wrote it, whatever happens to connections and keys. A config that has not changed is not loaded again.
 func TestConfigFreshness(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	services := []*service{newService(t, "REDIS_URL="+r.url()), newService(t, "REDIS_URL="+r.url())}
+	r := redistest.New(t)
+	services := []*service{newService(t, "REDIS_URL="+r.URL()), newService(t, "REDIS_URL="+r.URL())}
 	const id = "fresh"
 	version := 0
 	next := func() string {
@@ -25,7 +26,7 @@ func TestConfigFreshness(t *testing.T) {
 	set := func(args ...any) string {
 		t.Helper()
 		config := next()
-		r.do(t, "SET", append([]any{"tenant:" + id + ":config", config}, args...)...)
+		r.Do(t, "SET", append([]any{"tenant:" + id + ":config", config}, args...)...)
 		return config
 	}
 	everywhere := func(t *testing.T, config string) {
@@ -74,35 +75,35 @@ func TestConfigFreshness(t *testing.T) {
 	t.Run("deleted and renamed", func(t *testing.T) {
 		config := set()
 		everywhere(t, config)
-		r.do(t, "DEL", "tenant:"+id+":config")
+		r.Do(t, "DEL", "tenant:"+id+":config")
 		everywhere(t, "")
-		r.do(t, "SET", "tenant:other:config", config)
-		r.do(t, "RENAME", "tenant:other:config", "tenant:"+id+":config")
+		r.Do(t, "SET", "tenant:other:config", config)
+		r.Do(t, "RENAME", "tenant:other:config", "tenant:"+id+":config")
 		everywhere(t, config)
 	})
 	for _, flush := range []string{"FLUSHALL", "FLUSHDB"} {
 		t.Run(flush, func(t *testing.T) {
 			everywhere(t, set())
-			r.do(t, flush)
+			r.Do(t, flush)
 			everywhere(t, "")
 		})
 	}
 	t.Run("SWAPDB", func(t *testing.T) {
 		everywhere(t, set())
-		r.do(t, "SWAPDB", 0, 1)
+		r.Do(t, "SWAPDB", 0, 1)
 		everywhere(t, "")
-		r.do(t, "SWAPDB", 0, 1)
+		r.Do(t, "SWAPDB", 0, 1)
 		everywhere(t, fmt.Sprintf(`{"version":%d}`, version))
 	})
 	t.Run("expired", func(t *testing.T) {
 		everywhere(t, set())
-		r.do(t, "PEXPIRE", "tenant:"+id+":config", 50)
+		r.Do(t, "PEXPIRE", "tenant:"+id+":config", 50)
 		everywhere(t, "")
 	})
 	t.Run("connections cut", func(t *testing.T) {
 		for range 5 {
 			everywhere(t, set())
-			r.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+			r.Do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 			everywhere(t, set())
 		}
 	})
@@ -119,10 +120,10 @@ func TestConfigFreshness(t *testing.T) {
 // Requests that need the same config at the same time cause one load.
 func TestConfigLoadIsShared(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{}`)
-	r.do(t, "CLIENT", "PAUSE", 300, "ALL")
+	r.Do(t, "CLIENT", "PAUSE", 300, "ALL")
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {
@@ -141,8 +142,8 @@ func TestConfigLoadIsShared(t *testing.T) {
 // In steady use a config is refreshed in the background: no request waits for Redis, and the config stays fresh.
 func TestConfigRefresh(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"version":1}`)
 	s.wantConfig(t, id, `{"version":1}`)
 	validations := func() int { return commandCalls(t, r, "evalsha") + commandCalls(t, r, "eval") }
@@ -157,10 +158,10 @@ func TestConfigRefresh(t *testing.T) {
 }
 
 // commandCalls returns how often r has executed a command.
-func commandCalls(t *testing.T, r *redisServer, command string) int {
+func commandCalls(t *testing.T, r *redistest.Server, command string) int {
 	t.Helper()
 	calls := 0
-	for line := range strings.Lines(r.string(t, "INFO", "commandstats")) {
+	for line := range strings.Lines(r.String(t, "INFO", "commandstats")) {
 		if rest, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
 			if _, err := fmt.Sscan(rest[:strings.IndexByte(rest, ',')], &calls); err != nil {
 				t.Fatal(err)
@@ -173,24 +174,24 @@ func commandCalls(t *testing.T, r *redisServer, command string) int {
 // While Redis cannot be reached a cached config is used for configGraceAge and no longer.
 func TestConfigWithoutRedis(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"version":1}`)
 	s.wantConfig(t, id, `{"version":1}`)
-	r.kill()
+	r.Kill()
 	began := time.Now()
 	for time.Since(began) < configGraceAge/2 {
 		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
 		time.Sleep(20 * time.Millisecond)
 	}
-	eventually(t, configGraceAge, func() error {
+	redistest.Eventually(t, configGraceAge, func() error {
 		return s.admin(t, "GET", "/"+id+"/admin/config", "").is(503)
 	})
-	if err := r.start(); err != nil {
+	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
-	r.do(t, "SET", "tenant:"+id+":config", `{"version":2}`)
-	eventually(t, 5*time.Second, func() error {
+	r.Do(t, "SET", "tenant:"+id+":config", `{"version":2}`)
+	redistest.Eventually(t, 5*time.Second, func() error {
 		got := s.admin(t, "GET", "/"+id+"/admin/config", "")
 		if got.body != `{"config":{"version":2}}`+"\n" {
 			return fmt.Errorf("got %d %s", got.status, got.body)
@@ -202,10 +203,10 @@ func TestConfigWithoutRedis(t *testing.T) {
 // A config that expires is not served for longer than 1 s, even if Redis has not yet deleted it.
 func TestExpiringConfig(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t, "--enable-debug-command", "yes")
-	s := newService(t, "REDIS_URL="+r.url())
-	r.do(t, "DEBUG", "SET-ACTIVE-EXPIRE", 0)
-	r.do(t, "SET", "tenant:brief:config", `{}`, "PX", 2000)
+	r := redistest.New(t, "--enable-debug-command", "yes")
+	s := newService(t, "REDIS_URL="+r.URL())
+	r.Do(t, "DEBUG", "SET-ACTIVE-EXPIRE", 0)
+	r.Do(t, "SET", "tenant:brief:config", `{}`, "PX", 2000)
 	s.admin(t, "GET", "/brief/admin/config", "").want(t, 200, "")
 	time.Sleep(2 * time.Second)
 	s.wantConfig(t, "brief", "")
@@ -377,10 +378,10 @@ func TestConfigCacheBound(t *testing.T) {
 // A broken config is cached as such: it is logged once for each version, and read once.
 func TestBrokenConfigIsCached(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	put := func(version int) {
-		r.do(t, "SET", "tenant:broken:config", fmt.Sprintf(`{"caching":%d,"x":"%s"}`, version, strings.Repeat("x", 1_000_000)))
+		r.Do(t, "SET", "tenant:broken:config", fmt.Sprintf(`{"caching":%d,"x":"%s"}`, version, strings.Repeat("x", 1_000_000)))
 	}
 	requests := func(t *testing.T) {
 		t.Helper()
@@ -390,23 +391,23 @@ func TestBrokenConfigIsCached(t *testing.T) {
 		}
 	}
 	sent := func() (n int) {
-		fmt.Sscan(redisField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
+		fmt.Sscan(redistest.Field(r.String(t, "INFO", "stats"), "total_net_output_bytes"), &n)
 		return n
 	}
 	for version := 1; version <= 3; version++ {
 		before := sent()
 		put(version)
 		requests(t)
-		if n := s.log.count("[ERROR]"); n != version {
+		if n := s.log.Count("[ERROR]"); n != version {
 			t.Fatalf("%d versions that are broken are %d lines of the log:\n%s", version, n, s.log)
 		}
 		if n := sent() - before; n > 2_000_000 {
 			t.Errorf("Redis has sent %d bytes for a config of 1 MB", n)
 		}
 	}
-	if n := s.log.count("[ERROR] The config of tenant broken is broken: Invalid config: caching must be an object\n"); n != 3 {
+	if n := s.log.Count("[ERROR] The config of tenant broken is broken: Invalid config: caching must be an object\n"); n != 3 {
 		t.Errorf("log:\n%s", s.log)
 	}
-	r.do(t, "SET", "tenant:broken:config", `{"user_groups":{"anonymous":{}}}`)
-	eventually(t, time.Second+busy, func() error { return s.do(t, "POST", "/broken/auth/anonymous", "").is(200) })
+	r.Do(t, "SET", "tenant:broken:config", `{"user_groups":{"anonymous":{}}}`)
+	redistest.Eventually(t, time.Second+busy, func() error { return s.do(t, "POST", "/broken/auth/anonymous", "").is(200) })
 }

@@ -12,12 +12,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
 )
 
 // Every script and command works on keys of every master, and in a steady state nothing is redirected.
 func TestCluster(t *testing.T) {
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url(), "LOGIN_LIMIT=100000")
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url(), "LOGIN_LIMIT=100000")
 	s := services[0]
 	var ids []string
 	for range 30 {
@@ -54,20 +56,20 @@ func TestCluster(t *testing.T) {
 			t.Errorf("%v redirects of the kind %s", n, kind)
 		}
 	}
-	for _, n := range c.nodes[:c.masters] {
-		if n.isMaster(t) && s.sample(t, `redis_up{node="`+n.tcp+`"}`) != 1 {
-			t.Errorf("redis_up of %s is not 1", n.tcp)
+	for _, n := range c.Nodes[:c.Masters] {
+		if n.IsMaster(t) && s.sample(t, `redis_up{node="`+n.TCP+`"}`) != 1 {
+			t.Errorf("redis_up of %s is not 1", n.TCP)
 		}
 	}
 }
 
 // The login limit of an address holds in a cluster, where it takes two steps.
 func TestClusterLoginLimit(t *testing.T) {
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url(), "LOGIN_LIMIT=20")
-	conn := c.conn()
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url(), "LOGIN_LIMIT=20")
+	conn := c.Conn()
 	defer conn.Close()
-	mustDo(t, conn, "DEL", "login:127.0.0.1")
+	redistest.MustDo(t, conn, "DEL", "login:127.0.0.1")
 	all := load{
 		services: services, clients: 8, requests: 10, statuses: []int{200, 429},
 		request: func(int, int) request { return request{method: "POST", path: "/abc/auth/anonymous"} },
@@ -75,12 +77,12 @@ func TestClusterLoginLimit(t *testing.T) {
 	if n := len(all.of("", 200)); n != 20 {
 		t.Errorf("%d logins, want 20", n)
 	}
-	mustDo(t, conn, "DEL", "login:127.0.0.1")
+	redistest.MustDo(t, conn, "DEL", "login:127.0.0.1")
 }
 
 // ledger is a load of keyed charges, each of which is repeated until it succeeds.
 type ledger struct {
-	cluster *testCluster
+	cluster *redistest.Cluster
 	tenant  string
 	keys    []string
 	started int // balance
@@ -88,7 +90,7 @@ type ledger struct {
 }
 
 // startLedger begins to charge keys on all masters, a number of them on each.
-func startLedger(t testing.TB, c *testCluster, services []*service, tenant string, perMaster int) *ledger {
+func startLedger(t testing.TB, c *redistest.Cluster, services []*service, tenant string, perMaster int) *ledger {
 	t.Helper()
 	l := &ledger{cluster: c, tenant: tenant, started: 1_000_000}
 	for _, some := range keysOn(t, c, services[0], tenant, perMaster, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, l.started)) {
@@ -119,20 +121,20 @@ const ledgerConfig = `{"user_groups":{"anonymous":{"tokens":50},"pro":{"tokens":
 // Slots may be moved while their keys are charged: each charge is taken once, and none fails.
 func TestClusterResharding(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 40)
 	l.running.more(t, 500)
-	masters := c.mastersNow(t)
+	masters := c.MastersNow(t)
 	from, to := masters[0], masters[1]
-	slots := slotsOf(t, from)[:1000]
+	slots := redistest.SlotsOf(t, from)[:1000]
 	for _, key := range l.keys { // those that are charged are among them
-		if slot := keySlot(apiKeyRedisKey(key)); slices.Contains(slotsOf(t, from), slot) && !slices.Contains(slots, slot) {
+		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(redistest.SlotsOf(t, from), slot) && !slices.Contains(slots, slot) {
 			slots = append(slots, slot)
 		}
 	}
-	c.moveSlots(t, from, to, slots)
-	c.moveSlots(t, to, from, slots)
+	c.MoveSlots(t, from, to, slots)
+	c.MoveSlots(t, to, from, slots)
 	l.running.more(t, 500)
 	acknowledged, taken, failed := l.stop(t)
 	if acknowledged != taken || failed > 0 || acknowledged < 1000 {
@@ -145,8 +147,8 @@ func TestClusterResharding(t *testing.T) {
 
 // A command that is refused because its slot is half moved waits until it has been moved.
 func TestClusterHalfMovedSlot(t *testing.T) {
-	c := useCluster(t)
-	s := newService(t, "REDIS_URL="+c.url(), "LOGIN_LIMIT=1000")
+	c := redistest.UseCluster(t)
+	s := newService(t, "REDIS_URL="+c.Url(), "LOGIN_LIMIT=1000")
 	tenant := newClusterTenant(t, s, ledgerConfig)
 	key := s.login(t, tenant)
 	s.consume(t, tenant, key, "").want(t, 200, `{"tokensLeft":49}`)
@@ -166,37 +168,37 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 	}
 	t.Run("for too long", func(t *testing.T) {
 		redisKey := apiKeyRedisKey(key)
-		from := c.owner(t, redisKey)
-		masters := c.mastersNow(t)
+		from := c.Owner(t, redisKey)
+		masters := c.MastersNow(t)
 		to := masters[(slices.Index(masters, from)+1)%len(masters)]
-		to.do(t, "CLUSTER", "SETSLOT", keySlot(redisKey), "IMPORTING", c.id(t, from))
-		from.do(t, "CLUSTER", "SETSLOT", keySlot(redisKey), "MIGRATING", c.id(t, to))
+		to.Do(t, "CLUSTER", "SETSLOT", redisdb.Slot(redisKey), "IMPORTING", c.Id(t, from))
+		from.Do(t, "CLUSTER", "SETSLOT", redisdb.Slot(redisKey), "MIGRATING", c.Id(t, to))
 		s.consume(t, tenant, key, "", retryKey+"late").want(t, 503, `{"error":"Service unavailable"}`)
-		c.moveSlots(t, from, to, []int{keySlot(redisKey)})
-		c.moveSlots(t, to, from, []int{keySlot(redisKey)})
+		c.MoveSlots(t, from, to, []int{redisdb.Slot(redisKey)})
+		c.MoveSlots(t, to, from, []int{redisdb.Slot(redisKey)})
 		if left := balanceIn(t, c, key); left != 49 {
 			t.Errorf("%d tokens are left, want 49", left)
 		}
 	})
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			from := c.owner(t, test.redisKey)
-			masters := c.mastersNow(t)
+			from := c.Owner(t, test.redisKey)
+			masters := c.MastersNow(t)
 			to := masters[(slices.Index(masters, from)+1)%len(masters)]
-			slot := keySlot(test.redisKey)
-			fromID, toID := c.id(t, from), c.id(t, to)
-			to.do(t, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID)
-			from.do(t, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
+			slot := redisdb.Slot(test.redisKey)
+			fromID, toID := c.Id(t, from), c.Id(t, to)
+			to.Do(t, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID)
+			from.Do(t, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
 			// One key of the slot is there already, so that commands with several keys find some on each side.
-			from.do(t, "MIGRATE", "127.0.0.1", to.port, test.redisKey, 0, 5000)
+			from.Do(t, "MIGRATE", "127.0.0.1", to.Port, test.redisKey, 0, 5000)
 			var got reply
 			var sent sync.WaitGroup // which also ends if the request fails
 			sent.Go(func() { got = test.send() })
 			time.Sleep(200 * time.Millisecond) // a resharding may leave a slot like this for a while
-			c.moveSlots(t, from, to, []int{slot})
+			c.MoveSlots(t, from, to, []int{slot})
 			sent.Wait()
 			got.want(t, 200, test.want)
-			c.moveSlots(t, to, from, []int{slot})
+			c.MoveSlots(t, to, from, []int{slot})
 		})
 	}
 }
@@ -204,21 +206,21 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 // A planned failover loses no charge, and fails none.
 func TestClusterPlannedFailover(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
 	for range 3 {
-		awaitVotes()
+		redistest.AwaitVotes()
 		l.running.more(t, 200)
-		replica := c.replicaOf(t, c.mastersNow(t)[0])
-		replica.do(t, "CLUSTER", "FAILOVER")
-		eventually(t, 10*time.Second, func() error {
-			if !replica.isMaster(t) {
+		replica := c.ReplicaOf(t, c.MastersNow(t)[0])
+		replica.Do(t, "CLUSTER", "FAILOVER")
+		redistest.Eventually(t, 10*time.Second, func() error {
+			if !replica.IsMaster(t) {
 				return errors.New("the replica is not a master")
 			}
 			return nil
 		})
-		eventually(t, 20*time.Second, c.check)
+		redistest.Eventually(t, 20*time.Second, c.Check)
 	}
 	l.running.more(t, 200)
 	acknowledged, taken, failed := l.stop(t)
@@ -230,25 +232,25 @@ func TestClusterPlannedFailover(t *testing.T) {
 // When a master is killed, its replica takes over, nothing is charged twice, and the keys of others are served meanwhile.
 func TestClusterKilledMaster(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url())
 	s := services[0]
 	tenant := newClusterTenant(t, s, ledgerConfig)
-	awaitVotes()
+	redistest.AwaitVotes()
 	l := startLedger(t, c, services, tenant, 5)
 	l.running.more(t, 200)
-	victim := c.mastersNow(t)[0]
-	replica := c.replicaOf(t, victim)
-	key := keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`)[victim.tcp][0]
-	victim.kill()
-	eventually(t, 20*time.Second, func() error {
-		if !replica.isMaster(t) {
+	victim := c.MastersNow(t)[0]
+	replica := c.ReplicaOf(t, victim)
+	key := keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`)[victim.TCP][0]
+	victim.Kill()
+	redistest.Eventually(t, 20*time.Second, func() error {
+		if !replica.IsMaster(t) {
 			return errors.New("the replica is not a master")
 		}
 		return nil
 	})
 	promoted := time.Now()
-	eventually(t, 2*time.Second+busy, func() error { return s.consume(t, tenant, key, "").is(200) })
+	redistest.Eventually(t, 2*time.Second+busy, func() error { return s.consume(t, tenant, key, "").is(200) })
 	t.Logf("served %s after the promotion", time.Since(promoted))
 	l.running.more(t, 200)
 	acknowledged, taken, failed := l.stop(t)
@@ -262,24 +264,24 @@ func TestClusterKilledMaster(t *testing.T) {
 // config it has goes on with the cached one.
 func TestClusterDeadShard(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	s := newService(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	s := newService(t, "REDIS_URL="+c.Url())
 	var tenant string
-	var victim *redisServer
-	for victim == nil || !victim.isMaster(t) {
+	var victim *redistest.Server
+	for victim == nil || !victim.IsMaster(t) {
 		tenant = newClusterTenant(t, s, ledgerConfig)
-		victim = c.owner(t, configRedisKey(tenant))
+		victim = c.Owner(t, configRedisKey(tenant))
 	}
 	keys := keysOn(t, c, s, tenant, 4, `"userId":"u","group":"pro","tokens":1000000`)
-	dead := keys[victim.tcp]
+	dead := keys[victim.TCP]
 	var others []string
 	for address, some := range keys {
-		if address != victim.tcp {
+		if address != victim.TCP {
 			others = append(others, some...)
 		}
 	}
-	c.replicaOf(t, victim).kill()
-	victim.kill()
+	c.ReplicaOf(t, victim).Kill()
+	victim.Kill()
 	onDead := load{
 		services: []*service{s}, clients: 50, statuses: []int{503}, within: 2*time.Second + busy,
 		request: func(client, i int) request { return consumeRequest(tenant, dead[i%len(dead)], 1) },
@@ -292,13 +294,13 @@ func TestClusterDeadShard(t *testing.T) {
 		t.Errorf("%d charges of other keys, want 3200", n)
 	}
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
-	if n := s.sample(t, `redis_up{node="`+victim.tcp+`"}`); n != 0 {
+	if n := s.sample(t, `redis_up{node="`+victim.TCP+`"}`); n != 0 {
 		t.Errorf("redis_up is %v", n)
 	}
 	if n := len(onDead.stop().of("", 503)); n < 50 {
 		t.Errorf("%d charges of keys of the dead master failed", n)
 	}
-	if s.log.count("[ERROR] Redis "+victim.tcp+" is unavailable: ") != 1 {
+	if s.log.Count("[ERROR] Redis "+victim.TCP+" is unavailable: ") != 1 {
 		t.Errorf("log:\n%s", s.log)
 	}
 }
@@ -306,20 +308,20 @@ func TestClusterDeadShard(t *testing.T) {
 // A master that is frozen and comes back after its replica was promoted neither loses nor repeats what was acknowledged.
 func TestClusterFrozenMaster(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
 	l.running.more(t, 200)
-	victim := c.mastersNow(t)[1]
-	replica := c.replicaOf(t, victim)
-	victim.signal(t, syscall.SIGSTOP)
-	eventually(t, 20*time.Second, func() error {
-		if !replica.isMaster(t) {
+	victim := c.MastersNow(t)[1]
+	replica := c.ReplicaOf(t, victim)
+	victim.Signal(t, syscall.SIGSTOP)
+	redistest.Eventually(t, 20*time.Second, func() error {
+		if !replica.IsMaster(t) {
 			return errors.New("the replica is not a master")
 		}
 		return nil
 	})
-	victim.signal(t, syscall.SIGCONT)
+	victim.Signal(t, syscall.SIGCONT)
 	l.running.more(t, 500)
 	if acknowledged, taken, _ := l.stop(t); taken > acknowledged {
 		t.Errorf("%d charges were acknowledged and %d taken", acknowledged, taken)
@@ -329,44 +331,44 @@ func TestClusterFrozenMaster(t *testing.T) {
 // A node may be added and another one removed while their keys are charged. Afterwards nothing is sent to the latter.
 func TestClusterNodes(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url())
 	s := services[0]
 	l := startLedger(t, c, services, newClusterTenant(t, s, ledgerConfig), 20)
 	l.running.more(t, 200)
-	added, err := startClusterNode()
+	added, err := redistest.StartClusterNode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.nodes = append(c.nodes, added)
-	if err := added.all([]any{"CLUSTER", "RESET", "HARD"}, meet(c.nodes[0])); err != nil {
+	c.Nodes = append(c.Nodes, added)
+	if err := added.All([]any{"CLUSTER", "RESET", "HARD"}, redistest.Meet(c.Nodes[0])); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, c.check)
-	from := c.owner(t, apiKeyRedisKey(l.keys[0]))
-	slots := slotsOf(t, from)
+	redistest.Eventually(t, 20*time.Second, c.Check)
+	from := c.Owner(t, apiKeyRedisKey(l.keys[0]))
+	slots := redistest.SlotsOf(t, from)
 	slots = slots[len(slots)-300:]
 	for _, key := range l.keys {
-		if slot := keySlot(apiKeyRedisKey(key)); slices.Contains(slotsOf(t, from), slot) && !slices.Contains(slots, slot) {
+		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(redistest.SlotsOf(t, from), slot) && !slices.Contains(slots, slot) {
 			slots = append(slots, slot)
 		}
 	}
-	c.moveSlots(t, from, added, slots)
+	c.MoveSlots(t, from, added, slots)
 	l.running.more(t, 200)
-	eventually(t, 5*time.Second, func() error {
-		if n := s.sample(t, `redis_up{node="`+added.tcp+`"}`); n != 1 {
+	redistest.Eventually(t, 5*time.Second, func() error {
+		if n := s.sample(t, `redis_up{node="`+added.TCP+`"}`); n != 1 {
 			return fmt.Errorf("redis_up of the added node is %v", n)
 		}
 		return nil
 	})
-	c.moveSlots(t, added, from, slots)
-	id := c.id(t, added)
-	c.nodes = slices.DeleteFunc(c.nodes, func(n *redisServer) bool { return n == added })
-	for _, n := range c.nodes {
-		n.do(t, "CLUSTER", "FORGET", id)
+	c.MoveSlots(t, added, from, slots)
+	id := c.Id(t, added)
+	c.Nodes = slices.DeleteFunc(c.Nodes, func(n *redistest.Server) bool { return n == added })
+	for _, n := range c.Nodes {
+		n.Do(t, "CLUSTER", "FORGET", id)
 	}
 	l.running.more(t, 200)
-	added.close()
+	added.Close()
 	before := s.log.String()
 	l.running.more(t, 1000)
 	if after := s.log.String(); strings.Contains(strings.TrimPrefix(after, before), "unavailable") {
@@ -381,19 +383,19 @@ func TestClusterNodes(t *testing.T) {
 // A config that another process has put is served within a second, while its slot moves too.
 func TestClusterConfigFreshness(t *testing.T) {
 	long(t)
-	c := useCluster(t)
-	services := newServices(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	services := newServices(t, "REDIS_URL="+c.Url())
 	id := newClusterTenant(t, services[0], `{"v":0}`)
-	masters := c.mastersNow(t)
+	masters := c.MastersNow(t)
 	for i := range 9 {
 		services[1].wantConfig(t, id, fmt.Sprintf(`{"v":%d}`, i))
-		from := c.owner(t, configRedisKey(id))
+		from := c.Owner(t, configRedisKey(id))
 		to := masters[(slices.Index(masters, from)+1)%len(masters)]
 		put := func() { services[0].putConfig(t, id, fmt.Sprintf(`{"v":%d}`, i+1)).want(t, 200, `{"success":true}`) }
 		if i%2 == 0 {
 			put()
 		}
-		c.moveSlots(t, from, to, []int{keySlot(configRedisKey(id))})
+		c.MoveSlots(t, from, to, []int{redisdb.Slot(configRedisKey(id))})
 		if i%2 == 1 {
 			put()
 		}
@@ -405,42 +407,42 @@ func TestClusterConfigFreshness(t *testing.T) {
 // very name: only a new connection leads to the new one.
 func TestClusterSameName(t *testing.T) {
 	t.Parallel()
-	start := func() *redisServer {
-		n, err := startClusterNode("--cluster-announce-ip", "127.0.0.1")
+	start := func() *redistest.Server {
+		n, err := redistest.StartClusterNode("--cluster-announce-ip", "127.0.0.1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(n.close)
+		t.Cleanup(n.Close)
 		return n
 	}
 	from, to := start(), start()
-	c := &testCluster{nodes: []*redisServer{from, to}}
-	from.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	if err := to.all([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, meet(from)); err != nil {
+	c := &redistest.Cluster{Nodes: []*redistest.Server{from, to}}
+	from.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+	if err := to.All([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, redistest.Meet(from)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, c.check)
-	var target atomic.Pointer[redisServer]
+	redistest.Eventually(t, 20*time.Second, c.Check)
+	var target atomic.Pointer[redistest.Server]
 	target.Store(from)
-	proxy := newRedisProxyTo(t, target.Load, func([]byte) fate { return pass })
-	_, port, err := net.SplitHostPort(proxy.address)
+	proxy := redistest.NewProxyTo(t, target.Load, func([]byte) redistest.Fate { return redistest.Pass })
+	_, port, err := net.SplitHostPort(proxy.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range c.nodes {
-		n.do(t, "CONFIG", "SET", "cluster-announce-port", port)
+	for _, n := range c.Nodes {
+		n.Do(t, "CONFIG", "SET", "cluster-announce-port", port)
 	}
-	for _, n := range c.nodes { // each learns from the other what it announces
-		eventually(t, 10*time.Second, func() error {
-			if nodes := n.string(t, "CLUSTER", "NODES"); strings.Count(nodes, "127.0.0.1:"+port+"@") != 2 {
+	for _, n := range c.Nodes { // each learns from the other what it announces
+		redistest.Eventually(t, 10*time.Second, func() error {
+			if nodes := n.String(t, "CLUSTER", "NODES"); strings.Count(nodes, "127.0.0.1:"+port+"@") != 2 {
 				return errors.New(nodes)
 			}
 			return nil
 		})
 	}
-	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@%s", testRedisPassword, proxy.address))
+	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@%s", redistest.Password, proxy.Address))
 	key := s.login(t, "abc")
-	c.moveSlots(t, from, to, []int{keySlot(apiKeyRedisKey(key)), keySlot(configRedisKey("abc"))})
+	c.MoveSlots(t, from, to, []int{redisdb.Slot(apiKeyRedisKey(key)), redisdb.Slot(configRedisKey("abc"))})
 	target.Store(to)
 	for want := 99; want > 90; want-- {
 		s.consume(t, "abc", key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, want))
@@ -452,32 +454,32 @@ func TestClusterSameName(t *testing.T) {
 
 // A script that one master has forgotten is loaded there again.
 func TestClusterScriptFlush(t *testing.T) {
-	c := useCluster(t)
-	s := newService(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	s := newService(t, "REDIS_URL="+c.Url())
 	tenant := newClusterTenant(t, s, ledgerConfig)
 	for address, keys := range keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`) {
-		i := slices.IndexFunc(c.nodes, func(n *redisServer) bool { return n.tcp == address })
-		c.nodes[i].do(t, "SCRIPT", "FLUSH")
+		i := slices.IndexFunc(c.Nodes, func(n *redistest.Server) bool { return n.TCP == address })
+		c.Nodes[i].Do(t, "SCRIPT", "FLUSH")
 		s.consume(t, tenant, keys[0], "").want(t, 200, `{"tokensLeft":4999}`)
 	}
 }
 
 // The service says what to write into REDIS_URL if it is in another topology.
 func TestRedisTopologies(t *testing.T) {
-	c := useCluster(t)
-	plain := newRedis(t)
-	free, err := freePort()
+	c := redistest.UseCluster(t)
+	plain := redistest.New(t)
+	free, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cluster := fmt.Sprintf("redis-cluster://tollgate:%s@", testRedisPassword)
+	cluster := fmt.Sprintf("redis-cluster://tollgate:%s@", redistest.Password)
 	tests := []struct{ name, url, want string }{
-		{"a node of a cluster as one server", c.nodes[0].url(), "use redis-cluster://"},
-		{"a replica of a cluster as one server", c.nodes[5].url(), "use redis-cluster://"},
-		{"one server as a cluster", cluster + plain.tcp, "use redis://"},
-		{"one server as a Sentinel", fmt.Sprintf("redis-sentinel://%s/x", plain.tcp), "this is not a Sentinel"},
+		{"a node of a cluster as one server", c.Nodes[0].URL(), "use redis-cluster://"},
+		{"a replica of a cluster as one server", c.Nodes[5].URL(), "use redis-cluster://"},
+		{"one server as a cluster", cluster + plain.TCP, "use redis://"},
+		{"one server as a Sentinel", fmt.Sprintf("redis-sentinel://%s/x", plain.TCP), "this is not a Sentinel"},
 		{"a seed that is down", cluster + fmt.Sprintf("127.0.0.1:%d", free), "connection refused"},
-		{"a wrong password", "redis-cluster://tollgate:SECRET@" + c.nodes[0].tcp, "WRONGPASS"},
+		{"a wrong password", "redis-cluster://tollgate:SECRET@" + c.Nodes[0].TCP, "WRONGPASS"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -493,15 +495,15 @@ func TestRedisTopologies(t *testing.T) {
 		})
 	}
 	t.Run("the first seed is down", func(t *testing.T) {
-		s := newService(t, "REDIS_URL="+cluster+fmt.Sprintf("127.0.0.1:%d,%s", free, c.nodes[1].tcp))
+		s := newService(t, "REDIS_URL="+cluster+fmt.Sprintf("127.0.0.1:%d,%s", free, c.Nodes[1].TCP))
 		s.login(t, "abc")
 	})
 	t.Run("a master denies a command", func(t *testing.T) {
-		denying := c.mastersNow(t)[2]
-		denying.do(t, "ACL", "SETUSER", "tollgate", "-hincrby")
-		defer denying.do(t, "ACL", "SETUSER", "tollgate", "+hincrby")
-		p := startProcess(t, []string{"REDIS_URL=" + c.url(), "ADDR=127.0.0.1:0"})
-		want := "[ERROR] Redis connection failed: " + denying.tcp + ": NOPERM "
+		denying := c.MastersNow(t)[2]
+		denying.Do(t, "ACL", "SETUSER", "tollgate", "-hincrby")
+		defer denying.Do(t, "ACL", "SETUSER", "tollgate", "+hincrby")
+		p := startProcess(t, []string{"REDIS_URL=" + c.Url(), "ADDR=127.0.0.1:0"})
+		want := "[ERROR] Redis connection failed: " + denying.TCP + ": NOPERM "
 		if code := p.exitCode(t); code != 1 || !strings.Contains(p.log.String(), want) {
 			t.Errorf("exit code %d\n%s", code, p.log)
 		}
@@ -530,19 +532,19 @@ func TestClusterNames(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel() // each waits two seconds for its server, which then begins to take writes
-			port, err := freePort()
+			port, err := redistest.FreePort()
 			if err != nil {
 				t.Fatal(err)
 			}
-			n, err := startClusterNode(append(test.args, "--tls-port", strconv.Itoa(port), "--tls-cert-file", certFile,
+			n, err := redistest.StartClusterNode(append(test.args, "--tls-port", strconv.Itoa(port), "--tls-cert-file", certFile,
 				"--tls-key-file", keyFile, "--tls-ca-cert-file", certFile, "--tls-auth-clients", "no", "--tls-cluster", "yes")...)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer n.close()
-			n.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-			eventually(t, 10*time.Second, func() error { return n.checkMember(1) })
-			url := fmt.Sprintf("rediss-cluster://tollgate:%s@%s", testRedisPassword, net.JoinHostPort(test.seed, strconv.Itoa(port)))
+			defer n.Close()
+			n.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+			redistest.Eventually(t, 10*time.Second, func() error { return n.CheckMember(1) })
+			url := fmt.Sprintf("rediss-cluster://tollgate:%s@%s", redistest.Password, net.JoinHostPort(test.seed, strconv.Itoa(port)))
 			p := startProcess(t, []string{"REDIS_URL=" + url, "ADDR=127.0.0.1:0", "SSL_CERT_FILE=" + certFile})
 			if test.ok {
 				p.service(t).login(t, "abc")
@@ -556,16 +558,16 @@ func TestClusterNames(t *testing.T) {
 
 func TestClusterIPv6(t *testing.T) {
 	t.Parallel()
-	n, err := startClusterNode("--bind", "::1", "127.0.0.1")
+	n, err := redistest.StartClusterNode("--bind", "::1", "127.0.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.close()
-	n.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	eventually(t, 10*time.Second, func() error { return n.checkMember(1) })
-	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@[::1]:%d", testRedisPassword, n.port))
+	defer n.Close()
+	n.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+	redistest.Eventually(t, 10*time.Second, func() error { return n.CheckMember(1) })
+	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@[::1]:%d", redistest.Password, n.Port))
 	s.login(t, "abc")
-	if up := s.sample(t, fmt.Sprintf(`redis_up{node="[::1]:%d"}`, n.port)); up != 1 {
+	if up := s.sample(t, fmt.Sprintf(`redis_up{node="[::1]:%d"}`, n.Port)); up != 1 {
 		t.Errorf("redis_up is %v", up)
 	}
 }

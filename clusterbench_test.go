@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // benchTopology is a way to keep the keys.
@@ -24,35 +25,35 @@ var benchTopologies = []benchTopology{
 }
 
 // start starts the servers and returns their URL and masters.
-func (bt benchTopology) start(b *testing.B) (url string, masters []*redisServer, closeAll func()) {
+func (bt benchTopology) start(b *testing.B) (url string, masters []*redistest.Server, closeAll func()) {
 	b.Helper()
 	if bt.masters > 0 {
-		c, err := startCluster(bt.masters, bt.replicas)
+		c, err := redistest.StartCluster(bt.masters, bt.replicas)
 		if err != nil {
 			b.Fatal(err)
 		}
-		return c.url(), c.nodes[:bt.masters], c.close
+		return c.Url(), c.Nodes[:bt.masters], c.Close
 	}
-	master, err := startRedis("", "--appendonly", "no", "--repl-diskless-sync-delay", "0")
+	master, err := redistest.Start("", "--appendonly", "no", "--repl-diskless-sync-delay", "0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	closeAll = master.close
+	closeAll = master.Close
 	for range bt.replicas {
-		replica, err := startRedis("", "--appendonly", "no", "--replicaof", fmt.Sprint("127.0.0.1 ", master.port))
+		replica, err := redistest.Start("", "--appendonly", "no", "--replicaof", fmt.Sprint("127.0.0.1 ", master.Port))
 		if err != nil {
 			b.Fatal(err)
 		}
 		last := closeAll
-		closeAll = func() { replica.close(); last() }
-		eventually(b, 20*time.Second, func() error {
-			if redisField(replica.string(b, "INFO", "replication"), "master_link_status") != "up" {
+		closeAll = func() { replica.Close(); last() }
+		redistest.Eventually(b, 20*time.Second, func() error {
+			if redistest.Field(replica.String(b, "INFO", "replication"), "master_link_status") != "up" {
 				return fmt.Errorf("the replica is not in sync")
 			}
 			return nil
 		})
 	}
-	return master.url(), []*redisServer{master}, closeAll
+	return master.URL(), []*redistest.Server{master}, closeAll
 }
 
 // BenchmarkCluster prints what a charge costs the service and Redis's masters in each topology: at the same load, and at
@@ -87,13 +88,13 @@ func BenchmarkCluster(b *testing.B) {
 type chargeCost struct{ rate, service, redis float64 }
 
 // benchCharges sends charges over 64 connections for some seconds, that many a second or, if rate is 0, as many as it can.
-func benchCharges(b *testing.B, w workload, p *process, masters []*redisServer, rate int) chargeCost {
+func benchCharges(b *testing.B, w workload, p *process, masters []*redistest.Server, rate int) chargeCost {
 	b.Helper()
 	const seconds = 5
 	used := func() (service, redis float64) {
 		user, system := cpuMicros(b, p.cmd.Process.Pid)
 		for _, n := range masters {
-			u, s := cpuMicros(b, n.cmd.Process.Pid)
+			u, s := cpuMicros(b, n.Cmd.Process.Pid)
 			redis += u + s
 		}
 		return user + system, redis
@@ -122,32 +123,32 @@ func benchCharges(b *testing.B, w workload, p *process, masters []*redisServer, 
 // keys of that one. Rounds with and without these clients alternate.
 func BenchmarkClusterDeadShard(b *testing.B) {
 	for b.Loop() {
-		c, err := startCluster(3, 0)
+		c, err := redistest.StartCluster(3, 0)
 		if err != nil {
 			b.Fatal(err)
 		}
-		p := startCommand(b, exec.Command(os.Args[0]), append([]string{"REDIS_URL=" + c.url(), "TOLLGATE_RUN_MAIN=1"}, benchSettings...))
+		p := startCommand(b, exec.Command(os.Args[0]), append([]string{"REDIS_URL=" + c.Url(), "TOLLGATE_RUN_MAIN=1"}, benchSettings...))
 		s := &service{url: "http://" + p.address(b)}
-		victim := c.nodes[0]
+		victim := c.Nodes[0]
 		tenant := newClusterTenant(b, s, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
-		for c.owner(b, configRedisKey(tenant)) == victim {
+		for c.Owner(b, configRedisKey(tenant)) == victim {
 			tenant = newClusterTenant(b, s, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
 		}
 		keys := keysOn(b, c, s, tenant, 20, `"userId":"u","group":"anonymous"`)
 		others := workload{method: "POST", path: "/" + tenant + "/tokens/consume", body: oneToken}
-		others.tokens = append(keys[c.nodes[1].tcp], keys[c.nodes[2].tcp]...)
+		others.tokens = append(keys[c.Nodes[1].TCP], keys[c.Nodes[2].TCP]...)
 		count := func() float64 {
 			end := time.Now().Add(2 * time.Second)
 			return float64(drive(b, p.address(b), 32, others.requests(), func(int) bool { return time.Now().Before(end) }, nil))
 		}
-		victim.kill()
+		victim.Kill()
 		var ratios []float64
 		failed := 0
 		for range speedRounds {
 			alone := count()
 			waiting := load{
 				services: []*service{s}, clients: 300, statuses: []int{503},
-				request: func(int, int) request { return consumeRequest(tenant, keys[victim.tcp][0], 1) },
+				request: func(int, int) request { return consumeRequest(tenant, keys[victim.TCP][0], 1) },
 			}.start(b)
 			time.Sleep(300 * time.Millisecond) // all of them wait
 			ratios = append(ratios, count()/alone)
@@ -156,6 +157,6 @@ func BenchmarkClusterDeadShard(b *testing.B) {
 		fmt.Printf("\nwith one master of three down and 300 clients of its keys: %.0f %% [%.0f … %.0f] of the charges of other keys; "+
 			"%d requests were 503\n", 100*median(ratios), 100*slices.Min(ratios), 100*slices.Max(ratios), failed)
 		p.kill()
-		c.close()
+		c.Close()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"tollgate/internal/redistest"
 )
 
 const (
@@ -162,11 +163,11 @@ func TestPreflights(t *testing.T) {
 		}
 	})
 	t.Run("the tenant default", func(t *testing.T) {
-		r := newRedis(t)
-		s := newService(t, "REDIS_URL="+r.url())
+		r := redistest.New(t)
+		s := newService(t, "REDIS_URL="+r.URL())
 		s.do(t, "OPTIONS", "/auth/key", "", fromPage, asksPOST).want(t, 405, "")
-		r.do(t, "SET", "tenant:default:config", `{"cors":{"allowed_origins":["`+page+`"]}}`)
-		eventually(t, busy+busy, func() error {
+		r.Do(t, "SET", "tenant:default:config", `{"cors":{"allowed_origins":["`+page+`"]}}`)
+		redistest.Eventually(t, busy+busy, func() error {
 			return s.do(t, "OPTIONS", "/auth/key", "", fromPage, asksPOST).is(204)
 		})
 	})

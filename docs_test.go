@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -112,7 +114,7 @@ func startDocService(t *testing.T, command string) docService {
 	var ports [2]int
 	for i := range ports {
 		var err error
-		if ports[i], err = freePort(); err != nil {
+		if ports[i], err = redistest.FreePort(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -121,7 +123,7 @@ func startDocService(t *testing.T, command string) docService {
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool { return strings.HasPrefix(variable, "MAKE") })
 	cmd.Env = append(cmd.Env, "ADDR="+s.address, fmt.Sprintf("REDIS_URL=redis://localhost:%d", s.redisPort))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a terminal does
-	out := new(logBuffer)
+	out := new(telemetrytest.Log)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -149,7 +151,7 @@ func startDocService(t *testing.T, command string) docService {
 }
 
 // stop does what Ctrl-C does, and expects a clean end of tollgate and of its Redis.
-func (s docService) stop(t *testing.T, pid int, done <-chan struct{}, out *logBuffer) {
+func (s docService) stop(t *testing.T, pid int, done <-chan struct{}, out *telemetrytest.Log) {
 	_ = syscall.Kill(-pid, syscall.SIGINT)
 	select {
 	case <-done:
@@ -181,7 +183,7 @@ func TestIntegrationRunScript(t *testing.T) {
 		{"bad setting", "nonsense", 0, 2},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			port, err := freePort()
+			port, err := redistest.FreePort()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -193,7 +195,7 @@ func TestIntegrationRunScript(t *testing.T) {
 				address = "127.0.0.1:0"
 			}
 			cmd.Env = append(os.Environ(), "ADDR="+address, fmt.Sprintf("REDIS_URL=redis://127.0.0.1:%d/3", port))
-			out := new(logBuffer)
+			out := new(telemetrytest.Log)
 			cmd.Stdout, cmd.Stderr = out, out
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -419,7 +421,7 @@ func TestIntegrationComposeRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	script = strings.NewReplacer("$$", "$", "/redis.acl", rules).Replace(script)
-	port, err := freePort()
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // keyedLoad charges key one token at a time, each charge under an Idempotency-Key of its own and retried until its
@@ -24,7 +25,7 @@ func (s *service) keyedLoad(tenant, key string, clients int, within time.Duratio
 const million = `{"user_groups":{"anonymous":{"tokens":1000000}}}`
 
 // wantSpent checks that of a million tokens as many are gone as charges are acknowledged.
-func wantSpent(t *testing.T, r *redisServer, key string, all tally) {
+func wantSpent(t *testing.T, r *redistest.Server, key string, all tally) {
 	t.Helper()
 	charges, spent := len(all.of("POST", 200)), 1_000_000-tokensLeftIn(t, r, key)
 	if spent != charges || charges < 100 {
@@ -37,8 +38,8 @@ func wantSpent(t *testing.T, r *redisServer, key string, all tally) {
 func TestRedisKilledUnderLoad(t *testing.T) {
 	long(t)
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, million)
 	key := s.login(t, id)
 	charges := s.keyedLoad(id, key, 16, 2*time.Second+busy).start(t)
@@ -52,7 +53,7 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 	show := func() reply { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)) }
 	for range 20 {
 		charges.more(t, 50)
-		r.kill()
+		r.Kill()
 		for range 5 {
 			start := time.Now()
 			show().want(t, 503, `{"error":"Service unavailable"}`)
@@ -62,10 +63,10 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 		}
 		s.do(t, "GET", "/healthz", "").want(t, 200, "")
 		s.do(t, "GET", "/readyz", "").want(t, 503, "")
-		if err := r.start(); err != nil {
+		if err := r.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, time.Second+busy, func() error { return show().is(200) })
+		redistest.Eventually(t, time.Second+busy, func() error { return show().is(200) })
 		for range 20 {
 			show().want(t, 200, "")
 			s.do(t, "GET", "/readyz", "").want(t, 200, "")
@@ -78,9 +79,9 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 			t.Errorf("a new key has %d tokens", left)
 		}
 	}
-	all := r.keys(t, "apiKey:*")
+	all := r.Keys(t, "apiKey:*")
 	for _, key := range all {
-		if fields, ttl := r.int(t, "HLEN", key), r.int(t, "PTTL", key); fields != 4 || ttl <= 0 {
+		if fields, ttl := r.Int(t, "HLEN", key), r.Int(t, "PTTL", key); fields != 4 || ttl <= 0 {
 			t.Errorf("a key has %d fields and expires in %d ms", fields, ttl)
 		}
 	}
@@ -95,16 +96,16 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 	long(t)
 	t.Parallel()
 	const clients = 64
-	r := newRedis(t)
+	r := redistest.New(t)
 	p := startProcess(t, []string{
-		"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken,
+		"REDIS_URL=" + r.URL(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken,
 	})
 	s := p.service(t)
 	id := newTenantIn(t, r, million)
 	key := s.login(t, id)
 	charges := s.keyedLoad(id, key, clients, 2*time.Second+busy).start(t)
 	charges.more(t, 1000)
-	r.signal(t, syscall.SIGSTOP)
+	r.Signal(t, syscall.SIGSTOP)
 	time.Sleep(4500 * time.Millisecond)
 	// These look for what grows with each request, not for the least that would do.
 	if n := s.sample(t, "go_goroutines"); n < 1 || n > 40*clients {
@@ -116,8 +117,8 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 	if up := s.sample(t, "redis_up"); up != 0 {
 		t.Errorf("redis_up is %v though Redis is frozen", up)
 	}
-	r.signal(t, syscall.SIGCONT)
-	eventually(t, 2*time.Second+busy, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(200) })
+	r.Signal(t, syscall.SIGCONT)
+	redistest.Eventually(t, 2*time.Second+busy, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(200) })
 	charges.more(t, 100)
 	wantSpent(t, r, key, charges.stop())
 }
@@ -126,20 +127,20 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 // twice.
 func TestRedisKillsConnections(t *testing.T) {
 	long(t)
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, million)
 	key := s.login(t, id)
 	charges := s.keyedLoad(id, key, 16, 2*time.Second+busy).start(t)
 	for round := range 40 {
 		charges.more(t, 20)
 		if round%2 == 0 {
-			r.do(t, "CLIENT", "KILL", "USER", r.user)
+			r.Do(t, "CLIENT", "KILL", "USER", r.User)
 		}
-		r.do(t, "SCRIPT", "FLUSH")
+		r.Do(t, "SCRIPT", "FLUSH")
 	}
 	wantSpent(t, r, key, charges.stop())
-	r.do(t, "SCRIPT", "FLUSH")
+	r.Do(t, "SCRIPT", "FLUSH")
 	for range 20 { // nothing of that is left, and what Redis has forgotten is no fault
 		s.consume(t, id, key, "").want(t, 200, "")
 		s.login(t, id)
@@ -150,8 +151,8 @@ func TestRedisKillsConnections(t *testing.T) {
 // wantFaultsOver waits until the log has said for each fault that it is over.
 func (s *service) wantFaultsOver(t *testing.T) {
 	t.Helper()
-	eventually(t, 10*time.Second, func() error {
-		if s.log.count("[ERROR]") != s.log.count("[INFO] Redis is available again\n") {
+	redistest.Eventually(t, 10*time.Second, func() error {
+		if s.log.Count("[ERROR]") != s.log.Count("[INFO] Redis is available again\n") {
 			return fmt.Errorf("log:\n%s", s.log)
 		}
 		return nil
@@ -159,10 +160,10 @@ func (s *service) wantFaultsOver(t *testing.T) {
 }
 
 // wantInfo waits until INFO has text in that section.
-func wantInfo(t *testing.T, r *redisServer, section, text string) {
+func wantInfo(t *testing.T, r *redistest.Server, section, text string) {
 	t.Helper()
-	eventually(t, 10*time.Second, func() error {
-		if info := r.string(t, "INFO", section); !strings.Contains(info, text) {
+	redistest.Eventually(t, 10*time.Second, func() error {
+		if info := r.String(t, "INFO", section); !strings.Contains(info, text) {
 			return fmt.Errorf("INFO %s has no %s:\n%s", section, text, info)
 		}
 		return nil
@@ -170,9 +171,9 @@ func wantInfo(t *testing.T, r *redisServer, section, text string) {
 }
 
 // fillFile writes to the append-only file until there is no room.
-func fillFile(t *testing.T, r *redisServer) {
+func fillFile(t *testing.T, r *redistest.Server) {
 	t.Helper()
-	c, err := r.dial()
+	c, err := r.Dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,10 +192,10 @@ func fillFile(t *testing.T, r *redisServer) {
 func TestRedisRefuses(t *testing.T) {
 	long(t)
 	t.Parallel()
-	commands := func(commands ...[]any) func(*testing.T, *redisServer) {
-		return func(t *testing.T, r *redisServer) {
+	commands := func(commands ...[]any) func(*testing.T, *redistest.Server) {
+		return func(t *testing.T, r *redistest.Server) {
 			for _, c := range commands {
-				r.do(t, c[0].(string), c[1:]...)
+				r.Do(t, c[0].(string), c[1:]...)
 			}
 		}
 	}
@@ -203,16 +204,16 @@ func TestRedisRefuses(t *testing.T) {
 		name       string
 		setUp      string
 		args       []string
-		begin, end func(*testing.T, *redisServer)
+		begin, end func(*testing.T, *redistest.Server)
 		chargesToo bool // are refused, and so the service is not ready
 		code       string
 	}{
 		{
 			name: "MISCONF, a snapshot failed", args: []string{"--enable-protected-configs", "yes"},
-			begin: func(t *testing.T, r *redisServer) {
-				r.do(t, "CONFIG", "SET", "save", "3600 1")
-				r.do(t, "CONFIG", "SET", "dir", "/proc")
-				r.do(t, "BGSAVE")
+			begin: func(t *testing.T, r *redistest.Server) {
+				r.Do(t, "CONFIG", "SET", "save", "3600 1")
+				r.Do(t, "CONFIG", "SET", "dir", "/proc")
+				r.Do(t, "BGSAVE")
 				wantInfo(t, r, "persistence", "rdb_last_bgsave_status:err")
 			},
 			end:        commands([]any{"CONFIG", "SET", "save", ""}),
@@ -222,8 +223,8 @@ func TestRedisRefuses(t *testing.T) {
 			name:  "MISCONF, the disk of the append-only file is full",
 			setUp: `trap "" XFSZ; ulimit -f 2048`, // blocks; a write beyond is refused, instead of ending the process
 			begin: fillFile,
-			end: func(t *testing.T, r *redisServer) { // a new file has room
-				r.do(t, "BGREWRITEAOF")
+			end: func(t *testing.T, r *redistest.Server) { // a new file has room
+				r.Do(t, "BGREWRITEAOF")
 				wantInfo(t, r, "persistence", "aof_last_write_status:ok")
 			},
 			chargesToo: true, code: "MISCONF",
@@ -236,7 +237,7 @@ func TestRedisRefuses(t *testing.T) {
 		{
 			name:       "WRONGPASS on a new connection",
 			begin:      commands(acl("resetpass", ">other"), []any{"CLIENT", "KILL", "USER", "tollgate"}),
-			end:        commands(acl(">" + testRedisPassword)),
+			end:        commands(acl(">" + redistest.Password)),
 			chargesToo: true, // what ended the connections is what the log says
 		},
 		{
@@ -253,8 +254,8 @@ func TestRedisRefuses(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRedisAfter(t, test.setUp, test.args...)
-			s := newService(t, "REDIS_URL="+r.url())
+			r := redistest.NewAfter(t, test.setUp, test.args...)
+			s := newService(t, "REDIS_URL="+r.URL())
 			id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100}}}`)
 			key, other := s.login(t, "abc"), s.login(t, id)
 			for range 5 { // the group's rate allows 10
@@ -278,12 +279,12 @@ func TestRedisRefuses(t *testing.T) {
 			test.end(t, r)
 			s.wantRecovery(t)
 			s.wantOneFault(t)
-			if s.log.count(test.code) == 0 {
+			if s.log.Count(test.code) == 0 {
 				t.Errorf("the log does not say %s:\n%s", test.code, s.log)
 			}
 			s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
-			r.kill() // what Redis replies is in its file, too
-			if err := r.start(); err != nil {
+			r.Kill() // what Redis replies is in its file, too
+			if err := r.Start(); err != nil {
 				t.Fatal(err)
 			}
 			if left := tokensLeftIn(t, r, key); left != 95 {
@@ -298,38 +299,38 @@ func TestRedisRefuses(t *testing.T) {
 func TestDeniedCommands(t *testing.T) {
 	long(t)
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=100000")
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=100000")
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":4,"rate_limit_window":60},"other":{}}}`)
 	permit := func(t *testing.T, sign string, commands ...string) {
 		t.Helper()
-		args := []any{"SETUSER", r.user}
+		args := []any{"SETUSER", r.User}
 		for _, command := range commands {
 			args = append(args, sign+command)
 		}
-		r.do(t, "ACL", args...)
+		r.Do(t, "ACL", args...)
 	}
 	for _, denied := range [][]string{
 		{"hincrby"}, {"hincrby", "del"}, {"set"}, {"rpush"}, {"pexpire"}, {"hmget"}, {"llen"}, {"lindex"}, {"time"},
 	} {
 		t.Run(strings.Join(denied, " and "), func(t *testing.T) {
 			key := s.login(t, id)
-			r.do(t, "RPUSH", "{apiKey:"+key+"}:rate", in(-2*time.Second).UnixMicro()) // an empty log is not read
+			r.Do(t, "RPUSH", "{apiKey:"+key+"}:rate", in(-2*time.Second).UnixMicro()) // an empty log is not read
 			before := len(s.log.String())
-			keys := len(r.keys(t, "apiKey:*"))
+			keys := len(r.Keys(t, "apiKey:*"))
 			permit(t, "-", denied...)
 			for range 3 {
 				s.consume(t, id, key, `{"tokens":10}`, retryKey+"k").want(t, 503, `{"error":"Service unavailable"}`)
 				s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
 			}
 			if denied[0] == "pexpire" {
-				r.do(t, "DEL", "login:127.0.0.1")
+				r.Do(t, "DEL", "login:127.0.0.1")
 				s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1}`, bearer(key)).want(t, 503, "")
-				if n := r.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 1 {
+				if n := r.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 1 {
 					t.Errorf("%d requests are in the log, want 1", n)
 				}
 				s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
-				if n := r.int(t, "EXISTS", "login:127.0.0.1"); n != 0 {
+				if n := r.Int(t, "EXISTS", "login:127.0.0.1"); n != 0 {
 					t.Error("a log of logins would never expire")
 				}
 			}
@@ -337,14 +338,14 @@ func TestDeniedCommands(t *testing.T) {
 			if left := tokensLeftIn(t, r, key); left != 100 {
 				t.Errorf("%d tokens are left", left)
 			}
-			if n := len(r.keys(t, "apiKey:*")); n != keys {
+			if n := len(r.Keys(t, "apiKey:*")); n != keys {
 				t.Errorf("%d keys were created", n-keys)
 			}
 			got := s.consume(t, id, key, `{"tokens":10}`, retryKey+"k")
 			got.want(t, 200, `{"tokensLeft":90}`)
 			got.wantHeader(t, "Idempotent-Replayed", "")
 			over := func() int { return strings.Count(s.log.String()[before:], "available again") }
-			eventually(t, 10*time.Second, func() error {
+			redistest.Eventually(t, 10*time.Second, func() error {
 				s.do(t, "GET", "/readyz", "").want(t, 200, "")
 				s.login(t, id)
 				s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1000}`, bearer(key)).want(t, 402, "")
@@ -371,9 +372,9 @@ func TestDeniedCommands(t *testing.T) {
 	})
 	t.Run("at start", func(t *testing.T) {
 		permit(t, "-", "hincrby")
-		p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0"})
+		p := startProcess(t, []string{"REDIS_URL=" + r.URL(), "ADDR=127.0.0.1:0"})
 		const want = "[ERROR] Redis connection failed: NOPERM the user may not run HINCRBY\n"
-		if code := p.exitCode(t); code != 1 || p.log.count(want) != 1 {
+		if code := p.exitCode(t); code != 1 || p.log.Count(want) != 1 {
 			t.Errorf("exit code %d, %s", code, p.log)
 		}
 	})
@@ -381,15 +382,15 @@ func TestDeniedCommands(t *testing.T) {
 
 // After FLUSHALL keys are gone and stay so, and tenants too, until their configs are back.
 func TestFlushAll(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
-	r.do(t, "FLUSHALL")
+	r.Do(t, "FLUSHALL")
 	s.wantConfig(t, "abc", "")
 	s.consume(t, "abc", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-	r.do(t, "SET", "tenant:abc:config", string(seedConfig))
-	eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", key, "", retryKey+"k").is(401) })
-	if keys := r.keys(t, "*apiKey*"); len(keys) != 0 {
+	r.Do(t, "SET", "tenant:abc:config", string(seedConfig))
+	redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", key, "", retryKey+"k").is(401) })
+	if keys := r.Keys(t, "*apiKey*"); len(keys) != 0 {
 		t.Errorf("there are %q", keys)
 	}
 }

@@ -262,7 +262,7 @@ func (c *call) replay() (done bool, err error) {
 		defer c.bodies.Add(-found.size)
 		if found, ok = c.store.Response(c.cacheDeadline(), c.caching.redisKey); !ok { // it has just expired
 			if err := c.returnFee(fee); err != nil {
-				c.log.warnf("A fee of %d tokens of tenant %s was not returned: %v", fee, t.id, err)
+				c.log.Warnf("A fee of %d tokens of tenant %s was not returned: %v", fee, t.id, err)
 			}
 			return false, nil
 		}
@@ -515,7 +515,7 @@ func (c *call) providerFailed(reason string) error {
 }
 
 func (c *call) logFailure(reason string) {
-	c.log.warnf("The endpoint %s of tenant %s failed: %s id=%s", c.endpoint.name, c.info.tenantID, reason, c.info.id)
+	c.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s", c.endpoint.name, c.info.tenantID, reason, c.info.id)
 }
 
 // isIdentity reports whether a body is sent as it is.

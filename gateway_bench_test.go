@@ -18,6 +18,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 const (
@@ -94,8 +95,8 @@ func BenchmarkGateway(b *testing.B) {
 		}
 		provider := server("provider")
 		proxy := server("http://" + provider)
-		r := newRedis(b, "--appendonly", "no")
-		p := startCommand(b, exec.Command(buildBinary(b, "")), append([]string{"REDIS_URL=" + r.url()}, benchSettings...))
+		r := redistest.New(b, "--appendonly", "no")
+		p := startCommand(b, exec.Command(buildBinary(b, "")), append([]string{"REDIS_URL=" + r.URL()}, benchSettings...))
 		s := &service{url: "http://" + p.address(b)}
 		tenant := newTenantIn(b, r, gatewayConfig(provider))
 		key := s.login(b, tenant)
@@ -127,7 +128,7 @@ func BenchmarkGateway(b *testing.B) {
 }
 
 // openSilentStreams opens that many streams of the benchmarks' provider, which are silent after their first event.
-func openSilentStreams(b *testing.B, s *service, r *redisServer, provider string, n int) (closeAll func()) {
+func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider string, n int) (closeAll func()) {
 	b.Helper()
 	tenant := newTenantIn(b, r, gatewayConfig(provider))
 	key := s.login(b, tenant)

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -83,8 +84,8 @@ func (g *gatewayTest) open(t testing.TB, path, body, text string) *net.TCPConn {
 // charged waits until no tokens of the key are held and returns how many are gone of those that it was given.
 func (g *gatewayTest) charged(t testing.TB, granted int) int {
 	t.Helper()
-	eventually(t, 30*time.Second, func() error {
-		if n := testRedis.int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n > 0 {
+	redistest.Eventually(t, 30*time.Second, func() error {
+		if n := testRedis.Int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n > 0 {
 			return fmt.Errorf("tokens are still held")
 		}
 		return nil
@@ -116,7 +117,7 @@ func TestGatewayErrors(t *testing.T) {
 		endpointJSON(g.provider, "claude", messagesPath, "")), `{"tokens":1000}`, `{"tokens":1000,"rate_limit":0,"rate_limit_window":9}`, 1))
 	broken := newTenantIn(t, testRedis, `{"providers":{"text":{"endpoints":{"x":{"on_hangup":"never"}}}}}`)
 	ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
-	testRedis.do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
+	testRedis.Do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
 	disabled := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
 	g.admin(t, "PATCH", "/"+g.tenant+"/admin/keys/"+disabled, `{"enabled":false}`).want(t, 200, "")
 	const invalid = "invalid_request_error"
@@ -513,7 +514,7 @@ func TestGatewayDeny(t *testing.T) {
 		g := s.gatewayTest(t, p, textConfig(1000, endpoint(host)))
 		g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
 		line := "[WARN] The endpoint a of tenant " + g.tenant + " failed: its address is within -gateway-deny"
-		if g.charged(t, 1000) != 0 || s.log.count(line) != 1 {
+		if g.charged(t, 1000) != 0 || s.log.Count(line) != 1 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	}
@@ -541,12 +542,12 @@ func TestGatewayBounds(t *testing.T) {
 			c.Close()
 		}
 		g.provider.on("", conduct{})
-		eventually(t, 10*time.Second, func() error { return g.call(t, messagesPath, `{"stream":true}`).is(200) })
+		redistest.Eventually(t, 10*time.Second, func() error { return g.call(t, messagesPath, `{"stream":true}`).is(200) })
 	})
 	t.Run("bytes", func(t *testing.T) {
 		const size = 200 << 20
 		c := g.begin(t, "POST", "/"+g.tenant+chatPath, size, bearer(g.key))
-		eventually(t, 10*time.Second, func() error {
+		redistest.Eventually(t, 10*time.Second, func() error {
 			other := g.dial(t)
 			defer other.Close()
 			fmt.Fprintf(other, "POST /%s%s HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n\r\n", g.tenant, chatPath, bearer(g.key), size)
@@ -556,7 +557,7 @@ func TestGatewayBounds(t *testing.T) {
 			return nil
 		})
 		c.Close()
-		eventually(t, 10*time.Second, func() error { return g.call(t, chatPath, `{}`).is(200) })
+		redistest.Eventually(t, 10*time.Second, func() error { return g.call(t, chatPath, `{}`).is(200) })
 	})
 	t.Run("a stranger sends no large body", func(t *testing.T) {
 		c := g.dial(t)
@@ -596,20 +597,20 @@ func TestGatewayCountTokens(t *testing.T) {
 		t.Errorf("charged %d", n)
 	}
 	p.on("", providerError(400))
-	testRedis.do(t, "DEL", "{apiKey:"+g.key+"}:rate")
+	testRedis.Do(t, "DEL", "{apiKey:"+g.key+"}:rate")
 	if err := g.call(t, path, `{}`).is(400); err != nil {
 		t.Error(err)
 	}
-	testRedis.do(t, "HSET", "apiKey:"+g.key, "tokensLeft", 0)
+	testRedis.Do(t, "HSET", "apiKey:"+g.key, "tokensLeft", 0)
 	g.call(t, path, `{}`).wantWireError(t, path, 402, "billing_error", "")
 }
 
 // A charge that Redis does not take is made when it can be reached again.
 func TestGatewayWithoutRedis(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
+	r := redistest.New(t)
 	p := newProvider(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, textConfig(1000, endpointJSON(p, "chat", chatPath, "")))
 	key := s.login(t, tenant)
 	frozen := make(chan struct{})
@@ -617,7 +618,7 @@ func TestGatewayWithoutRedis(t *testing.T) {
 		select {
 		case <-frozen:
 		default:
-			r.signal(t, syscall.SIGSTOP)
+			r.Signal(t, syscall.SIGSTOP)
 			close(frozen)
 		}
 		return conduct{}
@@ -633,14 +634,14 @@ func TestGatewayWithoutRedis(t *testing.T) {
 	got = s.do(t, "POST", "/"+tenant+chatPath, `{"max_tokens":100}`, bearer(key))
 	got.wantWireError(t, chatPath, 503, "api_error", "")
 	got.wantHeader(t, "Retry-After", "1")
-	r.signal(t, syscall.SIGCONT)
-	eventually(t, 20*time.Second, func() error {
+	r.Signal(t, syscall.SIGCONT)
+	redistest.Eventually(t, 20*time.Second, func() error {
 		if n, waiting := tokensLeftIn(t, r, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-18 || waiting != 0 {
 			return fmt.Errorf("%d tokens are left, %v settlements wait", n, waiting)
 		}
 		return nil
 	})
-	if n := r.int(t, "EXISTS", "{apiKey:"+key+"}:holds"); n != 0 {
+	if n := r.Int(t, "EXISTS", "{apiKey:"+key+"}:holds"); n != 0 {
 		t.Errorf("holds are left")
 	}
 }
@@ -675,10 +676,10 @@ func TestGatewayMetrics(t *testing.T) {
 		}
 	}
 	log := g.log.String()
-	if strings.Contains(log, "secret") || g.log.count(`endpoint="chat" model="x y\nstatus=200 \""`) != 1 {
+	if strings.Contains(log, "secret") || g.log.Count(`endpoint="chat" model="x y\nstatus=200 \""`) != 1 {
 		t.Errorf("log:\n%s", log)
 	}
-	if g.log.count(`endpoint="claude" model="m"`) != 1 {
+	if g.log.Count(`endpoint="claude" model="m"`) != 1 {
 		t.Errorf("log:\n%s", log)
 	}
 }
@@ -697,7 +698,7 @@ func TestGatewayLedger(t *testing.T) {
 	for i, c := range faults {
 		p.on(fmt.Sprint("m", i), c)
 	}
-	settings := []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "LOGIN_LIMIT=0"}
+	settings := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "LOGIN_LIMIT=0"}
 	processes := []*process{startProcess(t, settings), startProcess(t, settings)}
 	services := []*service{processes[0].service(t), processes[1].service(t)}
 	g := services[0].gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, ""), endpointJSON(p, "claude", messagesPath, "")))
@@ -745,7 +746,7 @@ func TestGatewayLedger(t *testing.T) {
 		default:
 		}
 	}
-	eventually(t, 30*time.Second, func() error { // what the process that lives holds is settled
+	redistest.Eventually(t, 30*time.Second, func() error { // what the process that lives holds is settled
 		if n := services[0].sample(t, "gateway_holds"); n != 0 {
 			return fmt.Errorf("%v holds are open", n)
 		}
@@ -753,7 +754,7 @@ func TestGatewayLedger(t *testing.T) {
 	})
 	g.expireHolds(t)
 	got := services[0].do(t, "GET", "/"+g.tenant+"/auth/key", "", bearer(g.key))
-	if n := testRedis.int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n != 0 {
+	if n := testRedis.Int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n != 0 {
 		t.Errorf("a hold is left after its deadline")
 	}
 	charged := g.settledTokens(t)
@@ -767,29 +768,29 @@ var client200 = &http.Transport{MaxIdleConnsPerHost: 200}
 // expireHolds moves the deadlines of the key's holds to the past.
 func (g *gatewayTest) expireHolds(t *testing.T) {
 	t.Helper()
-	holds, err := redis.StringMap(testRedis.do(t, "HGETALL", "{apiKey:"+g.key+"}:holds"), nil)
+	holds, err := redis.StringMap(testRedis.Do(t, "HGETALL", "{apiKey:"+g.key+"}:holds"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for id, hold := range holds {
 		tokens, _, _ := strings.Cut(hold, " ")
-		testRedis.do(t, "HSET", "{apiKey:"+g.key+"}:holds", id, tokens+" 1000")
+		testRedis.Do(t, "HSET", "{apiKey:"+g.key+"}:holds", id, tokens+" 1000")
 	}
 	if len(holds) > 0 {
-		testRedis.do(t, "HSET", "apiKey:"+g.key, "holdsDue", 1000)
+		testRedis.Do(t, "HSET", "apiKey:"+g.key, "holdsDue", 1000)
 	}
 }
 
 // settledTokens returns the sum of what was charged for the key's holds, as Redis remembers each.
 func (g *gatewayTest) settledTokens(t *testing.T) (sum int) {
 	t.Helper()
-	records := testRedis.keys(t, "{apiKey:"+g.key+"}:settled:*")
+	records := testRedis.Keys(t, "{apiKey:"+g.key+"}:settled:*")
 	ids := slices.Compact(slices.Clone(records))
 	if len(ids) != len(records) {
 		t.Errorf("%d settlements of %d holds", len(records), len(ids))
 	}
 	for _, record := range records {
-		fields := strings.Fields(testRedis.string(t, "GET", record))
+		fields := strings.Fields(testRedis.String(t, "GET", record))
 		charged, err := strconv.Atoi(fields[1])
 		if err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"tollgate/internal/telemetry"
 )
 
 // handler returns the http.Handler that serves every route, those of the gateway with g. It creates the server's
@@ -487,10 +488,10 @@ func (s *server) showReadiness(w http.ResponseWriter, _ *http.Request, info *req
 
 // showMetrics sends the metrics in the Prometheus text format. They hold no key, token or user.
 func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
-	e := new(exposition)
+	e := new(telemetry.Page)
 	s.metrics.write(e)
 	s.store.writeMetrics(e)
-	writeProcess(e)
+	telemetry.WriteProcess(e)
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	w.Header()["Cache-Control"] = cacheControl
 	_, _ = w.Write(e.Bytes())

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 func TestAnonymousLogin(t *testing.T) {
@@ -31,8 +32,8 @@ func TestAnonymousLogin(t *testing.T) {
 
 // One address may log in that many times a minute, counted over all processes.
 func TestLoginLimit(t *testing.T) {
-	r := newRedis(t)
-	services := newServices(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=3", "TRUSTED_PROXIES=127.0.0.0/8")
+	r := redistest.New(t)
+	services := newServices(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=3", "TRUSTED_PROXIES=127.0.0.0/8")
 	login := func(i int, from string) reply {
 		return services[i%2].do(t, "POST", "/abc/auth/anonymous", "", "X-Forwarded-For: "+from)
 	}
@@ -47,19 +48,19 @@ func TestLoginLimit(t *testing.T) {
 				t.Errorf("Retry-After is %d", after)
 			}
 		}
-		if n := r.int(t, "LLEN", "login:192.0.2.1"); n != 3 {
+		if n := r.Int(t, "LLEN", "login:192.0.2.1"); n != 3 {
 			t.Errorf("%d logins are in the log, want 3", n)
 		}
-		if ttl := r.int(t, "PTTL", "login:192.0.2.1"); ttl < 1 || ttl > 60_000 {
+		if ttl := r.Int(t, "PTTL", "login:192.0.2.1"); ttl < 1 || ttl > 60_000 {
 			t.Errorf("the log of logins lives for %d ms", ttl)
 		}
-		if n := len(r.keys(t, "apiKey:*")); n != 3 {
+		if n := len(r.Keys(t, "apiKey:*")); n != 3 {
 			t.Errorf("there are %d API keys, want 3", n)
 		}
 		login(0, "192.0.2.2").want(t, 200, "")
 	})
 	t.Run("the window slides", func(t *testing.T) { // once the oldest login is a minute ago, one more is accepted, and only one
-		r.do(t, "LSET", "login:192.0.2.1", 0, time.Now().UnixMicro()-60_000_000)
+		r.Do(t, "LSET", "login:192.0.2.1", 0, time.Now().UnixMicro()-60_000_000)
 		login(0, "192.0.2.1").want(t, 200, "")
 		login(1, "192.0.2.1").want(t, 429, "")
 	})
@@ -71,7 +72,7 @@ func TestLoginLimit(t *testing.T) {
 		login(0, "2001:db8:0:2::").want(t, 200, "")
 	})
 	t.Run("0 is no limit", func(t *testing.T) {
-		unlimited := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=0")
+		unlimited := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=0")
 		for range 5 {
 			unlimited.login(t, "abc")
 		}
@@ -89,8 +90,8 @@ func seconds(t *testing.T, got reply, header string) (n int) {
 
 // Every tenant route exists with the prefix, and without it for the tenant default; tenants are kept apart.
 func TestTenants(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	const config = `{"user_groups":{"anonymous":{"tokens":5}}}`
 	routes := []struct{ method, path, body string }{
 		{"POST", "/auth/anonymous", ""},
@@ -110,12 +111,12 @@ func TestTenants(t *testing.T) {
 				s.do(t, route.method, tenant+route.path, route.body, bearer(token)).wantError(t, 400, "Invalid tenant ID")
 			}
 		}
-		if s.log.count("nobody") > 0 {
+		if s.log.Count("nobody") > 0 {
 			t.Error("the log names a tenant that does not exist")
 		}
 	})
-	r.do(t, "SET", "tenant:default:config", config)
-	r.do(t, "SET", "tenant:admin:config", config)
+	r.Do(t, "SET", "tenant:default:config", config)
+	r.Do(t, "SET", "tenant:admin:config", config)
 	for _, test := range []struct{ name, prefix, id, other string }{
 		{"no prefix", "", "default", "/abc"},
 		{"default", "/default", "default", "/abc"},
@@ -180,7 +181,7 @@ func TestHealth(t *testing.T) {
 	s := newService(t)
 	s.do(t, "GET", "/healthz", "").want(t, 200, `{"status":"ok"}`)
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
-	if s.log.count("Loaded") > 0 {
+	if s.log.Count("Loaded") > 0 {
 		t.Error("they are no tenant routes, but a config was loaded")
 	}
 }
@@ -227,7 +228,7 @@ func TestIdempotency(t *testing.T) {
 		first.want(t, 200, `{"tokensLeft":900}`)
 		first.wantHeader(t, "Idempotent-Replayed", "")
 		s.consume(t, id, key, `{"tokens":50}`).want(t, 200, `{"tokensLeft":850}`)
-		testRedis.do(t, "SCRIPT", "FLUSH")
+		testRedis.Do(t, "SCRIPT", "FLUSH")
 		for i := range 6 { // more often than the rate limit allows: a replay uses nothing of it
 			again := services[i%2].consume(t, id, key, `{"tokens":100}`, retryKey+"a b~!")
 			again.want(t, 200, `{"tokensLeft":900}`)
@@ -247,13 +248,13 @@ func TestIdempotency(t *testing.T) {
 		s.consume(t, id, other, "", retryKey+"ONE").want(t, 200, `{"tokensLeft":4998}`)
 	})
 	t.Run("remembered for a day", func(t *testing.T) {
-		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:charge:"+digest("one")); ttl < 86400-600 || ttl > 86400 {
+		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:charge:"+digest("one")); ttl < 86400-600 || ttl > 86400 {
 			t.Errorf("an outcome is remembered for %d s", ttl)
 		}
 	})
 	t.Run("what was refused is not remembered", func(t *testing.T) {
 		s.consume(t, id, key, "", retryKey+"late").want(t, 429, `{"error":"Too Many Requests"}`)
-		testRedis.do(t, "DEL", "{apiKey:"+key+"}:rate")
+		testRedis.Do(t, "DEL", "{apiKey:"+key+"}:rate")
 		s.consume(t, id, key, "", retryKey+"late").want(t, 200, `{"tokensLeft":848}`)
 		s.consume(t, id, other, `{"tokens":4999}`, retryKey+"poor").want(t, 402, `{"error":"Payment Required","tokensLeft":4998}`)
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+other, `{"addTokens":1}`).want(t, 200, "")
@@ -321,10 +322,10 @@ func TestRateLimitHeaders(t *testing.T) {
 	})
 	t.Run("looking at the key is free", func(t *testing.T) {
 		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
-		if n := testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 3 {
+		if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 3 {
 			t.Errorf("%d requests are in the log, want 3", n)
 		}
-		if ttl := testRedis.int(t, "PTTL", "{apiKey:"+key+"}:rate"); ttl < 1 || ttl > 1_000_000 {
+		if ttl := testRedis.Int(t, "PTTL", "{apiKey:"+key+"}:rate"); ttl < 1 || ttl > 1_000_000 {
 			t.Errorf("the log lives for %d ms", ttl)
 		}
 	})
@@ -335,7 +336,7 @@ func TestRateLimitHeaders(t *testing.T) {
 				t.Errorf("there is %s", name)
 			}
 		}
-		if testRedis.int(t, "EXISTS", "{apiKey:"+free+"}:rate") != 0 {
+		if testRedis.Int(t, "EXISTS", "{apiKey:"+free+"}:rate") != 0 {
 			t.Error("there is a log")
 		}
 	})
@@ -399,7 +400,7 @@ func TestBadHeadersAndQueries(t *testing.T) {
 			s.do(t, "GET", "/"+id+"/auth/verify?"+test.query, "", bearer(key)).wantError(t, 400, test.want)
 		})
 	}
-	if left, used := tokensLeft(t, key), testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); left != 999 || used != 1 {
+	if left, used := tokensLeft(t, key), testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); left != 999 || used != 1 {
 		t.Errorf("%d tokens are left and %d requests used, want 999 and 1", left, used)
 	}
 }
@@ -459,7 +460,7 @@ func TestShowKey(t *testing.T) {
 	})
 	t.Run("one that has expired", func(t *testing.T) {
 		key := s.issue(t, id, `"userId":"u","group":"pro","expiresIn":1`)
-		eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
+		redistest.Eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
 	})
 }
 
@@ -556,7 +557,7 @@ func TestVerifyRequest(t *testing.T) {
 		}
 	})
 	t.Run("remembered for a minute", func(t *testing.T) {
-		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:verify:"+digest("r 1")); ttl < 30 || ttl > 60 {
+		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:verify:"+digest("r 1")); ttl < 30 || ttl > 60 {
 			t.Errorf("it is remembered for %d s", ttl)
 		}
 	})
@@ -593,15 +594,15 @@ func TestVerifyRequest(t *testing.T) {
 	}{{"?tokens=1", 92 - 3}, {"?tokens=1&request=twice", 92 - 3 - 2}} {
 		t.Run("a connection is cut after the charge: "+test.query, func(t *testing.T) {
 			var replies atomic.Int64
-			relay := newRedisProxy(t, &redisServer{network: "tcp", address: s.address()}, func([]byte) fate {
+			relay := redistest.NewProxy(t, &redistest.Server{Network: "tcp", Address: s.address()}, func([]byte) redistest.Fate {
 				if replies.Add(1) == 2 {
-					return cut
+					return redistest.Cut
 				}
-				return pass
+				return redistest.Pass
 			})
 			proxy := &http.Client{Transport: new(http.Transport)}
 			for i := range 2 {
-				r, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/%s/auth/verify%s", relay.address, id, test.query), nil)
+				r, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/%s/auth/verify%s", relay.Address, id, test.query), nil)
 				if i == 0 && strings.Contains(test.query, "request") {
 					r.URL.RawQuery = "tokens=1&request=once"
 				}
@@ -625,27 +626,27 @@ func TestVerifyRequest(t *testing.T) {
 
 // Logins that a server with a faster clock has logged count as of now.
 func TestLoginLogFromTheFuture(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=3")
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=3")
 	const log = "login:127.0.0.1"
 	for range 3 {
-		r.do(t, "RPUSH", log, time.Now().Add(time.Hour).UnixMicro())
+		r.Do(t, "RPUSH", log, time.Now().Add(time.Hour).UnixMicro())
 	}
-	r.do(t, "EXPIRE", log, 3600)
+	r.Do(t, "EXPIRE", log, 3600)
 	refused := s.do(t, "POST", "/abc/auth/anonymous", "")
 	refused.want(t, 429, "")
 	if after := seconds(t, refused, "Retry-After"); after < 1 || after > 60 {
 		t.Errorf("Retry-After is %d", after)
 	}
-	if n, ttl := r.int(t, "LLEN", log), r.int(t, "PTTL", log); n != 3 || ttl > 60_000 {
+	if n, ttl := r.Int(t, "LLEN", log), r.Int(t, "PTTL", log); n != 3 || ttl > 60_000 {
 		t.Errorf("%d logins are in the log, which lives for %d ms", n, ttl)
 	}
 	for i := range 3 {
-		at := r.int(t, "LINDEX", log, i)
+		at := r.Int(t, "LINDEX", log, i)
 		if time.Until(time.UnixMicro(int64(at))) > time.Second {
 			t.Fatalf("a login is logged for %s", time.UnixMicro(int64(at)))
 		}
-		r.do(t, "LSET", log, i, at-61_000_000) // a minute passes
+		r.Do(t, "LSET", log, i, at-61_000_000) // a minute passes
 	}
 	for range 3 {
 		s.login(t, "abc")
@@ -656,33 +657,33 @@ func TestLoginLogFromTheFuture(t *testing.T) {
 // IPv4 proxies may be written as IPv6. A proxy that is not listed is named in the log, once, when its clients are
 // refused.
 func TestUntrustedProxy(t *testing.T) {
-	r := newRedis(t)
+	r := redistest.New(t)
 	login := func(s *service, headers ...string) reply {
 		return s.do(t, "POST", "/abc/auth/anonymous", "", headers...)
 	}
 	const from = "X-Forwarded-For: 192.0.2."
 	const warning = "[WARN] A login was refused by the limit for 127.0.0.1, which sends X-Forwarded-For"
 	t.Run("listed as ::ffff:127.0.0.0/104", func(t *testing.T) {
-		s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1", "TRUSTED_PROXIES=::ffff:127.0.0.0/104")
+		s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1", "TRUSTED_PROXIES=::ffff:127.0.0.0/104")
 		for i := range 3 {
 			login(s, fmt.Sprint(from, i)).want(t, 200, "")
 			login(s, fmt.Sprint(from, i)).want(t, 429, "")
 		}
-		if n := s.log.count("[WARN]"); n != 0 {
+		if n := s.log.Count("[WARN]"); n != 0 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})
 	t.Run("not listed", func(t *testing.T) {
-		s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1")
+		s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1")
 		login(s).want(t, 200, "")
 		login(s).want(t, 429, "")
-		if n := s.log.count("[WARN]"); n != 0 {
+		if n := s.log.Count("[WARN]"); n != 0 {
 			t.Errorf("without a proxy: log:\n%s", s.log)
 		}
 		for i := range 3 {
 			login(s, fmt.Sprint(from, i)).want(t, 429, "")
 		}
-		if n := s.log.count(warning); n != 1 || s.log.count("[WARN]") != 1 || s.log.count("192.0.2.") != 0 {
+		if n := s.log.Count(warning); n != 1 || s.log.Count("[WARN]") != 1 || s.log.Count("192.0.2.") != 0 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})

@@ -20,6 +20,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -35,7 +38,7 @@ const (
 // testRedis is the Redis of all tests that do not stop, freeze, restart or configure theirs. Each test has tenants of
 // its own there. It is the server at TEST_REDIS_URL, if that is set, else one that TestMain starts, or, if
 // TEST_REDIS_TOPOLOGY is "cluster", a Redis Cluster of three masters.
-var testRedis *redisServer
+var testRedis *redistest.Server
 
 func TestMain(m *testing.M) {
 	if os.Getenv("TOLLGATE_RUN_MAIN") != "" { // startProcess runs this binary as the program itself
@@ -53,31 +56,31 @@ func TestMain(m *testing.M) {
 		_ = parallel.Set("8") // the default is for tests that compute: those that are parallel here wait
 	}
 	os.Exit(func() int {
-		server, err := startTestRedis(os.Getenv("TEST_REDIS_URL"))
+		server, err := redistest.Shared(os.Getenv("TEST_REDIS_URL"))
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer server.close()
-		defer closeSharedCluster()
+		defer server.Close()
+		defer redistest.CloseSharedCluster()
 		testRedis = server
 		return m.Run()
 	}())
 }
 
 // singleRedis returns testRedis or, if that is a cluster, a server of the test's own.
-func singleRedis(t testing.TB) *redisServer {
+func singleRedis(t testing.TB) *redistest.Server {
 	t.Helper()
-	if testRedis.cluster != nil {
-		return newRedis(t)
+	if testRedis.Cluster != nil {
+		return redistest.New(t)
 	}
 	return testRedis
 }
 
 // tokensLeft returns the balance of an API key.
-func tokensLeftIn(t testing.TB, r *redisServer, key string) int {
+func tokensLeftIn(t testing.TB, r *redistest.Server, key string) int {
 	t.Helper()
-	return r.int(t, "HGET", "apiKey:"+key, "tokensLeft")
+	return r.Int(t, "HGET", "apiKey:"+key, "tokensLeft")
 }
 
 var tenants atomic.Int64
@@ -86,10 +89,10 @@ var tenants atomic.Int64
 func newTenantID() string { return fmt.Sprintf("t%d", tenants.Add(1)) }
 
 // newTenant puts config straight into Redis, as an operator may, under an ID that no other test has.
-func newTenantIn(t testing.TB, r *redisServer, config string) string {
+func newTenantIn(t testing.TB, r *redistest.Server, config string) string {
 	t.Helper()
 	id := newTenantID()
-	r.do(t, "SET", "tenant:"+id+":config", config)
+	r.Do(t, "SET", "tenant:"+id+":config", config)
 	return id
 }
 
@@ -117,7 +120,7 @@ func tokensLeft(t testing.TB, key string) int {
 // service is the whole program, running in this process.
 type service struct {
 	url  string
-	log  *logBuffer
+	log  *telemetrytest.Log
 	stop func() error // returns what run returned
 }
 
@@ -125,14 +128,14 @@ type service struct {
 func newService(t testing.TB, settings ...string) *service {
 	t.Helper()
 	env := map[string]string{
-		"REDIS_URL": testRedis.url(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken, "LOGIN_LIMIT": "0",
+		"REDIS_URL": testRedis.URL(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken, "LOGIN_LIMIT": "0",
 	}
 	for _, setting := range settings {
 		name, value, _ := strings.Cut(setting, "=")
 		env[name] = value
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &service{log: new(logBuffer)}
+	s := &service{log: new(telemetrytest.Log)}
 	done := make(chan struct{})
 	var err error
 	go func() {
@@ -155,7 +158,7 @@ func newService(t testing.TB, settings ...string) *service {
 			t.Errorf("the service ended with: %v", err)
 		}
 	})
-	s.url = "http://" + s.log.wait(t, "[INFO] Listening on ", done)
+	s.url = "http://" + s.log.Wait(t, "[INFO] Listening on ", done)
 	return s
 }
 
@@ -169,7 +172,7 @@ func newServices(t testing.TB, settings ...string) []*service {
 type process struct {
 	cmd    *exec.Cmd
 	stdout bytes.Buffer
-	log    *logBuffer
+	log    *telemetrytest.Log
 	done   chan struct{}
 }
 
@@ -183,7 +186,7 @@ func startProcess(t *testing.T, settings []string, args ...string) *process {
 
 func startCommand(t testing.TB, cmd *exec.Cmd, env []string) *process {
 	t.Helper()
-	p := &process{cmd: cmd, log: new(logBuffer), done: make(chan struct{})}
+	p := &process{cmd: cmd, log: new(telemetrytest.Log), done: make(chan struct{})}
 	p.cmd.Env = env
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, p.log
 	if err := p.cmd.Start(); err != nil {
@@ -205,7 +208,7 @@ func (p *process) kill() {
 // address returns where the process listens, once it does.
 func (p *process) address(t testing.TB) string {
 	t.Helper()
-	return p.log.wait(t, "[INFO] Listening on ", p.done)
+	return p.log.Wait(t, "[INFO] Listening on ", p.done)
 }
 
 // service returns the process as a service.
@@ -348,7 +351,7 @@ func (s *service) sample(t testing.TB, sample string) float64 {
 
 // loads returns how often the service has loaded tenant's config from Redis.
 func (s *service) loads(tenant string) int {
-	return s.log.count("[INFO] Loaded tenant config for " + tenant + "\n")
+	return s.log.Count("[INFO] Loaded tenant config for " + tenant + "\n")
 }
 
 func (s *service) address() string { return strings.TrimPrefix(s.url, "http://") }
@@ -530,7 +533,7 @@ func (r *runningLoad) wait() tally {
 func (r *runningLoad) more(t testing.TB, n int64) {
 	t.Helper()
 	want := r.succeeded.Load() + n
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		if got := r.succeeded.Load(); got < want {
 			return fmt.Errorf("%d requests have succeeded, want %d", got, want)
 		}
@@ -628,7 +631,7 @@ func (got reply) is(status int) error {
 // wantConfig waits until the service serves that config, or none if it is "".
 func (s *service) wantConfig(t testing.TB, tenant, config string) {
 	t.Helper()
-	eventually(t, time.Second+busy, func() error {
+	redistest.Eventually(t, time.Second+busy, func() error {
 		got := s.admin(t, "GET", "/"+tenant+"/admin/config", "")
 		if config == "" {
 			return got.is(400)
@@ -643,7 +646,7 @@ func (s *service) wantConfig(t testing.TB, tenant, config string) {
 // wantRecovery waits until the service works again.
 func (s *service) wantRecovery(t testing.TB) {
 	t.Helper()
-	eventually(t, 2*time.Second+busy, func() error {
+	redistest.Eventually(t, 2*time.Second+busy, func() error {
 		return s.do(t, "POST", "/abc/auth/anonymous", "").is(200)
 	})
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
@@ -652,16 +655,16 @@ func (s *service) wantRecovery(t testing.TB) {
 // wantOneFault checks, after recovery, that the log says once that Redis was unavailable and once that it is back.
 func (s *service) wantOneFault(t testing.TB) {
 	t.Helper()
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		s.do(t, "GET", "/readyz", "").want(t, 200, "")
 		s.consume(t, "abc", someKey, "").want(t, 401, "")
 		s.login(t, "abc")
-		if s.log.count("[INFO] Redis is available again\n") == 0 {
+		if s.log.Count("[INFO] Redis is available again\n") == 0 {
 			return fmt.Errorf("the log does not say that Redis is back:\n%s", s.log)
 		}
 		return nil
 	})
-	if s.log.count("[ERROR]") != 1 || s.log.count("[INFO] Redis is available again\n") != 1 {
+	if s.log.Count("[ERROR]") != 1 || s.log.Count("[INFO] Redis is available again\n") != 1 {
 		t.Errorf("log:\n%s", s.log)
 	}
 }
@@ -675,17 +678,17 @@ func newClusterTenant(t testing.TB, s *service, config string) string {
 }
 
 // keysOn returns API keys of a tenant, n of them on each master, by its address.
-func keysOn(t testing.TB, c *testCluster, s *service, tenant string, n int, members string) map[string][]string {
+func keysOn(t testing.TB, c *redistest.Cluster, s *service, tenant string, n int, members string) map[string][]string {
 	t.Helper()
 	masters := make(map[string]map[int]bool)
 	keys := make(map[string][]string)
-	for _, node := range c.nodes {
-		if node.alive() && node.isMaster(t) {
+	for _, node := range c.Nodes {
+		if node.Alive() && node.IsMaster(t) {
 			slots := make(map[int]bool)
-			for _, slot := range slotsOf(t, node) {
+			for _, slot := range redistest.SlotsOf(t, node) {
 				slots[slot] = true
 			}
-			masters[node.tcp], keys[node.tcp] = slots, nil
+			masters[node.TCP], keys[node.TCP] = slots, nil
 		}
 	}
 	complete := func() bool {
@@ -699,7 +702,7 @@ func keysOn(t testing.TB, c *testCluster, s *service, tenant string, n int, memb
 	for !complete() {
 		key := s.issue(t, tenant, members)
 		for address := range maps.Keys(masters) {
-			if masters[address][keySlot(apiKeyRedisKey(key))] && len(keys[address]) < n {
+			if masters[address][redisdb.Slot(apiKeyRedisKey(key))] && len(keys[address]) < n {
 				keys[address] = append(keys[address], key)
 			}
 		}
@@ -708,9 +711,9 @@ func keysOn(t testing.TB, c *testCluster, s *service, tenant string, n int, memb
 }
 
 // balanceIn returns what is left of an API key, from its master.
-func balanceIn(t testing.TB, c *testCluster, key string) int {
+func balanceIn(t testing.TB, c *redistest.Cluster, key string) int {
 	t.Helper()
-	conn := c.conn()
+	conn := c.Conn()
 	defer conn.Close()
 	n, err := redis.Int(conn.Do("HGET", apiKeyRedisKey(key), "tokensLeft"))
 	if err != nil {

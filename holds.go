@@ -78,7 +78,7 @@ func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, group str
 		keys = append(keys, recordRedisKey(h.key, "hold", h.idempotent.key))
 		args = append(args, h.idempotent.digest)
 	}
-	reply, err := redis.String(s.redis.eval(deadline, holdScript, keys, args...))
+	reply, err := redis.String(s.redis.Eval(deadline, holdScript, keys, args...))
 	if err != nil {
 		return "", holdResult{}, err
 	}
@@ -115,7 +115,7 @@ type settlement struct {
 // number; ErrUnavailable if it may or may not have been settled.
 func (s *store) Settle(deadline time.Time, t *tenant, key, holdID string, used int64) (settlement, error) {
 	keys := []string{apiKeyRedisKey(key), "{apiKey:" + key + "}:settled:" + holdID, holdsRedisKey(key)}
-	reply, err := redis.Values(s.redis.eval(deadline, settleScript, keys,
+	reply, err := redis.Values(s.redis.Eval(deadline, settleScript, keys,
 		t.id, t.generation, holdID, used, int64(holdRecordTTL/time.Second)))
 	if errors.Is(err, redis.ErrNil) {
 		return settlement{}, ErrNoKey

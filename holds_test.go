@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // holdResponse is a response to a hold.
@@ -92,7 +93,7 @@ func TestHolds(t *testing.T) {
 	}
 	_, got = s.hold(t, tenant, someKey, `{"tokens":1}`)
 	got.wantError(t, 401, "Unauthorized")
-	testRedis.do(t, "HSET", "apiKey:"+other, "group", "gone")
+	testRedis.Do(t, "HSET", "apiKey:"+other, "group", "gone")
 	_, got = s.hold(t, tenant, other, `{"tokens":1}`)
 	got.wantError(t, 403, "Group is disabled")
 }
@@ -151,7 +152,7 @@ func TestHoldExpiry(t *testing.T) {
 			key := s.login(t, tenant)
 			h, _ := s.hold(t, tenant, key, `{"tokens":95,"expiresIn":1}`)
 			s.consume(t, tenant, key, `{"tokens":6}`).want(t, 402, `{"error":"Payment Required","tokensLeft":5}`)
-			eventually(t, 5*time.Second, func() error { return look(key) })
+			redistest.Eventually(t, 5*time.Second, func() error { return look(key) })
 			s.settle(t, tenant, key, h.HoldID, `{"tokens":1}`).wantError(t, 404, "Not found")
 		})
 	}
@@ -165,13 +166,13 @@ func TestHoldExpiry(t *testing.T) {
 	t.Run("ends with its key", func(t *testing.T) {
 		key := s.login(t, tenant)
 		h, _ := s.hold(t, tenant, key, `{"tokens":50,"expiresIn":86400}`)
-		ttl := testRedis.int(t, "PTTL", "apiKey:"+key)
-		if holds := testRedis.int(t, "PTTL", "{apiKey:"+key+"}:holds"); holds <= 0 || holds > ttl {
+		ttl := testRedis.Int(t, "PTTL", "apiKey:"+key)
+		if holds := testRedis.Int(t, "PTTL", "{apiKey:"+key+"}:holds"); holds <= 0 || holds > ttl {
 			t.Errorf("the holds live for %d ms, their key for %d", holds, ttl)
 		}
-		testRedis.do(t, "DEL", "apiKey:"+key)
+		testRedis.Do(t, "DEL", "apiKey:"+key)
 		s.settle(t, tenant, key, h.HoldID, `{"tokens":1}`).wantError(t, 401, "Unauthorized")
-		if n := testRedis.int(t, "EXISTS", "apiKey:"+key); n != 0 {
+		if n := testRedis.Int(t, "EXISTS", "apiKey:"+key); n != 0 {
 			t.Error("settling has brought an expired key back")
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"tollgate/internal/telemetry"
 )
 
 // ID tokens of OpenID Connect, and the keys of those who sign them.
@@ -37,12 +38,12 @@ type verifier struct {
 }
 
 // newGoogle returns the verifier of Google's ID tokens, whose keys are at keysURL.
-func newGoogle(keysURL string, log *logger) *verifier {
+func newGoogle(keysURL string, log *telemetry.Logger) *verifier {
 	return &verifier{[]string{"https://accounts.google.com", "accounts.google.com"}, newKeySet("Google", keysURL, log)}
 }
 
 // newApple returns the verifier of Apple's ID tokens, whose keys are at keysURL.
-func newApple(keysURL string, log *logger) *verifier {
+func newApple(keysURL string, log *telemetry.Logger) *verifier {
 	return &verifier{[]string{"https://appleid.apple.com"}, newKeySet("Apple", keysURL, log)}
 }
 

@@ -15,6 +15,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 )
 
 const tokenHeader = `{"alg":"RS256","kid":"k1","typ":"JWT"}`
@@ -39,9 +42,9 @@ func ecToken(key *ecdsa.PrivateKey, header, payload string) string {
 }
 
 // testGoogle returns Google with the keys of a key server.
-func testGoogle(s *keyServer) (*verifier, *logBuffer) {
-	log := new(logBuffer)
-	return newGoogle(s.URL, newLogger(log)), log
+func testGoogle(s *keyServer) (*verifier, *telemetrytest.Log) {
+	log := new(telemetrytest.Log)
+	return newGoogle(s.URL, telemetry.New(log)), log
 }
 
 func TestIDTokens(t *testing.T) {
@@ -236,7 +239,7 @@ func TestKeySetCache(t *testing.T) {
 		for range 50 {
 			requests.Go(func() { wantKey(t, keys, "k1", nil) })
 		}
-		eventually(t, 10*time.Second, func() error {
+		redistest.Eventually(t, 10*time.Second, func() error {
 			if server.fetches.Load() == 0 {
 				return errors.New("nobody fetches the keys")
 			}
@@ -281,7 +284,7 @@ func TestKeySetCache(t *testing.T) {
 		keys.expire()
 		wantKey(t, keys, "k1", nil)
 		wantKey(t, keys, "k2", errInvalidIDToken)
-		if n := log.count("[WARN] The keys of Google cannot be fetched: "); n == 0 {
+		if n := log.Count("[WARN] The keys of Google cannot be fetched: "); n == 0 {
 			t.Errorf("log:\n%s", log)
 		}
 	})
@@ -310,7 +313,7 @@ func TestNoKeySet(t *testing.T) {
 		wantKey(t, google.keys, "k1", errNoKeySet)
 	}
 	server.wantFetches(t, 1)
-	if log.count("[WARN]") != 1 || log.count("the response is 404 Not Found") != 1 {
+	if log.Count("[WARN]") != 1 || log.Count("the response is 404 Not Found") != 1 {
 		t.Errorf("log:\n%s", log)
 	}
 	server.set(func() { server.status = 302 })

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // These tests run the programs that tollgate works with: `make integration` installs and runs them.
@@ -37,8 +38,8 @@ func program(t *testing.T, name string) string {
 // promtool finds nothing to say about /metrics.
 func TestIntegrationPromtool(t *testing.T) {
 	check := exec.Command(program(t, "promtool"), "check", "metrics")
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	metricsStory(t, s, r)
 	check.Stdin = strings.NewReader(s.admin(t, "GET", "/metrics", "").body)
 	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
@@ -119,9 +120,9 @@ func echoBackend(t *testing.T) string {
 // testForwardAuth tests a recipe as it is, with the real proxy that command runs. The proxy may make that many
 // connections to tollgate for about 20 checks.
 func testForwardAuth(t *testing.T, connections int64, command func(front, tollgate, backend string) *exec.Cmd) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
-	port, err := freePort()
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +141,7 @@ func testForwardAuth(t *testing.T, connections int64, command func(front, tollga
 			t.Logf("%s", &out)
 		}
 	}()
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		c, err := net.Dial("tcp", front)
 		if err == nil {
 			c.Close()

@@ -10,6 +10,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 )
 
 // What admins do to a key while it lives: disable it, move its expiry, rotate it.
@@ -42,7 +46,7 @@ func TestDisabledKeys(t *testing.T) {
 		if left := tokensLeft(t, key); left != 39 {
 			t.Errorf("%d tokens are left", left)
 		}
-		if n := testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 2 {
+		if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 2 {
 			t.Errorf("%d requests are counted, want 2", n)
 		}
 	})
@@ -82,7 +86,7 @@ func TestKeyExpiry(t *testing.T) {
 	id := newTenant(t, 10)
 	key := s.issue(t, id, `"userId":"u","group":"pro"`)
 	path := "/" + id + "/admin/keys/" + key
-	ttl := func(name string) int { return testRedis.int(t, "TTL", name) }
+	ttl := func(name string) int { return testRedis.Int(t, "TTL", name) }
 	wantTTL := func(t *testing.T, want int) {
 		t.Helper()
 		for _, name := range []string{"apiKey:" + key, "{apiKey:" + key + "}:holds"} {
@@ -111,7 +115,7 @@ func TestKeyExpiry(t *testing.T) {
 		s.admin(t, "PATCH", path, body).wantError(t, 400, "expiresIn must be a whole number of seconds from 1 to 315360000")
 	}
 	s.admin(t, "PATCH", path, `{"expiresIn":1}`).want(t, 200, "")
-	eventually(t, 30*time.Second, func() error { return s.consume(t, id, key, "").is(401) })
+	redistest.Eventually(t, 30*time.Second, func() error { return s.consume(t, id, key, "").is(401) })
 
 	visitor := s.login(t, id)
 	for _, body := range []string{`{"expiresIn":60}`, `{"expiresIn":null}`} {
@@ -135,7 +139,7 @@ func TestRotation(t *testing.T) {
 	hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":10}`, bearer(key)).text(t, "holdId")
 	s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":39}`)
 	before := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).body
-	rate := testRedis.string(t, "DUMP", "{apiKey:"+key+"}:rate")
+	rate := testRedis.String(t, "DUMP", "{apiKey:"+key+"}:rate")
 
 	rotated := s.rotate(t, id, key)
 	t.Run("the new key has all of the old one", func(t *testing.T) {
@@ -143,7 +147,7 @@ func TestRotation(t *testing.T) {
 			t.Errorf("got the key %q", rotated)
 		}
 		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(rotated)).want(t, 200, strings.TrimSpace(before))
-		if testRedis.string(t, "DUMP", "{apiKey:"+rotated+"}:rate") != rate {
+		if testRedis.String(t, "DUMP", "{apiKey:"+rotated+"}:rate") != rate {
 			t.Error("it has another rate log")
 		}
 		s.do(t, "POST", "/"+id+"/tokens/holds/"+hold+"/settle", `{"tokens":3}`, bearer(rotated)).
@@ -158,7 +162,7 @@ func TestRotation(t *testing.T) {
 			s.do(t, "DELETE", "/"+id+"/tokens/holds/"+hold, "", bearer(key)).want(t, 401, "")
 			s.admin(t, "POST", "/"+id+"/admin/keys/"+key+"/rotate", "").want(t, 404, "")
 		}
-		if left := testRedis.keys(t, "*"+key+"*"); !slices.Equal(left, []string{"{apiKey:" + key + "}:successor"}) {
+		if left := testRedis.Keys(t, "*"+key+"*"); !slices.Equal(left, []string{"{apiKey:" + key + "}:successor"}) {
 			t.Errorf("it leaves %q", left)
 		}
 	})
@@ -166,16 +170,16 @@ func TestRotation(t *testing.T) {
 		for range 3 {
 			before := rotated
 			rotated = s.rotate(t, id, before)
-			if keySlot("apiKey:"+rotated) != keySlot("{apiKey:"+before+"}:rate") {
+			if redisdb.Slot("apiKey:"+rotated) != redisdb.Slot("{apiKey:"+before+"}:rate") {
 				t.Error("they are not")
 			}
 		}
 	})
 	t.Run("a visitor's stays a visitor's", func(t *testing.T) {
 		visitor := s.login(t, id)
-		expires := testRedis.int(t, "PEXPIRETIME", "apiKey:"+visitor)
+		expires := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+visitor)
 		rotated := s.rotate(t, id, visitor)
-		if !validCredential(rotated, "temp_") || testRedis.int(t, "PEXPIRETIME", "apiKey:"+rotated) != expires {
+		if !validCredential(rotated, "temp_") || testRedis.Int(t, "PEXPIRETIME", "apiKey:"+rotated) != expires {
 			t.Errorf("got %q", rotated)
 		}
 	})
@@ -208,7 +212,9 @@ func TestRotatedUserSignsIn(t *testing.T) {
 	keys := newKeyServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, c.redis, signInConfig)
-	available := func() { eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) }) }
+	available := func() {
+		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+	}
 	interrupted := 0
 	for n := int64(1); n <= 10; n++ {
 		available()
@@ -227,7 +233,7 @@ func TestRotatedUserSignsIn(t *testing.T) {
 		if got.status == 200 && now != got.text(t, "apiKey") {
 			t.Errorf("cut %d: signed in to another key", n)
 		}
-		if alive := c.redis.int(t, "EXISTS", "apiKey:"+key, "apiKey:"+now); now != key && alive != 1 || now == key && alive != 2 {
+		if alive := c.redis.Int(t, "EXISTS", "apiKey:"+key, "apiKey:"+now); now != key && alive != 1 || now == key && alive != 2 {
 			t.Errorf("cut %d: %d keys are alive", n, alive)
 		}
 		c.wantSignIn(t, tenant, subject, 1049, bearer(c.login(t, tenant)))
@@ -268,16 +274,16 @@ func TestRotationUnderLoad(t *testing.T) {
 // A hold that was taken before a rotation can be settled by whoever read the key before.
 func TestSettleAfterRotation(t *testing.T) {
 	s, id := newService(t), newTenant(t, 1)
-	log := newLogger(new(logBuffer))
-	url, err := parseRedisURL(testRedis.url())
+	log := telemetry.New(new(telemetrytest.Log))
+	url, err := redisdb.ParseURL(testRedis.URL())
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := openRedis(t.Context(), redisOptions{url: url, required: requiredCommands, probeKey: probeKey, log: log})
+	client, err := redisdb.Open(t.Context(), redisdb.Options{Url: url, Required: requiredCommands, ProbeKey: probeKey, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.close()
+	defer client.Close()
 	st := newStore(client, log)
 	defer st.close()
 	tenant, err := st.Tenant(in(10*time.Second), id)

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -39,7 +40,7 @@ func (s *store) indexKey(deadline time.Time, tenantID, userID, key string) error
 	if userID == "" {
 		return nil
 	}
-	_, err := s.redis.write(deadline, "SADD", userKeysRedisKey(tenantID, userID), key)
+	_, err := s.redis.Write(deadline, "SADD", userKeysRedisKey(tenantID, userID), key)
 	return err
 }
 
@@ -48,7 +49,7 @@ func (s *store) unindexKey(deadline time.Time, tenantID, userID, key string) err
 	if userID == "" {
 		return nil
 	}
-	_, err := s.redis.write(deadline, "SREM", userKeysRedisKey(tenantID, userID), key)
+	_, err := s.redis.Write(deadline, "SREM", userKeysRedisKey(tenantID, userID), key)
 	return err
 }
 
@@ -59,7 +60,7 @@ func (s *store) Login(deadline time.Time, t *tenant, key string, k apiKey, ttl t
 	logins := loginRedisKey(address)
 	var reply any
 	var err error
-	if s.redis.oneSlot() {
+	if s.redis.OneSlot() {
 		reply, err = s.issueKey(deadline, t, []string{apiKeyRedisKey(key), logins}, issueArgs(t, k, ttl, perMinute, "", ""))
 	} else {
 		// The two keys have different slots. A crash between the steps uses up one login of the address, without a key.
@@ -117,7 +118,7 @@ func (s *store) NewKeyOnce(deadline time.Time, t *tenant, k apiKey, ttl time.Dur
 func (s *store) newKeyInSlotOf(redisKey string) (string, error) {
 	for {
 		key, err := newCredential(userKeyPrefix)
-		if err != nil || s.redis.sameSlot(apiKeyRedisKey(key), redisKey) {
+		if err != nil || s.redis.SameSlot(apiKeyRedisKey(key), redisKey) {
 			return key, err
 		}
 	}
@@ -137,7 +138,7 @@ func issueArgs(t *tenant, k apiKey, ttl time.Duration, perMinute int64, requestD
 
 // issueKey returns the reply of issue.lua.
 func (s *store) issueKey(deadline time.Time, t *tenant, keys []string, args []any) (any, error) {
-	reply, err := s.redis.eval(deadline, issueScript, keys, args...)
+	reply, err := s.redis.Eval(deadline, issueScript, keys, args...)
 	if err != nil {
 		return nil, fmt.Errorf("store an API key of tenant %s: %w", t.id, err)
 	}
@@ -170,7 +171,7 @@ func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyC
 	}
 	for {
 		script, keys, args := change.call(t, key, request, group)
-		reply, err := s.redis.eval(deadline, script, keys, args...)
+		reply, err := s.redis.Eval(deadline, script, keys, args...)
 		refusal, _ := reply.([]byte)
 		other, moved := strings.CutPrefix(string(refusal), "group\n")
 		switch {
@@ -200,8 +201,9 @@ func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyC
 
 // call returns key.lua with its keys and arguments: in the form that runs in a full Redis if that needs no memory. If
 // the tenant's groups are too large, they are only that of the name refilled.
-func (change keyChange) call(t *tenant, key string, request idempotentRequest, refilled string) (*script, []string,
-	[]any) {
+func (change keyChange) call(t *tenant, key string, request idempotentRequest, refilled string) (
+	*redisdb.Script, []string, []any,
+) {
 	script, keys := keyScript, []string{apiKeyRedisKey(key)}
 	balance, tokens, group := "", int64(0), ""
 	switch {
@@ -354,7 +356,7 @@ func withTenant(err error, doing string, t *tenant) error {
 
 // successor returns what Redis says became of an API key, see successorRedisKey; "" if it says nothing.
 func (s *store) successor(deadline time.Time, key string) (string, error) {
-	successor, err := redis.String(s.redis.read(deadline, "GET", successorRedisKey(key)))
+	successor, err := redis.String(s.redis.Read(deadline, "GET", successorRedisKey(key)))
 	if errors.Is(err, redis.ErrNil) {
 		err = nil
 	}
@@ -363,7 +365,7 @@ func (s *store) successor(deadline time.Time, key string) (string, error) {
 
 // releaseHolds returns the tokens of key's expired holds to its balance.
 func (s *store) releaseHolds(deadline time.Time, key string) error {
-	_, err := s.redis.eval(deadline, releaseScript, []string{apiKeyRedisKey(key), holdsRedisKey(key)})
+	_, err := s.redis.Eval(deadline, releaseScript, []string{apiKeyRedisKey(key), holdsRedisKey(key)})
 	return err
 }
 
@@ -392,9 +394,9 @@ func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group
 	if len(keys) == 1 {
 		script = full
 	}
-	reply, err := redis.Bytes(s.redis.eval(deadline, script, keys, args...))
-	if isOutOfMemory(err) && !c.isIdempotent() { // if the key itself has no rate limit, its charge needs no memory
-		reply, err = redis.Bytes(s.redis.eval(deadline, full, keys, args...))
+	reply, err := redis.Bytes(s.redis.Eval(deadline, script, keys, args...))
+	if redisdb.IsOutOfMemory(err) && !c.isIdempotent() { // if the key itself has no rate limit, its charge needs no memory
+		reply, err = redis.Bytes(s.redis.Eval(deadline, full, keys, args...))
 	}
 	if err != nil {
 		return "", chargeResult{}, err

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -14,26 +15,26 @@ import (
 // ---- A full Redis ---------------------------------------------------------------------------------------------------
 
 // memoryOf returns how many bytes Redis uses, and how many it may.
-func memoryOf(t *testing.T, r *redisServer) (used, most int) {
+func memoryOf(t *testing.T, r *redistest.Server) (used, most int) {
 	t.Helper()
-	info := r.string(t, "INFO", "memory")
-	fmt.Sscan(redisField(info, "used_memory"), &used)
-	fmt.Sscan(redisField(info, "maxmemory"), &most)
+	info := r.String(t, "INFO", "memory")
+	fmt.Sscan(redistest.Field(info, "used_memory"), &used)
+	fmt.Sscan(redistest.Field(info, "maxmemory"), &most)
 	return used, most
 }
 
 // In a full Redis a charge that needs no memory goes on, whatever the tenant's other groups have. One that would write
 // the record of an Idempotency-Key, or an entry of a rate, is 503, so that strangers cannot fill the machine.
 func TestChargesInFullRedis(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000000},`+
 		`"limited":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}}}`)
 	plain, limited := s.login(t, id), s.issue(t, id, `"userId":"u","group":"limited"`)
 	s.consume(t, id, plain, "", retryKey+"first").want(t, 200, `{"tokensLeft":999999}`)
 	s.consume(t, id, limited, "").want(t, 200, "")
 	used, _ := memoryOf(t, r)
-	r.do(t, "CONFIG", "SET", "maxmemory", used+500_000)
+	r.Do(t, "CONFIG", "SET", "maxmemory", used+500_000)
 	long := strings.Repeat("k", 240)
 	for _, prefix := range []string{"a", "b", "c"} { // in old versions: 1.3 MB each
 		load{
@@ -46,7 +47,7 @@ func TestChargesInFullRedis(t *testing.T) {
 	if used, most := memoryOf(t, r); used > most+300_000 { // of buffers
 		t.Errorf("%d bytes are used, %d are allowed", used, most)
 	}
-	records := r.keys(t, "{apiKey:"+plain+"}:charge:*")
+	records := r.Keys(t, "{apiKey:"+plain+"}:charge:*")
 	for _, record := range records {
 		if _, name, _ := strings.Cut(record, ":charge:"); len(name) != 22 { // 16 bytes in base64
 			t.Fatalf("a record is called %s", record)
@@ -56,7 +57,7 @@ func TestChargesInFullRedis(t *testing.T) {
 		t.Errorf("%d charges were remembered: that proves little", n)
 	}
 
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	before := tokensLeftIn(t, r, plain)
 	for i := range 3 {
 		s.consume(t, id, plain, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, before-1-i))
@@ -71,7 +72,7 @@ func TestChargesInFullRedis(t *testing.T) {
 	if left, other := tokensLeftIn(t, r, plain), tokensLeftIn(t, r, limited); left != before-3 || other != 999 {
 		t.Errorf("%d and %d tokens are left, want %d and 999", left, other, before-3)
 	}
-	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
 	s.consume(t, id, plain, "", retryKey+"new").wantHeader(t, "Idempotent-Replayed", "")
 	s.consume(t, id, limited, "").want(t, 200, `{"tokensLeft":998}`)
 }
@@ -124,7 +125,7 @@ func TestRemovedGroup(t *testing.T) {
 		t.Run(fmt.Sprintf("the group %.9q", group), func(t *testing.T) {
 			id := newTenantIn(t, testRedis, `{"user_groups":{"`+strings.Repeat("g", 64)+`":{},"a":{},"b":{}`+more.String()+`}}`)
 			key := s.issue(t, id, `"userId":"u","group":"a","tokens":5`)
-			testRedis.do(t, "HSET", "apiKey:"+key, "group", group)
+			testRedis.Do(t, "HSET", "apiKey:"+key, "group", group)
 			began := time.Now()
 			s.consume(t, id, key, "").want(t, 403, `{"error":"Group is disabled"}`)
 			if took := time.Since(began); took > busy {
@@ -138,8 +139,8 @@ func TestRemovedGroup(t *testing.T) {
 // anything else that a tenant chooses, make a command large.
 func TestCommandSize(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	members := []string{`"anonymous":{"tokens":1000,"rate_limit":100000,"rate_limit_window":60}`}
 	for i := range 17_000 {
 		members = append(members, fmt.Sprintf(`"%d":{"rate_limit":100000,"rate_limit_window":60}`, i))
@@ -154,7 +155,7 @@ func TestCommandSize(t *testing.T) {
 	}{{"17,000 groups", members}, {"55 long names", medium}} {
 		t.Run(test.name, func(t *testing.T) {
 			id := newTenantIn(t, r, `{"user_groups":{`+strings.Join(test.members, ",")+`}}`)
-			eventually(t, 10*time.Second, func() error { // until the config is parsed, which takes the race detector long
+			redistest.Eventually(t, 10*time.Second, func() error { // until the config is parsed, which takes the race detector long
 				return s.admin(t, "GET", "/"+id+"/admin/config", "").is(200)
 			})
 			anonymous := s.login(t, id)
@@ -162,7 +163,7 @@ func TestCommandSize(t *testing.T) {
 			other := s.issue(t, id, `"userId":"u","tokens":1000,"group":"`+last+`"`)
 			s.consume(t, id, other, "").want(t, 200, "")
 			bytes := func() (n int) {
-				fmt.Sscan(redisField(r.string(t, "INFO", "stats"), "total_net_input_bytes"), &n)
+				fmt.Sscan(redistest.Field(r.String(t, "INFO", "stats"), "total_net_input_bytes"), &n)
 				return n
 			}
 			before := bytes()
@@ -199,14 +200,14 @@ func TestRateLogFromTheFuture(t *testing.T) {
 			id := limitedTenant(t, 3, 2)
 			key := s.login(t, id)
 			rateLog(t, key, test.ages...)
-			testRedis.do(t, "EXPIRE", "{apiKey:"+key+"}:rate", 3600)
+			testRedis.Do(t, "EXPIRE", "{apiKey:"+key+"}:rate", 3600)
 			began := time.Now()
 			refused := s.consume(t, id, key, "")
 			refused.want(t, 429, "")
 			if after := seconds(t, refused, "Retry-After"); after < 1 || after > 2 {
 				t.Errorf("Retry-After is %d", after)
 			}
-			if ttl := testRedis.int(t, "PTTL", "{apiKey:"+key+"}:rate"); ttl > 3000 {
+			if ttl := testRedis.Int(t, "PTTL", "{apiKey:"+key+"}:rate"); ttl > 3000 {
 				t.Errorf("the log lives for %d ms", ttl)
 			}
 			time.Sleep(time.Until(began.Add(2*time.Second + 100*time.Millisecond)))
@@ -223,7 +224,7 @@ func TestRateLogFromTheFuture(t *testing.T) {
 		}
 		rateLog(t, key, later...)
 		s.wantRate(t, id, key, 100_000-5001, 100_000-5002)
-		newest, _ := redis.Int64(testRedis.do(t, "LINDEX", "{apiKey:"+key+"}:rate", -1), nil)
+		newest, _ := redis.Int64(testRedis.Do(t, "LINDEX", "{apiKey:"+key+"}:rate", -1), nil)
 		if late := time.UnixMicro(newest); time.Until(late) > time.Second {
 			t.Errorf("the newest entry is of %s", late)
 		}
@@ -234,8 +235,8 @@ func TestRateLogFromTheFuture(t *testing.T) {
 
 // A key is created once for one Idempotency-Key, whatever becomes of it, and of the config, meanwhile.
 func TestIssueKeyOnce(t *testing.T) {
-	r := newRedis(t)
-	services := newServices(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	services := newServices(t, "REDIS_URL="+r.URL())
 	s := services[0]
 	const config = `{"user_groups":{"pro":{"tokens":50}}}`
 	id, other := newTenantIn(t, r, config), newTenantIn(t, r, config)
@@ -245,7 +246,7 @@ func TestIssueKeyOnce(t *testing.T) {
 	}
 	wantKeys := func(t *testing.T, n int) {
 		t.Helper()
-		if keys := r.keys(t, "apiKey:*"); len(keys) != n {
+		if keys := r.Keys(t, "apiKey:*"); len(keys) != n {
 			t.Errorf("there are %d keys, want %d", len(keys), n)
 		}
 	}
@@ -264,11 +265,11 @@ func TestIssueKeyOnce(t *testing.T) {
 	t.Run("replayed", func(t *testing.T) {
 		wantReplay(t)
 		wantKeys(t, 1)
-		records := r.keys(t, "issue:*")
+		records := r.Keys(t, "issue:*")
 		if len(records) != 1 {
 			t.Fatalf("the records are %q", records)
 		}
-		if ttl := r.int(t, "TTL", records[0]); ttl < 86400-600 || ttl > 86400 {
+		if ttl := r.Int(t, "TTL", records[0]); ttl < 86400-600 || ttl > 86400 {
 			t.Errorf("it is remembered for %d s", ttl)
 		}
 	})
@@ -356,7 +357,7 @@ func TestUpdateKeyOnce(t *testing.T) {
 			got.want(t, 200, strings.TrimSpace(first.body))
 			got.wantHeader(t, "Idempotent-Replayed", "true")
 		}
-		if group := testRedis.string(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 1003 || group != "pro" {
+		if group := testRedis.String(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 1003 || group != "pro" {
 			t.Errorf("%d tokens, group %s", tokensLeft(t, key), group)
 		}
 	})
@@ -377,7 +378,7 @@ func TestUpdateKeyOnce(t *testing.T) {
 		s.consume(t, id, other, `{"tokens":5}`, retryKey+"topup-1").want(t, 200, `{"tokensLeft":10}`)
 	})
 	t.Run("it expires after a day", func(t *testing.T) {
-		ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:update:"+digest("topup-1"))
+		ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:update:"+digest("topup-1"))
 		if ttl < 86400-600 || ttl > 86400 {
 			t.Errorf("it is remembered for %d s", ttl)
 		}
@@ -402,7 +403,7 @@ func TestUpdateKeyOnce(t *testing.T) {
 	t.Run("of a revoked key nothing is replayed", func(t *testing.T) {
 		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+key, "").want(t, 204, "")
 		update(0, key, `{"addTokens":1000,"group":"anonymous"}`, "topup-1").want(t, 404, `{"error":"Not found"}`)
-		if testRedis.int(t, "EXISTS", "apiKey:"+key) != 0 {
+		if testRedis.Int(t, "EXISTS", "apiKey:"+key) != 0 {
 			t.Error("the key is back")
 		}
 	})
@@ -412,15 +413,15 @@ func TestUpdateKeyOnce(t *testing.T) {
 // add once.
 func TestLostRepliesToAdmins(t *testing.T) {
 	const clients, changes = 10, 30
-	r := newRedis(t)
+	r := redistest.New(t)
 	var cutting atomic.Bool
-	proxy := newRedisProxy(t, r, func([]byte) fate {
+	proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate {
 		if cutting.Load() && rand.IntN(5) == 0 {
-			return cut
+			return redistest.Cut
 		}
-		return pass
+		return redistest.Pass
 	})
-	services := newServices(t, "REDIS_URL="+proxy.url)
+	services := newServices(t, "REDIS_URL="+proxy.Url)
 	id := newTenantIn(t, r, `{"user_groups":{"pro":{"tokens":5}}}`)
 	key := services[0].issue(t, id, `"userId":"u","group":"pro"`)
 	cutting.Store(true)
@@ -442,29 +443,29 @@ func TestLostRepliesToAdmins(t *testing.T) {
 	if added := tokensLeftIn(t, r, key) - 5; added != 3*clients*changes/2 {
 		t.Errorf("%d tokens were added by %d changes of 3", added, clients*changes/2)
 	}
-	if n := len(r.keys(t, "apiKey:*")); n != 1+clients*changes/2 {
+	if n := len(r.Keys(t, "apiKey:*")); n != 1+clients*changes/2 {
 		t.Errorf("%d keys were created by %d requests", n-1, clients*changes/2)
 	}
 	if retries, replays := len(all.of("", 503)), len(all.replayed(true)); retries == 0 || replays == 0 {
-		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.cuts.Load(), retries, replays)
+		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.Cuts.Load(), retries, replays)
 	}
 }
 
 // Whatever command Redis denies within a script, an admin's request that is 503 has changed nothing, and left no record
 // that its retry would take for a success.
 func TestDeniedAdminCommands(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5}}}`)
 	allow := func(t *testing.T, rule string) {
 		t.Helper()
-		r.do(t, "ACL", "SETUSER", "tollgate", rule)
+		r.Do(t, "ACL", "SETUSER", "tollgate", rule)
 	}
 	for _, command := range []string{"hset", "pexpire", "hmget", "pexpiretime"} {
 		t.Run(command, func(t *testing.T) {
 			key := s.issue(t, id, `"userId":"u","group":"pro"`)
-			keys := r.keys(t, "*")
-			hash := r.string(t, "DUMP", "apiKey:"+key)
+			keys := r.Keys(t, "*")
+			hash := r.String(t, "DUMP", "apiKey:"+key)
 			const issue, change = `{"userId":"u","group":"pro","expiresIn":1000}`, `{"addTokens":3,"group":"anonymous"}`
 			allow(t, "-"+command)
 			if command != "pexpiretime" {
@@ -472,7 +473,7 @@ func TestDeniedAdminCommands(t *testing.T) {
 			}
 			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, change, retryKey+command).want(t, 503, "")
 			allow(t, "+"+command)
-			if after := r.keys(t, "*"); fmt.Sprint(after) != fmt.Sprint(keys) || r.string(t, "DUMP", "apiKey:"+key) != hash {
+			if after := r.Keys(t, "*"); fmt.Sprint(after) != fmt.Sprint(keys) || r.String(t, "DUMP", "apiKey:"+key) != hash {
 				t.Errorf("what was denied has changed\n%q to\n%q", keys, after)
 			}
 			got := s.admin(t, "POST", "/"+id+"/admin/keys", issue, retryKey+command)
@@ -492,7 +493,7 @@ func TestDeniedAdminCommands(t *testing.T) {
 		allow(t, "-del")
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 503, "")
 		allow(t, "+del")
-		eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
+		redistest.Eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
 	})
 }

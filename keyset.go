@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"tollgate/internal/telemetry"
 )
 
 const minRSABits = 2048 // RFC 7518, section 3.3
@@ -26,7 +27,7 @@ const maxKeySetBytes = 64 << 10
 type keySet struct {
 	title, url string
 	client     *http.Client
-	log        *logger
+	log        *telemetry.Logger
 
 	mu         sync.Mutex                // guards the fields below
 	keys       map[string]*rsa.PublicKey // by kid; nil until the first fetch has succeeded
@@ -42,7 +43,7 @@ type keyFetch struct {
 	done  chan struct{}
 }
 
-func newKeySet(title, url string, log *logger) *keySet {
+func newKeySet(title, url string, log *telemetry.Logger) *keySet {
 	transport := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DisableKeepAlives:      true, // it is used once in hours
@@ -131,9 +132,9 @@ func (s *keySet) fetch(f *keyFetch) {
 	close(f.done)
 	switch {
 	case err != nil && !wasFailing:
-		s.log.warnf("The keys of %s cannot be fetched: %v", s.title, err)
+		s.log.Warnf("The keys of %s cannot be fetched: %v", s.title, err)
 	case err == nil && wasFailing:
-		s.log.infof("The keys of %s were fetched again", s.title)
+		s.log.Infof("The keys of %s were fetched again", s.title)
 	}
 }
 

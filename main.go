@@ -17,6 +17,9 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+	"tollgate/internal/connlimit"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/telemetry"
 )
 
 const (
@@ -39,14 +42,14 @@ func main() {
 	if err == nil {
 		return
 	}
-	log := newLogger(os.Stderr)
+	log := telemetry.New(os.Stderr)
 	if wrong, ok := errors.AsType[settingsError](err); ok {
 		for _, sentence := range wrong {
-			log.errorf("%s", sentence)
+			log.Errorf("%s", sentence)
 		}
 		os.Exit(2)
 	}
-	log.errorf("%v", err)
+	log.Errorf("%v", err)
 	os.Exit(1)
 }
 
@@ -67,13 +70,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case set.health:
 		return checkHealth(ctx, set.addr)
 	case set.reindex:
-		return reindex(ctx, set, newLogger(stderr))
+		return reindex(ctx, set, telemetry.New(stderr))
 	}
-	return serve(ctx, set, newLogger(stderr))
+	return serve(ctx, set, telemetry.New(stderr))
 }
 
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.
-func serve(ctx context.Context, set *settings, log *logger) error {
+func serve(ctx context.Context, set *settings, log *telemetry.Logger) error {
 	st, closeStore, err := openStore(ctx, set, log)
 	if err == nil {
 		defer closeStore() // last, when nobody uses it any more
@@ -86,16 +89,16 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	}
 	if set.adminToken == "" {
 		set.adminToken = rand.Text()
-		log.infof("ADMIN_TOKEN is not set; this run's admin token is %s", set.adminToken)
+		log.Infof("ADMIN_TOKEN is not set; this run's admin token is %s", set.adminToken)
 	}
 	if len(set.adminToken) < minAdminTokenBytes {
-		log.warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", minAdminTokenBytes)
+		log.Warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", minAdminTokenBytes)
 	}
 	tcp, err := net.Listen("tcp", set.addr)
 	if err != nil {
 		return err
 	}
-	listener := newLimitListener(tcp, set.maxConnections)
+	listener := connlimit.New(tcp, set.maxConnections)
 	srv, err := newServer(st, log, serverOptions{
 		adminToken:     set.adminToken,
 		metricsToken:   set.metricsToken,
@@ -104,7 +107,7 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		accessLog:      set.accessLog,
 		googleKeysURL:  set.googleKeysURL,
 		appleKeysURL:   set.appleKeysURL,
-		nearCapacity:   listener.nearCapacity,
+		nearCapacity:   listener.NearCapacity,
 	})
 	if err != nil {
 		return err
@@ -113,21 +116,21 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 	set.gateway.maxStreams = max(set.maxConnections/2, 1) // charges must always find a connection
 	gate := newGateway(srv, set.gateway)
 	web := &http.Server{
-		Handler:           listener.endHeader(srv.handler(gate)),
+		Handler:           listener.Handler(srv.handler(gate)),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          log.warnings(),
+		ErrorLog:          log.Warnings(),
 
 		DisableGeneralOptionsHandler: true, // it would respond to OPTIONS * with 200
 
-		ConnContext: withLimitedConn,
-		ConnState:   endRequest,
+		ConnContext: connlimit.ConnContext,
+		ConnState:   connlimit.ConnState,
 	}
-	go listener.cutSlowHeaders()
-	log.infof("Listening on %s", listener.Addr())
+	go listener.CutSlowHeaders()
+	log.Infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
 	select {
@@ -135,23 +138,23 @@ func serve(ctx context.Context, set *settings, log *logger) error {
 		return err
 	case <-ctx.Done():
 	}
-	log.infof("Stopping")
+	log.Infof("Stopping")
 	_ = listener.Close()
 	srv.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
 	<-ended
 	drain(web, listener, gate, set.drainTimeout, log)
-	log.infof("Stopped")
+	log.Infof("Stopped")
 	return nil
 }
 
 // connectError returns the error for an openStore that has failed with err, which may quote the URL of Redis.
 func connectError(set *settings, err error) error {
 	//lint:ignore ST1005 the product's specification has these words
-	return fmt.Errorf("Redis connection failed: %s", set.redisURL.redact(err.Error()))
+	return fmt.Errorf("Redis connection failed: %s", set.redisURL.Redact(err.Error()))
 }
 
 // reindex adds the API keys of users to the index, and reports its progress.
-func reindex(ctx context.Context, set *settings, log *logger) error {
+func reindex(ctx context.Context, set *settings, log *telemetry.Logger) error {
 	set.seed = false
 	st, closeStore, err := openStore(ctx, set, log)
 	if err != nil {
@@ -161,22 +164,22 @@ func reindex(ctx context.Context, set *settings, log *logger) error {
 	indexed := 0
 	err = st.Reindex(ctx, func(keys int) {
 		indexed = keys
-		log.infof("Indexed %d API keys so far", keys)
+		log.Infof("Indexed %d API keys so far", keys)
 	})
 	if err != nil {
 		return err
 	}
-	log.infof("Indexed %d API keys", indexed)
+	log.Infof("Indexed %d API keys", indexed)
 	return nil
 }
 
 // openStore connects to Redis, checks it and seeds a tenant, within redisStartTimeout. closeStore ends the connections.
-func openStore(ctx context.Context, set *settings, log *logger) (st *store, closeStore func(), err error) {
+func openStore(ctx context.Context, set *settings, log *telemetry.Logger) (st *store, closeStore func(), err error) {
 	deadline := time.Now().Add(redisStartTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	redis, err := openRedis(ctx, redisOptions{
-		url: set.redisURL, required: requiredCommands, probeKey: probeKey, replicas: int(set.waitReplicas), log: log,
+	redis, err := redisdb.Open(ctx, redisdb.Options{
+		Url: set.redisURL, Required: requiredCommands, ProbeKey: probeKey, Replicas: int(set.waitReplicas), Log: log,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -184,7 +187,7 @@ func openStore(ctx context.Context, set *settings, log *logger) (st *store, clos
 	st = newStore(redis, log)
 	closeStore = func() {
 		st.close()
-		redis.close()
+		redis.Close()
 	}
 	if set.seed {
 		config, err := parseConfig(seedConfig)
@@ -200,17 +203,18 @@ func openStore(ctx context.Context, set *settings, log *logger) (st *store, clos
 }
 
 // drain waits for the requests that run, until timeout, and cuts off those that still run then.
-func drain(web *http.Server, listener *limitListener, gate *gateway, timeout time.Duration, log *logger) {
+func drain(web *http.Server, listener *connlimit.Listener, gate *gateway, timeout time.Duration,
+	log *telemetry.Logger) {
 	defer gate.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
 	// served if it comes within this grace.
-	for end := time.Now().Add(keepAliveGrace); listener.connections() > 0 && time.Now().Before(end); {
+	for end := time.Now().Add(keepAliveGrace); listener.Connections() > 0 && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if err := web.Shutdown(ctx); err != nil {
-		log.warnf("Requests still ran after %s and were cut off", timeout)
+		log.Warnf("Requests still ran after %s and were cut off", timeout)
 		gate.stop() // before the connections are closed, so that the clients of streams learn of it
 		_ = web.Close()
 	}

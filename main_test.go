@@ -17,13 +17,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/connlimit"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 )
 
 // Without a Redis that can serve it the program ends with code 1, soon, after one line that says why.
 func TestRedisConnectionFailed(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t, "--requirepass", "right")
-	port, err := freePort()
+	r := redistest.New(t, "--requirepass", "right")
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,24 +36,24 @@ func TestRedisConnectionFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { silent.Close() })
-	replica := newRedis(t)
-	replica.do(t, "REPLICAOF", "127.0.0.1", port)
+	replica := redistest.New(t)
+	replica.Do(t, "REPLICAOF", "127.0.0.1", port)
 	version := regexp.MustCompile(`redis_version:\d\.`)
-	old := newRedisProxy(t, newRedis(t), func(reply []byte) fate { // a real Redis, but for its age
+	old := redistest.NewProxy(t, redistest.New(t), func(reply []byte) redistest.Fate { // a real Redis, but for its age
 		copy(reply, version.ReplaceAll(reply, []byte("redis_version:6.")))
-		return pass
+		return redistest.Pass
 	})
 	tests := []struct{ name, url, want string }{
 		{"nobody listens", "redis://:hunter2@127.0.0.1:1", "connection refused"},
-		{"wrong password", fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", r.port), "WRONGPASS"},
-		{"no password", fmt.Sprintf("redis://127.0.0.1:%d", r.port), "NOAUTH"},
-		{"no such database", fmt.Sprintf("redis://:right@127.0.0.1:%d/99", r.port), "DB index is out of range"},
-		{"no TLS", fmt.Sprintf("rediss://:right@127.0.0.1:%d", r.port), ""},
+		{"wrong password", fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", r.Port), "WRONGPASS"},
+		{"no password", fmt.Sprintf("redis://127.0.0.1:%d", r.Port), "NOAUTH"},
+		{"no such database", fmt.Sprintf("redis://:right@127.0.0.1:%d/99", r.Port), "DB index is out of range"},
+		{"no TLS", fmt.Sprintf("rediss://:right@127.0.0.1:%d", r.Port), ""},
 		{"no socket", "unix:///nowhere/redis.sock", "no such file"},
 		{"no such host", "redis://hunter2:hunter2@hunter2.invalid", "xxxxx"},
 		{"silence", "redis://" + silent.Addr().String(), "deadline exceeded|i/o timeout"}, // of the whole, or of a read: both are 5 s
-		{"a replica", fmt.Sprintf("redis://127.0.0.1:%d", replica.port), "READONLY"},
-		{"an old version", old.url, "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer"},
+		{"a replica", fmt.Sprintf("redis://127.0.0.1:%d", replica.Port), "READONLY"},
+		{"an old version", old.Url, "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -76,20 +80,20 @@ func TestAdminTokenAtStart(t *testing.T) {
 	seen := make(map[string]bool)
 	for range 2 {
 		s := newService(t, "ADMIN_TOKEN=")
-		token := s.log.wait(t, line, nil)
+		token := s.log.Wait(t, line, nil)
 		if len(token) < 20 || seen[token] {
 			t.Fatalf("token %q", token)
 		}
 		seen[token] = true
 		s.do(t, "GET", "/abc/admin/config", "", bearer(token)).want(t, 200, "")
 		s.do(t, "GET", "/abc/admin/config", "", bearer(testAdminToken)).want(t, 401, "")
-		if s.log.count(token) != 1 {
+		if s.log.Count(token) != 1 {
 			t.Error("the token is logged more than once")
 		}
 	}
 	s := newService(t)
 	s.do(t, "GET", "/abc/admin/config", "", bearer(testAdminToken)).want(t, 200, "")
-	if s.log.count(testAdminToken) != 0 || s.log.count(line) != 0 {
+	if s.log.Count(testAdminToken) != 0 || s.log.Count(line) != 0 {
 		t.Errorf("the admin token is in the log:\n%s", s.log)
 	}
 }
@@ -113,7 +117,7 @@ func TestStopWhileConnecting(t *testing.T) {
 
 func TestAddressInUse(t *testing.T) {
 	s := newService(t)
-	p := startProcess(t, []string{"REDIS_URL=" + testRedis.url(), "ADDR=" + s.address()})
+	p := startProcess(t, []string{"REDIS_URL=" + testRedis.URL(), "ADDR=" + s.address()})
 	if code := p.exitCode(t); code != 1 || !strings.Contains(p.log.String(), "[ERROR] listen tcp") {
 		t.Errorf("exit code %d, log\n%s", code, p.log)
 	}
@@ -136,8 +140,8 @@ func TestHealthFlag(t *testing.T) {
 // A request that does not end keeps the service only until the drain timeout.
 func TestDrainTimeout(t *testing.T) {
 	t.Parallel()
-	var log logBuffer
-	set, err := parse(env{"REDIS_URL": testRedis.url(), "ADMIN_TOKEN": testAdminToken}, "-addr=127.0.0.1:0")
+	var log telemetrytest.Log
+	set, err := parse(env{"REDIS_URL": testRedis.URL(), "ADMIN_TOKEN": testAdminToken}, "-addr=127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,14 +152,14 @@ func TestDrainTimeout(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, set, newLogger(&log)) }()
-	s := &service{url: "http://" + log.wait(t, "[INFO] Listening on ", nil)}
+	go func() { done <- serve(ctx, set, telemetry.New(&log)) }()
+	s := &service{url: "http://" + log.Wait(t, "[INFO] Listening on ", nil)}
 	s.begin(t, "PUT", "/abc/admin/config", 12, bearer(testAdminToken))
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if log.count("[WARN] Requests still ran after 300ms and were cut off\n") != 1 {
+	if log.Count("[WARN] Requests still ran after 300ms and were cut off\n") != 1 {
 		t.Errorf("log:\n%s", &log)
 	}
 }
@@ -173,7 +177,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 		}
 		t.Run(fmt.Sprint(round, " ", sig), func(t *testing.T) {
 			t.Parallel()
-			p := startProcess(t, []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0"})
+			p := startProcess(t, []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0"})
 			s := p.service(t)
 			id := newTenant(t, 1_000_000)
 			key := s.login(t, id)
@@ -200,7 +204,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 			if got, spent := len(charges.wait().of("POST", 200)), 1_000_000-tokensLeft(t, key); got != spent {
 				t.Errorf("%d charges have their response, %d were taken", got, spent)
 			}
-			if p.log.count("[WARN]")+p.log.count("[ERROR]") > 0 {
+			if p.log.Count("[WARN]")+p.log.Count("[ERROR]") > 0 {
 				t.Errorf("log:\n%s", p.log)
 			}
 		})
@@ -209,8 +213,8 @@ func TestShutdownUnderLoad(t *testing.T) {
 
 // A request that runs when the signal comes is finished, while /readyz is 503 and no new connection is taken.
 func TestDrain(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
 	ready := s.dial(t)
 	fmt.Fprint(ready, "GET /readyz HTTP/1.1\r\nHost: x\r\nContent-") // the rest of its header comes later
@@ -218,8 +222,8 @@ func TestDrain(t *testing.T) {
 	running := s.begin(t, "POST", "/abc/tokens/consume", 12, bearer(key))
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
-	s.log.wait(t, "[INFO] Stopping", nil)
-	eventually(t, 5*time.Second, func() error {
+	s.log.Wait(t, "[INFO] Stopping", nil)
+	redistest.Eventually(t, 5*time.Second, func() error {
 		c, err := net.Dial("tcp", s.address())
 		if err != nil {
 			return nil
@@ -348,43 +352,43 @@ func TestAcceptFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	limited := newLimitListener(l, 2)
+	limited := connlimit.New(l, 2)
 	for range 5 {
 		if _, err := limited.Accept(); err == nil {
 			t.Fatal("a closed listener accepts")
 		}
 	}
-	if n := len(limited.slots); n != 0 {
+	if n := len(limited.Slots); n != 0 {
 		t.Errorf("%d places are taken", n)
 	}
 }
 
 // With -seed=false the tenant abc does not come back, whatever the environment says.
 func TestSeedOff(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url(), "SEED=false")
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL(), "SEED=false")
 	s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-	if keys := r.keys(t, "*"); len(keys) != 0 {
+	if keys := r.Keys(t, "*"); len(keys) != 0 {
 		t.Errorf("there are %q", keys)
 	}
 	s.stop()
-	newService(t, "REDIS_URL="+r.url(), "SEED=true").stop()
-	if keys := r.keys(t, "tenant:*"); len(keys) != 1 {
+	newService(t, "REDIS_URL="+r.URL(), "SEED=true").stop()
+	if keys := r.Keys(t, "tenant:*"); len(keys) != 1 {
 		t.Errorf("there are %q", keys)
 	}
 	for setting, seeds := range map[string]bool{"SEED=false": false, "SEED=": true} {
-		r.do(t, "FLUSHALL")
-		p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", setting})
+		r.Do(t, "FLUSHALL")
+		p := startProcess(t, []string{"REDIS_URL=" + r.URL(), "ADDR=127.0.0.1:0", setting})
 		p.address(t)
 		p.kill()
-		if n := r.int(t, "EXISTS", "tenant:abc:config"); (n == 1) != seeds {
+		if n := r.Int(t, "EXISTS", "tenant:abc:config"); (n == 1) != seeds {
 			t.Errorf("%s: there are %d configs", setting, n)
 		}
 	}
-	r.do(t, "FLUSHALL")
-	p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0"}, "-seed=false")
+	r.Do(t, "FLUSHALL")
+	p := startProcess(t, []string{"REDIS_URL=" + r.URL(), "ADDR=127.0.0.1:0"}, "-seed=false")
 	p.address(t)
-	if keys := r.keys(t, "*"); len(keys) != 0 {
+	if keys := r.Keys(t, "*"); len(keys) != 0 {
 		t.Errorf("-seed=false: there are %q", keys)
 	}
 }
@@ -415,7 +419,7 @@ func TestHeaderFlood(t *testing.T) {
 	}
 	for _, test := range []struct{ name, fields string }{{"equal fields", equal}, {"names that differ", names.String()}} {
 		t.Run(test.name, func(t *testing.T) {
-			env := []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "GOGC=400", "GOMEMLIMIT=256MiB"}
+			env := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "GOGC=400", "GOMEMLIMIT=256MiB"}
 			p := startCommand(t, exec.Command(binary), env)
 			s := p.service(t)
 			s.do(t, "GET", "/healthz", "").want(t, 200, "")
@@ -504,7 +508,7 @@ func TestHalfHeaders(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 20*time.Second, func() error {
+	redistest.Eventually(t, 20*time.Second, func() error {
 		if n := cuts.Load(); n < sockets {
 			return fmt.Errorf("%d connections were cut", n)
 		}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"tollgate/internal/telemetry"
 )
 
 const (
@@ -210,16 +211,16 @@ func (m *metrics) keyIssued(tenantID, group string) {
 }
 
 // write writes all counts.
-func (m *metrics) write(e *exposition) {
+func (m *metrics) write(e *telemetry.Page) {
 	m.writeRequests(e)
 	m.writeDurations(e)
 	m.writeTenants(e)
 	m.gateway.write(e)
 }
 
-func (m *metrics) writeRequests(e *exposition) {
+func (m *metrics) writeRequests(e *telemetry.Page) {
 	const name = "http_requests_total"
-	e.family(name, "counter", "Requests, by the pattern of their route.")
+	e.Family(name, "counter", "Requests, by the pattern of their route.")
 	for _, r := range m.sorted {
 		for _, method := range methods {
 			responses := r.responses[method]
@@ -232,64 +233,64 @@ func (m *metrics) writeRequests(e *exposition) {
 					status = strconv.Itoa(statuses[i])
 				}
 				if n := responses[i].Load(); n > 0 {
-					e.sample(name, float64(n), "route", r.path, "method", method, "status", status)
+					e.Sample(name, float64(n), "route", r.path, "method", method, "status", status)
 				}
 			}
 		}
 	}
 }
 
-func (m *metrics) writeDurations(e *exposition) {
+func (m *metrics) writeDurations(e *telemetry.Page) {
 	const name = "http_request_duration_seconds"
-	e.family(name, "histogram", "Time from a request's header to the end of its response.")
+	e.Family(name, "histogram", "Time from a request's header to the end of its response.")
 	for _, r := range m.sorted {
 		var count int64 // the sum of the buckets as read here: others may count meanwhile
-		var samples exposition
+		var samples telemetry.Page
 		for i := range r.buckets {
 			bound := "+Inf"
 			if i < len(durations) {
 				bound = strconv.FormatFloat(durations[i].Seconds(), 'g', -1, 64)
 			}
 			count += r.buckets[i].Load()
-			samples.sample(name+"_bucket", float64(count), "route", r.path, "le", bound)
+			samples.Sample(name+"_bucket", float64(count), "route", r.path, "le", bound)
 		}
 		if count == 0 {
 			continue
 		}
-		samples.sample(name+"_sum", time.Duration(r.nanos.Load()).Seconds(), "route", r.path)
-		samples.sample(name+"_count", float64(count), "route", r.path)
+		samples.Sample(name+"_sum", time.Duration(r.nanos.Load()).Seconds(), "route", r.path)
+		samples.Sample(name+"_count", float64(count), "route", r.path)
 		e.Write(samples.Bytes())
 	}
 }
 
-func (m *metrics) writeTenants(e *exposition) {
+func (m *metrics) writeTenants(e *telemetry.Page) {
 	tenants := *m.tenants.Load()
 	names := slices.Sorted(maps.Keys(tenants))
-	e.family("tokens_charged_total", "counter", "Tokens taken by charges, each charge once.")
+	e.Family("tokens_charged_total", "counter", "Tokens taken by charges, each charge once.")
 	for _, name := range names {
-		e.sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
+		e.Sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
 	}
-	e.family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
+	e.Family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
 		" its rate used up, its Idempotency-Key used with other parameters, or its group removed.")
 	for _, name := range names {
 		for i, reason := range refusals {
-			e.sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)
+			e.Sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)
 		}
 	}
-	e.family("gateway_cache_total", "counter", "What the response cache did for requests, and with their responses.")
+	e.Family("gateway_cache_total", "counter", "What the response cache did for requests, and with their responses.")
 	for _, name := range names {
 		for i, result := range cacheResults {
 			if n := tenants[name].cached[i].Load(); n > 0 {
-				e.sample("gateway_cache_total", float64(n), "tenant", name, "result", result)
+				e.Sample("gateway_cache_total", float64(n), "tenant", name, "result", result)
 			}
 		}
 	}
 	m.mu.Lock()
 	issued := maps.Clone(m.issued)
 	m.mu.Unlock()
-	e.family("keys_issued_total", "counter", "API keys issued.")
+	e.Family("keys_issued_total", "counter", "API keys issued.")
 	for labels, n := range issued {
-		e.sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
+		e.Sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
 	}
 }
 
@@ -399,13 +400,13 @@ func (g *gatewayMetrics) tokens(tenantID, endpoint string, input, output int64) 
 	m.output += uint64(output)
 }
 
-func (g *gatewayMetrics) write(e *exposition) {
-	e.single("gateway_holds", "gauge", "Open holds of the gateway in this process.", float64(g.holds.Load()))
-	e.single("gateway_settlements_waiting", "gauge", "Holds whose settling is repeated until Redis responds.",
+func (g *gatewayMetrics) write(e *telemetry.Page) {
+	e.Single("gateway_holds", "gauge", "Open holds of the gateway in this process.", float64(g.holds.Load()))
+	e.Single("gateway_settlements_waiting", "gauge", "Holds whose settling is repeated until Redis responds.",
 		float64(g.waiting.Load()))
-	e.single("gateway_estimated_total", "counter", "Charges of the gateway without reported usage.",
+	e.Single("gateway_estimated_total", "counter", "Charges of the gateway without reported usage.",
 		float64(g.estimated.Load()))
-	e.single("gateway_unpaid_tokens_total", "counter", "Tokens that were used and could not be charged.",
+	e.Single("gateway_unpaid_tokens_total", "counter", "Tokens that were used and could not be charged.",
 		float64(g.unpaid.Load()))
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -416,11 +417,11 @@ func (g *gatewayMetrics) write(e *exposition) {
 		func(t *endpointTimes) *slowHistogram { return &t.firstByte })
 }
 
-func (g *gatewayMetrics) writeRequests(e *exposition) {
+func (g *gatewayMetrics) writeRequests(e *telemetry.Page) {
 	all := slices.SortedFunc(maps.Keys(g.endpoints), func(a, b endpointLabels) int {
 		return cmp.Or(strings.Compare(a.tenant, b.tenant), strings.Compare(a.endpoint, b.endpoint))
 	})
-	e.family("gateway_requests_total", "counter", "Requests of the gateway, by the endpoint that responded.")
+	e.Family("gateway_requests_total", "counter", "Requests of the gateway, by the endpoint that responded.")
 	for _, labels := range all {
 		responses := g.endpoints[labels].responses
 		for _, status := range slices.Sorted(maps.Keys(responses)) {
@@ -428,21 +429,21 @@ func (g *gatewayMetrics) writeRequests(e *exposition) {
 			if status != 0 {
 				name = strconv.Itoa(status)
 			}
-			e.sample("gateway_requests_total", float64(responses[status]),
+			e.Sample("gateway_requests_total", float64(responses[status]),
 				"tenant", labels.tenant, "endpoint", labels.endpoint, "status", name)
 		}
 	}
-	e.family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")
+	e.Family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")
 	for _, labels := range all {
 		m := g.endpoints[labels]
 		tenant, endpoint := labels.tenant, labels.endpoint
-		e.sample("gateway_tokens_total", float64(m.input), "tenant", tenant, "endpoint", endpoint, "direction", "input")
-		e.sample("gateway_tokens_total", float64(m.output), "tenant", tenant, "endpoint", endpoint, "direction", "output")
+		e.Sample("gateway_tokens_total", float64(m.input), "tenant", tenant, "endpoint", endpoint, "direction", "input")
+		e.Sample("gateway_tokens_total", float64(m.output), "tenant", tenant, "endpoint", endpoint, "direction", "output")
 	}
 }
 
-func (g *gatewayMetrics) writeTimes(e *exposition, name, help string, of func(*endpointTimes) *slowHistogram) {
-	e.family(name, "histogram", help)
+func (g *gatewayMetrics) writeTimes(e *telemetry.Page, name, help string, of func(*endpointTimes) *slowHistogram) {
+	e.Family(name, "histogram", help)
 	for _, endpoint := range slices.Sorted(maps.Keys(g.times)) {
 		histogram := of(g.times[endpoint])
 		var count int64
@@ -452,9 +453,9 @@ func (g *gatewayMetrics) writeTimes(e *exposition, name, help string, of func(*e
 				bound = strconv.FormatFloat(slowDurations[i], 'g', -1, 64)
 			}
 			count += n
-			e.sample(name+"_bucket", float64(count), "endpoint", endpoint, "le", bound)
+			e.Sample(name+"_bucket", float64(count), "endpoint", endpoint, "le", bound)
 		}
-		e.sample(name+"_sum", histogram.seconds, "endpoint", endpoint)
-		e.sample(name+"_count", float64(count), "endpoint", endpoint)
+		e.Sample(name+"_sum", histogram.seconds, "endpoint", endpoint)
+		e.Sample(name+"_count", float64(count), "endpoint", endpoint)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"tollgate/internal/telemetry"
 )
 
 // All calls of the store for one request share one deadline, so that every response is sent within 2 s of the end of
@@ -34,7 +35,7 @@ const (
 type server struct {
 	serverOptions
 	store          *store
-	log            *logger
+	log            *telemetry.Logger
 	metrics        *metrics
 	usage          *usageStats
 	adminTokenHash [sha256.Size]byte
@@ -62,7 +63,7 @@ type serverOptions struct {
 }
 
 // newServer returns a server on st. It returns an error if anything is missing.
-func newServer(st *store, log *logger, options serverOptions) (*server, error) {
+func newServer(st *store, log *telemetry.Logger, options serverOptions) (*server, error) {
 	if st == nil || log == nil || options.adminToken == "" || options.nearCapacity == nil {
 		return nil, errors.New("a server needs a store, a logger, an admin token and a measure of its capacity")
 	}
@@ -76,8 +77,10 @@ func newServer(st *store, log *logger, options serverOptions) (*server, error) {
 		processID:      rand.Text()[:13],
 		publicBodies:   newBodyLimiter(maxLargePublicBodies),
 		adminBodies:    newBodyLimiter(maxLargeAdminBodies),
-		google:         &signInProvider{newGoogle(options.googleKeysURL, log), "google", "Google", "google_oauth", "google_logged_in"},
-		apple:          &signInProvider{newApple(options.appleKeysURL, log), "apple", "Apple", "apple_oauth", "apple_logged_in"},
+		google: &signInProvider{newGoogle(options.googleKeysURL, log), "google", "Google",
+			"google_oauth", "google_logged_in"},
+		apple: &signInProvider{newApple(options.appleKeysURL, log), "apple", "Apple",
+			"apple_oauth", "apple_logged_in"},
 	}
 	return s, nil
 }
@@ -276,9 +279,9 @@ func (s *server) withRecovery(next http.Handler) http.Handler {
 				return
 			}
 			if p != http.ErrAbortHandler {
-				s.log.errorf("panic in %s id=%s: %v", r.Pattern, requestInfoFrom(r).id, p)
+				s.log.Errorf("panic in %s id=%s: %v", r.Pattern, requestInfoFrom(r).id, p)
 				for line := range strings.Lines(string(debug.Stack())) {
-					s.log.errorf("%s", strings.TrimSuffix(line, "\n"))
+					s.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
 				}
 			}
 			recorder := w.(*responseRecorder)
@@ -333,7 +336,7 @@ func (s *server) logAccess(r *http.Request, info *requestInfo, recorder *respons
 	if info.endpoint != "" { // quoted, since the model may be any text of the client
 		provider = fmt.Sprintf(" endpoint=%q model=%q", shorten(info.endpoint), shorten(info.model))
 	}
-	s.log.infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
+	s.log.Infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
 		recorder.status, recorder.bytes, float64(took)/float64(time.Millisecond), remote, info.id, provider)
 }
 
@@ -357,7 +360,7 @@ func (s *server) loadTenant(_ http.ResponseWriter, r *http.Request, info *reques
 	}
 	if err == ErrNoTenant && r.PathValue("tenantId") == "" {
 		s.defaultTenant.Do(func() {
-			s.log.infof("A path without a tenant ID is that of the tenant %q, which does not exist: "+
+			s.log.Infof("A path without a tenant ID is that of the tenant %q, which does not exist: "+
 				"create it with POST /admin/tenants", id)
 		})
 	}
@@ -747,7 +750,7 @@ var errorResponses = []struct {
 func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	status, body := errorResponse(w.Header(), r, err)
 	if status == http.StatusInternalServerError && err != ErrBrokenConfig { // the store logs that once
-		s.log.errorf("%s id=%s: %v", r.Pattern, requestInfoFrom(r).id, err)
+		s.log.Errorf("%s id=%s: %v", r.Pattern, requestInfoFrom(r).id, err)
 	}
 	if _, ok := errors.AsType[forwardAuthDenial](err); ok {
 		w.Header().Set("X-Auth-Status", strconv.Itoa(status))

@@ -13,37 +13,40 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 )
 
 func TestNewServerNeedsAll(t *testing.T) {
 	complete := serverOptions{adminToken: "x", nearCapacity: func() bool { return false }}
-	if _, err := newServer(nil, newLogger(io.Discard), complete); err == nil {
+	if _, err := newServer(nil, telemetry.New(io.Discard), complete); err == nil {
 		t.Error("there is a server without a store")
 	}
-	if _, err := newServer(new(store), newLogger(io.Discard), serverOptions{nearCapacity: complete.nearCapacity}); err == nil {
+	if _, err := newServer(new(store), telemetry.New(io.Discard), serverOptions{nearCapacity: complete.nearCapacity}); err == nil {
 		t.Error("there is a server without an admin token")
 	}
-	if _, err := newServer(new(store), newLogger(io.Discard), serverOptions{adminToken: "x"}); err == nil {
+	if _, err := newServer(new(store), telemetry.New(io.Discard), serverOptions{adminToken: "x"}); err == nil {
 		t.Error("there is a server without a measure of its capacity")
 	}
 }
 
 // What is not a tenant ID never becomes part of a Redis key.
 func TestTenantIDs(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	long := strings.Repeat("a", 64)
 	for _, id := range []string{"a", "A-_9", "0", long, "auth", "tokens", "healthz"} {
-		r.do(t, "SET", "tenant:"+id+":config", `{"user_groups":{"anonymous":{}}}`)
+		r.Do(t, "SET", "tenant:"+id+":config", `{"user_groups":{"anonymous":{}}}`)
 		s.login(t, id)
 	}
-	before := r.keys(t, "*")
+	before := r.Keys(t, "*")
 	for _, id := range []string{
 		long + "a", "_a", "-a", "a.b", "a:b", "a%3Ab", "a%2Fb", "%00", "a%00", "a%0d%0aX:%20y", "a%0a", "%c3%a4", "%ff", "a%20", "*",
 		"%2e%2e", "a%2f..%2fb", "x:config%0a",
 	} {
 		s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		if after := r.keys(t, "*"); !slices.Equal(after, before) {
+		if after := r.Keys(t, "*"); !slices.Equal(after, before) {
 			t.Fatalf("%s made of the keys\n%q\nthese:\n%q", id, before, after)
 		}
 	}
@@ -168,8 +171,8 @@ func TestBadBodies(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
-	before := testRedis.string(t, "GET", "tenant:"+id+":config")
-	keys := testRedis.keys(t, "apiKey:*")
+	before := testRedis.String(t, "GET", "tenant:"+id+":config")
+	keys := testRedis.Keys(t, "apiKey:*")
 	deep := strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000)
 	const (
 		amount  = "tokens must be a whole number ≥ 1"
@@ -260,10 +263,10 @@ func TestBadBodies(t *testing.T) {
 	if left := tokensLeft(t, key); left != 10 {
 		t.Errorf("%d tokens are left of 10", left)
 	}
-	if after := testRedis.string(t, "GET", "tenant:"+id+":config"); after != before {
+	if after := testRedis.String(t, "GET", "tenant:"+id+":config"); after != before {
 		t.Errorf("the config became %s", after)
 	}
-	if after := testRedis.keys(t, "apiKey:*"); !slices.Equal(after, keys) {
+	if after := testRedis.Keys(t, "apiKey:*"); !slices.Equal(after, keys) {
 		t.Errorf("there are %d keys, before there were %d", len(after), len(keys))
 	}
 }
@@ -311,7 +314,7 @@ func TestBodySize(t *testing.T) {
 func TestLongCharges(t *testing.T) {
 	const clients = 200
 	p := startProcess(t, []string{
-		"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken,
+		"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0", "ADMIN_TOKEN=" + testAdminToken,
 	})
 	s := p.service(t)
 	id := newTenant(t, 10)
@@ -327,7 +330,7 @@ func TestLongCharges(t *testing.T) {
 		}
 	}
 	long := func() reply { return s.consume(t, id, key, strings.Repeat(" ", smallBodyBytes)+"x") }
-	eventually(t, 5*time.Second, func() error { return long().is(503) })
+	redistest.Eventually(t, 5*time.Second, func() error { return long().is(503) })
 	if heap := s.sample(t, "go_memstats_heap_alloc_bytes"); heap > 100<<20 {
 		t.Errorf("%d clients take %g MiB", clients, heap/(1<<20))
 	}
@@ -379,10 +382,10 @@ func TestSlowBodyConfig(t *testing.T) {
 // What a hostile client may send is its own fault: 4xx, never a redirect or a 5xx, nothing is taken, and no key that the
 // layout does not have appears in Redis.
 func TestHostileRequests(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
-	before := r.keys(t, "*")
+	before := r.Keys(t, "*")
 	hostile := func(t *testing.T, request string, statuses ...int) {
 		t.Helper()
 		c := s.dial(t)
@@ -394,7 +397,7 @@ func TestHostileRequests(t *testing.T) {
 		if !slices.Contains(statuses, status) || strings.Contains(got, "\r\nLocation: ") {
 			t.Errorf("%.300q\ngot %q, want %d", request, got, statuses)
 		}
-		if after := r.keys(t, "*"); !slices.Equal(after, before) {
+		if after := r.Keys(t, "*"); !slices.Equal(after, before) {
 			t.Fatalf("%.300q\nmade of the keys\n%q\nthese:\n%q", request, before, after)
 		}
 	}
@@ -536,9 +539,9 @@ func TestRequestIDs(t *testing.T) {
 		}
 	})
 	t.Run("the line of an error names its request", func(t *testing.T) {
-		testRedis.do(t, "SET", "apiKey:"+key, "not a hash")
+		testRedis.Do(t, "SET", "apiKey:"+key, "not a hash")
 		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key), "X-Request-Id: broken").want(t, 500, "")
-		if s.log.count("\n[ERROR] GET /{tenantId}/auth/key id=broken: ") != 1 {
+		if s.log.Count("\n[ERROR] GET /{tenantId}/auth/key id=broken: ") != 1 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})
@@ -546,9 +549,9 @@ func TestRequestIDs(t *testing.T) {
 
 // A bug in a handler is a 500, with its stack in the log, and the server lives.
 func TestPanic(t *testing.T) {
-	var log logBuffer
+	var log telemetrytest.Log
 	options := serverOptions{nearCapacity: func() bool { return false }}
-	s := &server{log: newLogger(&log), metrics: newMetrics(nil), serverOptions: options}
+	s := &server{log: telemetry.New(&log), metrics: newMetrics(nil), serverOptions: options}
 	mux := http.NewServeMux()
 	mux.Handle("GET /early", s.toHandler(access{}, func(http.ResponseWriter, *http.Request, *requestInfo) error {
 		panic("oops\n[INFO] forged")
@@ -566,7 +569,7 @@ func TestPanic(t *testing.T) {
 	if got, err := front.send("GET", "/late", ""); err == nil {
 		t.Errorf("half a response came as a whole one: %+v", got)
 	}
-	if log.count(`[ERROR] panic in GET /early id=-1: oops\n[INFO] forged`) == 0 || log.count("middleware_test.go") == 0 {
+	if log.Count(`[ERROR] panic in GET /early id=-1: oops\n[INFO] forged`) == 0 || log.Count("middleware_test.go") == 0 {
 		t.Errorf("the log has no stack:\n%s", &log)
 	}
 	for line := range strings.Lines(log.String()) {
@@ -671,7 +674,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 		"POST /tokens/consume", "POST /tokens/holds",
 		"POST /tokens/holds/{holdId}/settle", "POST /v1/chat/completions", "POST /v1/messages", "POST /v1/messages/count_tokens",
 		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
-	before := testRedis.keys(t, "*tenant:"+id+":*")
+	before := testRedis.Keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
 	for _, route := range new(server).routeTable(new(gateway)) {
@@ -703,7 +706,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	if tested < 20 {
 		t.Errorf("%d routes are tested", tested)
 	}
-	if after := testRedis.keys(t, "*tenant:"+id+":*"); !slices.Equal(after, before) || tokensLeft(t, key) != 10 {
+	if after := testRedis.Keys(t, "*tenant:"+id+":*"); !slices.Equal(after, before) || tokensLeft(t, key) != 10 {
 		t.Errorf("there are %q, before there were %q", after, before)
 	}
 	t.Run("an empty one, chunked, is accepted", func(t *testing.T) {
@@ -739,7 +742,7 @@ func TestEncodedBodies(t *testing.T) {
 	}
 	direct := newTenantIn(t, testRedis, "\ufeff{}")
 	s.do(t, "POST", "/"+direct+"/auth/anonymous", "").want(t, 500, "")
-	if s.log.count("tenant "+direct+" is broken: Invalid config: it is not valid JSON: it starts with a byte order mark\n") != 1 {
+	if s.log.Count("tenant "+direct+" is broken: Invalid config: it is not valid JSON: it starts with a byte order mark\n") != 1 {
 		t.Errorf("log:\n%s", s.log)
 	}
 }
@@ -780,7 +783,7 @@ func TestMetricsToken(t *testing.T) {
 		for _, wrong := range []string{"", token + "x", strings.ToUpper(token), someKey} {
 			s.do(t, "GET", "/metrics", "", bearer(wrong)).want(t, 401, "")
 		}
-		if s.log.count(token) != 0 {
+		if s.log.Count(token) != 0 {
 			t.Errorf("the token is in the log:\n%s", s.log)
 		}
 	}

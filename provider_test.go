@@ -15,6 +15,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // The stand-in provider: a real HTTP server that speaks OpenAI Chat and Anthropic Messages, and misbehaves if told to.
@@ -704,14 +705,14 @@ func TestProvider(t *testing.T) {
 	p.on("", conduct{at: beforeUsage, then: hang})
 	c := s.dial(t)
 	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n"+`{"stream":true}`, chat)
-	eventually(t, 10*time.Second, func() error {
+	redistest.Eventually(t, 10*time.Second, func() error {
 		if open, cancelled := p.counts(); open != 1 || cancelled != 0 {
 			return fmt.Errorf("%d requests are open, %d were cancelled", open, cancelled)
 		}
 		return nil
 	})
 	c.Close()
-	eventually(t, 10*time.Second, func() error {
+	redistest.Eventually(t, 10*time.Second, func() error {
 		if open, cancelled := p.counts(); open != 0 || cancelled != 1 {
 			return fmt.Errorf("%d requests are open, %d were cancelled", open, cancelled)
 		}

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // metered is a service behind a real proxy, which asks tollgate as the recipe in docs/proxies.md says.
@@ -87,7 +88,7 @@ func caddyCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
 // service says in its response what reaches it.
 func startMetered(t *testing.T, tollgate string, command func(t *testing.T, front, tollgate, backend string) *exec.Cmd) *metered {
 	t.Helper()
-	port, err := freePort()
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func startMetered(t *testing.T, tollgate string, command func(t *testing.T, fron
 			t.Logf("%s", &out)
 		}
 	})
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		c, err := net.Dial("tcp", front)
 		if err == nil {
 			c.Close()
@@ -222,7 +223,7 @@ func (r *checkRelay) take() []*http.Request {
 
 // A request passes with the identity that tollgate gives it, and with nothing that the client made up.
 func TestIntegrationProxyIdentity(t *testing.T) {
-	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
 		m := start(s.address())
 		forged := []string{
@@ -257,7 +258,7 @@ func TestIntegrationProxyIdentity(t *testing.T) {
 
 // A browser's preflight passes without a key, without an identity and without a charge, and nothing else does.
 func TestIntegrationProxyPreflights(t *testing.T) {
-	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
 		m := start(s.address())
 		preflight := []string{"Origin: https://app.example.com", "Access-Control-Request-Method: POST"}
@@ -290,7 +291,7 @@ func TestIntegrationProxyPreflights(t *testing.T) {
 
 // Refusals are JSON errors, and nothing that is refused reaches the service.
 func TestIntegrationProxyRefusals(t *testing.T) {
-	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
 		m := start(s.address())
 		refused := func(status int, message string, headers ...string) reply {
@@ -331,7 +332,7 @@ func TestIntegrationProxyRefusals(t *testing.T) {
 // visitor's address, not the proxy's.
 func TestIntegrationProxyLogin(t *testing.T) {
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
-		s := newService(t, "REDIS_URL="+newRedis(t).url(), "TRUSTED_PROXIES=127.0.0.1/32", "LOGIN_LIMIT=1")
+		s := newService(t, "REDIS_URL="+redistest.New(t).URL(), "TRUSTED_PROXIES=127.0.0.1/32", "LOGIN_LIMIT=1")
 		relay := newCheckRelay(t, s.address())
 		m := start(relay.address)
 		got := m.do(t, "POST", "/auth/anonymous", "", "Cookie: "+strings.Repeat("c", 13<<10), "X-Forwarded-For: 203.0.113.9")
@@ -350,7 +351,7 @@ func TestIntegrationProxyLogin(t *testing.T) {
 // The check gets the credential and the proxy's request ID, and nothing else of the client's: neither its body nor its
 // headers make it fail.
 func TestIntegrationProxyPassesOnlyCredential(t *testing.T) {
-	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
 		relay := newCheckRelay(t, s.address())
 		m := start(relay.address)
@@ -424,7 +425,7 @@ func wantBareCheck(t *testing.T, requests []*http.Request, key string) {
 
 // If the connection of a check is cut after tollgate has charged, the proxy repeats it, and the key is charged once.
 func TestIntegrationProxyLostResponse(t *testing.T) {
-	s := newService(t, "REDIS_URL="+newRedis(t).url())
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
 		relay := newCheckRelay(t, s.address())
 		m := start(relay.address)
@@ -457,9 +458,9 @@ func TestIntegrationProxyLostResponse(t *testing.T) {
 
 // While tollgate hangs, or is gone, a client gets its 5xx soon, and nothing reaches the service.
 func TestIntegrationProxyTollgateFails(t *testing.T) {
-	r := newRedis(t)
+	r := redistest.New(t)
 	forEachProxy(t, func(t *testing.T, start func(tollgate string) *metered) {
-		p := startProcess(t, []string{"REDIS_URL=" + r.url(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken})
+		p := startProcess(t, []string{"REDIS_URL=" + r.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken})
 		s := p.service(t)
 		m := start(s.address())
 		key := s.issue(t, "abc", `"userId":"u-42","group":"stripe_premium","tokens":100`)
@@ -491,7 +492,7 @@ func TestIntegrationProxyTollgateFails(t *testing.T) {
 		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 30*time.Second, passes)
+		redistest.Eventually(t, 30*time.Second, passes)
 		p.kill()
 		fails("tollgate is gone")
 	})

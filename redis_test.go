@@ -19,33 +19,34 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
 
 // Redis may be reached in every way that the documentation names.
 func TestRedisURLs(t *testing.T) {
-	r := newRedis(t, "--requirepass", "s3cret", "--user", "gate", "on", ">gate:pw", "~*", "&*", "+@all")
-	r.options = append(r.options, redis.DialPassword("s3cret"))
+	r := redistest.New(t, "--requirepass", "s3cret", "--user", "gate", "on", ">gate:pw", "~*", "&*", "+@all")
+	r.Options = append(r.Options, redis.DialPassword("s3cret"))
 	tests := []struct {
 		name, url string
 		db        int
 	}{
-		{"password", fmt.Sprintf("redis://:s3cret@127.0.0.1:%d", r.port), 0},
-		{"name of a host", fmt.Sprintf("redis://:s3cret@localhost:%d/", r.port), 0},
-		{"user and database", fmt.Sprintf("redis://gate:gate%%3Apw@127.0.0.1:%d/3", r.port), 3},
-		{"socket", fmt.Sprintf("unix://:s3cret@%s", r.address), 0},
-		{"socket, user and database", fmt.Sprintf("unix://gate:gate%%3Apw@%s?db=5", r.address), 5},
+		{"password", fmt.Sprintf("redis://:s3cret@127.0.0.1:%d", r.Port), 0},
+		{"name of a host", fmt.Sprintf("redis://:s3cret@localhost:%d/", r.Port), 0},
+		{"user and database", fmt.Sprintf("redis://gate:gate%%3Apw@127.0.0.1:%d/3", r.Port), 3},
+		{"socket", fmt.Sprintf("unix://:s3cret@%s", r.Address), 0},
+		{"socket, user and database", fmt.Sprintf("unix://gate:gate%%3Apw@%s?db=5", r.Address), 5},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			r.do(t, "FLUSHALL")
+			r.Do(t, "FLUSHALL")
 			s := newService(t, "REDIS_URL="+test.url)
 			s.login(t, "abc")
 			s.stop()
 			in := *r
-			in.options = append(slices.Clone(r.options), redis.DialDatabase(test.db))
-			if in.int(t, "EXISTS", "tenant:abc:config") != 1 {
+			in.Options = append(slices.Clone(r.Options), redis.DialDatabase(test.db))
+			if in.Int(t, "EXISTS", "tenant:abc:config") != 1 {
 				t.Errorf("it did not use database %d", test.db)
 			}
 		})
@@ -54,11 +55,11 @@ func TestRedisURLs(t *testing.T) {
 
 func TestRedisTLS(t *testing.T) {
 	certFile, keyFile := newCertificate(t)
-	port, err := freePort()
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	newRedis(t, "--tls-port", fmt.Sprint(port), "--tls-cert-file", certFile, "--tls-key-file", keyFile,
+	redistest.New(t, "--tls-port", fmt.Sprint(port), "--tls-cert-file", certFile, "--tls-key-file", keyFile,
 		"--tls-auth-clients", "no", "--tls-ca-cert-file", certFile, "--requirepass", "pw")
 	settings := []string{fmt.Sprintf("REDIS_URL=rediss://:pw@localhost:%d", port), "ADDR=127.0.0.1:0"}
 	t.Run("a certificate that is trusted", func(t *testing.T) {
@@ -110,12 +111,12 @@ func newCertificate(t *testing.T) (certFile, keyFile string) {
 
 // A Redis that may lose balances is named in the log at start.
 func TestSafetyWarnings(t *testing.T) {
-	safe := newRedis(t)
-	evicting := newRedis(t, "--maxmemory-policy", "volatile-lru")
-	forgetful := newRedis(t, "--appendonly", "no")
+	safe := redistest.New(t)
+	evicting := redistest.New(t, "--maxmemory-policy", "volatile-lru")
+	forgetful := redistest.New(t, "--appendonly", "no")
 	for _, test := range []struct {
 		name  string
-		redis *redisServer
+		redis *redistest.Server
 		want  string
 	}{
 		{"an eviction policy", evicting, "[WARN] Redis's maxmemory-policy is volatile-lru"},
@@ -123,8 +124,8 @@ func TestSafetyWarnings(t *testing.T) {
 		{"nothing to warn of", safe, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := newService(t, "REDIS_URL="+test.redis.url())
-			if warned := s.log.count("[WARN]") > 0; !strings.Contains(s.log.String(), test.want) || warned != (test.want != "") {
+			s := newService(t, "REDIS_URL="+test.redis.URL())
+			if warned := s.log.Count("[WARN]") > 0; !strings.Contains(s.log.String(), test.want) || warned != (test.want != "") {
 				t.Errorf("want %q in\n%s", test.want, s.log)
 			}
 		})
@@ -133,9 +134,9 @@ func TestSafetyWarnings(t *testing.T) {
 
 // A Redis whose EVALSHA was taken away quotes its arguments in its error, and they are keys: none of them is logged.
 func TestErrorsWithoutKeys(t *testing.T) {
-	r := newRedis(t, "--rename-command", "EVALSHA", "")
+	r := redistest.New(t, "--rename-command", "EVALSHA", "")
 	err := run(t.Context(), nil, func(name string) string {
-		return map[string]string{"REDIS_URL": r.url(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken}[name]
+		return map[string]string{"REDIS_URL": r.URL(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken}[name]
 	}, io.Discard, io.Discard)
 	if err == nil || !strings.HasSuffix(err.Error(), "ERR unknown command 'EVALSHA'") {
 		t.Errorf("got %v", err)
@@ -146,10 +147,10 @@ func TestErrorsWithoutKeys(t *testing.T) {
 // once that there was a fault.
 func TestRedisFrozen(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
-	r.signal(t, syscall.SIGSTOP)
+	r.Signal(t, syscall.SIGSTOP)
 	all := load{
 		services: []*service{s}, clients: 128, requests: 1, statuses: []int{503}, within: 2*time.Second + busy,
 		request: func(int, int) request { return consumeRequest("abc", key, 1) },
@@ -160,7 +161,7 @@ func TestRedisFrozen(t *testing.T) {
 	}
 	s.do(t, "GET", "/healthz", "").want(t, 200, `{"status":"ok"}`)
 	s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
-	r.signal(t, syscall.SIGCONT)
+	r.Signal(t, syscall.SIGCONT)
 	s.wantRecovery(t)
 	s.wantOneFault(t)
 }
@@ -169,13 +170,13 @@ func TestRedisFrozen(t *testing.T) {
 func TestRedisSlow(t *testing.T) {
 	long(t)
 	t.Parallel()
-	r := newRedis(t)
+	r := redistest.New(t)
 	var delay atomic.Int64 // of every reply; Redis's time is as good as still
-	proxy := newRedisProxy(t, r, func([]byte) fate {
+	proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate {
 		time.Sleep(time.Duration(delay.Load()))
-		return pass
+		return redistest.Pass
 	})
-	s := newService(t, "REDIS_URL="+proxy.url)
+	s := newService(t, "REDIS_URL="+proxy.Url)
 	const config = `{"user_groups":{"anonymous":{"tokens":5}}}`
 	s.putConfig(t, "abc", config).want(t, 200, "")
 	etag := s.history(t, "abc")[0].ETag
@@ -202,11 +203,11 @@ func TestRedisSlow(t *testing.T) {
 // A Redis whose memory is full still reads and charges; what needs room is 503, and one line of the log says why.
 func TestRedisFull(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100}}}`)
 	limited, key := s.login(t, "abc"), s.login(t, id)
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	for i := range 5 {
 		s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, `{"error":"Service unavailable"}`)
 		s.consume(t, id, key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
@@ -215,12 +216,12 @@ func TestRedisFull(t *testing.T) {
 		s.putConfig(t, "abc", `{}`).want(t, 503, "")
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":0}`).want(t, 200, "")
 	}
-	if n := len(r.keys(t, "apiKey:*")); n != 2 {
+	if n := len(r.Keys(t, "apiKey:*")); n != 2 {
 		t.Errorf("there are %d API keys, want 2", n)
 	}
 	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
 	s.admin(t, "DELETE", "/abc/admin/keys/"+limited, "").want(t, 204, "")
-	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
 	s.wantRecovery(t)
 	s.putConfig(t, "abc", `{"user_groups":{"anonymous":{"rate_limit":1000,"rate_limit_window":1}}}`).want(t, 200, "")
 	s.wantOneFault(t)
@@ -240,32 +241,32 @@ func TestRedisDemoted(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			old, master := newRedis(t), newRedis(t)
+			old, master := redistest.New(t), redistest.New(t)
 			var promoted atomic.Bool
-			proxy := newRedisProxyTo(t, func() *redisServer {
+			proxy := redistest.NewProxyTo(t, func() *redistest.Server {
 				if promoted.Load() {
 					return master
 				}
 				return old
-			}, func(reply []byte) fate {
+			}, func(reply []byte) redistest.Fate {
 				test.rephrase(reply)
-				return pass
+				return redistest.Pass
 			})
-			s := newService(t, "REDIS_URL="+proxy.url)
+			s := newService(t, "REDIS_URL="+proxy.Url)
 			load{ // several connections
 				services: []*service{s}, clients: 8, requests: 1, statuses: []int{200},
 				request: func(int, int) request { return request{method: "POST", path: "/abc/auth/anonymous"} },
 			}.run(t)
-			master.do(t, "SET", "tenant:abc:config", string(seedConfig))
+			master.Do(t, "SET", "tenant:abc:config", string(seedConfig))
 			promoted.Store(true)
-			old.do(t, "REPLICAOF", "127.0.0.1", 1)
+			old.Do(t, "REPLICAOF", "127.0.0.1", 1)
 			s.wantRecovery(t)
 			for range 20 {
 				s.login(t, "abc")
 			}
 			s.wantOneFault(t)
 			const changed = `{"user_groups":{"anonymous":{"tokens":7}}}` // of which the old one knows nothing
-			master.do(t, "SET", "tenant:abc:config", changed)
+			master.Do(t, "SET", "tenant:abc:config", changed)
 			s.wantConfig(t, "abc", changed)
 		})
 	}
@@ -274,8 +275,8 @@ func TestRedisDemoted(t *testing.T) {
 // After a restart of Redis not one request meets a connection from before.
 func TestRedisRestarted(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
 	load{ // several idle connections
 		services: []*service{s}, clients: 16, requests: 1, statuses: []int{200},
@@ -284,9 +285,9 @@ func TestRedisRestarted(t *testing.T) {
 		},
 	}.run(t)
 	s.consume(t, "abc", key, `{"tokens":5}`).want(t, 200, `{"tokensLeft":95}`)
-	r.kill()
+	r.Kill()
 	s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 503, `{"error":"Service unavailable"}`)
-	if err := r.start(); err != nil {
+	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
 	for range 30 {
@@ -302,8 +303,8 @@ func TestRedisRestarted(t *testing.T) {
 func TestClosedWhileIdle(t *testing.T) {
 	long(t)
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
 	key := s.login(t, id)
 	for round := range 4 {
@@ -314,10 +315,10 @@ func TestClosedWhileIdle(t *testing.T) {
 			},
 		}.run(t)
 		if round%2 == 0 {
-			r.do(t, "CLIENT", "KILL", "TYPE", "normal")
+			r.Do(t, "CLIENT", "KILL", "TYPE", "normal")
 		} else {
-			r.kill()
-			if err := r.start(); err != nil {
+			r.Kill()
+			if err := r.Start(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -333,18 +334,18 @@ func TestClosedWhileIdle(t *testing.T) {
 func TestFaultLog(t *testing.T) {
 	long(t)
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000}}}`)
 	key := s.login(t, id)
 	back := func(want int) error {
-		if s.log.count("[INFO] Redis is available again\n") < want {
+		if s.log.Count("[INFO] Redis is available again\n") < want {
 			return errors.New("the log does not say that Redis is back")
 		}
 		return nil
 	}
 	t.Run("a fault that charges do not show", func(t *testing.T) {
-		r.do(t, "CONFIG", "SET", "maxmemory", 1)
+		r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 		for i := range 30 {
 			if i%15 == 0 {
 				s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
@@ -352,43 +353,43 @@ func TestFaultLog(t *testing.T) {
 			s.consume(t, id, key, "").want(t, 200, "")
 			time.Sleep(100 * time.Millisecond) // in all, three times as long as a fault lasts that nothing shows any more
 		}
-		if s.log.count("[ERROR]") != 1 || back(1) == nil {
+		if s.log.Count("[ERROR]") != 1 || back(1) == nil {
 			t.Errorf("while Redis was full:\n%s", s.log)
 		}
-		r.do(t, "CONFIG", "SET", "maxmemory", 0)
-		eventually(t, 10*time.Second, func() error {
+		r.Do(t, "CONFIG", "SET", "maxmemory", 0)
+		redistest.Eventually(t, 10*time.Second, func() error {
 			s.login(t, id)
 			return back(1)
 		})
 	})
 	t.Run("a fault that nobody asks about", func(t *testing.T) {
-		r.kill()
+		r.Kill()
 		s.consume(t, id, key, "").want(t, 503, "")
-		if err := r.start(); err != nil {
+		if err := r.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, func() error { return back(2) })
+		redistest.Eventually(t, 10*time.Second, func() error { return back(2) })
 	})
 }
 
 // While Redis loads its data it replies, but does not serve.
 func TestRedisLoading(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t, "--key-load-delay", "400")
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t, "--key-load-delay", "400")
+	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
 	// While it loads Redis looks at its connections after each 1,024 commands of its append-only file.
-	r.do(t, "EVAL", "for i = 1, 4000 do redis.call('SET', 'filler' .. i, 'x') end", 0)
-	r.kill()
+	r.Do(t, "EVAL", "for i = 1, 4000 do redis.call('SET', 'filler' .. i, 'x') end", 0)
+	r.Kill()
 	started := make(chan error, 1)
-	go func() { started <- r.start() }()
+	go func() { started <- r.Start() }()
 	loading := false
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		got := s.do(t, "GET", "/abc/auth/key", "", bearer(key))
 		if got.status != 200 {
 			got.want(t, 503, `{"error":"Service unavailable"}`)
 		}
-		if c, err := r.dial(); err == nil {
+		if c, err := r.Dial(); err == nil {
 			_, err := c.Do("PING")
 			c.Close()
 			loading = loading || err != nil && strings.HasPrefix(err.Error(), "LOADING")
@@ -405,12 +406,12 @@ func TestRedisLoading(t *testing.T) {
 
 // If Redis does not let it in, a caller learns that Redis is unavailable, whatever Redis's words are.
 func TestSharedConnLogin(t *testing.T) {
-	r := newRedis(t)
-	r.do(t, "CONFIG", "SET", "requirepass", "pw")
-	r.options = append(r.options, redis.DialPassword("pw"))
-	s := newService(t, fmt.Sprintf("REDIS_URL=redis://:pw@127.0.0.1:%d", r.port))
+	r := redistest.New(t)
+	r.Do(t, "CONFIG", "SET", "requirepass", "pw")
+	r.Options = append(r.Options, redis.DialPassword("pw"))
+	s := newService(t, fmt.Sprintf("REDIS_URL=redis://:pw@127.0.0.1:%d", r.Port))
 	key := s.login(t, "abc")
-	c, err := r.dial()
+	c, err := r.Dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -430,7 +431,7 @@ func TestSharedConnLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.wantRecovery(t)
-	if n := s.log.count("[ERROR]"); n != 1 {
+	if n := s.log.Count("[ERROR]"); n != 1 {
 		t.Errorf("%d errors in the log:\n%s", n, s.log)
 	}
 }

@@ -14,12 +14,12 @@ const refillConfig = `{"user_groups":{"anonymous":{"tokens":10,"refill":{"tokens
 func age(t *testing.T, key string, by time.Duration) (createdAt time.Time) {
 	t.Helper()
 	name := "apiKey:" + key
-	createdAt, err := time.Parse(timeLayout, testRedis.string(t, "HGET", name, "createdAt"))
+	createdAt, err := time.Parse(timeLayout, testRedis.String(t, "HGET", name, "createdAt"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	createdAt = createdAt.Add(-by)
-	testRedis.do(t, "HSET", name, "createdAt", createdAt.Format(timeLayout))
+	testRedis.Do(t, "HSET", name, "createdAt", createdAt.Format(timeLayout))
 	return createdAt
 }
 
@@ -66,7 +66,7 @@ func TestRefill(t *testing.T) {
 						}
 						s.do(t, test.method, "/"+tenant+strings.Replace(test.path, "KEY", key, 1), test.body, bearer(token))
 					}
-					testRedis.do(t, "HSET", "apiKey:"+key, "tokensLeft", 0)
+					testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 0)
 					created := age(t, key, 59*time.Minute)
 					s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key)).wantRefillsAt(t, created.Add(time.Hour))
 					if left := tokensLeft(t, key); left != 0 {
@@ -77,7 +77,7 @@ func TestRefill(t *testing.T) {
 					if left := tokensLeft(t, key); left != test.left {
 						t.Errorf("%d tokens are left, want %d", left, test.left)
 					}
-					testRedis.do(t, "HSET", "apiKey:"+key, "tokensLeft", 1)
+					testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 1)
 					got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
 					if left := got.field(t, "tokensLeft"); left != 1.0 {
 						t.Errorf("%v tokens are left: it was refilled twice", left)
@@ -114,7 +114,7 @@ func TestRefillRules(t *testing.T) {
 		if got.field(t, "tokensLeft") != 100.0 || got.text(t, "refillsAt") == "" {
 			t.Errorf("in a group with a refill: got %s", got.body)
 		}
-		if n := testRedis.int(t, "HEXISTS", "apiKey:"+key, "refilledAt"); n != 1 {
+		if n := testRedis.Int(t, "HEXISTS", "apiKey:"+key, "refilledAt"); n != 1 {
 			t.Error("it is not remembered")
 		}
 	})
@@ -143,7 +143,7 @@ func TestRefillRules(t *testing.T) {
 			"1970-01-01T00:00:00.000Z",
 		} {
 			key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":0`)
-			testRedis.do(t, "HSET", "apiKey:"+key, "createdAt", created)
+			testRedis.Do(t, "HSET", "apiKey:"+key, "createdAt", created)
 			at, err := time.Parse(time.RFC3339, created)
 			if err != nil {
 				t.Fatal(err)
@@ -154,7 +154,7 @@ func TestRefillRules(t *testing.T) {
 			// Redis agrees on when the period began: a refill at its very beginning is the last one, before it is due again.
 			begin := at.Add(now.Sub(at) / time.Hour * time.Hour).UnixMilli()
 			for offset, want := range map[int64]float64{0: 0, -1: 100} {
-				testRedis.do(t, "HSET", "apiKey:"+key, "tokensLeft", 0, "refilledAt", begin+offset)
+				testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 0, "refilledAt", begin+offset)
 				if got := show(t, key); got.field(t, "tokensLeft") != want {
 					t.Errorf("created %s, refilled at the beginning %+d ms: got %s, want %v", created, offset, got.body, want)
 				}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // Each way in which a response can end has its price.
@@ -198,14 +199,14 @@ func TestGatewayHangUps(t *testing.T) {
 				_, before := g.provider.counts()
 				n := len(g.provider.requests())
 				c := g.open(t, path, test.body, until)
-				eventually(t, 10*time.Second, func() error {
+				redistest.Eventually(t, 10*time.Second, func() error {
 					if len(g.provider.requests()) == n {
 						return fmt.Errorf("the provider got no request")
 					}
 					return nil
 				})
 				if test.until == "_END_" { // its client may see it before the response has ended
-					eventually(t, 10*time.Second, func() error {
+					redistest.Eventually(t, 10*time.Second, func() error {
 						if open, _ := g.provider.counts(); open > 0 {
 							return fmt.Errorf("%d requests are open", open)
 						}
@@ -216,7 +217,7 @@ func TestGatewayHangUps(t *testing.T) {
 				if got := g.charged(t, granted); got != want {
 					t.Errorf("%s: charged %d, want %d", path, got, want)
 				}
-				eventually(t, 10*time.Second, func() error {
+				redistest.Eventually(t, 10*time.Second, func() error {
 					if open, after := g.provider.counts(); open > 0 || test.cancelled != "either" &&
 						(after > before) != (test.cancelled == "both") {
 						return fmt.Errorf("%s: %d open, %d cancelled", path, open, after-before)
@@ -254,11 +255,11 @@ func TestGatewayDrains(t *testing.T) {
 		g.open(t, chatPath, body, "ünd ").Close()
 	}
 	first := g.key
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		g.key = g.login(t, g.tenant)
 		g.open(t, chatPath, body, "ünd ").Close()
 		time.Sleep(20 * time.Millisecond)
-		if held := testRedis.int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); held > 0 {
+		if held := testRedis.Int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); held > 0 {
 			return fmt.Errorf("the stream is read without a client")
 		}
 		return nil
@@ -323,7 +324,7 @@ func TestGatewayStuckClient(t *testing.T) {
 	began := time.Now()
 	stuck := g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200")
 	t.Parallel() // only now: the tests that come first run meanwhile
-	eventually(t, 3*time.Minute, func() error {
+	redistest.Eventually(t, 3*time.Minute, func() error {
 		if _, cancelled := g.provider.counts(); cancelled == 0 {
 			return fmt.Errorf("the provider still sends to a client that does not read")
 		}
@@ -380,7 +381,7 @@ func TestGatewayTotalTimeout(t *testing.T) {
 func TestGatewayStops(t *testing.T) {
 	const granted = 10_000
 	p := newProvider(t)
-	settings := []string{"REDIS_URL=" + testRedis.url(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "DRAIN_TIMEOUT=1s"}
+	settings := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "DRAIN_TIMEOUT=1s"}
 	process := startProcess(t, settings)
 	g := process.service(t).gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, "")))
 	p.on("endless", conduct{at: inContent, then: hang})

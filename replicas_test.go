@@ -9,18 +9,19 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // With -wait-replicas no charge that was acknowledged is lost when a master is killed.
 func TestWaitReplicas(t *testing.T) {
 	long(t)
 	t.Parallel()
-	c, err := startCluster(1, 1)
+	c, err := redistest.StartCluster(1, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close()
-	services := newServices(t, "REDIS_URL="+c.url(), "WAIT_REPLICAS=1")
+	defer c.Close()
+	services := newServices(t, "REDIS_URL="+c.Url(), "WAIT_REPLICAS=1")
 	tenant := newClusterTenant(t, services[0], ledgerConfig)
 	const start = 1_000_000
 	keys := make([]string, 8)
@@ -52,7 +53,7 @@ func TestWaitReplicas(t *testing.T) {
 	more := func(n int64) {
 		t.Helper()
 		before := served.Load()
-		eventually(t, 20*time.Second, func() error {
+		redistest.Eventually(t, 20*time.Second, func() error {
 			if served.Load() < before+n {
 				return fmt.Errorf("%d charges", served.Load()-before)
 			}
@@ -62,14 +63,14 @@ func TestWaitReplicas(t *testing.T) {
 	const failovers = 20
 	for range failovers {
 		more(50)
-		master := c.mastersNow(t)[0]
-		replica := c.replicaOf(t, master)
-		master.kill()
-		replica.do(t, "CLUSTER", "FAILOVER", "TAKEOVER") // without a vote, which one master alone could not give
-		if err := master.start(); err != nil {
+		master := c.MastersNow(t)[0]
+		replica := c.ReplicaOf(t, master)
+		master.Kill()
+		replica.Do(t, "CLUSTER", "FAILOVER", "TAKEOVER") // without a vote, which one master alone could not give
+		if err := master.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 20*time.Second, c.check)
+		redistest.Eventually(t, 20*time.Second, c.Check)
 	}
 	more(50)
 	stop.Store(true)
@@ -89,30 +90,30 @@ func TestWaitReplicas(t *testing.T) {
 // connections of its own goes on.
 func TestWaitReplicasMissing(t *testing.T) {
 	t.Parallel()
-	master := newRedis(t)
-	replica := newRedis(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.port), "--repl-diskless-sync-delay", "0")
+	master := redistest.New(t)
+	replica := redistest.New(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.Port), "--repl-diskless-sync-delay", "0")
 	inSync := func() error {
-		if redisField(replica.string(t, "INFO", "replication"), "master_link_status") != "up" {
+		if redistest.Field(replica.String(t, "INFO", "replication"), "master_link_status") != "up" {
 			return errors.New("the replica is not in sync")
 		}
 		return nil
 	}
-	eventually(t, 20*time.Second, inSync)
-	s := newService(t, "REDIS_URL="+master.url(), "WAIT_REPLICAS=1")
+	redistest.Eventually(t, 20*time.Second, inSync)
+	s := newService(t, "REDIS_URL="+master.URL(), "WAIT_REPLICAS=1")
 	key := s.login(t, "abc")
 	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"a").want(t, 200, `{"tokensLeft":99}`)
-	replica.signal(t, syscall.SIGSTOP)
+	replica.Signal(t, syscall.SIGSTOP)
 	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b").want(t, 503, `{"error":"Service unavailable"}`)
 	s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, "")
 	s.putConfig(t, "abc", `{"user_groups":{}}`).want(t, 503, "")
 	s.do(t, "GET", "/readyz", "").want(t, 503, "")
 	s.admin(t, "GET", "/abc/admin/config/history", "").want(t, 200, "")
-	replica.signal(t, syscall.SIGCONT)
-	eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
+	replica.Signal(t, syscall.SIGCONT)
+	redistest.Eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
 	got := s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b")
 	got.want(t, 200, `{"tokensLeft":98}`)
 	got.wantHeader(t, "Idempotent-Replayed", "true")
-	if n := s.log.count("[ERROR] Redis is unavailable: "); n != 1 { // or the deadline comes before WAIT's reply
+	if n := s.log.Count("[ERROR] Redis is unavailable: "); n != 1 { // or the deadline comes before WAIT's reply
 		t.Errorf("log:\n%s", s.log)
 	}
 }

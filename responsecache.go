@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -74,7 +75,7 @@ func parseCachedResponse(value []byte) (r cachedResponse, ok bool) {
 // FindResponse returns the head of a cached response and, if it is short, its body. ok is false if it is missing or
 // cannot be read.
 func (s *store) FindResponse(deadline time.Time, redisKey string) (r cachedResponse, ok bool) {
-	value, err := redis.Bytes(s.redis.readDispensable(deadline, "GETRANGE", redisKey, 0, firstRead-1))
+	value, err := redis.Bytes(s.redis.ReadDispensable(deadline, "GETRANGE", redisKey, 0, firstRead-1))
 	if err != nil {
 		return r, false
 	}
@@ -83,7 +84,7 @@ func (s *store) FindResponse(deadline time.Time, redisKey string) (r cachedRespo
 
 // Response returns a cached response as a whole. ok is false if it is missing or cannot be read.
 func (s *store) Response(deadline time.Time, redisKey string) (r cachedResponse, ok bool) {
-	value, err := redis.Bytes(s.redis.readDispensable(deadline, "GET", redisKey))
+	value, err := redis.Bytes(s.redis.ReadDispensable(deadline, "GET", redisKey))
 	if err != nil {
 		return r, false
 	}
@@ -91,10 +92,11 @@ func (s *store) Response(deadline time.Time, redisKey string) (r cachedResponse,
 	return r, ok && r.isWhole()
 }
 
-// StoreResponse caches a response for ttl, if Redis has memory to spare. Errors: errFull if it has not; ErrUnavailable.
+// StoreResponse caches a response for ttl, if Redis has memory to spare. Errors: redisdb.ErrFull if it has not;
+// ErrUnavailable.
 func (s *store) StoreResponse(deadline time.Time, redisKey string, r cachedResponse, ttl time.Duration) error {
 	value := r.encode()
-	return s.redis.writeIfRoom(deadline, len(value), "SET", redisKey, value, "EX", int64(ttl/time.Second))
+	return s.redis.WriteIfRoom(deadline, len(value), "SET", redisKey, value, "EX", int64(ttl/time.Second))
 }
 
 // responseCache writes responses to the cache in the background.
@@ -131,7 +133,7 @@ func (c *responseCache) write(tenantID, redisKey string, r cachedResponse, ttl t
 			return
 		}
 		c.metrics.cacheUsed(tenantID, cacheSkipped)
-		if errors.Is(err, errFull) {
+		if errors.Is(err, redisdb.ErrFull) {
 			c.logFull()
 		}
 	}()
@@ -141,7 +143,7 @@ func (c *responseCache) write(tenantID, redisKey string, r cachedResponse, ttl t
 func (c *responseCache) logFull() {
 	last, now := c.loggedAt.Load(), time.Now().UnixNano()
 	if now-last > int64(fullLogPause) && c.loggedAt.CompareAndSwap(last, now) {
-		c.log.warnf("Redis uses more than three quarters of its memory: responses are not cached")
+		c.log.Warnf("Redis uses more than three quarters of its memory: responses are not cached")
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
 )
 
 // cachedConfig is textConfig with members of caching.
@@ -32,7 +34,7 @@ func (g *gatewayTest) cacheSample(t testing.TB, result string) int {
 // decided waits until n responses were stored or skipped, and returns how many are cached.
 func (g *gatewayTest) decided(t testing.TB, n int) int {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	redistest.Eventually(t, 20*time.Second, func() error {
 		if got := g.cacheSample(t, "stored") + g.cacheSample(t, "skipped"); got != n {
 			return fmt.Errorf("%d responses were stored or skipped, want %d", got, n)
 		}
@@ -43,7 +45,7 @@ func (g *gatewayTest) decided(t testing.TB, n int) int {
 
 func (g *gatewayTest) cacheKeys(t testing.TB) []string {
 	t.Helper()
-	return testRedis.keys(t, "cache:"+g.tenant+":*")
+	return testRedis.Keys(t, "cache:"+g.tenant+":*")
 }
 
 // miss sends a request that goes to the provider, and waits until its response is cached.
@@ -58,7 +60,7 @@ func (g *gatewayTest) miss(t testing.TB, path, body string, headers ...string) r
 	if n := len(g.provider.requests()) - requests; n != 1 {
 		t.Errorf("%d requests came to the provider", n)
 	}
-	eventually(t, 20*time.Second, func() error {
+	redistest.Eventually(t, 20*time.Second, func() error {
 		if n := g.cacheSample(t, "stored"); n != before+1 {
 			return fmt.Errorf("%d responses are stored, want %d", n, before+1)
 		}
@@ -201,7 +203,7 @@ func TestCacheCharges(t *testing.T) {
 		g.do(t, "POST", "/"+g.tenant+chatPath, body, bearer(someKey)).
 			wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
 		ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
-		testRedis.do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
+		testRedis.Do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
 		g.do(t, "POST", "/"+g.tenant+chatPath, body, bearer(ungrouped)).
 			wantWireError(t, chatPath, 403, "invalid_request_error", "key_disabled")
 	})
@@ -296,12 +298,12 @@ func TestCacheTTL(t *testing.T) {
 	const body = `{"messages":[]}`
 	g.miss(t, chatPath, body)
 	entry := g.cacheKeys(t)[0]
-	if ttl := testRedis.int(t, "TTL", entry); ttl < 3500 || ttl > 3600 {
+	if ttl := testRedis.Int(t, "TTL", entry); ttl < 3500 || ttl > 3600 {
 		t.Errorf("it expires after %d s", ttl)
 	}
-	value := strings.SplitN(testRedis.string(t, "GET", entry), " ", 3)
+	value := strings.SplitN(testRedis.String(t, "GET", entry), " ", 3)
 	age := func(d time.Duration) {
-		testRedis.do(t, "SET", entry, fmt.Sprintf("1 %d %s", time.Now().Add(-d).UnixMilli(), value[2]), "EX", 3600)
+		testRedis.Do(t, "SET", entry, fmt.Sprintf("1 %d %s", time.Now().Add(-d).UnixMilli(), value[2]), "EX", 3600)
 	}
 	put := func(caching string) {
 		s, p := g.service, g.provider
@@ -318,7 +320,7 @@ func TestCacheTTL(t *testing.T) {
 	g.hit(t, chatPath, body).wantHeader(t, "X-Tokens-Charged", "0") // without fee_percentage
 	put(`"enabled":true,"text_ttl":999`)
 	g.miss(t, chatPath, body)
-	if ttl := testRedis.int(t, "TTL", entry); ttl < 900 || ttl > 999 {
+	if ttl := testRedis.Int(t, "TTL", entry); ttl < 900 || ttl > 999 {
 		t.Errorf("it expires after %d s", ttl)
 	}
 	for _, off := range []string{`"text_ttl":3600`, `"enabled":false,"text_ttl":3600`, `"enabled":true`, `"enabled":true,"text_ttl":0`} {
@@ -327,15 +329,15 @@ func TestCacheTTL(t *testing.T) {
 		got.wantHeader(t, "X-Cache", "")
 		got.wantHeader(t, "X-Tokens-Charged", "18")
 	}
-	testRedis.do(t, "DEL", entry)
+	testRedis.Do(t, "DEL", entry)
 	put(`"enabled":true,"text_ttl":9007199254740991`)
 	g.miss(t, chatPath, body)
 	g.hit(t, chatPath, body)
-	testRedis.do(t, "DEL", entry)
+	testRedis.Do(t, "DEL", entry)
 	put(`"enabled":true,"text_ttl":1`)
 	g.miss(t, chatPath, body)
-	eventually(t, 20*time.Second, func() error {
-		if n := testRedis.int(t, "EXISTS", entry); n != 0 {
+	redistest.Eventually(t, 20*time.Second, func() error {
+		if n := testRedis.Int(t, "EXISTS", entry); n != 0 {
 			return fmt.Errorf("it does not expire")
 		}
 		return nil
@@ -478,7 +480,7 @@ func TestCacheUnreadable(t *testing.T) {
 		fmt.Sprintf("1 %d 18 11 7 9 application/json\n{}", now),       // shorter
 		fmt.Sprintf("1 %d 18 11 7 9999999 application/json\n{}", now), // too long
 	} {
-		testRedis.do(t, "SET", entry, value)
+		testRedis.Do(t, "SET", entry, value)
 		before := tokensLeft(t, g.key)
 		g.miss(t, chatPath, body)
 		if n := before - tokensLeft(t, g.key); n != 18 {
@@ -486,10 +488,10 @@ func TestCacheUnreadable(t *testing.T) {
 		}
 		g.hit(t, chatPath, body)
 	}
-	testRedis.do(t, "DEL", entry)
-	testRedis.do(t, "LPUSH", entry, "x")
+	testRedis.Do(t, "DEL", entry)
+	testRedis.Do(t, "LPUSH", entry, "x")
 	g.call(t, chatPath, body).wantHeader(t, "X-Cache", "MISS")
-	if g.log.count("[ERROR]") != 0 {
+	if g.log.Count("[ERROR]") != 0 {
 		t.Errorf("log:\n%s", g.log)
 	}
 }
@@ -527,7 +529,7 @@ func TestCacheRace(t *testing.T) {
 	if n := g.charged(t, granted); n != 18*misses+4*hits {
 		t.Errorf("charged %d for %d misses and %d hits", n, misses, hits)
 	}
-	eventually(t, 20*time.Second, func() error { // one process finds what the other has stored
+	redistest.Eventually(t, 20*time.Second, func() error { // one process finds what the other has stored
 		got := services[1].do(t, "POST", "/"+g.tenant+chatPath, `{"max_tokens":9}`, bearer(g.key))
 		if got.header.Get("X-Cache") != "HIT" {
 			return fmt.Errorf("%d %v", got.status, got.header)
@@ -539,7 +541,7 @@ func TestCacheRace(t *testing.T) {
 // A response is written in the background if not too many wait, and a stream is kept for that if there is memory for it.
 func TestCacheBounds(t *testing.T) {
 	t.Parallel()
-	log := new(logBuffer)
+	log := new(telemetrytest.Log)
 	gate, handler := newBareGateway(t, log)
 	web := httptest.NewServer(handler)
 	defer web.Close()
@@ -549,7 +551,7 @@ func TestCacheBounds(t *testing.T) {
 		t.Helper()
 		before := g.cacheSample(t, want)
 		g.call(t, chatPath, body).wantHeader(t, "X-Cache", "MISS")
-		eventually(t, 20*time.Second, func() error {
+		redistest.Eventually(t, 20*time.Second, func() error {
 			if n := g.cacheSample(t, want); n != before+1 {
 				return fmt.Errorf("%d are %s", n, want)
 			}
@@ -573,7 +575,7 @@ func TestCacheBounds(t *testing.T) {
 	p.on("", conduct{at: inContent})
 	_, _ = g.send("POST", "/"+g.tenant+chatPath, `{"stream":true,"n":2}`, bearer(g.key))
 	g.charged(t, 10_000)
-	eventually(t, 20*time.Second, func() error {
+	redistest.Eventually(t, 20*time.Second, func() error {
 		if n := gate.cache.kept.Load(); n != 0 {
 			return fmt.Errorf("%d bytes are kept", n)
 		}
@@ -590,13 +592,13 @@ func TestCacheBounds(t *testing.T) {
 // A Redis that is short of memory is left alone: nothing is stored, the log says so once, and what is cached is served.
 func TestCacheFull(t *testing.T) {
 	t.Parallel()
-	r, p := newRedis(t), newProvider(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r, p := redistest.New(t), newProvider(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, cachedConfig(100_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(t, tenant)}
 	g.miss(t, chatPath, `{}`)
 	used, _ := memoryOf(t, r)
-	r.do(t, "CONFIG", "SET", "maxmemory", used+used/5)
+	r.Do(t, "CONFIG", "SET", "maxmemory", used+used/5)
 	for i := 0; g.cacheSample(t, "skipped") < 3; i++ {
 		if i == 300 {
 			t.Fatal("it goes on to store")
@@ -607,18 +609,18 @@ func TestCacheFull(t *testing.T) {
 		time.Sleep(20 * time.Millisecond) // until Redis's memory is looked at again
 	}
 	const line = "[WARN] Redis uses more than three quarters of its memory: responses are not cached\n"
-	if n := s.log.count(line); n != 1 || s.log.count("[ERROR]") != 0 {
+	if n := s.log.Count(line); n != 1 || s.log.Count("[ERROR]") != 0 {
 		t.Errorf("log:\n%s", s.log)
 	}
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	g.hit(t, chatPath, `{}`)
 }
 
 // In a cluster the responses of one tenant and its API keys are on all masters.
 func TestCacheInCluster(t *testing.T) {
-	c := useCluster(t)
+	c := redistest.UseCluster(t)
 	p := newProvider(t)
-	s := newService(t, "REDIS_URL="+c.url())
+	s := newService(t, "REDIS_URL="+c.Url())
 	tenant := newClusterTenant(t, s, cachedConfig(10_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	p.on("long", conduct{content: strings.Repeat("x", 100_000)})
 	g := &gatewayTest{service: s, provider: p, tenant: tenant}
@@ -640,8 +642,8 @@ func TestCacheInCluster(t *testing.T) {
 		}
 	}
 	found := 0
-	for _, node := range c.mastersNow(t) {
-		if n := len(node.keys(t, "cache:"+tenant+":*")); n > 0 {
+	for _, node := range c.MastersNow(t) {
+		if n := len(node.Keys(t, "cache:"+tenant+":*")); n > 0 {
 			found++
 		}
 	}

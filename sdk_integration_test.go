@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
 )
 
 const sdkDir = "testdata/sdk"
@@ -210,7 +212,7 @@ func TestIntegrationSDK(t *testing.T) {
 // wantCharged waits until the balance of the call's key, which was 5,000, shows what the call costs.
 func wantCharged(t *testing.T, call sdkCall) {
 	t.Helper()
-	eventually(t, 10*time.Second, func() error {
+	redistest.Eventually(t, 10*time.Second, func() error {
 		if left := tokensLeft(t, call.Key); left != 5000-call.charged {
 			return fmt.Errorf("%s: %d tokens are left, want %d", call.Name, left, 5000-call.charged)
 		}
@@ -234,7 +236,7 @@ func TestIntegrationSDKAbort(t *testing.T) {
 		calls[i].Key = s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
 	}
 	runSDK(t, script, calls)
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		if open, cancelled := p.counts(); open != 0 || cancelled != len(calls) {
 			return fmt.Errorf("%d requests are open, %d were cancelled", open, cancelled)
 		}
@@ -242,7 +244,7 @@ func TestIntegrationSDKAbort(t *testing.T) {
 	})
 	for _, call := range calls {
 		const input, mostOutput = 10, 50
-		eventually(t, 30*time.Second, func() error {
+		redistest.Eventually(t, 30*time.Second, func() error {
 			if left := tokensLeft(t, call.Key); left > 5000-input || left < 5000-4*input-mostOutput {
 				return fmt.Errorf("%s: %d of 5000 tokens are left", call.Name, left)
 			}
@@ -273,7 +275,7 @@ func TestIntegrationSDKErrors(t *testing.T) {
 	slow := s.issue(t, tenant, `"userId":"u-1","group":"slow"`)
 	s.consume(t, tenant, slow, "").want(t, 200, "")
 	homeless := pro()
-	testRedis.do(t, "HSET", "apiKey:"+homeless, "group", "removed")
+	testRedis.Do(t, "HSET", "apiKey:"+homeless, "group", "removed")
 	openAI := func(class string, status int, kind, code, message string) string {
 		return fmt.Sprintf(`"threw":"%s","status":%d,"code":%s,"type":"%s","message":"%d %s"…`, class, status, code, kind, status, message)
 	}
@@ -345,22 +347,22 @@ func TestIntegrationSDKErrors(t *testing.T) {
 // While Redis does not respond, the SDKs throw what makes them try again.
 func TestIntegrationSDKWithoutRedis(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
-	r, p := newRedis(t), newProvider(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r, p := redistest.New(t), newProvider(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"text":{"default":"openai","endpoints":{
 		"openai":{"url":"%[1]s/v1/chat/completions","default_model":"gpt-4o"},
 		"anthropic":{"url":"%[1]s/v1/messages","default_model":"claude-opus-4-1"}}}}}`, p.url))
 	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
 	base := s.url + "/" + tenant
 	runSDK(t, script, []sdkCall{{Name: "chat", BaseURL: base, Key: key, Model: "gpt-4o", want: `"returned":{…}`}})
-	r.kill()
+	r.Kill()
 	runSDK(t, script, []sdkCall{
 		{Name: "chat", BaseURL: base, Key: key, Model: "gpt-4o",
 			want: `"threw":"InternalServerError","status":503,…"type":"api_error",…"retryAfter":"1"`},
 		{Name: "message", BaseURL: base, Key: key, Model: "claude-opus-4-1",
 			want: `"threw":"…","status":503,"type":"overloaded_error",…"retryAfter":"1"`},
 	})
-	if err := r.start(); err != nil {
+	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -413,11 +415,11 @@ func TestIntegrationOwnBackend(t *testing.T) {
 // startBackend starts an example on a free port and waits until it listens.
 func startBackend(t *testing.T, command, env []string) *service {
 	t.Helper()
-	port, err := freePort()
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := new(logBuffer)
+	out := new(telemetrytest.Log)
 	cmd := exec.Command(command[0], append(command[1:], fmt.Sprint(port))...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
 	if err := cmd.Start(); err != nil {
@@ -435,7 +437,7 @@ func startBackend(t *testing.T, command, env []string) *service {
 			t.Logf("%s", out)
 		}
 	})
-	return &service{url: "http://127.0.0.1:" + out.wait(t, "listening on ", done)}
+	return &service{url: "http://127.0.0.1:" + out.Wait(t, "listening on ", done)}
 }
 
 // The programs in docs/gateway.md work as they are.
@@ -476,7 +478,7 @@ func TestIntegrationGatewayDocs(t *testing.T) {
 			t.Errorf("%s: %v\n%s", script, err, out)
 		}
 	}
-	eventually(t, 10*time.Second, func() error {
+	redistest.Eventually(t, 10*time.Second, func() error {
 		if left, want := tokensLeft(t, key), 50000-2*(providerInput+providerOutput); left != want {
 			return fmt.Errorf("%d tokens are left, want %d", left, want)
 		}

@@ -7,27 +7,28 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 // After each failover requests are served by the new master within a second of its promotion.
 func TestSentinel(t *testing.T) {
 	long(t)
 	t.Parallel()
-	g := newSentinelGroup(t, "")
-	s := newService(t, "REDIS_URL="+g.url())
+	g := redistest.NewSentinels(t, "")
+	s := newService(t, "REDIS_URL="+g.Url())
 	s.login(t, "abc")
-	if up := s.sample(t, fmt.Sprintf(`redis_up{node="%s"}`, g.master(t).tcp)); up != 1 {
+	if up := s.sample(t, fmt.Sprintf(`redis_up{node="%s"}`, g.Master(t).TCP)); up != 1 {
 		t.Errorf("redis_up is %v", up)
 	}
-	served := func(t *testing.T, by *redisServer) {
+	served := func(t *testing.T, by *redistest.Server) {
 		t.Helper()
 		began := time.Now()
-		eventually(t, time.Second+busy, func() error {
+		redistest.Eventually(t, time.Second+busy, func() error {
 			got := s.do(t, "POST", "/abc/auth/anonymous", "")
 			if err := got.is(200); err != nil {
 				return err
 			}
-			if by.int(t, "EXISTS", "apiKey:"+got.text(t, "apiKey")) != 1 {
+			if by.Int(t, "EXISTS", "apiKey:"+got.text(t, "apiKey")) != 1 {
 				return errors.New("the key was stored by another server")
 			}
 			return nil
@@ -36,37 +37,37 @@ func TestSentinel(t *testing.T) {
 	}
 	for _, name := range []string{"the master is killed", "the next master is killed"} {
 		t.Run(name, func(t *testing.T) {
-			old := g.master(t)
-			old.kill()
-			promoted := g.promoted(t, old)
+			old := g.Master(t)
+			old.Kill()
+			promoted := g.Promoted(t, old)
 			served(t, promoted)
-			if err := old.start(); err != nil {
+			if err := old.Start(); err != nil {
 				t.Fatal(err)
 			}
 			key := s.login(t, "abc") // the old one is a master for a while, but not the Sentinels'
-			if promoted.int(t, "EXISTS", "apiKey:"+key) != 1 {
+			if promoted.Int(t, "EXISTS", "apiKey:"+key) != 1 {
 				t.Error("the new master does not have the key")
 			}
-			g.heal(t, old, promoted)
+			g.Heal(t, old, promoted)
 		})
 	}
 	t.Run("the old master stays alive", func(t *testing.T) {
-		old := g.master(t)
-		eventually(t, 20*time.Second, g.failover) // not too soon after the last one
-		promoted := g.promoted(t, old)
+		old := g.Master(t)
+		redistest.Eventually(t, 20*time.Second, g.Failover) // not too soon after the last one
+		promoted := g.Promoted(t, old)
 		served(t, promoted)
-		g.heal(t, old, promoted)
+		g.Heal(t, old, promoted)
 	})
 	t.Run("the Sentinel that was used is gone", func(t *testing.T) {
-		used := g.sentinels[0] // the first in the URL, unless it was silent
-		used.kill()
-		old := g.master(t)
-		old.kill()
-		served(t, g.promoted(t, old))
+		used := g.Sentinels[0] // the first in the URL, unless it was silent
+		used.Kill()
+		old := g.Master(t)
+		old.Kill()
+		served(t, g.Promoted(t, old))
 	})
 	t.Run("no Sentinel is left", func(t *testing.T) {
-		for _, p := range g.sentinels {
-			p.kill()
+		for _, p := range g.Sentinels {
+			p.Kill()
 		}
 		for range 5 {
 			s.login(t, "abc")
@@ -77,8 +78,8 @@ func TestSentinel(t *testing.T) {
 
 func TestSentinelPassword(t *testing.T) {
 	t.Parallel()
-	g := newSentinelGroup(t, "sentinels-password")
-	env := []string{"REDIS_URL=" + g.url(), "ADDR=127.0.0.1:0"}
+	g := redistest.NewSentinels(t, "sentinels-password")
+	env := []string{"REDIS_URL=" + g.Url(), "ADDR=127.0.0.1:0"}
 	tests := []struct {
 		name string
 		env  []string
@@ -88,7 +89,7 @@ func TestSentinelPassword(t *testing.T) {
 		{"without it", env, "NOAUTH"},
 		{"a wrong one", append(slices.Clone(env), "SENTINEL_PASSWORD=SECRET"), "WRONGPASS"},
 		{"a name that no Sentinel knows", []string{
-			"REDIS_URL=" + strings.TrimSuffix(g.url(), masterName) + "other", "SENTINEL_PASSWORD=sentinels-password",
+			"REDIS_URL=" + strings.TrimSuffix(g.Url(), redistest.MasterName) + "other", "SENTINEL_PASSWORD=sentinels-password",
 		}, "no Sentinel knows a master of that name"},
 	}
 	for _, test := range tests {

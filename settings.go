@@ -12,11 +12,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"tollgate/internal/redisdb"
 )
 
 // settings is what the command line and the environment say.
 type settings struct {
-	redisURL       *redisURL
+	redisURL       *redisdb.URL
 	waitReplicas   int64 // replicas that must have a write before it is acknowledged
 	addr           string
 	adminToken     string // the operator's; "" to create a random one
@@ -75,7 +76,7 @@ func (s *settings) options() []option {
 		{flag: "redis-url", env: "REDIS_URL", value: "URL", def: "redis://localhost:6379",
 			usage: "of Redis: redis://, rediss:// (TLS) or unix:///path/redis.sock for one server,\n" +
 				"redis-sentinel://host,host/master or redis-cluster://host,host for several;\n" +
-				"a password in it only in the environment", set: into(&s.redisURL, parseRedisURL)},
+				"a password in it only in the environment", set: into(&s.redisURL, redisdb.ParseURL)},
 		{flag: "wait-replicas", env: "WAIT_REPLICAS", value: "number", def: "0",
 			usage: "of replicas of Redis that must have a charge, key or config before it is acknowledged",
 			set:   into(&s.waitReplicas, parseInt(0, 100))},
@@ -157,10 +158,10 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 			wrong = append(wrong, source+": "+err.Error())
 		}
 	}
-	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.hasPassword() {
+	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.HasPassword() {
 		wrong = append(wrong, "-redis-url: must not hold a password, which others could read there: use REDIS_URL")
 	}
-	if err := s.redisURL.setSentinelUser(getenv("SENTINEL_USERNAME"), getenv("SENTINEL_PASSWORD")); err != nil {
+	if err := s.redisURL.SetSentinelUser(getenv("SENTINEL_USERNAME"), getenv("SENTINEL_PASSWORD")); err != nil {
 		wrong = append(wrong, "SENTINEL_USERNAME: "+err.Error())
 	}
 	if len(wrong) > 0 {

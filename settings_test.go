@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"tollgate/internal/redisdb"
 )
 
 type env = map[string]string
@@ -33,9 +34,9 @@ func TestSettings(t *testing.T) {
 	secret := tokenFile(t, "from-file\n")
 	redisURL := func(s *settings) any { return *s.redisURL }
 	parsed := func(url string, sentinelUser ...string) string {
-		u, err := parseRedisURL(url)
+		u, err := redisdb.ParseURL(url)
 		if err == nil && len(sentinelUser) == 2 {
-			err = u.setSentinelUser(sentinelUser[0], sentinelUser[1])
+			err = u.SetSentinelUser(sentinelUser[0], sentinelUser[1])
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -159,7 +160,7 @@ func TestBadSettings(t *testing.T) {
 	if code := p.exitCode(t); code != 2 {
 		t.Errorf("exit code %d, want 2", code)
 	}
-	if p.log.count("[ERROR] ") != 8 || p.log.count("\n") != 8 {
+	if p.log.Count("[ERROR] ") != 8 || p.log.Count("\n") != 8 {
 		t.Errorf("want 8 errors, got\n%s", p.log)
 	}
 	for _, name := range []string{
@@ -193,10 +194,10 @@ func TestHelpAndVersion(t *testing.T) {
 
 func TestShortAdminToken(t *testing.T) {
 	s := newService(t, "ADMIN_TOKEN=short-of-16-chr")
-	if s.log.count("[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || s.log.count("short-of") != 0 {
+	if s.log.Count("[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || s.log.Count("short-of") != 0 {
 		t.Errorf("log:\n%s", s.log)
 	}
-	if s = newService(t, "ADMIN_TOKEN=0123456789abcdef"); s.log.count("ADMIN_TOKEN") != 0 {
+	if s = newService(t, "ADMIN_TOKEN=0123456789abcdef"); s.log.Count("ADMIN_TOKEN") != 0 {
 		t.Errorf("log:\n%s", s.log)
 	}
 }

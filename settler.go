@@ -81,7 +81,7 @@ func (s *settler) settled(h heldTokens, cost int64, result settlement, err error
 			group: result.group, endpoint: h.endpoint, requests: 1, charged: result.charged, input: h.input, output: h.output,
 		})
 	case !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrNoHold): // a key that was revoked has no holds
-		s.log.errorf("A charge of %d tokens of tenant %s was given up: %v", cost, h.tenant.id, err)
+		s.log.Errorf("A charge of %d tokens of tenant %s was given up: %v", cost, h.tenant.id, err)
 	}
 	s.metrics.gateway.unpaid.Add(uint64(cost - min(cost, result.charged)))
 }
@@ -96,6 +96,6 @@ func (s *settler) stop() {
 	}
 	s.stopped.Store(true)
 	if n := s.metrics.gateway.holds.Load(); n > 0 {
-		s.log.warnf("%d holds were not settled: they return to their API keys when they expire", n)
+		s.log.Warnf("%d holds were not settled: they return to their API keys when they expire", n)
 	}
 }

@@ -9,16 +9,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 )
 
 // newTestStore returns a store on r, which logs to log if there is one.
-func newTestStore(t testing.TB, r *redisServer, log ...*logBuffer) *store {
+func newTestStore(t testing.TB, r *redistest.Server, log ...*telemetrytest.Log) *store {
 	t.Helper()
-	url, err := parseRedisURL(r.url())
+	url, err := redisdb.ParseURL(r.URL())
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, newLogger(append(log, new(logBuffer))[0]))
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, telemetry.New(append(log, new(telemetrytest.Log))[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,10 +31,10 @@ func newTestStore(t testing.TB, r *redisServer, log ...*logBuffer) *store {
 }
 
 // newBareGateway returns a gateway on testRedis and its handler, without the process around it.
-func newBareGateway(t testing.TB, log *logBuffer) (*gateway, http.Handler) {
+func newBareGateway(t testing.TB, log *telemetrytest.Log) (*gateway, http.Handler) {
 	t.Helper()
 	st := newTestStore(t, testRedis, log)
-	srv, err := newServer(st, newLogger(log), serverOptions{adminToken: testAdminToken, nearCapacity: func() bool { return false }})
+	srv, err := newServer(st, telemetry.New(log), serverOptions{adminToken: testAdminToken, nearCapacity: func() bool { return false }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +59,7 @@ func (w panickingWriter) Write(p []byte) (int, error) {
 // A request that ends with a panic is settled, too.
 func TestGatewayPanics(t *testing.T) {
 	const granted = 10_000
-	log := new(logBuffer)
+	log := new(telemetrytest.Log)
 	_, handler := newBareGateway(t, log)
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(panickingWriter{w}, r)
@@ -78,14 +82,14 @@ func TestGatewayPanics(t *testing.T) {
 			t.Errorf("%s: charged %d, want %d", body, n, want)
 		}
 	}
-	if log.count("panic in POST /{tenantId}/v1/chat/completions") != 2 {
+	if log.Count("panic in POST /{tenantId}/v1/chat/completions") != 2 {
 		t.Errorf("log:\n%s", log)
 	}
 }
 
 // While too many settlements wait for Redis, nothing more is held. One that is given up is counted and logged.
 func TestSettlerBounds(t *testing.T) {
-	log := new(logBuffer)
+	log := new(telemetrytest.Log)
 	gate, handler := newBareGateway(t, log)
 	web := httptest.NewServer(handler)
 	defer web.Close()
@@ -104,10 +108,10 @@ func TestSettlerBounds(t *testing.T) {
 
 	h := heldTokens{tenant: &tenant{id: g.tenant}, key: g.key, tokens: 100}
 	for err, logged := range map[error]int{fmt.Errorf("x: %w", ErrUnavailable): 1, ErrNoHold: 0, ErrNoKey: 0, errors.New("y"): 1} {
-		before, lines := gate.metrics.gateway.unpaid.Load(), log.count("[ERROR]")
+		before, lines := gate.metrics.gateway.unpaid.Load(), log.Count("[ERROR]")
 		gate.settler.begin()
 		gate.settler.settled(h, 70, settlement{}, err)
-		if n := gate.metrics.gateway.unpaid.Load() - before; n != 70 || log.count("[ERROR]")-lines != logged {
+		if n := gate.metrics.gateway.unpaid.Load() - before; n != 70 || log.Count("[ERROR]")-lines != logged {
 			t.Errorf("%v: %d unpaid tokens\n%s", err, n, log)
 		}
 	}

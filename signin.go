@@ -57,7 +57,7 @@ func (s *server) readSignIn(r *http.Request, info *requestInfo, p *signInProvide
 	subject, err := p.verify(info.deadline.Add(-publicTimeout), token, clientIDs) // the store needs the rest
 	if err != nil {
 		if errors.Is(err, errInvalidIDToken) {
-			s.log.warnf("Sign-in with %s, tenant %s: %v", p.title, info.tenantID, err)
+			s.log.Warnf("Sign-in with %s, tenant %s: %v", p.title, info.tenantID, err)
 		}
 		return who, "", err
 	}
@@ -87,7 +87,7 @@ func (s *server) warnOfUntrustedProxy(r *http.Request) {
 	}
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && !isTrusted(peer.Addr().Unmap(), s.trustedProxies) {
 		s.untrustedProxy.Do(func() {
-			s.log.warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
+			s.log.Warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
 				"add it to TRUSTED_PROXIES, or all its clients share one limit", peer.Addr().Unmap())
 		})
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
 const signInConfig = `{"auth":{"google_oauth":{"client_id":"web-client","client_ids":["ios-client"]},
@@ -79,8 +80,8 @@ func TestSignIn(t *testing.T) {
 		if again := s.wantSignIn(t, tenant, "u1", 700); again != key {
 			t.Error("another key")
 		}
-		if name := "signIn:" + tenant + ":google:u1"; testRedis.string(t, "GET", name) != key {
-			t.Errorf("%s is %q", name, testRedis.string(t, "GET", name))
+		if name := "signIn:" + tenant + ":google:u1"; testRedis.String(t, "GET", name) != key {
+			t.Errorf("%s is %q", name, testRedis.String(t, "GET", name))
 		}
 		got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
 		if got.text(t, "userId") != "google:u1" || got.text(t, "group") != "google_logged_in" || got.field(t, "expiresAt") != nil {
@@ -106,11 +107,11 @@ func TestSignIn(t *testing.T) {
 		got := s.do(t, "POST", "/"+tenant+"/auth/google", fmt.Sprintf(`{"idToken":%q}`, token))
 		got.wantError(t, 401, "Invalid ID token")
 		got.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
-		if s.log.count("[WARN] Sign-in with Google, tenant "+tenant+": invalid ID token: another audience\n") != 1 {
+		if s.log.Count("[WARN] Sign-in with Google, tenant "+tenant+": invalid ID token: another audience\n") != 1 {
 			t.Errorf("log:\n%s", s.log)
 		}
 		for _, part := range strings.Split(token, ".") {
-			if s.log.count(part) > 0 {
+			if s.log.Count(part) > 0 {
 				t.Errorf("the log has %s", part)
 			}
 		}
@@ -152,7 +153,7 @@ func TestSignInWithoutKeySet(t *testing.T) {
 	got.wantError(t, 503, "Service unavailable")
 	got.wantHeader(t, "Retry-After", "1")
 	keys.set(func() { keys.status = 200 })
-	eventually(t, 10*time.Second, func() error { return s.signIn(t, tenant, "u1").is(200) })
+	redistest.Eventually(t, 10*time.Second, func() error { return s.signIn(t, tenant, "u1").is(200) })
 }
 
 func TestSignInLimit(t *testing.T) {
@@ -211,7 +212,7 @@ func TestVisitorSignsIn(t *testing.T) {
 		}
 		s.consume(t, tenant, visitor, "").want(t, 401, "")
 		s.wantSignIn(t, tenant, "u2", 1000, bearer(visitor)) // it is not another user's now
-		if left := testRedis.keys(t, "*"+visitor+"*"); !slices.Equal(left, []string{"{apiKey:" + visitor + "}:closed"}) {
+		if left := testRedis.Keys(t, "*"+visitor+"*"); !slices.Equal(left, []string{"{apiKey:" + visitor + "}:closed"}) {
 			t.Errorf("it leaves %q", left)
 		}
 	})
@@ -242,7 +243,7 @@ func TestVisitorSignsIn(t *testing.T) {
 		s.wantSignIn(t, tenant, "u5", 1050, bearer(visitor))
 		s.wantSignIn(t, newTenantIn(t, testRedis, signInConfig), "u5", 1000, bearer(visitor))
 	})
-	if left := testRedis.keys(t, "{signIn:"+tenant+":*"); len(left) > 0 {
+	if left := testRedis.Keys(t, "{signIn:"+tenant+":*"); len(left) > 0 {
 		t.Errorf("%q are left", left)
 	}
 }
@@ -278,8 +279,8 @@ func TestRevokedUser(t *testing.T) {
 	})
 	t.Run("not even if the key expires", func(t *testing.T) {
 		key := s.wantSignIn(t, tenant, "u2", 1000)
-		testRedis.do(t, "PEXPIRE", "apiKey:"+key, 1)
-		eventually(t, 10*time.Second, func() error { return s.consume(t, tenant, key, "").is(401) })
+		testRedis.Do(t, "PEXPIRE", "apiKey:"+key, 1)
+		redistest.Eventually(t, 10*time.Second, func() error { return s.consume(t, tenant, key, "").is(401) })
 		s.wantSignIn(t, tenant, "u2", 0)
 	})
 }
@@ -341,20 +342,20 @@ func TestSignInOfFormerTenant(t *testing.T) {
 // executed, and the service knows nothing of it, as after a crash between two steps.
 type cutter struct {
 	*service
-	redis *redisServer // of its own
+	redis *redistest.Server // of its own
 	left  atomic.Int64
 }
 
 func newCutter(t *testing.T, settings ...string) *cutter {
 	t.Helper()
-	c := &cutter{redis: newRedis(t)}
-	proxy := newRedisProxy(t, c.redis, func([]byte) fate {
+	c := &cutter{redis: redistest.New(t)}
+	proxy := redistest.NewProxy(t, c.redis, func([]byte) redistest.Fate {
 		if c.left.Add(-1) == 0 {
-			return cut
+			return redistest.Cut
 		}
-		return pass
+		return redistest.Pass
 	})
-	c.service = newService(t, append(settings, "REDIS_URL="+proxy.url)...)
+	c.service = newService(t, append(settings, "REDIS_URL="+proxy.Url)...)
 	return c
 }
 
@@ -367,7 +368,7 @@ func TestInterruptedSignIns(t *testing.T) {
 	path := "/" + tenant + "/admin/keys/"
 	failures := 0
 	for n := int64(1); n <= 16; n++ {
-		eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 		subject := fmt.Sprintf("n%d", n)
 		visitor := c.login(t, tenant)
 		c.consume(t, tenant, visitor, `{"tokens":8}`).want(t, 200, "")
@@ -378,11 +379,11 @@ func TestInterruptedSignIns(t *testing.T) {
 			interrupted.want(t, 503, "")
 			failures++
 		}
-		eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 		got := c.signIn(t, tenant, subject) // the visitor's key is not sent again
 		got.want(t, 200, "")
 		key := got.text(t, "apiKey")
-		if left := c.redis.int(t, "EXISTS", "apiKey:"+visitor); left == 1 { // it was interrupted before it was noted
+		if left := c.redis.Int(t, "EXISTS", "apiKey:"+visitor); left == 1 { // it was interrupted before it was noted
 			c.wantSignIn(t, tenant, subject, 1042, bearer(visitor))
 		}
 		c.wantSignIn(t, tenant, subject, 1042)
@@ -392,7 +393,7 @@ func TestInterruptedSignIns(t *testing.T) {
 		c.left.Store(n) // the same for the revocation, which forgets the user
 		c.admin(t, "DELETE", path+key+"?forget=true", "")
 		c.left.Store(0)
-		eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 		if gone := c.admin(t, "DELETE", path+key+"?forget=true", ""); gone.status != 204 && gone.status != 404 {
 			t.Errorf("cut %d: %d %s", n, gone.status, gone.body)
 		}
@@ -408,8 +409,8 @@ func TestRevokedBeforeSignInEnds(t *testing.T) {
 	services, tenant := signInServices(t, 1)
 	s := services[0]
 	key := s.wantSignIn(t, tenant, "u1", 1000)
-	testRedis.do(t, "SET", "signIn:"+tenant+":google:u1", key+" new") // as after a crash
-	testRedis.do(t, "SET", "{apiKey:"+key+"}:successor", "")
+	testRedis.Do(t, "SET", "signIn:"+tenant+":google:u1", key+" new") // as after a crash
+	testRedis.Do(t, "SET", "{apiKey:"+key+"}:successor", "")
 	s.admin(t, "DELETE", "/"+tenant+"/admin/keys/"+key, "").want(t, 204, "")
 	if again := s.wantSignIn(t, tenant, "u1", 0); again == key {
 		t.Error("the revoked key is back")
@@ -435,20 +436,20 @@ func TestUserKeys(t *testing.T) {
 	issued = slices.Compact(issued)
 	other := s.issue(t, tenant, `"userId":"u-43","group":"pro"`)
 	gone := s.issue(t, tenant, `"userId":"u-42","group":"pro","expiresIn":60`)
-	testRedis.do(t, "DEL", "apiKey:"+gone)
+	testRedis.Do(t, "DEL", "apiKey:"+gone)
 	index := "userKeys:" + tenant + ":u-42"
-	testRedis.do(t, "SADD", index, other, someKey, "nonsense", "{x}", s.login(t, tenant))
+	testRedis.Do(t, "SADD", index, other, someKey, "nonsense", "{x}", s.login(t, tenant))
 	if got := s.keysOf(t, tenant, "u-42"); len(issued) != 3 || !slices.Equal(got, issued) {
 		t.Errorf("got %q, want %q", got, issued)
 	}
-	if got := testRedis.int(t, "SCARD", index); got != len(issued) {
+	if got := testRedis.Int(t, "SCARD", index); got != len(issued) {
 		t.Errorf("the index has %d keys, want %d", got, len(issued))
 	}
 	got := s.admin(t, "GET", path+"?userId=u-43", "")
 	one := s.admin(t, "GET", path+"/"+other, "")
 	got.want(t, 200, `{"keys":[{"apiKey":"`+other+`",`+strings.TrimSuffix(one.body[1:], "\n")+`]}`)
 	s.admin(t, "DELETE", path+"/"+issued[0], "").want(t, 204, "")
-	if got := testRedis.int(t, "SCARD", index); got != 2 {
+	if got := testRedis.Int(t, "SCARD", index); got != 2 {
 		t.Errorf("the index has %d keys, want 2", got)
 	}
 	if got := s.keysOf(t, newTenantIn(t, testRedis, signInConfig), "u-42"); len(got) > 0 {
@@ -458,8 +459,8 @@ func TestUserKeys(t *testing.T) {
 
 // Keys that were created before there was an index are found after -reindex, which runs beside a service.
 func TestReindex(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	want := make(map[string][]string)
 	for i := range 60 {
 		user := fmt.Sprintf("u-%d", i%20)
@@ -467,14 +468,14 @@ func TestReindex(t *testing.T) {
 		s.login(t, "abc")
 	}
 	for user := range want {
-		r.do(t, "DEL", "userKeys:abc:"+user)
+		r.Do(t, "DEL", "userKeys:abc:"+user)
 	}
 	if got := s.keysOf(t, "abc", "u-1"); len(got) > 0 {
 		t.Fatalf("got %q", got)
 	}
-	r.do(t, "HSET", "apiKey:user_broken", "userId", "u-1", "tenantId", "a{b}")
-	p := startProcess(t, []string{"REDIS_URL=" + r.url()}, "-reindex")
-	if code := p.exitCode(t); code != 0 || p.log.count("[INFO] Indexed 61 API keys\n") != 1 {
+	r.Do(t, "HSET", "apiKey:user_broken", "userId", "u-1", "tenantId", "a{b}")
+	p := startProcess(t, []string{"REDIS_URL=" + r.URL()}, "-reindex")
+	if code := p.exitCode(t); code != 0 || p.log.Count("[INFO] Indexed 61 API keys\n") != 1 {
 		t.Errorf("exit code %d, log:\n%s", code, p.log)
 	}
 	for user, keys := range want {
@@ -485,7 +486,7 @@ func TestReindex(t *testing.T) {
 			t.Errorf("%s has %q, want %q", user, got, keys)
 		}
 	}
-	if left := r.keys(t, "userKeys:*"); len(left) != 20 {
+	if left := r.Keys(t, "userKeys:*"); len(left) != 20 {
 		t.Errorf("got the indexes %q", left)
 	}
 	refused := startProcess(t, []string{"REDIS_URL=redis://127.0.0.1:1"}, "-reindex")
@@ -514,27 +515,27 @@ func TestSignInRecord(t *testing.T) {
 // tell.
 func TestUsersInACluster(t *testing.T) {
 	t.Parallel()
-	r, err := startClusterNode()
+	r, err := redistest.StartClusterNode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.close)
-	r.do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	eventually(t, 30*time.Second, func() error {
-		if info := r.string(t, "CLUSTER", "INFO"); !strings.Contains(info, "cluster_state:ok") {
+	t.Cleanup(r.Close)
+	r.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+	redistest.Eventually(t, 30*time.Second, func() error {
+		if info := r.String(t, "CLUSTER", "INFO"); !strings.Contains(info, "cluster_state:ok") {
 			return errors.New(info)
 		}
 		return nil
 	})
 	keys := newKeyServer(t)
-	url := strings.TrimSuffix(strings.Replace(r.url(), "redis://", "redis-cluster://", 1), "/0")
+	url := strings.TrimSuffix(strings.Replace(r.URL(), "redis://", "redis-cluster://", 1), "/0")
 	s := newService(t, "REDIS_URL="+url, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, r, strings.Replace(signInConfig, `{"tokens":1000}`,
 		`{"tokens":1000,"rate_limit":50,"rate_limit_window":60,"refill":{"tokens":2000,"every":3600}}`, 1))
 	visitor := s.login(t, tenant)
 	key := s.wantSignIn(t, tenant, "u1", 1050, bearer(visitor))
 	s.do(t, "POST", "/"+tenant+"/tokens/holds", `{"tokens":100}`, bearer(key)).want(t, 201, "")
-	r.do(t, "HSET", "apiKey:"+key, "createdAt", "2026-01-01T00:00:00.000Z")
+	r.Do(t, "HSET", "apiKey:"+key, "createdAt", "2026-01-01T00:00:00.000Z")
 	s.consume(t, tenant, key, `{"tokens":1}`, retryKey+"1").want(t, 200, `{"tokensLeft":1899}`)
 	rotated := s.rotate(t, tenant, key, retryKey+"1")
 	s.wantSignIn(t, tenant, "u1", 1899)

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"tollgate/internal/redisdb"
+	"tollgate/internal/telemetry"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -21,6 +23,8 @@ import (
 // Errors that the layers above may use begin with Err, as do the store's methods that they may call with a capital. Any
 // other error of the store is a bug or malformed data in Redis.
 var (
+	// ErrUnavailable means that Redis did not respond in time or refuses to work. A write may or may not have happened.
+	ErrUnavailable = redisdb.ErrUnavailable
 	// ErrNoTenant means that the tenant has no config.
 	ErrNoTenant = errors.New("no such tenant")
 	// ErrNoKey means that the API key is unknown, expired or another tenant's.
@@ -113,44 +117,48 @@ var (
 
 	// A script without the flag allow-oom is refused if Redis's memory is full. What needs no memory runs even then, so
 	// that charges go on.
-	chargeScript = newScript("charge",
-		"#!lua flags=allow-oom\nlocal measureRate, refillBalance\n"+chargeLua, writes)
-	growingChargeScript = newScript("growing charge", "#!lua\nlocal refillBalance\n"+rateLua+chargeLua, writes)
-	keyScript           = newScript("key", "#!lua flags=allow-oom\n"+refillLua+keyLua, writes)
-	growingKeyScript    = newScript("growing key", "#!lua\n"+refillLua+keyLua, writes)
+	chargeScript = redisdb.NewScript("charge",
+		"#!lua flags=allow-oom\nlocal measureRate, refillBalance\n"+chargeLua, redisdb.Writes)
+	growingChargeScript = redisdb.NewScript("growing charge",
+		"#!lua\nlocal refillBalance\n"+rateLua+chargeLua, redisdb.Writes)
+	keyScript        = redisdb.NewScript("key", "#!lua flags=allow-oom\n"+refillLua+keyLua, redisdb.Writes)
+	growingKeyScript = redisdb.NewScript("growing key", "#!lua\n"+refillLua+keyLua, redisdb.Writes)
 
 	// The same for tenants of which a group has a refill: others do not pay for it.
-	refillChargeScript = newScript("refill charge",
-		"#!lua flags=allow-oom\nlocal measureRate\n"+refillLua+chargeLua, writes)
-	growingRefillChargeScript = newScript("growing refill charge", "#!lua\n"+refillLua+rateLua+chargeLua, writes)
+	refillChargeScript = redisdb.NewScript("refill charge",
+		"#!lua flags=allow-oom\nlocal measureRate\n"+refillLua+chargeLua, redisdb.Writes)
+	growingRefillChargeScript = redisdb.NewScript("growing refill charge",
+		"#!lua\n"+refillLua+rateLua+chargeLua, redisdb.Writes)
 
-	holdScript    = newScript("hold", "#!lua\n"+refillLua+rateLua+holdsLua+holdLua, writes)
-	settleScript  = newScript("settle", "#!lua flags=allow-oom\n"+holdsLua+settleLua, writes)
-	releaseScript = newScript("release", "#!lua flags=allow-oom\n"+holdsLua+releaseLua, writes)
+	holdScript    = redisdb.NewScript("hold", "#!lua\n"+refillLua+rateLua+holdsLua+holdLua, redisdb.Writes)
+	settleScript  = redisdb.NewScript("settle", "#!lua flags=allow-oom\n"+holdsLua+settleLua, redisdb.Writes)
+	releaseScript = redisdb.NewScript("release", "#!lua flags=allow-oom\n"+holdsLua+releaseLua, redisdb.Writes)
 
-	rotateScript  = newScript("rotate", "#!lua\n"+holdsLua+rotateLua, writes)
-	signInScript  = newScript("signin", signInLua, writes)
-	userScript    = newScript("user", userLua, writes)
-	closeScript   = newScript("close", "#!lua\n"+holdsLua+closeLua, writes)
-	receiveScript = newScript("receive", "#!lua\n"+holdsLua+receiveLua, writes)
+	rotateScript  = redisdb.NewScript("rotate", "#!lua\n"+holdsLua+rotateLua, redisdb.Writes)
+	signInScript  = redisdb.NewScript("signin", signInLua, redisdb.Writes)
+	userScript    = redisdb.NewScript("user", userLua, redisdb.Writes)
+	closeScript   = redisdb.NewScript("close", "#!lua\n"+holdsLua+closeLua, redisdb.Writes)
+	receiveScript = redisdb.NewScript("receive", "#!lua\n"+holdsLua+receiveLua, redisdb.Writes)
 
-	issueScript     = newScript("issue", issueLua, writes)
-	revokeScript    = newScript("revoke", revokeLua, writes)
-	configScript    = newScript("config", configLua, writes)
-	loadScript      = newScript("load", loadLua, 0)
-	unchangedScript = newScript("unchanged", unchangedLua, 0)
-	deleteScript    = newScript("delete", "#!lua flags=allow-oom\n"+deleteLua, writes) // frees more than it takes
-	tokenScript     = newScript("token", tokenLua, writes)
+	issueScript     = redisdb.NewScript("issue", issueLua, redisdb.Writes)
+	revokeScript    = redisdb.NewScript("revoke", revokeLua, redisdb.Writes)
+	configScript    = redisdb.NewScript("config", configLua, redisdb.Writes)
+	loadScript      = redisdb.NewScript("load", loadLua, 0)
+	unchangedScript = redisdb.NewScript("unchanged", unchangedLua, 0)
+	// Deleting frees more memory than it takes.
+	deleteScript = redisdb.NewScript("delete", "#!lua flags=allow-oom\n"+deleteLua, redisdb.Writes)
+	tokenScript  = redisdb.NewScript("token", tokenLua, redisdb.Writes)
 )
 
 // requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
-var requiredCommands = []requirement{
-	{"apiKey:", "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
-	{"{apiKey:", "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM PEXPIRE PEXPIREAT RPUSH SET"},
-	{"login:", "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
-	{"tenant:", "GET"},
-	{"{tenant:", "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
-	{"cache:", "GET GETRANGE SET"},
+var requiredCommands = []redisdb.Requirement{
+	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
+	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM " +
+		"PEXPIRE PEXPIREAT RPUSH SET"},
+	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
+	{Prefix: "tenant:", Commands: "GET"},
+	{Prefix: "{tenant:", Commands: "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
+	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
 }
 
 // probeKey returns the i-th name of an API key in Redis that never exists: no API key has braces.
@@ -213,14 +221,14 @@ func tenantRedisKeys(tenantID string) []string {
 // return by deadline, give or take the scheduler, and then with an error that wraps ErrUnavailable. Tenant IDs and API
 // keys that they are given must be valid.
 type store struct {
-	redis   *redisClient
-	log     *logger
+	redis   *redisdb.Client
+	log     *telemetry.Logger
 	configs *configCache
 	loads   atomic.Int64 // configs read
 }
 
 // newStore returns a store on redis. The caller closes it before redis.
-func newStore(redis *redisClient, log *logger) *store {
+func newStore(redis *redisdb.Client, log *telemetry.Logger) *store {
 	s := &store{redis: redis, log: log}
 	s.configs = newConfigCache(s.loadTenant, s.isUnchanged)
 	return s
@@ -231,16 +239,16 @@ func (s *store) close() { s.configs.close() }
 
 // Ready returns an error if Redis would not decide a charge.
 func (s *store) Ready(deadline time.Time) error {
-	if err := s.redis.ready(deadline); err != nil {
+	if err := s.redis.Ready(deadline); err != nil {
 		return fmt.Errorf("check whether Redis decides charges: %w", err)
 	}
 	return nil
 }
 
 // writeMetrics writes what the store and Redis have counted.
-func (s *store) writeMetrics(e *exposition) {
-	e.single("tenant_config_loads_total", "counter", "Configs read from Redis.", float64(s.loads.Load()))
-	s.redis.writeMetrics(e)
+func (s *store) writeMetrics(e *telemetry.Page) {
+	e.Single("tenant_config_loads_total", "counter", "Configs read from Redis.", float64(s.loads.Load()))
+	s.redis.WriteMetrics(e)
 }
 
 // Tenant returns the tenant with its config: as it is in Redis, or as it was there less than a second ago, and never
@@ -258,7 +266,7 @@ func (s *store) Tenant(deadline time.Time, tenantID string) (*tenant, error) {
 // broken: once for each version of the config, since the cache keeps broken configs, too.
 func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error) {
 	keys := []string{configRedisKey(tenantID), generationRedisKey(tenantID)}
-	values, err := redis.ByteSlices(s.redis.evalLarge(deadline, loadScript, keys))
+	values, err := redis.ByteSlices(s.redis.EvalLarge(deadline, loadScript, keys))
 	switch {
 	case err != nil:
 		return nil, err
@@ -270,10 +278,10 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 	raw := values[0]
 	t := &tenant{id: tenantID, idArg: tenantID, generation: string(values[1]), etag: etagOf(raw)}
 	if t.config, err = parseConfig(raw); err != nil {
-		s.log.errorf("The config of tenant %s is broken: %v", tenantID, err)
+		s.log.Errorf("The config of tenant %s is broken: %v", tenantID, err)
 		return t, ErrBrokenConfig
 	}
-	s.log.infof("Loaded tenant config for %s", tenantID)
+	s.log.Infof("Loaded tenant config for %s", tenantID)
 	s.loads.Add(1)
 	return t, nil
 }
@@ -284,7 +292,7 @@ func etagOf(config []byte) string { return fmt.Sprintf("%x", sha1.Sum(config)) }
 // isUnchanged reports whether t is still what is in Redis.
 func (s *store) isUnchanged(deadline time.Time, t *tenant) (bool, error) {
 	keys := []string{configRedisKey(t.id), generationRedisKey(t.id)}
-	return redis.Bool(s.redis.eval(deadline, unchangedScript, keys, t.etag, t.generation))
+	return redis.Bool(s.redis.Eval(deadline, unchangedScript, keys, t.etag, t.generation))
 }
 
 // SeedTenant writes tenantID's config if it has none. Since that may be repeated, it tries until deadline to reach
@@ -323,7 +331,7 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	// The set of tenants has a slot of its own, so adding the ID is a step of its own. It comes first: a crash in between
 	// leaves an ID without a config in the set, which Tenants does not return. For the same reason nothing ever removes
 	// an ID: that might undo the first step of a tenant that is being created again.
-	if _, err := s.redis.write(deadline, "SADD", tenantsRedisKey, tenantID); err != nil {
+	if _, err := s.redis.Write(deadline, "SADD", tenantsRedisKey, tenantID); err != nil {
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
 	etag := etagOf(config.compact)
@@ -331,7 +339,7 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	for _, condition := range conditions {
 		args = append(args, condition)
 	}
-	reply, err := redis.String(s.redis.evalLarge(deadline, configScript, tenantRedisKeys(tenantID), args...))
+	reply, err := redis.String(s.redis.EvalLarge(deadline, configScript, tenantRedisKeys(tenantID), args...))
 	if err != nil {
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
@@ -355,7 +363,7 @@ type configVersion struct{ etag, savedAt, savedBy string }
 
 // History returns the last versions of tenantID's config, newest first. Error: ErrUnavailable.
 func (s *store) History(deadline time.Time, tenantID string) ([]configVersion, error) {
-	heads, err := redis.Strings(s.redis.read(deadline, "LRANGE", historyRedisKey(tenantID), 0, -1))
+	heads, err := redis.Strings(s.redis.Read(deadline, "LRANGE", historyRedisKey(tenantID), 0, -1))
 	if err != nil {
 		return nil, fmt.Errorf("read the config history of tenant %s: %w", tenantID, err)
 	}
@@ -371,7 +379,7 @@ func (s *store) History(deadline time.Time, tenantID string) ([]configVersion, e
 // Version returns the version of tenantID's config with that ETag, as it was saved. Errors: ErrNoVersion,
 // ErrUnavailable.
 func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, error) {
-	config, err := redis.Bytes(s.redis.read(deadline, "HGET", versionsRedisKey(tenantID), etag))
+	config, err := redis.Bytes(s.redis.Read(deadline, "HGET", versionsRedisKey(tenantID), etag))
 	if errors.Is(err, redis.ErrNil) {
 		return nil, ErrNoVersion
 	}
@@ -384,7 +392,7 @@ func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, erro
 // Tenants returns, sorted, the IDs of the tenants that were created or whose config was replaced through tollgate and
 // that have a config. Error: ErrUnavailable.
 func (s *store) Tenants(deadline time.Time) ([]string, error) {
-	ids, err := redis.Strings(s.redis.read(deadline, "SMEMBERS", tenantsRedisKey))
+	ids, err := redis.Strings(s.redis.Read(deadline, "SMEMBERS", tenantsRedisKey))
 	if err != nil {
 		return nil, fmt.Errorf("list the tenants: %w", err)
 	}
@@ -393,7 +401,7 @@ func (s *store) Tenants(deadline time.Time) ([]string, error) {
 	for i, id := range ids {
 		keys[i] = configRedisKey(id)
 	}
-	exist, err := redis.Ints(s.redis.readEach(deadline, "EXISTS", keys))
+	exist, err := redis.Ints(s.redis.ReadEach(deadline, "EXISTS", keys))
 	if err != nil {
 		return nil, fmt.Errorf("list the tenants: %w", err)
 	}
@@ -416,7 +424,7 @@ func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []stri
 		args = append(args, etag)
 	}
 	keys := append(tenantRedisKeys(tenantID), generationRedisKey(tenantID))
-	n, err := redis.Int(s.redis.evalLarge(deadline, deleteScript, keys, args...))
+	n, err := redis.Int(s.redis.EvalLarge(deadline, deleteScript, keys, args...))
 	if err != nil {
 		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
 	}
@@ -433,7 +441,7 @@ func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []stri
 // ErrNoTenant, ErrRevoked, ErrUnavailable.
 func (s *store) AddAdminToken(deadline time.Time, tenantID string, hash [sha256.Size]byte, by actor) error {
 	keys := []string{configRedisKey(tenantID), adminTokensRedisKey(tenantID)}
-	n, err := redis.Int(s.redis.evalLarge(deadline, tokenScript, keys,
+	n, err := redis.Int(s.redis.EvalLarge(deadline, tokenScript, keys,
 		hex.EncodeToString(hash[:]), formatTime(time.Now()), by.tokenHash))
 	if err != nil {
 		return fmt.Errorf("add an admin token of tenant %s: %w", tenantID, err)
@@ -450,7 +458,7 @@ func (s *store) AddAdminToken(deadline time.Time, tenantID string, hash [sha256.
 // IsAdminToken reports whether tenantID has an admin token with that SHA-256. It is looked up rather than compared in
 // constant time: to make use of the time, one would have to know tokens for chosen hashes. Error: ErrUnavailable.
 func (s *store) IsAdminToken(deadline time.Time, tenantID string, hash [sha256.Size]byte) (bool, error) {
-	found, err := redis.Bool(s.redis.read(deadline, "HEXISTS", adminTokensRedisKey(tenantID), hex.EncodeToString(hash[:])))
+	found, err := redis.Bool(s.redis.Read(deadline, "HEXISTS", adminTokensRedisKey(tenantID), hex.EncodeToString(hash[:])))
 	if err != nil {
 		return false, fmt.Errorf("look up an admin token of tenant %s: %w", tenantID, err)
 	}
@@ -459,7 +467,7 @@ func (s *store) IsAdminToken(deadline time.Time, tenantID string, hash [sha256.S
 
 // RevokeAdminTokens deletes all admin tokens of tenantID. Error: ErrUnavailable.
 func (s *store) RevokeAdminTokens(deadline time.Time, tenantID string) error {
-	if _, err := s.redis.write(deadline, "DEL", adminTokensRedisKey(tenantID)); err != nil {
+	if _, err := s.redis.Write(deadline, "DEL", adminTokensRedisKey(tenantID)); err != nil {
 		return fmt.Errorf("delete the admin tokens of tenant %s: %w", tenantID, err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -27,10 +28,10 @@ func TestRedisLayout(t *testing.T) {
 	start := time.Now()
 	wantKey := func(t *testing.T, key string, want map[string]string) {
 		t.Helper()
-		if kind := testRedis.string(t, "TYPE", "apiKey:"+key); kind != "hash" {
+		if kind := testRedis.String(t, "TYPE", "apiKey:"+key); kind != "hash" {
 			t.Fatalf("it is a %s, want a hash", kind)
 		}
-		got, _ := redis.StringMap(testRedis.do(t, "HGETALL", "apiKey:"+key), nil)
+		got, _ := redis.StringMap(testRedis.Do(t, "HGETALL", "apiKey:"+key), nil)
 		created, err := time.Parse(timeLayout, got["createdAt"])
 		if err != nil || created.Before(start.Add(-time.Second)) || created.After(time.Now()) {
 			t.Errorf("createdAt is %q: %v", got["createdAt"], err)
@@ -43,29 +44,29 @@ func TestRedisLayout(t *testing.T) {
 	t.Run("an anonymous key", func(t *testing.T) {
 		key := s.login(t, id)
 		wantKey(t, key, map[string]string{"tenantId": id, "group": "anonymous", "tokensLeft": "100"})
-		if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl <= 23*3600*1000 || ttl > 24*3600*1000 {
+		if ttl := testRedis.Int(t, "PTTL", "apiKey:"+key); ttl <= 23*3600*1000 || ttl > 24*3600*1000 {
 			t.Errorf("it lives for %d ms", ttl)
 		}
 	})
 	t.Run("a user's key", func(t *testing.T) {
 		key := s.issue(t, id, `"userId":"u 1","group":"pro"`)
 		wantKey(t, key, map[string]string{"tenantId": id, "group": "pro", "tokensLeft": "5000", "userId": "u 1"})
-		if ttl := testRedis.int(t, "PTTL", "apiKey:"+key); ttl != -1 {
+		if ttl := testRedis.Int(t, "PTTL", "apiKey:"+key); ttl != -1 {
 			t.Errorf("it lives for %d ms, want forever", ttl)
 		}
 	})
 	t.Run("a config", func(t *testing.T) {
 		s.putConfig(t, id, ` { "x" : [ 1.50 , "é<&>" ] , "a" : 1e2 } `).want(t, 200, "")
-		if got, want := testRedis.string(t, "GET", "tenant:"+id+":config"), `{"x":[1.50,"é<&>"],"a":1e2}`; got != want {
+		if got, want := testRedis.String(t, "GET", "tenant:"+id+":config"), `{"x":[1.50,"é<&>"],"a":1e2}`; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
-		if ttl := testRedis.int(t, "PTTL", "tenant:"+id+":config"); ttl != -1 {
+		if ttl := testRedis.Int(t, "PTTL", "tenant:"+id+":config"); ttl != -1 {
 			t.Errorf("it lives for %d ms, want forever", ttl)
 		}
 	})
 	t.Run("the set of tenants", func(t *testing.T) {
 		for _, tenant := range []string{id, "abc"} {
-			if testRedis.int(t, "SISMEMBER", "tenants", tenant) != 1 {
+			if testRedis.Int(t, "SISMEMBER", "tenants", tenant) != 1 {
 				t.Errorf("%s is not in it", tenant)
 			}
 		}
@@ -74,31 +75,31 @@ func TestRedisLayout(t *testing.T) {
 
 // At start the config of tenant abc is written if it does not exist, and left alone if it does.
 func TestSeed(t *testing.T) {
-	r := newRedis(t)
-	newService(t, "REDIS_URL="+r.url()).stop()
+	r := redistest.New(t)
+	newService(t, "REDIS_URL="+r.URL()).stop()
 	var want bytes.Buffer
 	if err := json.Compact(&want, seedConfig); err != nil {
 		t.Fatal(err)
 	}
-	if got := r.string(t, "GET", "tenant:abc:config"); got != want.String() {
+	if got := r.String(t, "GET", "tenant:abc:config"); got != want.String() {
 		t.Errorf("seeded %s\nwant %s", got, &want)
 	}
-	r.do(t, "SET", "tenant:abc:config", `{"mine":true}`)
-	newService(t, "REDIS_URL="+r.url()).stop()
-	if got := r.string(t, "GET", "tenant:abc:config"); got != `{"mine":true}` {
+	r.Do(t, "SET", "tenant:abc:config", `{"mine":true}`)
+	newService(t, "REDIS_URL="+r.URL()).stop()
+	if got := r.String(t, "GET", "tenant:abc:config"); got != `{"mine":true}` {
 		t.Errorf("the second start made it %s", got)
 	}
 }
 
 // Seeding a tenant whose config was deleted straight in Redis does not revive its admin tokens.
 func TestSeedAnew(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	token := s.newAdminToken(t, "abc")
 	s.do(t, "GET", "/abc/admin/config", "", bearer(token)).want(t, 200, "")
 	s.stop()
-	r.do(t, "DEL", "tenant:abc:config")
-	s = newService(t, "REDIS_URL="+r.url())
+	r.Do(t, "DEL", "tenant:abc:config")
+	s = newService(t, "REDIS_URL="+r.URL())
 	s.do(t, "GET", "/abc/admin/config", "", bearer(token)).want(t, 401, "")
 	if versions := s.history(t, "abc"); len(versions) != 1 || versions[0].SavedBy != "seed" {
 		t.Errorf("the history is %+v", versions)
@@ -114,8 +115,8 @@ func TestMalformedData(t *testing.T) {
 	const created = "2026-01-02T03:04:05.678Z"
 	put := func(t *testing.T, key, command string, args ...any) {
 		t.Helper()
-		testRedis.do(t, "DEL", key)
-		testRedis.do(t, command, append([]any{key}, args...)...)
+		testRedis.Do(t, "DEL", key)
+		testRedis.Do(t, command, append([]any{key}, args...)...)
 	}
 
 	keys := []struct {
@@ -140,12 +141,12 @@ func TestMalformedData(t *testing.T) {
 			key := s.login(t, id)
 			put(t, "apiKey:"+key, test.command, test.args...)
 			logged := len(s.log.String())
-			before := testRedis.string(t, "DUMP", "apiKey:"+key)
+			before := testRedis.String(t, "DUMP", "apiKey:"+key)
 			s.consume(t, id, key, "").want(t, 500, internal)
 			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, internal)
 			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, internal)
 			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internal)
-			if testRedis.string(t, "DUMP", "apiKey:"+key) != before {
+			if testRedis.String(t, "DUMP", "apiKey:"+key) != before {
 				t.Error("it was overwritten")
 			}
 			if n := strings.Count(s.log.String()[logged:], " an API key of tenant "+id+": "); n != 4 {
@@ -155,7 +156,7 @@ func TestMalformedData(t *testing.T) {
 	}
 	t.Run("API key: the time of creation", func(t *testing.T) {
 		key := s.login(t, id)
-		testRedis.do(t, "HSET", "apiKey:"+key, "createdAt", "s3cret")
+		testRedis.Do(t, "HSET", "apiKey:"+key, "createdAt", "s3cret")
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internal)
 		if tokensLeft(t, key) != 100 {
 			t.Error("a change whose response is 500 was made")
@@ -163,7 +164,7 @@ func TestMalformedData(t *testing.T) {
 	})
 	t.Run("API key: a user ID with a newline", func(t *testing.T) {
 		key := s.issue(t, id, `"userId":"u","group":"pro"`)
-		testRedis.do(t, "HSET", "apiKey:"+key, "userId", "a\nb")
+		testRedis.Do(t, "HSET", "apiKey:"+key, "userId", "a\nb")
 		s.consume(t, id, key, "").want(t, 500, internal)
 	})
 
@@ -208,28 +209,28 @@ func TestMalformedData(t *testing.T) {
 			broken := newTenant(t, 100)
 			put(t, "tenant:"+broken+":config", test.command, test.arg)
 			s.do(t, "POST", "/"+broken+"/auth/anonymous", "").want(t, 500, internal)
-			if s.log.count("tenant "+broken) == 0 {
+			if s.log.Count("tenant "+broken) == 0 {
 				t.Errorf("the log does not name tenant %s", broken)
 			}
 		})
 	}
 	s.login(t, id)
-	if s.log.count("s3cret")+s.log.count("8675309") > 0 {
+	if s.log.Count("s3cret")+s.log.Count("8675309") > 0 {
 		t.Errorf("a value is in the log:\n%s", s.log)
 	}
 }
 
 // In the steady state a charge or a login is one command, and so one round trip, and the config costs none.
 func TestOneCommand(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url(), "LOGIN_LIMIT=1000")
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1000")
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},`+
 		`"pro":{"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":1000`)
 	s.login(t, id)
 	s.consume(t, id, key, "").want(t, 200, "")
 	calls := func(command string) (n int) {
-		fmt.Sscanf(redisField(r.string(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)
+		fmt.Sscanf(redistest.Field(r.String(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)
 		return n
 	}
 	commands := []struct {
@@ -266,8 +267,8 @@ func rateLog(t *testing.T, key string, ages ...time.Duration) {
 	for _, age := range ages {
 		log = append(log, now.Add(-age).UnixMicro())
 	}
-	testRedis.do(t, "DEL", log[0])
-	testRedis.do(t, "RPUSH", log...)
+	testRedis.Do(t, "DEL", log[0])
+	testRedis.Do(t, "RPUSH", log...)
 }
 
 // wantRate checks that charges of one token are accepted, with that many requests remaining after each.
@@ -337,7 +338,7 @@ func TestRateLimitConfig(t *testing.T) {
 		s.wantRate(t, id, key, 2, 1, 0)
 		put(t, window(1000))
 		s.consume(t, id, key, "").want(t, 429, "")
-		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
+		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
 			t.Errorf("the log lives for %d s", ttl)
 		}
 	})
@@ -348,10 +349,10 @@ func TestRateLimitConfig(t *testing.T) {
 		s.wantRate(t, id, key, 2)
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
 		s.consume(t, id, key, "").want(t, 200, "")
-		if ttl := testRedis.int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
+		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
 			t.Errorf("the log lives for %d s", ttl)
 		}
-		if n := testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 2 {
+		if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 2 {
 			t.Errorf("%d requests are in the log, want 2", n)
 		}
 	})
@@ -451,23 +452,23 @@ func TestLogExpiry(t *testing.T) {
 	key := s.login(t, id)
 	log := "{apiKey:" + key + "}:rate"
 	rateLog(t, key, 900*time.Second)
-	testRedis.do(t, "EXPIRE", log, 100) // as the request of then left it
+	testRedis.Do(t, "EXPIRE", log, 100) // as the request of then left it
 	s.wantRate(t, id, key, 3)
-	if ttl := testRedis.int(t, "TTL", log); ttl < 900 || ttl > 1000 {
+	if ttl := testRedis.Int(t, "TTL", log); ttl < 900 || ttl > 1000 {
 		t.Errorf("after a second request the log lives for %d s", ttl)
 	}
 	rateLog(t, key, 1001*time.Second, 300*time.Second, 300*time.Second, 300*time.Second, 300*time.Second)
 	s.wantRate(t, id, key, 0)
 	s.consume(t, id, key, "").want(t, 429, "")
-	if n := testRedis.int(t, "LLEN", log); n != 5 {
+	if n := testRedis.Int(t, "LLEN", log); n != 5 {
 		t.Errorf("%d requests are in the log, want 5", n)
 	}
 }
 
 // A rate limit adds six calls in Redis to the three of a charge, and two more if an entry has left the window.
 func TestRateLimitCalls(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.login(t, id)
 	log := "{apiKey:" + key + "}:rate"
@@ -477,14 +478,14 @@ func TestRateLimitCalls(t *testing.T) {
 		if leaves {
 			want = "evalsha=1 hincrby=1 hmget=1 lindex=3 llen=1 ltrim=1 pexpire=1 rpush=1 time=1"
 		}
-		eventually(t, 10*time.Second, func() error { // a script in the background may come between
+		redistest.Eventually(t, 10*time.Second, func() error { // a script in the background may come between
 			if leaves {
-				r.do(t, "LPUSH", log, in(-101*time.Second).UnixMicro())
+				r.Do(t, "LPUSH", log, in(-101*time.Second).UnixMicro())
 			}
-			r.do(t, "CONFIG", "RESETSTAT")
+			r.Do(t, "CONFIG", "RESETSTAT")
 			s.consume(t, id, key, "").want(t, 200, "")
 			var calls []string
-			for line := range strings.Lines(r.string(t, "INFO", "commandstats")) {
+			for line := range strings.Lines(r.String(t, "INFO", "commandstats")) {
 				name, n, ok := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
 				n, _, _ = strings.Cut(n, ",")
 				if ok && !strings.HasPrefix(name, "config") && name != "info" {
@@ -567,11 +568,11 @@ func TestSlidingWindow(t *testing.T) {
 	if len(accepted) < limit*windows || 1000-tokensLeft(t, key) != len(accepted) {
 		t.Errorf("%d requests were accepted, %d tokens spent", len(accepted), 1000-tokensLeft(t, key))
 	}
-	if n := testRedis.int(t, "LLEN", "{apiKey:"+key+"}:rate"); n > limit {
+	if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n > limit {
 		t.Errorf("%d requests are in the log, more than the limit of %d", n, limit)
 	}
-	eventually(t, 5*time.Second, func() error { // after the window
-		if testRedis.int(t, "EXISTS", "{apiKey:"+key+"}:rate") != 0 {
+	redistest.Eventually(t, 5*time.Second, func() error { // after the window
+		if testRedis.Int(t, "EXISTS", "{apiKey:"+key+"}:rate") != 0 {
 			return errors.New("the log is still there")
 		}
 		return nil
@@ -607,7 +608,7 @@ func TestIdempotencyRace(t *testing.T) {
 		services: services, clients: 64, requests: 1, statuses: []int{200},
 		request: func(client, _ int) request {
 			if client%8 == 0 {
-				testRedis.do(t, "SCRIPT", "FLUSH")
+				testRedis.Do(t, "SCRIPT", "FLUSH")
 			}
 			return consumeRequest(id, key, 7, retryKey+"k")
 		},
@@ -625,11 +626,11 @@ func TestChargeKeepsExpiry(t *testing.T) {
 	s := newService(t)
 	id := newTenant(t, 3)
 	key := s.login(t, id)
-	before := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key)
+	before := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key)
 	s.consume(t, id, key, "").want(t, 200, "")
 	s.consume(t, id, key, `{"tokens":2}`).want(t, 200, "")
 	s.consume(t, id, key, `{"tokens":2}`).want(t, 402, "")
-	if after := testRedis.int(t, "PEXPIRETIME", "apiKey:"+key); after != before || after < 0 {
+	if after := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key); after != before || after < 0 {
 		t.Errorf("the key expires at %d, before the charges at %d", after, before)
 	}
 }
@@ -647,8 +648,8 @@ func TestExpiredKeyStaysDead(t *testing.T) {
 	}
 	racing := load{services: []*service{s}, clients: 10, statuses: []int{200, 401}, request: next}.start(t)
 	racing.more(t, 20)
-	testRedis.do(t, "PEXPIRE", "apiKey:"+key, 60)
-	eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
+	testRedis.Do(t, "PEXPIRE", "apiKey:"+key, 60)
+	redistest.Eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
 	expired := time.Now()
 	load{
 		services: []*service{s}, clients: 10, requests: 100, statuses: []int{401},
@@ -659,8 +660,8 @@ func TestExpiredKeyStaysDead(t *testing.T) {
 			t.Error("a charge was accepted after the key had expired")
 		}
 	}
-	if testRedis.int(t, "EXISTS", "apiKey:"+key) != 0 {
-		t.Errorf("the key is a %s", testRedis.string(t, "TYPE", "apiKey:"+key))
+	if testRedis.Int(t, "EXISTS", "apiKey:"+key) != 0 {
+		t.Errorf("the key is a %s", testRedis.String(t, "TYPE", "apiKey:"+key))
 	}
 }
 
@@ -688,7 +689,7 @@ func TestRevokedUnderLoad(t *testing.T) {
 			t.Errorf("a revoked key was good for %s %s", o.sent.method, o.sent.path)
 		}
 	}
-	if n := testRedis.int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
+	if n := testRedis.Int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
 		t.Error("something of a revoked key is back")
 	}
 }
@@ -736,13 +737,13 @@ func TestLostReplies(t *testing.T) {
 	const clients, charges = 20, 50
 	var cutting atomic.Bool
 	r := singleRedis(t)
-	proxy := newRedisProxy(t, r, func([]byte) fate {
+	proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate {
 		if cutting.Load() && rand.IntN(5) == 0 {
-			return cut
+			return redistest.Cut
 		}
-		return pass
+		return redistest.Pass
 	})
-	services := newServices(t, "REDIS_URL="+proxy.url)
+	services := newServices(t, "REDIS_URL="+proxy.Url)
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := services[0].login(t, id)
 	cutting.Store(true)
@@ -756,7 +757,7 @@ func TestLostReplies(t *testing.T) {
 		t.Errorf("%d tokens were taken for %d charges of 3", spent, clients*charges)
 	}
 	if retries, replays := len(all.of("POST", 503)), len(all.replayed(true)); retries == 0 || replays == 0 {
-		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.cuts.Load(), retries, replays)
+		t.Errorf("%d cuts, %d retries and %d replays prove nothing", proxy.Cuts.Load(), retries, replays)
 	}
 }
 
@@ -764,11 +765,11 @@ func TestLostReplies(t *testing.T) {
 func TestHangUps(t *testing.T) {
 	long(t)
 	const clients, charges = 16, 25
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := s.login(t, id)
-	observer, err := r.dial() // the only connection of the test's own
+	observer, err := r.Dial() // the only connection of the test's own
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -778,7 +779,7 @@ func TestHangUps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Sscan(redisField(info, "total_connections_received"), &n)
+		fmt.Sscan(redistest.Field(info, "total_connections_received"), &n)
 		return n
 	}
 	left := func() int {
@@ -798,10 +799,10 @@ func TestHangUps(t *testing.T) {
 	}
 	const connections = 64 // of the pool
 	// Every connection that there may be is there first: more scripts wait together than there are connections.
-	r.signal(t, syscall.SIGSTOP)
+	r.Signal(t, syscall.SIGSTOP)
 	waiting := charge("first-", connections, 1).start(t)
 	time.Sleep(300 * time.Millisecond)
-	r.signal(t, syscall.SIGCONT)
+	r.Signal(t, syscall.SIGCONT)
 	waiting.wait()
 	charge("warm-", clients, charges).run(t)
 	paid := connections + clients*charges
@@ -830,7 +831,7 @@ func TestHangUps(t *testing.T) {
 		}
 	}
 	spent := 0
-	eventually(t, 30*time.Second, func() error { // all that is under way has reached Redis, and no more comes
+	redistest.Eventually(t, 30*time.Second, func() error { // all that is under way has reached Redis, and no more comes
 		last := spent
 		time.Sleep(200 * time.Millisecond)
 		spent = 10_000 - left() - paid
@@ -861,15 +862,15 @@ func TestTenantGenerations(t *testing.T) {
 	const config = `{"user_groups":{"anonymous":{"tokens":100},"pro":{"tokens":5}}}`
 	for _, test := range []struct {
 		name   string
-		create func(t *testing.T, r *redisServer, s *service)
+		create func(t *testing.T, r *redistest.Server, s *service)
 	}{
-		{"POST", func(t *testing.T, _ *redisServer, s *service) { s.createTenant(t, "abc", config).want(t, 201, "") }},
-		{"put straight into Redis", func(t *testing.T, r *redisServer, _ *service) { r.do(t, "SET", "tenant:abc:config", config) }},
-		{"the seed", func(t *testing.T, r *redisServer, _ *service) { newService(t, "REDIS_URL="+r.url()).stop() }},
+		{"POST", func(t *testing.T, _ *redistest.Server, s *service) { s.createTenant(t, "abc", config).want(t, 201, "") }},
+		{"put straight into Redis", func(t *testing.T, r *redistest.Server, _ *service) { r.Do(t, "SET", "tenant:abc:config", config) }},
+		{"the seed", func(t *testing.T, r *redistest.Server, _ *service) { newService(t, "REDIS_URL="+r.URL()).stop() }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := newRedis(t)
-			services := newServices(t, "REDIS_URL="+r.url())
+			r := redistest.New(t)
+			services := newServices(t, "REDIS_URL="+r.URL())
 			s := services[0]
 			s.putConfig(t, "abc", config).want(t, 200, "")
 			for range 2 { // the second time the tenant has a generation already
@@ -877,13 +878,13 @@ func TestTenantGenerations(t *testing.T) {
 				s.consume(t, "abc", user, "", retryKey+"k").want(t, 200, `{"tokensLeft":49}`)
 				s.admin(t, "DELETE", "/admin/tenants/abc", "").want(t, 204, "")
 				for _, s := range services {
-					eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(400) })
+					redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(400) })
 				}
 				test.create(t, r, s)
 				for _, s := range services {
-					eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(401) })
+					redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(401) })
 					for _, key := range []string{key, user} {
-						before := r.string(t, "DUMP", "apiKey:"+key)
+						before := r.String(t, "DUMP", "apiKey:"+key)
 						s.consume(t, "abc", key, "").want(t, 401, `{"error":"Unauthorized"}`)
 						s.consume(t, "abc", key, "", retryKey+"k").want(t, 401, `{"error":"Unauthorized"}`)
 						s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 401, "")
@@ -891,7 +892,7 @@ func TestTenantGenerations(t *testing.T) {
 						s.admin(t, "GET", "/abc/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
 						s.admin(t, "PATCH", "/abc/admin/keys/"+key, `{"addTokens":1}`).want(t, 404, `{"error":"Not found"}`)
 						s.admin(t, "DELETE", "/abc/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
-						if r.string(t, "DUMP", "apiKey:"+key) != before {
+						if r.String(t, "DUMP", "apiKey:"+key) != before {
 							t.Error("a key of the deleted tenant was changed")
 						}
 					}
@@ -919,15 +920,15 @@ func largeConfig(version int) string {
 func TestHistoryCost(t *testing.T) {
 	long(t)
 	t.Parallel()
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	const history = "{tenant:abc:config}:history"
 	const versions = "{tenant:abc:config}:versions"
 	for v := range 22 {
 		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
 	}
 	sent := func() (n int) {
-		fmt.Sscan(redisField(r.string(t, "INFO", "stats"), "total_net_output_bytes"), &n)
+		fmt.Sscan(redistest.Field(r.String(t, "INFO", "stats"), "total_net_output_bytes"), &n)
 		return n
 	}
 	t.Run("read", func(t *testing.T) {
@@ -947,8 +948,8 @@ func TestHistoryCost(t *testing.T) {
 	})
 	wantBytes := func(t *testing.T, kept, heads int) {
 		t.Helper()
-		n, list := r.int(t, "HLEN", versions), r.int(t, "LLEN", history)
-		bytes := r.int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0) + r.int(t, "MEMORY", "USAGE", history, "SAMPLES", 0)
+		n, list := r.Int(t, "HLEN", versions), r.Int(t, "LLEN", history)
+		bytes := r.Int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0) + r.Int(t, "MEMORY", "USAGE", history, "SAMPLES", 0)
 		if n != kept || list != heads || bytes > (kept+1)*1_500_000 {
 			t.Errorf("%d versions are kept, %d are in the list, in %d bytes", n, list, bytes)
 		}
@@ -967,7 +968,7 @@ func TestHistoryCost(t *testing.T) {
 		}
 		wantBytes(t, 20, 20)
 		s.putConfig(t, "abc", `{}`).want(t, 200, "")
-		if bytes := r.int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0); bytes > 100_000 {
+		if bytes := r.Int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0); bytes > 100_000 {
 			t.Errorf("20 small versions take %d bytes", bytes)
 		}
 	})
@@ -976,8 +977,8 @@ func TestHistoryCost(t *testing.T) {
 // An admin who loops over a large history does not slow the charges of another tenant.
 func TestHistoryReaders(t *testing.T) {
 	long(t)
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	for v := range 20 {
 		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
 	}

@@ -8,11 +8,14 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
+	"tollgate/internal/telemetrytest"
 )
 
 // metricsStory creates a tenant in r, sends requests of all kinds for it and returns its ID and the secrets that were
 // used.
-func metricsStory(t *testing.T, s *service, r *redisServer) (id string, secrets []string) {
+func metricsStory(t *testing.T, s *service, r *redistest.Server) (id string, secrets []string) {
 	t.Helper()
 	id = newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10,"rate_limit":4,"rate_limit_window":1000},"a\"b\\c\nd":{"tokens":5}}}`)
 	for _, token := range []string{"", "Bearer x"} {
@@ -36,8 +39,8 @@ func metricsStory(t *testing.T, s *service, r *redisServer) (id string, secrets 
 }
 
 func TestMetrics(t *testing.T) {
-	r := newRedis(t)
-	s := newService(t, "REDIS_URL="+r.url())
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
 	id, secrets := metricsStory(t, s, r)
 	page := s.admin(t, "GET", "/metrics", "").body
 
@@ -109,7 +112,7 @@ func TestMetrics(t *testing.T) {
 		}
 	})
 	t.Run("without Redis", func(t *testing.T) {
-		r.kill()
+		r.Kill()
 		if up := s.sample(t, "redis_up"); up != 0 || s.sample(t, "redis_errors_total") < 1 {
 			t.Errorf("redis_up is %v", up)
 		}
@@ -131,7 +134,7 @@ func TestMetricsRace(t *testing.T) {
 		})
 	}
 	counting.Wait()
-	e := new(exposition)
+	e := new(telemetry.Page)
 	m.write(e)
 	for _, want := range []string{
 		`http_requests_total{route="/healthz",method="GET",status="200"} 8000`,
@@ -183,7 +186,7 @@ func TestAccessLog(t *testing.T) {
 			}
 			want := fmt.Sprintf(test.want, len(got.body), got.header.Get("X-Request-Id"))
 			line := regexp.MustCompile(`(?m)^\[INFO\] ` + want + `$`)
-			eventually(t, 10*time.Second, func() error { // it is written after the response
+			redistest.Eventually(t, 10*time.Second, func() error { // it is written after the response
 				if !line.MatchString(s.log.String()) {
 					return fmt.Errorf("no line %s in\n%s", want, s.log)
 				}
@@ -197,14 +200,14 @@ func TestAccessLog(t *testing.T) {
 			t.Errorf("no line %s in\n%s", want, s.log)
 		}
 	})
-	if s.log.count(key)+s.log.count(testAdminToken) > 0 {
+	if s.log.Count(key)+s.log.Count(testAdminToken) > 0 {
 		t.Errorf("a secret is in the log:\n%s", s.log)
 	}
 	t.Run("without the flag there is no access log", func(t *testing.T) {
 		s := newService(t)
 		s.do(t, "GET", "/healthz", "").want(t, 200, "")
 		s.stop()
-		if s.log.count("/healthz") > 0 {
+		if s.log.Count("/healthz") > 0 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})
@@ -212,10 +215,10 @@ func TestAccessLog(t *testing.T) {
 
 // Whatever a request brings, it cannot forge a line of the log.
 func TestLogLines(t *testing.T) {
-	var out logBuffer
-	log := newLogger(&out)
-	log.infof("%s", "a\n[ERROR] b\r\x00\x1b[31m\u0085\u2028c\td é")
-	log.warnings().Printf("http: %s\n[INFO] x", "y")
+	var out telemetrytest.Log
+	log := telemetry.New(&out)
+	log.Infof("%s", "a\n[ERROR] b\r\x00\x1b[31m\u0085\u2028c\td é")
+	log.Warnings().Printf("http: %s\n[INFO] x", "y")
 	want := "[INFO] a\\n[ERROR] b\\r\\x00\\x1b[31m\\u0085\\u2028c\td é\n[WARN] http: y\\n[INFO] x\n"
 	if out.String() != want {
 		t.Errorf("got  %q\nwant %q", out.String(), want)
@@ -224,10 +227,10 @@ func TestLogLines(t *testing.T) {
 
 func TestLoggerLines(t *testing.T) {
 	var b bytes.Buffer
-	l := newLogger(&b)
-	l.infof("%s", "a\nb\r\x00\x1b[31m\u2028é\t'\xff")
-	l.errorf("x")
-	l.warnings().Print("http: y\nz\n")
+	l := telemetry.New(&b)
+	l.Infof("%s", "a\nb\r\x00\x1b[31m\u2028é\t'\xff")
+	l.Errorf("x")
+	l.Warnings().Print("http: y\nz\n")
 	want := "[INFO] a\\nb\\r\\x00\\x1b[31m\\u2028é\t'\ufffd\n[ERROR] x\n[WARN] http: y\\nz\n"
 	if b.String() != want {
 		t.Errorf("got %q, want %q", &b, want)
@@ -281,7 +284,7 @@ func TestTenantCalledOther(t *testing.T) {
 // wantSamples expects lines of the page that m writes, each once.
 func wantSamples(t *testing.T, m *metrics, lines ...string) {
 	t.Helper()
-	e := new(exposition)
+	e := new(telemetry.Page)
 	m.write(e)
 	for _, want := range lines {
 		if n := strings.Count(e.String(), "\n"+want+"\n"); n != 1 {

@@ -176,7 +176,7 @@ func TestGroupNames(t *testing.T) {
 		}
 		direct := newTenantIn(t, testRedis, config)
 		s.do(t, "POST", "/"+direct+"/auth/anonymous", "").want(t, 500, `{"error":"Internal error"}`)
-		if s.log.count("[ERROR] The config of tenant "+direct+" is broken: "+want) != 1 {
+		if s.log.Count("[ERROR] The config of tenant "+direct+" is broken: "+want) != 1 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	}
@@ -247,15 +247,15 @@ func TestConfigWarnings(t *testing.T) {
 		restore := "/" + id + "/admin/config/history/" + bare(created.etag(t)) + "/restore"
 		s.admin(t, "POST", restore, "").want(t, 200, want)
 		for _, sentence := range sentences {
-			if n := s.log.count("[WARN] The config of tenant " + id + ": " + sentence + "\n"); n != 3 {
+			if n := s.log.Count("[WARN] The config of tenant " + id + ": " + sentence + "\n"); n != 3 {
 				t.Errorf("%s is %d times in the log", sentence, n)
 			}
 		}
-		if n := s.log.count("[WARN] The config of tenant " + id); n != 3*len(sentences) {
+		if n := s.log.Count("[WARN] The config of tenant " + id); n != 3*len(sentences) {
 			t.Errorf("%s: %d lines of the log are warnings, want %d", test.config, n, 3*len(sentences))
 		}
 	}
-	if s.log.count("S3CRET") != 0 {
+	if s.log.Count("S3CRET") != 0 {
 		t.Errorf("a value is in the log:\n%s", s.log)
 	}
 	// Very many of them cost little, and are not all listed.
@@ -296,7 +296,7 @@ func TestSpellingsOfWholeNumbers(t *testing.T) {
 		t.Errorf("%d tokens are left, want %d", tokensLeft(t, key), left-2)
 	}
 	user := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":7.0,"expiresIn":1e3`)
-	if ttl := testRedis.int(t, "TTL", "apiKey:"+user); tokensLeft(t, user) != 7 || ttl < 990 || ttl > 1000 {
+	if ttl := testRedis.Int(t, "TTL", "apiKey:"+user); tokensLeft(t, user) != 7 || ttl < 990 || ttl > 1000 {
 		t.Errorf("%d tokens, for %d s", tokensLeft(t, user), ttl)
 	}
 	s.do(t, "GET", "/"+id+"/auth/verify?tokens=1e0", "", bearer(user)).want(t, 400, "")

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -176,7 +177,7 @@ func (u *usageStats) write() {
 //go:embed lua/usage.lua
 var usageLua string
 
-var usageScript = newScript("usage", "#!lua\n"+usageLua, dispensable)
+var usageScript = redisdb.NewScript("usage", "#!lua\n"+usageLua, redisdb.Dispensable)
 
 // usageRedisKey returns where the counts of a tenant's day are: in a hash with a field for each sum.
 func usageRedisKey(tenantID string, day int64) string {
@@ -195,8 +196,8 @@ func (s *store) AddUsage(deadline time.Time, day usageDay, d *dayUsage) (ok bool
 			args = append(args, field, instead, *sum)
 		}
 	})
-	_, err := s.redis.evalLarge(deadline, usageScript, keys, args...)
-	return err == nil || mayHaveRun(err)
+	_, err := s.redis.EvalLarge(deadline, usageScript, keys, args...)
+	return err == nil || redisdb.MayHaveRun(err)
 }
 
 // fields calls f for each sum, with the field of the hash that it is in, and the one to add it to if there are too
@@ -225,7 +226,7 @@ func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*day
 	for i := range keys {
 		keys[i] = usageRedisKey(t.id, first+int64(i))
 	}
-	replies, err := s.redis.readEach(deadline, "HGETALL", keys)
+	replies, err := s.redis.ReadEach(deadline, "HGETALL", keys)
 	if err != nil {
 		return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -43,7 +44,7 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 // wantUsage waits until a tenant's usage is want, in JSON without the day.
 func (s *service) wantUsage(t testing.TB, tenant, first, want string) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	redistest.Eventually(t, 20*time.Second, func() error {
 		got, err := json.Marshal(s.usage(t, tenant, first))
 		if err != nil || string(got) != `{"day":"",`+want+`}` {
 			return fmt.Errorf("got %s\nwant %s", got, want)
@@ -89,8 +90,8 @@ func TestUsageByDay(t *testing.T) {
 		`"byGroup":{"anonymous":{"requests":5,"tokensCharged":40},"pro":{"requests":5,"tokensCharged":78}}`
 	services[1].wantUsage(t, g.tenant, first, want)
 	s.usage(t, g.tenant, first)
-	for _, key := range testRedis.keys(t, "{tenant:"+g.tenant+":config}:usage:*") {
-		if days := testRedis.int(t, "TTL", key) / daySeconds; days < 99 || days > 100 {
+	for _, key := range testRedis.Keys(t, "{tenant:"+g.tenant+":config}:usage:*") {
+		if days := testRedis.Int(t, "TTL", key) / daySeconds; days < 99 || days > 100 {
 			t.Errorf("%s expires after %d days", key, days)
 		}
 	}
@@ -149,13 +150,13 @@ func TestUsageQuery(t *testing.T) {
 	}
 	s.admin(t, "GET", "/nobody/admin/usage?from=2026-11-01&to=2026-11-01", "").wantError(t, 400, "Invalid tenant ID")
 	// What others have written there does no harm.
-	testRedis.do(t, "HSET", "{tenant:"+id+":config}:usage:2026-11-01", "requests", 4, "charged", "x", "granted", "-5", "group", 1,
+	testRedis.Do(t, "HSET", "{tenant:"+id+":config}:usage:2026-11-01", "requests", 4, "charged", "x", "granted", "-5", "group", 1,
 		"group requests a b", 3, "group tokens c", 3, "endpoint input d", "99999999999999999", "other thing", 1)
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-01&to=2026-11-01", "").want(t, 200,
 		`{"days":[{"day":"2026-11-01","requests":4,"tokensCharged":0,"tokensGranted":0,`+
 			`"byEndpoint":{"d":{"requests":0,"inputTokens":9007199254740991,"outputTokens":0,"tokensCharged":0}},`+
 			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}}]}`)
-	testRedis.do(t, "SET", "{tenant:"+id+":config}:usage:2026-11-02", "x")
+	testRedis.Do(t, "SET", "{tenant:"+id+":config}:usage:2026-11-02", "x")
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-02&to=2026-11-02", "").want(t, 500, "")
 }
 
@@ -206,7 +207,7 @@ func TestUsageBounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fields := singleRedis(t).int(t, "HLEN", usageRedisKey(tn.id, day.day))
+	fields := singleRedis(t).Int(t, "HLEN", usageRedisKey(tn.id, day.day))
 	if got := days[0]; got.total.requests != 102+maxUsageFields || got.total.charged != maxAmount ||
 		got.groups[otherName].requests < 100 || fields > maxUsageFields+8 {
 		t.Errorf("%+v, other has %+v, %d fields", got.total, got.groups[otherName], fields)
@@ -216,14 +217,14 @@ func TestUsageBounds(t *testing.T) {
 // What Redis has certainly not got is written when it responds again.
 func TestUsageWithoutRedis(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
+	r := redistest.New(t)
 	u := newUsageStats(newTestStore(t, r))
 	tn := &tenant{id: "x"}
 	want := func(when string, requests int) {
 		t.Helper()
 		sum := 0
-		for _, key := range r.keys(t, "{tenant:x:config}:usage:*") {
-			n, err := redis.Int(r.do(t, "HGET", key, "requests"), nil)
+		for _, key := range r.Keys(t, "{tenant:x:config}:usage:*") {
+			n, err := redis.Int(r.Do(t, "HGET", key, "requests"), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -236,21 +237,21 @@ func TestUsageWithoutRedis(t *testing.T) {
 	u.add(tn, usageEvent{requests: 1, group: "g"})
 	u.write()
 	want("first", 1)
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	u.add(tn, usageEvent{requests: 1, group: "g"})
 	u.write()
 	want("full", 1)
-	r.do(t, "CONFIG", "SET", "maxmemory", 0)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
 	u.write()
 	want("no longer full", 2)
-	r.kill()
+	r.Kill()
 	u.add(tn, usageEvent{requests: 1, endpoint: "e"})
 	u.write()
 	u.add(tn, usageEvent{requests: 1, group: "g"})
-	if err := r.start(); err != nil {
+	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, func() error {
+	redistest.Eventually(t, 20*time.Second, func() error {
 		u.write()
 		if n := len(u.counts); n > 0 {
 			return fmt.Errorf("%d days are not written", n)
@@ -258,15 +259,15 @@ func TestUsageWithoutRedis(t *testing.T) {
 		return nil
 	})
 	// The first command on a connection that was cut may have been executed: it is not sent again.
-	if n := r.int(t, "HGET", r.keys(t, "{tenant:x:config}:usage:*")[0], "requests"); n != 4 && n != 3 {
+	if n := r.Int(t, "HGET", r.Keys(t, "{tenant:x:config}:usage:*")[0], "requests"); n != 4 && n != 3 {
 		t.Errorf("%d requests", n)
 	}
 }
 
 // In a cluster the days of a tenant are in one slot.
 func TestUsageInCluster(t *testing.T) {
-	c := useCluster(t)
-	first, s := today(), newService(t, "REDIS_URL="+c.url())
+	c := redistest.UseCluster(t)
+	first, s := today(), newService(t, "REDIS_URL="+c.Url())
 	for range 3 {
 		id := newClusterTenant(t, s, `{"user_groups":{"anonymous":{"tokens":9}}}`)
 		s.consume(t, id, s.login(t, id), "").want(t, 200, "")

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -165,7 +166,7 @@ func (s *store) changeSignIn(deadline time.Time, who signInIdentity, before, nex
 	for _, m := range move {
 		args = append(args, m.from, m.to)
 	}
-	reply, err := redis.Strings(s.redis.eval(deadline, signInScript, []string{name, "{" + name + "}:moves"}, args...))
+	reply, err := redis.Strings(s.redis.Eval(deadline, signInScript, []string{name, "{" + name + "}:moves"}, args...))
 	if err != nil {
 		return signInRecord{}, nil, err
 	}
@@ -197,7 +198,7 @@ func (s *store) createUserKey(deadline time.Time, who signInIdentity, record sig
 		return false, record, err
 	}
 	keys := []string{apiKeyRedisKey(record.key), successorRedisKey(record.key)}
-	reply, err := s.redis.eval(deadline, userScript, keys,
+	reply, err := s.redis.Eval(deadline, userScript, keys,
 		who.tenant.id, who.tenant.generation, who.group, formatTime(time.Now()), tokens, who.userID)
 	if err != nil {
 		return false, record, err
@@ -248,15 +249,15 @@ func (s *store) finishMoves(deadline time.Time, who signInIdentity, moves []pend
 			"{apiKey:" + move.from + "}:closed"}
 		owner := strings.Join([]string{t.id, t.generation, who.userID}, " ")
 		args := []any{t.id, t.generation, owner, closedRecordTTL.Milliseconds()}
-		tokens, err := redis.Int64(s.redis.eval(deadline, closeScript, keys, args...))
+		tokens, err := redis.Int64(s.redis.Eval(deadline, closeScript, keys, args...))
 		if err == nil {
 			err = s.receive(deadline, t, move, tokens)
 		}
 		if err == nil {
-			_, err = s.redis.eval(deadline, closeScript, keys, append(args, "moved")...)
+			_, err = s.redis.Eval(deadline, closeScript, keys, append(args, "moved")...)
 		}
 		if err == nil || errors.Is(err, redis.ErrNil) {
-			_, err = s.redis.write(deadline, "HDEL", "{"+signInRedisKey(t.id, who.userID)+"}:moves", move.from)
+			_, err = s.redis.Write(deadline, "HDEL", "{"+signInRedisKey(t.id, who.userID)+"}:moves", move.from)
 		}
 		if err != nil {
 			return err
@@ -270,7 +271,7 @@ func (s *store) finishMoves(deadline time.Time, who signInIdentity, moves []pend
 func (s *store) receive(deadline time.Time, t *tenant, move pendingMove, tokens int64) error {
 	for key := move.to; key != "" && key != forgotten; {
 		keys := []string{apiKeyRedisKey(key), movesRedisKey(key)}
-		done, err := redis.Bool(s.redis.eval(deadline, receiveScript, keys,
+		done, err := redis.Bool(s.redis.Eval(deadline, receiveScript, keys,
 			t.id, t.generation, digest(move.from), tokens, movedRecordTTL.Milliseconds()))
 		if err != nil || done {
 			return err
@@ -302,7 +303,7 @@ func (s *store) RevokeKey(deadline time.Time, t *tenant, key string, forget bool
 	if forget {
 		how = forgotten
 	}
-	owner, err := redis.Strings(s.redis.eval(deadline, revokeScript, keys, t.id, t.generation, how))
+	owner, err := redis.Strings(s.redis.Eval(deadline, revokeScript, keys, t.id, t.generation, how))
 	if errors.Is(err, redis.ErrNil) {
 		return ErrNoKey
 	}
@@ -364,7 +365,7 @@ func (s *store) rotateOnce(deadline time.Time, t *tenant, key, next string, requ
 	if request.key != "" {
 		keys = append(keys, recordRedisKey(key, "rotate", strings.Join([]string{t.id, t.generation, request.key}, " ")))
 	}
-	reply, err := redis.Values(s.redis.eval(deadline, rotateScript, keys,
+	reply, err := redis.Values(s.redis.Eval(deadline, rotateScript, keys,
 		t.id, t.generation, next, successorTTL.Milliseconds()))
 	if errors.Is(err, redis.ErrNil) {
 		return "", 0, owner, ErrNoKey
@@ -397,9 +398,9 @@ func (s *store) finishRotation(deadline time.Time, t *tenant, key, rotated strin
 // one atomic step can rename it.
 func newKeyInSlot(key string) (string, error) {
 	prefix := key[:strings.IndexByte(key, '_')+1]
-	for slot := keySlot(apiKeyRedisKey(key)); ; {
+	for slot := redisdb.Slot(apiKeyRedisKey(key)); ; {
 		next, err := newCredential(prefix)
-		if err != nil || keySlot(apiKeyRedisKey(next)) == slot {
+		if err != nil || redisdb.Slot(apiKeyRedisKey(next)) == slot {
 			return next, err
 		}
 	}
@@ -408,7 +409,7 @@ func newKeyInSlot(key string) (string, error) {
 // CountLogin counts a login of address, unless it has had perMinute in the last minute, over all processes. Errors:
 // rateLimitError, ErrUnavailable.
 func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) error {
-	wait, err := redis.Int64(s.redis.eval(deadline, issueScript, []string{loginRedisKey(address)}, 0, perMinute))
+	wait, err := redis.Int64(s.redis.Eval(deadline, issueScript, []string{loginRedisKey(address)}, 0, perMinute))
 	if err != nil {
 		return fmt.Errorf("count a login: %w", err)
 	}
@@ -419,14 +420,14 @@ func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) 
 }
 
 func (s *store) expire(deadline time.Time, name string, ttl time.Duration) error {
-	_, err := s.redis.write(deadline, "PEXPIRE", name, ttl.Milliseconds())
+	_, err := s.redis.Write(deadline, "PEXPIRE", name, ttl.Milliseconds())
 	return err
 }
 
 // checkGeneration returns ErrUnavailable if t is not known to be the tenant that has its ID now: it may have been
 // deleted and created again since its config was read.
 func (s *store) checkGeneration(deadline time.Time, t *tenant) error {
-	generation, err := redis.String(s.redis.read(deadline, "GET", generationRedisKey(t.id)))
+	generation, err := redis.String(s.redis.Read(deadline, "GET", generationRedisKey(t.id)))
 	if err != nil && !errors.Is(err, redis.ErrNil) {
 		return err
 	}
@@ -439,7 +440,7 @@ func (s *store) checkGeneration(deadline time.Time, t *tenant) error {
 // UserKeys returns the API keys of a user of t, oldest first. The index is only a hint: what it names is looked up, and
 // removed from it if it is not a key of that user. Error: ErrUnavailable.
 func (s *store) UserKeys(deadline time.Time, t *tenant, userID string) ([]listedKey, error) {
-	named, err := redis.Strings(s.redis.read(deadline, "SMEMBERS", userKeysRedisKey(t.id, userID)))
+	named, err := redis.Strings(s.redis.Read(deadline, "SMEMBERS", userKeysRedisKey(t.id, userID)))
 	found := make([]*listedKey, len(named))
 	if err == nil {
 		err = inParallel(len(named), func(i int) error {
@@ -526,11 +527,11 @@ const (
 // It ends early if ctx is done.
 func (s *store) Reindex(ctx context.Context, progress func(keys int)) error {
 	keys := 0
-	err := s.redis.scan(apiKeyRedisKey(userKeyPrefix+"*"), reindexStep, reindexTimeout, func(names []string) error {
+	err := s.redis.Scan(apiKeyRedisKey(userKeyPrefix+"*"), reindexStep, reindexTimeout, func(names []string) error {
 		deadline := time.Now().Add(reindexTimeout)
 		err := inParallel(len(names), func(i int) error {
 			key, _ := strings.CutPrefix(names[i], apiKeyRedisKey(""))
-			owner, err := redis.Strings(s.redis.read(deadline, "HMGET", names[i], "tenantId", "userId"))
+			owner, err := redis.Strings(s.redis.Read(deadline, "HMGET", names[i], "tenantId", "userId"))
 			if err != nil || !validAPIKey(key) || !validTenantID(owner[0]) {
 				return err
 			}

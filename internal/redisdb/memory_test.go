@@ -1,8 +1,10 @@
-package main
+package redisdb
 
 import (
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
 )
 
 func TestMemoryGauge(t *testing.T) {
@@ -36,22 +38,22 @@ func TestMemoryGauge(t *testing.T) {
 // A Redis whose memory is full refuses what can be done without, and is not unavailable because of that.
 func TestWriteIfRoom(t *testing.T) {
 	t.Parallel()
-	r, log := newRedis(t), new(logBuffer)
-	c := newTestClient(t, r.url(), log)
+	r, log := redistest.New(t), new(telemetrytest.Log)
+	c := newTestClient(t, r.URL(), log)
 	write := func() error {
-		return c.writeIfRoom(time.Now().Add(prompt), 2, "SET", "cache:x", "{}", "EX", 60)
+		return c.WriteIfRoom(time.Now().Add(prompt), 2, "SET", "cache:x", "{}", "EX", 60)
 	}
 	if err := write(); err != nil {
 		t.Error(err)
 	}
-	r.do(t, "CONFIG", "SET", "maxmemory", 1)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	gauge := &c.single.memory // as it was before Redis became full
 	gauge.readAt, gauge.max = time.Now().Add(time.Minute), 0
-	if err := write(); err != errFull || log.count("[ERROR]") != 0 || c.single.health.down.Load() {
+	if err := write(); err != ErrFull || log.Count("[ERROR]") != 0 || c.single.health.down.Load() {
 		t.Errorf("got %v, log:\n%s", err, log)
 	}
 	gauge.readAt = time.Time{}
-	if err := write(); err != errFull {
+	if err := write(); err != ErrFull {
 		t.Errorf("got %v", err)
 	}
 }

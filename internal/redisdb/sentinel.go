@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"context"
@@ -29,7 +29,7 @@ var (
 
 // sentinelSet is the Sentinels that watch a master.
 type sentinelSet struct {
-	url *redisURL
+	url *URL
 
 	mu        sync.Mutex
 	addresses []string // the next to be asked is the first; guarded by mu
@@ -135,7 +135,7 @@ func (s *sentinelSet) ask(ctx context.Context, sentinel string) (named namedMast
 
 // dial connects to a Sentinel, which has credentials of its own.
 func (s *sentinelSet) dial(ctx context.Context, address string) (redis.Conn, error) {
-	sentinel := redisURL{
+	sentinel := URL{
 		network: "tcp", tls: s.url.tls, username: s.url.sentinelUsername, password: s.url.sentinelPassword,
 	}
 	return sentinel.dial(ctx, address, sentinelTimeout)
@@ -200,8 +200,8 @@ var errNotMaster = errors.New("the server that the Sentinels name is not a maste
 
 // openSentinels connects to the master that Sentinels name, checks it, and follows it
 // (https://redis.io/docs/latest/develop/reference/sentinel-clients/).
-func (c *redisClient) openSentinels(ctx context.Context) error {
-	c.sentinels = &sentinelSet{url: c.url, addresses: c.url.seeds}
+func (c *Client) openSentinels(ctx context.Context) error {
+	c.sentinels = &sentinelSet{url: c.Url, addresses: c.Url.seeds}
 	named, err := c.sentinels.first(ctx)
 	if err != nil {
 		return err
@@ -224,7 +224,7 @@ func (c *redisClient) openSentinels(ctx context.Context) error {
 
 // useMaster makes the server that Sentinels name the master, unless that is old news and not what they agree on. The
 // connections to the last one end immediately: it may live on and take writes, which will be lost.
-func (c *redisClient) useMaster(named namedMaster, agreed bool) {
+func (c *Client) useMaster(named namedMaster, agreed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil || named.epoch < c.masterEpoch && !agreed {
@@ -235,22 +235,22 @@ func (c *redisClient) useMaster(named namedMaster, agreed bool) {
 	if old != nil && old.address == named.address {
 		return
 	}
-	n := newRedisNode(nodeOptions{
-		redisOptions: c.redisOptions, name: "Redis " + named.address, address: named.address,
+	n := newNode(nodeOptions{
+		Options: c.Options, name: "Redis " + named.address, address: named.address,
 		dial: c.dialMaster(named.address), redialed: c.refreshSoon, readyKey: c.anyProbeKey,
 	})
 	c.master.Store(n)
-	c.masters = []*redisNode{n}
-	c.nodes = map[string]*redisNode{n.address: n}
+	c.masters = []*node{n}
+	c.nodes = map[string]*node{n.address: n}
 	if old != nil {
-		c.log.infof("%s is the master now, no longer %s", n.name, old.address)
+		c.Log.Infof("%s is the master now, no longer %s", n.name, old.address)
 		c.loops.Go(old.close)
 	}
 }
 
 // dialMaster returns a function that connects to the server at address if it is the master. A Sentinel is asked each
 // time: a master that was down for a while is a master for some more time when it is back, but no longer theirs.
-func (c *redisClient) dialMaster(address string) dialFunc {
+func (c *Client) dialMaster(address string) dialFunc {
 	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
 		if named, err := c.sentinels.first(ctx); err == nil {
 			c.useMaster(named, false)
@@ -258,7 +258,7 @@ func (c *redisClient) dialMaster(address string) dialFunc {
 		if c.master.Load().address != address {
 			return nil, errOtherMaster
 		}
-		conn, err := c.url.dial(ctx, address, timeout, more...)
+		conn, err := c.Url.dial(ctx, address, timeout, more...)
 		if err != nil {
 			return nil, err
 		}

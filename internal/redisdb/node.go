@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"context"
@@ -25,13 +25,13 @@ const (
 
 )
 
-// redisNode is one Redis server that takes writes. Small commands share one connection; large ones take a connection of
+// node is one Redis server that takes writes. Small commands share one connection; large ones take a connection of
 // the pool, so that nobody waits behind them. Its methods may be called from any number of goroutines.
 //
 // They take a deadline and no context: cancelling a command that was sent closes its connection, but Redis still
 // executes it, and nobody would learn its outcome. Their errors are a redis.Error if Redis refuses this command alone,
 // an unsentError if it was not sent, and else mean that Redis may or may not have executed it.
-type redisNode struct {
+type node struct {
 	nodeOptions
 	pool   *redis.Pool
 	shared *sharedConn
@@ -43,9 +43,9 @@ type redisNode struct {
 	askedAt atomic.Int64 // when a command was last sent here after ASKING, in Unix nanoseconds
 }
 
-// nodeOptions says which server a redisNode is.
+// nodeOptions says which server a node is.
 type nodeOptions struct {
-	redisOptions
+	Options
 	name     string // in the log
 	address  string // "" if there is only this one
 	dial     dialFunc
@@ -55,9 +55,9 @@ type nodeOptions struct {
 
 type dialFunc func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error)
 
-func newRedisNode(options nodeOptions) *redisNode {
-	n := &redisNode{nodeOptions: options}
-	n.health = &health{name: n.name, log: n.log, refused: make(map[string]bool)}
+func newNode(options nodeOptions) *node {
+	n := &node{nodeOptions: options}
+	n.health = &health{name: n.name, log: n.Log, refused: make(map[string]bool)}
 	n.pool = &redis.Pool{
 		MaxActive:           poolSize,
 		MaxIdle:             poolSize, // with fewer, connections are dialled all the time under load
@@ -66,7 +66,7 @@ func newRedisNode(options nodeOptions) *redisNode {
 		TestOnBorrowContext: n.testIdle,
 	}
 	dialled := false
-	n.shared = newSharedConn(n.replicas, func(ctx context.Context) (redis.Conn, error) {
+	n.shared = newSharedConn(n.Replicas, func(ctx context.Context) (redis.Conn, error) {
 		n.health.discardIdle() // what ended the last connection may have ended others
 		if dialled && n.redialed != nil {
 			n.redialed()
@@ -104,19 +104,19 @@ func (o *nodeOptions) check(ctx context.Context) error {
 	}
 	info, err := redis.String(redis.DoContext(c, ctx, "INFO"))
 	if refused, ok := errors.AsType[redis.Error](err); ok {
-		o.log.warnf("%s does not show its version and settings: %v", o.name, refused)
+		o.Log.Warnf("%s does not show its version and settings: %v", o.name, refused)
 	} else if err != nil {
 		return err
 	} else if err := o.checkInfo(info); err != nil {
 		return err
 	}
-	if _, err = redis.DoContext(c, ctx, "EVAL", readyArgs(o.readyKey(), o.required)...); err != nil || o.replicas == 0 {
+	if _, err = redis.DoContext(c, ctx, "EVAL", readyArgs(o.readyKey(), o.Required)...); err != nil || o.Replicas == 0 {
 		return err
 	}
-	have, err := redis.Int(redis.DoContext(c, ctx, "WAIT", o.replicas, 100))
-	if err == nil && have < o.replicas {
-		o.log.warnf("%s has %d replicas of the %d that must have a write: it refuses writes until they are there", o.name,
-			have, o.replicas)
+	have, err := redis.Int(redis.DoContext(c, ctx, "WAIT", o.Replicas, 100))
+	if err == nil && have < o.Replicas {
+		o.Log.Warnf("%s has %d replicas of the %d that must have a write: it refuses writes until they are there", o.name,
+			have, o.Replicas)
 	}
 	return err
 }
@@ -127,18 +127,18 @@ func (o *nodeOptions) checkInfo(info string) error {
 	switch mode := infoField(info, "redis_mode"); {
 	case mode == "sentinel":
 		return errors.New("this is a Sentinel: use redis-sentinel://<host>:<port>/<name of the master>")
-	case mode == "cluster" && o.url.topology != redisCluster:
+	case mode == "cluster" && o.Url.topology != clusterServers:
 		return errors.New("this is a node of a Redis Cluster: use redis-cluster:// (rediss-cluster:// for TLS)")
 	}
 	if err := checkRedisVersion(info); err != nil {
 		return err
 	}
 	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
-		o.log.warnf("%s's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
+		o.Log.Warnf("%s's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
 			"set it to noeviction", o.name, policy)
 	}
 	if infoField(info, "aof_enabled") == "0" {
-		o.log.warnf("%s keeps no append-only file: a restart forgets charges; set appendonly to yes", o.name)
+		o.Log.Warnf("%s keeps no append-only file: a restart forgets charges; set appendonly to yes", o.name)
 	}
 	return nil
 }
@@ -155,7 +155,7 @@ func checkRedisVersion(info string) error {
 }
 
 // run carries out op. asking says that its slot is being moved to this server.
-func (n *redisNode) run(deadline time.Time, op operation, asking bool) (any, error) {
+func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 	if asking {
 		op.kind |= afterAsking
 	}
@@ -172,9 +172,9 @@ func (n *redisNode) run(deadline time.Time, op operation, asking bool) (any, err
 }
 
 // observe is health.observe for op.
-func (n *redisNode) observe(op operation, reply any, err error) (any, error) {
-	if op.kind&dispensable != 0 && classify(err) != faultNone {
-		if isOutOfMemory(err) {
+func (n *node) observe(op operation, reply any, err error) (any, error) {
+	if op.kind&Dispensable != 0 && classify(err) != faultNone {
+		if IsOutOfMemory(err) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err) // whether Redis is available, requests find out
@@ -182,7 +182,7 @@ func (n *redisNode) observe(op operation, reply any, err error) (any, error) {
 	return n.health.observe(op.name, reply, err)
 }
 
-func (n *redisNode) send(deadline time.Time, op operation, command string) (any, error) {
+func (n *node) send(deadline time.Time, op operation, command string) (any, error) {
 	if op.large {
 		return n.doPooled(deadline, command, op.args, op.kind)
 	}
@@ -190,7 +190,7 @@ func (n *redisNode) send(deadline time.Time, op operation, command string) (any,
 }
 
 // doPooled is sharedConn.do over a connection of the pool.
-func (n *redisNode) doPooled(deadline time.Time, command string, args []any, kind commandKind) (any, error) {
+func (n *node) doPooled(deadline time.Time, command string, args []any, kind Kind) (any, error) {
 	return n.withConn(deadline, func(conn redis.Conn) (any, error) {
 		if kind&afterAsking != 0 {
 			if _, err := doUntil(deadline, conn, "ASKING"); err != nil {
@@ -198,11 +198,11 @@ func (n *redisNode) doPooled(deadline time.Time, command string, args []any, kin
 			}
 		}
 		reply, err := doUntil(deadline, conn, command, args...)
-		if err != nil || kind&writes == 0 || n.replicas == 0 {
+		if err != nil || kind&Writes == 0 || n.Replicas == 0 {
 			return reply, err
 		}
 		wait := min(max(time.Until(deadline).Milliseconds(), 1), maxWait)
-		if have, _ := redis.Int(doUntil(deadline.Add(waitGrace), conn, "WAIT", n.replicas, wait)); have < n.replicas {
+		if have, _ := redis.Int(doUntil(deadline.Add(waitGrace), conn, "WAIT", n.Replicas, wait)); have < n.Replicas {
 			return nil, errTooFewReplicas
 		}
 		return reply, nil
@@ -210,7 +210,7 @@ func (n *redisNode) doPooled(deadline time.Time, command string, args []any, kin
 }
 
 // doEach runs a command once for each key, in one pipeline over a connection of the pool.
-func (n *redisNode) doEach(deadline time.Time, command string, keys []string) ([]any, error) {
+func (n *node) doEach(deadline time.Time, command string, keys []string) ([]any, error) {
 	return redis.Values(n.withConn(deadline, func(conn redis.Conn) (any, error) {
 		for _, key := range keys {
 			if err := conn.Send(command, key); err != nil {
@@ -232,7 +232,7 @@ func (n *redisNode) doEach(deadline time.Time, command string, keys []string) ([
 }
 
 // withConn calls f with a connection of the pool.
-func (n *redisNode) withConn(deadline time.Time, f func(redis.Conn) (any, error)) (any, error) {
+func (n *node) withConn(deadline time.Time, f func(redis.Conn) (any, error)) (any, error) {
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	conn, err := n.pool.GetContext(ctx)
@@ -262,7 +262,7 @@ var errDiscarded = errors.New("the connection was idle during a failure")
 
 // testIdle returns an error if Redis may have closed a connection of the pool while it was idle, so that no request
 // pays for that.
-func (n *redisNode) testIdle(ctx context.Context, conn redis.Conn, lastUsed time.Time) error {
+func (n *node) testIdle(ctx context.Context, conn redis.Conn, lastUsed time.Time) error {
 	if lastUsed.UnixNano() <= n.health.discardBefore.Load() {
 		return errDiscarded
 	}
@@ -278,8 +278,8 @@ func (n *redisNode) testIdle(ctx context.Context, conn redis.Conn, lastUsed time
 
 // ready returns an error if Redis would refuse a required command. A PING does not show that: a Redis that was demoted,
 // or that denies a command, still responds to it.
-func (n *redisNode) ready(deadline time.Time) error {
-	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.required), writes)
+func (n *node) ready(deadline time.Time) error {
+	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.Required), Writes)
 	if refused, ok := errors.AsType[redis.Error](err); ok && strings.HasPrefix(string(refused), "MOVED ") {
 		return n.health.failed(readyScript.name, err) // another server is the master of the slot now
 	}
@@ -288,16 +288,16 @@ func (n *redisNode) ready(deadline time.Time) error {
 }
 
 // readyArgs returns the arguments of EVAL for ready.lua with the key.
-func readyArgs(key string, required []requirement) []any {
+func readyArgs(key string, required []Requirement) []any {
 	args := []any{readyScript.source, 1, key}
 	for _, r := range required {
-		args = append(args, r.prefix, r.commands)
+		args = append(args, r.Prefix, r.Commands)
 	}
 	return args
 }
 
 // probeWhileDown finds out that Redis is available again, even if no request does.
-func (n *redisNode) probeWhileDown(ctx context.Context) {
+func (n *node) probeWhileDown(ctx context.Context) {
 	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
 	for {
@@ -314,7 +314,7 @@ func (n *redisNode) probeWhileDown(ctx context.Context) {
 
 // scan calls f with the names of the keys that match pattern, as SCAN returns them: each at least once, in steps in
 // which Redis looks at about count keys and which may take timeout.
-func (n *redisNode) scan(pattern string, count int, timeout time.Duration, f func(names []string) error) error {
+func (n *node) scan(pattern string, count int, timeout time.Duration, f func(names []string) error) error {
 	for cursor := "0"; ; {
 		args := []any{cursor, "MATCH", pattern, "COUNT", count}
 		reply, err := redis.Values(n.doPooled(time.Now().Add(timeout), "SCAN", args, 0))

@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"context"
@@ -72,7 +72,7 @@ type sharedConn struct {
 type pendingCommand struct {
 	name     string
 	args     []any
-	kind     commandKind
+	kind     Kind
 	deadline time.Time
 	reply    any
 	err      error
@@ -116,7 +116,7 @@ func (s *sharedConn) close() {
 // is neither a redis.Error nor an unsentError. The error is a redis.Error if Redis refuses the command, and an
 // unsentError if it was not sent. Any other error means that no reply came before deadline: Redis may or may not have
 // executed the command.
-func (s *sharedConn) do(deadline time.Time, name string, args []any, kind commandKind) (any, error) {
+func (s *sharedConn) do(deadline time.Time, name string, args []any, kind Kind) (any, error) {
 	c := s.free.Get().(*pendingCommand)
 	c.name, c.args, c.kind, c.deadline = name, args, kind, deadline
 	if err := s.enqueue(c); err != nil {
@@ -141,7 +141,7 @@ func (s *sharedConn) enqueue(c *pendingCommand) error {
 		return errTooManyPending
 	}
 	if s.replicas == 0 {
-		c.kind &^= writes
+		c.kind &^= Writes
 	}
 	s.marked = s.marked || c.kind != 0
 	s.queued = append(s.queued, c)
@@ -264,7 +264,7 @@ func (s *sharedConn) pushBatch(batch []*pendingCommand) (wait time.Time) {
 			s.inFlight.push(askingReply)
 		}
 		s.inFlight.push(c)
-		if c.kind&writes != 0 && c.deadline.After(wait) {
+		if c.kind&Writes != 0 && c.deadline.After(wait) {
 			wait = c.deadline
 		}
 	}
@@ -312,7 +312,7 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 			c = nil
 		case c == waitReply:
 			c, replicated, s.held = nil, s.held, nil
-		case c.kind&writes != 0 && err == nil:
+		case c.kind&Writes != 0 && err == nil:
 			c.reply = reply
 			s.held = append(s.held, c)
 			c = nil

@@ -1,4 +1,4 @@
-package main
+package redistest
 
 import (
 	"bytes"
@@ -20,57 +20,57 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-const testRedisPassword = "test-password"
+const Password = "test-password"
 
-func startTestRedis(url string) (*redisServer, error) {
+func Shared(url string) (*Server, error) {
 	switch topology := os.Getenv("TEST_REDIS_TOPOLOGY"); topology {
 	case "":
 	case "cluster":
-		c, err := startCluster(3, 0, "--appendonly", "yes")
-		return &redisServer{cluster: c}, err
+		c, err := StartCluster(3, 0, "--appendonly", "yes")
+		return &Server{Cluster: c}, err
 	default:
 		return nil, fmt.Errorf("TEST_REDIS_TOPOLOGY is %q, not cluster", topology)
 	}
 	if url == "" {
-		return startRedis("")
+		return Start("")
 	}
 	return borrowRedis(url)
 }
 
-// redisServer is a real Redis: a process of the tests' own, or a database of a server that was there before.
-type redisServer struct {
-	network, address string // of the harness's connections
-	options          []redis.DialOption
-	tcp              string // host:port, of the services' connections
-	user             string // that the services log in as, with testRedisPassword
+// Server is a real Redis: a process of the tests' own, or a database of a server that was there before.
+type Server struct {
+	Network, Address string // of the harness's connections
+	Options          []redis.DialOption
+	TCP              string // host:port, of the services' connections
+	User             string // that the services log in as, with Password
 	database         int
 
-	cluster *testCluster // if it is not one server; then all other fields are zero
+	Cluster *Cluster // if it is not one server; then all other fields are zero
 
 	// Of a process of the tests' own:
 	dir   string
 	setUp string // what a shell does before it becomes redis-server
 	args  []string
-	port  int
-	cmd   *exec.Cmd
+	Port  int
+	Cmd   *exec.Cmd
 	done  chan struct{} // closed when the process has ended
 	guard *exec.Cmd     // kills the process when the tests are gone
 }
 
-// startRedis starts a redis-server with an append-only file on a free port and waits until it responds. It writes to
+// Start starts a redis-server with an append-only file on a free port and waits until it responds. It writes to
 // that file before each reply, and syncs it never: what it has replied outlives the process, however slow the disk is.
-func startRedis(setUp string, args ...string) (*redisServer, error) {
+func Start(setUp string, args ...string) (*Server, error) {
 	dir, err := os.MkdirTemp("", "tollgate")
 	if err != nil {
 		return nil, err
 	}
-	r := &redisServer{
-		network: "unix", address: filepath.Join(dir, "redis.sock"), user: "tollgate", dir: dir, setUp: setUp, args: args,
+	r := &Server{
+		Network: "unix", Address: filepath.Join(dir, "redis.sock"), User: "tollgate", dir: dir, setUp: setUp, args: args,
 	}
 	for range 5 { // another process may take the port before redis-server does
-		if r.port, err = freePort(); err == nil {
-			r.tcp = fmt.Sprintf("127.0.0.1:%d", r.port)
-			if err = r.start(); err == nil {
+		if r.Port, err = FreePort(); err == nil {
+			r.TCP = fmt.Sprintf("127.0.0.1:%d", r.Port)
+			if err = r.Start(); err == nil {
 				return r, nil
 			}
 		}
@@ -82,7 +82,7 @@ func startRedis(setUp string, args ...string) (*redisServer, error) {
 	return nil, err
 }
 
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
@@ -91,8 +91,8 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// start starts the process, for the first time or again after kill, with the data that it had.
-func (r *redisServer) start() error {
+// Start starts the process, for the first time or again after kill, with the data that it had.
+func (r *Server) Start() error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
 	}
@@ -102,24 +102,24 @@ func (r *redisServer) start() error {
 	}
 	args := []string{"-c", r.setUp + `
 		exec redis-server "$@"`, "redis-server",
-		"--port", strconv.Itoa(r.port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.address, "--save", "",
+		"--port", strconv.Itoa(r.Port), "--bind", "127.0.0.1", "--dir", r.dir, "--unixsocket", r.Address, "--save", "",
 		"--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "noeviction",
-		"--user", r.user, "on", ">" + testRedisPassword,
+		"--user", r.User, "on", ">" + Password,
 	}
-	r.cmd = exec.Command("sh", slices.Concat(args, rules, r.args)...)
+	r.Cmd = exec.Command("sh", slices.Concat(args, rules, r.args)...)
 	var out bytes.Buffer
-	r.cmd.Stdout, r.cmd.Stderr = &out, &out
-	if err := r.cmd.Start(); err != nil {
+	r.Cmd.Stdout, r.Cmd.Stderr = &out, &out
+	if err := r.Cmd.Start(); err != nil {
 		return err
 	}
 	done := make(chan struct{})
 	r.done = done
 	go func() {
-		_ = r.cmd.Wait()
+		_ = r.Cmd.Wait()
 		close(done)
 	}()
 	// If the tests are aborted, this pipe closes, and the shell kills the server.
-	r.guard = exec.Command("sh", "-c", `read _; kill -9 "$0"; rm -rf "$1"`, strconv.Itoa(r.cmd.Process.Pid), r.dir)
+	r.guard = exec.Command("sh", "-c", `read _; kill -9 "$0"; rm -rf "$1"`, strconv.Itoa(r.Cmd.Process.Pid), r.dir)
 	if _, err := r.guard.StdinPipe(); err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (r *redisServer) start() error {
 			return fmt.Errorf("redis-server ended:\n%s", &out)
 		case <-time.After(5 * time.Millisecond):
 		}
-		c, err := r.dial()
+		c, err := r.Dial()
 		if err != nil {
 			continue
 		}
@@ -142,15 +142,19 @@ func (r *redisServer) start() error {
 			return nil
 		}
 	}
-	r.kill()
+	r.Kill()
 	return fmt.Errorf("redis-server did not start:\n%s", &out)
 }
 
 // leastPrivilege returns the rules of the user that the services under test log in as: those of redis.acl, which the
 // documentation recommends.
 func leastPrivilege() ([]string, error) {
-	rules, err := os.ReadFile("redis.acl")
-	return strings.Fields(string(rules)), err
+	for dir := "."; ; dir = filepath.Join(dir, "..") { // a test runs in the directory of its package
+		rules, err := os.ReadFile(filepath.Join(dir, "redis.acl"))
+		if _, outside := os.Stat(filepath.Join(dir, "go.mod")); outside == nil || err == nil {
+			return strings.Fields(string(rules)), err
+		}
+	}
 }
 
 // borrowedKey marks a database of a server that was there before as one that tests use. Its value is the time at which
@@ -160,7 +164,7 @@ const borrowedKey = "tollgate-tests"
 // borrowRedis returns an empty database of the server at rawURL (redis://…), in which the services log in as a user
 // that has the rules of redis.acl. The user in rawURL must be an administrator. close empties the database again and
 // deletes the services' user.
-func borrowRedis(rawURL string) (*redisServer, error) {
+func borrowRedis(rawURL string) (*Server, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "redis" || u.Host == "" {
 		return nil, errors.New("TEST_REDIS_URL must have the form redis://[[user]:password@]host[:port]")
@@ -169,10 +173,10 @@ func borrowRedis(rawURL string) (*redisServer, error) {
 		u.Host += ":6379"
 	}
 	password, _ := u.User.Password()
-	r := &redisServer{network: "tcp", address: u.Host, tcp: u.Host}
+	r := &Server{Network: "tcp", Address: u.Host, TCP: u.Host}
 	options := []redis.DialOption{redis.DialUsername(u.User.Username()), redis.DialPassword(password)}
 	for r.database = 15; r.database > 0; r.database-- {
-		r.options = append(options, redis.DialDatabase(r.database))
+		r.Options = append(options, redis.DialDatabase(r.database))
 		free, err := r.take()
 		if err != nil {
 			return nil, fmt.Errorf("TEST_REDIS_URL, as an administrator: %w", err)
@@ -186,8 +190,8 @@ func borrowRedis(rawURL string) (*redisServer, error) {
 
 // take makes the database that of these tests and reports whether it was free: empty, or left behind by tests that were
 // aborted.
-func (r *redisServer) take() (bool, error) {
-	c, err := r.dial()
+func (r *Server) take() (bool, error) {
+	c, err := r.Dial()
 	if err != nil {
 		return false, err
 	}
@@ -207,8 +211,8 @@ func (r *redisServer) take() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	r.user = fmt.Sprintf("tollgate-test-%d", r.database)
-	setUser := []any{"SETUSER", r.user, "reset", "on", ">" + testRedisPassword}
+	r.User = fmt.Sprintf("tollgate-test-%d", r.database)
+	setUser := []any{"SETUSER", r.User, "reset", "on", ">" + Password}
 	for _, rule := range rules {
 		setUser = append(setUser, rule)
 	}
@@ -223,29 +227,29 @@ func ignoreNil(err error) error {
 	return err
 }
 
-func (r *redisServer) kill() {
+func (r *Server) Kill() {
 	_ = r.guard.Process.Kill()
 	_ = r.guard.Wait()
-	_ = r.cmd.Process.Kill()
+	_ = r.Cmd.Process.Kill()
 	<-r.done
 }
 
-// close ends the process, or gives the database back as it was.
-func (r *redisServer) close() {
-	if r.cluster != nil {
-		r.cluster.close()
+// Close ends the process, or gives the database back as it was.
+func (r *Server) Close() {
+	if r.Cluster != nil {
+		r.Cluster.Close()
 		return
 	}
-	if r.cmd != nil {
-		r.kill()
+	if r.Cmd != nil {
+		r.Kill()
 		os.RemoveAll(r.dir)
 		return
 	}
-	c, err := r.dial()
+	c, err := r.Dial()
 	if err == nil {
 		defer c.Close()
 		_, err = c.Do("FLUSHDB")
-		_, err2 := c.Do("ACL", "DELUSER", r.user)
+		_, err2 := c.Do("ACL", "DELUSER", r.User)
 		err = errors.Join(err, err2)
 	}
 	if err != nil {
@@ -253,41 +257,41 @@ func (r *redisServer) close() {
 	}
 }
 
-func (r *redisServer) signal(t testing.TB, sig syscall.Signal) {
+func (r *Server) Signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
-	if err := r.cmd.Process.Signal(sig); err != nil {
+	if err := r.Cmd.Process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// url returns the URL of the server for the services under test.
-func (r *redisServer) url() string {
-	if r.cluster != nil {
-		return r.cluster.url()
+// URL returns the URL of the server for the services under test.
+func (r *Server) URL() string {
+	if r.Cluster != nil {
+		return r.Cluster.Url()
 	}
-	return r.urlAt(r.tcp)
+	return r.urlAt(r.TCP)
 }
 
 // urlAt returns the URL for the services under test if they reach the server at address.
-func (r *redisServer) urlAt(address string) string {
-	return fmt.Sprintf("redis://%s:%s@%s/%d", r.user, testRedisPassword, address, r.database)
+func (r *Server) urlAt(address string) string {
+	return fmt.Sprintf("redis://%s:%s@%s/%d", r.User, Password, address, r.database)
 }
 
-// dial connects to the server as its administrator.
-func (r *redisServer) dial() (redis.Conn, error) { return r.dialContext(context.Background()) }
+// Dial connects to the server as its administrator.
+func (r *Server) Dial() (redis.Conn, error) { return r.DialContext(context.Background()) }
 
-// dialContext is dial, until ctx is done.
-func (r *redisServer) dialContext(ctx context.Context) (redis.Conn, error) {
-	if r.cluster != nil {
-		return r.cluster.conn(), nil
+// DialContext is dial, until ctx is done.
+func (r *Server) DialContext(ctx context.Context) (redis.Conn, error) {
+	if r.Cluster != nil {
+		return r.Cluster.Conn(), nil
 	}
-	return redis.DialContext(ctx, r.network, r.address, r.options...)
+	return redis.DialContext(ctx, r.Network, r.Address, r.Options...)
 }
 
-// do runs one command on a connection of its own, beside what the service does.
-func (r *redisServer) do(t testing.TB, command string, args ...any) any {
+// Do runs one command on a connection of its own, beside what the service does.
+func (r *Server) Do(t testing.TB, command string, args ...any) any {
 	t.Helper()
-	c, err := r.dial()
+	c, err := r.Dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,28 +303,28 @@ func (r *redisServer) do(t testing.TB, command string, args ...any) any {
 	return reply
 }
 
-func (r *redisServer) int(t testing.TB, command string, args ...any) int {
+func (r *Server) Int(t testing.TB, command string, args ...any) int {
 	t.Helper()
-	n, err := redis.Int(r.do(t, command, args...), nil)
+	n, err := redis.Int(r.Do(t, command, args...), nil)
 	if err != nil {
 		t.Fatalf("%s: %v", command, err)
 	}
 	return n
 }
 
-func (r *redisServer) string(t testing.TB, command string, args ...any) string {
+func (r *Server) String(t testing.TB, command string, args ...any) string {
 	t.Helper()
-	s, err := redis.String(r.do(t, command, args...), nil)
+	s, err := redis.String(r.Do(t, command, args...), nil)
 	if ignoreNil(err) != nil {
 		t.Fatalf("%s: %v", command, err)
 	}
 	return s
 }
 
-// keys returns the names of the keys that match pattern, in order.
-func (r *redisServer) keys(t testing.TB, pattern string) []string {
+// Keys returns the names of the keys that match pattern, in order.
+func (r *Server) Keys(t testing.TB, pattern string) []string {
 	t.Helper()
-	names, err := redis.Strings(r.do(t, "KEYS", pattern), nil)
+	names, err := redis.Strings(r.Do(t, "KEYS", pattern), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,25 +332,25 @@ func (r *redisServer) keys(t testing.TB, pattern string) []string {
 	return names
 }
 
-// newRedis starts a redis-server for one test, which may do with it what it likes.
-func newRedis(t testing.TB, args ...string) *redisServer {
+// New starts a redis-server for one test, which may do with it what it likes.
+func New(t testing.TB, args ...string) *Server {
 	t.Helper()
-	return newRedisAfter(t, "", args...)
+	return NewAfter(t, "", args...)
 }
 
-// newRedisAfter is newRedis in a process for which a shell has done setUp.
-func newRedisAfter(t testing.TB, setUp string, args ...string) *redisServer {
+// NewAfter is New in a process for which a shell has done setUp.
+func NewAfter(t testing.TB, setUp string, args ...string) *Server {
 	t.Helper()
-	r, err := startRedis(setUp, args...)
+	r, err := Start(setUp, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.close)
+	t.Cleanup(r.Close)
 	return r
 }
 
-// redisField returns the value of one line of INFO's reply, "" if it has no such line.
-func redisField(info, name string) string {
+// Field returns the value of one line of INFO's reply, "" if it has no such line.
+func Field(info, name string) string {
 	for line := range strings.Lines(info) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
 			return strings.TrimSpace(value)

@@ -1,4 +1,4 @@
-package main
+package telemetrytest
 
 import (
 	"fmt"
@@ -6,32 +6,33 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 )
 
-// logBuffer collects the lines that a service logs.
-type logBuffer struct {
+// Log collects the lines that a service logs.
+type Log struct {
 	mu   sync.Mutex
 	text []byte
 }
 
-func (b *logBuffer) Write(p []byte) (int, error) {
+func (b *Log) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.text = append(b.text, p...)
 	return len(p), nil
 }
 
-func (b *logBuffer) String() string {
+func (b *Log) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return string(b.text)
 }
 
-// wait returns the rest of the first line that begins with prefix, as soon as there is one. The test fails if done is
+// Wait returns the rest of the first line that begins with prefix, as soon as there is one. The test fails if done is
 // closed before.
-func (b *logBuffer) wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
+func (b *Log) Wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
 	t.Helper()
-	eventually(t, 30*time.Second, func() error {
+	redistest.Eventually(t, 30*time.Second, func() error {
 		ended := false
 		select {
 		case <-done:
@@ -52,5 +53,5 @@ func (b *logBuffer) wait(t testing.TB, prefix string, done <-chan struct{}) (res
 	return rest
 }
 
-// count returns how often text is in the log.
-func (b *logBuffer) count(text string) int { return strings.Count(b.String(), text) }
+// Count returns how often text is in the log.
+func (b *Log) Count(text string) int { return strings.Count(b.String(), text) }

@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -47,13 +48,13 @@ var errMixedUp = errors.New("the reply to another command")
 // wantPing waits until c works.
 func wantPing(t *testing.T, c *sharedConn) {
 	t.Helper()
-	eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
+	redistest.Eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
 }
 
 // wantPending waits until n commands wait to be sent over c or for their reply.
 func wantPending(t *testing.T, c *sharedConn, n int) {
 	t.Helper()
-	eventually(t, prompt, func() error {
+	redistest.Eventually(t, prompt, func() error {
 		if got := c.pending(); got < n {
 			return fmt.Errorf("%d commands are pending, want %d", got, n)
 		}
@@ -63,7 +64,7 @@ func wantPending(t *testing.T, c *sharedConn, n int) {
 
 // Each of many callers gets the reply to its own command, errors of Redis too.
 func TestSharedConnReplies(t *testing.T) {
-	c := newShared(t, testRedis.dialContext)
+	c := newShared(t, testRedis.DialContext)
 	var callers sync.WaitGroup
 	for g := range 64 {
 		callers.Go(func() {
@@ -85,10 +86,10 @@ func TestSharedConnReplies(t *testing.T) {
 // all is well once Redis goes on.
 func TestSharedConnDeadlines(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
-	c := newShared(t, r.dialContext)
+	r := redistest.New(t)
+	c := newShared(t, r.DialContext)
 	wantPing(t, c)
-	r.signal(t, syscall.SIGSTOP)
+	r.Signal(t, syscall.SIGSTOP)
 	var callers sync.WaitGroup
 	for i := range maxPending {
 		callers.Go(func() {
@@ -106,15 +107,15 @@ func TestSharedConnDeadlines(t *testing.T) {
 		t.Errorf("got %v after %s while as many as may wait do", err, time.Since(start))
 	}
 	callers.Wait()
-	r.signal(t, syscall.SIGCONT)
+	r.Signal(t, syscall.SIGCONT)
 	wantPing(t, c) // the replies that nobody waits for come first
 }
 
 // When the connection breaks, what was sent fails immediately, what was not is sent over the next, and nobody gets the
 // reply to another's command.
 func TestSharedConnBreaks(t *testing.T) {
-	r := newRedis(t)
-	c := newShared(t, r.dialContext)
+	r := redistest.New(t)
+	c := newShared(t, r.DialContext)
 	var stop atomic.Bool
 	var lost atomic.Int64
 	var callers sync.WaitGroup
@@ -132,8 +133,8 @@ func TestSharedConnBreaks(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 4*prompt, func() error {
-		r.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	redistest.Eventually(t, 4*prompt, func() error {
+		r.Do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 		if n := lost.Load(); n < 50 {
 			return fmt.Errorf("only %d commands were under way when the connection broke", n)
 		}
@@ -150,27 +151,27 @@ func TestSharedConnSilence(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
-		first fate // what becomes of the first reply, while the others are owed
+		first redistest.Fate // what becomes of the first reply, while the others are owed
 	}{
-		{"no reply comes", swallow},
-		{"one of the replies comes", pass},
+		{"no reply comes", redistest.Swallow},
+		{"one of the replies comes", redistest.Pass},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			var mute atomic.Bool
 			var held atomic.Int64
-			release := make(chan fate, 2)
+			release := make(chan redistest.Fate, 2)
 			t.Cleanup(func() { close(release) })
-			proxy := newRedisProxy(t, testRedis, func([]byte) fate {
+			proxy := redistest.NewProxy(t, testRedis, func([]byte) redistest.Fate {
 				if !mute.Load() {
-					return pass
+					return redistest.Pass
 				}
 				held.Add(1)
 				return <-release
 			})
 			// It does not log in. If Redis asks for that its reply is an error, which is a reply as good as any.
 			c := newShared(t, func(ctx context.Context) (redis.Conn, error) {
-				return redis.DialContext(ctx, "tcp", proxy.address)
+				return redis.DialContext(ctx, "tcp", proxy.Address)
 			})
 			replied := func(err error) error {
 				if _, ok := errors.AsType[redis.Error](err); ok {
@@ -178,7 +179,7 @@ func TestSharedConnSilence(t *testing.T) {
 				}
 				return err
 			}
-			eventually(t, prompt, func() error { return replied(ping(c, time.Second)) })
+			redistest.Eventually(t, prompt, func() error { return replied(ping(c, time.Second)) })
 
 			mute.Store(true)
 			var callers sync.WaitGroup
@@ -191,7 +192,7 @@ func TestSharedConnSilence(t *testing.T) {
 				})
 			}
 			send()
-			eventually(t, prompt, func() error {
+			redistest.Eventually(t, prompt, func() error {
 				if held.Load() == 0 {
 					return errors.New("no reply has reached the proxy")
 				}
@@ -200,13 +201,13 @@ func TestSharedConnSilence(t *testing.T) {
 			send()
 			wantPending(t, c, 2)
 			release <- test.first
-			release <- swallow
+			release <- redistest.Swallow
 			callers.Wait()
 			mute.Store(false)
-			if want := int64(map[fate]int{swallow: 2, pass: 1}[test.first]); expired.Load() != want {
+			if want := int64(map[redistest.Fate]int{redistest.Swallow: 2, redistest.Pass: 1}[test.first]); expired.Load() != want {
 				t.Errorf("%d commands have expired, want %d", expired.Load(), want)
 			}
-			eventually(t, 2*prompt, func() error { return replied(ping(c, time.Second)) })
+			redistest.Eventually(t, 2*prompt, func() error { return replied(ping(c, time.Second)) })
 		})
 	}
 }
@@ -214,8 +215,8 @@ func TestSharedConnSilence(t *testing.T) {
 // That one command runs out of time does not end the connection for those behind it that have more.
 func TestSharedConnSlow(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t, "--enable-debug-command", "yes")
-	c := newShared(t, r.dialContext)
+	r := redistest.New(t, "--enable-debug-command", "yes")
+	c := newShared(t, r.DialContext)
 	var callers sync.WaitGroup
 	var expired atomic.Int64
 	for i := range 5 { // for longer than silenceTimeout, with a reply now and then
@@ -240,7 +241,7 @@ func TestSharedConnSlow(t *testing.T) {
 
 // If nobody listens, callers learn it immediately.
 func TestSharedConnRefused(t *testing.T) {
-	port, err := freePort()
+	port, err := redistest.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,22 +260,22 @@ func TestSharedConnRefused(t *testing.T) {
 // A connection that is no longer read while much is sent over it is replaced, and keeps nobody from closing.
 func TestSharedConnStuck(t *testing.T) {
 	t.Parallel()
-	r := newRedis(t)
+	r := redistest.New(t)
 	var dials atomic.Int64
 	c := newSharedConn(0, func(ctx context.Context) (redis.Conn, error) {
 		dials.Add(1)
-		return r.dialContext(ctx)
+		return r.DialContext(ctx)
 	})
 	wantPing(t, c)
-	r.signal(t, syscall.SIGSTOP)
-	defer r.signal(t, syscall.SIGCONT)
+	r.Signal(t, syscall.SIGSTOP)
+	defer r.Signal(t, syscall.SIGCONT)
 	big := strings.Repeat("x", 4500)
 	var callers sync.WaitGroup
 	for range 3000 { // more than the system buffers
 		callers.Go(func() { _ = echo(c, time.Now().Add(300*time.Millisecond), big) })
 	}
 	callers.Wait()
-	eventually(t, 4*prompt, func() error {
+	redistest.Eventually(t, 4*prompt, func() error {
 		_ = echo(c, time.Now().Add(100*time.Millisecond), big)
 		if dials.Load() < 2 {
 			return errors.New("the connection is not replaced")
@@ -297,7 +298,7 @@ func TestSharedConnStuck(t *testing.T) {
 func TestSharedConnCloseAndExpire(t *testing.T) {
 	r := testRedis
 	for range 50 {
-		c := newSharedConn(0, r.dialContext)
+		c := newSharedConn(0, r.DialContext)
 		at := time.Now().Add(5 * time.Millisecond)
 		var callers sync.WaitGroup
 		for g := range 100 {
@@ -339,18 +340,18 @@ func TestSharedConnMemory(t *testing.T) {
 
 // A Redis that has too many clients says so unasked, and hangs up. Once it has room all is well.
 func TestSharedConnTooManyClients(t *testing.T) {
-	r := newRedis(t)
-	r.do(t, "CONFIG", "SET", "maxclients", 2)
+	r := redistest.New(t)
+	r.Do(t, "CONFIG", "SET", "maxclients", 2)
 	var others []redis.Conn
 	for range 2 {
-		c, err := r.dial()
+		c, err := r.Dial()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		others = append(others, c)
 	}
-	c := newShared(t, r.dialContext)
+	c := newShared(t, r.DialContext)
 	var callers sync.WaitGroup
 	for range 64 {
 		callers.Go(func() {
@@ -369,12 +370,12 @@ func TestSharedConnTooManyClients(t *testing.T) {
 
 // Closed, it fails all that waits and leaves no goroutine behind.
 func TestSharedConnClose(t *testing.T) {
-	r := newRedis(t)
+	r := redistest.New(t)
 	before := runtime.NumGoroutine()
 	for range 20 {
-		c := newSharedConn(0, r.dialContext)
+		c := newSharedConn(0, r.DialContext)
 		wantPing(t, c)
-		r.signal(t, syscall.SIGSTOP)
+		r.Signal(t, syscall.SIGSTOP)
 		var callers sync.WaitGroup
 		for range 10 {
 			callers.Go(func() {
@@ -390,12 +391,12 @@ func TestSharedConnClose(t *testing.T) {
 		if took := time.Since(start); took > prompt {
 			t.Errorf("closing took %s", took)
 		}
-		r.signal(t, syscall.SIGCONT)
+		r.Signal(t, syscall.SIGCONT)
 		if err := ping(c, time.Minute); !errors.Is(err, errConnClosed) {
 			t.Errorf("got %v, want %v", err, errConnClosed)
 		}
 	}
-	eventually(t, prompt, func() error {
+	redistest.Eventually(t, prompt, func() error {
 		if n := runtime.NumGoroutine(); n > before {
 			return fmt.Errorf("%d goroutines are left, there were %d", n, before)
 		}

@@ -1,4 +1,4 @@
-package main
+package redistest
 
 import (
 	"errors"
@@ -8,12 +8,12 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// conn returns a connection that runs each command on the master that has its key, and those without a key on all.
-func (c *testCluster) conn() redis.Conn { return &clusterConn{c, make(map[string]redis.Conn)} }
+// Conn returns a connection that runs each command on the master that has its key, and those without a key on all.
+func (c *Cluster) Conn() redis.Conn { return &clusterConn{c, make(map[string]redis.Conn)} }
 
 // clusterConn follows redirections. Only Do and Close may be used.
 type clusterConn struct {
-	cluster *testCluster
+	cluster *Cluster
 	conns   map[string]redis.Conn
 }
 
@@ -56,8 +56,8 @@ func (c *clusterConn) Do(command string, args ...any) (any, error) {
 // doAll runs a command on all masters. It returns the elements of all their replies, or the last reply.
 func (c *clusterConn) doAll(command string, args ...any) (reply any, err error) {
 	var elements []any
-	for _, n := range c.cluster.nodes[:c.cluster.masters] {
-		conn, err := c.at(n.tcp)
+	for _, n := range c.cluster.Nodes[:c.cluster.Masters] {
+		conn, err := c.at(n.TCP)
 		if err == nil {
 			reply, err = conn.Do(command, args...)
 		}
@@ -73,7 +73,7 @@ func (c *clusterConn) doAll(command string, args ...any) (reply any, err error) 
 }
 
 func (c *clusterConn) doOne(command string, args ...any) (any, error) {
-	address := c.cluster.nodes[slices.IndexFunc(c.cluster.nodes, (*redisServer).alive)].tcp
+	address := c.cluster.Nodes[slices.IndexFunc(c.cluster.Nodes, (*Server).Alive)].TCP
 	for {
 		conn, err := c.at(address)
 		if err != nil {

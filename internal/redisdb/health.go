@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"errors"
@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"tollgate/internal/telemetry"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -20,8 +21,8 @@ const recoveryQuiet = time.Second // without a failure, before the log says that
 
 const refusalQuiet = time.Minute // the same if Redis has refused commands that it has not executed since
 
-// isOutOfMemory reports whether Redis has refused a command because its memory is full.
-func isOutOfMemory(err error) bool {
+// IsOutOfMemory reports whether Redis has refused a command because its memory is full.
+func IsOutOfMemory(err error) bool {
 	reply, ok := errors.AsType[redis.Error](err)
 	return ok && strings.HasPrefix(string(reply), "OOM")
 }
@@ -34,7 +35,7 @@ func isNoScript(err error) bool {
 // health knows whether Redis is available, and logs each change once. It learns from the outcome of every command.
 type health struct {
 	name     string // of the server, in the log
-	log      *logger
+	log      *telemetry.Logger
 	down     atomic.Bool // the last line in the log says that Redis is unavailable
 	failures atomic.Int64
 
@@ -84,7 +85,7 @@ func (h *health) succeeded(op string) {
 	if h.down.Load() && time.Since(h.lastFailure) > quiet {
 		h.down.Store(false)
 		clear(h.refused)
-		h.log.infof("%s is available again", h.name)
+		h.log.Infof("%s is available again", h.name)
 	}
 }
 
@@ -98,7 +99,7 @@ func (h *health) failed(op string, err error) error {
 		h.refused[op] = true
 	}
 	if !h.down.Swap(true) {
-		h.log.errorf("%s is unavailable: %v", h.name, err)
+		h.log.Errorf("%s is unavailable: %v", h.name, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
@@ -147,9 +148,9 @@ var refusalPrefixes = []string{
 	"ERR max number of clients", "ERR The user executing the script", "ERR ACL failure in script",
 }
 
-// mayHaveRun reports whether Redis may have executed the command that failed with err: it was sent, and no reply says
+// MayHaveRun reports whether Redis may have executed the command that failed with err: it was sent, and no reply says
 // that it was refused.
-func mayHaveRun(err error) bool {
+func MayHaveRun(err error) bool {
 	_, refused := errors.AsType[redis.Error](err)
 	_, unsent := errors.AsType[unsentError](err)
 	return !refused && !unsent

@@ -1,4 +1,4 @@
-package main
+package connlimit
 
 import (
 	"context"
@@ -13,59 +13,59 @@ import (
 // crowdedHeaderTimeout replaces readHeaderTimeout while connections are scarce.
 const crowdedHeaderTimeout = time.Second
 
-// limitListener accepts a limited number of connections at a time. Others wait in the system's queue until one ends.
+// Listener accepts a limited number of connections at a time. Others wait in the system's queue until one ends.
 // While three quarters are taken, a connection has crowdedHeaderTimeout for its header: clients that send it slowly
 // could else take all of them for readHeaderTimeout.
-type limitListener struct {
+type Listener struct {
 	net.Listener
-	slots  chan struct{}
+	Slots  chan struct{}
 	closed chan struct{}
 	close  func() error
 
 	mu    sync.Mutex
-	conns map[*limitedConn]struct{} // guarded by mu
+	conns map[*conn]struct{} // guarded by mu
 }
 
-func newLimitListener(l net.Listener, maxConnections int64) *limitListener {
+func New(l net.Listener, maxConnections int64) *Listener {
 	closed := make(chan struct{})
-	return &limitListener{
+	return &Listener{
 		Listener: l,
-		slots:    make(chan struct{}, maxConnections),
+		Slots:    make(chan struct{}, maxConnections),
 		closed:   closed,
 		close: sync.OnceValue(func() error {
 			close(closed)
 			return l.Close()
 		}),
-		conns: make(map[*limitedConn]struct{}),
+		conns: make(map[*conn]struct{}),
 	}
 }
 
-func (l *limitListener) Close() error { return l.close() }
+func (l *Listener) Close() error { return l.close() }
 
-// connections returns how many connections are open, including the slot in which the next one is awaited.
-func (l *limitListener) connections() int { return len(l.slots) }
+// Connections returns how many connections are open, including the slot in which the next one is awaited.
+func (l *Listener) Connections() int { return len(l.Slots) }
 
-// nearCapacity reports whether three quarters of the connections are taken. No more should then be kept for clients
+// NearCapacity reports whether three quarters of the connections are taken. No more should then be kept for clients
 // that may send another request: those that do not could take them all.
-func (l *limitListener) nearCapacity() bool { return len(l.slots)*4 > cap(l.slots)*3 }
+func (l *Listener) NearCapacity() bool { return len(l.Slots)*4 > cap(l.Slots)*3 }
 
-func (l *limitListener) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) {
 	select {
-	case l.slots <- struct{}{}:
+	case l.Slots <- struct{}{}:
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}
 	c, err := l.Listener.Accept()
 	if err != nil {
-		<-l.slots
+		<-l.Slots
 		return nil, err
 	}
-	limited := &limitedConn{Conn: c}
+	limited := &conn{Conn: c}
 	limited.release = sync.OnceFunc(func() {
 		l.mu.Lock()
 		delete(l.conns, limited)
 		l.mu.Unlock()
-		<-l.slots
+		<-l.Slots
 	})
 	limited.headerSince.Store(time.Now().UnixNano())
 	l.mu.Lock()
@@ -74,9 +74,9 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	return limited, nil
 }
 
-// cutSlowHeaders closes connections that have sent no complete header for crowdedHeaderTimeout, while few are left,
+// CutSlowHeaders closes connections that have sent no complete header for crowdedHeaderTimeout, while few are left,
 // until the listener is closed.
-func (l *limitListener) cutSlowHeaders() {
+func (l *Listener) CutSlowHeaders() {
 	tick := time.NewTicker(crowdedHeaderTimeout / 10)
 	defer tick.Stop()
 	for {
@@ -84,7 +84,7 @@ func (l *limitListener) cutSlowHeaders() {
 		case <-l.closed:
 			return
 		case now := <-tick.C:
-			if !l.nearCapacity() {
+			if !l.NearCapacity() {
 				continue
 			}
 			for _, c := range l.slow(now) {
@@ -94,7 +94,7 @@ func (l *limitListener) cutSlowHeaders() {
 	}
 }
 
-func (l *limitListener) slow(now time.Time) (slow []*limitedConn) {
+func (l *Listener) slow(now time.Time) (slow []*conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
@@ -105,8 +105,8 @@ func (l *limitListener) slow(now time.Time) (slow []*limitedConn) {
 	return slow
 }
 
-// limitedConn gives its place back when it is closed.
-type limitedConn struct {
+// conn gives its place back when it is closed.
+type conn struct {
 	net.Conn
 	release     func()
 	headerSince atomic.Int64 // since when a header is awaited, in Unix nanoseconds; 0: none is; or betweenRequests
@@ -116,7 +116,7 @@ type limitedConn struct {
 // betweenRequests means that the next header has not begun: its time counts from its first byte.
 const betweenRequests = -1
 
-func (c *limitedConn) Read(p []byte) (int, error) {
+func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	since := c.headerSince.Load()
 	if n == 0 || since == 0 {
@@ -133,38 +133,38 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (c *limitedConn) Close() error {
+func (c *conn) Close() error {
 	defer c.release()
 	return c.Conn.Close()
 }
 
 // CloseWrite lets net/http end a connection so that the client still gets the response.
-func (c *limitedConn) CloseWrite() error {
+func (c *conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported
 }
 
-// endRequest is the server's ConnState: it notes that a request has ended and the next header may begin. StateActive is
+// ConnState is the server's ConnState: it notes that a request has ended and the next header may begin. StateActive is
 // of no use: net/http sets it when it has read the header.
-func endRequest(c net.Conn, state http.ConnState) {
+func ConnState(c net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
-		c.(*limitedConn).headerSince.Store(betweenRequests)
+		c.(*conn).headerSince.Store(betweenRequests)
 	}
 }
 
-type limitedConnKey struct{}
+type connKey struct{}
 
-// withLimitedConn is the server's ConnContext, from which endHeader finds the connection of a request.
-func withLimitedConn(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, limitedConnKey{}, c)
+// ConnContext is the server's ConnContext, from which endHeader finds the connection of a request.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
 }
 
-// endHeader notes that the header of a request is complete, and serves it with next.
-func (l *limitListener) endHeader(next http.Handler) http.Handler {
+// Handler notes that the header of a request is complete, and serves it with next.
+func (l *Listener) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Context().Value(limitedConnKey{}).(*limitedConn).headerSince.Store(0)
+		r.Context().Value(connKey{}).(*conn).headerSince.Store(0)
 		next.ServeHTTP(w, r)
 	})
 }

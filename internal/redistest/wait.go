@@ -1,12 +1,12 @@
-package main
+package redistest
 
 import (
 	"testing"
 	"time"
 )
 
-// eventually calls condition until it returns nil. The test fails with its last error if that takes longer than within.
-func eventually(t testing.TB, within time.Duration, condition func() error) {
+// Eventually calls condition until it returns nil. The test fails with its last error if that takes longer than within.
+func Eventually(t testing.TB, within time.Duration, condition func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
 		late := time.Now().After(deadline)

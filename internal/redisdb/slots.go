@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"errors"
@@ -14,9 +14,9 @@ import (
 // (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
 const slotCount = 16384
 
-// keySlot returns the slot of a key: CRC-16/XMODEM of the key, or of what is between its first { and the next }, if
+// Slot returns the slot of a key: CRC-16/XMODEM of the key, or of what is between its first { and the next }, if
 // that is not empty.
-func keySlot(key string) int {
+func Slot(key string) int {
 	if begin := strings.IndexByte(key, '{'); begin >= 0 {
 		if n := strings.IndexByte(key[begin+1:], '}'); n > 0 {
 			key = key[begin+1 : begin+1+n]

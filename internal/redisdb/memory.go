@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ func infoField(info, name string) string {
 }
 
 // memoryInfo returns what INFO says of the server's memory. Whoever may not ask gets "".
-func (n *redisNode) memoryInfo(deadline time.Time) (string, error) {
+func (n *node) memoryInfo(deadline time.Time) (string, error) {
 	info, err := redis.String(n.doPooled(deadline, "INFO", []any{"memory"}, 0))
 	if _, refused := errors.AsType[redis.Error](err); refused {
 		return "", nil

@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"cmp"
@@ -36,10 +36,10 @@ const noRetry time.Duration = -1
 // redirect decides what follows err, with which n refused a command on a slot after that many failures: a pause, after
 // which it is sent again, to target or, if that is nil, to the slot's owner. The pause is noRetry if the command may
 // have been executed, or would be refused again.
-func (c *redisClient) redirect(n *redisNode, slot int, err error, failures int) (target *redisNode,
+func (c *Client) redirect(n *node, slot int, err error, failures int) (target *node,
 	pause time.Duration) {
 	kind, address := parseRedirect(err, n.address)
-	if kind == noRedirect || kind != notNow && c.url.topology != redisCluster {
+	if kind == noRedirect || kind != notNow && c.Url.topology != clusterServers {
 		if classify(err) == faultConnection {
 			c.refreshSoon()
 		}
@@ -67,7 +67,7 @@ func (c *redisClient) redirect(n *redisNode, slot int, err error, failures int) 
 }
 
 // moveSlot notes that the server at address has a slot, as n says.
-func (c *redisClient) moveSlot(n *redisNode, slot int, address string) {
+func (c *Client) moveSlot(n *node, slot int, address string) {
 	if address == n.address {
 		// The name now stands for another server, to which only new connections lead.
 		c.replaceNode(n)
@@ -82,19 +82,19 @@ func (c *redisClient) moveSlot(n *redisNode, slot int, address string) {
 }
 
 // nodeAt returns the node with an address, which it adds if need be.
-func (c *redisClient) nodeAt(address string) *redisNode {
+func (c *Client) nodeAt(address string) *node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.addNode(address)
 }
 
 // addNode is nodeAt if the caller holds c.mu.
-func (c *redisClient) addNode(address string) *redisNode {
+func (c *Client) addNode(address string) *node {
 	if n := c.nodes[address]; n != nil {
 		return n
 	}
-	n := newRedisNode(nodeOptions{
-		redisOptions: c.redisOptions, name: "Redis " + address, address: address, dial: c.dialTo(address),
+	n := newNode(nodeOptions{
+		Options: c.Options, name: "Redis " + address, address: address, dial: c.dialTo(address),
 		redialed: c.refreshSoon, readyKey: func() string { return c.probeKeyOf(address) },
 	})
 	c.nodes[address] = n
@@ -102,7 +102,7 @@ func (c *redisClient) addNode(address string) *redisNode {
 }
 
 // replaceNode replaces n by a node with the same address, unless that has happened already.
-func (c *redisClient) replaceNode(n *redisNode) {
+func (c *Client) replaceNode(n *node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.nodes[n.address] != n {
@@ -121,7 +121,7 @@ func (c *redisClient) replaceNode(n *redisNode) {
 }
 
 // retire closes a node that gets no more commands, after those that were sent to it have got their replies.
-func (c *redisClient) retire(n *redisNode) {
+func (c *Client) retire(n *node) {
 	c.loops.Go(func() {
 		select {
 		case <-c.ctx.Done():
@@ -132,10 +132,10 @@ func (c *redisClient) retire(n *redisNode) {
 }
 
 // openCluster reads the map of slots from a seed, and checks every master.
-func (c *redisClient) openCluster(ctx context.Context) error {
+func (c *Client) openCluster(ctx context.Context) error {
 	timeout := redialTimeout
 	if deadline, ok := ctx.Deadline(); ok {
-		timeout = time.Until(deadline) / time.Duration(len(c.url.seeds))
+		timeout = time.Until(deadline) / time.Duration(len(c.Url.seeds))
 	}
 	var err error
 	for {
@@ -154,7 +154,7 @@ func (c *redisClient) openCluster(ctx context.Context) error {
 }
 
 // checkMasters returns an error if one of the masters cannot serve tollgate.
-func (c *redisClient) checkMasters(ctx context.Context) error {
+func (c *Client) checkMasters(ctx context.Context) error {
 	nodes := c.deciding()
 	checks := make(chan error, len(nodes))
 	for _, n := range nodes {
@@ -174,7 +174,7 @@ func (c *redisClient) checkMasters(ctx context.Context) error {
 }
 
 // refreshSoon asks for a refresh. It never blocks.
-func (c *redisClient) refreshSoon() {
+func (c *Client) refreshSoon() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
@@ -182,7 +182,7 @@ func (c *redisClient) refreshSoon() {
 }
 
 // refreshLoop calls refresh when it is asked for, and every refreshInterval.
-func (c *redisClient) refreshLoop(refresh func() error) {
+func (c *Client) refreshLoop(refresh func() error) {
 	for {
 		select {
 		case <-c.ctx.Done():
@@ -200,7 +200,7 @@ func (c *redisClient) refreshLoop(refresh func() error) {
 
 // refreshSlots reads the map of slots from the first server that knows an owner for each, else from the one that knows
 // most.
-func (c *redisClient) refreshSlots(ctx context.Context, timeout time.Duration) error {
+func (c *Client) refreshSlots(ctx context.Context, timeout time.Duration) error {
 	var best slotMap
 	var failure error
 	for _, address := range c.slotSources() {
@@ -225,7 +225,7 @@ func (c *redisClient) refreshSlots(ctx context.Context, timeout time.Duration) e
 
 // slotSources returns the addresses of those that may know the slots: the masters, those without a failure first, then
 // replicas, and the seeds, whose names are looked up again.
-func (c *redisClient) slotSources() []string {
+func (c *Client) slotSources() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var up, down []string
@@ -236,14 +236,14 @@ func (c *redisClient) slotSources() []string {
 			up = append(up, n.address)
 		}
 	}
-	return slices.Concat(up, c.replicasAt, c.url.seeds, down)
+	return slices.Concat(up, c.replicasAt, c.Url.seeds, down)
 }
 
 // readSlots reads the map of slots that the server at address has.
-func (c *redisClient) readSlots(ctx context.Context, address string, timeout time.Duration) (slotMap, error) {
+func (c *Client) readSlots(ctx context.Context, address string, timeout time.Duration) (slotMap, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := c.url.dial(ctx, address, timeout)
+	conn, err := c.Url.dial(ctx, address, timeout)
 	if err != nil {
 		return slotMap{}, err
 	}
@@ -260,11 +260,11 @@ func (c *redisClient) readSlots(ctx context.Context, address string, timeout tim
 }
 
 // useSlots makes the masters of m the owners of their slots, and retires the nodes that have none any more.
-func (c *redisClient) useSlots(m slotMap) {
+func (c *Client) useSlots(m slotMap) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var owners [slotCount]*redisNode
-	masters := make(map[string]*redisNode)
+	var owners [slotCount]*node
+	masters := make(map[string]*node)
 	for _, r := range m.ranges {
 		n := c.addNode(r.master)
 		masters[r.master] = n
@@ -292,27 +292,27 @@ func (c *redisClient) useSlots(m slotMap) {
 }
 
 // logMasters logs how the masters change. The caller holds c.mu.
-func (c *redisClient) logMasters(masters map[string]*redisNode) {
+func (c *Client) logMasters(masters map[string]*node) {
 	if len(c.masters) == 0 {
 		return // at the start
 	}
 	for _, n := range c.masters {
 		if masters[n.address] == nil {
-			c.log.infof("%s has no slots any more", n.name)
+			c.Log.Infof("%s has no slots any more", n.name)
 		}
 	}
 	for address, n := range masters {
 		if !slices.Contains(c.masters, n) {
-			c.log.infof("Redis %s has slots now", address)
+			c.Log.Infof("Redis %s has slots now", address)
 		}
 	}
 }
 
 // probeKeyOf returns a key that does not exist and would be in a slot of the master at address.
-func (c *redisClient) probeKeyOf(address string) string {
+func (c *Client) probeKeyOf(address string) string {
 	for i := range slotCount * 16 { // enough that all slots are among them
-		key := c.probeKey(i)
-		if n := c.slots[keySlot(key)].Load(); n != nil && n.address == address {
+		key := c.ProbeKey(i)
+		if n := c.slots[Slot(key)].Load(); n != nil && n.address == address {
 			return key
 		}
 	}

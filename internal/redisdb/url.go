@@ -1,4 +1,4 @@
-package main
+package redisdb
 
 import (
 	"cmp"
@@ -21,18 +21,18 @@ const (
 	keepAliveInterval = 15 * time.Second       // of TCP, which finds an idle connection whose peer is gone
 )
 
-// redisTopology is how many servers share the keys, and how they are found.
-type redisTopology int
+// topology is how many servers share the keys, and how they are found.
+type topology int
 
 const (
-	oneServer      redisTopology = iota
-	sentinelMaster               // the master that Sentinels name
-	redisCluster                 // the masters of a Redis Cluster, each with some of the slots
+	singleServer   topology = iota
+	sentinelMaster          // the master that Sentinels name
+	clusterServers          // the masters of a Redis Cluster, each with some of the slots
 )
 
-// redisURL is where Redis is and how to log in there.
-type redisURL struct {
-	topology           redisTopology
+// URL is where Redis is and how to log in there.
+type URL struct {
+	topology           topology
 	network, address   string   // of the one server
 	seeds              []string // host:port of the Sentinels, or of nodes of the cluster
 	master             string   // the name that the Sentinels know
@@ -43,18 +43,18 @@ type redisURL struct {
 	sentinelUsername, sentinelPassword string
 }
 
-// urlSchemes has the schemes that a redisURL may have.
-var urlSchemes = map[string]redisURL{
+// urlSchemes has the schemes that a URL may have.
+var urlSchemes = map[string]URL{
 	"redis":           {network: "tcp"},
 	"rediss":          {network: "tcp", tls: true},
 	"unix":            {network: "unix"},
 	"redis-sentinel":  {network: "tcp", topology: sentinelMaster},
 	"rediss-sentinel": {network: "tcp", topology: sentinelMaster, tls: true},
-	"redis-cluster":   {network: "tcp", topology: redisCluster},
-	"rediss-cluster":  {network: "tcp", topology: redisCluster, tls: true},
+	"redis-cluster":   {network: "tcp", topology: clusterServers},
+	"rediss-cluster":  {network: "tcp", topology: clusterServers, tls: true},
 }
 
-// parseRedisURL parses
+// ParseURL parses
 //
 //	redis://[[user]:password@]host[:port][/db], and rediss:// for TLS
 //	unix://[[user]:password@]/path/redis.sock[?db=n]
@@ -62,7 +62,7 @@ var urlSchemes = map[string]redisURL{
 //	redis-cluster://[[user]:password@]host[:port][,host[:port]]…, and rediss-cluster://
 //
 // Its errors quote nothing of the URL, which may hold a password.
-func parseRedisURL(s string) (*redisURL, error) {
+func ParseURL(s string) (*URL, error) {
 	first, hosts := splitHosts(s)
 	u, err := url.Parse(first)
 	if err != nil {
@@ -83,7 +83,7 @@ func parseRedisURL(s string) (*redisURL, error) {
 		return nil, errors.New("must have three slashes before a socket's path: unix:///path/redis.sock")
 	case u.Fragment != "":
 		return nil, errors.New("has a fragment: write a # in its password as %23")
-	case r.topology == oneServer && len(hosts) > 1:
+	case r.topology == singleServer && len(hosts) > 1:
 		return nil, errors.New("has several hosts: use redis-cluster:// for a Redis Cluster, redis-sentinel:// for Sentinels")
 	}
 	path, query := strings.TrimPrefix(u.Path, "/"), u.Query()
@@ -116,7 +116,7 @@ func splitHosts(s string) (first string, hosts []string) {
 }
 
 // setHosts sets where the servers are.
-func (r *redisURL) setHosts(hosts []string) error {
+func (r *URL) setHosts(hosts []string) error {
 	if r.network == "unix" {
 		return nil
 	}
@@ -131,14 +131,14 @@ func (r *redisURL) setHosts(hosts []string) error {
 		}
 		r.seeds = append(r.seeds, net.JoinHostPort(cmp.Or(u.Hostname(), "localhost"), cmp.Or(u.Port(), port)))
 	}
-	if r.topology == oneServer {
+	if r.topology == singleServer {
 		r.address, r.seeds = r.seeds[0], nil
 	}
 	return nil
 }
 
 // setPath sets what follows the hosts: the number of the database and, before it, the name of the Sentinels' master.
-func (r *redisURL) setPath(path string) (err error) {
+func (r *URL) setPath(path string) (err error) {
 	db := path
 	switch r.topology {
 	case sentinelMaster:
@@ -146,7 +146,7 @@ func (r *redisURL) setPath(path string) (err error) {
 		if r.master == "" {
 			return errors.New("names no master: redis-sentinel://<host>:<port>/<name of the master>")
 		}
-	case redisCluster:
+	case clusterServers:
 		if path != "" {
 			return errors.New("has a database: a Redis Cluster has only one")
 		}
@@ -160,8 +160,8 @@ func (r *redisURL) setPath(path string) (err error) {
 	return nil
 }
 
-// setSentinelUser sets what the Sentinels ask for, if r names some. It has no effect on nil.
-func (r *redisURL) setSentinelUser(username, password string) error {
+// SetSentinelUser sets what the Sentinels ask for, if r names some. It has no effect on nil.
+func (r *URL) SetSentinelUser(username, password string) error {
 	if r == nil || r.topology != sentinelMaster {
 		return nil
 	}
@@ -174,7 +174,7 @@ func (r *redisURL) setSentinelUser(username, password string) error {
 
 // dial connects to the server at address, logs in and selects the database. Each of these steps, and each read later,
 // may take timeout.
-func (r *redisURL) dial(ctx context.Context, address string, timeout time.Duration,
+func (r *URL) dial(ctx context.Context, address string, timeout time.Duration,
 	more ...redis.DialOption) (redis.Conn, error) {
 	handshake := timeout
 	if deadline, ok := ctx.Deadline(); ok { // redigo ignores the context during the TLS handshake
@@ -197,7 +197,7 @@ func (r *redisURL) dial(ctx context.Context, address string, timeout time.Durati
 }
 
 // seedName returns the first seed's host, if it is a name and not an IP address, else "".
-func (r *redisURL) seedName() string {
+func (r *URL) seedName() string {
 	if len(r.seeds) == 0 || isIP(r.seeds[0]) {
 		return ""
 	}
@@ -214,11 +214,11 @@ func isIP(address string) bool {
 	return err == nil
 }
 
-// hasPassword reports whether the URL holds a password.
-func (r *redisURL) hasPassword() bool { return r.password != "" }
+// HasPassword reports whether the URL holds a password.
+func (r *URL) HasPassword() bool { return r.password != "" }
 
-// redact replaces the passwords in a text that may quote them.
-func (r *redisURL) redact(text string) string {
+// Redact replaces the passwords in a text that may quote them.
+func (r *URL) Redact(text string) string {
 	for _, secret := range []string{r.password, r.sentinelPassword} {
 		if secret != "" {
 			text = strings.ReplaceAll(text, secret, "xxxxx")

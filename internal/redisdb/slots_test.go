@@ -1,10 +1,11 @@
-package main
+package redisdb
 
 import (
 	"fmt"
 	"reflect"
 	"strings"
 	"testing"
+	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -18,7 +19,7 @@ func TestKeySlot(t *testing.T) {
 		{"tenants", 10927}, {"login:203.0.113.7", 3151}, {"tenant:abc:config", 4227}, {"{tenant:abc:config}:history", 4227},
 	}
 	for _, test := range tests {
-		if got := keySlot(test.key); got != test.slot {
+		if got := Slot(test.key); got != test.slot {
 			t.Errorf("%q: got %d, want %d", test.key, got, test.slot)
 		}
 	}
@@ -26,16 +27,16 @@ func TestKeySlot(t *testing.T) {
 
 func TestKeySlotAgreesWithRedis(t *testing.T) {
 	t.Parallel()
-	c := useCluster(t)
-	conn := c.nodes[0].mustDial(t)
+	c := redistest.UseCluster(t)
+	conn := c.Nodes[0].MustDial(t)
 	defer conn.Close()
 	keys := []string{"", "{}", "{}x", "a{}b", "{{a}}", "x{a}{b}", "{a", "a}", "é{ü}"}
 	for i := range 64 {
 		keys = append(keys, strings.Repeat("k", i), newKeyLike(i))
 	}
 	for _, key := range keys {
-		if want := mustDo(t, conn, "CLUSTER", "KEYSLOT", key); want != int64(keySlot(key)) {
-			t.Errorf("%q: got %d, want %d", key, keySlot(key), want)
+		if want := redistest.MustDo(t, conn, "CLUSTER", "KEYSLOT", key); want != int64(Slot(key)) {
+			t.Errorf("%q: got %d, want %d", key, Slot(key), want)
 		}
 	}
 }

@@ -1,0 +1,189 @@
+package redistest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// Sentinels is a master with replicas, and Sentinels that watch it.
+type Sentinels struct {
+	servers   []*Server // of which one is the master
+	Sentinels []*Sentinel
+	password  string // of the Sentinels
+}
+
+type Sentinel struct {
+	address string
+	cmd     *exec.Cmd
+}
+
+const MasterName = "main"
+
+// NewSentinels starts a master with two replicas and three Sentinels, which ask for that password if it is not "".
+func NewSentinels(t testing.TB, password string) *Sentinels {
+	t.Helper()
+	g := &Sentinels{password: password}
+	for range 3 {
+		args := []string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}
+		if len(g.servers) > 0 {
+			args = append(args, "--replicaof", "127.0.0.1 "+strconv.Itoa(g.servers[0].Port))
+		}
+		g.servers = append(g.servers, New(t, args...))
+	}
+	for range 3 {
+		g.Sentinels = append(g.Sentinels, newSentinel(t, g.servers[0].Port, password))
+	}
+	Eventually(t, 20*time.Second, func() error { return g.check(t) })
+	return g
+}
+
+// newSentinel starts a Sentinel that watches the master at a port.
+func newSentinel(t testing.TB, masterPort int, password string) *Sentinel {
+	t.Helper()
+	port, err := FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf(`port %d
+bind 127.0.0.1
+sentinel monitor %[2]s 127.0.0.1 %d 2
+sentinel down-after-milliseconds %[2]s 1000
+sentinel failover-timeout %[2]s 1000
+`, port, MasterName, masterPort)
+	if password != "" {
+		config += "requirepass " + password + "\nsentinel sentinel-pass " + password + "\n"
+	}
+	path := filepath.Join(t.TempDir(), "sentinel.conf")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &Sentinel{address: fmt.Sprintf("127.0.0.1:%d", port), cmd: exec.Command("redis-server", path, "--sentinel")}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Kill)
+	Eventually(t, 20*time.Second, func() error {
+		_, err := p.info(password)
+		return err
+	})
+	return p
+}
+
+func (p *Sentinel) Kill() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+}
+
+func (p *Sentinel) alive() bool { return p.cmd.ProcessState == nil }
+
+// check returns an error unless the Sentinels name one master and know each other and both replicas, which are in sync.
+func (g *Sentinels) check(t testing.TB) error {
+	master := g.Master(t)
+	for _, p := range g.Sentinels {
+		if !p.alive() {
+			continue
+		}
+		info, err := p.info(g.password)
+		if err != nil {
+			return err
+		}
+		if g.masterOf(t, p) != master || !strings.Contains(info, "status=ok") || !strings.Contains(info, "slaves=2,sentinels=3") {
+			return errors.New(info)
+		}
+	}
+	for _, r := range g.servers {
+		replication := r.String(t, "INFO", "replication")
+		if r == master && Field(replication, "role") == "master" {
+			continue
+		}
+		if Field(replication, "master_port") != strconv.Itoa(master.Port) ||
+			Field(replication, "master_link_status") != "up" {
+			return errors.New("a replica is not in sync")
+		}
+	}
+	return nil
+}
+
+func (p *Sentinel) info(password string) (string, error) {
+	c, err := redis.Dial("tcp", p.address, redis.DialPassword(password))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return redis.String(c.Do("INFO", "sentinel"))
+}
+
+// Url returns the URL for the services under test.
+func (g *Sentinels) Url() string {
+	var addresses []string
+	for _, p := range g.Sentinels {
+		addresses = append(addresses, p.address)
+	}
+	return fmt.Sprintf("redis-sentinel://tollgate:%s@%s/%s", Password, strings.Join(addresses, ","), MasterName)
+}
+
+// Master returns the master that the first Sentinel which is up names.
+func (g *Sentinels) Master(t testing.TB) *Server {
+	t.Helper()
+	return g.masterOf(t, g.Sentinels[slices.IndexFunc(g.Sentinels, (*Sentinel).alive)])
+}
+
+// masterOf returns the master that a Sentinel names.
+func (g *Sentinels) masterOf(t testing.TB, p *Sentinel) *Server {
+	t.Helper()
+	c, err := redis.Dial("tcp", p.address, redis.DialPassword(g.password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	address, err := redis.Strings(MustDo(t, c, "SENTINEL", "get-master-addr-by-name", MasterName), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g.servers[slices.IndexFunc(g.servers, func(r *Server) bool { return strconv.Itoa(r.Port) == address[1] })]
+}
+
+// Promoted waits until a Sentinel names another master than old.
+func (g *Sentinels) Promoted(t testing.TB, old *Server) (promoted *Server) {
+	t.Helper()
+	Eventually(t, 20*time.Second, func() error {
+		for _, p := range g.Sentinels {
+			if !p.alive() {
+				continue
+			}
+			if promoted = g.masterOf(t, p); promoted != old {
+				return nil
+			}
+		}
+		return errors.New("no replica was promoted")
+	})
+	return promoted
+}
+
+// Heal makes old a replica of promoted, as the Sentinels would do after ten seconds, and waits until the group is complete.
+func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
+	t.Helper()
+	old.Do(t, "REPLICAOF", "127.0.0.1", promoted.Port)
+	Eventually(t, 30*time.Second, func() error { return g.check(t) })
+}
+
+// Failover asks the first Sentinel for a failover.
+func (g *Sentinels) Failover() error {
+	c, err := redis.Dial("tcp", g.Sentinels[0].address, redis.DialPassword(g.password))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Do("SENTINEL", "FAILOVER", MasterName)
+	return err
+}
