@@ -374,3 +374,11 @@ func escapedUnit(spelling []byte) rune {
 	unit, _ := strconv.ParseUint(string(spelling[2:6]), 16, 16)
 	return rune(unit)
 }
+
+// shorten returns name for use in a sentence.
+func shorten(name string) string {
+	if len(name) > 64 {
+		return strings.ToValidUTF8(name[:64], "") + "…"
+	}
+	return name
+}

@@ -373,11 +373,3 @@ func hexUnit(digits []byte) rune {
 	unit, _ := strconv.ParseUint(string(digits[:4]), 16, 16)
 	return rune(unit)
 }
-
-// shorten returns name for use in a sentence.
-func shorten(name string) string {
-	if len(name) > 64 {
-		return strings.ToValidUTF8(name[:64], "") + "…"
-	}
-	return name
-}

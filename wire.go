@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -14,13 +13,6 @@ import (
 	"unicode/utf8"
 )
 
-// A wireFormat is one of the two formats in which the gateway speaks with clients and providers.
-type wireFormat int
-
-const (
-	openAIChat wireFormat = iota
-	anthropicMessages
-)
 
 const (
 	maxWireTokens  = 1<<53 - 1 // no count, limit or cost is larger
@@ -28,22 +20,6 @@ const (
 	maxChoices     = 16        // n of a request
 	toolTokens     = 600       // held for the prompt that providers add if there are tools
 )
-
-// wireFormatOf returns the format that a provider's URL path ends in, and false if it is neither.
-func wireFormatOf(urlPath string) (wireFormat, bool) {
-	if strings.HasSuffix(urlPath, "/chat/completions") {
-		return openAIChat, true
-	}
-	return anthropicMessages, strings.HasSuffix(urlPath, "/messages")
-}
-
-// limitMember returns the member in which the provider at host expects the limit of output tokens.
-func (f wireFormat) limitMember(host string) string {
-	if f == openAIChat && host == "api.openai.com" {
-		return "max_completion_tokens" // its newer models refuse max_tokens
-	}
-	return "max_tokens"
-}
 
 // A wireRequest is what the gateway reads of a request. Everything else in body is forwarded as it came.
 type wireRequest struct {
@@ -461,156 +437,4 @@ func (r *wireRequest) inputTokens(bytesPerToken, mediaTokens int64) int64 {
 		return text + int64(media)
 	}
 	return maxWireTokens
-}
-
-// A tokenPrice is what one input and one output token cost, in millionths of a token of the balance.
-type tokenPrice struct{ input, output int64 }
-
-const (
-	priceUnit = 1_000_000
-	maxPrice  = 1_000_000_000 * priceUnit
-)
-
-// parsePrice returns the millionths that a JSON number spells, and false if it is not from 0 to 1,000,000,000 or has
-// more than 6 decimals.
-func parsePrice(number string) (int64, bool) {
-	price, err := strconv.ParseFloat(number, 64)
-	if err != nil || !(price >= 0 && price <= maxPrice/priceUnit) {
-		return 0, false
-	}
-	millionths := int64(math.Round(price * priceUnit))
-	return millionths, float64(millionths)/priceUnit == price
-}
-
-// cost returns what the given tokens cost, rounded up, and 2^53-1 if it is more. No count may be negative.
-func (p tokenPrice) cost(input, output int64) int64 {
-	high, low := p.millionths(input, output)
-	low, carry := bits.Add64(low, priceUnit-1, 0)
-	if high += carry; high >= priceUnit {
-		return maxWireTokens
-	}
-	cost, _ := bits.Div64(high, low, priceUnit)
-	return int64(min(cost, maxWireTokens))
-}
-
-// affords returns the most output tokens that can be had for tokens beside the given input, and false if there is not
-// even enough for the input. It is the inverse of cost.
-func (p tokenPrice) affords(tokens, input int64) (output int64, ok bool) {
-	budgetHigh, budget := bits.Mul64(uint64(tokens), priceUnit)
-	spentHigh, spent := p.millionths(input, 0)
-	low, borrow := bits.Sub64(budget, spent, 0)
-	high, borrow := bits.Sub64(budgetHigh, spentHigh, borrow)
-	switch {
-	case borrow != 0:
-		return 0, false
-	case high >= uint64(p.output): // also if output costs nothing
-		return maxWireTokens, true
-	}
-	most, _ := bits.Div64(high, low, uint64(p.output))
-	return int64(min(most, maxWireTokens)), true
-}
-
-func (p tokenPrice) millionths(input, output int64) (high, low uint64) {
-	high, low = bits.Mul64(uint64(input), uint64(p.input))
-	outputHigh, outputLow := bits.Mul64(uint64(output), uint64(p.output))
-	low, carry := bits.Add64(low, outputLow, 0)
-	return high + outputHigh + carry, low
-}
-
-// wireErrorTypes has the type of error that a status stands for, in OpenAI's format with a code.
-var wireErrorTypes = map[int]struct{ openAI, code, anthropic string }{
-	400: {"invalid_request_error", "", "invalid_request_error"},
-	401: {"invalid_request_error", "invalid_api_key", "authentication_error"},
-	402: {"insufficient_quota", "insufficient_quota", "billing_error"},
-	403: {"invalid_request_error", "key_disabled", "permission_error"},
-	404: {"invalid_request_error", "model_not_found", "not_found_error"},
-	413: {"invalid_request_error", "", "request_too_large"},
-	429: {"rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
-	503: {"api_error", "", "overloaded_error"},
-}
-
-// errorBody returns the body of an error with the given status. Both SDKs raise their own error for it.
-func (f wireFormat) errorBody(status int, message string) []byte {
-	kind, known := wireErrorTypes[status]
-	if !known && status < 500 {
-		kind.openAI, kind.anthropic = "invalid_request_error", "invalid_request_error"
-	} else if !known {
-		kind.openAI, kind.anthropic = "api_error", "api_error"
-	}
-	if f == anthropicMessages {
-		return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s}}`, kind.anthropic, jsonString(message))
-	}
-	return openAIError(kind.openAI, kind.code, message)
-}
-
-// unknownRouteBody returns the body of a 404 for a path that does not exist.
-func unknownRouteBody(message string) []byte {
-	return openAIError("invalid_request_error", "", message)
-}
-
-func openAIError(kind, code, message string) []byte {
-	if code = jsonString(code); code == `""` {
-		code = "null"
-	}
-	const format = `{"error":{"message":%s,"type":"%s","param":null,"code":%s}}`
-	return fmt.Appendf(nil, format, jsonString(message), kind, code)
-}
-
-// errorEvent returns the event that tells a client that its stream is broken.
-func (f wireFormat) errorEvent(status int, message string) []byte {
-	name := ""
-	if f == anthropicMessages {
-		name = "event: error\n"
-	}
-	return fmt.Appendf(nil, "%sdata: %s\n\n", name, f.errorBody(status, message))
-}
-
-// isAccountError reports whether a provider's error concerns the operator's account with it, and not the request.
-func (f wireFormat) isAccountError(status int, body []byte) bool {
-	var response struct {
-		Error struct {
-			Type, Code any
-			Message    string
-		}
-	}
-	_ = json.Unmarshal(body, &response) // what is not as expected does not concern the account
-	switch status {
-	case 401, 402, 403:
-		return true
-	case 429:
-		return f == openAIChat && (response.Error.Code == "insufficient_quota" || response.Error.Type == "insufficient_quota")
-	case 400:
-		return f == anthropicMessages && strings.Contains(response.Error.Message, "credit balance")
-	}
-	return false
-}
-
-// A listedModel is a model that may be asked for, and the endpoint that has it.
-type listedModel struct{ name, endpoint string }
-
-// modelBody returns the JSON of a model. Since when there is one is not known.
-func (f wireFormat) modelBody(m listedModel) []byte {
-	id := jsonString(m.name)
-	if f == anthropicMessages {
-		const format = `{"type":"model","id":%s,"display_name":%s,"created_at":"1970-01-01T00:00:00Z"}`
-		return fmt.Appendf(nil, format, id, id)
-	}
-	return fmt.Appendf(nil, `{"id":%s,"object":"model","created":0,"owned_by":%s}`, id, jsonString(m.endpoint))
-}
-
-// modelListBody returns the JSON of a list of models.
-func (f wireFormat) modelListBody(models []listedModel) []byte {
-	list := make([][]byte, len(models))
-	for i, m := range models {
-		list[i] = f.modelBody(m)
-	}
-	data := bytes.Join(list, []byte(","))
-	if f == openAIChat {
-		return fmt.Appendf(nil, `{"object":"list","data":[%s]}`, data)
-	}
-	first, last := "null", "null"
-	if len(models) > 0 {
-		first, last = jsonString(models[0].name), jsonString(models[len(models)-1].name)
-	}
-	return fmt.Appendf(nil, `{"data":[%s],"has_more":false,"first_id":%s,"last_id":%s}`, data, first, last)
 }

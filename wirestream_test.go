@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -446,100 +445,6 @@ func FuzzWireStream(f *testing.F) {
 			t.Fatalf("%q became %q, with other content", data, dropped)
 		}
 	})
-}
-
-func TestWireErrors(t *testing.T) {
-	for _, test := range []struct {
-		status                  int
-		openAI, code, anthropic string
-	}{
-		{400, "invalid_request_error", "null", "invalid_request_error"},
-		{401, "invalid_request_error", `"invalid_api_key"`, "authentication_error"},
-		{402, "insufficient_quota", `"insufficient_quota"`, "billing_error"},
-		{403, "invalid_request_error", `"key_disabled"`, "permission_error"},
-		{404, "invalid_request_error", `"model_not_found"`, "not_found_error"},
-		{413, "invalid_request_error", "null", "request_too_large"},
-		{429, "rate_limit_error", `"rate_limit_exceeded"`, "rate_limit_error"},
-		{500, "api_error", "null", "api_error"},
-		{502, "api_error", "null", "api_error"},
-		{503, "api_error", "null", "overloaded_error"},
-		{504, "api_error", "null", "api_error"},
-	} {
-		openAI := fmt.Sprintf(`{"error":{"message":"say \"x\"","type":"%s","param":null,"code":%s}}`, test.openAI, test.code)
-		anthropic := fmt.Sprintf(`{"type":"error","error":{"type":"%s","message":"say \"x\""}}`, test.anthropic)
-		for _, got := range []struct{ got, want string }{
-			{string(openAIChat.errorBody(test.status, `say "x"`)), openAI},
-			{string(anthropicMessages.errorBody(test.status, `say "x"`)), anthropic},
-			{string(openAIChat.errorEvent(test.status, `say "x"`)), "data: " + openAI + "\n\n"},
-			{string(anthropicMessages.errorEvent(test.status, `say "x"`)), "event: error\ndata: " + anthropic + "\n\n"},
-		} {
-			if got.got != got.want {
-				t.Errorf("%d: got %s, want %s", test.status, got.got, got.want)
-			}
-		}
-	}
-	const want = `{"error":{"message":"No such path","type":"invalid_request_error","param":null,"code":null}}`
-	if got := string(unknownRouteBody("No such path")); got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-	for _, format := range []wireFormat{openAIChat, anthropicMessages} {
-		s := &wireStream{wireReport: wireReport{format: format}}
-		event := format.errorEvent(502, "line 1\nline 2")
-		if got := relay(s, event); !s.failed || !bytes.Equal(got, event) || bytes.Count(event, []byte("\n\n")) != 1 {
-			t.Errorf("%q is not an error event", event)
-		}
-	}
-}
-
-func TestAccountErrors(t *testing.T) {
-	const (
-		quota = `{"error":{"message":"You exceeded your current quota, please check your plan and billing details.",` +
-			`"type":"insufficient_quota","param":null,"code":"insufficient_quota"}}`
-		rate = `{"error":{"message":"Rate limit reached for gpt-4o: insufficient_quota is not the reason",` +
-			`"type":"tokens","param":null,"code":"rate_limit_exceeded"}}`
-		credit = `{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access ` +
-			`the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."}}`
-		tokens = `{"type":"error","error":{"type":"invalid_request_error","message":"max_tokens: 1000000 > 64000"}}`
-	)
-	for _, test := range []struct {
-		format wireFormat
-		status int
-		body   string
-		want   bool
-	}{
-		{openAIChat, 401, ``, true}, {openAIChat, 402, `{}`, true}, {anthropicMessages, 403, `<html>`, true},
-		{openAIChat, 429, quota, true}, {openAIChat, 429, rate, false}, {openAIChat, 429, `{"error":{"code":429}}`, false},
-		{openAIChat, 429, `{"error":{"type":"insufficient_quota","message":null}}`, true}, {anthropicMessages, 429, quota, false},
-		{anthropicMessages, 400, credit, true}, {anthropicMessages, 400, tokens, false}, {openAIChat, 400, credit, false},
-		{openAIChat, 404, quota, false}, {openAIChat, 500, quota, false}, {anthropicMessages, 529, credit, false},
-	} {
-		if got := test.format.isAccountError(test.status, []byte(test.body)); got != test.want {
-			t.Errorf("%d %s: got %v", test.status, test.body, got)
-		}
-	}
-}
-
-func TestModelLists(t *testing.T) {
-	models := []listedModel{{"gpt-4o", "openai"}, {`a"b`, "local"}}
-	for _, test := range []struct {
-		format wireFormat
-		models []listedModel
-		want   string
-	}{
-		{openAIChat, models, `{"object":"list","data":[{"id":"gpt-4o","object":"model","created":0,"owned_by":"openai"},` +
-			`{"id":"a\"b","object":"model","created":0,"owned_by":"local"}]}`},
-		{openAIChat, nil, `{"object":"list","data":[]}`},
-		{anthropicMessages, models, `{"data":[` +
-			`{"type":"model","id":"gpt-4o","display_name":"gpt-4o","created_at":"1970-01-01T00:00:00Z"},` +
-			`{"type":"model","id":"a\"b","display_name":"a\"b","created_at":"1970-01-01T00:00:00Z"}],` +
-			`"has_more":false,"first_id":"gpt-4o","last_id":"a\"b"}`},
-		{anthropicMessages, nil, `{"data":[],"has_more":false,"first_id":null,"last_id":null}`},
-	} {
-		got := test.format.modelListBody(test.models)
-		if string(got) != test.want || !json.Valid(got) {
-			t.Errorf("got %s, want %s", got, test.want)
-		}
-	}
 }
 
 // A stream of 100 events allocates nothing for an event.
