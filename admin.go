@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"tollgate/internal/strict"
 )
 
 const (
@@ -52,7 +54,7 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request, info *reques
 
 func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	var raw []byte
-	if err := decodeObject(info.body, objectRules{"config": rawField(&raw)}, "config"); err != nil {
+	if err := strict.Decode(info.body, strict.Rules{"config": strict.Raw(&raw)}, "config"); err != nil {
 		return err
 	}
 	return s.saveConfig(w, r, info, raw)
@@ -184,8 +186,8 @@ func (s *server) showVersion(w http.ResponseWriter, r *http.Request, info *reque
 	if err != nil {
 		return err
 	}
-	if err := checkJSON(config); err != nil { // it was written straight to Redis
-		return &configError{problems{"it is not valid JSON: " + err.Error()}}
+	if err := strict.Check(config); err != nil { // it was written straight to Redis
+		return &configError{strict.Problems{"it is not valid JSON: " + err.Error()}}
 	}
 	return writeJSON(w, http.StatusOK, configBody{config})
 }
@@ -234,8 +236,8 @@ func (s *server) listTenants(w http.ResponseWriter, _ *http.Request, info *reque
 func (s *server) createTenant(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	var id string
 	var raw []byte
-	rules := objectRules{"tenantId": stringField(&id), "config": rawField(&raw)}
-	if err := decodeObject(info.body, rules, "tenantId", "config"); err != nil {
+	rules := strict.Rules{"tenantId": strict.String(&id), "config": strict.Raw(&raw)}
+	if err := strict.Decode(info.body, rules, "tenantId", "config"); err != nil {
 		return err
 	}
 	if !validTenantID(id) {
@@ -280,11 +282,11 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	}
 	k := apiKey{createdAt: time.Now()}
 	tokens, ttlSeconds := int64(-1), int64(0)
-	err = decodeObject(info.body, objectRules{
+	err = strict.Decode(info.body, strict.Rules{
 		"userId":    userIDField(&k.userID),
-		"group":     stringField(&k.group),
-		"tokens":    intField(&tokens, 0, maxAmount),
-		"expiresIn": secondsField(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
+		"group":     strict.String(&k.group),
+		"tokens":    strict.Int(&tokens, 0, maxAmount),
+		"expiresIn": strict.Seconds(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
 	}, "userId", "group")
 	if err != nil {
 		return err
@@ -346,31 +348,31 @@ func unknownGroup(config *tenantConfig) error {
 }
 
 // ttlField returns the rule for the seconds until a key expires, or null if it never does.
-func ttlField(dst *time.Duration) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func ttlField(dst *time.Duration) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		if string(value) == "null" {
 			*dst = 0
 			return
 		}
 		var seconds int64
-		secondsField(&seconds, 1, int64(maxKeyTTL/time.Second))(wrong, path, value)
+		strict.Seconds(&seconds, 1, int64(maxKeyTTL/time.Second))(wrong, path, value)
 		*dst = time.Duration(seconds) * time.Second
 	}
 }
 
 // userIDField returns the rule for 1 to maxUserIDBytes of text that a header can carry: printable, without white space
 // at its ends.
-func userIDField(dst *string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func userIDField(dst *string) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		var id string
 		before := len(*wrong)
-		stringField(&id)(wrong, path, value)
+		strict.String(&id)(wrong, path, value)
 		if len(*wrong) > before {
 			return
 		}
 		unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 		if id == "" || len(id) > maxUserIDBytes || strings.TrimSpace(id) != id || strings.ContainsFunc(id, unprintable) {
-			wrong.add(path, fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends",
+			wrong.Add(path, fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends",
 				maxUserIDBytes))
 			return
 		}
@@ -453,11 +455,11 @@ func parseKeyChange(body []byte) (keyChange, error) {
 	var enabled bool
 	var ttl time.Duration
 	var change keyChange
-	err := decodeObject(body, objectRules{
-		"group":     present(&change.group, &group, stringField(&group)),
-		"addTokens": present(&change.addTokens, &add, intField(&add, -maxAmount, maxAmount)),
-		"tokens":    present(&change.setTokens, &set, intField(&set, 0, maxAmount)),
-		"enabled":   present(&change.enabled, &enabled, boolField(&enabled)),
+	err := strict.Decode(body, strict.Rules{
+		"group":     present(&change.group, &group, strict.String(&group)),
+		"addTokens": present(&change.addTokens, &add, strict.Int(&add, -maxAmount, maxAmount)),
+		"tokens":    present(&change.setTokens, &set, strict.Int(&set, 0, maxAmount)),
+		"enabled":   present(&change.enabled, &enabled, strict.Bool(&enabled)),
 		"expiresIn": present(&change.ttl, &ttl, ttlField(&ttl)),
 	})
 	if err == nil && change.addTokens != nil && change.setTokens != nil {
@@ -467,8 +469,8 @@ func parseKeyChange(body []byte) (keyChange, error) {
 }
 
 // present returns rule with the effect that *dst points to value if the member exists.
-func present[T any](dst **T, value *T, rule fieldRule) fieldRule {
-	return func(wrong *problems, path string, raw []byte) {
+func present[T any](dst **T, value *T, rule strict.Rule) strict.Rule {
+	return func(wrong *strict.Problems, path string, raw []byte) {
 		*dst = value
 		rule(wrong, path, raw)
 	}
@@ -606,7 +608,7 @@ func parseUsageQuery(query string) (first int64, n int, err error) {
 		days[i] = day.Unix() / daySeconds
 	}
 	for name := range values {
-		return 0, 0, badRequestError("Query " + strconv.Quote(shorten(name)) + " is unknown")
+		return 0, 0, badRequestError("Query " + strconv.Quote(strict.Shorten(name)) + " is unknown")
 	}
 	n = int(days[1]-days[0]) + 1
 	if n < 1 || n > maxUsageDays {

@@ -15,6 +15,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
 )
 
 const (
@@ -105,7 +108,7 @@ func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *request
 	if done, err := c.replay(); done || err != nil {
 		return err
 	}
-	if c.request.stream {
+	if c.request.Stream {
 		if g.streams.Add(1) > g.options.maxStreams {
 			g.streams.Add(-1)
 			return gatewayError{http.StatusServiceUnavailable, "Too many streams are open"}
@@ -140,7 +143,7 @@ func (g *gateway) generate(w http.ResponseWriter, r *http.Request, info *request
 
 // relayEvents relays a stream to its end, and charges for it.
 func (c *call) relayEvents(response *http.Response) {
-	if !c.request.stream { // not asked for, but the provider has begun to bill it
+	if !c.request.Stream { // not asked for, but the provider has begun to bill it
 		c.streams.Add(1)
 		defer c.streams.Add(-1)
 		defer context.AfterFunc(c.r.Context(), c.hangUp)()
@@ -159,7 +162,7 @@ func (c *call) relayEvents(response *http.Response) {
 func (g *gateway) newCall(w http.ResponseWriter, r *http.Request, info *requestInfo) (*call, error) {
 	info.endpoint = noEndpoint
 	format, _ := gatewayFormat(r)
-	request, err := readWireRequest(format, info.body)
+	request, err := llmwire.ReadRequest(format, info.body)
 	if err != nil {
 		return nil, badRequestError(err.Error())
 	}
@@ -170,7 +173,7 @@ func (g *gateway) newCall(w http.ResponseWriter, r *http.Request, info *requestI
 	c.clientRelay = clientRelay{
 		w: w, client: http.NewResponseController(w), request: request, idle: g.options.idleTimeout, cancel: cancel,
 		drain:  g.startDrain,
-		stream: wireStream{wireReport: wireReport{format: format}, dropUsage: request.stream && !request.includeUsage},
+		stream: llmwire.Stream{Report: llmwire.Report{Format: format}, DropUsage: request.Stream && !request.IncludeUsage},
 	}
 	// A response may come much later than other routes' do.
 	_ = c.client.SetWriteDeadline(time.Now().Add(g.options.totalTimeout + time.Minute))
@@ -204,8 +207,8 @@ func (g *gateway) startDrain() (release func(), ok bool) {
 
 // choose finds the endpoints that may be tried, and what model they are asked for.
 func (c *call) choose() error {
-	all := c.info.tenant.config.textEndpoints(c.request.format)
-	c.model = c.request.model
+	all := c.info.tenant.config.textEndpoints(c.request.Format)
+	c.model = c.request.Model
 	if c.model != "" {
 		c.endpoints, c.model = endpointsFor(all, c.model)
 	} else if i := slices.IndexFunc(all, func(e *endpoint) bool { return e.defaultModel != "" }); i >= 0 {
@@ -214,13 +217,13 @@ func (c *call) choose() error {
 	}
 	c.info.model = c.model
 	if len(c.endpoints) == 0 {
-		sentence := "No endpoint allows the model " + strconv.Quote(shorten(c.model))
+		sentence := "No endpoint allows the model " + strconv.Quote(strict.Shorten(c.model))
 		if c.model == "" {
 			sentence = "No endpoint has a default model: name one in the request"
 		}
 		return gatewayError{http.StatusNotFound, sentence}
 	}
-	if tool := c.request.serverTool; tool != "" && !c.isFree() {
+	if tool := c.request.ServerTool; tool != "" && !c.isFree() {
 		c.endpoints = slices.DeleteFunc(slices.Clone(c.endpoints), func(e *endpoint) bool { return !e.serverTools })
 		if len(c.endpoints) == 0 {
 			return badRequestError("The provider would run " + strconv.Quote(tool) +
@@ -341,7 +344,7 @@ func (c *call) keepStream() {
 // storeStream caches the stream that was relayed.
 func (c *call) storeStream(response *http.Response) {
 	c.mu.Lock()
-	kept, whole := c.kept, c.stream.done
+	kept, whole := c.kept, c.stream.Done
 	c.kept = nil
 	c.mu.Unlock()
 	if kept != nil {
@@ -360,7 +363,7 @@ func (c *call) storeCompletion(response *http.Response, body []byte, more bool) 
 func (c *call) storeResponse(response *http.Response, body []byte, whole bool, done func()) {
 	mediaType := response.Header.Get("Content-Type")
 	if !whole || response.StatusCode != http.StatusOK || len(mediaType) > maxMediaType ||
-		!c.stream.isReusable(c.request.n, c.request.limit > 0) {
+		!c.stream.IsReusable(c.request.N, c.request.Limit > 0) {
 		c.metrics.cacheUsed(c.info.tenantID, cacheSkipped)
 		done()
 		return
@@ -385,12 +388,12 @@ func (c *call) takeHold() error {
 	h := holdRequest{key: c.info.apiKey, id: id, most: 1, least: 1, ttl: c.options.totalTimeout + holdGrace}
 	for _, e := range c.endpoints {
 		price, input := c.priceAt(e)
-		least, most := c.request.limit, c.request.limit
-		if c.request.limit == 0 {
+		least, most := c.request.Limit, c.request.Limit
+		if c.request.Limit == 0 {
 			least, most = 1, e.maxOutput
 		}
-		h.least = max(h.least, price.cost(input, least*c.request.n))
-		h.most = max(h.most, price.cost(input, most*c.request.n))
+		h.least = max(h.least, price.cost(input, least*c.request.N))
+		h.most = max(h.most, price.cost(input, most*c.request.N))
 	}
 	c.hold = heldTokens{tenant: c.info.tenant, key: c.info.apiKey, id: id}
 	c.settler.begin()
@@ -417,7 +420,7 @@ func (c *call) takeHold() error {
 // priceAt returns the price at an endpoint that allows the model, and the input tokens to hold.
 func (c *call) priceAt(e *endpoint) (tokenPrice, int64) {
 	price, _ := e.price(c.model)
-	return price, c.request.heldInput(e.bytesPerToken, e.mediaTokens, e.maxInput)
+	return price, c.request.HeldInput(e.bytesPerToken, e.mediaTokens, e.maxInput)
 }
 
 // unaffordable returns the refusal of a request that needs more tokens than are left.
@@ -438,7 +441,7 @@ func (c *call) unaffordable(needed, left int64) error {
 func (c *call) affordableOutput(e *endpoint, tokens int64) int64 {
 	price, input := c.priceAt(e)
 	output, _ := price.affords(tokens, input)
-	return output / c.request.n
+	return output / c.request.N
 }
 
 // forward sends the request to its endpoints, one after the other as long as none can have begun to generate, and
@@ -448,12 +451,12 @@ func (c *call) forward() (*http.Response, error) {
 		isLast := i == len(c.endpoints)-1
 		c.try(e)
 		limit := int64(0)
-		if c.request.limit == 0 && !c.isFree() {
+		if c.request.Limit == 0 && !c.isFree() {
 			limit = max(1, min(e.maxOutput, c.affordableOutput(e, c.hold.tokens)))
 		}
 		p := endpointRequest{
 			to: e, path: c.path, query: c.r.URL.RawQuery, header: newProviderHeader(e, c.r.Header),
-			body: c.request.rewrite(c.model, e.format.limitMember(e.url.Hostname()), limit),
+			body: c.request.Rewrite(c.model, e.format.LimitMember(e.url.Hostname()), limit),
 		}
 		response, sent, err := p.send(c.ctx, c.transport)
 		c.sent = sent
@@ -531,7 +534,7 @@ func (c *call) relayError(response *http.Response) error {
 	most := maxErrorBody + int64(len(c.endpoint.apiKey))       // so that a key at the limit is found whole
 	body, _ := io.ReadAll(io.LimitReader(response.Body, most)) // what has come says enough
 	c.stopWatch()
-	if c.request.format.isAccountError(response.StatusCode, body) {
+	if c.request.Format.IsAccountError(response.StatusCode, body) {
 		c.logFailure(fmt.Sprintf("it refuses the account of the endpoint with %d", response.StatusCode))
 		return gatewayError{http.StatusBadGateway, "The provider refuses this service's account"}
 	}
@@ -566,10 +569,10 @@ func (c *call) relayCompletion(response *http.Response) error {
 	case more:
 		rest, c.unknown = response.Body, true
 	case !c.isFree():
-		switch _, err := c.stream.read(body); {
+		switch _, err := c.stream.Read(body); {
 		case err == nil:
-		case json.Valid(body) && skipSpace(body)[0] == '{': // nested too deep to be read, but the provider bills it
-			c.unknown, c.stream.unread = true, true
+		case json.Valid(body) && strict.SkipSpace(body)[0] == '{': // nested too deep to be read, but the provider bills it
+			c.unknown, c.stream.Unread = true, true
 		default:
 			return c.providerFailed("its response is not a JSON object")
 		}
@@ -593,16 +596,16 @@ func (c *call) cost() (input, output, cost int64) {
 	if !isPaid {
 		return 0, 0, 0
 	}
-	report := &c.stream.wireReport
+	report := &c.stream.Report
 	if c.unknown {
 		c.metrics.gateway.estimated.Add(1)
 		return 0, 0, c.hold.tokens
 	}
-	if (c.broken || report.failed) && !gone && report.contentEvents == 0 {
+	if (c.broken || report.Failed) && !gone && report.ContentEvents == 0 {
 		return 0, 0, 0
 	}
 	price, _ := c.priceAt(c.endpoint)
-	input, output, exact := report.counts(c.request.estimatedInput(c.endpoint.mediaTokens))
+	input, output, exact := report.Counts(c.request.EstimatedInput(c.endpoint.mediaTokens))
 	cost = price.cost(input, output)
 	if !exact {
 		c.metrics.gateway.estimated.Add(1)
@@ -647,7 +650,7 @@ func (g *gateway) countTokens(w http.ResponseWriter, r *http.Request, info *requ
 		return err
 	}
 	defer c.end()
-	c.path, c.request.stream = "/count_tokens", false
+	c.path, c.request.Stream = "/count_tokens", false
 	if err := c.choose(); err != nil {
 		return cmp.Or(g.requireKey(w, r, info), err) // a stranger learns nothing about models
 	}
@@ -680,17 +683,17 @@ func (g *gateway) countTokens(w http.ResponseWriter, r *http.Request, info *requ
 // listModels sends the models that may be asked for.
 func (g *gateway) listModels(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	format, _ := gatewayFormat(r)
-	var models []listedModel
+	var models []llmwire.Model
 	listed := make(map[string]bool)
 	for _, e := range info.tenant.config.textEndpoints(format) {
 		for _, name := range e.models {
 			if name != anyModel && !listed[name] {
 				listed[name] = true
-				models = append(models, listedModel{name, e.name})
+				models = append(models, llmwire.Model{Name: name, Endpoint: e.name})
 			}
 		}
 	}
-	return writeBody(w, http.StatusOK, append(format.modelListBody(models), '\n'))
+	return writeBody(w, http.StatusOK, append(format.ModelListBody(models), '\n'))
 }
 
 // showModel sends one model that may be asked for.
@@ -699,9 +702,10 @@ func (g *gateway) showModel(w http.ResponseWriter, r *http.Request, info *reques
 	name := r.PathValue("model")
 	endpoints, _ := endpointsFor(info.tenant.config.textEndpoints(format), name)
 	if len(endpoints) == 0 {
-		return gatewayError{http.StatusNotFound, "No endpoint allows the model " + strconv.Quote(shorten(name))}
+		return gatewayError{http.StatusNotFound, "No endpoint allows the model " + strconv.Quote(strict.Shorten(name))}
 	}
-	return writeBody(w, http.StatusOK, append(format.modelBody(listedModel{name, endpoints[0].name}), '\n'))
+	model := llmwire.Model{Name: name, Endpoint: endpoints[0].name}
+	return writeBody(w, http.StatusOK, append(format.ModelBody(model), '\n'))
 }
 
 // readKey reads the API key from Authorization or X-API-Key, of which SDKs send either or both: what does not have the

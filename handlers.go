@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tollgate/internal/strict"
 	"tollgate/internal/telemetry"
 )
 
@@ -195,9 +197,9 @@ const (
 func (s *server) hold(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	h := holdRequest{key: info.apiKey}
 	ttlSeconds := int64(defaultHoldTTL)
-	err := decodeObject(info.body, objectRules{
-		"tokens":    intField(&h.most, 1, maxAmount),
-		"expiresIn": secondsField(&ttlSeconds, 1, maxHoldTTL),
+	err := strict.Decode(info.body, strict.Rules{
+		"tokens":    strict.Int(&h.most, 1, maxAmount),
+		"expiresIn": strict.Seconds(&ttlSeconds, 1, maxHoldTTL),
 	}, "tokens")
 	if err != nil {
 		return err
@@ -231,7 +233,7 @@ func (s *server) hold(w http.ResponseWriter, r *http.Request, info *requestInfo)
 
 func (s *server) settleHold(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	var used int64
-	if err := decodeObject(info.body, objectRules{"tokens": intField(&used, 0, maxAmount)}, "tokens"); err != nil {
+	if err := strict.Decode(info.body, strict.Rules{"tokens": strict.Int(&used, 0, maxAmount)}, "tokens"); err != nil {
 		return err
 	}
 	result, err := s.settlePathHold(r, info, used)
@@ -282,12 +284,12 @@ func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResul
 
 // decodeCharge decodes the body of a charge. Its results escape to the heap, which plainTokens avoids.
 func decodeCharge(body []byte) (tokens int64, upTo bool, err error) {
-	rules := objectRules{"tokens": intField(&tokens, 1, maxAmount), "upTo": boolField(&upTo)}
-	err = decodeObject(body, rules, "tokens")
+	rules := strict.Rules{"tokens": strict.Int(&tokens, 1, maxAmount), "upTo": strict.Bool(&upTo)}
+	err = strict.Decode(body, rules, "tokens")
 	return tokens, upTo, err
 }
 
-// plainTokens parses {"tokens":n} if it is spelled exactly so, as it mostly is. Anything else is left to decodeObject.
+// plainTokens parses {"tokens":n} if it is spelled exactly so, as it mostly is. Anything else is left to strict.Decode.
 func plainTokens(body []byte) (n int64, ok bool) {
 	digits, prefixed := bytes.CutPrefix(body, []byte(`{"tokens":`))
 	digits, closed := bytes.CutSuffix(digits, []byte("}"))
@@ -402,8 +404,8 @@ func (q *verifyQuery) set(name, value string) error {
 		if strings.Trim(value, "0123456789") != "" || strings.HasPrefix(value, "0") && value != "0" {
 			value = "" // JSON's other spellings of whole numbers are not for queries
 		}
-		var wrong problems
-		if intField(&q.charge.tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
+		var wrong strict.Problems
+		if strict.Int(&q.charge.tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
 			return badRequestError(wrong[0])
 		}
 	case "request":

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tollgate/internal/idtokentest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
@@ -209,7 +211,7 @@ func TestRotation(t *testing.T) {
 
 // A user whose key was rotated signs in to the new one, wherever the rotation was interrupted.
 func TestRotatedUserSignsIn(t *testing.T) {
-	keys := newKeyServer(t)
+	keys := idtokentest.NewServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, c.redis, signInConfig)
 	available := func() {

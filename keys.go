@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
 	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"

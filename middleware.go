@@ -21,6 +21,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"tollgate/internal/idtoken"
+	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
 	"tollgate/internal/telemetry"
 )
 
@@ -77,9 +81,9 @@ func newServer(st *store, log *telemetry.Logger, options serverOptions) (*server
 		processID:      rand.Text()[:13],
 		publicBodies:   newBodyLimiter(maxLargePublicBodies),
 		adminBodies:    newBodyLimiter(maxLargeAdminBodies),
-		google: &signInProvider{newGoogle(options.googleKeysURL, log), "google", "Google",
+		google: &signInProvider{idtoken.Google(options.googleKeysURL, log), "google", "Google",
 			"google_oauth", "google_logged_in"},
-		apple: &signInProvider{newApple(options.appleKeysURL, log), "apple", "Apple",
+		apple: &signInProvider{idtoken.Apple(options.appleKeysURL, log), "apple", "Apple",
 			"apple_oauth", "apple_logged_in"},
 	}
 	return s, nil
@@ -334,7 +338,7 @@ func (s *server) logAccess(r *http.Request, info *requestInfo, recorder *respons
 	}
 	provider := ""
 	if info.endpoint != "" { // quoted, since the model may be any text of the client
-		provider = fmt.Sprintf(" endpoint=%q model=%q", shorten(info.endpoint), shorten(info.model))
+		provider = fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(info.endpoint), strict.Shorten(info.model))
 	}
 	s.log.Infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
 		recorder.status, recorder.bytes, float64(took)/float64(time.Millisecond), remote, info.id, provider)
@@ -729,8 +733,8 @@ var errorResponses = []struct {
 	{errInvalidCredential, http.StatusUnauthorized, "Unauthorized"},
 	{ErrNoKey, http.StatusUnauthorized, "Unauthorized"},
 	{ErrRevoked, http.StatusUnauthorized, "Unauthorized"},
-	{errInvalidIDToken, http.StatusUnauthorized, "Invalid ID token"},
-	{errNoKeySet, http.StatusServiceUnavailable, "Service unavailable"},
+	{idtoken.ErrInvalid, http.StatusUnauthorized, "Invalid ID token"},
+	{idtoken.ErrNoKeys, http.StatusServiceUnavailable, "Service unavailable"},
 	{errLoginDisabled, http.StatusForbidden, "Anonymous login is disabled"},
 	{errNotFound, http.StatusNotFound, "Not found"},
 	{ErrNoVersion, http.StatusNotFound, "Not found"},
@@ -763,7 +767,7 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 // SDKs.
 func writeErrorBody(w http.ResponseWriter, r *http.Request, status int, body errorBody) {
 	if format, ok := gatewayFormat(r); ok {
-		_ = writeBody(w, status, append(format.errorBody(status, body.Error), '\n'))
+		_ = writeBody(w, status, append(format.ErrorBody(status, body.Error), '\n'))
 		return
 	}
 	_ = writeJSON(w, status, body)
@@ -773,14 +777,14 @@ func writeErrorBody(w http.ResponseWriter, r *http.Request, status int, body err
 func writeNotFound(w http.ResponseWriter, r *http.Request) {
 	if _, ok := gatewayFormat(r); ok {
 		const sentence = "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
-		_ = writeBody(w, http.StatusNotFound, append(unknownRouteBody(sentence), '\n'))
+		_ = writeBody(w, http.StatusNotFound, append(llmwire.UnknownRouteBody(sentence), '\n'))
 		return
 	}
 	_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
 }
 
 // gatewayFormat returns the format of the gateway's route that r is for, and false if it is for none.
-func gatewayFormat(r *http.Request) (format wireFormat, ok bool) {
+func gatewayFormat(r *http.Request) (format llmwire.Format, ok bool) {
 	path := r.URL.Path
 	if r.Pattern != "" {
 		_, path = routeOf(r.Pattern)
@@ -792,9 +796,9 @@ func gatewayFormat(r *http.Request) (format wireFormat, ok bool) {
 	}
 	resource, _, _ := strings.Cut(rest, "/")
 	if resource == "messages" || resource == "models" && len(r.Header["Anthropic-Version"]) > 0 {
-		return anthropicMessages, ok
+		return llmwire.AnthropicMessages, ok
 	}
-	return openAIChat, ok
+	return llmwire.OpenAIChat, ok
 }
 
 // errorResponse returns the status and the body for err, and sets the headers that belong to them.
@@ -805,7 +809,7 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 	if disabled, ok := errors.AsType[signInDisabledError](err); ok {
 		return http.StatusForbidden, errorBody{Error: disabled.Error()}
 	}
-	if bad, ok := errors.AsType[*decodeError](err); ok {
+	if bad, ok := errors.AsType[*strict.Error](err); ok {
 		return http.StatusBadRequest, errorBody{Error: bad.Error()}
 	}
 	if bad, ok := errors.AsType[*configError](err); ok {

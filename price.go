@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/bits"
 	"strconv"
+
+	"tollgate/internal/llmwire"
 )
 
 // A tokenPrice is what one input and one output token cost, in millionths of a token of the balance.
@@ -30,10 +32,10 @@ func (p tokenPrice) cost(input, output int64) int64 {
 	high, low := p.millionths(input, output)
 	low, carry := bits.Add64(low, priceUnit-1, 0)
 	if high += carry; high >= priceUnit {
-		return maxWireTokens
+		return llmwire.MaxTokens
 	}
 	cost, _ := bits.Div64(high, low, priceUnit)
-	return int64(min(cost, maxWireTokens))
+	return int64(min(cost, llmwire.MaxTokens))
 }
 
 // affords returns the most output tokens that can be had for tokens beside the given input, and false if there is not
@@ -47,10 +49,10 @@ func (p tokenPrice) affords(tokens, input int64) (output int64, ok bool) {
 	case borrow != 0:
 		return 0, false
 	case high >= uint64(p.output): // also if output costs nothing
-		return maxWireTokens, true
+		return llmwire.MaxTokens, true
 	}
 	most, _ := bits.Div64(high, low, uint64(p.output))
-	return int64(min(most, maxWireTokens)), true
+	return int64(min(most, llmwire.MaxTokens)), true
 }
 
 func (p tokenPrice) millionths(input, output int64) (high, low uint64) {

@@ -5,6 +5,8 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"testing"
+
+	"tollgate/internal/llmwire"
 )
 
 func TestParsePrice(t *testing.T) {
@@ -39,16 +41,16 @@ func TestTokenPrice(t *testing.T) {
 		input, output, cost int64
 	}{
 		{tokenPrice{1_000_000, 1_000_000}, 10, 20, 30},
-		{tokenPrice{100_000, 200_000}, 1, 1, 1},   // 0.3
-		{tokenPrice{100_000, 200_000}, 10, 0, 1},  // exactly 1
-		{tokenPrice{100_000, 200_000}, 10, 1, 2},  // 1.2
-		{tokenPrice{100_000, 200_000}, 11, 22, 6}, // 5.5
-		{tokenPrice{100_000, 200_000}, 3, 6, 2},   // 1.5, rounded up only once
-		{tokenPrice{1, 1}, 1, 0, 1},               // a millionth
-		{tokenPrice{1, 1}, 999_999, 1, 1},         // exactly 1
-		{tokenPrice{0, 0}, maxWireTokens, 1, 0},   // free
-		{tokenPrice{1_000_000, 0}, 0, 5, 0},       // free output
-		{tokenPrice{1_000_000, 0}, 0, 0, 0},       // nothing
+		{tokenPrice{100_000, 200_000}, 1, 1, 1},     // 0.3
+		{tokenPrice{100_000, 200_000}, 10, 0, 1},    // exactly 1
+		{tokenPrice{100_000, 200_000}, 10, 1, 2},    // 1.2
+		{tokenPrice{100_000, 200_000}, 11, 22, 6},   // 5.5
+		{tokenPrice{100_000, 200_000}, 3, 6, 2},     // 1.5, rounded up only once
+		{tokenPrice{1, 1}, 1, 0, 1},                 // a millionth
+		{tokenPrice{1, 1}, 999_999, 1, 1},           // exactly 1
+		{tokenPrice{0, 0}, llmwire.MaxTokens, 1, 0}, // free
+		{tokenPrice{1_000_000, 0}, 0, 5, 0},         // free output
+		{tokenPrice{1_000_000, 0}, 0, 0, 0},         // nothing
 		{tokenPrice{1_000_000, 0}, 1<<53 - 1, 0, 1<<53 - 1},
 		{tokenPrice{1_000_001, 0}, 1<<53 - 1, 0, 1<<53 - 1},
 		{tokenPrice{1_000_000, 1_000_000}, 1<<53 - 1, 1, 1<<53 - 1},
@@ -66,12 +68,12 @@ func TestTokenPriceProperties(t *testing.T) {
 	saturated := 0
 	for range 200_000 {
 		price := tokenPrice{number(maxPrice), number(maxPrice)}
-		input, output, balance := number(maxWireTokens), number(maxWireTokens), number(maxWireTokens)
+		input, output, balance := number(llmwire.MaxTokens), number(llmwire.MaxTokens), number(llmwire.MaxTokens)
 		exact := new(big.Int).Mul(big.NewInt(price.input), big.NewInt(input))
 		exact.Add(exact, new(big.Int).Mul(big.NewInt(price.output), big.NewInt(output)))
 		exact.Add(exact, big.NewInt(priceUnit-1)).Div(exact, big.NewInt(priceUnit))
-		if exact.Cmp(big.NewInt(maxWireTokens)) > 0 {
-			exact.SetInt64(maxWireTokens)
+		if exact.Cmp(big.NewInt(llmwire.MaxTokens)) > 0 {
+			exact.SetInt64(llmwire.MaxTokens)
 			saturated++
 		}
 		if got := price.cost(input, output); got != exact.Int64() {
@@ -79,13 +81,13 @@ func TestTokenPriceProperties(t *testing.T) {
 		}
 		most, ok := price.affords(balance, input)
 		switch {
-		case balance == maxWireTokens:
+		case balance == llmwire.MaxTokens:
 			continue // cost cannot tell what is more
 		case !ok && price.cost(input, 0) <= balance:
 			t.Fatalf("%v.affords(%d, %d) refuses", price, balance, input)
 		case ok && price.cost(input, most) > balance:
 			t.Fatalf("%v.affords(%d, %d) = %d, which is too much", price, balance, input, most)
-		case ok && most < maxWireTokens && price.cost(input, most+1) <= balance:
+		case ok && most < llmwire.MaxTokens && price.cost(input, most+1) <= balance:
 			t.Fatalf("%v.affords(%d, %d) = %d, which is not the most", price, balance, input, most)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"tollgate/internal/llmwire"
 )
 
 const (
@@ -123,7 +125,7 @@ func newProviderHeader(e *endpoint, client http.Header) http.Header {
 	}
 	switch {
 	case e.apiKey == "":
-	case e.format == anthropicMessages:
+	case e.format == llmwire.AnthropicMessages:
 		header["X-Api-Key"] = []string{e.apiKey}
 	default:
 		header["Authorization"] = []string{"Bearer " + e.apiKey}

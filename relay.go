@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tollgate/internal/llmwire"
 )
 
 const (
@@ -36,20 +38,20 @@ var (
 type clientRelay struct {
 	w       http.ResponseWriter
 	client  *http.ResponseController
-	request *wireRequest
+	request *llmwire.Request
 	idle    time.Duration                    // for which a provider may be silent
 	cancel  context.CancelCauseFunc          // ends the request to the provider
 	drain   func() (release func(), ok bool) // begins to read a stream that nobody listens to
 
-	mu          sync.Mutex // guards all that follows
-	readOn      bool       // the endpoint's streams are to be read to their end
-	stream      wireStream // also of responses that are not streamed, for what they report
-	begun       bool       // the provider has begun a response that costs something
-	ended       bool       // nothing more may be written
-	broken      bool       // the response of the provider is not complete
-	hungUp      bool       // the client of a stream has gone
-	unknown     bool       // the response was not read, so that what it cost is not known
-	heard       time.Time  // when something came from the provider
+	mu          sync.Mutex     // guards all that follows
+	readOn      bool           // the endpoint's streams are to be read to their end
+	stream      llmwire.Stream // also of responses that are not streamed, for what they report
+	begun       bool           // the provider has begun a response that costs something
+	ended       bool           // nothing more may be written
+	broken      bool           // the response of the provider is not complete
+	hungUp      bool           // the client of a stream has gone
+	unknown     bool           // the response was not read, so that what it cost is not known
+	heard       time.Time      // when something came from the provider
 	watch       *time.Timer
 	releaseDone func() // ends what drain began
 	kept        *keptStream
@@ -71,7 +73,7 @@ func copyHeaders(client, provider http.Header) {
 func (l *clientRelay) isStream(response *http.Response) bool {
 	kind, _, _ := strings.Cut(response.Header.Get("Content-Type"), ";")
 	kind = strings.ToLower(strings.TrimSpace(kind))
-	return kind == "text/event-stream" || l.request.stream && kind != "application/json"
+	return kind == "text/event-stream" || l.request.Stream && kind != "application/json"
 }
 
 // write sends data to the client, unless that has gone. The caller holds l.mu.
@@ -103,13 +105,13 @@ func (l *clientRelay) loseClient() {
 		return
 	}
 	l.hungUp = true
-	report := &l.stream.wireReport
+	report := &l.stream.Report
 	switch {
-	case report.done || report.inputSeen && report.outputSeen:
+	case report.Done || report.InputSeen && report.OutputSeen:
 		l.cancel(errClientGone)
-	case report.hasFinished(l.request.n): // its usage is about to come
+	case report.HasFinished(l.request.N): // its usage is about to come
 		time.AfterFunc(usageGrace, func() { l.cancel(errClientGone) })
-	case l.readOn || l.request.hiddenOutput:
+	case l.readOn || l.request.HiddenOutput:
 		release, ok := l.drain()
 		if l.releaseDone = release; !ok {
 			l.unknown = true
@@ -147,7 +149,7 @@ func (l *clientRelay) checkSilence() {
 	case silent >= l.idle:
 		l.cancel(errSilent)
 		return
-	case silent >= commentInterval && l.begun && l.stream.isBetweenEvents():
+	case silent >= commentInterval && l.begun && l.stream.IsBetweenEvents():
 		l.write(keepAlive)
 		silent = 0
 	}
@@ -164,7 +166,7 @@ func (l *clientRelay) relayStream(response *http.Response) error {
 	l.startWatch()
 	defer l.stopWatch()
 	for {
-		n, err := response.Body.Read(l.stream.room())
+		n, err := response.Body.Read(l.stream.Room())
 		if done := l.received(n); done { // few providers do not end a stream after its end marker
 			defer time.AfterFunc(endGrace, func() { l.cancel(errSilent) }).Stop()
 		}
@@ -195,19 +197,19 @@ func (l *clientRelay) received(n int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.heard = time.Now()
-	wasDone := l.stream.done
-	part := l.stream.received(n)
+	wasDone := l.stream.Done
+	part := l.stream.Received(n)
 	l.kept.add(part)
 	l.write(part)
-	return l.stream.done && !wasDone
+	return l.stream.Done && !wasDone
 }
 
 // finish relays the end of a stream, after which err came from the provider.
 func (l *clientRelay) finish(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	rest := l.stream.finish()
-	if l.stream.done || err == io.EOF && l.stream.hasFinished(l.request.n) {
+	rest := l.stream.Finish()
+	if l.stream.Done || err == io.EOF && l.stream.HasFinished(l.request.N) {
 		l.kept.add(rest)
 		l.write(rest)
 		return nil
@@ -219,13 +221,13 @@ func (l *clientRelay) finish(err error) error {
 // abort tells the client that its stream is broken, with status and message, and cuts the connection: the SDKs take a
 // tidy end for success.
 func (l *clientRelay) abort(status int, message string) {
-	if !l.stream.failed { // the provider has not said so itself
+	if !l.stream.Failed { // the provider has not said so itself
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if !l.stream.isBetweenEvents() {
+		if !l.stream.IsBetweenEvents() {
 			l.write([]byte("\n\n"))
 		}
-		l.write(l.stream.format.errorEvent(status, message))
+		l.write(l.stream.Format.ErrorEvent(status, message))
 	}
 	panic(http.ErrAbortHandler)
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tollgate/internal/llmwire"
 	"tollgate/internal/redistest"
 )
 
@@ -292,7 +294,7 @@ func TestGatewaySilence(t *testing.T) {
 
 // Relaying an event allocates nothing. This comes before the test that leaves a stream open beside others.
 func TestRelayAllocations(t *testing.T) {
-	request, err := readWireRequest(openAIChat, []byte(`{"stream":true}`))
+	request, err := llmwire.ReadRequest(llmwire.OpenAIChat, []byte(`{"stream":true}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,12 +303,12 @@ func TestRelayAllocations(t *testing.T) {
 			w := discarder{make(http.Header)}
 			l := clientRelay{
 				w: w, client: http.NewResponseController(w), request: request, idle: time.Minute,
-				cancel: func(error) {}, stream: wireStream{dropUsage: true},
+				cancel: func(error) {}, stream: llmwire.Stream{DropUsage: true},
 			}
 			response := &http.Response{StatusCode: 200, Body: io.NopCloser(&repeatedReader{benchEvent, events})}
 			_ = l.relayStream(response)
-			if l.stream.contentEvents != int64(events) {
-				t.Errorf("%d events were relayed, want %d", l.stream.contentEvents, events)
+			if l.stream.ContentEvents != int64(events) {
+				t.Errorf("%d events were relayed, want %d", l.stream.ContentEvents, events)
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
 	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"

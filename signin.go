@@ -4,11 +4,14 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+
+	"tollgate/internal/idtoken"
+	"tollgate/internal/strict"
 )
 
 // signInProvider is a provider whose users may sign in.
 type signInProvider struct {
-	*verifier
+	*idtoken.Verifier
 	name   string // in paths and user IDs
 	title  string // in sentences
 	config string // the member of a config's auth that has the client IDs
@@ -51,12 +54,12 @@ func (s *server) readSignIn(r *http.Request, info *requestInfo, p *signInProvide
 		return who, "", err
 	}
 	var token string
-	if err := decodeObject(info.body, objectRules{"idToken": stringField(&token)}, "idToken"); err != nil {
+	if err := strict.Decode(info.body, strict.Rules{"idToken": strict.String(&token)}, "idToken"); err != nil {
 		return who, "", err
 	}
-	subject, err := p.verify(info.deadline.Add(-publicTimeout), token, clientIDs) // the store needs the rest
+	subject, err := p.Verify(info.deadline.Add(-publicTimeout), token, clientIDs) // the store needs the rest
 	if err != nil {
-		if errors.Is(err, errInvalidIDToken) {
+		if errors.Is(err, idtoken.ErrInvalid) {
 			s.log.Warnf("Sign-in with %s, tenant %s: %v", p.title, info.tenantID, err)
 		}
 		return who, "", err

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tollgate/internal/idtokentest"
 	"tollgate/internal/redistest"
 )
 
@@ -20,7 +22,7 @@ const signInConfig = `{"auth":{"google_oauth":{"client_id":"web-client","client_
 // signInServices returns services whose providers are key servers, and a tenant that uses them.
 func signInServices(t *testing.T, n int, settings ...string) (services []*service, tenant string) {
 	t.Helper()
-	keys := newKeyServer(t)
+	keys := idtokentest.NewServer(t)
 	for range n {
 		services = append(services, newService(t, append(settings, "GOOGLE_KEYS_URL="+keys.URL, "APPLE_KEYS_URL="+keys.URL)...))
 	}
@@ -29,7 +31,7 @@ func signInServices(t *testing.T, n int, settings ...string) (services []*servic
 
 // tokenOf returns the body that signs in a user of Google.
 func tokenOf(subject string) string {
-	return fmt.Sprintf(`{"idToken":%q}`, idToken(map[string]any{"sub": subject}))
+	return fmt.Sprintf(`{"idToken":%q}`, idtokentest.Token(map[string]any{"sub": subject}))
 }
 
 func (s *service) signIn(t testing.TB, tenant, subject string, headers ...string) reply {
@@ -98,12 +100,12 @@ func TestSignIn(t *testing.T) {
 	})
 	t.Run("Apple", func(t *testing.T) {
 		claims := map[string]any{"iss": "https://appleid.apple.com", "aud": "apple-client", "sub": "u1"}
-		got := s.do(t, "POST", "/"+tenant+"/auth/apple", fmt.Sprintf(`{"idToken":%q}`, idToken(claims)))
+		got := s.do(t, "POST", "/"+tenant+"/auth/apple", fmt.Sprintf(`{"idToken":%q}`, idtokentest.Token(claims)))
 		got.want(t, 200, fmt.Sprintf(`{"apiKey":%q,"userId":"apple:u1","tokensLeft":700}`, got.text(t, "apiKey")))
 		s.do(t, "POST", "/"+tenant+"/auth/apple", tokenOf("u1")).wantError(t, 401, "Invalid ID token")
 	})
 	t.Run("refused tokens", func(t *testing.T) {
-		token := idToken(map[string]any{"aud": "other-client"})
+		token := idtokentest.Token(map[string]any{"aud": "other-client"})
 		got := s.do(t, "POST", "/"+tenant+"/auth/google", fmt.Sprintf(`{"idToken":%q}`, token))
 		got.wantError(t, 401, "Invalid ID token")
 		got.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
@@ -145,14 +147,14 @@ func TestSignIn(t *testing.T) {
 }
 
 func TestSignInWithoutKeySet(t *testing.T) {
-	keys := newKeyServer(t)
-	keys.set(func() { keys.status = 500 })
+	keys := idtokentest.NewServer(t)
+	keys.Set(func() { keys.Status = 500 })
 	s := newService(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, testRedis, signInConfig)
 	got := s.signIn(t, tenant, "u1")
 	got.wantError(t, 503, "Service unavailable")
 	got.wantHeader(t, "Retry-After", "1")
-	keys.set(func() { keys.status = 200 })
+	keys.Set(func() { keys.Status = 200 })
 	redistest.Eventually(t, 10*time.Second, func() error { return s.signIn(t, tenant, "u1").is(200) })
 }
 
@@ -361,7 +363,7 @@ func newCutter(t *testing.T, settings ...string) *cutter {
 
 // Wherever a sign-in is interrupted, the next one ends with one key, one grant, and the visitor's tokens.
 func TestInterruptedSignIns(t *testing.T) {
-	keys := newKeyServer(t)
+	keys := idtokentest.NewServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, c.redis, signInConfig)
 	c.wantSignIn(t, tenant, "warm", 1000)
@@ -527,7 +529,7 @@ func TestUsersInACluster(t *testing.T) {
 		}
 		return nil
 	})
-	keys := newKeyServer(t)
+	keys := idtokentest.NewServer(t)
 	url := strings.TrimSuffix(strings.Replace(r.URL(), "redis://", "redis-cluster://", 1), "/0")
 	s := newService(t, "REDIS_URL="+url, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, r, strings.Replace(signInConfig, `{"tokens":1000}`,

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
 	"tollgate/internal/redisdb"
 	"tollgate/internal/telemetry"
 

@@ -15,8 +15,15 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
+
 	"github.com/gofrs/uuid/v5"
 )
+
+// maxAmount is the largest balance, charge and count of tokens: the largest whole number that all readers of JSON agree
+// on.
+const maxAmount = strict.MaxInt
 
 const (
 	defaultTenant  = "default"
@@ -51,7 +58,7 @@ func validTenantID(id string) bool {
 // isIdentifier reports whether s is 1 to maxBytes of A-Z a-z 0-9 _ -.
 func isIdentifier(s string, maxBytes int) bool {
 	for i := range len(s) {
-		if !isWord(s[i]) {
+		if !strict.IsWord(s[i]) {
 			return false
 		}
 	}
@@ -86,7 +93,7 @@ func validCredential(s, prefix string) bool {
 func validBearerToken(token string) bool {
 	body := strings.TrimRight(token, "=")
 	for _, c := range []byte(body) {
-		if !isWord(c) && strings.IndexByte(".~+/", c) < 0 {
+		if !strict.IsWord(c) && strings.IndexByte(".~+/", c) < 0 {
 			return false
 		}
 	}
@@ -153,13 +160,13 @@ const wholeFee = 100_000_000
 
 // readFee is the rule for fee_percentage. A fee is rounded to a millionth of a percent, but is never 0 unless it is
 // spelled so.
-func (r *cachingRules) readFee(wrong *problems, path string, value []byte) {
+func (r *cachingRules) readFee(wrong *strict.Problems, path string, value []byte) {
 	before := len(*wrong)
-	numberField(0, 100)(wrong, path, value)
+	strict.Number(0, 100)(wrong, path, value)
 	if len(*wrong) > before {
 		return
 	}
-	percent, _ := strconv.ParseFloat(string(value), 64) // cannot fail: numberField has parsed it
+	percent, _ := strconv.ParseFloat(string(value), 64) // cannot fail: strict.Number has parsed it
 	r.fee = int64(math.Round(percent * (wholeFee / 100)))
 	if r.fee == 0 && percent > 0 {
 		r.fee = 1
@@ -254,17 +261,17 @@ const (
 
 // configError lists every rule that a config breaks, in the config's order, each naming the member by its path. It
 // never quotes a value: configs contain secrets.
-type configError struct{ problems problems }
+type configError struct{ problems strict.Problems }
 
 func (e *configError) Error() string { return e.sentences()[0] }
 
-// sentences returns a sentence for each problem, and one for all beyond maxProblems.
+// sentences returns a sentence for each problem, and one for all beyond strict.MaxProblems.
 func (e *configError) sentences() []string {
 	var all []string
-	for _, problem := range e.problems[:min(len(e.problems), maxProblems)] {
+	for _, problem := range e.problems[:min(len(e.problems), strict.MaxProblems)] {
 		all = append(all, "Invalid config: "+problem)
 	}
-	if more := len(e.problems) - maxProblems; more > 0 {
+	if more := len(e.problems) - strict.MaxProblems; more > 0 {
 		all = append(all, fmt.Sprintf("Invalid config: %d more members are wrong", more))
 	}
 	return all
@@ -273,8 +280,8 @@ func (e *configError) sentences() []string {
 // parseConfig checks data against the rules for configs. Unknown members are kept byte for byte, except white space.
 // The error is a *configError.
 func parseConfig(data []byte) (*tenantConfig, error) {
-	if err := checkJSON(data); err != nil {
-		return nil, &configError{problems{"it is not valid JSON: " + err.Error()}}
+	if err := strict.Check(data); err != nil {
+		return nil, &configError{strict.Problems{"it is not valid JSON: " + err.Error()}}
 	}
 	response := bytes.NewBufferString(`{"config":`)
 	start := response.Len()
@@ -289,9 +296,9 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 		clientIDs: make(map[string][]string),
 	}
 	if c.compact[0] != '{' {
-		return nil, &configError{problems{"it must be an object"}}
+		return nil, &configError{strict.Problems{"it must be an object"}}
 	}
-	var wrong problems
+	var wrong strict.Problems
 	c.readMembers(&wrong, "", c.compact, c.rules())
 	if len(wrong) > 0 {
 		return nil, &configError{wrong}
@@ -301,16 +308,18 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 
 // membersOf returns the rule for an object that may have unknown members, like objectOf, and notes those that are
 // probably misspelled.
-func (c *tenantConfig) membersOf(rules objectRules) fieldRule {
-	return func(wrong *problems, path string, value []byte) { c.readMembers(wrong, path, value, rules) }
+func (c *tenantConfig) membersOf(rules strict.Rules) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) { c.readMembers(wrong, path, value, rules) }
 }
 
 // readMembers reads the members of an object as the function of that name does, and notes each unknown one that is
 // within two letters of a known one that is missing, among the first maxCompared unknown ones of the config. It returns
 // which of the known members there are.
-func (c *tenantConfig) readMembers(wrong *problems, path string, value []byte, rules objectRules) map[string]bool {
+func (c *tenantConfig) readMembers(wrong *strict.Problems, path string, value []byte, rules strict.Rules) (
+	seen map[string]bool,
+) {
 	var unknown []string
-	seen := readObject(wrong, path, value, func(name string) fieldRule {
+	seen = strict.ReadObject(wrong, path, value, func(name string) strict.Rule {
 		rule := rules[name]
 		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
 			unknown = append(unknown, name)
@@ -323,12 +332,12 @@ func (c *tenantConfig) readMembers(wrong *problems, path string, value []byte, r
 	}
 	missing := slices.DeleteFunc(slices.Sorted(maps.Keys(rules)), func(name string) bool { return seen[name] })
 	for _, name := range unknown {
-		if len(c.warnings) == maxProblems {
+		if len(c.warnings) == strict.MaxProblems {
 			break
 		}
 		if best := nearest(name, missing); best != "" {
 			c.warnings = append(c.warnings,
-				fmt.Sprintf("%s is not known: did you mean %s?", memberPath(path, name), best))
+				fmt.Sprintf("%s is not known: did you mean %s?", strict.Path(path, name), best))
 		}
 	}
 	return seen
@@ -375,55 +384,57 @@ func editDistance(a, b string) int {
 }
 
 // rules returns the rules for a config, which read what tollgate uses into c.
-func (c *tenantConfig) rules() objectRules {
-	return objectRules{
-		"auth":        mapOf(c.authRule),
-		"user_groups": mapOf(c.groupRule),
-		"cors":        c.membersOf(objectRules{"allowed_origins": c.readOrigins}),
-		"providers":   mapOf(c.providerRule),
-		"caching": c.membersOf(objectRules{
-			"enabled":           boolField(&c.caching.enabled),
-			"text_ttl":          intField(&c.caching.textTTL, 0, maxAmount),
-			"transcription_ttl": anyCount,
+func (c *tenantConfig) rules() strict.Rules {
+	return strict.Rules{
+		"auth":        strict.MapOf(c.authRule),
+		"user_groups": strict.MapOf(c.groupRule),
+		"cors":        c.membersOf(strict.Rules{"allowed_origins": c.readOrigins}),
+		"providers":   strict.MapOf(c.providerRule),
+		"caching": c.membersOf(strict.Rules{
+			"enabled":           strict.Bool(&c.caching.enabled),
+			"text_ttl":          strict.Int(&c.caching.textTTL, 0, maxAmount),
+			"transcription_ttl": strict.AnyInt,
 			"fee_percentage":    c.caching.readFee,
 		}),
 	}
 }
 
 // authRule returns the rule for one member of auth.
-func (c *tenantConfig) authRule(name string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
-		add := func(wrong *problems, path string, value []byte) {
+func (c *tenantConfig) authRule(name string) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
+		add := func(wrong *strict.Problems, path string, value []byte) {
 			var id string
-			if stringField(&id)(wrong, path, value); id != "" {
+			if strict.String(&id)(wrong, path, value); id != "" {
 				c.clientIDs[name] = append(c.clientIDs[name], id)
 			}
 		}
-		c.readMembers(wrong, path, value, objectRules{
-			"api_key": anyString, "client_id": add, "client_secret": anyString,
-			"client_ids": func(wrong *problems, path string, value []byte) { readElements(wrong, path, value, add) },
+		c.readMembers(wrong, path, value, strict.Rules{
+			"api_key": strict.AnyString, "client_id": add, "client_secret": strict.AnyString,
+			"client_ids": func(wrong *strict.Problems, path string, value []byte) {
+				strict.ReadElements(wrong, path, value, add)
+			},
 		})
 	}
 }
 
 // groupRule returns the rule for one member of user_groups.
-func (c *tenantConfig) groupRule(name string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func (c *tenantConfig) groupRule(name string) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		var group userGroup
 		if name == "" || len(name) > maxGroupBytes {
-			wrong.add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxGroupBytes))
+			wrong.Add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxGroupBytes))
 			return
 		}
 		var limit rateLimit
-		seen := c.readMembers(wrong, path, value, objectRules{
-			"tokens":            intField(&group.tokens, 0, maxAmount),
-			"rate_limit":        intField(&limit.requests, 0, maxRateLimit),
-			"rate_limit_window": intField(&limit.seconds, 1, maxAmount),
+		seen := c.readMembers(wrong, path, value, strict.Rules{
+			"tokens":            strict.Int(&group.tokens, 0, maxAmount),
+			"rate_limit":        strict.Int(&limit.requests, 0, maxRateLimit),
+			"rate_limit_window": strict.Int(&limit.seconds, 1, maxAmount),
 			"refill":            c.refillField(&group.refill),
 		})
 		if seen["rate_limit"] {
 			if !seen["rate_limit_window"] {
-				wrong.add(memberPath(path, "rate_limit_window"), "is missing beside rate_limit")
+				wrong.Add(strict.Path(path, "rate_limit_window"), "is missing beside rate_limit")
 			}
 			group.limit = &limit
 		}
@@ -433,34 +444,34 @@ func (c *tenantConfig) groupRule(name string) fieldRule {
 }
 
 // refillField returns the rule for a group's refill.
-func (c *tenantConfig) refillField(dst **refill) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func (c *tenantConfig) refillField(dst **refill) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		*dst = new(refill)
-		seen := c.readMembers(wrong, path, value, objectRules{
-			"tokens": intField(&(*dst).tokens, 1, maxAmount),
-			"every":  secondsField(&(*dst).seconds, minRefillPeriod, maxRefillPeriod),
+		seen := c.readMembers(wrong, path, value, strict.Rules{
+			"tokens": strict.Int(&(*dst).tokens, 1, maxAmount),
+			"every":  strict.Seconds(&(*dst).seconds, minRefillPeriod, maxRefillPeriod),
 		})
 		for _, name := range []string{"tokens", "every"} {
 			if value[0] == '{' && !seen[name] {
-				wrong.add(memberPath(path, name), "is missing")
+				wrong.Add(strict.Path(path, name), "is missing")
 			}
 		}
 	}
 }
 
 // providerRule returns the rule for one member of providers. The gateway uses the endpoints of text.
-func (c *tenantConfig) providerRule(kind string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func (c *tenantConfig) providerRule(kind string) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		var chosen string
 		var endpoints []*endpoint
 		named := false
-		c.readMembers(wrong, path, value, objectRules{
-			"default": func(wrong *problems, path string, value []byte) {
+		c.readMembers(wrong, path, value, strict.Rules{
+			"default": func(wrong *strict.Problems, path string, value []byte) {
 				before := len(*wrong)
-				stringField(&chosen)(wrong, path, value)
+				strict.String(&chosen)(wrong, path, value)
 				named = len(*wrong) == before
 			},
-			"endpoints": mapOf(func(name string) fieldRule {
+			"endpoints": strict.MapOf(func(name string) strict.Rule {
 				e := newEndpoint(name)
 				endpoints = append(endpoints, e)
 				rules := e.rules()
@@ -472,7 +483,7 @@ func (c *tenantConfig) providerRule(kind string) fieldRule {
 		})
 		first := slices.IndexFunc(endpoints, func(e *endpoint) bool { return e.name == chosen })
 		if named && first < 0 {
-			wrong.add(memberPath(path, "default"), "must name an endpoint")
+			wrong.Add(strict.Path(path, "default"), "must name an endpoint")
 		}
 		if kind != "text" {
 			return
@@ -490,20 +501,20 @@ func (c *tenantConfig) providerRule(kind string) fieldRule {
 }
 
 // readOrigins is the rule for the origins that may call tollgate.
-func (c *tenantConfig) readOrigins(wrong *problems, path string, value []byte) {
+func (c *tenantConfig) readOrigins(wrong *strict.Problems, path string, value []byte) {
 	c.origins = make([]string, 0, 1)
-	readElements(wrong, path, value, func(wrong *problems, path string, value []byte) {
+	strict.ReadElements(wrong, path, value, func(wrong *strict.Problems, path string, value []byte) {
 		var origin string
-		stringField(&origin)(new(problems), path, value)
+		strict.String(&origin)(new(strict.Problems), path, value)
 		normalized, ok := normalizeOrigin(origin)
 		if !ok {
-			wrong.add(path, "must be an origin such as https://app.example.com, or the only one *")
+			wrong.Add(path, "must be an origin such as https://app.example.com, or the only one *")
 			return
 		}
 		c.origins = append(c.origins, normalized)
 	})
 	if len(c.origins) > 1 && slices.Contains(c.origins, "*") {
-		wrong.add(path, "must have * as its only entry, or not at all")
+		wrong.Add(path, "must have * as its only entry, or not at all")
 	}
 }
 
@@ -534,7 +545,7 @@ func validHost(host string) bool {
 		return true
 	}
 	for i := range len(host) {
-		if !isWord(host[i]) && host[i] != '.' {
+		if !strict.IsWord(host[i]) && host[i] != '.' {
 			return false
 		}
 	}
@@ -564,7 +575,7 @@ const anyModel = "*"
 type endpoint struct {
 	name   string
 	url    *url.URL
-	format wireFormat
+	format llmwire.Format
 	apiKey string // "" if the server needs none
 
 	defaultModel string   // "" if a request must name its model
@@ -589,31 +600,31 @@ func newEndpoint(name string) *endpoint {
 }
 
 // rules returns the rules for the members that an endpoint of any kind has.
-func (e *endpoint) rules() objectRules {
-	return objectRules{
-		"url": func(wrong *problems, path string, value []byte) {
-			absoluteURL(wrong, path, value)
-			stringField(&e.rawURL)(new(problems), path, value)
+func (e *endpoint) rules() strict.Rules {
+	return strict.Rules{
+		"url": func(wrong *strict.Problems, path string, value []byte) {
+			strict.AbsoluteURL(wrong, path, value)
+			strict.String(&e.rawURL)(new(strict.Problems), path, value)
 		},
-		"api_key": stringField(&e.apiKey), "default_model": stringField(&e.defaultModel),
-		"model": anyString, "voice": anyString, "encoding": anyString, "sampleRate": anyNumber,
+		"api_key": strict.String(&e.apiKey), "default_model": strict.String(&e.defaultModel),
+		"model": strict.AnyString, "voice": strict.AnyString, "encoding": strict.AnyString, "sampleRate": strict.AnyNumber,
 	}
 }
 
 // textRules returns the rules for the members that only an endpoint of text has.
-func (e *endpoint) textRules(c *tenantConfig) objectRules {
-	return objectRules{
-		"models":            mapOf(func(model string) fieldRule { return e.modelRule(c, model) }),
-		"max_output_tokens": intField(&e.maxOutput, 1, maxAmount),
-		"max_input_tokens":  intField(&e.maxInput, 1, maxAmount),
-		"bytes_per_token":   intField(&e.bytesPerToken, 1, 8),
-		"media_tokens":      intField(&e.mediaTokens, 0, maxAmount),
-		"server_tools":      boolField(&e.serverTools),
-		"on_hangup": func(wrong *problems, path string, value []byte) {
+func (e *endpoint) textRules(c *tenantConfig) strict.Rules {
+	return strict.Rules{
+		"models":            strict.MapOf(func(model string) strict.Rule { return e.modelRule(c, model) }),
+		"max_output_tokens": strict.Int(&e.maxOutput, 1, maxAmount),
+		"max_input_tokens":  strict.Int(&e.maxInput, 1, maxAmount),
+		"bytes_per_token":   strict.Int(&e.bytesPerToken, 1, 8),
+		"media_tokens":      strict.Int(&e.mediaTokens, 0, maxAmount),
+		"server_tools":      strict.Bool(&e.serverTools),
+		"on_hangup": func(wrong *strict.Problems, path string, value []byte) {
 			var reaction string
-			stringField(&reaction)(new(problems), path, value)
+			strict.String(&reaction)(new(strict.Problems), path, value)
 			if reaction != "cancel" && reaction != "drain" {
-				wrong.add(path, `must be "cancel" or "drain"`)
+				wrong.Add(path, `must be "cancel" or "drain"`)
 			}
 			e.drain = reaction == "drain"
 		},
@@ -621,14 +632,15 @@ func (e *endpoint) textRules(c *tenantConfig) objectRules {
 }
 
 // modelRule returns the rule for one member of models.
-func (e *endpoint) modelRule(c *tenantConfig, model string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func (e *endpoint) modelRule(c *tenantConfig, model string) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		if model == "" || len(model) > maxModelBytes {
-			wrong.add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
+			wrong.Add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
 			return
 		}
 		price := onePrice
-		c.readMembers(wrong, path, value, objectRules{"input": priceField(&price.input), "output": priceField(&price.output)})
+		rules := strict.Rules{"input": priceField(&price.input), "output": priceField(&price.output)}
+		c.readMembers(wrong, path, value, rules)
 		e.models = append(e.models, model)
 		e.prices[model] = price
 	}
@@ -638,14 +650,14 @@ func (e *endpoint) modelRule(c *tenantConfig, model string) fieldRule {
 var onePrice = tokenPrice{input: priceUnit, output: priceUnit}
 
 // priceField accepts the tokens of a balance that one token of a model costs.
-func priceField(dst *int64) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func priceField(dst *int64) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		millionths, ok := int64(0), false
-		if isNumber(value) {
+		if strict.IsNumber(value) {
 			millionths, ok = parsePrice(string(value))
 		}
 		if !ok {
-			wrong.add(path, fmt.Sprintf("must be a number from 0 to %d with at most 6 decimals", maxPrice/priceUnit))
+			wrong.Add(path, fmt.Sprintf("must be a number from 0 to %d with at most 6 decimals", maxPrice/priceUnit))
 			return
 		}
 		*dst = millionths
@@ -671,7 +683,7 @@ func (e *endpoint) complete() bool {
 	}
 	e.url = u
 	var known bool
-	e.format, known = wireFormatOf(u.Path)
+	e.format, known = llmwire.FormatOf(u.Path)
 	return known
 }
 
@@ -685,7 +697,7 @@ func (e *endpoint) price(model string) (tokenPrice, bool) {
 }
 
 // textEndpoints returns the endpoints that speak format, in the order in which they are tried.
-func (c *tenantConfig) textEndpoints(format wireFormat) (found []*endpoint) {
+func (c *tenantConfig) textEndpoints(format llmwire.Format) (found []*endpoint) {
 	for _, e := range c.text {
 		if e.format == format {
 			found = append(found, e)

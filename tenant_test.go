@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/strict"
 )
 
 // A config that breaks a rule is refused; the error names the member by its path and shows no value.
@@ -124,7 +126,7 @@ func TestAllProblems(t *testing.T) {
 		if !strings.Contains(got.body, `"Invalid config: 4900 more members are wrong"]`) {
 			t.Error("the response does not say that there are more problems")
 		}
-		if n := len(got.field(t, "errors").([]any)); n != maxProblems+1 || len(got.body) > 100_000 {
+		if n := len(got.field(t, "errors").([]any)); n != strict.MaxProblems+1 || len(got.body) > 100_000 {
 			t.Errorf("%d of 5000 problems are listed in %d bytes", n, len(got.body))
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"

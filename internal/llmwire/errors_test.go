@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"bytes"
@@ -27,10 +27,10 @@ func TestWireErrors(t *testing.T) {
 		openAI := fmt.Sprintf(`{"error":{"message":"say \"x\"","type":"%s","param":null,"code":%s}}`, test.openAI, test.code)
 		anthropic := fmt.Sprintf(`{"type":"error","error":{"type":"%s","message":"say \"x\""}}`, test.anthropic)
 		for _, got := range []struct{ got, want string }{
-			{string(openAIChat.errorBody(test.status, `say "x"`)), openAI},
-			{string(anthropicMessages.errorBody(test.status, `say "x"`)), anthropic},
-			{string(openAIChat.errorEvent(test.status, `say "x"`)), "data: " + openAI + "\n\n"},
-			{string(anthropicMessages.errorEvent(test.status, `say "x"`)), "event: error\ndata: " + anthropic + "\n\n"},
+			{string(OpenAIChat.ErrorBody(test.status, `say "x"`)), openAI},
+			{string(AnthropicMessages.ErrorBody(test.status, `say "x"`)), anthropic},
+			{string(OpenAIChat.ErrorEvent(test.status, `say "x"`)), "data: " + openAI + "\n\n"},
+			{string(AnthropicMessages.ErrorEvent(test.status, `say "x"`)), "event: error\ndata: " + anthropic + "\n\n"},
 		} {
 			if got.got != got.want {
 				t.Errorf("%d: got %s, want %s", test.status, got.got, got.want)
@@ -38,13 +38,13 @@ func TestWireErrors(t *testing.T) {
 		}
 	}
 	const want = `{"error":{"message":"No such path","type":"invalid_request_error","param":null,"code":null}}`
-	if got := string(unknownRouteBody("No such path")); got != want {
+	if got := string(UnknownRouteBody("No such path")); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	for _, format := range []wireFormat{openAIChat, anthropicMessages} {
-		s := &wireStream{wireReport: wireReport{format: format}}
-		event := format.errorEvent(502, "line 1\nline 2")
-		if got := relay(s, event); !s.failed || !bytes.Equal(got, event) || bytes.Count(event, []byte("\n\n")) != 1 {
+	for _, format := range []Format{OpenAIChat, AnthropicMessages} {
+		s := &Stream{Report: Report{Format: format}}
+		event := format.ErrorEvent(502, "line 1\nline 2")
+		if got := relay(s, event); !s.Failed || !bytes.Equal(got, event) || bytes.Count(event, []byte("\n\n")) != 1 {
 			t.Errorf("%q is not an error event", event)
 		}
 	}
@@ -61,40 +61,40 @@ func TestAccountErrors(t *testing.T) {
 		tokens = `{"type":"error","error":{"type":"invalid_request_error","message":"max_tokens: 1000000 > 64000"}}`
 	)
 	for _, test := range []struct {
-		format wireFormat
+		format Format
 		status int
 		body   string
 		want   bool
 	}{
-		{openAIChat, 401, ``, true}, {openAIChat, 402, `{}`, true}, {anthropicMessages, 403, `<html>`, true},
-		{openAIChat, 429, quota, true}, {openAIChat, 429, rate, false}, {openAIChat, 429, `{"error":{"code":429}}`, false},
-		{openAIChat, 429, `{"error":{"type":"insufficient_quota","message":null}}`, true}, {anthropicMessages, 429, quota, false},
-		{anthropicMessages, 400, credit, true}, {anthropicMessages, 400, tokens, false}, {openAIChat, 400, credit, false},
-		{openAIChat, 404, quota, false}, {openAIChat, 500, quota, false}, {anthropicMessages, 529, credit, false},
+		{OpenAIChat, 401, ``, true}, {OpenAIChat, 402, `{}`, true}, {AnthropicMessages, 403, `<html>`, true},
+		{OpenAIChat, 429, quota, true}, {OpenAIChat, 429, rate, false}, {OpenAIChat, 429, `{"error":{"code":429}}`, false},
+		{OpenAIChat, 429, `{"error":{"type":"insufficient_quota","message":null}}`, true}, {AnthropicMessages, 429, quota, false},
+		{AnthropicMessages, 400, credit, true}, {AnthropicMessages, 400, tokens, false}, {OpenAIChat, 400, credit, false},
+		{OpenAIChat, 404, quota, false}, {OpenAIChat, 500, quota, false}, {AnthropicMessages, 529, credit, false},
 	} {
-		if got := test.format.isAccountError(test.status, []byte(test.body)); got != test.want {
+		if got := test.format.IsAccountError(test.status, []byte(test.body)); got != test.want {
 			t.Errorf("%d %s: got %v", test.status, test.body, got)
 		}
 	}
 }
 
 func TestModelLists(t *testing.T) {
-	models := []listedModel{{"gpt-4o", "openai"}, {`a"b`, "local"}}
+	models := []Model{{"gpt-4o", "openai"}, {`a"b`, "local"}}
 	for _, test := range []struct {
-		format wireFormat
-		models []listedModel
+		format Format
+		models []Model
 		want   string
 	}{
-		{openAIChat, models, `{"object":"list","data":[{"id":"gpt-4o","object":"model","created":0,"owned_by":"openai"},` +
+		{OpenAIChat, models, `{"object":"list","data":[{"id":"gpt-4o","object":"model","created":0,"owned_by":"openai"},` +
 			`{"id":"a\"b","object":"model","created":0,"owned_by":"local"}]}`},
-		{openAIChat, nil, `{"object":"list","data":[]}`},
-		{anthropicMessages, models, `{"data":[` +
+		{OpenAIChat, nil, `{"object":"list","data":[]}`},
+		{AnthropicMessages, models, `{"data":[` +
 			`{"type":"model","id":"gpt-4o","display_name":"gpt-4o","created_at":"1970-01-01T00:00:00Z"},` +
 			`{"type":"model","id":"a\"b","display_name":"a\"b","created_at":"1970-01-01T00:00:00Z"}],` +
 			`"has_more":false,"first_id":"gpt-4o","last_id":"a\"b"}`},
-		{anthropicMessages, nil, `{"data":[],"has_more":false,"first_id":null,"last_id":null}`},
+		{AnthropicMessages, nil, `{"data":[],"has_more":false,"first_id":null,"last_id":null}`},
 	} {
-		got := test.format.modelListBody(test.models)
+		got := test.format.ModelListBody(test.models)
 		if string(got) != test.want || !json.Valid(got) {
 			t.Errorf("got %s, want %s", got, test.want)
 		}

@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ const (
 	eventBuffer   = 2 << 10 // enough for a stream without long events
 )
 
-// A wireStream reads a provider's stream of server-sent events while it is relayed. What it returns are the provider's
+// A Stream reads a provider's stream of server-sent events while it is relayed. What it returns are the provider's
 // own bytes: whole events, or as much as has come of an event that is longer than maxEventBytes. A format and dropUsage
 // are all that it has to be given.
 //
@@ -17,9 +17,9 @@ const (
 //		n, err := provider.Read(s.room())
 //		client.Write(s.received(n))
 //	}
-type wireStream struct {
-	wireReport
-	dropUsage bool // take the extra usage chunk out, since the client did not ask for it
+type Stream struct {
+	Report
+	DropUsage bool // take the extra usage chunk out, since the client did not ask for it
 
 	buf     []byte // buf[:kept] is what received returns, buf[event:] is what has come of the next event
 	kept    int
@@ -35,8 +35,8 @@ type wireStream struct {
 	inLine  bool // the start of the current line, too
 }
 
-// room returns where the next bytes are to be read to. It invalidates what received has returned.
-func (s *wireStream) room() []byte {
+// Room returns where the next bytes are to be read to. It invalidates what received has returned.
+func (s *Stream) Room() []byte {
 	if from := s.event; from > 0 {
 		s.buf = s.buf[:copy(s.buf, s.buf[from:])] // no more than what came after an event in the last read
 		s.event, s.line, s.scanned, s.lf = 0, s.line-from, s.scanned-from, s.lf-from
@@ -54,8 +54,8 @@ func (s *wireStream) room() []byte {
 	return s.buf[len(s.buf):cap(s.buf)]
 }
 
-// received takes in the n bytes that were read to room, and returns what can be relayed now.
-func (s *wireStream) received(n int) []byte {
+// Received takes in the n bytes that were read to room, and returns what can be relayed now.
+func (s *Stream) Received(n int) []byte {
 	s.buf = s.buf[:len(s.buf)+n]
 	for s.readLine() {
 	}
@@ -70,7 +70,7 @@ func (s *wireStream) received(n int) []byte {
 
 // keep puts what has come of the current event before to, its end, behind what received returns. An event that is
 // dropped leaves a gap, so that what comes after it is moved once, however many are dropped.
-func (s *wireStream) keep(to int) {
+func (s *Stream) keep(to int) {
 	if s.kept == s.event {
 		s.kept = to
 	} else {
@@ -79,23 +79,23 @@ func (s *wireStream) keep(to int) {
 	s.event = to
 }
 
-// isBetweenEvents reports whether what was returned so far ends with a whole event, so that others can be put in.
-func (s *wireStream) isBetweenEvents() bool { return !s.inEvent }
+// IsBetweenEvents reports whether what was returned so far ends with a whole event, so that others can be put in.
+func (s *Stream) IsBetweenEvents() bool { return !s.inEvent }
 
-// finish takes in the end of the provider's stream and returns what came after the last whole event: an event without
+// Finish takes in the end of the provider's stream and returns what came after the last whole event: an event without
 // its blank line, or half of one. Relay it only if done or hasFinished holds then.
-func (s *wireStream) finish() []byte {
+func (s *Stream) Finish() []byte {
 	if s.line < len(s.buf) {
 		s.endLine(s.buf[s.line:], len(s.buf))
 	}
-	if s.isUsage && s.dropUsage && !s.inEvent {
+	if s.isUsage && s.DropUsage && !s.inEvent {
 		return nil
 	}
 	return s.buf[s.event:]
 }
 
 // readLine reads the next line, which ends in LF, CR LF or CR, and reports whether there is one.
-func (s *wireStream) readLine() bool {
+func (s *Stream) readLine() bool {
 	if s.afterCR && s.line < len(s.buf) {
 		s.afterCR = false
 		if s.buf[s.line] == '\n' {
@@ -122,7 +122,7 @@ func (s *wireStream) readLine() bool {
 }
 
 // findLF moves lf to the next LF, or to the end. It looks at no byte twice, however many lines end in CR before an LF.
-func (s *wireStream) findLF() {
+func (s *Stream) findLF() {
 	from := max(s.lf, s.scanned)
 	s.lf = len(s.buf)
 	if at := bytes.IndexByte(s.buf[from:], '\n'); at >= 0 {
@@ -131,7 +131,7 @@ func (s *wireStream) findLF() {
 }
 
 // skipLF takes the LF at the start of the current line for a part of the line before.
-func (s *wireStream) skipLF() {
+func (s *Stream) skipLF() {
 	switch {
 	case s.dropped:
 		s.event++
@@ -143,7 +143,7 @@ func (s *wireStream) skipLF() {
 }
 
 // endLine reads a line of the stream. The next one starts at next.
-func (s *wireStream) endLine(line []byte, next int) {
+func (s *Stream) endLine(line []byte, next int) {
 	s.dropped = false
 	switch {
 	case s.inLine:
@@ -152,7 +152,7 @@ func (s *wireStream) endLine(line []byte, next int) {
 	case len(line) > 0:
 		s.readField(line)
 	default: // a blank line ends an event
-		if s.dropped = s.isUsage && s.dropUsage && !s.inEvent; s.dropped {
+		if s.dropped = s.isUsage && s.DropUsage && !s.inEvent; s.dropped {
 			s.event = next
 		} else {
 			s.keep(next)
@@ -163,7 +163,7 @@ func (s *wireStream) endLine(line []byte, next int) {
 }
 
 // readField reads a line of an event. Only data matters: both formats repeat the event's name in it.
-func (s *wireStream) readField(line []byte) {
+func (s *Stream) readField(line []byte) {
 	data, isData := bytes.CutPrefix(line, []byte("data:"))
 	data = bytes.TrimSpace(data)
 	if !isData || len(data) == 0 {
@@ -172,10 +172,10 @@ func (s *wireStream) readField(line []byte) {
 	isFirst := !s.hasData
 	s.hasData, s.isUsage = true, false
 	if string(data) == "[DONE]" {
-		s.done = true
+		s.Done = true
 		return
 	}
-	isUsage, err := s.read(data)
+	isUsage, err := s.Read(data)
 	if err != nil {
 		s.countUnread(data)
 	}
@@ -183,10 +183,10 @@ func (s *wireStream) readField(line []byte) {
 }
 
 // countUnread takes bytes that cannot be read for content: a provider that is not understood is not free.
-func (s *wireStream) countUnread(data []byte) {
+func (s *Stream) countUnread(data []byte) {
 	if len(data) > 0 {
-		s.unread = true
-		s.contentEvents++
+		s.Unread = true
+		s.ContentEvents++
 		s.contentBytes += int64(len(data))
 	}
 }

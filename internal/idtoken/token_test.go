@@ -1,4 +1,4 @@
-package main
+package idtoken
 
 import (
 	"crypto/ecdsa"
@@ -15,57 +15,56 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"tollgate/internal/redistest"
+
+	"tollgate/internal/idtokentest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
-const tokenHeader = `{"alg":"RS256","kid":"k1","typ":"JWT"}`
-
 // hmacToken signs with the secret, as HS256 does.
 func hmacToken(secret []byte, header, payload string) string {
-	signed := base64URL([]byte(header)) + "." + base64URL([]byte(payload))
+	signed := idtokentest.Base64URL([]byte(header)) + "." + idtokentest.Base64URL([]byte(payload))
 	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte(signed))
-	return signed + "." + base64URL(mac.Sum(nil))
+	return signed + "." + idtokentest.Base64URL(mac.Sum(nil))
 }
 
 // ecToken signs with ES256.
 func ecToken(key *ecdsa.PrivateKey, header, payload string) string {
-	signed := base64URL([]byte(header)) + "." + base64URL([]byte(payload))
+	signed := idtokentest.Base64URL([]byte(header)) + "." + idtokentest.Base64URL([]byte(payload))
 	hash := sha256.Sum256([]byte(signed))
 	r, s, err := ecdsa.Sign(rand.Reader, key, hash[:])
 	if err != nil {
 		panic(err)
 	}
-	return signed + "." + base64URL(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
+	return signed + "." + idtokentest.Base64URL(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
 }
 
 // testGoogle returns Google with the keys of a key server.
-func testGoogle(s *keyServer) (*verifier, *telemetrytest.Log) {
+func testGoogle(s *idtokentest.Server) (*Verifier, *telemetrytest.Log) {
 	log := new(telemetrytest.Log)
-	return newGoogle(s.URL, telemetry.New(log)), log
+	return Google(s.URL, telemetry.New(log)), log
 }
 
 func TestIDTokens(t *testing.T) {
-	google, _ := testGoogle(newKeyServer(t))
+	google, _ := testGoogle(idtokentest.NewServer(t))
 	now := time.Now().Unix()
 	for _, test := range []struct {
 		name    string
 		token   string
 		subject string
 	}{
-		{"plain", idToken(nil), "110169484474386276334"},
-		{"the other issuer", idToken(map[string]any{"iss": "accounts.google.com"}), "110169484474386276334"},
-		{"another of our clients", idToken(map[string]any{"aud": "ios-client"}), "110169484474386276334"},
-		{"a list of audiences", idToken(map[string]any{"aud": []string{"ios-client", "web-client"}}), "110169484474386276334"},
-		{"times with decimals", idToken(map[string]any{"exp": float64(now) + 60.5}), "110169484474386276334"},
-		{"a clock that is a bit ahead", idToken(map[string]any{"iat": now + 30, "nbf": now + 30}), "110169484474386276334"},
-		{"Apple's form of a subject", idToken(map[string]any{"sub": "001234.0123abcd.0456"}), "001234.0123abcd.0456"},
-		{"no type", signToken(testKeys()[0], `{"alg":"RS256","kid":"k1"}`, toJSON(claims(nil))), "110169484474386276334"},
+		{"plain", idtokentest.Token(nil), "110169484474386276334"},
+		{"the other issuer", idtokentest.Token(map[string]any{"iss": "accounts.google.com"}), "110169484474386276334"},
+		{"another of our clients", idtokentest.Token(map[string]any{"aud": "ios-client"}), "110169484474386276334"},
+		{"a list of audiences", idtokentest.Token(map[string]any{"aud": []string{"ios-client", "web-client"}}), "110169484474386276334"},
+		{"times with decimals", idtokentest.Token(map[string]any{"exp": float64(now) + 60.5}), "110169484474386276334"},
+		{"a clock that is a bit ahead", idtokentest.Token(map[string]any{"iat": now + 30, "nbf": now + 30}), "110169484474386276334"},
+		{"Apple's form of a subject", idtokentest.Token(map[string]any{"sub": "001234.0123abcd.0456"}), "001234.0123abcd.0456"},
+		{"no type", idtokentest.SignToken(idtokentest.Keys()[0], `{"alg":"RS256","kid":"k1"}`, idtokentest.ToJSON(idtokentest.Claims(nil))), "110169484474386276334"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			subject, err := google.verify(time.Now().Add(10*time.Second), test.token, []string{"web-client", "ios-client"})
+			subject, err := google.Verify(time.Now().Add(10*time.Second), test.token, []string{"web-client", "ios-client"})
 			if err != nil || subject != test.subject {
 				t.Errorf("got %q, %v", subject, err)
 			}
@@ -75,17 +74,17 @@ func TestIDTokens(t *testing.T) {
 
 // badIDTokens returns tokens that fail one check each, with what the log says of it.
 func badIDTokens() []struct{ name, token, check string } {
-	good := testKeys()[0]
+	good := idtokentest.Keys()[0]
 	public := x509.MarshalPKCS1PublicKey(&good.PublicKey)
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "RSA PUBLIC KEY", Bytes: public})
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
 	}
-	now, payload := time.Now().Unix(), toJSON(claims(nil))
-	parts := strings.Split(idToken(nil), ".")
-	with := func(name string, value any) string { return idToken(map[string]any{name: value}) }
-	header := func(header string) string { return signToken(good, header, payload) }
+	now, payload := time.Now().Unix(), idtokentest.ToJSON(idtokentest.Claims(nil))
+	parts := strings.Split(idtokentest.Token(nil), ".")
+	with := func(name string, value any) string { return idtokentest.Token(map[string]any{name: value}) }
+	header := func(header string) string { return idtokentest.SignToken(good, header, payload) }
 	const (
 		malformed = "its claims are malformed"
 		wrongHead = "its header is malformed"
@@ -100,10 +99,10 @@ func badIDTokens() []struct{ name, token, check string } {
 	return []struct{ name, token, check string }{
 		{"empty", "", threeOf},
 		{"two parts", parts[0] + "." + parts[1], threeOf},
-		{"four parts", idToken(nil) + ".x", threeOf},
+		{"four parts", idtokentest.Token(nil) + ".x", threeOf},
 		{"five parts of an encrypted token", "a.b.c.d.e", threeOf},
-		{"huge", strings.Repeat("a", maxIDTokenBytes+1), "it is too long"},
-		{"huge claim", with("x", strings.Repeat("a", maxIDTokenBytes)), "it is too long"},
+		{"huge", strings.Repeat("a", maxTokenBytes+1), "it is too long"},
+		{"huge claim", with("x", strings.Repeat("a", maxTokenBytes)), "it is too long"},
 		{"expired", with("exp", now-61), "it has expired"},
 		{"expired long ago", with("exp", 0), "it has expired"},
 		{"from the future", with("iat", now+120), "it was issued in the future"},
@@ -119,7 +118,7 @@ func badIDTokens() []struct{ name, token, check string } {
 		{"no audience in the list", with("aud", []string{}), audience},
 		{"a list in the list", with("aud", []any{[]string{"web-client"}}), malformed},
 		{"no audience", with("aud", nil), malformed},
-		{"only azp is ours", idToken(map[string]any{"aud": "other-client", "azp": "web-client"}), audience},
+		{"only azp is ours", idtokentest.Token(map[string]any{"aud": "other-client", "azp": "web-client"}), audience},
 		{"another issuer", with("iss", "https://accounts.example.com"), "another issuer"},
 		{"Apple as issuer", with("iss", "https://appleid.apple.com"), "another issuer"},
 		{"an issuer with a slash", with("iss", "https://accounts.google.com/"), "another issuer"},
@@ -130,12 +129,12 @@ func badIDTokens() []struct{ name, token, check string } {
 		{"subject with a line break", with("sub", "1\n2"), subject},
 		{"subject with a hash tag", with("sub", "{apiKey:x}"), subject},
 		{"long subject", with("sub", strings.Repeat("1", maxSubjectBytes+1)), subject},
-		{"alg none", base64URL([]byte(`{"alg":"none","kid":"k1"}`)) + "." + parts[1] + ".", notRS256},
-		{"alg None", base64URL([]byte(`{"alg":"None","kid":"k1"}`)) + "." + parts[1] + "." + parts[2], notRS256},
+		{"alg none", idtokentest.Base64URL([]byte(`{"alg":"none","kid":"k1"}`)) + "." + parts[1] + ".", notRS256},
+		{"alg None", idtokentest.Base64URL([]byte(`{"alg":"None","kid":"k1"}`)) + "." + parts[1] + "." + parts[2], notRS256},
 		{"no signature", parts[0] + "." + parts[1] + ".", signature},
 		{"HS256 with the public key", hmacToken(public, `{"alg":"HS256","kid":"k1"}`, payload), notRS256},
 		{"HS256 with the public key as PEM", hmacToken(publicPEM, `{"alg":"HS256","kid":"k1"}`, payload), notRS256},
-		{"HS256 that calls itself RS256", hmacToken(publicPEM, tokenHeader, payload), signature},
+		{"HS256 that calls itself RS256", hmacToken(publicPEM, idtokentest.Header, payload), signature},
 		{"ES256", ecToken(ec, `{"alg":"ES256","kid":"ec"}`, payload), notRS256},
 		{"an EC key for RS256", ecToken(ec, `{"alg":"RS256","kid":"ec"}`, payload), unknown},
 		{"RS512", header(`{"alg":"RS512","kid":"k1"}`), notRS256},
@@ -143,14 +142,14 @@ func badIDTokens() []struct{ name, token, check string } {
 		{"rs256", header(`{"alg":"rs256","kid":"k1"}`), notRS256},
 		{"no algorithm", header(`{"kid":"k1"}`), notRS256},
 		{"the algorithm under another name", header(`{"ALG":"RS256","kid":"k1"}`), notRS256},
-		{"another key", signToken(testKeys()[1], tokenHeader, payload), signature},
-		{"another key with its own ID", signToken(testKeys()[1], `{"alg":"RS256","kid":"k9"}`, payload), unknown},
-		{"another key of the set", signToken(testKeys()[0], `{"alg":"RS256","kid":"k2"}`, payload), signature},
+		{"another key", idtokentest.SignToken(idtokentest.Keys()[1], idtokentest.Header, payload), signature},
+		{"another key with its own ID", idtokentest.SignToken(idtokentest.Keys()[1], `{"alg":"RS256","kid":"k9"}`, payload), unknown},
+		{"another key of the set", idtokentest.SignToken(idtokentest.Keys()[0], `{"alg":"RS256","kid":"k2"}`, payload), signature},
 		{"a key ID that two keys have", header(`{"alg":"RS256","kid":"twice"}`), unknown},
-		{"a weak key", signToken(testKeys()[2], `{"alg":"RS256","kid":"weak"}`, payload), unknown},
+		{"a weak key", idtokentest.SignToken(idtokentest.Keys()[2], `{"alg":"RS256","kid":"weak"}`, payload), unknown},
 		{"a key for encryption", header(`{"alg":"RS256","kid":"enc"}`), unknown},
 		{"a key for another algorithm", header(`{"alg":"RS256","kid":"rs512"}`), unknown},
-		{"its own key", signToken(testKeys()[1], `{"alg":"RS256","kid":"k9","jwk":`+jwk("k9", &testKeys()[1].PublicKey, "")+`}`,
+		{"its own key", idtokentest.SignToken(idtokentest.Keys()[1], `{"alg":"RS256","kid":"k9","jwk":`+idtokentest.JWK("k9", &idtokentest.Keys()[1].PublicKey, "")+`}`,
 			payload), unknown},
 		{"no key ID", header(`{"alg":"RS256"}`), "it does not name its key"},
 		{"an empty key ID", header(`{"alg":"RS256","kid":""}`), "it does not name its key"},
@@ -158,20 +157,20 @@ func badIDTokens() []struct{ name, token, check string } {
 		{"critical extension", header(`{"alg":"RS256","kid":"k1","crit":["b64"],"b64":false}`), "it has a critical extension"},
 		{"an access token", header(`{"alg":"RS256","kid":"k1","typ":"at+jwt"}`), "it is another type of token"},
 		{"doubled algorithm", header(`{"alg":"none","alg":"RS256","kid":"k1"}`), wrongHead},
-		{"doubled claim", signToken(good, tokenHeader, strings.Replace(payload, `{`, `{"aud":"other-client",`, 1)), malformed},
-		{"doubled claim that we do not read", signToken(good, tokenHeader, strings.Replace(payload, `{`, `{"email":"b",`, 1)),
+		{"doubled claim", idtokentest.SignToken(good, idtokentest.Header, strings.Replace(payload, `{`, `{"aud":"other-client",`, 1)), malformed},
+		{"doubled claim that we do not read", idtokentest.SignToken(good, idtokentest.Header, strings.Replace(payload, `{`, `{"email":"b",`, 1)),
 			malformed},
-		{"claims that are no object", signToken(good, tokenHeader, `["iss"]`), malformed},
-		{"claims that are no JSON", signToken(good, tokenHeader, payload+"x"), malformed},
-		{"claims that are no UTF-8", signToken(good, tokenHeader, strings.Replace(payload, "a@", "\xff@", 1)), malformed},
+		{"claims that are no object", idtokentest.SignToken(good, idtokentest.Header, `["iss"]`), malformed},
+		{"claims that are no JSON", idtokentest.SignToken(good, idtokentest.Header, payload+"x"), malformed},
+		{"claims that are no UTF-8", idtokentest.SignToken(good, idtokentest.Header, strings.Replace(payload, "a@", "\xff@", 1)), malformed},
 		{"a header that is no JSON", header(`{"alg":"RS256","kid":"k1"} {}`), wrongHead},
 		{"padding", parts[0] + "." + parts[1] + "." + parts[2] + "==", encoding},
 		{"a line break", parts[0] + "." + parts[1] + "." + parts[2][:10] + "\n" + parts[2][10:], encoding},
 		{"base64 that is not base64url", parts[0] + "." + parts[1] + "." + "+/" + parts[2][2:], encoding},
 		{"a signature spelled differently", parts[0] + "." + parts[1] + "." + respell(parts[2]), encoding},
-		{"a space", " " + idToken(nil), encoding},
-		{"Bearer", "Bearer " + idToken(nil), encoding},
-		{"claims of another token", parts[0] + "." + base64URL([]byte(toJSON(claims(map[string]any{"sub": "1"})))) + "." + parts[2],
+		{"a space", " " + idtokentest.Token(nil), encoding},
+		{"Bearer", "Bearer " + idtokentest.Token(nil), encoding},
+		{"claims of another token", parts[0] + "." + idtokentest.Base64URL([]byte(idtokentest.ToJSON(idtokentest.Claims(map[string]any{"sub": "1"})))) + "." + parts[2],
 			signature},
 	}
 }
@@ -184,11 +183,11 @@ func respell(encoded string) string {
 }
 
 func TestBadIDTokens(t *testing.T) {
-	server := newKeyServer(t)
-	first, second := &testKeys()[0].PublicKey, &testKeys()[1].PublicKey
-	server.serve(
-		jwk("k1", first, ""), jwk("k2", second, ""), jwk("twice", first, ""), jwk("twice", second, ""),
-		jwk("weak", &testKeys()[2].PublicKey, ""), jwk("enc", first, `"use":"enc",`), jwk("rs512", first, `"alg":"RS512",`),
+	server := idtokentest.NewServer(t)
+	first, second := &idtokentest.Keys()[0].PublicKey, &idtokentest.Keys()[1].PublicKey
+	server.Serve(
+		idtokentest.JWK("k1", first, ""), idtokentest.JWK("k2", second, ""), idtokentest.JWK("twice", first, ""), idtokentest.JWK("twice", second, ""),
+		idtokentest.JWK("weak", &idtokentest.Keys()[2].PublicKey, ""), idtokentest.JWK("enc", first, `"use":"enc",`), idtokentest.JWK("rs512", first, `"alg":"RS512",`),
 		`{"kty":"EC","kid":"ec","crv":"P-256","x":"AA","y":"AA"}`, `{"kty":"oct","kid":"k1","k":"c2VjcmV0"}`,
 		`{"kty":"RSA","kid":"k1","n":"!","e":"AQAB"}`, `7`, `{}`,
 	)
@@ -196,8 +195,8 @@ func TestBadIDTokens(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, test := range badIDTokens() {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := google.verify(time.Now().Add(10*time.Second), test.token, []string{"web-client", "ios-client"})
-			if !errors.Is(err, errInvalidIDToken) || err.Error() != "invalid ID token: "+test.check {
+			_, err := google.Verify(time.Now().Add(10*time.Second), test.token, []string{"web-client", "ios-client"})
+			if !errors.Is(err, ErrInvalid) || err.Error() != "invalid ID token: "+test.check {
 				t.Errorf("got %v, want %s", err, test.check)
 			}
 		})
@@ -207,7 +206,7 @@ func TestBadIDTokens(t *testing.T) {
 		t.Errorf("only %d checks have failed", len(seen))
 	}
 	// The same server and keys do verify a good token.
-	if _, err := google.verify(time.Now().Add(10*time.Second), idToken(nil), []string{"web-client"}); err != nil {
+	if _, err := google.Verify(time.Now().Add(10*time.Second), idtokentest.Token(nil), []string{"web-client"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -228,62 +227,61 @@ func (s *keySet) expire() {
 }
 
 func TestKeySetCache(t *testing.T) {
-	server := newKeyServer(t)
+	server := idtokentest.NewServer(t)
 	google, log := testGoogle(server)
 	keys := google.keys
 
 	t.Run("many requests, one fetch", func(t *testing.T) {
 		pause := make(chan struct{})
-		server.set(func() { server.pause = pause })
+		server.Set(func() { server.Pause = pause })
 		var requests sync.WaitGroup
 		for range 50 {
 			requests.Go(func() { wantKey(t, keys, "k1", nil) })
 		}
-		redistest.Eventually(t, 10*time.Second, func() error {
-			if server.fetches.Load() == 0 {
-				return errors.New("nobody fetches the keys")
+		for deadline := time.Now().Add(10 * time.Second); server.Fetches.Load() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("nobody fetches the keys")
 			}
-			return nil
-		})
-		server.set(func() { server.pause = nil })
+		}
+		server.Set(func() { server.Pause = nil })
 		close(pause)
 		requests.Wait()
-		server.wantFetches(t, 1)
+		server.WantFetches(t, 1)
 	})
 	t.Run("an unknown key causes one fetch a minute", func(t *testing.T) {
 		for range 5 {
-			wantKey(t, keys, "k2", errInvalidIDToken)
+			wantKey(t, keys, "k2", ErrInvalid)
 		}
-		server.wantFetches(t, 2)
+		server.WantFetches(t, 2)
 		keys.mu.Lock()
 		keys.unknownAt = keys.unknownAt.Add(-unknownKeyInterval)
 		keys.mu.Unlock()
-		server.serve(jwk("k2", &testKeys()[1].PublicKey, ""))
+		server.Serve(idtokentest.JWK("k2", &idtokentest.Keys()[1].PublicKey, ""))
 		wantKey(t, keys, "k2", nil)
-		server.wantFetches(t, 3)
-		wantKey(t, keys, "k1", errInvalidIDToken) // the provider has withdrawn it
-		server.wantFetches(t, 3)
+		server.WantFetches(t, 3)
+		wantKey(t, keys, "k1", ErrInvalid) // the provider has withdrawn it
+		server.WantFetches(t, 3)
 	})
 	t.Run("stale keys serve while the provider is down", func(t *testing.T) {
 		for _, broken := range []func(){
-			func() { server.status = 500 },
-			func() { server.status, server.body = 200, `{"keys":[]}` },
-			func() { server.body = "<html>" },
-			func() { server.body = `{"keys":[` + strings.Repeat(" ", maxKeySetBytes) + `]}` },
+			func() { server.Status = 500 },
+			func() { server.Status, server.Body = 200, `{"keys":[]}` },
+			func() { server.Body = "<html>" },
+			func() { server.Body = `{"keys":[` + strings.Repeat(" ", maxKeySetBytes) + `]}` },
 		} {
-			server.set(broken)
+			server.Set(broken)
 			keys.expire()
-			before := server.fetches.Load()
+			before := server.Fetches.Load()
 			for range 3 {
 				wantKey(t, keys, "k2", nil)
 			}
-			server.wantFetches(t, before+1)
-			wantKey(t, keys, "k9", errInvalidIDToken)
+			server.WantFetches(t, before+1)
+			wantKey(t, keys, "k9", ErrInvalid)
 		}
-		server.serve(jwk("k1", &testKeys()[0].PublicKey, ""))
+		server.Serve(idtokentest.JWK("k1", &idtokentest.Keys()[0].PublicKey, ""))
 		keys.expire()
 		wantKey(t, keys, "k1", nil)
-		wantKey(t, keys, "k2", errInvalidIDToken)
+		wantKey(t, keys, "k2", ErrInvalid)
 		if n := log.Count("[WARN] The keys of Google cannot be fetched: "); n == 0 {
 			t.Errorf("log:\n%s", log)
 		}
@@ -291,7 +289,7 @@ func TestKeySetCache(t *testing.T) {
 	t.Run("a provider that hangs delays a stale key a little", func(t *testing.T) {
 		pause := make(chan struct{})
 		defer close(pause)
-		server.set(func() { server.pause = pause })
+		server.Set(func() { server.Pause = pause })
 		keys.expire()
 		began := time.Now()
 		wantKey(t, keys, "k1", nil)
@@ -299,27 +297,27 @@ func TestKeySetCache(t *testing.T) {
 		if took := time.Since(began); took > keyFetchTimeout/2 {
 			t.Errorf("it took %s", took)
 		}
-		if _, err := keys.key(time.Now().Add(10*time.Millisecond), "k9"); !errors.Is(err, errNoKeySet) {
+		if _, err := keys.key(time.Now().Add(10*time.Millisecond), "k9"); !errors.Is(err, ErrNoKeys) {
 			t.Errorf("an unknown key: %v", err)
 		}
 	})
 }
 
 func TestNoKeySet(t *testing.T) {
-	server := newKeyServer(t)
-	server.set(func() { server.status = 404 })
+	server := idtokentest.NewServer(t)
+	server.Set(func() { server.Status = 404 })
 	google, log := testGoogle(server)
 	for range 3 {
-		wantKey(t, google.keys, "k1", errNoKeySet)
+		wantKey(t, google.keys, "k1", ErrNoKeys)
 	}
-	server.wantFetches(t, 1)
+	server.WantFetches(t, 1)
 	if log.Count("[WARN]") != 1 || log.Count("the response is 404 Not Found") != 1 {
 		t.Errorf("log:\n%s", log)
 	}
-	server.set(func() { server.status = 302 })
+	server.Set(func() { server.Status = 302 })
 	google.keys.expire()
-	wantKey(t, google.keys, "k1", errNoKeySet)
-	server.set(func() { server.status = 200 })
+	wantKey(t, google.keys, "k1", ErrNoKeys)
+	server.Set(func() { server.Status = 200 })
 	google.keys.expire()
 	wantKey(t, google.keys, "k1", nil)
 }
@@ -352,14 +350,14 @@ func TestKeySetAge(t *testing.T) {
 
 // Whatever a token says, verify does not panic, and accepts none that it has not seen signed.
 func FuzzIDToken(f *testing.F) {
-	google, _ := testGoogle(newKeyServer(f))
-	f.Add(idToken(nil))
+	google, _ := testGoogle(idtokentest.NewServer(f))
+	f.Add(idtokentest.Token(nil))
 	for _, bad := range badIDTokens() {
 		f.Add(bad.token)
 	}
 	f.Fuzz(func(t *testing.T, token string) {
-		subject, err := google.verify(time.Now().Add(10*time.Second), token, []string{"web-client", "ios-client"})
-		if (err == nil) == (subject == "") || err != nil && !errors.Is(err, errInvalidIDToken) && !errors.Is(err, errNoKeySet) {
+		subject, err := google.Verify(time.Now().Add(10*time.Second), token, []string{"web-client", "ios-client"})
+		if (err == nil) == (subject == "") || err != nil && !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrNoKeys) {
 			t.Errorf("got %q, %v", subject, err)
 		}
 	})

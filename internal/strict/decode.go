@@ -1,4 +1,4 @@
-package main
+package strict
 
 import (
 	"bytes"
@@ -13,17 +13,17 @@ import (
 	"unicode/utf8"
 )
 
-// maxAmount is the largest whole number that all JSON readers agree on (RFC 8259, section 6).
-const maxAmount = 1<<53 - 1
+// MaxInt is the largest whole number that all JSON readers agree on (RFC 8259, section 6).
+const MaxInt = 1<<53 - 1
 
-// maxProblems is how many faults of a document a response lists.
-const maxProblems = 100
+// MaxProblems is how many faults of a document a response lists.
+const MaxProblems = 100
 
-// problems lists what is wrong with a document, in its order, as sentences that begin with a member's path. Beyond
-// maxProblems they are empty, and only their number counts: a document can have a great many that all have a long path.
-type problems []string
+// Problems lists what is wrong with a document, in its order, as sentences that begin with a member's path. Beyond
+// MaxProblems they are empty, and only their number counts: a document can have a great many that all have a long path.
+type Problems []string
 
-func (p *problems) add(path, rule string) {
+func (p *Problems) Add(path, rule string) {
 	sentence := ""
 	if !p.isFull() {
 		sentence = path + " " + rule
@@ -31,71 +31,71 @@ func (p *problems) add(path, rule string) {
 	*p = append(*p, sentence)
 }
 
-func (p *problems) isFull() bool { return len(*p) >= maxProblems }
+func (p *Problems) isFull() bool { return len(*p) >= MaxProblems }
 
-// A decodeError says why a document was refused, in at least one sentence. It quotes names of members, never values.
-type decodeError struct{ problems problems }
+// A Error says why a document was refused, in at least one sentence. It quotes names of members, never values.
+type Error struct{ Problems Problems }
 
-func (e *decodeError) Error() string { return e.problems[0] }
+func (e *Error) Error() string { return e.Problems[0] }
 
-// A fieldRule reads the value of the member at path, or adds to wrong why the value is refused. The value is valid JSON
+// A Rule reads the value of the member at path, or adds to wrong why the value is refused. The value is valid JSON
 // without white space around it.
-type fieldRule func(wrong *problems, path string, value []byte)
+type Rule func(wrong *Problems, path string, value []byte)
 
-// objectRules has the rule of each known member by its name.
-type objectRules map[string]fieldRule
+// Rules has the rule of each known member by its name.
+type Rules map[string]Rule
 
-// decodeObject reads body by rules. The body must be one JSON object with all members in required, with no member that
+// Decode reads body by rules. The body must be one JSON object with all members in required, with no member that
 // is not in rules, and with none that is duplicated. encoding/json alone would accept duplicated members, TOKENS for
-// tokens, null for 0, invalid UTF-8 and lone surrogates. The error is a *decodeError.
-func decodeObject(body []byte, rules objectRules, required ...string) error {
-	start := skipSpace(body)
-	if err := checkJSON(body); err != nil {
+// tokens, null for 0, invalid UTF-8 and lone surrogates. The error is a *Error.
+func Decode(body []byte, rules Rules, required ...string) error {
+	start := SkipSpace(body)
+	if err := Check(body); err != nil {
 		if _, ok := errors.AsType[*json.SyntaxError](err); ok && len(start) > 0 && start[0] != '{' && start[0] != '[' {
 			err = errors.New("the body does not start with {") // encoding/json would explain form data as a misspelt literal
 		}
-		return &decodeError{problems{"Invalid JSON: " + err.Error()}}
+		return &Error{Problems{"Invalid JSON: " + err.Error()}}
 	}
 	if start[0] != '{' {
-		return &decodeError{problems{"Body must be a JSON object"}}
+		return &Error{Problems{"Body must be a JSON object"}}
 	}
-	var wrong problems
-	seen := readObject(&wrong, "", start, func(name string) fieldRule {
+	var wrong Problems
+	seen := ReadObject(&wrong, "", start, func(name string) Rule {
 		if rule, ok := rules[name]; ok {
 			return rule
 		}
-		return func(wrong *problems, path string, _ []byte) { wrong.add(path, "is not a known member") }
+		return func(wrong *Problems, path string, _ []byte) { wrong.Add(path, "is not a known member") }
 	})
 	for _, name := range required {
 		if !seen[name] {
-			wrong.add(name, "is missing")
+			wrong.Add(name, "is missing")
 		}
 	}
 	if len(wrong) > 0 {
-		return &decodeError{wrong}
+		return &Error{wrong}
 	}
 	return nil
 }
 
-// decodeOpenObject reads data as decodeObject does, but accepts members that are not in rules, once each.
-func decodeOpenObject(data []byte, rules objectRules, required ...string) error {
-	if err := checkJSON(data); err != nil {
+// DecodeOpen reads data as Decode does, but accepts members that are not in rules, once each.
+func DecodeOpen(data []byte, rules Rules, required ...string) error {
+	if err := Check(data); err != nil {
 		return err
 	}
-	var wrong problems
-	seen := readObject(&wrong, "", skipSpace(data), func(name string) fieldRule {
+	var wrong Problems
+	seen := ReadObject(&wrong, "", SkipSpace(data), func(name string) Rule {
 		if rule, ok := rules[name]; ok {
 			return rule
 		}
-		return func(*problems, string, []byte) {}
+		return func(*Problems, string, []byte) {}
 	})
 	for _, name := range required {
 		if !seen[name] {
-			wrong.add(name, "is missing")
+			wrong.Add(name, "is missing")
 		}
 	}
 	if len(wrong) > 0 {
-		return &decodeError{wrong}
+		return &Error{wrong}
 	}
 	return nil
 }
@@ -103,8 +103,8 @@ func decodeOpenObject(data []byte, rules objectRules, required ...string) error 
 // byteOrderMarks start files that some editors save as UTF-8, UTF-16 or UTF-32. JSON has none (RFC 8259, section 8.1).
 var byteOrderMarks = []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff", "\x00\x00\xfe\xff"}
 
-// checkJSON reports why data is not exactly one JSON value in valid UTF-8.
-func checkJSON(data []byte) error {
+// Check reports why data is not exactly one JSON value in valid UTF-8.
+func Check(data []byte) error {
 	if slices.ContainsFunc(byteOrderMarks, func(mark string) bool { return bytes.HasPrefix(data, []byte(mark)) }) {
 		return errors.New("it starts with a byte order mark")
 	}
@@ -127,27 +127,27 @@ func checkJSON(data []byte) error {
 	return err
 }
 
-// intField accepts a whole number from lo to hi, in any spelling that JSON has for it: 100, 100.0 and 1e2 are the same.
-func intField(dst *int64, lo, hi int64) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+// Int accepts a whole number from lo to hi, in any spelling that JSON has for it: 100, 100.0 and 1e2 are the same.
+func Int(dst *int64, lo, hi int64) Rule {
+	return func(wrong *Problems, path string, value []byte) {
 		n, ok := parseWhole(value)
 		switch {
 		case ok && lo <= n && n <= hi:
 			*dst = n
-		case hi < maxAmount || n > hi:
-			wrong.add(path, fmt.Sprintf("must be a whole number from %d to %d", lo, hi))
+		case hi < MaxInt || n > hi:
+			wrong.Add(path, fmt.Sprintf("must be a whole number from %d to %d", lo, hi))
 		default:
-			wrong.add(path, fmt.Sprintf("must be a whole number ≥ %d", lo))
+			wrong.Add(path, fmt.Sprintf("must be a whole number ≥ %d", lo))
 		}
 	}
 }
 
-// secondsField returns the rule for a duration in seconds.
-func secondsField(dst *int64, lo, hi int64) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
-		var outside problems
-		if intField(dst, lo, hi)(&outside, path, value); len(outside) > 0 {
-			wrong.add(path, fmt.Sprintf("must be a whole number of seconds from %d to %d", lo, hi))
+// Seconds returns the rule for a duration in seconds.
+func Seconds(dst *int64, lo, hi int64) Rule {
+	return func(wrong *Problems, path string, value []byte) {
+		var outside Problems
+		if Int(dst, lo, hi)(&outside, path, value); len(outside) > 0 {
+			wrong.Add(path, fmt.Sprintf("must be a whole number of seconds from %d to %d", lo, hi))
 		}
 	}
 }
@@ -155,7 +155,7 @@ func secondsField(dst *int64, lo, hi int64) fieldRule {
 // parseWhole returns the whole number that value spells as a JSON number, without rounding; beyond the int64 it is the
 // nearest int64. ok is false if value is anything else.
 func parseWhole(value []byte) (n int64, ok bool) {
-	if !isNumber(value) {
+	if !IsNumber(value) {
 		return 0, false
 	}
 	mantissa, exponent, _ := strings.Cut(strings.ToLower(string(value)), "e")
@@ -178,96 +178,96 @@ func parseWhole(value []byte) (n int64, ok bool) {
 	return n, true
 }
 
-// isNumber reports whether value is a JSON number. It may be any text, such as that of a query parameter.
-func isNumber(value []byte) bool {
+// IsNumber reports whether value is a JSON number. It may be any text, such as that of a query parameter.
+func IsNumber(value []byte) bool {
 	digit := func(c byte) bool { return '0' <= c && c <= '9' }
 	return len(value) > 0 && (value[0] == '-' || digit(value[0])) && digit(value[len(value)-1]) && json.Valid(value)
 }
 
-func numberField(lo, hi float64) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func Number(lo, hi float64) Rule {
+	return func(wrong *Problems, path string, value []byte) {
 		if f, err := strconv.ParseFloat(string(value), 64); err != nil || f < lo || f > hi {
-			wrong.add(path, fmt.Sprintf("must be a number from %v to %v", lo, hi))
+			wrong.Add(path, fmt.Sprintf("must be a number from %v to %v", lo, hi))
 		}
 	}
 }
 
 const loneSurrogate = "must not have half of a surrogate pair"
 
-// stringField accepts any string without a lone surrogate, which UTF-8 cannot represent.
-func stringField(dst *string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+// String accepts any string without a lone surrogate, which UTF-8 cannot represent.
+func String(dst *string) Rule {
+	return func(wrong *Problems, path string, value []byte) {
 		var s string
 		switch {
 		case value[0] != '"' || json.Unmarshal(value, &s) != nil:
-			wrong.add(path, "must be a string")
+			wrong.Add(path, "must be a string")
 		case hasLoneSurrogate(value):
-			wrong.add(path, loneSurrogate)
+			wrong.Add(path, loneSurrogate)
 		default:
 			*dst = s
 		}
 	}
 }
 
-// rawField accepts any value and keeps its spelling.
-func rawField(dst *[]byte) fieldRule {
-	return func(_ *problems, _ string, value []byte) { *dst = value }
+// Raw accepts any value and keeps its spelling.
+func Raw(dst *[]byte) Rule {
+	return func(_ *Problems, _ string, value []byte) { *dst = value }
 }
 
-func boolField(dst *bool) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func Bool(dst *bool) Rule {
+	return func(wrong *Problems, path string, value []byte) {
 		if value[0] != 't' && value[0] != 'f' {
-			wrong.add(path, "must be true or false")
+			wrong.Add(path, "must be true or false")
 			return
 		}
 		*dst = value[0] == 't'
 	}
 }
 
-func anyString(wrong *problems, path string, value []byte) {
-	stringField(new(string))(wrong, path, value)
+func AnyString(wrong *Problems, path string, value []byte) {
+	String(new(string))(wrong, path, value)
 }
 
-func anyCount(wrong *problems, path string, value []byte) {
-	intField(new(int64), 0, maxAmount)(wrong, path, value)
+func AnyInt(wrong *Problems, path string, value []byte) {
+	Int(new(int64), 0, MaxInt)(wrong, path, value)
 }
 
-func anyNumber(wrong *problems, path string, value []byte) {
-	if !isNumber(value) {
-		wrong.add(path, "must be a number")
+func AnyNumber(wrong *Problems, path string, value []byte) {
+	if !IsNumber(value) {
+		wrong.Add(path, "must be a number")
 	}
 }
 
-func absoluteURL(wrong *problems, path string, value []byte) {
+func AbsoluteURL(wrong *Problems, path string, value []byte) {
 	var s string // stays empty if value is not a string
-	stringField(&s)(new(problems), path, value)
+	String(&s)(new(Problems), path, value)
 	if u, err := url.Parse(s); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
-		wrong.add(path, "must be an absolute http or https URL")
+		wrong.Add(path, "must be an absolute http or https URL")
 	}
 }
 
 // objectOf accepts an object whose members keep rules. It passes over members that are not in rules.
-func objectOf(rules objectRules) fieldRule {
-	return func(wrong *problems, path string, value []byte) { readMembers(wrong, path, value, rules) }
+func objectOf(rules Rules) Rule {
+	return func(wrong *Problems, path string, value []byte) { readMembers(wrong, path, value, rules) }
 }
 
-// mapOf accepts an object each of whose members keeps the rule for its name.
-func mapOf(rule func(name string) fieldRule) fieldRule {
-	return func(wrong *problems, path string, value []byte) { readObject(wrong, path, value, rule) }
+// MapOf accepts an object each of whose members keeps the rule for its name.
+func MapOf(rule func(name string) Rule) Rule {
+	return func(wrong *Problems, path string, value []byte) { ReadObject(wrong, path, value, rule) }
 }
 
 // readMembers does what objectOf does, and returns the names of the members that it read.
-func readMembers(wrong *problems, path string, value []byte, rules objectRules) map[string]bool {
-	return readObject(wrong, path, value, func(name string) fieldRule { return rules[name] })
+func readMembers(wrong *Problems, path string, value []byte, rules Rules) map[string]bool {
+	return ReadObject(wrong, path, value, func(name string) Rule { return rules[name] })
 }
 
-// readObject reads the members of the value at path, which must be an object, by the rule for each name, and returns
+// ReadObject reads the members of the value at path, which must be an object, by the rule for each name, and returns
 // the names that it read. It passes over those that have no rule.
-func readObject(wrong *problems, path string, value []byte, rule func(name string) fieldRule) map[string]bool {
+func ReadObject(wrong *Problems, path string, value []byte, rule func(name string) Rule) map[string]bool {
 	seen := make(map[string]bool)
 	members := json.NewDecoder(bytes.NewReader(value))
 	if start, err := members.Token(); err != nil || start != json.Delim('{') {
-		wrong.add(path, "must be an object")
+		wrong.Add(path, "must be an object")
 		return seen
 	}
 	for members.More() {
@@ -285,13 +285,13 @@ func readObject(wrong *problems, path string, value []byte, rule func(name strin
 		}
 		path := path
 		if !wrong.isFull() { // else no sentence needs it
-			path = memberPath(path, name)
+			path = Path(path, name)
 		}
 		switch {
 		case hasLoneSurrogate(spelling): // different names would become the same
-			wrong.add(path, loneSurrogate)
+			wrong.Add(path, loneSurrogate)
 		case seen[name]:
-			wrong.add(path, "is duplicated")
+			wrong.Add(path, "is duplicated")
 		default:
 			seen[name] = true
 			read(wrong, path, member)
@@ -300,11 +300,11 @@ func readObject(wrong *problems, path string, value []byte, rule func(name strin
 	return seen
 }
 
-// readElements reads the elements of the value at path, which must be an array, by rule.
-func readElements(wrong *problems, path string, value []byte, rule fieldRule) {
+// ReadElements reads the elements of the value at path, which must be an array, by rule.
+func ReadElements(wrong *Problems, path string, value []byte, rule Rule) {
 	elements := json.NewDecoder(bytes.NewReader(value))
 	if start, err := elements.Token(); err != nil || start != json.Delim('[') {
-		wrong.add(path, "must be an array")
+		wrong.Add(path, "must be an array")
 		return
 	}
 	for i := 0; elements.More(); i++ {
@@ -320,14 +320,14 @@ func readElements(wrong *problems, path string, value []byte, rule fieldRule) {
 	}
 }
 
-// memberPath returns path.name, or path["name"] if name has other bytes than isWord. A long name is cut.
-func memberPath(path, name string) string {
+// Path returns path.name, or path["name"] if name has other bytes than IsWord. A long name is cut.
+func Path(path, name string) string {
 	if len(name) > 64 {
 		name = strings.ToValidUTF8(name[:64], "") + "…"
 	}
 	plain := name != ""
 	for _, c := range []byte(name) {
-		plain = plain && isWord(c)
+		plain = plain && IsWord(c)
 	}
 	switch {
 	case !plain:
@@ -338,13 +338,13 @@ func memberPath(path, name string) string {
 	return path + "." + name
 }
 
-// isWord reports whether c is one of A-Z a-z 0-9 _ -.
-func isWord(c byte) bool {
+// IsWord reports whether c is one of A-Z a-z 0-9 _ -.
+func IsWord(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
 }
 
-// skipSpace returns data from its first byte on that is not white space (RFC 8259, section 2).
-func skipSpace(data []byte) []byte { return bytes.TrimLeft(data, " \t\n\r") }
+// SkipSpace returns data from its first byte on that is not white space (RFC 8259, section 2).
+func SkipSpace(data []byte) []byte { return bytes.TrimLeft(data, " \t\n\r") }
 
 // hasLoneSurrogate reports whether a valid JSON string's spelling escapes half of a surrogate pair, which encoding/json
 // silently replaces by U+FFFD.
@@ -375,8 +375,8 @@ func escapedUnit(spelling []byte) rune {
 	return rune(unit)
 }
 
-// shorten returns name for use in a sentence.
-func shorten(name string) string {
+// Shorten returns name for use in a sentence.
+func Shorten(name string) string {
 	if len(name) > 64 {
 		return strings.ToValidUTF8(name[:64], "") + "…"
 	}

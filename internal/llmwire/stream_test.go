@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"bytes"
@@ -9,15 +9,15 @@ import (
 )
 
 // summary is what the tests compare of a report.
-func (r *wireReport) summary(n int64) string {
-	input, output, exact := r.counts(1000)
-	s := fmt.Sprintf("%d+%d tokens, %d events, %d bytes, %q", input, output, r.contentEvents, r.contentBytes, r.stop)
+func (r *Report) summary(n int64) string {
+	input, output, exact := r.Counts(1000)
+	s := fmt.Sprintf("%d+%d tokens, %d events, %d bytes, %q", input, output, r.ContentEvents, r.contentBytes, r.stop)
 	for _, flag := range []struct {
 		name string
 		on   bool
 	}{
-		{"estimated", !exact}, {"done", r.done}, {"finished", r.hasFinished(n)}, {"complete", r.isComplete(n)},
-		{"failed", r.failed}, {"refused", r.refused},
+		{"estimated", !exact}, {"done", r.Done}, {"finished", r.HasFinished(n)}, {"complete", r.isComplete(n)},
+		{"failed", r.Failed}, {"refused", r.refused},
 	} {
 		if flag.on {
 			s += " " + flag.name
@@ -40,74 +40,74 @@ func TestWireResponses(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name   string
-		format wireFormat
+		format Format
 		n      int64
 		body   string
 		want   string
 	}{
-		{"chat", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"Hello!\n\u00e9","refusal":null`, "stop"), chatUsage),
+		{"chat", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"Hello!\n\u00e9","refusal":null`, "stop"), chatUsage),
 			`19+10 tokens, 1 events, 9 bytes, "stop" finished complete`},
-		{"chat without usage", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"Hello!!"`, "stop"), ""),
+		{"chat without usage", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"Hello!!"`, "stop"), ""),
 			`1000+3 tokens, 1 events, 7 bytes, "stop" estimated finished`},
-		{"usage of zero", openAIChat, 1,
+		{"usage of zero", OpenAIChat, 1,
 			fmt.Sprintf(chat, choice(0, `"content":"Hello!"`, "stop"), `"usage":{"prompt_tokens":0,"completion_tokens":0},`),
 			`0+0 tokens, 1 events, 6 bytes, "stop" finished complete`},
-		{"half a usage", openAIChat, 1,
+		{"half a usage", OpenAIChat, 1,
 			fmt.Sprintf(chat, choice(0, `"content":"Hello!"`, "stop"), `"usage":{"prompt_tokens":7,"completion_tokens":null},`),
 			`7+2 tokens, 1 events, 6 bytes, "stop" estimated finished`},
-		{"odd usage", openAIChat, 1,
+		{"odd usage", OpenAIChat, 1,
 			fmt.Sprintf(chat, choice(0, `"content":"Hello!"`, "stop"), `"usage":{"prompt_tokens":-1,"completion_tokens":"5"},`),
 			`1000+2 tokens, 1 events, 6 bytes, "stop" estimated finished`},
-		{"other members of usage", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"Hi"`, "stop"),
+		{"other members of usage", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"Hi"`, "stop"),
 			`"usage":{"prompt_tokens":7,"input_tokens":0,"completion_tokens":2,"output_tokens":0,"cache_read_input_tokens":5},`),
 			`7+2 tokens, 1 events, 2 bytes, "stop" finished complete`},
-		{"two choices", openAIChat, 2,
+		{"two choices", OpenAIChat, 2,
 			fmt.Sprintf(chat, choice(0, `"content":"One"`, "length")+","+choice(1, `"content":"Three"`, "stop"), chatUsage),
 			`19+10 tokens, 1 events, 8 bytes, "length" finished complete`},
-		{"tools", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":null,"tool_calls":[{"id":"call_abc","type":"function",`+
+		{"tools", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":null,"tool_calls":[{"id":"call_abc","type":"function",`+
 			`"function":{"name":"get_weather","arguments":"{\"city\":1}"}},{"type":"custom","custom":{"input":"abc"}}]`,
 			"tool_calls"), chatUsage), `19+10 tokens, 1 events, 13 bytes, "tool_calls" finished complete`},
-		{"refusal", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":null,"refusal":"I cannot."`, "stop"), chatUsage),
+		{"refusal", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":null,"refusal":"I cannot."`, "stop"), chatUsage),
 			`19+10 tokens, 1 events, 9 bytes, "stop" finished complete refused`},
-		{"filter", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":""`, "content_filter"), chatUsage),
+		{"filter", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":""`, "content_filter"), chatUsage),
 			`19+10 tokens, 0 events, 0 bytes, "content_filter" finished complete refused`},
-		{"reasoning", openAIChat, 1,
+		{"reasoning", OpenAIChat, 1,
 			fmt.Sprintf(chat, choice(0, `"reasoning_content":"abc","content":[{"type":"text","text":"def"}]`, "new_reason"), ""),
 			`1000+2 tokens, 1 events, 6 bytes, "other" estimated finished`},
-		{"error", openAIChat, 1, `{"error":{"message":"no","type":"server_error","param":null,"code":null}}`,
+		{"error", OpenAIChat, 1, `{"error":{"message":"no","type":"server_error","param":null,"code":null}}`,
 			`1000+0 tokens, 0 events, 0 bytes, "" estimated failed`},
-		{"no error", openAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"a"`, "stop"), `"error":null,`+chatUsage),
+		{"no error", OpenAIChat, 1, fmt.Sprintf(chat, choice(0, `"content":"a"`, "stop"), `"error":null,`+chatUsage),
 			`19+10 tokens, 1 events, 1 bytes, "stop" finished complete`},
 
-		{"message", anthropicMessages, 1, fmt.Sprintf(message, `{"type":"text","text":"Hello!"}`, "end_turn",
+		{"message", AnthropicMessages, 1, fmt.Sprintf(message, `{"type":"text","text":"Hello!"}`, "end_turn",
 			`{"input_tokens":2095,"output_tokens":503}`),
 			`2095+503 tokens, 1 events, 6 bytes, "end_turn" finished complete`},
-		{"cache", anthropicMessages, 1, fmt.Sprintf(message, `{"type":"text","text":"Hello!"}`, "end_turn",
+		{"cache", AnthropicMessages, 1, fmt.Sprintf(message, `{"type":"text","text":"Hello!"}`, "end_turn",
 			`{"input_tokens":10,"cache_creation_input_tokens":200,"cache_read_input_tokens":3000,"output_tokens":5,`+
 				`"cache_creation":{"ephemeral_5m_input_tokens":200},"server_tool_use":null,"service_tier":"standard"}`),
 			`3210+5 tokens, 1 events, 6 bytes, "end_turn" finished complete`},
-		{"compaction", anthropicMessages, 1, fmt.Sprintf(message, `{"type":"text","text":"Hello!"}`, "end_turn",
+		{"compaction", AnthropicMessages, 1, fmt.Sprintf(message, `{"type":"text","text":"Hello!"}`, "end_turn",
 			`{"input_tokens":23000,"output_tokens":1000,"cache_read_input_tokens":null,"iterations":[`+
 				`{"type":"compaction","input_tokens":180000,"output_tokens":3500,"cache_read_input_tokens":7},`+
 				`{"input_tokens":23000,"output_tokens":1000,"type":"message"},`+
 				`{"output_tokens":1,"cache_creation_input_tokens":2,"type":"compaction"}]}`),
 			`203009+4501 tokens, 1 events, 6 bytes, "end_turn" finished complete`},
-		{"thinking and tools", anthropicMessages, 1,
+		{"thinking and tools", AnthropicMessages, 1,
 			fmt.Sprintf(message, `{"type":"thinking","thinking":"abcd","signature":"EqQBCgIYAhIM"},`+
 				`{"type":"tool_use","id":"toolu_01","name":"get_weather","input":{"city":"Bern"}}`, "tool_use", `null`),
 			`1000+6 tokens, 1 events, 17 bytes, "tool_use" estimated finished`},
-		{"Anthropic's refusal", anthropicMessages, 1,
+		{"Anthropic's refusal", AnthropicMessages, 1,
 			fmt.Sprintf(message, ``, "refusal", `{"input_tokens":5,"output_tokens":1}`),
 			`5+1 tokens, 0 events, 0 bytes, "refusal" finished complete refused`},
-		{"Anthropic's error", anthropicMessages, 1, `{"type":"error","error":{"type":"api_error","message":"x"}}`,
+		{"Anthropic's error", AnthropicMessages, 1, `{"type":"error","error":{"type":"api_error","message":"x"}}`,
 			`1000+0 tokens, 0 events, 0 bytes, "" estimated failed`},
-		{"too many tokens", anthropicMessages, 1, fmt.Sprintf(message, ``, "end_turn",
+		{"too many tokens", AnthropicMessages, 1, fmt.Sprintf(message, ``, "end_turn",
 			`{"input_tokens":9007199254740991,"cache_read_input_tokens":9223372036854775807,"output_tokens":1}`),
 			`9007199254740991+1 tokens, 0 events, 0 bytes, "end_turn" finished complete`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := wireReport{format: test.format}
-			if _, err := r.read([]byte(test.body)); err != nil {
+			r := Report{Format: test.format}
+			if _, err := r.Read([]byte(test.body)); err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
 			if got := r.summary(test.n); got != test.want {
@@ -116,7 +116,7 @@ func TestWireResponses(t *testing.T) {
 		})
 	}
 	for _, body := range []string{``, `[]`, `null`, `"x"`, `{"id":"chatcmpl-1","choices":[{"index":0`, `<html>`, `{}{}`} {
-		if _, err := new(wireReport).read([]byte(body)); err == nil {
+		if _, err := new(Report).Read([]byte(body)); err == nil {
 			t.Errorf("%s was read as a response", body)
 		}
 	}
@@ -153,7 +153,7 @@ func textDelta(text string) string {
 
 type streamTest struct {
 	name    string
-	format  wireFormat
+	format  Format
 	n       int64
 	events  []string // with LF
 	dropped int      // the event that is taken out, from 1; 0 for none
@@ -206,60 +206,60 @@ func streamTests() []streamTest {
 	on := func(events []string, more ...string) []string { return append(slices.Clone(events), more...) }
 	anthropicError := messageEvent("error", `,"error":{"type":"overloaded_error","message":"Overloaded"}`)
 	return []streamTest{
-		{"chat", openAIChat, 1, chat, 7, `1117+46 tokens, 2 events, 14 bytes, "stop" done finished complete`},
-		{"chat, cut", openAIChat, 1, chat[:5], 0, `1000+5 tokens, 2 events, 14 bytes, "" estimated`},
-		{"chat, cut before content", openAIChat, 1, chat[:3], 0, `1000+0 tokens, 0 events, 0 bytes, "" estimated`},
-		{"chat, cut before usage", openAIChat, 1, chat[:6], 0,
+		{"chat", OpenAIChat, 1, chat, 7, `1117+46 tokens, 2 events, 14 bytes, "stop" done finished complete`},
+		{"chat, cut", OpenAIChat, 1, chat[:5], 0, `1000+5 tokens, 2 events, 14 bytes, "" estimated`},
+		{"chat, cut before content", OpenAIChat, 1, chat[:3], 0, `1000+0 tokens, 0 events, 0 bytes, "" estimated`},
+		{"chat, cut before usage", OpenAIChat, 1, chat[:6], 0,
 			`1000+5 tokens, 2 events, 14 bytes, "stop" estimated finished`},
-		{"chat, cut after usage", openAIChat, 1, chat[:7], 7, `1117+46 tokens, 2 events, 14 bytes, "stop" finished complete`},
-		{"chat without usage", openAIChat, 1, on(chat[:6], chatDone), 0,
+		{"chat, cut after usage", OpenAIChat, 1, chat[:7], 7, `1117+46 tokens, 2 events, 14 bytes, "stop" finished complete`},
+		{"chat without usage", OpenAIChat, 1, on(chat[:6], chatDone), 0,
 			`1000+5 tokens, 2 events, 14 bytes, "stop" estimated done finished`},
-		{"usage beside content", openAIChat, 1,
+		{"usage beside content", OpenAIChat, 1,
 			on(chat[:5], chatEvent(`[{"index":0,"delta":{},"finish_reason":"stop"}]`, chatUsage), chatDone), 0,
 			`1117+46 tokens, 2 events, 14 bytes, "stop" done finished complete`},
-		{"usage in all chunks", openAIChat, 1, []string{
+		{"usage in all chunks", OpenAIChat, 1, []string{
 			chatEvent(`[{"index":0,"delta":{"content":"a"},"finish_reason":""}]`, `{"prompt_tokens":9,"completion_tokens":1}`),
 			chatEvent(`[{"index":0,"delta":{"content":"b"},"finish_reason":""}]`, `{"prompt_tokens":9,"completion_tokens":2}`)},
 			0, `9+2 tokens, 2 events, 2 bytes, ""`},
-		{"tools and two choices", openAIChat, 2, tools, 5,
+		{"tools and two choices", OpenAIChat, 2, tools, 5,
 			`1117+46 tokens, 2 events, 14 bytes, "length" done finished complete`},
-		{"one of two choices", openAIChat, 2, tools[:3], 0, `1000+5 tokens, 2 events, 14 bytes, "length" estimated`},
-		{"error", openAIChat, 1, on(chat[:4], "data: {\"error\":{\"message\":\"x\",\"type\":\"server_error\",\"code\":null}}\n\n"),
+		{"one of two choices", OpenAIChat, 2, tools[:3], 0, `1000+5 tokens, 2 events, 14 bytes, "length" estimated`},
+		{"error", OpenAIChat, 1, on(chat[:4], "data: {\"error\":{\"message\":\"x\",\"type\":\"server_error\",\"code\":null}}\n\n"),
 			0, `1000+4 tokens, 1 events, 10 bytes, "" estimated failed`},
-		{"not JSON", openAIChat, 1, on(chat[:4], "data: upstream died\n\n"), 0,
+		{"not JSON", OpenAIChat, 1, on(chat[:4], "data: upstream died\n\n"), 0,
 			`1000+8 tokens, 2 events, 23 bytes, "" estimated`},
-		{"no blank line after the usage", openAIChat, 1, []string{chat[3], strings.TrimSuffix(chat[6], "\n"), chatDone}, 0,
+		{"no blank line after the usage", OpenAIChat, 1, []string{chat[3], strings.TrimSuffix(chat[6], "\n"), chatDone}, 0,
 			`1117+46 tokens, 1 events, 10 bytes, "" done complete`},
-		{"two lines of data", openAIChat, 1, []string{strings.TrimSuffix(chat[3], "\n"), chat[6]}, 0,
+		{"two lines of data", OpenAIChat, 1, []string{strings.TrimSuffix(chat[3], "\n"), chat[6]}, 0,
 			`1117+46 tokens, 1 events, 10 bytes, ""`},
-		{"other fields", openAIChat, 1, []string{"id: 1\nretry: 5\ndata\ndata:\nevent:x\ndata:  " + chat[3][6:], "\n", "\n"}, 0,
+		{"other fields", OpenAIChat, 1, []string{"id: 1\nretry: 5\ndata\ndata:\nevent:x\ndata:  " + chat[3][6:], "\n", "\n"}, 0,
 			`1000+4 tokens, 1 events, 10 bytes, "" estimated`},
 
-		{"message", anthropicMessages, 1, message, 0,
+		{"message", AnthropicMessages, 1, message, 0,
 			`2125+15 tokens, 2 events, 11 bytes, "end_turn" done finished complete`},
-		{"message with repeated usage", anthropicMessages, 1, repeated, 0,
+		{"message with repeated usage", AnthropicMessages, 1, repeated, 0,
 			`7125+315 tokens, 2 events, 11 bytes, "end_turn" done finished complete`},
-		{"message, cut", anthropicMessages, 1, message[:5], 0, `2125+4 tokens, 2 events, 11 bytes, "" estimated`},
-		{"message, cut before content", anthropicMessages, 1, message[:3], 0, `2125+1 tokens, 0 events, 0 bytes, "" estimated`},
-		{"message, cut after usage", anthropicMessages, 1, message[:7], 0,
+		{"message, cut", AnthropicMessages, 1, message[:5], 0, `2125+4 tokens, 2 events, 11 bytes, "" estimated`},
+		{"message, cut before content", AnthropicMessages, 1, message[:3], 0, `2125+1 tokens, 0 events, 0 bytes, "" estimated`},
+		{"message, cut after usage", AnthropicMessages, 1, message[:7], 0,
 			`2125+15 tokens, 2 events, 11 bytes, "end_turn" finished complete`},
-		{"thinking and tools", anthropicMessages, 1, thinking, 0, `2125+6 tokens, 2 events, 16 bytes, "" estimated`},
-		{"Anthropic's error", anthropicMessages, 1, on(message[:4], anthropicError), 0,
+		{"thinking and tools", AnthropicMessages, 1, thinking, 0, `2125+6 tokens, 2 events, 16 bytes, "" estimated`},
+		{"Anthropic's error", AnthropicMessages, 1, on(message[:4], anthropicError), 0,
 			`2125+4 tokens, 1 events, 10 bytes, "" estimated failed`},
 	}
 }
 
 // relay feeds data to s in pieces that end at the given offsets, and returns what it relays.
-func relay(s *wireStream, data []byte, ends ...int) (relayed []byte) {
+func relay(s *Stream, data []byte, ends ...int) (relayed []byte) {
 	from := 0
 	for _, end := range append(ends, len(data)) {
 		for from < end {
-			n := copy(s.room(), data[from:end])
-			relayed = append(relayed, s.received(n)...)
+			n := copy(s.Room(), data[from:end])
+			relayed = append(relayed, s.Received(n)...)
 			from += n
 		}
 	}
-	return append(relayed, s.finish()...)
+	return append(relayed, s.Finish()...)
 }
 
 // Wherever a stream is split and whatever its lines end in, the report is the same and the bytes are the provider's.
@@ -280,7 +280,7 @@ func TestWireStreams(t *testing.T) {
 					}
 					check := func(ends ...int) {
 						t.Helper()
-						s := &wireStream{wireReport: wireReport{format: test.format}, dropUsage: drop}
+						s := &Stream{Report: Report{Format: test.format}, DropUsage: drop}
 						if got := string(relay(s, data, ends...)); got != want {
 							t.Fatalf("split at %v: got %q, want %q", ends, got, want)
 						}
@@ -304,16 +304,16 @@ func TestWireStreams(t *testing.T) {
 func TestWireStreamFlush(t *testing.T) {
 	for _, test := range streamTests()[:3] {
 		for _, ending := range []string{"\n", "\r\n", "\r"} {
-			s := &wireStream{wireReport: wireReport{format: test.format}}
+			s := &Stream{Report: Report{Format: test.format}}
 			fed, relayed := 0, 0
 			for _, event := range test.events {
 				event = strings.ReplaceAll(event, "\n", ending)
 				for i := range len(event) {
-					s.room()[0] = event[i]
-					n := len(s.received(1))
+					s.Room()[0] = event[i]
+					n := len(s.Received(1))
 					relayed, fed = relayed+n, fed+1
 					isLast := i == len(event)-1 || ending == "\r\n" && i == len(event)-2 // CR alone could be the end
-					if isLast != (relayed == fed) || isLast != (n > 0) || !s.isBetweenEvents() {
+					if isLast != (relayed == fed) || isLast != (n > 0) || !s.IsBetweenEvents() {
 						t.Fatalf("%q: %d of %d bytes relayed after byte %d of %q", ending, relayed, fed, i, event)
 					}
 				}
@@ -336,27 +336,27 @@ func TestLongEvents(t *testing.T) {
 		for _, ending := range []string{"\n", "\r\n", "\r"} {
 			t.Run(test.name+fmt.Sprintf("%q", ending), func(t *testing.T) {
 				replace := func(s string) string { return strings.ReplaceAll(s, "\n", ending) }
-				s := &wireStream{dropUsage: true}
+				s := &Stream{DropUsage: true}
 				before := replace(chatChunk(0, `"content":"a"`, "null"))
 				data := before + replace(test.long)
 				wasInEvent := false
 				var relayed []byte
 				for rest := []byte(data); len(rest) > 0; {
-					room := s.room()
+					room := s.Room()
 					if len(rest) < 10_000 {
 						room = room[:1] // so that every state is seen
 					}
 					n := copy(room[:min(len(room), 32<<10)], rest)
 					rest = rest[n:]
-					relayed = append(relayed, s.received(n)...)
-					wasInEvent = wasInEvent || !s.isBetweenEvents()
+					relayed = append(relayed, s.Received(n)...)
+					wasInEvent = wasInEvent || !s.IsBetweenEvents()
 					if held := len(data) - len(rest) - len(relayed); held > maxEventBytes {
 						t.Fatalf("%d bytes are held back", held)
 					}
 				}
-				if !wasInEvent || !s.isBetweenEvents() || string(relayed) != data {
+				if !wasInEvent || !s.IsBetweenEvents() || string(relayed) != data {
 					t.Errorf("relayed %d of %d bytes, in an event: %v, still: %v",
-						len(relayed), len(data), wasInEvent, !s.isBetweenEvents())
+						len(relayed), len(data), wasInEvent, !s.IsBetweenEvents())
 				}
 				if s.contentBytes < test.least || s.contentBytes > int64(len(data)) {
 					t.Errorf("%d bytes of content, want at least %d", s.contentBytes, test.least)
@@ -366,7 +366,7 @@ func TestLongEvents(t *testing.T) {
 				if got := string(relay(s, []byte(rest))); got != want || !s.isComplete(1) {
 					t.Errorf("then got %q, want %q; complete: %v", got, want, s.isComplete(1))
 				}
-				if s.room(); cap(s.buf) > 16*eventBuffer {
+				if s.Room(); cap(s.buf) > 16*eventBuffer {
 					t.Errorf("the buffer still has %d bytes", cap(s.buf))
 				}
 			})
@@ -391,17 +391,17 @@ func TestWireStreamFinish(t *testing.T) {
 		{"half an event", "data: {\"ch", "data: {\"ch", `1000+2 tokens, 2 events, 5 bytes, "stop" estimated finished`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := &wireStream{dropUsage: true}
+			s := &Stream{DropUsage: true}
 			data := whole + test.rest
-			n := copy(s.room(), data)
-			if got := string(s.received(n)); got != whole {
+			n := copy(s.Room(), data)
+			if got := string(s.Received(n)); got != whole {
 				t.Errorf("relayed %q", got)
 			}
-			s.room()
-			if got := string(s.received(0)); got != "" {
+			s.Room()
+			if got := string(s.Received(0)); got != "" {
 				t.Errorf("then relayed %q", got)
 			}
-			if got := string(s.finish()); got != test.finish {
+			if got := string(s.Finish()); got != test.finish {
 				t.Errorf("at last relayed %q, want %q", got, test.finish)
 			}
 			if got := s.summary(1); got != test.want {
@@ -419,8 +419,8 @@ func FuzzWireStream(f *testing.F) {
 	}
 	f.Add(0, []byte("\r\r\n\n\r\n\rdata:{}\r\n\r"), uint16(1), uint16(2))
 	f.Fuzz(func(t *testing.T, format int, data []byte, first, size uint16) {
-		newStream := func(drop bool) *wireStream {
-			return &wireStream{wireReport: wireReport{format: wireFormat(format & 1)}, dropUsage: drop}
+		newStream := func(drop bool) *Stream {
+			return &Stream{Report: Report{Format: Format(format & 1)}, DropUsage: drop}
 		}
 		var ends []int
 		for at := int(first); at < len(data); at += int(size) + 1 {
@@ -441,7 +441,7 @@ func FuzzWireStream(f *testing.F) {
 			t.Fatalf("%q became %q, in pieces %q", data, dropped, droppedSplit)
 		}
 		again := newStream(true)
-		if relay(again, dropped); again.wireReport.contentEvents != whole.contentEvents {
+		if relay(again, dropped); again.Report.ContentEvents != whole.ContentEvents {
 			t.Fatalf("%q became %q, with other content", data, dropped)
 		}
 	})
@@ -449,12 +449,12 @@ func FuzzWireStream(f *testing.F) {
 
 // A stream of 100 events allocates nothing for an event.
 func TestStreamAllocations(t *testing.T) {
-	for _, format := range []wireFormat{openAIChat, anthropicMessages} {
+	for _, format := range []Format{OpenAIChat, AnthropicMessages} {
 		events := benchmarkEvents(format)
-		s := &wireStream{wireReport: wireReport{format: format}, dropUsage: true}
+		s := &Stream{Report: Report{Format: format}, DropUsage: true}
 		feed := func() {
 			for _, event := range events {
-				if n := copy(s.room(), event); len(s.received(n)) != n {
+				if n := copy(s.Room(), event); len(s.Received(n)) != n {
 					t.Fatal("not a whole event was relayed")
 				}
 			}
@@ -470,11 +470,11 @@ func TestStreamAllocations(t *testing.T) {
 	}
 }
 
-func benchmarkEvents(format wireFormat) [][]byte {
+func benchmarkEvents(format Format) [][]byte {
 	events := make([][]byte, 100)
 	for i := range events {
 		events[i] = []byte(chatChunk(0, `"content":"word\n\u00e9"`, "null"))
-		if format == anthropicMessages {
+		if format == AnthropicMessages {
 			events[i] = []byte(textDelta(`word\n\"`))
 		}
 	}
@@ -483,14 +483,14 @@ func benchmarkEvents(format wireFormat) [][]byte {
 }
 
 func BenchmarkWireStream(b *testing.B) {
-	for _, format := range []wireFormat{openAIChat, anthropicMessages} {
+	for _, format := range []Format{OpenAIChat, AnthropicMessages} {
 		b.Run([]string{"OpenAI", "Anthropic"}[format], func(b *testing.B) {
 			events := benchmarkEvents(format)
-			s := &wireStream{wireReport: wireReport{format: format}}
+			s := &Stream{Report: Report{Format: format}}
 			b.SetBytes(int64(len(events[0])))
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				s.received(copy(s.room(), events[i%100]))
+				s.Received(copy(s.Room(), events[i%100]))
 			}
 		})
 	}
@@ -511,11 +511,11 @@ func BenchmarkWireRequest(b *testing.B) {
 			b.SetBytes(int64(len(test.body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				r, err := readWireRequest(openAIChat, []byte(test.body))
+				r, err := ReadRequest(OpenAIChat, []byte(test.body))
 				if err != nil {
 					b.Fatal(err)
 				}
-				r.rewrite("gpt-4o", "max_tokens", 100)
+				r.Rewrite("gpt-4o", "max_tokens", 100)
 			}
 		})
 	}

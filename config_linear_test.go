@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"tollgate/internal/strict"
 )
 
 // hostileConfig has endpoints, each with members that are not known and as long as those that are.
@@ -49,7 +51,7 @@ func TestLinearConfig(t *testing.T) {
 	if wrong == nil || len(wrong.problems) < 10_000 {
 		t.Fatal("the config has too few problems to prove something")
 	}
-	if n := len(strings.Join(wrong.problems, "")); n > maxProblems*1000 {
+	if n := len(strings.Join(wrong.problems, "")); n > strict.MaxProblems*1000 {
 		t.Errorf("the problems have %d bytes", n)
 	}
 }
@@ -90,7 +92,7 @@ func BenchmarkHostileConfig(b *testing.B) {
 		name   string
 		config []byte
 	}{
-		{"spelling", hostileConfig(474, 100)}, {"problems", manyProblems(1<<20)},
+		{"spelling", hostileConfig(474, 100)}, {"problems", manyProblems(1 << 20)},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.SetBytes(int64(len(c.config)))

@@ -1,4 +1,4 @@
-package main
+package idtoken
 
 import (
 	"context"
@@ -12,13 +12,15 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tollgate/internal/strict"
 	"tollgate/internal/telemetry"
 )
 
 const minRSABits = 2048 // RFC 7518, section 3.3
 
-// errNoKeySet means that the keys of a provider cannot be fetched, and none are cached.
-var errNoKeySet = errors.New("the provider's keys cannot be fetched")
+// ErrNoKeys means that the keys of a provider cannot be fetched, and none are cached.
+var ErrNoKeys = errors.New("the provider's keys cannot be fetched")
 
 const maxKeySetBytes = 64 << 10
 
@@ -56,7 +58,7 @@ func newKeySet(title, url string, log *telemetry.Logger) *keySet {
 }
 
 // key returns the key with that ID. If it is unknown, or the keys are no longer fresh, they are fetched first. Errors:
-// errInvalidIDToken if there is no such key; errNoKeySet if none can be fetched by deadline and none are cached.
+// ErrInvalid if there is no such key; ErrNoKeys if none can be fetched by deadline and none are cached.
 func (s *keySet) key(deadline time.Time, kid string) (*rsa.PublicKey, error) {
 	for {
 		s.mu.Lock()
@@ -81,9 +83,9 @@ func (s *keySet) key(deadline time.Time, kid string) (*rsa.PublicKey, error) {
 			case key != nil:
 				return key, nil
 			case !cached || fetch != nil:
-				return nil, errNoKeySet
+				return nil, ErrNoKeys
 			}
-			return nil, idTokenError("its key is unknown")
+			return nil, invalid("its key is unknown")
 		}
 	}
 }
@@ -185,8 +187,8 @@ func keySetAge(h http.Header) time.Duration {
 // different keys of the same ID, of which nobody could say which one counts. The error means that none remain.
 func parseKeySet(data []byte) (map[string]*rsa.PublicKey, error) {
 	keys := make(map[string]*rsa.PublicKey)
-	err := decodeOpenObject(data, objectRules{"keys": func(wrong *problems, path string, value []byte) {
-		readElements(wrong, path, value, func(_ *problems, _ string, value []byte) {
+	err := strict.DecodeOpen(data, strict.Rules{"keys": func(wrong *strict.Problems, path string, value []byte) {
+		strict.ReadElements(wrong, path, value, func(_ *strict.Problems, _ string, value []byte) {
 			kid, key := parseRSAKey(value)
 			if key == nil {
 				return
@@ -214,9 +216,9 @@ func parseKeySet(data []byte) (map[string]*rsa.PublicKey, error) {
 // parseRSAKey returns the key that a JSON Web Key describes, nil if RS256 must not be verified with it.
 func parseRSAKey(jwk []byte) (kid string, key *rsa.PublicKey) {
 	var kind, use, algorithm, modulus, exponent string
-	err := decodeOpenObject(jwk, objectRules{
-		"kid": stringField(&kid), "kty": stringField(&kind), "use": stringField(&use), "alg": stringField(&algorithm),
-		"n": stringField(&modulus), "e": stringField(&exponent),
+	err := strict.DecodeOpen(jwk, strict.Rules{
+		"kid": strict.String(&kid), "kty": strict.String(&kind), "use": strict.String(&use), "alg": strict.String(&algorithm),
+		"n": strict.String(&modulus), "e": strict.String(&exponent),
 	}, "kid", "kty", "n", "e")
 	if err != nil || kid == "" || kind != "RSA" || use != "" && use != "sig" || algorithm != "" && algorithm != "RS256" {
 		return "", nil

@@ -1,4 +1,4 @@
-package main
+package strict
 
 import (
 	"bytes"
@@ -18,8 +18,8 @@ func TestStringField(t *testing.T) {
 		`"�\ufffd"`: "\ufffd\ufffd", `"\\ud800"`: `\ud800`, `"\\\\udc00"`: `\\udc00`,
 	} {
 		var got string
-		var wrong problems
-		if stringField(&got)(&wrong, "a", []byte(in)); len(wrong) > 0 || got != want {
+		var wrong Problems
+		if String(&got)(&wrong, "a", []byte(in)); len(wrong) > 0 || got != want {
 			t.Errorf("%s: got %q, %v, want %q", in, got, wrong, want)
 		}
 	}
@@ -31,8 +31,8 @@ func TestStringField(t *testing.T) {
 		`"\\\ud800"`: "a " + loneSurrogate, `"\ud83d\ude00\udc00"`: "a " + loneSurrogate,
 	} {
 		got := "before"
-		var wrong problems
-		if stringField(&got)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want || got != "before" {
+		var wrong Problems
+		if String(&got)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want || got != "before" {
 			t.Errorf("%s: got %q, %q, want %q", in, got, wrong, want)
 		}
 	}
@@ -46,11 +46,11 @@ func TestIntFieldSpellings(t *testing.T) {
 		`1`: 1, `1.0`: 1, `1.000`: 1, `1e0`: 1, `1E+0`: 1, `1e-0`: 1, `1e2`: 100, `1E2`: 100, `1.5e1`: 15, `0.01e2`: 1,
 		`100e-2`: 1, `120.0e-1`: 12,
 		`10`: 10, `-7`: -7, `-7.0`: -7, `-70e-1`: -7, `1e15`: 1e15, `1` + zeros + `e-1000000`: 1, `0.` + zeros + `1e1000001`: 1,
-		`9007199254740991`: maxAmount, `9007199254740991.0`: maxAmount, `9007199254740.991e3`: maxAmount, `-9007199254740991`: -maxAmount,
+		`9007199254740991`: MaxInt, `9007199254740991.0`: MaxInt, `9007199254740.991e3`: MaxInt, `-9007199254740991`: -MaxInt,
 	} {
 		got := int64(-1)
-		var wrong problems
-		if intField(&got, -maxAmount, maxAmount)(&wrong, "a", []byte(in)); len(wrong) > 0 || got != want {
+		var wrong Problems
+		if Int(&got, -MaxInt, MaxInt)(&wrong, "a", []byte(in)); len(wrong) > 0 || got != want {
 			t.Errorf("%.40s: got %d, %v, want %d", in, got, wrong, want)
 		}
 	}
@@ -67,8 +67,8 @@ func TestIntFieldSpellings(t *testing.T) {
 		`0x10`: whole, `1,2`: whole, `١`: whole, `e1`: whole, `-e1`: whole, `NaN`: whole, `Inf`: whole, `1 2`: whole,
 	} {
 		got := int64(-1)
-		var wrong problems
-		if intField(&got, 0, maxAmount)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want || got != -1 {
+		var wrong Problems
+		if Int(&got, 0, MaxInt)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want || got != -1 {
 			t.Errorf("%.40s: got %d, %q, want %q", in, got, wrong, want)
 		}
 	}
@@ -77,14 +77,14 @@ func TestIntFieldSpellings(t *testing.T) {
 		`-1e99`: "a must be a whole number from 1 to 5",
 		`null`:  "a must be a whole number from 1 to 5", `5.5`: "a must be a whole number from 1 to 5",
 	} {
-		var wrong problems
-		if intField(new(int64), 1, 5)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want {
+		var wrong Problems
+		if Int(new(int64), 1, 5)(&wrong, "a", []byte(in)); len(wrong) != 1 || wrong[0] != want {
 			t.Errorf("%s: got %q, want %q", in, wrong, want)
 		}
 	}
 }
 
-// intField agrees with exact arithmetic.
+// Int agrees with exact arithmetic.
 func FuzzIntField(f *testing.F) {
 	for _, s := range []string{"1", "-0", "1.0", "1e2", "100e-2", "9007199254740991.5", "123456789.0e-3", "0.001e3",
 		"1e19", "-1e19", "01", "+1"} {
@@ -92,17 +92,17 @@ func FuzzIntField(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		var n int64
-		var wrong problems
-		intField(&n, -maxAmount, maxAmount)(&wrong, "a", []byte(s))
+		var wrong Problems
+		Int(&n, -MaxInt, MaxInt)(&wrong, "a", []byte(s))
 		if !json.Valid([]byte(s)) && len(wrong) == 0 {
 			t.Fatalf("%q was accepted as %d", s, n)
 		}
 		_, exponent, _ := strings.Cut(strings.ToLower(s), "e")
-		if !isNumber([]byte(s)) || len(exponent) > 4 {
+		if !IsNumber([]byte(s)) || len(exponent) > 4 {
 			return
 		}
 		want, ok := new(big.Rat).SetString(s)
-		inRange := ok && want.IsInt() && want.Num().CmpAbs(big.NewInt(maxAmount)) <= 0
+		inRange := ok && want.IsInt() && want.Num().CmpAbs(big.NewInt(MaxInt)) <= 0
 		if inRange != (len(wrong) == 0) || inRange && want.Num().Int64() != n {
 			t.Errorf("%q: got %d, %q, want %s", s, n, wrong, want)
 		}
@@ -114,24 +114,24 @@ func TestFieldRules(t *testing.T) {
 	values := []string{`null`, `true`, `false`, `1`, `-1.5e3`, `101`, `"a"`, `"http://h"`, `"https://h:1/p?q"`, `"//h"`, `"ftp://h"`,
 		`"http:///p"`, `[]`, `[{}]`, `{}`, `{"a":1}`}
 	for name, test := range map[string]struct {
-		rule    fieldRule
+		rule    Rule
 		problem string
 		want    []string
 	}{
-		"boolField":   {boolField(new(bool)), "must be true or false", []string{`true`, `false`}},
-		"anyNumber":   {anyNumber, "must be a number", []string{`1`, `-1.5e3`, `101`}},
-		"anyCount":    {anyCount, "must be a whole number ≥ 0", []string{`1`, `101`}},
-		"anyString":   {anyString, "must be a string", []string{`"a"`, `"http://h"`, `"https://h:1/p?q"`, `"//h"`, `"ftp://h"`, `"http:///p"`}},
-		"absoluteURL": {absoluteURL, "must be an absolute http or https URL", []string{`"http://h"`, `"https://h:1/p?q"`}},
-		"numberField": {numberField(0, 100), "must be a number from 0 to 100", []string{`1`}},
+		"boolField":   {Bool(new(bool)), "must be true or false", []string{`true`, `false`}},
+		"anyNumber":   {AnyNumber, "must be a number", []string{`1`, `-1.5e3`, `101`}},
+		"anyCount":    {AnyInt, "must be a whole number ≥ 0", []string{`1`, `101`}},
+		"anyString":   {AnyString, "must be a string", []string{`"a"`, `"http://h"`, `"https://h:1/p?q"`, `"//h"`, `"ftp://h"`, `"http:///p"`}},
+		"absoluteURL": {AbsoluteURL, "must be an absolute http or https URL", []string{`"http://h"`, `"https://h:1/p?q"`}},
+		"numberField": {Number(0, 100), "must be a number from 0 to 100", []string{`1`}},
 		"objectOf":    {objectOf(nil), "must be an object", []string{`{}`, `{"a":1}`}},
-		"mapOf":       {mapOf(func(string) fieldRule { return anyCount }), "must be an object", []string{`{}`, `{"a":1}`}},
-		"rawField":    {rawField(new([]byte)), "", values},
+		"mapOf":       {MapOf(func(string) Rule { return AnyInt }), "must be an object", []string{`{}`, `{"a":1}`}},
+		"rawField":    {Raw(new([]byte)), "", values},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var accepted []string
 			for _, value := range values {
-				var wrong problems
+				var wrong Problems
 				test.rule(&wrong, "p", []byte(value))
 				if len(wrong) == 0 {
 					accepted = append(accepted, value)
@@ -145,10 +145,10 @@ func TestFieldRules(t *testing.T) {
 		})
 	}
 	yes := true
-	if boolField(&yes)(new(problems), "p", []byte(`false`)); yes {
+	if Bool(&yes)(new(Problems), "p", []byte(`false`)); yes {
 		t.Error("false was read as true")
 	}
-	if boolField(&yes)(new(problems), "p", []byte(`true`)); !yes {
+	if Bool(&yes)(new(Problems), "p", []byte(`true`)); !yes {
 		t.Error("true was read as false")
 	}
 }
@@ -190,15 +190,15 @@ func TestDecodeObject(t *testing.T) {
 		`{"` + strings.Repeat("é", 100) + `":1}`: `["` + strings.Repeat("é", 32) + `…"] is not a known member`,
 	} {
 		var n int64
-		err := decodeObject([]byte(body), objectRules{
-			"n": intField(&n, 1, maxAmount), "s": anyString,
-			"o": objectOf(objectRules{"i": anyCount}),
-			"m": mapOf(func(string) fieldRule { return anyString }),
+		err := Decode([]byte(body), Rules{
+			"n": Int(&n, 1, MaxInt), "s": AnyString,
+			"o": objectOf(Rules{"i": AnyInt}),
+			"m": MapOf(func(string) Rule { return AnyString }),
 		}, "n")
 		if want == "" && (err != nil || n != 1) || want != "" && (err == nil || err.Error() != want) {
 			t.Errorf("%.80q: got %d, %v, want %q", body, n, err, want)
 		}
-		if _, ok := errors.AsType[*decodeError](err); err != nil && !ok {
+		if _, ok := errors.AsType[*Error](err); err != nil && !ok {
 			t.Errorf("%.80q: the error is a %T", body, err)
 		}
 	}
@@ -216,9 +216,9 @@ func TestLargeDocuments(t *testing.T) {
 	read := func(groups int) time.Duration {
 		body, seen := document(groups), 0
 		start := time.Now()
-		err := decodeObject(body, objectRules{"user_groups": mapOf(func(string) fieldRule {
+		err := Decode(body, Rules{"user_groups": MapOf(func(string) Rule {
 			seen++
-			return objectOf(objectRules{"tokens": anyCount, "rate_limit": anyCount})
+			return objectOf(Rules{"tokens": AnyInt, "rate_limit": AnyInt})
 		})})
 		if err != nil || seen != groups {
 			t.Errorf("of %d groups it read %d: %v", groups, seen, err)
@@ -236,7 +236,7 @@ func TestLargeDocuments(t *testing.T) {
 	}
 }
 
-// decodeObject never panics, and accepts only what encoding/json accepts too, with the same values.
+// Decode never panics, and accepts only what encoding/json accepts too, with the same values.
 func FuzzDecodeObject(f *testing.F) {
 	for _, body := range []string{
 		`{"tokens":1}`, `{"text":"a","tokens":1}`,
@@ -253,14 +253,14 @@ func FuzzDecodeObject(f *testing.F) {
 		var s string
 		var raw []byte
 		names := make(map[string]string)
-		err := decodeObject(body, objectRules{
-			"tokens": intField(&n, 0, maxAmount), "text": stringField(&s), "raw": rawField(&raw),
-			"map": mapOf(func(name string) fieldRule {
-				return func(_ *problems, _ string, value []byte) { names[name] = string(value) }
+		err := Decode(body, Rules{
+			"tokens": Int(&n, 0, MaxInt), "text": String(&s), "raw": Raw(&raw),
+			"map": MapOf(func(name string) Rule {
+				return func(_ *Problems, _ string, value []byte) { names[name] = string(value) }
 			}),
 		})
 		if err != nil {
-			if _, ok := err.(*decodeError); !ok || !utf8.ValidString(err.Error()) {
+			if _, ok := err.(*Error); !ok || !utf8.ValidString(err.Error()) {
 				t.Errorf("%q: %v", body, err)
 			}
 			return

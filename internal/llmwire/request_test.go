@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"bytes"
@@ -12,46 +12,46 @@ import (
 func TestWireFormatOf(t *testing.T) {
 	for _, test := range []struct {
 		path   string
-		format wireFormat
+		format Format
 		ok     bool
 	}{
-		{"/v1/chat/completions", openAIChat, true},
-		{"/openai/deployments/gpt-4o/chat/completions", openAIChat, true},
-		{"/v1/messages", anthropicMessages, true},
+		{"/v1/chat/completions", OpenAIChat, true},
+		{"/openai/deployments/gpt-4o/chat/completions", OpenAIChat, true},
+		{"/v1/messages", AnthropicMessages, true},
 		{"/v1/responses", 0, false},
 		{"/v1/messages/count_tokens", 0, false},
 		{"", 0, false},
 	} {
-		if format, ok := wireFormatOf(test.path); ok != test.ok || ok && format != test.format {
+		if format, ok := FormatOf(test.path); ok != test.ok || ok && format != test.format {
 			t.Errorf("wireFormatOf(%q) = %v, %v", test.path, format, ok)
 		}
 	}
-	if got := openAIChat.limitMember("api.openai.com"); got != "max_completion_tokens" {
+	if got := OpenAIChat.LimitMember("api.openai.com"); got != "max_completion_tokens" {
 		t.Errorf("OpenAI's limit is %s", got)
 	}
-	if got := openAIChat.limitMember("localhost"); got != "max_tokens" {
+	if got := OpenAIChat.LimitMember("localhost"); got != "max_tokens" {
 		t.Errorf("a local server's limit is %s", got)
 	}
-	if got := anthropicMessages.limitMember("api.openai.com"); got != "max_tokens" {
+	if got := AnthropicMessages.LimitMember("api.openai.com"); got != "max_tokens" {
 		t.Errorf("Anthropic's limit is %s", got)
 	}
 }
 
 // summary is what TestWireRequests compares of a request.
-func (r *wireRequest) summary() string {
-	s := fmt.Sprintf("%s n=%d limit=%d", r.model, r.n, r.limit)
+func (r *Request) summary() string {
+	s := fmt.Sprintf("%s n=%d limit=%d", r.Model, r.N, r.Limit)
 	for _, flag := range []struct {
 		name string
 		on   bool
 	}{
-		{"stream", r.stream}, {"usage", r.includeUsage}, {"tools", r.hasTools}, {"hidden", r.hiddenOutput},
+		{"stream", r.Stream}, {"usage", r.IncludeUsage}, {"tools", r.hasTools}, {"hidden", r.HiddenOutput},
 	} {
 		if flag.on {
 			s += " " + flag.name
 		}
 	}
-	if r.serverTool != "" {
-		s += " server:" + r.serverTool
+	if r.ServerTool != "" {
+		s += " server:" + r.ServerTool
 	}
 	if r.mediaParts > 0 {
 		s += fmt.Sprintf(" media=%d/%d", r.mediaParts, r.mediaBytes)
@@ -104,7 +104,7 @@ func TestWireRequests(t *testing.T) {
 		{"reasoning", `{"reasoning":{"max_tokens":100}}`, ` n=1 limit=0 hidden`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r, err := readWireRequest(openAIChat, []byte(test.body))
+			r, err := ReadRequest(OpenAIChat, []byte(test.body))
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
@@ -114,7 +114,7 @@ func TestWireRequests(t *testing.T) {
 		})
 	}
 	body := []byte(`{"max_completion_tokens":"x","max_tokens":5}`)
-	if r, err := readWireRequest(anthropicMessages, body); err != nil || r.limit != 5 {
+	if r, err := ReadRequest(AnthropicMessages, body); err != nil || r.Limit != 5 {
 		t.Errorf("Anthropic has no max_completion_tokens: %v, %v", r, err)
 	}
 }
@@ -158,7 +158,7 @@ func TestWireMedia(t *testing.T) {
 		{"tools", `{"tools":[{"type":"image","source":{"type":"base64","data":"QUJD"}}]}`, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r, err := readWireRequest(openAIChat, []byte(test.body))
+			r, err := ReadRequest(OpenAIChat, []byte(test.body))
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
@@ -172,7 +172,7 @@ func TestWireMedia(t *testing.T) {
 
 func TestWireRequestErrors(t *testing.T) {
 	many := `{"a0":0`
-	for i := range maxWireMembers {
+	for i := range maxMembers {
 		many += fmt.Sprintf(`,"a%d":0`, i+1)
 	}
 	deep := strings.Repeat("[", maxJSONDepth) + strings.Repeat("]", maxJSONDepth)
@@ -224,7 +224,7 @@ func TestWireRequestErrors(t *testing.T) {
 		{`{"max_tokens":99999999999999999999}`, "max_tokens must be a whole number from 1 to 9007199254740991"},
 		{`{"max_completion_tokens":[]}`, "max_completion_tokens must be a whole number from 1 to 9007199254740991"},
 	} {
-		if r, err := readWireRequest(openAIChat, []byte(test.body)); err == nil || err.Error() != test.want || r != nil {
+		if r, err := ReadRequest(OpenAIChat, []byte(test.body)); err == nil || err.Error() != test.want || r != nil {
 			t.Errorf("%.100s\ngot  %v\nwant %s", test.body, err, test.want)
 		}
 	}
@@ -260,27 +260,27 @@ func TestWireRewrite(t *testing.T) {
 			`{"max_tokens":7,"stream_options":{"include_usage":true},"messages":[{"model":"e/m"}],"model":"m","stream":true}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r, err := readWireRequest(openAIChat, []byte(test.body))
+			r, err := ReadRequest(OpenAIChat, []byte(test.body))
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
-			if got := bytes.Join(r.rewrite(test.model, "max_tokens", test.limit), nil); string(got) != test.want {
+			if got := bytes.Join(r.Rewrite(test.model, "max_tokens", test.limit), nil); string(got) != test.want {
 				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
 			}
 		})
 	}
-	r, err := readWireRequest(openAIChat, []byte(`{"max_tokens":null}`))
+	r, err := ReadRequest(OpenAIChat, []byte(`{"max_tokens":null}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	const want = `{"max_completion_tokens":7,"max_tokens":null}`
-	if got := bytes.Join(r.rewrite("", "max_completion_tokens", 7), nil); string(got) != want {
+	if got := bytes.Join(r.Rewrite("", "max_completion_tokens", 7), nil); string(got) != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if r, err = readWireRequest(anthropicMessages, []byte(`{"stream":true}`)); err != nil {
+	if r, err = ReadRequest(AnthropicMessages, []byte(`{"stream":true}`)); err != nil {
 		t.Fatal(err)
 	}
-	if got := bytes.Join(r.rewrite("", "", 0), nil); string(got) != `{"stream":true}` {
+	if got := bytes.Join(r.Rewrite("", "", 0), nil); string(got) != `{"stream":true}` {
 		t.Errorf("Anthropic has no stream_options: %s", got)
 	}
 }
@@ -300,7 +300,7 @@ func FuzzWireRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, model string, limit int64) {
 		kept := bytes.Clone(body)
-		r, err := readWireRequest(openAIChat, body)
+		r, err := ReadRequest(OpenAIChat, body)
 		if err != nil {
 			return
 		}
@@ -309,19 +309,19 @@ func FuzzWireRequest(f *testing.F) {
 			t.Fatalf("the body was changed: %s", body)
 		}
 		media := base64InStrings(t, body)
-		if least := int64(len(body)) - media; r.heldInput(1, 0, maxWireTokens) < least || r.mediaBytes < 0 {
+		if least := int64(len(body)) - media; r.HeldInput(1, 0, MaxTokens) < least || r.mediaBytes < 0 {
 			t.Fatalf("%s: held %d for %d bytes, %d of them base64",
-				body, r.heldInput(1, 0, maxWireTokens), len(body), media)
+				body, r.HeldInput(1, 0, MaxTokens), len(body), media)
 		}
 	})
 }
 
-func checkRewrite(t *testing.T, r *wireRequest, model string, limit int64) {
+func checkRewrite(t *testing.T, r *Request, model string, limit int64) {
 	var before, after map[string]json.RawMessage
 	if err := json.Unmarshal(r.body, &before); err != nil {
 		t.Fatalf("%s was accepted: %v", r.body, err)
 	}
-	changed := bytes.Join(r.rewrite(model, "max_tokens", limit), nil)
+	changed := bytes.Join(r.Rewrite(model, "max_tokens", limit), nil)
 	if err := json.Unmarshal(changed, &after); err != nil {
 		t.Fatalf("%s became %s: %v", r.body, changed, err)
 	}
@@ -329,13 +329,13 @@ func checkRewrite(t *testing.T, r *wireRequest, model string, limit int64) {
 	for name, value := range before {
 		want[name] = value
 	}
-	if model != "" && model != r.model {
+	if model != "" && model != r.Model {
 		want["model"], _ = json.Marshal(model)
 	}
 	if limit > 0 {
 		want["max_tokens"] = fmt.Append(nil, limit)
 	}
-	if r.stream && !r.includeUsage {
+	if r.Stream && !r.IncludeUsage {
 		options, was := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 		if err := json.Unmarshal(after["stream_options"], &options); err != nil {
 			t.Fatalf("%s became %s: %v", r.body, changed, err)
@@ -353,11 +353,11 @@ func checkRewrite(t *testing.T, r *wireRequest, model string, limit int64) {
 	if !reflect.DeepEqual(after, want) {
 		t.Fatalf("%s became %s", r.body, changed)
 	}
-	again, err := readWireRequest(r.format, changed)
+	again, err := ReadRequest(r.Format, changed)
 	if err != nil {
 		t.Fatalf("%s became %s: %v", r.body, changed, err)
 	}
-	if model != "" && again.model != model || limit > 0 && again.limit < limit || again.stream != r.stream {
+	if model != "" && again.Model != model || limit > 0 && again.Limit < limit || again.Stream != r.Stream {
 		t.Fatalf("%s became %s", r.body, changed)
 	}
 }
@@ -401,21 +401,21 @@ func TestHeldInput(t *testing.T) {
 		{"tools", `{"tools":[{}]}`, 1, 2000, 200_000, 614, 4, 14},
 		{"context window", `{"tools":[{}]}`, 1, 2000, 500, 500, 4, 14},
 		{"media", `{"messages":[{"content":[` + image + `,` + image + `]}]}`, 1, 2000, 200_000, 4136, 4034, 136},
-		{"too much", `{"messages":[{"content":[` + image + `,` + image + `]}]}`, 1, 1 << 62, maxWireTokens,
-			maxWireTokens, maxWireTokens, 136},
+		{"too much", `{"messages":[{"content":[` + image + `,` + image + `]}]}`, 1, 1 << 62, MaxTokens,
+			MaxTokens, MaxTokens, 136},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r, err := readWireRequest(anthropicMessages, []byte(test.body))
+			r, err := ReadRequest(AnthropicMessages, []byte(test.body))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if got := int64(len(test.body)) - r.mediaBytes; got != test.bytesWithoutTheBase64 {
 				t.Errorf("%d bytes without base64, want %d", got, test.bytesWithoutTheBase64)
 			}
-			if got := r.heldInput(test.bytesPerToken, test.mediaTokens, test.most); got != test.held {
+			if got := r.HeldInput(test.bytesPerToken, test.mediaTokens, test.most); got != test.held {
 				t.Errorf("held %d, want %d", got, test.held)
 			}
-			if got := r.estimatedInput(test.mediaTokens); got != test.estimate {
+			if got := r.EstimatedInput(test.mediaTokens); got != test.estimate {
 				t.Errorf("estimated %d, want %d", got, test.estimate)
 			}
 		})
@@ -424,14 +424,14 @@ func TestHeldInput(t *testing.T) {
 
 // What is inside a member without a name is not at the top level: it would set a hold that the provider ignores.
 func TestWireRequestEmptyName(t *testing.T) {
-	for _, f := range []wireFormat{openAIChat, anthropicMessages} {
+	for _, f := range []Format{OpenAIChat, AnthropicMessages} {
 		const body = `{"":{"max_tokens":1,"model":"cheap","stream":true,"n":2},"model":"m","messages":[]}`
-		r, err := readWireRequest(f, []byte(body))
+		r, err := ReadRequest(f, []byte(body))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r.limit != 0 || r.model != "m" || r.stream || r.n != 1 {
-			t.Errorf("limit %d, model %q, stream %v, n %d", r.limit, r.model, r.stream, r.n)
+		if r.Limit != 0 || r.Model != "m" || r.Stream || r.N != 1 {
+			t.Errorf("limit %d, model %q, stream %v, n %d", r.Limit, r.Model, r.Stream, r.N)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"bytes"
@@ -128,28 +128,28 @@ func TestLinearWalks(t *testing.T) {
 		"escaped name": true, "escaped names": true, "deep arrays": true, "under choices": true, "under delta": true,
 		"under message": true}
 	for i, d := range hostileRequests(1) {
-		for _, format := range []wireFormat{openAIChat, anthropicMessages} {
+		for _, format := range []Format{OpenAIChat, AnthropicMessages} {
 			most := calls{1, 4} // for each byte
 			if hidden[d.name] {
 				most = calls{0, 1} // for the names that are noted
 			}
 			check(d.name, func(n int) (c calls, err error) {
-				r := &wireRequest{format: format, n: 1, at: make(map[memberName]span)}
-				r.shape = counted(wireRequests[format], &c, make(map[*jsonShape[wireRequest]]*jsonShape[wireRequest]))
+				r := &Request{Format: format, N: 1, at: make(map[memberName]span)}
+				r.shape = counted(requestShapes[format], &c, make(map[*jsonShape[Request]]*jsonShape[Request]))
 				err = r.walker.walk([]byte(hostileRequests(n)[i].text), r.shape, r)
 				return c, err
 			}, most)
 		}
 	}
 	for i, d := range hostileReports(1) {
-		for _, format := range []wireFormat{openAIChat, anthropicMessages} {
+		for _, format := range []Format{OpenAIChat, AnthropicMessages} {
 			most := calls{1, 8}
 			if hidden[d.name] {
 				most = calls{}
 			}
 			check(d.name, func(n int) (c calls, err error) {
-				r := &wireReport{format: format}
-				shape := counted(wireReports[format], &c, make(map[*jsonShape[wireReport]]*jsonShape[wireReport]))
+				r := &Report{Format: format}
+				shape := counted(reportShapes[format], &c, make(map[*jsonShape[Report]]*jsonShape[Report]))
 				err = r.walker.walk([]byte(hostileReports(n)[i].text), shape, r)
 				return c, err
 			}, most)
@@ -159,9 +159,9 @@ func TestLinearWalks(t *testing.T) {
 
 // What is known of a document is of bounded size, so no path that a function is given grows with a document's depth.
 func TestLinearShapes(t *testing.T) {
-	for format := range wireRequests {
-		checkShape(t, wireRequests[format], make(map[*jsonShape[wireRequest]]bool))
-		checkShape(t, wireReports[format], make(map[*jsonShape[wireReport]]bool))
+	for format := range requestShapes {
+		checkShape(t, requestShapes[format], make(map[*jsonShape[Request]]bool))
+		checkShape(t, reportShapes[format], make(map[*jsonShape[Report]]bool))
 	}
 }
 
@@ -189,9 +189,9 @@ func TestLinearAllocations(t *testing.T) {
 		if d.name == "long count" {
 			continue // strconv's error has a copy
 		}
-		r := new(wireReport)
+		r := new(Report)
 		document := []byte(d.text)
-		if n := testing.AllocsPerRun(10, func() { _, _ = r.read(document) }); n > 0 {
+		if n := testing.AllocsPerRun(10, func() { _, _ = r.Read(document) }); n > 0 {
 			t.Errorf("%s: %v allocations", d.name, n)
 		}
 	}
@@ -208,12 +208,12 @@ func TestLinearDrops(t *testing.T) {
 		events := strings.Repeat(kept+dropped+dropped, n)
 		for _, atOnce := range []bool{false, true} {
 			data := []byte(events + rest)
-			s := &wireStream{dropUsage: true, buf: slices.Clone(data)[:0]}
+			s := &Stream{DropUsage: true, buf: slices.Clone(data)[:0]}
 			if atOnce {
-				s.received(len(data))
+				s.Received(len(data))
 			} else {
 				for range data {
-					s.received(1)
+					s.Received(1)
 				}
 			}
 			if got := string(s.buf[:s.kept]); got != strings.Repeat(kept, n) {
@@ -222,7 +222,7 @@ func TestLinearDrops(t *testing.T) {
 			if s.event != len(events) || !bytes.Equal(s.buf[len(data)/2:], data[len(data)/2:]) {
 				t.Errorf("%q: bytes have been moved", ending)
 			}
-			if got := len(s.room()) + len(rest); got < cap(s.buf) || string(s.buf) != rest || s.event != 0 || s.line != 0 {
+			if got := len(s.Room()) + len(rest); got < cap(s.buf) || string(s.buf) != rest || s.event != 0 || s.line != 0 {
 				t.Errorf("%q: then there is %q", ending, s.buf)
 			}
 		}
@@ -233,7 +233,7 @@ func TestLinearDrops(t *testing.T) {
 // end no line.
 func TestLinearLines(t *testing.T) {
 	const lines = 10_000
-	s := &wireStream{buf: []byte(strings.Repeat("aa\r", lines))[:0]}
+	s := &Stream{buf: []byte(strings.Repeat("aa\r", lines))[:0]}
 	s.buf = s.buf[:cap(s.buf)][:3*lines]
 	n := 0
 	for ; s.readLine(); n++ {
@@ -254,7 +254,7 @@ func BenchmarkHostileRequest(b *testing.B) {
 			b.SetBytes(int64(len(d.text)))
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _ = readWireRequest(openAIChat, []byte(d.text))
+				_, _ = ReadRequest(OpenAIChat, []byte(d.text))
 			}
 		})
 	}
@@ -266,7 +266,7 @@ func BenchmarkHostileReport(b *testing.B) {
 			b.SetBytes(int64(len(d.text)))
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _ = new(wireReport).read([]byte(d.text))
+				_, _ = new(Report).Read([]byte(d.text))
 			}
 		})
 	}
@@ -279,11 +279,11 @@ func BenchmarkHostileStream(b *testing.B) {
 				b.SetBytes(int64(len(d.text)))
 				b.ReportAllocs()
 				for b.Loop() {
-					s := &wireStream{dropUsage: true}
+					s := &Stream{DropUsage: true}
 					for rest := d.text; rest != ""; {
-						room := s.room()
+						room := s.Room()
 						n := copy(room[:min(len(room), size)], rest)
-						s.received(n)
+						s.Received(n)
 						rest = rest[n:]
 					}
 				}
@@ -294,8 +294,8 @@ func BenchmarkHostileStream(b *testing.B) {
 		b.Run(d.name+"/at once", func(b *testing.B) {
 			b.SetBytes(int64(len(d.text)))
 			for b.Loop() {
-				s := &wireStream{dropUsage: true, buf: append([]byte(nil), d.text...)[:0]}
-				s.received(len(d.text))
+				s := &Stream{DropUsage: true, buf: append([]byte(nil), d.text...)[:0]}
+				s.Received(len(d.text))
 			}
 		})
 	}

@@ -1,4 +1,4 @@
-package main
+package idtoken
 
 import (
 	"crypto"
@@ -11,13 +11,15 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tollgate/internal/strict"
 	"tollgate/internal/telemetry"
 )
 
 // ID tokens of OpenID Connect, and the keys of those who sign them.
 
 const (
-	maxIDTokenBytes = 16 << 10
+	maxTokenBytes   = 16 << 10
 	maxSubjectBytes = 255              // OpenID Connect Core, section 2
 	clockLeeway     = 60 * time.Second // between our clock and that of a provider
 
@@ -25,46 +27,46 @@ const (
 )
 
 var (
-	// errInvalidIDToken means that an ID token fails a check. Errors that wrap it name the check, and quote nothing.
-	errInvalidIDToken = errors.New("invalid ID token")
+	// ErrInvalid means that an ID token fails a check. Errors that wrap it name the check, and quote nothing.
+	ErrInvalid = errors.New("invalid ID token")
 )
 
-func idTokenError(check string) error { return fmt.Errorf("%w: %s", errInvalidIDToken, check) }
+func invalid(check string) error { return fmt.Errorf("%w: %s", ErrInvalid, check) }
 
-// verifier checks the ID tokens of one provider. Its methods may be called from any number of goroutines.
-type verifier struct {
+// Verifier checks the ID tokens of one provider. Its methods may be called from any number of goroutines.
+type Verifier struct {
 	issuers []string // that tokens may name
 	keys    *keySet
 }
 
-// newGoogle returns the verifier of Google's ID tokens, whose keys are at keysURL.
-func newGoogle(keysURL string, log *telemetry.Logger) *verifier {
-	return &verifier{[]string{"https://accounts.google.com", "accounts.google.com"}, newKeySet("Google", keysURL, log)}
+// Google returns the verifier of Google's ID tokens, whose keys are at keysURL.
+func Google(keysURL string, log *telemetry.Logger) *Verifier {
+	return &Verifier{[]string{"https://accounts.google.com", "accounts.google.com"}, newKeySet("Google", keysURL, log)}
 }
 
-// newApple returns the verifier of Apple's ID tokens, whose keys are at keysURL.
-func newApple(keysURL string, log *telemetry.Logger) *verifier {
-	return &verifier{[]string{"https://appleid.apple.com"}, newKeySet("Apple", keysURL, log)}
+// Apple returns the verifier of Apple's ID tokens, whose keys are at keysURL.
+func Apple(keysURL string, log *telemetry.Logger) *Verifier {
+	return &Verifier{[]string{"https://appleid.apple.com"}, newKeySet("Apple", keysURL, log)}
 }
 
-// verify checks an ID token that was issued for one of clientIDs and returns its subject, which is printable ASCII
+// Verify checks an ID token that was issued for one of clientIDs and returns its subject, which is printable ASCII
 // without white space and braces. Only RS256 is accepted, whatever the token's header says: what else it names (other
-// algorithms, keys, addresses of keys) is never used. Errors: errInvalidIDToken, errNoKeySet.
-func (v *verifier) verify(deadline time.Time, token string, clientIDs []string) (subject string, err error) {
-	if len(token) > maxIDTokenBytes {
-		return "", idTokenError("it is too long")
+// algorithms, keys, addresses of keys) is never used. Errors: ErrInvalid, ErrNoKeys.
+func (v *Verifier) Verify(deadline time.Time, token string, clientIDs []string) (subject string, err error) {
+	if len(token) > maxTokenBytes {
+		return "", invalid("it is too long")
 	}
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return "", idTokenError("it does not have three parts")
+		return "", invalid("it does not have three parts")
 	}
 	var decoded [3][]byte
 	for i, part := range parts {
 		if decoded[i], err = decodeBase64URL(part); err != nil {
-			return "", idTokenError("a part is not base64url")
+			return "", invalid("a part is not base64url")
 		}
 	}
-	kid, err := parseIDTokenHeader(decoded[0])
+	kid, err := parseHeader(decoded[0])
 	if err != nil {
 		return "", err
 	}
@@ -74,7 +76,7 @@ func (v *verifier) verify(deadline time.Time, token string, clientIDs []string) 
 	}
 	hash := sha256.Sum256([]byte(token[:len(parts[0])+1+len(parts[1])]))
 	if rsa.VerifyPKCS1v15(key, crypto.SHA256, hash[:], decoded[2]) != nil {
-		return "", idTokenError("the signature is wrong")
+		return "", invalid("the signature is wrong")
 	}
 	return v.checkClaims(decoded[1], clientIDs, time.Now())
 }
@@ -83,46 +85,46 @@ func (v *verifier) verify(deadline time.Time, token string, clientIDs []string) 
 // would skip line breaks, and ignore bits at the end.
 func decodeBase64URL(s string) ([]byte, error) {
 	for i := range len(s) {
-		if !isWord(s[i]) {
+		if !strict.IsWord(s[i]) {
 			return nil, errors.New("not base64url")
 		}
 	}
 	return base64.RawURLEncoding.Strict().DecodeString(s)
 }
 
-// parseIDTokenHeader checks the header of a token and returns the ID of the key that has signed it.
-func parseIDTokenHeader(header []byte) (kid string, err error) {
+// parseHeader checks the header of a token and returns the ID of the key that has signed it.
+func parseHeader(header []byte) (kid string, err error) {
 	var algorithm, kind string
 	critical := false
-	err = decodeOpenObject(header, objectRules{
-		"alg":  stringField(&algorithm),
-		"kid":  stringField(&kid),
-		"typ":  stringField(&kind),
-		"crit": func(*problems, string, []byte) { critical = true },
+	err = strict.DecodeOpen(header, strict.Rules{
+		"alg":  strict.String(&algorithm),
+		"kid":  strict.String(&kid),
+		"typ":  strict.String(&kind),
+		"crit": func(*strict.Problems, string, []byte) { critical = true },
 	})
 	switch {
 	case err != nil:
-		return "", idTokenError("its header is malformed")
+		return "", invalid("its header is malformed")
 	case algorithm != "RS256":
-		return "", idTokenError("it is not signed with RS256")
+		return "", invalid("it is not signed with RS256")
 	case kind != "" && !strings.EqualFold(kind, "JWT"):
-		return "", idTokenError("it is another type of token")
+		return "", invalid("it is another type of token")
 	case critical: // RFC 7515, section 4.1.11
-		return "", idTokenError("it has a critical extension")
+		return "", invalid("it has a critical extension")
 	case kid == "" || len(kid) > 256:
-		return "", idTokenError("it does not name its key")
+		return "", invalid("it does not name its key")
 	}
 	return kid, nil
 }
 
 // checkClaims checks the payload of a token whose signature is right, and returns its subject.
-func (v *verifier) checkClaims(payload []byte, clientIDs []string, now time.Time) (string, error) {
+func (v *Verifier) checkClaims(payload []byte, clientIDs []string, now time.Time) (string, error) {
 	var issuer, subject string
 	var audience []string
 	var expires, issued, notBefore time.Time
-	err := decodeOpenObject(payload, objectRules{
-		"iss": stringField(&issuer),
-		"sub": stringField(&subject),
+	err := strict.DecodeOpen(payload, strict.Rules{
+		"iss": strict.String(&issuer),
+		"sub": strict.String(&subject),
 		"aud": audienceField(&audience),
 		"exp": numericDateField(&expires),
 		"iat": numericDateField(&issued),
@@ -131,19 +133,19 @@ func (v *verifier) checkClaims(payload []byte, clientIDs []string, now time.Time
 	unknown := func(id string) bool { return !slices.Contains(clientIDs, id) }
 	switch {
 	case err != nil:
-		return "", idTokenError("its claims are malformed")
+		return "", invalid("its claims are malformed")
 	case !slices.Contains(v.issuers, issuer):
-		return "", idTokenError("another issuer")
+		return "", invalid("another issuer")
 	case len(audience) == 0 || slices.ContainsFunc(audience, unknown): // Core, section 3.1.3.7, step 3
-		return "", idTokenError("another audience")
+		return "", invalid("another audience")
 	case !now.Before(expires.Add(clockLeeway)):
-		return "", idTokenError("it has expired")
+		return "", invalid("it has expired")
 	case issued.After(now.Add(clockLeeway)):
-		return "", idTokenError("it was issued in the future")
+		return "", invalid("it was issued in the future")
 	case notBefore.After(now.Add(clockLeeway)):
-		return "", idTokenError("it is not valid yet")
+		return "", invalid("it is not valid yet")
 	case !validSubject(subject):
-		return "", idTokenError("its subject is malformed")
+		return "", invalid("its subject is malformed")
 	}
 	return subject, nil
 }
@@ -155,27 +157,27 @@ func validSubject(subject string) bool {
 }
 
 // audienceField accepts a string, or an array of strings.
-func audienceField(dst *[]string) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func audienceField(dst *[]string) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		if value[0] != '[' {
 			*dst = []string{""}
-			stringField(&(*dst)[0])(wrong, path, value)
+			strict.String(&(*dst)[0])(wrong, path, value)
 			return
 		}
-		readElements(wrong, path, value, func(wrong *problems, path string, value []byte) {
+		strict.ReadElements(wrong, path, value, func(wrong *strict.Problems, path string, value []byte) {
 			var one string
-			stringField(&one)(wrong, path, value)
+			strict.String(&one)(wrong, path, value)
 			*dst = append(*dst, one)
 		})
 	}
 }
 
 // numericDateField accepts seconds since 1970, which may have decimals (RFC 7519, section 2).
-func numericDateField(dst *time.Time) fieldRule {
-	return func(wrong *problems, path string, value []byte) {
+func numericDateField(dst *time.Time) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
 		seconds, err := strconv.ParseFloat(string(value), 64)
-		if !isNumber(value) || err != nil || seconds < 0 || seconds > 1<<40 {
-			wrong.add(path, "must be a time")
+		if !strict.IsNumber(value) || err != nil || seconds < 0 || seconds > 1<<40 {
+			wrong.Add(path, "must be a time")
 			return
 		}
 		*dst = time.UnixMilli(int64(seconds * 1000))

@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"encoding/json"
@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// wireErrorTypes has the type of error that a status stands for, in OpenAI's format with a code.
-var wireErrorTypes = map[int]struct{ openAI, code, anthropic string }{
+// errorTypes has the type of error that a status stands for, in OpenAI's format with a code.
+var errorTypes = map[int]struct{ openAI, code, anthropic string }{
 	400: {"invalid_request_error", "", "invalid_request_error"},
 	401: {"invalid_request_error", "invalid_api_key", "authentication_error"},
 	402: {"insufficient_quota", "insufficient_quota", "billing_error"},
@@ -18,22 +18,22 @@ var wireErrorTypes = map[int]struct{ openAI, code, anthropic string }{
 	503: {"api_error", "", "overloaded_error"},
 }
 
-// errorBody returns the body of an error with the given status. Both SDKs raise their own error for it.
-func (f wireFormat) errorBody(status int, message string) []byte {
-	kind, known := wireErrorTypes[status]
+// ErrorBody returns the body of an error with the given status. Both SDKs raise their own error for it.
+func (f Format) ErrorBody(status int, message string) []byte {
+	kind, known := errorTypes[status]
 	if !known && status < 500 {
 		kind.openAI, kind.anthropic = "invalid_request_error", "invalid_request_error"
 	} else if !known {
 		kind.openAI, kind.anthropic = "api_error", "api_error"
 	}
-	if f == anthropicMessages {
+	if f == AnthropicMessages {
 		return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s}}`, kind.anthropic, jsonString(message))
 	}
 	return openAIError(kind.openAI, kind.code, message)
 }
 
-// unknownRouteBody returns the body of a 404 for a path that does not exist.
-func unknownRouteBody(message string) []byte {
+// UnknownRouteBody returns the body of a 404 for a path that does not exist.
+func UnknownRouteBody(message string) []byte {
 	return openAIError("invalid_request_error", "", message)
 }
 
@@ -45,17 +45,17 @@ func openAIError(kind, code, message string) []byte {
 	return fmt.Appendf(nil, format, jsonString(message), kind, code)
 }
 
-// errorEvent returns the event that tells a client that its stream is broken.
-func (f wireFormat) errorEvent(status int, message string) []byte {
+// ErrorEvent returns the event that tells a client that its stream is broken.
+func (f Format) ErrorEvent(status int, message string) []byte {
 	name := ""
-	if f == anthropicMessages {
+	if f == AnthropicMessages {
 		name = "event: error\n"
 	}
-	return fmt.Appendf(nil, "%sdata: %s\n\n", name, f.errorBody(status, message))
+	return fmt.Appendf(nil, "%sdata: %s\n\n", name, f.ErrorBody(status, message))
 }
 
-// isAccountError reports whether a provider's error concerns the operator's account with it, and not the request.
-func (f wireFormat) isAccountError(status int, body []byte) bool {
+// IsAccountError reports whether a provider's error concerns the operator's account with it, and not the request.
+func (f Format) IsAccountError(status int, body []byte) bool {
 	var response struct {
 		Error struct {
 			Type, Code any
@@ -67,9 +67,9 @@ func (f wireFormat) isAccountError(status int, body []byte) bool {
 	case 401, 402, 403:
 		return true
 	case 429:
-		return f == openAIChat && (response.Error.Code == "insufficient_quota" || response.Error.Type == "insufficient_quota")
+		return f == OpenAIChat && (response.Error.Code == "insufficient_quota" || response.Error.Type == "insufficient_quota")
 	case 400:
-		return f == anthropicMessages && strings.Contains(response.Error.Message, "credit balance")
+		return f == AnthropicMessages && strings.Contains(response.Error.Message, "credit balance")
 	}
 	return false
 }

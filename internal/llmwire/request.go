@@ -1,4 +1,4 @@
-package main
+package llmwire
 
 import (
 	"bytes"
@@ -11,36 +11,37 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
-)
 
+	"tollgate/internal/strict"
+)
 
 const (
-	maxWireTokens  = 1<<53 - 1 // no count, limit or cost is larger
-	maxWireMembers = 256       // top-level members of a request
-	maxChoices     = 16        // n of a request
-	toolTokens     = 600       // held for the prompt that providers add if there are tools
+	MaxTokens  = 1<<53 - 1 // no count, limit or cost is larger
+	maxMembers = 256       // top-level members of a request
+	maxChoices = 16        // n of a request
+	toolTokens = 600       // held for the prompt that providers add if there are tools
 )
 
-// A wireRequest is what the gateway reads of a request. Everything else in body is forwarded as it came.
-type wireRequest struct {
-	format wireFormat
+// A Request is what the gateway reads of a request. Everything else in body is forwarded as it came.
+type Request struct {
+	Format Format
 	body   []byte
 
-	model        string // "" if the request names none
-	stream       bool
-	includeUsage bool  // the client itself asked for the chunk with its stream's usage
-	n            int64 // choices, 1 to 16
-	limit        int64 // of output tokens for each choice, the larger if there are two; 0 if the request has no limit
+	Model        string // "" if the request names none
+	Stream       bool
+	IncludeUsage bool  // the client itself asked for the chunk with its stream's usage
+	N            int64 // choices, 1 to 16
+	Limit        int64 // of output tokens for each choice, the larger if there are two; 0 if the request has no limit
 
 	hasTools     bool
-	serverTool   string // the first tool or member that lets the provider read more than body; "" if it has no such tool
-	hiddenOutput bool   // thinking or reasoning is asked for, so content does not show all that is generated
+	ServerTool   string // the first tool or member that lets the provider read more than body; "" if it has no such tool
+	HiddenOutput bool   // thinking or reasoning is asked for, so content does not show all that is generated
 
 	mediaParts int64
 	mediaBytes int64 // of their base64, as it is spelled in body
 
-	shape       *jsonShape[wireRequest]
-	walker      jsonWalker[wireRequest]
+	shape       *jsonShape[Request]
+	walker      jsonWalker[Request]
 	at          map[memberName]span // the top-level members, and those of stream_options
 	parts       []contentPart       // the content part that is being read, and those around it
 	thinkingOff bool
@@ -59,14 +60,14 @@ type contentPart struct {
 	encoded int64 // bytes of base64
 }
 
-// readWireRequest reads a request's body, which it keeps and never changes. A member that is null counts as absent, as
+// ReadRequest reads a request's body, which it keeps and never changes. A member that is null counts as absent, as
 // it does for providers. An error is a sentence for the client (400).
-func readWireRequest(format wireFormat, body []byte) (*wireRequest, error) {
+func ReadRequest(format Format, body []byte) (*Request, error) {
 	if !utf8.Valid(body) {
 		//lint:ignore ST1005 a sentence for the client
 		return nil, errors.New("Body is not valid UTF-8")
 	}
-	r := &wireRequest{format: format, body: body, n: 1, shape: wireRequests[format], at: make(map[memberName]span)}
+	r := &Request{Format: format, body: body, N: 1, shape: requestShapes[format], at: make(map[memberName]span)}
 	err := r.walker.walk(body, r.shape, r)
 	if r.err != nil {
 		return nil, r.err
@@ -78,78 +79,78 @@ func readWireRequest(format wireFormat, body []byte) (*wireRequest, error) {
 	return r, nil
 }
 
-func (r *wireRequest) fail(format string, args ...any) {
+func (r *Request) fail(format string, args ...any) {
 	if r.err == nil {
 		r.err = fmt.Errorf(format, args...)
 		r.walker.stop()
 	}
 }
 
-// wireRequests has what is read of a request in each format.
-var wireRequests = map[wireFormat]*jsonShape[wireRequest]{
-	openAIChat: newJSONShape(requestMembers, messageParts, jsonTable[wireRequest]{
-		"max_completion_tokens": {read: (*wireRequest).readLimit},
-		"tools[].type":          {read: (*wireRequest).readToolType},
+// requestShapes has what is read of a request in each format.
+var requestShapes = map[Format]*jsonShape[Request]{
+	OpenAIChat: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
+		"max_completion_tokens": {read: (*Request).readLimit},
+		"tools[].type":          {read: (*Request).readToolType},
 	}),
-	anthropicMessages: newJSONShape(requestMembers, messageParts, jsonTable[wireRequest]{
+	AnthropicMessages: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
 		"max_completion_tokens": {}, // is not read, but must be spelled so
-		"tools[].type":          {read: (*wireRequest).readAnthropicToolType},
+		"tools[].type":          {read: (*Request).readAnthropicToolType},
 	}),
 }
 
 // requestMembers are the members that both formats have, or that a provider of one may understand in the other.
-var requestMembers = jsonTable[wireRequest]{
-	"":                             {read: (*wireRequest).readBody, each: (*wireRequest).addMember},
-	"model":                        {read: (*wireRequest).readModel},
-	"stream":                       {read: (*wireRequest).readStream},
-	"stream_options":               {read: (*wireRequest).readStreamOptions, each: (*wireRequest).addMember},
-	"stream_options.include_usage": {read: (*wireRequest).readIncludeUsage},
-	"n":                            {read: (*wireRequest).readChoices},
-	"max_tokens":                   {read: (*wireRequest).readLimit},
+var requestMembers = jsonTable[Request]{
+	"":                             {read: (*Request).readBody, each: (*Request).addMember},
+	"model":                        {read: (*Request).readModel},
+	"stream":                       {read: (*Request).readStream},
+	"stream_options":               {read: (*Request).readStreamOptions, each: (*Request).addMember},
+	"stream_options.include_usage": {read: (*Request).readIncludeUsage},
+	"n":                            {read: (*Request).readChoices},
+	"max_tokens":                   {read: (*Request).readLimit},
 
-	"tools":              {read: (*wireRequest).readTools},
-	"tools[]":            {read: (*wireRequest).readTool},
-	"functions":          {read: (*wireRequest).readTools},
-	"functions[]":        {read: (*wireRequest).readTool},
-	"mcp_servers":        {read: (*wireRequest).readServerTool},
-	"web_search_options": {read: (*wireRequest).readServerTool},
-	"background":         {read: (*wireRequest).readServerTool},
+	"tools":              {read: (*Request).readTools},
+	"tools[]":            {read: (*Request).readTool},
+	"functions":          {read: (*Request).readTools},
+	"functions[]":        {read: (*Request).readTool},
+	"mcp_servers":        {read: (*Request).readServerTool},
+	"web_search_options": {read: (*Request).readServerTool},
+	"background":         {read: (*Request).readServerTool},
 
-	"thinking":         {read: (*wireRequest).readThinking},
-	"thinking.type":    {read: (*wireRequest).readThinkingType},
-	"reasoning":        {read: (*wireRequest).readReasoning},
-	"reasoning_effort": {read: (*wireRequest).readReasoning},
+	"thinking":         {read: (*Request).readThinking},
+	"thinking.type":    {read: (*Request).readThinkingType},
+	"reasoning":        {read: (*Request).readReasoning},
+	"reasoning_effort": {read: (*Request).readReasoning},
 }
 
 // messageParts are the content parts in messages, in results of tools and in documents. A message is read as a part.
-var messageParts = jsonTable[wireRequest]{
-	"messages[]":                  {enter: (*wireRequest).beginPart, read: (*wireRequest).endPart},
+var messageParts = jsonTable[Request]{
+	"messages[]":                  {enter: (*Request).beginPart, read: (*Request).endPart},
 	"messages[].content[]":        {same: "messages[]"},
 	"messages[].source.content[]": {same: "messages[]"},
 
-	"messages[].type":             {read: (*wireRequest).readPartType},
-	"messages[].source.type":      {read: (*wireRequest).readSourceType},
-	"messages[].source.data":      {read: (*wireRequest).readData},
-	"messages[].input_audio.data": {read: (*wireRequest).readData},
-	"messages[].file.file_data":   {read: (*wireRequest).readData},
-	"messages[].source.url":       {read: (*wireRequest).readDataURL},
-	"messages[].image_url":        {read: (*wireRequest).readDataURL},
-	"messages[].image_url.url":    {read: (*wireRequest).readDataURL},
-	"messages[].audio_url.url":    {read: (*wireRequest).readDataURL},
-	"messages[].video_url.url":    {read: (*wireRequest).readDataURL},
+	"messages[].type":             {read: (*Request).readPartType},
+	"messages[].source.type":      {read: (*Request).readSourceType},
+	"messages[].source.data":      {read: (*Request).readData},
+	"messages[].input_audio.data": {read: (*Request).readData},
+	"messages[].file.file_data":   {read: (*Request).readData},
+	"messages[].source.url":       {read: (*Request).readDataURL},
+	"messages[].image_url":        {read: (*Request).readDataURL},
+	"messages[].image_url.url":    {read: (*Request).readDataURL},
+	"messages[].audio_url.url":    {read: (*Request).readDataURL},
+	"messages[].video_url.url":    {read: (*Request).readDataURL},
 }
 
 // addMember notes where a member of the body or of stream_options is. It refuses what another parser could read as
 // another value: a second member of that name, and a name that differs in case, which some servers ignore, from one of
 // the table.
-func (r *wireRequest) addMember(object *jsonShape[wireRequest], name []byte, v jsonValue) {
+func (r *Request) addMember(object *jsonShape[Request], name []byte, v jsonValue) {
 	member := memberName{object.path, string(name)}
 	if _, exists := r.at[member]; exists {
-		r.fail("%s is duplicated", shorten(member.String()))
+		r.fail("%s is duplicated", strict.Shorten(member.String()))
 	}
 	r.at[member] = span{v.from, v.from + len(v.text)}
-	if len(r.at) > maxWireMembers {
-		r.fail("Body has more than %d members", maxWireMembers)
+	if len(r.at) > maxMembers {
+		r.fail("Body has more than %d members", maxMembers)
 	}
 	if strings.IndexFunc(member.name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
 		return
@@ -169,80 +170,80 @@ func (m memberName) String() string {
 	return m.object + "." + m.name
 }
 
-func (r *wireRequest) readBody(v jsonValue) {
+func (r *Request) readBody(v jsonValue) {
 	if v.text[0] != '{' {
 		r.fail("Body must be a JSON object")
 	}
 }
 
-func (r *wireRequest) readModel(v jsonValue) {
+func (r *Request) readModel(v jsonValue) {
 	if v.isNull() {
 		return
 	}
-	r.model = string(unquoted(v.text))
-	if v.text[0] != '"' || r.model == "" {
+	r.Model = string(unquoted(v.text))
+	if v.text[0] != '"' || r.Model == "" {
 		r.fail("model must be a string that is not empty")
-	} else if strings.ContainsRune(r.model, utf8.RuneError) { // as halves of surrogate pairs become
+	} else if strings.ContainsRune(r.Model, utf8.RuneError) { // as halves of surrogate pairs become
 		r.fail("model is not valid Unicode")
 	}
 }
 
-func (r *wireRequest) readStream(v jsonValue) { r.stream = r.boolean(v) }
+func (r *Request) readStream(v jsonValue) { r.Stream = r.boolean(v) }
 
-func (r *wireRequest) readStreamOptions(v jsonValue) {
+func (r *Request) readStreamOptions(v jsonValue) {
 	if v.text[0] != '{' && !v.isNull() {
 		r.fail("stream_options must be an object")
 	}
 }
 
-func (r *wireRequest) readIncludeUsage(v jsonValue) { r.includeUsage = r.boolean(v) }
+func (r *Request) readIncludeUsage(v jsonValue) { r.IncludeUsage = r.boolean(v) }
 
-func (r *wireRequest) readChoices(v jsonValue) { r.n = max(1, r.number(v, maxChoices)) }
+func (r *Request) readChoices(v jsonValue) { r.N = max(1, r.number(v, maxChoices)) }
 
-func (r *wireRequest) readLimit(v jsonValue) { r.limit = max(r.limit, r.number(v, maxWireTokens)) }
+func (r *Request) readLimit(v jsonValue) { r.Limit = max(r.Limit, r.number(v, MaxTokens)) }
 
-func (r *wireRequest) readTools(v jsonValue) {
+func (r *Request) readTools(v jsonValue) {
 	if v.text[0] != '[' && !v.isNull() {
 		r.fail("%s must be an array", v.path)
 	}
 }
 
-func (r *wireRequest) readTool(jsonValue) { r.hasTools = true }
+func (r *Request) readTool(jsonValue) { r.hasTools = true }
 
-func (r *wireRequest) readToolType(v jsonValue) {
+func (r *Request) readToolType(v jsonValue) {
 	switch kind := unquoted(v.text); string(kind) {
 	case "function", "custom", "null":
 	default:
-		r.addServerTool(shorten(string(kind)))
+		r.addServerTool(strict.Shorten(string(kind)))
 	}
 }
 
-func (r *wireRequest) readAnthropicToolType(v jsonValue) {
+func (r *Request) readAnthropicToolType(v jsonValue) {
 	if !isClientTool(unquoted(v.text)) {
 		r.readToolType(v)
 	}
 }
 
 // readServerTool reads a member that adds input that no hold can bound.
-func (r *wireRequest) readServerTool(v jsonValue) {
+func (r *Request) readServerTool(v jsonValue) {
 	if !v.isOff() {
 		r.addServerTool(v.path)
 	}
 }
 
-func (r *wireRequest) addServerTool(name string) { r.serverTool = cmp.Or(r.serverTool, name) }
+func (r *Request) addServerTool(name string) { r.ServerTool = cmp.Or(r.ServerTool, name) }
 
 // readThinking and the following methods read what adds output that no stream shows.
-func (r *wireRequest) readThinking(v jsonValue) {
-	r.hiddenOutput = !v.isOff() && !r.thinkingOff || r.hiddenOutput
+func (r *Request) readThinking(v jsonValue) {
+	r.HiddenOutput = !v.isOff() && !r.thinkingOff || r.HiddenOutput
 }
 
-func (r *wireRequest) readThinkingType(v jsonValue) {
+func (r *Request) readThinkingType(v jsonValue) {
 	r.thinkingOff = string(unquoted(v.text)) == "disabled"
-	r.hiddenOutput = !r.thinkingOff || r.hiddenOutput
+	r.HiddenOutput = !r.thinkingOff || r.HiddenOutput
 }
 
-func (r *wireRequest) readReasoning(v jsonValue) { r.hiddenOutput = !v.isOff() || r.hiddenOutput }
+func (r *Request) readReasoning(v jsonValue) { r.HiddenOutput = !v.isOff() || r.HiddenOutput }
 
 // isClientTool reports whether a tool that Anthropic has defined, such as bash_20250124, is run by the client.
 func isClientTool(kind []byte) bool {
@@ -266,7 +267,7 @@ func (v jsonValue) isOff() bool {
 	return false
 }
 
-func (r *wireRequest) boolean(v jsonValue) bool {
+func (r *Request) boolean(v jsonValue) bool {
 	if c := v.text[0]; c != 't' && c != 'f' && c != 'n' {
 		r.fail("%s must be true or false", v.path)
 	}
@@ -274,7 +275,7 @@ func (r *wireRequest) boolean(v jsonValue) bool {
 }
 
 // number returns a number from 1 to most in plain digits, and 0 for null. It refuses 1e3 and 5.0.
-func (r *wireRequest) number(v jsonValue, most int64) int64 {
+func (r *Request) number(v jsonValue, most int64) int64 {
 	if v.isNull() {
 		return 0
 	}
@@ -286,12 +287,12 @@ func (r *wireRequest) number(v jsonValue, most int64) int64 {
 	return n
 }
 
-func (r *wireRequest) beginPart() { r.parts = append(r.parts, contentPart{}) }
+func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
 
 // part returns the innermost content part that is being read.
-func (r *wireRequest) part() *contentPart { return &r.parts[len(r.parts)-1] }
+func (r *Request) part() *contentPart { return &r.parts[len(r.parts)-1] }
 
-func (r *wireRequest) endPart(jsonValue) {
+func (r *Request) endPart(jsonValue) {
 	if part := r.part(); part.isMedia {
 		r.mediaParts++
 		if !part.isText {
@@ -301,22 +302,22 @@ func (r *wireRequest) endPart(jsonValue) {
 	r.parts = r.parts[:len(r.parts)-1]
 }
 
-func (r *wireRequest) readPartType(v jsonValue) {
+func (r *Request) readPartType(v jsonValue) {
 	switch string(unquoted(v.text)) {
 	case "image", "image_url", "input_audio", "audio_url", "video_url", "document", "file":
 		r.part().isMedia = true
 	}
 }
 
-func (r *wireRequest) readSourceType(v jsonValue) {
+func (r *Request) readSourceType(v jsonValue) {
 	if string(v.text) != `"base64"` {
 		r.part().isText = true
 	}
 }
 
-func (r *wireRequest) readData(v jsonValue) { r.part().encoded += base64Length(v.text, true) }
+func (r *Request) readData(v jsonValue) { r.part().encoded += base64Length(v.text, true) }
 
-func (r *wireRequest) readDataURL(v jsonValue) { r.part().encoded += base64Length(v.text, false) }
+func (r *Request) readDataURL(v jsonValue) { r.part().encoded += base64Length(v.text, false) }
 
 // base64Length returns how many bytes of the JSON value raw are base64: all that a data URL has behind its comma or, if
 // bare is true, the whole string. Anything else than base64 counts as text.
@@ -357,10 +358,10 @@ func byteSet(members string) (set [256]bool) {
 	return set
 }
 
-// rewrite returns the body to forward: with model, unless that is "" or the body's own; with limit in the member
+// Rewrite returns the body to forward: with model, unless that is "" or the body's own; with limit in the member
 // limitMember, unless that is 0; and with include_usage, if it is a stream of OpenAI's format. The pieces share the
 // body's memory. Whatever does not have to change stays byte for byte as it is.
-func (r *wireRequest) rewrite(model, limitMember string, limit int64) [][]byte {
+func (r *Request) Rewrite(model, limitMember string, limit int64) [][]byte {
 	var edits []edit
 	var added []string // top-level members that the body does not have
 	set := func(name, value string) {
@@ -370,13 +371,13 @@ func (r *wireRequest) rewrite(model, limitMember string, limit int64) [][]byte {
 			added = append(added, jsonString(name)+":"+value)
 		}
 	}
-	if model != "" && model != r.model {
+	if model != "" && model != r.Model {
 		set("model", jsonString(model))
 	}
 	if limit > 0 {
 		set(limitMember, strconv.FormatInt(limit, 10))
 	}
-	if r.format == openAIChat && r.stream && !r.includeUsage {
+	if r.Format == OpenAIChat && r.Stream && !r.IncludeUsage {
 		options := r.at[memberName{"", "stream_options"}]
 		if at, exists := r.at[memberName{"stream_options", "include_usage"}]; exists {
 			edits = append(edits, edit{at, "true"})
@@ -405,7 +406,7 @@ type edit struct {
 }
 
 // prepend returns the edit that puts members before those of the object that starts at brace.
-func (r *wireRequest) prepend(brace int, members string) edit {
+func (r *Request) prepend(brace int, members string) edit {
 	at := brace + 1
 	if rest := bytes.TrimLeft(r.body[at:], " \t\r\n"); rest[0] != '}' {
 		members += ","
@@ -418,9 +419,9 @@ func jsonString(s string) string {
 	return string(quoted)
 }
 
-// heldInput returns the input tokens to hold for the request, at least one for bytesPerToken bytes of text, but no more
+// HeldInput returns the input tokens to hold for the request, at least one for bytesPerToken bytes of text, but no more
 // than maxInput.
-func (r *wireRequest) heldInput(bytesPerToken, mediaTokens, maxInput int64) int64 {
+func (r *Request) HeldInput(bytesPerToken, mediaTokens, maxInput int64) int64 {
 	tokens := r.inputTokens(bytesPerToken, mediaTokens)
 	if r.hasTools {
 		tokens += toolTokens
@@ -428,13 +429,13 @@ func (r *wireRequest) heldInput(bytesPerToken, mediaTokens, maxInput int64) int6
 	return min(tokens, maxInput)
 }
 
-// estimatedInput returns the input tokens to charge if the provider does not report them.
-func (r *wireRequest) estimatedInput(mediaTokens int64) int64 { return r.inputTokens(4, mediaTokens) }
+// EstimatedInput returns the input tokens to charge if the provider does not report them.
+func (r *Request) EstimatedInput(mediaTokens int64) int64 { return r.inputTokens(4, mediaTokens) }
 
-func (r *wireRequest) inputTokens(bytesPerToken, mediaTokens int64) int64 {
+func (r *Request) inputTokens(bytesPerToken, mediaTokens int64) int64 {
 	text := (int64(len(r.body)) - r.mediaBytes + bytesPerToken - 1) / bytesPerToken
-	if high, media := bits.Mul64(uint64(r.mediaParts), uint64(mediaTokens)); high == 0 && media < maxWireTokens {
+	if high, media := bits.Mul64(uint64(r.mediaParts), uint64(mediaTokens)); high == 0 && media < MaxTokens {
 		return text + int64(media)
 	}
-	return maxWireTokens
+	return MaxTokens
 }

@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"tollgate/internal/strict"
 )
 
 // Documents that are not JSON by the rules of RFC 8259 are refused, wherever they appear.
@@ -40,7 +42,7 @@ func TestMalformedDocuments(t *testing.T) {
 	id := newTenant(t, 10)
 	key := s.login(t, id)
 	for _, document := range malformed {
-		if err := checkJSON([]byte(document)); err == nil {
+		if err := strict.Check([]byte(document)); err == nil {
 			t.Errorf("%.60q is accepted as JSON", document)
 		}
 		for _, wrap := range []string{"%s", `{"tokens":%s}`, `{"tokens":1,"x":%s}`} {
@@ -64,7 +66,7 @@ func TestMalformedDocuments(t *testing.T) {
 	}
 }
 
-// plainTokens accepts only what decodeObject accepts, as the same amount.
+// plainTokens accepts only what strict.Decode accepts, as the same amount.
 func FuzzPlainTokens(f *testing.F) {
 	for _, body := range []string{`{"tokens":1}`, `{"tokens":0}`, `{"tokens":01}`, `{"tokens":}`, `{"tokens":999999999999999}`,
 		`{"tokens":9999999999999999}`, `{"tokens":-1}`} {
@@ -73,7 +75,7 @@ func FuzzPlainTokens(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		got, ok := plainTokens(body)
 		var n int64
-		if err := decodeObject(body, objectRules{"tokens": intField(&n, 1, maxAmount)}, "tokens"); ok && (err != nil || n != got) {
+		if err := strict.Decode(body, strict.Rules{"tokens": strict.Int(&n, 1, maxAmount)}, "tokens"); ok && (err != nil || n != got) {
 			t.Errorf("%q: got %d, decodeObject says %d, %v", body, got, n, err)
 		}
 	})
