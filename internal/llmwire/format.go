@@ -1,8 +1,24 @@
+// Package llmwire reads what clients and providers of language models send each other, to find out what a request can
+// cost and what its response has cost.
+//
+// Reading takes time linear in the bytes that are read, whatever they are. A [Stream] buffers at most 2 MiB.
+//
+// Bytes are forwarded as they came, and never decoded and encoded again. What has to change in a request is replaced in
+// place.
+//
+// What is not understood is counted at its dearest, and never free: a tool of an unknown type as one that the provider
+// runs, data as text unless it certainly is the base64 of a medium, and what cannot be read of a response as content.
+//
+// Each wire format is a [Format], a row in the table of formats, and a file with that row.
 package llmwire
 
-import "strings"
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+)
 
-// A Format is one of the two formats in which the gateway speaks with clients and providers.
+// A Format is one of the formats in which clients and providers speak.
 type Format int
 
 // The formats.
@@ -11,18 +27,120 @@ const (
 	AnthropicMessages               // https://docs.anthropic.com/en/api/messages
 )
 
-// FormatOf returns the format that a provider's URL path ends in, and false if it is neither.
-func FormatOf(urlPath string) (Format, bool) {
-	if strings.HasSuffix(urlPath, "/chat/completions") {
-		return OpenAIChat, true
-	}
-	return AnthropicMessages, strings.HasSuffix(urlPath, "/messages")
+// formats is the table of formats, by their Format.
+var formats = [...]*format{
+	OpenAIChat:        &openAIChat,
+	AnthropicMessages: &anthropicMessages,
 }
 
-// LimitMember returns the member in which the provider at host expects the limit of output tokens.
-func (f Format) LimitMember(host string) string {
-	if f == OpenAIChat && host == "api.openai.com" {
-		return "max_completion_tokens" // its newer models refuse max_tokens
+// A format is what distinguishes one format from the others.
+type format struct {
+	// urlSuffix ends the path of the URL of each endpoint that has the format.
+	urlSuffix string
+
+	// keyHeader is the header in which a provider expects its API key, after keyPrefix.
+	keyHeader, keyPrefix string
+
+	// limitMember returns the member of a request that limits the output, for the provider at host.
+	limitMember func(host string) string
+
+	// usageOption says that a stream reports its usage only if the request has stream_options.include_usage. An extra
+	// event then reports it.
+	usageOption bool
+
+	// request and report say what is read of a request, and of a response or the data of an event.
+	request *jsonShape[Request]
+	report  *jsonShape[Report]
+
+	errorBody  func(status int, message string) []byte
+	errorEvent func(status int, message string) []byte
+
+	// isAccountError reports whether a provider's error concerns the operator's account, though its status does not
+	// say so.
+	isAccountError func(status int, e providerError) bool
+
+	// modelBody returns the JSON of one model, and modelList that of a list, whose bodies are given with commas between
+	// them.
+	modelBody func(m Model) []byte
+	modelList func(models []Model, bodies []byte) []byte
+}
+
+// FormatOf returns the format of an endpoint, by the end of its URL's path, and false if no format's path ends so.
+func FormatOf(urlPath string) (Format, bool) {
+	for i, f := range formats {
+		if strings.HasSuffix(urlPath, f.urlSuffix) {
+			return Format(i), true
+		}
 	}
-	return "max_tokens"
+	return 0, false
+}
+
+// Credential returns the header that carries an API key to a provider. Its name is in canonical form.
+func (f Format) Credential(key string) (name, value string) {
+	return formats[f].keyHeader, formats[f].keyPrefix + key
+}
+
+// LimitMember returns the name of the top-level member of a request in which the provider at host, a name without a
+// port, expects the limit of output tokens.
+func (f Format) LimitMember(host string) string { return formats[f].limitMember(host) }
+
+// ErrorBody returns the JSON of an error with an HTTP status of 400 or more. The official SDKs raise the error type of
+// their own that belongs to the status.
+func (f Format) ErrorBody(status int, message string) []byte {
+	return formats[f].errorBody(status, message)
+}
+
+// ErrorEvent returns the event that tells a client that its stream is broken, for the same reasons as ErrorBody. A
+// blank line ends it.
+func (f Format) ErrorEvent(status int, message string) []byte {
+	return formats[f].errorEvent(status, message)
+}
+
+// UnknownRouteBody returns the JSON of a 404 for a path that does not exist. It has OpenAI's shape.
+func UnknownRouteBody(message string) []byte {
+	return openAIError("invalid_request_error", "", message)
+}
+
+// A providerError is what is read of a provider's error, in all formats.
+type providerError struct {
+	Type, Code any
+	Message    string
+}
+
+// IsAccountError reports whether a provider's error response concerns the operator's account with it, and not the
+// request. The body may be of any form.
+func (f Format) IsAccountError(status int, body []byte) bool {
+	switch status {
+	case 401, 402, 403:
+		return true
+	}
+	var response struct{ Error providerError }
+	_ = json.Unmarshal(body, &response) // what is not as expected does not concern the account
+	return formats[f].isAccountError(status, response.Error)
+}
+
+// errorType returns the type of error for a status that has none of its own, in all formats.
+func errorType(status int) string {
+	if status < 500 {
+		return "invalid_request_error"
+	}
+	return "api_error"
+}
+
+// A Model is a model that may be asked for.
+type Model struct {
+	Name     string
+	Endpoint string // that has it
+}
+
+// ModelBody returns the JSON that describes a model. The time of its creation is not known, so it is the start of 1970.
+func (f Format) ModelBody(m Model) []byte { return formats[f].modelBody(m) }
+
+// ModelListBody returns the JSON of a list of models, which keeps their order.
+func (f Format) ModelListBody(models []Model) []byte {
+	bodies := make([][]byte, len(models))
+	for i, m := range models {
+		bodies[i] = f.ModelBody(m)
+	}
+	return formats[f].modelList(models, bytes.Join(bodies, []byte(",")))
 }

@@ -3,7 +3,6 @@ package llmwire
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -15,60 +14,63 @@ import (
 	"tollgate/internal/strict"
 )
 
+// MaxTokens is the largest count, limit or cost. Larger ones are lowered to it.
+const MaxTokens = 1<<53 - 1
+
 const (
-	MaxTokens  = 1<<53 - 1 // no count, limit or cost is larger
-	maxMembers = 256       // top-level members of a request
-	maxChoices = 16        // n of a request
-	toolTokens = 600       // held for the prompt that providers add if there are tools
+	maxMembers = 256 // of the body and its stream_options together
+	maxChoices = 16  // n of a request
+	toolTokens = 600 // held for the prompt that providers add if there are tools
 )
 
-// A Request is what the gateway reads of a request. Everything else in body is forwarded as it came.
+// A Request is what is read of a request's body. Everything else in the body is forwarded as it came.
 type Request struct {
 	Format Format
 	body   []byte
 
 	Model        string // "" if the request names none
-	Stream       bool
-	IncludeUsage bool  // the client itself asked for the chunk with its stream's usage
-	N            int64 // choices, 1 to 16
-	Limit        int64 // of output tokens for each choice, the larger if there are two; 0 if the request has no limit
+	Stream       bool   // the response is to be a stream
+	IncludeUsage bool   // the request itself asks for the extra event with the usage of its stream
+	N            int64  // choices, 1 to 16
+	Limit        int64  // of output tokens for each choice, the larger if there are two; 0 if there is none
 
-	hasTools     bool
-	ServerTool   string // the first tool or member that lets the provider read more than body; "" if it has no such tool
-	HiddenOutput bool   // thinking or reasoning is asked for, so content does not show all that is generated
+	// ServerTool is the first tool or member that lets the provider add input of its own, which nobody can bound. It is
+	// "" if there is none.
+	ServerTool string
 
-	mediaParts int64
-	mediaBytes int64 // of their base64, as it is spelled in body
+	// HiddenOutput is true if the request asks for thinking or reasoning: the content then does not show all output.
+	HiddenOutput bool
 
-	shape       *jsonShape[Request]
-	walker      jsonWalker[Request]
-	at          map[memberName]span // the top-level members, and those of stream_options
-	parts       []contentPart       // the content part that is being read, and those around it
+	hasTools    bool
+	mediaParts  int64
+	mediaBytes  int64 // of their base64, as it is spelled in the body
+	parts       []contentPart
 	thinkingOff bool
-	err         error // the first that was found
+
+	walker jsonWalker[Request]
+	at     map[memberName]span // of the top-level members and those of stream_options
+	err    error               // the first that was found
 }
 
-// A memberName is the name of a member of the object at a path, "" for that of a top-level one.
+// A memberName is the name of a member of the object at a path, which is "" for the body.
 type memberName struct{ object, name string }
 
-// A span is where a value is in a request's body.
+// A span is where a value stands in a body.
 type span struct{ from, to int }
 
-type contentPart struct {
-	isMedia bool
-	isText  bool  // its data is not base64
-	encoded int64 // bytes of base64
-}
-
-// ReadRequest reads a request's body, which it keeps and never changes. A member that is null counts as absent, as
-// it does for providers. An error is a sentence for the client (400).
+// ReadRequest reads the body of a request. The Request keeps the body, so nobody may change it afterwards. A member
+// that is null counts as absent, as it does for providers.
+//
+// The error is a sentence for the client (400 Bad Request). It means that the body is not valid JSON or UTF-8, is not
+// an object, is nested more than 500 deep, has more than 256 members at its top level and in stream_options, has one of
+// these twice, has one in another case than the member that is read, or has an invalid value in a member that is read.
 func ReadRequest(format Format, body []byte) (*Request, error) {
 	if !utf8.Valid(body) {
 		//lint:ignore ST1005 a sentence for the client
 		return nil, errors.New("Body is not valid UTF-8")
 	}
-	r := &Request{Format: format, body: body, N: 1, shape: requestShapes[format], at: make(map[memberName]span)}
-	err := r.walker.walk(body, r.shape, r)
+	r := &Request{Format: format, body: body, N: 1, at: make(map[memberName]span)}
+	err := r.walker.walk(body, formats[format].request, r)
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -79,26 +81,8 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 	return r, nil
 }
 
-func (r *Request) fail(format string, args ...any) {
-	if r.err == nil {
-		r.err = fmt.Errorf(format, args...)
-		r.walker.stop()
-	}
-}
-
-// requestShapes has what is read of a request in each format.
-var requestShapes = map[Format]*jsonShape[Request]{
-	OpenAIChat: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
-		"max_completion_tokens": {read: (*Request).readLimit},
-		"tools[].type":          {read: (*Request).readToolType},
-	}),
-	AnthropicMessages: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
-		"max_completion_tokens": {}, // is not read, but must be spelled so
-		"tools[].type":          {read: (*Request).readAnthropicToolType},
-	}),
-}
-
-// requestMembers are the members that both formats have, or that a provider of one may understand in the other.
+// requestMembers are the members that are read in all formats of text: a provider may understand those of another
+// format than its own.
 var requestMembers = jsonTable[Request]{
 	"":                             {read: (*Request).readBody, each: (*Request).addMember},
 	"model":                        {read: (*Request).readModel},
@@ -122,27 +106,9 @@ var requestMembers = jsonTable[Request]{
 	"reasoning_effort": {read: (*Request).readReasoning},
 }
 
-// messageParts are the content parts in messages, in results of tools and in documents. A message is read as a part.
-var messageParts = jsonTable[Request]{
-	"messages[]":                  {enter: (*Request).beginPart, read: (*Request).endPart},
-	"messages[].content[]":        {same: "messages[]"},
-	"messages[].source.content[]": {same: "messages[]"},
-
-	"messages[].type":             {read: (*Request).readPartType},
-	"messages[].source.type":      {read: (*Request).readSourceType},
-	"messages[].source.data":      {read: (*Request).readData},
-	"messages[].input_audio.data": {read: (*Request).readData},
-	"messages[].file.file_data":   {read: (*Request).readData},
-	"messages[].source.url":       {read: (*Request).readDataURL},
-	"messages[].image_url":        {read: (*Request).readDataURL},
-	"messages[].image_url.url":    {read: (*Request).readDataURL},
-	"messages[].audio_url.url":    {read: (*Request).readDataURL},
-	"messages[].video_url.url":    {read: (*Request).readDataURL},
-}
-
-// addMember notes where a member of the body or of stream_options is. It refuses what another parser could read as
-// another value: a second member of that name, and a name that differs in case, which some servers ignore, from one of
-// the table.
+// addMember notes where a member of the body or of stream_options stands. It refuses what another parser could read
+// differently: a second member of the same name, and a name that differs only in case from one that is read, since some
+// servers ignore case.
 func (r *Request) addMember(object *jsonShape[Request], name []byte, v jsonValue) {
 	member := memberName{object.path, string(name)}
 	if _, exists := r.at[member]; exists {
@@ -210,6 +176,7 @@ func (r *Request) readTools(v jsonValue) {
 
 func (r *Request) readTool(jsonValue) { r.hasTools = true }
 
+// readToolType reads the type of a tool. Any that is not known to run at the client counts as a server tool.
 func (r *Request) readToolType(v jsonValue) {
 	switch kind := unquoted(v.text); string(kind) {
 	case "function", "custom", "null":
@@ -218,13 +185,7 @@ func (r *Request) readToolType(v jsonValue) {
 	}
 }
 
-func (r *Request) readAnthropicToolType(v jsonValue) {
-	if !isClientTool(unquoted(v.text)) {
-		r.readToolType(v)
-	}
-}
-
-// readServerTool reads a member that adds input that no hold can bound.
+// readServerTool reads a member that lets the provider add input which nobody can bound.
 func (r *Request) readServerTool(v jsonValue) {
 	if !v.isOff() {
 		r.addServerTool(v.path)
@@ -233,7 +194,6 @@ func (r *Request) readServerTool(v jsonValue) {
 
 func (r *Request) addServerTool(name string) { r.ServerTool = cmp.Or(r.ServerTool, name) }
 
-// readThinking and the following methods read what adds output that no stream shows.
 func (r *Request) readThinking(v jsonValue) {
 	r.HiddenOutput = !v.isOff() && !r.thinkingOff || r.HiddenOutput
 }
@@ -244,19 +204,6 @@ func (r *Request) readThinkingType(v jsonValue) {
 }
 
 func (r *Request) readReasoning(v jsonValue) { r.HiddenOutput = !v.isOff() || r.HiddenOutput }
-
-// isClientTool reports whether a tool that Anthropic has defined, such as bash_20250124, is run by the client.
-func isClientTool(kind []byte) bool {
-	for _, name := range []string{"bash_", "text_editor_", "computer_", "memory_"} {
-		if bytes.HasPrefix(kind, []byte(name)) {
-			return true
-		}
-	}
-	return false
-}
-
-// isNull reports whether the value is null, which counts as absent.
-func (v jsonValue) isNull() bool { return v.text[0] == 'n' }
 
 // isOff reports whether the value says that a feature is not wanted.
 func (v jsonValue) isOff() bool {
@@ -287,80 +234,40 @@ func (r *Request) number(v jsonValue, most int64) int64 {
 	return n
 }
 
-func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
-
-// part returns the innermost content part that is being read.
-func (r *Request) part() *contentPart { return &r.parts[len(r.parts)-1] }
-
-func (r *Request) endPart(jsonValue) {
-	if part := r.part(); part.isMedia {
-		r.mediaParts++
-		if !part.isText {
-			r.mediaBytes += part.encoded
-		}
-	}
-	r.parts = r.parts[:len(r.parts)-1]
-}
-
-func (r *Request) readPartType(v jsonValue) {
-	switch string(unquoted(v.text)) {
-	case "image", "image_url", "input_audio", "audio_url", "video_url", "document", "file":
-		r.part().isMedia = true
+// fail ends the reading with an error, unless there is one already.
+func (r *Request) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf(format, args...)
+		r.walker.stop()
 	}
 }
 
-func (r *Request) readSourceType(v jsonValue) {
-	if string(v.text) != `"base64"` {
-		r.part().isText = true
+// HeldInput returns the input tokens to hold for the request: one for each bytesPerToken bytes of its body without the
+// base64 of media, mediaTokens for each medium and, if it has tools, 600; at most maxInput. At bytesPerToken 1, text
+// never has more tokens than that. No argument may be negative, and bytesPerToken must not be 0.
+func (r *Request) HeldInput(bytesPerToken, mediaTokens, maxInput int64) int64 {
+	tokens := r.inputTokens(bytesPerToken, mediaTokens)
+	if r.hasTools {
+		tokens += toolTokens
 	}
+	return min(tokens, maxInput)
 }
 
-func (r *Request) readData(v jsonValue) { r.part().encoded += base64Length(v.text, true) }
+// EstimatedInput returns the input tokens to charge if the provider does not report them: one for each 4 bytes of the
+// body without the base64 of media, and mediaTokens, which must not be negative, for each medium.
+func (r *Request) EstimatedInput(mediaTokens int64) int64 { return r.inputTokens(4, mediaTokens) }
 
-func (r *Request) readDataURL(v jsonValue) { r.part().encoded += base64Length(v.text, false) }
-
-// base64Length returns how many bytes of the JSON value raw are base64: all that a data URL has behind its comma or, if
-// bare is true, the whole string. Anything else than base64 counts as text.
-func base64Length(raw []byte, bare bool) int64 {
-	if raw[0] != '"' {
-		return 0
+func (r *Request) inputTokens(bytesPerToken, mediaTokens int64) int64 {
+	text := (int64(len(r.body)) - r.mediaBytes + bytesPerToken - 1) / bytesPerToken
+	if high, media := bits.Mul64(uint64(r.mediaParts), uint64(mediaTokens)); high == 0 && media < MaxTokens {
+		return text + int64(media)
 	}
-	data := raw[1 : len(raw)-1]
-	head, rest, isURL := bytes.Cut(data, []byte(";base64,"))
-	if isURL {
-		isMedia := func(prefix string) bool { return bytes.HasPrefix(head, []byte(prefix)) }
-		if !slices.ContainsFunc(mediaURLs, isMedia) {
-			return 0
-		}
-		data = rest
-	} else if !bare {
-		return 0
-	}
-	for i, c := range data {
-		isSlash := c == '\\' && i+1 < len(data) && data[i+1] == '/' // some encoders escape it
-		if !isBase64[c] && !isSlash {
-			return 0
-		}
-	}
-	return int64(len(data))
+	return MaxTokens
 }
 
-// mediaURLs are how data URLs of media begin. Those of text are not among them.
-var mediaURLs = []string{"data:image", "data:audio", "data:video", "data:application", "data:;"}
-
-// isBase64 has the bytes of both alphabets of base64 and of its padding (RFC 4648).
-var isBase64 = byteSet("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=")
-
-func byteSet(members string) (set [256]bool) {
-	for _, c := range []byte(members) {
-		set[c] = true
-	}
-	return set
-}
-
-// Rewrite returns the body to forward: with model, unless that is "" or the body's own; with limit in the member
-// limitMember, unless that is 0; and with include_usage, if it is a stream of OpenAI's format. The pieces share the
-// body's memory. Whatever does not have to change stays byte for byte as it is.
+// Rewrite returns the body to forward, in pieces that share the memory of the body that was read. In it, the model is
+// model unless that is "", and the member limitMember is limit unless that is 0. If the format reports the usage of a
+// stream only on request, a stream asks for it. Everything else stays byte for byte as it came.
 func (r *Request) Rewrite(model, limitMember string, limit int64) [][]byte {
 	var edits []edit
 	var added []string // top-level members that the body does not have
@@ -377,7 +284,7 @@ func (r *Request) Rewrite(model, limitMember string, limit int64) [][]byte {
 	if limit > 0 {
 		set(limitMember, strconv.FormatInt(limit, 10))
 	}
-	if r.Format == OpenAIChat && r.Stream && !r.IncludeUsage {
+	if formats[r.Format].usageOption && r.Stream && !r.IncludeUsage {
 		options := r.at[memberName{"", "stream_options"}]
 		if at, exists := r.at[memberName{"stream_options", "include_usage"}]; exists {
 			edits = append(edits, edit{at, "true"})
@@ -412,30 +319,4 @@ func (r *Request) prepend(brace int, members string) edit {
 		members += ","
 	}
 	return edit{span{at, at}, members}
-}
-
-func jsonString(s string) string {
-	quoted, _ := json.Marshal(s) // every string can be encoded
-	return string(quoted)
-}
-
-// HeldInput returns the input tokens to hold for the request, at least one for bytesPerToken bytes of text, but no more
-// than maxInput.
-func (r *Request) HeldInput(bytesPerToken, mediaTokens, maxInput int64) int64 {
-	tokens := r.inputTokens(bytesPerToken, mediaTokens)
-	if r.hasTools {
-		tokens += toolTokens
-	}
-	return min(tokens, maxInput)
-}
-
-// EstimatedInput returns the input tokens to charge if the provider does not report them.
-func (r *Request) EstimatedInput(mediaTokens int64) int64 { return r.inputTokens(4, mediaTokens) }
-
-func (r *Request) inputTokens(bytesPerToken, mediaTokens int64) int64 {
-	text := (int64(len(r.body)) - r.mediaBytes + bytesPerToken - 1) / bytesPerToken
-	if high, media := bits.Mul64(uint64(r.mediaParts), uint64(mediaTokens)); high == 0 && media < MaxTokens {
-		return text + int64(media)
-	}
-	return MaxTokens
 }

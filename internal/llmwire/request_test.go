@@ -9,35 +9,7 @@ import (
 	"testing"
 )
 
-func TestWireFormatOf(t *testing.T) {
-	for _, test := range []struct {
-		path   string
-		format Format
-		ok     bool
-	}{
-		{"/v1/chat/completions", OpenAIChat, true},
-		{"/openai/deployments/gpt-4o/chat/completions", OpenAIChat, true},
-		{"/v1/messages", AnthropicMessages, true},
-		{"/v1/responses", 0, false},
-		{"/v1/messages/count_tokens", 0, false},
-		{"", 0, false},
-	} {
-		if format, ok := FormatOf(test.path); ok != test.ok || ok && format != test.format {
-			t.Errorf("wireFormatOf(%q) = %v, %v", test.path, format, ok)
-		}
-	}
-	if got := OpenAIChat.LimitMember("api.openai.com"); got != "max_completion_tokens" {
-		t.Errorf("OpenAI's limit is %s", got)
-	}
-	if got := OpenAIChat.LimitMember("localhost"); got != "max_tokens" {
-		t.Errorf("a local server's limit is %s", got)
-	}
-	if got := AnthropicMessages.LimitMember("api.openai.com"); got != "max_tokens" {
-		t.Errorf("Anthropic's limit is %s", got)
-	}
-}
-
-// summary is what TestWireRequests compares of a request.
+// summary is what the tests compare of a request.
 func (r *Request) summary() string {
 	s := fmt.Sprintf("%s n=%d limit=%d", r.Model, r.N, r.Limit)
 	for _, flag := range []struct {
@@ -59,8 +31,26 @@ func (r *Request) summary() string {
 	return s
 }
 
-func TestWireRequests(t *testing.T) {
-	for _, test := range []struct{ name, body, want string }{
+// A requestTest is a request's body and its summary.
+type requestTest struct{ name, body, want string }
+
+func checkRequests(t *testing.T, format Format, tests []requestTest) {
+	t.Helper()
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := ReadRequest(format, []byte(test.body))
+			if err != nil {
+				t.Fatalf("%s: %v", test.body, err)
+			}
+			if got := r.summary(); got != test.want {
+				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
+			}
+		})
+	}
+}
+
+func TestRequests(t *testing.T) {
+	checkRequests(t, OpenAIChat, []requestTest{
 		{"empty", `{}`, ` n=1 limit=0`},
 		{"model", `{"model":"gpt-4o"}`, `gpt-4o n=1 limit=0`},
 		{"white space", " \r\n\t{ \"model\" : \"m\" , \"n\" : 3 } \n", `m n=3 limit=0`},
@@ -102,25 +92,11 @@ func TestWireRequests(t *testing.T) {
 		{"no effort", `{"reasoning_effort":"none"}`, ` n=1 limit=0`},
 		{"minimal effort", `{"reasoning_effort":"minimal"}`, ` n=1 limit=0`},
 		{"reasoning", `{"reasoning":{"max_tokens":100}}`, ` n=1 limit=0 hidden`},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			r, err := ReadRequest(OpenAIChat, []byte(test.body))
-			if err != nil {
-				t.Fatalf("%s: %v", test.body, err)
-			}
-			if got := r.summary(); got != test.want {
-				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
-			}
-		})
-	}
-	body := []byte(`{"max_completion_tokens":"x","max_tokens":5}`)
-	if r, err := ReadRequest(AnthropicMessages, body); err != nil || r.Limit != 5 {
-		t.Errorf("Anthropic has no max_completion_tokens: %v, %v", r, err)
-	}
+	})
 }
 
 // Base64 is subtracted only if it surely is the data of a medium.
-func TestWireMedia(t *testing.T) {
+func TestMedia(t *testing.T) {
 	part := func(part string) string { return `{"messages":[{"role":"user","content":[` + part + `]}]}` }
 	for _, test := range []struct {
 		name, body   string
@@ -153,7 +129,8 @@ func TestWireMedia(t *testing.T) {
 			`{"type":"image","source":{"type":"base64","data":"QUJD"}}]},{"type":"image","source":{"type":"url"}}`), 2, 4},
 		{"document of parts", part(`{"type":"document","source":{"type":"content","content":[` +
 			`{"type":"image","source":{"type":"base64","data":"QUJD"}}]}}`), 2, 4},
-		{"inner part does not hide a text", part(`{"source":{"type":"text","content":[{}],"data":"QUJD"},"type":"image"}`), 1, 0},
+		{"inner part does not hide a text",
+			part(`{"source":{"type":"text","content":[{}],"data":"QUJD"},"type":"image"}`), 1, 0},
 		{"input of a tool", part(`{"type":"tool_use","input":{"type":"file","files":[{"type":"file"}]}}`), 0, 0},
 		{"tools", `{"tools":[{"type":"image","source":{"type":"base64","data":"QUJD"}}]}`, 0, 0},
 	} {
@@ -170,7 +147,7 @@ func TestWireMedia(t *testing.T) {
 	}
 }
 
-func TestWireRequestErrors(t *testing.T) {
+func TestRequestErrors(t *testing.T) {
 	many := `{"a0":0`
 	for i := range maxMembers {
 		many += fmt.Sprintf(`,"a%d":0`, i+1)
@@ -230,7 +207,7 @@ func TestWireRequestErrors(t *testing.T) {
 	}
 }
 
-func TestWireRewrite(t *testing.T) {
+func TestRewrite(t *testing.T) {
 	for _, test := range []struct {
 		name, body, model string
 		limit             int64
@@ -252,7 +229,8 @@ func TestWireRewrite(t *testing.T) {
 			`{"stream_options":{"x":1,"include_usage": true},"stream":true}`},
 		{"other options", `{"stream":true,"stream_options": { "include_obfuscation":false}}`, "", 0,
 			`{"stream":true,"stream_options": {"include_usage":true, "include_obfuscation":false}}`},
-		{"no options", `{"stream":true,"stream_options":{ }}`, "", 0, `{"stream":true,"stream_options":{"include_usage":true }}`},
+		{"no options", `{"stream":true,"stream_options":{ }}`, "", 0,
+			`{"stream":true,"stream_options":{"include_usage":true }}`},
 		{"null options", `{"stream":true,"stream_options":null}`, "", 0,
 			`{"stream":true,"stream_options":{"include_usage":true}}`},
 		{"no stream", `{"stream":false,"stream_options":{}}`, "", 0, `{"stream":false,"stream_options":{}}`},
@@ -277,17 +255,11 @@ func TestWireRewrite(t *testing.T) {
 	if got := bytes.Join(r.Rewrite("", "max_completion_tokens", 7), nil); string(got) != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if r, err = ReadRequest(AnthropicMessages, []byte(`{"stream":true}`)); err != nil {
-		t.Fatal(err)
-	}
-	if got := bytes.Join(r.Rewrite("", "", 0), nil); string(got) != `{"stream":true}` {
-		t.Errorf("Anthropic has no stream_options: %s", got)
-	}
 }
 
 // Rewriting a body changes the members that are meant to change and nothing else, and holds at least the bytes that are
 // not base64.
-func FuzzWireRequest(f *testing.F) {
+func FuzzRequest(f *testing.F) {
 	for _, body := range []string{
 		`{}`, `{"model":"m","stream":true,"n":2,"max_tokens":5}`,
 		`{"model":null, "max_tokens" : null, "stream":true ,"stream_options":{"include_obfuscation":true}}`,
@@ -300,18 +272,20 @@ func FuzzWireRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, model string, limit int64) {
 		kept := bytes.Clone(body)
-		r, err := ReadRequest(OpenAIChat, body)
-		if err != nil {
-			return
-		}
-		checkRewrite(t, r, strings.ToValidUTF8(model, ""), max(limit, 0))
-		if !bytes.Equal(body, kept) {
-			t.Fatalf("the body was changed: %s", body)
-		}
-		media := base64InStrings(t, body)
-		if least := int64(len(body)) - media; r.HeldInput(1, 0, MaxTokens) < least || r.mediaBytes < 0 {
-			t.Fatalf("%s: held %d for %d bytes, %d of them base64",
-				body, r.HeldInput(1, 0, MaxTokens), len(body), media)
+		for format := range formats {
+			r, err := ReadRequest(Format(format), body)
+			if err != nil {
+				continue
+			}
+			checkRewrite(t, r, strings.ToValidUTF8(model, ""), max(limit, 0))
+			if !bytes.Equal(body, kept) {
+				t.Fatalf("the body was changed: %s", body)
+			}
+			media := base64InStrings(t, body)
+			if least := int64(len(body)) - media; r.HeldInput(1, 0, MaxTokens) < least || r.mediaBytes < 0 {
+				t.Fatalf("%s: held %d for %d bytes, %d of them base64",
+					body, r.HeldInput(1, 0, MaxTokens), len(body), media)
+			}
 		}
 	})
 }
@@ -335,7 +309,7 @@ func checkRewrite(t *testing.T, r *Request, model string, limit int64) {
 	if limit > 0 {
 		want["max_tokens"] = fmt.Append(nil, limit)
 	}
-	if r.Stream && !r.IncludeUsage {
+	if r.Stream && !r.IncludeUsage && formats[r.Format].usageOption {
 		options, was := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 		if err := json.Unmarshal(after["stream_options"], &options); err != nil {
 			t.Fatalf("%s became %s: %v", r.body, changed, err)
@@ -372,7 +346,7 @@ func base64InStrings(t *testing.T, body []byte) (total int64) {
 		if err != nil {
 			return total
 		}
-		if s, ok := token.(string); ok {
+		if _, ok := token.(string); ok {
 			raw := string(body[from:decoder.InputOffset()])
 			raw = raw[strings.IndexByte(raw, '"')+1 : len(raw)-1]
 			_, data, isURL := strings.Cut(raw, ";base64,")
@@ -383,7 +357,6 @@ func base64InStrings(t *testing.T, body []byte) (total int64) {
 				"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=") == "" {
 				total += int64(len(data))
 			}
-			_ = s
 		}
 	}
 }
@@ -423,15 +396,41 @@ func TestHeldInput(t *testing.T) {
 }
 
 // What is inside a member without a name is not at the top level: it would set a hold that the provider ignores.
-func TestWireRequestEmptyName(t *testing.T) {
-	for _, f := range []Format{OpenAIChat, AnthropicMessages} {
+func TestRequestEmptyName(t *testing.T) {
+	for format := range formats {
 		const body = `{"":{"max_tokens":1,"model":"cheap","stream":true,"n":2},"model":"m","messages":[]}`
-		r, err := ReadRequest(f, []byte(body))
+		r, err := ReadRequest(Format(format), []byte(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if r.Limit != 0 || r.Model != "m" || r.Stream || r.N != 1 {
 			t.Errorf("limit %d, model %q, stream %v, n %d", r.Limit, r.Model, r.Stream, r.N)
 		}
+	}
+}
+
+func BenchmarkRequest(b *testing.B) {
+	text := strings.Repeat(`The quick brown fox jumps over the lazy dog.\n`, 10)
+	tools := `{"type":"function","function":{"name":"f","parameters":{"type":"object",` +
+		`"properties":{"a":{"type":"string"}}}}}`
+	for _, test := range []struct{ name, body string }{
+		{"small", `{"model":"gpt-4o-mini","messages":[{"role":"system","content":"You are helpful."},` +
+			`{"role":"user","content":"Hello!"}],"temperature":0.7,"max_tokens":100}`},
+		{"agent", `{"model":"gpt-4o-mini","stream":true,"tools":[` + tools + strings.Repeat(","+tools, 50) + `],` +
+			`"messages":[{}` + strings.Repeat(`,{"role":"user","content":"`+text+`"}`, 200) + `]}`},
+		{"image", `{"model":"gpt-4o-mini","messages":[{"role":"user","content":[{"type":"image_url","image_url":` +
+			`{"url":"data:image/png;base64,` + strings.Repeat("iVBORw0K", 1<<18) + `"}}]}]}`},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			b.SetBytes(int64(len(test.body)))
+			b.ReportAllocs()
+			for b.Loop() {
+				r, err := ReadRequest(OpenAIChat, []byte(test.body))
+				if err != nil {
+					b.Fatal(err)
+				}
+				r.Rewrite("gpt-4o", "max_tokens", 100)
+			}
+		})
 	}
 }

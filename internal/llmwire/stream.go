@@ -1,27 +1,31 @@
 package llmwire
 
-import (
-	"bytes"
-)
+import "bytes"
 
 const (
 	maxEventBytes = 1 << 20 // a longer line or event is relayed unread
 	eventBuffer   = 2 << 10 // enough for a stream without long events
 )
 
-// A Stream reads a provider's stream of server-sent events while it is relayed. What it returns are the provider's
-// own bytes: whole events, or as much as has come of an event that is longer than maxEventBytes. A format and dropUsage
-// are all that it has to be given.
+// A Stream reads a provider's stream of server-sent events while it is relayed. It returns the provider's own bytes,
+// event by event. An event of more than 1 MiB is returned as it comes; a line of it that is returned in pieces is not
+// read, and counts as content.
+//
+// Only Format and DropUsage have to be set. A Stream is used by one goroutine at a time:
 //
 //	for {
-//		n, err := provider.Read(s.room())
-//		client.Write(s.received(n))
+//		n, err := provider.Read(stream.Room())
+//		client.Write(stream.Received(n))
+//		if err != nil {
+//			break
+//		}
 //	}
+//	client.Write(stream.Finish())
 type Stream struct {
 	Report
-	DropUsage bool // take the extra usage chunk out, since the client did not ask for it
+	DropUsage bool // take the extra event with the usage out, since the client has not asked for it
 
-	buf     []byte // buf[:kept] is what received returns, buf[event:] is what has come of the next event
+	buf     []byte // buf[:kept] is what Received returns, buf[event:] is what has come of the next event
 	kept    int
 	event   int  // start of the current event
 	line    int  // start of the current line
@@ -30,12 +34,13 @@ type Stream struct {
 	afterCR bool // buf[line] may be the second half of the last line's CR LF
 	dropped bool // that line ended an event that was dropped
 	hasData bool // the current event has data
-	isUsage bool // which is the extra usage chunk and nothing else
+	isUsage bool // which is the extra event and nothing else
 	inEvent bool // the start of the current event was returned before its end came, because it is too long
-	inLine  bool // the start of the current line, too
+	inLine  bool // the start of the current line was, too
 }
 
-// Room returns where the next bytes are to be read to. It invalidates what received has returned.
+// Room returns a buffer of at least 512 bytes for the next bytes of the stream. What Received returned before is no
+// longer valid then.
 func (s *Stream) Room() []byte {
 	if from := s.event; from > 0 {
 		s.buf = s.buf[:copy(s.buf, s.buf[from:])] // no more than what came after an event in the last read
@@ -54,7 +59,8 @@ func (s *Stream) Room() []byte {
 	return s.buf[len(s.buf):cap(s.buf)]
 }
 
-// Received takes in the n bytes that were read to room, and returns what can be relayed now.
+// Received reads the first n bytes of the last Room, and returns what can be relayed now, usually the events that have
+// become complete.
 func (s *Stream) Received(n int) []byte {
 	s.buf = s.buf[:len(s.buf)+n]
 	for s.readLine() {
@@ -68,22 +74,12 @@ func (s *Stream) Received(n int) []byte {
 	return s.buf[:s.kept]
 }
 
-// keep puts what has come of the current event before to, its end, behind what received returns. An event that is
-// dropped leaves a gap, so that what comes after it is moved once, however many are dropped.
-func (s *Stream) keep(to int) {
-	if s.kept == s.event {
-		s.kept = to
-	} else {
-		s.kept += copy(s.buf[s.kept:], s.buf[s.event:to])
-	}
-	s.event = to
-}
-
-// IsBetweenEvents reports whether what was returned so far ends with a whole event, so that others can be put in.
+// IsBetweenEvents reports whether what was returned so far ends with a complete event, so that other events can follow.
 func (s *Stream) IsBetweenEvents() bool { return !s.inEvent }
 
-// Finish takes in the end of the provider's stream and returns what came after the last whole event: an event without
-// its blank line, or half of one. Relay it only if done or hasFinished holds then.
+// Finish reads the end of the stream, and returns what came after the last complete event: an event without the blank
+// line that should end it, or a part of one. Relay it only if then Done is true or HasFinished reports true; otherwise
+// the stream has broken off.
 func (s *Stream) Finish() []byte {
 	if s.line < len(s.buf) {
 		s.endLine(s.buf[s.line:], len(s.buf))
@@ -92,6 +88,17 @@ func (s *Stream) Finish() []byte {
 		return nil
 	}
 	return s.buf[s.event:]
+}
+
+// keep moves s.buf[s.event:to], the current event or what has come of it, to the end of what Received returns. A
+// dropped event leaves a gap there, so that each byte after it is moved once, however many events are dropped.
+func (s *Stream) keep(to int) {
+	if s.kept == s.event {
+		s.kept = to
+	} else {
+		s.kept += copy(s.buf[s.kept:], s.buf[s.event:to])
+	}
+	s.event = to
 }
 
 // readLine reads the next line, which ends in LF, CR LF or CR, and reports whether there is one.
@@ -121,7 +128,7 @@ func (s *Stream) readLine() bool {
 	return true
 }
 
-// findLF moves lf to the next LF, or to the end. It looks at no byte twice, however many lines end in CR before an LF.
+// findLF moves s.lf to the next LF, or to the end. It looks at no byte twice, however many lines before it end in CR.
 func (s *Stream) findLF() {
 	from := max(s.lf, s.scanned)
 	s.lf = len(s.buf)
@@ -130,7 +137,7 @@ func (s *Stream) findLF() {
 	}
 }
 
-// skipLF takes the LF at the start of the current line for a part of the line before.
+// skipLF moves the start of the current line behind an LF, which ends the line before.
 func (s *Stream) skipLF() {
 	switch {
 	case s.dropped:
@@ -142,7 +149,7 @@ func (s *Stream) skipLF() {
 	s.scanned = s.line
 }
 
-// endLine reads a line of the stream. The next one starts at next.
+// endLine reads a line, without what ends it. The next line starts at next.
 func (s *Stream) endLine(line []byte, next int) {
 	s.dropped = false
 	switch {
@@ -162,7 +169,7 @@ func (s *Stream) endLine(line []byte, next int) {
 	s.line, s.scanned = next, next
 }
 
-// readField reads a line of an event. Only data matters: both formats repeat the event's name in it.
+// readField reads a line of an event. Only data matters: it has the name of the event, too, if there is one.
 func (s *Stream) readField(line []byte) {
 	data, isData := bytes.CutPrefix(line, []byte("data:"))
 	data = bytes.TrimSpace(data)
@@ -182,7 +189,7 @@ func (s *Stream) readField(line []byte) {
 	s.isUsage = isUsage && isFirst
 }
 
-// countUnread takes bytes that cannot be read for content: a provider that is not understood is not free.
+// countUnread counts bytes that cannot be read as content, so that a provider that is not understood is not free.
 func (s *Stream) countUnread(data []byte) {
 	if len(data) > 0 {
 		s.Unread = true

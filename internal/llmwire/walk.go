@@ -2,6 +2,7 @@ package llmwire
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"strconv"
@@ -12,19 +13,21 @@ import (
 
 const maxJSONDepth = 500 // arrays and objects inside each other
 
-// A jsonTable says by what the values of a document are read into a T. The path of the document itself is "", that of
-// its member a is "a", that of the elements of a is "a[]", and that of their member b is "a[].b".
+// A jsonTable has the functions that read a JSON document into a T, by the path of the value that they read. The path
+// of the document itself is "", that of its member a is "a", that of each element of a is "a[]", and that of the member
+// b of such an element is "a[].b".
 type jsonTable[T any] map[string]jsonRow[T]
 
 // A jsonRow has the functions for the values at a path. Each may be nil.
 type jsonRow[T any] struct {
-	enter func(to *T)              // before the value
-	read  func(to *T, v jsonValue) // after the value and all that is inside it
+	enter func(to *T)              // called before the value is read
+	read  func(to *T, v jsonValue) // called with the value after everything inside it was read
 
-	// each is called for each member of an object, whether or not the table has it, before its own read.
+	// each is called for each member of an object, whether or not the table has the member, before the member's read.
 	each func(to *T, object *jsonShape[T], name []byte, v jsonValue)
 
-	// same is the path of another row that stands for this one and all below it, as in trees of any depth. "" is none.
+	// same, unless it is "", is the path whose rows also read the value at this path and everything inside it. With a path
+	// inside itself, it describes a tree of any depth.
 	same string
 }
 
@@ -35,7 +38,10 @@ type jsonValue struct {
 	from int    // where text starts in the document
 }
 
-// under returns the rows of t for a document that is the value at parent.
+// isNull reports whether the value is null, which counts as absent.
+func (v jsonValue) isNull() bool { return v.text[0] == 'n' }
+
+// under returns t for values at parent instead of documents.
 func (t jsonTable[T]) under(parent string) jsonTable[T] {
 	below := make(jsonTable[T], len(t))
 	for path, row := range t {
@@ -56,8 +62,8 @@ func joined[T any](tables ...jsonTable[T]) jsonTable[T] {
 	return rows
 }
 
-// A jsonShape is what a table says of the values at a path and of those inside them. It lets a value be read without
-// building its path. The shape of a value that is not to be read is nil.
+// A jsonShape has what a table says of the value at a path, and the shapes of the values inside it, so that no path has
+// to be built while a document is read. The shape of a value that is not to be read is nil.
 type jsonShape[T any] struct {
 	jsonRow[T]
 	path     string
@@ -65,7 +71,7 @@ type jsonShape[T any] struct {
 	elements *jsonShape[T]
 }
 
-// newJSONShape returns the shape of the documents that have the rows of all tables.
+// newJSONShape returns the shape of a document that is read by the rows of all tables.
 func newJSONShape[T any](tables ...jsonTable[T]) *jsonShape[T] {
 	rows := joined(tables...)
 	shapes := make(map[string]*jsonShape[T])
@@ -96,17 +102,18 @@ func newJSONShape[T any](tables ...jsonTable[T]) *jsonShape[T] {
 	return at("")
 }
 
-// A jsonWalker reads JSON documents (RFC 8259) strictly, in one pass and, from the second document on, without
-// allocating. What a value costs depends on its own name and text only, not on where it is or what was before it.
+// A jsonWalker reads JSON documents (RFC 8259) strictly, in one pass, and allocates nothing but room for the longest
+// name with escapes. What a value costs depends on its own name and text only, not on where it is or what was before
+// it.
 type jsonWalker[T any] struct {
 	jsonScanner
 	to      *T
 	stopped bool
-	name    []byte // the last name that has escapes, without them
+	name    []byte // what the last name with escapes spells
 }
 
-// walk reads data into to by the functions of shape. An error says that data is not valid JSON, or nested too deep, or
-// that stop was called. A part of data has been read then.
+// walk reads data into to by the functions of shape. An error means that data is not valid JSON, or nested deeper than
+// maxJSONDepth, or that stop was called. A part of data has been read then.
 func (w *jsonWalker[T]) walk(data []byte, shape *jsonShape[T], to *T) error {
 	*w = jsonWalker[T]{jsonScanner: jsonScanner{data: data}, to: to, name: w.name}
 	if !w.value(shape, nil, nil, 0) || w.peek() != 0 || w.at < len(data) {
@@ -118,8 +125,8 @@ func (w *jsonWalker[T]) walk(data []byte, shape *jsonShape[T], to *T) error {
 // stop ends the walk when the function that calls it has returned.
 func (w *jsonWalker[T]) stop() { w.stopped = true }
 
-// value reads a value, which is the named member of an object that has each, and reports whether it is valid and there
-// is more to read, as the following methods do.
+// value reads the next value and reports whether the walk goes on: the value is valid, and stop was not called. If the
+// value is a member of an object whose shape has each, object is that shape and name the member's name.
 func (w *jsonWalker[T]) value(shape, object *jsonShape[T], name []byte, depth int) (ok bool) {
 	c := w.peek()
 	from := w.at
@@ -151,7 +158,7 @@ func (w *jsonWalker[T]) value(shape, object *jsonShape[T], name []byte, depth in
 	return !w.stopped
 }
 
-// container reads an array or object that ends with end.
+// container reads an array or object, which ends with end, and reports whether the walk goes on.
 func (w *jsonWalker[T]) container(shape *jsonShape[T], end byte, depth int) bool {
 	w.at++
 	if w.peek() == end {
@@ -197,7 +204,8 @@ func (w *jsonWalker[T]) unescaped(name []byte) []byte {
 	return w.name
 }
 
-// A jsonScanner reads the parts of a JSON document. Its methods report whether there is a valid one.
+// A jsonScanner reads the parts of a JSON document, one after the other. Its methods that return a bool report whether
+// the next part is a valid one.
 type jsonScanner struct {
 	data []byte
 	at   int
@@ -215,7 +223,8 @@ func (w *jsonScanner) peek() byte {
 	return 0
 }
 
-// memberName reads a member's name and the colon, and returns the name as it is spelled, or nil if it is not valid.
+// memberName reads a member's name and the colon after it. It returns the name as it is spelled, with its quotation
+// marks, or nil if there is no valid one.
 func (w *jsonScanner) memberName() []byte {
 	if w.peek() != '"' {
 		return nil
@@ -232,7 +241,7 @@ func (w *jsonScanner) memberName() []byte {
 	return name
 }
 
-// isPlain has the bytes that stand for themselves in a string. Whether they are UTF-8 is not checked.
+// isPlain has the bytes that stand for themselves in a string. Those of UTF-8 are among them, and are not checked.
 var isPlain = func() (set [256]bool) {
 	for c := range set {
 		set[c] = c >= ' ' && c != '"' && c != '\\'
@@ -240,6 +249,7 @@ var isPlain = func() (set [256]bool) {
 	return set
 }()
 
+// string reads a string.
 func (w *jsonScanner) string() bool {
 	data := w.data
 	for at := w.at + 1; at < len(data); at++ {
@@ -264,7 +274,7 @@ func (w *jsonScanner) string() bool {
 	return false
 }
 
-// escape moves to the last byte of an escape.
+// escape moves from the backslash of an escape to its last byte.
 func (w *jsonScanner) escape() bool {
 	if w.at++; w.at == len(w.data) {
 		return false
@@ -307,6 +317,7 @@ func (w *jsonScanner) scalar() bool {
 	return ok
 }
 
+// digits reads one digit or more.
 func (w *jsonScanner) digits() bool {
 	from := w.at
 	for w.at < len(w.data) && '0' <= w.data[w.at] && w.data[w.at] <= '9' {
@@ -324,7 +335,13 @@ func (w *jsonScanner) accept(set string) bool {
 	return ok
 }
 
-// unquoted returns what a valid JSON string spells, and other values as they are.
+// jsonString returns s as a JSON string.
+func jsonString(s string) string {
+	quoted, _ := json.Marshal(s) // every string can be encoded
+	return string(quoted)
+}
+
+// unquoted returns what a valid JSON string spells, and any other value as it is.
 func unquoted(value []byte) []byte {
 	if value[0] != '"' {
 		return value

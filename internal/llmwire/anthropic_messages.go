@@ -1,0 +1,136 @@
+package llmwire
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"strings"
+)
+
+var anthropicMessages = format{
+	urlSuffix:   "/messages",
+	keyHeader:   "X-Api-Key",
+	limitMember: func(string) string { return "max_tokens" },
+
+	request: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
+		"max_completion_tokens": {}, // is not read, but must be spelled so
+		"tools[].type":          {read: (*Request).readAnthropicToolType},
+	}),
+	report: newJSONShape(messageMembers, messageMembers.under("message"), jsonTable[Report]{
+		"":        {read: (*Report).readObject},
+		"message": {read: (*Report).readMessage},
+	}),
+
+	errorBody: anthropicErrorBody,
+	errorEvent: func(status int, message string) []byte {
+		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", anthropicErrorBody(status, message))
+	},
+	isAccountError: func(status int, e providerError) bool {
+		return status == 400 && strings.Contains(e.Message, "credit balance")
+	},
+
+	modelBody: func(m Model) []byte {
+		const format = `{"type":"model","id":%s,"display_name":%[1]s,"created_at":"1970-01-01T00:00:00Z"}`
+		return fmt.Appendf(nil, format, jsonString(m.Name))
+	},
+	modelList: func(models []Model, bodies []byte) []byte {
+		first, last := "null", "null"
+		if n := len(models); n > 0 {
+			first, last = jsonString(models[0].Name), jsonString(models[n-1].Name)
+		}
+		const format = `{"data":[%s],"has_more":false,"first_id":%s,"last_id":%s}`
+		return fmt.Appendf(nil, format, bodies, first, last)
+	},
+}
+
+// anthropicErrorTypes has the type of an error with a status that has one of its own.
+var anthropicErrorTypes = map[int]string{
+	401: "authentication_error",
+	402: "billing_error",
+	403: "permission_error",
+	404: "not_found_error",
+	413: "request_too_large",
+	429: "rate_limit_error",
+	503: "overloaded_error",
+}
+
+func anthropicErrorBody(status int, message string) []byte {
+	kind := cmp.Or(anthropicErrorTypes[status], errorType(status))
+	return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s}}`, kind, jsonString(message))
+}
+
+// messageMembers are the members of a response, of an event, and of the message in the first event.
+var messageMembers = joined(reportMembers, jsonTable[Report]{
+	"type":              {read: (*Report).readType},
+	"stop_reason":       {read: (*Report).readStopReason},
+	"delta.stop_reason": {read: (*Report).readStopReason},
+
+	"usage.input_tokens":                {read: (*Report).readInput},
+	"usage.output_tokens":               {read: (*Report).readOutput},
+	"usage.cache_creation_input_tokens": {read: (*Report).readCacheWrite},
+	"usage.cache_read_input_tokens":     {read: (*Report).readCacheRead},
+
+	"usage.iterations":                               {read: (*Report).endIterations},
+	"usage.iterations[]":                             {read: (*Report).endIteration},
+	"usage.iterations[].type":                        {read: (*Report).readIterationType},
+	"usage.iterations[].input_tokens":                {read: (*Report).readIterationInput},
+	"usage.iterations[].cache_creation_input_tokens": {read: (*Report).readIterationInput},
+	"usage.iterations[].cache_read_input_tokens":     {read: (*Report).readIterationInput},
+	"usage.iterations[].output_tokens":               {read: (*Report).readIterationOutput},
+})
+
+func (r *Request) readAnthropicToolType(v jsonValue) {
+	if !isClientTool(unquoted(v.text)) {
+		r.readToolType(v)
+	}
+}
+
+// isClientTool reports whether a tool that Anthropic has defined, such as bash_20250124, is run by the client.
+func isClientTool(kind []byte) bool {
+	for _, name := range []string{"bash_", "text_editor_", "computer_", "memory_"} {
+		if bytes.HasPrefix(kind, []byte(name)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Report) readCacheWrite(v jsonValue) { readCount(&r.usage.cacheWrite, v) }
+
+func (r *Report) readCacheRead(v jsonValue) { readCount(&r.usage.cacheRead, v) }
+
+// readMessage reads the message in the first event, whose output tokens are only those of its beginning.
+func (r *Report) readMessage(jsonValue) { r.OutputSeen = false }
+
+func (r *Report) readStopReason(v jsonValue) { r.readStop(v.text, 0) }
+
+func (r *Report) readType(v jsonValue) {
+	r.Done = string(v.text) == `"message_stop"` || r.Done
+	r.Failed = string(v.text) == `"error"` || r.Failed
+}
+
+func (r *Report) readIterationType(v jsonValue) {
+	r.object.isCompaction = string(v.text) == `"compaction"`
+}
+
+func (r *Report) readIterationInput(v jsonValue) {
+	var count int64
+	readCount(&count, v)
+	r.object.iteration.input = min(r.object.iteration.input+count, MaxTokens)
+}
+
+func (r *Report) readIterationOutput(v jsonValue) { readCount(&r.object.iteration.output, v) }
+
+// endIteration adds up the iterations of type compaction: they are billed, but the other counts leave them out.
+func (r *Report) endIteration(jsonValue) {
+	o := &r.object
+	if o.isCompaction {
+		o.compaction.input = min(o.compaction.input+o.iteration.input, MaxTokens)
+		o.compaction.output = min(o.compaction.output+o.iteration.output, MaxTokens)
+	}
+	o.iteration, o.isCompaction = tokenPair{}, false
+}
+
+func (r *Report) endIterations(jsonValue) {
+	r.usage.compaction, r.object.compaction = r.object.compaction, tokenPair{}
+}

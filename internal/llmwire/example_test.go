@@ -1,0 +1,57 @@
+package llmwire_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing/iotest"
+
+	"tollgate/internal/llmwire"
+)
+
+// A request is read to find what to hold for it, and forwarded with a model and a limit of the gateway's.
+func ExampleRequest() {
+	body := []byte(`{"messages": [{"role": "user", "content": "Hello!"}], "top_p": 0.90}`)
+	r, err := llmwire.ReadRequest(llmwire.OpenAIChat, body)
+	if err != nil {
+		fmt.Println(err) // for the client
+		return
+	}
+	fmt.Println("hold", r.HeldInput(1, 2000, 200_000), "input tokens")
+	limitMember := r.Format.LimitMember("api.openai.com")
+	fmt.Printf("%s\n", bytes.Join(r.Rewrite("gpt-4o", limitMember, 100), nil))
+	// Output:
+	// hold 68 input tokens
+	// {"model":"gpt-4o","max_completion_tokens":100,"messages": [{"role": "user", "content": "Hello!"}], "top_p": 0.90}
+}
+
+// A stream is relayed event by event, but for the usage that only the gateway has asked for.
+func ExampleStream() {
+	provider := iotest.OneByteReader(strings.NewReader(
+		`data: {"choices": [{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": null}]}` + "\n\n" +
+			`data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}` + "\n\n" +
+			`data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}` + "\n\n" +
+			`data: [DONE]` + "\n\n"))
+	stream := llmwire.Stream{Report: llmwire.Report{Format: llmwire.OpenAIChat}, DropUsage: true}
+	for {
+		n, err := provider.Read(stream.Room())
+		os.Stdout.Write(stream.Received(n))
+		if err != nil {
+			break
+		}
+	}
+	if rest := stream.Finish(); stream.Done || stream.HasFinished(1) {
+		os.Stdout.Write(rest)
+	}
+	input, output, exact := stream.Counts(0)
+	fmt.Println(input, "input tokens,", output, "output tokens, exact:", exact)
+	// Output:
+	// data: {"choices": [{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": null}]}
+	//
+	// data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+	//
+	// data: [DONE]
+	//
+	// 9 input tokens, 2 output tokens, exact: true
+}

@@ -1,0 +1,44 @@
+package llmwire
+
+import "fmt"
+
+// This file has what all of OpenAI's formats share.
+
+// openAIErrorTypes has the type and the code of an error with a status. A status that is not here has no code.
+var openAIErrorTypes = map[int]struct{ kind, code string }{
+	401: {"invalid_request_error", "invalid_api_key"},
+	402: {"insufficient_quota", "insufficient_quota"},
+	403: {"invalid_request_error", "key_disabled"},
+	404: {"invalid_request_error", "model_not_found"},
+	429: {"rate_limit_error", "rate_limit_exceeded"},
+}
+
+func openAIErrorBody(status int, message string) []byte {
+	if e, ok := openAIErrorTypes[status]; ok {
+		return openAIError(e.kind, e.code, message)
+	}
+	return openAIError(errorType(status), "", message)
+}
+
+// openAIError returns the JSON of an error, whose code is null if it is "".
+func openAIError(kind, code, message string) []byte {
+	if code = jsonString(code); code == `""` {
+		code = "null"
+	}
+	const format = `{"error":{"message":%s,"type":"%s","param":null,"code":%s}}`
+	return fmt.Appendf(nil, format, jsonString(message), kind, code)
+}
+
+func isOpenAIAccountError(status int, e providerError) bool {
+	const spent = "insufficient_quota"
+	return status == 429 && (e.Code == spent || e.Type == spent)
+}
+
+func openAIModelBody(m Model) []byte {
+	const format = `{"id":%s,"object":"model","created":0,"owned_by":%s}`
+	return fmt.Appendf(nil, format, jsonString(m.Name), jsonString(m.Endpoint))
+}
+
+func openAIModelList(_ []Model, bodies []byte) []byte {
+	return fmt.Appendf(nil, `{"object":"list","data":[%s]}`, bodies)
+}
