@@ -17,38 +17,48 @@ import (
 	"tollgate/internal/telemetry"
 )
 
-const minRSABits = 2048 // RFC 7518, section 3.3
+const (
+	maxKeySetBytes = 64 << 10
+	minRSABits     = 2048 // RFC 7518, section 3.3
+	maxRSABits     = 8192 // beyond it, a check takes milliseconds
 
-// ErrNoKeys means that the keys of a provider cannot be fetched, and none are cached.
+	fetchTimeout       = 5 * time.Second
+	staleKeyTimeout    = 500 * time.Millisecond // for which a request that has a stale key waits for a fetch
+	retryInterval      = time.Second            // after a fetch that failed
+	unknownKeyInterval = time.Minute            // between fetches because of unknown keys
+	minKeySetAge       = 5 * time.Minute
+	maxKeySetAge       = 24 * time.Hour
+)
+
+// ErrNoKeys means that the keys of a provider are neither cached nor can be fetched.
 var ErrNoKeys = errors.New("the provider's keys cannot be fetched")
 
-const maxKeySetBytes = 64 << 10
-
-// keySet is the JSON Web Key Set of a provider (RFC 7517), cached as its Cache-Control says, from minKeySetAge to
-// maxKeySetAge. While it cannot be fetched, the last one is used. At most one fetch runs at a time.
+// A keySet is the JSON Web Key Set of a provider (RFC 7517). It is cached for as long as its Cache-Control says, but at
+// least for minKeySetAge and at most for maxKeySetAge. While it cannot be fetched again, the cached keys, which are
+// stale then, serve on. At most one fetch runs at a time.
 type keySet struct {
-	title, url string
+	title, url string // title names the provider in the log
 	client     *http.Client
 	log        *telemetry.Logger
 
 	mu         sync.Mutex                // guards the fields below
 	keys       map[string]*rsa.PublicKey // by kid; nil until the first fetch has succeeded
 	freshUntil time.Time
-	failedAt   time.Time // when the last fetch ended, if it failed
-	unknownAt  time.Time // when an unknown key has last caused a fetch
+	failedAt   time.Time // when the last fetch ended if it failed, else zero
+	unknownAt  time.Time // when an unknown key last caused a fetch
 	fetching   *keyFetch // nil while none runs
 }
 
-// keyFetch is a fetch that runs.
+// A keyFetch is a fetch that runs.
 type keyFetch struct {
 	began time.Time
-	done  chan struct{}
+	done  chan struct{} // closed at its end
 }
 
 func newKeySet(title, url string, log *telemetry.Logger) *keySet {
 	transport := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DisableKeepAlives:      true, // it is used once in hours
+		DisableKeepAlives:      true, // there are hours between fetches
 		MaxResponseHeaderBytes: 16 << 10,
 	}
 	return &keySet{title: title, url: url, log: log, client: &http.Client{
@@ -57,8 +67,9 @@ func newKeySet(title, url string, log *telemetry.Logger) *keySet {
 	}}
 }
 
-// key returns the key with that ID. If it is unknown, or the keys are no longer fresh, they are fetched first. Errors:
-// ErrInvalid if there is no such key; ErrNoKeys if none can be fetched by deadline and none are cached.
+// key returns the key with an ID. If it is unknown, or the keys are stale, they are fetched first. A stale key is
+// returned if that fails, or takes longer than staleKeyTimeout. Errors: ErrInvalid if there is no such key; ErrNoKeys
+// if it is not cached and the keys are not fetched by deadline.
 func (s *keySet) key(deadline time.Time, kid string) (*rsa.PublicKey, error) {
 	for {
 		s.mu.Lock()
@@ -75,8 +86,8 @@ func (s *keySet) key(deadline time.Time, kid string) (*rsa.PublicKey, error) {
 		s.mu.Unlock()
 
 		wait := deadline
-		if key != nil && fetch != nil && fetch.began.Add(keyWaitTimeout).Before(deadline) {
-			wait = fetch.began.Add(keyWaitTimeout)
+		if key != nil && fetch != nil && fetch.began.Add(staleKeyTimeout).Before(deadline) {
+			wait = fetch.began.Add(staleKeyTimeout)
 		}
 		if fetch == nil || !fetch.endsBy(wait) {
 			switch {
@@ -90,22 +101,20 @@ func (s *keySet) key(deadline time.Time, kid string) (*rsa.PublicKey, error) {
 	}
 }
 
-// endsBy waits for the end of a fetch and reports whether it came in time.
+// endsBy waits for the end of a fetch until deadline, and reports whether it has ended.
 func (f *keyFetch) endsBy(deadline time.Time) bool {
-	timeout := time.NewTimer(time.Until(deadline))
-	defer timeout.Stop()
 	select {
 	case <-f.done:
 		return true
-	case <-timeout.C:
+	case <-time.After(time.Until(deadline)):
 		return false
 	}
 }
 
-// mayFetch reports whether a request that lacks a fresh key may cause a fetch, and notes that it does if the keys are
-// fresh, so that its key is unknown. The caller holds s.mu.
+// mayFetch reports whether a request that has no fresh key may cause a fetch. If the keys are fresh, its key is
+// unknown: then mayFetch notes when. The caller holds s.mu.
 func (s *keySet) mayFetch(now time.Time) bool {
-	if now.Sub(s.failedAt) < keyRetryInterval {
+	if now.Sub(s.failedAt) < retryInterval {
 		return false
 	}
 	if now.Before(s.freshUntil) {
@@ -119,7 +128,7 @@ func (s *keySet) mayFetch(now time.Time) bool {
 
 // fetch fetches the keys, and notes and logs the outcome.
 func (s *keySet) fetch(f *keyFetch) {
-	ctx, cancel := context.WithTimeout(context.Background(), keyFetchTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
 	keys, age, err := s.download(ctx)
 	s.mu.Lock()
@@ -140,7 +149,7 @@ func (s *keySet) fetch(f *keyFetch) {
 	}
 }
 
-// download returns the keys at the provider and for how long they are fresh.
+// download returns the keys that the provider publishes, and for how long they are fresh.
 func (s *keySet) download(ctx context.Context) (map[string]*rsa.PublicKey, time.Duration, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
 	if err != nil {
@@ -165,7 +174,8 @@ func (s *keySet) download(ctx context.Context) (map[string]*rsa.PublicKey, time.
 	return keys, keySetAge(response.Header), err
 }
 
-// keySetAge returns for how long a response with that header is fresh (RFC 9111, section 4.2.1), within our bounds.
+// keySetAge returns for how long a response with that header is fresh (RFC 9111, section 4.2.1), from minKeySetAge to
+// maxKeySetAge.
 func keySetAge(h http.Header) time.Duration {
 	var seconds int64
 	for directive := range strings.SplitSeq(strings.ToLower(strings.Join(h["Cache-Control"], ",")), ",") {
@@ -183,8 +193,8 @@ func keySetAge(h http.Header) time.Duration {
 	return min(max(time.Duration(seconds)*time.Second, minKeySetAge), maxKeySetAge)
 }
 
-// parseKeySet returns the keys of a key set that can verify RS256, by their IDs. It passes over all others, and over
-// different keys of the same ID, of which nobody could say which one counts. The error means that none remain.
+// parseKeySet returns the keys of a key set that can verify RS256, by their IDs. It skips all others, and different
+// keys with the same ID, since either could be meant. The error means that none remain.
 func parseKeySet(data []byte) (map[string]*rsa.PublicKey, error) {
 	keys := make(map[string]*rsa.PublicKey)
 	err := strict.DecodeOpen(data, strict.Rules{"keys": func(wrong *strict.Problems, path string, value []byte) {
@@ -213,7 +223,8 @@ func parseKeySet(data []byte) (map[string]*rsa.PublicKey, error) {
 	return keys, nil
 }
 
-// parseRSAKey returns the key that a JSON Web Key describes, nil if RS256 must not be verified with it.
+// parseRSAKey returns the key that a JSON Web Key describes, and its ID. The key is nil if RS256 must not be verified
+// with it.
 func parseRSAKey(jwk []byte) (kid string, key *rsa.PublicKey) {
 	var kind, use, algorithm, modulus, exponent string
 	err := strict.DecodeOpen(jwk, strict.Rules{
@@ -235,7 +246,8 @@ func parseRSAKey(jwk []byte) (kid string, key *rsa.PublicKey) {
 	return kid, key
 }
 
-// isStrong reports whether a key has a size and an exponent that are in use.
+// isStrong reports whether a key has a size that is secure and not too slow, and a modulus and an exponent that are
+// odd.
 func isStrong(key *rsa.PublicKey) bool {
 	bits := key.N.BitLen()
 	return minRSABits <= bits && bits <= maxRSABits && key.N.Bit(0) == 1 && key.E >= 3 && key.E <= 1<<31-1 && key.E%2 == 1

@@ -1,3 +1,10 @@
+// Package idtoken verifies ID tokens of OpenID Connect, by which Google and Apple tell other services who a user is.
+//
+// A token is accepted only if the provider has signed it with RS256 for one of the service's own client IDs, and it has
+// not expired. Of a token that is not verified, nothing but the ID of its key is used: other algorithms, keys, and
+// addresses of keys in it count for nothing.
+//
+// The provider's keys are fetched when they are needed, and cached. While they cannot be fetched, the last ones serve.
 package idtoken
 
 import (
@@ -16,42 +23,44 @@ import (
 	"tollgate/internal/telemetry"
 )
 
-// ID tokens of OpenID Connect, and the keys of those who sign them.
-
 const (
 	maxTokenBytes   = 16 << 10
+	maxKeyIDBytes   = 256
 	maxSubjectBytes = 255              // OpenID Connect Core, section 2
 	clockLeeway     = 60 * time.Second // between our clock and that of a provider
-
-	maxRSABits = 8192 // beyond it, a check takes milliseconds
 )
 
-var (
-	// ErrInvalid means that an ID token fails a check. Errors that wrap it name the check, and quote nothing.
-	ErrInvalid = errors.New("invalid ID token")
-)
+// ErrInvalid means that an ID token has failed a check. The errors that wrap it say which check in a few words, and
+// quote nothing of the token.
+var ErrInvalid = errors.New("invalid ID token")
 
 func invalid(check string) error { return fmt.Errorf("%w: %s", ErrInvalid, check) }
 
-// Verifier checks the ID tokens of one provider. Its methods may be called from any number of goroutines.
+// A Verifier verifies the ID tokens of one provider. Any number of goroutines may use it.
 type Verifier struct {
 	issuers []string // that tokens may name
 	keys    *keySet
 }
 
-// Google returns the verifier of Google's ID tokens, whose keys are at keysURL.
+// Google returns the verifier of Google's ID tokens. keysURL is where Google publishes its keys. Whether they can be
+// fetched is logged when that changes.
 func Google(keysURL string, log *telemetry.Logger) *Verifier {
 	return &Verifier{[]string{"https://accounts.google.com", "accounts.google.com"}, newKeySet("Google", keysURL, log)}
 }
 
-// Apple returns the verifier of Apple's ID tokens, whose keys are at keysURL.
+// Apple returns the verifier of Apple's ID tokens. keysURL is where Apple publishes its keys. Whether they can be
+// fetched is logged when that changes.
 func Apple(keysURL string, log *telemetry.Logger) *Verifier {
 	return &Verifier{[]string{"https://appleid.apple.com"}, newKeySet("Apple", keysURL, log)}
 }
 
-// Verify checks an ID token that was issued for one of clientIDs and returns its subject, which is printable ASCII
-// without white space and braces. Only RS256 is accepted, whatever the token's header says: what else it names (other
-// algorithms, keys, addresses of keys) is never used. Errors: ErrInvalid, ErrNoKeys.
+// Verify verifies a token that was issued for at least one of clientIDs, and for nobody else. It returns the token's
+// subject, the provider's ID of the user: 1 to 255 bytes of printable ASCII without white space and braces. The clocks
+// of the provider and of this machine may differ by 60 s.
+//
+// Errors: one that wraps ErrInvalid if the token fails a check; ErrNoKeys if its key is not cached and the keys cannot
+// be fetched by deadline. If its key is cached but due to be fetched again, Verify waits for that for at most half a
+// second.
 func (v *Verifier) Verify(deadline time.Time, token string, clientIDs []string) (subject string, err error) {
 	if len(token) > maxTokenBytes {
 		return "", invalid("it is too long")
@@ -81,8 +90,8 @@ func (v *Verifier) Verify(deadline time.Time, token string, clientIDs []string) 
 	return v.checkClaims(decoded[1], clientIDs, time.Now())
 }
 
-// decodeBase64URL decodes base64url without padding (RFC 7515, section 2) in its only spelling: encoding/base64 alone
-// would skip line breaks, and ignore bits at the end.
+// decodeBase64URL decodes base64url without padding (RFC 7515, section 2). It accepts only one spelling of the same
+// bytes: encoding/base64 alone would skip line breaks, and ignore the last bits if they stand for no byte.
 func decodeBase64URL(s string) ([]byte, error) {
 	for i := range len(s) {
 		if !strict.IsWord(s[i]) {
@@ -92,7 +101,7 @@ func decodeBase64URL(s string) ([]byte, error) {
 	return base64.RawURLEncoding.Strict().DecodeString(s)
 }
 
-// parseHeader checks the header of a token and returns the ID of the key that has signed it.
+// parseHeader checks the header of a token and returns the ID of the key that has to have signed it.
 func parseHeader(header []byte) (kid string, err error) {
 	var algorithm, kind string
 	critical := false
@@ -111,7 +120,7 @@ func parseHeader(header []byte) (kid string, err error) {
 		return "", invalid("it is another type of token")
 	case critical: // RFC 7515, section 4.1.11
 		return "", invalid("it has a critical extension")
-	case kid == "" || len(kid) > 256:
+	case kid == "" || len(kid) > maxKeyIDBytes:
 		return "", invalid("it does not name its key")
 	}
 	return kid, nil
@@ -150,13 +159,13 @@ func (v *Verifier) checkClaims(payload []byte, clientIDs []string, now time.Time
 	return subject, nil
 }
 
-// validSubject reports whether subject can be part of a user ID, which headers carry, and of a Redis key.
+// validSubject reports whether subject can be a part of HTTP headers and of Redis keys.
 func validSubject(subject string) bool {
 	bad := func(c rune) bool { return c <= ' ' || c > '~' || c == '{' || c == '}' }
 	return subject != "" && len(subject) <= maxSubjectBytes && !strings.ContainsFunc(subject, bad)
 }
 
-// audienceField accepts a string, or an array of strings.
+// audienceField accepts a string or an array of strings.
 func audienceField(dst *[]string) strict.Rule {
 	return func(wrong *strict.Problems, path string, value []byte) {
 		if value[0] != '[' {
@@ -172,7 +181,7 @@ func audienceField(dst *[]string) strict.Rule {
 	}
 }
 
-// numericDateField accepts seconds since 1970, which may have decimals (RFC 7519, section 2).
+// numericDateField accepts the seconds since 1970 UTC, with or without decimals (RFC 7519, section 2).
 func numericDateField(dst *time.Time) strict.Rule {
 	return func(wrong *strict.Problems, path string, value []byte) {
 		seconds, err := strconv.ParseFloat(string(value), 64)
@@ -183,12 +192,3 @@ func numericDateField(dst *time.Time) strict.Rule {
 		*dst = time.UnixMilli(int64(seconds * 1000))
 	}
 }
-
-const (
-	keyFetchTimeout    = 5 * time.Second
-	keyWaitTimeout     = 500 * time.Millisecond // of a request that could do with a stale key
-	keyRetryInterval   = time.Second            // after a fetch that failed
-	unknownKeyInterval = time.Minute            // between fetches because of unknown keys
-	minKeySetAge       = 5 * time.Minute
-	maxKeySetAge       = 24 * time.Hour
-)

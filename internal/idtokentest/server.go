@@ -1,3 +1,4 @@
+// Package idtokentest serves the keys of a provider that signs ID tokens, and signs tokens with them, for tests.
 package idtokentest
 
 import (
@@ -19,8 +20,7 @@ import (
 	"time"
 )
 
-// Keys are RSA keys that all tests share, since generating one takes long.
-var Keys = sync.OnceValue(func() (keys [3]*rsa.PrivateKey) {
+var keys = sync.OnceValue(func() (keys [3]*rsa.PrivateKey) {
 	for i, bits := range []int{2048, 2048, 1024} {
 		var err error
 		if keys[i], err = rsa.GenerateKey(rand.Reader, bits); err != nil {
@@ -30,86 +30,100 @@ var Keys = sync.OnceValue(func() (keys [3]*rsa.PrivateKey) {
 	return keys
 })
 
+// Keys returns three RSA keys, of 2048, 2048 and 1024 bits, which all tests share because it takes long to generate
+// them.
+func Keys() [3]*rsa.PrivateKey { return keys() }
+
+// Base64URL returns data in base64url without padding.
 func Base64URL(data []byte) string { return base64.RawURLEncoding.EncodeToString(data) }
 
-// JWK describes a key as a JSON Web Key with more members, such as `"use":"sig",`.
-func JWK(kid string, key *rsa.PublicKey, more string) string {
+// JWK returns the public half of a key as a JSON Web Key with that ID. more has further members, each with a comma
+// after it, such as `"use":"sig",`.
+func JWK(kid string, key *rsa.PrivateKey, more string) string {
 	return fmt.Sprintf(`{"kty":"RSA","kid":%q,%s"n":%q,"e":%q}`, kid, more, Base64URL(key.N.Bytes()),
 		Base64URL(big.NewInt(int64(key.E)).Bytes()))
 }
 
-// Server serves a key set as Google does.
+// A Server serves a key set as Google does.
 type Server struct {
-	*httptest.Server
-	Fetches atomic.Int64
-	mu      sync.Mutex
-	Status  int    // guarded by mu, as the rest
-	Body    string // the key set
-	caching string // Cache-Control
-	Pause   chan struct{}
+	URL     string       // of the key set
+	Fetches atomic.Int64 // requests so far
+
+	mu     sync.Mutex
+	Status int           // of responses; like Body and Pause, it may be changed only by Set
+	Body   string        // the key set
+	Pause  chan struct{} // unless it is nil, responses wait until it is closed
 }
 
-// NewServer serves the first of Keys as k1, until the test ends.
+// NewServer starts a server of the first of Keys, with the ID k1. It stops when the test ends.
 func NewServer(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{Status: 200, caching: "public, max-age=19213, must-revalidate"}
-	s.Serve(JWK("k1", &Keys()[0].PublicKey, `"use":"sig","alg":"RS256",`))
-	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		s.Fetches.Add(1)
-		s.mu.Lock()
-		status, body, caching, pause := s.Status, s.Body, s.caching, s.Pause
-		s.mu.Unlock()
-		if pause != nil {
-			<-pause
-		}
-		w.Header().Set("Cache-Control", caching)
-		w.WriteHeader(status)
-		fmt.Fprint(w, body)
-	}))
-	t.Cleanup(s.Close)
+	s := &Server{Status: http.StatusOK}
+	s.Serve(JWK("k1", Keys()[0], `"use":"sig","alg":"RS256",`))
+	server := httptest.NewServer(http.HandlerFunc(s.respond))
+	t.Cleanup(server.Close)
+	s.URL = server.URL
 	return s
 }
 
-// Serve changes the keys.
+func (s *Server) respond(w http.ResponseWriter, _ *http.Request) {
+	s.Fetches.Add(1)
+	s.mu.Lock()
+	status, body, pause := s.Status, s.Body, s.Pause
+	s.mu.Unlock()
+	if pause != nil {
+		<-pause
+	}
+	w.Header().Set("Cache-Control", "public, max-age=19213, must-revalidate")
+	w.WriteHeader(status)
+	fmt.Fprint(w, body)
+}
+
+// Serve makes keys, each a JSON Web Key, the key set.
 func (s *Server) Serve(keys ...string) {
 	s.Set(func() { s.Body = `{"keys":[` + strings.Join(keys, ",") + `]}` })
 }
 
+// Set calls change, which may change the fields of s, while no response reads them.
 func (s *Server) Set(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change()
 }
 
-func (s *Server) WantFetches(t *testing.T, want int64) {
+// WantFetches fails the test unless there were that many requests.
+func (s *Server) WantFetches(t testing.TB, want int64) {
 	t.Helper()
 	if got := s.Fetches.Load(); got != want {
 		t.Errorf("the keys were fetched %d times, want %d", got, want)
 	}
 }
 
-// Claims are the payload of a valid token, with changes; a value of nil removes a claim.
-func Claims(changes map[string]any) map[string]any {
+// Payload returns the payload of a token of Google's that is valid for an hour, with changes to its claims. A change to
+// nil removes a claim.
+func Payload(changes map[string]any) string {
 	now := time.Now().Unix()
-	all := map[string]any{
+	claims := map[string]any{
 		"iss": "https://accounts.google.com", "aud": "web-client", "azp": "web-client", "sub": "110169484474386276334",
 		"iat": now, "exp": now + 3600, "email": "a@example.com", "email_verified": true,
 	}
-	maps.Copy(all, changes)
-	maps.DeleteFunc(all, func(_ string, value any) bool { return value == nil })
-	return all
-}
-
-func ToJSON(v any) string {
-	encoded, err := json.Marshal(v)
+	maps.Copy(claims, changes)
+	maps.DeleteFunc(claims, func(_ string, value any) bool { return value == nil })
+	payload, err := json.Marshal(claims)
 	if err != nil {
 		panic(err)
 	}
-	return string(encoded)
+	return string(payload)
 }
 
-// SignToken signs a header and a payload as they are.
-func SignToken(key *rsa.PrivateKey, header, payload string) string {
+// Header is the header of the tokens that Token returns.
+const Header = `{"alg":"RS256","kid":"k1","typ":"JWT"}`
+
+// Token returns a token with a payload as Payload returns it, which the first of Keys has signed.
+func Token(changes map[string]any) string { return Sign(Keys()[0], Header, Payload(changes)) }
+
+// Sign returns a token with header and payload as they are.
+func Sign(key *rsa.PrivateKey, header, payload string) string {
 	signed := Base64URL([]byte(header)) + "." + Base64URL([]byte(payload))
 	hash := sha256.Sum256([]byte(signed))
 	signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, hash[:])
@@ -118,11 +132,3 @@ func SignToken(key *rsa.PrivateKey, header, payload string) string {
 	}
 	return signed + "." + Base64URL(signature)
 }
-
-// Token returns a valid token, with changes to its claims.
-func Token(changes map[string]any) string {
-	return SignToken(Keys()[0], Header, ToJSON(Claims(changes)))
-}
-
-// Header is the header of the tokens that Token returns.
-const Header = `{"alg":"RS256","kid":"k1","typ":"JWT"}`
