@@ -27,7 +27,7 @@ const (
 	AnthropicMessages               // https://docs.anthropic.com/en/api/messages
 )
 
-// formats is the table of formats, by their Format.
+// formats is the table of formats. A further format is a constant above, a row here, and a file with that row.
 var formats = [...]*format{
 	OpenAIChat:        &openAIChat,
 	AnthropicMessages: &anthropicMessages,

@@ -42,10 +42,10 @@ type Request struct {
 	HiddenOutput bool
 
 	hasTools    bool
-	mediaParts  int64
-	mediaBytes  int64 // of their base64, as it is spelled in the body
-	parts       []contentPart
 	thinkingOff bool
+	mediaParts  int64
+	mediaBytes  int64         // of their base64, as it is spelled in the body
+	parts       []contentPart // the part that is being read, after those around it
 
 	walker jsonWalker[Request]
 	at     map[memberName]span // of the top-level members and those of stream_options
@@ -194,6 +194,7 @@ func (r *Request) readServerTool(v jsonValue) {
 
 func (r *Request) addServerTool(name string) { r.ServerTool = cmp.Or(r.ServerTool, name) }
 
+// readThinking, readThinkingType and readReasoning read what asks for output that is not in the content.
 func (r *Request) readThinking(v jsonValue) {
 	r.HiddenOutput = !v.isOff() && !r.thinkingOff || r.HiddenOutput
 }
