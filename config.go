@@ -11,10 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"tollgate/internal/gateway"
 	"tollgate/internal/strict"
 )
-
-const maxCacheSeconds = 10 * 365 * 24 * 60 * 60
 
 // seedConfig is the config of seedTenant, which is written at start if it does not exist.
 //
@@ -27,10 +27,10 @@ type tenantConfig struct {
 	compact  []byte // the config within json: as it was put, but for white space
 	groups   map[string]userGroup
 	encoded  groupTable
-	warnings []string    // sentences on members that are probably misspelled
-	compared int         // unknown members that were compared with known ones for these
-	text     []*endpoint // of providers.text that the gateway may call, the default one first, then in the config's order
-	caching  cachingRules
+	warnings []string          // sentences on members that are probably misspelled
+	compared int               // unknown members that were compared with known ones for these
+	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
+	caching  gateway.Caching
 
 	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
 	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
@@ -172,12 +172,7 @@ func (c *tenantConfig) rules() strict.Rules {
 		"user_groups": strict.MapOf(c.groupRule),
 		"cors":        c.membersOf(strict.Rules{"allowed_origins": c.readOrigins}),
 		"providers":   strict.MapOf(c.providerRule),
-		"caching": c.membersOf(strict.Rules{
-			"enabled":           strict.Bool(&c.caching.enabled),
-			"text_ttl":          strict.Int(&c.caching.textTTL, 0, maxAmount),
-			"transcription_ttl": strict.AnyInt,
-			"fee_percentage":    c.caching.readFee,
-		}),
+		"caching":     c.membersOf(c.caching.Rules()),
 	}
 }
 
@@ -245,7 +240,7 @@ func (c *tenantConfig) refillField(dst **refill) strict.Rule {
 func (c *tenantConfig) providerRule(kind string) strict.Rule {
 	return func(wrong *strict.Problems, path string, value []byte) {
 		var chosen string
-		var endpoints []*endpoint
+		var endpoints gateway.Endpoints
 		named := false
 		c.readMembers(wrong, path, value, strict.Rules{
 			"default": func(wrong *strict.Problems, path string, value []byte) {
@@ -254,16 +249,15 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				named = len(*wrong) == before
 			},
 			"endpoints": strict.MapOf(func(name string) strict.Rule {
-				e := newEndpoint(name)
+				e := gateway.NewEndpoint(name)
 				endpoints = append(endpoints, e)
-				rules := e.rules()
 				if kind == "text" {
-					maps.Copy(rules, e.textRules(c))
+					return c.membersOf(e.TextRules(c.membersOf))
 				}
-				return c.membersOf(rules)
+				return c.membersOf(e.Rules())
 			}),
 		})
-		first := slices.IndexFunc(endpoints, func(e *endpoint) bool { return e.name == chosen })
+		first := slices.IndexFunc(endpoints, func(e *gateway.Endpoint) bool { return e.Name == chosen })
 		if named && first < 0 {
 			wrong.Add(strict.Path(path, "default"), "must name an endpoint")
 		}
@@ -275,7 +269,7 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 			endpoints = slices.Insert(slices.Delete(endpoints, first, first+1), 0, chosen)
 		}
 		for _, e := range endpoints {
-			if e.complete() {
+			if e.Complete() {
 				c.text = append(c.text, e)
 			}
 		}

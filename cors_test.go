@@ -251,7 +251,7 @@ func TestVerifyPreflight(t *testing.T) {
 // Every route says whether browsers may call it: those of key holders and the public ones, not those of admins.
 func TestBrowserRoutes(t *testing.T) {
 	var browser []string
-	for _, route := range new(server).routeTable(new(gateway)) {
+	for _, route := range new(server).routeTable() {
 		if route.browser {
 			if strings.Contains(route.pattern, "/admin/") {
 				t.Errorf("%s is for browsers", route.pattern)

@@ -63,7 +63,7 @@ func runBenchServer(role string) {
 	var handler http.Handler = http.HandlerFunc(benchProvider)
 	if target, err := url.Parse(role); err == nil && target.Host != "" {
 		proxy := httputil.NewSingleHostReverseProxy(target)
-		proxy.Transport = &http.Transport{MaxIdleConnsPerHost: maxIdleOfProvider, DisableCompression: true}
+		proxy.Transport = &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true}
 		handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			// Else a fast response could close the request's body before the transport has seen its end.
 			_ = http.NewResponseController(w).EnableFullDuplex()

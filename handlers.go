@@ -16,13 +16,12 @@ import (
 	"tollgate/internal/telemetry"
 )
 
-// handler returns the http.Handler that serves every route, those of the gateway with g. It creates the server's
-// metrics.
-func (s *server) handler(g *gateway) http.Handler {
+// handler returns the http.Handler that serves every route. It creates the server's metrics.
+func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	var patterns []string
 	browser := make(map[string]bool)
-	for _, r := range s.routeTable(g) {
+	for _, r := range s.routeTable() {
 		if browser[r.pattern] = r.browser; r.browser {
 			r.access = s.forBrowsers(r.access)
 		}
@@ -43,7 +42,7 @@ type route struct {
 
 // routeTable returns every route. Each tenant route has two patterns: below the tenant's ID, and without it for the
 // tenant default.
-func (s *server) routeTable(g *gateway) []route {
+func (s *server) routeTable() []route {
 	var (
 		public        = access{publicTimeout, []step{s.loadTenant}}
 		signInBody    = access{adminTimeout, []step{s.publicBodies.read, s.loadTenant}} // the provider takes its time
@@ -51,8 +50,8 @@ func (s *server) routeTable(g *gateway) []route {
 		keyHolder     = access{publicTimeout, []step{s.readAPIKey, refuseBody, s.loadTenant}}
 		keyHolderBody = access{publicTimeout, []step{s.readAPIKey, s.publicBodies.read, s.loadTenant}}
 
-		modelReader = access{publicTimeout, []step{g.readKey, refuseBody, s.loadTenant, g.requireKey}}
-		modelCaller = access{publicTimeout, []step{g.readKey, s.loadTenant, g.readBody, s.loadTenant}}
+		modelReader = access{publicTimeout, []step{s.readKey, refuseBody, s.loadTenant, s.requireKey}}
+		modelCaller = access{publicTimeout, []step{s.readKey, s.loadTenant, s.readBody, s.loadTenant}}
 
 		// A route that does not use the config serves a tenant whose config is broken, too.
 		admin       = access{adminTimeout, []step{s.requireAdmin, refuseBody, s.loadTenant}}
@@ -77,11 +76,11 @@ func (s *server) routeTable(g *gateway) []route {
 		{"POST", "/tokens/holds/{holdId}/settle", keyHolderBody, s.settleHold},
 		{"DELETE", "/tokens/holds/{holdId}", keyHolder, s.cancelHold},
 
-		{"POST", "/v1/chat/completions", modelCaller, g.generate},
-		{"POST", "/v1/messages", modelCaller, g.generate},
-		{"POST", "/v1/messages/count_tokens", modelCaller, g.countTokens},
-		{"GET", "/v1/models", modelReader, g.listModels},
-		{"GET", "/v1/models/{model}", modelReader, g.showModel},
+		{"POST", "/v1/chat/completions", modelCaller, s.generate},
+		{"POST", "/v1/messages", modelCaller, s.generate},
+		{"POST", "/v1/messages/count_tokens", modelCaller, s.countTokens},
+		{"GET", "/v1/models", modelReader, s.listModels},
+		{"GET", "/v1/models/{model}", modelReader, s.showModel},
 
 		{"GET", "/admin/config", admin, s.showConfig},
 		{"PUT", "/admin/config", adminRepairBody, s.replaceConfig},
@@ -492,6 +491,7 @@ func (s *server) showReadiness(w http.ResponseWriter, _ *http.Request, info *req
 func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
 	e := new(telemetry.Page)
 	s.metrics.write(e)
+	s.gateway.WriteMetrics(e)
 	s.store.writeMetrics(e)
 	telemetry.WriteProcess(e)
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 	"tollgate/internal/connlimit"
+	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/telemetry"
 )
@@ -108,15 +109,15 @@ func serve(ctx context.Context, set *settings, log *telemetry.Logger) error {
 		googleKeysURL:  set.googleKeysURL,
 		appleKeysURL:   set.appleKeysURL,
 		nearCapacity:   listener.NearCapacity,
+		gateway:        set.gateway,
+		maxGatewayBody: set.maxGatewayBody,
 	})
 	if err != nil {
 		return err
 	}
 	defer srv.usage.start()()
-	set.gateway.maxStreams = max(set.maxConnections/2, 1) // charges must always find a connection
-	gate := newGateway(srv, set.gateway)
 	web := &http.Server{
-		Handler:           listener.Handler(srv.handler(gate)),
+		Handler:           listener.Handler(srv.handler()),
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -142,7 +143,7 @@ func serve(ctx context.Context, set *settings, log *telemetry.Logger) error {
 	_ = listener.Close()
 	srv.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
 	<-ended
-	drain(web, listener, gate, set.drainTimeout, log)
+	drain(web, listener, srv.gateway, set.drainTimeout, log)
 	log.Infof("Stopped")
 	return nil
 }
@@ -203,9 +204,9 @@ func openStore(ctx context.Context, set *settings, log *telemetry.Logger) (st *s
 }
 
 // drain waits for the requests that run, until timeout, and cuts off those that still run then.
-func drain(web *http.Server, listener *connlimit.Listener, gate *gateway, timeout time.Duration,
+func drain(web *http.Server, listener *connlimit.Listener, gate *gateway.Gateway, timeout time.Duration,
 	log *telemetry.Logger) {
-	defer gate.stop()
+	defer gate.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
@@ -215,7 +216,7 @@ func drain(web *http.Server, listener *connlimit.Listener, gate *gateway, timeou
 	}
 	if err := web.Shutdown(ctx); err != nil {
 		log.Warnf("Requests still ran after %s and were cut off", timeout)
-		gate.stop() // before the connections are closed, so that the clients of streams learn of it
+		gate.Stop() // before the connections are closed, so that the clients of streams learn of it
 		_ = web.Close()
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"tollgate/internal/gateway"
 	"tollgate/internal/telemetry"
 )
 
@@ -64,19 +66,11 @@ type tenantMetrics struct {
 	cached        [len(cacheResults)]atomic.Int64
 }
 
-// cacheResult is what the response cache did for a request of the gateway, or with the response to it.
-type cacheResult int
-
-const (
-	cacheHit     cacheResult = iota
-	cacheMiss                // nothing was found
-	cacheBypass              // the client wants no cached response
-	cacheStored              // the response was stored after a miss or a bypass
-	cacheSkipped             // it was not
-)
-
-// cacheResults has the name of each cacheResult.
-var cacheResults = [...]string{"hit", "miss", "bypass", "stored", "skipped"}
+// cacheResults has the name of each result of the response cache.
+var cacheResults = [...]string{
+	gateway.CacheHit: "hit", gateway.CacheMiss: "miss", gateway.CacheBypass: "bypass",
+	gateway.CacheStored: "stored", gateway.CacheSkipped: "skipped",
+}
 
 // refusal is the reason why a charge was refused.
 type refusal int
@@ -165,7 +159,7 @@ func (m *metrics) refusedCharge(tenantID string, reason refusal) {
 }
 
 // cacheUsed counts what the response cache did for a tenant that exists.
-func (m *metrics) cacheUsed(tenantID string, result cacheResult) {
+func (m *metrics) cacheUsed(tenantID string, result gateway.CacheResult) {
 	m.tenant(tenantID).cached[result].Add(1)
 }
 
@@ -294,13 +288,8 @@ func (m *metrics) writeTenants(e *telemetry.Page) {
 	}
 }
 
-// gatewayMetrics counts what the gateway does.
+// gatewayMetrics counts the requests of the gateway.
 type gatewayMetrics struct {
-	holds     atomic.Int64  // open holds of this process
-	waiting   atomic.Int64  // of these, settlements that are repeated in the background
-	estimated atomic.Int64  // charges that are an estimate
-	unpaid    atomic.Uint64 // tokens that were used and not charged
-
 	mu        sync.Mutex
 	endpoints map[endpointLabels]*endpointMetrics // guarded by mu, as are their fields
 	times     map[string]*endpointTimes           // likewise, by the endpoint's name
@@ -373,41 +362,25 @@ func (g *gatewayMetrics) timesOf(name string) *endpointTimes {
 	return times
 }
 
-// request counts a response to a request of the gateway.
-func (g *gatewayMetrics) request(tenantID, endpoint string, status int, took time.Duration) {
+// count counts a request of the gateway, with what came of it.
+func (g *gatewayMetrics) count(tenantID string, o *gateway.Outcome, status int, took time.Duration) {
 	if !slices.Contains(statuses[:], status) {
 		status = 0
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.endpoint(tenantID, endpoint).responses[status]++
-	g.timesOf(endpoint).whole.observe(took)
-}
-
-// firstByte counts how long an endpoint took to begin its response.
-func (g *gatewayMetrics) firstByte(endpoint string, took time.Duration) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.timesOf(endpoint).firstByte.observe(took)
-}
-
-// tokens counts the tokens of a request that are charged.
-func (g *gatewayMetrics) tokens(tenantID, endpoint string, input, output int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	m := g.endpoint(tenantID, endpoint)
-	m.input += uint64(input)
-	m.output += uint64(output)
+	m := g.endpoint(tenantID, o.Endpoint)
+	m.responses[status]++
+	m.input += uint64(o.Input)
+	m.output += uint64(o.Output)
+	times := g.timesOf(o.Endpoint)
+	times.whole.observe(took)
+	if o.FirstByte > 0 {
+		times.firstByte.observe(o.FirstByte)
+	}
 }
 
 func (g *gatewayMetrics) write(e *telemetry.Page) {
-	e.Single("gateway_holds", "gauge", "Open holds of the gateway in this process.", float64(g.holds.Load()))
-	e.Single("gateway_settlements_waiting", "gauge", "Holds whose settling is repeated until Redis responds.",
-		float64(g.waiting.Load()))
-	e.Single("gateway_estimated_total", "counter", "Charges of the gateway without reported usage.",
-		float64(g.estimated.Load()))
-	e.Single("gateway_unpaid_tokens_total", "counter", "Tokens that were used and could not be charged.",
-		float64(g.unpaid.Load()))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.writeRequests(e)

@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/idtoken"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -52,6 +53,8 @@ type server struct {
 	defaultTenant  sync.Once         // logs that it does not exist
 	untrustedProxy sync.Once         // logs that logins come through one
 	google, apple  *signInProvider
+	gateway        *gateway.Gateway
+	loggedFull     atomic.Int64 // when the log last said that Redis is short of memory, in Unix nanoseconds
 }
 
 // serverOptions is what the operator sets.
@@ -64,6 +67,8 @@ type serverOptions struct {
 	googleKeysURL  string // of the keys that sign ID tokens
 	appleKeysURL   string
 	nearCapacity   func() bool // reports whether connections are scarce
+	gateway        gateway.Options
+	maxGatewayBody int64 // bytes of a request to the gateway
 }
 
 // newServer returns a server on st. It returns an error if anything is missing.
@@ -76,6 +81,7 @@ func newServer(st *store, log *telemetry.Logger, options serverOptions) (*server
 		store:          st,
 		log:            log,
 		usage:          newUsageStats(st),
+		gateway:        gateway.New(options.gateway, log),
 		adminTokenHash: sha256.Sum256([]byte(options.adminToken)),
 		metricsHash:    sha256.Sum256([]byte(options.metricsToken)),
 		processID:      rand.Text()[:13],
@@ -91,19 +97,18 @@ func newServer(st *store, log *telemetry.Logger, options serverOptions) (*server
 
 // requestInfo is the state of one request. Each step of its route adds to it.
 type requestInfo struct {
-	id          string    // X-Request-Id
-	start       time.Time // when the header was read
-	deadline    time.Time // of all calls of the store
-	apiKey      string    // of a valid form, set by readAPIKey
-	actor       actor     // set by requireOperator and requireAdmin
-	tenantID    string    // of a tenant that exists, set by loadTenant and requireTenant
-	tenant      *tenant   // likewise; its config is nil if it is broken, which loadTenant refuses
-	body        []byte    // set by the steps that read it
-	small       [64]byte  // memory for a small body, which saves an allocation
-	response    [96]byte  // memory for what writeTokens sends, likewise
-	releaseBody func()    // gives back what the body holds; nil: nothing
-	endpoint    string    // of a provider, set by the gateway
-	model       string    // that the gateway calls
+	id          string          // X-Request-Id
+	start       time.Time       // when the header was read
+	deadline    time.Time       // of all calls of the store
+	apiKey      string          // of a valid form, set by readAPIKey
+	actor       actor           // set by requireOperator and requireAdmin
+	tenantID    string          // of a tenant that exists, set by loadTenant and requireTenant
+	tenant      *tenant         // likewise; its config is nil if it is broken, which loadTenant refuses
+	body        []byte          // set by the steps that read it
+	small       [64]byte        // memory for a small body, which saves an allocation
+	response    [96]byte        // memory for what writeTokens sends, likewise
+	releaseBody func()          // gives back what the body holds; nil: nothing
+	outcome     gateway.Outcome // set by the gateway; its Endpoint is "" on other routes
 }
 
 type requestInfoKey struct{}
@@ -309,8 +314,8 @@ func (s *server) withObservation(next http.Handler) http.Handler {
 			}
 			took := time.Since(info.start)
 			s.metrics.request(r.Pattern, r.Method, recorder.status, took)
-			if info.endpoint != "" {
-				s.metrics.gateway.request(info.tenantID, info.endpoint, recorder.status, took)
+			if info.outcome.Endpoint != "" {
+				s.metrics.gateway.count(info.tenantID, &info.outcome, recorder.status, took)
 			}
 			if s.accessLog {
 				s.logAccess(r, info, recorder, took)
@@ -337,8 +342,8 @@ func (s *server) logAccess(r *http.Request, info *requestInfo, recorder *respons
 		remote = host
 	}
 	provider := ""
-	if info.endpoint != "" { // quoted, since the model may be any text of the client
-		provider = fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(info.endpoint), strict.Shorten(info.model))
+	if o := &info.outcome; o.Endpoint != "" { // quoted, since the model may be any text of the client
+		provider = fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(o.Model))
 	}
 	s.log.Infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
 		recorder.status, recorder.bytes, float64(took)/float64(time.Millisecond), remote, info.id, provider)
@@ -699,14 +704,6 @@ type badRequestError string
 
 func (e badRequestError) Error() string { return string(e) }
 
-// gatewayError is an error of the gateway that says itself how it is sent.
-type gatewayError struct {
-	status  int
-	message string
-}
-
-func (e gatewayError) Error() string { return e.message }
-
 // forwardAuthDenial is a refusal that nginx can forward: as 403, with its true status in X-Auth-Status.
 type forwardAuthDenial struct{ error }
 
@@ -822,11 +819,11 @@ func errorResponse(h http.Header, r *http.Request, err error) (int, errorBody) {
 	if spent, ok := errors.AsType[insufficientTokensError](err); ok {
 		return http.StatusPaymentRequired, errorBody{Error: "Payment Required", TokensLeft: &spent.tokensLeft}
 	}
-	if failure, ok := errors.AsType[gatewayError](err); ok {
-		if failure.status == http.StatusServiceUnavailable {
+	if failure, ok := errors.AsType[gateway.Error](err); ok {
+		if failure.Status == http.StatusServiceUnavailable {
 			h.Set("Retry-After", "1")
 		}
-		return failure.status, errorBody{Error: failure.message}
+		return failure.Status, errorBody{Error: failure.Message}
 	}
 	if limited, ok := errors.AsType[rateLimitError](err); ok {
 		h.Set("Retry-After", strconv.FormatInt(limited.wait, 10))

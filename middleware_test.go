@@ -677,7 +677,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	before := testRedis.Keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
-	for _, route := range new(server).routeTable(new(gateway)) {
+	for _, route := range new(server).routeTable() {
 		if slices.Contains(withBody, strings.Replace(route.pattern, "/{tenantId}/", "/", 1)) {
 			continue
 		}
@@ -765,7 +765,7 @@ func TestMetricsToken(t *testing.T) {
 		if s.sample(t, "go_goroutines") < 1 {
 			t.Error("the operator's token does not open /metrics")
 		}
-		for _, route := range new(server).routeTable(new(gateway)) {
+		for _, route := range new(server).routeTable() {
 			if strings.HasSuffix(route.pattern, " /metrics") || strings.HasSuffix(route.pattern, "z") {
 				continue
 			}

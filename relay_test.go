@@ -4,14 +4,11 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"tollgate/internal/llmwire"
 	"tollgate/internal/redistest"
 )
 
@@ -242,7 +239,7 @@ func TestGatewayUsageGrace(t *testing.T) {
 	if n := g.charged(t, granted); n != 4+10 {
 		t.Errorf("charged %d", n)
 	}
-	if took := time.Since(began); took < usageGrace {
+	if took := time.Since(began); took < 5*time.Second {
 		t.Errorf("the usage was awaited for %s", took)
 	}
 }
@@ -253,7 +250,7 @@ func TestGatewayDrains(t *testing.T) {
 	g := newGatewayTest(t, granted, `,"on_hangup":"drain"`)
 	g.provider.on("", conduct{at: inContent, then: hang})
 	const body = `{"stream":true,"max_tokens":30}` // 31 bytes
-	for range maxDrains {
+	for range 256 {
 		g.open(t, chatPath, body, "ünd ").Close()
 	}
 	first := g.key
@@ -287,33 +284,8 @@ func TestGatewaySilence(t *testing.T) {
 	began := time.Now()
 	part := make([]byte, 1000)
 	n, err := c.Read(part)
-	if took := time.Since(began); !strings.Contains(string(part[:n]), ": keep-alive\n\n") || err != nil || took < commentInterval-time.Second {
+	if took := time.Since(began); !strings.Contains(string(part[:n]), ": keep-alive\n\n") || err != nil || took < 14*time.Second {
 		t.Errorf("after %s: %q, %v", took, part[:n], err)
-	}
-}
-
-// Relaying an event allocates nothing. This comes before the test that leaves a stream open beside others.
-func TestRelayAllocations(t *testing.T) {
-	request, err := llmwire.ReadRequest(llmwire.OpenAIChat, []byte(`{"stream":true}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	relayed := func(events int) float64 {
-		return testing.AllocsPerRun(10, func() {
-			w := discarder{make(http.Header)}
-			l := clientRelay{
-				w: w, client: http.NewResponseController(w), request: request, idle: time.Minute,
-				cancel: func(error) {}, stream: llmwire.Stream{DropUsage: true},
-			}
-			response := &http.Response{StatusCode: 200, Body: io.NopCloser(&repeatedReader{benchEvent, events})}
-			_ = l.relayStream(response)
-			if l.stream.ContentEvents != int64(events) {
-				t.Errorf("%d events were relayed, want %d", l.stream.ContentEvents, events)
-			}
-		})
-	}
-	if few, many := relayed(10), relayed(10_010); many-few > 10 {
-		t.Errorf("%.0f allocations for 10,000 events", many-few)
 	}
 }
 
@@ -336,7 +308,7 @@ func TestGatewayStuckClient(t *testing.T) {
 	g.provider.mu.Lock()
 	took := g.provider.leftAt.Sub(began)
 	g.provider.mu.Unlock()
-	if took < clientTimeout || took > 4*clientTimeout { // first its buffers fill
+	if took < 30*time.Second || took > 2*time.Minute { // first its buffers fill
 		t.Errorf("the client had hung up after %s", took)
 	}
 	if n := g.charged(t, granted); n <= 0 {
@@ -412,7 +384,7 @@ func TestGatewayLargeResponse(t *testing.T) {
 	t.Parallel()
 	const granted = 10_000
 	g := newGatewayTest(t, granted, "")
-	body := `{"usage":{"prompt_tokens":1,"completion_tokens":1},"a":"` + strings.Repeat("x", maxWholeBody+1_000_000) + `"}`
+	body := `{"usage":{"prompt_tokens":1,"completion_tokens":1},"a":"` + strings.Repeat("x", 16<<20+1_000_000) + `"}`
 	g.provider.on("", conduct{body: body})
 	got := g.call(t, chatPath, `{"max_tokens":50}`)
 	if got.body != body {
@@ -422,26 +394,3 @@ func TestGatewayLargeResponse(t *testing.T) {
 		t.Errorf("charged %d", n)
 	}
 }
-
-// repeatedReader returns event as often as it is asked for, n times in all.
-type repeatedReader struct {
-	event string
-	n     int
-}
-
-func (r *repeatedReader) Read(p []byte) (int, error) {
-	if r.n == 0 {
-		return 0, io.EOF
-	}
-	r.n--
-	return copy(p, r.event), nil
-}
-
-// discarder is a client that takes everything.
-type discarder struct{ header http.Header }
-
-func (d discarder) Header() http.Header            { return d.header }
-func (discarder) Write(p []byte) (int, error)      { return len(p), nil }
-func (discarder) WriteHeader(int)                  {}
-func (discarder) FlushError() error                { return nil }
-func (discarder) SetWriteDeadline(time.Time) error { return nil }

@@ -2,14 +2,12 @@ package main
 
 import (
 	"fmt"
-	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetrytest"
 )
 
 // cachedConfig is textConfig with members of caching.
@@ -127,27 +125,6 @@ func TestCacheReplays(t *testing.T) {
 	}
 	if hits, misses := g.cacheSample(t, "hit"), g.cacheSample(t, "miss"); hits != 17 || misses != 17 || g.cacheSample(t, "skipped") != 0 {
 		t.Errorf("%d hits, %d misses", hits, misses)
-	}
-}
-
-// A fee is rounded up, whatever its percentage is.
-func TestCacheFee(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		percent   string
-		cost, fee int64
-	}{
-		{"0", 18, 0}, {"20", 18, 4}, {"100", 18, 18}, {"20", 0, 0}, {"20", 1, 1}, {"20", 5, 1}, {"20", 6, 2}, {"7", 100, 7}, {"7.0", 200, 14},
-		{"0.1", 1000, 1}, {"0.1", 1001, 2}, {"33.3", 1000, 333}, {"29", 100, 29}, {"1e-9", 5, 1}, {"0.00", 5, 0}, {"1e2", 7, 7},
-		{"100", maxAmount, maxAmount}, {"50", maxAmount, maxAmount/2 + 1},
-	} {
-		config, err := parseConfig([]byte(`{"caching":{"fee_percentage":` + test.percent + `}}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := config.caching.feeFor(test.cost); got != test.fee {
-			t.Errorf("%s %% of %d is %d, want %d", test.percent, test.cost, got, test.fee)
-		}
 	}
 }
 
@@ -356,7 +333,7 @@ func TestCacheSkips(t *testing.T) {
 	message := func(reason string) conduct {
 		return conduct{body: `{"type":"message","content":[],"stop_reason":"` + reason + `","usage":{"input_tokens":1,"output_tokens":1}}`}
 	}
-	huge := strings.Repeat("x", maxCachedBody)
+	huge := strings.Repeat("x", 1<<20)
 	for _, test := range []struct {
 		name, path, members string
 		conduct             conduct
@@ -370,7 +347,7 @@ func TestCacheSkips(t *testing.T) {
 		{"length of the client", chatPath, `"max_tokens":3`, conduct{}, true},
 		{"length of the client, stream", chatPath, `"max_completion_tokens":3,` + stream, conduct{}, true},
 		{"max_tokens of the client", messagesPath, `"max_tokens":3`, conduct{}, true},
-		{"almost too long", chatPath, ``, chat("stop", `,"x":"`+huge[:maxCachedBody-500]+`"`), true},
+		{"almost too long", chatPath, ``, chat("stop", `,"x":"`+huge[:len(huge)-500]+`"`), true},
 		{"length", chatPath, ``, chat("length", ""), false},
 		{"max_tokens", messagesPath, ``, message("max_tokens"), false},
 		{"content_filter", chatPath, `"max_tokens":9`, chat("content_filter", ""), false},
@@ -391,7 +368,7 @@ func TestCacheSkips(t *testing.T) {
 		{"no end marker", chatPath, stream, conduct{at: beforeEnd, then: endEarly}, false},
 		{"no usage at the end", chatPath, stream, conduct{at: beforeUsage, then: endEarly}, false},
 		{"too long", chatPath, ``, chat("stop", `,"x":"`+huge+`"`), false},
-		{"too long, stream", chatPath, stream, conduct{content: huge[:1000], events: maxCachedBody / 1000}, false},
+		{"too long, stream", chatPath, stream, conduct{content: huge[:1000], events: len(huge) / 1000}, false},
 		{"media type", chatPath, ``, conduct{header: []string{"Content-Type: application/json;x=" + huge[:300]}}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -537,57 +514,6 @@ func TestCacheRace(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// A response is written in the background if not too many wait, and a stream is kept for that if there is memory for it.
-func TestCacheBounds(t *testing.T) {
-	t.Parallel()
-	log := new(telemetrytest.Log)
-	gate, handler := newBareGateway(t, log)
-	web := httptest.NewServer(handler)
-	defer web.Close()
-	p := newProvider(t)
-	g := (&service{url: web.URL, log: log}).gatewayTest(t, p, cachedConfig(10_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
-	call := func(body, want string) {
-		t.Helper()
-		before := g.cacheSample(t, want)
-		g.call(t, chatPath, body).wantHeader(t, "X-Cache", "MISS")
-		redistest.Eventually(t, 20*time.Second, func() error {
-			if n := g.cacheSample(t, want); n != before+1 {
-				return fmt.Errorf("%d are %s", n, want)
-			}
-			return nil
-		})
-	}
-	gate.cache.waiting.Store(maxCacheWaits)
-	call(`{}`, "skipped")
-	if n := gate.cache.waiting.Load(); n != maxCacheWaits {
-		t.Errorf("%d wait", n)
-	}
-	gate.cache.waiting.Store(maxCacheWaits - 1)
-	call(`{}`, "stored")
-	gate.cache.waiting.Store(0)
-	gate.cache.kept.Store(maxKeptBytes)
-	call(`{"stream":true}`, "skipped")
-	gate.cache.kept.Store(0)
-	call(`{"stream":true}`, "stored")
-	p.on("", conduct{content: strings.Repeat("x", 50_000), events: 100})
-	call(`{"stream":true,"max_tokens":9}`, "skipped")
-	p.on("", conduct{at: inContent})
-	_, _ = g.send("POST", "/"+g.tenant+chatPath, `{"stream":true,"n":2}`, bearer(g.key))
-	g.charged(t, 10_000)
-	redistest.Eventually(t, 20*time.Second, func() error {
-		if n := gate.cache.kept.Load(); n != 0 {
-			return fmt.Errorf("%d bytes are kept", n)
-		}
-		return nil
-	})
-	gate.cache.stop()
-	p.on("", conduct{})
-	call(`{"n":3}`, "skipped")
-	if n := gate.cache.waiting.Load() + gate.bodies.Load(); n != 0 {
-		t.Errorf("%d are left", n)
-	}
 }
 
 // A Redis that is short of memory is left alone: nothing is stored, the log says so once, and what is cached is served.

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
 )
 
@@ -31,7 +33,8 @@ type settings struct {
 	appleKeysURL   string        // of the keys that sign Apple's
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
 	reindex        bool          // add the API keys of users to the index, and end
-	gateway        gatewayOptions
+	gateway        gateway.Options
+	maxGatewayBody int64 // bytes of a request to the gateway
 	version        bool
 	health         bool
 }
@@ -112,18 +115,18 @@ func (s *settings) gatewayOptions() []option {
 	return []option{
 		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: "169.254.0.0/16,fe80::/10",
 			usage: "that the gateway never connects to, separated by commas; add loopback and private networks if\n" +
-				"strangers administer tenants", set: into(&s.gateway.deny, parsePrefixes)},
+				"strangers administer tenants", set: into(&s.gateway.Deny, parsePrefixes)},
 		{flag: "provider-timeout", env: "PROVIDER_TIMEOUT", value: "duration", def: "10m",
 			usage: "for a provider to begin its response",
-			set:   into(&s.gateway.headerTimeout, parseDuration(time.Millisecond, day))},
+			set:   into(&s.gateway.HeaderTimeout, parseDuration(time.Millisecond, day))},
 		{flag: "provider-idle-timeout", env: "PROVIDER_IDLE_TIMEOUT", value: "duration", def: "5m",
 			usage: "for a provider that has begun its response and is silent",
-			set:   into(&s.gateway.idleTimeout, parseDuration(time.Millisecond, day))},
+			set:   into(&s.gateway.IdleTimeout, parseDuration(time.Millisecond, day))},
 		{flag: "gateway-timeout", env: "GATEWAY_TIMEOUT", value: "duration", def: "20m",
 			usage: "for a request of the gateway as a whole; its tokens are held 5 minutes longer",
-			set:   into(&s.gateway.totalTimeout, parseDuration(time.Millisecond, day))},
+			set:   into(&s.gateway.TotalTimeout, parseDuration(time.Millisecond, day))},
 		{flag: "max-gateway-body", env: "MAX_GATEWAY_BODY", value: "bytes", def: "16777216",
-			usage: "of a request to the gateway", set: into(&s.gateway.maxBody, parseInt(1, maxBodiesBytes))},
+			usage: "of a request to the gateway", set: into(&s.maxGatewayBody, parseInt(1, gateway.MaxBodyBytes))},
 	}
 }
 
@@ -167,6 +170,7 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	if len(wrong) > 0 {
 		return nil, wrong
 	}
+	s.gateway.MaxStreams = max(s.maxConnections/2, 1) // charges must always find a connection
 	return s, nil
 }
 

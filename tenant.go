@@ -112,7 +112,7 @@ func (t *tenant) bytes() int {
 	}
 	endpoints := 0
 	for _, e := range t.config.text {
-		endpoints += 1024 + 256*len(e.models)
+		endpoints += e.Bytes()
 	}
 	return 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups) + endpoints
 }

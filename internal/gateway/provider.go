@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"bytes"
@@ -13,8 +13,6 @@ import (
 	"slices"
 	"syscall"
 	"time"
-
-	"tollgate/internal/llmwire"
 )
 
 const (
@@ -26,14 +24,15 @@ const (
 	pingTimeout        = 5 * time.Second
 	maxIdleOfProviders = 1024
 	providerBuffer     = 2 << 10 // of each direction, for as long as a stream may be silent
+	smallRequest       = 4 << 10 // bytes of a request that is sent in one piece
 )
 
 // errDenied means that the operator has forbidden to connect to an address.
 var errDenied = errors.New("the address is denied")
 
-// newProviderTransport returns what carries requests to providers. It connects to no address in deny, whatever name it
+// newTransport returns what carries requests to endpoints. It connects to no address in deny, whatever name it
 // hides behind, and waits for the header of a response for headerTimeout.
-func newProviderTransport(deny []netip.Prefix, headerTimeout time.Duration) *http.Transport {
+func newTransport(deny []netip.Prefix, headerTimeout time.Duration) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
 		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
@@ -85,7 +84,9 @@ func isDenied(address netip.Addr, deny []netip.Prefix) bool {
 			same = append(same, netip.AddrFrom4([4]byte(bytes[2:6])))
 		}
 	}
-	return slices.ContainsFunc(same, func(a netip.Addr) bool { return isTrusted(a, deny) })
+	return slices.ContainsFunc(same, func(a netip.Addr) bool {
+		return slices.ContainsFunc(deny, func(prefix netip.Prefix) bool { return prefix.Contains(a.WithZone("")) })
+	})
 }
 
 // forwardedHeaders are those of a client's request that a provider gets. No other is forwarded: some have credentials,
@@ -102,7 +103,7 @@ var relayedHeaders = []string{
 
 // endpointRequest is a request for a provider.
 type endpointRequest struct {
-	to     *endpoint
+	to     *Endpoint
 	path   string   // below the endpoint's URL; "" is that itself
 	query  string   // of the client
 	body   [][]byte // one after the other
@@ -110,7 +111,7 @@ type endpointRequest struct {
 }
 
 // newProviderHeader returns the header of a request to e for a client's request.
-func newProviderHeader(e *endpoint, client http.Header) http.Header {
+func newProviderHeader(e *Endpoint, client http.Header) http.Header {
 	header := make(http.Header, len(forwardedHeaders)+1)
 	for _, name := range forwardedHeaders {
 		if values := client[name]; len(values) > 0 {
@@ -123,12 +124,9 @@ func newProviderHeader(e *endpoint, client http.Header) http.Header {
 	if len(header["User-Agent"]) == 0 {
 		header["User-Agent"] = []string{"tollgate"}
 	}
-	switch {
-	case e.apiKey == "":
-	case e.format == llmwire.AnthropicMessages:
-		header["X-Api-Key"] = []string{e.apiKey}
-	default:
-		header["Authorization"] = []string{"Bearer " + e.apiKey}
+	if e.apiKey != "" {
+		name, value := e.format.Credential(e.apiKey)
+		header[name] = []string{value}
 	}
 	return header
 }
@@ -150,7 +148,7 @@ func (p *endpointRequest) send(ctx context.Context, transport *http.Transport) (
 		pieces := append(make(net.Buffers, 0, len(p.body)), p.body...)
 		return io.NopCloser(&pieces), nil
 	}
-	if size <= smallBodyBytes { // http.Transport sends a bytes.Reader in one write with the header
+	if size <= smallRequest { // http.Transport sends a bytes.Reader in one write with the header
 		whole := bytes.Join(p.body, nil)
 		newBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
 	}

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"fmt"
@@ -37,24 +37,24 @@ func TestParsePrice(t *testing.T) {
 
 func TestTokenPrice(t *testing.T) {
 	for _, test := range []struct {
-		price               tokenPrice
+		price               price
 		input, output, cost int64
 	}{
-		{tokenPrice{1_000_000, 1_000_000}, 10, 20, 30},
-		{tokenPrice{100_000, 200_000}, 1, 1, 1},     // 0.3
-		{tokenPrice{100_000, 200_000}, 10, 0, 1},    // exactly 1
-		{tokenPrice{100_000, 200_000}, 10, 1, 2},    // 1.2
-		{tokenPrice{100_000, 200_000}, 11, 22, 6},   // 5.5
-		{tokenPrice{100_000, 200_000}, 3, 6, 2},     // 1.5, rounded up only once
-		{tokenPrice{1, 1}, 1, 0, 1},                 // a millionth
-		{tokenPrice{1, 1}, 999_999, 1, 1},           // exactly 1
-		{tokenPrice{0, 0}, llmwire.MaxTokens, 1, 0}, // free
-		{tokenPrice{1_000_000, 0}, 0, 5, 0},         // free output
-		{tokenPrice{1_000_000, 0}, 0, 0, 0},         // nothing
-		{tokenPrice{1_000_000, 0}, 1<<53 - 1, 0, 1<<53 - 1},
-		{tokenPrice{1_000_001, 0}, 1<<53 - 1, 0, 1<<53 - 1},
-		{tokenPrice{1_000_000, 1_000_000}, 1<<53 - 1, 1, 1<<53 - 1},
-		{tokenPrice{maxPrice, maxPrice}, 1<<53 - 1, 16 * (1<<53 - 1), 1<<53 - 1},
+		{price{1_000_000, 1_000_000}, 10, 20, 30},
+		{price{100_000, 200_000}, 1, 1, 1},     // 0.3
+		{price{100_000, 200_000}, 10, 0, 1},    // exactly 1
+		{price{100_000, 200_000}, 10, 1, 2},    // 1.2
+		{price{100_000, 200_000}, 11, 22, 6},   // 5.5
+		{price{100_000, 200_000}, 3, 6, 2},     // 1.5, rounded up only once
+		{price{1, 1}, 1, 0, 1},                 // a millionth
+		{price{1, 1}, 999_999, 1, 1},           // exactly 1
+		{price{0, 0}, llmwire.MaxTokens, 1, 0}, // free
+		{price{1_000_000, 0}, 0, 5, 0},         // free output
+		{price{1_000_000, 0}, 0, 0, 0},         // nothing
+		{price{1_000_000, 0}, 1<<53 - 1, 0, 1<<53 - 1},
+		{price{1_000_001, 0}, 1<<53 - 1, 0, 1<<53 - 1},
+		{price{1_000_000, 1_000_000}, 1<<53 - 1, 1, 1<<53 - 1},
+		{price{maxPrice, maxPrice}, 1<<53 - 1, 16 * (1<<53 - 1), 1<<53 - 1},
 	} {
 		if got := test.price.cost(test.input, test.output); got != test.cost {
 			t.Errorf("%v.cost(%d, %d) = %d, want %d", test.price, test.input, test.output, got, test.cost)
@@ -67,7 +67,7 @@ func TestTokenPriceProperties(t *testing.T) {
 	number := func(most int64) int64 { return rand.Int64N(1<<rand.IntN(54)) % (most + 1) }
 	saturated := 0
 	for range 200_000 {
-		price := tokenPrice{number(maxPrice), number(maxPrice)}
+		price := price{number(maxPrice), number(maxPrice)}
 		input, output, balance := number(llmwire.MaxTokens), number(llmwire.MaxTokens), number(llmwire.MaxTokens)
 		exact := new(big.Int).Mul(big.NewInt(price.input), big.NewInt(input))
 		exact.Add(exact, new(big.Int).Mul(big.NewInt(price.output), big.NewInt(output)))

@@ -1,0 +1,65 @@
+package gateway
+
+import (
+	"errors"
+	"time"
+)
+
+// An Account is what one request is paid from. Each step is given up at its deadline. Errors other than those named
+// here are refusals, which Serve returns as they are. Settle may be called after the request has ended.
+type Account interface {
+	// Hold takes tokens out of the balance until they are settled or ttl has passed: most of them, or all that are left
+	// if these are at least least. Errors: InsufficientError; ErrUnavailable, with the ID of the hold that may have been
+	// taken.
+	Hold(deadline time.Time, least, most int64, ttl time.Duration) (Hold, error)
+
+	// Settle ends a hold: u.Cost is charged instead, down to a balance of 0. To repeat it with the same u does nothing
+	// more. Errors: ErrNoHold; ErrUnavailable.
+	Settle(deadline time.Time, holdID string, u Usage) (Balance, error)
+
+	// Charge takes u.Cost, all or nothing. 0 takes nothing, but needs a balance of 1. Errors: InsufficientError;
+	// ErrUnavailable.
+	Charge(deadline time.Time, u Usage) (Balance, error)
+
+	// Refund gives back tokens that Charge took for what the client does not get.
+	Refund(deadline time.Time, tokens int64) error
+}
+
+// A Hold is tokens that were taken out of a balance and must be settled once.
+type Hold struct {
+	ID     string
+	Tokens int64
+}
+
+// Usage is what is charged for.
+type Usage struct {
+	Endpoint      string // "" if none generates anything
+	Input, Output int64  // tokens of a model
+	Cost          int64  // tokens of the account
+}
+
+// A Balance is what a charge led to.
+type Balance struct {
+	Charged int64 // tokens, less than the cost if fewer were there
+	Left    int64
+}
+
+var (
+	// ErrUnavailable means that a step of an Account may or may not have been done.
+	ErrUnavailable = errors.New("the account cannot be reached")
+	// ErrNoHold means that there is nothing to settle any more.
+	ErrNoHold = errors.New("no such hold")
+)
+
+// An InsufficientError is the refusal of a hold or a charge that needs more tokens than are left.
+type InsufficientError struct{ Left int64 }
+
+func (InsufficientError) Error() string { return "not enough tokens are left" }
+
+// An Error is a refusal or a failure that says itself how it is sent.
+type Error struct {
+	Status  int    // 499 if the client has hung up, which is never sent
+	Message string // a sentence for the client
+}
+
+func (e Error) Error() string { return e.Message }

@@ -1,0 +1,146 @@
+package gateway
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"math"
+	"math/bits"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"tollgate/internal/strict"
+)
+
+const (
+	maxCachedBody   = 1 << 20                 // bytes of a response
+	maxCacheSeconds = 10 * 365 * 24 * 60 * 60 // for which a response may be served
+	wholeFee        = 100_000_000             // is all of what a response has cost
+)
+
+// Caching says which responses are cached, and what a cached one costs. The zero value caches nothing.
+type Caching struct {
+	enabled bool
+	textTTL int64 // seconds; 0: nothing is cached
+	fee     int64 // of what a response has cost, in units of which wholeFee is all of it
+}
+
+// Rules returns the rules that read the members of caching.
+func (c *Caching) Rules() strict.Rules {
+	return strict.Rules{
+		"enabled":           strict.Bool(&c.enabled),
+		"text_ttl":          strict.Int(&c.textTTL, 0, strict.MaxInt),
+		"transcription_ttl": strict.AnyInt,
+		"fee_percentage":    c.readFee,
+	}
+}
+
+// readFee is the rule for fee_percentage. A fee is rounded to a millionth of a percent, but is never 0 unless it is
+// spelled so.
+func (c *Caching) readFee(wrong *strict.Problems, path string, value []byte) {
+	before := len(*wrong)
+	strict.Number(0, 100)(wrong, path, value)
+	if len(*wrong) > before {
+		return
+	}
+	percent, _ := strconv.ParseFloat(string(value), 64) // cannot fail: strict.Number has parsed it
+	c.fee = int64(math.Round(percent * (wholeFee / 100)))
+	if c.fee == 0 && percent > 0 {
+		c.fee = 1
+	}
+}
+
+// feeFor returns the tokens to charge for a cached response that has cost that many, rounded up.
+func (c *Caching) feeFor(cost int64) int64 {
+	high, low := bits.Mul64(uint64(cost), uint64(c.fee))
+	return divideUp(high, low, wholeFee)
+}
+
+// ttl returns for how long a response is served from the cache; 0 is not at all.
+func (c *Caching) ttl() time.Duration {
+	if !c.enabled {
+		return 0
+	}
+	return time.Duration(min(c.textTTL, maxCacheSeconds)) * time.Second
+}
+
+// cachedResponse is an endpoint's response as its first client got it.
+type cachedResponse struct {
+	storedAt      time.Time
+	cost          int64 // tokens of the account, by its usage and the price
+	input, output int64 // tokens of the model
+	size          int64 // bytes of body, when all of it was read
+	mediaType     string
+	body          []byte
+}
+
+func (r *cachedResponse) isWhole() bool { return int64(len(r.body)) == r.size }
+
+// A value in a Cache is a line, with the version of its form and the numbers and the media type of the response, and
+// the body.
+const cachedHead = "1 %d %d %d %d %d %s\n"
+
+func (r *cachedResponse) encode() []byte {
+	head := fmt.Appendf(nil, cachedHead, r.storedAt.UnixMilli(), r.cost, r.input, r.output, len(r.body), r.mediaType)
+	return append(head, r.body...)
+}
+
+// parseCachedResponse parses a value, of which the end of the body may be missing. ok is false if it is malformed.
+func parseCachedResponse(value []byte) (r cachedResponse, ok bool) {
+	head, body, found := bytes.Cut(value, []byte("\n"))
+	fields := strings.SplitN(string(head), " ", 7)
+	if !found || len(fields) != 7 || fields[0] != "1" {
+		return r, false
+	}
+	var storedAt int64
+	for i, dst := range []*int64{&storedAt, &r.cost, &r.input, &r.output, &r.size} {
+		n, err := strconv.ParseInt(fields[i+1], 10, 64)
+		if err != nil || n < 0 || n > strict.MaxInt {
+			return r, false
+		}
+		*dst = n
+	}
+	r.storedAt, r.mediaType, r.body = time.UnixMilli(storedAt), fields[6], body
+	return r, int64(len(body)) <= r.size && r.size <= maxCachedBody
+}
+
+// cacheDirectives returns what the client wants of the cache: noLookup for a response that is new, noStore for one that
+// is not kept either (RFC 9111, section 5.2.1).
+func cacheDirectives(h http.Header) (noLookup, noStore bool) {
+	for _, line := range h["Cache-Control"] {
+		for directive := range strings.SplitSeq(line, ",") {
+			switch strings.ToLower(strings.TrimSpace(directive)) {
+			case "no-cache":
+				noLookup = true
+			case "no-store":
+				noStore = true
+			}
+		}
+	}
+	return noLookup || noStore, noStore
+}
+
+// cacheKey returns the SHA-256 of everything that the response to c may depend on: the generation, where the request
+// goes and for which model, the versions of the API that its header names, and its query and body as they came. The
+// body that is forwarded would not do, since its limit may depend on a balance.
+func (c *Call) cacheKey(r *http.Request) []byte {
+	sum := sha256.New()
+	e := c.endpoints[0]
+	addPart(sum, c.Generation, e.Name, e.rawURL, strconv.Itoa(int(e.format)), c.model, r.URL.RawQuery)
+	for _, name := range []string{"Anthropic-Version", "Anthropic-Beta", "Openai-Beta"} {
+		addPart(sum, strconv.Itoa(len(r.Header[name])))
+		addPart(sum, r.Header[name]...)
+	}
+	sum.Write(c.Body)
+	return sum.Sum(nil)
+}
+
+// addPart adds parts, each with its length, so that no two lists of parts are the same bytes.
+func addPart(sum hash.Hash, parts ...string) {
+	for _, part := range parts {
+		fmt.Fprintf(sum, "%d:%s", len(part), part)
+	}
+}

@@ -1,0 +1,275 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"tollgate/internal/llmwire"
+)
+
+const (
+	statusHungUp    = 499             // is never sent: the client is gone
+	countTokensPath = "/count_tokens" // below the URL of an endpoint
+)
+
+// An exchange is the life of one call: what is held for it, where it is sent, and how it is responded to.
+type exchange struct {
+	gateway *Gateway
+	call    *Call
+	w       http.ResponseWriter
+	r       *http.Request
+	relay   relay
+
+	ctx       context.Context // of the requests to endpoints
+	stopTimer context.CancelFunc
+	endpoint  *Endpoint // that is or was tried last
+	sent      bool      // it may have got the request
+	hold      Hold      // its ID is "" before it is taken and once it is settled
+	caching   *cacheUse // nil if nothing is cached
+}
+
+func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchange {
+	x := &exchange{gateway: g, call: c, w: w, r: r}
+	limited, stopTimer := context.WithTimeoutCause(g.ctx, g.options.TotalTimeout, errTooLong)
+	ctx, cancel := context.WithCancelCause(limited)
+	x.ctx, x.stopTimer = ctx, stopTimer
+	request := c.Request
+	if c.CountTokens {
+		request.Stream = false
+	}
+	x.relay = relay{
+		w: w, client: http.NewResponseController(w), request: request, idle: g.options.IdleTimeout, cancel: cancel,
+		drains: &g.drains,
+		stream: llmwire.Stream{
+			Report: llmwire.Report{Format: request.Format}, DropUsage: request.Stream && !request.IncludeUsage,
+		},
+	}
+	// A response may come much later than others do.
+	_ = x.relay.client.SetWriteDeadline(time.Now().Add(g.options.TotalTimeout + time.Minute))
+	return x
+}
+
+// end gives back what x has taken, but for its hold.
+func (x *exchange) end() {
+	x.relay.cancel(nil)
+	x.stopTimer()
+	x.relay.end()
+}
+
+// generate responds to a request for a completion.
+func (x *exchange) generate() error {
+	if done, err := x.replay(); done || err != nil {
+		return err
+	}
+	if x.call.Request.Stream {
+		if !x.gateway.streams.take() {
+			return Error{http.StatusServiceUnavailable, "Too many streams are open"}
+		}
+		defer x.gateway.streams.add(-1)
+		defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
+	}
+	if err := x.takeHold(); err != nil {
+		return err
+	}
+	x.countLookup()
+	defer x.settle() // whatever happens, also if what follows panics
+	response, err := x.forward()
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	x.call.Outcome.FirstByte = time.Since(x.call.Start)
+	switch status := response.StatusCode; {
+	case status >= 400:
+		return x.relayError(response)
+	case status < 200 || status >= 300:
+		return x.providerFailed("it redirects, which is not followed")
+	case !isIdentity(response.Header):
+		return x.providerFailed("its response is compressed, though it was not asked to")
+	case x.relay.isStream(response):
+		return x.relayEvents(response)
+	}
+	return x.relayCompletion(response)
+}
+
+// countTokens relays a request that generates nothing: it is free, and counts as one request of the rate limit.
+func (x *exchange) countTokens() error {
+	_, err := x.call.Account.Charge(x.call.Deadline, Usage{})
+	if _, spent := asInsufficient(err); spent {
+		return Error{http.StatusPaymentRequired, "No tokens are left"}
+	}
+	if err != nil {
+		return err
+	}
+	response, err := x.forward()
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	switch status := response.StatusCode; {
+	case status >= 400:
+		return x.relayError(response)
+	case status != http.StatusOK || !isIdentity(response.Header):
+		return x.providerFailed("its response is not 200, or compressed")
+	}
+	return x.relayCompletion(response)
+}
+
+// forward sends the request to its endpoints, one after the other as long as none can have begun to generate, and
+// returns the first response that is final.
+func (x *exchange) forward() (*http.Response, error) {
+	for i := 0; ; i++ {
+		isLast := i == len(x.call.endpoints)-1
+		response, err := x.try(x.call.endpoints[i])
+		switch {
+		case err == nil && (isLast || !mayTryNext(response.StatusCode)):
+			return response, nil
+		case err == nil:
+			response.Body.Close()
+			x.logFailure("it responds with " + strconv.Itoa(response.StatusCode))
+		case x.ctx.Err() != nil || x.sent || isLast:
+			return nil, x.interrupted(err)
+		default:
+			x.logFailure(failureReason(err))
+		}
+		x.sent = false
+	}
+}
+
+// try sends the request to e, and notes whether e may have got it.
+func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
+	x.endpoint, x.call.Outcome.Endpoint = e, e.Name
+	x.relay.setDrainOnHangUp(e.drain)
+	request, limit := x.call.Request, int64(0)
+	if request.Limit == 0 && !x.call.CountTokens {
+		limit = max(1, min(e.maxOutput, x.affordableOutput(e, x.hold.Tokens)))
+	}
+	p := endpointRequest{
+		to: e, query: x.r.URL.RawQuery, header: newProviderHeader(e, x.r.Header),
+		body: request.Rewrite(x.call.model, e.format.LimitMember(e.url.Hostname()), limit),
+	}
+	if x.call.CountTokens {
+		p.path = countTokensPath
+	}
+	response, x.sent, err = p.send(x.ctx, x.gateway.transport)
+	return response, err
+}
+
+// interrupted returns the error of a call whose endpoint has failed with err, or that was cancelled.
+func (x *exchange) interrupted(err error) Error {
+	if x.sent { // it may be generating, and the SDKs would have it do that again
+		x.w.Header().Set("X-Should-Retry", "false")
+	}
+	switch cause := context.Cause(x.ctx); {
+	case cause == errClientGone:
+		return Error{statusHungUp, "The client has hung up"}
+	case cause == errStopping:
+		return Error{http.StatusServiceUnavailable, "The server is stopping"}
+	case cause == errTooLong:
+		x.logFailure("the request took longer than -gateway-timeout")
+		return Error{http.StatusGatewayTimeout, "The request took too long"}
+	case cause == errSilent || x.sent && isTimeout(err):
+		x.logFailure("it does not respond in time")
+		return Error{http.StatusGatewayTimeout, "The provider does not respond in time"}
+	case x.sent:
+		x.logFailure(failureReason(err))
+		return Error{http.StatusBadGateway, "The connection to the provider was lost"}
+	}
+	x.logFailure(failureReason(err))
+	return Error{http.StatusBadGateway, "The provider cannot be reached"}
+}
+
+// providerFailed returns the error for a response that cannot be used.
+func (x *exchange) providerFailed(reason string) error {
+	x.sent = false
+	x.logFailure(reason)
+	return Error{http.StatusBadGateway, "The provider's response cannot be used"}
+}
+
+func (x *exchange) logFailure(reason string) {
+	x.gateway.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s",
+		x.endpoint.Name, x.call.Tenant, reason, x.call.ID)
+}
+
+// isIdentity reports whether a body is sent as it is.
+func isIdentity(h http.Header) bool {
+	encoding := h.Get("Content-Encoding")
+	return encoding == "" || strings.EqualFold(encoding, "identity")
+}
+
+// respond settles, so that the response says what it cost, and then sends it: body and, unless it is nil, rest.
+func (x *exchange) respond(response *http.Response, body []byte, rest io.Reader) error {
+	x.settle()
+	return x.relay.writeWhole(response, body, rest)
+}
+
+// relayEvents relays a stream to its end.
+func (x *exchange) relayEvents(response *http.Response) error {
+	if !x.call.Request.Stream { // not asked for, but the provider has begun to bill it
+		x.gateway.streams.add(1)
+		defer x.gateway.streams.add(-1)
+		defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
+	}
+	if x.isCacheable() {
+		x.relay.collect(&collector{all: &x.gateway.cache.collected})
+	}
+	err := x.relay.relayStream(response)
+	x.settle()
+	if err != nil {
+		return x.relay.abort(x.interrupted(err))
+	}
+	x.storeStream(response)
+	return nil
+}
+
+// relayError relays a provider's error, which costs nothing. One that concerns the operator's account becomes 502.
+func (x *exchange) relayError(response *http.Response) error {
+	x.sent = false
+	status, key := response.StatusCode, x.endpoint.apiKey
+	body := x.relay.readError(response, maxErrorBody+len(key)) // so that a key at the limit is found whole
+	if x.call.Request.Format.IsAccountError(status, body) {
+		x.logFailure(fmt.Sprintf("it refuses the account of the endpoint with %d", status))
+		return Error{http.StatusBadGateway, "The provider refuses this service's account"}
+	}
+	if !isIdentity(response.Header) { // the endpoint's key cannot be found in it
+		return Error{status, "The provider responded with " + strconv.Itoa(status)}
+	}
+	if key != "" {
+		body = bytes.ReplaceAll(body, []byte(key), []byte("[removed]"))
+	}
+	return x.respond(response, body[:min(len(body), maxErrorBody)], nil)
+}
+
+// relayCompletion relays a response that is not streamed.
+func (x *exchange) relayCompletion(response *http.Response) error {
+	reserved := int64(0)
+	defer func() { x.gateway.bodies.add(-reserved) }()
+	body, more, err := x.relay.readWhole(response, func(bytes int64) {
+		reserved += bytes
+		x.gateway.bodies.add(bytes)
+	})
+	if err != nil {
+		return x.interrupted(err)
+	}
+	var rest io.Reader
+	if more {
+		rest = response.Body
+	}
+	if x.call.CountTokens {
+		return x.respond(response, body, rest)
+	}
+	if !x.relay.readUsage(body, more) {
+		return x.providerFailed("its response is not a JSON object")
+	}
+	if err := x.respond(response, body, rest); err != nil {
+		return err
+	}
+	x.storeCompletion(response, body, more)
+	return nil
+}

@@ -1,0 +1,169 @@
+// Package gateway relays requests to the model servers of others (endpoints) and charges what they cost.
+//
+// A caller parses a request (llmwire.ReadRequest), finds the endpoints that may serve it (Call.Choose) and lets
+// Gateway.Serve respond. Serve holds the most that the request can cost in the caller's Account, relays the response
+// and settles what was used. If the account cannot be reached then, that is repeated in the background.
+//
+// The package knows no tenant, no key and no database: an Account is what is paid from, a Cache where responses are
+// kept.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/telemetry"
+)
+
+// MaxBodyBytes is how many bytes of bodies a Gateway allows in memory at a time, see AddBodyBytes.
+const MaxBodyBytes = 256 << 20
+
+const maxDrains = 256 // streams that are read at a time though their clients have gone
+
+// Options are what the operator sets.
+type Options struct {
+	Deny          []netip.Prefix // networks that no endpoint may have an address in
+	HeaderTimeout time.Duration  // for an endpoint to begin its response
+	IdleTimeout   time.Duration  // for which an endpoint may be silent then
+	TotalTimeout  time.Duration  // for a request
+	MaxStreams    int64          // streams that are open at a time
+}
+
+// A Gateway relays requests. Its methods may be called at the same time.
+type Gateway struct {
+	options   Options
+	log       *telemetry.Logger
+	transport *http.Transport
+	settler   settler
+	cache     cacheWriter
+	ctx       context.Context // of all requests to endpoints
+	cut       context.CancelCauseFunc
+	bodies    pool         // bytes of requests and responses
+	streams   pool         // that are open
+	drains    pool         // streams that are read without a client
+	estimated atomic.Int64 // charges without reported usage
+}
+
+// New returns a Gateway that logs the failures of endpoints to log. Whoever ends its use calls Stop.
+func New(options Options, log *telemetry.Logger) *Gateway {
+	g := &Gateway{
+		options: options, log: log, settler: settler{log: log}, cache: newCacheWriter(),
+		transport: newTransport(options.Deny, options.HeaderTimeout),
+		bodies:    pool{most: MaxBodyBytes}, streams: pool{most: options.MaxStreams}, drains: pool{most: maxDrains},
+	}
+	g.ctx, g.cut = context.WithCancelCause(context.Background())
+	return g
+}
+
+// A Call is one request of a client.
+type Call struct {
+	ID     string // of the request, for the log
+	Tenant string // whom the endpoints belong to, for the log
+
+	Account  Account
+	Request  *llmwire.Request
+	Body     []byte    // that Request was read from
+	Start    time.Time // when the request came
+	Deadline time.Time // for the steps of Account and Cache that come before the request is forwarded
+
+	// CountTokens says that the request only asks how many tokens it has. That is free, but needs an account that is
+	// not empty. It is never streamed.
+	CountTokens bool
+
+	Caching    Caching
+	Cache      Cache  // used if Caching is enabled
+	Generation string // what was cached under another one is not found
+
+	Outcome *Outcome // where Choose and Serve say what became of the request
+
+	model     string    // as the endpoints know it
+	endpoints Endpoints // that may be tried, in order
+}
+
+// NoEndpoint is the endpoint of an Outcome whose request was refused before one was tried.
+const NoEndpoint = "none"
+
+// An Outcome is what became of a request. It is complete when Serve returns or panics.
+type Outcome struct {
+	Endpoint  string        // that was tried last
+	Model     string        // that the endpoint was asked for
+	FirstByte time.Duration // from Call.Start to the header of the endpoint's response; 0 if there was none
+
+	Input, Output int64 // tokens of the model that were used
+	Cost          int64 // of these in tokens of the account, which may have had fewer
+	Estimated     bool  // the endpoint has not said what was used
+}
+
+// Serve responds to a call whose endpoints were chosen: with a cached response, with that of an endpoint or, if it
+// returns an error, not at all. http.ErrAbortHandler says that the response was begun and that its connection must be
+// cut. Other errors are an Error or those of c.Account.
+func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
+	x := g.begin(w, r, c)
+	defer x.end()
+	if c.CountTokens {
+		return x.countTokens()
+	}
+	return x.generate()
+}
+
+// Stop cuts the requests that still run, and waits a few seconds until all are settled and what is to be cached is
+// written. It may be called more than once.
+func (g *Gateway) Stop() {
+	g.cut(errStopping)
+	g.settler.stop()
+	g.cache.stop()
+	g.transport.CloseIdleConnections()
+}
+
+// AddBodyBytes adds n to the bytes of bodies that are in memory, those of responses among them. It reports whether they
+// are at most MaxBodyBytes then. Whoever adds bytes adds as many negative ones later, also if it reports false.
+func (g *Gateway) AddBodyBytes(n int64) bool { return g.bodies.add(n) }
+
+// WriteMetrics writes the gauges and counters of the Gateway itself.
+func (g *Gateway) WriteMetrics(p *telemetry.Page) {
+	p.Single("gateway_holds", "gauge", "Open holds of the gateway in this process.", float64(g.settler.holds.Load()))
+	p.Single("gateway_settlements_waiting", "gauge", "Holds whose settling is repeated until Redis responds.",
+		float64(g.settler.waiting.Load()))
+	p.Single("gateway_estimated_total", "counter", "Charges of the gateway without reported usage.",
+		float64(g.estimated.Load()))
+	p.Single("gateway_unpaid_tokens_total", "counter", "Tokens that were used and could not be charged.",
+		float64(g.settler.unpaid.Load()))
+}
+
+// A pool counts how much of something all requests use together.
+type pool struct {
+	most int64
+	used atomic.Int64
+}
+
+// add adds n, which may be negative, and reports whether at most p.most are used then.
+func (p *pool) add(n int64) bool { return p.used.Add(n) <= p.most }
+
+// take adds one if at most p.most are used then, and reports whether it has.
+func (p *pool) take() bool {
+	if !p.add(1) {
+		p.add(-1)
+		return false
+	}
+	return true
+}
+
+// waitUntil waits until done reports true, for timeout at most.
+func waitUntil(timeout time.Duration, done func() bool) {
+	for end := time.Now().Add(timeout); !done() && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Causes for which a request to an endpoint is cancelled.
+var (
+	errClientGone = errors.New("the client has hung up")
+	errSilent     = errors.New("the provider has stopped responding")
+	errTooLong    = errors.New("the request has taken too long")
+	errStopping   = errors.New("the server is stopping")
+)

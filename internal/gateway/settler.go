@@ -1,0 +1,99 @@
+package gateway
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"tollgate/internal/telemetry"
+)
+
+const (
+	maxSettlements = 10_000                 // that are repeated; beyond, nothing is held any more
+	settleTimeout  = 4 * time.Minute        // for which a settlement is repeated
+	settleStep     = 900 * time.Millisecond // for one attempt
+	settlePause    = 250 * time.Millisecond
+	maxSettlePause = 4 * time.Second
+	stopTimeout    = 5 * time.Second // for what is still to be settled when the process stops
+)
+
+// settler settles holds: each once, if need be when its account can be reached again.
+type settler struct {
+	log     *telemetry.Logger
+	stopped atomic.Bool   // nothing is repeated any more
+	holds   atomic.Int64  // that are open
+	waiting atomic.Int64  // of these, those whose settling is repeated in the background
+	unpaid  atomic.Uint64 // tokens that were used and not charged
+}
+
+// A debt is a hold that must be settled.
+type debt struct {
+	account Account
+	tenant  string // for the log
+	holdID  string
+	usage   Usage
+}
+
+// isFull reports whether too many settlements wait for anything more to be held.
+func (s *settler) isFull() bool { return s.waiting.Load() >= maxSettlements }
+
+// begin counts a hold that may have been taken, which settle, settleLater or drop ends.
+func (s *settler) begin() { s.holds.Add(1) }
+
+// drop counts a hold that was not taken after all.
+func (s *settler) drop() { s.holds.Add(-1) }
+
+// settle settles d. If its account cannot be reached, that is done later. ok is false then, and if there was nothing to
+// settle.
+func (s *settler) settle(d debt) (balance Balance, ok bool) {
+	balance, err := d.settle()
+	if errors.Is(err, ErrUnavailable) {
+		s.settleLater(d)
+		return balance, false
+	}
+	s.settled(d, balance, err)
+	return balance, err == nil
+}
+
+func (d *debt) settle() (Balance, error) {
+	return d.account.Settle(time.Now().Add(settleStep), d.holdID, d.usage)
+}
+
+// settleLater repeats a settlement in the background until the account responds, for settleTimeout at most. That does
+// no harm if it was made before.
+func (s *settler) settleLater(d debt) {
+	s.waiting.Add(1)
+	go func() {
+		defer s.waiting.Add(-1)
+		pause := settlePause
+		for giveUp := time.Now().Add(settleTimeout); ; pause = min(2*pause, maxSettlePause) {
+			time.Sleep(pause)
+			balance, err := d.settle()
+			if !errors.Is(err, ErrUnavailable) || time.Now().After(giveUp) || s.stopped.Load() {
+				s.settled(d, balance, err)
+				return
+			}
+		}
+	}()
+}
+
+// settled counts the outcome of a settlement.
+func (s *settler) settled(d debt, balance Balance, err error) {
+	s.holds.Add(-1)
+	if err != nil && !errors.Is(err, ErrNoHold) {
+		s.log.Errorf("A charge of %d tokens of tenant %s was given up: %v", d.usage.Cost, d.tenant, err)
+	}
+	s.unpaid.Add(uint64(d.usage.Cost - min(d.usage.Cost, balance.Charged)))
+}
+
+// stop waits until everything is settled.
+func (s *settler) stop() {
+	if s.stopped.Load() {
+		return
+	}
+	waitUntil(stopTimeout, func() bool { return s.holds.Load() == 0 })
+	s.stopped.Store(true)
+	if n := s.holds.Load(); n > 0 {
+		s.log.Warnf("%d holds were not settled: they return to their API keys when they expire", n)
+	}
+}
