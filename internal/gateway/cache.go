@@ -21,8 +21,8 @@ const (
 	cacheTimeout  = 2 * time.Second        // for the writing of a response
 )
 
-// A Cache keeps the responses to the requests of whoever shares them. Values are at most 1 MiB and a little more, keys
-// are 32 bytes. Each step is given up at its deadline; what fails is as if it were not there. Put and Count may be called
+// A Cache keeps responses for all that share it. Keys have 32 bytes, values at most 1 MiB and a few bytes more. Each
+// step is given up at its deadline. A value that cannot be read is one that is missing. Put and Count may be called
 // after the request has ended.
 type Cache interface {
 	// Head returns the first n bytes of a value, fewer if it is shorter.
@@ -57,8 +57,9 @@ type cacheUse struct {
 }
 
 // replay responds with a cached response to the same request, if there is one, for its fee, and reports whether it has.
-// The account needs no more than the fee. The response and the account may be kept in different places, so these are
-// steps: the head is read, the fee is charged, the rest is read. If the process dies in between, the fee is lost at most.
+// The account need only cover the fee. The response and the account may be kept in different places, so these are
+// steps: the head is read, the fee is charged, the rest is read. If the process dies in between, at most the fee is
+// lost.
 func (x *exchange) replay() (done bool, err error) {
 	rules := &x.call.Caching
 	ttl := rules.ttl()
@@ -161,7 +162,8 @@ type cacheWriter struct {
 
 func newCacheWriter() cacheWriter {
 	return cacheWriter{
-		writers: make(chan struct{}, cacheWriters), collected: pool{most: maxCollectedBytes}, waiting: pool{most: maxCacheWaits},
+		writers: make(chan struct{}, cacheWriters), collected: pool{most: maxCollectedBytes},
+		waiting: pool{most: maxCacheWaits},
 	}
 }
 

@@ -324,9 +324,9 @@ func (l *relay) readError(response *http.Response, most int) []byte {
 	return body
 }
 
-// readUsage reads what a response that is not streamed has used. If there is more than body, or body is nested too deep
-// to be read, that is unknown: the provider bills it all the same. ok is false if body is not a JSON object, which costs
-// nothing.
+// readUsage reads what a response that is not streamed has used. That is unknown if there is more than body, or if body
+// is nested too deep to be read; the provider bills it all the same. ok is false if body is not a JSON object. Then it
+// costs nothing.
 func (l *relay) readUsage(body []byte, more bool) (ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -363,8 +363,8 @@ func (l *relay) writeCached(cached cachedResponse) {
 // noStore is the value of Cache-Control of responses that are not streamed. It is never changed.
 var noStore = []string{"no-store"}
 
-// writeWhole sends a response that is not streamed: what was read of it and then, if it is not nil, the rest. It returns
-// http.ErrAbortHandler if that breaks off.
+// writeWhole sends a response that is not streamed: what was read of it and then, if it is not nil, the rest. It
+// returns http.ErrAbortHandler if that breaks off.
 func (l *relay) writeWhole(response *http.Response, body []byte, rest io.Reader) error {
 	h := l.w.Header()
 	copyHeaders(h, response.Header)

@@ -1,0 +1,269 @@
+package gateway
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"tollgate/internal/llmwire"
+)
+
+const (
+	completion = `{"choices":[{"index":0,"message":{"content":"Hello."},"finish_reason":"stop"}],` +
+		`"usage":{"prompt_tokens":11,"completion_tokens":7}}`
+	content = `data: {"choices":[{"index":0,"delta":{"content":"12345678"}}]}` + "\n\n" // an estimated output of 3 tokens
+	reason  = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
+	usage   = `data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":7}}` + "\n\n"
+	done    = "data: [DONE]\n\n"
+	broken  = `data: {"error":{"message":"no"}}` + "\n\n"
+
+	whole    = `{"max_tokens":100}`               // 18 bytes: 118 are held, an estimated input of 5
+	streamed = `{"max_tokens":100,"stream":true}` // 32 bytes: 132 are held, an estimated input of 8
+)
+
+func stream(parts ...string) script {
+	return script{header: "Content-Type: text/event-stream", parts: parts}
+}
+
+func jsonBody(parts ...string) script {
+	return script{header: "Content-Type: application/json", parts: parts}
+}
+
+// Each way in which a response can end has its price, and is settled once.
+func TestCharges(t *testing.T) {
+	exact, nothing, held := Outcome{Input: 11, Output: 7, Cost: 18}, Outcome{}, Outcome{Cost: 118, Estimated: true}
+	estimate := func(input, output int64) Outcome {
+		return Outcome{Input: input, Output: output, Cost: min(input+output, 132), Estimated: true}
+	}
+	for _, test := range []struct {
+		name, body string
+		server     script
+		status     int // 0: the response is cut
+		want       Outcome
+	}{
+		{"whole", whole, jsonBody(completion), 200, exact},
+		{"no usage", whole, jsonBody(`{"choices":[{"message":{"content":"123456789"}}]}`), 200, estimate(5, 3)},
+		{"more than was held", whole, jsonBody(`{"usage":{"prompt_tokens":900,"completion_tokens":7}}`), 200,
+			Outcome{Input: 900, Output: 7, Cost: 907}},
+		{"nested too deep", whole, jsonBody(`{"choices":` + strings.Repeat("[", 600) + strings.Repeat("]", 600) + `}`), 200, held},
+		{"too long", whole, jsonBody(`{"a":"` + strings.Repeat("x", maxWholeBody) + `"}`), 200, held},
+		{"not JSON", whole, jsonBody("<html>"), 502, nothing},
+		{"cut", whole, jsonBody(completion[:20], cut), 502, nothing},
+		{"cut before headers", whole, jsonBody(cut), 502, nothing},
+		{"silent", whole, jsonBody(completion[:20], hang), 504, nothing},
+		{"error", whole, script{status: 500, parts: []string{"{}"}}, 500, nothing},
+		{"account", whole, script{status: 401, parts: []string{"{}"}}, 502, nothing},
+		{"redirect", whole, script{status: 307, header: "Location: /"}, 502, nothing},
+		{"compressed", whole, script{header: "Content-Encoding: gzip", parts: []string{"{}"}}, 502, nothing},
+		{"compressed error", whole, script{status: 400, header: "Content-Encoding: gzip", parts: []string{"{}"}}, 400, nothing},
+
+		{"stream", streamed, stream(content, content, reason, usage, done), 200, exact},
+		{"stream that was not asked for", whole, stream(content, content, reason, usage, done), 200, exact},
+		{"JSON instead of a stream", streamed, jsonBody(completion), 200, exact},
+		{"stream without usage", streamed, stream(content, content, reason, done), 200, estimate(8, 6)},
+		{"stream that ends after its reason", streamed, stream(content, reason), 200, estimate(8, 3)},
+		{"stream that ends early", streamed, stream(content), 0, estimate(8, 3)},
+		{"stream cut", streamed, stream(content, cut), 0, estimate(8, 3)},
+		{"stream cut before content", streamed, stream(": hi\n\n", cut), 0, nothing},
+		{"stream with an error", streamed, stream(content, broken), 0, estimate(8, 3)},
+		{"stream with an error before content", streamed, stream(broken), 0, nothing},
+		{"stream that falls silent", streamed, stream(content, hang), 0, estimate(8, 3)},
+		{"long estimate", streamed, stream(strings.Repeat(content, 100), cut), 0, estimate(8, 267)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			g := newScripted(t, test.server, "")
+			response, body, err := g.post(t, test.body)
+			isCut := response != nil && response.StatusCode == 200 && err != nil
+			if isCut != (test.status == 0) || !isCut && (err != nil || response.StatusCode != test.status) {
+				t.Fatalf("got %v, %.200q, %v", response, body, err)
+			}
+			got := <-g.outcomes
+			want := test.want
+			want.Endpoint, want.Model, want.FirstByte = "e", "m", got.FirstByte
+			if got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			used := Usage{"e", want.Input, want.Output, want.Cost}
+			if a := g.account; len(a.settled) != 1 || a.settled[0] != used || a.left != 10_000-want.Cost {
+				t.Errorf("%v was settled, want %v; %d are left", a.settled, used, a.left)
+			}
+			if n := g.estimated.Load(); n != map[bool]int64{true: 1}[want.Estimated] {
+				t.Errorf("%d charges are estimated", n)
+			}
+			g.wantNothingHeld(t)
+		})
+	}
+}
+
+// The tokens that a request needs are held for as long as it may take and a while longer.
+func TestHolds(t *testing.T) {
+	for _, test := range []struct {
+		name, members, body string
+		held                int64
+	}{
+		{"limit", ``, whole, 118},
+		{"choices", ``, `{"max_tokens":100,"n":2}`, 224},
+		{"no limit", `,"max_output_tokens":50`, `{}`, 52},
+		{"price", `,"models":{"m":{"input":0.5,"output":2}}`, whole, 209},
+		{"bytes", `,"bytes_per_token":3`, whole, 106},
+		{"window", `,"max_input_tokens":7`, whole, 107},
+		{"free", `,"models":{"m":{"input":0,"output":0}}`, whole, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newScripted(t, jsonBody(completion), test.members)
+			held := int64(0)
+			g.writer = func(w http.ResponseWriter) http.ResponseWriter {
+				return &observer{w, func() { held = g.account.held }}
+			}
+			g.account.fail = []error{ErrNoHold} // so that it stays held
+			if response, body, err := g.post(t, test.body); err != nil || response.StatusCode != 200 {
+				t.Fatalf("%v %s", err, body)
+			}
+			if held != test.held || g.account.ttl != g.options.TotalTimeout+holdGrace {
+				t.Errorf("%d were held for %s, want %d", held, g.account.ttl, test.held)
+			}
+		})
+	}
+}
+
+// observer calls f before a header is written.
+type observer struct {
+	http.ResponseWriter
+	f func()
+}
+
+func (o *observer) Unwrap() http.ResponseWriter { return o.ResponseWriter }
+
+func (o *observer) WriteHeader(status int) {
+	o.f()
+	o.ResponseWriter.WriteHeader(status)
+}
+
+// What cannot be held is refused with what is needed. A hold that may have been taken is settled to nothing.
+func TestRefusals(t *testing.T) {
+	g := newScripted(t, jsonBody(completion), "")
+	refuse := func(want string, status int) {
+		t.Helper()
+		response, body, err := g.post(t, whole)
+		if err != nil || response.StatusCode != status || body != want {
+			t.Errorf("got %v %q, %v; want %d %q", response, body, err, status, want)
+		}
+	}
+	g.account.left = 60
+	refuse("The request needs 118 tokens, 60 are left: at most 42 output tokens", 402)
+	g.account.left = 17
+	refuse("The request needs 118 tokens, 17 are left: not enough for its input", 402)
+	g.account.left = 10_000
+	g.settler.waiting.Store(maxSettlements)
+	refuse("Too many charges wait for Redis", 503)
+	g.settler.waiting.Store(0)
+	g.streams.used.Store(10)
+	if response, body, _ := g.post(t, streamed); response.StatusCode != 503 || body != "Too many streams are open" {
+		t.Errorf("got %d %s", response.StatusCode, body)
+	}
+	g.streams.used.Store(0)
+	if n := g.account.attempts(); n != 0 {
+		t.Errorf("%v was settled", g.account.settled)
+	}
+	g.account.holds = ErrUnavailable
+	if _, _, err := g.post(t, whole); err == nil {
+		t.Error("it was served")
+	}
+	eventually(t, "settled", func() bool { return g.account.attempts() == 1 })
+	if g.account.settled[0] != (Usage{}) || g.account.left != 10_000 {
+		t.Errorf("%v was settled, %d are left", g.account.settled, g.account.left)
+	}
+	g.wantNothingHeld(t)
+}
+
+// Another endpoint is tried only if the first cannot have begun to generate.
+func TestFallback(t *testing.T) {
+	for name, test := range map[string]struct {
+		first script
+		tried string
+	}{
+		"works": {jsonBody(completion), "a"}, "408": {script{status: 408}, "b"}, "429": {script{status: 429}, "b"},
+		"503": {script{status: 503}, "b"}, "400": {script{status: 400}, "a"}, "cut": {script{parts: []string{cut}}, "a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url := func(s script) string { return `"default_model":"m","url":"` + newServer(t, s) + `"` }
+			g := newTestGateway(t, newEndpoint(t, "a", url(test.first)), newEndpoint(t, "b", url(jsonBody(completion))))
+			if _, _, err := g.post(t, whole); err != nil {
+				t.Fatal(err)
+			}
+			if o := <-g.outcomes; o.Endpoint != test.tried {
+				t.Errorf("%s was tried last", o.Endpoint)
+			}
+			line := "[WARN] The endpoint a of tenant acme failed: it responds with " + name
+			if n := g.log.count(line); n != strings.Count(test.tried, "b") {
+				t.Errorf("log:\n%s", g.log.text.String())
+			}
+		})
+	}
+}
+
+// A request for the number of tokens is free and goes to its own path.
+func TestCountTokens(t *testing.T) {
+	paths := make(chan string, 10)
+	server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		paths <- r.URL.String()
+		jsonBody(`{"input_tokens":5}`).ServeHTTP(w, r)
+	})
+	url := strings.Replace(newServer(t, server), "chat/completions", "messages", 1)
+	g := newTestGateway(t, newEndpoint(t, "e", `"default_model":"m","url":"`+url+`"`))
+	g.format, g.count = llmwire.AnthropicMessages, true
+	response, body, err := g.post(t, `{"stream":true,"tools":[{"type":"web_search_1"}]}`)
+	if err != nil || response.StatusCode != 200 || body != `{"input_tokens":5}` {
+		t.Errorf("got %v %s, %v", response, body, err)
+	}
+	if path := <-paths; path != "/v1/messages/count_tokens?beta=1" {
+		t.Errorf("it went to %s", path)
+	}
+	if a := g.account; len(a.charged) != 1 || a.charged[0] != (Usage{}) || len(a.settled) != 0 || a.left != 10_000 {
+		t.Errorf("%v was charged, %v settled", a.charged, a.settled)
+	}
+	g.account.left = 0
+	if response, body, _ := g.post(t, `{}`); response.StatusCode != 402 || body != "No tokens are left" {
+		t.Errorf("got %d %s", response.StatusCode, body)
+	}
+}
+
+// A bug that panics in mid-response does not keep a hold.
+func TestPanics(t *testing.T) {
+	for body, server := range map[string]script{whole: jsonBody(completion), streamed: stream(content, hang)} {
+		g := newScripted(t, server, "")
+		g.writer = func(w http.ResponseWriter) http.ResponseWriter { return &observer{w, func() { panic("a bug") }} }
+		if _, _, err := g.post(t, body); err == nil {
+			t.Error("the connection was not cut")
+		}
+		if n := g.account.attempts(); n != 1 {
+			t.Errorf("settled %d times", n)
+		}
+		g.wantNothingHeld(t)
+	}
+}
+
+// The key of an endpoint is not in what a client gets, however long an error is.
+func TestErrorsHideTheKey(t *testing.T) {
+	text := strings.Repeat("x", maxErrorBody-5)
+	g := newScripted(t, script{status: 400, parts: []string{text + "sk-1234567890"}}, `,"api_key":"sk-1234567890"`)
+	_, body, err := g.post(t, whole)
+	if err != nil || len(body) != maxErrorBody || !strings.HasSuffix(body, "x[remo") {
+		t.Errorf("got %d bytes that end in %q, %v", len(body), body[max(len(body)-10, 0):], err)
+	}
+}
+
+// A request ends after the total timeout, also in mid-stream.
+func TestTotalTimeout(t *testing.T) {
+	g := newScripted(t, stream(content, hang), "")
+	g.options.IdleTimeout, g.options.TotalTimeout = time.Minute, 200*time.Millisecond
+	_, body, err := g.post(t, streamed)
+	if err == nil || !strings.HasPrefix(body, content) || !strings.Contains(body, `"message":"The request took too long"`) {
+		t.Errorf("got %s, %v", body, err)
+	}
+	if err := <-g.errors; err != http.ErrAbortHandler {
+		t.Errorf("Serve returned %v", err)
+	}
+}

@@ -1,0 +1,383 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
+	"tollgate/internal/telemetry"
+)
+
+// fakeAccount is an account with some tokens. Settle fails with the errors of fail first, one after the other.
+type fakeAccount struct {
+	mu      sync.Mutex
+	left    int64
+	held    int64 // by the only hold
+	ttl     time.Duration
+	fail    []error
+	refund  error
+	holds   error   // what Hold returns, though it may have been taken
+	settled []Usage // what each Settle was called with
+	charged []Usage
+}
+
+func (a *fakeAccount) Hold(_ time.Time, least, most int64, ttl time.Duration) (Hold, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.left < least {
+		return Hold{}, InsufficientError{a.left}
+	}
+	a.held, a.ttl = min(most, a.left), ttl
+	a.left -= a.held
+	return Hold{"h", a.held}, a.holds
+}
+
+func (a *fakeAccount) Settle(_ time.Time, id string, u Usage) (Balance, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.settled = append(a.settled, u)
+	if len(a.fail) > 0 {
+		err := a.fail[0]
+		a.fail = a.fail[1:]
+		return Balance{}, err
+	}
+	if id != "h" {
+		return Balance{}, ErrNoHold
+	}
+	a.left += a.held
+	a.held = 0
+	return a.take(u.Cost), nil
+}
+
+func (a *fakeAccount) Charge(_ time.Time, u Usage) (Balance, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.left < max(u.Cost, 1) {
+		return Balance{}, InsufficientError{a.left}
+	}
+	a.charged = append(a.charged, u)
+	return a.take(u.Cost), nil
+}
+
+func (a *fakeAccount) Refund(_ time.Time, tokens int64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.left += tokens
+	return a.refund
+}
+
+// take takes tokens, down to 0. The caller holds a.mu.
+func (a *fakeAccount) take(tokens int64) Balance {
+	tokens = min(tokens, a.left)
+	a.left -= tokens
+	return Balance{Charged: tokens, Left: a.left}
+}
+
+// attempts returns how often Settle was called.
+func (a *fakeAccount) attempts() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.settled)
+}
+
+// fakeCache keeps values in memory and counts results.
+type fakeCache struct {
+	mu     sync.Mutex
+	values map[string][]byte
+	full   error // what Put returns
+	cut    bool  // Get finds nothing
+	counts map[CacheResult]int
+}
+
+func (c *fakeCache) Head(_ time.Time, key []byte, n int) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	value := c.values[string(key)]
+	return value[:min(n, len(value))], nil
+}
+
+func (c *fakeCache) Get(_ time.Time, key []byte) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut {
+		return nil, errors.New("it has expired")
+	}
+	return c.values[string(key)], nil
+}
+
+func (c *fakeCache) Put(_ time.Time, key, value []byte, _ time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.full == nil {
+		c.values[string(key)] = value
+	}
+	return c.full
+}
+
+func (c *fakeCache) Count(result CacheResult) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts[result]++
+}
+
+func (c *fakeCache) counted(result CacheResult) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.counts[result]
+}
+
+// logBuffer collects what is logged.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) count(text string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.text.String(), text)
+}
+
+// testGateway is an HTTP server in front of a Gateway: the caller's side of this package.
+type testGateway struct {
+	*Gateway
+	url       string
+	log       *logBuffer
+	account   *fakeAccount
+	kept      *fakeCache
+	caching   Caching
+	format    llmwire.Format
+	endpoints Endpoints
+	count     bool // requests ask for the number of their tokens
+	writer    func(http.ResponseWriter) http.ResponseWriter
+	outcomes  chan Outcome // of the requests, when they have ended
+	errors    chan error   // what Serve has returned, and panics
+}
+
+// newTestGateway returns a gateway whose account has 10,000 tokens.
+func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
+	t.Helper()
+	log := new(logBuffer)
+	g := &testGateway{
+		Gateway: New(Options{
+			HeaderTimeout: time.Minute, IdleTimeout: 2 * time.Second, TotalTimeout: time.Minute, MaxStreams: 10,
+		}, telemetry.New(log)),
+		log: log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,
+		kept:     &fakeCache{values: make(map[string][]byte), counts: make(map[CacheResult]int)},
+		writer:   func(w http.ResponseWriter) http.ResponseWriter { return w },
+		outcomes: make(chan Outcome, 1000), errors: make(chan error, 1000),
+	}
+	server := httptest.NewUnstartedServer(g)
+	server.Config.ErrorLog = telemetry.New(io.Discard).Warnings() // panics are meant
+	server.Start()
+	g.url = server.URL
+	t.Cleanup(server.Close)
+	return g
+}
+
+func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	outcome := Outcome{Endpoint: NoEndpoint}
+	var err error = errors.New("it has panicked")
+	defer func() {
+		g.outcomes <- outcome
+		g.errors <- err
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}()
+	request, wrong := llmwire.ReadRequest(g.format, body)
+	if wrong != nil {
+		panic(wrong)
+	}
+	c := &Call{
+		ID: "id", Tenant: "acme", Account: g.account, Request: request, Body: body, Start: time.Now(),
+		Deadline: time.Now().Add(time.Second), CountTokens: g.count, Caching: g.caching, Cache: g.kept, Outcome: &outcome,
+	}
+	w = g.writer(w)
+	if err = c.Choose(g.endpoints); err == nil {
+		err = g.Serve(w, r, c)
+	}
+	if failure, ok := errors.AsType[Error](err); ok {
+		w.WriteHeader(failure.Status)
+		_, _ = io.WriteString(w, failure.Message)
+		err = nil
+	}
+}
+
+// post sends a request and returns the response, its body and the error with which that ended.
+func (g *testGateway) post(t testing.TB, body string, headers ...string) (*http.Response, string, error) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), "POST", g.url+"/v1?beta=1", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		r.Header.Set(name, value)
+	}
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return response, string(text), err
+}
+
+// newEndpoint returns the endpoint for an object of a config.
+func newEndpoint(t testing.TB, name, members string) *Endpoint {
+	t.Helper()
+	e := NewEndpoint(name)
+	var wrong strict.Problems
+	objectOf(e.TextRules(objectOf))(&wrong, "", []byte("{"+members+"}"))
+	if len(wrong) > 0 || !e.Complete() {
+		t.Fatalf("%s cannot be used: %v", members, wrong)
+	}
+	return e
+}
+
+func objectOf(rules strict.Rules) strict.Rule {
+	return func(wrong *strict.Problems, path string, value []byte) {
+		strict.ReadObject(wrong, path, value, func(name string) strict.Rule { return rules[name] })
+	}
+}
+
+// Parts of a script that stand for what goes wrong.
+const (
+	cut  = "cut"  // the connection
+	hang = "hang" // until the caller is gone
+)
+
+// script is what a model server sends.
+type script struct {
+	status int    // 0 is 200
+	header string // "Name: value"
+	parts  []string
+}
+
+func (s script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	if name, value, ok := strings.Cut(s.header, ": "); ok {
+		w.Header().Set(name, value)
+	}
+	if s.status == 0 {
+		s.status = 200
+	}
+	if len(s.parts) == 0 || s.parts[0] != cut && s.parts[0] != hang {
+		w.WriteHeader(s.status)
+	}
+	for _, part := range s.parts {
+		switch part {
+		case cut:
+			panic(http.ErrAbortHandler)
+		case hang:
+			<-r.Context().Done()
+		default:
+			_, _ = io.WriteString(w, part)
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+}
+
+// newServer starts a model server and returns the URL of its chat completions.
+func newServer(t testing.TB, handler http.Handler) string {
+	t.Helper()
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.ErrorLog = telemetry.New(io.Discard).Warnings() // what is cut is meant
+	server.Start()
+	t.Cleanup(server.Close)
+	return server.URL + "/v1/chat/completions"
+}
+
+// newScripted returns a gateway with one endpoint, whose server sends s.
+func newScripted(t testing.TB, s http.Handler, members string) *testGateway {
+	t.Helper()
+	return newTestGateway(t, newEndpoint(t, "e", fmt.Sprintf(`"url":%q,"default_model":"m"%s`, newServer(t, s), members)))
+}
+
+// eventually waits until done reports true.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	waitUntil(10*time.Second, done)
+	if !done() {
+		t.Fatalf("not %s", what)
+	}
+}
+
+// wantNothingHeld checks that what a gateway takes for a request was given back.
+func (g *testGateway) wantNothingHeld(t testing.TB) {
+	t.Helper()
+	eventually(t, "everything given back", func() bool {
+		return g.settler.holds.Load() == 0 && g.settler.waiting.Load() == 0 && g.streams.used.Load() == 0 &&
+			g.drains.used.Load() == 0 && g.bodies.used.Load() == 0 && g.cache.collected.used.Load() == 0
+	})
+}
+
+func TestWriteMetrics(t *testing.T) {
+	g := newTestGateway(t)
+	g.settler.holds.Store(1)
+	g.settler.waiting.Store(2)
+	g.estimated.Store(3)
+	g.settler.unpaid.Store(4)
+	page := new(telemetry.Page)
+	g.WriteMetrics(page)
+	for _, want := range []string{
+		"# TYPE gateway_holds gauge\ngateway_holds 1\n", "# TYPE gateway_settlements_waiting gauge\ngateway_settlements_waiting 2\n",
+		"# TYPE gateway_estimated_total counter\ngateway_estimated_total 3\n",
+		"# TYPE gateway_unpaid_tokens_total counter\ngateway_unpaid_tokens_total 4\n",
+	} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("no %q in\n%s", want, page)
+		}
+	}
+}
+
+func TestPool(t *testing.T) {
+	p := pool{most: 2}
+	if !p.take() || !p.take() || p.take() || p.used.Load() != 2 {
+		t.Errorf("%d of 2 are used", p.used.Load())
+	}
+	if p.add(-1); !p.add(1) || p.add(5) || p.used.Load() != 7 {
+		t.Errorf("%d are used", p.used.Load())
+	}
+	if (&Gateway{bodies: pool{most: MaxBodyBytes}}).AddBodyBytes(MaxBodyBytes + 1) {
+		t.Error("too many bytes are allowed")
+	}
+}
+
+// A request of a gateway that is stopped is cut and settled, and Stop waits for that.
+func TestStop(t *testing.T) {
+	g := newScripted(t, script{header: "Content-Type: text/event-stream", parts: []string{content, hang}}, "")
+	g.options.IdleTimeout = time.Minute
+	ended := make(chan string)
+	go func() {
+		_, body, _ := g.post(t, `{"stream":true}`)
+		ended <- body
+	}()
+	eventually(t, "begun", func() bool { return g.settler.holds.Load() == 1 })
+	time.Sleep(100 * time.Millisecond) // the first event is relayed
+	g.Stop()
+	if n := g.account.attempts(); n != 1 {
+		t.Errorf("settled %d times", n)
+	}
+	if body := <-ended; !strings.Contains(body, "The server is stopping") {
+		t.Errorf("got %s", body)
+	}
+	g.Stop()
+	g.wantNothingHeld(t)
+}

@@ -1,0 +1,264 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tollgate/internal/llmwire"
+)
+
+// newTestRelay returns the relay of a stream to w.
+func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel context.CancelCauseFunc) *relay {
+	t.Helper()
+	request, err := llmwire.ReadRequest(llmwire.OpenAIChat, []byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &relay{
+		w: w, client: http.NewResponseController(w), request: request, idle: time.Minute, cancel: cancel,
+		drains: &pool{most: maxDrains}, stream: llmwire.Stream{DropUsage: true},
+	}
+}
+
+// Relaying an event allocates nothing.
+func TestRelayAllocations(t *testing.T) {
+	relayed := func(events int) float64 {
+		return testing.AllocsPerRun(10, func() {
+			l := newTestRelay(t, discarder{make(http.Header)}, streamed, func(error) {})
+			response := &http.Response{StatusCode: 200, Body: io.NopCloser(&repeatedReader{content, events})}
+			_ = l.relayStream(response)
+			if l.stream.ContentEvents != int64(events) {
+				t.Errorf("%d events were relayed, want %d", l.stream.ContentEvents, events)
+			}
+		})
+	}
+	if few, many := relayed(10), relayed(10_010); many-few > 10 {
+		t.Errorf("%.0f allocations for 10,000 events", many-few)
+	}
+}
+
+// repeatedReader returns event as often as it is asked for, n times in all.
+type repeatedReader struct {
+	event string
+	n     int
+}
+
+func (r *repeatedReader) Read(p []byte) (int, error) {
+	if r.n == 0 {
+		return 0, io.EOF
+	}
+	r.n--
+	return copy(p, r.event), nil
+}
+
+// discarder is a client that takes everything.
+type discarder struct{ header http.Header }
+
+func (d discarder) Header() http.Header            { return d.header }
+func (discarder) Write(p []byte) (int, error)      { return len(p), nil }
+func (discarder) WriteHeader(int)                  {}
+func (discarder) FlushError() error                { return nil }
+func (discarder) SetWriteDeadline(time.Time) error { return nil }
+
+// What becomes of a stream whose client has gone depends on what has come of it by then.
+func TestHangUp(t *testing.T) {
+	const waits, cancels = "waits for the usage", "is cancelled"
+	for _, test := range []struct {
+		name, body string
+		seen       string // of the stream
+		drain      bool   // the endpoint's streams are drained
+		free       int64  // drains
+		want       string // "": goes on
+		unknown    bool   // so is what it costs
+	}{
+		{"in mid-stream", streamed, content, false, 1, cancels, false},
+		{"before anything", streamed, "", false, 1, cancels, false},
+		{"after the reason", streamed, content + reason, false, 1, waits, false},
+		{"after the usage", streamed, content + reason + usage, true, 1, cancels, false},
+		{"after the end", streamed, content + reason + done, true, 1, cancels, false},
+		{"drained", streamed, content, true, 1, "", false},
+		{"drained, but too many are", streamed, content, true, 0, cancels, true},
+		{"reasoning", `{"stream":true,"reasoning_effort":"low"}`, content, false, 1, "", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				l := newTestRelay(t, discarder{make(http.Header)}, test.body, cancel)
+				l.drains.most = test.free
+				l.setDrainOnHangUp(test.drain)
+				l.received(copy(l.room(), test.seen))
+				l.hangUp()
+				l.hangUp() // changes nothing more
+				if test.want == waits {
+					time.Sleep(usageGrace - time.Millisecond)
+					if ctx.Err() != nil {
+						t.Errorf("it was cancelled too early: %v", context.Cause(ctx))
+					}
+					time.Sleep(time.Second)
+				}
+				cause := context.Cause(ctx)
+				if (cause == errClientGone) != (test.want != "") || l.outcome().usageUnknown != test.unknown {
+					t.Errorf("cancelled with %v, unknown usage: %v", cause, l.outcome().usageUnknown)
+				}
+				drained := test.want == "" && cause == nil
+				if n := l.drains.used.Load(); n != map[bool]int64{true: 1}[drained] {
+					t.Errorf("%d streams are drained", n)
+				}
+				if l.end(); l.drains.used.Load() != 0 {
+					t.Errorf("%d streams are still drained", l.drains.used.Load())
+				}
+			})
+		})
+	}
+}
+
+// A client that goes once the stream has ended changes nothing.
+func TestHangUpAfterEnd(t *testing.T) {
+	l := newTestRelay(t, discarder{make(http.Header)}, streamed, func(err error) { t.Errorf("cancelled with %v", err) })
+	_ = l.relayStream(&http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(content + done))})
+	l.hangUp()
+	if l.hungUp || !l.outcome().report.Done {
+		t.Error("it has hung up")
+	}
+}
+
+// A drained stream is read to its end, and charged as reported. At the bound, a hang-up costs what was held.
+func TestDrains(t *testing.T) {
+	for most, cost := range map[int64]int64{1: 18, 0: 132} {
+		next := make(chan string)
+		server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			for part := range next {
+				_, _ = io.WriteString(w, part)
+				_ = http.NewResponseController(w).Flush()
+			}
+		})
+		g := newScripted(t, server, `,"on_hangup":"drain"`)
+		g.options.IdleTimeout, g.drains.most = time.Minute, most
+		ctx, hangUp := context.WithCancel(t.Context())
+		r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(streamed))
+		go func() { next <- content }()
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = response.Body.Read(make([]byte, 1))
+		hangUp()
+		if most > 0 {
+			eventually(t, "drained", func() bool { return g.drains.used.Load() == 1 })
+			next <- reason + usage + done
+		}
+		if o := <-g.outcomes; o.Cost != cost || o.Estimated == (most > 0) {
+			t.Errorf("with %d drains: %+v, want a cost of %d", most, o, cost)
+		}
+		close(next)
+		g.wantNothingHeld(t)
+	}
+}
+
+// In silence a comment comes every 15 s between events, until the endpoint has been silent for too long.
+func TestSilence(t *testing.T) {
+	for seen, comments := range map[string]int{content: 3, content[:9]: 3, strings.Repeat("x", 2<<20): 0} {
+		synctest.Test(t, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			body, provider := io.Pipe()
+			l := newTestRelay(t, w, streamed, func(err error) { _ = provider.CloseWithError(err) })
+			go func() { _, _ = io.WriteString(provider, seen) }()
+			began := time.Now()
+			if err := l.relayStream(&http.Response{StatusCode: 200, Body: body}); err != errSilent {
+				t.Errorf("got %v", err)
+			}
+			if took := time.Since(began); took < l.idle || took > l.idle+time.Second {
+				t.Errorf("it was cancelled after %s", took)
+			}
+			if n := strings.Count(w.Body.String(), ": keep-alive\n\n"); n != comments {
+				t.Errorf("%d comments in %.200q", n, w.Body)
+			}
+			if got := strings.ReplaceAll(w.Body.String(), ": keep-alive\n\n", ""); len(seen) > 50 && got != seen {
+				t.Errorf("got %d bytes, want %d", len(got), len(seen))
+			}
+		})
+	}
+}
+
+// A stream that does not end after its end marker is cut a second later: it is whole.
+func TestEndGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body, provider := io.Pipe()
+		l := newTestRelay(t, httptest.NewRecorder(), streamed, func(err error) { _ = provider.CloseWithError(err) })
+		go func() { _, _ = io.WriteString(provider, content+done) }()
+		began := time.Now()
+		if err := l.relayStream(&http.Response{StatusCode: 200, Body: body}); err != nil || time.Since(began) != endGrace {
+			t.Errorf("got %v after %s", err, time.Since(began))
+		}
+	})
+}
+
+// A broken stream ends with one error event, after a whole event.
+func TestAbort(t *testing.T) {
+	for seen, want := range map[string]string{
+		content:                                 content + errorEvent,
+		"data: {":                               errorEvent,
+		broken:                                  broken,
+		"data: " + strings.Repeat("x", 2<<20):   "data: " + strings.Repeat("x", 2<<20) + "\n\n" + errorEvent,
+		content + "data: {}\n\n" + "data: [DON": content + "data: {}\n\n" + errorEvent,
+	} {
+		w := httptest.NewRecorder()
+		l := newTestRelay(t, w, streamed, func(error) {})
+		failed := errors.New("it broke")
+		reader := io.MultiReader(strings.NewReader(seen), &failingReader{failed})
+		if err := l.relayStream(&http.Response{StatusCode: 200, Body: io.NopCloser(reader)}); err != failed {
+			t.Errorf("got %v", err)
+		}
+		if err := l.abort(Error{502, "lost"}); err != http.ErrAbortHandler {
+			t.Errorf("abort returns %v", err)
+		}
+		if got := w.Body.String(); got != want {
+			t.Errorf("of %.50q came %.200q (%d bytes), want %d", seen, got, len(got), len(want))
+		}
+	}
+}
+
+var errorEvent = string(llmwire.OpenAIChat.ErrorEvent(502, "lost"))
+
+type failingReader struct{ err error }
+
+func (r *failingReader) Read([]byte) (int, error) { return 0, r.err }
+
+// A response beyond 16 MiB is sent as it comes. If it breaks off, so does the response to the client.
+func TestWriteRest(t *testing.T) {
+	l := newTestRelay(t, discarder{make(http.Header)}, whole, func(error) {})
+	response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Length": {"7"}}}
+	if err := l.writeWhole(response, []byte("1234"), strings.NewReader("567")); err != nil {
+		t.Error(err)
+	}
+	if got := l.w.Header()["Content-Length"]; len(got) != 1 || got[0] != "7" {
+		t.Errorf("Content-Length is %v", got)
+	}
+	if err := l.writeWhole(response, nil, &failingReader{io.ErrUnexpectedEOF}); err != http.ErrAbortHandler {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Only what is meant for the client is copied.
+func TestCopyHeaders(t *testing.T) {
+	client := make(http.Header)
+	copyHeaders(client, http.Header{
+		"Content-Type": {"a"}, "Retry-After": {"7"}, "X-Request-Id": {"r"}, "Request-Id": {"q"}, "Set-Cookie": {"c"},
+		"Openai-Organization": {"o"}, "Alt-Svc": {"h3"}, "X-Should-Retry": {"true"},
+	})
+	var got bytes.Buffer
+	_ = client.Write(&got)
+	want := "Content-Type: a\r\nRequest-Id: q\r\nRetry-After: 7\r\nX-Provider-Request-Id: r\r\nX-Should-Retry: true\r\n"
+	if got.String() != want {
+		t.Errorf("got %s", &got)
+	}
+}
