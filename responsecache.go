@@ -12,12 +12,13 @@ import (
 
 const fullLogPause = 10 * time.Minute // between two lines in the log
 
-// ResponseHead returns the first n bytes of a cached response. Error: any; the cache is dispensable.
+// ResponseHead returns the first n bytes of a cached response, none if there is none. An error says only that they are
+// not known.
 func (s *store) ResponseHead(deadline time.Time, redisKey string, n int) ([]byte, error) {
 	return redis.Bytes(s.redis.ReadDispensable(deadline, "GETRANGE", redisKey, 0, n-1))
 }
 
-// Response returns a cached response. Error: any; the cache is dispensable.
+// Response returns a cached response. An error says only that there is none or that it is not known.
 func (s *store) Response(deadline time.Time, redisKey string) ([]byte, error) {
 	return redis.Bytes(s.redis.ReadDispensable(deadline, "GET", redisKey))
 }
@@ -28,23 +29,23 @@ func (s *store) StoreResponse(deadline time.Time, redisKey string, value []byte,
 	return s.redis.WriteIfRoom(deadline, len(value), "SET", redisKey, value, "EX", int64(ttl/time.Second))
 }
 
-// tenantCache is the gateway.Cache of a tenant.
+// A tenantCache is the gateway.Cache of a tenant.
 type tenantCache struct {
 	server   *server
 	tenantID string
 }
 
-// Head is a step of gateway.Cache.
+// Head implements gateway.Cache.
 func (c tenantCache) Head(deadline time.Time, key []byte, n int) ([]byte, error) {
 	return c.server.store.ResponseHead(deadline, responseRedisKey(c.tenantID, key), n)
 }
 
-// Get is a step of gateway.Cache.
+// Get implements gateway.Cache.
 func (c tenantCache) Get(deadline time.Time, key []byte) ([]byte, error) {
 	return c.server.store.Response(deadline, responseRedisKey(c.tenantID, key))
 }
 
-// Put is a step of gateway.Cache.
+// Put implements gateway.Cache.
 func (c tenantCache) Put(deadline time.Time, key, value []byte, ttl time.Duration) error {
 	err := c.server.store.StoreResponse(deadline, responseRedisKey(c.tenantID, key), value, ttl)
 	if errors.Is(err, redisdb.ErrFull) {
@@ -53,7 +54,7 @@ func (c tenantCache) Put(deadline time.Time, key, value []byte, ttl time.Duratio
 	return err
 }
 
-// Count is a step of gateway.Cache.
+// Count implements gateway.Cache.
 func (c tenantCache) Count(result gateway.CacheResult) {
 	c.server.metrics.cacheUsed(c.tenantID, result)
 }

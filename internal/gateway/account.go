@@ -21,7 +21,7 @@ type Account interface {
 	// ErrUnavailable.
 	Charge(deadline time.Time, u Usage) (Balance, error)
 
-	// Refund gives back tokens that Charge took for what the client does not get.
+	// Refund undoes a Charge of that many tokens, maybe 0: the client does not get what they were for.
 	Refund(deadline time.Time, tokens int64) error
 }
 
@@ -58,7 +58,7 @@ func (InsufficientError) Error() string { return "not enough tokens are left" }
 
 // An Error is a refusal or a failure that says itself how it is sent.
 type Error struct {
-	Status  int    // 499 if the client has hung up, which is never sent
+	Status  int    // 499, which nobody receives, if the client has hung up
 	Message string // a sentence for the client
 }
 

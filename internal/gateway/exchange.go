@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	statusHungUp    = 499             // is never sent: the client is gone
+	statusHungUp    = 499             // is only logged and counted: the client has gone
 	countTokensPath = "/count_tokens" // below the URL of an endpoint
 )
 

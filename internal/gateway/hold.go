@@ -139,9 +139,6 @@ func (x *exchange) chargeFee(fee int64) (Balance, error) {
 
 // returnFee gives back the fee for a response that is gone, so that the request can go on without.
 func (x *exchange) returnFee(fee int64) {
-	if fee == 0 {
-		return
-	}
 	if err := x.call.Account.Refund(x.call.Deadline, fee); err != nil {
 		x.gateway.log.Warnf("A fee of %d tokens of tenant %s was not returned: %v", fee, x.call.Tenant, err)
 	}
