@@ -349,8 +349,10 @@ func TestWriteMetrics(t *testing.T) {
 
 func TestPool(t *testing.T) {
 	p := pool{most: 2}
-	if !p.take() || !p.take() || p.take() || p.used.Load() != 2 {
-		t.Errorf("%d of 2 are used", p.used.Load())
+	for i := range 4 {
+		if taken := p.take(); taken != (i < 2) || p.used.Load() != int64(min(i+1, 2)) {
+			t.Errorf("of 2, %d are used; taken: %v", p.used.Load(), taken)
+		}
 	}
 	if p.add(-1); !p.add(1) || p.add(5) || p.used.Load() != 7 {
 		t.Errorf("%d are used", p.used.Load())
