@@ -580,10 +580,10 @@ func (res result) String() string {
 // run adds a round, and its ratio to the last one of base.
 func (res *result) run(b *testing.B, w workload, p *process, r *redistest.Server, connections int, base *result) {
 	user, system := cpuMicros(b, p.cmd.Process.Pid)
-	redisUser, redisSystem := cpuMicros(b, r.Cmd.Process.Pid)
+	redisUser, redisSystem := cpuMicros(b, r.PID())
 	rate, n := runWorkload(b, w, p.address(b), connections)
 	userAfter, systemAfter := cpuMicros(b, p.cmd.Process.Pid)
-	redisUserAfter, redisSystemAfter := cpuMicros(b, r.Cmd.Process.Pid)
+	redisUserAfter, redisSystemAfter := cpuMicros(b, r.PID())
 	res.requests = n
 	res.rates = append(res.rates, rate)
 	res.ratios = append(res.ratios, rate/base.rates[len(base.rates)-1])

@@ -18,8 +18,8 @@ import (
 
 // Every script and command works on keys of every master, and in a steady state nothing is redirected.
 func TestCluster(t *testing.T) {
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url(), "LOGIN_LIMIT=100000")
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=100000")
 	s := services[0]
 	var ids []string
 	for range 30 {
@@ -65,8 +65,8 @@ func TestCluster(t *testing.T) {
 
 // The login limit of an address holds in a cluster, where it takes two steps.
 func TestClusterLoginLimit(t *testing.T) {
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url(), "LOGIN_LIMIT=20")
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=20")
 	conn := c.Conn()
 	defer conn.Close()
 	redistest.MustDo(t, conn, "DEL", "login:127.0.0.1")
@@ -121,15 +121,15 @@ const ledgerConfig = `{"user_groups":{"anonymous":{"tokens":50},"pro":{"tokens":
 // Slots may be moved while their keys are charged: each charge is taken once, and none fails.
 func TestClusterResharding(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 40)
 	l.running.more(t, 500)
 	masters := c.MastersNow(t)
 	from, to := masters[0], masters[1]
-	slots := redistest.SlotsOf(t, from)[:1000]
+	slots := from.Slots(t)[:1000]
 	for _, key := range l.keys { // those that are charged are among them
-		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(redistest.SlotsOf(t, from), slot) && !slices.Contains(slots, slot) {
+		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(from.Slots(t), slot) && !slices.Contains(slots, slot) {
 			slots = append(slots, slot)
 		}
 	}
@@ -147,8 +147,8 @@ func TestClusterResharding(t *testing.T) {
 
 // A command that is refused because its slot is half moved waits until it has been moved.
 func TestClusterHalfMovedSlot(t *testing.T) {
-	c := redistest.UseCluster(t)
-	s := newService(t, "REDIS_URL="+c.Url(), "LOGIN_LIMIT=1000")
+	c := redistest.SharedCluster(t)
+	s := newService(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=1000")
 	tenant := newClusterTenant(t, s, ledgerConfig)
 	key := s.login(t, tenant)
 	s.consume(t, tenant, key, "").want(t, 200, `{"tokensLeft":49}`)
@@ -171,8 +171,8 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 		from := c.Owner(t, redisKey)
 		masters := c.MastersNow(t)
 		to := masters[(slices.Index(masters, from)+1)%len(masters)]
-		to.Do(t, "CLUSTER", "SETSLOT", redisdb.Slot(redisKey), "IMPORTING", c.Id(t, from))
-		from.Do(t, "CLUSTER", "SETSLOT", redisdb.Slot(redisKey), "MIGRATING", c.Id(t, to))
+		to.Do(t, "CLUSTER", "SETSLOT", redisdb.Slot(redisKey), "IMPORTING", from.ID(t))
+		from.Do(t, "CLUSTER", "SETSLOT", redisdb.Slot(redisKey), "MIGRATING", to.ID(t))
 		s.consume(t, tenant, key, "", retryKey+"late").want(t, 503, `{"error":"Service unavailable"}`)
 		c.MoveSlots(t, from, to, []int{redisdb.Slot(redisKey)})
 		c.MoveSlots(t, to, from, []int{redisdb.Slot(redisKey)})
@@ -186,7 +186,7 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 			masters := c.MastersNow(t)
 			to := masters[(slices.Index(masters, from)+1)%len(masters)]
 			slot := redisdb.Slot(test.redisKey)
-			fromID, toID := c.Id(t, from), c.Id(t, to)
+			fromID, toID := from.ID(t), to.ID(t)
 			to.Do(t, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID)
 			from.Do(t, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
 			// One key of the slot is there already, so that commands with several keys find some on each side.
@@ -206,8 +206,8 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 // A planned failover loses no charge, and fails none.
 func TestClusterPlannedFailover(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
 	for range 3 {
 		redistest.AwaitVotes()
@@ -232,8 +232,8 @@ func TestClusterPlannedFailover(t *testing.T) {
 // When a master is killed, its replica takes over, nothing is charged twice, and the keys of others are served meanwhile.
 func TestClusterKilledMaster(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL())
 	s := services[0]
 	tenant := newClusterTenant(t, s, ledgerConfig)
 	redistest.AwaitVotes()
@@ -264,8 +264,8 @@ func TestClusterKilledMaster(t *testing.T) {
 // config it has goes on with the cached one.
 func TestClusterDeadShard(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	s := newService(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	s := newService(t, "REDIS_URL="+c.URL())
 	var tenant string
 	var victim *redistest.Server
 	for victim == nil || !victim.IsMaster(t) {
@@ -308,8 +308,8 @@ func TestClusterDeadShard(t *testing.T) {
 // A master that is frozen and comes back after its replica was promoted neither loses nor repeats what was acknowledged.
 func TestClusterFrozenMaster(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL())
 	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[1]
@@ -331,8 +331,8 @@ func TestClusterFrozenMaster(t *testing.T) {
 // A node may be added and another one removed while their keys are charged. Afterwards nothing is sent to the latter.
 func TestClusterNodes(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL())
 	s := services[0]
 	l := startLedger(t, c, services, newClusterTenant(t, s, ledgerConfig), 20)
 	l.running.more(t, 200)
@@ -341,15 +341,15 @@ func TestClusterNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Nodes = append(c.Nodes, added)
-	if err := added.All([]any{"CLUSTER", "RESET", "HARD"}, redistest.Meet(c.Nodes[0])); err != nil {
+	if err := added.DoAll([]any{"CLUSTER", "RESET", "HARD"}, redistest.Meet(c.Nodes[0])); err != nil {
 		t.Fatal(err)
 	}
 	redistest.Eventually(t, 20*time.Second, c.Check)
 	from := c.Owner(t, apiKeyRedisKey(l.keys[0]))
-	slots := redistest.SlotsOf(t, from)
+	slots := from.Slots(t)
 	slots = slots[len(slots)-300:]
 	for _, key := range l.keys {
-		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(redistest.SlotsOf(t, from), slot) && !slices.Contains(slots, slot) {
+		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(from.Slots(t), slot) && !slices.Contains(slots, slot) {
 			slots = append(slots, slot)
 		}
 	}
@@ -362,7 +362,7 @@ func TestClusterNodes(t *testing.T) {
 		return nil
 	})
 	c.MoveSlots(t, added, from, slots)
-	id := c.Id(t, added)
+	id := added.ID(t)
 	c.Nodes = slices.DeleteFunc(c.Nodes, func(n *redistest.Server) bool { return n == added })
 	for _, n := range c.Nodes {
 		n.Do(t, "CLUSTER", "FORGET", id)
@@ -383,8 +383,8 @@ func TestClusterNodes(t *testing.T) {
 // A config that another process has put is served within a second, while its slot moves too.
 func TestClusterConfigFreshness(t *testing.T) {
 	long(t)
-	c := redistest.UseCluster(t)
-	services := newServices(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	services := newServices(t, "REDIS_URL="+c.URL())
 	id := newClusterTenant(t, services[0], `{"v":0}`)
 	masters := c.MastersNow(t)
 	for i := range 9 {
@@ -418,7 +418,7 @@ func TestClusterSameName(t *testing.T) {
 	from, to := start(), start()
 	c := &redistest.Cluster{Nodes: []*redistest.Server{from, to}}
 	from.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	if err := to.All([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, redistest.Meet(from)); err != nil {
+	if err := to.DoAll([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, redistest.Meet(from)); err != nil {
 		t.Fatal(err)
 	}
 	redistest.Eventually(t, 20*time.Second, c.Check)
@@ -454,8 +454,8 @@ func TestClusterSameName(t *testing.T) {
 
 // A script that one master has forgotten is loaded there again.
 func TestClusterScriptFlush(t *testing.T) {
-	c := redistest.UseCluster(t)
-	s := newService(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	s := newService(t, "REDIS_URL="+c.URL())
 	tenant := newClusterTenant(t, s, ledgerConfig)
 	for address, keys := range keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`) {
 		i := slices.IndexFunc(c.Nodes, func(n *redistest.Server) bool { return n.TCP == address })
@@ -466,7 +466,7 @@ func TestClusterScriptFlush(t *testing.T) {
 
 // The service says what to write into REDIS_URL if it is in another topology.
 func TestRedisTopologies(t *testing.T) {
-	c := redistest.UseCluster(t)
+	c := redistest.SharedCluster(t)
 	plain := redistest.New(t)
 	free, err := redistest.FreePort()
 	if err != nil {
@@ -502,7 +502,7 @@ func TestRedisTopologies(t *testing.T) {
 		denying := c.MastersNow(t)[2]
 		denying.Do(t, "ACL", "SETUSER", "tollgate", "-hincrby")
 		defer denying.Do(t, "ACL", "SETUSER", "tollgate", "+hincrby")
-		p := startProcess(t, []string{"REDIS_URL=" + c.Url(), "ADDR=127.0.0.1:0"})
+		p := startProcess(t, []string{"REDIS_URL=" + c.URL(), "ADDR=127.0.0.1:0"})
 		want := "[ERROR] Redis connection failed: " + denying.TCP + ": NOPERM "
 		if code := p.exitCode(t); code != 1 || !strings.Contains(p.log.String(), want) {
 			t.Errorf("exit code %d\n%s", code, p.log)

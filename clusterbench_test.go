@@ -33,15 +33,15 @@ func (bt benchTopology) start(b *testing.B) (url string, masters []*redistest.Se
 		if err != nil {
 			b.Fatal(err)
 		}
-		return c.Url(), c.Nodes[:bt.masters], c.Close
+		return c.URL(), c.Nodes[:bt.masters], c.Close
 	}
-	master, err := redistest.Start("", "--appendonly", "no", "--repl-diskless-sync-delay", "0")
+	master, err := redistest.Start("--appendonly", "no", "--repl-diskless-sync-delay", "0")
 	if err != nil {
 		b.Fatal(err)
 	}
 	closeAll = master.Close
 	for range bt.replicas {
-		replica, err := redistest.Start("", "--appendonly", "no", "--replicaof", fmt.Sprint("127.0.0.1 ", master.Port))
+		replica, err := redistest.Start("--appendonly", "no", "--replicaof", fmt.Sprint("127.0.0.1 ", master.Port))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func benchCharges(b *testing.B, w workload, p *process, masters []*redistest.Ser
 	used := func() (service, redis float64) {
 		user, system := cpuMicros(b, p.cmd.Process.Pid)
 		for _, n := range masters {
-			u, s := cpuMicros(b, n.Cmd.Process.Pid)
+			u, s := cpuMicros(b, n.PID())
 			redis += u + s
 		}
 		return user + system, redis
@@ -128,7 +128,7 @@ func BenchmarkClusterDeadShard(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		p := startCommand(b, exec.Command(os.Args[0]), append([]string{"REDIS_URL=" + c.Url(), "TOLLGATE_RUN_MAIN=1"}, benchSettings...))
+		p := startCommand(b, exec.Command(os.Args[0]), append([]string{"REDIS_URL=" + c.URL(), "TOLLGATE_RUN_MAIN=1"}, benchSettings...))
 		s := &service{url: "http://" + p.address(b)}
 		victim := c.Nodes[0]
 		tenant := newClusterTenant(b, s, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)

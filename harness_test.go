@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 		_ = parallel.Set("8") // the default is for tests that compute: those that are parallel here wait
 	}
 	os.Exit(func() int {
-		server, err := redistest.Shared(os.Getenv("TEST_REDIS_URL"))
+		server, err := redistest.StartShared()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -685,7 +685,7 @@ func keysOn(t testing.TB, c *redistest.Cluster, s *service, tenant string, n int
 	for _, node := range c.Nodes {
 		if node.Alive() && node.IsMaster(t) {
 			slots := make(map[int]bool)
-			for _, slot := range redistest.SlotsOf(t, node) {
+			for _, slot := range node.Slots(t) {
 				slots[slot] = true
 			}
 			masters[node.TCP], keys[node.TCP] = slots, nil

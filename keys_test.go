@@ -421,7 +421,7 @@ func TestLostRepliesToAdmins(t *testing.T) {
 		}
 		return redistest.Pass
 	})
-	services := newServices(t, "REDIS_URL="+proxy.Url)
+	services := newServices(t, "REDIS_URL="+proxy.URL)
 	id := newTenantIn(t, r, `{"user_groups":{"pro":{"tokens":5}}}`)
 	key := services[0].issue(t, id, `"userId":"u","group":"pro"`)
 	cutting.Store(true)

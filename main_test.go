@@ -53,7 +53,7 @@ func TestRedisConnectionFailed(t *testing.T) {
 		{"no such host", "redis://hunter2:hunter2@hunter2.invalid", "xxxxx"},
 		{"silence", "redis://" + silent.Addr().String(), "deadline exceeded|i/o timeout"}, // of the whole, or of a read: both are 5 s
 		{"a replica", fmt.Sprintf("redis://127.0.0.1:%d", replica.Port), "READONLY"},
-		{"an old version", old.Url, "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer"},
+		{"an old version", old.URL, "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

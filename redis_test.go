@@ -176,7 +176,7 @@ func TestRedisSlow(t *testing.T) {
 		time.Sleep(time.Duration(delay.Load()))
 		return redistest.Pass
 	})
-	s := newService(t, "REDIS_URL="+proxy.Url)
+	s := newService(t, "REDIS_URL="+proxy.URL)
 	const config = `{"user_groups":{"anonymous":{"tokens":5}}}`
 	s.putConfig(t, "abc", config).want(t, 200, "")
 	etag := s.history(t, "abc")[0].ETag
@@ -252,7 +252,7 @@ func TestRedisDemoted(t *testing.T) {
 				test.rephrase(reply)
 				return redistest.Pass
 			})
-			s := newService(t, "REDIS_URL="+proxy.Url)
+			s := newService(t, "REDIS_URL="+proxy.URL)
 			load{ // several connections
 				services: []*service{s}, clients: 8, requests: 1, statuses: []int{200},
 				request: func(int, int) request { return request{method: "POST", path: "/abc/auth/anonymous"} },

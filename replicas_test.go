@@ -21,7 +21,7 @@ func TestWaitReplicas(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	services := newServices(t, "REDIS_URL="+c.Url(), "WAIT_REPLICAS=1")
+	services := newServices(t, "REDIS_URL="+c.URL(), "WAIT_REPLICAS=1")
 	tenant := newClusterTenant(t, services[0], ledgerConfig)
 	const start = 1_000_000
 	keys := make([]string, 8)

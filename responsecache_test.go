@@ -545,9 +545,9 @@ func TestCacheFull(t *testing.T) {
 
 // In a cluster the responses of one tenant and its API keys are on all masters.
 func TestCacheInCluster(t *testing.T) {
-	c := redistest.UseCluster(t)
+	c := redistest.SharedCluster(t)
 	p := newProvider(t)
-	s := newService(t, "REDIS_URL="+c.Url())
+	s := newService(t, "REDIS_URL="+c.URL())
 	tenant := newClusterTenant(t, s, cachedConfig(10_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	p.on("long", conduct{content: strings.Repeat("x", 100_000)})
 	g := &gatewayTest{service: s, provider: p, tenant: tenant}

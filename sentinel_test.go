@@ -15,7 +15,7 @@ func TestSentinel(t *testing.T) {
 	long(t)
 	t.Parallel()
 	g := redistest.NewSentinels(t, "")
-	s := newService(t, "REDIS_URL="+g.Url())
+	s := newService(t, "REDIS_URL="+g.URL())
 	s.login(t, "abc")
 	if up := s.sample(t, fmt.Sprintf(`redis_up{node="%s"}`, g.Master(t).TCP)); up != 1 {
 		t.Errorf("redis_up is %v", up)
@@ -59,14 +59,14 @@ func TestSentinel(t *testing.T) {
 		g.Heal(t, old, promoted)
 	})
 	t.Run("the Sentinel that was used is gone", func(t *testing.T) {
-		used := g.Sentinels[0] // the first in the URL, unless it was silent
+		used := g.Nodes[0] // the first in the URL, unless it was silent
 		used.Kill()
 		old := g.Master(t)
 		old.Kill()
 		served(t, g.Promoted(t, old))
 	})
 	t.Run("no Sentinel is left", func(t *testing.T) {
-		for _, p := range g.Sentinels {
+		for _, p := range g.Nodes {
 			p.Kill()
 		}
 		for range 5 {
@@ -79,7 +79,7 @@ func TestSentinel(t *testing.T) {
 func TestSentinelPassword(t *testing.T) {
 	t.Parallel()
 	g := redistest.NewSentinels(t, "sentinels-password")
-	env := []string{"REDIS_URL=" + g.Url(), "ADDR=127.0.0.1:0"}
+	env := []string{"REDIS_URL=" + g.URL(), "ADDR=127.0.0.1:0"}
 	tests := []struct {
 		name string
 		env  []string
@@ -89,7 +89,7 @@ func TestSentinelPassword(t *testing.T) {
 		{"without it", env, "NOAUTH"},
 		{"a wrong one", append(slices.Clone(env), "SENTINEL_PASSWORD=SECRET"), "WRONGPASS"},
 		{"a name that no Sentinel knows", []string{
-			"REDIS_URL=" + strings.TrimSuffix(g.Url(), redistest.MasterName) + "other", "SENTINEL_PASSWORD=sentinels-password",
+			"REDIS_URL=" + strings.TrimSuffix(g.URL(), redistest.MasterName) + "other", "SENTINEL_PASSWORD=sentinels-password",
 		}, "no Sentinel knows a master of that name"},
 	}
 	for _, test := range tests {

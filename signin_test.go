@@ -357,7 +357,7 @@ func newCutter(t *testing.T, settings ...string) *cutter {
 		}
 		return redistest.Pass
 	})
-	c.service = newService(t, append(settings, "REDIS_URL="+proxy.Url)...)
+	c.service = newService(t, append(settings, "REDIS_URL="+proxy.URL)...)
 	return c
 }
 

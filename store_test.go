@@ -743,7 +743,7 @@ func TestLostReplies(t *testing.T) {
 		}
 		return redistest.Pass
 	})
-	services := newServices(t, "REDIS_URL="+proxy.Url)
+	services := newServices(t, "REDIS_URL="+proxy.URL)
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10000}}}`)
 	key := services[0].login(t, id)
 	cutting.Store(true)

@@ -267,8 +267,8 @@ func TestUsageWithoutRedis(t *testing.T) {
 
 // In a cluster the days of a tenant are in one slot.
 func TestUsageInCluster(t *testing.T) {
-	c := redistest.UseCluster(t)
-	first, s := today(), newService(t, "REDIS_URL="+c.Url())
+	c := redistest.SharedCluster(t)
+	first, s := today(), newService(t, "REDIS_URL="+c.URL())
 	for range 3 {
 		id := newClusterTenant(t, s, `{"user_groups":{"anonymous":{"tokens":9}}}`)
 		s.consume(t, id, s.login(t, id), "").want(t, 200, "")

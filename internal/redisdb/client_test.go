@@ -15,10 +15,10 @@ import (
 
 // At most maxWaiting callers wait for a master that does not respond; others are refused immediately.
 func TestClusterWaitingLimit(t *testing.T) {
-	c := redistest.UseCluster(t)
-	client := newTestClient(t, c.Url(), new(telemetrytest.Log))
+	c := redistest.SharedCluster(t)
+	client := newTestClient(t, c.URL(), new(telemetrytest.Log))
 	victim := c.MastersNow(t)[0]
-	key := keyInSlot(redistest.SlotsOf(t, victim)[0])
+	key := keyInSlot(victim.Slots(t)[0])
 	read := NewScript("read", "return redis.call('GET', KEYS[1])", 0)
 	victim.Signal(t, syscall.SIGSTOP)
 	defer victim.Signal(t, syscall.SIGCONT)

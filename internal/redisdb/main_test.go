@@ -13,7 +13,7 @@ var testRedis *redistest.Server
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		server, err := redistest.Start("")
+		server, err := redistest.StartSharedServer()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

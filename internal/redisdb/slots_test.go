@@ -27,7 +27,7 @@ func TestKeySlot(t *testing.T) {
 
 func TestKeySlotAgreesWithRedis(t *testing.T) {
 	t.Parallel()
-	c := redistest.UseCluster(t)
+	c := redistest.SharedCluster(t)
 	conn := c.Nodes[0].MustDial(t)
 	defer conn.Close()
 	keys := []string{"", "{}", "{}x", "a{}b", "{{a}}", "x{a}{b}", "{a", "a}", "é{ü}"}

@@ -13,19 +13,20 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// Cluster is a real Redis Cluster of small servers: its first nodes are masters, and after them come replicas, each
-// of the master with the same number.
+// Cluster is a real Redis Cluster of small servers. When it is started, the first nodes are its masters, and after them
+// come the replicas, each of the master with the same number. Failovers change that.
 type Cluster struct {
-	Masters int
-	Nodes   []*Server
+	Masters int       // when it was started
+	Nodes   []*Server // must not change, except of a cluster that the test made itself
 }
 
 const (
-	clusterNodeTimeout = time.Second
-	slots              = 16384 // of a Redis Cluster
+	clusterNodeTimeout = time.Second // after which a node is taken for dead
+	slotCount          = 16384
 )
 
-// StartCluster starts a cluster and waits until it serves. replicas is 0 or 1, of each master.
+// StartCluster starts a cluster and waits until it serves. Each master has that number of replicas, 0 or 1. The
+// arguments are for each of the redis-servers.
 func StartCluster(masters, replicas int, args ...string) (*Cluster, error) {
 	c := &Cluster{Masters: masters, Nodes: make([]*Server, masters*(1+replicas))}
 	errs := make([]error, len(c.Nodes))
@@ -45,12 +46,14 @@ func StartCluster(masters, replicas int, args ...string) (*Cluster, error) {
 	return c, nil
 }
 
+// StartClusterNode starts a redis-server in cluster mode that knows no other yet and has no slots. A node that is
+// silent for a second is taken for dead.
 func StartClusterNode(args ...string) (*Server, error) {
 	busPort, err := FreePort()
 	if err != nil {
 		return nil, err
 	}
-	return Start("", append([]string{
+	return Start(append([]string{
 		"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(busPort), "--appendonly", "no",
 		"--cluster-node-timeout", strconv.FormatInt(clusterNodeTimeout.Milliseconds(), 10),
 		"--cluster-require-full-coverage", "no", "--cluster-allow-replica-migration", "no",
@@ -63,17 +66,17 @@ func (c *Cluster) join() error {
 	for i, n := range c.Nodes {
 		commands := [][]any{{"CLUSTER", "SET-CONFIG-EPOCH", i + 1}}
 		if i < c.Masters {
-			first, last := i*slots/c.Masters, (i+1)*slots/c.Masters-1
+			first, last := i*slotCount/c.Masters, (i+1)*slotCount/c.Masters-1
 			commands = append(commands, []any{"CLUSTER", "ADDSLOTSRANGE", first, last})
 		}
 		if i > 0 {
 			commands = append(commands, Meet(c.Nodes[0]))
 		}
-		if err := n.All(commands...); err != nil {
+		if err := n.DoAll(commands...); err != nil {
 			return err
 		}
 	}
-	if err := wait(20*time.Second, c.Check); err != nil {
+	if err := until(20*time.Second, c.Check); err != nil {
 		return err
 	}
 	for i, n := range c.Nodes[c.Masters:] {
@@ -81,57 +84,25 @@ func (c *Cluster) join() error {
 			return err
 		}
 	}
-	return wait(20*time.Second, c.Check)
+	return until(20*time.Second, c.Check)
 }
 
+// Meet returns the command with which a node joins the cluster of n.
 func Meet(n *Server) []any { return []any{"CLUSTER", "MEET", "127.0.0.1", n.Port, n.busPort()} }
 
 func (r *Server) busPort() string { return r.args[slices.Index(r.args, "--cluster-port")+1] }
 
 // replicate makes r a replica of master, as soon as it knows it.
 func (r *Server) replicate(master *Server) error {
-	id, err := master.myID()
+	id, err := master.id()
 	if err != nil {
 		return err
 	}
-	return wait(10*time.Second, func() error { return r.All([]any{"CLUSTER", "REPLICATE", id}) })
+	return until(10*time.Second, func() error { return r.DoAll([]any{"CLUSTER", "REPLICATE", id}) })
 }
 
-func (r *Server) myID() (string, error) {
-	c, err := r.Dial()
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	return redis.String(c.Do("CLUSTER", "MYID"))
-}
-
-// All runs commands and returns their first error.
-func (r *Server) All(commands ...[]any) error {
-	c, err := r.Dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for _, command := range commands {
-		if _, err := c.Do(command[0].(string), command[1:]...); err != nil {
-			return fmt.Errorf("%v: %w", command[:2], err)
-		}
-	}
-	return nil
-}
-
-// wait is eventually without a test.
-func wait(within time.Duration, condition func() error) error {
-	for deadline := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
-		err := condition()
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-	}
-}
-
-// Check returns an error unless every node knows all others, that all slots are served, and is in sync if it is a replica.
+// Check returns an error unless every node knows all others, knows that all slots are served, and, if it is a replica,
+// is in sync.
 func (c *Cluster) Check() error {
 	for _, n := range c.Nodes {
 		if err := n.CheckMember(len(c.Nodes)); err != nil {
@@ -141,6 +112,8 @@ func (c *Cluster) Check() error {
 	return nil
 }
 
+// CheckMember returns an error unless r is a member of a cluster of that number of nodes which serves all slots and, if
+// it is a replica, is in sync.
 func (r *Server) CheckMember(nodes int) error {
 	conn, err := r.Dial()
 	if err != nil {
@@ -152,7 +125,7 @@ func (r *Server) CheckMember(nodes int) error {
 		return err
 	}
 	if Field(state, "cluster_state") != "ok" || Field(state, "cluster_known_nodes") != strconv.Itoa(nodes) ||
-		Field(state, "cluster_slots_ok") != strconv.Itoa(slots) {
+		Field(state, "cluster_slots_ok") != strconv.Itoa(slotCount) {
 		return fmt.Errorf("the cluster is not complete: %s", state)
 	}
 	replication, err := redis.String(conn.Do("INFO", "replication"))
@@ -165,6 +138,7 @@ func (r *Server) CheckMember(nodes int) error {
 	return nil
 }
 
+// Close ends all nodes.
 func (c *Cluster) Close() {
 	for _, n := range c.Nodes {
 		if n != nil {
@@ -173,8 +147,8 @@ func (c *Cluster) Close() {
 	}
 }
 
-// Url returns the URL of the cluster for the services under test.
-func (c *Cluster) Url() string {
+// URL returns the URL for the services under test. It names all nodes.
+func (c *Cluster) URL() string {
 	addresses := make([]string, len(c.Nodes))
 	for i, n := range c.Nodes {
 		addresses[i] = n.TCP
@@ -182,7 +156,7 @@ func (c *Cluster) Url() string {
 	return fmt.Sprintf("redis-cluster://tollgate:%s@%s", Password, strings.Join(addresses, ","))
 }
 
-// IsMaster reports whether a node is a master with slots.
+// IsMaster reports whether a node of a cluster is a master with slots.
 func (r *Server) IsMaster(t testing.TB) bool {
 	t.Helper()
 	for line := range strings.Lines(r.String(t, "CLUSTER", "NODES")) {
@@ -193,16 +167,14 @@ func (r *Server) IsMaster(t testing.TB) bool {
 	return false
 }
 
-// Owner returns the master that has the slot of key.
+// Owner returns the master that has the slot of key, which must have no {tag} of its own.
 func (c *Cluster) Owner(t testing.TB, key string) *Server {
 	t.Helper()
-	conn := c.Conn()
-	defer conn.Close()
 	for _, n := range c.Nodes {
 		if !n.Alive() || !n.IsMaster(t) {
 			continue
 		}
-		if _, err := n.one("GET", "{"+key+"}owner"); err == nil {
+		if _, err := n.do("GET", "{"+key+"}owner"); err == nil {
 			return n
 		}
 	}
@@ -210,25 +182,7 @@ func (c *Cluster) Owner(t testing.TB, key string) *Server {
 	return nil
 }
 
-func (r *Server) one(command string, args ...any) (any, error) {
-	c, err := r.Dial()
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	return c.Do(command, args...)
-}
-
-func (r *Server) Alive() bool {
-	select {
-	case <-r.done:
-		return false
-	default:
-		return true
-	}
-}
-
-// ReplicaOf returns the replica that follows master.
+// ReplicaOf returns a replica that follows master.
 func (c *Cluster) ReplicaOf(t testing.TB, master *Server) *Server {
 	t.Helper()
 	for _, n := range c.Nodes {
@@ -253,14 +207,13 @@ func (c *Cluster) heal(t testing.TB) {
 	Eventually(t, 30*time.Second, c.Check)
 }
 
-// MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does. between is
-// called while the first slot is half moved.
+// MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does.
 func (c *Cluster) MoveSlots(t testing.TB, from, to *Server, slots []int) {
 	t.Helper()
 	source, target := from.MustDial(t), to.MustDial(t)
 	defer source.Close()
 	defer target.Close()
-	fromID, toID := c.Id(t, from), c.Id(t, to)
+	fromID, toID := from.ID(t), to.ID(t)
 	for _, slot := range slots {
 		MustDo(t, target, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID)
 		MustDo(t, source, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
@@ -279,15 +232,19 @@ func (c *Cluster) MoveSlots(t testing.TB, from, to *Server, slots []int) {
 	}
 }
 
-func (c *Cluster) Id(t testing.TB, n *Server) string {
+// ID returns the ID of a node of a cluster.
+func (r *Server) ID(t testing.TB) string {
 	t.Helper()
-	id, err := n.myID()
+	id, err := r.id()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return id
 }
 
+func (r *Server) id() (string, error) { return redis.String(r.do("CLUSTER", "MYID")) }
+
+// MustDial does what Dial does. It must succeed.
 func (r *Server) MustDial(t testing.TB) redis.Conn {
 	t.Helper()
 	c, err := r.Dial()
@@ -297,6 +254,7 @@ func (r *Server) MustDial(t testing.TB) redis.Conn {
 	return c
 }
 
+// MustDo runs one command over c. It must succeed.
 func MustDo(t testing.TB, c redis.Conn, command string, args ...any) any {
 	t.Helper()
 	reply, err := c.Do(command, args...)
@@ -306,10 +264,10 @@ func MustDo(t testing.TB, c redis.Conn, command string, args ...any) any {
 	return reply
 }
 
-// SlotsOf returns the slots that a master has.
-func SlotsOf(t testing.TB, n *Server) (slots []int) {
+// Slots returns the slots that a master has, in order.
+func (r *Server) Slots(t testing.TB) (slots []int) {
 	t.Helper()
-	ranges, err := redis.Values(n.Do(t, "CLUSTER", "SLOTS"), nil)
+	ranges, err := redis.Values(r.Do(t, "CLUSTER", "SLOTS"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +277,7 @@ func SlotsOf(t testing.TB, n *Server) (slots []int) {
 		if _, err := redis.Scan(one.([]any), &first, &last, &master); err != nil {
 			t.Fatal(err)
 		}
-		if port, err := redis.Int(master[1], nil); err != nil || port != n.Port {
+		if port, err := redis.Int(master[1], nil); err != nil || port != r.Port {
 			continue
 		}
 		for slot := first; slot <= last; slot++ {
@@ -329,38 +287,40 @@ func SlotsOf(t testing.TB, n *Server) (slots []int) {
 	return slots
 }
 
+// sharedCluster is what SharedCluster returns.
 var sharedCluster struct {
-	sync.Mutex
-	*Cluster
+	inUse   sync.Mutex // held by a test as long as it runs
+	cluster *Cluster   // nil before the first use
 }
 
-// UseCluster returns the cluster of three masters with a replica each that tests share, one after the other. It is
-// complete then, and again when the test has ended.
-func UseCluster(t testing.TB) *Cluster {
+// SharedCluster returns the cluster of three masters with a replica each that the tests of a package share. It waits
+// until the test that has the cluster ends, and starts it for the first one. The cluster is complete when the test gets
+// it, and again when it has ended: nodes that the test has killed are started.
+func SharedCluster(t testing.TB) *Cluster {
 	t.Helper()
-	sharedCluster.Lock()
-	t.Cleanup(sharedCluster.Unlock)
-	if sharedCluster.Cluster == nil {
+	sharedCluster.inUse.Lock()
+	t.Cleanup(sharedCluster.inUse.Unlock)
+	if sharedCluster.cluster == nil {
 		c, err := StartCluster(3, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sharedCluster.Cluster = c
+		sharedCluster.cluster = c
 	}
-	c := sharedCluster.Cluster
+	c := sharedCluster.cluster
 	c.heal(t)
 	t.Cleanup(func() { c.heal(t) })
 	return c
 }
 
-// CloseSharedCluster ends the cluster when all tests have ended.
+// CloseSharedCluster ends the cluster of SharedCluster. TestMain calls it when all tests have ended.
 func CloseSharedCluster() {
-	if sharedCluster.Cluster != nil {
-		sharedCluster.Close()
+	if sharedCluster.cluster != nil {
+		sharedCluster.cluster.Close()
 	}
 }
 
-// MastersNow returns the masters.
+// MastersNow returns the nodes that are masters with slots now.
 func (c *Cluster) MastersNow(t testing.TB) (masters []*Server) {
 	t.Helper()
 	for _, n := range c.Nodes {

@@ -8,10 +8,11 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// Conn returns a connection that runs each command on the master that has its key, and those without a key on all.
+// Conn returns a connection that runs each command on the master that has its key, and those without a key, such as
+// KEYS, on all that were masters at the start. Only Do and Close may be used.
 func (c *Cluster) Conn() redis.Conn { return &clusterConn{c, make(map[string]redis.Conn)} }
 
-// clusterConn follows redirections. Only Do and Close may be used.
+// clusterConn follows redirections.
 type clusterConn struct {
 	cluster *Cluster
 	conns   map[string]redis.Conn

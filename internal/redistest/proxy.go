@@ -7,28 +7,30 @@ import (
 	"testing"
 )
 
-// Proxy stands between a service and Redis and may do with each reply what a bad network does.
+// Proxy stands between a service and Redis, and does to replies what a bad network does.
 type Proxy struct {
-	Address, Url string
-	Cuts         atomic.Int64 // connections that were cut
+	Address string       // host:port
+	URL     string       // for the services under test
+	Cuts    atomic.Int64 // connections that were cut
 }
 
 // Fate is what becomes of a reply.
 type Fate int
 
 const (
-	Pass    Fate = iota
-	Swallow      // this and all that follow on the connection
-	Cut          // the connection
+	Pass    Fate = iota // the reply reaches the service
+	Swallow             // neither it nor any that follows on the connection does; the connection stays open
+	Cut                 // the connection ends before it
 )
 
-// NewProxy starts a proxy for r that asks judge for the fate of every reply.
+// NewProxy starts a proxy for r until the test ends. It asks judge, from several goroutines, for the fate of every
+// reply, or of several that come together.
 func NewProxy(t *testing.T, r *Server, judge func(reply []byte) Fate) *Proxy {
 	t.Helper()
 	return NewProxyTo(t, func() *Server { return r }, judge)
 }
 
-// NewProxyTo is NewProxy for the Redis that target returns when a connection is made.
+// NewProxyTo does what NewProxy does, for the Redis that target returns when a connection is made.
 func NewProxyTo(t *testing.T, target func() *Server, judge func(reply []byte) Fate) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -36,7 +38,7 @@ func NewProxyTo(t *testing.T, target func() *Server, judge func(reply []byte) Fa
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	p := &Proxy{Address: l.Addr().String(), Url: target().urlAt(l.Addr().String())}
+	p := &Proxy{Address: l.Addr().String(), URL: target().urlAt(l.Addr().String())}
 	go func() {
 		for {
 			client, err := l.Accept()

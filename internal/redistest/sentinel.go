@@ -15,21 +15,24 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// Sentinels is a master with replicas, and Sentinels that watch it.
+// MasterName is the name by which Sentinels know their master.
+const MasterName = "main"
+
+// Sentinels is a master with two replicas, and three Sentinels that watch it.
 type Sentinels struct {
-	servers   []*Server // of which one is the master
-	Sentinels []*Sentinel
-	password  string // of the Sentinels
+	Nodes    []*Sentinel // in the order of the URL
+	servers  []*Server   // one of which is the master
+	password string      // of the Sentinels
 }
 
+// Sentinel is one process.
 type Sentinel struct {
 	address string
 	cmd     *exec.Cmd
 }
 
-const MasterName = "main"
-
-// NewSentinels starts a master with two replicas and three Sentinels, which ask for that password if it is not "".
+// NewSentinels starts Sentinels with their servers, until the test ends. The Sentinels ask for a password unless it is
+// "". They take a master for dead that is silent for a second.
 func NewSentinels(t testing.TB, password string) *Sentinels {
 	t.Helper()
 	g := &Sentinels{password: password}
@@ -41,7 +44,7 @@ func NewSentinels(t testing.TB, password string) *Sentinels {
 		g.servers = append(g.servers, New(t, args...))
 	}
 	for range 3 {
-		g.Sentinels = append(g.Sentinels, newSentinel(t, g.servers[0].Port, password))
+		g.Nodes = append(g.Nodes, newSentinel(t, g.servers[0].Port, password))
 	}
 	Eventually(t, 20*time.Second, func() error { return g.check(t) })
 	return g
@@ -79,6 +82,7 @@ sentinel failover-timeout %[2]s 1000
 	return p
 }
 
+// Kill ends the Sentinel at once.
 func (p *Sentinel) Kill() {
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait()
@@ -89,7 +93,7 @@ func (p *Sentinel) alive() bool { return p.cmd.ProcessState == nil }
 // check returns an error unless the Sentinels name one master and know each other and both replicas, which are in sync.
 func (g *Sentinels) check(t testing.TB) error {
 	master := g.Master(t)
-	for _, p := range g.Sentinels {
+	for _, p := range g.Nodes {
 		if !p.alive() {
 			continue
 		}
@@ -97,7 +101,8 @@ func (g *Sentinels) check(t testing.TB) error {
 		if err != nil {
 			return err
 		}
-		if g.masterOf(t, p) != master || !strings.Contains(info, "status=ok") || !strings.Contains(info, "slaves=2,sentinels=3") {
+		complete := strings.Contains(info, "status=ok") && strings.Contains(info, "slaves=2,sentinels=3")
+		if !complete || g.masterOf(t, p) != master {
 			return errors.New(info)
 		}
 	}
@@ -123,10 +128,10 @@ func (p *Sentinel) info(password string) (string, error) {
 	return redis.String(c.Do("INFO", "sentinel"))
 }
 
-// Url returns the URL for the services under test.
-func (g *Sentinels) Url() string {
+// URL returns the URL for the services under test, without the password of the Sentinels.
+func (g *Sentinels) URL() string {
 	var addresses []string
-	for _, p := range g.Sentinels {
+	for _, p := range g.Nodes {
 		addresses = append(addresses, p.address)
 	}
 	return fmt.Sprintf("redis-sentinel://tollgate:%s@%s/%s", Password, strings.Join(addresses, ","), MasterName)
@@ -135,7 +140,7 @@ func (g *Sentinels) Url() string {
 // Master returns the master that the first Sentinel which is up names.
 func (g *Sentinels) Master(t testing.TB) *Server {
 	t.Helper()
-	return g.masterOf(t, g.Sentinels[slices.IndexFunc(g.Sentinels, (*Sentinel).alive)])
+	return g.masterOf(t, g.Nodes[slices.IndexFunc(g.Nodes, (*Sentinel).alive)])
 }
 
 // masterOf returns the master that a Sentinel names.
@@ -153,11 +158,11 @@ func (g *Sentinels) masterOf(t testing.TB, p *Sentinel) *Server {
 	return g.servers[slices.IndexFunc(g.servers, func(r *Server) bool { return strconv.Itoa(r.Port) == address[1] })]
 }
 
-// Promoted waits until a Sentinel names another master than old.
+// Promoted waits until a Sentinel names another master than old, and returns it.
 func (g *Sentinels) Promoted(t testing.TB, old *Server) (promoted *Server) {
 	t.Helper()
 	Eventually(t, 20*time.Second, func() error {
-		for _, p := range g.Sentinels {
+		for _, p := range g.Nodes {
 			if !p.alive() {
 				continue
 			}
@@ -170,16 +175,17 @@ func (g *Sentinels) Promoted(t testing.TB, old *Server) (promoted *Server) {
 	return promoted
 }
 
-// Heal makes old a replica of promoted, as the Sentinels would do after ten seconds, and waits until the group is complete.
+// Heal makes old a replica of promoted, as the Sentinels would do after ten seconds, and waits until the group is
+// complete.
 func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
 	t.Helper()
 	old.Do(t, "REPLICAOF", "127.0.0.1", promoted.Port)
 	Eventually(t, 30*time.Second, func() error { return g.check(t) })
 }
 
-// Failover asks the first Sentinel for a failover.
+// Failover asks the first Sentinel for a failover, which it refuses soon after another one.
 func (g *Sentinels) Failover() error {
-	c, err := redis.Dial("tcp", g.Sentinels[0].address, redis.DialPassword(g.password))
+	c, err := redis.Dial("tcp", g.Nodes[0].address, redis.DialPassword(g.password))
 	if err != nil {
 		return err
 	}
