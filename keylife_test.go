@@ -281,7 +281,7 @@ func TestSettleAfterRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := redisdb.Open(t.Context(), redisdb.Options{Url: url, Required: requiredCommands, ProbeKey: probeKey, Log: log})
+	client, err := redisdb.Open(t.Context(), redisdb.Options{URL: url, Required: requiredCommands, ProbeKey: probeKey, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -180,7 +180,7 @@ func openStore(ctx context.Context, set *settings, log *telemetry.Logger) (st *s
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	redis, err := redisdb.Open(ctx, redisdb.Options{
-		Url: set.redisURL, Required: requiredCommands, ProbeKey: probeKey, Replicas: int(set.waitReplicas), Log: log,
+		URL: set.redisURL, Required: requiredCommands, ProbeKey: probeKey, Replicas: int(set.waitReplicas), Log: log,
 	})
 	if err != nil {
 		return nil, nil, err

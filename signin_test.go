@@ -549,3 +549,30 @@ func TestUsersInACluster(t *testing.T) {
 	s.admin(t, "DELETE", path+"?forget=true", "").want(t, 204, "")
 	s.wantSignIn(t, tenant, "u1", 1000)
 }
+
+// In a full Redis those who have signed in before sign in, and a user can be forgotten. What needs room is 503.
+func TestSignInFull(t *testing.T) {
+	t.Parallel()
+	keys, r := newKeyServer(t), redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL, "APPLE_KEYS_URL="+keys.URL)
+	tenant := newTenantIn(t, r, signInConfig)
+	key := s.wantSignIn(t, tenant, "known", 1000)
+	forgotten, revoked := s.wantSignIn(t, tenant, "forgotten", 1000), s.wantSignIn(t, tenant, "revoked", 1000)
+	visitor := s.login(t, tenant)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
+	if again := s.wantSignIn(t, tenant, "known", 1000); again != key {
+		t.Errorf("got the key %s, want %s", again, key)
+	}
+	s.signIn(t, tenant, "new").want(t, 503, `{"error":"Service unavailable"}`)
+	s.signIn(t, tenant, "known", bearer(visitor)).want(t, 503, "")
+	s.admin(t, "DELETE", "/"+tenant+"/admin/keys/"+revoked, "").want(t, 204, "")
+	s.signIn(t, tenant, "revoked").want(t, 503, "")
+	s.admin(t, "DELETE", "/"+tenant+"/admin/keys/"+forgotten+"?forget=true", "").want(t, 204, "")
+	if records := r.Keys(t, "signIn:*"); len(records) != 2 {
+		t.Errorf("there are the records %q, want those of known and revoked", records)
+	}
+	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
+	s.wantSignIn(t, tenant, "known", 1050, bearer(visitor))
+	s.wantSignIn(t, tenant, "forgotten", 1000)
+	s.wantSignIn(t, tenant, "revoked", 0)
+}

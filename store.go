@@ -116,39 +116,41 @@ var (
 	//go:embed lua/token.lua
 	tokenLua string
 
-	// A script without the flag allow-oom is refused if Redis's memory is full. What needs no memory runs even then, so
-	// that charges go on.
+	// What needs no memory runs even if Redis's memory is full, so that charges go on and keys can be revoked.
 	chargeScript = redisdb.NewScript("charge",
-		"#!lua flags=allow-oom\nlocal measureRate, refillBalance\n"+chargeLua, redisdb.Writes)
+		"local measureRate, refillBalance\n"+chargeLua, redisdb.AllowOOM)
 	growingChargeScript = redisdb.NewScript("growing charge",
-		"#!lua\nlocal refillBalance\n"+rateLua+chargeLua, redisdb.Writes)
-	keyScript        = redisdb.NewScript("key", "#!lua flags=allow-oom\n"+refillLua+keyLua, redisdb.Writes)
-	growingKeyScript = redisdb.NewScript("growing key", "#!lua\n"+refillLua+keyLua, redisdb.Writes)
+		"local refillBalance\n"+rateLua+chargeLua, redisdb.DenyOOM)
+	keyScript        = redisdb.NewScript("key", refillLua+keyLua, redisdb.AllowOOM)
+	growingKeyScript = redisdb.NewScript("growing key", refillLua+keyLua, redisdb.DenyOOM)
 
 	// The same for tenants of which a group has a refill: others do not pay for it.
 	refillChargeScript = redisdb.NewScript("refill charge",
-		"#!lua flags=allow-oom\nlocal measureRate\n"+refillLua+chargeLua, redisdb.Writes)
+		"local measureRate\n"+refillLua+chargeLua, redisdb.AllowOOM)
 	growingRefillChargeScript = redisdb.NewScript("growing refill charge",
-		"#!lua\n"+refillLua+rateLua+chargeLua, redisdb.Writes)
+		refillLua+rateLua+chargeLua, redisdb.DenyOOM)
 
-	holdScript    = redisdb.NewScript("hold", "#!lua\n"+refillLua+rateLua+holdsLua+holdLua, redisdb.Writes)
-	settleScript  = redisdb.NewScript("settle", "#!lua flags=allow-oom\n"+holdsLua+settleLua, redisdb.Writes)
-	releaseScript = redisdb.NewScript("release", "#!lua flags=allow-oom\n"+holdsLua+releaseLua, redisdb.Writes)
+	holdScript    = redisdb.NewScript("hold", refillLua+rateLua+holdsLua+holdLua, redisdb.DenyOOM)
+	settleScript  = redisdb.NewScript("settle", holdsLua+settleLua, redisdb.AllowOOM)
+	releaseScript = redisdb.NewScript("release", holdsLua+releaseLua, redisdb.AllowOOM)
 
-	rotateScript  = redisdb.NewScript("rotate", "#!lua\n"+holdsLua+rotateLua, redisdb.Writes)
-	signInScript  = redisdb.NewScript("signin", signInLua, redisdb.Writes)
-	userScript    = redisdb.NewScript("user", userLua, redisdb.Writes)
-	closeScript   = redisdb.NewScript("close", "#!lua\n"+holdsLua+closeLua, redisdb.Writes)
-	receiveScript = redisdb.NewScript("receive", "#!lua\n"+holdsLua+receiveLua, redisdb.Writes)
+	rotateScript  = redisdb.NewScript("rotate", holdsLua+rotateLua, redisdb.DenyOOM)
+	userScript    = redisdb.NewScript("user", userLua, redisdb.DenyOOM)
+	closeScript   = redisdb.NewScript("close", holdsLua+closeLua, redisdb.DenyOOM)
+	receiveScript = redisdb.NewScript("receive", holdsLua+receiveLua, redisdb.DenyOOM)
 
-	issueScript     = redisdb.NewScript("issue", issueLua, redisdb.Writes)
-	revokeScript    = redisdb.NewScript("revoke", revokeLua, redisdb.Writes)
-	configScript    = redisdb.NewScript("config", configLua, redisdb.Writes)
-	loadScript      = redisdb.NewScript("load", loadLua, 0)
-	unchangedScript = redisdb.NewScript("unchanged", unchangedLua, 0)
-	// Deleting frees more memory than it takes.
-	deleteScript = redisdb.NewScript("delete", "#!lua flags=allow-oom\n"+deleteLua, redisdb.Writes)
-	tokenScript  = redisdb.NewScript("token", tokenLua, redisdb.Writes)
+	// The first one reads and deletes; the other may also store.
+	signInScript        = redisdb.NewScript("signin", signInLua, redisdb.AllowOOM)
+	growingSignInScript = redisdb.NewScript("growing signin", signInLua, redisdb.DenyOOM)
+
+	issueScript     = redisdb.NewScript("issue", issueLua, redisdb.DenyOOM)
+	configScript    = redisdb.NewScript("config", configLua, redisdb.DenyOOM)
+	loadScript      = redisdb.NewScript("load", loadLua, redisdb.NoWrites)
+	unchangedScript = redisdb.NewScript("unchanged", unchangedLua, redisdb.NoWrites)
+	// Revoking and deleting free more memory than they take.
+	revokeScript = redisdb.NewScript("revoke", revokeLua, redisdb.AllowOOM)
+	deleteScript = redisdb.NewScript("delete", deleteLua, redisdb.AllowOOM)
+	tokenScript  = redisdb.NewScript("token", tokenLua, redisdb.DenyOOM)
 )
 
 // requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.

@@ -178,7 +178,7 @@ func (u *usageStats) write() {
 //go:embed lua/usage.lua
 var usageLua string
 
-var usageScript = redisdb.NewScript("usage", "#!lua\n"+usageLua, redisdb.Dispensable)
+var usageScript = redisdb.NewScript("usage", usageLua, redisdb.DenyOOM)
 
 // usageRedisKey returns where the counts of a tenant's day are: in a hash with a field for each sum.
 func usageRedisKey(tenantID string, day int64) string {
@@ -197,7 +197,7 @@ func (s *store) AddUsage(deadline time.Time, day usageDay, d *dayUsage) (ok bool
 			args = append(args, field, instead, *sum)
 		}
 	})
-	_, err := s.redis.EvalLarge(deadline, usageScript, keys, args...)
+	_, err := s.redis.EvalDispensable(deadline, usageScript, keys, args...)
 	return err == nil || redisdb.MayHaveRun(err)
 }
 

@@ -166,7 +166,11 @@ func (s *store) changeSignIn(deadline time.Time, who signInIdentity, before, nex
 	for _, m := range move {
 		args = append(args, m.from, m.to)
 	}
-	reply, err := redis.Strings(s.redis.Eval(deadline, signInScript, []string{name, "{" + name + "}:moves"}, args...))
+	script := growingSignInScript
+	if len(move) == 0 && (next.text == "" || next.text == before.text) {
+		script = signInScript
+	}
+	reply, err := redis.Strings(s.redis.Eval(deadline, script, []string{name, "{" + name + "}:moves"}, args...))
 	if err != nil {
 		return signInRecord{}, nil, err
 	}

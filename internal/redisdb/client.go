@@ -12,34 +12,35 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// Options says how to use Redis.
+// Options says which Redis to use, and how.
 type Options struct {
-	Url      *URL
-	Required []Requirement
-	ProbeKey func(i int) string // returns the name of a key that never exists; the names have all slots
-	Replicas int                // that must have a write before its reply counts; 0: Redis replicates when it likes
-	Log      *telemetry.Logger
+	URL      *URL          // must not be nil
+	Required []Requirement // what the user of the URL must be allowed to do
+
+	// Replicas is how many replicas of a master must have a write before its reply counts. If it is 0, Redis replicates
+	// when it likes, and a failover may lose writes that have succeeded.
+	Replicas int
+
+	// ProbeKey returns the i-th of any number of keys that never exist, i ≥ 0. The names must match the prefix of a
+	// Requirement, and be spread over all slots of a cluster. It may be called concurrently.
+	ProbeKey func(i int) string
+
+	Log *telemetry.Logger // is told when a server fails, recovers or changes its role
 }
 
-// Requirement names commands that the service needs on keys with a prefix.
+// Requirement names commands, separated by spaces and in capital letters, that the service needs on the keys with a
+// prefix. A server that denies one is not used: Open fails, and Ready does.
 type Requirement struct{ Prefix, Commands string }
 
-const maxWaiting = 1024 // callers of one node of several: a dead one must not hold all of the service's connections
+const maxWaiting = 1024 // callers of one master of a cluster: a dead one must not hold all of the service's connections
 
-// Client runs commands and scripts on the Redis server that has their key: the one server, the master that
-// Sentinels name, or a master of a Redis Cluster. Its methods may be called from any number of goroutines. They take a
-// deadline and no context, for the reason that node has. Their errors are a redis.Error if Redis refuses this
-// command alone, else they wrap ErrUnavailable.
+// Client is the way to Redis. Its methods may be called from any number of goroutines.
 //
-// If there are several servers, a command that was certainly not executed is sent again until its deadline, each time
-// to the server that has the key then. One that may have been executed is never sent twice.
-//
-// There is no library under it but redigo. The one for clusters on redigo, mna/redisc, has not changed since 2023, does
-// not follow ASK on a pipelined connection, and notices a dead master only when another node redirects to the next.
+// The errors of its methods are a redis.Error if Redis refuses this command alone, such as a wrong type or an error
+// that the script itself returns. All others wrap ErrUnavailable.
 type Client struct {
-	Options
-	single    *node                // the one server; nil if there are several
-	master    atomic.Pointer[node] // that the Sentinels name
+	options   Options
+	master    atomic.Pointer[node] // the one server, or the one that the Sentinels name; nil in a cluster
 	sentinels *sentinelSet
 	slots     [slotCount]atomic.Pointer[node] // the masters of a cluster
 
@@ -52,20 +53,21 @@ type Client struct {
 
 	mu          sync.Mutex       // guards the fields below, and changes of master and slots
 	nodes       map[string]*node // in use, by address
-	masters     []*node          // those that decide charges, by address
+	masters     []*node          // that take writes, sorted by address; the slice is replaced, never changed
 	replicasAt  []string         // addresses of replicas, which also know the slots
 	masterEpoch int64            // in which the Sentinels made master that
 }
 
-// Open connects to Redis and checks it, until ctx is done. Errors are those of the dial, of a server that is too
-// old or denies a required command, and of one in another topology than the URL says. The caller closes the client.
+// Open connects to Redis and checks it, until ctx is done. It fails if no connection can be made, if the server is
+// older than Redis 7.0 or Valkey 7.2, if it denies a required command, and if it is in another topology than the URL
+// says. The log is warned of settings with which Redis may lose data. The caller closes the client.
 func Open(ctx context.Context, options Options) (*Client, error) {
-	c := &Client{Options: options, wake: make(chan struct{}, 1), nodes: make(map[string]*node)}
+	c := &Client{options: options, wake: make(chan struct{}, 1), nodes: make(map[string]*node)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	var err error
-	switch options.Url.topology {
+	switch options.URL.topology {
 	case singleServer:
-		c.single, err = c.openSingle(ctx)
+		err = c.openSingle(ctx)
 	case sentinelMaster:
 		err = c.openSentinels(ctx)
 	case clusterServers:
@@ -78,148 +80,144 @@ func Open(ctx context.Context, options Options) (*Client, error) {
 	return c, nil
 }
 
-func (c *Client) openSingle(ctx context.Context) (*node, error) {
-	server := nodeOptions{name: "Redis", dial: c.dialTo(c.Url.address), readyKey: c.anyProbeKey}
-	server.Options = c.Options
-	if err := server.check(ctx); err != nil {
-		return nil, err
-	}
-	n := newNode(server)
+// openSingle makes the one server the master, which it stays.
+func (c *Client) openSingle(ctx context.Context) error {
+	n := c.newNode("", c.dialTo(c.options.URL.address), c.anyProbeKey)
+	c.mu.Lock()
+	c.setMaster(n)
+	c.mu.Unlock()
+	return n.check(ctx)
+}
+
+// setMaster makes n the master of all keys. The caller holds c.mu.
+func (c *Client) setMaster(n *node) {
+	c.master.Store(n)
 	c.masters = []*node{n}
-	return n, nil
+	c.nodes = map[string]*node{n.address: n}
 }
 
 // anyProbeKey returns a key that does not exist.
-func (c *Client) anyProbeKey() string { return c.ProbeKey(0) }
+func (c *Client) anyProbeKey() string { return c.options.ProbeKey(0) }
 
 // dialTo returns the function that dials address.
 func (c *Client) dialTo(address string) dialFunc {
 	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
-		return c.Url.dial(ctx, address, timeout, more...)
+		return c.options.URL.dial(ctx, address, timeout, more...)
 	}
 }
 
-// Close ends all connections. Nobody may use the client any more.
+// Close ends all connections. Commands that still wait fail. Nobody may use the client any more.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.stop() // from here on no background goroutine starts another
 	c.mu.Unlock()
 	c.loops.Wait()
-	if c.single != nil {
-		c.single.close()
-	}
 	for _, n := range c.nodes {
 		n.close()
 	}
 }
 
-// OneSlot reports whether a script may have keys of different slots.
-func (c *Client) OneSlot() bool { return c.Url.topology != clusterServers }
+// OneSlot reports whether a script may have any keys together. In a cluster it may not.
+func (c *Client) OneSlot() bool { return c.options.URL.topology != clusterServers }
 
 // SameSlot reports whether a script may have both keys.
 func (c *Client) SameSlot(a, b string) bool { return c.OneSlot() || Slot(a) == Slot(b) }
 
-// Eval runs a script over a shared connection: its keys and arguments must be small, and so must its reply. All keys
-// must hash to the slot of the first, unless oneSlot.
+// Eval runs a script over the shared connection, and returns its reply as redigo does. The script must be fast, and
+// its keys, arguments and reply small: about a kilobyte, not a megabyte. All keys must hash to the slot of the first,
+// unless OneSlot. There must be at least one.
 func (c *Client) Eval(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
-	return c.run(deadline, keys[0], operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind})
+	return c.route(deadline, keys[0], operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind})
 }
 
-// EvalLarge runs a script over a connection of a pool. All keys must hash to the slot of the first, unless oneSlot.
+// EvalLarge does what Eval does, over a connection of the pool: arguments and reply may have any size.
 func (c *Client) EvalLarge(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
 	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind, large: true}
-	return c.run(deadline, keys[0], op)
+	return c.route(deadline, keys[0], op)
 }
 
-// Read runs one command that reads a key, over a connection of a pool. The reply may be nil.
+// EvalDispensable does what EvalLarge does, for what can be done without: that it is late or fails says nothing about
+// Redis, and it does not wait for replicas.
+func (c *Client) EvalDispensable(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
+	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: dispensable, large: true}
+	return c.route(deadline, keys[0], op)
+}
+
+// Read runs one command that reads a key, over a connection of the pool. The reply may be nil.
 func (c *Client) Read(deadline time.Time, command, key string, args ...any) (any, error) {
-	return c.run(deadline, key, operation{name: command, args: commandArgs(key, args), large: true})
+	return c.route(deadline, key, operation{name: command, args: commandArgs(key, args), large: true})
 }
 
-// ReadDispensable is read for what can be done without: that it is late or fails says nothing about Redis.
+// ReadDispensable does what Read does, for what can be done without: that it is late or fails says nothing about Redis.
 func (c *Client) ReadDispensable(deadline time.Time, command, key string, args ...any) (any, error) {
-	return c.run(deadline, key, operation{name: command, args: commandArgs(key, args), kind: Dispensable, large: true})
+	op := operation{name: command, args: commandArgs(key, args), kind: dispensable, large: true}
+	return c.route(deadline, key, op)
 }
 
-// Write runs one command that writes a key, over a connection of a pool.
+// ReadEach runs a command that reads a key once for each of keys, and returns the replies in their order: in one
+// pipeline or, in a cluster, over several connections at a time. If one fails the replies are of no use.
+func (c *Client) ReadEach(deadline time.Time, command string, keys []string) ([]any, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	if c.OneSlot() {
+		return redis.Values(c.route(deadline, keys[0], operation{name: command, each: keys, large: true}))
+	}
+	replies, errs := make([]any, len(keys)), make([]error, len(keys))
+	each(len(keys), poolSize, func(i int) { replies[i], errs[i] = c.Read(deadline, command, keys[i]) })
+	return replies, errors.Join(errs...)
+}
+
+// Write runs one command that writes a key, over a connection of the pool.
 func (c *Client) Write(deadline time.Time, command, key string, args ...any) (any, error) {
-	return c.run(deadline, key, operation{name: command, args: commandArgs(key, args), kind: Writes, large: true})
+	op := operation{name: command, args: commandArgs(key, args), kind: writes, large: true}
+	return c.route(deadline, key, op)
 }
 
 // ErrFull means that Redis has no memory to spare for what can be done without.
 var ErrFull = errors.New("redis is short of memory")
 
-// WriteIfRoom runs one command that writes size bytes to a key, over a connection of a pool, if Redis has memory to
-// spare. It is not for requests, since it may look at Redis's memory first. Errors: ErrFull if nothing was written
-// because of that.
+// WriteIfRoom runs one command that writes about size bytes to a key, over a connection of the pool, if that leaves a
+// quarter of Redis's memory (maxmemory) free. It is for what can be done without: a failure says nothing about Redis,
+// and it does not wait for replicas. It is not for requests, since it may have to ask for Redis's memory first. The
+// error is ErrFull if nothing was written for want of memory.
 func (c *Client) WriteIfRoom(deadline time.Time, size int, command, key string, args ...any) error {
-	n := c.single
-	if n == nil {
-		n = c.owner(Slot(key))
-	}
-	if n == nil || !n.memory.hasRoom(int64(size), func() (string, error) { return n.memoryInfo(deadline) }) {
+	n := c.owner(key)
+	info := func() (string, error) { return n.memoryInfo(deadline) }
+	if n == nil || !n.memory.hasRoom(int64(size), info) {
 		return ErrFull
 	}
-	op := operation{name: command, args: commandArgs(key, args), kind: Dispensable, large: true}
-	_, err := c.run(deadline, key, op)
+	op := operation{name: command, args: commandArgs(key, args), kind: dispensable, large: true}
+	_, err := c.route(deadline, key, op)
 	if IsOutOfMemory(err) {
 		return ErrFull
 	}
 	return err
 }
 
-// ReadEach runs a command that reads a key once for each key.
-func (c *Client) ReadEach(deadline time.Time, command string, keys []string) ([]any, error) {
-	if c.single != nil {
-		replies, err := c.single.doEach(deadline, command, keys)
-		_, err = c.single.health.observe(command, nil, err)
-		return replies, err
-	}
-	replies, errs := make([]any, len(keys)), make([]error, len(keys))
-	var workers sync.WaitGroup
-	for first := range min(len(keys), poolSize) {
-		workers.Go(func() {
-			for i := first; i < len(keys); i += poolSize {
-				replies[i], errs[i] = c.Read(deadline, command, keys[i])
-			}
-		})
-	}
-	workers.Wait()
-	return replies, errors.Join(errs...)
-}
-
-func (c *Client) run(deadline time.Time, key string, op operation) (any, error) {
-	if c.single != nil {
-		reply, err := c.single.run(deadline, op, false)
-		return c.single.observe(op, reply, err)
-	}
-	return c.route(deadline, key, op)
-}
-
 // route runs op on the server that has key, wherever it moves.
 func (c *Client) route(deadline time.Time, key string, op operation) (any, error) {
-	slot := Slot(key)
 	var target *node // other than the owner, for one attempt
 	for failures := 0; ; failures++ {
-		n, asking := c.owner(slot), target != nil
-		if asking {
-			n = target
+		n, asking := target, target != nil
+		if !asking {
+			n = c.owner(key)
 		}
 		if n == nil {
 			c.refreshSoon()
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, unsentError{errNoOwner})
 		}
-		// One server has maxPending as its only bound: there are no others that it could hold up.
+		// Where one server has all keys, maxPending is the only bound: there are no others that it could hold up.
 		if n.waiting.Add(1) > maxWaiting && !c.OneSlot() {
 			n.waiting.Add(-1)
 			return nil, n.health.failed(op.name, unsentError{errTooManyPending})
 		}
 		reply, err := n.run(deadline, op, asking)
-		var pause time.Duration
+		pause := noRetry
 		if err != nil {
-			target, pause = c.redirect(n, slot, err, failures)
+			target, pause = c.redirect(n, key, err, failures)
 		}
-		if err == nil || pause == noRetry {
+		if pause == noRetry {
 			n.waiting.Add(-1)
 			return n.observe(op, reply, err)
 		}
@@ -232,24 +230,26 @@ func (c *Client) route(deadline time.Time, key string, op operation) (any, error
 	}
 }
 
-// owner returns the server that has a slot, nil if none is known.
-func (c *Client) owner(slot int) *node {
+// owner returns the server that has a key, nil if none is known.
+func (c *Client) owner(key string) *node {
 	if n := c.master.Load(); n != nil {
 		return n
 	}
-	return c.slots[slot].Load()
+	return c.slots[Slot(key)].Load()
 }
 
-// deciding returns the servers that decide charges.
-func (c *Client) deciding() []*node {
+// allMasters returns the servers that take writes now.
+func (c *Client) allMasters() []*node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.masters
 }
 
-// Scan does what node.scan does, on each master.
+// Scan calls f with the names of all keys that match pattern, each at least once unless it comes or goes meanwhile. It
+// takes steps in which Redis looks at about count keys, each of which may take timeout, and stops at the first error:
+// one of f, or one that is as redigo returns it. Such an error says nothing about Redis as a whole.
 func (c *Client) Scan(pattern string, count int, timeout time.Duration, f func(names []string) error) error {
-	for _, n := range c.deciding() {
+	for _, n := range c.allMasters() {
 		if err := n.scan(pattern, count, timeout, f); err != nil {
 			return err
 		}
@@ -257,19 +257,17 @@ func (c *Client) Scan(pattern string, count int, timeout time.Duration, f func(n
 	return nil
 }
 
-// Ready returns an error if no server would decide a charge.
+// Ready returns nil as soon as one server would execute all required commands, and an error if none would.
 func (c *Client) Ready(deadline time.Time) error {
-	nodes := c.deciding()
+	nodes := c.allMasters()
 	results := make(chan error, len(nodes))
-	for _, n := range nodes {
-		go func() {
-			err := n.ready(deadline)
-			if err != nil { // as after a failover that no command has met yet
-				c.refreshSoon()
-			}
-			results <- err
-		}()
-	}
+	go each(len(nodes), len(nodes), func(i int) {
+		err := nodes[i].ready(deadline)
+		if err != nil { // as after a failover that no command has met yet
+			c.refreshSoon()
+		}
+		results <- err
+	})
 	err := fmt.Errorf("%w: %w", ErrUnavailable, errNoOwner)
 	for range nodes {
 		if err = <-results; err == nil {
@@ -279,26 +277,23 @@ func (c *Client) Ready(deadline time.Time) error {
 	return err
 }
 
-// WriteMetrics writes the state of the connections, and of each server, which it queries.
-func (c *Client) WriteMetrics(e *telemetry.Page) {
-	nodes := c.deciding()
+// WriteMetrics writes the state of the connections, and of each server, which it queries for up to 900 ms. The samples
+// of several servers have a label node, the address.
+func (c *Client) WriteMetrics(page *telemetry.Page) {
+	nodes := c.allMasters()
 	up := make([]float64, len(nodes))
-	var queries sync.WaitGroup
-	for i, n := range nodes {
-		queries.Go(func() {
-			if n.ready(time.Now().Add(redialTimeout)) == nil {
-				up[i] = 1
-			}
-		})
-	}
-	queries.Wait()
+	each(len(nodes), len(nodes), func(i int) {
+		if nodes[i].ready(time.Now().Add(redialTimeout)) == nil {
+			up[i] = 1
+		}
+	})
 	write := func(name, kind, help string, value func(i int, n *node) float64) {
-		e.Family(name, kind, help)
+		page.Family(name, kind, help)
 		for i, n := range nodes {
 			if n.address == "" {
-				e.Sample(name, value(i, n))
+				page.Sample(name, value(i, n))
 			} else {
-				e.Sample(name, value(i, n), "node", n.address)
+				page.Sample(name, value(i, n), "node", n.address)
 			}
 		}
 	}
@@ -316,8 +311,29 @@ func (c *Client) WriteMetrics(e *telemetry.Page) {
 		func(_ int, n *node) float64 { return float64(n.shared.pending()) })
 	write("redis_errors_total", "counter", "Commands that found Redis unavailable.",
 		func(_ int, n *node) float64 { return float64(n.health.failures.Load()) })
-	e.Family("redis_redirects_total", "counter", "Commands that were sent again because they had not been executed.")
+	page.Family("redis_redirects_total", "counter", "Commands that were sent again because they had not been executed.")
 	for kind, name := range redirectNames {
-		e.Sample("redis_redirects_total", float64(c.redirects[kind].Load()), "kind", name)
+		page.Sample("redis_redirects_total", float64(c.redirects[kind].Load()), "kind", name)
+	}
+}
+
+// each calls f with 0 to n-1, at most limit calls at a time, and returns when all have returned.
+func each(n, limit int, f func(i int)) {
+	var workers sync.WaitGroup
+	for first := range min(n, limit) {
+		workers.Go(func() {
+			for i := first; i < n; i += limit {
+				f(i)
+			}
+		})
+	}
+	workers.Wait()
+}
+
+// sleep pauses for d, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
+
+	"github.com/gomodule/redigo/redis"
 )
 
 // At most maxWaiting callers wait for a master that does not respond; others are refused immediately.
@@ -19,7 +21,7 @@ func TestClusterWaitingLimit(t *testing.T) {
 	client := newTestClient(t, c.URL(), new(telemetrytest.Log))
 	victim := c.MastersNow(t)[0]
 	key := keyInSlot(victim.Slots(t)[0])
-	read := NewScript("read", "return redis.call('GET', KEYS[1])", 0)
+	read := NewScript("read", "return redis.call('GET', KEYS[1])", NoWrites)
 	victim.Signal(t, syscall.SIGSTOP)
 	defer victim.Signal(t, syscall.SIGCONT)
 	var callers sync.WaitGroup
@@ -27,7 +29,8 @@ func TestClusterWaitingLimit(t *testing.T) {
 	const more = 100
 	for range maxWaiting + more {
 		callers.Go(func() {
-			if _, err := client.Eval(time.Now().Add(700*time.Millisecond), read, []string{key}); errors.Is(err, errTooManyPending) {
+			_, err := client.Eval(time.Now().Add(700*time.Millisecond), read, []string{key})
+			if errors.Is(err, errTooManyPending) {
 				refused.Add(1)
 			}
 		})
@@ -38,27 +41,105 @@ func TestClusterWaitingLimit(t *testing.T) {
 	}
 }
 
+// ReadEach returns the replies in the order of the keys: of one server over one connection, of a cluster over several.
+func TestReadEach(t *testing.T) {
+	t.Parallel()
+	keys := make([]string, 3*poolSize)
+	for i := range keys {
+		keys[i] = "apiKey:" + strconv.Itoa(i)
+	}
+	test := func(t *testing.T, c *Client) {
+		deadline := time.Now().Add(prompt)
+		for _, key := range keys {
+			if _, err := c.Write(deadline, "SET", key, "value of "+key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := redis.Strings(c.ReadEach(deadline, "GET", keys))
+		if err != nil || len(got) != len(keys) {
+			t.Fatalf("%d replies, %v", len(got), err)
+		}
+		for i, key := range keys {
+			if want := "value of " + key; got[i] != want {
+				t.Errorf("got %q, want %q", got[i], want)
+			}
+		}
+		if got, err := c.ReadEach(deadline, "GET", nil); err != nil || len(got) != 0 {
+			t.Errorf("no keys: got %q, %v", got, err)
+		}
+		if _, err := c.ReadEach(deadline, "LLEN", keys); err == nil || errors.Is(err, ErrUnavailable) {
+			t.Errorf("a wrong type: got %v", err)
+		}
+	}
+	t.Run("one server", func(t *testing.T) {
+		c := newTestClient(t, testRedis.URL(), new(telemetrytest.Log))
+		test(t, c)
+		if n := c.master.Load().pool.Stats().ActiveCount; n != 1 {
+			t.Errorf("%d connections were made", n)
+		}
+	})
+	t.Run("a cluster", func(t *testing.T) {
+		test(t, newTestClient(t, redistest.SharedCluster(t).URL(), new(telemetrytest.Log)))
+	})
+}
+
+func TestEach(t *testing.T) {
+	for _, n := range []int{0, 1, 7, 100} {
+		for _, limit := range []int{1, 3, 200} {
+			calls := make([]atomic.Int64, n)
+			var now, most atomic.Int64
+			each(n, limit, func(i int) {
+				if running := now.Add(1); running > int64(limit) {
+					most.Store(running)
+				}
+				calls[i].Add(1)
+				now.Add(-1)
+			})
+			for i := range calls {
+				if got := calls[i].Load(); got != 1 {
+					t.Errorf("each(%d, %d): f(%d) was called %d times", n, limit, i, got)
+				}
+			}
+			if most.Load() > 0 {
+				t.Errorf("each(%d, %d): %d calls at a time", n, limit, most.Load())
+			}
+		}
+	}
+}
+
 // BenchmarkKeySlot measures what finding the server of a key adds to a charge in a cluster.
 func BenchmarkKeySlot(b *testing.B) {
 	c := &Client{}
-	c.slots[0].Store(new(node))
 	key := "apiKey:temp_11111111-2222-4333-8444-555555555555"
+	c.slots[Slot(key)].Store(new(node))
 	for b.Loop() {
-		c.owner(Slot(key))
+		c.owner(key)
 	}
 }
 
 // newTestClient returns a client of the Redis at rawURL, which is closed when the test ends.
 func newTestClient(t *testing.T, rawURL string, log *telemetrytest.Log) *Client {
 	t.Helper()
+	return open(t, testOptions(t, rawURL, log))
+}
+
+// testOptions returns what newTestClient opens.
+func testOptions(t *testing.T, rawURL string, log *telemetrytest.Log) Options {
+	t.Helper()
 	url, err := ParseURL(rawURL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := Open(t.Context(), Options{
-		Url: url, Required: []Requirement{{Prefix: "apiKey:", Commands: "GET SET"}}, Log: telemetry.New(log),
+	return Options{
+		URL: url, Required: []Requirement{{Prefix: "apiKey:", Commands: "GET SET"}}, Log: telemetry.New(log),
 		ProbeKey: func(i int) string { return "apiKey:{" + strconv.Itoa(i) + "}" },
-	})
+	}
+}
+
+// open is Open with a client that is closed when the test ends.
+func open(t *testing.T, options Options) *Client {
+	t.Helper()
+	c, err := Open(t.Context(), options)
 	if err != nil {
 		t.Fatal(err)
 	}

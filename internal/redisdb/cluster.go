@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	refreshTimeout  = 300 * time.Millisecond // of one node that is asked
-	refreshPause    = 100 * time.Millisecond
-	refreshInterval = time.Minute
+	refreshTimeout  = 300 * time.Millisecond // of one node that is asked for the slots
+	refreshPause    = 100 * time.Millisecond // at least, between two refreshes
+	refreshInterval = time.Minute            // at most
 
 	freeRedirects = 3 // in a row, before a pause: two nodes may name each other
 	maxRetryPause = 50 * time.Millisecond
-	retireDelay   = 2 * time.Second // in which all commands that were sent to a node have expired
-	askedAge      = time.Minute     // for which a node without slots is kept after a command was sent there
+	retireDelay   = 2 * time.Second // after it, all commands that were sent to a node have expired
+	askedAge      = time.Minute     // for which a node without slots is kept after a command was sent there with ASKING
 )
 
 var (
@@ -33,13 +33,12 @@ var (
 
 const noRetry time.Duration = -1
 
-// redirect decides what follows err, with which n refused a command on a slot after that many failures: a pause, after
-// which it is sent again, to target or, if that is nil, to the slot's owner. The pause is noRetry if the command may
-// have been executed, or would be refused again.
-func (c *Client) redirect(n *node, slot int, err error, failures int) (target *node,
-	pause time.Duration) {
+// redirect decides what follows err, with which n has refused a command on key after a number of failures: a pause,
+// after which the command is sent again, to target or, if that is nil, to the key's owner. The pause is noRetry if the
+// command may have been executed, or would be refused again.
+func (c *Client) redirect(n *node, key string, err error, failures int) (target *node, pause time.Duration) {
 	kind, address := parseRedirect(err, n.address)
-	if kind == noRedirect || kind != notNow && c.Url.topology != clusterServers {
+	if !c.options.URL.topology.follows(kind) {
 		if classify(err) == faultConnection {
 			c.refreshSoon()
 		}
@@ -52,7 +51,7 @@ func (c *Client) redirect(n *node, slot int, err error, failures int) (target *n
 	}
 	switch kind {
 	case movedSlot:
-		c.moveSlot(n, slot, address)
+		c.moveSlot(n, Slot(key), address)
 	case askedSlot:
 		target = c.nodeAt(address)
 		target.askedAt.Store(time.Now().UnixNano())
@@ -64,6 +63,17 @@ func (c *Client) redirect(n *node, slot int, err error, failures int) (target *n
 	}
 	c.refreshSoon()
 	return nil, pause
+}
+
+// follows reports whether a command that was refused with an error of that kind is sent again.
+func (t topology) follows(kind redirectKind) bool {
+	switch t {
+	case clusterServers:
+		return kind != noRedirect
+	case sentinelMaster:
+		return kind == notNow
+	}
+	return false // there is no other server
 }
 
 // moveSlot notes that the server at address has a slot, as n says.
@@ -88,15 +98,12 @@ func (c *Client) nodeAt(address string) *node {
 	return c.addNode(address)
 }
 
-// addNode is nodeAt if the caller holds c.mu.
+// addNode does what nodeAt does. The caller holds c.mu.
 func (c *Client) addNode(address string) *node {
 	if n := c.nodes[address]; n != nil {
 		return n
 	}
-	n := newNode(nodeOptions{
-		Options: c.Options, name: "Redis " + address, address: address, dial: c.dialTo(address),
-		redialed: c.refreshSoon, readyKey: func() string { return c.probeKeyOf(address) },
-	})
+	n := c.newNode(address, c.dialTo(address), func() string { return c.probeKeyOf(address) })
 	c.nodes[address] = n
 	return n
 }
@@ -123,10 +130,7 @@ func (c *Client) replaceNode(n *node) {
 // retire closes a node that gets no more commands, after those that were sent to it have got their replies.
 func (c *Client) retire(n *node) {
 	c.loops.Go(func() {
-		select {
-		case <-c.ctx.Done():
-		case <-time.After(retireDelay):
-		}
+		sleep(c.ctx, retireDelay)
 		n.close()
 	})
 }
@@ -135,7 +139,7 @@ func (c *Client) retire(n *node) {
 func (c *Client) openCluster(ctx context.Context) error {
 	timeout := redialTimeout
 	if deadline, ok := ctx.Deadline(); ok {
-		timeout = time.Until(deadline) / time.Duration(len(c.Url.seeds))
+		timeout = time.Until(deadline) / time.Duration(len(c.options.URL.seeds))
 	}
 	var err error
 	for {
@@ -149,28 +153,20 @@ func (c *Client) openCluster(ctx context.Context) error {
 			}
 			return err
 		}
-		time.Sleep(refreshPause) // a failover goes on, of which the seed does not know yet
+		sleep(ctx, refreshPause) // a failover goes on, of which the seed does not know yet
 	}
 }
 
-// checkMasters returns an error if one of the masters cannot serve tollgate.
+// checkMasters returns an error if one of the masters cannot serve.
 func (c *Client) checkMasters(ctx context.Context) error {
-	nodes := c.deciding()
-	checks := make(chan error, len(nodes))
-	for _, n := range nodes {
-		go func() {
-			err := n.check(ctx)
-			if err != nil {
-				err = fmt.Errorf("%s: %w", n.address, err)
-			}
-			checks <- err
-		}()
-	}
-	var failure error
-	for range nodes {
-		failure = cmp.Or(failure, <-checks)
-	}
-	return failure
+	nodes := c.allMasters()
+	errs := make([]error, len(nodes))
+	each(len(nodes), len(nodes), func(i int) {
+		if err := nodes[i].check(ctx); err != nil {
+			errs[i] = fmt.Errorf("%s: %w", nodes[i].address, err)
+		}
+	})
+	return cmp.Or(errs...)
 }
 
 // refreshSoon asks for a refresh. It never blocks.
@@ -191,10 +187,7 @@ func (c *Client) refreshLoop(refresh func() error) {
 		case <-time.After(refreshInterval):
 		}
 		_ = refresh() // if nobody responds, the next command that fails asks for another
-		select {
-		case <-c.ctx.Done():
-		case <-time.After(refreshPause):
-		}
+		sleep(c.ctx, refreshPause)
 	}
 }
 
@@ -236,14 +229,14 @@ func (c *Client) slotSources() []string {
 			up = append(up, n.address)
 		}
 	}
-	return slices.Concat(up, c.replicasAt, c.Url.seeds, down)
+	return slices.Concat(up, c.replicasAt, c.options.URL.seeds, down)
 }
 
 // readSlots reads the map of slots that the server at address has.
 func (c *Client) readSlots(ctx context.Context, address string, timeout time.Duration) (slotMap, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := c.Url.dial(ctx, address, timeout)
+	conn, err := c.options.URL.dial(ctx, address, timeout)
 	if err != nil {
 		return slotMap{}, err
 	}
@@ -298,12 +291,12 @@ func (c *Client) logMasters(masters map[string]*node) {
 	}
 	for _, n := range c.masters {
 		if masters[n.address] == nil {
-			c.Log.Infof("%s has no slots any more", n.name)
+			c.options.Log.Infof("%s has no slots any more", n.name)
 		}
 	}
 	for address, n := range masters {
 		if !slices.Contains(c.masters, n) {
-			c.Log.Infof("Redis %s has slots now", address)
+			c.options.Log.Infof("Redis %s has slots now", address)
 		}
 	}
 }
@@ -311,7 +304,7 @@ func (c *Client) logMasters(masters map[string]*node) {
 // probeKeyOf returns a key that does not exist and would be in a slot of the master at address.
 func (c *Client) probeKeyOf(address string) string {
 	for i := range slotCount * 16 { // enough that all slots are among them
-		key := c.ProbeKey(i)
+		key := c.options.ProbeKey(i)
 		if n := c.slots[Slot(key)].Load(); n != nil && n.address == address {
 			return key
 		}

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	maxPending  = 4096                  // commands that wait to be sent or for their reply
+	maxPending  = 4096                  // commands of one connection that wait to be sent or for their reply
 	maxWait     = 900                   // ms, of WAIT, during which the connection does nothing else
-	redialPause = 10 * time.Millisecond // from one attempt to connect to the next
+	redialPause = 10 * time.Millisecond // at least, from one attempt to connect to the next
 
 	// A timed-out command does not prove that the connection is dead; Redis may be slow. The connection is closed only
 	// if no reply at all arrives for another silenceTimeout.
@@ -30,7 +30,7 @@ var (
 	errTooFewReplicas = errors.New("written, but too few replicas have it")
 )
 
-// unsentError is why a command was not sent: Redis has certainly not executed it.
+// unsentError wraps the reason why a command was not sent: Redis has certainly not executed it.
 type unsentError struct{ err error }
 
 func (e unsentError) Error() string { return e.err.Error() }
@@ -39,8 +39,8 @@ func (e unsentError) Unwrap() error { return e.err }
 // sharedConn is one connection to Redis that all callers share. A writer sends, in one system call, all commands that
 // have come since its last one, and a reader hands out the replies, which come in the same order
 // (https://redis.io/docs/latest/develop/using-commands/pipelining/). Two to three times as many commands a second pass
-// through it as through a pooled connection each (BenchmarkCharge). Commands that block or are large would delay all
-// others: they do not belong here.
+// through it as through a pooled connection for each caller. A command that blocks or is large would delay all others:
+// it does not belong here.
 //
 // A connection that breaks is replaced immediately. Commands that were sent over it and got no reply fail: Redis may or
 // may not have executed them. Commands that were not sent yet are sent over the next one.
@@ -50,12 +50,12 @@ type sharedConn struct {
 	cancel   context.CancelFunc
 	loops    sync.WaitGroup
 	free     sync.Pool     // of *pendingCommand
-	wake     chan struct{} // wakes the writer; holds one
+	wake     chan struct{} // wakes the writer; has room for one
 
 	mu       sync.Mutex        // guards the fields below
 	queued   []*pendingCommand // not sent yet
 	marked   bool              // queued has commands that need more than one reply
-	inFlight commandQueue      // sent, oldest first; nil: expired, its reply will be dropped
+	inFlight commandQueue      // sent, oldest first; nil: expired, its reply is to be dropped
 	held     []*pendingCommand // replied, but the replicas may not have them yet
 	replies  uint64            // received over all connections
 	conn     redis.Conn        // nil while there is no connection
@@ -72,21 +72,21 @@ type sharedConn struct {
 type pendingCommand struct {
 	name     string
 	args     []any
-	kind     Kind
+	kind     kind
 	deadline time.Time
 	reply    any
 	err      error
-	done     chan struct{} // holds one
+	done     chan struct{} // has room for one
 }
 
-// Beside commands, inFlight has these where a reply is due that nobody waits for. They have no channel.
+// These stand in inFlight for replies that are due and that nobody waits for. They have no channel.
 var (
 	askingReply = new(pendingCommand) // of ASKING; its command follows
 	waitReply   = new(pendingCommand) // of WAIT, which covers all writes before it
 )
 
-// newSharedConn returns a sharedConn over connections that dial makes, which must have no timeouts of their own.
-// replicas is how many replicas must have a write.
+// newSharedConn returns a sharedConn over connections that dial makes, which must have no timeouts of their own. A
+// write succeeds once that number of replicas have it.
 func newSharedConn(replicas int, dial func(context.Context) (redis.Conn, error)) *sharedConn {
 	s := &sharedConn{dial: dial, replicas: replicas, wake: make(chan struct{}, 1)}
 	s.free.New = func() any { return &pendingCommand{done: make(chan struct{}, 1)} }
@@ -112,11 +112,10 @@ func (s *sharedConn) close() {
 	s.expiry.Stop()
 }
 
-// do sends a command and returns its reply. The caller must not change args before it returns, nor after an error that
-// is neither a redis.Error nor an unsentError. The error is a redis.Error if Redis refuses the command, and an
+// do sends a command and returns its reply. The error is a redis.Error if Redis refuses the command, and an
 // unsentError if it was not sent. Any other error means that no reply came before deadline: Redis may or may not have
-// executed the command.
-func (s *sharedConn) do(deadline time.Time, name string, args []any, kind Kind) (any, error) {
+// executed the command. The caller must not change args before do returns, and after such an other error not at all.
+func (s *sharedConn) do(deadline time.Time, name string, args []any, kind kind) (any, error) {
 	c := s.free.Get().(*pendingCommand)
 	c.name, c.args, c.kind, c.deadline = name, args, kind, deadline
 	if err := s.enqueue(c); err != nil {
@@ -131,17 +130,18 @@ func (s *sharedConn) do(deadline time.Time, name string, args []any, kind Kind) 
 	return reply, err
 }
 
+// enqueue hands c to the writer.
 func (s *sharedConn) enqueue(c *pendingCommand) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
 		return unsentError{errConnClosed}
-	case len(s.queued)+s.inFlight.len() >= maxPending:
+	case len(s.queued)+len(s.inFlight) >= maxPending:
 		return errTooManyPending
 	}
 	if s.replicas == 0 {
-		c.kind &^= Writes
+		c.kind &^= writes
 	}
 	s.marked = s.marked || c.kind != 0
 	s.queued = append(s.queued, c)
@@ -157,7 +157,7 @@ func (s *sharedConn) enqueue(c *pendingCommand) error {
 func (s *sharedConn) pending() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.queued) + s.inFlight.len()
+	return len(s.queued) + len(s.inFlight)
 }
 
 // wakeWriter wakes the writer if it sleeps. The caller holds s.mu.
@@ -196,11 +196,12 @@ func (s *sharedConn) connectLoop(ctx context.Context) {
 		if err != nil {
 			s.waitForWork()
 		}
-		time.Sleep(time.Until(next))
+		sleep(ctx, time.Until(next))
 	}
 	failAll(s.takeQueued(), unsentError{errConnClosed})
 }
 
+// takeQueued removes and returns the commands that were not sent yet.
 func (s *sharedConn) takeQueued() []*pendingCommand {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,8 +241,8 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 	reader.Wait()
 
 	s.mu.Lock()
-	lost, useless := append(s.held, s.inFlight.takeAll()...), s.replies == repliesBefore
-	s.held = nil
+	lost, useless := append(s.held, s.inFlight...), s.replies == repliesBefore
+	s.held, s.inFlight = nil, nil
 	s.conn, s.broken, s.stall = nil, false, stallDetector{}
 	s.mu.Unlock()
 	failAll(lost, fmt.Errorf("connection lost: %v", readErr))
@@ -251,25 +252,25 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 	return nil
 }
 
-// pushBatch puts a batch in flight. If it has writes that replicas must have, it returns the last of their deadlines,
-// until which one WAIT after the batch waits for all of them, so that they share its cost. The caller holds s.mu.
+// pushBatch puts a batch in flight. If replicas must have some of its writes, it returns the last deadline of these:
+// one WAIT after the batch, until then, serves them all. The caller holds s.mu.
 func (s *sharedConn) pushBatch(batch []*pendingCommand) (wait time.Time) {
 	if !s.marked {
-		s.inFlight.push(batch...)
+		s.inFlight = append(s.inFlight, batch...)
 		return wait
 	}
 	s.marked = false
 	for _, c := range batch {
 		if c.kind&afterAsking != 0 {
-			s.inFlight.push(askingReply)
+			s.inFlight = append(s.inFlight, askingReply)
 		}
-		s.inFlight.push(c)
-		if c.kind&Writes != 0 && c.deadline.After(wait) {
+		s.inFlight = append(s.inFlight, c)
+		if c.kind&writes != 0 && c.deadline.After(wait) {
 			wait = c.deadline
 		}
 	}
 	if !wait.IsZero() {
-		s.inFlight.push(waitReply)
+		s.inFlight = append(s.inFlight, waitReply)
 	}
 	return wait
 }
@@ -300,7 +301,7 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 			return err
 		}
 		s.mu.Lock()
-		if s.inFlight.len() == 0 { // Redis sends one if it has too many clients
+		if len(s.inFlight) == 0 { // Redis sends one if it has too many clients
 			s.mu.Unlock()
 			return fmt.Errorf("%w: %v", errUnexpected, err)
 		}
@@ -312,7 +313,7 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 			c = nil
 		case c == waitReply:
 			c, replicated, s.held = nil, s.held, nil
-		case c.kind&Writes != 0 && err == nil:
+		case c.kind&writes != 0 && err == nil:
 			c.reply = reply
 			s.held = append(s.held, c)
 			c = nil
@@ -404,8 +405,8 @@ type stallDetector struct {
 	replies   uint64    // when the doubt arose
 }
 
-// check reports whether the connection has stalled, and when to check again. overdue is whether the reply that must
-// come next is that of a command which has expired.
+// check reports whether the connection has stalled, and when to check again. overdue says that the command whose reply
+// must come next has expired.
 func (d *stallDetector) check(now time.Time, overdue bool, replies uint64) (stalled bool, next time.Time) {
 	switch {
 	case !overdue:
@@ -418,18 +419,12 @@ func (d *stallDetector) check(now time.Time, overdue bool, replies uint64) (stal
 	return false, d.stalledAt
 }
 
-// commandQueue is a first-in, first-out queue that reuses its memory.
-type commandQueue struct {
-	commands []*pendingCommand
-	first    int
-}
+// commandQueue is a first-in, first-out queue: append adds to it.
+type commandQueue []*pendingCommand
 
-func (q *commandQueue) len() int               { return len(q.commands) - q.first }
-func (q *commandQueue) all() []*pendingCommand { return q.commands[q.first:] }
-
-// overdue reports whether the reply that is due next to a command is that of one which has expired.
-func (q *commandQueue) overdue() bool {
-	for _, c := range q.all() {
+// overdue reports whether the first command of the queue has expired.
+func (q commandQueue) overdue() bool {
+	for _, c := range q {
 		if c == nil || c.done != nil {
 			return c == nil
 		}
@@ -437,40 +432,25 @@ func (q *commandQueue) overdue() bool {
 	return false
 }
 
-func (q *commandQueue) push(batch ...*pendingCommand) {
-	if q.first > 0 && len(q.commands)+len(batch) > cap(q.commands) {
-		q.commands = q.commands[:copy(q.commands, q.commands[q.first:])]
-		q.first = 0
-	}
-	q.commands = append(q.commands, batch...)
-}
-
+// pop removes and returns the first command.
 func (q *commandQueue) pop() *pendingCommand {
-	c := q.commands[q.first]
-	q.commands[q.first] = nil
-	if q.first++; q.first == len(q.commands) {
-		q.commands, q.first = q.commands[:0], 0
-	}
+	c := (*q)[0]
+	(*q)[0] = nil
+	*q = (*q)[1:]
 	return c
 }
 
 // expire replaces the commands whose deadline has passed by nil and returns them, with the next deadline.
-func (q *commandQueue) expire(now time.Time) (expired []*pendingCommand, next time.Time) {
-	for i, c := range q.all() {
+func (q commandQueue) expire(now time.Time) (expired []*pendingCommand, next time.Time) {
+	for i, c := range q {
 		switch {
 		case c == nil || c.done == nil:
 		case c.deadline.After(now):
 			next = earliest(next, c.deadline)
 		default:
 			expired = append(expired, c)
-			q.all()[i] = nil
+			q[i] = nil
 		}
 	}
 	return expired, next
-}
-
-func (q *commandQueue) takeAll() []*pendingCommand {
-	commands := q.all()
-	*q = commandQueue{}
-	return commands
 }

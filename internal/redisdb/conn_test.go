@@ -145,16 +145,17 @@ func TestSharedConnBreaks(t *testing.T) {
 	wantPing(t, c)
 }
 
-// A connection that forwards no more replies, or no more of those that it owes, is replaced soon after the first command
-// over it has expired.
+// A connection that forwards no more replies, or no more of those that it owes, is replaced soon after the first
+// command over it has expired.
 func TestSharedConnSilence(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		name  string
-		first redistest.Fate // what becomes of the first reply, while the others are owed
+		name    string
+		first   redistest.Fate // what becomes of the first reply, while the others are owed
+		expired int64          // commands, of two
 	}{
-		{"no reply comes", redistest.Swallow},
-		{"one of the replies comes", redistest.Pass},
+		{"no reply comes", redistest.Swallow, 2},
+		{"one of the replies comes", redistest.Pass, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -204,8 +205,8 @@ func TestSharedConnSilence(t *testing.T) {
 			release <- redistest.Swallow
 			callers.Wait()
 			mute.Store(false)
-			if want := int64(map[redistest.Fate]int{redistest.Swallow: 2, redistest.Pass: 1}[test.first]); expired.Load() != want {
-				t.Errorf("%d commands have expired, want %d", expired.Load(), want)
+			if n := expired.Load(); n != test.expired {
+				t.Errorf("%d commands have expired, want %d", n, test.expired)
 			}
 			redistest.Eventually(t, 2*prompt, func() error { return replied(ping(c, time.Second)) })
 		})
@@ -324,16 +325,16 @@ func TestSharedConnCloseAndExpire(t *testing.T) {
 func TestSharedConnMemory(t *testing.T) {
 	var q commandQueue
 	for i := range 100_000 {
-		q.push(new(pendingCommand), new(pendingCommand))
+		q = append(q, new(pendingCommand), new(pendingCommand))
 		if i%10 > 0 {
 			q.pop()
 			q.pop()
 		}
-		for i%10 == 9 && q.len() > 2 {
+		for i%10 == 9 && len(q) > 2 {
 			q.pop()
 		}
 	}
-	if n := cap(q.commands); n > 100 {
+	if n := cap(q); n > 100 {
 		t.Errorf("there is room for %d commands", n)
 	}
 }

@@ -12,21 +12,27 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// ErrUnavailable means that Redis did not respond in time or refuses to work. A write may or may not have happened.
+// ErrUnavailable means that Redis did not respond in time or refuses to work for now. A write may or may not have
+// happened; MayHaveRun says which.
 var ErrUnavailable = errors.New("redis is unavailable")
 
-const probeInterval = 250 * time.Millisecond // between probes of a Redis that is down
+const (
+	probeInterval = 250 * time.Millisecond // between probes of a Redis that is down
 
-const recoveryQuiet = time.Second // without a failure, before the log says that Redis is available again
+	// The log says that Redis is available again after a time without a failure. It is longer if Redis has refused
+	// commands that it has not executed since.
+	recoveryQuiet = time.Second
+	refusalQuiet  = time.Minute
+)
 
-const refusalQuiet = time.Minute // the same if Redis has refused commands that it has not executed since
-
-// IsOutOfMemory reports whether Redis has refused a command because its memory is full.
+// IsOutOfMemory reports whether Redis has refused a command or a script because its memory is full. Such an error also
+// wraps ErrUnavailable, except of what can be done without.
 func IsOutOfMemory(err error) bool {
 	reply, ok := errors.AsType[redis.Error](err)
 	return ok && strings.HasPrefix(string(reply), "OOM")
 }
 
+// isNoScript reports whether Redis does not know the script that EVALSHA names.
 func isNoScript(err error) bool {
 	reply, ok := errors.AsType[redis.Error](err)
 	return ok && strings.HasPrefix(string(reply), "NOSCRIPT ")
@@ -47,8 +53,8 @@ type health struct {
 	refused     map[string]bool // commands and scripts that Redis has refused and not executed since
 }
 
-// observe updates the state from the outcome of one command or script, op, and maps errors that concern Redis as a
-// whole to ErrUnavailable.
+// observe learns from the outcome of one command or script, op. Errors that concern Redis as a whole become
+// ErrUnavailable.
 func (h *health) observe(op string, reply any, err error) (any, error) {
 	if _, unsent := errors.AsType[unsentError](err); unsent { // which says nothing about the connections in use
 		return nil, h.failed(op, err)
@@ -67,6 +73,7 @@ func (h *health) observe(op string, reply any, err error) (any, error) {
 	return nil, h.failed(op, err)
 }
 
+// discardIdle lets no connection of the pool that is idle now be used again.
 func (h *health) discardIdle() { h.discardBefore.Store(time.Now().UnixNano()) }
 
 // succeeded notes that Redis has executed op. Redis is available again after recoveryQuiet without a failure, or after
@@ -149,7 +156,7 @@ var refusalPrefixes = []string{
 }
 
 // MayHaveRun reports whether Redis may have executed the command that failed with err: it was sent, and no reply says
-// that it was refused.
+// that it was refused. A script that was refused by one of its commands has run up to there.
 func MayHaveRun(err error) bool {
 	_, refused := errors.AsType[redis.Error](err)
 	_, unsent := errors.AsType[unsentError](err)

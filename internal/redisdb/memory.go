@@ -20,7 +20,7 @@ func infoField(info, name string) string {
 	return ""
 }
 
-// memoryInfo returns what INFO says of the server's memory. Whoever may not ask gets "".
+// memoryInfo returns what INFO says of the server's memory, "" if the user may not ask.
 func (n *node) memoryInfo(deadline time.Time) (string, error) {
 	info, err := redis.String(n.doPooled(deadline, "INFO", []any{"memory"}, 0))
 	if _, refused := errors.AsType[redis.Error](err); refused {
@@ -29,18 +29,18 @@ func (n *node) memoryInfo(deadline time.Time) (string, error) {
 	return info, err
 }
 
-// memoryGauge knows how much of a server's memory is used: from when it was last asked, and what was written since.
+// memoryGauge estimates how much of a server's memory is used: what the server last said, and what was written since.
 type memoryGauge struct {
 	mu        sync.Mutex // guards the fields below
 	readAt    time.Time
 	used, max int64 // bytes; max is 0 if there is no limit
 }
 
-// gaugeMaxAge is how long the state of a memory is used after it was read.
+// gaugeMaxAge is how long what a server has said of its memory is used.
 const gaugeMaxAge = time.Second
 
-// hasRoom reports whether size bytes more leave a quarter of the memory to what cannot be done without, and counts them
-// if so. info returns the reply of INFO.
+// hasRoom reports whether size more bytes leave a quarter of the memory free, and counts them if so. info, which
+// returns the reply of INFO, is called if the last one is too old.
 func (g *memoryGauge) hasRoom(size int64, info func() (string, error)) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

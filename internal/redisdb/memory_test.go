@@ -47,9 +47,9 @@ func TestWriteIfRoom(t *testing.T) {
 		t.Error(err)
 	}
 	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
-	gauge := &c.single.memory // as it was before Redis became full
+	gauge := &c.master.Load().memory // as it was before Redis became full
 	gauge.readAt, gauge.max = time.Now().Add(time.Minute), 0
-	if err := write(); err != ErrFull || log.Count("[ERROR]") != 0 || c.single.health.down.Load() {
+	if err := write(); err != ErrFull || log.Count("[ERROR]") != 0 || c.master.Load().health.down.Load() {
 		t.Errorf("got %v, log:\n%s", err, log)
 	}
 	gauge.readAt = time.Time{}

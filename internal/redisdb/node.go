@@ -15,49 +15,47 @@ import (
 )
 
 const (
-	poolSize      = 64
-	redialTimeout = 900 * time.Millisecond // for a connection made while the service runs
+	poolSize      = 64                     // connections to one server
+	redialTimeout = 900 * time.Millisecond // for each step of a connection that is made while the service runs
 
 	// A connection that was idle for longer is tested with PING before it is used: Redis may have been restarted.
 	trustedIdleTime = time.Second
 
 	waitGrace = 50 * time.Millisecond // for the reply of a WAIT whose time is up
-
 )
 
-// node is one Redis server that takes writes. Small commands share one connection; large ones take a connection of
-// the pool, so that nobody waits behind them. Its methods may be called from any number of goroutines.
-//
-// They take a deadline and no context: cancelling a command that was sent closes its connection, but Redis still
-// executes it, and nobody would learn its outcome. Their errors are a redis.Error if Redis refuses this command alone,
-// an unsentError if it was not sent, and else mean that Redis may or may not have executed it.
+// node is one Redis server that takes writes. Small commands share one connection; large ones take a connection of the
+// pool, so that nobody waits behind them. Its methods may be called from any number of goroutines. Their errors are a
+// redis.Error if Redis refuses this command alone, an unsentError if it was not sent, and else mean that Redis may or
+// may not have executed it.
 type node struct {
-	nodeOptions
+	options  *Options
+	name     string // in the log
+	address  string // host:port; "" if there is only this one
+	dial     dialFunc
+	redialed func()        // called when the shared connection has to be dialled again
+	readyKey func() string // returns a key that the server has, or would have
+
 	pool   *redis.Pool
 	shared *sharedConn
 	health *health
 	close  func() // ends all connections and fails the commands that still wait
 
 	memory  memoryGauge
-	waiting atomic.Int64 // callers that wait for this node of several
+	waiting atomic.Int64 // callers that wait for it
 	askedAt atomic.Int64 // when a command was last sent here after ASKING, in Unix nanoseconds
 }
 
-// nodeOptions says which server a node is.
-type nodeOptions struct {
-	Options
-	name     string // in the log
-	address  string // "" if there is only this one
-	dial     dialFunc
-	redialed func()        // called when the shared connection has to be dialled again; nil does nothing
-	readyKey func() string // returns a key that the server has, or would have
-}
-
+// dialFunc connects to a server and logs in. Each step of that, and each read later, may take timeout.
 type dialFunc func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error)
 
-func newNode(options nodeOptions) *node {
-	n := &node{nodeOptions: options}
-	n.health = &health{name: n.name, log: n.Log, refused: make(map[string]bool)}
+// newNode returns the server at address, "" if it is the only one. Its shared connection is dialled in the background.
+func (c *Client) newNode(address string, dial dialFunc, readyKey func() string) *node {
+	n := &node{
+		options: &c.options, name: strings.TrimSpace("Redis " + address), address: address, dial: dial,
+		redialed: c.refreshSoon, readyKey: readyKey,
+	}
+	n.health = &health{name: n.name, log: c.options.Log, refused: make(map[string]bool)}
 	n.pool = &redis.Pool{
 		MaxActive:           poolSize,
 		MaxIdle:             poolSize, // with fewer, connections are dialled all the time under load
@@ -66,9 +64,9 @@ func newNode(options nodeOptions) *node {
 		TestOnBorrowContext: n.testIdle,
 	}
 	dialled := false
-	n.shared = newSharedConn(n.Replicas, func(ctx context.Context) (redis.Conn, error) {
+	n.shared = newSharedConn(c.options.Replicas, func(ctx context.Context) (redis.Conn, error) {
 		n.health.discardIdle() // what ended the last connection may have ended others
-		if dialled && n.redialed != nil {
+		if dialled {
 			n.redialed()
 		}
 		dialled = true
@@ -88,13 +86,13 @@ func newNode(options nodeOptions) *node {
 	return n
 }
 
-// check returns an error if the server cannot serve tollgate. It warns of settings that lose data.
-func (o *nodeOptions) check(ctx context.Context) error {
+// check returns an error if the server cannot serve. It warns of settings that lose data.
+func (n *node) check(ctx context.Context) error {
 	timeout := redialTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = time.Until(deadline)
 	}
-	c, err := o.dial(ctx, timeout)
+	c, err := n.dial(ctx, timeout)
 	if err != nil {
 		return err
 	}
@@ -104,41 +102,43 @@ func (o *nodeOptions) check(ctx context.Context) error {
 	}
 	info, err := redis.String(redis.DoContext(c, ctx, "INFO"))
 	if refused, ok := errors.AsType[redis.Error](err); ok {
-		o.Log.Warnf("%s does not show its version and settings: %v", o.name, refused)
+		n.options.Log.Warnf("%s does not show its version and settings: %v", n.name, refused)
 	} else if err != nil {
 		return err
-	} else if err := o.checkInfo(info); err != nil {
+	} else if err := n.checkInfo(info); err != nil {
 		return err
 	}
-	if _, err = redis.DoContext(c, ctx, "EVAL", readyArgs(o.readyKey(), o.Required)...); err != nil || o.Replicas == 0 {
+	_, err = redis.DoContext(c, ctx, "EVAL", readyArgs(n.readyKey(), n.options.Required)...)
+	want := n.options.Replicas
+	if err != nil || want == 0 {
 		return err
 	}
-	have, err := redis.Int(redis.DoContext(c, ctx, "WAIT", o.Replicas, 100))
-	if err == nil && have < o.Replicas {
-		o.Log.Warnf("%s has %d replicas of the %d that must have a write: it refuses writes until they are there", o.name,
-			have, o.Replicas)
+	have, err := redis.Int(redis.DoContext(c, ctx, "WAIT", want, 100))
+	if err == nil && have < want {
+		n.options.Log.Warnf("%s has %d replicas of the %d that must have a write: it refuses writes until they are there",
+			n.name, have, want)
 	}
 	return err
 }
 
 // checkInfo returns an error if the reply of INFO is that of a server in another mode or of an old version. It warns of
 // settings that lose data.
-func (o *nodeOptions) checkInfo(info string) error {
+func (n *node) checkInfo(info string) error {
 	switch mode := infoField(info, "redis_mode"); {
 	case mode == "sentinel":
 		return errors.New("this is a Sentinel: use redis-sentinel://<host>:<port>/<name of the master>")
-	case mode == "cluster" && o.Url.topology != clusterServers:
+	case mode == "cluster" && n.options.URL.topology != clusterServers:
 		return errors.New("this is a node of a Redis Cluster: use redis-cluster:// (rediss-cluster:// for TLS)")
 	}
 	if err := checkRedisVersion(info); err != nil {
 		return err
 	}
 	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
-		o.Log.Warnf("%s's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
-			"set it to noeviction", o.name, policy)
+		n.options.Log.Warnf("%s's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
+			"set it to noeviction", n.name, policy)
 	}
 	if infoField(info, "aof_enabled") == "0" {
-		o.Log.Warnf("%s keeps no append-only file: a restart forgets charges; set appendonly to yes", o.name)
+		n.options.Log.Warnf("%s keeps no append-only file: a restart forgets charges; set appendonly to yes", n.name)
 	}
 	return nil
 }
@@ -159,7 +159,10 @@ func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 	if asking {
 		op.kind |= afterAsking
 	}
-	if op.script == nil {
+	switch {
+	case op.each != nil:
+		return n.doEach(deadline, op.name, op.each)
+	case op.script == nil:
 		return n.send(deadline, op, op.name)
 	}
 	op.args[0] = op.script.sha1
@@ -171,9 +174,9 @@ func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 	return reply, err
 }
 
-// observe is health.observe for op.
+// observe returns the outcome of op, from which the health state learns unless op can be done without.
 func (n *node) observe(op operation, reply any, err error) (any, error) {
-	if op.kind&Dispensable != 0 && classify(err) != faultNone {
+	if op.kind&dispensable != 0 && classify(err) != faultNone {
 		if IsOutOfMemory(err) {
 			return nil, err
 		}
@@ -182,6 +185,7 @@ func (n *node) observe(op operation, reply any, err error) (any, error) {
 	return n.health.observe(op.name, reply, err)
 }
 
+// send sends a command over the connection that is right for op.
 func (n *node) send(deadline time.Time, op operation, command string) (any, error) {
 	if op.large {
 		return n.doPooled(deadline, command, op.args, op.kind)
@@ -189,8 +193,8 @@ func (n *node) send(deadline time.Time, op operation, command string) (any, erro
 	return n.shared.do(deadline, command, op.args, op.kind)
 }
 
-// doPooled is sharedConn.do over a connection of the pool.
-func (n *node) doPooled(deadline time.Time, command string, args []any, kind Kind) (any, error) {
+// doPooled does what sharedConn.do does, over a connection of the pool.
+func (n *node) doPooled(deadline time.Time, command string, args []any, kind kind) (any, error) {
 	return n.withConn(deadline, func(conn redis.Conn) (any, error) {
 		if kind&afterAsking != 0 {
 			if _, err := doUntil(deadline, conn, "ASKING"); err != nil {
@@ -198,11 +202,12 @@ func (n *node) doPooled(deadline time.Time, command string, args []any, kind Kin
 			}
 		}
 		reply, err := doUntil(deadline, conn, command, args...)
-		if err != nil || kind&Writes == 0 || n.Replicas == 0 {
+		if err != nil || kind&writes == 0 || n.options.Replicas == 0 {
 			return reply, err
 		}
 		wait := min(max(time.Until(deadline).Milliseconds(), 1), maxWait)
-		if have, _ := redis.Int(doUntil(deadline.Add(waitGrace), conn, "WAIT", n.Replicas, wait)); have < n.Replicas {
+		have, _ := redis.Int(doUntil(deadline.Add(waitGrace), conn, "WAIT", n.options.Replicas, wait))
+		if have < n.options.Replicas {
 			return nil, errTooFewReplicas
 		}
 		return reply, nil
@@ -243,6 +248,7 @@ func (n *node) withConn(deadline time.Time, f func(redis.Conn) (any, error)) (an
 	return f(conn)
 }
 
+// doUntil sends a command and returns its reply.
 func doUntil(deadline time.Time, conn redis.Conn, command string, args ...any) (any, error) {
 	if err := conn.Send(command, args...); err != nil {
 		return nil, err
@@ -279,7 +285,7 @@ func (n *node) testIdle(ctx context.Context, conn redis.Conn, lastUsed time.Time
 // ready returns an error if Redis would refuse a required command. A PING does not show that: a Redis that was demoted,
 // or that denies a command, still responds to it.
 func (n *node) ready(deadline time.Time) error {
-	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.Required), Writes)
+	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.options.Required), writes)
 	if refused, ok := errors.AsType[redis.Error](err); ok && strings.HasPrefix(string(refused), "MOVED ") {
 		return n.health.failed(readyScript.name, err) // another server is the master of the slot now
 	}

@@ -1,4 +1,3 @@
-#!lua flags=allow-oom
 -- Fails if Redis would deny a command that the service needs. A script that is denied one has already run in part.
 --
 -- KEYS[1] a key that the server keeps: if it is not the master of that key's slot, it does not run the script

@@ -6,28 +6,65 @@ import (
 	"fmt"
 )
 
-// Script is a Lua script, which Redis runs as one atomic step. The head of its file lists KEYS, ARGV and results.
-type Script struct {
-	name         string // for errors and the health state
-	source, sha1 any    // the first argument of EVAL and of EVALSHA, boxed once
-	kind         Kind
+// Mode says what a script may do, and whether Redis runs it while its memory is full: while it uses more than
+// maxmemory and evicts nothing. A Mode is the flags in the first line of a script, which Redis checks before the script
+// begins (https://redis.io/docs/latest/develop/programmability/eval-intro/#eval-flags). A script without such a line
+// would run by Redis's older rule, which looks at each of its commands until one has written.
+type Mode int
+
+const (
+	// NoWrites is the mode of scripts that only read. They run in a full Redis, and also on one that takes no writes:
+	// a replica, or a master whose disk is full. A command in them that would write is an error. They do not wait for
+	// replicas.
+	NoWrites Mode = iota
+
+	// AllowOOM is the mode of scripts that free memory, or replace what is there by something as large. They may write
+	// in a full Redis, which checks none of their commands: a script that adds keys or fields would fill it further.
+	AllowOOM
+
+	// DenyOOM is the mode of all other scripts. A full Redis refuses them as a whole, whatever they would have done, with
+	// an error for which IsOutOfMemory is true.
+	DenyOOM
+)
+
+// shebangs has the first line of a script in each mode.
+var shebangs = [...]string{
+	NoWrites: "#!lua flags=no-writes\n",
+	AllowOOM: "#!lua flags=allow-oom\n",
+	DenyOOM:  "#!lua\n",
 }
 
-func NewScript(name, source string, kind Kind) *Script {
-	return &Script{name, source, fmt.Sprintf("%x", sha1.Sum([]byte(source))), kind}
+// Script is a Lua script, which Redis runs as one atomic step. It may be used concurrently.
+type Script struct {
+	name         string // for the health state
+	source, sha1 any    // the first argument of EVAL and of EVALSHA, boxed once
+	kind         kind
+}
+
+// NewScript returns the script with a name, by which the client tells scripts apart, and that source in Lua. The source
+// has no line "#!lua", which stands for the mode. Redis does not check the source before the script is first run.
+func NewScript(name, source string, mode Mode) *Script {
+	s := &Script{name: name}
+	if mode != NoWrites {
+		s.kind = writes
+	}
+	source = shebangs[mode] + source
+	s.source, s.sha1 = source, fmt.Sprintf("%x", sha1.Sum([]byte(source)))
+	return s
 }
 
 //go:embed ready.lua
 var readyLua string
 
-var readyScript = NewScript("ready", readyLua, Writes)
+var readyScript = NewScript("ready", readyLua, AllowOOM)
 
 // operation is a command, or a script with its keys, and its arguments.
 type operation struct {
-	name   string // of the command or the script, for errors and the health state
+	name   string // of the command or the script, for the health state
 	script *Script
-	args   []any // of a script: a place for what EVAL or EVALSHA runs, the number of keys, the keys, the arguments
-	kind   Kind
+	args   []any    // of a script: a place for what EVAL or EVALSHA runs, the number of keys, the keys, the arguments
+	each   []string // keys for each of which the command is sent, instead of args; nil: args
+	kind   kind
 	large  bool // its arguments or its reply may be: it takes a connection of the pool
 }
 
@@ -44,11 +81,11 @@ func commandArgs(key string, args []any) []any {
 	return append(append(make([]any, 0, 1+len(args)), key), args...)
 }
 
-// Kind says what is to be done beside sending a command.
-type Kind uint8
+// kind says what is to be done beside sending a command.
+type kind uint8
 
 const (
-	afterAsking Kind = 1 << iota // send ASKING before it: its slot is being moved to this server
-	Writes                       // it may write: its reply counts when enough replicas have what it wrote
-	Dispensable                  // that it fails says nothing about Redis
+	afterAsking kind = 1 << iota // send ASKING before it: its slot is being moved to this server
+	writes                       // it may write: its reply counts when enough replicas have what it wrote
+	dispensable                  // that it fails says nothing about Redis
 )

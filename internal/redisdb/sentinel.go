@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	sentinelTimeout = 250 * time.Millisecond // of one Sentinel
-	resolveTimeout  = 600 * time.Millisecond // of all
-	sentinelPing    = time.Second
+	sentinelTimeout = 250 * time.Millisecond // of one Sentinel that is asked
+	resolveTimeout  = 600 * time.Millisecond // of all together
+	sentinelPing    = time.Second            // between two PINGs to the Sentinel that is followed
 	sentinelPause   = 100 * time.Millisecond // before the next Sentinel is followed
 )
 
@@ -25,6 +25,8 @@ var (
 	errNoSuchMaster = errors.New("no Sentinel knows a master of that name")
 	errNotSentinel  = errors.New("this is not a Sentinel: " +
 		"use redis:// for one server, redis-cluster:// for a Redis Cluster")
+	errOtherMaster = errors.New("the Sentinels name another master")
+	errNotMaster   = errors.New("the server that the Sentinels name is not a master")
 )
 
 // sentinelSet is the Sentinels that watch a master.
@@ -32,16 +34,16 @@ type sentinelSet struct {
 	url *URL
 
 	mu        sync.Mutex
-	addresses []string // the next to be asked is the first; guarded by mu
+	addresses []string // the next to be asked is the first; replaced, never changed; guarded by mu
 }
 
-// namedMaster is what a Sentinel says about the master. Of two, that with the higher epoch is newer.
+// namedMaster is what a Sentinel says about the master. Of two, the one with the higher epoch is newer.
 type namedMaster struct {
 	address string
 	epoch   int64
 }
 
-// first returns the master that the first Sentinel names which responds. They are asked in turn.
+// first asks the Sentinels in turn and returns the master that the first one names which responds.
 func (s *sentinelSet) first(ctx context.Context) (namedMaster, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
@@ -59,23 +61,19 @@ func (s *sentinelSet) first(ctx context.Context) (namedMaster, error) {
 	return namedMaster{}, failure
 }
 
-// newest asks all Sentinels and returns the newest that they say: one that has promoted a replica knows it before the
-// others do. agreed reports whether all responded and named the same server.
+// newest asks all Sentinels and returns the newest of their replies: one that has promoted a replica knows it before
+// the others do. agreed reports whether all responded and named the same server.
 func (s *sentinelSet) newest(ctx context.Context) (named namedMaster, agreed bool) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	sentinels := s.inTurn()
-	replies := make(chan namedMaster, len(sentinels))
-	for _, sentinel := range sentinels {
-		go func() {
-			reply, _ := s.ask(ctx, sentinel) // without an address after an error
-			replies <- reply
-		}()
-	}
+	replies := make([]namedMaster, len(sentinels))
+	each(len(sentinels), len(sentinels), func(i int) {
+		replies[i], _ = s.ask(ctx, sentinels[i]) // without an address after an error
+	})
 	responses := 0
 	agreed = true
-	for range sentinels {
-		reply := <-replies
+	for _, reply := range replies {
 		if reply.address == "" {
 			continue
 		}
@@ -88,6 +86,7 @@ func (s *sentinelSet) newest(ctx context.Context) (named namedMaster, agreed boo
 	return named, agreed && responses == len(sentinels)
 }
 
+// inTurn returns the addresses in the order in which they are to be asked.
 func (s *sentinelSet) inTurn() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,14 +147,11 @@ func (s *sentinelSet) follow(ctx context.Context, changed func()) {
 		sentinel := s.inTurn()[0]
 		s.listen(ctx, sentinel, changed)
 		s.putLast(sentinel)
-		select {
-		case <-ctx.Done():
-		case <-time.After(sentinelPause):
-		}
+		sleep(ctx, sentinelPause)
 	}
 }
 
-// listen is follow with one Sentinel, until the connection to it is lost or silent.
+// listen does what follow does with one Sentinel, until the connection to it is lost or silent.
 func (s *sentinelSet) listen(ctx context.Context, sentinel string, changed func()) {
 	dialCtx, cancel := context.WithTimeout(ctx, sentinelTimeout)
 	defer cancel()
@@ -194,14 +190,10 @@ func (s *sentinelSet) listen(ctx context.Context, sentinel string, changed func(
 	}
 }
 
-var errOtherMaster = errors.New("the Sentinels name another master")
-
-var errNotMaster = errors.New("the server that the Sentinels name is not a master")
-
 // openSentinels connects to the master that Sentinels name, checks it, and follows it
 // (https://redis.io/docs/latest/develop/reference/sentinel-clients/).
 func (c *Client) openSentinels(ctx context.Context) error {
-	c.sentinels = &sentinelSet{url: c.Url, addresses: c.Url.seeds}
+	c.sentinels = &sentinelSet{url: c.options.URL, addresses: c.options.URL.seeds}
 	named, err := c.sentinels.first(ctx)
 	if err != nil {
 		return err
@@ -222,7 +214,7 @@ func (c *Client) openSentinels(ctx context.Context) error {
 	return nil
 }
 
-// useMaster makes the server that Sentinels name the master, unless that is old news and not what they agree on. The
+// useMaster makes the server that Sentinels name the master, unless that is old news on which they do not agree. The
 // connections to the last one end immediately: it may live on and take writes, which will be lost.
 func (c *Client) useMaster(named namedMaster, agreed bool) {
 	c.mu.Lock()
@@ -235,15 +227,10 @@ func (c *Client) useMaster(named namedMaster, agreed bool) {
 	if old != nil && old.address == named.address {
 		return
 	}
-	n := newNode(nodeOptions{
-		Options: c.Options, name: "Redis " + named.address, address: named.address,
-		dial: c.dialMaster(named.address), redialed: c.refreshSoon, readyKey: c.anyProbeKey,
-	})
-	c.master.Store(n)
-	c.masters = []*node{n}
-	c.nodes = map[string]*node{n.address: n}
+	n := c.newNode(named.address, c.dialMaster(named.address), c.anyProbeKey)
+	c.setMaster(n)
 	if old != nil {
-		c.Log.Infof("%s is the master now, no longer %s", n.name, old.address)
+		c.options.Log.Infof("%s is the master now, no longer %s", n.name, old.address)
 		c.loops.Go(old.close)
 	}
 }
@@ -258,7 +245,7 @@ func (c *Client) dialMaster(address string) dialFunc {
 		if c.master.Load().address != address {
 			return nil, errOtherMaster
 		}
-		conn, err := c.Url.dial(ctx, address, timeout, more...)
+		conn, err := c.options.URL.dial(ctx, address, timeout, more...)
 		if err != nil {
 			return nil, err
 		}

@@ -14,8 +14,8 @@ import (
 // (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
 const slotCount = 16384
 
-// Slot returns the slot of a key: CRC-16/XMODEM of the key, or of what is between its first { and the next }, if
-// that is not empty.
+// Slot returns the slot of a key in a Redis Cluster, from 0 to 16383: CRC-16/XMODEM of the key, or of what is between
+// its first { and the next }, if that is not empty.
 func Slot(key string) int {
 	if begin := strings.IndexByte(key, '{'); begin >= 0 {
 		if n := strings.IndexByte(key[begin+1:], '}'); n > 0 {
@@ -53,7 +53,7 @@ func crc16(s string) (crc uint16) {
 	return crc
 }
 
-// slotMap says which master has which slots.
+// slotMap is what a node of a cluster says about who has which slots.
 type slotMap struct {
 	ranges   []slotRange
 	replicas []string
@@ -65,7 +65,7 @@ type slotRange struct {
 	master      string
 }
 
-// parseSlots parses the reply of CLUSTER SLOTS of the server at from.
+// parseSlots parses the reply to CLUSTER SLOTS of the server at from.
 func parseSlots(ranges []any, from string) (m slotMap, err error) {
 	for _, r := range ranges {
 		fields, err := redis.Values(r, nil)
@@ -151,8 +151,8 @@ func parseRedirect(err error, from string) (kind redirectKind, address string) {
 	return noRedirect, ""
 }
 
-// announcedAddress returns the address of a server that another one, at from, announces. Without a host, or with one
-// that the cluster does not know, the host is that of the other one. So is a missing port.
+// announcedAddress returns the address that the server at from announces for another one. A host that is missing or
+// that the cluster does not know is from's own, and so is a missing port.
 func announcedAddress(host, port, from string) string {
 	fromHost, fromPort, _ := net.SplitHostPort(from)
 	if host == "" || host == "?" {

@@ -21,7 +21,7 @@ const (
 	keepAliveInterval = 15 * time.Second       // of TCP, which finds an idle connection whose peer is gone
 )
 
-// topology is how many servers share the keys, and how they are found.
+// topology says how many servers share the keys, and how they are found.
 type topology int
 
 const (
@@ -30,7 +30,7 @@ const (
 	clusterServers          // the masters of a Redis Cluster, each with some of the slots
 )
 
-// URL is where Redis is and how to log in there.
+// URL says where Redis is, in which topology, and how to log in there.
 type URL struct {
 	topology           topology
 	network, address   string   // of the one server
@@ -160,7 +160,8 @@ func (r *URL) setPath(path string) (err error) {
 	return nil
 }
 
-// SetSentinelUser sets what the Sentinels ask for, if r names some. It has no effect on nil.
+// SetSentinelUser sets what the Sentinels ask for: a password, and a user unless that is "". It has no effect if r is
+// nil or names no Sentinels. A user without a password is an error. It must be called before Open.
 func (r *URL) SetSentinelUser(username, password string) error {
 	if r == nil || r.topology != sentinelMaster {
 		return nil
@@ -214,10 +215,11 @@ func isIP(address string) bool {
 	return err == nil
 }
 
-// HasPassword reports whether the URL holds a password.
+// HasPassword reports whether the URL has a password.
 func (r *URL) HasPassword() bool { return r.password != "" }
 
-// Redact replaces the passwords in a text that may quote them.
+// Redact returns text with the passwords of the URL and of the Sentinels replaced by xxxxx. An error of Open may quote
+// them.
 func (r *URL) Redact(text string) string {
 	for _, secret := range []string{r.password, r.sentinelPassword} {
 		if secret != "" {

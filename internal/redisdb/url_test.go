@@ -56,7 +56,8 @@ func TestParseSeveralHosts(t *testing.T) {
 			topology: sentinelMaster, network: "tcp", seeds: []string{"a:26379", "b:7"}, master: "main",
 		}},
 		{"rediss-sentinel://:pw@a:1/my%20main/3", URL{
-			topology: sentinelMaster, network: "tcp", tls: true, password: "pw", seeds: []string{"a:1"}, master: "my main", db: 3,
+			topology: sentinelMaster, network: "tcp", tls: true, password: "pw", seeds: []string{"a:1"},
+			master: "my main", db: 3,
 		}},
 	}
 	for _, test := range good {
