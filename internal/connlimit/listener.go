@@ -1,3 +1,18 @@
+// Package connlimit bounds what connections can take from an HTTP server before a handler sees a request: how many there
+// are, how long they may take for a header while they are scarce, and how many lines a header may have.
+//
+// An http.Server serves a Listener, with its Handler, ConnContext and ConnState:
+//
+//	l := connlimit.New(tcp, 1000)
+//	go l.CutSlowHeaders()
+//	server := &http.Server{
+//		Handler:     l.Handler(handler),
+//		ConnContext: connlimit.ConnContext,
+//		ConnState:   connlimit.ConnState,
+//	}
+//	err := server.Serve(l)
+//
+// It is for HTTP/1 without TLS.
 package connlimit
 
 import (
@@ -10,28 +25,28 @@ import (
 	"time"
 )
 
-// crowdedHeaderTimeout replaces readHeaderTimeout while connections are scarce.
+// crowdedHeaderTimeout replaces the server's ReadHeaderTimeout while connections are scarce.
 const crowdedHeaderTimeout = time.Second
 
-// Listener accepts a limited number of connections at a time. Others wait in the system's queue until one ends.
-// While three quarters are taken, a connection has crowdedHeaderTimeout for its header: clients that send it slowly
-// could else take all of them for readHeaderTimeout.
+// Listener is a net.Listener that accepts a limited number of connections at a time. Others wait in the system's queue
+// until one ends. Its methods may be called concurrently.
 type Listener struct {
-	net.Listener
-	Slots  chan struct{}
+	inner  net.Listener
+	places chan struct{} // holds one for each connection that is open or awaited
 	closed chan struct{}
 	close  func() error
 
 	mu    sync.Mutex
-	conns map[*conn]struct{} // guarded by mu
+	conns map[*conn]struct{} // open; guarded by mu
 }
 
+// New returns a Listener that accepts up to maxConnections (≥ 1) connections of l at a time. Closing it closes l.
 func New(l net.Listener, maxConnections int64) *Listener {
 	closed := make(chan struct{})
 	return &Listener{
-		Listener: l,
-		Slots:    make(chan struct{}, maxConnections),
-		closed:   closed,
+		inner:  l,
+		places: make(chan struct{}, maxConnections),
+		closed: closed,
 		close: sync.OnceValue(func() error {
 			close(closed)
 			return l.Close()
@@ -40,24 +55,30 @@ func New(l net.Listener, maxConnections int64) *Listener {
 	}
 }
 
+// Addr returns the address of the listener below.
+func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
+
+// Close ends Accept and CutSlowHeaders. Connections that were accepted stay open.
 func (l *Listener) Close() error { return l.close() }
 
-// Connections returns how many connections are open, including the slot in which the next one is awaited.
-func (l *Listener) Connections() int { return len(l.Slots) }
+// Connections returns how many connections are open. While Accept waits for the next one, that counts, too.
+func (l *Listener) Connections() int { return len(l.places) }
 
-// NearCapacity reports whether three quarters of the connections are taken. No more should then be kept for clients
-// that may send another request: those that do not could take them all.
-func (l *Listener) NearCapacity() bool { return len(l.Slots)*4 > cap(l.Slots)*3 }
+// NearCapacity reports whether more than three quarters of the connections are taken. No more should then be kept for
+// clients that may send another request: those that do not could take them all.
+func (l *Listener) NearCapacity() bool { return len(l.places)*4 > cap(l.places)*3 }
 
+// Accept waits until fewer than the most connections are open, and then for the next one. After Close the error is
+// net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
 	select {
-	case l.Slots <- struct{}{}:
+	case l.places <- struct{}{}:
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}
-	c, err := l.Listener.Accept()
+	c, err := l.inner.Accept()
 	if err != nil {
-		<-l.Slots
+		<-l.places
 		return nil, err
 	}
 	limited := &conn{Conn: c}
@@ -65,7 +86,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.mu.Lock()
 		delete(l.conns, limited)
 		l.mu.Unlock()
-		<-l.Slots
+		<-l.places
 	})
 	limited.headerSince.Store(time.Now().UnixNano())
 	l.mu.Lock()
@@ -74,8 +95,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return limited, nil
 }
 
-// CutSlowHeaders closes connections that have sent no complete header for crowdedHeaderTimeout, while few are left,
-// until the listener is closed.
+// CutSlowHeaders closes, while NearCapacity, each connection on which a header has begun and is not complete after a
+// second. Clients that send their headers slowly could else take all connections for the server's ReadHeaderTimeout. A
+// new connection counts as one whose header has begun. CutSlowHeaders returns when the listener is closed.
 func (l *Listener) CutSlowHeaders() {
 	tick := time.NewTicker(crowdedHeaderTimeout / 10)
 	defer tick.Stop()
@@ -94,6 +116,7 @@ func (l *Listener) CutSlowHeaders() {
 	}
 }
 
+// slow returns the connections that have waited for a complete header for longer than crowdedHeaderTimeout.
 func (l *Listener) slow(now time.Time) (slow []*conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -105,7 +128,7 @@ func (l *Listener) slow(now time.Time) (slow []*conn) {
 	return slow
 }
 
-// conn gives its place back when it is closed.
+// conn is a net.Conn that gives its place back when it is closed, and watches over the headers that it reads.
 type conn struct {
 	net.Conn
 	release     func()
@@ -128,7 +151,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	if !c.header.add(p[:n]) {
 		_, _ = c.Conn.Write([]byte(tooManyHeaderLines))
-		return 0, &net.OpError{Op: "read", Err: net.ErrClosed} // which net/http does not respond to
+		return 0, &net.OpError{Op: "read", Err: net.ErrClosed} // net/http responds to others
 	}
 	return n, err
 }
@@ -146,8 +169,8 @@ func (c *conn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// ConnState is the server's ConnState: it notes that a request has ended and the next header may begin. StateActive is
-// of no use: net/http sets it when it has read the header.
+// ConnState is for the server's field of that name: it notes that a request has ended and the next header may begin.
+// StateActive is of no use for that, since net/http sets it when it has read the header.
 func ConnState(c net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
 		c.(*conn).headerSince.Store(betweenRequests)
@@ -156,12 +179,12 @@ func ConnState(c net.Conn, state http.ConnState) {
 
 type connKey struct{}
 
-// ConnContext is the server's ConnContext, from which endHeader finds the connection of a request.
+// ConnContext is for the server's field of that name: from the context it returns, Handler finds the connection.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// Handler notes that the header of a request is complete, and serves it with next.
+// Handler returns a handler that notes that the header of a request is complete, and calls next.
 func (l *Listener) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Context().Value(connKey{}).(*conn).headerSince.Store(0)

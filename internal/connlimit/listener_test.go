@@ -1,0 +1,246 @@
+package connlimit
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// prompt is far longer than anything takes that does not wait.
+const prompt = 10 * time.Second
+
+// listen returns a listener for n connections, which is closed when the test ends.
+func listen(t *testing.T, n int64) *Listener {
+	t.Helper()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := New(tcp, n)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// serve serves l with a handler that responds when the body has come, and cuts slow headers.
+func serve(t *testing.T, l *Listener) {
+	t.Helper()
+	server := &http.Server{
+		Handler: l.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(w, r.Body)
+		})),
+		ConnContext: ConnContext,
+		ConnState:   ConnState,
+	}
+	go l.CutSlowHeaders()
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+}
+
+// dial returns a connection to l over which text was sent.
+func dial(t *testing.T, l *Listener, text string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(prompt))
+	_, _ = io.WriteString(c, text)
+	return c
+}
+
+// accept returns the next connection.
+func accept(t *testing.T, l *Listener) net.Conn {
+	t.Helper()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// No more connections than that are accepted at a time. Closing one twice gives one place back.
+func TestListenerCapacity(t *testing.T) {
+	l := listen(t, 4)
+	var conns []net.Conn
+	for n := range 4 {
+		if l.Connections() != n || l.NearCapacity() {
+			t.Errorf("%d connections, near capacity: %v; want %d", l.Connections(), l.NearCapacity(), n)
+		}
+		dial(t, l, "")
+		conns = append(conns, accept(t, l))
+	}
+	if !l.NearCapacity() {
+		t.Error("4 connections of 4 are not near the capacity")
+	}
+	dial(t, l, "")
+	dial(t, l, "")
+	accepted := make(chan net.Conn, 2)
+	for range 2 {
+		go func() {
+			c, _ := l.Accept()
+			accepted <- c
+		}()
+	}
+	select {
+	case <-accepted:
+		t.Fatal("a fifth connection was accepted")
+	case <-time.After(100 * time.Millisecond):
+	}
+	conns[0].Close()
+	conns[0].Close()
+	fifth := <-accepted
+	select {
+	case <-accepted:
+		t.Error("one that ended has made room for two")
+	case <-time.After(100 * time.Millisecond):
+	}
+	fifth.Close()
+	(<-accepted).Close()
+}
+
+// A listener whose Accept fails, as when there are too many open files, loses no place by that.
+func TestListenerAcceptFails(t *testing.T) {
+	l := listen(t, 2)
+	l.inner.Close()
+	for range 5 {
+		if _, err := l.Accept(); err == nil {
+			t.Fatal("a closed listener accepts")
+		}
+	}
+	if n := l.Connections(); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+}
+
+// Close ends an Accept that waits for a connection to end, and CutSlowHeaders. It may be called twice.
+func TestListenerClose(t *testing.T) {
+	l := listen(t, 1)
+	dial(t, l, "")
+	open := accept(t, l)
+	ended := make(chan error, 2)
+	go func() {
+		_, err := l.Accept()
+		ended <- err
+	}()
+	go func() {
+		l.CutSlowHeaders()
+		ended <- net.ErrClosed
+	}()
+	for range 2 {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 2 {
+		select {
+		case err := <-ended:
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("got %v", err)
+			}
+		case <-time.After(prompt):
+			t.Fatal("it goes on")
+		}
+	}
+	if _, err := open.Write([]byte("x")); err != nil {
+		t.Errorf("a connection that was accepted: %v", err)
+	}
+}
+
+// A header of too many lines is refused, on a new connection and on one that was kept; a body may have any number.
+func TestTooManyHeaderLines(t *testing.T) {
+	l := listen(t, 10)
+	serve(t, l)
+	const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+	many := "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a:\r\n", maxHeaderLines) + "\r\n"
+	lines := strings.Repeat("\n", 2*maxHeaderLines)
+	post := fmt.Sprintf("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(lines), lines)
+	tests := []struct {
+		name   string
+		sent   []string
+		status []int
+	}{
+		{"on a new connection", []string{many}, []int{431}},
+		{"on a kept one", []string{get, post, many}, []int{200, 200, 431}},
+		{"after empty lines", []string{post, "\r\n\r\n" + many}, []int{200, 431}}, // net/http skips them after a POST
+		{"none", []string{get, post, get}, []int{200, 200, 200}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := dial(t, l, "")
+			r := bufio.NewReader(c)
+			for i, text := range test.sent {
+				_, _ = io.WriteString(c, text)
+				response, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, response.Body)
+				if response.StatusCode != test.status[i] || response.Close != (response.StatusCode == 431) {
+					t.Errorf("request %d: got %s, closed: %v", i, response.Status, response.Close)
+				}
+			}
+		})
+	}
+}
+
+// While connections are scarce a header must come within a second, on a new connection and on one that was kept. A body
+// may take longer, and so may the time between requests. While there are enough a header may, too.
+func TestSlowHeaders(t *testing.T) {
+	t.Parallel()
+	const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+	const post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+	tests := []struct {
+		name   string
+		places int64
+		kept   bool   // a request was served before
+		sent   string // then
+		rest   string // what is sent later
+		cut    bool
+	}{
+		{"half a header", 1, false, get[:10], get[10:], true},
+		{"nothing", 1, false, "", get, true},
+		{"half a header on a kept connection", 1, true, get[:10], get[10:], true},
+		{"nothing on a kept connection", 1, true, "", get, false},
+		{"half a body", 1, false, post + "{", "}", false},
+		{"half a header, with places left", 3, false, get[:10], get[10:], false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			l := listen(t, test.places)
+			serve(t, l)
+			c := dial(t, l, "")
+			r := bufio.NewReader(c)
+			if test.kept {
+				_, _ = io.WriteString(c, get)
+				if _, err := http.ReadResponse(r, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			_, _ = io.WriteString(c, test.sent)
+			if test.cut {
+				if _, err := r.ReadByte(); err == nil {
+					t.Error("it is responded to")
+				}
+				if took := time.Since(began); took < crowdedHeaderTimeout/2 || took > crowdedHeaderTimeout+prompt/2 {
+					t.Errorf("it was cut after %s", took)
+				}
+				return
+			}
+			time.Sleep(crowdedHeaderTimeout * 3 / 2)
+			_, _ = io.WriteString(c, test.rest)
+			if response, err := http.ReadResponse(r, nil); err != nil || response.StatusCode != 200 {
+				t.Errorf("got %v, %v", response, err)
+			}
+		})
+	}
+}
