@@ -39,8 +39,7 @@ type metrics struct {
 type routeMetrics struct {
 	path      string
 	responses map[string]*[len(statuses) + 1]atomic.Int64 // by method, then in the order of statuses
-	buckets   [len(durations) + 1]atomic.Int64
-	nanos     atomic.Int64
+	durations *telemetry.Histogram
 }
 
 // statuses are the statuses counted by themselves. All others are counted together.
@@ -52,12 +51,8 @@ var statuses = [...]int{
 // methods are the methods counted by themselves, and otherName for all others.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", otherName}
 
-// durations are the upper bounds of the buckets of request durations.
-var durations = [...]time.Duration{
-	250 * time.Microsecond, 500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond,
-	5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond,
-	100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second,
-}
+// durations are the upper bounds of the buckets of request durations, in seconds.
+var durations = []float64{0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2}
 
 // tenantMetrics counts the charges of one tenant, or of all that have no name of their own.
 type tenantMetrics struct {
@@ -98,7 +93,10 @@ func newMetrics(patterns []string) *metrics {
 		method, path := routeOf(pattern)
 		r := byPath[path]
 		if r == nil {
-			r = &routeMetrics{path: path, responses: make(map[string]*[len(statuses) + 1]atomic.Int64)}
+			r = &routeMetrics{
+				path: path, responses: make(map[string]*[len(statuses) + 1]atomic.Int64),
+				durations: telemetry.NewHistogram(durations),
+			}
 			byPath[path] = r
 			m.sorted = append(m.sorted, r)
 		}
@@ -140,12 +138,7 @@ func (m *metrics) request(pattern, method string, status int, took time.Duration
 		i = len(statuses)
 	}
 	responses[i].Add(1)
-	bucket := 0
-	for bucket < len(durations) && took > durations[bucket] {
-		bucket++
-	}
-	r.buckets[bucket].Add(1)
-	r.nanos.Add(int64(took))
+	r.durations.Observe(took)
 }
 
 // charged counts tokens that were charged to a key of a tenant, which must exist: names are bounded, but kept for good.
@@ -238,22 +231,9 @@ func (m *metrics) writeDurations(e *telemetry.Page) {
 	const name = "http_request_duration_seconds"
 	e.Family(name, "histogram", "Time from a request's header to the end of its response.")
 	for _, r := range m.sorted {
-		var count int64 // the sum of the buckets as read here: others may count meanwhile
-		var samples telemetry.Page
-		for i := range r.buckets {
-			bound := "+Inf"
-			if i < len(durations) {
-				bound = strconv.FormatFloat(durations[i].Seconds(), 'g', -1, 64)
-			}
-			count += r.buckets[i].Load()
-			samples.Sample(name+"_bucket", float64(count), "route", r.path, "le", bound)
+		if r.durations.Count() > 0 {
+			e.Histogram(name, r.durations, "route", r.path)
 		}
-		if count == 0 {
-			continue
-		}
-		samples.Sample(name+"_sum", time.Duration(r.nanos.Load()).Seconds(), "route", r.path)
-		samples.Sample(name+"_count", float64(count), "route", r.path)
-		e.Write(samples.Bytes())
 	}
 }
 
@@ -309,24 +289,11 @@ type endpointMetrics struct {
 }
 
 // endpointTimes has how long requests to one endpoint take as a whole, and until the first byte of the response.
-type endpointTimes struct{ whole, firstByte slowHistogram }
+type endpointTimes struct{ whole, firstByte *telemetry.Histogram }
 
-// slowDurations are the upper bounds of the buckets of a slowHistogram, in seconds.
-var slowDurations = [...]float64{
+// slowDurations are the upper bounds of the buckets of endpointTimes, in seconds.
+var slowDurations = []float64{
 	0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 300, 600,
-}
-
-// slowHistogram counts durations of up to minutes.
-type slowHistogram struct {
-	buckets [len(slowDurations) + 1]int64
-	seconds float64
-}
-
-func (h *slowHistogram) observe(d time.Duration) {
-	seconds := d.Seconds()
-	at, _ := slices.BinarySearch(slowDurations[:], seconds)
-	h.buckets[at]++
-	h.seconds += seconds
 }
 
 // endpoint returns the counters of an endpoint of a tenant. The caller holds g.mu.
@@ -356,7 +323,7 @@ func (g *gatewayMetrics) timesOf(name string) *endpointTimes {
 		if g.times == nil {
 			g.times = make(map[string]*endpointTimes)
 		}
-		times = new(endpointTimes)
+		times = &endpointTimes{telemetry.NewHistogram(slowDurations), telemetry.NewHistogram(slowDurations)}
 		g.times[name] = times
 	}
 	return times
@@ -374,9 +341,9 @@ func (g *gatewayMetrics) count(tenantID string, o *gateway.Outcome, status int, 
 	m.input += uint64(o.Input)
 	m.output += uint64(o.Output)
 	times := g.timesOf(o.Endpoint)
-	times.whole.observe(took)
+	times.whole.Observe(took)
 	if o.FirstByte > 0 {
-		times.firstByte.observe(o.FirstByte)
+		times.firstByte.Observe(o.FirstByte)
 	}
 }
 
@@ -385,9 +352,9 @@ func (g *gatewayMetrics) write(e *telemetry.Page) {
 	defer g.mu.Unlock()
 	g.writeRequests(e)
 	g.writeTimes(e, "gateway_request_duration_seconds", "Time from a request's header to the end of its response.",
-		func(t *endpointTimes) *slowHistogram { return &t.whole })
+		func(t *endpointTimes) *telemetry.Histogram { return t.whole })
 	g.writeTimes(e, "gateway_time_to_first_byte_seconds", "Time from a request's header to that of its response.",
-		func(t *endpointTimes) *slowHistogram { return &t.firstByte })
+		func(t *endpointTimes) *telemetry.Histogram { return t.firstByte })
 }
 
 func (g *gatewayMetrics) writeRequests(e *telemetry.Page) {
@@ -415,20 +382,10 @@ func (g *gatewayMetrics) writeRequests(e *telemetry.Page) {
 	}
 }
 
-func (g *gatewayMetrics) writeTimes(e *telemetry.Page, name, help string, of func(*endpointTimes) *slowHistogram) {
+func (g *gatewayMetrics) writeTimes(e *telemetry.Page, name, help string,
+	of func(*endpointTimes) *telemetry.Histogram) {
 	e.Family(name, "histogram", help)
 	for _, endpoint := range slices.Sorted(maps.Keys(g.times)) {
-		histogram := of(g.times[endpoint])
-		var count int64
-		for i, n := range histogram.buckets {
-			bound := "+Inf"
-			if i < len(slowDurations) {
-				bound = strconv.FormatFloat(slowDurations[i], 'g', -1, 64)
-			}
-			count += n
-			e.Sample(name+"_bucket", float64(count), "endpoint", endpoint, "le", bound)
-		}
-		e.Sample(name+"_sum", histogram.seconds, "endpoint", endpoint)
-		e.Sample(name+"_count", float64(count), "endpoint", endpoint)
+		e.Histogram(name, of(g.times[endpoint]), "endpoint", endpoint)
 	}
 }

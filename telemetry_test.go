@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	"time"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
-	"tollgate/internal/telemetrytest"
 )
 
 // metricsStory creates a tenant in r, sends requests of all kinds for it and returns its ID and the secrets that were
@@ -211,30 +209,6 @@ func TestAccessLog(t *testing.T) {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})
-}
-
-// Whatever a request brings, it cannot forge a line of the log.
-func TestLogLines(t *testing.T) {
-	var out telemetrytest.Log
-	log := telemetry.New(&out)
-	log.Infof("%s", "a\n[ERROR] b\r\x00\x1b[31m\u0085\u2028c\td é")
-	log.Warnings().Printf("http: %s\n[INFO] x", "y")
-	want := "[INFO] a\\n[ERROR] b\\r\\x00\\x1b[31m\\u0085\\u2028c\td é\n[WARN] http: y\\n[INFO] x\n"
-	if out.String() != want {
-		t.Errorf("got  %q\nwant %q", out.String(), want)
-	}
-}
-
-func TestLoggerLines(t *testing.T) {
-	var b bytes.Buffer
-	l := telemetry.New(&b)
-	l.Infof("%s", "a\nb\r\x00\x1b[31m\u2028é\t'\xff")
-	l.Errorf("x")
-	l.Warnings().Print("http: y\nz\n")
-	want := "[INFO] a\\nb\\r\\x00\\x1b[31m\\u2028é\t'\ufffd\n[ERROR] x\n[WARN] http: y\\nz\n"
-	if b.String() != want {
-		t.Errorf("got %q, want %q", &b, want)
-	}
 }
 
 func TestRouteOf(t *testing.T) {

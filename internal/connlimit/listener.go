@@ -1,5 +1,5 @@
-// Package connlimit bounds what connections can take from an HTTP server before a handler sees a request: how many there
-// are, how long they may take for a header while they are scarce, and how many lines a header may have.
+// Package connlimit bounds what connections can take from an HTTP server before a handler sees a request: how many
+// there are, how long they may take for a header while they are scarce, and how many lines a header may have.
 //
 // An http.Server serves a Listener, with its Handler, ConnContext and ConnState:
 //

@@ -1,3 +1,5 @@
+// Package telemetry is what a service says about itself: lines of a log that nobody can forge, and metrics in the text
+// format of Prometheus.
 package telemetry
 
 import (
@@ -8,16 +10,22 @@ import (
 	"strings"
 )
 
-// Logger writes lines that begin with their level. Whatever is in a value, a line stays one line.
+// Logger writes lines that begin with their level, such as "[INFO] ". Whatever is in a value, a line stays one line:
+// every rune that is neither printable nor a tab is escaped as in a Go string. Its methods may be called concurrently.
 type Logger struct{ out *log.Logger }
 
+// New returns a Logger that writes each line to w with one call.
 func New(w io.Writer) *Logger { return &Logger{log.New(w, "", 0)} }
 
-func (l *Logger) Infof(format string, args ...any)  { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
-func (l *Logger) Warnf(format string, args ...any)  { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
+// Infof writes what happens in normal operation. The arguments are those of fmt.Printf, as in the methods below.
+func (l *Logger) Infof(format string, args ...any) { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
+
+// Warnf writes what an operator should look at some time.
+func (l *Logger) Warnf(format string, args ...any) { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
+
+// Errorf writes what keeps the service from doing its work.
 func (l *Logger) Errorf(format string, args ...any) { l.line("[ERROR] ", fmt.Sprintf(format, args...)) }
 
-// line writes text with every rune escaped that is neither printable nor a tab.
 func (l *Logger) line(level, text string) {
 	var escaped strings.Builder
 	escaped.WriteString(level)
@@ -31,7 +39,8 @@ func (l *Logger) line(level, text string) {
 	l.out.Print(escaped.String())
 }
 
-// Warnings returns a Logger for net/http, which words itself what goes wrong with connections.
+// Warnings returns a logger for net/http, which words itself what goes wrong with connections. Each of its lines is one
+// of Warnf.
 func (l *Logger) Warnings() *log.Logger { return log.New(warningWriter{l}, "", 0) }
 
 type warningWriter struct{ log *Logger }

@@ -3,87 +3,92 @@ package telemetry
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
-// Page is a page of metrics.
-type Page struct{ bytes.Buffer }
+// Page is a page of metrics in the text format of Prometheus
+// (https://prometheus.io/docs/instrumenting/exposition_formats/). Its zero value is empty. A caller writes each family
+// once, and then all its samples.
+type Page struct{ text bytes.Buffer }
 
-// Family begins a metric, whose samples follow.
-func (e *Page) Family(name, kind, help string) {
-	fmt.Fprintf(e, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+// Bytes returns the page. It is valid until more is written.
+func (p *Page) Bytes() []byte { return p.text.Bytes() }
+
+// String returns the page.
+func (p *Page) String() string { return p.text.String() }
+
+// Family begins a metric. Its kind is counter, gauge or histogram.
+func (p *Page) Family(name, kind, help string) {
+	fmt.Fprintf(&p.text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
 }
 
-// Sample writes one value of the last family, with the names and values of its labels in turn.
-func (e *Page) Sample(name string, value float64, labels ...string) {
-	e.WriteString(name)
+// Sample writes one value of the last family. The labels are names and values in turn; a value may be any text.
+func (p *Page) Sample(name string, value float64, labels ...string) {
+	p.text.WriteString(name)
 	separator := "{"
 	for i := 0; i < len(labels); i += 2 {
-		e.WriteString(separator + labels[i] + `="` + escapedLabel.Replace(labels[i+1]) + `"`)
+		p.text.WriteString(separator + labels[i] + `="` + escapedLabel.Replace(labels[i+1]) + `"`)
 		separator = ","
 	}
 	if len(labels) > 0 {
-		e.WriteByte('}')
+		p.text.WriteByte('}')
 	}
-	e.WriteString(" " + strconv.FormatFloat(value, 'g', -1, 64) + "\n")
+	p.text.WriteString(" " + formatFloat(value) + "\n")
 }
 
 var escapedLabel = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
-// Single writes a family of one value.
-func (e *Page) Single(name, kind, help string, value float64) {
-	e.Family(name, kind, help)
-	e.Sample(name, value)
+func formatFloat(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }
+
+// Single writes a family of one value without labels.
+func (p *Page) Single(name, kind, help string, value float64) {
+	p.Family(name, kind, help)
+	p.Sample(name, value)
 }
 
-var startTime = time.Now()
-
-// WriteProcess writes what the Go runtime and, on Linux, the system know about the process.
-func WriteProcess(e *Page) {
-	var memory runtime.MemStats
-	runtime.ReadMemStats(&memory)
-	e.Family("go_info", "gauge", "The version of Go.")
-	e.Sample("go_info", 1, "version", runtime.Version())
-	e.Single("go_goroutines", "gauge", "Goroutines.", float64(runtime.NumGoroutine()))
-	e.Single("go_memstats_heap_alloc_bytes", "gauge", "Bytes of the heap in use.", float64(memory.HeapAlloc))
-	e.Single("go_memstats_sys_bytes", "gauge", "Bytes obtained from the system.", float64(memory.Sys))
-	e.Single("go_memstats_alloc_bytes_total", "counter", "Bytes allocated on the heap, ever.", float64(memory.TotalAlloc))
-	e.Single("go_memstats_mallocs_total", "counter", "Objects allocated on the heap, ever.", float64(memory.Mallocs))
-	e.Single("go_gc_cycles_total", "counter", "Garbage collections.", float64(memory.NumGC))
-	e.Single("go_gc_pause_seconds_total", "counter", "Time for which collections have stopped the program.",
-		time.Duration(memory.PauseTotalNs).Seconds())
-	writeLinuxProcess(e)
-}
-
-// writeLinuxProcess writes nothing on systems without /proc.
-func writeLinuxProcess(e *Page) {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		return
-	}
-	// The second field, the program's name in parentheses, may have spaces (proc_pid_stat(5)).
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	number := func(field int) float64 {
-		n, _ := strconv.ParseFloat(fields[field-3], 64)
-		return n
-	}
-	const ticks = 100 // a second, on every Linux that Go runs on
-	e.Single("process_start_time_seconds", "gauge", "When the process began, in Unix time.",
-		float64(startTime.UnixMilli())/1000)
-	e.Single("process_cpu_seconds_total", "counter", "Processor time used.", (number(14)+number(15))/ticks)
-	e.Single("process_resident_memory_bytes", "gauge", "Memory resident.", number(24)*float64(os.Getpagesize()))
-	e.Single("process_virtual_memory_bytes", "gauge", "Virtual memory.", number(23))
-	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
-		e.Single("process_open_fds", "gauge", "Open file descriptors.", float64(len(files)))
-	}
-	if limits, err := os.ReadFile("/proc/self/limits"); err == nil {
-		_, line, _ := strings.Cut(string(limits), "Max open files")
-		if most, err := strconv.ParseFloat(strings.Fields(line + " ?")[0], 64); err == nil {
-			e.Single("process_max_fds", "gauge", "Maximum number of open file descriptors.", most)
+// Histogram writes the samples of h, in seconds. The last family has that name and is a histogram.
+func (p *Page) Histogram(name string, h *Histogram, labels ...string) {
+	var count int64 // the sum of the buckets as they are read here: others may count meanwhile
+	for i := range h.counts {
+		bound := "+Inf"
+		if i < len(h.bounds) {
+			bound = formatFloat(h.bounds[i])
 		}
+		count += h.counts[i].Load()
+		p.Sample(name+"_bucket", float64(count), append(slices.Clip(labels), "le", bound)...)
 	}
+	p.Sample(name+"_sum", time.Duration(h.sum.Load()).Seconds(), labels...)
+	p.Sample(name+"_count", float64(count), labels...)
+}
+
+// Histogram counts durations by their size. Its methods may be called concurrently, and take no lock.
+type Histogram struct {
+	bounds []float64      // in seconds, ascending
+	counts []atomic.Int64 // of the durations up to each bound and above the one before; the last: above all bounds
+	sum    atomic.Int64   // nanoseconds
+}
+
+// NewHistogram returns a histogram whose buckets have the upper bounds, in seconds and in ascending order. They must
+// not change.
+func NewHistogram(bounds []float64) *Histogram {
+	return &Histogram{bounds: bounds, counts: make([]atomic.Int64, len(bounds)+1)}
+}
+
+// Observe counts a duration.
+func (h *Histogram) Observe(d time.Duration) {
+	i, _ := slices.BinarySearch(h.bounds, d.Seconds())
+	h.counts[i].Add(1)
+	h.sum.Add(int64(d))
+}
+
+// Count returns how many durations were counted.
+func (h *Histogram) Count() (n int64) {
+	for i := range h.counts {
+		n += h.counts[i].Load()
+	}
+	return n
 }

@@ -1,3 +1,4 @@
+// Package telemetrytest collects what a service under test logs.
 package telemetrytest
 
 import (
@@ -9,28 +10,33 @@ import (
 	"tollgate/internal/redistest"
 )
 
-// Log collects the lines that a service logs.
+// Log is an io.Writer that keeps what is written. Its zero value is empty. Its methods may be called concurrently.
 type Log struct {
 	mu   sync.Mutex
-	text []byte
+	text []byte // guarded by mu
 }
 
-func (b *Log) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.text = append(b.text, p...)
+// Write adds p to the log.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
 	return len(p), nil
 }
 
-func (b *Log) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return string(b.text)
+// String returns all that was written.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
 }
 
-// Wait returns the rest of the first line that begins with prefix, as soon as there is one. The test fails if done is
-// closed before.
-func (b *Log) Wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
+// Count returns how often text is in the log.
+func (l *Log) Count(text string) int { return strings.Count(l.String(), text) }
+
+// Wait waits until there is a line that begins with prefix, and returns the rest of the first such line. The test fails
+// if there is none after 30 s, or when done is closed.
+func (l *Log) Wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
 	t.Helper()
 	redistest.Eventually(t, 30*time.Second, func() error {
 		ended := false
@@ -39,19 +45,16 @@ func (b *Log) Wait(t testing.TB, prefix string, done <-chan struct{}) (rest stri
 			ended = true
 		default:
 		}
-		for line := range strings.Lines(b.String()) {
+		for line := range strings.Lines(l.String()) {
 			if after, ok := strings.CutPrefix(line, prefix); ok && strings.HasSuffix(after, "\n") {
 				rest = strings.TrimSuffix(after, "\n")
 				return nil
 			}
 		}
 		if ended {
-			t.Fatalf("the service ended without a line %q in its log:\n%s", prefix, b)
+			t.Fatalf("the service ended without a line %q in its log:\n%s", prefix, l)
 		}
-		return fmt.Errorf("no line %q in the log:\n%s", prefix, b)
+		return fmt.Errorf("no line %q in the log:\n%s", prefix, l)
 	})
 	return rest
 }
-
-// Count returns how often text is in the log.
-func (b *Log) Count(text string) int { return strings.Count(b.String(), text) }

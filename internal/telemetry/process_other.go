@@ -1,0 +1,6 @@
+//go:build !linux
+
+package telemetry
+
+// writeSystem writes nothing.
+func writeSystem(*Page) {}
