@@ -36,8 +36,8 @@ const maxWaiting = 1024 // callers of one master of a cluster: a dead one must n
 
 // Client is the way to Redis. Its methods may be called from any number of goroutines.
 //
-// The errors of its methods are a redis.Error if Redis refuses this command alone, such as a wrong type or an error
-// that the script itself returns. All others wrap ErrUnavailable.
+// The errors of its methods are a redis.Error of redigo if Redis refuses this command alone, as for a wrong type, and if
+// the script itself returns an error. All others wrap ErrUnavailable, unless a method says otherwise.
 type Client struct {
 	options   Options
 	master    atomic.Pointer[node] // the one server, or the one that the Sentinels name; nil in a cluster
@@ -123,9 +123,9 @@ func (c *Client) OneSlot() bool { return c.options.URL.topology != clusterServer
 // SameSlot reports whether a script may have both keys.
 func (c *Client) SameSlot(a, b string) bool { return c.OneSlot() || Slot(a) == Slot(b) }
 
-// Eval runs a script over the shared connection, and returns its reply as redigo does. The script must be fast, and
-// its keys, arguments and reply small: about a kilobyte, not a megabyte. All keys must hash to the slot of the first,
-// unless OneSlot. There must be at least one.
+// Eval runs a script over the shared connection, and returns its reply as redigo does. The script must be fast, and its
+// keys, arguments and reply small: about a kilobyte, not a megabyte. There must be at least one key. Unless OneSlot,
+// all must hash to the same slot.
 func (c *Client) Eval(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
 	return c.route(deadline, keys[0], operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind})
 }
@@ -257,7 +257,8 @@ func (c *Client) Scan(pattern string, count int, timeout time.Duration, f func(n
 	return nil
 }
 
-// Ready returns nil as soon as one server would execute all required commands, and an error if none would.
+// Ready returns nil as soon as one server would execute all required commands. If none would, or none has replied by
+// the deadline, the error wraps ErrUnavailable.
 func (c *Client) Ready(deadline time.Time) error {
 	nodes := c.allMasters()
 	results := make(chan error, len(nodes))

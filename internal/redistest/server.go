@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -110,14 +111,18 @@ func startAfter(setUp string, args ...string) (*Server, error) {
 	return nil, err
 }
 
-// FreePort returns a TCP port on which nobody listens now.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// FreePort returns a TCP port on which nobody listens now. It is not one of those that the system gives to outgoing
+// connections, so that a server which was killed finds its port free again.
+func FreePort() (port int, err error) {
+	const first, last = 10000, 32767 // Linux begins at 32768, others later
+	for range 100 {
+		port = first + rand.IntN(last-first+1)
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 // Start starts the process, for the first time or again after Kill, with the data that it had.
