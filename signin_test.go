@@ -553,7 +553,7 @@ func TestUsersInACluster(t *testing.T) {
 // In a full Redis those who have signed in before sign in, and a user can be forgotten. What needs room is 503.
 func TestSignInFull(t *testing.T) {
 	t.Parallel()
-	keys, r := newKeyServer(t), redistest.New(t)
+	keys, r := idtokentest.NewServer(t), redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL, "APPLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, r, signInConfig)
 	key := s.wantSignIn(t, tenant, "known", 1000)
