@@ -186,8 +186,8 @@ func (s *server) showVersion(w http.ResponseWriter, r *http.Request, info *reque
 	if err != nil {
 		return err
 	}
-	if err := strict.Check(config); err != nil { // it was written straight to Redis
-		return &configError{strict.Problems{"it is not valid JSON: " + err.Error()}}
+	if err := checkJSON(config); err != nil { // it was written straight to Redis
+		return err
 	}
 	return writeJSON(w, http.StatusOK, configBody{config})
 }
@@ -349,34 +349,29 @@ func unknownGroup(config *tenantConfig) error {
 
 // ttlField returns the rule for the seconds until a key expires, or null if it never does.
 func ttlField(dst *time.Duration) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
-		if string(value) == "null" {
-			*dst = 0
-			return
-		}
+	return func(wrong *strict.Problems, value []byte) bool {
 		var seconds int64
-		strict.Seconds(&seconds, 1, int64(maxKeyTTL/time.Second))(wrong, path, value)
+		ok := string(value) == "null" || strict.Seconds(&seconds, 1, int64(maxKeyTTL/time.Second))(wrong, value)
 		*dst = time.Duration(seconds) * time.Second
+		return ok
 	}
 }
 
 // userIDField returns the rule for 1 to maxUserIDBytes of text that a header can carry: printable, without white space
 // at its ends.
 func userIDField(dst *string) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
+	return func(wrong *strict.Problems, value []byte) bool {
 		var id string
-		before := len(*wrong)
-		strict.String(&id)(wrong, path, value)
-		if len(*wrong) > before {
-			return
+		if !strict.String(&id)(wrong, value) {
+			return false
 		}
 		unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
 		if id == "" || len(id) > maxUserIDBytes || strings.TrimSpace(id) != id || strings.ContainsFunc(id, unprintable) {
-			wrong.Add(path, fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends",
+			return wrong.Add(fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends",
 				maxUserIDBytes))
-			return
 		}
 		*dst = id
+		return true
 	}
 }
 
@@ -470,9 +465,9 @@ func parseKeyChange(body []byte) (keyChange, error) {
 
 // present returns rule with the effect that *dst points to value if the member exists.
 func present[T any](dst **T, value *T, rule strict.Rule) strict.Rule {
-	return func(wrong *strict.Problems, path string, raw []byte) {
+	return func(wrong *strict.Problems, raw []byte) bool {
 		*dst = value
-		rule(wrong, path, raw)
+		return rule(wrong, raw)
 	}
 }
 

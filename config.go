@@ -6,11 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/netip"
-	"net/url"
 	"slices"
-	"strconv"
-	"strings"
 
 	"tollgate/internal/gateway"
 	"tollgate/internal/strict"
@@ -41,29 +37,37 @@ const (
 	maxComparedBytes = 64   // of the names of these
 )
 
-// configError lists every rule that a config breaks, in the config's order, each naming the member by its path. It
-// never quotes a value: configs contain secrets.
+// A configError lists what is wrong with a config, in the config's order. It names members by their paths, and never
+// quotes a value: configs contain secrets.
 type configError struct{ problems strict.Problems }
 
 func (e *configError) Error() string { return e.sentences()[0] }
 
-// sentences returns a sentence for each problem, and one for all beyond strict.MaxProblems.
+// sentences returns a sentence for each problem, and one for all that strict does not put into words.
 func (e *configError) sentences() []string {
 	var all []string
-	for _, problem := range e.problems[:min(len(e.problems), strict.MaxProblems)] {
+	for _, problem := range e.problems.Sentences {
 		all = append(all, "Invalid config: "+problem)
 	}
-	if more := len(e.problems) - strict.MaxProblems; more > 0 {
-		all = append(all, fmt.Sprintf("Invalid config: %d more members are wrong", more))
+	if e.problems.More > 0 {
+		all = append(all, fmt.Sprintf("Invalid config: %d more members are wrong", e.problems.More))
 	}
 	return all
+}
+
+// checkJSON returns a *configError if data is not valid JSON.
+func checkJSON(data []byte) error {
+	if err := strict.Check(data); err != nil {
+		return &configError{strict.Problems{Sentences: []string{"it is not valid JSON: " + err.Error()}}}
+	}
+	return nil
 }
 
 // parseConfig checks data against the rules for configs. Unknown members are kept byte for byte, except white space.
 // The error is a *configError.
 func parseConfig(data []byte) (*tenantConfig, error) {
-	if err := strict.Check(data); err != nil {
-		return nil, &configError{strict.Problems{"it is not valid JSON: " + err.Error()}}
+	if err := checkJSON(data); err != nil {
+		return nil, err
 	}
 	response := bytes.NewBufferString(`{"config":`)
 	start := response.Len()
@@ -71,37 +75,35 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 	end := response.Len()
 	response.WriteString("}\n")
 	c := &tenantConfig{
-		json:    response.Bytes(),
-		compact: response.Bytes()[start:end:end],
-		groups:  make(map[string]userGroup),
-
+		json:      response.Bytes(),
+		compact:   response.Bytes()[start:end:end],
+		groups:    make(map[string]userGroup),
 		clientIDs: make(map[string][]string),
 	}
-	if c.compact[0] != '{' {
-		return nil, &configError{strict.Problems{"it must be an object"}}
-	}
 	var wrong strict.Problems
-	c.readMembers(&wrong, "", c.compact, c.rules())
-	if len(wrong) > 0 {
+	isObject := c.compact[0] == '{' || wrong.Add("it must be an object")
+	if !isObject || !c.membersOf(c.rules())(&wrong, c.compact) {
 		return nil, &configError{wrong}
 	}
 	return c, nil
 }
 
-// membersOf returns the rule for an object that may have unknown members, like objectOf, and notes those that are
-// probably misspelled.
+// membersOf returns the rule for an object whose members keep rules. It accepts unknown members, and warns of those
+// that are probably misspelled.
 func (c *tenantConfig) membersOf(rules strict.Rules) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) { c.readMembers(wrong, path, value, rules) }
+	return func(wrong *strict.Problems, value []byte) bool {
+		_, ok := c.readMembers(wrong, value, rules)
+		return ok
+	}
 }
 
-// readMembers reads the members of an object as the function of that name does, and notes each unknown one that is
-// within two letters of a known one that is missing, among the first maxCompared unknown ones of the config. It returns
-// which of the known members there are.
-func (c *tenantConfig) readMembers(wrong *strict.Problems, path string, value []byte, rules strict.Rules) (
-	seen map[string]bool,
+// readMembers reads an object as strict.ReadObject does. It warns of each unknown member whose name is within two
+// letters of a known one that is missing, if it is among the first maxCompared unknown members of the config.
+func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules strict.Rules) (
+	seen map[string]bool, ok bool,
 ) {
 	var unknown []string
-	seen = strict.ReadObject(wrong, path, value, func(name string) strict.Rule {
+	seen, ok = strict.ReadObject(wrong, value, func(name string) strict.Rule {
 		rule := rules[name]
 		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
 			unknown = append(unknown, name)
@@ -110,7 +112,7 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, path string, value []
 		return rule
 	})
 	if len(unknown) == 0 {
-		return seen
+		return seen, ok
 	}
 	missing := slices.DeleteFunc(slices.Sorted(maps.Keys(rules)), func(name string) bool { return seen[name] })
 	for _, name := range unknown {
@@ -119,10 +121,10 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, path string, value []
 		}
 		if best := nearest(name, missing); best != "" {
 			c.warnings = append(c.warnings,
-				fmt.Sprintf("%s is not known: did you mean %s?", strict.Path(path, name), best))
+				fmt.Sprintf("%s is not known: did you mean %s?", wrong.MemberPath(name), best))
 		}
 	}
-	return seen
+	return seen, ok
 }
 
 // nearest returns which of the known names is nearest to name, "" if none is within two letters.
@@ -178,75 +180,68 @@ func (c *tenantConfig) rules() strict.Rules {
 
 // authRule returns the rule for one member of auth.
 func (c *tenantConfig) authRule(name string) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
-		add := func(wrong *strict.Problems, path string, value []byte) {
-			var id string
-			if strict.String(&id)(wrong, path, value); id != "" {
-				c.clientIDs[name] = append(c.clientIDs[name], id)
-			}
+	addID := func(wrong *strict.Problems, value []byte) bool {
+		var id string
+		ok := strict.String(&id)(wrong, value)
+		if id != "" {
+			c.clientIDs[name] = append(c.clientIDs[name], id)
 		}
-		c.readMembers(wrong, path, value, strict.Rules{
-			"api_key": strict.AnyString, "client_id": add, "client_secret": strict.AnyString,
-			"client_ids": func(wrong *strict.Problems, path string, value []byte) {
-				strict.ReadElements(wrong, path, value, add)
-			},
-		})
+		return ok
 	}
+	return c.membersOf(strict.Rules{
+		"api_key": strict.AnyString, "client_secret": strict.AnyString,
+		"client_id": addID, "client_ids": strict.ArrayOf(addID),
+	})
 }
 
 // groupRule returns the rule for one member of user_groups.
 func (c *tenantConfig) groupRule(name string) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
-		var group userGroup
+	return func(wrong *strict.Problems, value []byte) bool {
 		if name == "" || len(name) > maxGroupBytes {
-			wrong.Add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxGroupBytes))
-			return
+			return wrong.Add(fmt.Sprintf("must have a name of 1 to %d bytes", maxGroupBytes))
 		}
+		var group userGroup
 		var limit rateLimit
-		seen := c.readMembers(wrong, path, value, strict.Rules{
+		seen, ok := c.readMembers(wrong, value, strict.Rules{
 			"tokens":            strict.Int(&group.tokens, 0, maxAmount),
 			"rate_limit":        strict.Int(&limit.requests, 0, maxRateLimit),
 			"rate_limit_window": strict.Int(&limit.seconds, 1, maxAmount),
-			"refill":            c.refillField(&group.refill),
+			"refill":            c.refillRule(&group.refill),
 		})
 		if seen["rate_limit"] {
 			if !seen["rate_limit_window"] {
-				wrong.Add(strict.Path(path, "rate_limit_window"), "is missing beside rate_limit")
+				ok = wrong.AddMember("rate_limit_window", "is missing beside rate_limit")
 			}
 			group.limit = &limit
 		}
 		c.groups[name] = group
 		c.encoded.add(name, group)
+		return ok
 	}
 }
 
-// refillField returns the rule for a group's refill.
-func (c *tenantConfig) refillField(dst **refill) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
+// refillRule returns the rule for a group's refill.
+func (c *tenantConfig) refillRule(dst **refill) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
 		*dst = new(refill)
-		seen := c.readMembers(wrong, path, value, strict.Rules{
+		seen, ok := c.readMembers(wrong, value, strict.Rules{
 			"tokens": strict.Int(&(*dst).tokens, 1, maxAmount),
 			"every":  strict.Seconds(&(*dst).seconds, minRefillPeriod, maxRefillPeriod),
 		})
-		for _, name := range []string{"tokens", "every"} {
-			if value[0] == '{' && !seen[name] {
-				wrong.Add(strict.Path(path, name), "is missing")
-			}
-		}
+		return strict.Require(wrong, seen, "tokens", "every") && ok
 	}
 }
 
 // providerRule returns the rule for one member of providers. The gateway uses the endpoints of text.
 func (c *tenantConfig) providerRule(kind string) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
+	return func(wrong *strict.Problems, value []byte) bool {
 		var chosen string
 		var endpoints gateway.Endpoints
 		named := false
-		c.readMembers(wrong, path, value, strict.Rules{
-			"default": func(wrong *strict.Problems, path string, value []byte) {
-				before := len(*wrong)
-				strict.String(&chosen)(wrong, path, value)
-				named = len(*wrong) == before
+		ok := c.membersOf(strict.Rules{
+			"default": func(wrong *strict.Problems, value []byte) bool {
+				named = strict.String(&chosen)(wrong, value)
+				return named
 			},
 			"endpoints": strict.MapOf(func(name string) strict.Rule {
 				e := gateway.NewEndpoint(name)
@@ -256,13 +251,13 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				}
 				return c.membersOf(e.Rules())
 			}),
-		})
+		})(wrong, value)
 		first := slices.IndexFunc(endpoints, func(e *gateway.Endpoint) bool { return e.Name == chosen })
 		if named && first < 0 {
-			wrong.Add(strict.Path(path, "default"), "must name an endpoint")
+			ok = wrong.AddMember("default", "must name an endpoint")
 		}
 		if kind != "text" {
-			return
+			return ok
 		}
 		if first > 0 {
 			chosen := endpoints[first]
@@ -273,73 +268,24 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				c.text = append(c.text, e)
 			}
 		}
+		return ok
 	}
 }
 
 // readOrigins is the rule for the origins that may call tollgate.
-func (c *tenantConfig) readOrigins(wrong *strict.Problems, path string, value []byte) {
+func (c *tenantConfig) readOrigins(wrong *strict.Problems, value []byte) bool {
 	c.origins = make([]string, 0, 1)
-	strict.ReadElements(wrong, path, value, func(wrong *strict.Problems, path string, value []byte) {
-		var origin string
-		strict.String(&origin)(new(strict.Problems), path, value)
+	ok := strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
+		origin, _ := strict.Text(value)
 		normalized, ok := normalizeOrigin(origin)
 		if !ok {
-			wrong.Add(path, "must be an origin such as https://app.example.com, or the only one *")
-			return
+			return wrong.Add("must be an origin such as https://app.example.com, or the only one *")
 		}
 		c.origins = append(c.origins, normalized)
-	})
-	if len(c.origins) > 1 && slices.Contains(c.origins, "*") {
-		wrong.Add(path, "must have * as its only entry, or not at all")
-	}
-}
-
-// normalizeOrigin returns an origin as browsers spell it: in lower case and without the default port. ok is false if it
-// is not a scheme http or https, a host and perhaps a port, and nothing else; * is itself.
-func normalizeOrigin(origin string) (normalized string, ok bool) {
-	if origin == "*" {
-		return origin, true
-	}
-	origin = strings.ToLower(origin)
-	u, err := url.Parse(origin)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || origin != u.Scheme+"://"+u.Host {
-		return "", false
-	}
-	port := u.Port()
-	if !validHost(u.Hostname()) || strings.HasSuffix(u.Host, ":") || port != "" && !validPort(port) {
-		return "", false
-	}
-	if u.Scheme == "http" && port == "80" || u.Scheme == "https" && port == "443" {
-		return strings.TrimSuffix(origin, ":"+port), true
-	}
-	return origin, true
-}
-
-// validHost reports whether host is an IP address or a name in lower-case ASCII.
-func validHost(host string) bool {
-	if _, err := netip.ParseAddr(host); err == nil {
 		return true
+	})(wrong, value)
+	if len(c.origins) > 1 && slices.Contains(c.origins, "*") {
+		return wrong.Add("must have * as its only entry, or not at all")
 	}
-	for i := range len(host) {
-		if !strict.IsWord(host[i]) && host[i] != '.' {
-			return false
-		}
-	}
-	return host != ""
-}
-
-func validPort(port string) bool {
-	n, err := strconv.ParseUint(port, 10, 16)
-	return err == nil && n > 0
-}
-
-// allowedOrigin returns the value of Access-Control-Allow-Origin for an origin, "" if it is not allowed.
-func (c *tenantConfig) allowedOrigin(origin string) string {
-	switch {
-	case slices.Contains(c.origins, "*"):
-		return "*"
-	case slices.Contains(c.origins, strings.ToLower(origin)):
-		return origin
-	}
-	return ""
+	return ok
 }

@@ -2,9 +2,13 @@ package main
 
 import (
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+
+	"tollgate/internal/strict"
 )
 
 // Cross-origin resource sharing (https://fetch.spec.whatwg.org/#http-cors-protocol) for the routes that a page in a
@@ -102,4 +106,54 @@ func (s *server) corsForOtherMethods(mux *http.ServeMux, browser map[string]bool
 		w.WriteHeader(http.StatusNoContent)
 		return true
 	}
+}
+
+// normalizeOrigin returns an origin as browsers spell it: in lower case and without the default port. ok is false if it
+// is not a scheme http or https, a host and perhaps a port, and nothing else; * is itself.
+func normalizeOrigin(origin string) (normalized string, ok bool) {
+	if origin == "*" {
+		return origin, true
+	}
+	origin = strings.ToLower(origin)
+	u, err := url.Parse(origin)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || origin != u.Scheme+"://"+u.Host {
+		return "", false
+	}
+	port := u.Port()
+	if !validHost(u.Hostname()) || strings.HasSuffix(u.Host, ":") || port != "" && !validPort(port) {
+		return "", false
+	}
+	if u.Scheme == "http" && port == "80" || u.Scheme == "https" && port == "443" {
+		return strings.TrimSuffix(origin, ":"+port), true
+	}
+	return origin, true
+}
+
+// validHost reports whether host is an IP address or a name in lower-case ASCII.
+func validHost(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	for i := range len(host) {
+		if !strict.IsWord(host[i]) && host[i] != '.' {
+			return false
+		}
+	}
+	return host != ""
+}
+
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
+
+// allowedOrigin returns the value of Access-Control-Allow-Origin for an origin, "" if it is not allowed.
+func (c *tenantConfig) allowedOrigin(origin string) string {
+	switch {
+	case slices.Contains(c.origins, "*"):
+		return "*"
+	case slices.Contains(c.origins, strings.ToLower(origin)):
+		return origin
+	}
+	return ""
 }

@@ -404,8 +404,8 @@ func (q *verifyQuery) set(name, value string) error {
 			value = "" // JSON's other spellings of whole numbers are not for queries
 		}
 		var wrong strict.Problems
-		if strict.Int(&q.charge.tokens, 0, maxAmount)(&wrong, name, []byte(value)); len(wrong) > 0 {
-			return badRequestError(wrong[0])
+		if !strict.Int(&q.charge.tokens, 0, maxAmount)(&wrong, []byte(value)) {
+			return badRequestError("tokens " + wrong.Sentences[0])
 		}
 	case "request":
 		if !isPrintableID(value) {

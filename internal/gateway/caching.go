@@ -40,17 +40,16 @@ func (c *Caching) Rules() strict.Rules {
 
 // readFee is the rule for fee_percentage. A fee is rounded to a millionth of a percent, but is never 0 unless it is
 // spelled so.
-func (c *Caching) readFee(wrong *strict.Problems, path string, value []byte) {
-	before := len(*wrong)
-	strict.Number(0, 100)(wrong, path, value)
-	if len(*wrong) > before {
-		return
+func (c *Caching) readFee(wrong *strict.Problems, value []byte) bool {
+	var percent float64
+	if !strict.Number(&percent, 0, 100)(wrong, value) {
+		return false
 	}
-	percent, _ := strconv.ParseFloat(string(value), 64) // cannot fail: strict.Number has parsed it
 	c.fee = int64(math.Round(percent * (wholeFee / 100)))
 	if c.fee == 0 && percent > 0 {
 		c.fee = 1
 	}
+	return true
 }
 
 // feeFor returns the tokens to charge for a cached response that has cost that many, rounded up.

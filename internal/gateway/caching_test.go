@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +17,8 @@ import (
 func readCaching(t testing.TB, members string) (c Caching) {
 	t.Helper()
 	var wrong strict.Problems
-	if objectOf(c.Rules())(&wrong, "", []byte("{"+members+"}")); len(wrong) > 0 {
-		t.Fatal(wrong)
+	if !objectOf(c.Rules())(&wrong, []byte("{"+members+"}")) {
+		t.Fatal(wrong.Sentences)
 	}
 	return c
 }
@@ -58,8 +59,8 @@ func TestCachingTTL(t *testing.T) {
 	} {
 		var c Caching
 		var wrong strict.Problems
-		if objectOf(c.Rules())(&wrong, "", []byte("{"+member+"}")); fmt.Sprint(wrong) != "["+sentence+"]" {
-			t.Errorf("%s: got %v, want %s", member, wrong, sentence)
+		if objectOf(c.Rules())(&wrong, []byte("{"+member+"}")); !slices.Equal(wrong.Sentences, []string{sentence}) {
+			t.Errorf("%s: got %q, want %s", member, wrong.Sentences, sentence)
 		}
 	}
 }

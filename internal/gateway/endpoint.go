@@ -53,13 +53,20 @@ func NewEndpoint(name string) *Endpoint {
 // Rules returns the rules for the members that an endpoint of any kind has.
 func (e *Endpoint) Rules() strict.Rules {
 	return strict.Rules{
-		"url": func(wrong *strict.Problems, path string, value []byte) {
-			strict.AbsoluteURL(wrong, path, value)
-			strict.String(&e.rawURL)(new(strict.Problems), path, value)
-		},
+		"url":     e.readURL,
 		"api_key": strict.String(&e.apiKey), "default_model": strict.String(&e.defaultModel),
 		"model": strict.AnyString, "voice": strict.AnyString, "encoding": strict.AnyString, "sampleRate": strict.AnyNumber,
 	}
+}
+
+// readURL is the rule for url.
+func (e *Endpoint) readURL(wrong *strict.Problems, value []byte) bool {
+	e.rawURL, _ = strict.Text(value)
+	u, err := url.Parse(e.rawURL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		return wrong.Add("must be an absolute http or https URL")
+	}
+	return true
 }
 
 // TextRules returns the rules for the members of an endpoint of text, which are more. object returns the rule for an
@@ -73,13 +80,10 @@ func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules
 		"bytes_per_token":   strict.Int(&e.bytesPerToken, 1, 8),
 		"media_tokens":      strict.Int(&e.mediaTokens, 0, strict.MaxInt),
 		"server_tools":      strict.Bool(&e.serverTools),
-		"on_hangup": func(wrong *strict.Problems, path string, value []byte) {
-			var reaction string
-			strict.String(&reaction)(new(strict.Problems), path, value)
-			if reaction != "cancel" && reaction != "drain" {
-				wrong.Add(path, `must be "cancel" or "drain"`)
-			}
+		"on_hangup": func(wrong *strict.Problems, value []byte) bool {
+			reaction, _ := strict.Text(value)
 			e.drain = reaction == "drain"
+			return e.drain || reaction == "cancel" || wrong.Add(`must be "cancel" or "drain"`)
 		},
 	})
 	return rules
@@ -87,15 +91,15 @@ func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules
 
 // modelRule returns the rule for one member of models.
 func (e *Endpoint) modelRule(object func(strict.Rules) strict.Rule, model string) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
+	return func(wrong *strict.Problems, value []byte) bool {
 		if model == "" || len(model) > maxModelBytes {
-			wrong.Add(path, fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
-			return
+			return wrong.Add(fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
 		}
 		p := onePrice
-		object(strict.Rules{"input": priceRule(&p.input), "output": priceRule(&p.output)})(wrong, path, value)
+		ok := object(strict.Rules{"input": priceRule(&p.input), "output": priceRule(&p.output)})(wrong, value)
 		e.models = append(e.models, model)
 		e.prices[model] = p
+		return ok
 	}
 }
 

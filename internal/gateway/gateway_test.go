@@ -244,17 +244,14 @@ func newEndpoint(t testing.TB, name, members string) *Endpoint {
 	t.Helper()
 	e := NewEndpoint(name)
 	var wrong strict.Problems
-	objectOf(e.TextRules(objectOf))(&wrong, "", []byte("{"+members+"}"))
-	if len(wrong) > 0 || !e.Complete() {
-		t.Fatalf("%s cannot be used: %v", members, wrong)
+	if !objectOf(e.TextRules(objectOf))(&wrong, []byte("{"+members+"}")) || !e.Complete() {
+		t.Fatalf("%s cannot be used: %v", members, wrong.Sentences)
 	}
 	return e
 }
 
 func objectOf(rules strict.Rules) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
-		strict.ReadObject(wrong, path, value, func(name string) strict.Rule { return rules[name] })
-	}
+	return strict.MapOf(func(name string) strict.Rule { return rules[name] })
 }
 
 // Parts of a script that stand for what goes wrong.

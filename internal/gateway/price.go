@@ -23,16 +23,16 @@ var onePrice = price{input: priceUnit, output: priceUnit}
 
 // priceRule accepts the tokens of an account that one token of a model costs.
 func priceRule(dst *int64) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
+	return func(wrong *strict.Problems, value []byte) bool {
 		millionths, ok := int64(0), false
 		if strict.IsNumber(value) {
 			millionths, ok = parsePrice(string(value))
 		}
 		if !ok {
-			wrong.Add(path, fmt.Sprintf("must be a number from 0 to %d with at most 6 decimals", maxPrice/priceUnit))
-			return
+			return wrong.Add(fmt.Sprintf("must be a number from 0 to %d with at most 6 decimals", maxPrice/priceUnit))
 		}
 		*dst = millionths
+		return true
 	}
 }
 

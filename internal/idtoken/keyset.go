@@ -197,18 +197,17 @@ func keySetAge(h http.Header) time.Duration {
 // keys with the same ID, since either could be meant. The error means that none remain.
 func parseKeySet(data []byte) (map[string]*rsa.PublicKey, error) {
 	keys := make(map[string]*rsa.PublicKey)
-	err := strict.DecodeOpen(data, strict.Rules{"keys": func(wrong *strict.Problems, path string, value []byte) {
-		strict.ReadElements(wrong, path, value, func(_ *strict.Problems, _ string, value []byte) {
-			kid, key := parseRSAKey(value)
-			if key == nil {
-				return
-			}
-			if other, seen := keys[kid]; seen && (other == nil || !other.Equal(key)) {
-				key = nil
-			}
-			keys[kid] = key
-		})
-	}}, "keys")
+	err := strict.DecodeOpen(data, strict.Rules{"keys": strict.ArrayOf(func(_ *strict.Problems, value []byte) bool {
+		kid, key := parseRSAKey(value)
+		if key == nil {
+			return true
+		}
+		if other, seen := keys[kid]; seen && (other == nil || !other.Equal(key)) {
+			key = nil
+		}
+		keys[kid] = key
+		return true
+	})}, "keys")
 	if err != nil {
 		return nil, errors.New("the response is not a JSON Web Key Set")
 	}

@@ -109,7 +109,7 @@ func parseHeader(header []byte) (kid string, err error) {
 		"alg":  strict.String(&algorithm),
 		"kid":  strict.String(&kid),
 		"typ":  strict.String(&kind),
-		"crit": func(*strict.Problems, string, []byte) { critical = true },
+		"crit": func(*strict.Problems, []byte) bool { critical = true; return true },
 	})
 	switch {
 	case err != nil:
@@ -167,28 +167,28 @@ func validSubject(subject string) bool {
 
 // audienceField accepts a string or an array of strings.
 func audienceField(dst *[]string) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
-		if value[0] != '[' {
-			*dst = []string{""}
-			strict.String(&(*dst)[0])(wrong, path, value)
-			return
+	one := func(wrong *strict.Problems, value []byte) bool {
+		var id string
+		ok := strict.String(&id)(wrong, value)
+		*dst = append(*dst, id)
+		return ok
+	}
+	return func(wrong *strict.Problems, value []byte) bool {
+		if value[0] == '[' {
+			return strict.ArrayOf(one)(wrong, value)
 		}
-		strict.ReadElements(wrong, path, value, func(wrong *strict.Problems, path string, value []byte) {
-			var one string
-			strict.String(&one)(wrong, path, value)
-			*dst = append(*dst, one)
-		})
+		return one(wrong, value)
 	}
 }
 
 // numericDateField accepts the seconds since 1970 UTC, with or without decimals (RFC 7519, section 2).
 func numericDateField(dst *time.Time) strict.Rule {
-	return func(wrong *strict.Problems, path string, value []byte) {
+	return func(wrong *strict.Problems, value []byte) bool {
 		seconds, err := strconv.ParseFloat(string(value), 64)
 		if !strict.IsNumber(value) || err != nil || seconds < 0 || seconds > 1<<40 {
-			wrong.Add(path, "must be a time")
-			return
+			return wrong.Add("must be a time")
 		}
 		*dst = time.UnixMilli(int64(seconds * 1000))
+		return true
 	}
 }

@@ -1,0 +1,237 @@
+package strict
+
+import (
+	"bytes"
+	"iter"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// A Scanner reads JSON (RFC 8259) in one pass, without allocating. Its methods accept exactly the values that
+// encoding/json accepts. Neither checks that strings are UTF-8.
+type Scanner struct {
+	Data []byte
+	At   int // where Data is read next
+}
+
+// Peek moves to the next byte that is not white space and returns it, or 0 at the end.
+func (s *Scanner) Peek() byte {
+	for ; s.At < len(s.Data); s.At++ {
+		switch c := s.Data[s.At]; c {
+		case ' ', '\t', '\n', '\r':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// Name reads the name of a member and the colon. It returns the name's spelling, quotes included, which shares the
+// memory of Data. It returns nil if there is no valid name.
+func (s *Scanner) Name() []byte {
+	if s.Peek() != '"' {
+		return nil
+	}
+	from := s.At
+	if !s.string() {
+		return nil
+	}
+	name := s.Data[from:s.At]
+	if s.Peek() != ':' {
+		return nil
+	}
+	s.At++
+	return name
+}
+
+// Value reads a value and reports whether it is valid. It gives up on values that lie more than levels deep: 0 permits
+// no value at all, 1 scalars and empty containers.
+func (s *Scanner) Value(levels int) bool {
+	switch c := s.Peek(); {
+	case levels <= 0:
+		return false
+	case c == '{' || c == '[':
+		return s.container(c+2, levels-1) // in ASCII, { and [ are two before } and ]
+	case c == '"':
+		return s.string()
+	}
+	return s.scalar()
+}
+
+// container reads an object or array that ends with end.
+func (s *Scanner) container(end byte, levels int) bool {
+	s.At++
+	if s.Peek() == end {
+		s.At++
+		return true
+	}
+	for {
+		if end == '}' && s.Name() == nil || !s.Value(levels) {
+			return false
+		}
+		switch s.Peek() {
+		case ',':
+			s.At++
+		case end:
+			s.At++
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// isPlain has the bytes that stand for themselves in a string.
+var isPlain = func() (set [256]bool) {
+	for c := range set {
+		set[c] = c >= ' ' && c != '"' && c != '\\'
+	}
+	return set
+}()
+
+func (s *Scanner) string() bool {
+	data := s.Data
+	for at := s.At + 1; at < len(data); at++ {
+		if isPlain[data[at]] {
+			continue
+		}
+		s.At = at
+		switch data[at] {
+		case '"':
+			s.At++
+			return true
+		case '\\':
+			if !s.escape() {
+				return false
+			}
+			at = s.At
+		default: // a control character
+			return false
+		}
+	}
+	s.At = len(data)
+	return false
+}
+
+// escape moves to the last byte of an escape.
+func (s *Scanner) escape() bool {
+	if s.At++; s.At == len(s.Data) {
+		return false
+	}
+	if s.Data[s.At] != 'u' {
+		return bytes.IndexByte([]byte(`"\/bfnrt`), s.Data[s.At]) >= 0
+	}
+	if len(s.Data)-s.At <= 4 {
+		return false
+	}
+	_, err := strconv.ParseUint(string(s.Data[s.At+1:s.At+5]), 16, 16)
+	s.At += 4
+	return err == nil
+}
+
+// scalar reads a number, true, false or null.
+func (s *Scanner) scalar() bool {
+	for _, word := range [...]string{"null", "true", "false"} {
+		if bytes.HasPrefix(s.Data[s.At:], []byte(word)) {
+			s.At += len(word)
+			return true
+		}
+	}
+	return s.number()
+}
+
+func (s *Scanner) number() bool {
+	s.accept("-")
+	ok := s.accept("0") || s.digits()
+	if ok && s.accept(".") {
+		ok = s.digits()
+	}
+	if ok && s.accept("eE") {
+		s.accept("+-")
+		ok = s.digits()
+	}
+	return ok
+}
+
+func (s *Scanner) digits() bool {
+	from := s.At
+	for s.At < len(s.Data) && '0' <= s.Data[s.At] && s.Data[s.At] <= '9' {
+		s.At++
+	}
+	return s.At > from
+}
+
+// accept moves over the next byte if it is one of set.
+func (s *Scanner) accept(set string) bool {
+	ok := s.At < len(s.Data) && strings.IndexByte(set, s.Data[s.At]) >= 0
+	if ok {
+		s.At++
+	}
+	return ok
+}
+
+// children returns the values in a valid object or array, in order. With each comes the spelling of its name, which is
+// nil in an array. Both share the memory of container.
+func children(container []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, value []byte) bool) {
+		s := Scanner{Data: container, At: 1}
+		end := container[0] + 2
+		for s.Peek() != end {
+			var name []byte
+			if end == '}' {
+				name = s.Name()
+			}
+			s.Peek()
+			from := s.At
+			if !s.Value(math.MaxInt) || !yield(name, container[from:s.At]) {
+				return
+			}
+			if s.Peek() == ',' {
+				s.At++
+			}
+		}
+	}
+}
+
+// AppendUnquoted appends what a valid JSON string spells to dst. Half of a surrogate pair, which UTF-8 cannot represent,
+// becomes U+FFFD; ok reports that there is none.
+func AppendUnquoted(dst, spelling []byte) (text []byte, ok bool) {
+	rest := spelling[1 : len(spelling)-1]
+	for ok = true; ; {
+		at := bytes.IndexByte(rest, '\\')
+		if at < 0 {
+			return append(dst, rest...), ok
+		}
+		dst = append(dst, rest[:at]...)
+		rest = rest[at:]
+		r, size := escapedUnit(rest), len(`\n`)
+		switch {
+		case utf16.IsSurrogate(r):
+			size = len(`\ud83d\ude00`)
+			if r = utf16.DecodeRune(r, escapedUnit(rest[size/2:])); r == utf8.RuneError {
+				size, ok = size/2, false
+			}
+		case r >= 0:
+			size = len(`\u0000`)
+		default:
+			r = rune(rest[1])
+			if control := strings.IndexByte("bfnrt", rest[1]); control >= 0 {
+				r = rune("\b\f\n\r\t"[control])
+			}
+		}
+		dst = utf8.AppendRune(dst, r)
+		rest = rest[size:]
+	}
+}
+
+// escapedUnit returns the UTF-16 code unit of the \u escape that spelling starts with, or -1 if it starts with none.
+func escapedUnit(spelling []byte) rune {
+	if !bytes.HasPrefix(spelling, []byte(`\u`)) {
+		return -1
+	}
+	unit, _ := strconv.ParseUint(string(spelling[2:6]), 16, 16)
+	return rune(unit)
+}
