@@ -17,14 +17,14 @@ import (
 //go:embed seed-config.json
 var seedConfig []byte
 
-// tenantConfig is a config as tollgate uses it. It is never changed once parsed.
+// A tenantConfig is a config as tollgate uses it. It is never changed once parsed.
 type tenantConfig struct {
 	json     []byte // the response of GET …/admin/config
 	compact  []byte // the config within json: as it was put, but for white space
 	groups   map[string]userGroup
 	encoded  groupTable
 	warnings []string          // sentences on members that are probably misspelled
-	compared int               // unknown members that were compared with known ones for these
+	compared int               // unknown members that were compared with known ones for warnings
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
 	caching  gateway.Caching
 
@@ -127,7 +127,8 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules s
 	return seen, ok
 }
 
-// nearest returns which of the known names is nearest to name, "" if none is within two letters.
+// nearest returns the known name with the least edit distance from name, "" if there is none. The distance must be at
+// most 2, and at least two less than the known name's length: x does not stand for url.
 func nearest(name string, known []string) (best string) {
 	distance := 3
 	for _, candidate := range known {
@@ -144,7 +145,7 @@ func nearest(name string, known []string) (best string) {
 // editDistance returns how many bytes must be inserted, deleted, replaced or swapped with their neighbour to turn a
 // into b (the optimal string alignment distance). Neither may be longer than maxComparedBytes.
 func editDistance(a, b string) int {
-	var rows [3][maxComparedBytes + 1]int // of the table, in turn, for as much of a as is done and each start of b
+	var rows [3][maxComparedBytes + 1]int // row i, in rows[i%3], has in column j the distance of a[:i] and b[:j]
 	row := &rows[0]
 	for j := range len(b) + 1 {
 		row[j] = j

@@ -231,8 +231,7 @@ func (change keyChange) call(t *tenant, key string, request idempotentRequest, r
 		ttl = strconv.FormatInt(change.ttl.Milliseconds(), 10)
 		keys = append(keys, holdsRedisKey(key))
 	}
-	var groups any = ""
-	only := ""
+	groups, only := "", ""
 	if t.config != nil && t.config.encoded.refilled {
 		var onlyOne bool
 		if groups, onlyOne = t.config.encoded.sent(refilled); onlyOne {
@@ -374,7 +373,7 @@ func (s *store) releaseHolds(deadline time.Time, key string) error {
 func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, group string) (string, chargeResult, error) {
 	groups, onlyOne := t.config.encoded.sent(group)
 	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
-	args := append(make([]any, 0, 6), t.idArg, t.generation, c.amount(), groups)
+	args := append(make([]any, 0, 6), t.id, t.generation, c.amount(), groups)
 	if onlyOne {
 		args = append(args, group)
 	}

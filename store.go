@@ -279,7 +279,7 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 		return nil, ErrNoTenant
 	}
 	raw := values[0]
-	t := &tenant{id: tenantID, idArg: tenantID, generation: string(values[1]), etag: etagOf(raw)}
+	t := &tenant{id: tenantID, generation: string(values[1]), etag: etagOf(raw)}
 	if t.config, err = parseConfig(raw); err != nil {
 		s.log.Errorf("The config of tenant %s is broken: %v", tenantID, err)
 		return t, ErrBrokenConfig

@@ -10,8 +10,7 @@ import (
 	"github.com/gofrs/uuid/v5"
 )
 
-// maxAmount is the largest balance, charge and count of tokens: the largest whole number that all readers of JSON agree
-// on.
+// maxAmount is the largest balance, charge and count of tokens.
 const maxAmount = strict.MaxInt
 
 const (
@@ -82,7 +81,7 @@ func validBearerToken(token string) bool {
 	return body != ""
 }
 
-// actor is who changes something as an admin.
+// An actor is who changes something as an admin.
 type actor struct {
 	tokenHash string // SHA-256 of a tenant's admin token, in hex; "" is the operator
 }
@@ -95,10 +94,9 @@ func (a actor) String() string {
 	return a.tokenHash[:8]
 }
 
-// tenant is a tenant as Redis held it when it was read. It is never changed.
+// A tenant is a tenant as Redis held it when it was read. It is never changed.
 type tenant struct {
 	id         string
-	idArg      any           // id as an argument of scripts, converted once, so that charges do not allocate it
 	generation string        // "" unless a tenant of that ID was deleted
 	etag       string        // of the config: SHA-1 of the bytes in Redis, in hex
 	config     *tenantConfig // nil if it is broken
@@ -116,17 +114,18 @@ func (t *tenant) bytes() int {
 	return 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups) + endpoints
 }
 
-// userGroup is what the holders of a group's API keys get.
+// A userGroup is what the holders of a group's API keys get.
 type userGroup struct {
 	tokens int64      // the balance of a new key
 	limit  *rateLimit // nil: unlimited
 	refill *refill    // nil: none
 }
 
-// refill raises a balance that is lower to tokens, each time that many seconds have passed since the key was created.
+// A refill raises a balance below tokens to tokens, whenever another period of seconds has passed since the key was
+// created.
 type refill struct{ tokens, seconds int64 }
 
-// next returns when a key is due that was created at one time and last found due at another, zero if it never was.
+// next returns when a key is due for its next refill. last is when it was last found due, zero if it never was.
 func (r *refill) next(created, last time.Time) time.Time {
 	period := time.Duration(r.seconds) * time.Second
 	if last.Before(created) {
@@ -135,24 +134,29 @@ func (r *refill) next(created, last time.Time) time.Time {
 	return created.Add((last.Sub(created)/period + 1) * period)
 }
 
-// rateLimit allows requests in any window of seconds.
+// A rateLimit allows that many requests in any window of that many seconds.
 type rateLimit struct{ requests, seconds int64 }
 
-// groupTable is a config's groups as lua/charge.lua reads them: for each \255, its name, \254 and, if it has a rate
-// limit, the requests, a space and the seconds, and, if it has a refill, \253, the tokens, a space and the seconds. The
-// bytes 253, 254 and 255 occur in no UTF-8, so in no group's name.
+// A groupTable is a config's groups as the scripts in lua/ read them:
+//
+//	table   = { group }
+//	group   = \xff name \xfe [ limit ] [ \xfd refill ]
+//	limit   = requests " " seconds
+//	refill  = tokens " " seconds
+//
+// Numbers are decimal. The bytes \xfd, \xfe and \xff occur in no UTF-8, so in no name.
 type groupTable struct {
-	all      string // all groups, complete up to maxSentGroups bytes
-	allArg   any    // all as an argument of scripts, converted once, so that charges do not allocate it
-	limited  bool   // a group has a rate limit
-	refilled bool   // a group has a refill
-	groups   map[string]string
+	all      string            // the table; cut after maxSentGroups bytes or more, as it is not sent then
+	groups   map[string]string // each group of the table by its name
+	limited  bool              // a group has a rate limit
+	refilled bool              // a group has a refill
 }
 
-// maxSentGroups bounds the groups that each charge sends, since only Redis knows the group of its key. Beyond it a
-// charge sends one group, and is repeated if its key is in another.
+// maxSentGroups bounds the groups that each charge sends, in bytes, since only Redis knows the group of its key. Beyond
+// it a charge sends one group, and is repeated if its key is in another.
 const maxSentGroups = 4 << 10
 
+// add adds a group, whose name the table must not have yet.
 func (g *groupTable) add(name string, group userGroup) {
 	one := "\xff" + name + "\xfe"
 	if limit := group.limit; limit != nil {
@@ -167,16 +171,16 @@ func (g *groupTable) add(name string, group userGroup) {
 		g.groups = make(map[string]string)
 	}
 	g.groups[name] = one
-	if len(g.all) <= maxSentGroups { // beyond it, all is not sent
+	if len(g.all) <= maxSentGroups {
 		g.all += one
-		g.allArg = g.all
 	}
 }
 
-// sent returns what a charge sends: all groups, or only the group of that name; onlyOne reports which.
-func (g *groupTable) sent(name string) (groups any, onlyOne bool) {
+// sent returns what a charge sends: all groups or, if they are too large, the one of that name, "" if there is none.
+// onlyOne reports which.
+func (g *groupTable) sent(name string) (groups string, onlyOne bool) {
 	if len(g.all) <= maxSentGroups {
-		return g.allArg, false
+		return g.all, false
 	}
 	return g.groups[name], true
 }
