@@ -229,7 +229,7 @@ func (c *tenantConfig) refillRule(dst **refill) strict.Rule {
 			"tokens": strict.Int(&(*dst).tokens, 1, maxAmount),
 			"every":  strict.Seconds(&(*dst).seconds, minRefillPeriod, maxRefillPeriod),
 		})
-		return strict.Require(wrong, seen, "tokens", "every") && ok
+		return wrong.Require(seen, "tokens", "every") && ok
 	}
 }
 

@@ -142,6 +142,7 @@ func validHost(host string) bool {
 	return host != ""
 }
 
+// validPort reports whether port is a decimal number from 1 to 65535.
 func validPort(port string) bool {
 	n, err := strconv.ParseUint(port, 10, 16)
 	return err == nil && n > 0

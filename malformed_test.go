@@ -75,7 +75,7 @@ func FuzzPlainTokens(f *testing.F) {
 		got, ok := plainTokens(body)
 		var n int64
 		if err := strict.Decode(body, strict.Rules{"tokens": strict.Int(&n, 1, maxAmount)}, "tokens"); ok && (err != nil || n != got) {
-			t.Errorf("%q: got %d, decodeObject says %d, %v", body, got, n, err)
+			t.Errorf("%q: got %d, strict.Decode says %d, %v", body, got, n, err)
 		}
 	})
 }

@@ -1,5 +1,9 @@
-// Package strict reads JSON documents by rules, and words what is wrong with them. It refuses what encoding/json
-// accepts in silence: duplicated members, TOKENS for tokens, null for 0, invalid UTF-8 and half of a surrogate pair.
+// Package strict reads JSON documents by rules and puts into words what is wrong with them. It refuses what
+// encoding/json accepts in silence: duplicated members, TOKENS for tokens, null for 0, invalid UTF-8 and half of a
+// surrogate pair.
+//
+// Decode reads an object by a Rule for each member. Rules for objects and arrays are made from the rules for the values
+// in them. Below them, a Scanner splits JSON into values.
 package strict
 
 import (
@@ -14,16 +18,18 @@ import (
 // An Error says why a document was refused.
 type Error struct{ Problems Problems }
 
-// Error returns the first sentence.
+// Error returns the first problem's sentence.
 func (e *Error) Error() string { return e.Problems.Sentences[0] }
 
-// Decode reads body, one JSON object, by rules. Each member must be in rules and occur once, and the members in required
-// must be there. The error is a *Error.
+// Decode reads body, one JSON object, by rules. Members that are not in rules and duplicated members are refused, and
+// the members in required must exist. The error is an *Error.
 func Decode(body []byte, rules Rules, required ...string) error {
-	return decode(body, rules, required, func(wrong *Problems, _ []byte) bool { return wrong.Add("is not a known member") })
+	return decode(body, rules, required, func(wrong *Problems, _ []byte) bool {
+		return wrong.Add("is not a known member")
+	})
 }
 
-// DecodeOpen is like Decode, but accepts members that are not in rules. They too must occur only once.
+// DecodeOpen is like Decode, but accepts members that are not in rules, unless they are duplicated.
 func DecodeOpen(body []byte, rules Rules, required ...string) error {
 	return decode(body, rules, required, func(*Problems, []byte) bool { return true })
 }
@@ -49,7 +55,7 @@ func decode(body []byte, rules Rules, required []string, other Rule) error {
 		}
 		return other
 	})
-	if !Require(&wrong, seen, required...) || !ok {
+	if !wrong.Require(seen, required...) || !ok {
 		return &Error{wrong}
 	}
 	return nil

@@ -5,29 +5,29 @@ import (
 	"strings"
 )
 
-// MaxProblems is how many problems of a document are put into words. A document can have a great many, all with a long
+// MaxProblems is how many problems of a document are put into words. A hostile document has very many, each with a long
 // path.
 const MaxProblems = 100
 
-// Problems collects what is wrong with a document, while it is read. The zero value is ready for use.
+// Problems collects what is wrong with a document while it is read. The zero value is ready for use.
 type Problems struct {
-	// Sentences has the first MaxProblems problems in the document's order. A sentence starts with the path of a member
-	// or element, such as a.b[0], unless the document itself is the problem. It quotes names, never values.
+	// Sentences has the first MaxProblems problems in the document's order. A sentence starts with the path of a value,
+	// such as a.b[0], unless it is about the whole document. It quotes names, never values.
 	Sentences []string
-	// More is how many problems there are beyond these.
+	// More is the number of problems beyond MaxProblems.
 	More int
 
-	path []step // from the document to the value that is being read
+	path []step // from the document to the value being read
 }
 
-// A step leads from a value to a value inside it.
+// A step leads from a value to one inside it.
 type step struct {
 	name  string // of a member
 	index int    // of an element; -1 if it leads to a member
 }
 
-// Add adds that the value that is being read breaks a rule, which is worded like "must be a string". It returns false,
-// so that a Rule can return what it returns.
+// Add adds that the value being read breaks rule, which is worded like "must be a string". It returns false, for a Rule
+// to return.
 func (p *Problems) Add(rule string) bool {
 	if len(p.Sentences) == MaxProblems {
 		p.More++
@@ -37,19 +37,32 @@ func (p *Problems) Add(rule string) bool {
 	return false
 }
 
-// AddMember is like Add for the named member of the object that is being read.
+// AddMember is like Add, but about the named member of the object being read, which need not exist.
 func (p *Problems) AddMember(name, rule string) bool {
 	p.path = append(p.path, step{name, -1})
 	defer p.leave()
 	return p.Add(rule)
 }
 
-// MemberPath returns the path of the named member of the object that is being read.
+// Require adds that each of names is missing that is not in seen, and reports whether there are all. The object being
+// read was read by ReadObject, which returned seen. Nothing is added if seen is nil, as it was no object then.
+func (p *Problems) Require(seen map[string]bool, names ...string) bool {
+	ok := seen != nil
+	for _, name := range names {
+		if seen != nil && !seen[name] {
+			ok = p.AddMember(name, "is missing")
+		}
+	}
+	return ok
+}
+
+// MemberPath returns the path of the named member of the object being read, which need not exist.
 func (p *Problems) MemberPath(name string) string { return joinPath(p.pathText(), step{name, -1}) }
 
-// leave undoes the last step.
+// leave takes the last step back.
 func (p *Problems) leave() { p.path = p.path[:len(p.path)-1] }
 
+// pathText returns the path of the value being read, "" for the document.
 func (p *Problems) pathText() (path string) {
 	for _, s := range p.path {
 		path = joinPath(path, s)
@@ -77,7 +90,7 @@ func joinPath(path string, to step) string {
 	return path + "." + name
 }
 
-// Shorten returns name for use in a sentence: at most its first 64 bytes, then … if it is longer.
+// Shorten returns name for use in a sentence: its first 64 bytes, less a character that is cut, and … if it is longer.
 func Shorten(name string) string {
 	if len(name) > 64 {
 		return strings.ToValidUTF8(name[:64], "") + "…"

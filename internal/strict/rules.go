@@ -10,16 +10,16 @@ import (
 // MaxInt is the largest whole number that all JSON readers agree on (RFC 8259, section 6).
 const MaxInt = 1<<53 - 1
 
-// A Rule reads a value and reports whether it accepts it. If not, it has added to wrong why. The value is valid JSON
-// without white space around it. It shares the document's memory.
+// A Rule reads a value and reports whether it accepts it. If it does not, it adds the reason to wrong. The value is
+// valid JSON without white space around it, and shares the document's memory.
 type Rule func(wrong *Problems, value []byte) bool
 
 // Rules has the rules of members by their names.
 type Rules map[string]Rule
 
-// ReadObject reads the members of value, which must be an object, by the rule for each name. It passes over members
-// whose rule is nil; the others must occur once. It returns the names that it read, nil if value is no object, and
-// whether all was accepted.
+// ReadObject reads the members of an object by the rule for each name. It passes over members whose rule is nil,
+// however often they occur; others must not be duplicated. seen has the names of the members that have a rule, and is
+// nil if the value is not an object. ok reports whether everything was accepted.
 func ReadObject(wrong *Problems, value []byte, rule func(name string) Rule) (seen map[string]bool, ok bool) {
 	if value[0] != '{' {
 		return nil, wrong.Add("must be an object")
@@ -46,19 +46,7 @@ func ReadObject(wrong *Problems, value []byte, rule func(name string) Rule) (see
 	return seen, ok
 }
 
-// Require adds to wrong which of names the object that is being read lacks, where seen comes from ReadObject. It
-// reports whether there are all. It adds nothing if seen is nil: there is no object then.
-func Require(wrong *Problems, seen map[string]bool, names ...string) bool {
-	ok := seen != nil
-	for _, name := range names {
-		if seen != nil && !seen[name] {
-			ok = wrong.AddMember(name, "is missing")
-		}
-	}
-	return ok
-}
-
-// MapOf accepts an object each of whose members keeps the rule for its name. A nil rule accepts any member.
+// MapOf returns ReadObject as a Rule.
 func MapOf(rule func(name string) Rule) Rule {
 	return func(wrong *Problems, value []byte) bool {
 		_, ok := ReadObject(wrong, value, rule)
@@ -66,7 +54,7 @@ func MapOf(rule func(name string) Rule) Rule {
 	}
 }
 
-// ArrayOf accepts an array each of whose elements keeps rule.
+// ArrayOf accepts an array if rule accepts each element.
 func ArrayOf(rule Rule) Rule {
 	return func(wrong *Problems, value []byte) bool {
 		if value[0] != '[' {
@@ -122,8 +110,8 @@ func String(dst *string) Rule {
 // AnyString accepts what String accepts.
 func AnyString(wrong *Problems, value []byte) bool { return String(new(string))(wrong, value) }
 
-// Text returns the string that a valid JSON value spells. ok is false if the value is not a string, or has half of a
-// surrogate pair.
+// Text returns the string that a valid JSON value spells. ok is false, and text empty, if String would refuse the
+// value.
 func Text(value []byte) (text string, ok bool) {
 	if value[0] != '"' {
 		return "", false
@@ -134,7 +122,7 @@ func Text(value []byte) (text string, ok bool) {
 	return text, true
 }
 
-// unquote returns what AppendUnquoted does, as a string.
+// unquote is AppendUnquoted for strings.
 func unquote(spelling []byte) (text string, ok bool) {
 	if bytes.IndexByte(spelling, '\\') < 0 {
 		return string(spelling[1 : len(spelling)-1]), true
@@ -174,7 +162,7 @@ func Seconds(dst *int64, lo, hi int64) Rule {
 	}
 }
 
-// Number accepts a number from lo to hi, rounded to the nearest float64.
+// Number accepts a number from lo to hi, after it is rounded to the nearest float64.
 func Number(dst *float64, lo, hi float64) Rule {
 	return func(wrong *Problems, value []byte) bool {
 		f, err := strconv.ParseFloat(string(value), 64)
@@ -186,7 +174,7 @@ func Number(dst *float64, lo, hi float64) Rule {
 	}
 }
 
-// AnyNumber accepts any number, however large.
+// AnyNumber accepts any number, even one that no float64 can hold.
 func AnyNumber(wrong *Problems, value []byte) bool {
 	return IsNumber(value) || wrong.Add("must be a number")
 }
@@ -197,8 +185,8 @@ func IsNumber(value []byte) bool {
 	return s.number() && s.At == len(value)
 }
 
-// parseWhole returns the whole number that value, which may be any text, spells as a JSON number. It never rounds; for a
-// number beyond the int64 it returns the nearest int64. ok is false if value is anything else.
+// parseWhole returns the whole number that value, which may be any text, spells as a JSON number. It never rounds; for
+// a number beyond the int64 it returns the nearest int64. ok is false if value is anything else.
 func parseWhole(value []byte) (n int64, ok bool) {
 	if !IsNumber(value) {
 		return 0, false
@@ -219,6 +207,7 @@ func parseWhole(value []byte) (n int64, ok bool) {
 	if mantissa[0] == '-' {
 		significant = "-" + significant
 	}
-	n, _ = strconv.ParseInt(significant+strings.Repeat("0", int(min(zeros, 20))), 10, 64) // the nearest int64 if it is beyond
+	significant += strings.Repeat("0", int(min(zeros, 20)))
+	n, _ = strconv.ParseInt(significant, 10, 64) // the nearest int64 if it is beyond
 	return n, true
 }

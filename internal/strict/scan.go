@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// A Scanner reads JSON (RFC 8259) in one pass, without allocating. Its methods accept exactly the values that
-// encoding/json accepts. Neither checks that strings are UTF-8.
+// A Scanner reads JSON (RFC 8259) in one pass, without allocating. It accepts what encoding/json accepts, and does not
+// check that strings are valid UTF-8 either.
 type Scanner struct {
 	Data []byte
 	At   int // where Data is read next
@@ -19,6 +19,14 @@ type Scanner struct {
 
 // Peek moves to the next byte that is not white space and returns it, or 0 at the end.
 func (s *Scanner) Peek() byte {
+	if s.At < len(s.Data) && s.Data[s.At] > ' ' { // mostly, and the compiler inlines it
+		return s.Data[s.At]
+	}
+	return s.skipSpace()
+}
+
+// skipSpace does what Peek does.
+func (s *Scanner) skipSpace() byte {
 	for ; s.At < len(s.Data); s.At++ {
 		switch c := s.Data[s.At]; c {
 		case ' ', '\t', '\n', '\r':
@@ -47,8 +55,8 @@ func (s *Scanner) Name() []byte {
 	return name
 }
 
-// Value reads a value and reports whether it is valid. It gives up on values that lie more than levels deep: 0 permits
-// no value at all, 1 scalars and empty containers.
+// Value reads a value and reports whether it is valid and at most levels deep. Scalars and empty containers are one
+// level deep, other containers one more than what is in them.
 func (s *Scanner) Value(levels int) bool {
 	switch c := s.Peek(); {
 	case levels <= 0:
@@ -84,7 +92,7 @@ func (s *Scanner) container(end byte, levels int) bool {
 	}
 }
 
-// isPlain has the bytes that stand for themselves in a string.
+// isPlain has the bytes that stand for themselves in a string, among them those of UTF-8, which is not checked.
 var isPlain = func() (set [256]bool) {
 	for c := range set {
 		set[c] = c >= ' ' && c != '"' && c != '\\'
@@ -92,6 +100,7 @@ var isPlain = func() (set [256]bool) {
 	return set
 }()
 
+// string reads a string.
 func (s *Scanner) string() bool {
 	data := s.Data
 	for at := s.At + 1; at < len(data); at++ {
@@ -116,7 +125,7 @@ func (s *Scanner) string() bool {
 	return false
 }
 
-// escape moves to the last byte of an escape.
+// escape moves from the backslash of an escape to its last byte.
 func (s *Scanner) escape() bool {
 	if s.At++; s.At == len(s.Data) {
 		return false
@@ -134,15 +143,25 @@ func (s *Scanner) escape() bool {
 
 // scalar reads a number, true, false or null.
 func (s *Scanner) scalar() bool {
-	for _, word := range [...]string{"null", "true", "false"} {
-		if bytes.HasPrefix(s.Data[s.At:], []byte(word)) {
-			s.At += len(word)
-			return true
-		}
+	word := ""
+	switch s.Peek() {
+	case 'n':
+		word = "null"
+	case 't':
+		word = "true"
+	case 'f':
+		word = "false"
+	default:
+		return s.number()
 	}
-	return s.number()
+	if !bytes.HasPrefix(s.Data[s.At:], []byte(word)) {
+		return false
+	}
+	s.At += len(word)
+	return true
 }
 
+// number reads a number.
 func (s *Scanner) number() bool {
 	s.accept("-")
 	ok := s.accept("0") || s.digits()
@@ -156,6 +175,7 @@ func (s *Scanner) number() bool {
 	return ok
 }
 
+// digits reads one digit or more.
 func (s *Scanner) digits() bool {
 	from := s.At
 	for s.At < len(s.Data) && '0' <= s.Data[s.At] && s.Data[s.At] <= '9' {
@@ -173,8 +193,8 @@ func (s *Scanner) accept(set string) bool {
 	return ok
 }
 
-// children returns the values in a valid object or array, in order. With each comes the spelling of its name, which is
-// nil in an array. Both share the memory of container.
+// children returns the values in a valid object or array, in order, each after the spelling of its name, which is nil
+// in an array. Both share the memory of container.
 func children(container []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
 		s := Scanner{Data: container, At: 1}
@@ -196,8 +216,8 @@ func children(container []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// AppendUnquoted appends what a valid JSON string spells to dst. Half of a surrogate pair, which UTF-8 cannot represent,
-// becomes U+FFFD; ok reports that there is none.
+// AppendUnquoted appends what a valid JSON string spells to dst. Half of a surrogate pair, which UTF-8 cannot
+// represent, becomes U+FFFD. ok reports whether there is none.
 func AppendUnquoted(dst, spelling []byte) (text []byte, ok bool) {
 	rest := spelling[1 : len(spelling)-1]
 	for ok = true; ; {
