@@ -700,7 +700,7 @@ func TestTenantAdmins(t *testing.T) {
 		{"DELETE", "/admin/tokens", "", 204},
 	}
 	t.Run("every admin route of a tenant is tested here", func(t *testing.T) {
-		for _, route := range new(server).routeTable() {
+		for _, route := range new(server).routes() {
 			tested := slices.ContainsFunc(routes, func(tested struct {
 				method, path, body string
 				status             int

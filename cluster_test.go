@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 )

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"tollgate/internal/strict"
 )
@@ -14,15 +15,14 @@ import (
 // Cross-origin resource sharing (https://fetch.spec.whatwg.org/#http-cors-protocol) for the routes that a page in a
 // browser may call, if the tenant's config allows its origin.
 
-const preflightMaxAge = "600" // seconds for which a browser may remember what a preflight allowed
-
 var exposedHeaders = []string{"RateLimit, RateLimit-Policy, X-RateLimit-Limit-Requests, " +
 	"X-RateLimit-Remaining-Requests, Retry-After, Idempotent-Replayed, X-Request-Id, X-Tokens-Charged, " +
 	"X-Tokens-Left, X-Cache"}
 
 // forBrowsers returns the access of a route that pages of other origins may call.
-func (s *server) forBrowsers(a access) access {
-	return access{a.timeout, slices.Concat([]step{s.allowOrigin}, a.steps, []step{s.varyByOrigin})}
+func (s *server) forBrowsers(timeout time.Duration, steps ...step) access {
+	all := slices.Concat([]step{s.allowOrigin}, steps, []step{s.varyByOrigin})
+	return access{timeout: timeout, steps: all, browser: true}
 }
 
 // allowOrigin is the first step of routes for browsers: it lets pages of the origins that the tenant allows read the
@@ -73,39 +73,38 @@ func isPreflight(r *http.Request, method string) bool {
 	return asks && method == http.MethodOptions
 }
 
-// corsForOtherMethods returns the function that ServeMux's response to a method that a path does not have is given to.
-// For the paths of the routes in browser it responds to preflights, which it reports, and lets pages read the 405 to
-// others.
-func (s *server) corsForOtherMethods(mux *http.ServeMux, browser map[string]bool) otherMethod {
-	return func(w http.ResponseWriter, r *http.Request) bool {
-		h, info := w.Header(), requestInfoFrom(r)
-		methods := h.Get("Allow")
-		routed := *r
-		routed.Method, _, _ = strings.Cut(methods, ",")
-		_, pattern := mux.Handler(&routed)
-		if !browser[pattern] || len(r.Header["Origin"]) == 0 {
-			return false
-		}
-		tenantID := defaultTenant
-		if strings.Contains(pattern, " /{tenantId}/") {
-			first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
-			tenantID, _ = url.PathUnescape(first)
-		}
-		info.deadline = info.start.Add(publicTimeout)
-		if !s.setOrigin(h, r, info, tenantID) || !isPreflight(r, r.Method) {
-			return false
-		}
-		for _, name := range []string{"Allow", "Content-Type", "X-Content-Type-Options", "Access-Control-Expose-Headers"} {
-			h.Del(name) // of the 405
-		}
-		h.Set("Access-Control-Allow-Methods", methods)
-		if asked := r.Header["Access-Control-Request-Headers"]; len(asked) > 0 {
-			h.Set("Access-Control-Allow-Headers", strings.Join(asked, ", "))
-		}
-		h.Set("Access-Control-Max-Age", preflightMaxAge)
-		w.WriteHeader(http.StatusNoContent)
-		return true
+// respondToPreflight responds to a preflight for a route that pages of other origins may call, and reports whether r is
+// one. The header Allow has the methods of the path. To a request with another method it lets pages read the 405.
+// browser has the patterns of such routes, all of which are in mux.
+func (s *server) respondToPreflight(w http.ResponseWriter, r *http.Request, mux *http.ServeMux,
+	browser map[string]bool) bool {
+	h, info := w.Header(), requestInfoOf(w)
+	methods := h.Get("Allow")
+	routed := *r
+	routed.Method, _, _ = strings.Cut(methods, ",")
+	_, pattern := mux.Handler(&routed)
+	if !browser[pattern] || len(r.Header["Origin"]) == 0 {
+		return false
 	}
+	tenantID := defaultTenant
+	if strings.Contains(pattern, " /{tenantId}/") {
+		first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
+		tenantID, _ = url.PathUnescape(first)
+	}
+	info.deadline = info.start.Add(publicTimeout)
+	if !s.setOrigin(h, r, info, tenantID) || !isPreflight(r, r.Method) {
+		return false
+	}
+	for _, name := range []string{"Allow", "Content-Type", "X-Content-Type-Options", "Access-Control-Expose-Headers"} {
+		h.Del(name) // of the 405
+	}
+	h.Set("Access-Control-Allow-Methods", methods)
+	if asked := r.Header["Access-Control-Request-Headers"]; len(asked) > 0 {
+		h.Set("Access-Control-Allow-Headers", strings.Join(asked, ", "))
+	}
+	h.Set("Access-Control-Max-Age", "600") // seconds for which the browser may remember this
+	w.WriteHeader(http.StatusNoContent)
+	return true
 }
 
 // normalizeOrigin returns an origin as browsers spell it: in lower case and without the default port. ok is false if it

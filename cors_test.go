@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
 	"tollgate/internal/redistest"
 )
 
@@ -251,8 +252,8 @@ func TestVerifyPreflight(t *testing.T) {
 // Every route says whether browsers may call it: those of key holders and the public ones, not those of admins.
 func TestBrowserRoutes(t *testing.T) {
 	var browser []string
-	for _, route := range new(server).routeTable() {
-		if route.browser {
+	for _, route := range new(server).routes() {
+		if route.access.browser {
 			if strings.Contains(route.pattern, "/admin/") {
 				t.Errorf("%s is for browsers", route.pattern)
 			}

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 )
 

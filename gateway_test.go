@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
@@ -108,6 +109,8 @@ func (got reply) wantWireError(t testing.TB, path string, status int, kind, code
 	}
 }
 
+const anthropicVersion = "anthropic-version: 2023-06-01"
+
 // Every error that tollgate itself sends has the shape of the route's format.
 func TestGatewayErrors(t *testing.T) {
 	g := newGatewayTest(t, 1_000_000, "", "MAX_GATEWAY_BODY=100000")
@@ -158,13 +161,19 @@ func TestGatewayErrors(t *testing.T) {
 		})
 	}
 	t.Run("paths and methods", func(t *testing.T) {
-		for _, path := range []string{"/v1/embeddings", "/v1/", "/v1/messages/batches", "/v1/responses", "/v1/models/a/b"} {
+		for _, path := range []string{"/v1/embeddings", "/v1/", "/v1/messages/batches", "/v1/responses", "/v1/models/a/b",
+			"/v1//messages", "//v1/messages", "/x/../v1/messages"} {
 			for _, prefix := range []string{"", "/" + g.tenant} {
 				g.do(t, "POST", prefix+path, `{}`, bearer(g.key)).wantWireError(t, "chat", 404, invalid, "")
 			}
 		}
 		g.do(t, "GET", chatPath, "").wantWireError(t, chatPath, 405, invalid, "")
 		g.do(t, "GET", messagesPath, "").wantWireError(t, messagesPath, 405, invalid, "")
+		g.do(t, "POST", "/v1/models", "").wantWireError(t, chatPath, 405, invalid, "")
+		g.do(t, "POST", "/v1/models", "", anthropicVersion).wantWireError(t, messagesPath, 405, invalid, "")
+		many := slices.Repeat([]string{"X-Many: 1"}, 101)
+		g.do(t, "POST", messagesPath, "{}", many...).wantWireError(t, messagesPath, 431, invalid, "")
+		g.do(t, "POST", "/"+g.tenant+chatPath, "{}", many...).wantWireError(t, chatPath, 431, invalid, "")
 		g.do(t, "GET", "/v1/auth/key", "").wantError(t, 401, "Unauthorized") // of a tenant named v1
 	})
 	t.Run("model", func(t *testing.T) {
@@ -239,17 +248,18 @@ func TestGatewayModels(t *testing.T) {
 	get := func(path string, headers ...string) reply {
 		return g.do(t, "GET", "/"+g.tenant+path, "", append(headers, bearer(g.key))...)
 	}
-	const anthropic = "anthropic-version: 2023-06-01"
 	get("/v1/models").want(t, 200, `{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"second"},`+
 		`{"id":"b","object":"model","created":0,"owned_by":"second"},{"id":"x/y","object":"model","created":0,"owned_by":"first"}]}`)
 	const c = `{"type":"model","id":"c","display_name":"c","created_at":"1970-01-01T00:00:00Z"}`
-	get("/v1/models", anthropic).want(t, 200, `{"data":[`+c+`],"has_more":false,"first_id":"c","last_id":"c"}`)
-	get("/v1/models/c", anthropic).want(t, 200, c)
-	get("/v1/models/a", anthropic).wantWireError(t, messagesPath, 404, "not_found_error", "")
+	get("/v1/models", anthropicVersion).want(t, 200, `{"data":[`+c+`],"has_more":false,"first_id":"c","last_id":"c"}`)
+	get("/v1/models/c", anthropicVersion).want(t, 200, c)
+	get("/v1/models/a", anthropicVersion).wantWireError(t, messagesPath, 404, "not_found_error", "")
 	get("/v1/models/x%2Fy").want(t, 200, `{"id":"x/y","object":"model","created":0,"owned_by":"first"}`)
 	get("/v1/models/any").want(t, 200, `{"id":"any","object":"model","created":0,"owned_by":"first"}`)
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", bearer(someKey)).wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "").wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
+	g.do(t, "GET", "/nobody/v1/models", "", bearer(g.key), anthropicVersion).
+		wantWireError(t, messagesPath, 400, "invalid_request_error", "")
 }
 
 // What reaches the provider is the client's body but for what must change, and only headers that are allowed.
@@ -861,19 +871,19 @@ func TestGatewaySettings(t *testing.T) {
 		return parseSettings(args, func(name string) string { return env[name] }, io.Discard)
 	}
 	show := func(s *settings) string {
-		o := s.gateway
-		return fmt.Sprint(o.Deny, o.HeaderTimeout, o.IdleTimeout, o.TotalTimeout, " ", s.maxGatewayBody, " ", s.drainTimeout)
+		o := s.server.gateway
+		return fmt.Sprint(o.Deny, o.HeaderTimeout, o.IdleTimeout, o.TotalTimeout, " ", s.server.maxGatewayBody, " ", s.drainTimeout)
 	}
 	s, err := get(nil)
 	if err != nil || show(s) != "[169.254.0.0/16 fe80::/10] 10m0s 5m0s 20m0s 16777216 10s" {
-		t.Errorf("the default is %v, %v, %v", s.gateway, s.drainTimeout, err)
+		t.Errorf("the default is %v, %v, %v", s.server.gateway, s.drainTimeout, err)
 	}
 	s, err = get(map[string]string{"GATEWAY_DENY": "10.0.0.0/8", "PROVIDER_TIMEOUT": "1s", "MAX_GATEWAY_BODY": "5"},
 		"-provider-timeout=2s", "-provider-idle-timeout=3s", "-gateway-timeout=4s", "-drain-timeout=0s")
 	if err != nil || show(s) != "[10.0.0.0/8] 2s 3s 4s 5 0s" {
-		t.Errorf("got %v, %v, %v", s.gateway, s.drainTimeout, err)
+		t.Errorf("got %v, %v, %v", s.server.gateway, s.drainTimeout, err)
 	}
-	if s, err := get(nil, "-gateway-deny="); err != nil || len(s.gateway.Deny) != 0 {
+	if s, err := get(nil, "-gateway-deny="); err != nil || len(s.server.gateway.Deny) != 0 {
 		t.Errorf("got %v, %v", s, err)
 	}
 	for _, arg := range []string{

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"

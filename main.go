@@ -17,6 +17,7 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+
 	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
@@ -24,10 +25,8 @@ import (
 )
 
 const (
-	redisStartTimeout  = 5 * time.Second
-	minAdminTokenBytes = 16
-
-	keepAliveGrace = 500 * time.Millisecond
+	redisStartTimeout = 5 * time.Second
+	keepAliveGrace    = 500 * time.Millisecond // for requests on connections that were kept alive, while draining
 
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 8 * time.Second // of all of a request
@@ -57,7 +56,7 @@ func main() {
 // run is the whole program. It returns nil after it has stopped because ctx was done, and a settingsError if args or
 // the environment are wrong.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	set, err := parseSettings(args, getenv, stdout)
+	settings, err := parseSettings(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}
@@ -65,20 +64,20 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	switch {
-	case set.version:
+	case settings.version:
 		_, err := fmt.Fprintln(stdout, "tollgate", buildVersion())
 		return err
-	case set.health:
-		return checkHealth(ctx, set.addr)
-	case set.reindex:
-		return reindex(ctx, set, telemetry.New(stderr))
+	case settings.health:
+		return checkHealth(ctx, settings.addr)
+	case settings.reindex:
+		return reindex(ctx, settings, telemetry.New(stderr))
 	}
-	return serve(ctx, set, telemetry.New(stderr))
+	return serve(ctx, settings, telemetry.New(stderr))
 }
 
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.
-func serve(ctx context.Context, set *settings, log *telemetry.Logger) error {
-	st, closeStore, err := openStore(ctx, set, log)
+func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error {
+	store, closeStore, err := openStore(ctx, settings, log)
 	if err == nil {
 		defer closeStore() // last, when nobody uses it any more
 	}
@@ -86,38 +85,57 @@ func serve(ctx context.Context, set *settings, log *telemetry.Logger) error {
 		return nil // cancelled while connecting: a clean exit
 	}
 	if err != nil {
-		return connectError(set, err)
+		return connectError(settings, err)
 	}
-	if set.adminToken == "" {
-		set.adminToken = rand.Text()
-		log.Infof("ADMIN_TOKEN is not set; this run's admin token is %s", set.adminToken)
-	}
-	if len(set.adminToken) < minAdminTokenBytes {
-		log.Warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", minAdminTokenBytes)
-	}
-	tcp, err := net.Listen("tcp", set.addr)
+	options := settings.server
+	options.adminToken = checkAdminToken(options.adminToken, log)
+	tcp, err := net.Listen("tcp", settings.addr)
 	if err != nil {
 		return err
 	}
-	listener := connlimit.New(tcp, set.maxConnections)
-	srv, err := newServer(st, log, serverOptions{
-		adminToken:     set.adminToken,
-		metricsToken:   set.metricsToken,
-		loginLimit:     set.loginLimit,
-		trustedProxies: set.trustedProxies,
-		accessLog:      set.accessLog,
-		googleKeysURL:  set.googleKeysURL,
-		appleKeysURL:   set.appleKeysURL,
-		nearCapacity:   listener.NearCapacity,
-		gateway:        set.gateway,
-		maxGatewayBody: set.maxGatewayBody,
-	})
+	listener := connlimit.New(tcp, settings.maxConnections)
+	server, err := newServer(store, log, options, listener.NearCapacity)
 	if err != nil {
 		return err
 	}
-	defer srv.usage.start()()
-	web := &http.Server{
-		Handler:           listener.Handler(srv.handler()),
+	defer server.usage.start()()
+	httpServer := newHTTPServer(listener.Handler(server.handler), log)
+	go listener.CutSlowHeaders()
+	log.Infof("Listening on %s", listener.Addr())
+	ended := make(chan error, 1)
+	go func() { ended <- httpServer.Serve(listener) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	log.Infof("Stopping")
+	_ = listener.Close()
+	server.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
+	<-ended
+	drain(httpServer, listener, server.gateway, settings.drainTimeout, log)
+	log.Infof("Stopped")
+	return nil
+}
+
+// checkAdminToken warns if the operator's token can be guessed. If there is none, it returns a random one, which it
+// logs.
+func checkAdminToken(token string, log *telemetry.Logger) string {
+	if token == "" {
+		token = rand.Text()
+		log.Infof("ADMIN_TOKEN is not set; this run's admin token is %s", token)
+	}
+	const enough = 16
+	if len(token) < enough {
+		log.Warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", enough)
+	}
+	return token
+}
+
+// newHTTPServer returns the http.Server that serves handler to the connections of a connlimit.Listener.
+func newHTTPServer(handler http.Handler, log *telemetry.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -130,40 +148,23 @@ func serve(ctx context.Context, set *settings, log *telemetry.Logger) error {
 		ConnContext: connlimit.ConnContext,
 		ConnState:   connlimit.ConnState,
 	}
-	go listener.CutSlowHeaders()
-	log.Infof("Listening on %s", listener.Addr())
-	ended := make(chan error, 1)
-	go func() { ended <- web.Serve(listener) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	log.Infof("Stopping")
-	_ = listener.Close()
-	srv.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
-	<-ended
-	drain(web, listener, srv.gateway, set.drainTimeout, log)
-	log.Infof("Stopped")
-	return nil
 }
 
 // connectError returns the error for an openStore that has failed with err, which may quote the URL of Redis.
-func connectError(set *settings, err error) error {
+func connectError(settings *settings, err error) error {
 	//lint:ignore ST1005 the product's specification has these words
-	return fmt.Errorf("Redis connection failed: %s", set.redisURL.Redact(err.Error()))
+	return fmt.Errorf("Redis connection failed: %s", settings.redisURL.Redact(err.Error()))
 }
 
 // reindex adds the API keys of users to the index, and reports its progress.
-func reindex(ctx context.Context, set *settings, log *telemetry.Logger) error {
-	set.seed = false
-	st, closeStore, err := openStore(ctx, set, log)
+func reindex(ctx context.Context, settings *settings, log *telemetry.Logger) error {
+	store, closeStore, err := openStore(ctx, settings, log)
 	if err != nil {
-		return connectError(set, err)
+		return connectError(settings, err)
 	}
 	defer closeStore()
 	indexed := 0
-	err = st.Reindex(ctx, func(keys int) {
+	err = store.Reindex(ctx, func(keys int) {
 		indexed = keys
 		log.Infof("Indexed %d API keys so far", keys)
 	})
@@ -175,49 +176,57 @@ func reindex(ctx context.Context, set *settings, log *telemetry.Logger) error {
 }
 
 // openStore connects to Redis, checks it and seeds a tenant, within redisStartTimeout. closeStore ends the connections.
-func openStore(ctx context.Context, set *settings, log *telemetry.Logger) (st *store, closeStore func(), err error) {
+func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (store *store, closeStore func(),
+	err error) {
 	deadline := time.Now().Add(redisStartTimeout)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	redis, err := redisdb.Open(ctx, redisdb.Options{
-		URL: set.redisURL, Required: requiredCommands, ProbeKey: probeKey, Replicas: int(set.waitReplicas), Log: log,
+		URL: settings.redisURL, Required: requiredCommands, ProbeKey: probeKey, Replicas: int(settings.waitReplicas),
+		Log: log,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	st = newStore(redis, log)
+	store = newStore(redis, log)
 	closeStore = func() {
-		st.close()
+		store.close()
 		redis.Close()
 	}
-	if set.seed {
-		config, err := parseConfig(seedConfig)
-		if err == nil {
-			err = st.SeedTenant(deadline, seedTenant, config)
-		}
-		if err != nil {
-			closeStore()
-			return nil, nil, err
-		}
+	if !settings.seed || settings.reindex {
+		return store, closeStore, nil
 	}
-	return st, closeStore, nil
+	config, err := parseConfig(seedConfig)
+	if err == nil {
+		err = store.SeedTenant(deadline, seedTenant, config)
+	}
+	if err != nil {
+		closeStore()
+		return nil, nil, err
+	}
+	return store, closeStore, nil
 }
 
 // drain waits for the requests that run, until timeout, and cuts off those that still run then.
-func drain(web *http.Server, listener *connlimit.Listener, gate *gateway.Gateway, timeout time.Duration,
+func drain(httpServer *http.Server, listener *connlimit.Listener, gateway *gateway.Gateway, timeout time.Duration,
 	log *telemetry.Logger) {
-	defer gate.Stop()
+	defer gateway.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
 	// served if it comes within this grace.
-	for end := time.Now().Add(keepAliveGrace); listener.Connections() > 0 && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
-	}
-	if err := web.Shutdown(ctx); err != nil {
+	waitUntil(keepAliveGrace, func() bool { return listener.Connections() == 0 })
+	if err := httpServer.Shutdown(ctx); err != nil {
 		log.Warnf("Requests still ran after %s and were cut off", timeout)
-		gate.Stop() // before the connections are closed, so that the clients of streams learn of it
-		_ = web.Close()
+		gateway.Stop() // before the connections are closed, so that the clients of streams learn of it
+		_ = httpServer.Close()
+	}
+}
+
+// waitUntil waits until done returns true, for timeout at most.
+func waitUntil(timeout time.Duration, done func() bool) {
+	for end := time.Now().Add(timeout); !done() && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

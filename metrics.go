@@ -71,15 +71,19 @@ var cacheResults = [...]string{
 type refusal int
 
 const (
-	refusedKey refusal = iota
+	notRefused refusal = iota // or for a reason that is not counted
+	refusedKey
 	refusedBalance
 	refusedRate
 	refusedIdempotencyKey
 	refusedGroup
 )
 
-// refusals has the name of each refusal.
-var refusals = [...]string{"key", "balance", "rate", "idempotency_key", "group"}
+// refusals has the name of each refusal that is counted.
+var refusals = [...]string{
+	refusedKey: "key", refusedBalance: "balance", refusedRate: "rate", refusedIdempotencyKey: "idempotency_key",
+	refusedGroup: "group",
+}
 
 type issuedLabels struct{ tenant, group string }
 
@@ -247,8 +251,9 @@ func (m *metrics) writeTenants(e *telemetry.Page) {
 	e.Family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
 		" its rate used up, its Idempotency-Key used with other parameters, or its group removed.")
 	for _, name := range names {
-		for i, reason := range refusals {
-			e.Sample("charges_refused_total", float64(tenants[name].refused[i].Load()), "tenant", name, "reason", reason)
+		for reason := refusedKey; int(reason) < len(refusals); reason++ {
+			e.Sample("charges_refused_total", float64(tenants[name].refused[reason].Load()),
+				"tenant", name, "reason", refusals[reason])
 		}
 	}
 	e.Family("gateway_cache_total", "counter", "What the response cache did for requests, and with their responses.")

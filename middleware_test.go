@@ -13,20 +13,27 @@ import (
 	"strings"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
 func TestNewServerNeedsAll(t *testing.T) {
-	complete := serverOptions{adminToken: "x", nearCapacity: func() bool { return false }}
-	if _, err := newServer(nil, telemetry.New(io.Discard), complete); err == nil {
+	options, log := serverOptions{adminToken: "x"}, telemetry.New(io.Discard)
+	if _, err := newServer(new(store), log, options, notNearCapacity); err != nil {
+		t.Error(err)
+	}
+	if _, err := newServer(nil, log, options, notNearCapacity); err == nil {
 		t.Error("there is a server without a store")
 	}
-	if _, err := newServer(new(store), telemetry.New(io.Discard), serverOptions{nearCapacity: complete.nearCapacity}); err == nil {
+	if _, err := newServer(new(store), nil, options, notNearCapacity); err == nil {
+		t.Error("there is a server without a logger")
+	}
+	if _, err := newServer(new(store), log, serverOptions{}, notNearCapacity); err == nil {
 		t.Error("there is a server without an admin token")
 	}
-	if _, err := newServer(new(store), telemetry.New(io.Discard), serverOptions{adminToken: "x"}); err == nil {
+	if _, err := newServer(new(store), log, options, nil); err == nil {
 		t.Error("there is a server without a measure of its capacity")
 	}
 }
@@ -550,17 +557,16 @@ func TestRequestIDs(t *testing.T) {
 // A bug in a handler is a 500, with its stack in the log, and the server lives.
 func TestPanic(t *testing.T) {
 	var log telemetrytest.Log
-	options := serverOptions{nearCapacity: func() bool { return false }}
-	s := &server{log: telemetry.New(&log), metrics: newMetrics(nil), serverOptions: options}
+	s := &server{log: telemetry.New(&log), metrics: newMetrics(nil), nearCapacity: notNearCapacity}
 	mux := http.NewServeMux()
-	mux.Handle("GET /early", s.toHandler(access{}, func(http.ResponseWriter, *http.Request, *requestInfo) error {
+	mux.Handle("GET /early", s.toHandler(route{handler: func(http.ResponseWriter, *http.Request, *requestInfo) error {
 		panic("oops\n[INFO] forged")
-	}))
-	mux.Handle("GET /late", s.toHandler(access{}, func(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
+	}}))
+	mux.Handle("GET /late", s.toHandler(route{handler: func(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
 		_, _ = io.WriteString(w, "half a response")
 		panic("too late")
-	}))
-	web := httptest.NewServer(s.middleware(mux, func(http.ResponseWriter, *http.Request) bool { return false }))
+	}}))
+	web := httptest.NewServer(s.middleware(mux, nil))
 	defer web.Close()
 	front := &service{url: web.URL}
 	for range 2 {
@@ -677,7 +683,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	before := testRedis.Keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
-	for _, route := range new(server).routeTable() {
+	for _, route := range new(server).routes() {
 		if slices.Contains(withBody, strings.Replace(route.pattern, "/{tenantId}/", "/", 1)) {
 			continue
 		}
@@ -765,7 +771,7 @@ func TestMetricsToken(t *testing.T) {
 		if s.sample(t, "go_goroutines") < 1 {
 			t.Error("the operator's token does not open /metrics")
 		}
-		for _, route := range new(server).routeTable() {
+		for _, route := range new(server).routes() {
 			if strings.HasSuffix(route.pattern, " /metrics") || strings.HasSuffix(route.pattern, "z") {
 				continue
 			}

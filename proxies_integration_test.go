@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 )
 

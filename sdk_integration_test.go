@@ -15,6 +15,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
 )

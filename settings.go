@@ -22,21 +22,13 @@ type settings struct {
 	redisURL       *redisdb.URL
 	waitReplicas   int64 // replicas that must have a write before it is acknowledged
 	addr           string
-	adminToken     string // the operator's; "" to create a random one
-	metricsToken   string // opens /metrics; "" for none
-	seed           bool   // create the tenant abc if it does not exist
-	loginLimit     int64  // anonymous logins a minute of one client address; 0 for no limit
-	trustedProxies []netip.Prefix
-	maxConnections int64 // of clients
-	accessLog      bool
-	googleKeysURL  string        // of the keys that sign Google's ID tokens
-	appleKeysURL   string        // of the keys that sign Apple's
+	seed           bool          // create the tenant abc if it does not exist
+	maxConnections int64         // of clients
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
 	reindex        bool          // add the API keys of users to the index, and end
-	gateway        gateway.Options
-	maxGatewayBody int64 // bytes of a request to the gateway
-	version        bool
-	health         bool
+	version        bool          // print the version, and end
+	health         bool          // check that another process responds, and end
+	server         serverOptions
 }
 
 // A settingsError has a sentence for each bad setting.
@@ -85,28 +77,30 @@ func (s *settings) options() []option {
 			set:   into(&s.waitReplicas, parseInt(0, 100))},
 		{flag: "admin-token-file", env: "ADMIN_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\n" +
-				"if neither is set, a random one is created and logged at start", set: into(&s.adminToken, parseBearerToken)},
+				"if neither is set, a random one is created and logged at start",
+			set: into(&s.server.adminToken, parseBearerToken)},
 		{flag: "metrics-token-file", env: "METRICS_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds a token which opens /metrics alone, unless it is in the environment as METRICS_TOKEN",
-			set:   into(&s.metricsToken, parseBearerToken)},
+			set:   into(&s.server.metricsToken, parseBearerToken)},
 		{flag: "seed", env: "SEED", def: "true", usage: "create the tenant abc at start if it does not exist",
 			set: into(&s.seed, parseBool)},
 		{flag: "login-limit", env: "LOGIN_LIMIT", value: "number", def: "600",
 			usage: "of logins a minute of one client address; 0 for no limit",
-			set:   into(&s.loginLimit, parseInt(0, maxRateLimit))},
+			set:   into(&s.server.loginLimit, parseInt(0, maxRateLimit))},
 		{flag: "trusted-proxies", env: "TRUSTED_PROXIES", value: "CIDRs",
 			usage: "of the proxies whose X-Forwarded-For counts, separated by commas",
-			set:   into(&s.trustedProxies, parsePrefixes)},
+			set:   into(&s.server.trustedProxies, parsePrefixes)},
 		{flag: "max-connections", env: "MAX_CONNECTIONS", value: "number", def: "4096",
 			usage: "of clients' connections; more have to wait", set: into(&s.maxConnections, parseInt(1, 1_000_000))},
 		{flag: "google-keys-url", env: "GOOGLE_KEYS_URL", value: "URL", def: "https://www.googleapis.com/oauth2/v3/certs",
-			usage: "of the keys that sign Google's ID tokens", set: into(&s.googleKeysURL, parseHTTPURL)},
+			usage: "of the keys that sign Google's ID tokens", set: into(&s.server.googleKeysURL, parseHTTPURL)},
 		{flag: "apple-keys-url", env: "APPLE_KEYS_URL", value: "URL", def: "https://appleid.apple.com/auth/keys",
-			usage: "of the keys that sign Apple's ID tokens", set: into(&s.appleKeysURL, parseHTTPURL)},
+			usage: "of the keys that sign Apple's ID tokens", set: into(&s.server.appleKeysURL, parseHTTPURL)},
 		{flag: "drain-timeout", env: "DRAIN_TIMEOUT", value: "duration", def: "10s",
 			usage: "for requests that still run when the process is stopped; then they are cut off",
 			set:   into(&s.drainTimeout, parseDuration(0, time.Hour))},
-		{flag: "access-log", env: "ACCESS_LOG", usage: "log a line for each request", set: into(&s.accessLog, parseBool)},
+		{flag: "access-log", env: "ACCESS_LOG", usage: "log a line for each request",
+			set: into(&s.server.accessLog, parseBool)},
 	}
 }
 
@@ -115,22 +109,20 @@ func (s *settings) gatewayOptions() []option {
 	return []option{
 		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: "169.254.0.0/16,fe80::/10",
 			usage: "that the gateway never connects to, separated by commas; add loopback and private networks if\n" +
-				"strangers administer tenants", set: into(&s.gateway.Deny, parsePrefixes)},
+				"strangers administer tenants", set: into(&s.server.gateway.Deny, parsePrefixes)},
 		{flag: "provider-timeout", env: "PROVIDER_TIMEOUT", value: "duration", def: "10m",
 			usage: "for a provider to begin its response",
-			set:   into(&s.gateway.HeaderTimeout, parseDuration(time.Millisecond, day))},
+			set:   into(&s.server.gateway.HeaderTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "provider-idle-timeout", env: "PROVIDER_IDLE_TIMEOUT", value: "duration", def: "5m",
 			usage: "for a provider that has begun its response and is silent",
-			set:   into(&s.gateway.IdleTimeout, parseDuration(time.Millisecond, day))},
+			set:   into(&s.server.gateway.IdleTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "gateway-timeout", env: "GATEWAY_TIMEOUT", value: "duration", def: "20m",
 			usage: "for a request of the gateway as a whole; its tokens are held 5 minutes longer",
-			set:   into(&s.gateway.TotalTimeout, parseDuration(time.Millisecond, day))},
+			set:   into(&s.server.gateway.TotalTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "max-gateway-body", env: "MAX_GATEWAY_BODY", value: "bytes", def: "16777216",
-			usage: "of a request to the gateway", set: into(&s.maxGatewayBody, parseInt(1, gateway.MaxBodyBytes))},
+			usage: "of a request to the gateway", set: into(&s.server.maxGatewayBody, parseInt(1, gateway.MaxBodyBytes))},
 	}
 }
-
-const day = 24 * time.Hour
 
 // into returns the function that sets dst to what parse returns.
 func into[T any](dst *T, parse func(value string) (T, error)) func(value string) error {
@@ -170,7 +162,7 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	if len(wrong) > 0 {
 		return nil, wrong
 	}
-	s.gateway.MaxStreams = max(s.maxConnections/2, 1) // charges must always find a connection
+	s.server.gateway.MaxStreams = max(s.maxConnections/2, 1) // charges must always find a connection
 	return s, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
 	"tollgate/internal/redisdb"
 )
 
@@ -45,13 +46,13 @@ func TestSettings(t *testing.T) {
 	}
 	waitReplicas := func(s *settings) any { return s.waitReplicas }
 	addr := func(s *settings) any { return s.addr }
-	adminToken := func(s *settings) any { return s.adminToken }
-	loginLimit := func(s *settings) any { return s.loginLimit }
-	proxies := func(s *settings) any { return s.trustedProxies }
+	adminToken := func(s *settings) any { return s.server.adminToken }
+	loginLimit := func(s *settings) any { return s.server.loginLimit }
+	proxies := func(s *settings) any { return s.server.trustedProxies }
 	connections := func(s *settings) any { return s.maxConnections }
-	accessLog := func(s *settings) any { return s.accessLog }
-	googleKeys := func(s *settings) any { return s.googleKeysURL }
-	appleKeys := func(s *settings) any { return s.appleKeysURL }
+	accessLog := func(s *settings) any { return s.server.accessLog }
+	googleKeys := func(s *settings) any { return s.server.googleKeysURL }
+	appleKeys := func(s *settings) any { return s.server.appleKeysURL }
 	tests := []struct {
 		name string
 		env  env
@@ -211,7 +212,7 @@ func TestTrustedProxyPrefixes(t *testing.T) {
 		"::/0": "[::/0]", "::ffff:0:0/90": "[::ffff:0.0.0.0/90]", "::ffff:1.2.3.4/128,fd00::/8": "[1.2.3.4/32 fd00::/8]",
 	} {
 		s, err := parseSettings([]string{"-trusted-proxies", in}, noEnvironment, io.Discard)
-		if err != nil || fmt.Sprint(s.trustedProxies) != want {
+		if err != nil || fmt.Sprint(s.server.trustedProxies) != want {
 			t.Errorf("%s: got %+v, %v, want %s", in, s, err, want)
 		}
 	}

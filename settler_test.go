@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+
 	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
@@ -32,18 +33,21 @@ func newTestStore(t testing.TB, r *redistest.Server, log ...*telemetrytest.Log) 
 // newBareServer returns the handler of a server on testRedis, without the process around it.
 func newBareServer(t testing.TB, log *telemetrytest.Log) http.Handler {
 	t.Helper()
-	srv, err := newServer(newTestStore(t, testRedis, log), telemetry.New(log), serverOptions{
-		adminToken: testAdminToken, nearCapacity: func() bool { return false },
+	st := newTestStore(t, testRedis, log)
+	s, err := newServer(st, telemetry.New(log), serverOptions{
+		adminToken: testAdminToken,
 		gateway: gateway.Options{
 			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxStreams: 10,
 		},
 		maxGatewayBody: 1 << 20,
-	})
+	}, notNearCapacity)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return srv.handler()
+	return s.handler
 }
+
+func notNearCapacity() bool { return false }
 
 // panickingWriter fails as a bug would, when the response is under way.
 type panickingWriter struct{ http.ResponseWriter }

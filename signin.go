@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"tollgate/internal/idtoken"
 	"tollgate/internal/strict"
@@ -11,11 +13,11 @@ import (
 
 // signInProvider is a provider whose users may sign in.
 type signInProvider struct {
-	*idtoken.Verifier
-	name   string // in paths and user IDs
-	title  string // in sentences
-	config string // the member of a config's auth that has the client IDs
-	group  string // of the keys of its users
+	verifier *idtoken.Verifier
+	name     string // in paths and user IDs
+	title    string // in sentences
+	config   string // the member of a config's auth that has the client IDs
+	group    string // of the keys of its users
 }
 
 // signIn returns the handler that signs in a user for whom the provider vouches.
@@ -57,7 +59,7 @@ func (s *server) readSignIn(r *http.Request, info *requestInfo, p *signInProvide
 	if err := strict.Decode(info.body, strict.Rules{"idToken": strict.String(&token)}, "idToken"); err != nil {
 		return who, "", err
 	}
-	subject, err := p.Verify(info.deadline.Add(-publicTimeout), token, clientIDs) // the store needs the rest
+	subject, err := p.verifier.Verify(info.deadline.Add(-publicTimeout), token, clientIDs) // the store needs the rest
 	if err != nil {
 		if errors.Is(err, idtoken.ErrInvalid) {
 			s.log.Warnf("Sign-in with %s, tenant %s: %v", p.title, info.tenantID, err)
@@ -72,10 +74,10 @@ func (s *server) readSignIn(r *http.Request, info *requestInfo, p *signInProvide
 
 // limitLogins counts a login of the client's address.
 func (s *server) limitLogins(r *http.Request, info *requestInfo) error {
-	if s.loginLimit == 0 {
+	if s.options.loginLimit == 0 {
 		return nil
 	}
-	err := s.store.CountLogin(info.deadline, clientAddress(r, s.trustedProxies), s.loginLimit)
+	err := s.store.CountLogin(info.deadline, clientAddress(r, s.options.trustedProxies), s.options.loginLimit)
 	if _, limited := errors.AsType[rateLimitError](err); limited {
 		s.warnOfUntrustedProxy(r)
 	}
@@ -85,13 +87,50 @@ func (s *server) limitLogins(r *http.Request, info *requestInfo) error {
 // warnOfUntrustedProxy logs, once, that a login was refused which came through a proxy that is not trusted: all clients
 // of that proxy then share one limit.
 func (s *server) warnOfUntrustedProxy(r *http.Request) {
-	if len(r.Header["X-Forwarded-For"]) == 0 {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || len(r.Header["X-Forwarded-For"]) == 0 {
 		return
 	}
-	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && !isTrusted(peer.Addr().Unmap(), s.trustedProxies) {
+	if address := peer.Addr().Unmap(); !isTrusted(address, s.options.trustedProxies) {
 		s.untrustedProxy.Do(func() {
 			s.log.Warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
-				"add it to TRUSTED_PROXIES, or all its clients share one limit", peer.Addr().Unmap())
+				"add it to TRUSTED_PROXIES, or all its clients share one limit", address)
 		})
 	}
+}
+
+// clientAddress returns where a request comes from, as the login limit counts it: an IPv4 address, or the /64 of an
+// IPv6 one, which is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
+// its hops, from the last one back, the first that is not trusted itself.
+func clientAddress(r *http.Request, trusted []netip.Prefix) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr // not a TCP connection
+	}
+	address := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+	for i := len(hops) - 1; i >= 0 && isTrusted(address, trusted); i-- {
+		hop, ok := parseHop(strings.TrimSpace(hops[i]))
+		if !ok {
+			break
+		}
+		address = hop
+	}
+	if address.Is4() {
+		return address.String()
+	}
+	return netip.PrefixFrom(address.WithZone(""), 64).Masked().String()
+}
+
+// parseHop parses a hop of X-Forwarded-For, which some proxies write with its port.
+func parseHop(hop string) (netip.Addr, bool) {
+	if withPort, err := netip.ParseAddrPort(hop); err == nil {
+		return withPort.Addr().Unmap(), true
+	}
+	address, err := netip.ParseAddr(hop)
+	return address.Unmap(), err == nil
+}
+
+func isTrusted(address netip.Addr, trusted []netip.Prefix) bool {
+	return slices.ContainsFunc(trusted, func(prefix netip.Prefix) bool { return prefix.Contains(address.WithZone("")) })
 }

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 )

@@ -70,18 +70,7 @@ func validCredential(s, prefix string) bool {
 	return err == nil
 }
 
-// validBearerToken reports whether token is a b64token (RFC 6750, section 2.1).
-func validBearerToken(token string) bool {
-	body := strings.TrimRight(token, "=")
-	for _, c := range []byte(body) {
-		if !strict.IsWord(c) && strings.IndexByte(".~+/", c) < 0 {
-			return false
-		}
-	}
-	return body != ""
-}
-
-// An actor is who changes something as an admin.
+// actor is who changes something as an admin.
 type actor struct {
 	tokenHash string // SHA-256 of a tenant's admin token, in hex; "" is the operator
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+
 	"tollgate/internal/redisdb"
 
 	"github.com/gomodule/redigo/redis"

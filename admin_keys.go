@@ -1,0 +1,268 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"tollgate/internal/strict"
+)
+
+const maxKeyTTL = 10 * 365 * 24 * time.Hour
+
+func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	request, err := readIdempotentRequest(r, info.body)
+	if err != nil {
+		return err
+	}
+	k := apiKey{createdAt: time.Now()}
+	tokens, ttlSeconds := int64(-1), int64(0)
+	err = strict.Decode(info.body, strict.Rules{
+		"userId":    userIDField(&k.userID),
+		"group":     strict.String(&k.group),
+		"tokens":    strict.Int(&tokens, 0, maxAmount),
+		"expiresIn": strict.Seconds(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
+	}, "userId", "group")
+	if err != nil {
+		return err
+	}
+	group, ok := info.tenant.config.groups[k.group]
+	if !ok {
+		return unknownGroup(info.tenant.config)
+	}
+	k.tokensLeft = group.tokens
+	if tokens >= 0 {
+		k.tokensLeft = tokens
+	}
+	var key string
+	ttl, replayed := time.Duration(ttlSeconds)*time.Second, false
+	if request.key != "" {
+		key, k.tokensLeft, replayed, err = s.store.NewKeyOnce(info.deadline, info.tenant, k, ttl, request)
+	} else if key, err = newCredential(userKeyPrefix); err == nil {
+		err = s.store.NewKey(info.deadline, info.tenant, key, k, ttl)
+	}
+	if err != nil {
+		return err
+	}
+	if replayed {
+		setReplayed(w.Header())
+	} else {
+		s.countIssued(info, k)
+		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(key), k.group)
+	}
+	return writeJSON(w, http.StatusCreated, tokensBody{key, k.tokensLeft})
+}
+
+// unknownGroup returns the error for a group that the config does not have. It lists those that there are, at most 20.
+func unknownGroup(config *tenantConfig) error {
+	const most = 20
+	names := slices.Sorted(maps.Keys(config.groups))
+	more := ""
+	if len(names) > most {
+		more = fmt.Sprintf(" and %d more", len(names)-most)
+		names = names[:most]
+	}
+	for i, name := range names {
+		names[i] = strconv.Quote(name)
+	}
+	if len(names) == 0 {
+		return badRequestError("group must be one of the tenant's user_groups, and there are none")
+	}
+	return badRequestError("group must be one of the tenant's user_groups: " + strings.Join(names, ", ") + more)
+}
+
+// ttlField returns the rule for the seconds until a key expires, or null if it never does.
+func ttlField(dst *time.Duration) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var seconds int64
+		ok := string(value) == "null" || strict.Seconds(&seconds, 1, int64(maxKeyTTL/time.Second))(wrong, value)
+		*dst = time.Duration(seconds) * time.Second
+		return ok
+	}
+}
+
+// userIDField returns the rule for 1 to 256 bytes of text that a header can carry: printable, without white space
+// at its ends.
+func userIDField(dst *string) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var id string
+		if !strict.String(&id)(wrong, value) {
+			return false
+		}
+		unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
+		if id == "" || len(id) > 256 || strings.TrimSpace(id) != id || strings.ContainsFunc(id, unprintable) {
+			return wrong.Add("must be 1 to 256 bytes of printable text without white space at its ends")
+		}
+		*dst = id
+		return true
+	}
+}
+
+// pathKey returns the API key in the path. What does not have the form of one is not found.
+func pathKey(r *http.Request) (string, error) {
+	key := r.PathValue("apiKey")
+	if !validAPIKey(key) {
+		return "", errNotFound
+	}
+	return key, nil
+}
+
+// notFoundForAdmin turns ErrNoKey, which is 401 for the holder of a key, into 404 for an admin who names one.
+func notFoundForAdmin(err error) error {
+	if errors.Is(err, ErrNoKey) {
+		return errNotFound
+	}
+	return err
+}
+
+func (s *server) showKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	k, err := s.store.Key(info.deadline, info.tenant, key)
+	if err != nil {
+		return notFoundForAdmin(err)
+	}
+	return writeJSON(w, http.StatusOK, newKeyBody(k))
+}
+
+func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	change, err := parseKeyChange(info.body)
+	if err != nil {
+		return err
+	}
+	if change.ttl != nil && !validCredential(key, userKeyPrefix) {
+		return badRequestError("expiresIn is for user_ keys: a temp_ key expires 24 h after it was created")
+	}
+	if change.group != nil {
+		if _, ok := info.tenant.config.groups[*change.group]; !ok {
+			return unknownGroup(info.tenant.config)
+		}
+	}
+	request, err := readIdempotentRequest(r, info.body)
+	if err != nil {
+		return err
+	}
+	k, replayed, err := s.store.UpdateKey(info.deadline, info.tenant, key, change, request)
+	if errors.Is(err, ErrBalanceRange) {
+		return badRequestError(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
+	}
+	if err != nil {
+		return notFoundForAdmin(err)
+	}
+	if replayed {
+		setReplayed(w.Header())
+	} else {
+		if change.addTokens != nil {
+			s.usage.add(info.tenant, usageEvent{granted: max(*change.addTokens, 0)})
+		}
+		s.audit(info, info.tenantID, "changed the key %s", keyName(key))
+	}
+	return writeJSON(w, http.StatusOK, newKeyBody(k))
+}
+
+// parseKeyChange parses the body of a PATCH of an API key.
+func parseKeyChange(body []byte) (keyChange, error) {
+	var group string
+	var add, set int64
+	var enabled bool
+	var ttl time.Duration
+	var change keyChange
+	err := strict.Decode(body, strict.Rules{
+		"group":     present(&change.group, &group, strict.String(&group)),
+		"addTokens": present(&change.addTokens, &add, strict.Int(&add, -maxAmount, maxAmount)),
+		"tokens":    present(&change.setTokens, &set, strict.Int(&set, 0, maxAmount)),
+		"enabled":   present(&change.enabled, &enabled, strict.Bool(&enabled)),
+		"expiresIn": present(&change.ttl, &ttl, ttlField(&ttl)),
+	})
+	if err == nil && change.addTokens != nil && change.setTokens != nil {
+		err = badRequestError("addTokens and tokens must not be given together")
+	}
+	return change, err
+}
+
+// present returns rule with the effect that *dst points to value if the member exists.
+func present[T any](dst **T, value *T, rule strict.Rule) strict.Rule {
+	return func(wrong *strict.Problems, raw []byte) bool {
+		*dst = value
+		return rule(wrong, raw)
+	}
+}
+
+// listUserKeys lists the API keys of the user in the query.
+func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	query, err := readQuery(r, "userId")
+	if err != nil {
+		return err
+	}
+	userID := query.Get("userId")
+	if userID == "" {
+		return badRequestError("userId is missing in the query")
+	}
+	keys, err := s.store.UserKeys(info.deadline, info.tenant, userID)
+	if err != nil {
+		return err
+	}
+	body := struct {
+		Keys []keyBody `json:"keys"`
+	}{make([]keyBody, len(keys))}
+	for i, k := range keys {
+		body.Keys[i] = newKeyBody(k.apiKey)
+		body.Keys[i].APIKey = k.key
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	request, err := readIdempotentRequest(r, nil)
+	if err != nil {
+		return err
+	}
+	rotated, tokensLeft, replayed, err := s.store.RotateKey(info.deadline, info.tenant, key, request)
+	if err != nil {
+		return notFoundForAdmin(err)
+	}
+	if replayed {
+		setReplayed(w.Header())
+	} else {
+		s.audit(info, info.tenantID, "rotated the key %s, which is %s now", keyName(key), keyName(rotated))
+	}
+	return writeJSON(w, http.StatusOK, tokensBody{rotated, tokensLeft})
+}
+
+func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	key, err := pathKey(r)
+	if err != nil {
+		return err
+	}
+	query, err := readQuery(r, "forget")
+	if err != nil {
+		return err
+	}
+	forget := query.Get("forget")
+	if forget != "" && forget != "true" && forget != "false" {
+		return badRequestError("forget must be true or false")
+	}
+	if err := s.store.RevokeKey(info.deadline, info.tenant, key, forget == "true"); err != nil {
+		return notFoundForAdmin(err)
+	}
+	s.audit(info, info.tenantID, "revoked the key %s", keyName(key))
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

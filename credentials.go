@@ -1,0 +1,163 @@
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	"tollgate/internal/strict"
+)
+
+// Errors that are 401: errNoCredential if nothing was sent that could be a bearer token, errInvalidCredential if the
+// token is malformed or wrong.
+var (
+	errNoCredential      = errors.New("no bearer token")
+	errInvalidCredential = errors.New("invalid bearer token")
+)
+
+// readAPIKey reads the request's API key from Authorization or, as several SDKs send it, X-API-Key. If both are sent
+// they must be equal. What does not have the form of a key never reaches Redis.
+func (s *server) readAPIKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	token, err := bearerToken(r)
+	keys := r.Header["X-Api-Key"]
+	switch {
+	case len(keys) == 0:
+	case len(keys) > 1, len(r.Header["Authorization"]) > 0 && (err != nil || token != keys[0]):
+		return errInvalidCredential
+	default:
+		token, err = keys[0], nil
+	}
+	if err != nil {
+		return err
+	}
+	if !validAPIKey(token) {
+		return ErrNoKey
+	}
+	info.apiKey = token
+	return nil
+}
+
+// readSDKKey reads the request's API key as the SDKs of providers send it: in Authorization, in X-API-Key, or in both.
+// It is laxer than readAPIKey: an SDK may send a key of the provider in the other header, so what does not have the
+// form of a key of ours is ignored, and the word Bearer may be missing. Two different keys of ours are refused.
+func (s *server) readSDKKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	sent := slices.Concat(r.Header["Authorization"], r.Header["X-Api-Key"])
+	if len(sent) == 0 {
+		return errNoCredential
+	}
+	for _, value := range sent {
+		if scheme, token, ok := strings.Cut(value, " "); ok && strings.EqualFold(scheme, "Bearer") {
+			value = strings.TrimLeft(token, " ")
+		}
+		if !validAPIKey(value) {
+			continue
+		}
+		if info.apiKey != "" && info.apiKey != value {
+			return errInvalidCredential
+		}
+		info.apiKey = value
+	}
+	if info.apiKey == "" {
+		return ErrNoKey
+	}
+	return nil
+}
+
+// requireKey checks that the tenant has the API key. Its errors are those of store.Key.
+func (s *server) requireKey(_ http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	_, err := s.store.Key(info.deadline, info.tenant, info.apiKey)
+	return err
+}
+
+// requireOperator lets the operator pass.
+func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	if !s.isOperator(sha256.Sum256([]byte(token))) {
+		return errInvalidCredential
+	}
+	info.actor = actor{}
+	return nil
+}
+
+func (s *server) isOperator(hash [sha256.Size]byte) bool {
+	return subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 1
+}
+
+// requireMetrics lets the operator pass, and the holder of the metrics token.
+func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256([]byte(token))
+	isMetrics := s.options.metricsToken != "" && subtle.ConstantTimeCompare(hash[:], s.metricsHash[:]) == 1
+	if !isMetrics && !s.isOperator(hash) {
+		return errInvalidCredential
+	}
+	return nil
+}
+
+// requireAdmin lets the operator pass, and the holder of one of the tenant's own admin tokens. It comes before
+// requireTenant, so that a stranger does not learn which tenants exist.
+func (s *server) requireAdmin(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256([]byte(token))
+	if s.isOperator(hash) {
+		info.actor = actor{}
+		return nil
+	}
+	id := pathTenantID(r)
+	if !validTenantID(id) || !validCredential(token, adminTokenPrefix) {
+		return errInvalidCredential
+	}
+	found, err := s.store.IsAdminToken(info.deadline, id, hash)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return errInvalidCredential
+	}
+	info.actor = actor{tokenHash: hex.EncodeToString(hash[:])}
+	return nil
+}
+
+// bearerToken returns the token of the request's Authorization header (RFC 6750, section 2.1). Errors: errNoCredential
+// if none was sent; errInvalidCredential if it was malformed, or sent more than once.
+func bearerToken(r *http.Request) (string, error) {
+	values := r.Header["Authorization"]
+	if len(values) == 0 {
+		return "", errNoCredential
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	token = strings.TrimLeft(token, " ")
+	switch {
+	case len(values) > 1:
+		return "", errInvalidCredential
+	case !strings.EqualFold(scheme, "Bearer") || token == "":
+		return "", errNoCredential
+	case !validBearerToken(token):
+		return "", errInvalidCredential
+	}
+	return token, nil
+}
+
+// validBearerToken reports whether token is a b64token (RFC 6750, section 2.1).
+func validBearerToken(token string) bool {
+	body := strings.TrimRight(token, "=")
+	for _, c := range []byte(body) {
+		if !strict.IsWord(c) && strings.IndexByte(".~+/", c) < 0 {
+			return false
+		}
+	}
+	return body != ""
+}

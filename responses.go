@@ -1,0 +1,318 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"tollgate/internal/gateway"
+	"tollgate/internal/idtoken"
+	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
+)
+
+// Values of headers that all responses have. They are never changed.
+var (
+	contentType  = []string{"application/json; charset=utf-8"}
+	cacheControl = []string{"no-store"} // responses hold keys, balances and configs (RFC 6749, section 5.1)
+)
+
+// writeJSON sends v as one compact object and a newline. Nothing is sent if v cannot be encoded.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("encode response: %w", err)
+	}
+	return writeBody(w, status, body.Bytes())
+}
+
+// writeBody sends body, which is compact JSON and a newline. It returns nil, so that a handler can return it.
+func writeBody(w http.ResponseWriter, status int, body []byte) error {
+	h := w.Header()
+	h["Content-Type"] = contentType
+	h["Cache-Control"] = cacheControl
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // a client that has gone away is not an error of ours
+	return nil
+}
+
+// tokensBody is the response to a charge or, with the new API key, to a login.
+type tokensBody struct {
+	APIKey     string `json:"apiKey,omitempty"`
+	TokensLeft int64  `json:"tokensLeft"`
+}
+
+// keyBody is how responses show an API key, but for its tenant, which the caller named.
+type keyBody struct {
+	APIKey     string  `json:"apiKey,omitempty"` // unless the caller named it
+	UserID     *string `json:"userId"`
+	Group      string  `json:"group"`
+	CreatedAt  string  `json:"createdAt"`
+	ExpiresAt  *string `json:"expiresAt"`
+	TokensLeft int64   `json:"tokensLeft"`
+	RefillsAt  *string `json:"refillsAt,omitempty"` // if its group has a refill
+	Enabled    *bool   `json:"enabled,omitempty"`   // if it is false
+}
+
+func newKeyBody(k apiKey) keyBody {
+	body := keyBody{Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft}
+	if k.userID != "" {
+		body.UserID = &k.userID
+	}
+	if !k.expiresAt.IsZero() {
+		at := formatTime(k.expiresAt)
+		body.ExpiresAt = &at
+	}
+	if !k.refillsAt.IsZero() {
+		at := formatTime(k.refillsAt)
+		body.RefillsAt = &at
+	}
+	if k.disabled {
+		body.Enabled = new(bool)
+	}
+	return body
+}
+
+// setRateHeaders sets what is left of a rate limit, in the form of the IETF's draft
+// (draft-ietf-httpapi-ratelimit-headers) and in OpenAI's. The names are spelled as there, which Header.Set would
+// change.
+func setRateHeaders(h http.Header, rate rateLimitState) {
+	limit, remaining := strconv.FormatInt(rate.limit, 10), strconv.FormatInt(rate.remaining, 10)
+	values := [...]string{
+		`"requests";q=` + limit + ";w=" + strconv.FormatInt(rate.window, 10),
+		`"requests";r=` + remaining + ";t=" + strconv.FormatInt(rate.wait, 10),
+		limit,
+		remaining,
+	}
+	h["RateLimit-Policy"], h["RateLimit"] = values[0:1:1], values[1:2:2]
+	h["X-RateLimit-Limit-Requests"], h["X-RateLimit-Remaining-Requests"] = values[2:3:3], values[3:4:4]
+}
+
+// errorBody is the body of every error response but those in a format of the gateway.
+type errorBody struct {
+	Error      string   `json:"error"`
+	TokensLeft *int64   `json:"tokensLeft,omitempty"`
+	Errors     []string `json:"errors,omitempty"`
+}
+
+// errorResponse is what an error means: to the client, and to the count of refused charges.
+type errorResponse struct {
+	status     int
+	body       errorBody
+	refusal    refusal
+	retryAfter int64 // seconds; 0 if the client is not told when to come again
+	authStatus int   // the true status if a proxy can forward only another; else 0
+}
+
+// An errorWithResponse is an error that says itself what it means.
+type errorWithResponse interface {
+	error
+	response() errorResponse
+}
+
+// badRequestError is a sentence for the client that says what is wrong with its request.
+type badRequestError string
+
+func (e badRequestError) Error() string { return string(e) }
+
+func (e badRequestError) response() errorResponse {
+	return errorResponse{status: http.StatusBadRequest, body: errorBody{Error: string(e)}}
+}
+
+// signInDisabledError means that a tenant's config lacks what sign-in with a provider needs.
+type signInDisabledError struct{ provider string }
+
+func (e signInDisabledError) Error() string { return "Sign-in with " + e.provider + " is disabled" }
+
+func (e signInDisabledError) response() errorResponse {
+	return errorResponse{status: http.StatusForbidden, body: errorBody{Error: e.Error()}}
+}
+
+// forwardAuthDenial is a refusal that nginx can forward: as 403, with its true status in X-Auth-Status.
+type forwardAuthDenial struct{ error }
+
+func (e forwardAuthDenial) Unwrap() error { return e.error }
+
+func (e forwardAuthDenial) response() errorResponse {
+	denied := responseTo(e.error)
+	denied.authStatus, denied.status = denied.status, http.StatusForbidden
+	return denied
+}
+
+func (e *configError) response() errorResponse {
+	body := errorBody{Error: e.Error()}
+	if all := e.sentences(); len(all) > 1 {
+		body.Errors = all
+	}
+	return errorResponse{status: http.StatusBadRequest, body: body}
+}
+
+func (e insufficientTokensError) response() errorResponse {
+	return errorResponse{
+		status: http.StatusPaymentRequired, refusal: refusedBalance,
+		body: errorBody{Error: "Payment Required", TokensLeft: &e.tokensLeft},
+	}
+}
+
+func (e rateLimitError) response() errorResponse {
+	return errorResponse{
+		status: http.StatusTooManyRequests, refusal: refusedRate, retryAfter: e.wait,
+		body: errorBody{Error: "Too Many Requests"},
+	}
+}
+
+var (
+	errNotFound      = errors.New("not found")
+	errLoginDisabled = errors.New("anonymous login is disabled")
+)
+
+// errorResponses says what all other errors mean. The first that matches counts.
+var errorResponses = []struct {
+	is      error
+	status  int
+	message string
+	refusal refusal
+}{
+	{ErrNoTenant, http.StatusBadRequest, "Invalid tenant ID", notRefused},
+	{errNoCredential, http.StatusUnauthorized, "Unauthorized", notRefused},
+	{errInvalidCredential, http.StatusUnauthorized, "Unauthorized", notRefused},
+	{ErrNoKey, http.StatusUnauthorized, "Unauthorized", refusedKey},
+	{ErrRevoked, http.StatusUnauthorized, "Unauthorized", notRefused},
+	{idtoken.ErrInvalid, http.StatusUnauthorized, "Invalid ID token", notRefused},
+	{idtoken.ErrNoKeys, http.StatusServiceUnavailable, "Service unavailable", notRefused},
+	{errLoginDisabled, http.StatusForbidden, "Anonymous login is disabled", notRefused},
+	{errNotFound, http.StatusNotFound, "Not found", notRefused},
+	{ErrNoVersion, http.StatusNotFound, "Not found", notRefused},
+	{ErrNoHold, http.StatusNotFound, "Not found", notRefused},
+	{ErrTenantExists, http.StatusConflict, "Tenant already exists", notRefused},
+	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed", notRefused},
+	{ErrKeyDisabled, http.StatusForbidden, "API key is disabled", refusedKey},
+	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled", refusedGroup},
+	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large", notRefused},
+	{errEncodedBody, http.StatusUnsupportedMediaType, "Content-Encoding is not supported: send the body as it is",
+		notRefused},
+	{ErrKeyReused, http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters",
+		refusedIdempotencyKey},
+	{ErrHoldSettled, http.StatusUnprocessableEntity, "The hold was settled with another amount", notRefused},
+	{ErrUnavailable, http.StatusServiceUnavailable, "Service unavailable", notRefused},
+}
+
+// responseTo returns what err means. What is not foreseen is 500.
+func responseTo(err error) errorResponse {
+	if typed, ok := errors.AsType[errorWithResponse](err); ok {
+		return typed.response()
+	}
+	if wrong, ok := errors.AsType[*strict.Error](err); ok {
+		return badRequestError(wrong.Error()).response()
+	}
+	if failure, ok := errors.AsType[gateway.Error](err); ok {
+		return errorResponse{status: failure.Status, body: errorBody{Error: failure.Message}}
+	}
+	for _, e := range errorResponses {
+		if errors.Is(err, e.is) {
+			return errorResponse{status: e.status, body: errorBody{Error: e.message}, refusal: e.refusal}
+		}
+	}
+	return errorResponse{status: http.StatusInternalServerError, body: errorBody{Error: "Internal error"}}
+}
+
+// writeError turns an error into a response. What is not foreseen is logged.
+func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	info, response := requestInfoOf(w), responseTo(err)
+	if response.status == http.StatusInternalServerError && err != ErrBrokenConfig { // the store logs that once
+		s.log.Errorf("%s id=%s: %v", r.Pattern, info.id, err)
+	}
+	h := w.Header()
+	switch response.status {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", challenge(r, err))
+	case http.StatusServiceUnavailable:
+		response.retryAfter = 1
+	}
+	if response.retryAfter > 0 {
+		h.Set("Retry-After", strconv.FormatInt(response.retryAfter, 10))
+	}
+	if response.authStatus > 0 {
+		h.Set("X-Auth-Status", strconv.Itoa(response.authStatus))
+	}
+	writeErrorBody(w, info.format, response.status, response.body)
+}
+
+// challenge returns the WWW-Authenticate header of a 401 (RFC 6750, section 3). Only a client that has sent something
+// is told more.
+func challenge(r *http.Request, err error) string {
+	switch {
+	case !errors.Is(err, errNoCredential):
+		return `Bearer realm="tollgate", error="invalid_token"`
+	case len(r.Header["Authorization"]) > 0:
+		return `Bearer realm="tollgate", error_description="send the header Authorization: Bearer <key or token>"`
+	}
+	return `Bearer realm="tollgate"`
+}
+
+// writeErrorBody sends an error, in a format of the gateway unless format is nil: the SDKs of providers read it.
+func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, body errorBody) {
+	if format != nil {
+		_ = writeBody(w, status, append(format.ErrorBody(status, body.Error), '\n'))
+		return
+	}
+	_ = writeJSON(w, status, body)
+}
+
+// writeNotFound sends the response to a request for which there is no route.
+func writeNotFound(w http.ResponseWriter, r *http.Request) {
+	if formatOfPath(r) != nil {
+		const sentence = "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
+		_ = writeBody(w, http.StatusNotFound, append(llmwire.UnknownRouteBody(sentence), '\n'))
+		return
+	}
+	_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
+}
+
+// formatOfPath returns the format of the gateway that the client of a request without a route expects, going by the
+// path. It returns nil if the path is not below /v1/.
+func formatOfPath(r *http.Request) *llmwire.Format {
+	path := r.URL.Path
+	if r.Pattern != "" { // that of the path without its "//" and ".."
+		_, path = routeOf(r.Pattern)
+	}
+	rest, ok := strings.CutPrefix(path, "/v1/")
+	if !ok {
+		_, path, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
+		if rest, ok = strings.CutPrefix(path, "v1/"); !ok {
+			return nil
+		}
+	}
+	resource, _, _ := strings.Cut(rest, "/")
+	if resource == "messages" || resource == "models" && len(r.Header["Anthropic-Version"]) > 0 {
+		return new(llmwire.AnthropicMessages)
+	}
+	return new(llmwire.OpenAIChat)
+}
+
+// formatOfHeader is the step of the routes that several APIs have in common: clients of Anthropic's send its version.
+func formatOfHeader(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if len(r.Header["Anthropic-Version"]) > 0 {
+		info.format = new(llmwire.AnthropicMessages)
+	}
+	return nil
+}
+
+// countIssued counts a new API key.
+func (s *server) countIssued(info *requestInfo, k apiKey) {
+	s.metrics.keyIssued(info.tenantID, k.group)
+	s.usage.add(info.tenant, usageEvent{granted: k.tokensLeft})
+}
+
+// countRefusal counts a charge or a hold that was refused with err.
+func (s *server) countRefusal(tenantID string, err error) {
+	if reason := responseTo(err).refusal; reason != notRefused {
+		s.metrics.refusedCharge(tenantID, reason)
+	}
+}
