@@ -326,27 +326,6 @@ func TestIntegrationReadmeLength(t *testing.T) {
 	}
 }
 
-// The README's short recipe for nginx is taken from the whole one, which TestForwardAuthRecipes runs.
-func TestIntegrationReadmeRecipe(t *testing.T) {
-	recipe := func(file string) []string {
-		blocks := slices.DeleteFunc(docBlocks(t, file), func(b docBlock) bool { return b.language != "nginx" })
-		if len(blocks) != 1 {
-			t.Fatalf("%s has %d recipes for nginx", file, len(blocks))
-		}
-		lines := strings.Split(blocks[0].text, "\n")
-		for i := range lines {
-			lines[i] = strings.TrimSpace(lines[i])
-		}
-		return lines
-	}
-	whole := recipe("docs/proxies.md")
-	for _, line := range recipe("README.md") {
-		if !slices.Contains(whole, line) {
-			t.Errorf("docs/proxies.md does not have %q", line)
-		}
-	}
-}
-
 var (
 	docLink    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	docHeading = regexp.MustCompile(`(?m)^#+ (.*)$`)
