@@ -168,7 +168,7 @@ func (s *server) showVersion(w http.ResponseWriter, r *http.Request, info *reque
 	if err != nil {
 		return err
 	}
-	if err := strict.Check(config); err != nil { // it was written straight to Redis
+	if err := checkJSON(config); err != nil { // it was written straight to Redis
 		return err
 	}
 	return writeJSON(w, http.StatusOK, struct {

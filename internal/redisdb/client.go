@@ -36,7 +36,7 @@ const maxWaiting = 1024 // callers of one master of a cluster: a dead one must n
 
 // Client is the way to Redis. Its methods may be called from any number of goroutines.
 //
-// The errors of its methods are a redis.Error of redigo if Redis refuses this command alone, as for a wrong type, and if
+// The errors of its methods are a redis.Error of redigo if Redis refuses this command alone, as for a wrong type, or if
 // the script itself returns an error. All others wrap ErrUnavailable, unless a method says otherwise.
 type Client struct {
 	options   Options
