@@ -41,23 +41,20 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	if tokens >= 0 {
 		k.tokensLeft = tokens
 	}
-	var key string
-	ttl, replayed := time.Duration(ttlSeconds)*time.Second, false
-	if request.key != "" {
-		key, k.tokensLeft, replayed, err = s.store.NewKeyOnce(info.deadline, info.tenant, k, ttl, request)
-	} else if key, err = newCredential(userKeyPrefix); err == nil {
-		err = s.store.NewKey(info.deadline, info.tenant, key, k, ttl)
+	if ttlSeconds > 0 {
+		k.expiresAt = k.createdAt.Add(time.Duration(ttlSeconds) * time.Second)
 	}
+	issued, err := s.store.NewKey(info.deadline, info.tenant, k, request)
 	if err != nil {
 		return err
 	}
-	if replayed {
+	if issued.replayed {
 		setReplayed(w.Header())
 	} else {
 		s.countIssued(info, k)
-		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(key), k.group)
+		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(issued.key), k.group)
 	}
-	return writeJSON(w, http.StatusCreated, tokensBody{key, k.tokensLeft})
+	return writeJSON(w, http.StatusCreated, tokensBody{issued.key, issued.tokensLeft})
 }
 
 // unknownGroup returns the error for a group that the config does not have. It lists those that there are, at most 20.
@@ -234,16 +231,16 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
-	rotated, tokensLeft, replayed, err := s.store.RotateKey(info.deadline, info.tenant, key, request)
+	rotated, err := s.store.RotateKey(info.deadline, info.tenant, key, request)
 	if err != nil {
 		return notFoundForAdmin(err)
 	}
-	if replayed {
+	if rotated.replayed {
 		setReplayed(w.Header())
 	} else {
-		s.audit(info, info.tenantID, "rotated the key %s, which is %s now", keyName(key), keyName(rotated))
+		s.audit(info, info.tenantID, "rotated the key %s, which is %s now", keyName(key), keyName(rotated.key))
 	}
-	return writeJSON(w, http.StatusOK, tokensBody{rotated, tokensLeft})
+	return writeJSON(w, http.StatusOK, tokensBody{rotated.key, rotated.tokensLeft})
 }
 
 func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {

@@ -676,7 +676,7 @@ func fillRedis(b *testing.B, r *redistest.Server, n int) {
 		b.Fatal(err)
 	}
 	defer c.Close()
-	sha, err := redis.String(c.Do("SCRIPT", "LOAD", issueLua))
+	sha, err := redis.String(c.Do("SCRIPT", "LOAD", luaSource("issue")))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -26,10 +26,8 @@ func (a *account) Hold(deadline time.Time, least, most int64, ttl time.Duration)
 	}
 	h := holdRequest{key: a.key, id: id, most: most, least: least, ttl: ttl}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
-	if result.hasRateLimit {
-		setRateHeaders(a.header, result.rate)
-	}
-	return gateway.Hold{ID: id, Tokens: result.held}, a.refused(err)
+	err = a.server.decided(a.header, a.tenant.id, result.decision, err)
+	return gateway.Hold{ID: id, Tokens: result.held}, forGateway(err)
 }
 
 // Settle implements gateway.Account. It also finds the hold of a key that was rotated since.
@@ -47,11 +45,8 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 // Charge implements gateway.Account. It leaves it to countFee to count the charge, since Refund may undo it.
 func (a *account) Charge(deadline time.Time, u gateway.Usage) (gateway.Balance, error) {
 	result, err := a.server.store.Charge(deadline, a.tenant, chargeRequest{key: a.key, tokens: u.Cost})
-	if result.hasRateLimit {
-		setRateHeaders(a.header, result.rate)
-	}
-	if err != nil {
-		return gateway.Balance{}, a.refused(err)
+	if err := a.server.decided(a.header, a.tenant.id, result.decision, err); err != nil {
+		return gateway.Balance{}, forGateway(err)
 	}
 	a.fee = &usageEvent{group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged}
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
@@ -79,14 +74,6 @@ func (a *account) countFee() {
 func (a *account) count(e usageEvent) {
 	a.server.metrics.charged(a.tenant.id, e.charged)
 	a.server.usage.add(a.tenant, e)
-}
-
-// refused counts err, with which a charge or a hold was refused, and returns it as the gateway understands it.
-func (a *account) refused(err error) error {
-	if err != nil {
-		a.server.countRefusal(a.tenant.id, err)
-	}
-	return forGateway(err)
 }
 
 // forGateway returns an error of the store as the gateway understands it.

@@ -19,25 +19,17 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *re
 	if !ok {
 		return errLoginDisabled
 	}
-	key, err := newCredential(anonymousKeyPrefix)
-	if err != nil {
+	if err := s.limitLogins(r, info); err != nil {
 		return err
 	}
-	k := apiKey{group: anonymousGroup, createdAt: time.Now(), tokensLeft: group.tokens}
-	if s.options.loginLimit > 0 {
-		address := clientAddress(r, s.options.trustedProxies)
-		err = s.store.Login(info.deadline, info.tenant, key, k, anonymousKeyTTL, address, s.options.loginLimit)
-		if _, limited := errors.AsType[rateLimitError](err); limited {
-			s.warnOfUntrustedProxy(r)
-		}
-	} else {
-		err = s.store.NewKey(info.deadline, info.tenant, key, k, anonymousKeyTTL)
-	}
+	now := time.Now()
+	k := apiKey{group: anonymousGroup, createdAt: now, expiresAt: now.Add(anonymousKeyTTL), tokensLeft: group.tokens}
+	issued, err := s.store.NewKey(info.deadline, info.tenant, k, idempotentRequest{})
 	if err != nil {
 		return err
 	}
 	s.countIssued(info, k)
-	return writeJSON(w, http.StatusOK, tokensBody{key, k.tokensLeft})
+	return writeJSON(w, http.StatusOK, tokensBody{issued.key, issued.tokensLeft})
 }
 
 func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
@@ -56,15 +48,9 @@ func (s *server) consume(w http.ResponseWriter, r *http.Request, info *requestIn
 			return err
 		}
 	}
-	result, err := s.chargeAndCount(info, c)
-	if result.hasRateLimit {
-		setRateHeaders(w.Header(), result.rate)
-	}
+	result, err := s.charge(w, info, c)
 	if err != nil {
 		return err
-	}
-	if result.replayed {
-		setReplayed(w.Header())
 	}
 	if c.upTo {
 		return writeJSON(w, http.StatusOK, chargedBody{result.charged, result.tokensLeft})
@@ -96,16 +82,10 @@ func (s *server) hold(w http.ResponseWriter, r *http.Request, info *requestInfo)
 	}
 	h.least, h.ttl = h.most, time.Duration(ttlSeconds)*time.Second
 	result, err := s.store.Hold(info.deadline, info.tenant, h)
-	if result.hasRateLimit {
-		setRateHeaders(w.Header(), result.rate)
-	}
-	if err != nil {
-		s.countRefusal(info.tenantID, err)
+	if err = s.decided(w.Header(), info.tenantID, result.decision, err); err != nil {
 		return err
 	}
-	if result.replayed {
-		setReplayed(w.Header())
-	} else {
+	if !result.replayed {
 		s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1})
 	}
 	return writeJSON(w, http.StatusCreated, struct {
@@ -152,18 +132,29 @@ func (s *server) settlePathHold(r *http.Request, info *requestInfo, used int64) 
 	return result, err
 }
 
-// chargeAndCount charges c, as store.Charge does, and counts the outcome.
-func (s *server) chargeAndCount(info *requestInfo, c chargeRequest) (chargeResult, error) {
+// charge charges c, as store.Charge does, sets the headers that say what was decided, and counts it.
+func (s *server) charge(w http.ResponseWriter, info *requestInfo, c chargeRequest) (chargeResult, error) {
 	result, err := s.store.Charge(info.deadline, info.tenant, c)
-	if err == nil {
-		if !result.replayed {
-			s.metrics.charged(info.tenantID, result.charged)
-			s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1, charged: result.charged})
-		}
-		return result, nil
+	if err = s.decided(w.Header(), info.tenantID, result.decision, err); err == nil && !result.replayed {
+		s.metrics.charged(info.tenantID, result.charged)
+		s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1, charged: result.charged})
 	}
-	s.countRefusal(info.tenantID, err)
 	return result, err
+}
+
+// decided sets the headers for a decision of the store, counts it if it was a refusal, and returns err, the store's
+// error.
+func (s *server) decided(h http.Header, tenantID string, d decision, err error) error {
+	if d.rate != nil {
+		setRateHeaders(h, *d.rate)
+	}
+	if d.replayed {
+		setReplayed(h)
+	}
+	if err != nil {
+		s.countRefusal(tenantID, err)
+	}
+	return err
 }
 
 // decodeCharge decodes the body of a charge. Its results escape to the heap, which plainTokens avoids.
@@ -222,11 +213,7 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 		return writeBody(w, http.StatusOK, []byte("{}\n"))
 	}
 	query.charge.key = info.apiKey
-	result, err := s.chargeAndCount(info, query.charge)
-	h := w.Header()
-	if result.hasRateLimit {
-		setRateHeaders(h, result.rate)
-	}
+	result, err := s.charge(w, info, query.charge)
 	if err != nil {
 		_, limited := errors.AsType[rateLimitError](err)
 		_, spent := errors.AsType[insufficientTokensError](err)
@@ -235,9 +222,7 @@ func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInf
 		}
 		return err
 	}
-	if result.replayed {
-		setReplayed(h)
-	}
+	h := w.Header()
 	h["X-Tenant-Id"] = []string{info.tenantID}
 	h["X-User-Group"] = []string{headerText(result.group)}
 	h["X-Tokens-Left"] = []string{strconv.FormatInt(result.tokensLeft, 10)}

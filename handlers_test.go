@@ -249,7 +249,7 @@ func TestIdempotency(t *testing.T) {
 		s.consume(t, id, other, "", retryKey+"ONE").want(t, 200, `{"tokensLeft":4998}`)
 	})
 	t.Run("remembered for a day", func(t *testing.T) {
-		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:charge:"+digest("one")); ttl < 86400-600 || ttl > 86400 {
+		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:charge:"+shortHash("one")); ttl < 86400-600 || ttl > 86400 {
 			t.Errorf("an outcome is remembered for %d s", ttl)
 		}
 	})
@@ -558,7 +558,7 @@ func TestVerifyRequest(t *testing.T) {
 		}
 	})
 	t.Run("remembered for a minute", func(t *testing.T) {
-		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:verify:"+digest("r 1")); ttl < 30 || ttl > 60 {
+		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:verify:"+shortHash("r 1")); ttl < 30 || ttl > 60 {
 			t.Errorf("it is remembered for %d s", ttl)
 		}
 	})

@@ -4,13 +4,11 @@ import (
 	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
-	_ "embed"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,6 +46,10 @@ var (
 	ErrKeyReused = errors.New("idempotency key was used with other parameters")
 	// ErrBalanceRange means that a change would have taken a balance below 0 or above maxAmount.
 	ErrBalanceRange = errors.New("balance out of range")
+	// ErrNoHold means that the API key has no such open hold: it is unknown or has expired.
+	ErrNoHold = errors.New("no such hold")
+	// ErrHoldSettled means that a hold was settled before, with another amount.
+	ErrHoldSettled = errors.New("hold was settled with another amount")
 )
 
 // rateLimitError refuses a request for now; nothing was written.
@@ -73,100 +75,6 @@ const (
 	verifyRecordTTL = 60 * time.Second // the same for verify's query parameter request
 )
 
-// Each script is one atomic step in Redis. Its head says what it takes and returns.
-var (
-	//go:embed lua/issue.lua
-	issueLua string
-	//go:embed lua/charge.lua
-	chargeLua string
-	//go:embed lua/rate.lua
-	rateLua string
-	//go:embed lua/refill.lua
-	refillLua string
-	//go:embed lua/hold.lua
-	holdLua string
-	//go:embed lua/holds.lua
-	holdsLua string
-	//go:embed lua/settle.lua
-	settleLua string
-	//go:embed lua/release.lua
-	releaseLua string
-	//go:embed lua/key.lua
-	keyLua string
-	//go:embed lua/revoke.lua
-	revokeLua string
-	//go:embed lua/rotate.lua
-	rotateLua string
-	//go:embed lua/signin.lua
-	signInLua string
-	//go:embed lua/user.lua
-	userLua string
-	//go:embed lua/close.lua
-	closeLua string
-	//go:embed lua/receive.lua
-	receiveLua string
-	//go:embed lua/config.lua
-	configLua string
-	//go:embed lua/load.lua
-	loadLua string
-	//go:embed lua/unchanged.lua
-	unchangedLua string
-	//go:embed lua/delete.lua
-	deleteLua string
-	//go:embed lua/token.lua
-	tokenLua string
-
-	// What needs no memory runs even if Redis's memory is full, so that charges go on and keys can be revoked.
-	chargeScript = redisdb.NewScript("charge",
-		"local measureRate, refillBalance\n"+chargeLua, redisdb.AllowOOM)
-	growingChargeScript = redisdb.NewScript("growing charge",
-		"local refillBalance\n"+rateLua+chargeLua, redisdb.DenyOOM)
-	keyScript        = redisdb.NewScript("key", refillLua+keyLua, redisdb.AllowOOM)
-	growingKeyScript = redisdb.NewScript("growing key", refillLua+keyLua, redisdb.DenyOOM)
-
-	// The same for tenants of which a group has a refill: others do not pay for it.
-	refillChargeScript = redisdb.NewScript("refill charge",
-		"local measureRate\n"+refillLua+chargeLua, redisdb.AllowOOM)
-	growingRefillChargeScript = redisdb.NewScript("growing refill charge",
-		refillLua+rateLua+chargeLua, redisdb.DenyOOM)
-
-	holdScript    = redisdb.NewScript("hold", refillLua+rateLua+holdsLua+holdLua, redisdb.DenyOOM)
-	settleScript  = redisdb.NewScript("settle", holdsLua+settleLua, redisdb.AllowOOM)
-	releaseScript = redisdb.NewScript("release", holdsLua+releaseLua, redisdb.AllowOOM)
-
-	rotateScript  = redisdb.NewScript("rotate", holdsLua+rotateLua, redisdb.DenyOOM)
-	userScript    = redisdb.NewScript("user", userLua, redisdb.DenyOOM)
-	closeScript   = redisdb.NewScript("close", holdsLua+closeLua, redisdb.DenyOOM)
-	receiveScript = redisdb.NewScript("receive", holdsLua+receiveLua, redisdb.DenyOOM)
-
-	// The first one reads and deletes; the other may also store.
-	signInScript        = redisdb.NewScript("signin", signInLua, redisdb.AllowOOM)
-	growingSignInScript = redisdb.NewScript("growing signin", signInLua, redisdb.DenyOOM)
-
-	issueScript     = redisdb.NewScript("issue", issueLua, redisdb.DenyOOM)
-	configScript    = redisdb.NewScript("config", configLua, redisdb.DenyOOM)
-	loadScript      = redisdb.NewScript("load", loadLua, redisdb.NoWrites)
-	unchangedScript = redisdb.NewScript("unchanged", unchangedLua, redisdb.NoWrites)
-	// Revoking and deleting free more memory than they take.
-	revokeScript = redisdb.NewScript("revoke", revokeLua, redisdb.AllowOOM)
-	deleteScript = redisdb.NewScript("delete", deleteLua, redisdb.AllowOOM)
-	tokenScript  = redisdb.NewScript("token", tokenLua, redisdb.DenyOOM)
-)
-
-// requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
-var requiredCommands = []redisdb.Requirement{
-	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
-	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM " +
-		"PEXPIRE PEXPIREAT RPUSH SET"},
-	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
-	{Prefix: "tenant:", Commands: "GET"},
-	{Prefix: "{tenant:", Commands: "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
-	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
-}
-
-// probeKey returns the i-th name of an API key in Redis that never exists: no API key has braces.
-func probeKey(i int) string { return apiKeyRedisKey("{" + strconv.Itoa(i) + "}") }
-
 // Keys in Redis. All keys of one API key, and all of one tenant's config, hash to one slot of a Redis Cluster. All
 // keys of one script must: what spans slots is done in steps, in an order in which a crash in between does no harm.
 const tenantsRedisKey = "tenants"
@@ -182,13 +90,29 @@ func adminTokensRedisKey(tenantID string) string {
 func generationRedisKey(tenantID string) string {
 	return "{tenant:" + tenantID + ":config}:generation"
 }
-func apiKeyRedisKey(key string) string    { return "apiKey:" + key }
-func rateRedisKey(key string) string      { return "{apiKey:" + key + "}:rate" }
-func holdsRedisKey(key string) string     { return "{apiKey:" + key + "}:holds" }
+func apiKeyRedisKey(key string) string { return "apiKey:" + key }
+func rateRedisKey(key string) string   { return "{apiKey:" + key + "}:rate" }
+func holdsRedisKey(key string) string  { return "{apiKey:" + key + "}:holds" }
+func settledRedisKey(key, holdID string) string {
+	return "{apiKey:" + key + "}:settled:" + holdID
+}
 func loginRedisKey(address string) string { return "login:" + address }
 func successorRedisKey(key string) string { return "{apiKey:" + key + "}:successor" }
+func movesRedisKey(key string) string     { return "{apiKey:" + key + "}:moves" }
+func closedRedisKey(key string) string    { return "{apiKey:" + key + "}:closed" }
+func signInRedisKey(tenantID, userID string) string {
+	return "signIn:" + tenantID + ":" + userID
+}
+func signInMovesRedisKey(tenantID, userID string) string {
+	return "{" + signInRedisKey(tenantID, userID) + "}:moves"
+}
 func userKeysRedisKey(tenantID, userID string) string {
 	return "userKeys:" + tenantID + ":" + userID
+}
+
+// usageRedisKey returns where the counts of a tenant's day are: in a hash with a field for each sum.
+func usageRedisKey(tenantID string, day int64) string {
+	return "{tenant:" + tenantID + ":config}:usage:" + formatDay(day)
 }
 
 // responseRedisKey returns where the response to a request is cached that has that SHA-256.
@@ -196,19 +120,19 @@ func responseRedisKey(tenantID string, sum []byte) string {
 	return "cache:" + tenantID + ":" + hex.EncodeToString(sum)
 }
 
-// recordRedisKey returns where an Idempotency-Key of an API key is remembered. It holds a digest of 16 bytes, not the
-// client's 255.
+// recordRedisKey returns where an Idempotency-Key of an API key is remembered. The name has 16 bytes of a hash, not
+// the client's 255.
 func recordRedisKey(key, kind, idempotencyKey string) string {
-	return "{apiKey:" + key + "}:" + kind + ":" + digest(idempotencyKey)
+	return "{apiKey:" + key + "}:" + kind + ":" + shortHash(idempotencyKey)
 }
 
 // issueRecordRedisKey returns where an Idempotency-Key for a new API key is remembered.
 func issueRecordRedisKey(t *tenant, idempotencyKey string) string {
-	return "issue:" + t.id + ":" + digest(t.generation, idempotencyKey)
+	return "issue:" + t.id + ":" + shortHash(t.generation, idempotencyKey)
 }
 
-// digest returns 16 bytes of the SHA-256 of parts, encoded for a Redis key.
-func digest(parts ...string) string {
+// shortHash returns 16 bytes of the SHA-256 of parts, encoded for a Redis key.
+func shortHash(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
@@ -298,11 +222,24 @@ func (s *store) isUnchanged(deadline time.Time, t *tenant) (bool, error) {
 	return redis.Bool(s.redis.Eval(deadline, unchangedScript, keys, t.etag, t.generation))
 }
 
+// checkGeneration returns ErrUnavailable if t is not known to be the tenant that has its ID now: it may have been
+// deleted and created again since its config was read.
+func (s *store) checkGeneration(deadline time.Time, t *tenant) error {
+	generation, err := redis.String(s.redis.Read(deadline, "GET", generationRedisKey(t.id)))
+	if err != nil && !errors.Is(err, redis.ErrNil) {
+		return err
+	}
+	if generation != t.generation {
+		return fmt.Errorf("%w: the tenant was deleted, and the config in use is older", ErrUnavailable)
+	}
+	return nil
+}
+
 // SeedTenant writes tenantID's config if it has none. Since that may be repeated, it tries until deadline to reach
 // Redis.
 func (s *store) SeedTenant(deadline time.Time, tenantID string, config *tenantConfig) error {
 	for {
-		_, err := s.writeConfig(deadline, "create", tenantID, config, "seed", actor{}, nil)
+		_, err := s.writeConfig(deadline, "create", tenantID, config, actor{name: "seed"}, nil)
 		_, replied := errors.AsType[redis.Error](err)
 		switch {
 		case err == nil || errors.Is(err, ErrTenantExists):
@@ -317,7 +254,7 @@ func (s *store) SeedTenant(deadline time.Time, tenantID string, config *tenantCo
 // CreateTenant creates tenantID with its config and returns the config's ETag. Of several concurrent calls one
 // succeeds. Errors: ErrTenantExists, ErrUnavailable.
 func (s *store) CreateTenant(deadline time.Time, tenantID string, config *tenantConfig, by actor) (string, error) {
-	return s.writeConfig(deadline, "create", tenantID, config, by.String(), by, nil)
+	return s.writeConfig(deadline, "create", tenantID, config, by, nil)
 }
 
 // ReplaceConfig replaces tenantID's config as a whole, if its ETag meets all conditions, which have the form that
@@ -325,12 +262,12 @@ func (s *store) CreateTenant(deadline time.Time, tenantID string, config *tenant
 // history are one atomic step. Errors: ErrNoTenant, ErrRevoked, ErrConfigChanged, ErrUnavailable.
 func (s *store) ReplaceConfig(deadline time.Time, tenantID string, config *tenantConfig, by actor,
 	conditions []string) (string, error) {
-	return s.writeConfig(deadline, "replace", tenantID, config, by.String(), by, conditions)
+	return s.writeConfig(deadline, "replace", tenantID, config, by, conditions)
 }
 
-func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *tenantConfig, name string, by actor,
+func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *tenantConfig, by actor,
 	conditions []string) (string, error) {
-	defer s.configs.drop(tenantID)
+	defer s.configs.invalidate(tenantID)
 	// The set of tenants has a slot of its own, so adding the ID is a step of its own. It comes first: a crash in between
 	// leaves an ID without a config in the set, which Tenants does not return. For the same reason nothing ever removes
 	// an ID: that might undo the first step of a tenant that is being created again.
@@ -338,7 +275,7 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
 	etag := etagOf(config.compact)
-	args := []any{how, config.compact, etag, formatTime(time.Now()), name, by.tokenHash}
+	args := []any{how, config.compact, etag, formatTime(time.Now()), by.String(), by.tokenHash}
 	for _, condition := range conditions {
 		args = append(args, condition)
 	}
@@ -421,7 +358,7 @@ func (s *store) Tenants(deadline time.Time) ([]string, error) {
 // ETag, in one atomic step. Its API keys stay in Redis, but are those of a former generation: if a tenant is created
 // again under the same ID, they are not its. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
 func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []string) error {
-	defer s.configs.drop(tenantID)
+	defer s.configs.invalidate(tenantID)
 	args := []any{rand.Text()[:generationChars]}
 	for _, etag := range ifMatch {
 		args = append(args, etag)
@@ -481,3 +418,14 @@ func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05
 
 // errBadReply does not quote the reply, which may hold what somebody wrote to Redis.
 var errBadReply = errors.New("the script's reply is malformed")
+
+// withTenant adds to an error of Redis what was being done and for whom. A nil reply, redis.ErrNil, is ErrNoKey.
+func withTenant(err error, doing string, t *tenant) error {
+	if errors.Is(err, redis.ErrNil) {
+		return ErrNoKey
+	}
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s of tenant %s: %w", doing, t.id, err)
+}

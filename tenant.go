@@ -73,11 +73,15 @@ func validCredential(s, prefix string) bool {
 // actor is who changes something as an admin.
 type actor struct {
 	tokenHash string // SHA-256 of a tenant's admin token, in hex; "" is the operator
+	name      string // in a config's history; "" is the usual one
 }
 
 // String returns the actor's name in a config's history.
 func (a actor) String() string {
-	if a.tokenHash == "" {
+	switch {
+	case a.name != "":
+		return a.name
+	case a.tokenHash == "":
 		return "operator"
 	}
 	return a.tokenHash[:8]
@@ -165,11 +169,10 @@ func (g *groupTable) add(name string, group userGroup) {
 	}
 }
 
-// sent returns what a charge sends: all groups or, if they are too large, the one of that name, "" if there is none.
-// onlyOne reports which.
-func (g *groupTable) sent(name string) (groups string, onlyOne bool) {
+// argument returns the groups that a script gets: all, or only the group of that name; only is "" or the name.
+func (g *groupTable) argument(name string) (groups, only string) {
 	if len(g.all) <= maxSentGroups {
-		return g.all, false
+		return g.all, ""
 	}
-	return g.groups[name], true
+	return g.groups[name], name
 }

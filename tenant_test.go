@@ -67,15 +67,16 @@ func TestGroupTable(t *testing.T) {
 	began := time.Now()
 	for i := range lookups {
 		n := i % 17_000
-		groups, onlyOne := config.encoded.sent(fmt.Sprint("group ", n))
-		if want := fmt.Sprintf("\xffgroup %d\xfe%d 60", n, n); groups != want || !onlyOne {
-			t.Fatalf("got %q, %t, want %q", groups, onlyOne, want)
+		name := fmt.Sprint("group ", n)
+		groups, only := config.encoded.argument(name)
+		if want := fmt.Sprintf("\xffgroup %d\xfe%d 60", n, n); groups != want || only != name {
+			t.Fatalf("got %q, %q, want %q", groups, only, want)
 		}
 	}
 	if took := time.Since(began); took > lookups*20*time.Microsecond { // a scan takes 100 µs
 		t.Errorf("%d lookups took %s", lookups, took)
 	}
-	if groups, onlyOne := config.encoded.sent("group 17000"); groups != "" || !onlyOne {
+	if groups, only := config.encoded.argument("group 17000"); groups != "" || only != "group 17000" {
 		t.Errorf("of an unknown group %q is sent", groups)
 	}
 }

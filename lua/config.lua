@@ -1,4 +1,4 @@
--- Writes a tenant's config and adds it to the history, in one atomic step.
+-- Writes a tenant's config and adds it to the history.
 --
 -- KEYS[1]  tenant:<tenantId>:config
 -- KEYS[2]  {tenant:<tenantId>:config}:history: the heads of the versions, newest first, '<ETag> <saved at> <saved by>'
@@ -15,7 +15,6 @@
 --
 -- Returns 'saved'; or 'exists', 'missing', 'revoked' (the token) or 'changed': then nothing was written.
 
-local call = redis.call
 local kept = 20 -- versions
 
 -- remember adds a version to the history, unless it is the newest there, and drops those beyond kept.

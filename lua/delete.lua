@@ -8,10 +8,8 @@
 -- ARGV[1]  the next generation
 -- ARGV[2…] ETags, of which the config must have one; without them it may have any
 --
--- Returns 1; -1 if the config has another ETag: then nothing was deleted; or 0 if the tenant does not exist: then what a
--- config that was deleted straight in Redis has left behind is deleted.
-
-local call = redis.call
+-- Returns 1; -1 if the config has another ETag: then nothing was deleted; or 0 if the tenant does not exist: then what
+-- a config that was deleted straight in Redis has left behind is deleted.
 
 local exists = call('EXISTS', KEYS[1])
 if call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) == 0 then
@@ -28,9 +26,8 @@ elseif exists == 1 and ARGV[2] then
 end
 local generation = call('GET', KEYS[5]) or '' -- '' if it has never been deleted
 call('SET', KEYS[5], ARGV[1])
-local deleted = redis.pcall('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-if type(deleted) == 'table' and deleted.err then -- undo: the tenant is still there, and so are its keys
+local denied = errorOf(pcall('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4]))
+if denied then -- undo: the tenant is still there, and so are its keys
 	call('SET', KEYS[5], generation)
-	return deleted
 end
-return exists
+return denied or exists

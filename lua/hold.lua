@@ -1,50 +1,47 @@
--- Atomically takes tokens out of an API key's balance and holds them until they are settled or a deadline passes. A
--- refused hold takes neither tokens nor rate. The Go code puts rate.lua, holds.lua and refill.lua before this file.
+-- Takes tokens out of an API key's balance and holds them until they are settled or a deadline passes. A refused hold
+-- takes neither tokens nor rate.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua
 -- KEYS[3] {apiKey:<apiKey>}:holds, see holds.lua
--- KEYS[4] {apiKey:<apiKey>}:hold:<digest of the Idempotency-Key>, if the request has one: remembers the outcome for 24 h
+-- KEYS[4] {apiKey:<apiKey>}:hold:<digest of the Idempotency-Key>, which remembers the outcome for a day; omitted
+--         without one
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] the most tokens to hold, a whole number from 1 to 2^53-1
 -- ARGV[4] the fewest: if the balance is between the two, all of it is held
 -- ARGV[5] hold ID
 -- ARGV[6] time to live of the hold in milliseconds
--- ARGV[7] the tenant's groups, and ARGV[8] the only group that ARGV[7] has, both as charge.lua takes them
--- ARGV[9] digest of the request; omitted without KEYS[4]
+-- ARGV[7] groups of the tenant, as charge.lua takes them
+-- ARGV[8] digest of the request; omitted without KEYS[4]
 --
--- Returns nil if the tenant has no such key, else four lines: '<outcome> <tokens held> <tokens left> <deadline in Unix ms>'
--- and the state of a rate limit, if there is one; the hold ID; the user ID; the group. The outcome is
+-- Returns nil if the tenant has no such key, else four lines: '<outcome> <tokens held> <tokens left> <deadline in Unix
+-- ms>' and the state of a rate limit, if there is one, as charge.lua returns it; the hold ID; the user ID; the group.
+-- The outcome is
 --   held
 --   replayed  KEYS[4] is known; the rest is that of the first time, without the rate limit
 --   mismatch  KEYS[4] remembers another request
 --   limited   over the rate
 --   spent     fewer tokens are left than ARGV[4]
 --   off       an admin has disabled the key
---   group     the key's group is not ARGV[8]
---   disabled  the tenant does not have the key's group
+--   disabled  ARGV[7] does not have the key's group
 
-local call = redis.call
-
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'group', 'userId', 'generation', 'holdsDue', 'enabled')
-if key[1] ~= ARGV[1] or (key[5] or '') ~= ARGV[2] then
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'userId', 'holdsDue', 'enabled')
+if not isOwn(key) then
 	return nil
 end
-local balance, group = readBalance(key[2]), key[3] or ''
-if key[4] and string.find(key[4], '\n', 1, true) then
+local balance, group, user = readBalance(key[3]), key[4] or '', key[5] or ''
+if string.find(user, '\n', 1, true) then
 	error('userId has a newline')
 end
-local identity = '\n' .. (key[4] or '') .. '\n' .. string.sub(group, 1, 64)
 
 local function reply(outcome, held, left, deadline, id, rate)
-	return string.format('%s %.0f %.0f %.0f%s\n%s%s', outcome, held, left, deadline, rate or '', id, identity)
+	return string.format('%s %.0f %.0f %.0f', outcome, held, left, deadline) .. (rate or '') .. '\n' .. id
+		.. '\n' .. user .. '\n' .. string.sub(group, 1, 64)
 end
 
 if key[7] == '0' then
 	return reply('off', 0, balance, 0, '')
-elseif ARGV[8] ~= '' and ARGV[8] ~= group and #group <= 64 then
-	return reply('group', 0, balance, 0, '')
 end
 if KEYS[4] then
 	local before = call('GET', KEYS[4])
@@ -52,7 +49,7 @@ if KEYS[4] then
 		local request, held, left, deadline, id = string.match(before, '^(%S+) (%d+) (%d+) (%d+) (%S+)$')
 		if not request then
 			error('malformed record of an Idempotency-Key')
-		elseif request ~= ARGV[9] then
+		elseif request ~= ARGV[8] then
 			return reply('mismatch', 0, balance, 0, '')
 		end
 		return reply('replayed', tonumber(held), tonumber(left), tonumber(deadline), id)
@@ -77,14 +74,13 @@ end
 local held, deadline = math.min(tonumber(ARGV[3]), balance), now + tonumber(ARGV[6])
 local left = balance - held
 if rate then
-	local result = acceptRequest(rate)
-	if result then
-		return result
+	local denied = acceptRequest(rate)
+	if denied then
+		return denied
 	end
 end
 if KEYS[4] then
-	local record = string.format('%s %.0f %.0f %.0f %s', ARGV[9], held, left, deadline, ARGV[5])
-	call('SET', KEYS[4], record, 'EX', 86400)
+	call('SET', KEYS[4], string.format('%s %.0f %.0f %.0f %s', ARGV[8], held, left, deadline, ARGV[5]), 'PX', day)
 end
 call('HSET', KEYS[3], ARGV[5], string.format('%.0f %.0f', held, deadline))
 local expires = call('PEXPIRETIME', KEYS[1])

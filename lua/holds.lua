@@ -1,13 +1,10 @@
--- Functions for scripts that change the holds of an API key. The Go code puts this file before them.
+-- Functions for scripts that change the holds of an API key.
 --
--- KEYS[1] is apiKey:<apiKey>. Its field holdsDue is at or before the earliest deadline (Unix ms) of its open holds, and
--- absent if there are none. {apiKey:<apiKey>}:holds has hold ID → '<tokens> <deadline in Unix ms>' of each open hold,
+-- KEYS[1] apiKey:<apiKey>: its field holdsDue is at or before the earliest deadline (Unix ms) of its open holds, and
+--         absent if there are none
+--
+-- {apiKey:<apiKey>}:holds, at another place in KEYS, has hold ID → '<tokens> <deadline in Unix ms>' of each open hold,
 -- whose tokens are not part of the balance.
-
-local function milliseconds()
-	local time = redis.call('TIME')
-	return math.floor(time[1] * 1000 + time[2] / 1000)
-end
 
 -- parseHold returns the tokens and the deadline of a hold.
 local function parseHold(hold)
@@ -18,18 +15,10 @@ local function parseHold(hold)
 	return tonumber(tokens), tonumber(deadline)
 end
 
--- readBalance returns tokensLeft as a number.
-local function readBalance(left)
-	if left ~= '0' and not string.find(left or '', '^[1-9]%d*$') or tonumber(left) > 9007199254740991 then
-		error('tokensLeft is not a whole number from 0 to 2^53-1')
-	end
-	return tonumber(left)
-end
-
--- addTokens adds tokens, which may be negative, to a balance and returns it. It stays at 2^53-1 or below, even if an admin
--- has raised it meanwhile.
+-- addTokens adds tokens, which may be negative, to a balance and returns it. It stays at 2^53-1 or below, even if an
+-- admin has raised it meanwhile.
 local function addTokens(balance, tokens)
-	local sum = math.min(balance + tokens, 9007199254740991)
+	local sum = math.min(balance + tokens, maxAmount)
 	if sum ~= balance then
 		redis.call('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', sum))
 	end
@@ -60,4 +49,3 @@ local function returnExpired(holds, due, balance, now)
 	end
 	return addTokens(balance, returned)
 end
-

@@ -5,4 +5,4 @@
 --
 -- Returns {config, generation}, either nil if it does not exist.
 
-return {redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])}
+return {call('GET', KEYS[1]), call('GET', KEYS[2])}

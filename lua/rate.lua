@@ -1,14 +1,14 @@
--- Functions for scripts that count a request against the rate limit of an API key. The Go code puts this file before
--- them.
+-- Functions for scripts that count a request against the rate limit of an API key.
 --
--- KEYS[2] {apiKey:<apiKey>}:rate: the times (µs, Redis's clock) of the requests accepted within the window, oldest first
+-- KEYS[2] {apiKey:<apiKey>}:rate: the times (µs, Redis's clock) of the requests accepted within the window, oldest
+--         first
 --
 -- Converting a number to text or back costs about as much as a command, so that numbers stay text if they can.
 
 -- number returns an entry of the rate log as a number.
 local function number(entry)
 	local time = tonumber(entry)
-	if not time or not (time >= 0 and time <= 9007199254740991) then
+	if not time or not (time >= 0 and time <= maxAmount) then
 		error('malformed rate log')
 	end
 	return time
@@ -100,15 +100,16 @@ local function forgetRequest()
 	redis.pcall('LTRIM', KEYS[2], '0', '-2')
 end
 
--- acceptRequest adds a request to the log. If Redis denies a command, it adds none and returns the error.
+-- acceptRequest adds a request to the log and returns nil. If Redis denies a command, it adds none and returns the
+-- error.
 local function acceptRequest(rate)
 	rate.used = redis.call('RPUSH', KEYS[2], rate.entry)
 	rate.oldest = rate.oldest or rate.now
-	local result = redis.pcall('PEXPIRE', KEYS[2], rate.window .. '000')
-	if type(result) == 'table' and result.err then
+	local denied = errorOf(redis.pcall('PEXPIRE', KEYS[2], rate.window .. '000'))
+	if denied then
 		forgetRequest()
-		return result
 	end
+	return denied
 end
 
 -- describeRate returns ' <requests> <window in s> <requests remaining> <s until a slot frees>'. A slot frees when the

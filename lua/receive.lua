@@ -1,7 +1,5 @@
 -- Adds what was left of a temp_ API key to a user's API key, once.
 --
--- The Go code puts holds.lua before this file.
---
 -- KEYS[1] apiKey:<apiKey> of the user
 -- KEYS[2] {apiKey:<apiKey>}:moves: digest of a temp_ API key → when its tokens were added, in Unix ms
 -- ARGV[1] tenant ID
@@ -12,13 +10,11 @@
 --
 -- Returns 1 if the tokens are part of the balance now or were before, 0 if the tenant has no such key.
 
-local call, pcall = redis.call, redis.pcall
-
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'generation')
-if key[1] ~= ARGV[1] or (key[3] or '') ~= ARGV[2] then
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft')
+if not isOwn(key) then
 	return 0
 end
-local balance = readBalance(key[2])
+local balance = readBalance(key[3])
 local now, moves = milliseconds(), call('HGETALL', KEYS[2])
 for i = 1, #moves, 2 do
 	if moves[i] == ARGV[3] then
@@ -29,10 +25,9 @@ for i = 1, #moves, 2 do
 end
 call('HSET', KEYS[2], ARGV[3], string.format('%.0f', now))
 call('PEXPIRE', KEYS[2], ARGV[5])
-local sum = math.min(balance + tonumber(ARGV[4]), 9007199254740991)
-local added = pcall('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', sum))
-if type(added) == 'table' and added.err then
+local sum = math.min(balance + tonumber(ARGV[4]), maxAmount)
+local denied = errorOf(pcall('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', sum)))
+if denied then
 	call('HDEL', KEYS[2], ARGV[3])
-	return added
 end
-return 1
+return denied or 1

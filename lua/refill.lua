@@ -1,13 +1,11 @@
--- A function for scripts that look at the balance of an API key or take from it. The Go code puts this file before
--- them.
+-- A function for scripts that look at the balance of an API key or take from it.
 --
--- KEYS[1] is apiKey:<apiKey>. Its field refilledAt is when it was last found due for a refill, in Unix ms.
+-- KEYS[1] apiKey:<apiKey>: its field refilledAt is when it was last found due for a refill, in Unix ms
 
 -- refillBalance raises the balance of a key to the tokens of its group's refill, if it is lower and a refill is due:
 -- each period since the key was created one is. What open holds have taken counts as part of the balance: else a key
--- could hold its tokens over the end of a period and have more afterwards than a refill gives. groups is the table of
--- groups that charge.lua takes, from is where what it says of the key's group begins. It returns the balance and
--- refilledAt.
+-- could hold its tokens over the end of a period and have more afterwards than a refill gives. groups is what
+-- charge.lua takes, from is where what it says of the key's group begins. It returns the balance and refilledAt.
 local function refillBalance(balance, groups, from)
 	local tokens, every = string.match(groups, '^[%d ]*\253(%d+) (%d+)', from)
 	if not tokens then
@@ -32,8 +30,7 @@ local function refillBalance(balance, groups, from)
 
 	local period, last = every * 1000, tonumber(key[2] or created)
 	local due = created + (math.floor((last - created) / period) + 1) * period
-	local time = redis.call('TIME')
-	local now = math.floor(time[1] * 1000 + time[2] / 1000)
+	local now = milliseconds()
 	if now < due then
 		return balance, key[2] or ''
 	end
@@ -46,4 +43,3 @@ local function refillBalance(balance, groups, from)
 	redis.call('HSET', KEYS[1], 'refilledAt', refilled, 'tokensLeft', string.format('%.0f', balance))
 	return balance, refilled
 end
-

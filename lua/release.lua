@@ -1,11 +1,11 @@
 -- Returns the tokens of an API key's expired holds to its balance.
 --
 -- KEYS[1] apiKey:<apiKey>
--- KEYS[2] {apiKey:<apiKey>}:holds
+-- KEYS[2] {apiKey:<apiKey>}:holds, see holds.lua
 --
--- Returns 1, or 0 if the key does not exist.
+-- Returns 1; 0 if the key does not exist.
 
-local key = redis.call('HMGET', KEYS[1], 'tokensLeft', 'holdsDue')
+local key = call('HMGET', KEYS[1], 'tokensLeft', 'holdsDue')
 if not key[1] then
 	return 0
 end

@@ -7,14 +7,12 @@
 -- KEYS[5] {apiKey:<apiKey>}:successor, see user.lua
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
--- ARGV[3] 'forget' if the user who has signed in is to be forgotten, too
+-- ARGV[3] 'forget' if the user who has signed in is to be forgotten, too; else ''
 --
--- Returns {user ID or '', '1' if the user has signed in}, nil if the tenant has no such key.
-
-local call = redis.call
+-- Returns {user ID or '', '1' if the user has signed in, else ''}; nil if the tenant has no such key.
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'userId', 'signIn')
-if key[1] ~= ARGV[1] or (key[2] or '') ~= ARGV[2] then
+if not isOwn(key) then
 	return nil
 end
 if key[4] and ARGV[3] == 'forget' then -- stays until the sign-in has forgotten the user

@@ -1,8 +1,8 @@
--- Atomically settles a hold: what was held beyond the tokens used goes back to the balance, what is missing is taken from
--- it, down to 0. It runs even if Redis's memory is full. The Go code puts holds.lua before this file.
+-- Settles a hold: what was held beyond the tokens used goes back to the balance, what is missing is taken from it, down
+-- to 0.
 --
 -- KEYS[1] apiKey:<apiKey>
--- KEYS[2] {apiKey:<apiKey>}:settled:<hold ID>: remembers the outcome
+-- KEYS[2] {apiKey:<apiKey>}:settled:<hold ID>, which remembers the outcome
 -- KEYS[3] {apiKey:<apiKey>}:holds, see holds.lua
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
@@ -10,21 +10,18 @@
 -- ARGV[4] tokens used, a whole number from 0 to 2^53-1
 -- ARGV[5] seconds for which the outcome is remembered
 --
--- Returns {outcome, tokens charged, tokens left, the key's group}; nil if the tenant has no such key.
--- The outcome is
+-- Returns {outcome, tokens charged, tokens left, the key's group}; nil if the tenant has no such key. The outcome is
 --   settled
 --   replayed  it was settled with the same tokens before; the numbers are those of the first time
 --   mismatch  it was settled with another number of tokens
 --   unknown   there is no such hold, or it has expired
 
-local call = redis.call
-
-local key = call('HMGET', KEYS[1], 'tenantId', 'tokensLeft', 'generation', 'holdsDue', 'group')
-if key[1] ~= ARGV[1] or (key[3] or '') ~= ARGV[2] then
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'holdsDue', 'group')
+if not isOwn(key) then
 	return nil
 end
 local group = string.sub(key[5] or '', 1, 64) -- no config has a longer one
-local balance = returnExpired(KEYS[3], key[4], readBalance(key[2]), milliseconds())
+local balance = returnExpired(KEYS[3], key[4], readBalance(key[3]), milliseconds())
 local before = call('GET', KEYS[2])
 if before then
 	local used, charged, left = string.match(before, '^(%d+) (%d+) (%d+)$')
@@ -41,7 +38,7 @@ if not hold then
 end
 local held = parseHold(hold)
 local charged = math.min(tonumber(ARGV[4]), held + balance)
-local left = math.min(balance + held - charged, 9007199254740991)
+local left = math.min(balance + held - charged, maxAmount)
 call('SET', KEYS[2], string.format('%s %.0f %.0f', ARGV[4], charged, left), 'EX', ARGV[5])
 call('HDEL', KEYS[3], ARGV[3])
 if call('EXISTS', KEYS[3]) == 0 then

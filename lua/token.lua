@@ -6,14 +6,14 @@
 -- ARGV[2] the time
 -- ARGV[3] SHA-256 of the caller's admin token, in hex; '' for the operator
 --
--- Returns 1; 0 if the tenant does not exist; or -1 if the caller's token was revoked, which must not create another that
--- outlives the revocation.
+-- Returns 1; 0 if the tenant does not exist; or -1 if the caller's token was revoked, which must not create another
+-- that outlives the revocation.
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if call('EXISTS', KEYS[1]) == 0 then
 	return 0
 end
-if ARGV[3] ~= '' and redis.call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
+if ARGV[3] ~= '' and call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
 	return -1
 end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+call('HSET', KEYS[2], ARGV[1], ARGV[2])
 return 1

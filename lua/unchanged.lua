@@ -7,8 +7,8 @@
 --
 -- Returns 1 if they are equal, else 0.
 
-local config = redis.call('GET', KEYS[1])
-if config and redis.sha1hex(config) == ARGV[1] and (redis.call('GET', KEYS[2]) or '') == ARGV[2] then
+local config = call('GET', KEYS[1])
+if config and redis.sha1hex(config) == ARGV[1] and (call('GET', KEYS[2]) or '') == ARGV[2] then
 	return 1
 end
 return 0

@@ -9,8 +9,6 @@
 --
 -- Returns 1; or 0 if the tenant was deleted meanwhile: then nothing was added.
 
-local call = redis.call
-
 if (call('GET', KEYS[2]) or '') ~= ARGV[1] then
 	return 0
 end
@@ -25,7 +23,7 @@ for i = 4, #ARGV, 3 do
 		field = ARGV[i + 1]
 		before = call('HGET', KEYS[1], field)
 	end
-	local sum = math.min((tonumber(before or '') or 0) + tonumber(ARGV[i + 2]), 9007199254740991)
+	local sum = math.min((tonumber(before or '') or 0) + tonumber(ARGV[i + 2]), maxAmount)
 	call('HSET', KEYS[1], field, string.format('%.0f', sum))
 end
 call('PEXPIRE', KEYS[1], ARGV[3])

@@ -2,8 +2,8 @@
 -- rotated since, and must not come back.
 --
 -- KEYS[1] apiKey:<apiKey>
--- KEYS[2] {apiKey:<apiKey>}:successor: exists since the key was created, at least until the sign-in knows that it was. It is
---         '', the API key that has replaced it, or 'forget' if the user is to be forgotten
+-- KEYS[2] {apiKey:<apiKey>}:successor: exists since the key was created, at least until the sign-in knows that it was.
+--         It is '', the API key that has replaced it, or 'forget' if the user is to be forgotten
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] group
@@ -13,8 +13,6 @@
 --
 -- Returns nil if the key was created, else KEYS[2].
 
-local call, pcall = redis.call, redis.pcall
-
 local successor = call('GET', KEYS[2])
 if successor then
 	return successor
@@ -23,13 +21,12 @@ local fields = {
 	'tenantId', ARGV[1], 'group', ARGV[3], 'createdAt', ARGV[4], 'tokensLeft', ARGV[5], 'userId', ARGV[6], 'signIn', '1',
 }
 if ARGV[2] ~= '' then
-	table.insert(fields, 'generation')
-	table.insert(fields, ARGV[2])
+	fields[#fields + 1] = 'generation'
+	fields[#fields + 1] = ARGV[2]
 end
 call('SET', KEYS[2], '')
-local created = pcall('HSET', KEYS[1], unpack(fields))
-if type(created) == 'table' and created.err then
+local denied = errorOf(pcall('HSET', KEYS[1], unpack(fields)))
+if denied then
 	call('DEL', KEYS[2])
-	return created
 end
-return nil
+return denied

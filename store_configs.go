@@ -16,9 +16,9 @@ const (
 	configMaxAge     = 750 * time.Millisecond
 	configRefreshAge = 500 * time.Millisecond
 
-	// While its server cannot be reached, a config may be used for configGraceAge. A server is taken for unreachable
-	// until configRetry after the last attempt; then a request waits for the next attempt, for configPatience at most,
-	// which leaves it the time to be served.
+	// While its server cannot be reached, a config may be used for configGraceAge. After a failed read, requests use the
+	// cached config for configRetry. The next one then waits up to configPatience for a new read, which leaves it the
+	// time to be served.
 	configGraceAge = 10 * time.Second
 	configRetry    = 500 * time.Millisecond
 	configPatience = 400 * time.Millisecond
@@ -167,8 +167,8 @@ func (c *configCache) read(tenantID string, e *cacheEntry) (t *tenant, err error
 	return c.load(time.Now().Add(configLoadTimeout), tenantID)
 }
 
-// finish puts the result of a load into the cache, unless drop was called meanwhile: then it may be old. e is the entry
-// that was validated, nil if there was none.
+// finish puts the result of a load into the cache, unless invalidate was called meanwhile: then it may be old. e is the
+// entry that was validated, nil if there was none.
 func (c *configCache) finish(tenantID string, l *configLoad, e *cacheEntry, began time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -219,8 +219,8 @@ func (c *configCache) put(t *tenant, err error, readAt time.Duration) {
 	c.bytes += t.bytes()
 }
 
-// drop forgets tenantID's config, and the result of a load that is under way.
-func (c *configCache) drop(tenantID string) {
+// invalidate forgets tenantID's config, and the result of a load that is under way.
+func (c *configCache) invalidate(tenantID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.loading, tenantID)

@@ -239,7 +239,7 @@ func TestConfigCacheDrop(t *testing.T) {
 		}
 	})
 	<-reading
-	c.drop("x")
+	c.invalidate("x")
 	if got, err := c.get(in(10*time.Second), "x"); got != second || err != nil {
 		t.Errorf("a request that came after the write got %p, %v", got, err)
 	}

@@ -1,0 +1,32 @@
+-- Counts a login of a client's address, unless the address has used up its logins.
+--
+-- KEYS[1] login:<address>: the times (µs, Redis's clock) of its logins in the last minute
+-- ARGV[1] logins of the address in any minute, at least 1
+--
+-- Returns 0 if the login was counted, else the seconds until the address may log in again.
+
+local limit, window = ARGV[1], 60 * 1000000
+
+-- A sliding log: the login that is `limit` back must be a whole window ago.
+local time = call('TIME')
+local now = time[1] * 1000000 + time[2]
+local oldest = call('LINDEX', KEYS[1], -limit)
+if oldest and tonumber(oldest) > now then -- written by a server whose clock was ahead: these count as now
+	local entries = call('LRANGE', KEYS[1], 0, -1)
+	call('DEL', KEYS[1])
+	for _, at in ipairs(entries) do
+		call('RPUSH', KEYS[1], string.format('%.0f', math.min(tonumber(at), now)))
+	end
+	call('PEXPIRE', KEYS[1], window / 1000)
+	oldest = now
+end
+if oldest and oldest + window > now then
+	return math.ceil((oldest + window - now) / 1000000)
+end
+call('RPUSH', KEYS[1], string.format('%.0f', now))
+call('LTRIM', KEYS[1], -limit, -1)
+local denied = errorOf(pcall('PEXPIRE', KEYS[1], window / 1000))
+if denied then -- undo the login
+	call('LTRIM', KEYS[1], 0, -2)
+end
+return denied or 0

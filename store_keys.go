@@ -1,0 +1,304 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"tollgate/internal/redisdb"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// apiKey is what Redis holds of an API key.
+type apiKey struct {
+	userID     string // "" is an anonymous user
+	group      string
+	createdAt  time.Time
+	expiresAt  time.Time // zero: never
+	tokensLeft int64
+	refillsAt  time.Time // zero: never
+	disabled   bool
+}
+
+// idempotentRequest identifies a request that must take effect once.
+type idempotentRequest struct {
+	key  string // the Idempotency-Key; "" if the request has no such header
+	hash string // of what the request asks for
+}
+
+// issuedKey is an API key that a request has issued or rotated.
+type issuedKey struct {
+	key        string
+	tokensLeft int64
+	replayed   bool // the request was repeated: nothing was done now, and the rest is that of the first time
+}
+
+// NewKey issues an API key of t: a temp_ key if it has no user, else a user_ key. k.refillsAt and k.disabled are not
+// used. With an Idempotency-Key it does so once in 24 h. Check and write are one atomic step. Errors: ErrKeyReused if
+// another request had the same Idempotency-Key; ErrUnavailable.
+func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issuedKey, error) {
+	prefix, ttl := anonymousKeyPrefix, time.Duration(0)
+	if k.userID != "" {
+		prefix = userKeyPrefix
+	}
+	if !k.expiresAt.IsZero() {
+		ttl = k.expiresAt.Sub(k.createdAt)
+	}
+	args := []any{t.id, t.generation, k.group, formatTime(k.createdAt), k.tokensLeft, k.userID, ttl.Milliseconds()}
+	key, err := newCredential(prefix)
+	keys := []string{apiKeyRedisKey(key)}
+	if err == nil && request.key != "" {
+		record := issueRecordRedisKey(t, request.key)
+		if !s.redis.SameSlot(apiKeyRedisKey(key), record) {
+			key, err = newKeyInSlot(record, prefix)
+		}
+		keys, args = []string{apiKeyRedisKey(key), record}, append(args, key, request.hash)
+	}
+	if err == nil {
+		err = s.indexKey(deadline, t.id, k.userID, key)
+	}
+	if err != nil {
+		return issuedKey{}, fmt.Errorf("index an API key of tenant %s: %w", t.id, err)
+	}
+	reply, err := s.redis.Eval(deadline, issueScript, keys, args...)
+	if err != nil {
+		return issuedKey{}, fmt.Errorf("store an API key of tenant %s: %w", t.id, err)
+	}
+	switch before := reply.(type) {
+	case int64:
+		_ = s.indexKey(deadline, t.id, k.userID, key) // whoever listed the keys meanwhile has removed it
+		return issuedKey{key: key, tokensLeft: k.tokensLeft}, nil
+	case []byte:
+		return issuedKey{}, ErrKeyReused
+	case []any:
+		issued := issuedKey{replayed: true}
+		if _, err := redis.Scan(before, &issued.key, &issued.tokensLeft); err == nil {
+			return issued, nil
+		}
+	}
+	return issuedKey{}, fmt.Errorf("store an API key of tenant %s: %w", t.id, errBadReply)
+}
+
+// newKeyInSlot returns a new API key all of which is in the slot of redisKey in a Redis Cluster, so that one script can
+// write both. It generates keys until one is: 16,384 on average, which takes a few milliseconds.
+func newKeyInSlot(redisKey, prefix string) (string, error) {
+	for slot := redisdb.Slot(redisKey); ; {
+		key, err := newCredential(prefix)
+		if err != nil || redisdb.Slot(apiKeyRedisKey(key)) == slot {
+			return key, err
+		}
+	}
+}
+
+// CountLogin counts a login of address, unless it has had perMinute in the last minute, over all processes. Check and
+// count are one atomic step. Errors: rateLimitError, ErrUnavailable.
+func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) error {
+	wait, err := redis.Int64(s.redis.Eval(deadline, loginScript, []string{loginRedisKey(address)}, perMinute))
+	if err != nil {
+		return fmt.Errorf("count a login: %w", err)
+	}
+	if wait > 0 {
+		return rateLimitError{wait}
+	}
+	return nil
+}
+
+// Key returns t's API key. Errors: ErrNoKey, ErrUnavailable.
+func (s *store) Key(deadline time.Time, t *tenant, key string) (apiKey, error) {
+	k, _, err := s.UpdateKey(deadline, t, key, keyChange{}, idempotentRequest{})
+	return k, err
+}
+
+// parseAPIKey parses the reply of key.lua.
+func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
+	var createdAt, enabled, refilledAt string
+	var expiresAt int64
+	values, err := redis.Values(reply, nil)
+	if err == nil {
+		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt)
+	}
+	k.disabled = enabled == "0"
+	if err == nil {
+		k.createdAt, err = time.Parse(time.RFC3339, createdAt)
+	}
+	if err != nil {
+		return k, false, errBadReply // err itself may quote a value
+	}
+	if expiresAt >= 0 {
+		k.expiresAt = time.UnixMilli(expiresAt)
+	}
+	if t.config != nil {
+		if refill := t.config.groups[k.group].refill; refill != nil {
+			last, _ := strconv.ParseInt(refilledAt, 10, 64) // 0 if it never was
+			k.refillsAt = refill.next(k.createdAt, time.UnixMilli(last))
+		}
+	}
+	return k, len(values) > 7, nil
+}
+
+// chargeRequest is what to charge.
+type chargeRequest struct {
+	key            string
+	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
+	upTo           bool   // if fewer tokens are left, take those; then tokens is at least 1
+	idempotencyKey string // "" if the charge has none
+	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" if it has none
+}
+
+// decision is what Redis has decided about a charge or a hold.
+type decision struct {
+	group      string // of the API key
+	userID     string // "" is an anonymous user
+	tokensLeft int64
+	replayed   bool            // the Idempotency-Key was known: nothing was taken now, and the rest is as it was then
+	rate       *rateLimitState // nil if the group has no rate limit
+}
+
+// rateLimitState is how much an API key has used of its group's rate limit.
+type rateLimitState struct {
+	limit, window int64 // requests, in any window of seconds
+	remaining     int64 // requests that would be accepted now
+	wait          int64 // seconds until the next slot frees; 0 if none is used
+}
+
+// chargeResult is what a charge led to.
+type chargeResult struct {
+	decision
+	charged int64
+}
+
+// Charge takes c.tokens from the balance of t's API key, all or none, within the rate limit of the key's group, in one
+// atomic step. With an Idempotency-Key it does so once in 24 h, however often it is called. Errors: ErrNoKey;
+// rateLimitError and insufficientTokensError, with a result, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if
+// nothing was taken; ErrUnavailable if Redis may or may not have taken them.
+func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result chargeResult, err error) {
+	outcome, err := s.withGroups(deadline, &t.config.encoded, c.key, anonymousGroup,
+		func(groups any, _ string) (outcome, group string, err error) {
+			outcome, result, err = s.chargeOnce(deadline, t, c, groups)
+			return outcome, result.group, err
+		})
+	if err == nil {
+		err = result.err(outcome)
+	}
+	return result, withTenant(err, "charge an API key", t)
+}
+
+// withGroups calls attempt, which runs a script on an API key, with the groups of the key's tenant. If they are too
+// large to be sent each time, it gets only one, at first the one called first, and is called again if the key is in
+// another. It is also called again if the outcome is "due", after the key's expired holds have been returned. In both
+// cases the script must have changed nothing. attempt returns the outcome and the key's group.
+func (s *store) withGroups(deadline time.Time, table *groupTable, key, first string,
+	attempt func(groups any, only string) (outcome, group string, err error)) (outcome string, err error) {
+	for name := first; ; {
+		groups, only := table.argument(name)
+		outcome, group, err := attempt(groups, only)
+		switch {
+		case err != nil:
+			return "", err
+		case only != "" && group != only:
+			name = group // an admin may move the key meanwhile, so this may repeat; the deadline ends it
+		case outcome == "due":
+			if err := s.releaseHolds(deadline, key); err != nil {
+				return "", err
+			}
+		default:
+			return outcome, nil
+		}
+	}
+}
+
+// err returns the error for an outcome of charge.lua or hold.lua, nil if tokens were charged or held.
+func (d *decision) err(outcome string) error {
+	switch outcome {
+	case "charged", "held", "replayed":
+		return nil
+	case "mismatch":
+		return ErrKeyReused
+	case "limited":
+		return rateLimitError{d.rate.wait}
+	case "spent":
+		return insufficientTokensError{d.tokensLeft}
+	case "off":
+		return ErrKeyDisabled
+	case "disabled":
+		return ErrGroupDisabled
+	case "full":
+		return fmt.Errorf("%w: its memory is full", ErrUnavailable)
+	}
+	return errBadReply
+}
+
+// chargeOnce runs charge.lua.
+func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, groups any) (string, chargeResult, error) {
+	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
+	args := append(make([]any, 0, 5), t.id, t.generation, c.amount(), groups)
+	if t.config.encoded.limited || c.isIdempotent() {
+		keys = append(keys, rateRedisKey(c.key))
+	}
+	if c.isIdempotent() {
+		record, ttl := c.record()
+		keys, args = append(keys, record), append(args, int64(ttl/time.Second))
+	}
+	full, script := chargeScript, growingChargeScript
+	if t.config.encoded.refilled {
+		full, script = refillChargeScript, growingRefillChargeScript
+	}
+	if len(keys) == 1 {
+		script = full
+	}
+	reply, err := redis.Bytes(s.redis.Eval(deadline, script, keys, args...))
+	if redisdb.IsOutOfMemory(err) && !c.isIdempotent() { // if the key itself has no rate limit, its charge needs no memory
+		reply, err = redis.Bytes(s.redis.Eval(deadline, full, keys, args...))
+	}
+	if err != nil {
+		return "", chargeResult{}, err
+	}
+	head, identity, _ := strings.Cut(string(reply), "\n")
+	outcome, numbers, d, err := parseDecision(head, identity, 2)
+	return outcome, chargeResult{decision: d, charged: numbers[0]}, err
+}
+
+// amount returns the tokens to take as charge.lua reads them.
+func (c *chargeRequest) amount() any {
+	if c.upTo {
+		return strconv.FormatInt(c.tokens, 10) + "+"
+	}
+	return c.tokens
+}
+
+func (c *chargeRequest) isIdempotent() bool { return c.idempotencyKey != "" || c.requestID != "" }
+
+// record returns where the outcome of the charge is remembered, and for how long.
+func (c *chargeRequest) record() (key string, ttl time.Duration) {
+	if c.requestID != "" {
+		return recordRedisKey(c.key, "verify", c.requestID), verifyRecordTTL
+	}
+	return recordRedisKey(c.key, "charge", c.idempotencyKey), chargeRecordTTL
+}
+
+// parseDecision parses what charge.lua and hold.lua return. head has the outcome, n numbers, of which the second is the
+// balance, and, under a rate limit, its state. identity has the user ID and the group.
+func parseDecision(head, identity string, n int) (outcome string, numbers [3]int64, d decision, err error) {
+	outcome, head, _ = strings.Cut(head, " ")
+	d.replayed = outcome == "replayed"
+	d.userID, d.group, _ = strings.Cut(identity, "\n")
+	all := make([]int64, 0, len(numbers)+4)
+	for text := range strings.SplitSeq(head, " ") {
+		number, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || len(all) == n+4 {
+			return outcome, numbers, d, errBadReply
+		}
+		all = append(all, number)
+	}
+	switch {
+	case len(all) == n+4:
+		d.rate = &rateLimitState{limit: all[n], window: all[n+1], remaining: all[n+2], wait: all[n+3]}
+	case len(all) != n || outcome == "limited":
+		return outcome, numbers, d, errBadReply
+	}
+	copy(numbers[:], all)
+	d.tokensLeft = numbers[1]
+	return outcome, numbers, d, nil
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"embed"
+	"strconv"
+	"strings"
+
+	"tollgate/internal/redisdb"
+)
+
+// Each script is one atomic step in Redis. It is made of files in lua/: lib.lua, perhaps more files with functions, and
+// last the one whose head says what the script takes and returns.
+//
+//go:embed lua/*.lua
+var luaFiles embed.FS
+
+// A script that needs memory only at times has two forms: one that runs while Redis's memory is full, so that what
+// needs none goes on, and a growing one.
+var (
+	chargeScript        = newScript("charge", redisdb.AllowOOM, "balance", "norefill", "norate", "charge")
+	growingChargeScript = newScript("growing charge", redisdb.DenyOOM, "balance", "norefill", "rate", "charge")
+
+	// The same for tenants of which a group has a refill: others do not pay for it.
+	refillChargeScript        = newScript("refill charge", redisdb.AllowOOM, "balance", "refill", "norate", "charge")
+	growingRefillChargeScript = newScript("growing refill charge", redisdb.DenyOOM, "balance", "refill", "rate", "charge")
+
+	holdScript    = newScript("hold", redisdb.DenyOOM, "balance", "refill", "rate", "holds", "hold")
+	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "holds", "settle")
+	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
+
+	loginScript      = newScript("login", redisdb.DenyOOM, "login")
+	issueScript      = newScript("issue", redisdb.DenyOOM, "issue")
+	keyScript        = newScript("key", redisdb.AllowOOM, "balance", "refill", "key")
+	growingKeyScript = newScript("growing key", redisdb.DenyOOM, "balance", "refill", "key")
+	rotateScript     = newScript("rotate", redisdb.DenyOOM, "balance", "holds", "rotate")
+	revokeScript     = newScript("revoke", redisdb.AllowOOM, "balance", "revoke")
+
+	signInScript        = newScript("signin", redisdb.AllowOOM, "signin") // to read or delete
+	growingSignInScript = newScript("growing signin", redisdb.DenyOOM, "signin")
+	userScript          = newScript("user", redisdb.DenyOOM, "user")
+	closeScript         = newScript("close", redisdb.DenyOOM, "balance", "holds", "close")
+	receiveScript       = newScript("receive", redisdb.DenyOOM, "balance", "receive")
+
+	configScript    = newScript("config", redisdb.DenyOOM, "config")
+	loadScript      = newScript("load", redisdb.NoWrites, "load")
+	unchangedScript = newScript("unchanged", redisdb.NoWrites, "unchanged")
+	deleteScript    = newScript("delete", redisdb.AllowOOM, "delete")
+	tokenScript     = newScript("token", redisdb.DenyOOM, "token")
+
+	usageScript = newScript("usage", redisdb.DenyOOM, "usage")
+)
+
+// newScript returns the script of that name, for errors and the log, that consists of lib.lua and the files named.
+func newScript(name string, mode redisdb.Mode, files ...string) *redisdb.Script {
+	return redisdb.NewScript(name, luaSource(files...), mode)
+}
+
+// luaSource returns lib.lua and the files named, one after the other. It panics if there is no such file.
+func luaSource(files ...string) string {
+	var source strings.Builder
+	for _, file := range append([]string{"lib"}, files...) {
+		text, err := luaFiles.ReadFile("lua/" + file + ".lua")
+		if err != nil {
+			panic(err)
+		}
+		source.Write(text)
+	}
+	return source.String()
+}
+
+// requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
+var requiredCommands = []redisdb.Requirement{
+	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
+	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM " +
+		"PEXPIRE PEXPIREAT RPUSH SET"},
+	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
+	{Prefix: "tenant:", Commands: "GET"},
+	{Prefix: "{tenant:", Commands: "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
+	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
+}
+
+// probeKey returns the i-th name of an API key in Redis that never exists: no API key has braces.
+func probeKey(i int) string { return apiKeyRedisKey("{" + strconv.Itoa(i) + "}") }

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"tollgate/internal/redisdb"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// A user who signs in has data in three slots of a cluster: the sign-in record, the API key, and the index of the
+// user's keys. They change in steps, in such an order that a crash between two of them leaves nothing that grants
+// tokens twice.
+
+const (
+	// closedRecordTTL is how long …:closed is kept, which says what was left of a temp_ key. movedRecordTTL is how long
+	// …:moves is kept, which says that this was added to a user's key; it must be longer.
+	closedRecordTTL = 30 * 24 * time.Hour
+	movedRecordTTL  = 31 * 24 * time.Hour
+)
+
+// signInRecord is what Redis holds of a user who signs in:
+//
+//	record = key [ " new" | " zero" ] [ " @" generation ]
+//
+// As long as the key may not have been created, " new" says that it gets the tokens of its group, " zero" that it gets
+// none. The generation is the tenant's, if that is not "".
+type signInRecord struct {
+	text       string // as it is in Redis, "" if it is not there
+	key        string
+	pending    string // "", "new" or "zero"
+	generation string
+}
+
+// signInState is what a signInRecord says of a user.
+type signInState int
+
+const (
+	signInAbsent  signInState = iota // the user has not signed in before, or is forgotten
+	signInFormer                     // the user has signed in to a former tenant of that ID
+	signInPending                    // the user's key may not have been created yet
+	signInKnown                      // the user's key was created; it may be gone since
+)
+
+func (r signInRecord) state(t *tenant) signInState {
+	switch {
+	case r.key == "":
+		return signInAbsent
+	case r.generation != t.generation:
+		return signInFormer
+	case r.pending != "":
+		return signInPending
+	}
+	return signInKnown
+}
+
+func newSignInRecord(key, pending, generation string) signInRecord {
+	r := signInRecord{key, key, pending, generation}
+	if pending != "" {
+		r.text += " " + pending
+	}
+	if generation != "" {
+		r.text += " @" + generation
+	}
+	return r
+}
+
+func parseSignInRecord(text string) (signInRecord, error) {
+	if text == "" {
+		return signInRecord{}, nil
+	}
+	key, rest, _ := strings.Cut(text, " ")
+	pending, generation, _ := strings.Cut(rest, "@")
+	r := newSignInRecord(key, strings.TrimSpace(pending), generation)
+	known := r.pending == "" || r.pending == "new" || r.pending == "zero"
+	if r.text != text || !known || !validCredential(key, userKeyPrefix) {
+		return r, errBadReply
+	}
+	return r, nil
+}
+
+// pendingMove is a temp_ key of which what is left is being moved to a user's key.
+type pendingMove struct{ from, to string }
+
+// signInIdentity is who signs in: a user of a tenant.
+type signInIdentity struct {
+	tenant *tenant
+	userID string // '<provider>:<subject>'
+	group  string // of a new key
+	tokens int64  // of a first key
+}
+
+// SignIn returns the API key of a user who has signed in, and whether it was created now: with tokens if the user signs
+// in for the first time, with none if the user's key was revoked or has expired. If visitor is a temp_ key of the
+// tenant that is not disabled, what is left of it is added to the user's key, once, and it is dead. However many
+// sign-ins race, and wherever one of them is interrupted, a user has one key, one grant, and the tokens of each
+// visitor's key once. Error: ErrUnavailable.
+func (s *store) SignIn(deadline time.Time, who signInIdentity, visitor string) (k listedKey, created bool, err error) {
+	k, moves, created, err := s.userKey(deadline, who)
+	if err == nil && visitor != "" {
+		moves, err = s.noteMove(deadline, who, pendingMove{visitor, k.key})
+	}
+	for err == nil && len(moves) > 0 {
+		if err = s.finishMoves(deadline, who, moves); err == nil {
+			var now bool
+			k, moves, now, err = s.userKey(deadline, who) // its balance is another now, and it may be gone since
+			created = created || now
+		}
+	}
+	if err != nil {
+		return k, false, fmt.Errorf("sign in a user of tenant %s: %w", who.tenant.id, err)
+	}
+	return k, created, nil
+}
+
+// userKey returns the user's key, which it creates if it is missing, and the moves to it that are not known to have
+// ended.
+func (s *store) userKey(deadline time.Time, who signInIdentity) (k listedKey, moves []pendingMove, created bool,
+	err error) {
+	record, moves, err := s.readSignInRecord(deadline, who)
+	for err == nil {
+		var next signInRecord
+		switch record.state(who.tenant) {
+		case signInAbsent:
+			next, err = recordOfNewKey(who, "new")
+		case signInFormer:
+			if err = s.checkGeneration(deadline, who.tenant); err == nil { // else who.tenant is the former one
+				next, err = recordOfNewKey(who, "new")
+			}
+		case signInPending:
+			next, created, err = s.createUserKey(deadline, who, record)
+		case signInKnown:
+			k = listedKey{key: record.key}
+			if k.apiKey, err = s.Key(deadline, who.tenant, record.key); err == nil {
+				return k, moves, created, nil
+			}
+			if errors.Is(err, ErrNoKey) {
+				created = false
+				next, err = s.replacedKey(deadline, who, record)
+			}
+		}
+		if err == nil {
+			record, moves, err = s.replaceSignInRecord(deadline, who, record, next)
+		}
+	}
+	return k, nil, false, err
+}
+
+// readSignInRecord returns the record of a user, and the moves that are noted.
+func (s *store) readSignInRecord(deadline time.Time, who signInIdentity) (signInRecord, []pendingMove, error) {
+	return s.runSignIn(deadline, signInScript, who, "", "")
+}
+
+// replaceSignInRecord replaces the record of a user by next, if it is still before. It returns the record as it is
+// then, and the moves that are noted.
+func (s *store) replaceSignInRecord(deadline time.Time, who signInIdentity, before, next signInRecord) (
+	signInRecord, []pendingMove, error) {
+	script := growingSignInScript
+	if next.text == "" {
+		script = signInScript
+	}
+	record, moves, err := s.runSignIn(deadline, script, who, before.text, next.text)
+	if err == nil && before.key != "" && before.text != next.text && record.text == next.text {
+		// What became of the key is known here now, so that it need not be remembered beside the key itself for long.
+		err = s.expire(deadline, successorRedisKey(before.key), movedRecordTTL)
+	}
+	return record, moves, err
+}
+
+// noteMove notes a move to a user's key, and returns all moves that are noted.
+func (s *store) noteMove(deadline time.Time, who signInIdentity, move pendingMove) ([]pendingMove, error) {
+	_, moves, err := s.runSignIn(deadline, growingSignInScript, who, "", "", move.from, move.to)
+	return moves, err
+}
+
+// runSignIn runs signin.lua, and returns the record of a user and the moves that are noted.
+func (s *store) runSignIn(deadline time.Time, script *redisdb.Script, who signInIdentity, args ...any) (
+	record signInRecord, moves []pendingMove, err error) {
+	keys := []string{signInRedisKey(who.tenant.id, who.userID), signInMovesRedisKey(who.tenant.id, who.userID)}
+	reply, err := redis.Strings(s.redis.Eval(deadline, script, keys, args...))
+	if err != nil {
+		return record, nil, err
+	}
+	for i := 2; i < len(reply); i += 2 {
+		moves = append(moves, pendingMove{reply[i-1], reply[i]})
+	}
+	record, err = parseSignInRecord(reply[0])
+	return record, moves, err
+}
+
+// recordOfNewKey returns a record with a new key that is to be created.
+func recordOfNewKey(who signInIdentity, pending string) (signInRecord, error) {
+	key, err := newCredential(userKeyPrefix)
+	return newSignInRecord(key, pending, who.tenant.generation), err
+}
+
+// createUserKey creates the key of a record, unless that was done before. It returns the record that comes next.
+func (s *store) createUserKey(deadline time.Time, who signInIdentity, record signInRecord) (next signInRecord,
+	created bool, err error) {
+	t := who.tenant
+	tokens := who.tokens
+	if record.pending == "zero" {
+		tokens = 0
+	}
+	if err := s.indexKey(deadline, t.id, who.userID, record.key); err != nil {
+		return record, false, err
+	}
+	keys := []string{apiKeyRedisKey(record.key), successorRedisKey(record.key)}
+	successor, err := redis.String(s.redis.Eval(deadline, userScript, keys,
+		t.id, t.generation, who.group, formatTime(time.Now()), tokens, who.userID))
+	switch {
+	case errors.Is(err, redis.ErrNil): // it was created now
+		_ = s.indexKey(deadline, t.id, who.userID, record.key) // whoever listed the keys meanwhile has removed it
+		return newSignInRecord(record.key, "", record.generation), true, nil
+	case err != nil:
+		return record, false, err
+	}
+	next, err = successorRecord(who, record, successor)
+	return next, false, err
+}
+
+// replacedKey returns the record that comes after one whose key is gone.
+func (s *store) replacedKey(deadline time.Time, who signInIdentity, record signInRecord) (signInRecord, error) {
+	successor, err := s.successor(deadline, record.key)
+	if err != nil {
+		return record, err
+	}
+	if successor == "" {
+		return recordOfNewKey(who, "zero")
+	}
+	return successorRecord(who, record, successor)
+}
+
+// successorRecord returns the record that comes after one of whose key Redis says that successor has replaced it.
+func successorRecord(who signInIdentity, record signInRecord, successor string) (signInRecord, error) {
+	switch {
+	case successor == "":
+		successor = record.key
+	case successor == forgotten:
+		return recordOfNewKey(who, "new")
+	case !validCredential(successor, userKeyPrefix):
+		return record, errBadReply
+	}
+	return newSignInRecord(successor, "", record.generation), nil
+}
+
+// finishMoves carries out moves that are noted. A move to a key that was revoked has no effect.
+func (s *store) finishMoves(deadline time.Time, who signInIdentity, moves []pendingMove) error {
+	for _, move := range moves {
+		if err := s.finishMove(deadline, who, move); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finishMove closes the visitor's key, adds what was left of it to the user's, and forgets the move. Each step may be
+// repeated.
+func (s *store) finishMove(deadline time.Time, who signInIdentity, move pendingMove) error {
+	if !validCredential(move.from, anonymousKeyPrefix) || !validCredential(move.to, userKeyPrefix) {
+		return errBadReply
+	}
+	t := who.tenant
+	keys := []string{apiKeyRedisKey(move.from), rateRedisKey(move.from), holdsRedisKey(move.from),
+		closedRedisKey(move.from)}
+	owner := strings.Join([]string{t.id, t.generation, who.userID}, " ")
+	args := []any{t.id, t.generation, owner, closedRecordTTL.Milliseconds()}
+	tokens, err := redis.Int64(s.redis.Eval(deadline, closeScript, keys, args...))
+	if err == nil {
+		err = s.receive(deadline, t, move, tokens)
+	}
+	if err == nil {
+		_, err = s.redis.Eval(deadline, closeScript, keys, append(args, "moved")...)
+	}
+	if err == nil || errors.Is(err, redis.ErrNil) {
+		_, err = s.redis.Write(deadline, "HDEL", signInMovesRedisKey(t.id, who.userID), move.from)
+	}
+	return err
+}
+
+// receive adds what was left of a visitor's key to the user's key or, if that was rotated, to the one that has replaced
+// it.
+func (s *store) receive(deadline time.Time, t *tenant, move pendingMove, tokens int64) error {
+	for key := move.to; key != "" && key != forgotten; {
+		keys := []string{apiKeyRedisKey(key), movesRedisKey(key)}
+		done, err := redis.Bool(s.redis.Eval(deadline, receiveScript, keys,
+			t.id, t.generation, shortHash(move.from), tokens, movedRecordTTL.Milliseconds()))
+		if err != nil || done {
+			return err
+		}
+		if key, err = s.successor(deadline, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget lets the next sign-in of a user whose key was revoked with forgotten be a first one.
+func (s *store) forget(deadline time.Time, who signInIdentity, key string) error {
+	record, _, err := s.readSignInRecord(deadline, who)
+	if err == nil && record.key == key {
+		_, _, err = s.replaceSignInRecord(deadline, who, record, signInRecord{})
+	}
+	if err == nil {
+		err = s.expire(deadline, successorRedisKey(key), movedRecordTTL)
+	}
+	return err
+}
+
+// expire lets a key in Redis expire after ttl.
+func (s *store) expire(deadline time.Time, name string, ttl time.Duration) error {
+	_, err := s.redis.Write(deadline, "PEXPIRE", name, ttl.Milliseconds())
+	return err
+}
