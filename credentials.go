@@ -5,11 +5,21 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"tollgate/internal/strict"
+
+	"github.com/gofrs/uuid/v5"
+)
+
+const (
+	anonymousKeyPrefix = "temp_" // of the API keys of anonymous users
+	userKeyPrefix      = "user_" // of the API keys of registered users
+	adminTokenPrefix   = "adm_"  // of the admin tokens of tenants
 )
 
 // Errors that are 401: errNoCredential if nothing was sent that could be a bearer token, errInvalidCredential if the
@@ -160,4 +170,91 @@ func validBearerToken(token string) bool {
 		}
 	}
 	return body != ""
+}
+
+// newCredential returns prefix with a random UUID (RFC 9562, version 4: 122 random bits).
+func newCredential(prefix string) (string, error) {
+	id, err := uuid.NewV4()
+	if err != nil {
+		return "", fmt.Errorf("generate a UUID: %w", err)
+	}
+	return prefix + id.String(), nil
+}
+
+// validAPIKey reports whether key has the form of tollgate's API keys.
+func validAPIKey(key string) bool {
+	return validCredential(key, anonymousKeyPrefix) || validCredential(key, userKeyPrefix)
+}
+
+// validCredential reports whether s is prefix with a UUID in its canonical lower-case form.
+func validCredential(s, prefix string) bool {
+	id, ok := strings.CutPrefix(s, prefix)
+	if !ok || len(id) != 36 || strings.ToLower(id) != id {
+		return false
+	}
+	_, err := uuid.FromString(id)
+	return err == nil
+}
+
+// limitLogins counts a login of the client's address.
+func (s *server) limitLogins(r *http.Request, info *requestInfo) error {
+	if s.options.loginLimit == 0 {
+		return nil
+	}
+	err := s.store.CountLogin(info.deadline, clientAddress(r, s.options.trustedProxies), s.options.loginLimit)
+	if _, limited := errors.AsType[rateLimitError](err); limited {
+		s.warnOfUntrustedProxy(r)
+	}
+	return err
+}
+
+// warnOfUntrustedProxy logs, once, that a login was refused which came through a proxy that is not trusted: all clients
+// of that proxy then share one limit.
+func (s *server) warnOfUntrustedProxy(r *http.Request) {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil || len(r.Header["X-Forwarded-For"]) == 0 {
+		return
+	}
+	if address := peer.Addr().Unmap(); !isTrusted(address, s.options.trustedProxies) {
+		s.untrustedProxy.Do(func() {
+			s.log.Warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
+				"add it to TRUSTED_PROXIES, or all its clients share one limit", address)
+		})
+	}
+}
+
+// clientAddress returns where a request comes from, as the login limit counts it: an IPv4 address, or the /64 of an
+// IPv6 one, which is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
+// its hops, from the last one back, the first that is not trusted itself.
+func clientAddress(r *http.Request, trusted []netip.Prefix) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr // not a TCP connection
+	}
+	address := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+	for i := len(hops) - 1; i >= 0 && isTrusted(address, trusted); i-- {
+		hop, ok := parseHop(strings.TrimSpace(hops[i]))
+		if !ok {
+			break
+		}
+		address = hop
+	}
+	if address.Is4() {
+		return address.String()
+	}
+	return netip.PrefixFrom(address.WithZone(""), 64).Masked().String()
+}
+
+// parseHop parses a hop of X-Forwarded-For, which some proxies write with its port.
+func parseHop(hop string) (netip.Addr, bool) {
+	if withPort, err := netip.ParseAddrPort(hop); err == nil {
+		return withPort.Addr().Unmap(), true
+	}
+	address, err := netip.ParseAddr(hop)
+	return address.Unmap(), err == nil
+}
+
+func isTrusted(address netip.Addr, trusted []netip.Prefix) bool {
+	return slices.ContainsFunc(trusted, func(prefix netip.Prefix) bool { return prefix.Contains(address.WithZone("")) })
 }

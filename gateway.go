@@ -10,16 +10,16 @@ import (
 
 // generate responds to a request for a chat completion or a message.
 func (s *server) generate(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	return s.relay(w, r, info, &gateway.Call{})
+	return s.relay(w, r, info, false)
 }
 
 // countTokens responds to the question how many tokens a request has.
 func (s *server) countTokens(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	return s.relay(w, r, info, &gateway.Call{CountTokens: true})
+	return s.relay(w, r, info, true)
 }
 
-// relay lets the gateway respond to a request, which it puts into c.
-func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, c *gateway.Call) error {
+// relay lets the gateway respond to a request.
+func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, countTokens bool) error {
 	info.outcome.Endpoint = gateway.NoEndpoint
 	request, err := llmwire.ReadRequest(*info.format, info.body)
 	if err != nil {
@@ -27,9 +27,11 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	}
 	t := info.tenant
 	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header()}
-	c.ID, c.Tenant, c.Start, c.Deadline, c.Outcome = info.id, t.id, info.start, info.deadline, &info.outcome
-	c.Request, c.Body, c.Account = request, info.body, a
-	c.Caching, c.Cache, c.Generation = t.config.caching, tenantCache{s, t.id}, t.generation
+	c := &gateway.Call{
+		ID: info.id, Start: info.start, Deadline: info.deadline, Tenant: t.id, Generation: t.generation,
+		Request: request, Body: info.body, CountTokens: countTokens,
+		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
+	}
 	if err := c.Choose(t.config.text); err != nil {
 		return cmp.Or(s.requireKey(w, r, info), err) // a stranger learns nothing about models
 	}

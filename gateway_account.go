@@ -9,7 +9,7 @@ import (
 )
 
 // An account is the gateway.Account of a request: its API key. It counts what is charged and refused, and sets the
-// headers of the rate limit. A settlement may come after the request has ended, so an account does not refer to that.
+// headers of the rate limit. Settle may be called after the request has ended, so it uses neither header nor fee.
 type account struct {
 	server *server
 	tenant *tenant
@@ -65,7 +65,11 @@ func (a *account) Refund(deadline time.Time, tokens int64) error {
 
 // countFee counts what Charge has charged. It is called when the request has ended.
 func (a *account) countFee() {
-	if a.fee != nil {
+	switch {
+	case a.fee == nil:
+	case a.fee.charged == 0: // it was free, which is no charge to count
+		a.server.usage.add(a.tenant, *a.fee)
+	default:
 		a.count(*a.fee)
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 const (
 	maxNamedTenants = 1000 // further tenants are counted together as otherName
-	maxNamedGroups  = 1000 // of all tenants together; likewise
+	maxNamedGroups  = 1000 // of all tenants together; further ones are counted as otherName
 	otherName       = "other"
 )
 
@@ -202,16 +202,16 @@ func (m *metrics) keyIssued(tenantID, group string) {
 }
 
 // write writes all counts.
-func (m *metrics) write(e *telemetry.Page) {
-	m.writeRequests(e)
-	m.writeDurations(e)
-	m.writeTenants(e)
-	m.gateway.write(e)
+func (m *metrics) write(p *telemetry.Page) {
+	m.writeRequests(p)
+	m.writeDurations(p)
+	m.writeTenants(p)
+	m.gateway.write(p)
 }
 
-func (m *metrics) writeRequests(e *telemetry.Page) {
+func (m *metrics) writeRequests(p *telemetry.Page) {
 	const name = "http_requests_total"
-	e.Family(name, "counter", "Requests, by the pattern of their route.")
+	p.Family(name, "counter", "Requests, by the pattern of their route.")
 	for _, r := range m.sorted {
 		for _, method := range methods {
 			responses := r.responses[method]
@@ -224,52 +224,52 @@ func (m *metrics) writeRequests(e *telemetry.Page) {
 					status = strconv.Itoa(statuses[i])
 				}
 				if n := responses[i].Load(); n > 0 {
-					e.Sample(name, float64(n), "route", r.path, "method", method, "status", status)
+					p.Sample(name, float64(n), "route", r.path, "method", method, "status", status)
 				}
 			}
 		}
 	}
 }
 
-func (m *metrics) writeDurations(e *telemetry.Page) {
+func (m *metrics) writeDurations(p *telemetry.Page) {
 	const name = "http_request_duration_seconds"
-	e.Family(name, "histogram", "Time from a request's header to the end of its response.")
+	p.Family(name, "histogram", "Time from a request's header to the end of its response.")
 	for _, r := range m.sorted {
 		if r.durations.Count() > 0 {
-			e.Histogram(name, r.durations, "route", r.path)
+			p.Histogram(name, r.durations, "route", r.path)
 		}
 	}
 }
 
-func (m *metrics) writeTenants(e *telemetry.Page) {
+func (m *metrics) writeTenants(p *telemetry.Page) {
 	tenants := *m.tenants.Load()
 	names := slices.Sorted(maps.Keys(tenants))
-	e.Family("tokens_charged_total", "counter", "Tokens taken by charges, each charge once.")
+	p.Family("tokens_charged_total", "counter", "Tokens taken by charges, each charge once.")
 	for _, name := range names {
-		e.Sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
+		p.Sample("tokens_charged_total", float64(tenants[name].tokensCharged.Load()), "tenant", name)
 	}
-	e.Family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
+	p.Family("charges_refused_total", "counter", "Charges that took nothing: the key is unknown, its balance too small,"+
 		" its rate used up, its Idempotency-Key used with other parameters, or its group removed.")
 	for _, name := range names {
 		for reason := refusedKey; int(reason) < len(refusals); reason++ {
-			e.Sample("charges_refused_total", float64(tenants[name].refused[reason].Load()),
+			p.Sample("charges_refused_total", float64(tenants[name].refused[reason].Load()),
 				"tenant", name, "reason", refusals[reason])
 		}
 	}
-	e.Family("gateway_cache_total", "counter", "What the response cache did for requests, and with their responses.")
+	p.Family("gateway_cache_total", "counter", "What the response cache did for requests, and with their responses.")
 	for _, name := range names {
 		for i, result := range cacheResults {
 			if n := tenants[name].cached[i].Load(); n > 0 {
-				e.Sample("gateway_cache_total", float64(n), "tenant", name, "result", result)
+				p.Sample("gateway_cache_total", float64(n), "tenant", name, "result", result)
 			}
 		}
 	}
 	m.mu.Lock()
 	issued := maps.Clone(m.issued)
 	m.mu.Unlock()
-	e.Family("keys_issued_total", "counter", "API keys issued.")
+	p.Family("keys_issued_total", "counter", "API keys issued.")
 	for labels, n := range issued {
-		e.Sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
+		p.Sample("keys_issued_total", float64(n), "tenant", labels.tenant, "group", labels.group)
 	}
 }
 
@@ -277,12 +277,12 @@ func (m *metrics) writeTenants(e *telemetry.Page) {
 type gatewayMetrics struct {
 	mu        sync.Mutex
 	endpoints map[endpointLabels]*endpointMetrics // guarded by mu, as are their fields
-	times     map[string]*endpointTimes           // likewise, by the endpoint's name
+	times     map[string]*endpointTimes           // by the endpoint's name; guarded by mu
 }
 
 const (
 	maxNamedEndpoints = 1000 // of all tenants together; further ones are counted together as otherName
-	maxTimedEndpoints = 100  // names of endpoints; likewise
+	maxTimedEndpoints = 100  // names of endpoints; further ones are counted as otherName
 )
 
 type endpointLabels struct{ tenant, endpoint string }
@@ -352,21 +352,21 @@ func (g *gatewayMetrics) count(tenantID string, o *gateway.Outcome, status int, 
 	}
 }
 
-func (g *gatewayMetrics) write(e *telemetry.Page) {
+func (g *gatewayMetrics) write(p *telemetry.Page) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.writeRequests(e)
-	g.writeTimes(e, "gateway_request_duration_seconds", "Time from a request's header to the end of its response.",
+	g.writeRequests(p)
+	g.writeTimes(p, "gateway_request_duration_seconds", "Time from a request's header to the end of its response.",
 		func(t *endpointTimes) *telemetry.Histogram { return t.whole })
-	g.writeTimes(e, "gateway_time_to_first_byte_seconds", "Time from a request's header to that of its response.",
+	g.writeTimes(p, "gateway_time_to_first_byte_seconds", "Time from a request's header to that of its response.",
 		func(t *endpointTimes) *telemetry.Histogram { return t.firstByte })
 }
 
-func (g *gatewayMetrics) writeRequests(e *telemetry.Page) {
+func (g *gatewayMetrics) writeRequests(p *telemetry.Page) {
 	all := slices.SortedFunc(maps.Keys(g.endpoints), func(a, b endpointLabels) int {
 		return cmp.Or(strings.Compare(a.tenant, b.tenant), strings.Compare(a.endpoint, b.endpoint))
 	})
-	e.Family("gateway_requests_total", "counter", "Requests of the gateway, by the endpoint that responded.")
+	p.Family("gateway_requests_total", "counter", "Requests of the gateway, by the endpoint that responded.")
 	for _, labels := range all {
 		responses := g.endpoints[labels].responses
 		for _, status := range slices.Sorted(maps.Keys(responses)) {
@@ -374,23 +374,23 @@ func (g *gatewayMetrics) writeRequests(e *telemetry.Page) {
 			if status != 0 {
 				name = strconv.Itoa(status)
 			}
-			e.Sample("gateway_requests_total", float64(responses[status]),
+			p.Sample("gateway_requests_total", float64(responses[status]),
 				"tenant", labels.tenant, "endpoint", labels.endpoint, "status", name)
 		}
 	}
-	e.Family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")
+	p.Family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")
 	for _, labels := range all {
 		m := g.endpoints[labels]
 		tenant, endpoint := labels.tenant, labels.endpoint
-		e.Sample("gateway_tokens_total", float64(m.input), "tenant", tenant, "endpoint", endpoint, "direction", "input")
-		e.Sample("gateway_tokens_total", float64(m.output), "tenant", tenant, "endpoint", endpoint, "direction", "output")
+		p.Sample("gateway_tokens_total", float64(m.input), "tenant", tenant, "endpoint", endpoint, "direction", "input")
+		p.Sample("gateway_tokens_total", float64(m.output), "tenant", tenant, "endpoint", endpoint, "direction", "output")
 	}
 }
 
-func (g *gatewayMetrics) writeTimes(e *telemetry.Page, name, help string,
+func (g *gatewayMetrics) writeTimes(p *telemetry.Page, name, help string,
 	of func(*endpointTimes) *telemetry.Histogram) {
-	e.Family(name, "histogram", help)
+	p.Family(name, "histogram", help)
 	for _, endpoint := range slices.Sorted(maps.Keys(g.times)) {
-		e.Histogram(name, of(g.times[endpoint]), "endpoint", endpoint)
+		p.Histogram(name, of(g.times[endpoint]), "endpoint", endpoint)
 	}
 }

@@ -32,7 +32,7 @@ type requestInfo struct {
 	tenant      *tenant         // set with tenantID; its config is nil if it is broken, which loadTenant refuses
 	body        []byte          // set by the steps that read it
 	releaseBody func()          // ends what was reserved for the body; nil if nothing was
-	outcome     gateway.Outcome // set by the gateway; its Endpoint is "" on other routes
+	outcome     gateway.Outcome // filled in by relay; its Endpoint is "" on other routes
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.

@@ -94,7 +94,7 @@ func setRateHeaders(h http.Header, rate rateLimitState) {
 	h["X-RateLimit-Limit-Requests"], h["X-RateLimit-Remaining-Requests"] = values[2:3:3], values[3:4:4]
 }
 
-// errorBody is the body of every error response but those in a format of the gateway.
+// errorBody is the body of an error response, except on routes that have a provider's format.
 type errorBody struct {
 	Error      string   `json:"error"`
 	TokensLeft *int64   `json:"tokensLeft,omitempty"`

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,7 +49,7 @@ type server struct {
 
 // serverOptions is what the operator sets.
 type serverOptions struct {
-	adminToken     string         // the operator's; "" to create a random one
+	adminToken     string         // the operator's; a random one is made if none is set
 	metricsToken   string         // opens /metrics and nothing else; "" if only the operator may read them
 	loginLimit     int64          // logins a minute of one client address; 0 for no limit
 	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
@@ -123,16 +122,6 @@ func (a access) in(format llmwire.Format) access {
 	return a
 }
 
-// forAdmins returns the access of a route that pages of other origins may not call.
-func forAdmins(steps ...step) access { return access{timeout: adminTimeout, steps: steps} }
-
-// route is a pattern of http.ServeMux, what its requests pass, and the handler that responds.
-type route struct {
-	pattern string
-	access  access
-	handler step
-}
-
 // toHandler returns the http.Handler that runs the steps of a route and then its handler.
 func (s *server) toHandler(route route) http.Handler {
 	steps := append(slices.Clone(route.access.steps), route.handler)
@@ -149,101 +138,4 @@ func (s *server) toHandler(route route) http.Handler {
 			}
 		}
 	})
-}
-
-// routes returns every route. Each route of tenants has two patterns: below the tenant's ID, and without it for the
-// tenant default.
-func (s *server) routes() (routes []route) {
-	for _, r := range slices.Concat(s.keyRoutes(), s.gatewayRoutes(), s.adminRoutes()) {
-		method, path := routeOf(r.pattern)
-		for _, prefix := range []string{"/{tenantId}", ""} {
-			r.pattern = strings.TrimSpace(method + " " + prefix + path)
-			routes = append(routes, r)
-		}
-	}
-	return append(routes, s.otherRoutes()...)
-}
-
-// keyRoutes returns the routes of tenants for logins and for the holders of API keys.
-func (s *server) keyRoutes() []route {
-	var (
-		public     = s.forBrowsers(publicTimeout, s.loadTenant)
-		signIn     = s.forBrowsers(adminTimeout, s.publicBodies.read, s.loadTenant) // the provider takes its time
-		verify     = s.forBrowsers(publicTimeout, s.readVerifyKey, s.loadTenant)
-		holder     = s.forBrowsers(publicTimeout, s.readAPIKey, refuseBody, s.loadTenant)
-		holderBody = s.forBrowsers(publicTimeout, s.readAPIKey, s.publicBodies.read, s.loadTenant)
-	)
-	return []route{
-		{"POST /auth/anonymous", public, s.loginAnonymous},
-		{"POST /auth/google", signIn, s.signIn(s.google)},
-		{"POST /auth/apple", signIn, s.signIn(s.apple)},
-		{"GET /auth/key", holder, s.showOwnKey},
-		{"/auth/verify", verify, s.verify}, // any method: some proxies forward the client's own
-		{"POST /tokens/consume", holderBody, s.consume},
-		{"POST /tokens/holds", holderBody, s.hold},
-		{"POST /tokens/holds/{holdId}/settle", holderBody, s.settleHold},
-		{"DELETE /tokens/holds/{holdId}", holder, s.cancelHold},
-	}
-}
-
-// gatewayRoutes returns the routes of tenants to their providers. Each row says the format of its responses.
-func (s *server) gatewayRoutes() []route {
-	var (
-		caller = s.forBrowsers(publicTimeout, s.readSDKKey, s.loadTenant, s.readGatewayBody, s.loadTenant)
-		reader = s.forBrowsers(publicTimeout, formatOfHeader, s.readSDKKey, refuseBody, s.loadTenant, s.requireKey)
-	)
-	return []route{
-		{"POST /v1/chat/completions", caller.in(llmwire.OpenAIChat), s.generate},
-		{"POST /v1/messages", caller.in(llmwire.AnthropicMessages), s.generate},
-		{"POST /v1/messages/count_tokens", caller.in(llmwire.AnthropicMessages), s.countTokens},
-		{"GET /v1/models", reader.in(llmwire.OpenAIChat), s.listModels},
-		{"GET /v1/models/{model}", reader.in(llmwire.OpenAIChat), s.showModel},
-	}
-}
-
-// adminRoutes returns the routes of tenants for their admins.
-func (s *server) adminRoutes() []route {
-	var (
-		admin = forAdmins(s.requireAdmin, refuseBody, s.loadTenant)
-		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
-		adminBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.loadTenant)
-		// A route that does not use the config serves a tenant whose config is broken, too.
-		repair     = forAdmins(s.requireAdmin, refuseBody, s.requireTenant)
-		repairBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.requireTenant)
-	)
-	return []route{
-		{"GET /admin/config", admin, s.showConfig},
-		{"PUT /admin/config", repairBody, s.replaceConfig},
-		{"GET /admin/config/history", repair, s.showHistory},
-		{"GET /admin/config/history/{etag}", repair, s.showVersion},
-		{"POST /admin/config/history/{etag}/restore", repair, s.restoreVersion},
-		{"POST /admin/keys", adminBody, s.issueUserKey},
-		{"GET /admin/keys", repair, s.listUserKeys},
-		{"GET /admin/keys/{apiKey}", repair, s.showKey},
-		{"PATCH /admin/keys/{apiKey}", adminBody, s.updateKey},
-		{"POST /admin/keys/{apiKey}/rotate", repair, s.rotateKey},
-		{"DELETE /admin/keys/{apiKey}", repair, s.revokeKey},
-		{"GET /admin/usage", repair, s.showUsage},
-		{"POST /admin/tokens", repair, s.issueAdminToken},
-		{"DELETE /admin/tokens", repair, s.revokeAdminTokens},
-	}
-}
-
-// otherRoutes returns the routes that are not those of a tenant.
-func (s *server) otherRoutes() []route {
-	var (
-		open         = access{timeout: publicTimeout, steps: []step{refuseBody}}
-		operator     = forAdmins(s.requireOperator, refuseBody)
-		operatorBody = forAdmins(s.requireOperator, s.adminBodies.read)
-		metrics      = forAdmins(s.requireMetrics, refuseBody)
-	)
-	return []route{
-		{"GET /admin/tenants", operator, s.listTenants},
-		{"POST /admin/tenants", operatorBody, s.createTenant},
-		{"DELETE /admin/tenants/{tenantId}", operator, s.deleteTenant},
-		{"GET /metrics", metrics, s.showMetrics},
-		{"GET /openapi.json", open, s.showOpenAPI},
-		{"GET /healthz", open, s.showHealth},
-		{"GET /readyz", open, s.showReadiness},
-	}
 }

@@ -2,12 +2,9 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"tollgate/internal/strict"
-
-	"github.com/gofrs/uuid/v5"
 )
 
 // maxAmount is the largest balance, charge and count of tokens.
@@ -17,10 +14,6 @@ const (
 	defaultTenant  = "default"
 	seedTenant     = "abc"
 	anonymousGroup = "anonymous"
-
-	anonymousKeyPrefix = "temp_" // of the API keys of anonymous users
-	userKeyPrefix      = "user_" // of the API keys of registered users
-	adminTokenPrefix   = "adm_"  // of the admin tokens of tenants
 
 	maxTenantIDBytes = 64
 	maxGroupBytes    = 64 // of a group's name, which is sent with each charge
@@ -44,30 +37,6 @@ func isIdentifier(s string, maxBytes int) bool {
 		}
 	}
 	return 1 <= len(s) && len(s) <= maxBytes
-}
-
-// newCredential returns prefix with a random UUID (RFC 9562, version 4: 122 random bits).
-func newCredential(prefix string) (string, error) {
-	id, err := uuid.NewV4()
-	if err != nil {
-		return "", fmt.Errorf("generate a UUID: %w", err)
-	}
-	return prefix + id.String(), nil
-}
-
-// validAPIKey reports whether key has the form of tollgate's API keys.
-func validAPIKey(key string) bool {
-	return validCredential(key, anonymousKeyPrefix) || validCredential(key, userKeyPrefix)
-}
-
-// validCredential reports whether s is prefix with a UUID in its canonical lower-case form.
-func validCredential(s, prefix string) bool {
-	id, ok := strings.CutPrefix(s, prefix)
-	if !ok || len(id) != 36 || strings.ToLower(id) != id {
-		return false
-	}
-	_, err := uuid.FromString(id)
-	return err == nil
 }
 
 // actor is who changes something as an admin.
