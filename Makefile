@@ -15,8 +15,8 @@ run: tools ## serve on :8080, with a Redis of its own if none responds at REDIS_
 test: tools ## run the tests, race detector on, against a real redis-server, or the one at TEST_REDIS_URL
 	go test -race ./...
 
-cluster: tools ## run the tests, but for the long ones, on a Redis Cluster of three masters
-	TEST_REDIS_TOPOLOGY=cluster go test -short ./...
+cluster: tools ## run the tests, but for load and fault suites, on a Redis Cluster of three masters
+	TEST_REDIS_TOPOLOGY=cluster go test ./...
 
 integration: TOOLS = redis-server curl nginx caddy promtool node npm npx python3 chromium
 integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, official SDKs
@@ -29,9 +29,9 @@ bench: TOOLS = redis-server wrk
 bench: tools ## measure everything that docs/performance.md states, and the commit BASE, if set, beside it
 	BASE=$(BASE) go test -run '^$$' -bench . -benchmem -timeout 1h ./...
 
-fuzz: tools ## run every fuzz target for FUZZTIME (1m)
-	@for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' *_test.go); do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; done
+fuzz: tools ## run every fuzz target of every package for FUZZTIME (1m)
+	@for target in $$(grep -roE '^func Fuzz[A-Za-z]+' --include='*_test.go' . | sed 's|/[^/]*:func |:|'); do \
+		go test -run '^$$' -fuzz "^$${target#*:}\$$" -fuzztime $(FUZZTIME) "$${target%:*}" || exit 1; done
 
 lint: ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }

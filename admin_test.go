@@ -42,27 +42,27 @@ func (s *service) newAdminToken(t *testing.T, tenant string) string {
 // tokenHash returns what Redis keeps of an admin token.
 func tokenHash(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
 
-func TestTenantLifeCycle(t *testing.T) {
+// A tenant is served by every process, and listed, from when it is created over HTTP; one that was put straight into
+// Redis is served too, and listed once it was replaced over HTTP.
+func TestTenantCreation(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	services := newServices(t, "REDIS_URL="+r.URL())
 	s := services[0]
-
-	t.Run("created, it is served by every process and listed", func(t *testing.T) {
-		s.wantTenants(t, "abc")
-		for _, id := range []string{"zoe", "B_2", "default"} {
-			created := s.createTenant(t, id, `{"user_groups":{"anonymous":{"tokens":5}}}`)
-			created.want(t, 201, `{"success":true}`)
-			created.wantHeader(t, "Location", "/"+id+"/admin/config")
-			for _, s := range services {
-				got := s.admin(t, "GET", created.header.Get("Location"), "")
-				got.want(t, 200, `{"config":{"user_groups":{"anonymous":{"tokens":5}}}}`)
-				got.wantHeader(t, "ETag", created.etag(t))
-			}
-			s.createTenant(t, id, `{}`).want(t, 409, `{"error":"Tenant already exists"}`)
+	s.wantTenants(t, "abc")
+	for _, id := range []string{"zoe", "B_2", "default"} {
+		created := s.createTenant(t, id, `{"user_groups":{"anonymous":{"tokens":5}}}`)
+		created.want(t, 201, `{"success":true}`)
+		created.wantHeader(t, "Location", "/"+id+"/admin/config")
+		for _, s := range services {
+			got := s.admin(t, "GET", created.header.Get("Location"), "")
+			got.want(t, 200, `{"config":{"user_groups":{"anonymous":{"tokens":5}}}}`)
+			got.wantHeader(t, "ETag", created.etag(t))
 		}
-		s.wantTenants(t, "B_2", "abc", "default", "zoe")
-		s.admin(t, "GET", "/admin/config", "").want(t, 200, "")
-	})
+		s.createTenant(t, id, `{}`).want(t, 409, `{"error":"Tenant already exists"}`)
+	}
+	s.wantTenants(t, "B_2", "abc", "default", "zoe")
+	s.admin(t, "GET", "/admin/config", "").want(t, 200, "")
 
 	t.Run("put straight into Redis, it is served, and listed once it was replaced", func(t *testing.T) {
 		r.Do(t, "SET", "tenant:direct:config", `{"by": "hand"}`)
@@ -82,66 +82,17 @@ func TestTenantLifeCycle(t *testing.T) {
 		}
 		s.admin(t, "GET", "/direct/admin/config/history/"+versions[1].ETag, "").want(t, 200, `{"config":{"by":"hand"}}`)
 	})
-
 	t.Run("deleted straight in Redis, it is not listed", func(t *testing.T) {
 		r.Do(t, "DEL", "tenant:direct:config")
 		s.wantTenants(t, "B_2", "abc", "default", "zoe")
 		r.Do(t, "DEL", "tenants", "tenant:abc:config")
 		s.wantTenants(t)
 	})
+}
 
-	token := s.newAdminToken(t, "zoe")
-	t.Run("deleted on a condition", func(t *testing.T) {
-		etag := s.admin(t, "GET", "/zoe/admin/config", "").etag(t)
-		for _, stale := range []string{`"x"`, `"x", W/` + etag} {
-			s.admin(t, "DELETE", "/admin/tenants/zoe", "", "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
-		}
-		s.admin(t, "DELETE", "/admin/tenants/zoe", "", "If-Match: \"").want(t, 400, "")
-	})
-
-	t.Run("deleted, it is gone for every process, with its keys and admin tokens", func(t *testing.T) {
-		key := s.login(t, "zoe")
-		etag := s.admin(t, "GET", "/zoe/admin/config", "").etag(t)
-		s.admin(t, "DELETE", "/admin/tenants/zoe", "", `If-Match: "x", `+etag).want(t, 204, "")
-		s.consume(t, "zoe", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		services[1].wantConfig(t, "zoe", "")
-		for _, s := range services {
-			s.consume(t, "zoe", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-			s.do(t, "GET", "/zoe/auth/key", "", bearer(key)).want(t, 400, `{"error":"Invalid tenant ID"}`)
-			s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
-			s.putConfig(t, "zoe", `{}`).want(t, 400, `{"error":"Invalid tenant ID"}`)
-			s.admin(t, "GET", "/zoe/admin/config/history", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-			s.admin(t, "POST", "/zoe/admin/tokens", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		}
-		if keys := r.Keys(t, "*tenant:zoe:*"); !slices.Equal(keys, []string{"{tenant:zoe:config}:generation"}) {
-			t.Errorf("of a deleted tenant there is %q", keys)
-		}
-		for _, id := range []string{"zoe", "nobody", "_", "a%3Ab", "%00"} {
-			s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		}
-	})
-
-	t.Run("created again, it begins anew", func(t *testing.T) {
-		s.createTenant(t, "zoe", `{}`).want(t, 201, "")
-		if n := len(s.history(t, "zoe")); n != 1 {
-			t.Errorf("it has %d versions", n)
-		}
-		s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
-	})
-
-	t.Run("even if only its config was deleted, straight in Redis", func(t *testing.T) {
-		token := s.newAdminToken(t, "zoe")
-		r.Do(t, "DEL", "tenant:zoe:config")
-		for _, s := range services {
-			s.wantConfig(t, "zoe", "")
-		}
-		s.createTenant(t, "zoe", `{}`).want(t, 201, "")
-		s.do(t, "GET", "/zoe/admin/config", "", bearer(token)).want(t, 401, "")
-		if n := len(s.history(t, "zoe")); n != 1 {
-			t.Errorf("it has %d versions", n)
-		}
-	})
-
+func TestTenantCreationRefused(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
 	const badID = "tenantId must be 1 to 64 of A-Z a-z 0-9 _ -, starting with a letter or digit"
 	for _, test := range []struct{ name, body, want string }{
 		{"no ID", `{"config":{}}`, "tenantId is missing"},
@@ -152,10 +103,68 @@ func TestTenantLifeCycle(t *testing.T) {
 		{"an ID with a colon", `{"tenantId":"a:b","config":{}}`, badID},
 		{"an empty ID", `{"tenantId":"","config":{}}`, badID},
 	} {
-		t.Run("refused: "+test.name, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			s.admin(t, "POST", "/admin/tenants", test.body).wantError(t, 400, test.want)
 		})
 	}
+}
+
+// A tenant that is deleted is gone for every process, with its keys and admin tokens. One that is created again begins
+// anew.
+func TestTenantDeletion(t *testing.T) {
+	t.Parallel()
+	services := newServices(t)
+	s, id := services[0], newTenantID()
+	path := "/" + id + "/admin/config"
+	s.createTenant(t, id, `{"user_groups":{"anonymous":{"tokens":5}}}`).want(t, 201, "")
+	token := s.newAdminToken(t, id)
+
+	t.Run("deleted on a condition", func(t *testing.T) {
+		etag := s.admin(t, "GET", path, "").etag(t)
+		for _, stale := range []string{`"x"`, `"x", W/` + etag} {
+			s.admin(t, "DELETE", "/admin/tenants/"+id, "", "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
+		}
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "", "If-Match: \"").want(t, 400, "")
+	})
+	t.Run("deleted, it is gone for every process, with its keys and admin tokens", func(t *testing.T) {
+		const gone = `{"error":"Invalid tenant ID"}`
+		key := s.login(t, id)
+		etag := s.admin(t, "GET", path, "").etag(t)
+		s.admin(t, "DELETE", "/admin/tenants/"+id, "", `If-Match: "x", `+etag).want(t, 204, "")
+		s.consume(t, id, key, "").want(t, 400, gone)
+		services[1].wantConfig(t, id, "")
+		for _, s := range services {
+			s.consume(t, id, key, "").want(t, 400, gone)
+			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 400, gone)
+			s.do(t, "GET", path, "", bearer(token)).want(t, 401, "")
+			s.putConfig(t, id, `{}`).want(t, 400, gone)
+			s.admin(t, "GET", path+"/history", "").want(t, 400, gone)
+			s.admin(t, "POST", "/"+id+"/admin/tokens", "").want(t, 400, gone)
+		}
+		if keys := testRedis.Keys(t, "*tenant:"+id+":*"); !slices.Equal(keys, []string{"{tenant:" + id + ":config}:generation"}) {
+			t.Errorf("of a deleted tenant there is %q", keys)
+		}
+		for _, id := range []string{id, "nobody", "_", "a%3Ab", "%00"} {
+			s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 400, gone)
+		}
+	})
+	wantAnew := func(t *testing.T, token string) {
+		t.Helper()
+		s.createTenant(t, id, `{}`).want(t, 201, "")
+		if n := len(s.history(t, id)); n != 1 {
+			t.Errorf("it has %d versions", n)
+		}
+		s.do(t, "GET", path, "", bearer(token)).want(t, 401, "")
+	}
+	t.Run("created again, it begins anew", func(t *testing.T) { wantAnew(t, token) })
+	t.Run("even if only its config was deleted, straight in Redis", func(t *testing.T) {
+		token := s.newAdminToken(t, id)
+		testRedis.Do(t, "DEL", "tenant:"+id+":config")
+		for _, s := range services {
+			s.wantConfig(t, id, "")
+		}
+		wantAnew(t, token)
+	})
 }
 
 // Of those who create the same tenant at the same time one wins, and the config is the winner's, whole.
@@ -183,6 +192,7 @@ func TestCreateRace(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	get := func() reply { return s.admin(t, "GET", "/"+id+"/admin/config", "") }
@@ -221,6 +231,7 @@ func TestConfig(t *testing.T) {
 }
 
 func TestETags(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 1)
 	path := "/" + id + "/admin/config"
@@ -328,87 +339,99 @@ func TestEditRace(t *testing.T) {
 	}
 }
 
-func TestHistory(t *testing.T) {
-	s := newService(t)
-	id := newTenantID()
-	path := "/" + id + "/admin/config/history"
-	config := func(v int) string { return fmt.Sprintf(`{"v":%d,"n":1.50,"secret":"S3\n"}`, v) }
-	start := time.Now().Add(-time.Millisecond)
-	s.createTenant(t, id, `{"v":0,"secret":"S3"}`).want(t, 201, "")
-	token := s.newAdminToken(t, id)
-	etags := []string{s.history(t, id)[0].ETag}
+// savedConfigs is a tenant whose config was saved 31 times: by its creation, and then in turn by the operator and with a
+// token of the tenant's own.
+type savedConfigs struct {
+	*service
+	tenant, path, token string
+	etags               []string // of each version
+}
+
+func newSavedConfigs(t *testing.T) *savedConfigs {
+	t.Helper()
+	h := &savedConfigs{service: newService(t), tenant: newTenantID()}
+	h.path = "/" + h.tenant + "/admin/config/history"
+	h.createTenant(t, h.tenant, h.config(0)).want(t, 201, "")
+	h.token = h.newAdminToken(t, h.tenant)
+	h.etags = []string{h.history(t, h.tenant)[0].ETag}
 	for v := 1; v <= 30; v++ {
-		by := testAdminToken
-		if v%2 == 0 {
-			by = token
-		}
-		got := s.do(t, "PUT", "/"+id+"/admin/config", `{"config":`+config(v)+`}`, bearer(by))
+		by := []string{h.token, testAdminToken}[v%2]
+		got := h.do(t, "PUT", "/"+h.tenant+"/admin/config", `{"config":`+h.config(v)+`}`, bearer(by))
 		got.want(t, 200, "")
-		etags = append(etags, bare(got.etag(t)))
+		h.etags = append(h.etags, bare(got.etag(t)))
 	}
-	t.Run("the last 20 versions, newest first", func(t *testing.T) {
-		versions := s.history(t, id)
-		if len(versions) != 20 {
-			t.Fatalf("%d versions are kept, want 20", len(versions))
+	return h
+}
+
+// config returns the config of a version.
+func (*savedConfigs) config(v int) string { return fmt.Sprintf(`{"v":%d,"n":1.50,"secret":"S3\n"}`, v) }
+
+// The history has the last 20 versions, newest first.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	start := time.Now().Add(-time.Millisecond)
+	h := newSavedConfigs(t)
+	versions := h.history(t, h.tenant)
+	if len(versions) != 20 {
+		t.Fatalf("%d versions are kept, want 20", len(versions))
+	}
+	before := time.Now().Add(time.Second)
+	for i, version := range versions {
+		v := 30 - i
+		by := []string{tokenHash(h.token)[:8], "operator"}[v%2]
+		at, err := time.Parse(timeLayout, version.SavedAt)
+		if version.ETag != h.etags[v] || version.SavedBy != by || err != nil || at.After(before) || at.Before(start) {
+			t.Errorf("version %d is %+v, want the ETag %s by %s", v, version, h.etags[v], by)
 		}
-		before := time.Now().Add(time.Second)
-		for i, version := range versions {
-			v := 30 - i
-			by := "operator"
-			if v%2 == 0 {
-				by = tokenHash(token)[:8]
-			}
-			at, err := time.Parse(timeLayout, version.SavedAt)
-			if version.ETag != etags[v] || version.SavedBy != by || err != nil || at.After(before) || at.Before(start) {
-				t.Errorf("version %d is %+v, want the ETag %s by %s", v, version, etags[v], by)
-			}
-			before = at
-			for _, etag := range []string{version.ETag, url.PathEscape(`"` + version.ETag + `"`)} {
-				s.admin(t, "GET", path+"/"+etag, "").want(t, 200, `{"config":`+config(v)+`}`)
-			}
+		before = at
+		for _, etag := range []string{version.ETag, url.PathEscape(`"` + version.ETag + `"`)} {
+			h.admin(t, "GET", h.path+"/"+etag, "").want(t, 200, `{"config":`+h.config(v)+`}`)
 		}
-		if list := s.admin(t, "GET", path, ""); strings.Contains(list.body, "S3") {
-			t.Error("the list shows a config")
-		}
-		if n := testRedis.Int(t, "LLEN", "{tenant:"+id+":config}:history"); n != 20 {
-			t.Errorf("%d versions are in Redis", n)
-		}
-	})
-	t.Run("not found", func(t *testing.T) {
-		for _, etag := range []string{etags[0], "x", "%00", etags[30][1:], "%22"} {
-			s.admin(t, "GET", path+"/"+etag, "").want(t, 404, `{"error":"Not found"}`)
-			s.admin(t, "POST", path+"/"+etag+"/restore", "").want(t, 404, `{"error":"Not found"}`)
-		}
-		// Another tenant's history is not found here.
-		s.admin(t, "GET", "/"+newTenant(t, 1)+"/admin/config/history/"+etags[30], "").want(t, 404, "")
-	})
+	}
+	if list := h.admin(t, "GET", h.path, ""); strings.Contains(list.body, "S3") {
+		t.Error("the list shows a config")
+	}
+	if n := testRedis.Int(t, "LLEN", "{tenant:"+h.tenant+":config}:history"); n != 20 {
+		t.Errorf("%d versions are in Redis", n)
+	}
+	for _, etag := range []string{h.etags[0], "x", "%00", h.etags[30][1:], "%22"} {
+		h.admin(t, "GET", h.path+"/"+etag, "").want(t, 404, `{"error":"Not found"}`)
+		h.admin(t, "POST", h.path+"/"+etag+"/restore", "").want(t, 404, `{"error":"Not found"}`)
+	}
+	// Another tenant's history is not found here.
+	h.admin(t, "GET", "/"+newTenant(t, 1)+"/admin/config/history/"+h.etags[30], "").want(t, 404, "")
+}
+
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	h := newSavedConfigs(t)
 	t.Run("restored", func(t *testing.T) {
-		restored := s.admin(t, "POST", path+"/"+etags[15]+"/restore", "")
+		restored := h.admin(t, "POST", h.path+"/"+h.etags[15]+"/restore", "")
 		restored.want(t, 200, `{"success":true}`)
-		restored.wantHeader(t, "ETag", `"`+etags[15]+`"`)
-		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":`+config(15)+`}`)
-		if versions := s.history(t, id); len(versions) != 20 || versions[0].ETag != etags[15] || versions[1].ETag != etags[30] {
+		restored.wantHeader(t, "ETag", `"`+h.etags[15]+`"`)
+		h.admin(t, "GET", "/"+h.tenant+"/admin/config", "").want(t, 200, `{"config":`+h.config(15)+`}`)
+		if versions := h.history(t, h.tenant); len(versions) != 20 || versions[0].ETag != h.etags[15] || versions[1].ETag != h.etags[30] {
 			t.Errorf("the history is %+v", versions[:2])
 		}
 	})
 	t.Run("saving the same config again is no version, and pushes none out", func(t *testing.T) {
 		for range 25 {
-			s.admin(t, "POST", path+"/"+etags[15]+"/restore", "").want(t, 200, "")
-			s.putConfig(t, id, config(15)).want(t, 200, "")
+			h.admin(t, "POST", h.path+"/"+h.etags[15]+"/restore", "").want(t, 200, "")
+			h.putConfig(t, h.tenant, h.config(15)).want(t, 200, "")
 		}
-		if versions := s.history(t, id); len(versions) != 20 || versions[1].ETag != etags[30] {
+		if versions := h.history(t, h.tenant); len(versions) != 20 || versions[1].ETag != h.etags[30] {
 			t.Errorf("the history is %+v", versions[:2])
 		}
 	})
 	t.Run("restoring is conditional, and held to the rules", func(t *testing.T) {
-		s.admin(t, "POST", path+"/"+etags[30]+"/restore", "", `If-Match: "x"`).want(t, 412, "")
+		h.admin(t, "POST", h.path+"/"+h.etags[30]+"/restore", "", `If-Match: "x"`).want(t, 412, "")
 		broken := strings.Repeat("a", 40)
-		testRedis.Do(t, "SET", "tenant:"+id+":config", `{}`)
-		testRedis.Do(t, "LSET", "{tenant:"+id+":config}:history", 3, broken+" 2026-01-02T03:04:05.678Z operator")
-		testRedis.Do(t, "HSET", "{tenant:"+id+":config}:versions", broken, `{"caching":7}`)
-		s.wantConfig(t, id, `{}`)
-		s.admin(t, "POST", path+"/"+broken+"/restore", "").want(t, 400, `{"error":"Invalid config: caching must be an object"}`)
-		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":{}}`)
+		testRedis.Do(t, "SET", "tenant:"+h.tenant+":config", `{}`)
+		testRedis.Do(t, "LSET", "{tenant:"+h.tenant+":config}:history", 3, broken+" 2026-01-02T03:04:05.678Z operator")
+		testRedis.Do(t, "HSET", "{tenant:"+h.tenant+":config}:versions", broken, `{"caching":7}`)
+		h.wantConfig(t, h.tenant, `{}`)
+		h.admin(t, "POST", h.path+"/"+broken+"/restore", "").want(t, 400, `{"error":"Invalid config: caching must be an object"}`)
+		h.admin(t, "GET", "/"+h.tenant+"/admin/config", "").want(t, 200, `{"config":{}}`)
 	})
 }
 
@@ -479,6 +502,7 @@ func TestBrokenConfigIsRepaired(t *testing.T) {
 
 // No secret of a config is shown, except by the routes that respond with the config.
 func TestConfigSecrets(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenantID()
 	const config = `{"auth":{"x":{"client_secret":"S3CRET"}},"user_groups":{"anonymous":{"tokens":5}}}`
@@ -508,6 +532,7 @@ func TestConfigSecrets(t *testing.T) {
 
 // Deleting a tenant whose config was deleted straight in Redis leaves nothing of it behind.
 func TestDeleteRemains(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 1)
 	s.putConfig(t, id, `{}`).want(t, 200, "")
@@ -520,6 +545,7 @@ func TestDeleteRemains(t *testing.T) {
 }
 
 func TestIssueKey(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	longest := strings.Repeat("ü", 32) // 64 bytes
 	id := newTenantIn(t, testRedis, `{"user_groups":{"pro":{"tokens":5},"a\u0000 \"ü":{"tokens":6}," ":{},"`+longest+`":{"tokens":7}}}`)
@@ -544,77 +570,19 @@ func TestIssueKey(t *testing.T) {
 	}
 }
 
+// An admin sees of a key what its holder sees. Nobody else reaches it, and once it is revoked nobody at all.
 func TestKeyAdministration(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s := services[0]
 	id, other := newTenant(t, 100), newTenant(t, 100)
 	key := s.issue(t, id, `"userId":"u","group":"pro","expiresIn":1000`)
 	path := "/admin/keys/" + key
-	admin := func(t *testing.T, method, tenant, body string) reply {
-		t.Helper()
-		return s.admin(t, method, "/"+tenant+path, body)
-	}
-	expires := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key)
 
 	t.Run("an admin sees what the holder sees", func(t *testing.T) {
 		own := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
-		admin(t, "GET", id, "").want(t, 200, strings.TrimSpace(own.body))
+		s.admin(t, "GET", "/"+id+path, "").want(t, 200, strings.TrimSpace(own.body))
 	})
-
-	for _, step := range []struct {
-		body, group string
-		left        int
-	}{
-		{`{"tokens":10,"group":"pro"}`, "pro", 10},
-		{`{"addTokens":5}`, "pro", 15},
-		{`{"addTokens":-15,"group":"anonymous"}`, "anonymous", 0},
-		{`{"addTokens":0}`, "anonymous", 0},
-		{`{"addTokens":9007199254740991}`, "anonymous", maxAmount},
-		{`{}`, "anonymous", maxAmount},
-		{`{"group":"pro"}`, "pro", maxAmount},
-	} {
-		t.Run("PATCH "+step.body, func(t *testing.T) {
-			got := admin(t, "PATCH", id, step.body)
-			got.want(t, 200, "")
-			begin, end := fmt.Sprintf(`{"userId":"u","group":"%s",`, step.group), fmt.Sprintf(`"tokensLeft":%d}`+"\n", step.left)
-			if !strings.HasPrefix(got.body, begin) || !strings.HasSuffix(got.body, end) {
-				t.Errorf("got %s", got.body)
-			}
-			admin(t, "GET", id, "").want(t, 200, strings.TrimSpace(got.body))
-		})
-	}
-
-	t.Run("a change that is refused changes nothing", func(t *testing.T) {
-		const balance = "addTokens must leave a balance from 0 to 9007199254740991"
-		admin(t, "PATCH", id, `{"addTokens":1}`).wantError(t, 400, balance)
-		admin(t, "PATCH", id, `{"tokens":5}`).want(t, 200, "")
-		const both = "addTokens and tokens must not be given together"
-		for _, test := range []struct{ body, want string }{
-			{`{"addTokens":-6,"group":"anonymous"}`, balance},
-			{`{"tokens":1,"addTokens":1}`, both},
-			{`{"tokens":-1}`, "tokens must be a whole number ≥ 0"},
-			{`{"tokens":1.5}`, "tokens must be a whole number ≥ 0"},
-			{`{"tokens":null}`, "tokens must be a whole number ≥ 0"},
-			{`{"addTokens":"1"}`, "addTokens must be a whole number ≥ -9007199254740991"},
-			{`{"addTokens":9007199254740992}`, "addTokens must be a whole number from -9007199254740991 to 9007199254740991"},
-			{`{"group":"nobody"}`, `group must be one of the tenant's user_groups: "anonymous", "pro"`},
-			{`{"group":null}`, "group must be a string"},
-			{`{"userId":"x"}`, "userId is not a known member"},
-			{`{"tokens":1,"tokens":1}`, "tokens is duplicated"},
-			{``, "Invalid JSON: unexpected end of JSON input at byte 0"},
-		} {
-			admin(t, "PATCH", id, test.body).wantError(t, 400, test.want)
-		}
-		if got := testRedis.String(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 5 || got != "pro" {
-			t.Errorf("%d tokens, group %s", tokensLeft(t, key), got)
-		}
-	})
-	t.Run("no change moves the expiry", func(t *testing.T) {
-		if got := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key); got != expires {
-			t.Errorf("the key expires at %d, before the changes at %d", got, expires)
-		}
-	})
-
 	t.Run("not found: another tenant's key, none, and what cannot be one", func(t *testing.T) {
 		before := testRedis.String(t, "DUMP", "apiKey:"+key)
 		for _, test := range []struct{ tenant, path string }{
@@ -635,11 +603,10 @@ func TestKeyAdministration(t *testing.T) {
 			s.admin(t, method, "/"+id+"x"+path, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 		}
 	})
-
 	t.Run("revoked, it is dead for every process, and nothing of its rate is left", func(t *testing.T) {
 		testRedis.Do(t, "RPUSH", "{apiKey:"+key+"}:rate", 1)
 		services[1].consume(t, id, key, "").want(t, 200, "")
-		gone := admin(t, "DELETE", id, "")
+		gone := s.admin(t, "DELETE", "/"+id+path, "")
 		gone.want(t, 204, "")
 		if gone.body != "" {
 			t.Errorf("204 with a body: %q", gone.body)
@@ -651,118 +618,148 @@ func TestKeyAdministration(t *testing.T) {
 		if n := testRedis.Int(t, "EXISTS", "apiKey:"+key, "{apiKey:"+key+"}:rate"); n != 0 {
 			t.Error("something of a revoked key is left")
 		}
-		admin(t, "DELETE", id, "").want(t, 404, "")
+		s.admin(t, "DELETE", "/"+id+path, "").want(t, 404, "")
 	})
+}
+
+// An admin changes a key's balance and group, all that a request asks for or nothing. No change moves its expiry.
+func TestUpdateKey(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenant(t, 100)
+	key := s.issue(t, id, `"userId":"u","group":"pro","expiresIn":1000`)
+	path := "/" + id + "/admin/keys/" + key
+	expires := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key)
+	for _, step := range []struct {
+		body, group string
+		left        int
+	}{
+		{`{"tokens":10,"group":"pro"}`, "pro", 10},
+		{`{"addTokens":5}`, "pro", 15},
+		{`{"addTokens":-15,"group":"anonymous"}`, "anonymous", 0},
+		{`{"addTokens":0}`, "anonymous", 0},
+		{`{"addTokens":9007199254740991}`, "anonymous", maxAmount},
+		{`{}`, "anonymous", maxAmount},
+		{`{"group":"pro"}`, "pro", maxAmount},
+	} {
+		t.Run("PATCH "+step.body, func(t *testing.T) {
+			got := s.admin(t, "PATCH", path, step.body)
+			got.want(t, 200, "")
+			begin, end := fmt.Sprintf(`{"userId":"u","group":"%s",`, step.group), fmt.Sprintf(`"tokensLeft":%d}`+"\n", step.left)
+			if !strings.HasPrefix(got.body, begin) || !strings.HasSuffix(got.body, end) {
+				t.Errorf("got %s", got.body)
+			}
+			s.admin(t, "GET", path, "").want(t, 200, strings.TrimSpace(got.body))
+		})
+	}
+	t.Run("a change that is refused changes nothing", func(t *testing.T) {
+		const balance = "addTokens must leave a balance from 0 to 9007199254740991"
+		s.admin(t, "PATCH", path, `{"addTokens":1}`).wantError(t, 400, balance)
+		s.admin(t, "PATCH", path, `{"tokens":5}`).want(t, 200, "")
+		const both = "addTokens and tokens must not be given together"
+		for _, test := range []struct{ body, want string }{
+			{`{"addTokens":-6,"group":"anonymous"}`, balance},
+			{`{"tokens":1,"addTokens":1}`, both},
+			{`{"tokens":-1}`, "tokens must be a whole number ≥ 0"},
+			{`{"tokens":1.5}`, "tokens must be a whole number ≥ 0"},
+			{`{"tokens":null}`, "tokens must be a whole number ≥ 0"},
+			{`{"addTokens":"1"}`, "addTokens must be a whole number ≥ -9007199254740991"},
+			{`{"addTokens":9007199254740992}`, "addTokens must be a whole number from -9007199254740991 to 9007199254740991"},
+			{`{"group":"nobody"}`, `group must be one of the tenant's user_groups: "anonymous", "pro"`},
+			{`{"group":null}`, "group must be a string"},
+			{`{"userId":"x"}`, "userId is not a known member"},
+			{`{"tokens":1,"tokens":1}`, "tokens is duplicated"},
+			{``, "Invalid JSON: unexpected end of JSON input at byte 0"},
+		} {
+			s.admin(t, "PATCH", path, test.body).wantError(t, 400, test.want)
+		}
+		if got := testRedis.String(t, "HGET", "apiKey:"+key, "group"); tokensLeft(t, key) != 5 || got != "pro" {
+			t.Errorf("%d tokens, group %s", tokensLeft(t, key), got)
+		}
+	})
+	t.Run("no change moves the expiry", func(t *testing.T) {
+		if got := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+key); got != expires {
+			t.Errorf("the key expires at %d, before the changes at %d", got, expires)
+		}
+	})
+}
+
+// adminRoute is a request of a tenant's admin, and the status of its response if the token is right.
+type adminRoute struct {
+	pattern, path, body string
+	status              int
+}
+
+func (r adminRoute) method() string {
+	method, _, _ := strings.Cut(r.pattern, " ")
+	return method
+}
+
+// adminRoutes are all routes for a tenant's admins. The last one deletes their tokens.
+func adminRoutes(key, second, etag string) []adminRoute {
+	const config = `{"config":{"user_groups":{"anonymous":{"tokens":10}}}}`
+	return []adminRoute{
+		{"GET /admin/config", "/admin/config", "", 200},
+		{"PUT /admin/config", "/admin/config", config, 200},
+		{"GET /admin/config/history", "/admin/config/history", "", 200},
+		{"GET /admin/config/history/{etag}", "/admin/config/history/" + etag, "", 200},
+		{"POST /admin/config/history/{etag}/restore", "/admin/config/history/" + etag + "/restore", "", 200},
+		{"POST /admin/keys", "/admin/keys", `{"userId":"u","group":"anonymous"}`, 201},
+		{"GET /admin/keys", "/admin/keys?userId=u", "", 200},
+		{"GET /admin/keys/{apiKey}", "/admin/keys/" + key, "", 200},
+		{"PATCH /admin/keys/{apiKey}", "/admin/keys/" + key, `{"tokens":3}`, 200},
+		{"DELETE /admin/keys/{apiKey}", "/admin/keys/" + key, "", 204},
+		{"POST /admin/keys/{apiKey}/rotate", "/admin/keys/" + second + "/rotate", "", 200},
+		{"GET /admin/usage", "/admin/usage?from=2026-11-25&to=2026-11-25", "", 200},
+		{"POST /admin/tokens", "/admin/tokens", "", 201},
+		{"DELETE /admin/tokens", "/admin/tokens", "", 204},
+	}
+}
+
+func TestAdminRoutesAreAll(t *testing.T) {
+	var want []string
+	for _, route := range new(server).routes() {
+		if method, path, ok := strings.Cut(route.pattern, "/{tenantId}/admin/"); ok {
+			want = append(want, method+"/admin/"+path)
+		}
+	}
+	var got []string
+	for _, route := range adminRoutes(someKey, someKey, "a") {
+		got = append(got, route.pattern)
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
 }
 
 // A tenant's admin token opens that tenant's admin routes and nothing else.
 func TestTenantAdmins(t *testing.T) {
+	t.Parallel()
 	s, other := newService(t), newService(t)
 	ids := []string{newTenant(t, 10), newTenant(t, 10)}
 	tokens := []string{s.newAdminToken(t, ids[0]), s.newAdminToken(t, ids[1])}
-	t.Run("kept as its SHA-256, with the time of its creation", func(t *testing.T) {
-		for i, id := range ids {
-			if !regexp.MustCompile(`^adm_` + uuidPattern + `$`).MatchString(tokens[i]) {
-				t.Errorf("the token is %q", tokens[i])
-			}
-			kept := "{tenant:" + id + ":config}:adminTokens"
-			if n := testRedis.Int(t, "HLEN", kept); n != 1 {
-				t.Errorf("%d tokens are kept", n)
-			}
-			at := testRedis.String(t, "HGET", kept, tokenHash(tokens[i]))
-			if _, err := time.Parse(timeLayout, at); err != nil {
-				t.Errorf("it was created at %q", at)
-			}
+	for i, id := range ids { // kept is its SHA-256, with the time of its creation
+		if !regexp.MustCompile(`^adm_` + uuidPattern + `$`).MatchString(tokens[i]) {
+			t.Errorf("the token is %q", tokens[i])
 		}
-	})
-
-	const config = `{"config":{"user_groups":{"anonymous":{"tokens":10}}}}`
-	etag := bare(s.admin(t, "PUT", "/"+ids[0]+"/admin/config", config).etag(t))
-	key, second := s.login(t, ids[0]), s.login(t, ids[0])
-	const oneDay = "?from=2026-11-25&to=2026-11-25"
-	routes := []struct {
-		method, path, body string
-		status             int
-	}{
-		{"GET", "/admin/config", "", 200},
-		{"PUT", "/admin/config", config, 200},
-		{"GET", "/admin/config/history", "", 200},
-		{"GET", "/admin/config/history/" + etag, "", 200},
-		{"POST", "/admin/config/history/" + etag + "/restore", "", 200},
-		{"POST", "/admin/keys", `{"userId":"u","group":"anonymous"}`, 201},
-		{"GET", "/admin/keys?userId=u", "", 200},
-		{"GET", "/admin/keys/" + key, "", 200},
-		{"PATCH", "/admin/keys/" + key, `{"tokens":3}`, 200},
-		{"DELETE", "/admin/keys/" + key, "", 204},
-		{"POST", "/admin/keys/" + second + "/rotate", "", 200},
-		{"GET", "/admin/usage" + oneDay, "", 200},
-		{"POST", "/admin/tokens", "", 201},
-		{"DELETE", "/admin/tokens", "", 204},
+		kept := "{tenant:" + id + ":config}:adminTokens"
+		if n := testRedis.Int(t, "HLEN", kept); n != 1 {
+			t.Errorf("%d tokens are kept", n)
+		}
+		at := testRedis.String(t, "HGET", kept, tokenHash(tokens[i]))
+		if _, err := time.Parse(timeLayout, at); err != nil {
+			t.Errorf("it was created at %q", at)
+		}
 	}
-	t.Run("every admin route of a tenant is tested here", func(t *testing.T) {
-		for _, route := range new(server).routes() {
-			tested := slices.ContainsFunc(routes, func(tested struct {
-				method, path, body string
-				status             int
-			}) bool {
-				path := strings.NewReplacer(key, "{apiKey}", second, "{apiKey}", etag, "{etag}", "?userId=u", "", oneDay, "").
-					Replace(tested.path)
-				return route.pattern == tested.method+" /{tenantId}"+path
-			})
-			if strings.Contains(route.pattern, "/{tenantId}/admin/") && !tested {
-				t.Errorf("%s is not", route.pattern)
-			}
-		}
-	})
+	etag := bare(s.putConfig(t, ids[0], `{"user_groups":{"anonymous":{"tokens":10}}}`).etag(t))
+	key := s.login(t, ids[0])
 	other.do(t, "GET", "/"+ids[0]+"/admin/config", "", bearer(tokens[0])).want(t, 200, "")
 
-	dump := func() (all string) {
-		config := "tenant:" + ids[0] + ":config"
-		for _, key := range []string{config, "{" + config + "}:history", "{" + config + "}:adminTokens", "apiKey:" + key} {
-			all += testRedis.String(t, "DUMP", key)
-		}
-		return all
-	}
-	before := dump()
-	t.Run("no other token opens them", func(t *testing.T) {
-		for _, wrong := range []string{
-			tokens[1], key, someKey, "adm_" + someKey[5:], tokens[0] + "x", strings.ToUpper(tokens[0]), tokens[0][4:], "adm_",
-		} {
-			for _, route := range routes {
-				got := s.do(t, route.method, "/"+ids[0]+route.path, route.body, bearer(wrong))
-				got.want(t, 401, `{"error":"Unauthorized"}`)
-				got.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
-			}
-		}
-	})
-	t.Run("it opens no other tenant's, nor those of the tenant default", func(t *testing.T) {
-		for _, tenant := range []string{"", "/nobody", "/" + ids[1], "/a:b", "/%00"} {
-			for _, route := range routes {
-				s.do(t, route.method, tenant+route.path, route.body, bearer(tokens[0])).want(t, 401, `{"error":"Unauthorized"}`)
-			}
-		}
-	})
-	t.Run("it opens no route of the operator", func(t *testing.T) {
-		for _, route := range []request{
-			{method: "GET", path: "/admin/tenants"},
-			{method: "POST", path: "/admin/tenants", body: `{"tenantId":"mine","config":{}}`},
-			{method: "DELETE", path: "/admin/tenants/" + ids[0]},
-		} {
-			s.do(t, route.method, route.path, route.body, bearer(tokens[0])).want(t, 401, `{"error":"Unauthorized"}`)
-			s.do(t, route.method, route.path, route.body).want(t, 401, `{"error":"Unauthorized"}`)
-		}
-	})
-	t.Run("it opens no public route", func(t *testing.T) {
-		s.do(t, "GET", "/"+ids[0]+"/auth/key", "", bearer(tokens[0])).want(t, 401, "")
-		s.do(t, "GET", "/"+ids[0]+"/auth/verify", "", bearer(tokens[0])).want(t, 401, "")
-		s.consume(t, ids[0], tokens[0], "").want(t, 401, "")
-	})
-	if dump() != before {
-		t.Error("somebody without the right token has changed something")
-	}
 	t.Run("it opens its own tenant's", func(t *testing.T) {
-		for _, route := range routes {
-			s.do(t, route.method, "/"+ids[0]+route.path, route.body, bearer(tokens[0])).want(t, route.status, "")
+		for _, route := range adminRoutes(key, s.login(t, ids[0]), etag) {
+			s.do(t, route.method(), "/"+ids[0]+route.path, route.body, bearer(tokens[0])).want(t, route.status, "")
 		}
 	})
 	t.Run("deleting the tokens ends all of them, for every process, and of this tenant alone", func(t *testing.T) {
@@ -778,8 +775,69 @@ func TestTenantAdmins(t *testing.T) {
 	}
 }
 
+// Nobody without the right token opens an admin route, and nobody changes anything by trying.
+func TestTenantAdminsElsewhere(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id, another := newTenant(t, 10), newTenant(t, 10)
+	token, anothers := s.newAdminToken(t, id), s.newAdminToken(t, another)
+	etag := bare(s.putConfig(t, id, `{"user_groups":{"anonymous":{"tokens":10}}}`).etag(t))
+	key := s.login(t, id)
+	routes := adminRoutes(key, s.login(t, id), etag)
+	dump := func() (all string) {
+		config := "tenant:" + id + ":config"
+		for _, key := range []string{config, "{" + config + "}:history", "{" + config + "}:adminTokens", "apiKey:" + key} {
+			all += testRedis.String(t, "DUMP", key)
+		}
+		return all
+	}
+	before := dump()
+	t.Run("no other token opens them", func(t *testing.T) {
+		for _, wrong := range []string{
+			anothers, key, someKey, "adm_" + someKey[5:], token + "x", strings.ToUpper(token), token[4:], "adm_",
+		} {
+			for _, route := range routes {
+				got := s.do(t, route.method(), "/"+id+route.path, route.body, bearer(wrong))
+				got.want(t, 401, `{"error":"Unauthorized"}`)
+				got.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
+			}
+		}
+	})
+	t.Run("it opens no other tenant's, nor those of the tenant default", func(t *testing.T) {
+		for _, tenant := range []string{"", "/nobody", "/" + another, "/a:b", "/%00"} {
+			for _, route := range routes {
+				s.do(t, route.method(), tenant+route.path, route.body, bearer(token)).want(t, 401, `{"error":"Unauthorized"}`)
+			}
+		}
+	})
+	t.Run("it opens no route of the operator", func(t *testing.T) {
+		for _, route := range []request{
+			{method: "GET", path: "/admin/tenants"},
+			{method: "POST", path: "/admin/tenants", body: `{"tenantId":"mine","config":{}}`},
+			{method: "DELETE", path: "/admin/tenants/" + id},
+		} {
+			s.do(t, route.method, route.path, route.body, bearer(token)).want(t, 401, `{"error":"Unauthorized"}`)
+			s.do(t, route.method, route.path, route.body).want(t, 401, `{"error":"Unauthorized"}`)
+		}
+	})
+	t.Run("it opens no public route", func(t *testing.T) {
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(token)).want(t, 401, "")
+		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(token)).want(t, 401, "")
+		s.consume(t, id, token, "").want(t, 401, "")
+	})
+	if dump() != before {
+		t.Error("somebody without the right token has changed something")
+	}
+	for _, secret := range []string{token, anothers, testAdminToken, key} {
+		if s.log.Count(secret) > 0 {
+			t.Errorf("a secret is in the log:\n%s", s.log)
+		}
+	}
+}
+
 // A token that is revoked while its request's body is on its way changes nothing, whoever owns the tenant by then.
 func TestRevokedMeanwhile(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s := services[0]
 	for _, test := range []struct {
@@ -855,6 +913,7 @@ func TestRevocationRace(t *testing.T) {
 
 // Each change that an admin makes is one line of the log: who, of which tenant, what; never a key, a token or a value.
 func TestAuditLog(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenantID()
 	const config = `{"user_groups":{"pro":{"tokens":5}},"secret":"S3CRET"}`

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
@@ -113,7 +114,7 @@ func workloads(b *testing.B, s *service, r *redistest.Server) []workload {
 
 // cachedWorkload returns the request to the gateway whose response is cached.
 func cachedWorkload(b *testing.B, s *service, r *redistest.Server) workload {
-	p := newProvider(b)
+	p := providertest.New(b)
 	tenant := newTenantIn(b, r, cachedConfig(maxAmount, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(b, tenant)}
 	const body = `{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"Hello!"}]}`

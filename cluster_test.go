@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -15,10 +16,31 @@ import (
 
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
+
+	"github.com/gomodule/redigo/redis"
 )
 
-// Every script and command works on keys of every master, and in a steady state nothing is redirected.
+// The tests that share a cluster run one after the other, beside all others.
 func TestCluster(t *testing.T) {
+	t.Parallel()
+	t.Run("commands", testClusterCommands)
+	t.Run("login limit", testClusterLoginLimit)
+	t.Run("usage", testUsageInCluster)
+	t.Run("response cache", testCacheInCluster)
+	t.Run("topologies", testRedisTopologies)
+	t.Run("script flush", testClusterScriptFlush)
+	t.Run("half-moved slot", testClusterHalfMovedSlot)
+	t.Run("resharding", testClusterResharding)
+	t.Run("config freshness", testClusterConfigFreshness)
+	t.Run("planned failover", testClusterPlannedFailover)
+	t.Run("killed master", testClusterKilledMaster)
+	t.Run("dead shard", testClusterDeadShard)
+	t.Run("frozen master", testClusterFrozenMaster)
+	t.Run("nodes", testClusterNodes)
+}
+
+// Every script and command works on keys of every master, and in a steady state nothing is redirected.
+func testClusterCommands(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=100000")
 	s := services[0]
@@ -65,7 +87,7 @@ func TestCluster(t *testing.T) {
 }
 
 // The login limit of an address holds in a cluster, where it takes two steps.
-func TestClusterLoginLimit(t *testing.T) {
+func testClusterLoginLimit(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=20")
 	conn := c.Conn()
@@ -117,10 +139,40 @@ func (l *ledger) stop(t testing.TB) (acknowledged, taken, failed int) {
 	return all.of("", 200).sum(), taken, len(all.of("", 503))
 }
 
+// wantExact ends the load and checks that each charge was taken once, at least that many, and that none failed.
+func (l *ledger) wantExact(t testing.TB, least int) {
+	t.Helper()
+	acknowledged, taken, failed := l.stop(t)
+	if acknowledged != taken || failed > 0 || acknowledged < least {
+		t.Errorf("%d charges were acknowledged and %d taken; %d requests were 503", acknowledged, taken, failed)
+	}
+}
+
+// wantNoneTwice ends the load and checks that no more was taken than was acknowledged.
+func (l *ledger) wantNoneTwice(t testing.TB) {
+	t.Helper()
+	acknowledged, taken, failed := l.stop(t)
+	if taken > acknowledged {
+		t.Errorf("%d charges were acknowledged and %d taken", acknowledged, taken)
+	}
+	t.Logf("%d acknowledged, %d lost, %d requests were 503", acknowledged, acknowledged-taken, failed)
+}
+
+// wantMaster waits until a replica has become a master.
+func wantMaster(t testing.TB, replica *redistest.Server) {
+	t.Helper()
+	redistest.Eventually(t, 20*time.Second, func() error {
+		if !replica.IsMaster(t) {
+			return errors.New("the replica is not a master")
+		}
+		return nil
+	})
+}
+
 const ledgerConfig = `{"user_groups":{"anonymous":{"tokens":50},"pro":{"tokens":5000,"rate_limit":100000,"rate_limit_window":1}}}`
 
 // Slots may be moved while their keys are charged: each charge is taken once, and none fails.
-func TestClusterResharding(t *testing.T) {
+func testClusterResharding(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL())
@@ -137,17 +189,14 @@ func TestClusterResharding(t *testing.T) {
 	c.MoveSlots(t, from, to, slots)
 	c.MoveSlots(t, to, from, slots)
 	l.running.more(t, 500)
-	acknowledged, taken, failed := l.stop(t)
-	if acknowledged != taken || failed > 0 || acknowledged < 1000 {
-		t.Errorf("%d charges were acknowledged and %d taken; %d requests were 503", acknowledged, taken, failed)
-	}
+	l.wantExact(t, 1000)
 	if n := services[0].sample(t, `redis_redirects_total{kind="ask"}`) + services[0].sample(t, `redis_redirects_total{kind="moved"}`); n < 10 {
 		t.Errorf("%v redirects prove little", n)
 	}
 }
 
 // A command that is refused because its slot is half moved waits until it has been moved.
-func TestClusterHalfMovedSlot(t *testing.T) {
+func testClusterHalfMovedSlot(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	s := newService(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=1000")
 	tenant := newClusterTenant(t, s, ledgerConfig)
@@ -205,7 +254,7 @@ func TestClusterHalfMovedSlot(t *testing.T) {
 }
 
 // A planned failover loses no charge, and fails none.
-func TestClusterPlannedFailover(t *testing.T) {
+func testClusterPlannedFailover(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL())
@@ -215,23 +264,15 @@ func TestClusterPlannedFailover(t *testing.T) {
 		l.running.more(t, 200)
 		replica := c.ReplicaOf(t, c.MastersNow(t)[0])
 		replica.Do(t, "CLUSTER", "FAILOVER")
-		redistest.Eventually(t, 10*time.Second, func() error {
-			if !replica.IsMaster(t) {
-				return errors.New("the replica is not a master")
-			}
-			return nil
-		})
+		wantMaster(t, replica)
 		redistest.Eventually(t, 20*time.Second, c.Check)
 	}
 	l.running.more(t, 200)
-	acknowledged, taken, failed := l.stop(t)
-	if acknowledged != taken || failed > 0 {
-		t.Errorf("%d charges were acknowledged and %d taken; %d requests were 503", acknowledged, taken, failed)
-	}
+	l.wantExact(t, 800)
 }
 
 // When a master is killed, its replica takes over, nothing is charged twice, and the keys of others are served meanwhile.
-func TestClusterKilledMaster(t *testing.T) {
+func testClusterKilledMaster(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL())
@@ -244,26 +285,17 @@ func TestClusterKilledMaster(t *testing.T) {
 	replica := c.ReplicaOf(t, victim)
 	key := keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`)[victim.TCP][0]
 	victim.Kill()
-	redistest.Eventually(t, 20*time.Second, func() error {
-		if !replica.IsMaster(t) {
-			return errors.New("the replica is not a master")
-		}
-		return nil
-	})
+	wantMaster(t, replica)
 	promoted := time.Now()
 	redistest.Eventually(t, 2*time.Second+busy, func() error { return s.consume(t, tenant, key, "").is(200) })
 	t.Logf("served %s after the promotion", time.Since(promoted))
 	l.running.more(t, 200)
-	acknowledged, taken, failed := l.stop(t)
-	if taken > acknowledged {
-		t.Errorf("%d charges were acknowledged and %d taken", acknowledged, taken)
-	}
-	t.Logf("%d acknowledged, %d lost, %d requests were 503", acknowledged, acknowledged-taken, failed)
+	l.wantNoneTwice(t)
 }
 
 // A master that is down without a replica takes down neither the keys of others nor the service, and a tenant whose
 // config it has goes on with the cached one.
-func TestClusterDeadShard(t *testing.T) {
+func testClusterDeadShard(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	s := newService(t, "REDIS_URL="+c.URL())
@@ -307,7 +339,7 @@ func TestClusterDeadShard(t *testing.T) {
 }
 
 // A master that is frozen and comes back after its replica was promoted neither loses nor repeats what was acknowledged.
-func TestClusterFrozenMaster(t *testing.T) {
+func testClusterFrozenMaster(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL())
@@ -316,21 +348,14 @@ func TestClusterFrozenMaster(t *testing.T) {
 	victim := c.MastersNow(t)[1]
 	replica := c.ReplicaOf(t, victim)
 	victim.Signal(t, syscall.SIGSTOP)
-	redistest.Eventually(t, 20*time.Second, func() error {
-		if !replica.IsMaster(t) {
-			return errors.New("the replica is not a master")
-		}
-		return nil
-	})
+	wantMaster(t, replica)
 	victim.Signal(t, syscall.SIGCONT)
 	l.running.more(t, 500)
-	if acknowledged, taken, _ := l.stop(t); taken > acknowledged {
-		t.Errorf("%d charges were acknowledged and %d taken", acknowledged, taken)
-	}
+	l.wantNoneTwice(t)
 }
 
 // A node may be added and another one removed while their keys are charged. Afterwards nothing is sent to the latter.
-func TestClusterNodes(t *testing.T) {
+func testClusterNodes(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL())
@@ -375,14 +400,11 @@ func TestClusterNodes(t *testing.T) {
 	if after := s.log.String(); strings.Contains(strings.TrimPrefix(after, before), "unavailable") {
 		t.Errorf("log:\n%s", after)
 	}
-	acknowledged, taken, failed := l.stop(t)
-	if acknowledged != taken || failed > 0 {
-		t.Errorf("%d charges were acknowledged and %d taken; %d requests were 503", acknowledged, taken, failed)
-	}
+	l.wantExact(t, 1600)
 }
 
 // A config that another process has put is served within a second, while its slot moves too.
-func TestClusterConfigFreshness(t *testing.T) {
+func testClusterConfigFreshness(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL())
@@ -454,7 +476,7 @@ func TestClusterSameName(t *testing.T) {
 }
 
 // A script that one master has forgotten is loaded there again.
-func TestClusterScriptFlush(t *testing.T) {
+func testClusterScriptFlush(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	s := newService(t, "REDIS_URL="+c.URL())
 	tenant := newClusterTenant(t, s, ledgerConfig)
@@ -466,7 +488,7 @@ func TestClusterScriptFlush(t *testing.T) {
 }
 
 // The service says what to write into REDIS_URL if it is in another topology.
-func TestRedisTopologies(t *testing.T) {
+func testRedisTopologies(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	plain := redistest.New(t)
 	free, err := redistest.FreePort()
@@ -514,6 +536,7 @@ func TestRedisTopologies(t *testing.T) {
 // Nodes may be announced by names, which TLS verifies, or by addresses while the certificate has the seeds' name, or not
 // at all. Ports may be those of TLS alone.
 func TestClusterNames(t *testing.T) {
+	t.Parallel()
 	certFile, keyFile := newCertificate(t) // for localhost
 	announce := func(name string) []string {
 		return []string{"--cluster-announce-hostname", name, "--cluster-preferred-endpoint-type", "hostname"}
@@ -571,4 +594,57 @@ func TestClusterIPv6(t *testing.T) {
 	if up := s.sample(t, fmt.Sprintf(`redis_up{node="[::1]:%d"}`, n.Port)); up != 1 {
 		t.Errorf("redis_up is %v", up)
 	}
+}
+
+// newTenant creates a tenant in the cluster through the service.
+func newClusterTenant(t testing.TB, s *service, config string) string {
+	t.Helper()
+	id := newTenantID()
+	s.admin(t, "POST", "/admin/tenants", `{"tenantId":"`+id+`","config":`+config+`}`).want(t, 201, "")
+	return id
+}
+
+// keysOn returns API keys of a tenant, n of them on each master, by its address.
+func keysOn(t testing.TB, c *redistest.Cluster, s *service, tenant string, n int, members string) map[string][]string {
+	t.Helper()
+	masters := make(map[string]map[int]bool)
+	keys := make(map[string][]string)
+	for _, node := range c.Nodes {
+		if node.Alive() && node.IsMaster(t) {
+			slots := make(map[int]bool)
+			for _, slot := range node.Slots(t) {
+				slots[slot] = true
+			}
+			masters[node.TCP], keys[node.TCP] = slots, nil
+		}
+	}
+	complete := func() bool {
+		for _, some := range keys {
+			if len(some) < n {
+				return false
+			}
+		}
+		return true
+	}
+	for !complete() {
+		key := s.issue(t, tenant, members)
+		for address := range maps.Keys(masters) {
+			if masters[address][redisdb.Slot(apiKeyRedisKey(key))] && len(keys[address]) < n {
+				keys[address] = append(keys[address], key)
+			}
+		}
+	}
+	return keys
+}
+
+// balanceIn returns what is left of an API key, from its master.
+func balanceIn(t testing.TB, c *redistest.Cluster, key string) int {
+	t.Helper()
+	conn := c.Conn()
+	defer conn.Close()
+	n, err := redis.Int(conn.Do("HGET", apiKeyRedisKey(key), "tokensLeft"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 )
 
@@ -47,6 +48,7 @@ func readable(origin string) map[string]string {
 var unreadable = map[string]string{"Vary": "Origin"}
 
 func TestCORS(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := corsTenant(t, `["https://APP.example.com:443","http://localhost:3000"]`)
 	key, limited := s.login(t, tenant), s.issue(t, tenant, `"userId":"u","group":"limited"`)
@@ -120,6 +122,7 @@ func TestCORS(t *testing.T) {
 }
 
 func TestPreflights(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := corsTenant(t, `["`+page+`"]`)
 	const asksHeaders = "Access-Control-Request-Headers: authorization,content-type,idempotency-key"
@@ -199,6 +202,7 @@ func TestCORSConfig(t *testing.T) {
 
 // With preflight=pass a preflight needs no key, and nothing else gets by.
 func TestVerifyPreflight(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := newTenant(t, 5)
 	key := s.login(t, tenant)
@@ -267,9 +271,10 @@ func TestBrowserRoutes(t *testing.T) {
 
 // The gateway's routes are for browsers, too. What a provider says of origins is not for its clients'.
 func TestGatewayCORS(t *testing.T) {
-	p := newProvider(t)
-	p.each(func(received) conduct {
-		return conduct{header: []string{"Access-Control-Allow-Origin: *", "Access-Control-Expose-Headers: X-Other", "Vary: Cookie"}}
+	t.Parallel()
+	p := providertest.New(t)
+	p.Each(func(providertest.Request) providertest.Conduct {
+		return providertest.Conduct{Header: []string{"Access-Control-Allow-Origin: *", "Access-Control-Expose-Headers: X-Other", "Vary: Cookie"}}
 	})
 	config := textConfig(10_000, endpointJSON(p, "chat", chatPath, ""), endpointJSON(p, "claude", messagesPath, ""))
 	g := newService(t).gatewayTest(t, p, strings.Replace(config, "{", `{"cors":{"allowed_origins":["`+page+`"]},`, 1))

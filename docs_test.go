@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
 
@@ -37,15 +38,6 @@ func docFiles(t *testing.T) []string {
 	return append([]string{"README.md"}, files...)
 }
 
-func readDoc(t *testing.T, file string) string {
-	t.Helper()
-	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
-}
-
 // docBlock is a fenced block of a Markdown file.
 type docBlock struct {
 	line     int
@@ -56,7 +48,7 @@ type docBlock struct {
 func docBlocks(t *testing.T, file string) (blocks []docBlock) {
 	t.Helper()
 	open := false
-	for i, line := range strings.Split(readDoc(t, file), "\n") {
+	for i, line := range strings.Split(readFile(t, file), "\n") {
 		language, fence := strings.CutPrefix(line, "```")
 		switch {
 		case fence && !open:
@@ -178,9 +170,9 @@ func TestIntegrationRunScript(t *testing.T) {
 		signal        syscall.Signal
 		status        int
 	}{
-		{"SIGINT", "", syscall.SIGINT, 0},
-		{"SIGTERM", "", syscall.SIGTERM, 0},
-		{"SIGHUP", "", syscall.SIGHUP, 0}, // the terminal was closed
+		{"SIGINT", "127.0.0.1:0", syscall.SIGINT, 0},
+		{"SIGTERM", "127.0.0.1:0", syscall.SIGTERM, 0},
+		{"SIGHUP", "127.0.0.1:0", syscall.SIGHUP, 0}, // the terminal was closed
 		{"bad setting", "nonsense", 0, 2},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -191,22 +183,19 @@ func TestIntegrationRunScript(t *testing.T) {
 			dir := filepath.Join(".redis", fmt.Sprint(port))
 			defer os.RemoveAll(dir)
 			cmd := exec.Command("./run.sh")
-			address := test.address
-			if address == "" {
-				address = "127.0.0.1:0"
-			}
-			cmd.Env = append(os.Environ(), "ADDR="+address, fmt.Sprintf("REDIS_URL=redis://127.0.0.1:%d/3", port))
+			cmd.Env = append(os.Environ(), "ADDR="+test.address, fmt.Sprintf("REDIS_URL=redis://127.0.0.1:%d/3", port))
 			out := new(telemetrytest.Log)
 			cmd.Stdout, cmd.Stderr = out, out
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 			if test.signal != 0 {
-				for deadline := time.Now().Add(3 * time.Minute); !strings.Contains(out.String(), "[INFO] Listening on "); {
-					if time.Sleep(10 * time.Millisecond); time.Now().After(deadline) {
-						t.Fatalf("it does not listen:\n%s", out)
+				redistest.Eventually(t, 3*time.Minute, func() error {
+					if out.Count("[INFO] Listening on ") == 0 {
+						return fmt.Errorf("it does not listen:\n%s", out)
 					}
-				}
+					return nil
+				})
 				_ = cmd.Process.Signal(test.signal)
 			}
 			_ = cmd.Wait()
@@ -228,7 +217,7 @@ const docStart = "ADMIN_TOKEN=change-me-please make run"
 
 // Every command in the README and in docs prints what they say.
 func TestIntegrationDocs(t *testing.T) {
-	if !strings.Contains(readDoc(t, "README.md"), "```sh\n"+docStart+"\n```") {
+	if !strings.Contains(readFile(t, "README.md"), "```sh\n"+docStart+"\n```") {
 		t.Fatalf("the README does not begin with %s", docStart)
 	}
 	for _, file := range docFiles(t) {
@@ -237,8 +226,8 @@ func TestIntegrationDocs(t *testing.T) {
 			continue
 		}
 		t.Run(file, func(t *testing.T) {
-			s, p := startDocService(t, docStart), newProvider(t)
-			p.on("", conduct{content: "Hello! How can I help you?", input: 9, output: 10})
+			s, p := startDocService(t, docStart), providertest.New(t)
+			p.On("", providertest.Conduct{Content: "Hello! How can I help you?", Input: 9, Output: 10})
 			for i, got := range s.runDoc(t, commands, p) {
 				want := commands[i].output
 				if !docPattern(want).MatchString(normalizeDoc(got)) {
@@ -251,7 +240,7 @@ func TestIntegrationDocs(t *testing.T) {
 
 // runDoc runs the commands in one shell, in an empty directory, and returns what each of them prints. The stand-in p is
 // in the place of the providers that they name.
-func (s docService) runDoc(t *testing.T, commands []docCommand, p *provider) []string {
+func (s docService) runDoc(t *testing.T, commands []docCommand, p *providertest.Provider) []string {
 	t.Helper()
 	const end = "\x1e\n"
 	var script strings.Builder
@@ -261,7 +250,7 @@ func (s docService) runDoc(t *testing.T, commands []docCommand, p *provider) []s
 	text := strings.NewReplacer(
 		"localhost:8080", s.address,
 		"redis-cli ", fmt.Sprintf("redis-cli -p %d ", s.redisPort),
-		"https://api.openai.com", p.url, "https://api.anthropic.com", p.url,
+		"https://api.openai.com", p.URL, "https://api.anthropic.com", p.URL,
 	).Replace(script.String())
 	bin, err := filepath.Abs(".bin")
 	if err != nil {
@@ -272,7 +261,7 @@ func (s docService) runDoc(t *testing.T, commands []docCommand, p *provider) []s
 	cmd := exec.CommandContext(ctx, "sh")
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"),
-		"OPENAI_API_KEY="+providerKey, "ANTHROPIC_API_KEY="+providerKey)
+		"OPENAI_API_KEY="+providertest.Key, "ANTHROPIC_API_KEY="+providertest.Key)
 	cmd.Stdin = strings.NewReader(text)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -321,7 +310,7 @@ func docPattern(output string) *regexp.Regexp {
 }
 
 func TestIntegrationReadmeLength(t *testing.T) {
-	if n := strings.Count(readDoc(t, "README.md"), "\n"); n > maxReadmeLines {
+	if n := strings.Count(readFile(t, "README.md"), "\n"); n > maxReadmeLines {
 		t.Errorf("README.md has %d lines, want %d at most", n, maxReadmeLines)
 	}
 }
@@ -336,7 +325,7 @@ var (
 func TestIntegrationDocsLinks(t *testing.T) {
 	links := 0
 	for _, file := range docFiles(t) {
-		for _, match := range docLink.FindAllStringSubmatch(readDoc(t, file), -1) {
+		for _, match := range docLink.FindAllStringSubmatch(readFile(t, file), -1) {
 			target, heading, _ := strings.Cut(match[1], "#")
 			if strings.Contains(target, "://") {
 				continue
@@ -372,9 +361,9 @@ func headingSlugs(text string) (slugs []string) {
 
 // The line for Redis's ACL in docs has the rules of redis.acl.
 func TestIntegrationDocsACL(t *testing.T) {
-	rules := strings.Fields(readDoc(t, "redis.acl"))
+	rules := strings.Fields(readFile(t, "redis.acl"))
 	var found []string
-	for line := range strings.Lines(readDoc(t, "docs/operations.md")) {
+	for line := range strings.Lines(readFile(t, "docs/operations.md")) {
 		if rest, ok := strings.CutPrefix(line, "user tollgate on >PASSWORD "); ok {
 			found = append(found, rest)
 		}
@@ -387,7 +376,7 @@ func TestIntegrationDocsACL(t *testing.T) {
 // The command that docker-compose.yml gives to the image of Redis starts a server with the user of redis.acl. The
 // image's entrypoint is not here; it runs its arguments.
 func TestIntegrationComposeRedis(t *testing.T) {
-	compose := readDoc(t, "docker-compose.yml")
+	compose := readFile(t, "docker-compose.yml")
 	if !strings.Contains(compose, `"./redis.acl:/redis.acl:ro"`) {
 		t.Error("redis.acl is not mounted")
 	}
@@ -423,8 +412,8 @@ func TestIntegrationComposeRedis(t *testing.T) {
 		_ = cmd.Wait()
 	}()
 	wantComposeUser(t, fmt.Sprintf("127.0.0.1:%d", port), password)
-	_, user, _ := strings.Cut(readDoc(t, filepath.Join(dir, "arguments")), "--user\ntollgate\non\n>"+password+"\n")
-	if got, want := strings.Fields(user), strings.Fields(readDoc(t, rules)); !slices.Equal(got, want) {
+	_, user, _ := strings.Cut(readFile(t, filepath.Join(dir, "arguments")), "--user\ntollgate\non\n>"+password+"\n")
+	if got, want := strings.Fields(user), strings.Fields(readFile(t, rules)); !slices.Equal(got, want) {
 		t.Errorf("the user has %q, want %q", got, want)
 	}
 }
@@ -464,7 +453,7 @@ func TestIntegrationDocsMetrics(t *testing.T) {
 			names[match[1]] = true
 		}
 	}
-	_, table, _ := strings.Cut(readDoc(t, "docs/operations.md"), "\n## Metrics\n")
+	_, table, _ := strings.Cut(readFile(t, "docs/operations.md"), "\n## Metrics\n")
 	table, _, _ = strings.Cut(table, "\n## ")
 	listed := make(map[string]bool)
 	for _, row := range regexp.MustCompile("(?m)^\\| (`.*?`) \\|").FindAllStringSubmatch(table, -1) {
@@ -486,7 +475,7 @@ func TestIntegrationDocsFlags(t *testing.T) {
 		names[match[1]] = true
 	}
 	rows := regexp.MustCompile("(?m)^\\|[^|]*\\| `-(.*?)` \\|")
-	for _, match := range rows.FindAllStringSubmatch(readDoc(t, "docs/configuration.md"), -1) {
+	for _, match := range rows.FindAllStringSubmatch(readFile(t, "docs/configuration.md"), -1) {
 		listed[match[1]] = true
 	}
 	wantSameNames(t, names, listed)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
@@ -27,13 +28,14 @@ const (
 // gatewayTest is a tenant whose endpoints are a provider, and a key of it.
 type gatewayTest struct {
 	*service
-	provider    *provider
+	provider    *providertest.Provider
 	tenant, key string
 }
 
 // endpointJSON returns the member of endpoints for an endpoint of p that allows every model.
-func endpointJSON(p *provider, name, path, members string) string {
-	return fmt.Sprintf(`%q:{"url":"%s%s","default_model":"m","models":{"*":{}},"api_key":"%s"%s}`, name, p.url, path, providerKey, members)
+func endpointJSON(p *providertest.Provider, name, path, members string) string {
+	return fmt.Sprintf(`%q:{"url":"%s%s","default_model":"m","models":{"*":{}},"api_key":"%s"%s}`,
+		name, p.URL, path, providertest.Key, members)
 }
 
 // textConfig returns the config of a tenant whose anonymous users get that many tokens.
@@ -42,17 +44,23 @@ func textConfig(tokens int64, endpoints ...string) string {
 		tokens, strings.Join(endpoints, ","))
 }
 
-// newGatewayTest starts a provider and a service, with a tenant that has an endpoint of each format. members are added to
-// both.
+// newGatewayTest starts a service, and is its newGatewayTest.
 func newGatewayTest(t testing.TB, tokens int64, members string, settings ...string) *gatewayTest {
 	t.Helper()
-	p := newProvider(t)
-	return newService(t, settings...).gatewayTest(t, p, textConfig(tokens,
+	return newService(t, settings...).newGatewayTest(t, tokens, members)
+}
+
+// newGatewayTest starts a provider and creates a tenant that has an endpoint of each format there. members are added to
+// both.
+func (s *service) newGatewayTest(t testing.TB, tokens int64, members string) *gatewayTest {
+	t.Helper()
+	p := providertest.New(t)
+	return s.gatewayTest(t, p, textConfig(tokens,
 		endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)))
 }
 
 // gatewayTest creates a tenant with that config in testRedis, and a key.
-func (s *service) gatewayTest(t testing.TB, p *provider, config string) *gatewayTest {
+func (s *service) gatewayTest(t testing.TB, p *providertest.Provider, config string) *gatewayTest {
 	t.Helper()
 	g := &gatewayTest{service: s, provider: p, tenant: newTenantIn(t, testRedis, config)}
 	g.key = s.login(t, g.tenant)
@@ -113,6 +121,7 @@ const anthropicVersion = "anthropic-version: 2023-06-01"
 
 // Every error that tollgate itself sends has the shape of the route's format.
 func TestGatewayErrors(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 1_000_000, "", "MAX_GATEWAY_BODY=100000")
 	poor := g.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":20`)
 	limited := g.service.gatewayTest(t, g.provider, strings.Replace(textConfig(1000, endpointJSON(g.provider, "chat", chatPath, ""),
@@ -179,7 +188,7 @@ func TestGatewayErrors(t *testing.T) {
 	t.Run("model", func(t *testing.T) {
 		only := g.service.gatewayTest(t, g.provider, textConfig(1000, fmt.Sprintf(
 			`"a":{"url":"%s%s","default_model":"m","models":{"other":{}}},"b":{"url":"%s%s"},"c":{"url":"%s/v1/embeddings","default_model":"e"}`,
-			g.provider.url, chatPath, g.provider.url, messagesPath, g.provider.url)))
+			g.provider.URL, chatPath, g.provider.URL, messagesPath, g.provider.URL)))
 		only.call(t, chatPath, `{"model":"x"}`).wantWireError(t, chatPath, 404, invalid, "model_not_found")
 		only.call(t, chatPath, `{"model":"e"}`).wantWireError(t, chatPath, 404, invalid, "model_not_found")
 		only.call(t, messagesPath, `{}`).wantWireError(t, messagesPath, 404, "not_found_error", "")
@@ -187,17 +196,18 @@ func TestGatewayErrors(t *testing.T) {
 			only.call(t, chatPath, `{"model":"`+model+`"}`).is(200)
 		}
 	})
-	if n := len(g.provider.requests()); n != 4 {
+	if n := len(g.provider.Requests()); n != 4 {
 		t.Errorf("%d requests came to the provider, want those of the 4 models", n)
 	}
 }
 
 // A refusal for lack of tokens says what is needed, what is left and what that affords.
 func TestGatewayUnaffordable(t *testing.T) {
-	p := newProvider(t)
+	t.Parallel()
+	p := providertest.New(t)
 	var endpoints []string
 	for name, path := range map[string]string{"a": chatPath, "b": messagesPath} {
-		endpoints = append(endpoints, fmt.Sprintf(`%q:{"url":"%s%s","default_model":"m","models":{"m":{"output":2}}}`, name, p.url, path))
+		endpoints = append(endpoints, fmt.Sprintf(`%q:{"url":"%s%s","default_model":"m","models":{"m":{"output":2}}}`, name, p.URL, path))
 	}
 	g := newService(t).gatewayTest(t, p, textConfig(60, endpoints...))
 	const body = `{"max_tokens":100,"n":2}` // 24 bytes
@@ -213,12 +223,13 @@ func TestGatewayUnaffordable(t *testing.T) {
 	if !strings.Contains(got.body, "not enough for its input") {
 		t.Errorf("%d %s", got.status, got.body)
 	}
-	if n := len(g.provider.requests()); n > 0 || g.charged(t, 60) != 0 {
+	if n := len(g.provider.Requests()); n > 0 || g.charged(t, 60) != 0 {
 		t.Errorf("%d requests came to the provider", n)
 	}
 }
 
 func TestGatewayCredential(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 1_000_000, "")
 	other := g.login(t, g.tenant)
 	for _, test := range []struct {
@@ -239,8 +250,9 @@ func TestGatewayCredential(t *testing.T) {
 }
 
 func TestGatewayModels(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
-	p := newProvider(t)
+	p := providertest.New(t)
 	g := s.gatewayTest(t, p, `{"user_groups":{"anonymous":{"tokens":0}},"providers":{"text":{"default":"second","endpoints":{`+
 		`"first":{"url":"http://h/v1/chat/completions","models":{"b":{},"x/y":{},"*":{}}},`+
 		`"second":{"url":"http://h/v1/chat/completions","default_model":"a","models":{"b":{},"a":{}}},`+
@@ -262,71 +274,11 @@ func TestGatewayModels(t *testing.T) {
 		wantWireError(t, messagesPath, 400, "invalid_request_error", "")
 }
 
-// What reaches the provider is the client's body but for what must change, and only headers that are allowed.
-func TestGatewayForwards(t *testing.T) {
-	g := newGatewayTest(t, 1_000_000, "")
-	const body = ` {"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],` + "\n" + `"temperature":1.0e0, "unknown":{"a":[1,  2]} } `
-	headers := []string{
-		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: application/json",
-		"Content-Type: application/json", "Cookie: c=1", "Idempotency-Key: k", "OpenAI-Organization: o", "X-Stainless-Lang: js",
-		"Accept-Encoding: gzip", "X-Forwarded-For: 1.2.3.4", "X-Request-Id: mine", "x-api-key: sk-ant-other", "Origin: https://a.example",
-	}
-	credentials := map[string][2]string{chatPath: {"Authorization", "Bearer " + providerKey}, messagesPath: {"X-Api-Key", providerKey}}
-	for path, key := range credentials {
-		got := g.call(t, path+"?beta=true&x=%2F", body, headers...)
-		if err := got.is(200); err != nil {
-			t.Fatal(err)
-		}
-		sent := g.provider.last(t)
-		want := strings.Replace(body, "{", `{"model":"m","max_tokens":4096,`, 1)
-		if string(sent.body) != want || sent.path != path || sent.query != "beta=true&x=%2F" {
-			t.Errorf("%s?%s got %s\nwant %s", sent.path, sent.query, sent.body, want)
-		}
-		wantHeader := http.Header{
-			key[0]: {key[1]}, "User-Agent": {"sdk/1"}, "Openai-Beta": {"b"}, "Anthropic-Version": {"2023-06-01"}, "Anthropic-Beta": {"x"},
-			"Accept": {"application/json"}, "Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(want))},
-		}
-		if fmt.Sprint(sent.header) != fmt.Sprint(wantHeader) {
-			t.Errorf("the provider got %v\nwant %v", sent.header, wantHeader)
-		}
-		id := "X-Provider-Request-Id"
-		if path == messagesPath {
-			id = "Request-Id"
-		}
-		for name, value := range map[string]string{
-			id: "req_provider", "X-Request-Id": "mine", "Content-Type": "application/json", "X-Tokens-Charged": "18",
-			"Content-Length": strconv.Itoa(len(got.body)), "Set-Cookie": "", "Alt-Svc": "", "Openai-Organization": "",
-			"Anthropic-Organization-Id": "", "X-Ratelimit-Remaining-Requests": "", "Anthropic-Ratelimit-Tokens-Remaining": "",
-		} {
-			got.wantHeader(t, name, value)
-		}
-	}
-	if left := strconv.Itoa(1_000_000 - 36); g.charged(t, 1_000_000) != 36 {
-		t.Errorf("not %s tokens are left", left)
-	}
-	for _, test := range []struct{ body, member, want string }{
-		{`{"model":"claude/x"}`, "model", `"claude/x"`}, // an endpoint of the other format
-		{`{"model":"chat/x"}`, "model", `"x"`},
-		{`{"model":"x/y"}`, "model", `"x/y"`},
-		{`{"max_tokens":7}`, "max_tokens", `7`},
-		{`{"max_completion_tokens":7}`, "max_completion_tokens", `7`},
-		{`{"max_completion_tokens":7}`, "max_tokens", ``},
-		{`{"stream":true,"stream_options":{"other":false}}`, "stream_options", `{"include_usage":true,"other":false}`},
-		{`{"stream":true,"stream_options":{"include_usage":false}}`, "stream_options", `{"include_usage":true}`},
-	} {
-		if err := g.call(t, chatPath, test.body).is(200); err != nil {
-			t.Error(err)
-		}
-		if got := g.provider.last(t).member(t, test.member); got != test.want {
-			t.Errorf("of %s, %s became %s, want %s", test.body, test.member, got, test.want)
-		}
-	}
-}
-
 // The tokens that a request needs are those of the table: one token fewer is refused.
 func TestGatewayHolds(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
-	p := newProvider(t)
+	p := providertest.New(t)
 	image := `{"messages":[{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` + strings.Repeat("A", 400) +
 		`"}}]}],"max_tokens":5}`
 	for _, test := range []struct {
@@ -347,7 +299,7 @@ func TestGatewayHolds(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g := s.gatewayTest(t, p, textConfig(int64(test.need),
-				fmt.Sprintf(`"a":{"url":"%s%s","default_model":"m"%s}`, p.url, chatPath, test.members)))
+				fmt.Sprintf(`"a":{"url":"%s%s","default_model":"m"%s}`, p.URL, chatPath, test.members)))
 			poor := s.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":"anonymous","tokens":%d`, test.need-1))
 			if err := s.do(t, "POST", "/"+g.tenant+chatPath, test.body, bearer(poor)).is(402); err != nil {
 				t.Error(err)
@@ -359,7 +311,7 @@ func TestGatewayHolds(t *testing.T) {
 	}
 	t.Run("no limit", func(t *testing.T) {
 		g := s.gatewayTest(t, p, textConfig(60, fmt.Sprintf(
-			`"a":{"url":"%s%s","default_model":"m","max_output_tokens":40,"models":{"m":{"output":0.5},"dear":{"output":3}}}`, p.url, chatPath)))
+			`"a":{"url":"%s%s","default_model":"m","max_output_tokens":40,"models":{"m":{"output":0.5},"dear":{"output":3}}}`, p.URL, chatPath)))
 		for _, test := range []struct {
 			body  string
 			limit string
@@ -372,14 +324,14 @@ func TestGatewayHolds(t *testing.T) {
 			if err := s.do(t, "POST", "/"+g.tenant+chatPath, test.body, bearer(key)).is(200); err != nil {
 				t.Fatal(err)
 			}
-			if got := p.last(t).member(t, "max_tokens"); got != test.limit {
+			if got := p.Last(t).Member(t, "max_tokens"); got != test.limit {
 				t.Errorf("%s was given %s output tokens, want %s", test.body, got, test.limit)
 			}
 		}
 	})
 	t.Run("the dearest endpoint", func(t *testing.T) {
 		g := s.gatewayTest(t, p, textConfig(1000, endpointJSON(p, "a", chatPath, `,"max_output_tokens":10`)+","+
-			fmt.Sprintf(`"b":{"url":"%s%s","default_model":"m","models":{"m":{"input":4,"output":5}}}`, p.url, chatPath)))
+			fmt.Sprintf(`"b":{"url":"%s%s","default_model":"m","models":{"m":{"input":4,"output":5}}}`, p.URL, chatPath)))
 		got := g.call(t, chatPath, `{"max_tokens":200}`)
 		if !strings.Contains(got.body, "needs 1072 tokens") || !strings.Contains(got.body, "at most 185 output") {
 			t.Errorf("%d %s", got.status, got.body)
@@ -392,8 +344,9 @@ func TestGatewayHolds(t *testing.T) {
 
 // A charge beyond the hold takes what is left, down to 0.
 func TestGatewayUnpaid(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 100, "")
-	g.provider.on("", conduct{body: `{"usage":{"prompt_tokens":500,"completion_tokens":1}}`})
+	g.provider.On("", providertest.Conduct{Body: `{"usage":{"prompt_tokens":500,"completion_tokens":1}}`})
 	got := g.call(t, chatPath, `{"max_tokens":1}`)
 	got.wantHeader(t, "X-Tokens-Charged", "100")
 	got.wantHeader(t, "X-Tokens-Left", "0")
@@ -404,11 +357,12 @@ func TestGatewayUnpaid(t *testing.T) {
 
 // Errors of a provider are forwarded, but for those that concern the operator's account.
 func TestGatewayProviderErrors(t *testing.T) {
+	t.Parallel()
 	const granted = 10_000
 	g := newGatewayTest(t, granted, "")
 	for _, path := range []string{chatPath, messagesPath} {
 		for _, status := range []int{400, 404, 422, 429, 500, 529} {
-			g.provider.on("", providerError(status, "Retry-After: 7", "x-should-retry: true", "Set-Cookie: a=b"))
+			g.provider.On("", providertest.Refuse(status, "Retry-After: 7", "x-should-retry: true", "Set-Cookie: a=b"))
 			got := g.call(t, path, `{}`)
 			if err := got.is(status); err != nil || !strings.Contains(got.body, "The provider refuses.") {
 				t.Errorf("%s: %v %s", path, err, got.body)
@@ -418,76 +372,65 @@ func TestGatewayProviderErrors(t *testing.T) {
 			got.wantHeader(t, "Set-Cookie", "")
 			got.wantHeader(t, "X-Tokens-Charged", "0")
 		}
-		refusals := []conduct{providerError(401), providerError(402), providerError(403), {status: 429, body: insufficientQuota}}
+		refusals := []providertest.Conduct{
+			providertest.Refuse(401), providertest.Refuse(402), providertest.Refuse(403),
+			{Status: 429, Body: providertest.InsufficientQuota},
+		}
 		if path == messagesPath {
-			refusals[3] = conduct{status: 400, body: emptyCredit}
+			refusals[3] = providertest.Conduct{Status: 400, Body: providertest.EmptyCredit}
 		}
 		for _, refusal := range refusals {
-			g.provider.on("", refusal)
+			g.provider.On("", refusal)
 			g.call(t, path, `{}`).wantWireError(t, path, 502, "api_error", "")
 		}
 	}
-	g.provider.on("", conduct{status: 400, body: `{"error":{"message":"bad key ` + providerKey + `"}}` + strings.Repeat(" ", 100_000)})
-	if got := g.call(t, chatPath, `{}`); strings.Contains(got.body, providerKey) || len(got.body) > 64<<10 {
+	withKey := `{"error":{"message":"bad key ` + providertest.Key + `"}}` + strings.Repeat(" ", 100_000)
+	g.provider.On("", providertest.Conduct{Status: 400, Body: withKey})
+	if got := g.call(t, chatPath, `{}`); strings.Contains(got.body, providertest.Key) || len(got.body) > 64<<10 {
 		t.Errorf("%d bytes: %.100s", len(got.body), got.body)
 	}
 	if n := g.charged(t, granted); n != 0 {
 		t.Errorf("errors cost %d tokens", n)
 	}
-	if strings.Contains(g.log.String(), providerKey) {
+	if strings.Contains(g.log.String(), providertest.Key) {
 		t.Error("the log has the provider's key")
 	}
 }
 
 // Another endpoint is tried only if the first cannot have begun to generate.
 func TestGatewayFallback(t *testing.T) {
-	s := newService(t, "PROVIDER_TIMEOUT=300ms")
-	down := newProvider(t)
-	down.stop()
+	t.Parallel()
+	s := newService(t, "PROVIDER_TIMEOUT=1s")
+	down := &providertest.Provider{URL: "http://127.0.0.1:1"} // nobody listens there
 	const granted = 100_000
 	for _, test := range []struct {
 		name    string
-		first   conduct
-		down    bool
+		first   providertest.Conduct
 		status  int
 		tried   int // of the second provider
 		charged int
 	}{
-		{"works", conduct{}, false, 200, 0, 18},
-		{"unreachable", conduct{}, true, 200, 1, 18},
-		{"408", providerError(408), false, 200, 1, 18},
-		{"429", providerError(429), false, 200, 1, 18},
-		{"500", providerError(500), false, 200, 1, 18},
-		{"529", providerError(529), false, 200, 1, 18},
-		{"400", providerError(400), false, 400, 0, 0},
-		{"404", providerError(404), false, 404, 0, 0},
-		{"401", providerError(401), false, 502, 0, 0},
-		{"lost", conduct{at: beforeHeaders}, false, 502, 0, 0},
-		{"slow", conduct{at: beforeHeaders, then: hang}, false, 504, 0, 0},
+		{"works", providertest.Conduct{}, 200, 0, 18},
+		{"408", providertest.Refuse(408), 200, 1, 18},
+		{"429", providertest.Refuse(429), 200, 1, 18},
+		{"500", providertest.Refuse(500), 200, 1, 18},
+		{"529", providertest.Refuse(529), 200, 1, 18},
+		{"400", providertest.Refuse(400), 400, 0, 0},
+		{"404", providertest.Refuse(404), 404, 0, 0},
+		{"401", providertest.Refuse(401), 502, 0, 0},
+		{"lost", providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, 0, 0},
+		{"slow", providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			first, second := newProvider(t), newProvider(t)
-			first.on("", test.first)
-			if test.down {
-				first = down
-			}
-			// The second is earlier in the config, and not the default.
-			g := s.gatewayTest(t, first, strings.Replace(textConfig(granted, endpointJSON(second, "b", chatPath, ""),
-				endpointJSON(first, "a", chatPath, `,"max_output_tokens":50`)), `"text":{`, `"text":{"default":"a",`, 1))
-			if err := g.call(t, chatPath, `{"messages":[]}`).is(test.status); err != nil {
-				t.Error(err)
-			}
-			if n := len(second.requests()); n != test.tried {
-				t.Errorf("the second endpoint was tried %d times", n)
-			}
-			if n := g.charged(t, granted); n != test.charged {
-				t.Errorf("charged %d", n)
-			}
+			first := providertest.New(t)
+			first.On("", test.first)
+			s.testFallback(t, first, test.status, test.tried, test.charged)
 		})
 	}
+	t.Run("unreachable", func(t *testing.T) { s.testFallback(t, down, 200, 1, 18) })
 	t.Run("at most three", func(t *testing.T) {
-		p := newProvider(t)
-		p.on("", providerError(503, "Retry-After: 3"))
+		p := providertest.New(t)
+		p.On("", providertest.Refuse(503, "Retry-After: 3"))
 		var endpoints []string
 		for i := range 5 {
 			endpoints = append(endpoints, endpointJSON(p, fmt.Sprint("e", i), chatPath, ""))
@@ -495,11 +438,11 @@ func TestGatewayFallback(t *testing.T) {
 		g := s.gatewayTest(t, p, textConfig(granted, endpoints...))
 		got := g.call(t, chatPath, `{}`)
 		got.wantHeader(t, "Retry-After", "3")
-		if n := len(p.requests()); n != 3 || got.status != 503 {
+		if n := len(p.Requests()); n != 3 || got.status != 503 {
 			t.Errorf("%d endpoints were tried: %d %s", n, got.status, got.body)
 		}
 		g.call(t, chatPath, `{"model":"e4/m"}`)
-		if n := len(p.requests()); n != 4 {
+		if n := len(p.Requests()); n != 4 {
 			t.Errorf("the endpoint that was chosen was tried %d times", n-3)
 		}
 	})
@@ -512,33 +455,32 @@ func TestGatewayFallback(t *testing.T) {
 	})
 }
 
-func TestGatewayDeny(t *testing.T) {
-	p := newProvider(t)
-	endpoint := func(host string) string {
-		return fmt.Sprintf(`"a":{"url":"http://%s%s","default_model":"m"}`, host, chatPath)
+// testFallback makes a call whose first endpoint is first. It checks the response's status, how often the second endpoint
+// was tried, and what was charged.
+func (s *service) testFallback(t *testing.T, first *providertest.Provider, status, tried, charged int) {
+	t.Helper()
+	const granted = 100_000
+	second := providertest.New(t)
+	// The second is earlier in the config, and not the default.
+	g := s.gatewayTest(t, first, strings.Replace(textConfig(granted, endpointJSON(second, "b", chatPath, ""),
+		endpointJSON(first, "a", chatPath, `,"max_output_tokens":50`)), `"text":{`, `"text":{"default":"a",`, 1))
+	if err := g.call(t, chatPath, `{"messages":[]}`).is(status); err != nil {
+		t.Error(err)
 	}
-	_, port, _ := net.SplitHostPort(strings.TrimPrefix(p.url, "http://"))
-	s := newService(t, "GATEWAY_DENY=127.0.0.0/8, ::1/128, ::ffff:0:0/96")
-	for _, host := range []string{"127.0.0.1:" + port, "localhost:" + port, "[::ffff:127.0.0.1]:" + port} {
-		g := s.gatewayTest(t, p, textConfig(1000, endpoint(host)))
-		g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
-		line := "[WARN] The endpoint a of tenant " + g.tenant + " failed: its address is within -gateway-deny"
-		if g.charged(t, 1000) != 0 || s.log.Count(line) != 1 {
-			t.Errorf("log:\n%s", s.log)
-		}
+	if n := len(second.Requests()); n != tried {
+		t.Errorf("the second endpoint was tried %d times", n)
 	}
-	if n := len(p.requests()); n > 0 {
-		t.Errorf("%d requests came to a denied provider", n)
+	if n := g.charged(t, granted); n != charged {
+		t.Errorf("charged %d", n)
 	}
-	g := newService(t).gatewayTest(t, p, textConfig(1000, endpoint("169.254.169.254")))
-	g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
 }
 
 // Half of the connections are left for charges, and memory for the bodies of a number of requests.
 func TestGatewayBounds(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 1_000_000, "", "MAX_CONNECTIONS=4", "MAX_GATEWAY_BODY=209715200")
 	t.Run("streams", func(t *testing.T) {
-		g.provider.on("", conduct{at: inContent, then: hang})
+		g.provider.On("", providertest.Conduct{Hang: providertest.InContent})
 		var streams []net.Conn
 		for range 2 {
 			streams = append(streams, g.open(t, messagesPath, `{"stream":true}`, "ünd "))
@@ -550,7 +492,7 @@ func TestGatewayBounds(t *testing.T) {
 		for _, c := range streams {
 			c.Close()
 		}
-		g.provider.on("", conduct{})
+		g.provider.On("", providertest.Conduct{})
 		redistest.Eventually(t, 10*time.Second, func() error { return g.call(t, messagesPath, `{"stream":true}`).is(200) })
 	})
 	t.Run("bytes", func(t *testing.T) {
@@ -587,7 +529,8 @@ func TestGatewayBounds(t *testing.T) {
 }
 
 func TestGatewayCountTokens(t *testing.T) {
-	p := newProvider(t)
+	t.Parallel()
+	p := providertest.New(t)
 	s := newService(t)
 	g := s.gatewayTest(t, p, strings.Replace(textConfig(10, endpointJSON(p, "claude", messagesPath, "")),
 		`{"tokens":10}`, `{"tokens":10,"rate_limit":2,"rate_limit_window":60}`, 1))
@@ -598,14 +541,14 @@ func TestGatewayCountTokens(t *testing.T) {
 			t.Errorf("%d %s", got.status, got.body)
 		}
 	}
-	if sent := p.last(t); string(sent.body) != `{"model":"x","messages":[]}` || sent.path != path || sent.query != "beta=true" {
+	if sent := p.Last(t); string(sent.Body) != `{"model":"x","messages":[]}` || sent.Path != path || sent.Query != "beta=true" {
 		t.Errorf("%+v", sent)
 	}
 	g.call(t, path, `{}`).wantWireError(t, path, 429, "rate_limit_error", "")
 	if n := g.charged(t, 10); n != 0 {
 		t.Errorf("charged %d", n)
 	}
-	p.on("", providerError(400))
+	p.On("", providertest.Refuse(400))
 	testRedis.Do(t, "DEL", "{apiKey:"+g.key+"}:rate")
 	if err := g.call(t, path, `{}`).is(400); err != nil {
 		t.Error(err)
@@ -618,19 +561,19 @@ func TestGatewayCountTokens(t *testing.T) {
 func TestGatewayWithoutRedis(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
-	p := newProvider(t)
+	p := providertest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, textConfig(1000, endpointJSON(p, "chat", chatPath, "")))
 	key := s.login(t, tenant)
 	frozen := make(chan struct{})
-	p.each(func(received) conduct {
+	p.Each(func(providertest.Request) providertest.Conduct {
 		select {
 		case <-frozen:
 		default:
 			r.Signal(t, syscall.SIGSTOP)
 			close(frozen)
 		}
-		return conduct{}
+		return providertest.Conduct{}
 	})
 	got := s.do(t, "POST", "/"+tenant+chatPath, `{"max_tokens":100}`, bearer(key))
 	if err := got.is(200); err != nil {
@@ -656,6 +599,7 @@ func TestGatewayWithoutRedis(t *testing.T) {
 }
 
 func TestGatewayMetrics(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 100_000, "", "ACCESS_LOG=true")
 	g.call(t, chatPath, `{"model":"chat/x y\nstatus=200 \""}`).is(200)
 	g.call(t, messagesPath, `{"model":"m","stream":true,"messages":[{"content":"a secret prompt"}]}`).is(200)
@@ -697,62 +641,42 @@ func TestGatewayMetrics(t *testing.T) {
 // is left.
 func TestGatewayLedger(t *testing.T) {
 	const granted = 300_000
-	p := newProvider(t)
-	faults := []conduct{
-		{}, {}, {output: 300}, {noUsage: true}, {at: inContent}, {at: beforeContent}, {at: beforeHeaders}, {at: inContent, then: sendError},
-		{at: inContent, then: endEarly}, providerError(500), providerError(429), {pause: 5 * time.Millisecond, events: 20},
-		{input: 900, output: 900},
-		{delay: 30 * time.Millisecond},
+	p := providertest.New(t)
+	faults := []providertest.Conduct{
+		{}, {}, {Output: 300}, {NoUsage: true}, {Cut: providertest.InContent}, {Cut: providertest.BeforeContent},
+		{Cut: providertest.BeforeHeaders}, {Error: providertest.InContent}, {End: providertest.InContent},
+		providertest.Refuse(500), providertest.Refuse(429), {Pause: 5 * time.Millisecond, Events: 20},
+		{Input: 900, Output: 900}, {Delay: 30 * time.Millisecond},
 	}
 	for i, c := range faults {
-		p.on(fmt.Sprint("m", i), c)
+		p.On(fmt.Sprint("m", i), c)
 	}
 	settings := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "LOGIN_LIMIT=0"}
 	processes := []*process{startProcess(t, settings), startProcess(t, settings)}
 	services := []*service{processes[0].service(t), processes[1].service(t)}
 	g := services[0].gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, ""), endpointJSON(p, "claude", messagesPath, "")))
 
-	done := make(chan struct{})
-	clients := make(chan struct{})
-	for client := range 200 {
+	const clients = 200
+	left := make(chan struct{}, clients) // one for each client that has finished
+	for client := range clients {
 		go func() {
-			defer func() { clients <- struct{}{} }()
 			for i := range 3 {
 				n := client*3 + i
-				path := []string{chatPath, messagesPath}[n%2]
-				body := fmt.Sprintf(`{"model":"m%d","stream":%t,"max_tokens":%d,"messages":[{"role":"user","content":%q}]}`,
-					n%len(faults), n%3 > 0, 1+n*7%900, strings.Repeat("x", n*13%2000))
-				hangUpAfter := 10 * time.Second
-				if n%5 == 0 {
-					hangUpAfter = time.Duration(n%40) * time.Millisecond
-				}
-				short := &http.Client{Transport: client200, Timeout: hangUpAfter}
-				r, _ := http.NewRequest("POST", services[n/2%2].url+"/"+g.tenant+path, strings.NewReader(body))
-				r.Header.Set("x-api-key", g.key)
-				if response, err := short.Do(r); err == nil {
-					_, _ = io.Copy(io.Discard, response.Body)
-					response.Body.Close()
-				}
+				g.ledgerCall(services[n/2%2], n, len(faults))
 			}
+			left <- struct{}{}
 		}()
 	}
-	go func() {
-		for finished := range 200 {
-			<-clients
-			if finished == 60 {
-				_ = processes[1].cmd.Process.Kill()
-			}
-		}
-		close(done)
-	}()
-	for running := true; running; time.Sleep(time.Millisecond) {
-		if left := tokensLeft(t, g.key); left < 0 || left > granted {
-			t.Fatalf("%d tokens are left", left)
+	for finished := 0; finished < clients; {
+		if tokens := tokensLeft(t, g.key); tokens < 0 || tokens > granted {
+			t.Fatalf("%d tokens are left", tokens)
 		}
 		select {
-		case <-done:
-			running = false
-		default:
+		case <-left:
+			if finished++; finished == 60 {
+				_ = processes[1].cmd.Process.Kill()
+			}
+		case <-time.After(time.Millisecond):
 		}
 	}
 	redistest.Eventually(t, 30*time.Second, func() error { // what the process that lives holds is settled
@@ -773,6 +697,24 @@ func TestGatewayLedger(t *testing.T) {
 }
 
 var client200 = &http.Transport{MaxIdleConnsPerHost: 200}
+
+// ledgerCall makes the n-th call of TestGatewayLedger: to one of as many models as there are faults, in either format, a
+// stream or not. Some clients hang up soon.
+func (g *gatewayTest) ledgerCall(s *service, n, faults int) {
+	body := fmt.Sprintf(`{"model":"m%d","stream":%t,"max_tokens":%d,"messages":[{"role":"user","content":%q}]}`,
+		n%faults, n%3 > 0, 1+n*7%900, strings.Repeat("x", n*13%2000))
+	hangUpAfter := 10 * time.Second
+	if n%5 == 0 {
+		hangUpAfter = time.Duration(n%40) * time.Millisecond
+	}
+	caller := &http.Client{Transport: client200, Timeout: hangUpAfter}
+	r, _ := http.NewRequest("POST", s.url+"/"+g.tenant+[]string{chatPath, messagesPath}[n%2], strings.NewReader(body))
+	r.Header.Set("x-api-key", g.key)
+	if response, err := caller.Do(r); err == nil {
+		_, _ = io.Copy(io.Discard, response.Body)
+		response.Body.Close()
+	}
+}
 
 // expireHolds moves the deadlines of the key's holds to the past.
 func (g *gatewayTest) expireHolds(t *testing.T) {
@@ -811,6 +753,7 @@ func (g *gatewayTest) settledTokens(t *testing.T) (sum int) {
 
 // The members of a text endpoint are checked, and those of other providers are not.
 func TestGatewayConfig(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	put := func(kind, members string) reply {
@@ -848,7 +791,8 @@ func TestGatewayConfig(t *testing.T) {
 }
 
 func TestGatewayServerTools(t *testing.T) {
-	p := newProvider(t)
+	t.Parallel()
+	p := providertest.New(t)
 	g := newService(t).gatewayTest(t, p, textConfig(100_000, endpointJSON(p, "plain", messagesPath, ""),
 		endpointJSON(p, "tools", messagesPath, `,"server_tools":true`), endpointJSON(p, "chat", chatPath, "")))
 	for body, status := range map[string]int{
@@ -899,9 +843,10 @@ func TestGatewaySettings(t *testing.T) {
 
 // An error of a provider that is compressed could hide the endpoint's key, so it is not relayed.
 func TestGatewayCompressedError(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 1000, "")
 	for _, path := range []string{chatPath, messagesPath} {
-		g.provider.on("", conduct{status: 400, header: []string{"Content-Encoding: gzip"}, body: "\x1f\x8bkey"})
+		g.provider.On("", providertest.Conduct{Status: 400, Header: []string{"Content-Encoding: gzip"}, Body: "\x1f\x8bkey"})
 		got := g.call(t, path, `{}`)
 		if got.status != 400 || strings.Contains(got.body, "key") || !strings.Contains(got.body, "The provider responded with 400") {
 			t.Errorf("%s: got %d %q", path, got.status, got.body)
@@ -914,9 +859,10 @@ func TestGatewayCompressedError(t *testing.T) {
 
 // A response that is too deeply nested to be read was generated all the same: it is relayed, and costs the hold.
 func TestGatewayDeepResponse(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 1000, "")
 	body := `{"content":[{"type":"tool_use","input":` + strings.Repeat("[", 600) + strings.Repeat("]", 600) + `}]}`
-	g.provider.on("", conduct{body: body})
+	g.provider.On("", providertest.Conduct{Body: body})
 	got := g.call(t, messagesPath, `{"max_tokens":50}`)
 	if got.status != 200 || strings.TrimSpace(got.body) != body {
 		t.Errorf("got %d %.80q", got.status, got.body)
@@ -928,9 +874,10 @@ func TestGatewayDeepResponse(t *testing.T) {
 
 // A provider that fails while a stream is drained for a client that is gone is paid nothing if no content has come.
 func TestGatewayFailureWhileDraining(t *testing.T) {
-	p := newProvider(t)
+	t.Parallel()
+	p := providertest.New(t)
 	g := newService(t).gatewayTest(t, p, textConfig(1000, endpointJSON(p, "chat", chatPath, `,"on_hangup":"drain"`)))
-	p.on("", conduct{at: beforeContent, then: abort, pause: 500 * time.Millisecond})
+	p.On("", providertest.Conduct{Cut: providertest.BeforeContent, Pause: 500 * time.Millisecond})
 	g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200").Close()
 	if n := g.charged(t, 1000); n != 0 {
 		t.Errorf("charged %d", n)
@@ -939,13 +886,14 @@ func TestGatewayFailureWhileDraining(t *testing.T) {
 
 // A default model may have a slash in its name: what is before it does not choose another endpoint.
 func TestGatewayDefaultModelWithSlash(t *testing.T) {
-	p := newProvider(t)
+	t.Parallel()
+	p := providertest.New(t)
 	router := strings.Replace(endpointJSON(p, "router", chatPath, ""), `"default_model":"`, `"default_model":"other/`, 1)
 	g := newService(t).gatewayTest(t, p, textConfig(1000, router, endpointJSON(p, "other", chatPath, "")))
 	if err := g.call(t, chatPath, `{}`).is(200); err != nil {
 		t.Fatal(err)
 	}
-	if got := string(p.last(t).body); !strings.Contains(got, `"model":"other/`) {
+	if got := string(p.Last(t).Body); !strings.Contains(got, `"model":"other/`) {
 		t.Errorf("the provider got %s", got)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,6 +16,7 @@ import (
 )
 
 func TestAnonymousLogin(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 7)
 	shape := regexp.MustCompile(`^\{"apiKey":"temp_` + uuidPattern + `","tokensLeft":7\}\n$`)
@@ -33,6 +35,7 @@ func TestAnonymousLogin(t *testing.T) {
 
 // One address may log in that many times a minute, counted over all processes.
 func TestLoginLimit(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	services := newServices(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=3", "TRUSTED_PROXIES=127.0.0.0/8")
 	login := func(i int, from string) reply {
@@ -89,27 +92,40 @@ func seconds(t *testing.T, got reply, header string) (n int) {
 	return n
 }
 
+// tenantRoute is a request that succeeds with the right credential, an API key or the admin token.
+type tenantRoute struct {
+	method, path, body string
+	status             int
+	admin              bool
+}
+
+// send sends the request with a prefix and that API key, or with the admin token if it is an admin's.
+func (r tenantRoute) send(t *testing.T, s *service, prefix, key string) reply {
+	t.Helper()
+	if r.admin {
+		return s.admin(t, r.method, prefix+r.path, r.body)
+	}
+	return s.do(t, r.method, prefix+r.path, r.body, bearer(key))
+}
+
 // Every tenant route exists with the prefix, and without it for the tenant default; tenants are kept apart.
 func TestTenants(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	const config = `{"user_groups":{"anonymous":{"tokens":5}}}`
-	routes := []struct{ method, path, body string }{
-		{"POST", "/auth/anonymous", ""},
-		{"GET", "/auth/key", ""},
-		{"POST", "/tokens/consume", ""},
-		{"GET", "/admin/config", ""},
-		{"PUT", "/admin/config", `{"config":` + config + `}`},
-		{"POST", "/admin/keys", `{"userId":"u","group":"anonymous"}`},
+	routes := []tenantRoute{
+		{"POST", "/auth/anonymous", "", 200, false},
+		{"GET", "/auth/key", "", 200, false},
+		{"POST", "/tokens/consume", "", 200, false},
+		{"GET", "/admin/config", "", 200, true},
+		{"PUT", "/admin/config", `{"config":` + config + `}`, 200, true},
+		{"POST", "/admin/keys", `{"userId":"u","group":"anonymous"}`, 201, true},
 	}
 	t.Run("a tenant that does not exist", func(t *testing.T) { // default is one until somebody creates it
-		for _, tenant := range []string{"", "/default", "/nobody"} {
+		for _, prefix := range []string{"", "/default", "/nobody"} {
 			for _, route := range routes {
-				token := someKey
-				if strings.HasPrefix(route.path, "/admin") {
-					token = testAdminToken
-				}
-				s.do(t, route.method, tenant+route.path, route.body, bearer(token)).wantError(t, 400, "Invalid tenant ID")
+				route.send(t, s, prefix, someKey).wantError(t, 400, "Invalid tenant ID")
 			}
 		}
 		if s.log.Count("nobody") > 0 {
@@ -118,32 +134,29 @@ func TestTenants(t *testing.T) {
 	})
 	r.Do(t, "SET", "tenant:default:config", config)
 	r.Do(t, "SET", "tenant:admin:config", config)
-	for _, test := range []struct{ name, prefix, id, other string }{
-		{"no prefix", "", "default", "/abc"},
-		{"default", "/default", "default", "/abc"},
-		{"a name that is also a route's", "/admin", "admin", "/abc"},
-		{"another", "/abc", "abc", "/default"},
+	for _, test := range []struct {
+		name, prefix, id, other string
+		left                    int // once 1 was charged
+	}{
+		{"no prefix", "", "default", "/abc", 4},
+		{"default", "/default", "default", "/abc", 4},
+		{"a name that is also a route's", "/admin", "admin", "/abc", 4},
+		{"another", "/abc", "abc", "/default", 99},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			key := s.do(t, "POST", test.prefix+"/auth/anonymous", "").text(t, "apiKey")
 			for _, route := range routes {
-				token := key
-				if strings.HasPrefix(route.path, "/admin") {
-					token = testAdminToken
-				}
-				if got := s.do(t, route.method, test.prefix+route.path, route.body, bearer(token)); got.status != 200 && got.status != 201 {
-					t.Errorf("%s %s%s: %d %s", route.method, test.prefix, route.path, got.status, got.body)
-				}
+				route.send(t, s, test.prefix, key).want(t, route.status, "")
 			}
 			if s.loads(test.id) == 0 {
 				t.Errorf("loading the config of %s is not logged", test.id)
 			}
 			// Another tenant's key is as good as none.
 			for _, route := range routes[1:3] {
-				s.do(t, route.method, test.other+route.path, "", bearer(key)).want(t, 401, `{"error":"Unauthorized"}`)
+				route.send(t, s, test.other, key).want(t, 401, `{"error":"Unauthorized"}`)
 			}
-			if left := tokensLeftIn(t, r, key); left != 4 && left != 99 {
-				t.Errorf("another tenant has spent of the key: %d left", left)
+			if left := tokensLeftIn(t, r, key); left != test.left {
+				t.Errorf("%d tokens are left, want %d", left, test.left)
 			}
 		})
 	}
@@ -151,6 +164,7 @@ func TestTenants(t *testing.T) {
 
 // What no route serves has a response in JSON too, and never a redirect.
 func TestNoRoute(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	paths := []string{
 		"/", "/x", "/abc", "/abc/", "/abc/auth", "/abc/auth/anonymous/", "/abc/auth/anonymous/x", "//abc/auth/anonymous",
@@ -179,6 +193,7 @@ func TestNoRoute(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	s.do(t, "GET", "/healthz", "").want(t, 200, `{"status":"ok"}`)
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
@@ -188,6 +203,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestConsume(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	t.Run("a small balance", func(t *testing.T) {
@@ -218,6 +234,7 @@ func TestConsume(t *testing.T) {
 }
 
 func TestIdempotency(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s := services[0]
 	id := limitedTenant(t, 3, 1000)
@@ -273,49 +290,53 @@ func TestIdempotency(t *testing.T) {
 	})
 }
 
+// wantRateHeaders checks the headers of a rate limit of 3 requests in 1,000 s, of which that many remain.
+// The next one becomes free late in the window.
+func (got reply) wantRateHeaders(t *testing.T, status, remaining int) {
+	t.Helper()
+	got.want(t, status, "")
+	got.wantHeader(t, "RateLimit-Policy", `"requests";q=3;w=1000`)
+	got.wantHeader(t, "X-RateLimit-Limit-Requests", "3")
+	got.wantHeader(t, "X-RateLimit-Remaining-Requests", strconv.Itoa(remaining))
+	least, most := 900, 1000
+	if remaining == 3 {
+		least, most = 0, 0
+	}
+	var left, wait int
+	limit := got.header.Get("RateLimit")
+	if _, err := fmt.Sscanf(limit, `"requests";r=%d;t=%d`, &left, &wait); err != nil || left != remaining || wait < least || wait > most {
+		t.Errorf("RateLimit is %q: %v", limit, err)
+	}
+}
+
 func TestRateLimitHeaders(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := limitedTenant(t, 3, 1000)
 	key := s.login(t, id)
-	want := func(t *testing.T, got reply, status int, remaining string) {
-		t.Helper()
-		got.want(t, status, "")
-		got.wantHeader(t, "RateLimit-Policy", `"requests";q=3;w=1000`)
-		var left string
-		var wait int
-		rest := strings.ReplaceAll(got.header.Get("RateLimit"), ";", " ")
-		if _, err := fmt.Sscanf(rest, `"requests" r=%s t=%d`, &left, &wait); err != nil || left != remaining {
-			t.Errorf("RateLimit is %q, %v", got.header.Get("RateLimit"), err)
-		}
-		if full := remaining == "3"; full && wait != 0 || !full && (wait < 900 || wait > 1000) {
-			t.Errorf("RateLimit is %q", got.header.Get("RateLimit"))
-		}
-		got.wantHeader(t, "X-RateLimit-Limit-Requests", "3")
-		got.wantHeader(t, "X-RateLimit-Remaining-Requests", remaining)
-	}
 	verify := func(t *testing.T, query string) reply {
 		t.Helper()
 		return s.do(t, "GET", "/"+id+"/auth/verify"+query, "", bearer(key))
 	}
 	t.Run("what is refused for its balance uses nothing", func(t *testing.T) {
-		want(t, s.consume(t, id, key, `{"tokens":1001}`), 402, "3")
-		want(t, verify(t, "?tokens=1001"), 402, "3")
+		s.consume(t, id, key, `{"tokens":1001}`).wantRateHeaders(t, 402, 3)
+		verify(t, "?tokens=1001").wantRateHeaders(t, 402, 3)
 	})
 	t.Run("what is accepted counts", func(t *testing.T) {
-		want(t, s.consume(t, id, key, ""), 200, "2")
-		want(t, verify(t, ""), 200, "1")
-		want(t, s.consume(t, id, key, `{"tokens":1001}`), 402, "1")
-		want(t, s.consume(t, id, key, ""), 200, "0")
+		s.consume(t, id, key, "").wantRateHeaders(t, 200, 2)
+		verify(t, "").wantRateHeaders(t, 200, 1)
+		s.consume(t, id, key, `{"tokens":1001}`).wantRateHeaders(t, 402, 1)
+		s.consume(t, id, key, "").wantRateHeaders(t, 200, 0)
 	})
 	t.Run("refused beyond the limit", func(t *testing.T) {
 		for range 5 {
 			refused := s.consume(t, id, key, "")
-			want(t, refused, 429, "0")
+			refused.wantRateHeaders(t, 429, 0)
 			refused.want(t, 429, `{"error":"Too Many Requests"}`)
 			if after := seconds(t, refused, "Retry-After"); after < 900 || after > 1000 {
 				t.Errorf("Retry-After is %d", after)
 			}
-			want(t, verify(t, "?tokens=1001"), 429, "0")
+			verify(t, "?tokens=1001").wantRateHeaders(t, 429, 0)
 		}
 		if left := tokensLeft(t, key); left != 998 {
 			t.Errorf("%d tokens are left, want 998", left)
@@ -345,6 +366,7 @@ func TestRateLimitHeaders(t *testing.T) {
 
 // Malformed headers and queries are a 400 that names them, and take nothing.
 func TestBadHeadersAndQueries(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := limitedTenant(t, 100, 100)
 	key := s.login(t, id)
@@ -466,6 +488,7 @@ func TestShowKey(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 2)
 	key := s.login(t, id)
@@ -533,8 +556,9 @@ func TestVerify(t *testing.T) {
 	})
 }
 
-// A check with ?request= charges once for a minute, since proxies written in Go repeat a GET whose connection is lost.
+// A check with ?request= charges once for a minute.
 func TestVerifyRequest(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s := services[0]
 	id := newTenant(t, 100)
@@ -588,12 +612,24 @@ func TestVerifyRequest(t *testing.T) {
 		}
 		s.do(t, "GET", "/"+limited+"/auth/verify?request=s", "", bearer(key)).want(t, 429, "")
 	})
-	// The second connection's response is lost after the charge, so that net/http's Transport repeats the request.
+}
+
+// A proxy written in Go repeats a check if its connection is cut after the charge. That is charged once if the check has
+// a ?request=.
+func TestVerifyRepeated(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
 	for _, test := range []struct {
-		query string
-		left  int
-	}{{"?tokens=1", 92 - 3}, {"?tokens=1&request=twice", 92 - 3 - 2}} {
-		t.Run("a connection is cut after the charge: "+test.query, func(t *testing.T) {
+		name, first, second string // queries
+		left                int
+	}{
+		{"without a request", "tokens=1", "tokens=1", 100 - 3},
+		{"with one", "tokens=1&request=once", "tokens=1&request=twice", 100 - 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			id := newTenant(t, 100)
+			key := s.login(t, id)
 			var replies atomic.Int64
 			relay := redistest.NewProxy(t, &redistest.Server{Network: "tcp", Address: s.address()}, func([]byte) redistest.Fate {
 				if replies.Add(1) == 2 {
@@ -602,11 +638,8 @@ func TestVerifyRequest(t *testing.T) {
 				return redistest.Pass
 			})
 			proxy := &http.Client{Transport: new(http.Transport)}
-			for i := range 2 {
-				r, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/%s/auth/verify%s", relay.Address, id, test.query), nil)
-				if i == 0 && strings.Contains(test.query, "request") {
-					r.URL.RawQuery = "tokens=1&request=once"
-				}
+			for _, query := range []string{test.first, test.second} { // on one connection: only a kept one makes a Transport repeat
+				r, _ := http.NewRequest("GET", fmt.Sprintf("http://%s/%s/auth/verify?%s", relay.Address, id, query), nil)
 				r.Header.Set("Authorization", "Bearer "+key)
 				response, err := proxy.Do(r)
 				if err != nil {
@@ -627,6 +660,7 @@ func TestVerifyRequest(t *testing.T) {
 
 // Logins that a server with a faster clock has logged count as of now.
 func TestLoginLogFromTheFuture(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=3")
 	const log = "login:127.0.0.1"
@@ -658,6 +692,7 @@ func TestLoginLogFromTheFuture(t *testing.T) {
 // IPv4 proxies may be written as IPv6. A proxy that is not listed is named in the log, once, when its clients are
 // refused.
 func TestUntrustedProxy(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	login := func(s *service, headers ...string) reply {
 		return s.do(t, "POST", "/abc/auth/anonymous", "", headers...)

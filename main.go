@@ -110,8 +110,8 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	case <-ctx.Done():
 	}
 	log.Infof("Stopping")
-	_ = listener.Close()
 	server.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
+	_ = listener.Close()
 	<-ended
 	drain(httpServer, listener, server.gateway, settings.drainTimeout, log)
 	log.Infof("Stopped")

@@ -40,6 +40,7 @@ func TestNewServerNeedsAll(t *testing.T) {
 
 // What is not a tenant ID never becomes part of a Redis key.
 func TestTenantIDs(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	long := strings.Repeat("a", 64)
@@ -105,6 +106,7 @@ func TestClientAddress(t *testing.T) {
 
 // The responses to credentials that are missing, malformed, repeated or wrong.
 func TestUnauthorized(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
@@ -173,104 +175,32 @@ func TestUnauthorized(t *testing.T) {
 	}
 }
 
-// A body that is not exactly what the contract asks for gets a 400 that says what is wrong, and takes nothing.
-func TestBadBodies(t *testing.T) {
+// badBody is a body that is refused, and why.
+type badBody struct{ body, want string }
+
+const nothingToParse = "Invalid JSON: unexpected end of JSON input at byte 0"
+
+// testBadBodies checks that a route of a new tenant refuses bodies, each with a sentence that says what is wrong, and
+// that nothing is taken, saved or created. If admin is set, the route is one for admins.
+func testBadBodies(t *testing.T, method, path string, admin bool, tests []badBody) {
+	t.Helper()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
-	before := testRedis.String(t, "GET", "tenant:"+id+":config")
-	keys := testRedis.Keys(t, "apiKey:*")
-	deep := strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000)
-	const (
-		amount  = "tokens must be a whole number ≥ 1"
-		large   = "tokens must be a whole number from 1 to 9007199254740991"
-		object  = "Body must be a JSON object"
-		nothing = "Invalid JSON: unexpected end of JSON input at byte 0"
-		userID  = "userId must be 1 to 256 bytes of printable text without white space at its ends"
-		group   = `group must be one of the tenant's user_groups: "anonymous", "pro"`
-		life    = "expiresIn must be a whole number of seconds from 1 to 315360000"
-	)
-	routes := []struct {
-		name, method, path, token string
-		tests                     []struct{ body, want string }
-	}{
-		{"consume", "POST", "/tokens/consume", key, []struct{ body, want string }{
-			{`{"tokens":0}`, amount},
-			{`{"tokens":-1}`, amount},
-			{`{"tokens":1.5}`, amount},
-			{`{"tokens":1e-1}`, amount},
-			{`{"tokens":9007199254740992}`, large},
-			{`{"tokens":99999999999999999999}`, large},
-			{`{"tokens":-99999999999999999999}`, amount},
-			{`{"tokens":"1"}`, amount},
-			{`{"tokens":null}`, amount},
-			{`{"tokens":true}`, amount},
-			{`{"tokens":[1]}`, amount},
-			{`{"tokens":{}}`, amount},
-			{`{}`, "tokens is missing"},
-			{`{"TOKENS":1}`, "TOKENS is not a known member"},
-			{`{"to\u212Aens":1}`, "[\"to\u212aens\"] is not a known member"},
-			{`{"tokens":1,"tokens":2}`, "tokens is duplicated"},
-			{`{"tokens":1,"\u0074okens":2}`, "tokens is duplicated"},
-			{`{"tokens":1,"x":2}`, "x is not a known member"},
-			{`{"tokens":1,"":2}`, `[""] is not a known member`},
-			{`[]`, object},
-			{`1`, object},
-			{`null`, object},
-			{`{"tokens":1}{"tokens":1}`, "Invalid JSON: invalid character '{' after top-level value at byte 13"},
-			{`{"tokens":1}x`, "Invalid JSON: invalid character 'x' after top-level value at byte 13"},
-			{`{"tokens":1`, "Invalid JSON: unexpected end of JSON input at byte 11"},
-			{`{"tokens":01}`, "Invalid JSON: invalid character '1' after object key:value pair at byte 12"},
-			{`{'tokens':1}`, "Invalid JSON: invalid character '\\'' looking for beginning of object key string at byte 2"},
-			{`{"tokens":1,}`, "Invalid JSON: invalid character '}' looking for beginning of object key string at byte 13"},
-			{` `, "Invalid JSON: unexpected end of JSON input at byte 1"},
-			{`tokens=1`, "Invalid JSON: the body does not start with {"},
-			{"{\"tokens\":1,\"\xff\":2}", "Invalid JSON: no valid UTF-8 at byte 14"},
-			{"\ufeff{\"tokens\":1}", "Invalid JSON: it starts with a byte order mark"},
-			{deep, "Invalid JSON: invalid character '[' exceeded max depth at byte 10001"},
-		}},
-		{"new key", "POST", "/admin/keys", testAdminToken, []struct{ body, want string }{
-			{`{"group":"pro"}`, "userId is missing"},
-			{`{"userId":"u"}`, "group is missing"},
-			{`{"userId":null,"group":"pro"}`, "userId must be a string"},
-			{`{"userId":1,"group":"pro"}`, "userId must be a string"},
-			{`{"userId":"","group":"pro"}`, userID},
-			{`{"userId":" u","group":"pro"}`, userID},
-			{`{"userId":"a\nb","group":"pro"}`, userID},
-			{`{"userId":"` + strings.Repeat("u", 257) + `","group":"pro"}`, userID},
-			{`{"userId":"\ud800","group":"pro"}`, "userId must not have half of a surrogate pair"},
-			{`{"userId":"u","group":"none"}`, group},
-			{`{"userId":"u","group":"PRO"}`, group},
-			{`{"userId":"u","group":["pro"]}`, "group must be a string"},
-			{`{"userId":"u","group":"pro","tokens":-1}`, "tokens must be a whole number ≥ 0"},
-			{`{"userId":"u","group":"pro","tokens":null}`, "tokens must be a whole number ≥ 0"},
-			{`{"userId":"u","group":"pro","tokens":9007199254740992}`, "tokens must be a whole number from 0 to 9007199254740991"},
-			{`{"userId":"u","group":"pro","expiresIn":0}`, life},
-			{`{"userId":"u","group":"pro","expiresIn":315360001}`, life},
-			{`{"userId":"u","group":"pro","tenantId":"abc"}`, "tenantId is not a known member"},
-			{``, nothing},
-		}},
-		{"config", "PUT", "/admin/config", testAdminToken, []struct{ body, want string }{
-			{`{}`, "config is missing"},
-			{`{"config":{},"config":{}}`, "config is duplicated"},
-			{`{"config":{},"force":true}`, "force is not a known member"},
-			{`{"config":null}`, "Invalid config: it must be an object"},
-			{`{"config":[]}`, "Invalid config: it must be an object"},
-			{`{"user_groups":{}}`, "user_groups is not a known member"},
-			{``, nothing},
-		}},
+	token := key
+	if admin {
+		token = testAdminToken
 	}
-	for _, route := range routes {
-		for _, test := range route.tests {
-			t.Run(fmt.Sprintf("%s %.60s", route.name, test.body), func(t *testing.T) {
-				s.do(t, route.method, "/"+id+route.path, test.body, bearer(route.token)).wantError(t, 400, test.want)
-			})
-		}
+	config, keys := testRedis.String(t, "GET", "tenant:"+id+":config"), testRedis.Keys(t, "apiKey:*")
+	for _, test := range tests {
+		t.Run(fmt.Sprintf("%.60s", test.body), func(t *testing.T) {
+			s.do(t, method, "/"+id+path, test.body, bearer(token)).wantError(t, 400, test.want)
+		})
 	}
 	if left := tokensLeft(t, key); left != 10 {
 		t.Errorf("%d tokens are left of 10", left)
 	}
-	if after := testRedis.String(t, "GET", "tenant:"+id+":config"); after != before {
+	if after := testRedis.String(t, "GET", "tenant:"+id+":config"); after != config {
 		t.Errorf("the config became %s", after)
 	}
 	if after := testRedis.Keys(t, "apiKey:*"); !slices.Equal(after, keys) {
@@ -278,7 +208,93 @@ func TestBadBodies(t *testing.T) {
 	}
 }
 
+func TestBadChargeBodies(t *testing.T) {
+	deep := strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000)
+	const (
+		amount = "tokens must be a whole number ≥ 1"
+		large  = "tokens must be a whole number from 1 to 9007199254740991"
+		object = "Body must be a JSON object"
+	)
+	testBadBodies(t, "POST", "/tokens/consume", false, []badBody{
+		{`{"tokens":0}`, amount},
+		{`{"tokens":-1}`, amount},
+		{`{"tokens":1.5}`, amount},
+		{`{"tokens":1e-1}`, amount},
+		{`{"tokens":9007199254740992}`, large},
+		{`{"tokens":99999999999999999999}`, large},
+		{`{"tokens":-99999999999999999999}`, amount},
+		{`{"tokens":"1"}`, amount},
+		{`{"tokens":null}`, amount},
+		{`{"tokens":true}`, amount},
+		{`{"tokens":[1]}`, amount},
+		{`{"tokens":{}}`, amount},
+		{`{}`, "tokens is missing"},
+		{`{"TOKENS":1}`, "TOKENS is not a known member"},
+		{`{"to\u212Aens":1}`, "[\"to\u212aens\"] is not a known member"},
+		{`{"tokens":1,"tokens":2}`, "tokens is duplicated"},
+		{`{"tokens":1,"\u0074okens":2}`, "tokens is duplicated"},
+		{`{"tokens":1,"x":2}`, "x is not a known member"},
+		{`{"tokens":1,"":2}`, `[""] is not a known member`},
+		{`[]`, object},
+		{`1`, object},
+		{`null`, object},
+		{`{"tokens":1}{"tokens":1}`, "Invalid JSON: invalid character '{' after top-level value at byte 13"},
+		{`{"tokens":1}x`, "Invalid JSON: invalid character 'x' after top-level value at byte 13"},
+		{`{"tokens":1`, "Invalid JSON: unexpected end of JSON input at byte 11"},
+		{`{"tokens":01}`, "Invalid JSON: invalid character '1' after object key:value pair at byte 12"},
+		{`{'tokens':1}`, "Invalid JSON: invalid character '\\'' looking for beginning of object key string at byte 2"},
+		{`{"tokens":1,}`, "Invalid JSON: invalid character '}' looking for beginning of object key string at byte 13"},
+		{` `, "Invalid JSON: unexpected end of JSON input at byte 1"},
+		{`tokens=1`, "Invalid JSON: the body does not start with {"},
+		{"{\"tokens\":1,\"\xff\":2}", "Invalid JSON: no valid UTF-8 at byte 14"},
+		{"\ufeff{\"tokens\":1}", "Invalid JSON: it starts with a byte order mark"},
+		{deep, "Invalid JSON: invalid character '[' exceeded max depth at byte 10001"},
+	})
+}
+
+func TestBadKeyBodies(t *testing.T) {
+	const (
+		userID = "userId must be 1 to 256 bytes of printable text without white space at its ends"
+		group  = `group must be one of the tenant's user_groups: "anonymous", "pro"`
+		life   = "expiresIn must be a whole number of seconds from 1 to 315360000"
+	)
+	testBadBodies(t, "POST", "/admin/keys", true, []badBody{
+		{`{"group":"pro"}`, "userId is missing"},
+		{`{"userId":"u"}`, "group is missing"},
+		{`{"userId":null,"group":"pro"}`, "userId must be a string"},
+		{`{"userId":1,"group":"pro"}`, "userId must be a string"},
+		{`{"userId":"","group":"pro"}`, userID},
+		{`{"userId":" u","group":"pro"}`, userID},
+		{`{"userId":"a\nb","group":"pro"}`, userID},
+		{`{"userId":"` + strings.Repeat("u", 257) + `","group":"pro"}`, userID},
+		{`{"userId":"\ud800","group":"pro"}`, "userId must not have half of a surrogate pair"},
+		{`{"userId":"u","group":"none"}`, group},
+		{`{"userId":"u","group":"PRO"}`, group},
+		{`{"userId":"u","group":["pro"]}`, "group must be a string"},
+		{`{"userId":"u","group":"pro","tokens":-1}`, "tokens must be a whole number ≥ 0"},
+		{`{"userId":"u","group":"pro","tokens":null}`, "tokens must be a whole number ≥ 0"},
+		{`{"userId":"u","group":"pro","tokens":9007199254740992}`, "tokens must be a whole number from 0 to 9007199254740991"},
+		{`{"userId":"u","group":"pro","expiresIn":0}`, life},
+		{`{"userId":"u","group":"pro","expiresIn":315360001}`, life},
+		{`{"userId":"u","group":"pro","tenantId":"abc"}`, "tenantId is not a known member"},
+		{``, nothingToParse},
+	})
+}
+
+func TestBadConfigBodies(t *testing.T) {
+	testBadBodies(t, "PUT", "/admin/config", true, []badBody{
+		{`{}`, "config is missing"},
+		{`{"config":{},"config":{}}`, "config is duplicated"},
+		{`{"config":{},"force":true}`, "force is not a known member"},
+		{`{"config":null}`, "Invalid config: it must be an object"},
+		{`{"config":[]}`, "Invalid config: it must be an object"},
+		{`{"user_groups":{}}`, "user_groups is not a known member"},
+		{``, nothingToParse},
+	})
+}
+
 func TestBodySize(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
@@ -386,79 +402,135 @@ func TestSlowBodyConfig(t *testing.T) {
 	}
 }
 
-// What a hostile client may send is its own fault: 4xx, never a redirect or a 5xx, nothing is taken, and no key that the
-// layout does not have appears in Redis.
-func TestHostileRequests(t *testing.T) {
-	r := redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL())
-	key := s.login(t, "abc")
-	before := r.Keys(t, "*")
-	hostile := func(t *testing.T, request string, statuses ...int) {
-		t.Helper()
-		c := s.dial(t)
-		fmt.Fprint(c, request)
-		_ = c.CloseWrite()
-		got := readAll(c)
-		var status int
-		fmt.Sscanf(got, "HTTP/1.1 %d ", &status)
-		if !slices.Contains(statuses, status) || strings.Contains(got, "\r\nLocation: ") {
-			t.Errorf("%.300q\ngot %q, want %d", request, got, statuses)
-		}
-		if after := r.Keys(t, "*"); !slices.Equal(after, before) {
-			t.Fatalf("%.300q\nmade of the keys\n%q\nthese:\n%q", request, before, after)
-		}
-	}
-	const headers = " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-	const consume = "POST /abc/tokens/consume" + headers
+// hostileClient is a client of a service that has a Redis of its own, with one API key.
+type hostileClient struct {
+	*service
+	redis *redistest.Server
+	key   string
+	keys  []string // in Redis, before anything was sent
+}
 
-	t.Run("IDs in paths", func(t *testing.T) {
-		admin := headers + bearer(testAdminToken) + "\r\n"
-		for _, id := range []string{
-			"%2F", "%2f..", "..", ".", "%2e%2e", "%2E", "", "/", "%00", "abc%00", "%0d%0a", "abc%0d%0aX-Y:%20z", ":", "abc:config",
-			"abc%3Aconfig", strings.Repeat("a", 65), "é", "%c3%a9", "\xff", "%ff", "abc%2Fx", "abc%2f..%2fabc", "../abc", "abc/..",
-			"abc/.", "abc/../abc", "./abc", "/abc", "abc/", "\\abc", "..\\abc", "%5cabc", "abc;x=1", "abc%20", "%20abc", "abc+",
-			"abc.json", "*", "abc*", "a?c", "a[b]c", "{abc}", "%7babc%7d", "abc%25", "abc%2500", "abc#x", "-abc", "_abc", "ABC",
-			"~abc", "abc~", "tenant:abc:config", "abc%e2%80%8b", "%EF%BD%81bc", "abc%2", "abc%zz", "%", "%u0061bc", "abc\x00",
-			"abc\t", "abc x",
-		} {
-			for _, route := range []string{"POST /%s/auth/anonymous", "POST /%s/tokens/consume", "GET /%s/auth/verify"} {
-				hostile(t, strings.Replace(route, "%s", id, 1)+headers+bearer(key)+"\r\n\r\n", 400, 404, 405)
-			}
-			hostile(t, "PUT /"+id+"/admin/config"+admin+"Content-Length: 13\r\n\r\n{\"config\":{}}", 400, 404, 405)
-			hostile(t, "GET /abc/admin/keys/"+id+admin+"\r\n", 400, 404, 405)
-			hostile(t, "POST /abc/admin/config/history/"+id+"/restore"+admin+"\r\n", 400, 404, 405)
-			hostile(t, "DELETE /admin/tenants/"+id+admin+"\r\n", 400, 404, 405)
+func newHostileClient(t *testing.T) *hostileClient {
+	t.Helper()
+	r := redistest.New(t)
+	h := &hostileClient{service: newService(t, "REDIS_URL="+r.URL()), redis: r}
+	h.key = h.login(t, "abc")
+	awaitUsage(t, r, "abc")
+	h.keys = r.Keys(t, "*")
+	return h
+}
+
+// send sends the bytes of a request. What a hostile client may send is its own fault: a response with one of the
+// statuses comes back, never a redirect or a 5xx, and no key that the layout does not have appears in Redis.
+func (h *hostileClient) send(t *testing.T, request string, statuses ...int) {
+	t.Helper()
+	c := h.dial(t)
+	fmt.Fprint(c, request)
+	_ = c.CloseWrite()
+	got := readAll(c)
+	var status int
+	fmt.Sscanf(got, "HTTP/1.1 %d ", &status)
+	if !slices.Contains(statuses, status) || strings.Contains(got, "\r\nLocation: ") {
+		t.Errorf("%.300q\ngot %q, want %d", request, got, statuses)
+	}
+	if after := h.redis.Keys(t, "*"); !slices.Equal(after, h.keys) {
+		t.Fatalf("%.300q\nmade of the keys\n%q\nthese:\n%q", request, h.keys, after)
+	}
+}
+
+// wantNoHarm checks that nothing was taken, and that the log has no errors.
+func (h *hostileClient) wantNoHarm(t *testing.T) {
+	t.Helper()
+	if left := tokensLeftIn(t, h.redis, h.key); left != 100 {
+		t.Errorf("%d tokens are left, want 100", left)
+	}
+	h.wantNoAlarm(t)
+}
+
+const (
+	hostileHeaders = " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+	hostileCharge  = "POST /abc/tokens/consume" + hostileHeaders
+)
+
+func TestHostilePaths(t *testing.T) {
+	t.Parallel()
+	h := newHostileClient(t)
+	admin := hostileHeaders + bearer(testAdminToken) + "\r\n"
+	for _, id := range []string{
+		"%2F", "%2f..", "..", ".", "%2e%2e", "%2E", "", "/", "%00", "abc%00", "%0d%0a", "abc%0d%0aX-Y:%20z", ":", "abc:config",
+		"abc%3Aconfig", strings.Repeat("a", 65), "é", "%c3%a9", "\xff", "%ff", "abc%2Fx", "abc%2f..%2fabc", "../abc", "abc/..",
+		"abc/.", "abc/../abc", "./abc", "/abc", "abc/", "\\abc", "..\\abc", "%5cabc", "abc;x=1", "abc%20", "%20abc", "abc+",
+		"abc.json", "*", "abc*", "a?c", "a[b]c", "{abc}", "%7babc%7d", "abc%25", "abc%2500", "abc#x", "-abc", "_abc", "ABC",
+		"~abc", "abc~", "tenant:abc:config", "abc%e2%80%8b", "%EF%BD%81bc", "abc%2", "abc%zz", "%", "%u0061bc", "abc\x00",
+		"abc\t", "abc x",
+	} {
+		for _, route := range []string{"POST /%s/auth/anonymous", "POST /%s/tokens/consume", "GET /%s/auth/verify"} {
+			h.send(t, strings.Replace(route, "%s", id, 1)+hostileHeaders+bearer(h.key)+"\r\n\r\n", 400, 404, 405)
 		}
-	})
+		h.send(t, "PUT /"+id+"/admin/config"+admin+"Content-Length: 13\r\n\r\n{\"config\":{}}", 400, 404, 405)
+		h.send(t, "GET /abc/admin/keys/"+id+admin+"\r\n", 400, 404, 405)
+		h.send(t, "POST /abc/admin/config/history/"+id+"/restore"+admin+"\r\n", 400, 404, 405)
+		h.send(t, "DELETE /admin/tenants/"+id+admin+"\r\n", 400, 404, 405)
+	}
+	h.wantNoHarm(t)
+}
+
+func TestHostileHeaders(t *testing.T) {
+	t.Parallel()
+	h := newHostileClient(t)
 	t.Run("credentials", func(t *testing.T) {
 		for _, credential := range []string{
-			bearer(key) + "\r\n" + bearer(key),
-			bearer(key) + "\r\nauthorization: Bearer x",
-			"Authorization: Bearer " + key + ", Bearer " + key,
-			"Authorization: Bearer\t" + key,
-			"Authorization: Bearer " + key + "\x00",
-			"Authorization : Bearer " + key,
-			"Authorization: Bearer\r\n " + key[:10] + "\r\n " + key[10:],
-			"Authorization: Bearer " + key + "=",
-			"Authorization: Bearer \"" + key + "\"",
+			bearer(h.key) + "\r\n" + bearer(h.key),
+			bearer(h.key) + "\r\nauthorization: Bearer x",
+			"Authorization: Bearer " + h.key + ", Bearer " + h.key,
+			"Authorization: Bearer\t" + h.key,
+			"Authorization: Bearer " + h.key + "\x00",
+			"Authorization : Bearer " + h.key,
+			"Authorization: Bearer\r\n " + h.key[:10] + "\r\n " + h.key[10:],
+			"Authorization: Bearer " + h.key + "=",
+			"Authorization: Bearer \"" + h.key + "\"",
 			"Authorization:",
 			"Authorization",
-			": Bearer " + key,
-			"Authorization: bearer=" + key,
-			"Authorization: Bearer " + key + ";x",
-			"Proxy-Authorization: Bearer " + key,
-			"Authorization\r: Bearer " + key,
+			": Bearer " + h.key,
+			"Authorization: bearer=" + h.key,
+			"Authorization: Bearer " + h.key + ";x",
+			"Proxy-Authorization: Bearer " + h.key,
+			"Authorization\r: Bearer " + h.key,
 		} {
-			hostile(t, consume+credential+"\r\n\r\n", 400, 401)
+			h.send(t, hostileCharge+credential+"\r\n\r\n", 400, 401)
 		}
 	})
+	t.Run("request lines", func(t *testing.T) {
+		for _, line := range []string{
+			"GET", "GET /healthz", "GET  /healthz HTTP/1.1", "G\x00T /healthz HTTP/1.1", "GET healthz HTTP/1.1", "GET /healthz HTTP/x",
+			"/healthz", "\x16\x03\x01\x02", "GET /health\x7fz HTTP/1.1", "GET * HTTP/1.1", "GET http:// HTTP/1.1", "GET //// HTTP/1.1",
+		} {
+			h.send(t, line+"\r\nHost: x\r\nConnection: close\r\n\r\n", 400, 404)
+		}
+		h.send(t, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404)
+	})
+	t.Run("headers", func(t *testing.T) {
+		for _, header := range []string{
+			"", "Host: x\r\nHost: y\r\n", "Host: a b\r\n", "Host: x\r\nX Y: z\r\n", "Host: x\r\nX: \x01\r\n", "Host: x\r\n: y\r\n",
+			"Host: x\r\nX: " + strings.Repeat("x", 13<<10) + "\r\n",
+		} {
+			h.send(t, "GET /healthz HTTP/1.1\r\n"+header+"\r\n", 400, 431)
+		}
+		h.do(t, "GET", "/healthz", "", "X: "+strings.Repeat("x", 8<<10)).want(t, 200, "")
+	})
+	h.wantNoHarm(t)
+}
+
+func TestHostileBodies(t *testing.T) {
+	t.Parallel()
+	h := newHostileClient(t)
 	t.Run("lengths", func(t *testing.T) {
 		for _, length := range []string{
 			"-1", "+12", "0x0c", "1e1", "12.0", "12, 12", "12, 13", "12 13", "99999999999999999999", "9223372036854775808", "abc",
 			"12a", "１２", "12;", "\"12\"", "12\r\nContent-Length: 13", "1048577", "9223372036854775807",
 			"13", "1000", "11", "1", // of a body that ends before, or with which it is not valid JSON
 		} {
-			hostile(t, consume+bearer(key)+"\r\nContent-Length: "+length+"\r\n\r\n{\"tokens\":1}", 400, 413)
+			h.send(t, hostileCharge+bearer(h.key)+"\r\nContent-Length: "+length+"\r\n\r\n{\"tokens\":1}", 400, 413)
 		}
 	})
 	t.Run("chunks", func(t *testing.T) {
@@ -483,35 +555,15 @@ func TestHostileRequests(t *testing.T) {
 			"c\n{\"tokens\":1}\n",
 			"g\r\n{\"tokens\":1}\r\n0\r\n\r\n",
 		} {
-			hostile(t, consume+bearer(key)+"\r\nTransfer-Encoding: chunked\r\n\r\n"+body, 400)
+			h.send(t, hostileCharge+bearer(h.key)+"\r\nTransfer-Encoding: chunked\r\n\r\n"+body, 400)
 		}
 	})
-	t.Run("request lines", func(t *testing.T) {
-		for _, line := range []string{
-			"GET", "GET /healthz", "GET  /healthz HTTP/1.1", "G\x00T /healthz HTTP/1.1", "GET healthz HTTP/1.1", "GET /healthz HTTP/x",
-			"/healthz", "\x16\x03\x01\x02", "GET /health\x7fz HTTP/1.1", "GET * HTTP/1.1", "GET http:// HTTP/1.1", "GET //// HTTP/1.1",
-		} {
-			hostile(t, line+"\r\nHost: x\r\nConnection: close\r\n\r\n", 400, 404)
-		}
-		hostile(t, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404)
-	})
-	t.Run("headers", func(t *testing.T) {
-		for _, header := range []string{
-			"", "Host: x\r\nHost: y\r\n", "Host: a b\r\n", "Host: x\r\nX Y: z\r\n", "Host: x\r\nX: \x01\r\n", "Host: x\r\n: y\r\n",
-			"Host: x\r\nX: " + strings.Repeat("x", 13<<10) + "\r\n",
-		} {
-			hostile(t, "GET /healthz HTTP/1.1\r\n"+header+"\r\n", 400, 431)
-		}
-		s.do(t, "GET", "/healthz", "", "X: "+strings.Repeat("x", 8<<10)).want(t, 200, "")
-	})
-	if left := tokensLeftIn(t, r, key); left != 100 {
-		t.Errorf("%d tokens are left, want 100", left)
-	}
-	s.wantNoAlarm(t)
+	h.wantNoHarm(t)
 }
 
 // Every response has an X-Request-Id: the request's own if that is fit for a log, else a new one.
 func TestRequestIDs(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
@@ -634,6 +686,7 @@ func FuzzClientAddress(f *testing.F) {
 
 // A request with more than 100 header fields is refused before its body is waited for.
 func TestTooManyHeaders(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
@@ -673,6 +726,7 @@ func TestTooManyHeaders(t *testing.T) {
 
 // A route that takes no body refuses one, so that nobody thinks that it had an effect.
 func TestBodiesWhereNoneBelong(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
@@ -680,6 +734,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 		"POST /tokens/consume", "POST /tokens/holds",
 		"POST /tokens/holds/{holdId}/settle", "POST /v1/chat/completions", "POST /v1/messages", "POST /v1/messages/count_tokens",
 		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
+	awaitUsage(t, testRedis, id)
 	before := testRedis.Keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
@@ -728,6 +783,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 
 // A compressed body, or one that starts with a byte order mark, gets an error that names what is wrong.
 func TestEncodedBodies(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
@@ -755,6 +811,7 @@ func TestEncodedBodies(t *testing.T) {
 
 // The metrics token opens /metrics and nothing else.
 func TestMetricsToken(t *testing.T) {
+	t.Parallel()
 	id := newTenant(t, 10)
 	const token = "metrics-token-0123456789"
 	file := filepath.Join(t.TempDir(), "token")

@@ -254,6 +254,7 @@ func (got reply) wantDocumented(t testing.TB, method, path string) {
 
 // openapi.json has every route and no other, and is what the service shows.
 func TestOpenAPI(t *testing.T) {
+	t.Parallel()
 	routes, documented := make(map[string]bool), make(map[string]bool)
 	for _, route := range new(server).routes() {
 		method, path := routeOf(route.pattern)

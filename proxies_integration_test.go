@@ -31,11 +31,12 @@ type metered struct {
 	reached  atomic.Int64 // requests that got through to the service
 }
 
+// proxyCommand returns the command that runs a proxy at front, as its recipe says.
+type proxyCommand func(t *testing.T, front, tollgate, backend string) *exec.Cmd
+
 // forEachProxy runs test with each proxy whose recipe is tested.
 func forEachProxy(t *testing.T, test func(t *testing.T, start func(tollgate string) *metered)) {
-	for name, command := range map[string]func(t *testing.T, front, tollgate, backend string) *exec.Cmd{
-		"nginx": nginxCommand, "caddy": caddyCommand,
-	} {
+	for name, command := range map[string]proxyCommand{"nginx": nginxCommand, "caddy": caddyCommand} {
 		t.Run(name, func(t *testing.T) {
 			test(t, func(tollgate string) *metered { return startMetered(t, tollgate, command) })
 		})
@@ -69,7 +70,7 @@ func nginxCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command("nginx", "-p", dir, "-c", file)
+	return exec.Command(program(t, "nginx"), "-p", dir, "-c", file)
 }
 
 func caddyCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
@@ -80,14 +81,14 @@ func caddyCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("caddy", "run", "--adapter", "caddyfile", "--config", file)
+	cmd := exec.Command(program(t, "caddy"), "run", "--adapter", "caddyfile", "--config", file)
 	cmd.Env = append(os.Environ(), "HOME="+dir)
 	return cmd
 }
 
 // startMetered runs a service, and a proxy before it that asks the tollgate at that address, until the test ends. The
 // service says in its response what reaches it.
-func startMetered(t *testing.T, tollgate string, command func(t *testing.T, front, tollgate, backend string) *exec.Cmd) *metered {
+func startMetered(t *testing.T, tollgate string, command proxyCommand) *metered {
 	t.Helper()
 	port, err := redistest.FreePort()
 	if err != nil {
@@ -97,7 +98,7 @@ func startMetered(t *testing.T, tollgate string, command func(t *testing.T, fron
 	m := &metered{service: &service{url: "http://" + front}}
 	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.reached.Add(1)
-		body, err := io.Copy(io.Discard, r.Body)
+		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			w.WriteHeader(http.StatusBadRequest)
 		}
@@ -107,37 +108,19 @@ func startMetered(t *testing.T, tollgate string, command func(t *testing.T, fron
 			}
 		}
 		h := r.Header
-		fmt.Fprintf(w, "%q %q %q %q authorization=%q cookie=%d body=%d", h["X-Tenant-Id"], h["X-User-Id"], h["X-User-Group"],
-			h["X-Tokens-Left"], h.Get("Authorization"), len(h.Get("Cookie")), body)
+		fmt.Fprintf(w, "%q %q %q %q authorization=%q cookie=%d body=%d %.10q", h["X-Tenant-Id"], h["X-User-Id"], h["X-User-Group"],
+			h["X-Tokens-Left"], h.Get("Authorization"), len(h.Get("Cookie")), len(body), body)
 	}))
 	t.Cleanup(backend.Close)
-	cmd := command(t, front, tollgate, strings.TrimPrefix(backend.URL, "http://"))
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("the recipes are tested with the real proxies (`make tools` installs them): %v", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("%s", &out)
-		}
-	})
-	redistest.Eventually(t, 30*time.Second, func() error {
-		c, err := net.Dial("tcp", front)
-		if err == nil {
-			c.Close()
-		}
-		return err
-	})
+	startProgram(t, command(t, front, tollgate, strings.TrimPrefix(backend.URL, "http://")), front)
 	return m
 }
 
 // checkRelay passes connections on to tollgate. It remembers the requests on them, and can lose a response.
 type checkRelay struct {
-	address string
-	lose    atomic.Bool // cut the next connection that a response comes on
+	address  string
+	accepted atomic.Int64 // connections
+	lose     atomic.Bool  // cut the next connection that a response comes on
 
 	mu       sync.Mutex
 	requests []*http.Request
@@ -157,6 +140,7 @@ func newCheckRelay(t *testing.T, tollgate string) *checkRelay {
 			if err != nil {
 				return
 			}
+			r.accepted.Add(1)
 			to, err := net.Dial("tcp", tollgate)
 			if err != nil {
 				from.Close()
@@ -238,14 +222,14 @@ func TestIntegrationProxyIdentity(t *testing.T) {
 		}
 		user := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":2`)
 		want(m.do(t, "POST", "/some/path?x=1", "hello", bearer(user)),
-			`["abc"] ["u-42"] ["stripe_basic"] ["1"] authorization="" cookie=0 body=5`)
+			`["abc"] ["u-42"] ["stripe_basic"] ["1"] authorization="" cookie=0 body=5 "hello"`)
 		want(m.do(t, "POST", "/some/path?x=1", "", append(forged, bearer(user))...),
-			`["abc"] ["u-42"] ["stripe_basic"] ["0"] authorization="" cookie=0 body=0`)
+			`["abc"] ["u-42"] ["stripe_basic"] ["0"] authorization="" cookie=0 body=0 ""`)
 
 		// An anonymous user has no ID. Caddy passes an empty one.
 		got := m.do(t, "GET", "/", "", append(forged, bearer(s.login(t, "abc")))...)
 		got.body = strings.Replace(got.body, ` [""] `, ` [] `, 1)
-		want(got, `["abc"] [] ["anonymous"] ["99"] authorization="" cookie=0 body=0`)
+		want(got, `["abc"] [] ["anonymous"] ["99"] authorization="" cookie=0 body=0 ""`)
 
 		before := m.reached.Load()
 		if err := m.do(t, "GET", "/", "", forged...).is(401); err != nil {
@@ -255,6 +239,24 @@ func TestIntegrationProxyIdentity(t *testing.T) {
 			t.Error("a request without a key has reached the service")
 		}
 	})
+}
+
+// nginx keeps its connections to tollgate. (Caddy connects anew for each check whose response it does not forward.)
+func TestIntegrationProxyKeepsConnections(t *testing.T) {
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
+	relay := newCheckRelay(t, s.address())
+	m := startMetered(t, relay.address, nginxCommand)
+	key := s.issue(t, "abc", `"userId":"u-42","group":"stripe_basic","tokens":100`)
+	for range 10 {
+		for credential, status := range map[string]int{bearer(key): 200, bearer(someKey): 401} {
+			if err := m.do(t, "POST", "/some/path?x=1", "hello", credential).is(status); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if n, checks := relay.accepted.Load(), len(relay.take()); n > 3 || checks != 20 {
+		t.Errorf("%d connections to tollgate for %d checks", n, checks)
+	}
 }
 
 // A browser's preflight passes without a key, without an identity and without a charge, and nothing else does.
@@ -279,7 +281,7 @@ func TestIntegrationProxyPreflights(t *testing.T) {
 		} {
 			before := m.reached.Load()
 			got := m.do(t, test.method, "/some/path", "", test.headers...)
-			const nobody = `[] [] [] [] authorization="" cookie=0 body=0`
+			const nobody = `[] [] [] [] authorization="" cookie=0 body=0 ""`
 			if test.passes && (got.status != 200 || got.body != nobody) || !test.passes && got.status != 401 {
 				t.Errorf("%s with %q: got %d %s", test.method, test.headers, got.status, got.body)
 			}
@@ -486,9 +488,7 @@ func TestIntegrationProxyTollgateFails(t *testing.T) {
 				t.Errorf("%s: a request has reached the service", what)
 			}
 		}
-		if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		freeze(t, p.cmd.Process)
 		fails("tollgate hangs")
 		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
@@ -496,5 +496,25 @@ func TestIntegrationProxyTollgateFails(t *testing.T) {
 		redistest.Eventually(t, 30*time.Second, passes)
 		p.kill()
 		fails("tollgate is gone")
+	})
+}
+
+// freeze stops a process and waits until all its threads have stopped.
+func freeze(t *testing.T, p *os.Process) {
+	t.Helper()
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	redistest.Eventually(t, 10*time.Second, func() error {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Pid))
+		if err != nil || len(threads) == 0 {
+			return fmt.Errorf("no threads: %v", err)
+		}
+		for _, thread := range threads {
+			if stat, err := os.ReadFile(thread); err == nil && !strings.Contains(string(stat), ") T ") {
+				return fmt.Errorf("a thread still runs: %s", stat)
+			}
+		}
+		return nil
 	})
 }

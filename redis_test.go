@@ -27,6 +27,7 @@ import (
 
 // Redis may be reached in every way that the documentation names.
 func TestRedisURLs(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t, "--requirepass", "s3cret", "--user", "gate", "on", ">gate:pw", "~*", "&*", "+@all")
 	r.Options = append(r.Options, redis.DialPassword("s3cret"))
 	tests := []struct {
@@ -55,6 +56,7 @@ func TestRedisURLs(t *testing.T) {
 }
 
 func TestRedisTLS(t *testing.T) {
+	t.Parallel()
 	certFile, keyFile := newCertificate(t)
 	port, err := redistest.FreePort()
 	if err != nil {
@@ -112,6 +114,7 @@ func newCertificate(t *testing.T) (certFile, keyFile string) {
 
 // A Redis that may lose balances is named in the log at start.
 func TestSafetyWarnings(t *testing.T) {
+	t.Parallel()
 	safe := redistest.New(t)
 	evicting := redistest.New(t, "--maxmemory-policy", "volatile-lru")
 	forgetful := redistest.New(t, "--appendonly", "no")
@@ -135,6 +138,7 @@ func TestSafetyWarnings(t *testing.T) {
 
 // A Redis whose EVALSHA was taken away quotes its arguments in its error, and they are keys: none of them is logged.
 func TestErrorsWithoutKeys(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t, "--rename-command", "EVALSHA", "")
 	err := run(t.Context(), nil, func(name string) string {
 		return map[string]string{"REDIS_URL": r.URL(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken}[name]
@@ -407,6 +411,7 @@ func TestRedisLoading(t *testing.T) {
 
 // If Redis does not let it in, a caller learns that Redis is unavailable, whatever Redis's words are.
 func TestSharedConnLogin(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	r.Do(t, "CONFIG", "SET", "requirepass", "pw")
 	r.Options = append(r.Options, redis.DialPassword("pw"))

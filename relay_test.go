@@ -4,89 +4,130 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 )
 
+// relayEnd is how a response ends for the client.
+type relayEnd string
+
+const (
+	noStream    relayEnd = "no stream"
+	complete    relayEnd = "a stream with the marker of its end"
+	endsEarlier relayEnd = "a stream without the marker, and without an error"
+	broken      relayEnd = "a stream with one error, which is cut"
+)
+
+// relayEndOf returns how the response got ends; err is the error that ended its body.
+func relayEndOf(got reply, err error) relayEnd {
+	isMarked := strings.Contains(got.body, "[DONE]") || strings.Contains(got.body, "message_stop")
+	isError, errors := strings.Contains(got.body, `"error"`), strings.Count(got.body, `"error":{`)
+	switch {
+	case err == nil && (got.status != 200 || got.header.Get("Content-Type") == "application/json"):
+		return noStream
+	case err == nil && !isError && isMarked:
+		return complete
+	case err == nil && !isError:
+		return endsEarlier
+	case err != nil && errors == 1 && !isMarked:
+		return broken
+	default:
+		return relayEnd(fmt.Sprintf("%d errors and %v", errors, err))
+	}
+}
+
 // Each way in which a response can end has its price.
 func TestGatewayCharges(t *testing.T) {
+	t.Parallel()
 	const granted = 100_000
-	g := newGatewayTest(t, granted, "", "PROVIDER_IDLE_TIMEOUT=300ms", "PROVIDER_TIMEOUT=300ms")
+	patient, hasty := newService(t), newService(t, "PROVIDER_IDLE_TIMEOUT=1s", "PROVIDER_TIMEOUT=1s")
 	const streamed, whole = `{"stream":true}`, `{"stream":false}` // 15 and 16 bytes: an estimated input of 4 tokens
 	const input, all, half = 4, 10, 4                             // estimates: of the input, of three events of 10 bytes, of one
-	for _, test := range []struct {
-		name, body string
-		conduct    conduct
-		status     int
-		chat       int // tokens charged
-		messages   int
-	}{
-		{"whole", whole, conduct{}, 200, 18, 18},
-		{"no usage", whole, conduct{noUsage: true}, 200, input + half, input + half},
-		{"cut", whole, conduct{at: inContent}, 502, 0, 0},
-		{"cut before headers", whole, conduct{at: beforeHeaders}, 502, 0, 0},
-		{"ended early", whole, conduct{at: inContent, then: endEarly}, 502, 0, 0},
-		{"silent", whole, conduct{at: inContent, then: hang}, 504, 0, 0},
-		{"silent before headers", whole, conduct{at: beforeHeaders, then: hang}, 504, 0, 0},
-		{"not JSON", whole, conduct{body: "<html>"}, 502, 0, 0},
-		{"error", whole, providerError(500), 500, 0, 0},
-		{"redirect", whole, conduct{status: 307, header: []string{"Location: /v1/other"}}, 502, 0, 0},
-		{"compressed", whole, conduct{body: gzipped(`{}`), header: []string{"Content-Encoding: gzip"}}, 502, 0, 0},
-		{"more than was held", `{"max_tokens":1}`, conduct{
-			body: `{"usage":{"prompt_tokens":50,"completion_tokens":60,"input_tokens":50,"output_tokens":60}}`,
-		}, 200, 110, 110},
-
-		{"stream", streamed, conduct{}, 200, 18, 18},
-		{"stream without usage", streamed, conduct{noUsage: true}, 200, input + all, input + all},
-		{"stream cut before headers", streamed, conduct{at: beforeHeaders}, 502, 0, 0},
-		{"stream cut before content", streamed, conduct{at: beforeContent}, 200, 0, 0},
-		{"stream cut", streamed, conduct{at: inContent}, 200, input + half, 11 + half},
-		{"stream cut with usage", streamed, conduct{at: beforeEnd}, 200, 18, 18},
-		{"stream ended early", streamed, conduct{at: inContent, then: endEarly}, 200, input + half, 11 + half},
-		{"stream ended after its reason", streamed, conduct{at: beforeUsage, then: endEarly}, 200, input + all, 11 + all},
-		{"stream ended without a marker", streamed, conduct{at: beforeEnd, then: endEarly}, 200, 18, 18},
-		{"stream with an error", streamed, conduct{at: inContent, then: sendError}, 200, input + half, 11 + half},
-		{"stream with an error before content", streamed, conduct{at: beforeContent, then: sendError}, 200, 0, 0},
-		{"stream silent", streamed, conduct{at: inContent, then: hang}, 200, input + half, 11 + half},
-		{"stream refused", streamed, providerError(529), 529, 0, 0},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			g.provider.on("", test.conduct)
-			for path, want := range map[string]int{chatPath: test.chat, messagesPath: test.messages} {
-				g.key = g.login(t, g.tenant)
-				got, err := g.send("POST", "/"+g.tenant+path, test.body, bearer(g.key))
-				if got.status != test.status {
-					t.Errorf("%s: %d %s", path, got.status, got.body)
-				}
-				if n := g.charged(t, granted); n != want {
-					t.Errorf("%s: charged %d, want %d: %s", path, n, want, got.body)
-				}
-				isWhole := strings.Contains(got.body, "[DONE]") || strings.Contains(got.body, "message_stop") || test.conduct.then == endEarly &&
-					test.conduct.at > inContent && path == chatPath
-				if isStream := got.header.Get("Content-Type") != "application/json" && test.status == 200; isStream && !isWhole {
-					if path == messagesPath && test.conduct.then == endEarly && test.conduct.at == beforeEnd {
-						continue // the reason and the usage came: it is whole
-					}
-					if n := strings.Count(got.body, `"error":{`); n != 1 || err == nil {
-						t.Errorf("%s: a broken stream has %d errors and ends with %v: %s", path, n, err, got.body)
-					}
-				} else if isStream && (err != nil || strings.Contains(got.body, `"error"`)) {
-					t.Errorf("%s: a whole stream ends with %v: %s", path, err, got.body)
-				}
-				if lost := got.status == 504 || got.status == 502 && test.conduct.at > 0; lost && test.conduct.then != endEarly {
-					got.wantHeader(t, "X-Should-Retry", "false")
-				}
-			}
-		})
+	type cost struct {
+		tokens int
+		end    relayEnd
 	}
-	if n := g.sample(t, "gateway_holds"); n != 0 {
+	refused, full := cost{0, noStream}, cost{18, noStream}
+	t.Run("conducts", func(t *testing.T) {
+		for _, test := range []struct {
+			name           string
+			s              *service
+			body           string
+			conduct        providertest.Conduct
+			status         int
+			retry          string // X-Should-Retry
+			chat, messages cost
+		}{
+			{"whole", patient, whole, providertest.Conduct{}, 200, "", full, full},
+			{"no usage", patient, whole, providertest.Conduct{NoUsage: true}, 200, "",
+				cost{input + half, noStream}, cost{input + half, noStream}},
+			{"cut", patient, whole, providertest.Conduct{Cut: providertest.InContent}, 502, "false", refused, refused},
+			{"cut before headers", patient, whole, providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, "false", refused, refused},
+			{"ended early", patient, whole, providertest.Conduct{End: providertest.InContent}, 502, "", refused, refused},
+			{"silent", hasty, whole, providertest.Conduct{Hang: providertest.InContent}, 504, "false", refused, refused},
+			{"silent before headers", hasty, whole, providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, "false", refused, refused},
+			{"not JSON", patient, whole, providertest.Conduct{Body: "<html>"}, 502, "", refused, refused},
+			{"error", patient, whole, providertest.Refuse(500), 500, "", refused, refused},
+			{"redirect", patient, whole, providertest.Refuse(307, "Location: /v1/other"), 502, "", refused, refused},
+			{"compressed", patient, whole, providertest.Conduct{Body: gzipped(`{}`), Header: []string{"Content-Encoding: gzip"}},
+				502, "", refused, refused},
+			{"more than was held", patient, `{"max_tokens":1}`, providertest.Conduct{
+				Body: `{"usage":{"prompt_tokens":50,"completion_tokens":60,"input_tokens":50,"output_tokens":60}}`,
+			}, 200, "", cost{110, noStream}, cost{110, noStream}},
+
+			{"stream", patient, streamed, providertest.Conduct{}, 200, "", cost{18, complete}, cost{18, complete}},
+			{"stream without usage", patient, streamed, providertest.Conduct{NoUsage: true}, 200, "",
+				cost{input + all, complete}, cost{input + all, complete}},
+			{"stream cut before headers", patient, streamed, providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, "false",
+				refused, refused},
+			{"stream cut before content", patient, streamed, providertest.Conduct{Cut: providertest.BeforeContent}, 200, "",
+				cost{0, broken}, cost{0, broken}},
+			{"stream cut", patient, streamed, providertest.Conduct{Cut: providertest.InContent}, 200, "",
+				cost{input + half, broken}, cost{11 + half, broken}},
+			{"stream cut with usage", patient, streamed, providertest.Conduct{Cut: providertest.BeforeEnd}, 200, "",
+				cost{18, broken}, cost{18, broken}},
+			{"stream ended early", patient, streamed, providertest.Conduct{End: providertest.InContent}, 200, "",
+				cost{input + half, broken}, cost{11 + half, broken}},
+			{"stream ended after its reason", patient, streamed, providertest.Conduct{End: providertest.BeforeUsage}, 200, "",
+				cost{input + all, endsEarlier}, cost{11 + all, broken}},
+			{"stream ended without a marker", patient, streamed, providertest.Conduct{End: providertest.BeforeEnd}, 200, "",
+				cost{18, endsEarlier}, cost{18, endsEarlier}},
+			{"stream with an error", patient, streamed, providertest.Conduct{Error: providertest.InContent}, 200, "",
+				cost{input + half, broken}, cost{11 + half, broken}},
+			{"stream with an error before content", patient, streamed, providertest.Conduct{Error: providertest.BeforeContent}, 200, "",
+				cost{0, broken}, cost{0, broken}},
+			{"stream silent", hasty, streamed, providertest.Conduct{Hang: providertest.InContent}, 200, "",
+				cost{input + half, broken}, cost{11 + half, broken}},
+			{"stream refused", patient, streamed, providertest.Refuse(529), 529, "", refused, refused},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				t.Parallel()
+				g := test.s.newGatewayTest(t, granted, "")
+				g.provider.On("", test.conduct)
+				for path, want := range map[string]cost{chatPath: test.chat, messagesPath: test.messages} {
+					g.key = g.login(t, g.tenant)
+					got, err := g.send("POST", "/"+g.tenant+path, test.body, bearer(g.key))
+					if end := relayEndOf(got, err); got.status != test.status || end != want.end {
+						t.Errorf("%s: got %d, %s: %s\nwant %d, %s", path, got.status, end, got.body, test.status, want.end)
+					}
+					if n := g.charged(t, granted); n != want.tokens {
+						t.Errorf("%s: charged %d, want %d: %s", path, n, want.tokens, got.body)
+					}
+					got.wantHeader(t, "X-Should-Retry", test.retry)
+				}
+			})
+		}
+	})
+	if n := patient.sample(t, "gateway_holds") + hasty.sample(t, "gateway_holds"); n != 0 {
 		t.Errorf("%v holds are open", n)
 	}
-	if n := g.sample(t, "gateway_estimated_total"); n < 10 {
+	if n := patient.sample(t, "gateway_estimated_total") + hasty.sample(t, "gateway_estimated_total"); n < 10 {
 		t.Errorf("%v charges are estimates", n)
 	}
 }
@@ -104,27 +145,27 @@ func TestGatewayStreams(t *testing.T) {
 	t.Parallel()
 	const granted = 10_000_000
 	g := newGatewayTest(t, granted, "")
-	direct := &service{url: g.provider.url}
+	direct := &service{url: g.provider.URL}
 	for _, test := range []struct {
 		name    string
-		conduct conduct
+		conduct providertest.Conduct
 	}{
-		{"plain", conduct{}},
-		{"bytes one by one", conduct{piece: 1}},
-		{"CR LF", conduct{lineEnd: "\r\n", piece: 7}},
-		{"CR", conduct{lineEnd: "\r"}},
-		{"no space", conduct{prefix: "data:"}},
-		{"events of 900 kB", conduct{content: strings.Repeat("ü", 450_000)}},
-		{"events of 3 MB", conduct{content: strings.Repeat("y", 3_000_000), events: 1}},
-		{"many", conduct{events: 500}},
+		{"plain", providertest.Conduct{}},
+		{"bytes one by one", providertest.Conduct{Piece: 1}},
+		{"CR LF", providertest.Conduct{LineEnd: "\r\n", Piece: 7}},
+		{"CR", providertest.Conduct{LineEnd: "\r"}},
+		{"no space", providertest.Conduct{Prefix: "data:"}},
+		{"events of 900 kB", providertest.Conduct{Content: strings.Repeat("ü", 450_000)}},
+		{"events of 3 MB", providertest.Conduct{Content: strings.Repeat("y", 3_000_000), Events: 1}},
+		{"many", providertest.Conduct{Events: 500}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			g.provider.on("", test.conduct)
+			g.provider.On("", test.conduct)
 			for _, c := range []struct{ path, sent, equals string }{
 				{chatPath, `{"model":"m","stream":true,"stream_options":{"include_usage":true}}`, ""},
 				{messagesPath, `{"model":"m","stream":true}`, ""},
 			} {
-				want := direct.do(t, "POST", c.path, c.sent, "x-api-key: "+map[string]string{messagesPath: providerKey}[c.path])
+				want := direct.do(t, "POST", c.path, c.sent, "x-api-key: "+map[string]string{messagesPath: providertest.Key}[c.path])
 				got := g.call(t, c.path, c.sent)
 				if got.body != want.body {
 					t.Errorf("%s: %d bytes differ from the provider's %d", c.path, len(got.body), len(want.body))
@@ -146,9 +187,10 @@ func TestGatewayStreams(t *testing.T) {
 
 // Each event reaches the client when it comes, not when the next one does.
 func TestGatewayFlushes(t *testing.T) {
+	t.Parallel()
 	g := newGatewayTest(t, 10_000, "")
 	for _, path := range []string{chatPath, messagesPath} {
-		g.provider.on("", conduct{at: inContent, then: hang})
+		g.provider.On("", providertest.Conduct{Hang: providertest.InContent})
 		c := g.open(t, path, `{"stream":true}`, "ünd ")
 		c.Close()
 	}
@@ -156,69 +198,57 @@ func TestGatewayFlushes(t *testing.T) {
 
 // What a client pays that hangs up depends on what the provider has done by then.
 func TestGatewayHangUps(t *testing.T) {
+	t.Parallel()
 	const granted = 100_000
-	g := newGatewayTest(t, granted, "")
-	draining := g.service.gatewayTest(t, g.provider, textConfig(granted, endpointJSON(g.provider, "chat", chatPath, `,"on_hangup":"drain"`),
-		endpointJSON(g.provider, "claude", messagesPath, `,"on_hangup":"drain"`)))
-	slow := conduct{pause: 60 * time.Millisecond}
-	const streamed = `{"stream":true}`
+	s := newService(t)
+	const streamed, reasoning = `{"stream":true}`, `{"stream":true,"reasoning_effort":"low","thinking":{"type":"enabled"}}`
+	slow := providertest.Conduct{Pause: 60 * time.Millisecond}
+	hang := providertest.Conduct{Hang: providertest.InContent}
+	type hangUp struct {
+		seen   string // by the client before it hangs up
+		tokens int    // charged
+	}
+	never, always, maybe := []int{0}, []int{1}, []int{0, 1}
 	for _, test := range []struct {
-		name           string
-		g              *gatewayTest
-		body           string
-		conduct        conduct
-		until          string // what the client sees before it hangs up
-		chat, messages int
-		cancelled      string // the provider's responses: none, both or either
+		name, members, body string
+		conduct             providertest.Conduct
+		chat, messages      hangUp
+		ended               bool  // the response has when the client hangs up, whatever it has seen
+		cancelled           []int // how many of the provider's responses may be, for each of the two
 	}{
-		{"not streamed", g, `{"stream":null}`, conduct{delay: 300 * time.Millisecond}, "", 18, 18, "none"},
-		{"in mid-stream", g, streamed, conduct{at: inContent, then: hang}, "ünd ", 4 + 4, 11 + 4, "both"},
-		{"after the end", g, streamed, conduct{}, "_END_", 18, 18, "none"},
-		{"after the reason", g, streamed, slow, "_REASON_", 18, 18, "either"}, // the end may come before it is noticed
-		{"reasoning", g, `{"stream":true,"reasoning_effort":"low","thinking":{"type":"enabled"}}`, slow, "ünd ", 18, 18, "none"},
-		{"drain", draining, streamed, slow, "ünd ", 18, 18, "none"},
-		{"before the response", g, streamed, conduct{at: beforeHeaders, then: hang}, "", 4, 4, "both"},
+		{"not streamed", "", `{"stream":null}`, providertest.Conduct{Delay: 300 * time.Millisecond},
+			hangUp{"", 18}, hangUp{"", 18}, false, never},
+		{"in mid-stream", "", streamed, hang, hangUp{"ünd ", 4 + 4}, hangUp{"ünd ", 11 + 4}, false, always},
+		{"after the end", "", streamed, providertest.Conduct{}, hangUp{"[DONE]", 18}, hangUp{"message_stop", 18}, true, never},
+		{"after the reason", "", streamed, slow, // the end may come before the hang-up is noticed
+			hangUp{`"finish_reason":"stop"`, 18}, hangUp{"message_delta", 18}, false, maybe},
+		{"reasoning", "", reasoning, slow, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
+		{"drain", `,"on_hangup":"drain"`, streamed, slow, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
+		{"before the response", "", streamed, providertest.Conduct{Hang: providertest.BeforeHeaders},
+			hangUp{"", 4}, hangUp{"", 4}, false, always},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			g := test.g
-			g.provider.on("", test.conduct)
-			for path, want := range map[string]int{chatPath: test.chat, messagesPath: test.messages} {
-				until := test.until
-				switch {
-				case until == "_END_" && path == chatPath:
-					until = "[DONE]"
-				case until == "_END_":
-					until = "message_stop"
-				case until == "_REASON_" && path == chatPath:
-					until = `"finish_reason":"stop"`
-				case until == "_REASON_":
-					until = "message_delta"
-				}
+			t.Parallel()
+			g := s.newGatewayTest(t, granted, test.members)
+			g.provider.On("", test.conduct)
+			for path, client := range map[string]hangUp{chatPath: test.chat, messagesPath: test.messages} {
 				g.key = g.login(t, g.tenant)
-				_, before := g.provider.counts()
-				n := len(g.provider.requests())
-				c := g.open(t, path, test.body, until)
+				_, before := g.provider.Counts()
+				requests := len(g.provider.Requests()) + 1
+				c := g.open(t, path, test.body, client.seen)
 				redistest.Eventually(t, 10*time.Second, func() error {
-					if len(g.provider.requests()) == n {
-						return fmt.Errorf("the provider got no request")
+					if open, _ := g.provider.Counts(); len(g.provider.Requests()) < requests || test.ended && open > 0 {
+						return fmt.Errorf("%d requests came to the provider, %d are open", len(g.provider.Requests()), open)
 					}
 					return nil
 				})
-				if test.until == "_END_" { // its client may see it before the response has ended
-					redistest.Eventually(t, 10*time.Second, func() error {
-						if open, _ := g.provider.counts(); open > 0 {
-							return fmt.Errorf("%d requests are open", open)
-						}
-						return nil
-					})
-				}
 				c.Close()
-				if got := g.charged(t, granted); got != want {
-					t.Errorf("%s: charged %d, want %d", path, got, want)
+				if got := g.charged(t, granted); got != client.tokens {
+					t.Errorf("%s: charged %d, want %d", path, got, client.tokens)
 				}
 				redistest.Eventually(t, 10*time.Second, func() error {
-					if open, after := g.provider.counts(); open > 0 || test.cancelled != "either" &&
-						(after > before) != (test.cancelled == "both") {
+					open, after := g.provider.Counts()
+					if open > 0 || !slices.Contains(test.cancelled, after-before) {
 						return fmt.Errorf("%s: %d open, %d cancelled", path, open, after-before)
 					}
 					return nil
@@ -233,7 +263,7 @@ func TestGatewayUsageGrace(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
 	g := newGatewayTest(t, granted, "")
-	g.provider.on("", conduct{at: beforeUsage, then: hang})
+	g.provider.On("", providertest.Conduct{Hang: providertest.BeforeUsage})
 	began := time.Now()
 	g.open(t, chatPath, `{"stream":true}`, `"finish_reason":"stop"`).Close()
 	if n := g.charged(t, granted); n != 4+10 {
@@ -248,7 +278,7 @@ func TestGatewayUsageGrace(t *testing.T) {
 func TestGatewayDrains(t *testing.T) {
 	const granted = 1_000_000
 	g := newGatewayTest(t, granted, `,"on_hangup":"drain"`)
-	g.provider.on("", conduct{at: inContent, then: hang})
+	g.provider.On("", providertest.Conduct{Hang: providertest.InContent})
 	const body = `{"stream":true,"max_tokens":30}` // 31 bytes
 	for range 256 {
 		g.open(t, chatPath, body, "ünd ").Close()
@@ -266,7 +296,7 @@ func TestGatewayDrains(t *testing.T) {
 	if n := g.charged(t, granted); n != 61 {
 		t.Errorf("charged %d", n)
 	}
-	g.provider.stop() // ends the others
+	g.provider.Stop() // ends the others
 	g.key = first
 	if n := g.charged(t, granted); n < 200*(8+4) {
 		t.Errorf("charged %d", n)
@@ -278,7 +308,7 @@ func TestGatewaySilence(t *testing.T) {
 	long(t)
 	t.Parallel()
 	g := newGatewayTest(t, 100_000, "")
-	g.provider.on("", conduct{at: inContent, then: hang})
+	g.provider.On("", providertest.Conduct{Hang: providertest.InContent})
 	c := g.open(t, messagesPath, `{"stream":true}`, "ünd ")
 	_ = c.SetDeadline(in(time.Minute))
 	began := time.Now()
@@ -294,21 +324,18 @@ func TestGatewayStuckClient(t *testing.T) {
 	long(t)
 	const granted = 100_000
 	g := newGatewayTest(t, granted, "")
-	g.provider.on("", conduct{content: strings.Repeat("y", 900_000), events: 1000, noUsage: true})
+	g.provider.On("", providertest.Conduct{Content: strings.Repeat("y", 900_000), Events: 1000, NoUsage: true})
 	began := time.Now()
 	stuck := g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200")
 	t.Parallel() // only now: the tests that come first run meanwhile
 	redistest.Eventually(t, 3*time.Minute, func() error {
-		if _, cancelled := g.provider.counts(); cancelled == 0 {
+		if _, cancelled := g.provider.Counts(); cancelled == 0 {
 			return fmt.Errorf("the provider still sends to a client that does not read")
 		}
 		return nil
 	})
 	stuck.Close()
-	g.provider.mu.Lock()
-	took := g.provider.leftAt.Sub(began)
-	g.provider.mu.Unlock()
-	if took < 30*time.Second || took > 2*time.Minute { // first its buffers fill
+	if took := g.provider.CancelledAt().Sub(began); took < 30*time.Second || took > 4*30*time.Second { // first its buffers fill
 		t.Errorf("the client had hung up after %s", took)
 	}
 	if n := g.charged(t, granted); n <= 0 {
@@ -321,8 +348,8 @@ func TestGatewayLongStream(t *testing.T) {
 	long(t)
 	t.Parallel()
 	g := newGatewayTest(t, 10_000, "")
-	g.provider.on("", conduct{pause: 700 * time.Millisecond, events: 15})
-	g.provider.on("slow", conduct{delay: writeTimeout + time.Second})
+	g.provider.On("", providertest.Conduct{Pause: 700 * time.Millisecond, Events: 15})
+	g.provider.On("slow", providertest.Conduct{Delay: writeTimeout + time.Second})
 	whole := make(chan reply)
 	go func() { whole <- g.call(t, chatPath, `{"model":"slow"}`) }()
 	if got := g.call(t, chatPath, `{"stream":true}`); !strings.HasSuffix(got.body, "[DONE]\n\n") {
@@ -334,9 +361,10 @@ func TestGatewayLongStream(t *testing.T) {
 }
 
 func TestGatewayTotalTimeout(t *testing.T) {
+	t.Parallel()
 	const granted = 10_000
-	g := newGatewayTest(t, granted, "", "GATEWAY_TIMEOUT=400ms")
-	g.provider.on("", conduct{pause: 30 * time.Millisecond, events: 1000, at: beforeEnd, then: hang})
+	g := newGatewayTest(t, granted, "", "GATEWAY_TIMEOUT=1s")
+	g.provider.On("", providertest.Conduct{Pause: 30 * time.Millisecond, Events: 1000, Hang: providertest.BeforeEnd})
 	got, err := g.send("POST", "/"+g.tenant+chatPath, `{"stream":true}`, bearer(g.key))
 	if err == nil || !strings.HasSuffix(got.body, "\n\n") ||
 		!strings.Contains(got.body, `data: {"error":{"message":"The request took too long","type":"api_error"`) {
@@ -345,7 +373,7 @@ func TestGatewayTotalTimeout(t *testing.T) {
 	if n := g.charged(t, granted); n <= 4 {
 		t.Errorf("charged %d", n)
 	}
-	g.provider.on("", conduct{at: beforeHeaders, then: hang})
+	g.provider.On("", providertest.Conduct{Hang: providertest.BeforeHeaders})
 	got = g.call(t, chatPath, `{}`)
 	got.wantWireError(t, chatPath, 504, "api_error", "")
 	got.wantHeader(t, "X-Should-Retry", "false")
@@ -353,13 +381,14 @@ func TestGatewayTotalTimeout(t *testing.T) {
 
 // A process that is stopped lets streams run for a while, then cuts and settles them.
 func TestGatewayStops(t *testing.T) {
+	t.Parallel()
 	const granted = 10_000
-	p := newProvider(t)
-	settings := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "DRAIN_TIMEOUT=1s"}
+	p := providertest.New(t)
+	settings := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "DRAIN_TIMEOUT=2s"}
 	process := startProcess(t, settings)
 	g := process.service(t).gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, "")))
-	p.on("endless", conduct{at: inContent, then: hang})
-	p.on("slow", conduct{pause: 50 * time.Millisecond})
+	p.On("endless", providertest.Conduct{Hang: providertest.InContent})
+	p.On("slow", providertest.Conduct{Pause: 50 * time.Millisecond})
 	endless := g.open(t, chatPath, `{"stream":true,"model":"endless"}`, "ünd ")
 	slow := g.open(t, chatPath, `{"stream":true,"model":"slow"}`, "HTTP/1.1 200")
 	if err := process.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -385,7 +414,7 @@ func TestGatewayLargeResponse(t *testing.T) {
 	const granted = 10_000
 	g := newGatewayTest(t, granted, "")
 	body := `{"usage":{"prompt_tokens":1,"completion_tokens":1},"a":"` + strings.Repeat("x", 16<<20+1_000_000) + `"}`
-	g.provider.on("", conduct{body: body})
+	g.provider.On("", providertest.Conduct{Body: body})
 	got := g.call(t, chatPath, `{"max_tokens":50}`)
 	if got.body != body {
 		t.Errorf("got %d bytes of %d", len(got.body), len(body))

@@ -7,8 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 )
+
+// maxCachedBody is how many bytes of a response the gateway caches.
+const maxCachedBody = 1 << 20
 
 // cachedConfig is textConfig with members of caching.
 func cachedConfig(tokens int64, caching string, endpoints ...string) string {
@@ -17,11 +21,17 @@ func cachedConfig(tokens int64, caching string, endpoints ...string) string {
 
 const cachingForAnHour = `"enabled":true,"text_ttl":3600,"fee_percentage":20`
 
-// newCacheTest is newGatewayTest with caching for an hour, at a fee of 20 %.
+// newCacheTest starts a service, and is its newCacheTest.
 func newCacheTest(t testing.TB, tokens int64, members string, settings ...string) *gatewayTest {
 	t.Helper()
-	p := newProvider(t)
-	return newService(t, settings...).gatewayTest(t, p, cachedConfig(tokens, cachingForAnHour,
+	return newService(t, settings...).newCacheTest(t, tokens, members)
+}
+
+// newCacheTest is newGatewayTest with caching for an hour, at a fee of 20 %.
+func (s *service) newCacheTest(t testing.TB, tokens int64, members string) *gatewayTest {
+	t.Helper()
+	p := providertest.New(t)
+	return s.gatewayTest(t, p, cachedConfig(tokens, cachingForAnHour,
 		endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)))
 }
 
@@ -50,13 +60,13 @@ func (g *gatewayTest) cacheKeys(t testing.TB) []string {
 // miss sends a request that goes to the provider, and waits until its response is cached.
 func (g *gatewayTest) miss(t testing.TB, path, body string, headers ...string) reply {
 	t.Helper()
-	before, requests := g.cacheSample(t, "stored"), len(g.provider.requests())
+	before, requests := g.cacheSample(t, "stored"), len(g.provider.Requests())
 	got := g.call(t, path, body, headers...)
 	if err := got.is(200); err != nil {
 		t.Fatal(err)
 	}
 	got.wantHeader(t, "X-Cache", "MISS")
-	if n := len(g.provider.requests()) - requests; n != 1 {
+	if n := len(g.provider.Requests()) - requests; n != 1 {
 		t.Errorf("%d requests came to the provider", n)
 	}
 	redistest.Eventually(t, 20*time.Second, func() error {
@@ -71,13 +81,13 @@ func (g *gatewayTest) miss(t testing.TB, path, body string, headers ...string) r
 // hit sends a request that is responded to from the cache.
 func (g *gatewayTest) hit(t testing.TB, path, body string, headers ...string) reply {
 	t.Helper()
-	requests := len(g.provider.requests())
+	requests := len(g.provider.Requests())
 	got := g.call(t, path, body, headers...)
 	if err := got.is(200); err != nil {
 		t.Fatal(err)
 	}
 	got.wantHeader(t, "X-Cache", "HIT")
-	if n := len(g.provider.requests()) - requests; n != 0 {
+	if n := len(g.provider.Requests()) - requests; n != 0 {
 		t.Errorf("%d requests came to the provider", n)
 	}
 	return got
@@ -87,39 +97,47 @@ func (g *gatewayTest) hit(t testing.TB, path, body string, headers ...string) re
 func TestCacheReplays(t *testing.T) {
 	t.Parallel()
 	g := newCacheTest(t, 10_000, "")
-	g.provider.on("odd", conduct{piece: 7, lineEnd: "\r\n", reasoning: "hm", header: []string{"Content-Type: text/event-stream"}})
-	g.provider.on("long", conduct{content: strings.Repeat("ünd ", 2000), events: 20})
-	tool := `,"tools":[{"type":"function","name":"weather","function":{"name":"weather"}}]`
-	for _, path := range []string{chatPath, messagesPath} {
-		for _, members := range []string{
-			``, `,"stream":true`, tool, tool + `,"stream":true`, `,"model":"odd","stream":true`, `,"model":"long"`,
-			`,"model":"long","stream":true`, `,"stream":true,"stream_options":{"include_usage":true}`, `,"max_tokens":5`,
-		} {
-			if path == messagesPath && strings.Contains(members, "stream_options") {
-				continue
-			}
-			body := `{"messages":[]` + members + `}`
+	g.provider.On("odd", providertest.Conduct{
+		Piece: 7, LineEnd: "\r\n", Reasoning: "hm", Header: []string{"Content-Type: text/event-stream"},
+	})
+	g.provider.On("long", providertest.Conduct{Content: strings.Repeat("ünd ", 2000), Events: 20})
+	const tool = `,"tools":[{"type":"function","name":"weather","function":{"name":"weather"}}]`
+	both, chat := []string{chatPath, messagesPath}, []string{chatPath}
+	for _, test := range []struct {
+		members   string
+		paths     []string
+		buffering string // X-Accel-Buffering
+		fee       int    // a fifth of the cost, rounded up
+	}{
+		{``, both, "", 4},
+		{`,"stream":true`, both, "no", 4},
+		{tool, both, "", 4},
+		{tool + `,"stream":true`, both, "no", 4},
+		{`,"model":"odd","stream":true`, both, "no", 4},
+		{`,"model":"long"`, both, "", 4},
+		{`,"model":"long","stream":true`, both, "no", 4},
+		{`,"stream":true,"stream_options":{"include_usage":true}`, chat, "no", 4},
+		{`,"max_tokens":1`, both, "", 3},
+	} {
+		for _, path := range test.paths {
+			body := `{"messages":[]` + test.members + `}`
 			first := g.miss(t, path, body)
 			g.key = g.login(t, g.tenant)
 			got := g.hit(t, path, body)
 			if got.body != first.body || got.body == "" {
 				t.Errorf("%s %s: got %q\nwant %q", path, body, got.body, first.body)
 			}
-			cost := map[bool]int{true: providerInput + 5, false: providerInput + providerOutput}[strings.Contains(body, "max_tokens")]
-			fee := (cost + 4) / 5
-			got.wantHeader(t, "X-Tokens-Charged", strconv.Itoa(fee))
-			got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(10_000-fee))
 			for _, name := range []string{"Content-Type", "Cache-Control", "X-Accel-Buffering", "Content-Length"} {
 				got.wantHeader(t, name, first.header.Get(name))
 			}
-			if isStream := strings.Contains(body, `"stream":true`); isStream != (got.header.Get("X-Accel-Buffering") == "no") {
-				t.Errorf("%s %s: %v", path, body, got.header)
-			}
-			if age, err := strconv.Atoi(got.header.Get("Age")); err != nil || age < 0 || age > 60 {
-				t.Errorf("Age is %q", got.header.Get("Age"))
-			}
-			if left := tokensLeft(t, g.key); left != 10_000-fee {
+			got.wantHeader(t, "X-Accel-Buffering", test.buffering)
+			got.wantHeader(t, "X-Tokens-Charged", strconv.Itoa(test.fee))
+			got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(10_000-test.fee))
+			if left := tokensLeft(t, g.key); left != 10_000-test.fee {
 				t.Errorf("%d tokens are left", left)
+			}
+			if age := seconds(t, got, "Age"); age < 0 || age > 60 {
+				t.Errorf("Age is %d", age)
 			}
 		}
 	}
@@ -133,7 +151,7 @@ func TestCacheReplays(t *testing.T) {
 func TestCacheCharges(t *testing.T) {
 	t.Parallel()
 	const body = `{"max_tokens":500}`
-	p := newProvider(t)
+	p := providertest.New(t)
 	s := newService(t)
 	endpoint := endpointJSON(p, "chat", chatPath, "")
 	for percent, fee := range map[int]int{0: 0, 20: 4, 100: 18} {
@@ -144,7 +162,7 @@ func TestCacheCharges(t *testing.T) {
 			needed := max(fee, 1)
 			for tokens, status := range map[int]int{needed: 200, needed - 1: 402} {
 				g.key = s.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":"anonymous","tokens":%d`, tokens))
-				requests := len(p.requests())
+				requests := len(p.Requests())
 				got := g.call(t, chatPath, body)
 				if status == 200 {
 					got.wantHeader(t, "X-Cache", "HIT")
@@ -158,7 +176,7 @@ func TestCacheCharges(t *testing.T) {
 						t.Errorf("%d tokens are left of %d", left, tokens)
 					}
 				}
-				if n := len(p.requests()); n != requests {
+				if n := len(p.Requests()); n != requests {
 					t.Errorf("a request came to the provider")
 				}
 			}
@@ -190,10 +208,10 @@ func TestCacheCharges(t *testing.T) {
 // A response is found only by the same request: everything that it may depend on counts, and nothing else.
 func TestCacheKey(t *testing.T) {
 	t.Parallel()
-	p, other := newProvider(t), newProvider(t)
+	p, other := providertest.New(t), providertest.New(t)
 	s := newService(t)
-	config := func(p *provider, name, members string) string {
-		return cachedConfig(1_000_000, cachingForAnHour, fmt.Sprintf(`%q:{"url":"%s%s","models":{"*":{}}%s}`, name, p.url, messagesPath, members))
+	config := func(p *providertest.Provider, name, members string) string {
+		return cachedConfig(1_000_000, cachingForAnHour, fmt.Sprintf(`%q:{"url":"%s%s","models":{"*":{}}%s}`, name, p.URL, messagesPath, members))
 	}
 	const body, version = `{"messages":[]}`, "anthropic-version: 2023-06-01"
 	g := s.gatewayTest(t, p, config(p, "a", `,"default_model":"m"`))
@@ -252,7 +270,7 @@ func TestCacheDirectives(t *testing.T) {
 		got.wantHeader(t, "X-Tokens-Charged", "18")
 	}
 	g.miss(t, chatPath, body, "Cache-Control: max-age=0")
-	g.provider.on("", conduct{content: "newer"})
+	g.provider.On("", providertest.Conduct{Content: "newer"})
 	g.call(t, chatPath, body, "Cache-Control: no-store").wantHeader(t, "X-Cache", "MISS")
 	if got := g.hit(t, chatPath, body); strings.Contains(got.body, "newer") {
 		t.Errorf("no-store was stored: %s", got.body)
@@ -322,59 +340,34 @@ func TestCacheTTL(t *testing.T) {
 	})
 }
 
-// Only a whole response that ended as every response to that request may is stored.
-func TestCacheSkips(t *testing.T) {
-	t.Parallel()
-	const stream = `"stream":true`
-	chat := func(reason, message string) conduct {
-		return conduct{body: `{"choices":[{"message":{"content":"a"` + message + `},"finish_reason":"` + reason +
-			`"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}
-	}
-	message := func(reason string) conduct {
-		return conduct{body: `{"type":"message","content":[],"stop_reason":"` + reason + `","usage":{"input_tokens":1,"output_tokens":1}}`}
-	}
-	huge := strings.Repeat("x", 1<<20)
-	for _, test := range []struct {
-		name, path, members string
-		conduct             conduct
-		stored              bool
-	}{
-		{"stop", chatPath, ``, chat("stop", ""), true},
-		{"tool_calls", chatPath, ``, chat("tool_calls", ""), true},
-		{"end_turn", messagesPath, ``, message("end_turn"), true},
-		{"tool_use", messagesPath, ``, message("tool_use"), true},
-		{"stop_sequence", messagesPath, ``, message("stop_sequence"), true},
-		{"length of the client", chatPath, `"max_tokens":3`, conduct{}, true},
-		{"length of the client, stream", chatPath, `"max_completion_tokens":3,` + stream, conduct{}, true},
-		{"max_tokens of the client", messagesPath, `"max_tokens":3`, conduct{}, true},
-		{"almost too long", chatPath, ``, chat("stop", `,"x":"`+huge[:len(huge)-500]+`"`), true},
-		{"length", chatPath, ``, chat("length", ""), false},
-		{"max_tokens", messagesPath, ``, message("max_tokens"), false},
-		{"content_filter", chatPath, `"max_tokens":9`, chat("content_filter", ""), false},
-		{"refusal", chatPath, ``, chat("stop", `,"refusal":"no"`), false},
-		{"refusal, Anthropic", messagesPath, `"max_tokens":9`, message("refusal"), false},
-		{"pause_turn", messagesPath, `"max_tokens":9`, message("pause_turn"), false},
-		{"unknown", messagesPath, `"max_tokens":9`, message("magic"), false},
-		{"an unknown end and a limit", chatPath, `"max_tokens":9,"n":2`, conduct{body: `{"choices":[{"index":0,"finish_reason":"magic"},` +
-			`{"index":1,"finish_reason":"length"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}, false},
-		{"a choice is missing", chatPath, `"n":2`, chat("stop", ""), false},
-		{"no end", chatPath, ``, conduct{body: `{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}, false},
-		{"no usage", chatPath, ``, conduct{noUsage: true}, false},
-		{"no usage, stream", messagesPath, stream, conduct{noUsage: true}, false},
-		{"error beside it", chatPath, ``, conduct{body: strings.Replace(chat("stop", "").body, "{", `{"error":{},`, 1)}, false},
-		{"cannot be read to its end", chatPath, ``, conduct{body: strings.TrimSuffix(chat("stop", "").body, "}") +
-			`,"x":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`}, false},
-		{"201", chatPath, ``, conduct{status: 201, body: chat("stop", "").body}, false},
-		{"no end marker", chatPath, stream, conduct{at: beforeEnd, then: endEarly}, false},
-		{"no usage at the end", chatPath, stream, conduct{at: beforeUsage, then: endEarly}, false},
-		{"too long", chatPath, ``, chat("stop", `,"x":"`+huge+`"`), false},
-		{"too long, stream", chatPath, stream, conduct{content: huge[:1000], events: len(huge) / 1000}, false},
-		{"media type", chatPath, ``, conduct{header: []string{"Content-Type: application/json;x=" + huge[:300]}}, false},
-	} {
+// chatEnd is a response of OpenAI with that finish reason and those further members of its message.
+func chatEnd(reason, members string) providertest.Conduct {
+	return providertest.Conduct{Body: `{"choices":[{"message":{"content":"a"` + members + `},"finish_reason":"` + reason +
+		`"}],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}
+}
+
+// messageEnd is a response of Anthropic with that stop reason.
+func messageEnd(reason string) providertest.Conduct {
+	return providertest.Conduct{Body: `{"type":"message","content":[],"stop_reason":"` + reason +
+		`","usage":{"input_tokens":1,"output_tokens":1}}`}
+}
+
+// cacheCase is a request with those members, and what the provider does.
+type cacheCase struct {
+	name, path, members string
+	conduct             providertest.Conduct
+}
+
+// testCacheCases sends each request twice, to a tenant of its own. Of its responses stored are cached after the first
+// time, and the second response has again as its X-Cache.
+func testCacheCases(t *testing.T, stored int, again string, cases []cacheCase) {
+	t.Helper()
+	s := newService(t)
+	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			g := newCacheTest(t, 10_000_000, "")
-			g.provider.on("", test.conduct)
+			g := s.newCacheTest(t, 10_000_000, "")
+			g.provider.On("", test.conduct)
 			send := func(want string) {
 				got, err := g.send("POST", "/"+g.tenant+test.path, `{`+test.members+`}`, bearer(g.key))
 				if err != nil {
@@ -383,29 +376,81 @@ func TestCacheSkips(t *testing.T) {
 				got.wantHeader(t, "X-Cache", want)
 			}
 			send("MISS")
-			if n := g.decided(t, 1); n != map[bool]int{true: 1}[test.stored] {
+			if n := g.decided(t, 1); n != stored {
 				t.Errorf("%d responses are cached", n)
-			}
-			again := "MISS"
-			if test.stored {
-				again = "HIT"
 			}
 			send(again)
 		})
 	}
-	for name, c := range map[string]conduct{
-		"cut": {at: inContent}, "error event": {at: beforeEnd, then: sendError}, "400": providerError(400), "500": providerError(500),
-		"no bytes": {at: beforeHeaders},
+}
+
+// A whole response is stored if it ended in a way in which every response to that request may end.
+func TestCacheStores(t *testing.T) {
+	t.Parallel()
+	longText := strings.Repeat("x", maxCachedBody)
+	const stream = `"stream":true`
+	testCacheCases(t, 1, "HIT", []cacheCase{
+		{"stop", chatPath, ``, chatEnd("stop", "")},
+		{"tool_calls", chatPath, ``, chatEnd("tool_calls", "")},
+		{"end_turn", messagesPath, ``, messageEnd("end_turn")},
+		{"tool_use", messagesPath, ``, messageEnd("tool_use")},
+		{"stop_sequence", messagesPath, ``, messageEnd("stop_sequence")},
+		{"length of the client", chatPath, `"max_tokens":3`, providertest.Conduct{}},
+		{"length of the client, stream", chatPath, `"max_completion_tokens":3,` + stream, providertest.Conduct{}},
+		{"max_tokens of the client", messagesPath, `"max_tokens":3`, providertest.Conduct{}},
+		{"almost too long", chatPath, ``, chatEnd("stop", `,"x":"`+longText[:maxCachedBody-500]+`"`)},
+	})
+}
+
+// A response that ended in another way, or cannot be replayed as it was, is not stored.
+func TestCacheSkips(t *testing.T) {
+	t.Parallel()
+	longText := strings.Repeat("x", maxCachedBody)
+	const stream = `"stream":true`
+	testCacheCases(t, 0, "MISS", []cacheCase{
+		{"length", chatPath, ``, chatEnd("length", "")},
+		{"max_tokens", messagesPath, ``, messageEnd("max_tokens")},
+		{"content_filter", chatPath, `"max_tokens":9`, chatEnd("content_filter", "")},
+		{"refusal", chatPath, ``, chatEnd("stop", `,"refusal":"no"`)},
+		{"refusal, Anthropic", messagesPath, `"max_tokens":9`, messageEnd("refusal")},
+		{"pause_turn", messagesPath, `"max_tokens":9`, messageEnd("pause_turn")},
+		{"unknown", messagesPath, `"max_tokens":9`, messageEnd("magic")},
+		{"an unknown end and a limit", chatPath, `"max_tokens":9,"n":2`, providertest.Conduct{
+			Body: `{"choices":[{"index":0,"finish_reason":"magic"},{"index":1,"finish_reason":"length"}],` +
+				`"usage":{"prompt_tokens":1,"completion_tokens":1}}`}},
+		{"a choice is missing", chatPath, `"n":2`, chatEnd("stop", "")},
+		{"no end", chatPath, ``, providertest.Conduct{Body: `{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}`}},
+		{"no usage", chatPath, ``, providertest.Conduct{NoUsage: true}},
+		{"no usage, stream", messagesPath, stream, providertest.Conduct{NoUsage: true}},
+		{"error beside it", chatPath, ``, providertest.Conduct{Body: strings.Replace(chatEnd("stop", "").Body, "{", `{"error":{},`, 1)}},
+		{"cannot be read to its end", chatPath, ``, providertest.Conduct{Body: strings.TrimSuffix(chatEnd("stop", "").Body, "}") +
+			`,"x":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `}`}},
+		{"201", chatPath, ``, providertest.Conduct{Status: 201, Body: chatEnd("stop", "").Body}},
+		{"no end marker", chatPath, stream, providertest.Conduct{End: providertest.BeforeEnd}},
+		{"no usage at the end", chatPath, stream, providertest.Conduct{End: providertest.BeforeUsage}},
+		{"too long", chatPath, ``, chatEnd("stop", `,"x":"`+longText+`"`)},
+		{"too long, stream", chatPath, stream, providertest.Conduct{Content: longText[:1000], Events: maxCachedBody / 1000}},
+		{"media type", chatPath, ``, providertest.Conduct{Header: []string{"Content-Type: application/json;x=" + longText[:300]}}},
+	})
+}
+
+// A response that fails is not stored. The next one, which does not, is.
+func TestCacheSkipsFailures(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for name, c := range map[string]providertest.Conduct{
+		"cut": {Cut: providertest.InContent}, "error event": {Error: providertest.BeforeEnd},
+		"400": providertest.Refuse(400), "500": providertest.Refuse(500), "no bytes": {Cut: providertest.BeforeHeaders},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, path := range []string{chatPath, messagesPath} {
-				g := newCacheTest(t, 10_000, "")
-				g.provider.on("", c)
-				_, _ = g.send("POST", "/"+g.tenant+path, `{`+stream+`}`, bearer(g.key))
+				g := s.newCacheTest(t, 10_000, "")
+				g.provider.On("", c)
+				_, _ = g.send("POST", "/"+g.tenant+path, `{"stream":true}`, bearer(g.key))
 				g.charged(t, 10_000)
-				g.provider.on("", conduct{})
-				g.miss(t, path, `{`+stream+`}`)
+				g.provider.On("", providertest.Conduct{})
+				g.miss(t, path, `{"stream":true}`)
 				if n := g.cacheSample(t, "stored") + g.cacheSample(t, "hit"); n != 1 {
 					t.Errorf("it was stored")
 				}
@@ -414,12 +459,12 @@ func TestCacheSkips(t *testing.T) {
 	}
 	t.Run("another endpoint", func(t *testing.T) {
 		t.Parallel()
-		first, second := newProvider(t), newProvider(t)
-		first.on("", providerError(503))
-		g := newService(t).gatewayTest(t, first, cachedConfig(1000, cachingForAnHour,
+		first, second := providertest.New(t), providertest.New(t)
+		first.On("", providertest.Refuse(503))
+		g := s.gatewayTest(t, first, cachedConfig(1000, cachingForAnHour,
 			endpointJSON(first, "a", chatPath, ""), endpointJSON(second, "b", chatPath, "")))
 		g.call(t, chatPath, `{"max_tokens":9}`).wantHeader(t, "X-Cache", "MISS")
-		if n := len(second.requests()); n != 1 {
+		if n := len(second.Requests()); n != 1 {
 			t.Errorf("the second endpoint got %d requests", n)
 		}
 		if n := len(g.cacheKeys(t)); n != 0 {
@@ -479,9 +524,9 @@ func TestCacheUnreadable(t *testing.T) {
 func TestCacheRace(t *testing.T) {
 	t.Parallel()
 	const granted, clients = 100_000, 100
-	p := newProvider(t)
+	p := providertest.New(t)
 	services := newServices(t)
-	p.on("", conduct{delay: 20 * time.Millisecond})
+	p.On("", providertest.Conduct{Delay: 20 * time.Millisecond})
 	g := services[0].gatewayTest(t, p, cachedConfig(granted, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	results := make(chan string, clients)
 	for i := range clients {
@@ -501,7 +546,7 @@ func TestCacheRace(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	}
-	if n := len(p.requests()); n != misses || misses == 0 {
+	if n := len(p.Requests()); n != misses || misses == 0 {
 		t.Errorf("%d misses, %d requests came to the provider", misses, n)
 	}
 	if n := g.charged(t, granted); n != 18*misses+4*hits {
@@ -519,7 +564,7 @@ func TestCacheRace(t *testing.T) {
 // A Redis that is short of memory is left alone: nothing is stored, the log says so once, and what is cached is served.
 func TestCacheFull(t *testing.T) {
 	t.Parallel()
-	r, p := redistest.New(t), newProvider(t)
+	r, p := redistest.New(t), providertest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, cachedConfig(100_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
 	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(t, tenant)}
@@ -544,12 +589,12 @@ func TestCacheFull(t *testing.T) {
 }
 
 // In a cluster the responses of one tenant and its API keys are on all masters.
-func TestCacheInCluster(t *testing.T) {
+func testCacheInCluster(t *testing.T) {
 	c := redistest.SharedCluster(t)
-	p := newProvider(t)
+	p := providertest.New(t)
 	s := newService(t, "REDIS_URL="+c.URL())
 	tenant := newClusterTenant(t, s, cachedConfig(10_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
-	p.on("long", conduct{content: strings.Repeat("x", 100_000)})
+	p.On("long", providertest.Conduct{Content: strings.Repeat("x", 100_000)})
 	g := &gatewayTest{service: s, provider: p, tenant: tenant}
 	const requests = 12
 	for _, keys := range keysOn(t, c, s, tenant, 1, `"userId":"u","group":"anonymous"`) {
@@ -557,7 +602,7 @@ func TestCacheInCluster(t *testing.T) {
 		cost := 0
 		for i := range requests {
 			body := fmt.Sprintf(`{"model":%q,"max_tokens":9,"user":"%d"}`, []string{"m", "long"}[i%2], i)
-			if len(p.requests()) < requests {
+			if len(p.Requests()) < requests {
 				g.miss(t, chatPath, body)
 				cost += 18
 			}

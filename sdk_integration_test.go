@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
 )
@@ -133,7 +134,7 @@ func runSDK(t *testing.T, script string, calls []sdkCall) {
 }
 
 // sdkTenant creates a tenant whose providers are p, with a group for each thing that can go wrong.
-func sdkTenant(t *testing.T, p *provider) string {
+func sdkTenant(t *testing.T, p *providertest.Provider) string {
 	t.Helper()
 	return newTenantIn(t, testRedis, fmt.Sprintf(`{
 		"user_groups": {"pro": {"tokens": 5000}, "poor": {"tokens": 20}, "slow": {"tokens": 5000, "rate_limit": 1, "rate_limit_window": 60}},
@@ -143,15 +144,15 @@ func sdkTenant(t *testing.T, p *provider) string {
 			"anthropic": {"url": "%[1]s/v1/messages", "api_key": "%[2]s", "default_model": "claude-opus-4-1",
 				"models": {"busy": {}, "cut": {}, "error": {}, "mute": {}}},
 			"gone": {"url": "http://127.0.0.1:1/v1/chat/completions", "default_model": "gone"}
-		}}}}`, p.url, providerKey))
+		}}}}`, p.URL, providertest.Key))
 }
 
 // The official SDKs do all that they do with the real providers, and each call is charged exactly.
 func TestIntegrationSDK(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
-	p := newProvider(t)
-	p.on("busy", conduct{piece: 1, lineEnd: "\r\n", prefix: "data:"})
-	p.on("cut", conduct{content: strings.Repeat("x", 1<<20)})
+	p := providertest.New(t)
+	p.On("busy", providertest.Conduct{Piece: 1, LineEnd: "\r\n", Prefix: "data:"})
+	p.On("cut", providertest.Conduct{Content: strings.Repeat("x", 1<<20)})
 	s := newService(t)
 	tenant := sdkTenant(t, p)
 	const (
@@ -224,8 +225,8 @@ func wantCharged(t *testing.T, call sdkCall) {
 // A program that cancels a stream pays for what was generated until then, and the provider stops.
 func TestIntegrationSDKAbort(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
-	p := newProvider(t)
-	p.on("mute", conduct{events: 4, pause: 100 * time.Millisecond, at: beforeUsage, then: hang})
+	p := providertest.New(t)
+	p.On("mute", providertest.Conduct{Events: 4, Pause: 100 * time.Millisecond, Hang: providertest.BeforeUsage})
 	s := newService(t)
 	tenant := sdkTenant(t, p)
 	calls := []sdkCall{
@@ -238,7 +239,7 @@ func TestIntegrationSDKAbort(t *testing.T) {
 	}
 	runSDK(t, script, calls)
 	redistest.Eventually(t, 30*time.Second, func() error {
-		if open, cancelled := p.counts(); open != 0 || cancelled != len(calls) {
+		if open, cancelled := p.Counts(); open != 0 || cancelled != len(calls) {
 			return fmt.Errorf("%d requests are open, %d were cancelled", open, cancelled)
 		}
 		return nil
@@ -257,16 +258,16 @@ func TestIntegrationSDKAbort(t *testing.T) {
 // Each error reaches a program as the class that the SDK has for it.
 func TestIntegrationSDKErrors(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
-	p := newProvider(t)
-	p.on("busy", providerError(429, "Retry-After: 7"))
-	p.on("cut", conduct{at: inContent})
-	p.on("error", conduct{at: inContent, then: sendError})
-	p.on("mute", conduct{at: beforeHeaders, then: hang})
+	p := providertest.New(t)
+	conducts := map[string]providertest.Conduct{
+		"busy": providertest.Refuse(429, "Retry-After: 7"), "cut": {Cut: providertest.InContent},
+		"error": {Error: providertest.InContent}, "mute": {Hang: providertest.BeforeHeaders},
+	}
 	var once sync.Once
-	p.each(func(r received) conduct {
-		c := p.conducts[r.model]
-		if r.model == "once" {
-			once.Do(func() { c = providerError(500) })
+	p.Each(func(r providertest.Request) providertest.Conduct {
+		c := conducts[r.Model]
+		if r.Model == "once" {
+			once.Do(func() { c = providertest.Refuse(500) })
 		}
 		return c
 	})
@@ -335,8 +336,8 @@ func TestIntegrationSDKErrors(t *testing.T) {
 	}
 	runSDK(t, script, calls)
 	mute := 0
-	for _, r := range p.requests() {
-		if r.model == "mute" {
+	for _, r := range p.Requests() {
+		if r.Model == "mute" {
 			mute++
 		}
 	}
@@ -348,11 +349,11 @@ func TestIntegrationSDKErrors(t *testing.T) {
 // While Redis does not respond, the SDKs throw what makes them try again.
 func TestIntegrationSDKWithoutRedis(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
-	r, p := redistest.New(t), newProvider(t)
+	r, p := redistest.New(t), providertest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"text":{"default":"openai","endpoints":{
 		"openai":{"url":"%[1]s/v1/chat/completions","default_model":"gpt-4o"},
-		"anthropic":{"url":"%[1]s/v1/messages","default_model":"claude-opus-4-1"}}}}}`, p.url))
+		"anthropic":{"url":"%[1]s/v1/messages","default_model":"claude-opus-4-1"}}}}}`, p.URL))
 	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
 	base := s.url + "/" + tenant
 	runSDK(t, script, []sdkCall{{Name: "chat", BaseURL: base, Key: key, Model: "gpt-4o", want: `"returned":{…}`}})
@@ -380,11 +381,11 @@ func TestIntegrationOwnBackend(t *testing.T) {
 		"TypeScript": {"node", script},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newProvider(t)
+			p := providertest.New(t)
 			s := newService(t)
 			tenant := newTenant(t, 650)
 			backend := startBackend(t, command, append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "TOLLGATE="+s.url+"/"+tenant,
-				"MODEL_URL="+p.url+"/v1/chat/completions", "MODEL=gpt-4o-mini", "MODEL_KEY="+providerKey))
+				"MODEL_URL="+p.URL+"/v1/chat/completions", "MODEL=gpt-4o-mini", "MODEL_KEY="+providertest.Key))
 			key := s.login(t, tenant)
 			post := func(path, body, key string, status int, want string) {
 				t.Helper()
@@ -395,13 +396,13 @@ func TestIntegrationOwnBackend(t *testing.T) {
 			}
 			post("/ask", "How?", someKey, 401, `"error":"Unauthorized"`)
 			post("/ask", "How?", key, 200, `"tokensLeft":632`)
-			if got := p.last(t).member(t, "max_completion_tokens"); got != "500" {
+			if got := p.Last(t).Member(t, "max_completion_tokens"); got != "500" {
 				t.Errorf("the model got the limit %s", got)
 			}
-			p.on("", providerError(500))
+			p.On("", providertest.Refuse(500))
 			post("/ask", "How?", key, 502, `"error":"The model does not respond"`)
 			post("/ask", "How? "+strings.Repeat("x", 100), key, 402, `"tokensLeft":632`) // needs more than that
-			if n := len(p.requests()); n != 2 {
+			if n := len(p.Requests()); n != 2 {
 				t.Errorf("%d requests came to the model, want 2", n)
 			}
 			post("/count", "one two  three", key, 200, `"tokensLeft":629`)
@@ -443,11 +444,11 @@ func startBackend(t *testing.T, command, env []string) *service {
 
 // The programs in docs/gateway.md work as they are.
 func TestIntegrationGatewayDocs(t *testing.T) {
-	p := newProvider(t)
+	p := providertest.New(t)
 	s := newService(t)
 	tenant := newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":50000}},"providers":{"text":{"default":"openai",
 		"endpoints":{"openai":{"url":"%[1]s/v1/chat/completions","api_key":"%[2]s","default_model":"gpt-4o-mini"},
-		"anthropic":{"url":"%[1]s/v1/messages","api_key":"%[2]s","default_model":"claude-sonnet-4-5"}}}}}`, p.url, providerKey))
+		"anthropic":{"url":"%[1]s/v1/messages","api_key":"%[2]s","default_model":"claude-sonnet-4-5"}}}}}`, p.URL, providertest.Key))
 	key := s.issue(t, tenant, `"userId":"u-42","group":"pro"`)
 	fill := strings.NewReplacer("http://localhost:8080/acme", s.url+"/"+tenant, "user_…", key)
 	dir := t.TempDir()
@@ -480,7 +481,7 @@ func TestIntegrationGatewayDocs(t *testing.T) {
 		}
 	}
 	redistest.Eventually(t, 10*time.Second, func() error {
-		if left, want := tokensLeft(t, key), 50000-2*(providerInput+providerOutput); left != want {
+		if left, want := tokensLeft(t, key), 50000-2*(providertest.InputTokens+providertest.OutputTokens); left != want {
 			return fmt.Errorf("%d tokens are left, want %d", left, want)
 		}
 		return nil

@@ -155,6 +155,7 @@ func TestSettingErrors(t *testing.T) {
 
 // All bad settings are named together, with exit code 2, before anything is tried.
 func TestBadSettings(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, []string{
 		"REDIS_URL=x", "ADDR=y", "ADMIN_TOKEN=ä", "LOGIN_LIMIT=z", "TRUSTED_PROXIES=q", "MAX_CONNECTIONS=0", "ACCESS_LOG=2",
 	}, "more")
@@ -174,6 +175,7 @@ func TestBadSettings(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, nil, "-h")
 	if code := p.exitCode(t); code != 0 {
 		t.Errorf("-h: exit code %d", code)
@@ -194,6 +196,7 @@ func TestHelpAndVersion(t *testing.T) {
 }
 
 func TestShortAdminToken(t *testing.T) {
+	t.Parallel()
 	s := newService(t, "ADMIN_TOKEN=short-of-16-chr")
 	if s.log.Count("[WARN] ADMIN_TOKEN has fewer than 16 characters") != 1 || s.log.Count("short-of") != 0 {
 		t.Errorf("log:\n%s", s.log)

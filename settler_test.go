@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tollgate/internal/gateway"
+	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
@@ -63,6 +64,7 @@ func (w panickingWriter) Write(p []byte) (int, error) {
 
 // A request that ends with a panic is settled, too.
 func TestGatewayPanics(t *testing.T) {
+	t.Parallel()
 	const granted = 10_000
 	log := new(telemetrytest.Log)
 	handler := newBareServer(t, log)
@@ -70,12 +72,12 @@ func TestGatewayPanics(t *testing.T) {
 		handler.ServeHTTP(panickingWriter{w}, r)
 	}))
 	defer web.Close()
-	p := newProvider(t)
-	p.each(func(r received) conduct {
-		if r.stream {
-			return conduct{at: inContent, then: hang}
+	p := providertest.New(t)
+	p.Each(func(r providertest.Request) providertest.Conduct {
+		if r.Stream {
+			return providertest.Conduct{Hang: providertest.InContent}
 		}
-		return conduct{}
+		return providertest.Conduct{}
 	})
 	g := (&service{url: web.URL}).gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, "")))
 	for body, want := range map[string]int{`{"stream":true}`: 4 + 4, `{"stream":false}`: 18} {

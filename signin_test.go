@@ -73,6 +73,7 @@ func (s *service) keysOf(t testing.TB, tenant, userID string) (keys []string) {
 }
 
 func TestSignIn(t *testing.T) {
+	t.Parallel()
 	services, tenant := signInServices(t, 1)
 	s := services[0]
 
@@ -147,6 +148,7 @@ func TestSignIn(t *testing.T) {
 }
 
 func TestSignInWithoutKeySet(t *testing.T) {
+	t.Parallel()
 	keys := idtokentest.NewServer(t)
 	keys.Set(func() { keys.Status = 500 })
 	s := newService(t, "GOOGLE_KEYS_URL="+keys.URL)
@@ -159,6 +161,7 @@ func TestSignInWithoutKeySet(t *testing.T) {
 }
 
 func TestSignInLimit(t *testing.T) {
+	t.Parallel()
 	services, tenant := signInServices(t, 1, "LOGIN_LIMIT=4", "TRUSTED_PROXIES=127.0.0.0/8")
 	s := services[0]
 	from := "X-Forwarded-For: 192.0.2." + fmt.Sprint(tenants.Load()%250)
@@ -200,6 +203,7 @@ func TestRacingSignIns(t *testing.T) {
 }
 
 func TestVisitorSignsIn(t *testing.T) {
+	t.Parallel()
 	services, tenant := signInServices(t, 1)
 	s := services[0]
 	key := s.wantSignIn(t, tenant, "u1", 1000)
@@ -251,6 +255,7 @@ func TestVisitorSignsIn(t *testing.T) {
 }
 
 func TestRevokedUser(t *testing.T) {
+	t.Parallel()
 	services, tenant := signInServices(t, 1)
 	s := services[0]
 	first := s.wantSignIn(t, tenant, "u1", 1000)
@@ -289,6 +294,7 @@ func TestRevokedUser(t *testing.T) {
 
 // A tenant that is created again under its ID has users of its own.
 func TestSignInGeneration(t *testing.T) {
+	t.Parallel()
 	services, _ := signInServices(t, 1)
 	s, tenant := services[0], newTenantID()
 	create := fmt.Sprintf(`{"tenantId":%q,"config":%s}`, tenant, signInConfig)
@@ -313,6 +319,7 @@ func TestSignInGeneration(t *testing.T) {
 
 // A process that has not yet seen that a tenant was created again changes nothing of what its users have.
 func TestSignInOfFormerTenant(t *testing.T) {
+	t.Parallel()
 	services, _ := signInServices(t, 1)
 	s, id := services[0], newTenantID()
 	create := fmt.Sprintf(`{"tenantId":%q,"config":%s}`, id, signInConfig)
@@ -408,6 +415,7 @@ func TestInterruptedSignIns(t *testing.T) {
 
 // A key that was created by a sign-in that has not learned so, and was then revoked, does not come back.
 func TestRevokedBeforeSignInEnds(t *testing.T) {
+	t.Parallel()
 	services, tenant := signInServices(t, 1)
 	s := services[0]
 	key := s.wantSignIn(t, tenant, "u1", 1000)
@@ -420,6 +428,7 @@ func TestRevokedBeforeSignInEnds(t *testing.T) {
 }
 
 func TestUserKeys(t *testing.T) {
+	t.Parallel()
 	services, tenant := signInServices(t, 1)
 	s := services[0]
 	path := "/" + tenant + "/admin/keys"
@@ -461,6 +470,7 @@ func TestUserKeys(t *testing.T) {
 
 // Keys that were created before there was an index are found after -reindex, which runs beside a service.
 func TestReindex(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	want := make(map[string][]string)

@@ -12,109 +12,165 @@ import (
 	"tollgate/internal/redistest"
 )
 
-// What is written by any process, or straight to Redis, is what every process serves within 1 s, and immediately on the
-// process that wrote it, whatever happens to connections and keys. A config that has not changed is not loaded again.
-func TestConfigFreshness(t *testing.T) {
-	t.Parallel()
-	r := redistest.New(t)
-	services := []*service{newService(t, "REDIS_URL="+r.URL()), newService(t, "REDIS_URL="+r.URL())}
-	const id = "fresh"
-	version := 0
-	next := func() string {
-		version++
-		return fmt.Sprintf(`{"version":%d}`, version)
-	}
-	set := func(args ...any) string {
-		t.Helper()
-		config := next()
-		r.Do(t, "SET", append([]any{"tenant:" + id + ":config", config}, args...)...)
-		return config
-	}
-	everywhere := func(t *testing.T, config string) {
-		t.Helper()
-		for _, s := range services {
-			s.wantConfig(t, id, config)
-		}
-	}
+// freshConfig is the config of a tenant in a Redis of its own, which two services serve.
+type freshConfig struct {
+	redis    *redistest.Server
+	services []*service
+	id       string
+	version  int // of the newest config
+}
 
-	t.Run("written straight to Redis", func(t *testing.T) {
-		everywhere(t, "")
-		everywhere(t, set())
-		everywhere(t, set())
-	})
-	t.Run("written by a process", func(t *testing.T) {
-		for i, s := range services {
-			for range 20 {
-				config := next()
-				s.putConfig(t, id, config).want(t, 200, "")
-				s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, `{"config":`+config+`}`)
-				services[1-i].admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
-			}
-			services[1-i].wantConfig(t, id, fmt.Sprintf(`{"version":%d}`, version))
-		}
-	})
-	t.Run("created and deleted by a process", func(t *testing.T) {
-		s := services[0]
-		for range 5 {
-			s.admin(t, "POST", "/admin/tenants", `{"tenantId":"own","config":{}}`).want(t, 201, "")
-			s.admin(t, "GET", "/own/admin/config", "").want(t, 200, `{"config":{}}`)
-			s.admin(t, "DELETE", "/admin/tenants/own", "").want(t, 204, "")
-			s.admin(t, "GET", "/own/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		}
-	})
-	t.Run("unchanged", func(t *testing.T) {
-		for _, s := range services {
-			before := s.loads(id)
-			for end := in(2 * configMaxAge); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-				s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
-			}
-			if n := s.loads(id) - before; n != 0 {
-				t.Errorf("a config that has not changed was loaded %d times", n)
-			}
-		}
-	})
-	t.Run("deleted and renamed", func(t *testing.T) {
-		config := set()
-		everywhere(t, config)
-		r.Do(t, "DEL", "tenant:"+id+":config")
-		everywhere(t, "")
-		r.Do(t, "SET", "tenant:other:config", config)
-		r.Do(t, "RENAME", "tenant:other:config", "tenant:"+id+":config")
-		everywhere(t, config)
-	})
-	for _, flush := range []string{"FLUSHALL", "FLUSHDB"} {
-		t.Run(flush, func(t *testing.T) {
-			everywhere(t, set())
-			r.Do(t, flush)
-			everywhere(t, "")
+func newFreshConfig(t *testing.T) *freshConfig {
+	t.Helper()
+	r := redistest.New(t)
+	return &freshConfig{redis: r, services: newServices(t, "REDIS_URL="+r.URL()), id: "fresh"}
+}
+
+// beside returns the config of another tenant there.
+func (f *freshConfig) beside(id string) *freshConfig {
+	return &freshConfig{redis: f.redis, services: f.services, id: id}
+}
+
+// newest returns the config that next has returned last.
+func (f *freshConfig) newest() string { return fmt.Sprintf(`{"version":%d}`, f.version) }
+
+// next returns a config that was not there before.
+func (f *freshConfig) next() string {
+	f.version++
+	return f.newest()
+}
+
+// set writes a new config straight to Redis and returns it.
+func (f *freshConfig) set(t *testing.T) string {
+	t.Helper()
+	config := f.next()
+	f.redis.Do(t, "SET", configRedisKey(f.id), config)
+	return config
+}
+
+// want waits until both services serve that config, or none if it is "".
+func (f *freshConfig) want(t *testing.T, config string) {
+	t.Helper()
+	for _, s := range f.services {
+		s.wantConfig(t, f.id, config)
+	}
+}
+
+// eachFresh runs tests, each with a config of its own, beside one another.
+func eachFresh(t *testing.T, tests map[string]func(*testing.T, *freshConfig)) {
+	t.Parallel()
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newFreshConfig(t))
 		})
 	}
-	t.Run("SWAPDB", func(t *testing.T) {
-		everywhere(t, set())
-		r.Do(t, "SWAPDB", 0, 1)
-		everywhere(t, "")
-		r.Do(t, "SWAPDB", 0, 1)
-		everywhere(t, fmt.Sprintf(`{"version":%d}`, version))
+}
+
+// What is written by any process, or straight to Redis, is what every process serves within 1 s, and immediately on the
+// process that wrote it. A config that has not changed is not loaded again.
+func TestConfigFreshness(t *testing.T) {
+	eachFresh(t, map[string]func(*testing.T, *freshConfig){
+		"written straight to Redis": func(t *testing.T, f *freshConfig) {
+			f.want(t, "")
+			f.want(t, f.set(t))
+			f.want(t, f.set(t))
+		},
+		"written by a process": func(t *testing.T, f *freshConfig) {
+			f.want(t, f.set(t))
+			for i, s := range f.services {
+				other := f.services[1-i]
+				for range 20 {
+					config := f.next()
+					s.putConfig(t, f.id, config).want(t, 200, "")
+					s.admin(t, "GET", "/"+f.id+"/admin/config", "").want(t, 200, `{"config":`+config+`}`)
+					other.admin(t, "GET", "/"+f.id+"/admin/config", "").want(t, 200, "")
+				}
+				other.wantConfig(t, f.id, f.newest())
+			}
+		},
+		"created and deleted by a process": func(t *testing.T, f *freshConfig) {
+			s := f.services[0]
+			for range 5 {
+				s.admin(t, "POST", "/admin/tenants", `{"tenantId":"own","config":{}}`).want(t, 201, "")
+				s.admin(t, "GET", "/own/admin/config", "").want(t, 200, `{"config":{}}`)
+				s.admin(t, "DELETE", "/admin/tenants/own", "").want(t, 204, "")
+				s.admin(t, "GET", "/own/admin/config", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
+			}
+		},
+		"unchanged": func(t *testing.T, f *freshConfig) {
+			f.want(t, f.set(t))
+			before := []int{f.services[0].loads(f.id), f.services[1].loads(f.id)}
+			for end := in(2 * configMaxAge); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				for _, s := range f.services {
+					s.admin(t, "GET", "/"+f.id+"/admin/config", "").want(t, 200, "")
+				}
+			}
+			for i, s := range f.services {
+				if n := s.loads(f.id) - before[i]; n != 0 {
+					t.Errorf("a config that has not changed was loaded %d times", n)
+				}
+			}
+		},
+		"changed while it is loaded": func(t *testing.T, f *freshConfig) {
+			tenants := []*freshConfig{f, f.beside("b"), f.beside("c"), f.beside("d")}
+			for range 5 {
+				for _, f := range tenants {
+					f.set(t)
+					go f.services[1].send("GET", "/"+f.id+"/admin/config", "", bearer(testAdminToken))
+				}
+				for _, f := range tenants {
+					f.services[0].wantConfig(t, f.id, f.newest())
+				}
+			}
+			for _, f := range tenants {
+				f.want(t, f.set(t))
+			}
+		},
 	})
-	t.Run("expired", func(t *testing.T) {
-		everywhere(t, set())
-		r.Do(t, "PEXPIRE", "tenant:"+id+":config", 50)
-		everywhere(t, "")
-	})
-	t.Run("connections cut", func(t *testing.T) {
-		for range 5 {
-			everywhere(t, set())
-			r.Do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-			everywhere(t, set())
+}
+
+// What Redis has is what every process serves within 1 s, whatever happens to connections and keys.
+func TestConfigFollowsRedis(t *testing.T) {
+	flushed := func(command string) func(*testing.T, *freshConfig) {
+		return func(t *testing.T, f *freshConfig) {
+			f.want(t, f.set(t))
+			f.redis.Do(t, command)
+			f.want(t, "")
 		}
-	})
-	t.Run("changed while it is loaded", func(t *testing.T) {
-		for range 20 {
-			config := set()
-			go services[1].send("GET", "/"+id+"/admin/config", "", bearer(testAdminToken))
-			services[0].wantConfig(t, id, config)
-		}
-		everywhere(t, set())
+	}
+	eachFresh(t, map[string]func(*testing.T, *freshConfig){
+		"FLUSHALL": flushed("FLUSHALL"),
+		"FLUSHDB":  flushed("FLUSHDB"),
+		"SWAPDB": func(t *testing.T, f *freshConfig) {
+			config := f.set(t)
+			f.want(t, config)
+			f.redis.Do(t, "SWAPDB", 0, 1)
+			f.want(t, "")
+			f.redis.Do(t, "SWAPDB", 0, 1)
+			f.want(t, config)
+		},
+		"deleted and renamed": func(t *testing.T, f *freshConfig) {
+			config := f.set(t)
+			f.want(t, config)
+			f.redis.Do(t, "DEL", configRedisKey(f.id))
+			f.want(t, "")
+			f.redis.Do(t, "SET", configRedisKey("other"), config)
+			f.redis.Do(t, "RENAME", configRedisKey("other"), configRedisKey(f.id))
+			f.want(t, config)
+		},
+		"expired": func(t *testing.T, f *freshConfig) {
+			f.want(t, f.set(t))
+			f.redis.Do(t, "PEXPIRE", configRedisKey(f.id), 50)
+			f.want(t, "")
+		},
+		"connections cut": func(t *testing.T, f *freshConfig) {
+			for range 5 {
+				f.want(t, f.set(t))
+				f.redis.Do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+				f.want(t, f.set(t))
+			}
+		},
 	})
 }
 

@@ -34,6 +34,7 @@ func (s *service) settle(t testing.TB, tenant, key, id, body string) reply {
 }
 
 func TestHolds(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := newTenant(t, 100)
 	key := s.login(t, tenant)
@@ -101,6 +102,7 @@ func TestHolds(t *testing.T) {
 
 // A hold counts as one request of the rate, and settling is free.
 func TestHoldRate(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := limitedTenant(t, 2, 60)
 	key := s.login(t, tenant)
@@ -117,6 +119,7 @@ func TestHoldRate(t *testing.T) {
 
 // A repeated hold with the same Idempotency-Key holds once.
 func TestHoldIdempotency(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := newTenant(t, 100)
 	key := s.login(t, tenant)
@@ -219,6 +222,7 @@ func TestHoldLedger(t *testing.T) {
 }
 
 func TestConsumeUpTo(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := newTenant(t, 100)
 	key := s.login(t, tenant)
@@ -237,6 +241,7 @@ func TestConsumeUpTo(t *testing.T) {
 
 // X-API-Key is taken on all routes of the holder of a key.
 func TestXAPIKey(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	tenant := newTenant(t, 100)
 	key, other := s.login(t, tenant), s.login(t, tenant)

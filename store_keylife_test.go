@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tollgate/internal/idtokentest"
+	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
@@ -21,6 +22,7 @@ import (
 // What admins do to a key while it lives: disable it, move its expiry, rotate it.
 
 func TestDisabledKeys(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s, id := services[0], limitedTenant(t, 100, 60)
 	key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":50`)
@@ -84,6 +86,7 @@ func TestDisabledKeys(t *testing.T) {
 }
 
 func TestKeyExpiry(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	key := s.issue(t, id, `"userId":"u","group":"pro"`)
@@ -135,6 +138,7 @@ func (s *service) rotate(t testing.TB, tenant, key string, headers ...string) st
 }
 
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	services, id := newServices(t), limitedTenant(t, 100, 60)
 	s := services[0]
 	key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":50,"expiresIn":3600`)
@@ -249,7 +253,6 @@ func TestRotatedUserSignsIn(t *testing.T) {
 
 // While a key is charged and rotated all the time, no token is lost, and none is doubled.
 func TestRotationUnderLoad(t *testing.T) {
-	t.Parallel()
 	services, id := newServices(t), newTenant(t, 1)
 	var current atomic.Pointer[string]
 	const tokens = 100_000
@@ -275,6 +278,7 @@ func TestRotationUnderLoad(t *testing.T) {
 
 // A hold that was taken before a rotation can be settled by whoever read the key before.
 func TestSettleAfterRotation(t *testing.T) {
+	t.Parallel()
 	s, id := newService(t), newTenant(t, 1)
 	log := telemetry.New(new(telemetrytest.Log))
 	url, err := redisdb.ParseURL(testRedis.URL())
@@ -309,7 +313,7 @@ func TestSettleAfterRotation(t *testing.T) {
 func TestRotationDuringGeneration(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 10_000, "")
-	g.provider.on("m", conduct{pause: 200 * time.Millisecond})
+	g.provider.On("m", providertest.Conduct{Pause: 200 * time.Millisecond})
 	c := g.open(t, chatPath, `{"stream":true}`, "ünd")
 	rotated := g.rotate(t, g.tenant, g.key)
 	if end := readUntil(c, "data: [DONE]"); !strings.Contains(end, "data: [DONE]") {

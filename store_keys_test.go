@@ -85,6 +85,7 @@ func TestChargesInFullRedis(t *testing.T) {
 // A key whose group the config no longer has is refused: to remove a group must not lift its limit. That is so in
 // configs whose groups a charge sends, and in those that have too many.
 func TestRemovedGroup(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	var more strings.Builder
 	for i := range 300 {
@@ -200,6 +201,7 @@ func TestRateLogFromTheFuture(t *testing.T) {
 		{"the oldest, as former versions left it", []time.Duration{-hour, 200 * time.Millisecond, 100 * time.Millisecond}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			id := limitedTenant(t, 3, 2)
 			key := s.login(t, id)
 			rateLog(t, key, test.ages...)
@@ -219,6 +221,7 @@ func TestRateLogFromTheFuture(t *testing.T) {
 		})
 	}
 	t.Run("very many", func(t *testing.T) {
+		t.Parallel()
 		id := limitedTenant(t, 100_000, 1000)
 		key := s.login(t, id)
 		later := make([]time.Duration, 5000)
@@ -236,112 +239,150 @@ func TestRateLogFromTheFuture(t *testing.T) {
 
 // ---- Idempotency-Key on admin routes --------------------------------------------------------------------------------
 
-// A key is created once for one Idempotency-Key, whatever becomes of it, and of the config, meanwhile.
+// issueOnce is a key that two services have created with an Idempotency-Key, in a Redis of its own.
+type issueOnce struct {
+	redis    *redistest.Server
+	services []*service
+	tenant   string
+	key      string
+	first    reply // to the request that created it
+}
+
+const (
+	issueOnceConfig = `{"user_groups":{"pro":{"tokens":50}}}`
+	issueOnceBody   = `{"userId":"u","group":"pro"}`
+)
+
+func newIssueOnce(t *testing.T) *issueOnce {
+	t.Helper()
+	o := &issueOnce{redis: redistest.New(t)}
+	o.services = newServices(t, "REDIS_URL="+o.redis.URL())
+	o.tenant = newTenantIn(t, o.redis, issueOnceConfig)
+	o.first = o.issue(t, 0, issueOnceBody, "k")
+	o.first.want(t, 201, "")
+	o.first.wantHeader(t, "Idempotent-Replayed", "")
+	o.key = o.first.text(t, "apiKey")
+	return o
+}
+
+// issue sends a request for a key with the Idempotency-Key retry to one of the two services.
+func (o *issueOnce) issue(t *testing.T, service int, body, retry string) reply {
+	t.Helper()
+	return o.services[service].admin(t, "POST", "/"+o.tenant+"/admin/keys", body, retryKey+retry)
+}
+
+// wantReplay checks that both services respond to the same request as the first one did.
+func (o *issueOnce) wantReplay(t *testing.T) {
+	t.Helper()
+	for i := range o.services {
+		got := o.issue(t, i, issueOnceBody, "k")
+		got.want(t, 201, strings.TrimSpace(o.first.body))
+		got.wantHeader(t, "Idempotent-Replayed", "true")
+	}
+}
+
+// wantKeys checks how many keys there are, of all tenants.
+func (o *issueOnce) wantKeys(t *testing.T, n int) {
+	t.Helper()
+	if keys := o.redis.Keys(t, "apiKey:*"); len(keys) != n {
+		t.Errorf("there are %d keys, want %d", len(keys), n)
+	}
+}
+
+// A key is created once for one Idempotency-Key of a tenant.
 func TestIssueKeyOnce(t *testing.T) {
-	r := redistest.New(t)
-	services := newServices(t, "REDIS_URL="+r.URL())
-	s := services[0]
-	const config = `{"user_groups":{"pro":{"tokens":50}}}`
-	id, other := newTenantIn(t, r, config), newTenantIn(t, r, config)
-	const body = `{"userId":"u","group":"pro"}`
-	issue := func(i int, tenant, body, retry string) reply {
-		return services[i%2].admin(t, "POST", "/"+tenant+"/admin/keys", body, retryKey+retry)
-	}
-	wantKeys := func(t *testing.T, n int) {
-		t.Helper()
-		if keys := r.Keys(t, "apiKey:*"); len(keys) != n {
-			t.Errorf("there are %d keys, want %d", len(keys), n)
-		}
-	}
-	first := issue(0, id, body, "k")
-	first.want(t, 201, "")
-	first.wantHeader(t, "Idempotent-Replayed", "")
-	key := first.text(t, "apiKey")
-	wantReplay := func(t *testing.T) {
-		t.Helper()
-		for i := range 2 {
-			got := issue(i, id, body, "k")
-			got.want(t, 201, strings.TrimSpace(first.body))
-			got.wantHeader(t, "Idempotent-Replayed", "true")
-		}
-	}
+	t.Parallel()
+	o := newIssueOnce(t)
 	t.Run("replayed", func(t *testing.T) {
-		wantReplay(t)
-		wantKeys(t, 1)
-		records := r.Keys(t, "issue:*")
+		o.wantReplay(t)
+		o.wantKeys(t, 1)
+		records := o.redis.Keys(t, "issue:*")
 		if len(records) != 1 {
 			t.Fatalf("the records are %q", records)
 		}
-		if ttl := r.Int(t, "TTL", records[0]); ttl < 86400-600 || ttl > 86400 {
+		if ttl := o.redis.Int(t, "TTL", records[0]); ttl < 86400-600 || ttl > 86400 {
 			t.Errorf("it is remembered for %d s", ttl)
 		}
 	})
 	t.Run("with another body it is refused", func(t *testing.T) {
-		for _, body := range []string{`{"userId":"v","group":"pro"}`, body + " ", `{"userId":"u","group":"pro","tokens":50}`} {
-			issue(1, id, body, "k").want(t, 422, `{"error":"Idempotency-Key was used with other parameters"}`)
+		for _, body := range []string{
+			`{"userId":"v","group":"pro"}`, issueOnceBody + " ", `{"userId":"u","group":"pro","tokens":50}`,
+		} {
+			o.issue(t, 1, body, "k").want(t, 422, `{"error":"Idempotency-Key was used with other parameters"}`)
 		}
-		wantKeys(t, 1)
+		o.wantKeys(t, 1)
 	})
 	t.Run("a malformed one is refused", func(t *testing.T) {
 		for _, bad := range []string{"", "é", strings.Repeat("k", 256)} {
-			issue(0, id, body, bad).wantError(t, 400, "Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
+			o.issue(t, 0, issueOnceBody, bad).
+				wantError(t, 400, "Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
 		}
-		s.admin(t, "POST", "/"+id+"/admin/keys", body, retryKey+"a", retryKey+"a").want(t, 400, "")
-		wantKeys(t, 1)
+		o.services[0].admin(t, "POST", "/"+o.tenant+"/admin/keys", issueOnceBody, retryKey+"a", retryKey+"a").want(t, 400, "")
+		o.wantKeys(t, 1)
 	})
 	t.Run("what was refused is not remembered", func(t *testing.T) {
-		issue(0, id, `{"userId":"u","group":"none"}`, "late").want(t, 400, "")
-		issue(0, id, body, "late").want(t, 201, "")
-		wantKeys(t, 2)
+		o.issue(t, 0, `{"userId":"u","group":"none"}`, "late").want(t, 400, "")
+		o.issue(t, 0, issueOnceBody, "late").want(t, 201, "")
+		o.wantKeys(t, 2)
 	})
 	t.Run("another Idempotency-Key, and another tenant, is another key", func(t *testing.T) {
-		if got := issue(0, id, body, "K"); got.text(t, "apiKey") == key || got.header.Get("Idempotent-Replayed") != "" {
+		if got := o.issue(t, 0, issueOnceBody, "K"); got.text(t, "apiKey") == o.key || got.header.Get("Idempotent-Replayed") != "" {
 			t.Errorf("got %s", got.body)
 		}
-		if got := issue(0, other, body, "k"); got.text(t, "apiKey") == key {
+		other := newTenantIn(t, o.redis, issueOnceConfig)
+		got := o.services[0].admin(t, "POST", "/"+other+"/admin/keys", issueOnceBody, retryKey+"k")
+		if got.text(t, "apiKey") == o.key {
 			t.Errorf("got %s", got.body)
 		}
-		wantKeys(t, 4)
-	})
-	t.Run("replayed as it was, after a charge, a change of the config, and its revocation", func(t *testing.T) {
-		s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":49}`)
-		s.putConfig(t, id, `{"user_groups":{"pro":{"tokens":7}}}`).want(t, 200, "")
-		wantReplay(t)
-		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+key, "").want(t, 204, "")
-		wantReplay(t)
-		s.consume(t, id, key, "").want(t, 401, "")
-		wantKeys(t, 3)
+		o.wantKeys(t, 4)
 	})
 	t.Run("racing over two processes", func(t *testing.T) {
 		all := load{
-			services: services, clients: 32, requests: 1, statuses: []int{201},
+			services: o.services, clients: 32, requests: 1, statuses: []int{201},
 			request: func(int, int) request {
 				return request{
-					method: "POST", path: "/" + id + "/admin/keys", body: body,
+					method: "POST", path: "/" + o.tenant + "/admin/keys", body: issueOnceBody,
 					headers: []string{bearer(testAdminToken), retryKey + "race"},
 				}
 			},
 		}.run(t)
-		for _, o := range all {
-			o.got.want(t, 201, strings.TrimSpace(all[0].got.body))
+		for _, outcome := range all {
+			outcome.got.want(t, 201, strings.TrimSpace(all[0].got.body))
 		}
 		if n := len(all.replayed(false)); n != 1 {
 			t.Errorf("%d responses are no replay", n)
 		}
-		wantKeys(t, 4)
+		o.wantKeys(t, 5)
+	})
+}
+
+// The response to an Idempotency-Key is the first one, whatever becomes of the key, and of the config, meanwhile.
+func TestIssueKeyReplay(t *testing.T) {
+	t.Parallel()
+	o := newIssueOnce(t)
+	s := o.services[0]
+	t.Run("replayed as it was, after a charge, a change of the config, and its revocation", func(t *testing.T) {
+		s.consume(t, o.tenant, o.key, "").want(t, 200, `{"tokensLeft":49}`)
+		s.putConfig(t, o.tenant, `{"user_groups":{"pro":{"tokens":7}}}`).want(t, 200, "")
+		o.wantReplay(t)
+		s.admin(t, "DELETE", "/"+o.tenant+"/admin/keys/"+o.key, "").want(t, 204, "")
+		o.wantReplay(t)
+		s.consume(t, o.tenant, o.key, "").want(t, 401, "")
+		o.wantKeys(t, 0)
 	})
 	t.Run("a tenant that is created again is another", func(t *testing.T) {
-		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
-		s.createTenant(t, id, config).want(t, 201, "")
-		got := issue(0, id, body, "k")
+		s.admin(t, "DELETE", "/admin/tenants/"+o.tenant, "").want(t, 204, "")
+		s.createTenant(t, o.tenant, issueOnceConfig).want(t, 201, "")
+		got := o.issue(t, 0, issueOnceBody, "k")
 		got.want(t, 201, "")
 		got.wantHeader(t, "Idempotent-Replayed", "")
-		s.consume(t, id, got.text(t, "apiKey"), "").want(t, 200, `{"tokensLeft":49}`)
+		s.consume(t, o.tenant, got.text(t, "apiKey"), "").want(t, 200, `{"tokensLeft":49}`)
 	})
 }
 
 // A change with an Idempotency-Key is made once; its replay returns the first response.
 func TestUpdateKeyOnce(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s := services[0]
 	id := newTenant(t, 100)
@@ -457,25 +498,24 @@ func TestLostRepliesToAdmins(t *testing.T) {
 // Whatever command Redis denies within a script, an admin's request that is 503 has changed nothing, and left no record
 // that its retry would take for a success.
 func TestDeniedAdminCommands(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5}}}`)
-	allow := func(t *testing.T, rule string) {
-		t.Helper()
-		r.Do(t, "ACL", "SETUSER", "tollgate", rule)
-	}
+	s.login(t, id)
+	awaitUsage(t, r, id)
 	for _, command := range []string{"hset", "pexpire", "hmget", "pexpiretime"} {
 		t.Run(command, func(t *testing.T) {
 			key := s.issue(t, id, `"userId":"u","group":"pro"`)
 			keys := r.Keys(t, "*")
 			hash := r.String(t, "DUMP", "apiKey:"+key)
 			const issue, change = `{"userId":"u","group":"pro","expiresIn":1000}`, `{"addTokens":3,"group":"anonymous"}`
-			allow(t, "-"+command)
+			permit(t, r, "-"+command)
 			if command != "pexpiretime" {
 				s.admin(t, "POST", "/"+id+"/admin/keys", issue, retryKey+command).want(t, 503, "")
 			}
 			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, change, retryKey+command).want(t, 503, "")
-			allow(t, "+"+command)
+			permit(t, r, "+"+command)
 			if after := r.Keys(t, "*"); fmt.Sprint(after) != fmt.Sprint(keys) || r.String(t, "DUMP", "apiKey:"+key) != hash {
 				t.Errorf("what was denied has changed\n%q to\n%q", keys, after)
 			}
@@ -493,9 +533,9 @@ func TestDeniedAdminCommands(t *testing.T) {
 	}
 	t.Run("del: a tenant that could not be deleted keeps its keys", func(t *testing.T) {
 		key := s.login(t, id)
-		allow(t, "-del")
+		permit(t, r, "-del")
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 503, "")
-		allow(t, "+del")
+		permit(t, r, "+del")
 		redistest.Eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
 	})
@@ -545,6 +585,7 @@ func TestIdempotencyRace(t *testing.T) {
 
 // Neither a charge nor a refusal changes when a key expires.
 func TestChargeKeepsExpiry(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 3)
 	key := s.login(t, id)

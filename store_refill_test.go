@@ -33,63 +33,71 @@ func (got reply) wantRefillsAt(t *testing.T, want time.Time) {
 
 // Whichever step finds a refill due does it.
 func TestRefill(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
-	id := newTenantIn(t, testRedis, refillConfig)
 	many := make([]string, 300)
 	for i := range many {
 		many[i] = fmt.Sprintf(`"group %d":{"refill":{"tokens":1,"every":60}}`, i)
 	}
-	crowded := newTenantIn(t, testRedis, strings.TrimSuffix(refillConfig, "}}")+","+strings.Join(many, ",")+"}}")
+	tenants := map[string]string{
+		"few groups":  newTenantIn(t, testRedis, refillConfig),
+		"many groups": newTenantIn(t, testRedis, strings.TrimSuffix(refillConfig, "}}")+","+strings.Join(many, ",")+"}}"),
+	}
 	for _, test := range []struct {
 		name, method, path, body string
+		admin                    bool
 		left                     int
 	}{
-		{"a look", "GET", "/auth/key", "", 100},
-		{"an admin's look", "GET", "/admin/keys/KEY", "", 100},
-		{"a charge", "POST", "/tokens/consume", `{"tokens":30}`, 70},
-		{"a charge of up to", "POST", "/tokens/consume", `{"tokens":300,"upTo":true}`, 0},
-		{"a charge that is refused", "POST", "/tokens/consume", `{"tokens":101}`, 100},
-		{"a check", "GET", "/auth/verify?tokens=1", "", 99},
-		{"a hold", "POST", "/tokens/holds", `{"tokens":40}`, 60},
-		{"a hold that is refused", "POST", "/tokens/holds", `{"tokens":101}`, 100},
-		{"an admin's change", "PATCH", "/admin/keys/KEY", `{"addTokens":5}`, 105},
-		{"an admin's balance", "PATCH", "/admin/keys/KEY", `{"tokens":5}`, 5},
+		{"a look", "GET", "/auth/key", "", false, 100},
+		{"an admin's look", "GET", "/admin/keys/KEY", "", true, 100},
+		{"a charge", "POST", "/tokens/consume", `{"tokens":30}`, false, 70},
+		{"a charge of up to", "POST", "/tokens/consume", `{"tokens":300,"upTo":true}`, false, 0},
+		{"a charge that is refused", "POST", "/tokens/consume", `{"tokens":101}`, false, 100},
+		{"a check", "GET", "/auth/verify?tokens=1", "", false, 99},
+		{"a hold", "POST", "/tokens/holds", `{"tokens":40}`, false, 60},
+		{"a hold that is refused", "POST", "/tokens/holds", `{"tokens":101}`, false, 100},
+		{"an admin's change", "PATCH", "/admin/keys/KEY", `{"addTokens":5}`, true, 105},
+		{"an admin's balance", "PATCH", "/admin/keys/KEY", `{"tokens":5}`, true, 5},
 	} {
-		for _, tenant := range []string{id, crowded} {
+		for name, tenant := range tenants {
 			for _, group := range []string{"anonymous", "limited"} {
-				t.Run(test.name+" in the group "+group, func(t *testing.T) {
-					key := s.issue(t, tenant, `"userId":"u","group":"`+group+`"`)
-					send := func() {
-						token := key
-						if strings.HasPrefix(test.path, "/admin/") {
-							token = testAdminToken
-						}
-						s.do(t, test.method, "/"+tenant+strings.Replace(test.path, "KEY", key, 1), test.body, bearer(token))
-					}
-					testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 0)
-					created := age(t, key, 59*time.Minute)
-					s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key)).wantRefillsAt(t, created.Add(time.Hour))
-					if left := tokensLeft(t, key); left != 0 {
-						t.Fatalf("%d tokens are left before it is due", left)
-					}
-					created = age(t, key, 2*time.Hour)
-					send()
-					if left := tokensLeft(t, key); left != test.left {
-						t.Errorf("%d tokens are left, want %d", left, test.left)
-					}
-					testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 1)
-					got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
-					if left := got.field(t, "tokensLeft"); left != 1.0 {
-						t.Errorf("%v tokens are left: it was refilled twice", left)
-					}
-					got.wantRefillsAt(t, created.Add(3*time.Hour))
+				t.Run(test.name+" in the group "+group+" of "+name, func(t *testing.T) {
+					s.testRefill(t, tenant, group, func(key string) {
+						path := "/" + tenant + strings.Replace(test.path, "KEY", key, 1)
+						token := map[bool]string{false: key, true: testAdminToken}[test.admin]
+						s.do(t, test.method, path, test.body, bearer(token))
+					}, test.left)
 				})
 			}
 		}
 	}
 }
 
+// testRefill lets send make a request for a key of that group when a refill is due, which leaves left tokens.
+func (s *service) testRefill(t *testing.T, tenant, group string, send func(key string), left int) {
+	t.Helper()
+	key := s.issue(t, tenant, `"userId":"u","group":"`+group+`"`)
+	testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 0)
+	created := age(t, key, 59*time.Minute)
+	s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key)).wantRefillsAt(t, created.Add(time.Hour))
+	if n := tokensLeft(t, key); n != 0 {
+		t.Fatalf("%d tokens are left before it is due", n)
+	}
+	created = age(t, key, 2*time.Hour)
+	send(key)
+	if n := tokensLeft(t, key); n != left {
+		t.Errorf("%d tokens are left, want %d", n, left)
+	}
+	testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 1)
+	got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
+	if n := got.field(t, "tokensLeft"); n != 1.0 {
+		t.Errorf("%v tokens are left: it was refilled twice", n)
+	}
+	got.wantRefillsAt(t, created.Add(3*time.Hour))
+}
+
 func TestRefillRules(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenantIn(t, testRedis, refillConfig)
 	show := func(t *testing.T, key string) reply {
@@ -137,30 +145,6 @@ func TestRefillRules(t *testing.T) {
 		s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":10}`)
 		s.admin(t, "PATCH", path, `{"addTokens":1}`, retryKey+"1").want(t, 200, strings.TrimSpace(first.body))
 	})
-	t.Run("times of any form", func(t *testing.T) {
-		for _, created := range []string{
-			"2024-02-29T23:59:59.999Z", "2000-03-01T00:00:00Z", "1999-12-31T23:00:00.5+05:30", "2026-01-01T00:00:00.000-08:00",
-			"1970-01-01T00:00:00.000Z",
-		} {
-			key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":0`)
-			testRedis.Do(t, "HSET", "apiKey:"+key, "createdAt", created)
-			at, err := time.Parse(time.RFC3339, created)
-			if err != nil {
-				t.Fatal(err)
-			}
-			now := time.Now()
-			got := show(t, key)
-			got.wantRefillsAt(t, at.UTC().Add((now.Sub(at)/time.Hour+1)*time.Hour))
-			// Redis agrees on when the period began: a refill at its very beginning is the last one, before it is due again.
-			begin := at.Add(now.Sub(at) / time.Hour * time.Hour).UnixMilli()
-			for offset, want := range map[int64]float64{0: 0, -1: 100} {
-				testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 0, "refilledAt", begin+offset)
-				if got := show(t, key); got.field(t, "tokensLeft") != want {
-					t.Errorf("created %s, refilled at the beginning %+d ms: got %s, want %v", created, offset, got.body, want)
-				}
-			}
-		}
-	})
 	t.Run("its group is gone", func(t *testing.T) {
 		tenant := newTenantIn(t, testRedis, refillConfig)
 		key := s.issue(t, tenant, `"userId":"u","group":"limited"`)
@@ -171,6 +155,35 @@ func TestRefillRules(t *testing.T) {
 		}
 		s.consume(t, tenant, key, "").wantError(t, 403, "Group is disabled")
 	})
+}
+
+// A period begins at the creation of the key, in whatever form Redis has its time.
+func TestRefillTimes(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenantIn(t, testRedis, refillConfig)
+	for _, created := range []string{
+		"2024-02-29T23:59:59.999Z", "2000-03-01T00:00:00Z", "1999-12-31T23:00:00.5+05:30", "2026-01-01T00:00:00.000-08:00",
+		"1970-01-01T00:00:00.000Z",
+	} {
+		key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":0`)
+		testRedis.Do(t, "HSET", "apiKey:"+key, "createdAt", created)
+		at, err := time.Parse(time.RFC3339, created)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+		got.wantRefillsAt(t, at.UTC().Add((now.Sub(at)/time.Hour+1)*time.Hour))
+		// Redis agrees on when the period began: a refill at its very beginning is the last one, before it is due again.
+		begin := at.Add(now.Sub(at) / time.Hour * time.Hour).UnixMilli()
+		for offset, want := range map[int64]float64{0: 0, -1: 100} {
+			testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 0, "refilledAt", begin+offset)
+			if got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)); got.field(t, "tokensLeft") != want {
+				t.Errorf("created %s, refilled at the beginning %+d ms: got %s, want %v", created, offset, got.body, want)
+			}
+		}
+	}
 }
 
 // However many requests find a refill due, it is done once.

@@ -21,6 +21,7 @@ import (
 
 // What is in Redis is what the contract's table of the Redis layout says.
 func TestRedisLayout(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 100)
 	start := time.Now()
@@ -73,6 +74,7 @@ func TestRedisLayout(t *testing.T) {
 
 // At start the config of tenant abc is written if it does not exist, and left alone if it does.
 func TestSeed(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	newService(t, "REDIS_URL="+r.URL()).stop()
 	var want bytes.Buffer
@@ -91,6 +93,7 @@ func TestSeed(t *testing.T) {
 
 // Seeding a tenant whose config was deleted straight in Redis does not revive its admin tokens.
 func TestSeedAnew(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	token := s.newAdminToken(t, "abc")
@@ -104,23 +107,36 @@ func TestSeedAnew(t *testing.T) {
 	}
 }
 
-// Malformed data under a key of ours is a fault for that API key or tenant alone: 500, nothing overwritten, no value in
-// the log.
-func TestMalformedData(t *testing.T) {
+// malformed is a value of another kind than the one that belongs under a key, as a command and its arguments.
+type malformed struct {
+	name, command string
+	args          []any
+}
+
+// put replaces what is in testRedis under key.
+func (m malformed) put(t *testing.T, key string) {
+	t.Helper()
+	testRedis.Do(t, "DEL", key)
+	testRedis.Do(t, m.command, append([]any{key}, m.args...)...)
+}
+
+const internalError = `{"error":"Internal error"}`
+
+// wantNoValue checks that none of the malformed values is in the log.
+func (s *service) wantNoValue(t *testing.T) {
+	t.Helper()
+	if s.log.Count("s3cret")+s.log.Count("8675309") > 0 {
+		t.Errorf("a value is in the log:\n%s", s.log)
+	}
+}
+
+// Malformed data under an API key is a fault for that key alone: 500, nothing overwritten, no value in the log.
+func TestMalformedKeys(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 100)
-	const internal = `{"error":"Internal error"}`
 	const created = "2026-01-02T03:04:05.678Z"
-	put := func(t *testing.T, key, command string, args ...any) {
-		t.Helper()
-		testRedis.Do(t, "DEL", key)
-		testRedis.Do(t, command, append([]any{key}, args...)...)
-	}
-
-	keys := []struct {
-		name, command string
-		args          []any
-	}{
+	tests := []malformed{
 		{"a string", "SET", []any{"s3cret"}},
 		{"a list", "RPUSH", []any{"s3cret"}},
 		{"no time and balance", "HSET", []any{"tenantId", id}},
@@ -129,21 +145,20 @@ func TestMalformedData(t *testing.T) {
 	for _, balance := range []string{
 		"s3cret", "1.5", "-5", "9007199254740992", "9223372036854775807", "", "5\n", "+5", "0007", "1e3", "0x10", "nan",
 	} {
-		keys = append(keys, struct {
-			name, command string
-			args          []any
-		}{"the balance " + balance, "HSET", []any{"tenantId", id, "group", "pro", "createdAt", created, "tokensLeft", balance}})
+		tests = append(tests, malformed{"the balance " + balance, "HSET", []any{
+			"tenantId", id, "group", "pro", "createdAt", created, "tokensLeft", balance,
+		}})
 	}
-	for _, test := range keys {
-		t.Run("API key: "+test.name, func(t *testing.T) {
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
 			key := s.login(t, id)
-			put(t, "apiKey:"+key, test.command, test.args...)
+			test.put(t, "apiKey:"+key)
 			logged := len(s.log.String())
 			before := testRedis.String(t, "DUMP", "apiKey:"+key)
-			s.consume(t, id, key, "").want(t, 500, internal)
-			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, internal)
-			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, internal)
-			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internal)
+			s.consume(t, id, key, "").want(t, 500, internalError)
+			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, internalError)
+			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, internalError)
+			s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internalError)
 			if testRedis.String(t, "DUMP", "apiKey:"+key) != before {
 				t.Error("it was overwritten")
 			}
@@ -152,75 +167,89 @@ func TestMalformedData(t *testing.T) {
 			}
 		})
 	}
-	t.Run("API key: the time of creation", func(t *testing.T) {
+	t.Run("the time of creation", func(t *testing.T) {
 		key := s.login(t, id)
 		testRedis.Do(t, "HSET", "apiKey:"+key, "createdAt", "s3cret")
-		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internal)
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 500, internalError)
 		if tokensLeft(t, key) != 100 {
 			t.Error("a change whose response is 500 was made")
 		}
 	})
-	t.Run("API key: a user ID with a newline", func(t *testing.T) {
+	t.Run("a user ID with a newline", func(t *testing.T) {
 		key := s.issue(t, id, `"userId":"u","group":"pro"`)
 		testRedis.Do(t, "HSET", "apiKey:"+key, "userId", "a\nb")
-		s.consume(t, id, key, "").want(t, 500, internal)
+		s.consume(t, id, key, "").want(t, 500, internalError)
 	})
-
-	// A charge whose response is 500 was not taken.
-	limited := limitedTenant(t, 5, 60)
-	for _, test := range []struct {
-		name, key, command string
-		args               []any
-	}{
-		{"the log: an element", ":rate", "RPUSH", []any{"s3cret"}},
-		{"the log: a string", ":rate", "SET", []any{"s3cret"}},
-		{"the log: a later element", ":rate", "RPUSH", []any{"1", "s3cret"}},
-		{"the log: too large", ":rate", "RPUSH", []any{"8675309e300"}},
-		{"the log: nan", ":rate", "RPUSH", []any{"nan"}},
-		{"the log: not exact", ":rate", "RPUSH", []any{"86753098675309867"}},
-		{"the log: of the future, and negative", ":rate", "RPUSH", []any{time.Now().Add(time.Hour).UnixMicro(), "-5", "8"}},
-		{"an outcome: not a number", ":charge:" + shortHash("k"), "SET", []any{"s3cret"}},
-		{"an outcome: a list", ":charge:" + shortHash("k"), "RPUSH", []any{"s3cret"}},
-		{"an outcome: not exact", ":charge:" + shortHash("k"), "SET", []any{"10 86753098675309867530"}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			key := s.login(t, limited)
-			put(t, "{apiKey:"+key+"}"+test.key, test.command, test.args...)
-			for range 3 {
-				s.consume(t, limited, key, `{"tokens":10}`, retryKey+"k").want(t, 500, internal)
-			}
-			if left := tokensLeft(t, key); left != 1000 {
-				t.Errorf("%d tokens are left", left)
-			}
-		})
-	}
-	for _, test := range []struct {
-		name, command string
-		arg           any
-	}{
-		{"a list", "RPUSH", "s3cret"},
-		{"not JSON", "SET", "s3cret"},
-		{"not an object", "SET", `["s3cret"]`},
-		{"a rule is broken", "SET", `{"user_groups":{"a":{"tokens":"s3cret"}}}`},
-	} {
-		t.Run("config: "+test.name, func(t *testing.T) {
-			broken := newTenant(t, 100)
-			put(t, "tenant:"+broken+":config", test.command, test.arg)
-			s.do(t, "POST", "/"+broken+"/auth/anonymous", "").want(t, 500, internal)
-			if s.log.Count("tenant "+broken) == 0 {
-				t.Errorf("the log does not name tenant %s", broken)
-			}
-		})
-	}
 	s.login(t, id)
-	if s.log.Count("s3cret")+s.log.Count("8675309") > 0 {
-		t.Errorf("a value is in the log:\n%s", s.log)
-	}
+	s.wantNoValue(t)
 }
 
-// In the steady state a charge is one command, and so one round trip, and the config costs none. A login is two: in a
-// cluster, the log of its address and its key have different slots, and one server does it in the same way.
-func TestOneCommand(t *testing.T) {
+// A charge whose response is 500, since the log of its rate or a remembered outcome is malformed, was not taken.
+func TestMalformedCharges(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := limitedTenant(t, 5, 60)
+	for _, kind := range []struct {
+		name, suffix string // of the Redis key
+		values       []malformed
+	}{
+		{"the log", ":rate", []malformed{
+			{"an element", "RPUSH", []any{"s3cret"}},
+			{"a string", "SET", []any{"s3cret"}},
+			{"a later element", "RPUSH", []any{"1", "s3cret"}},
+			{"too large", "RPUSH", []any{"8675309e300"}},
+			{"nan", "RPUSH", []any{"nan"}},
+			{"not exact", "RPUSH", []any{"86753098675309867"}},
+			{"of the future, and negative", "RPUSH", []any{time.Now().Add(time.Hour).UnixMicro(), "-5", "8"}},
+		}},
+		{"an outcome", ":charge:" + shortHash("k"), []malformed{
+			{"not a number", "SET", []any{"s3cret"}},
+			{"a list", "RPUSH", []any{"s3cret"}},
+			{"not exact", "SET", []any{"10 86753098675309867530"}},
+		}},
+	} {
+		for _, test := range kind.values {
+			t.Run(kind.name+": "+test.name, func(t *testing.T) {
+				key := s.login(t, id)
+				test.put(t, "{apiKey:"+key+"}"+kind.suffix)
+				for range 3 {
+					s.consume(t, id, key, `{"tokens":10}`, retryKey+"k").want(t, 500, internalError)
+				}
+				if left := tokensLeft(t, key); left != 1000 {
+					t.Errorf("%d tokens are left", left)
+				}
+			})
+		}
+	}
+	s.login(t, id)
+	s.wantNoValue(t)
+}
+
+// A malformed config is a fault for its tenant alone, which the log names.
+func TestMalformedConfigs(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, test := range []malformed{
+		{"a list", "RPUSH", []any{"s3cret"}},
+		{"not JSON", "SET", []any{"s3cret"}},
+		{"not an object", "SET", []any{`["s3cret"]`}},
+		{"a rule is broken", "SET", []any{`{"user_groups":{"a":{"tokens":"s3cret"}}}`}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			id := newTenant(t, 100)
+			test.put(t, "tenant:"+id+":config")
+			s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 500, internalError)
+			if s.log.Count("tenant "+id) == 0 {
+				t.Errorf("the log does not name tenant %s", id)
+			}
+		})
+	}
+	s.login(t, newTenant(t, 100))
+	s.wantNoValue(t)
+}
+
+// In the steady state a charge or a login is one command, and so one round trip, and the config costs none.
+func TestOneCommand(t *testing.T) { // alone: if it takes a second, what was used is written meanwhile, by a script, too
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1000")
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},`+
@@ -280,86 +309,110 @@ func (s *service) wantRate(t *testing.T, tenant, key string, remaining ...int) {
 	}
 }
 
-// The limits are those of the config as it is now, whatever the group is called.
-func TestRateLimitConfig(t *testing.T) {
+// The limit is that of the config as it is now. What was accepted under another one still counts.
+func TestRateLimitChanges(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
-	groups := []string{`anonymous`, ` `, `a\u0000b`, `\"`, `\\`, `ÿþ`, `1 1`, `pro`, `PRO`, `a.b[c]%`}
-	config := func(limit int) string {
-		var members []string
-		for i, group := range groups {
-			members = append(members, fmt.Sprintf(`"%s":{"tokens":1000,"rate_limit":%d,"rate_limit_window":%d}`, group, limit+i, 1000+i))
-		}
-		return `{"user_groups":{` + strings.Join(members, ",") + `}}`
-	}
-	id := newTenantIn(t, testRedis, config(5))
-	put := func(t *testing.T, config string) {
+	id := newTenant(t, 1000)
+	key := s.login(t, id)
+	put := func(t *testing.T, limit int, window string) {
 		t.Helper()
+		config := fmt.Sprintf(`{"user_groups":{"anonymous":{"rate_limit":%d,"rate_limit_window":%s}}}`, limit, window)
 		s.putConfig(t, id, config).want(t, 200, "")
 	}
-	key := s.login(t, id)
+	for _, step := range []struct {
+		name      string
+		limit     int
+		remaining []int // after each request that is accepted; then one is refused
+	}{
+		{"the first", 5, []int{4, 3, 2, 1, 0}},
+		{"higher: two more", 7, []int{1, 0}},
+		{"lower: what was accepted still counts", 1, nil},
+		{"raised again: one slot, not all", 8, []int{0}},
+		{"0: nobody", 0, nil},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			put(t, step.limit, "1000")
+			s.wantRate(t, id, key, step.remaining...)
+			refused := s.consume(t, id, key, "")
+			refused.want(t, 429, "")
+			refused.wantHeader(t, "X-RateLimit-Remaining-Requests", "0")
+		})
+	}
+	for _, window := range []string{"1000", "999999999999", "9007199254740991"} {
+		t.Run("a limit of 0 in a window of "+window, func(t *testing.T) {
+			put(t, 0, window)
+			refused := s.consume(t, id, key, "")
+			refused.want(t, 429, "")
+			refused.wantHeader(t, "RateLimit", `"requests";r=0;t=`+window)
+			refused.wantHeader(t, "Retry-After", window)
+		})
+	}
+	t.Run("the widest window", func(t *testing.T) {
+		put(t, 100_000, "9007199254740991")
+		s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", `"requests";q=100000;w=9007199254740991`)
+	})
+	t.Run("no such group any more: nobody", func(t *testing.T) {
+		s.putConfig(t, id, `{}`).want(t, 200, "")
+		s.consume(t, id, key, "").want(t, 403, `{"error":"Group is disabled"}`)
+	})
+}
 
-	t.Run("whatever the group is called", func(t *testing.T) {
-		for i, group := range groups {
-			key := s.issue(t, id, `"userId":"u","group":"`+group+`"`)
-			s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", fmt.Sprintf(`"requests";q=%d;w=%d`, 5+i, 1000+i))
-		}
-	})
-	t.Run("higher: two more", func(t *testing.T) {
-		s.wantRate(t, id, key, 4, 3, 2, 1, 0)
-		s.consume(t, id, key, "").want(t, 429, "")
-		put(t, config(7))
-		s.wantRate(t, id, key, 1, 0)
-		s.consume(t, id, key, "").want(t, 429, "")
-	})
-	t.Run("lower: what was accepted still counts", func(t *testing.T) {
-		put(t, config(1))
-		refused := s.consume(t, id, key, "")
-		refused.want(t, 429, "")
-		refused.wantHeader(t, "X-RateLimit-Remaining-Requests", "0")
-	})
-	t.Run("raised again: one slot, not all", func(t *testing.T) {
-		put(t, config(8))
-		s.wantRate(t, id, key, 0)
-		s.consume(t, id, key, "").want(t, 429, "")
-	})
-	t.Run("0: nobody", func(t *testing.T) {
-		put(t, config(0))
-		refused := s.consume(t, id, key, "")
-		refused.want(t, 429, "")
-		refused.wantHeader(t, "Retry-After", "1000")
-	})
-	t.Run("a longer window holds for what was accepted under a shorter one", func(t *testing.T) {
-		window := func(seconds int) string {
-			return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":3,"rate_limit_window":%d}}}`, seconds)
-		}
-		put(t, window(100))
-		key := s.login(t, id)
-		s.wantRate(t, id, key, 2, 1, 0)
-		put(t, window(1000))
-		s.consume(t, id, key, "").want(t, 429, "")
+// A group has its own limit, whatever it is called.
+func TestRateLimitGroups(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	groups := []string{`anonymous`, ` `, `a\u0000b`, `\"`, `\\`, `ÿþ`, `1 1`, `pro`, `PRO`, `a.b[c]%`}
+	var members []string
+	for i, group := range groups {
+		members = append(members, fmt.Sprintf(`"%s":{"tokens":1000,"rate_limit":%d,"rate_limit_window":%d}`, group, 5+i, 1000+i))
+	}
+	id := newTenantIn(t, testRedis, `{"user_groups":{`+strings.Join(members, ",")+`}}`)
+	for i, group := range groups {
+		key := s.issue(t, id, `"userId":"u","group":"`+group+`"`)
+		s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", fmt.Sprintf(`"requests";q=%d;w=%d`, 5+i, 1000+i))
+	}
+}
+
+// What was accepted counts for as long as the window of now, or of the group of now, says.
+func TestRateLimitWindows(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenant(t, 1)
+	put := func(t *testing.T, limit, window int, pro string) {
+		t.Helper()
+		s.putConfig(t, id, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":%d,"rate_limit_window":%d},"pro":{%s}}}`,
+			limit, window, pro)).want(t, 200, "")
+	}
+	wantLog := func(t *testing.T, key string, requests int) {
+		t.Helper()
 		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
 			t.Errorf("the log lives for %d s", ttl)
 		}
+		if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != requests {
+			t.Errorf("%d requests are in the log, want %d", n, requests)
+		}
+	}
+	t.Run("a longer window holds for what was accepted under a shorter one", func(t *testing.T) {
+		put(t, 3, 100, "")
+		key := s.login(t, id)
+		s.wantRate(t, id, key, 2, 1, 0)
+		put(t, 3, 1000, "")
+		s.consume(t, id, key, "").want(t, 429, "")
+		wantLog(t, key, 3)
 	})
 	t.Run("a group with a longer window holds for what was accepted before in the same second", func(t *testing.T) {
-		put(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":3,"rate_limit_window":1},`+
-			`"pro":{"rate_limit":3,"rate_limit_window":1000}}}`)
+		put(t, 3, 1, `"rate_limit":3,"rate_limit_window":1000`)
 		key := s.login(t, id)
 		s.wantRate(t, id, key, 2)
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
 		s.consume(t, id, key, "").want(t, 200, "")
-		if ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:rate"); ttl < 900 || ttl > 1000 {
-			t.Errorf("the log lives for %d s", ttl)
-		}
-		if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 2 {
-			t.Errorf("%d requests are in the log, want 2", n)
-		}
+		wantLog(t, key, 2)
 	})
 	t.Run("a limit below what is in the window", func(t *testing.T) { // a slot frees when all but limit-1 have left
 		key := s.login(t, id)
 		rateLog(t, key, 990*time.Second, 500*time.Second, 100*time.Second)
-		put(t, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":2,"rate_limit_window":1000},`+
-			`"pro":{"rate_limit":5,"rate_limit_window":600}}}`)
+		put(t, 2, 1000, `"rate_limit":5,"rate_limit_window":600`)
 		refused := s.consume(t, id, key, "")
 		refused.want(t, 429, "")
 		if after := seconds(t, refused, "Retry-After"); after < 450 || after > 500 {
@@ -369,27 +422,11 @@ func TestRateLimitConfig(t *testing.T) {
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"group":"pro"}`).want(t, 200, "")
 		s.wantRate(t, id, key, 2)
 	})
-	t.Run("no such group any more: nobody", func(t *testing.T) {
-		put(t, `{}`)
-		s.consume(t, id, key, "").want(t, 403, `{"error":"Group is disabled"}`)
-	})
-	t.Run("a limit of 0 in a wide window", func(t *testing.T) {
-		for _, window := range []string{"999999999999", "9007199254740991"} {
-			put(t, `{"user_groups":{"anonymous":{"rate_limit":0,"rate_limit_window":`+window+`}}}`)
-			refused := s.consume(t, id, key, "")
-			refused.want(t, 429, "")
-			refused.wantHeader(t, "RateLimit", `"requests";r=0;t=`+window)
-			refused.wantHeader(t, "Retry-After", window)
-		}
-	})
-	t.Run("the widest window", func(t *testing.T) {
-		put(t, `{"user_groups":{"anonymous":{"rate_limit":100000,"rate_limit_window":9007199254740991}}}`)
-		s.consume(t, id, key, "").wantHeader(t, "RateLimit-Policy", `"requests";q=100000;w=9007199254740991`)
-	})
 }
 
 // The limits of many groups are as good as those of few, though a charge does not send them all.
 func TestManyGroups(t *testing.T) {
+	t.Parallel()
 	services := newServices(t)
 	s := services[0]
 	members := []string{`"anonymous":{"tokens":1000,"rate_limit":2,"rate_limit_window":500}`, `"free":{"tokens":5}`}
@@ -436,16 +473,9 @@ func TestManyGroups(t *testing.T) {
 	})
 }
 
-// patchRequest returns the request of an admin who changes key.
-func patchRequest(tenant, key, body string, amount int) request {
-	return request{
-		method: "PATCH", path: "/" + tenant + "/admin/keys/" + key, body: body,
-		headers: []string{bearer(testAdminToken)}, amount: amount,
-	}
-}
-
 // The log outlives its first request: a window that begins at the second is as full. It ends with its last.
 func TestLogExpiry(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := limitedTenant(t, 5, 1000)
 	key := s.login(t, id)
@@ -466,12 +496,14 @@ func TestLogExpiry(t *testing.T) {
 
 // A rate limit adds six calls in Redis to the three of a charge, and two more if an entry has left the window.
 func TestRateLimitCalls(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100}}}`)
 	key := s.login(t, id)
 	log := "{apiKey:" + key + "}:rate"
 	s.consume(t, id, key, "").want(t, 200, "")
+	awaitUsage(t, r, id) // Redis has the script of that, too
 	for _, leaves := range []bool{false, true} {
 		want := "evalsha=1 hincrby=1 hmget=1 lindex=2 llen=1 pexpire=1 rpush=1 time=1"
 		if leaves {
@@ -505,6 +537,7 @@ func TestRateLimitCalls(t *testing.T) {
 
 // However many have left the window together, exactly those are forgotten.
 func TestRateLimitPruning(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	const limit = 100
 	id := limitedTenant(t, limit, 500)
@@ -607,36 +640,42 @@ func TestTenantGenerations(t *testing.T) {
 				test.create(t, r, s)
 				for _, s := range services {
 					redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(401) })
-					for _, key := range []string{key, user} {
-						before := r.String(t, "DUMP", "apiKey:"+key)
-						s.consume(t, "abc", key, "").want(t, 401, `{"error":"Unauthorized"}`)
-						s.consume(t, "abc", key, "", retryKey+"k").want(t, 401, `{"error":"Unauthorized"}`)
-						s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 401, "")
-						s.do(t, "GET", "/abc/auth/verify?tokens=1&request=r", "", bearer(key)).want(t, 401, "")
-						s.admin(t, "GET", "/abc/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
-						s.admin(t, "PATCH", "/abc/admin/keys/"+key, `{"addTokens":1}`).want(t, 404, `{"error":"Not found"}`)
-						s.admin(t, "DELETE", "/abc/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
-						if r.String(t, "DUMP", "apiKey:"+key) != before {
-							t.Error("a key of the deleted tenant was changed")
-						}
-					}
-					own := s.login(t, "abc")
-					for _, s := range services {
-						s.consume(t, "abc", own, "").want(t, 200, "")
-						s.do(t, "GET", "/abc/auth/key", "", bearer(own)).want(t, 200, "")
-						s.admin(t, "PATCH", "/abc/admin/keys/"+own, `{"addTokens":1}`).want(t, 200, "")
-					}
-					s.admin(t, "DELETE", "/abc/admin/keys/"+own, "").want(t, 204, "")
+					s.wantDead(t, r, "abc", key)
+					s.wantDead(t, r, "abc", user)
 				}
+				own := s.login(t, "abc")
+				for _, s := range services {
+					s.consume(t, "abc", own, "").want(t, 200, "")
+					s.do(t, "GET", "/abc/auth/key", "", bearer(own)).want(t, 200, "")
+					s.admin(t, "PATCH", "/abc/admin/keys/"+own, `{"addTokens":1}`).want(t, 200, "")
+				}
+				s.admin(t, "DELETE", "/abc/admin/keys/"+own, "").want(t, 204, "")
 				s.putConfig(t, "abc", config).want(t, 200, "")
 			}
 		})
 	}
 }
 
-// largeConfig returns a config of about 1 MB.
-func largeConfig(version int) string {
-	return fmt.Sprintf(`{"v":%d,"x":"%s"}`, version, strings.Repeat("x", 1_000_000))
+// wantDead checks that neither its holder nor an admin can do anything with a key that is there, but is one of a tenant
+// that was deleted.
+func (s *service) wantDead(t *testing.T, r *redistest.Server, tenant, key string) {
+	t.Helper()
+	before := r.String(t, "DUMP", "apiKey:"+key)
+	s.consume(t, tenant, key, "").want(t, 401, `{"error":"Unauthorized"}`)
+	s.consume(t, tenant, key, "", retryKey+"k").want(t, 401, `{"error":"Unauthorized"}`)
+	s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key)).want(t, 401, "")
+	s.do(t, "GET", "/"+tenant+"/auth/verify?tokens=1&request=r", "", bearer(key)).want(t, 401, "")
+	s.admin(t, "GET", "/"+tenant+"/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
+	s.admin(t, "PATCH", "/"+tenant+"/admin/keys/"+key, `{"addTokens":1}`).want(t, 404, `{"error":"Not found"}`)
+	s.admin(t, "DELETE", "/"+tenant+"/admin/keys/"+key, "").want(t, 404, `{"error":"Not found"}`)
+	if r.String(t, "DUMP", "apiKey:"+key) != before {
+		t.Error("a key of the deleted tenant was changed")
+	}
+}
+
+// largeConfig returns a config of a little more than that many bytes.
+func largeConfig(version, bytes int) string {
+	return fmt.Sprintf(`{"v":%d,"x":"%s"}`, version, strings.Repeat("x", bytes))
 }
 
 // A history costs what it shows: the list only its heads, a version only its own bytes; and what is no longer in the list
@@ -646,10 +685,10 @@ func TestHistoryCost(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
-	const history = "{tenant:abc:config}:history"
-	const versions = "{tenant:abc:config}:versions"
+	const history, versions = "{tenant:abc:config}:history", "{tenant:abc:config}:versions"
+	const size = 250_000 // bytes of a config
 	for v := range 22 {
-		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
+		s.putConfig(t, "abc", largeConfig(v, size)).want(t, 200, "")
 	}
 	sent := func() (n int) {
 		fmt.Sscan(redistest.Field(r.String(t, "INFO", "stats"), "total_net_output_bytes"), &n)
@@ -659,13 +698,13 @@ func TestHistoryCost(t *testing.T) {
 		s.history(t, "abc") // loads the config, which each route needs
 		before := sent()
 		list := s.history(t, "abc")
-		if n := sent() - before; len(list) != 20 || n > 100_000 {
+		if n := sent() - before; len(list) != 20 || n > size/10 {
 			t.Errorf("to list %d versions Redis sends %d bytes", len(list), n)
 		}
 		for i, version := range list {
 			before := sent()
-			s.admin(t, "GET", "/abc/admin/config/history/"+version.ETag, "").want(t, 200, `{"config":`+largeConfig(21-i)+`}`)
-			if n := sent() - before; n > 2_500_000 { // the config itself may be loaded meanwhile
+			s.admin(t, "GET", "/abc/admin/config/history/"+version.ETag, "").want(t, 200, `{"config":`+largeConfig(21-i, size)+`}`)
+			if n := sent() - before; n > 5*size/2 { // the config itself may be loaded meanwhile
 				t.Errorf("to show a version Redis sends %d bytes", n)
 			}
 		}
@@ -674,14 +713,14 @@ func TestHistoryCost(t *testing.T) {
 		t.Helper()
 		n, list := r.Int(t, "HLEN", versions), r.Int(t, "LLEN", history)
 		bytes := r.Int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0) + r.Int(t, "MEMORY", "USAGE", history, "SAMPLES", 0)
-		if n != kept || list != heads || bytes > (kept+1)*1_500_000 {
+		if n != kept || list != heads || bytes > (kept+1)*size*3/2 {
 			t.Errorf("%d versions are kept, %d are in the list, in %d bytes", n, list, bytes)
 		}
 	}
 	t.Run("freed", func(t *testing.T) { wantBytes(t, 20, 20) })
 	t.Run("saved more than once, a config is kept once", func(t *testing.T) {
 		for v := range 24 {
-			s.putConfig(t, "abc", largeConfig(100+v%2)).want(t, 200, "")
+			s.putConfig(t, "abc", largeConfig(100+v%2, size)).want(t, 200, "")
 		}
 		wantBytes(t, 2, 20)
 		for _, version := range s.history(t, "abc") {
@@ -692,7 +731,7 @@ func TestHistoryCost(t *testing.T) {
 		}
 		wantBytes(t, 20, 20)
 		s.putConfig(t, "abc", `{}`).want(t, 200, "")
-		if bytes := r.Int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0); bytes > 100_000 {
+		if bytes := r.Int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0); bytes > size/10 {
 			t.Errorf("20 small versions take %d bytes", bytes)
 		}
 	})
@@ -704,7 +743,7 @@ func TestHistoryReaders(t *testing.T) {
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	for v := range 20 {
-		s.putConfig(t, "abc", largeConfig(v)).want(t, 200, "")
+		s.putConfig(t, "abc", largeConfig(v, 1_000_000)).want(t, 200, "")
 	}
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
 	key := s.login(t, id)

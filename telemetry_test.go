@@ -38,6 +38,7 @@ func metricsStory(t *testing.T, s *service, r *redistest.Server) (id string, sec
 }
 
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	id, secrets := metricsStory(t, s, r)
@@ -154,6 +155,7 @@ func TestMetricsRace(t *testing.T) {
 
 // With -access-log each request has a line, in which no secret is.
 func TestAccessLog(t *testing.T) {
+	t.Parallel()
 	s := newService(t, "ACCESS_LOG=true")
 	id := newTenant(t, 10)
 	login := s.do(t, "POST", "/"+id+"/auth/anonymous", "", "X-Request-Id: my-ID_1")

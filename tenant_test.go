@@ -22,6 +22,7 @@ func FuzzTenantID(f *testing.F) {
 
 // A group's name has 1 to 64 bytes, wherever it is named.
 func TestGroupNames(t *testing.T) {
+	t.Parallel()
 	s := newService(t)
 	id := newTenant(t, 10)
 	longest, tooLong := strings.Repeat("ü", 32), strings.Repeat("g", 65)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"
@@ -42,6 +43,17 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 	return sum
 }
 
+// awaitUsage waits until what a tenant has used is written to r for the first time. From then on no key appears for that.
+func awaitUsage(t testing.TB, r *redistest.Server, tenant string) {
+	t.Helper()
+	redistest.Eventually(t, 20*time.Second, func() error {
+		if r.Int(t, "EXISTS", "{tenant:"+tenant+":config}:usage:"+today()) == 0 {
+			return fmt.Errorf("the usage of %s is not written", tenant)
+		}
+		return nil
+	})
+}
+
 // wantUsage waits until a tenant's usage is want, in JSON without the day.
 func (s *service) wantUsage(t testing.TB, tenant, first, want string) {
 	t.Helper()
@@ -57,7 +69,7 @@ func (s *service) wantUsage(t testing.TB, tenant, first, want string) {
 // Every request that was accepted is counted once, with what it cost, whichever process has served it.
 func TestUsageByDay(t *testing.T) {
 	t.Parallel()
-	first, p, services := today(), newProvider(t), newServices(t)
+	first, p, services := today(), providertest.New(t), newServices(t)
 	s := services[0]
 	g := s.gatewayTest(t, p, strings.Replace(cachedConfig(1000, cachingForAnHour, endpointJSON(p, "chat", chatPath, ""),
 		endpointJSON(p, "claude", messagesPath, "")), `"user_groups":{`, `"user_groups":{"pro":{"tokens":5000},`, 1))
@@ -82,7 +94,7 @@ func TestUsageByDay(t *testing.T) {
 	g.miss(t, chatPath, `{"max_tokens":9}`)
 	g.hit(t, chatPath, `{"max_tokens":9}`)
 	g.miss(t, messagesPath, `{"max_tokens":9,"stream":true}`)
-	p.on("bad", providerError(400))
+	p.On("bad", providertest.Refuse(400))
 	g.call(t, messagesPath, `{"model":"bad"}`)
 	g.call(t, messagesPath+"/count_tokens", `{}`).is(200)
 	const want = `"requests":10,"tokensCharged":118,"tokensGranted":6107,` +
@@ -266,12 +278,15 @@ func TestUsageWithoutRedis(t *testing.T) {
 }
 
 // In a cluster the days of a tenant are in one slot.
-func TestUsageInCluster(t *testing.T) {
+func testUsageInCluster(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	first, s := today(), newService(t, "REDIS_URL="+c.URL())
-	for range 3 {
-		id := newClusterTenant(t, s, `{"user_groups":{"anonymous":{"tokens":9}}}`)
-		s.consume(t, id, s.login(t, id), "").want(t, 200, "")
+	ids := make([]string, 3)
+	for i := range ids {
+		ids[i] = newClusterTenant(t, s, `{"user_groups":{"anonymous":{"tokens":9}}}`)
+		s.consume(t, ids[i], s.login(t, ids[i]), "").want(t, 200, "")
+	}
+	for _, id := range ids {
 		s.wantUsage(t, id, first, `"requests":1,"tokensCharged":1,"tokensGranted":9,"byEndpoint":{},`+
 			`"byGroup":{"anonymous":{"requests":1,"tokensCharged":1}}`)
 		s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-01-01&to=2026-04-02", "").want(t, 200, "")

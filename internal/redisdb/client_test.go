@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"

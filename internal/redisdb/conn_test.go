@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"

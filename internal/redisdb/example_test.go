@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"time"
+
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"

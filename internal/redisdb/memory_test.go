@@ -3,6 +3,7 @@ package redisdb
 import (
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
 )

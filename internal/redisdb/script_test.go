@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
 

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
 	"tollgate/internal/redistest"
 
 	"github.com/gomodule/redigo/redis"

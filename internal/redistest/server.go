@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -111,21 +112,27 @@ func startAfter(setUp string, args ...string) (*Server, error) {
 	return nil, err
 }
 
-// FreePort returns a TCP port on which nobody listens now. It is not one of those that the system gives to outgoing
-// connections, so that a server which was killed finds its port free again.
-func FreePort() (port int, err error) {
-	const first, last = 10000, 32767 // Linux begins at 32768, others later
+// FreePort returns a port of 127.0.0.1 on which nothing listens, another one each time. It is below those that systems
+// give to the connections that programs open, one of which could take it before a server does.
+func FreePort() (int, error) {
 	for range 100 {
-		port = first + rand.IntN(last-first+1)
-		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			return port, l.Close()
+		port := firstPort + (portOffset+int(portsGiven.Add(1)))%ports
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port, nil
 		}
 	}
-	return 0, err
+	return 0, fmt.Errorf("no port from %d to %d is free", firstPort, firstPort+ports-1)
 }
 
-// Start starts the process, for the first time or again after Kill, with the data that it had.
+const firstPort, ports = 20_000, 12_000
+
+var (
+	portsGiven atomic.Int64
+	portOffset = rand.IntN(ports) // differs from process to process
+)
+
+// Start starts the process, for the first time or again after kill, with the data that it had.
 func (r *Server) Start() error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)

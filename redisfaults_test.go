@@ -189,10 +189,17 @@ func fillFile(t *testing.T, r *redistest.Server) {
 	}
 }
 
-// Whatever Redis may reply instead of serving is a 503 while it lasts, and one line of the log; then all is as before.
-func TestRedisRefuses(t *testing.T) {
-	long(t)
-	t.Parallel()
+// redisRefusal is a state in which Redis replies, but not with what was asked for.
+type redisRefusal struct {
+	name       string
+	setUp      string   // what a shell does before it becomes redis-server
+	args       []string // of redis-server
+	begin, end func(*testing.T, *redistest.Server)
+	unlimited  int    // the status of charges of a key without a rate limit, and of /readyz
+	code       string // in the log
+}
+
+func redisRefusals() []redisRefusal {
 	commands := func(commands ...[]any) func(*testing.T, *redistest.Server) {
 		return func(t *testing.T, r *redistest.Server) {
 			for _, c := range commands {
@@ -201,14 +208,7 @@ func TestRedisRefuses(t *testing.T) {
 		}
 	}
 	acl := func(rules ...any) []any { return append([]any{"ACL", "SETUSER", "tollgate"}, rules...) }
-	tests := []struct {
-		name       string
-		setUp      string
-		args       []string
-		begin, end func(*testing.T, *redistest.Server)
-		chargesToo bool // are refused, and so the service is not ready
-		code       string
-	}{
+	return []redisRefusal{
 		{
 			name: "MISCONF, a snapshot failed", args: []string{"--enable-protected-configs", "yes"},
 			begin: func(t *testing.T, r *redistest.Server) {
@@ -217,8 +217,8 @@ func TestRedisRefuses(t *testing.T) {
 				r.Do(t, "BGSAVE")
 				wantInfo(t, r, "persistence", "rdb_last_bgsave_status:err")
 			},
-			end:        commands([]any{"CONFIG", "SET", "save", ""}),
-			chargesToo: true, code: "MISCONF",
+			end:       commands([]any{"CONFIG", "SET", "save", ""}),
+			unlimited: 503, code: "MISCONF",
 		},
 		{
 			name:  "MISCONF, the disk of the append-only file is full",
@@ -228,71 +228,85 @@ func TestRedisRefuses(t *testing.T) {
 				r.Do(t, "BGREWRITEAOF")
 				wantInfo(t, r, "persistence", "aof_last_write_status:ok")
 			},
-			chargesToo: true, code: "MISCONF",
+			unlimited: 503, code: "MISCONF",
 		},
 		{
 			name:  "NOPERM",
 			begin: commands(acl("-evalsha", "-eval")), end: commands(acl("+evalsha", "+eval")),
-			chargesToo: true, code: "NOPERM",
+			unlimited: 503, code: "NOPERM",
 		},
 		{
-			name:       "WRONGPASS on a new connection",
-			begin:      commands(acl("resetpass", ">other"), []any{"CLIENT", "KILL", "USER", "tollgate"}),
-			end:        commands(acl(">" + redistest.Password)),
-			chargesToo: true, // what ended the connections is what the log says
+			name:      "WRONGPASS on a new connection",
+			begin:     commands(acl("resetpass", ">other"), []any{"CLIENT", "KILL", "USER", "tollgate"}),
+			end:       commands(acl(">" + redistest.Password)),
+			unlimited: 503, // what ended the connections is what the log says
 		},
 		{
 			name:  "READONLY",
 			begin: commands([]any{"REPLICAOF", "127.0.0.1", 1}), end: commands([]any{"REPLICAOF", "NO", "ONE"}),
-			chargesToo: true, code: "READONLY",
+			unlimited: 503, code: "READONLY",
 		},
 		{
-			name:  "OOM",
+			name:  "OOM", // a rate limit needs memory, a charge alone does not
 			begin: commands([]any{"CONFIG", "SET", "maxmemory", 1}), end: commands([]any{"CONFIG", "SET", "maxmemory", 0}),
-			code: "OOM",
+			unlimited: 200, code: "OOM",
 		},
 	}
-	for _, test := range tests {
+}
+
+// Whatever Redis may reply instead of serving is a 503 while it lasts, and one line of the log; then all is as before.
+func TestRedisRefuses(t *testing.T) {
+	long(t)
+	t.Parallel()
+	for _, test := range redisRefusals() {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			r := redistest.NewAfter(t, test.setUp, test.args...)
 			s := newService(t, "REDIS_URL="+r.URL())
 			id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100}}}`)
-			key, other := s.login(t, "abc"), s.login(t, id)
+			limited, unlimited := s.login(t, "abc"), s.login(t, id)
 			for range 5 { // the group's rate allows 10
-				s.consume(t, "abc", key, "").want(t, 200, "")
+				s.consume(t, "abc", limited, "").want(t, 200, "")
 			}
 			test.begin(t, r)
 			for range 5 {
 				got := s.do(t, "POST", "/abc/auth/anonymous", "")
 				got.want(t, 503, `{"error":"Service unavailable"}`)
 				got.wantHeader(t, "Retry-After", "1")
-				if test.chargesToo {
-					s.consume(t, "abc", key, "").want(t, 503, `{"error":"Service unavailable"}`)
-					s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
-				} else { // the rate of this key is limited, and that of the other is not
-					s.do(t, "GET", "/abc/auth/verify", "", bearer(key)).want(t, 503, "")
-					s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(other)).want(t, 200, "")
-					s.do(t, "GET", "/readyz", "").want(t, 200, "")
-				}
+				s.consume(t, "abc", limited, "").want(t, 503, `{"error":"Service unavailable"}`)
+				s.do(t, "GET", "/abc/auth/verify", "", bearer(limited)).want(t, 503, "")
+				s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(unlimited)).want(t, test.unlimited, "")
+				s.do(t, "GET", "/readyz", "").want(t, test.unlimited, "")
 				s.do(t, "GET", "/healthz", "").want(t, 200, "")
 			}
 			test.end(t, r)
 			s.wantRecovery(t)
+			s.do(t, "GET", "/abc/auth/verify", "", bearer(limited)).want(t, 200, "")
+			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(unlimited)).want(t, 200, "")
 			s.wantOneFault(t)
 			if s.log.Count(test.code) == 0 {
 				t.Errorf("the log does not say %s:\n%s", test.code, s.log)
 			}
-			s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
+			s.do(t, "GET", "/abc/auth/key", "", bearer(limited)).want(t, 200, "")
 			r.Kill() // what Redis replies is in its file, too
 			if err := r.Start(); err != nil {
 				t.Fatal(err)
 			}
-			if left := tokensLeftIn(t, r, key); left != 95 {
+			if left := tokensLeftIn(t, r, limited); left != 95 {
 				t.Errorf("%d tokens are left, want 95", left)
 			}
 		})
 	}
+}
+
+// permit lets the services run commands of Redis ("+hincrby"), or denies them ("-hincrby").
+func permit(t *testing.T, r *redistest.Server, rules ...string) {
+	t.Helper()
+	args := []any{"SETUSER", r.User}
+	for _, rule := range rules {
+		args = append(args, rule)
+	}
+	r.Do(t, "ACL", args...)
 }
 
 // Whatever command Redis denies within a script, no charge is taken that its retry would not find, and no key is created
@@ -303,76 +317,44 @@ func TestDeniedCommands(t *testing.T) {
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=100000")
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100,"rate_limit":4,"rate_limit_window":60},"other":{}}}`)
-	permit := func(t *testing.T, sign string, commands ...string) {
-		t.Helper()
-		args := []any{"SETUSER", r.User}
-		for _, command := range commands {
-			args = append(args, sign+command)
+	for _, denied := range []string{"hincrby", "hincrby and del", "set", "rpush", "pexpire", "hmget", "llen", "lindex", "time"} {
+		t.Run(denied, func(t *testing.T) { testDeniedCharge(t, s, r, id, strings.Split(denied, " and ")) })
+	}
+	t.Run("a hold is not in a log that would never expire", func(t *testing.T) {
+		key := s.login(t, id)
+		log := "{apiKey:" + key + "}:rate"
+		r.Do(t, "RPUSH", log, in(-2*time.Second).UnixMicro())
+		permit(t, r, "-pexpire")
+		s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1}`, bearer(key)).want(t, 503, "")
+		permit(t, r, "+pexpire")
+		if n := r.Int(t, "LLEN", log); n != 1 {
+			t.Errorf("%d requests are in the log, want 1", n)
 		}
-		r.Do(t, "ACL", args...)
-	}
-	for _, denied := range [][]string{
-		{"hincrby"}, {"hincrby", "del"}, {"set"}, {"rpush"}, {"pexpire"}, {"hmget"}, {"llen"}, {"lindex"}, {"time"},
-	} {
-		t.Run(strings.Join(denied, " and "), func(t *testing.T) {
-			key := s.login(t, id)
-			r.Do(t, "RPUSH", "{apiKey:"+key+"}:rate", in(-2*time.Second).UnixMicro()) // an empty log is not read
-			before := len(s.log.String())
-			keys := len(r.Keys(t, "apiKey:*"))
-			permit(t, "-", denied...)
-			for range 3 {
-				s.consume(t, id, key, `{"tokens":10}`, retryKey+"k").want(t, 503, `{"error":"Service unavailable"}`)
-				s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
-			}
-			if denied[0] == "pexpire" {
-				r.Do(t, "DEL", "login:127.0.0.1")
-				s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1}`, bearer(key)).want(t, 503, "")
-				if n := r.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n != 1 {
-					t.Errorf("%d requests are in the log, want 1", n)
-				}
-				s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
-				if n := r.Int(t, "EXISTS", "login:127.0.0.1"); n != 0 {
-					t.Error("a log of logins would never expire")
-				}
-			}
-			permit(t, "+", denied...)
-			if left := tokensLeftIn(t, r, key); left != 100 {
-				t.Errorf("%d tokens are left", left)
-			}
-			if n := len(r.Keys(t, "apiKey:*")); n != keys {
-				t.Errorf("%d keys were created", n-keys)
-			}
-			got := s.consume(t, id, key, `{"tokens":10}`, retryKey+"k")
-			got.want(t, 200, `{"tokensLeft":90}`)
-			got.wantHeader(t, "Idempotent-Replayed", "")
-			over := func() int { return strings.Count(s.log.String()[before:], "available again") }
-			redistest.Eventually(t, 10*time.Second, func() error {
-				s.do(t, "GET", "/readyz", "").want(t, 200, "")
-				s.login(t, id)
-				s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1000}`, bearer(key)).want(t, 402, "")
-				s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
-				if over() == 0 {
-					return errors.New("the log does not say that the fault is over")
-				}
-				return nil
-			})
-			s.consume(t, id, key, "").want(t, 200, "")
-			if log := s.log.String()[before:]; strings.Count(log, "[ERROR]") != 1 || over() != 1 {
-				t.Errorf("log:\n%s", log)
-			}
-		})
-	}
+	})
+	t.Run("a login is not in a log that would never expire", func(t *testing.T) {
+		r.Do(t, "DEL", "login:127.0.0.1")
+		keys := len(r.Keys(t, "apiKey:*"))
+		permit(t, r, "-pexpire")
+		s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
+		permit(t, r, "+pexpire")
+		if n := r.Int(t, "EXISTS", "login:127.0.0.1"); n != 0 {
+			t.Error("a log of logins would never expire")
+		}
+		if n := len(r.Keys(t, "apiKey:*")); n != keys {
+			t.Errorf("%d keys were created", n-keys)
+		}
+	})
 	t.Run("a change whose response is 503 may be repeated", func(t *testing.T) {
 		key := s.login(t, id)
-		permit(t, "-", "pexpiretime")
+		permit(t, r, "-pexpiretime")
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":1,"group":"other"}`).want(t, 503, "")
-		permit(t, "+", "pexpiretime")
+		permit(t, r, "+pexpiretime")
 		if left := tokensLeftIn(t, r, key); left != 100 {
 			t.Errorf("%d tokens are left", left)
 		}
 	})
 	t.Run("at start", func(t *testing.T) {
-		permit(t, "-", "hincrby")
+		permit(t, r, "-hincrby")
 		p := startProcess(t, []string{"REDIS_URL=" + r.URL(), "ADDR=127.0.0.1:0"})
 		const want = "[ERROR] Redis connection failed: NOPERM the user may not run HINCRBY\n"
 		if code := p.exitCode(t); code != 1 || p.log.Count(want) != 1 {
@@ -381,8 +363,47 @@ func TestDeniedCommands(t *testing.T) {
 	})
 }
 
+// testDeniedCharge charges a new key while commands are denied, and afterwards.
+func testDeniedCharge(t *testing.T, s *service, r *redistest.Server, id string, denied []string) {
+	key := s.login(t, id)
+	r.Do(t, "RPUSH", "{apiKey:"+key+"}:rate", in(-2*time.Second).UnixMicro()) // an empty log is not read
+	logged := len(s.log.String())
+	keys := len(r.Keys(t, "apiKey:*"))
+	permit(t, r, "-"+denied[0], "-"+denied[len(denied)-1])
+	for range 3 {
+		s.consume(t, id, key, `{"tokens":10}`, retryKey+"k").want(t, 503, `{"error":"Service unavailable"}`)
+		s.do(t, "GET", "/readyz", "").want(t, 503, `{"error":"Service unavailable"}`)
+	}
+	permit(t, r, "+"+denied[0], "+"+denied[len(denied)-1])
+	if left := tokensLeftIn(t, r, key); left != 100 {
+		t.Errorf("%d tokens are left", left)
+	}
+	if n := len(r.Keys(t, "apiKey:*")); n != keys {
+		t.Errorf("%d keys were created", n-keys)
+	}
+	got := s.consume(t, id, key, `{"tokens":10}`, retryKey+"k")
+	got.want(t, 200, `{"tokensLeft":90}`)
+	got.wantHeader(t, "Idempotent-Replayed", "")
+	over := func() int { return strings.Count(s.log.String()[logged:], "available again") }
+	redistest.Eventually(t, 10*time.Second, func() error {
+		s.do(t, "GET", "/readyz", "").want(t, 200, "")
+		s.login(t, id)
+		s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1000}`, bearer(key)).want(t, 402, "")
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
+		if over() == 0 {
+			return errors.New("the log does not say that the fault is over")
+		}
+		return nil
+	})
+	s.consume(t, id, key, "").want(t, 200, "")
+	if log := s.log.String()[logged:]; strings.Count(log, "[ERROR]") != 1 || over() != 1 {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
 // After FLUSHALL keys are gone and stay so, and tenants too, until their configs are back.
 func TestFlushAll(t *testing.T) {
+	t.Parallel()
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	key := s.login(t, "abc")
@@ -393,5 +414,31 @@ func TestFlushAll(t *testing.T) {
 	redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", key, "", retryKey+"k").is(401) })
 	if keys := r.Keys(t, "*apiKey*"); len(keys) != 0 {
 		t.Errorf("there are %q", keys)
+	}
+}
+
+// wantRecovery waits until the service works again.
+func (s *service) wantRecovery(t testing.TB) {
+	t.Helper()
+	redistest.Eventually(t, 2*time.Second+busy, func() error {
+		return s.do(t, "POST", "/abc/auth/anonymous", "").is(200)
+	})
+	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
+}
+
+// wantOneFault checks, after recovery, that the log says once that Redis was unavailable and once that it is back.
+func (s *service) wantOneFault(t testing.TB) {
+	t.Helper()
+	redistest.Eventually(t, 30*time.Second, func() error {
+		s.do(t, "GET", "/readyz", "").want(t, 200, "")
+		s.consume(t, "abc", someKey, "").want(t, 401, "")
+		s.login(t, "abc")
+		if s.log.Count("[INFO] Redis is available again\n") == 0 {
+			return fmt.Errorf("the log does not say that Redis is back:\n%s", s.log)
+		}
+		return nil
+	})
+	if s.log.Count("[ERROR]") != 1 || s.log.Count("[INFO] Redis is available again\n") != 1 {
+		t.Errorf("log:\n%s", s.log)
 	}
 }

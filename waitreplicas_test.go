@@ -104,10 +104,19 @@ func TestWaitReplicasMissing(t *testing.T) {
 	key := s.login(t, "abc")
 	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"a").want(t, 200, `{"tokensLeft":99}`)
 	replica.Signal(t, syscall.SIGSTOP)
-	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b").want(t, 503, `{"error":"Service unavailable"}`)
-	s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, "")
-	s.putConfig(t, "abc", `{"user_groups":{}}`).want(t, 503, "")
-	s.do(t, "GET", "/readyz", "").want(t, 503, "")
+	writes := []request{
+		consumeRequest("abc", key, 1, retryKey+"b"),
+		{method: "POST", path: "/abc/auth/anonymous"},
+		{method: "PUT", path: "/abc/admin/config", body: `{"config":{"user_groups":{}}}`, headers: []string{bearer(testAdminToken)}},
+		{method: "GET", path: "/readyz"},
+	}
+	unacknowledged := load{
+		services: []*service{s}, clients: len(writes), requests: 1, statuses: []int{503},
+		request: func(client, _ int) request { return writes[client] },
+	}.run(t)
+	for _, o := range unacknowledged {
+		o.got.want(t, 503, `{"error":"Service unavailable"}`)
+	}
 	s.admin(t, "GET", "/abc/admin/config/history", "").want(t, 200, "")
 	replica.Signal(t, syscall.SIGCONT)
 	redistest.Eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
