@@ -30,7 +30,10 @@ type Options struct {
 
 // Requirement names commands, separated by spaces and in capital letters, that the service needs on the keys with a
 // prefix. A server that denies one is not used: Open fails, and Ready does.
-type Requirement struct{ Prefix, Commands string }
+type Requirement struct {
+	Prefix   string // of the keys
+	Commands string // such as "GET SET"
+}
 
 const maxWaiting = 1024 // callers of one master of a cluster: a dead one must not hold all of the service's connections
 
@@ -80,7 +83,8 @@ func Open(ctx context.Context, options Options) (*Client, error) {
 	return c, nil
 }
 
-// openSingle makes the one server the master, which it stays.
+// openSingle makes the one server the master, which it stays. The node begins to dial in the background before the
+// server is checked: if the check fails, the caller closes the client, and the node with it.
 func (c *Client) openSingle(ctx context.Context) error {
 	n := c.newNode("", c.dialTo(c.options.URL.address), c.anyProbeKey)
 	c.mu.Lock()
@@ -139,7 +143,7 @@ func (c *Client) EvalLarge(deadline time.Time, s *Script, keys []string, args ..
 // EvalDispensable does what EvalLarge does, for what can be done without: that it is late or fails says nothing about
 // Redis, and it does not wait for replicas.
 func (c *Client) EvalDispensable(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
-	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: dispensable, large: true}
+	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: kindDispensable, large: true}
 	return c.route(deadline, keys[0], op)
 }
 
@@ -150,12 +154,13 @@ func (c *Client) Read(deadline time.Time, command, key string, args ...any) (any
 
 // ReadDispensable does what Read does, for what can be done without: that it is late or fails says nothing about Redis.
 func (c *Client) ReadDispensable(deadline time.Time, command, key string, args ...any) (any, error) {
-	op := operation{name: command, args: commandArgs(key, args), kind: dispensable, large: true}
+	op := operation{name: command, args: commandArgs(key, args), kind: kindDispensable, large: true}
 	return c.route(deadline, key, op)
 }
 
 // ReadEach runs a command that reads a key once for each of keys, and returns the replies in their order: in one
-// pipeline or, in a cluster, over several connections at a time. If one fails the replies are of no use.
+// pipeline or, in a cluster, over several connections at a time. If one fails the replies are of no use. Behind
+// Sentinels, the whole pipeline is then sent again if Redis has refused that one for now: reading twice does no harm.
 func (c *Client) ReadEach(deadline time.Time, command string, keys []string) ([]any, error) {
 	if len(keys) == 0 {
 		return nil, nil
@@ -170,7 +175,7 @@ func (c *Client) ReadEach(deadline time.Time, command string, keys []string) ([]
 
 // Write runs one command that writes a key, over a connection of the pool.
 func (c *Client) Write(deadline time.Time, command, key string, args ...any) (any, error) {
-	op := operation{name: command, args: commandArgs(key, args), kind: writes, large: true}
+	op := operation{name: command, args: commandArgs(key, args), kind: kindWrite, large: true}
 	return c.route(deadline, key, op)
 }
 
@@ -187,7 +192,7 @@ func (c *Client) WriteIfRoom(deadline time.Time, size int, command, key string, 
 	if n == nil || !n.memory.hasRoom(int64(size), info) {
 		return ErrFull
 	}
-	op := operation{name: command, args: commandArgs(key, args), kind: dispensable, large: true}
+	op := operation{name: command, args: commandArgs(key, args), kind: kindDispensable, large: true}
 	_, err := c.route(deadline, key, op)
 	if IsOutOfMemory(err) {
 		return ErrFull

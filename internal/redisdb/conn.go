@@ -30,7 +30,9 @@ var (
 	errTooFewReplicas = errors.New("written, but too few replicas have it")
 )
 
-// unsentError wraps the reason why a command was not sent: Redis has certainly not executed it.
+// unsentError wraps the reason why a command was not sent: Redis has certainly not executed it. Where there are several
+// servers, the command is sent again. That is why errTooManyPending of a shared connection is not wrapped, though the
+// command was not sent either: it would only add to the commands that wait.
 type unsentError struct{ err error }
 
 func (e unsentError) Error() string { return e.err.Error() }
@@ -112,9 +114,10 @@ func (s *sharedConn) close() {
 	s.expiry.Stop()
 }
 
-// do sends a command and returns its reply. The error is a redis.Error if Redis refuses the command, and an
-// unsentError if it was not sent. Any other error means that no reply came before deadline: Redis may or may not have
-// executed the command. The caller must not change args before do returns, and after such an other error not at all.
+// do sends a command and returns its reply. The error is a redis.Error if Redis refuses the command, and an unsentError
+// or errTooManyPending if it was not sent. Any other error means that no reply came before deadline: Redis may or may
+// not have executed the command. The caller must not change args before do returns. After any other error they must
+// never be changed.
 func (s *sharedConn) do(deadline time.Time, name string, args []any, kind kind) (any, error) {
 	c := s.free.Get().(*pendingCommand)
 	c.name, c.args, c.kind, c.deadline = name, args, kind, deadline
@@ -130,7 +133,7 @@ func (s *sharedConn) do(deadline time.Time, name string, args []any, kind kind) 
 	return reply, err
 }
 
-// enqueue hands c to the writer.
+// enqueue hands c to the writer. The error is an unsentError or errTooManyPending.
 func (s *sharedConn) enqueue(c *pendingCommand) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +144,7 @@ func (s *sharedConn) enqueue(c *pendingCommand) error {
 		return errTooManyPending
 	}
 	if s.replicas == 0 {
-		c.kind &^= writes
+		c.kind &^= kindWrite
 	}
 	s.marked = s.marked || c.kind != 0
 	s.queued = append(s.queued, c)
@@ -227,7 +230,7 @@ func (s *sharedConn) writeLoop(conn redis.Conn) error {
 		wait := s.pushBatch(batch)
 		s.mu.Unlock()
 		for _, c := range batch { // an error of Send or Flush ends readLoop as well, which reports it
-			if c.kind&afterAsking != 0 {
+			if c.kind&kindAsking != 0 {
 				_ = conn.Send("ASKING")
 			}
 			_ = conn.Send(c.name, c.args...)
@@ -261,11 +264,11 @@ func (s *sharedConn) pushBatch(batch []*pendingCommand) (wait time.Time) {
 	}
 	s.marked = false
 	for _, c := range batch {
-		if c.kind&afterAsking != 0 {
+		if c.kind&kindAsking != 0 {
 			s.inFlight = append(s.inFlight, askingReply)
 		}
 		s.inFlight = append(s.inFlight, c)
-		if c.kind&writes != 0 && c.deadline.After(wait) {
+		if c.kind&kindWrite != 0 && c.deadline.After(wait) {
 			wait = c.deadline
 		}
 	}
@@ -313,7 +316,7 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 			c = nil
 		case c == waitReply:
 			c, replicated, s.held = nil, s.held, nil
-		case c.kind&writes != 0 && err == nil:
+		case c.kind&kindWrite != 0 && err == nil:
 			c.reply = reply
 			s.held = append(s.held, c)
 			c = nil

@@ -1,6 +1,7 @@
 // Package redisdb runs commands and Lua scripts on Redis: on one server, on the master that Sentinels name, or on the
 // masters of a Redis Cluster. The [URL] says which. A caller sees a difference only in [Client.OneSlot]: all keys of
-// one script must be in one slot of a cluster. The package knows nothing of what is stored.
+// one script must be in one slot of a cluster. The package knows nothing of what is stored, but its warnings speak of
+// charges and balances.
 //
 // Commands and scripts that are small in both directions share one connection to each server. What callers send at the
 // same time travels in one write. Large ones take a connection of a pool, so that nobody waits behind them.

@@ -160,5 +160,5 @@ var refusalPrefixes = []string{
 func MayHaveRun(err error) bool {
 	_, refused := errors.AsType[redis.Error](err)
 	_, unsent := errors.AsType[unsentError](err)
-	return !refused && !unsent
+	return !refused && !unsent && !errors.Is(err, errTooManyPending)
 }

@@ -21,7 +21,7 @@ func TestClassify(t *testing.T) {
 		{fmt.Errorf("connection lost: %w", io.EOF), faultConnection, true},
 		{unsentError{errConnClosed}, faultConnection, false},
 		{unsentError{errNoOwner}, faultConnection, false},
-		{errTooManyPending, faultRefused, true},
+		{errTooManyPending, faultRefused, false},
 		{unsentError{errTooManyPending}, faultRefused, false},
 		{errTooFewReplicas, faultRefused, true},
 		{redis.Error("READONLY You can't write against a read only replica."), faultDemoted, false},

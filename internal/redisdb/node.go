@@ -26,8 +26,8 @@ const (
 
 // node is one Redis server that takes writes. Small commands share one connection; large ones take a connection of the
 // pool, so that nobody waits behind them. Its methods may be called from any number of goroutines. Their errors are a
-// redis.Error if Redis refuses this command alone, an unsentError if it was not sent, and else mean that Redis may or
-// may not have executed it.
+// redis.Error if Redis refuses this command alone, an unsentError or errTooManyPending if it was not sent, and else mean
+// that Redis may or may not have executed it.
 type node struct {
 	options  *Options
 	name     string // in the log
@@ -157,7 +157,7 @@ func checkRedisVersion(info string) error {
 // run carries out op. asking says that its slot is being moved to this server.
 func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 	if asking {
-		op.kind |= afterAsking
+		op.kind |= kindAsking
 	}
 	switch {
 	case op.each != nil:
@@ -176,7 +176,7 @@ func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 
 // observe returns the outcome of op, from which the health state learns unless op can be done without.
 func (n *node) observe(op operation, reply any, err error) (any, error) {
-	if op.kind&dispensable != 0 && classify(err) != faultNone {
+	if op.kind&kindDispensable != 0 && classify(err) != faultNone {
 		if IsOutOfMemory(err) {
 			return nil, err
 		}
@@ -196,13 +196,13 @@ func (n *node) send(deadline time.Time, op operation, command string) (any, erro
 // doPooled does what sharedConn.do does, over a connection of the pool.
 func (n *node) doPooled(deadline time.Time, command string, args []any, kind kind) (any, error) {
 	return n.withConn(deadline, func(conn redis.Conn) (any, error) {
-		if kind&afterAsking != 0 {
+		if kind&kindAsking != 0 {
 			if _, err := doUntil(deadline, conn, "ASKING"); err != nil {
 				return nil, err
 			}
 		}
 		reply, err := doUntil(deadline, conn, command, args...)
-		if err != nil || kind&writes == 0 || n.options.Replicas == 0 {
+		if err != nil || kind&kindWrite == 0 || n.options.Replicas == 0 {
 			return reply, err
 		}
 		wait := min(max(time.Until(deadline).Milliseconds(), 1), maxWait)
@@ -285,7 +285,7 @@ func (n *node) testIdle(ctx context.Context, conn redis.Conn, lastUsed time.Time
 // ready returns an error if Redis would refuse a required command. A PING does not show that: a Redis that was demoted,
 // or that denies a command, still responds to it.
 func (n *node) ready(deadline time.Time) error {
-	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.options.Required), writes)
+	reply, err := n.shared.do(deadline, "EVAL", readyArgs(n.readyKey(), n.options.Required), kindWrite)
 	if refused, ok := errors.AsType[redis.Error](err); ok && strings.HasPrefix(string(refused), "MOVED ") {
 		return n.health.failed(readyScript.name, err) // another server is the master of the slot now
 	}

@@ -46,7 +46,7 @@ type Script struct {
 func NewScript(name, source string, mode Mode) *Script {
 	s := &Script{name: name}
 	if mode != NoWrites {
-		s.kind = writes
+		s.kind = kindWrite
 	}
 	source = shebangs[mode] + source
 	s.source, s.sha1 = source, fmt.Sprintf("%x", sha1.Sum([]byte(source)))
@@ -85,7 +85,7 @@ func commandArgs(key string, args []any) []any {
 type kind uint8
 
 const (
-	afterAsking kind = 1 << iota // send ASKING before it: its slot is being moved to this server
-	writes                       // it may write: its reply counts when enough replicas have what it wrote
-	dispensable                  // that it fails says nothing about Redis
+	kindAsking      kind = 1 << iota // send ASKING before it: its slot is being moved to this server
+	kindWrite                        // it may write: its reply counts when enough replicas have what it wrote
+	kindDispensable                  // that it fails says nothing about Redis
 )

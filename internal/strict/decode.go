@@ -16,7 +16,9 @@ import (
 )
 
 // An Error says why a document was refused.
-type Error struct{ Problems Problems }
+type Error struct {
+	Problems Problems // at least one
+}
 
 // Error returns the first problem's sentence.
 func (e *Error) Error() string { return e.Problems.Sentences[0] }

@@ -44,8 +44,9 @@ func (p *Problems) AddMember(name, rule string) bool {
 	return p.Add(rule)
 }
 
-// Require adds that each of names is missing that is not in seen, and reports whether there are all. The object being
-// read was read by ReadObject, which returned seen. Nothing is added if seen is nil, as it was no object then.
+// Require adds that each of names that is not in seen is missing, and reports whether none is missing. The value being
+// read was read by ReadObject, which returned seen. If seen is nil, the value was no object: nothing is added, and it
+// reports false.
 func (p *Problems) Require(seen map[string]bool, names ...string) bool {
 	ok := seen != nil
 	for _, name := range names {

@@ -11,10 +11,10 @@ import (
 )
 
 // A Scanner reads JSON (RFC 8259) in one pass, without allocating. It accepts what encoding/json accepts, and does not
-// check that strings are valid UTF-8 either.
+// check that strings are valid UTF-8 either. If a method fails, At is near the first byte that is wrong.
 type Scanner struct {
-	Data []byte
-	At   int // where Data is read next
+	Data []byte // what is read; it is never changed
+	At   int    // index of the byte of Data that is read next; len(Data) at the end
 }
 
 // Peek moves to the next byte that is not white space and returns it, or 0 at the end.
@@ -56,7 +56,7 @@ func (s *Scanner) Name() []byte {
 }
 
 // Value reads a value and reports whether it is valid and at most levels deep. Scalars and empty containers are one
-// level deep, other containers one more than what is in them.
+// level deep, other containers one more than what is in them. It does not check what follows.
 func (s *Scanner) Value(levels int) bool {
 	switch c := s.Peek(); {
 	case levels <= 0:
