@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"tollgate/internal/llmwire"
-	"tollgate/internal/strict"
 )
 
 const (
@@ -83,7 +81,7 @@ func (l *relay) takeCollected() (c *collector, isWhole bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c, l.collected = l.collected, nil
-	return c, c != nil && !c.tooLong && l.stream.Done
+	return c, c != nil && !c.tooLong && l.stream.Report.Done
 }
 
 // end gives back what the relay has taken.
@@ -255,11 +253,11 @@ func (l *relay) received(n int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lastByteAt = time.Now()
-	wasDone := l.stream.Done
+	wasDone := l.stream.Report.Done
 	part := l.stream.Received(n)
 	l.collected.add(part)
 	l.write(part)
-	return l.stream.Done && !wasDone
+	return l.stream.Report.Done && !wasDone
 }
 
 // finish relays the end of a stream, after which err came from the provider.
@@ -267,7 +265,7 @@ func (l *relay) finish(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rest := l.stream.Finish()
-	if l.stream.Done || err == io.EOF && l.stream.HasFinished(l.request.N) {
+	if l.stream.Report.Done || err == io.EOF && l.stream.Report.HasFinished(l.request.N) {
 		l.collected.add(rest)
 		l.write(rest)
 		return nil
@@ -281,11 +279,11 @@ func (l *relay) finish(err error) error {
 func (l *relay) abort(failure Error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.stream.Failed {
+	if !l.stream.Report.Failed {
 		if !l.stream.IsBetweenEvents() {
 			l.write([]byte("\n\n"))
 		}
-		l.write(l.stream.Format.ErrorEvent(failure.Status, failure.Message))
+		l.write(l.stream.Report.Format.ErrorEvent(failure.Status, failure.Message))
 	}
 	return http.ErrAbortHandler
 }
@@ -325,20 +323,19 @@ func (l *relay) readError(response *http.Response, most int) []byte {
 }
 
 // readUsage reads what a response that is not streamed has used. That is unknown if there is more than body, or if body
-// is nested too deep to be read; the provider bills it all the same. ok is false if body is not a JSON object. Then it
+// is nested too deep to be read. The provider bills it all the same. ok is false if body is not a JSON object. Then it
 // costs nothing.
 func (l *relay) readUsage(body []byte, more bool) (ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if more {
-		l.costs, l.usageUnknown = true, true
-		return true
+	var err error
+	if !more {
+		_, err = l.stream.Report.Read(body)
 	}
-	if _, err := l.stream.Read(body); err != nil {
-		if !json.Valid(body) || strict.SkipSpace(body)[0] != '{' {
-			return false
-		}
-		l.usageUnknown, l.stream.Unread = true, true
+	if more || err == llmwire.ErrTooDeep {
+		l.usageUnknown = true
+	} else if err != nil {
+		return false
 	}
 	l.costs = true
 	return true

@@ -35,8 +35,8 @@ func TestRelayAllocations(t *testing.T) {
 			l := newTestRelay(t, discarder{make(http.Header)}, streamed, func(error) {})
 			response := &http.Response{StatusCode: 200, Body: io.NopCloser(&repeatedReader{content, events})}
 			_ = l.relayStream(response)
-			if l.stream.ContentEvents != int64(events) {
-				t.Errorf("%d events were relayed, want %d", l.stream.ContentEvents, events)
+			if l.stream.Report.ContentEvents != int64(events) {
+				t.Errorf("%d events were relayed, want %d", l.stream.Report.ContentEvents, events)
 			}
 		})
 	}

@@ -41,10 +41,10 @@ func ExampleStream() {
 			break
 		}
 	}
-	if rest := stream.Finish(); stream.Done || stream.HasFinished(1) {
+	if rest := stream.Finish(); stream.Report.Done || stream.Report.HasFinished(1) {
 		os.Stdout.Write(rest)
 	}
-	input, output, exact := stream.Counts(0)
+	input, output, exact := stream.Report.Counts(0)
 	fmt.Println(input, "input tokens,", output, "output tokens, exact:", exact)
 	// Output:
 	// data: {"choices": [{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": null}]}

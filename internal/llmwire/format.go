@@ -21,7 +21,7 @@ import (
 // A Format is one of the formats in which clients and providers speak.
 type Format int
 
-// The formats.
+// The formats. Their numbers are part of cache keys: add new ones at the end.
 const (
 	OpenAIChat        Format = iota // https://platform.openai.com/docs/api-reference/chat
 	AnthropicMessages               // https://docs.anthropic.com/en/api/messages
@@ -90,8 +90,8 @@ func (f Format) ErrorBody(status int, message string) []byte {
 	return formats[f].errorBody(status, message)
 }
 
-// ErrorEvent returns the event that tells a client that its stream is broken, for the same reasons as ErrorBody. A
-// blank line ends it.
+// ErrorEvent returns the server-sent event that tells a client that its stream is broken. Its data is
+// ErrorBody(status, message), and a blank line ends it.
 func (f Format) ErrorEvent(status int, message string) []byte {
 	return formats[f].errorEvent(status, message)
 }
@@ -129,8 +129,8 @@ func errorType(status int) string {
 
 // A Model is a model that may be asked for.
 type Model struct {
-	Name     string
-	Endpoint string // that has it
+	Name     string // as a request names it
+	Endpoint string // name of the endpoint that has it
 }
 
 // ModelBody returns the JSON that describes a model. The time of its creation is not known, so it is the start of 1970.

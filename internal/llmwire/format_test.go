@@ -73,7 +73,7 @@ func checkError(t *testing.T, format Format, status int, body, event string) {
 	}
 	s := &Stream{Report: Report{Format: format}}
 	twoLines := format.ErrorEvent(status, "line 1\nline 2")
-	if got := relay(s, twoLines); !s.Failed || !bytes.Equal(got, twoLines) || bytes.Count(got, []byte("\n\n")) != 1 {
+	if got := relay(s, twoLines); !s.Report.Failed || !bytes.Equal(got, twoLines) || bytes.Count(got, []byte("\n\n")) != 1 {
 		t.Errorf("%q is not an error event", twoLines)
 	}
 }

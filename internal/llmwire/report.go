@@ -1,15 +1,18 @@
 package llmwire
 
 import (
+	"encoding/json"
 	"errors"
 	"math/bits"
 	"strconv"
+
+	"tollgate/internal/strict"
 )
 
 // A Report gathers what a provider reports of a response, from one JSON object or from the data of a stream's events.
 // Only its Format has to be set.
 type Report struct {
-	Format Format
+	Format Format // of the response
 
 	InputSeen, OutputSeen bool  // the input tokens, or the output tokens, were reported
 	ContentEvents         int64 // objects with text, thinking or arguments of tools
@@ -77,17 +80,28 @@ func (r *Report) IsReusable(n int64, ownLimit bool) bool {
 	return r.worst == endedNormally || ownLimit && r.worst == endedAtLimit
 }
 
+// ErrTooDeep means that a JSON object is nested more than 500 deep.
+var ErrTooDeep = errors.New("nested too deep")
+
+var errNoObject = errors.New("not a JSON object")
+
 // Read adds what one JSON object of the provider reports: a whole response, or the data of an event. isUsageChunk
-// reports whether it is the extra event that stream_options.include_usage asks for. An error means that data is not a
-// JSON object, or is nested more than 500 deep; a part of it may have been added then.
+// reports whether it is the extra event that stream_options.include_usage asks for. The error is ErrTooDeep if data is
+// an object that is nested more than 500, but at most 10,000 deep. Any other error means that data is not a JSON object.
+// After an error Unread is true, and a part of data may have been added.
 func (r *Report) Read(data []byte) (isUsageChunk bool, err error) {
 	contentBytes := r.contentBytes
 	r.object = reportObject{}
-	if err := r.walker.walk(data, formats[r.Format].report, r); err != nil {
-		return false, err
+	err = r.walker.walk(data, formats[r.Format].report, r)
+	switch {
+	case err != nil && json.Valid(data) && strict.SkipSpace(data)[0] == '{':
+		err = ErrTooDeep
+	case err == nil && !r.object.isObject:
+		err = errNoObject
 	}
-	if !r.object.isObject {
-		return false, errors.New("not a JSON object")
+	if err != nil {
+		r.Unread = true
+		return false, err
 	}
 	if r.contentBytes > contentBytes {
 		r.ContentEvents++

@@ -2,6 +2,7 @@ package llmwire
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -52,11 +53,18 @@ func checkResponses(t *testing.T, format Format, tests []responseTest) {
 	}
 }
 
+// What cannot be read is an error. An object that is only nested too deep has an error of its own.
 func TestNoResponses(t *testing.T) {
-	for _, body := range []string{``, `[]`, `null`, `"x"`, `{"id":"chatcmpl-1","choices":[{"index":0`, `<html>`, `{}{}`} {
+	deep := strings.Repeat("[", maxJSONDepth) + strings.Repeat("]", maxJSONDepth)
+	for body, tooDeep := range map[string]bool{
+		``: false, `[]`: false, `null`: false, `"x"`: false, `{"id":"chatcmpl-1","choices":[{"index":0`: false,
+		`<html>`: false, `{}{}`: false,
+		` {"choices":` + deep + `}`: true, `{"x":` + deep + `}`: true, `[` + deep + `]`: false, `{"choices":` + deep: false,
+	} {
 		for format := range formats {
-			if _, err := (&Report{Format: Format(format)}).Read([]byte(body)); err == nil {
-				t.Errorf("%s was read as a response", body)
+			r := Report{Format: Format(format)}
+			if _, err := r.Read([]byte(body)); err == nil || (err == ErrTooDeep) != tooDeep || !r.Unread {
+				t.Errorf("%s was read with %v, unread: %v", body, err, r.Unread)
 			}
 		}
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // MaxTokens is the largest count, limit or cost. Larger ones are lowered to it.
-const MaxTokens = 1<<53 - 1
+const MaxTokens = strict.MaxInt
 
 const (
 	maxMembers = 256 // of the body and its stream_options together
@@ -25,7 +25,7 @@ const (
 
 // A Request is what is read of a request's body. Everything else in the body is forwarded as it came.
 type Request struct {
-	Format Format
+	Format Format // that the body was read by
 	body   []byte
 
 	Model        string // "" if the request names none

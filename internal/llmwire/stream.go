@@ -11,7 +11,7 @@ const (
 // event by event. An event of more than 1 MiB is returned as it comes; a line of it that is returned in pieces is not
 // read, and counts as content.
 //
-// Only Format and DropUsage have to be set. A Stream is used by one goroutine at a time:
+// Only Report.Format and DropUsage have to be set. A Stream is used by one goroutine at a time:
 //
 //	for {
 //		n, err := provider.Read(stream.Room())
@@ -22,8 +22,8 @@ const (
 //	}
 //	client.Write(stream.Finish())
 type Stream struct {
-	Report
-	DropUsage bool // take the extra event with the usage out, since the client has not asked for it
+	Report    Report // of the events that were read; its Format has to be set
+	DropUsage bool   // take the extra event with the usage out, since the client has not asked for it
 
 	buf     []byte // buf[:kept] is what Received returns, buf[event:] is what has come of the next event
 	kept    int
@@ -78,8 +78,8 @@ func (s *Stream) Received(n int) []byte {
 func (s *Stream) IsBetweenEvents() bool { return !s.inEvent }
 
 // Finish reads the end of the stream, and returns what came after the last complete event: an event without the blank
-// line that should end it, or a part of one. Relay it only if then Done is true or HasFinished reports true; otherwise
-// the stream has broken off.
+// line that should end it, or a part of one. Relay it only if then Report.Done is true or Report.HasFinished reports
+// true; otherwise the stream has broken off.
 func (s *Stream) Finish() []byte {
 	if s.line < len(s.buf) {
 		s.endLine(s.buf[s.line:], len(s.buf))
@@ -179,10 +179,10 @@ func (s *Stream) readField(line []byte) {
 	isFirst := !s.hasData
 	s.hasData, s.isUsage = true, false
 	if string(data) == "[DONE]" {
-		s.Done = true
+		s.Report.Done = true
 		return
 	}
-	isUsage, err := s.Read(data)
+	isUsage, err := s.Report.Read(data)
 	if err != nil {
 		s.countUnread(data)
 	}
@@ -192,8 +192,8 @@ func (s *Stream) readField(line []byte) {
 // countUnread counts bytes that cannot be read as content, so that a provider that is not understood is not free.
 func (s *Stream) countUnread(data []byte) {
 	if len(data) > 0 {
-		s.Unread = true
-		s.ContentEvents++
-		s.contentBytes += int64(len(data))
+		s.Report.Unread = true
+		s.Report.ContentEvents++
+		s.Report.contentBytes += int64(len(data))
 	}
 }

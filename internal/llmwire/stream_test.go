@@ -55,7 +55,7 @@ func TestStreams(t *testing.T) {
 						if got := string(relay(s, data, ends...)); got != want {
 							t.Fatalf("split at %v: got %q, want %q", ends, got, want)
 						}
-						if got := s.summary(test.n); got != test.want {
+						if got := s.Report.summary(test.n); got != test.want {
 							t.Fatalf("split at %v\ngot  %s\nwant %s", ends, got, test.want)
 						}
 					}
@@ -129,13 +129,13 @@ func TestLongEvents(t *testing.T) {
 					t.Errorf("relayed %d of %d bytes, in an event: %v, still: %v",
 						len(relayed), len(data), wasInEvent, !s.IsBetweenEvents())
 				}
-				if s.contentBytes < test.least || s.contentBytes > int64(len(data)) {
-					t.Errorf("%d bytes of content, want at least %d", s.contentBytes, test.least)
+				if s.Report.contentBytes < test.least || s.Report.contentBytes > int64(len(data)) {
+					t.Errorf("%d bytes of content, want at least %d", s.Report.contentBytes, test.least)
 				}
 				rest := replace(chatChunk(0, ``, `"stop"`) + usage + chatDone)
 				want := replace(chatChunk(0, ``, `"stop"`) + chatDone)
-				if got := string(relay(s, []byte(rest))); got != want || !s.isComplete(1) {
-					t.Errorf("then got %q, want %q; complete: %v", got, want, s.isComplete(1))
+				if got := string(relay(s, []byte(rest))); got != want || !s.Report.isComplete(1) {
+					t.Errorf("then got %q, want %q; complete: %v", got, want, s.Report.isComplete(1))
 				}
 				if s.Room(); cap(s.buf) > 16*eventBuffer {
 					t.Errorf("the buffer still has %d bytes", cap(s.buf))
@@ -176,7 +176,7 @@ func TestStreamFinish(t *testing.T) {
 			if got := string(s.Finish()); got != test.finish {
 				t.Errorf("at last relayed %q, want %q", got, test.finish)
 			}
-			if got := s.summary(1); got != test.want {
+			if got := s.Report.summary(1); got != test.want {
 				t.Errorf("got  %s\nwant %s", got, test.want)
 			}
 		})
@@ -206,15 +206,15 @@ func FuzzStream(f *testing.F) {
 		if got := relay(split, data, ends...); !bytes.Equal(got, data) {
 			t.Fatalf("%q in pieces became %q", data, got)
 		}
-		if whole.summary(1) != split.summary(1) {
-			t.Fatalf("%q: %s; in pieces %s", data, whole.summary(1), split.summary(1))
+		if whole.Report.summary(1) != split.Report.summary(1) {
+			t.Fatalf("%q: %s; in pieces %s", data, whole.Report.summary(1), split.Report.summary(1))
 		}
 		dropped, droppedSplit := relay(newStream(true), data), relay(newStream(true), data, ends...)
 		if !bytes.Equal(dropped, droppedSplit) {
 			t.Fatalf("%q became %q, in pieces %q", data, dropped, droppedSplit)
 		}
 		again := newStream(true)
-		if relay(again, dropped); again.Report.ContentEvents != whole.ContentEvents {
+		if relay(again, dropped); again.Report.ContentEvents != whole.Report.ContentEvents {
 			t.Fatalf("%q became %q, with other content", data, dropped)
 		}
 	})
