@@ -8,6 +8,9 @@ import (
 	"tollgate/internal/llmwire"
 )
 
+// noEndpoint is the endpoint, in metrics, of requests that were sent to none: refused, or served from the cache.
+const noEndpoint = "none"
+
 // generate responds to a request for a chat completion or a message.
 func (s *server) generate(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	return s.relay(w, r, info, false)
@@ -20,7 +23,7 @@ func (s *server) countTokens(w http.ResponseWriter, r *http.Request, info *reque
 
 // relay lets the gateway respond to a request.
 func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, countTokens bool) error {
-	info.outcome.Endpoint = gateway.NoEndpoint
+	info.outcome.Endpoint = noEndpoint
 	request, err := llmwire.ReadRequest(*info.format, info.body)
 	if err != nil {
 		return badRequestError(err.Error())

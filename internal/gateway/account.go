@@ -8,27 +8,28 @@ import (
 // An Account is what one request is paid from. Each step is given up at its deadline. Errors other than those named
 // here are refusals, which Serve returns as they are. Settle may be called after the request has ended.
 type Account interface {
-	// Hold takes tokens out of the balance until they are settled or ttl has passed: most of them, or all that are left
-	// if these are at least least. Errors: InsufficientError; ErrUnavailable, with the ID of the hold that may have been
-	// taken.
+	// Hold takes tokens out of the balance until they are settled or ttl has passed. It takes most, or everything that is
+	// left if that is at least least. Errors: InsufficientError; ErrUnavailable, with the ID of the hold that may have
+	// been taken.
 	Hold(deadline time.Time, least, most int64, ttl time.Duration) (Hold, error)
 
-	// Settle ends a hold: u.Cost is charged instead, down to a balance of 0. To repeat it with the same u does nothing
-	// more. Errors: ErrNoHold; ErrUnavailable.
+	// Settle ends a hold: u.Cost is charged instead, down to a balance of 0. To repeat it with the same u changes
+	// nothing. Errors: ErrNoHold; ErrUnavailable.
 	Settle(deadline time.Time, holdID string, u Usage) (Balance, error)
 
 	// Charge takes u.Cost, all or nothing. 0 takes nothing, but needs a balance of 1. Errors: InsufficientError;
 	// ErrUnavailable.
 	Charge(deadline time.Time, u Usage) (Balance, error)
 
-	// Refund undoes a Charge of that many tokens, maybe 0: the client does not get what they were for.
+	// Refund undoes a Charge of that many tokens, maybe 0: the client does not get what they were for. Errors: any; it is
+	// only logged, and the fee is lost then.
 	Refund(deadline time.Time, tokens int64) error
 }
 
 // A Hold is tokens that were taken out of a balance and must be settled once.
 type Hold struct {
-	ID     string
-	Tokens int64
+	ID     string // names it to Settle; never "" if it was taken
+	Tokens int64  // that were taken
 }
 
 // Usage is what is charged for.
@@ -41,7 +42,7 @@ type Usage struct {
 // A Balance is what a charge led to.
 type Balance struct {
 	Charged int64 // tokens, less than the cost if fewer were there
-	Left    int64
+	Left    int64 // tokens in the account after it
 }
 
 var (
@@ -52,8 +53,11 @@ var (
 )
 
 // An InsufficientError is the refusal of a hold or a charge that needs more tokens than are left.
-type InsufficientError struct{ Left int64 }
+type InsufficientError struct {
+	Left int64 // tokens in the account
+}
 
+// Error returns a sentence without numbers.
 func (InsufficientError) Error() string { return "not enough tokens are left" }
 
 // An Error is a refusal or a failure that says itself how it is sent.
@@ -62,4 +66,5 @@ type Error struct {
 	Message string // a sentence for the client
 }
 
+// Error returns the message.
 func (e Error) Error() string { return e.Message }

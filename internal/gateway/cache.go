@@ -22,8 +22,8 @@ const (
 )
 
 // A Cache keeps responses for all that share it. Keys have 32 bytes, values at most 1 MiB and a few bytes more. Each
-// step is given up at its deadline. A value that cannot be read is one that is missing. Put and Count may be called
-// after the request has ended.
+// step is given up at its deadline. If Head or Get fails, the value counts as missing. Put and Count may be called after
+// the request has ended.
 type Cache interface {
 	// Head returns the first n bytes of a value, fewer if it is shorter.
 	Head(deadline time.Time, key []byte, n int) ([]byte, error)
@@ -148,7 +148,7 @@ func (x *exchange) store(response *http.Response, body []byte, whole bool, done 
 	x.relay.flush()
 	o := x.call.Outcome
 	x.gateway.cache.write(x.call.Cache, x.caching.key, cachedResponse{
-		storedAt: time.Now(), cost: o.Cost, input: o.Input, output: o.Output, mediaType: mediaType, body: body,
+		storedAt: time.Now(), cost: o.cost, input: o.Input, output: o.Output, mediaType: mediaType, body: body,
 	}, x.caching.ttl, done)
 }
 
@@ -206,17 +206,18 @@ func (c *collector) add(part []byte) {
 		return
 	}
 	if len(c.data)+len(part) > maxCachedBody {
-		c.drop()
+		c.giveUp()
 		return
 	}
 	before := cap(c.data)
 	c.data = append(c.data, part...)
 	if grown := cap(c.data) - before; grown > 0 && !c.all.add(int64(grown)) {
-		c.drop()
+		c.giveUp()
 	}
 }
 
-func (c *collector) drop() {
+// giveUp ends the collecting and releases what was collected.
+func (c *collector) giveUp() {
 	c.tooLong = true
 	c.release()
 }

@@ -23,7 +23,7 @@ const anyModel = "*"
 
 // An Endpoint is a model server that a Gateway may call. It is not changed once it is complete.
 type Endpoint struct {
-	Name string
+	Name string // by which a request for the model name/model chooses it; also in the log and in cache keys
 
 	rawURL string
 	url    *url.URL
@@ -39,7 +39,7 @@ type Endpoint struct {
 	bytesPerToken int64
 	mediaTokens   int64 // input tokens for each image, audio or file
 	serverTools   bool  // tools that the provider runs are allowed
-	drain         bool  // a stream whose client hangs up is read to its end
+	drainOnHangUp bool  // a stream whose client hangs up is read to its end
 }
 
 // NewEndpoint returns the endpoint of that name as it is before its members are read.
@@ -69,8 +69,8 @@ func (e *Endpoint) readURL(wrong *strict.Problems, value []byte) bool {
 	return true
 }
 
-// TextRules returns the rules for the members of an endpoint of text, which are more. object returns the rule for an
-// object whose members keep the given rules, whatever else it has.
+// TextRules returns the rules for the members that a text endpoint has, more than those of Rules. object must return the
+// rule for an object with the given members; the caller decides what it does with others.
 func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules {
 	rules := e.Rules()
 	maps.Copy(rules, strict.Rules{
@@ -82,8 +82,8 @@ func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules
 		"server_tools":      strict.Bool(&e.serverTools),
 		"on_hangup": func(wrong *strict.Problems, value []byte) bool {
 			reaction, _ := strict.Text(value)
-			e.drain = reaction == "drain"
-			return e.drain || reaction == "cancel" || wrong.Add(`must be "cancel" or "drain"`)
+			e.drainOnHangUp = reaction == "drain"
+			return e.drainOnHangUp || reaction == "cancel" || wrong.Add(`must be "cancel" or "drain"`)
 		},
 	})
 	return rules

@@ -74,8 +74,8 @@ func ExampleGateway_Serve() {
 		fmt.Println(err)
 	}
 	fmt.Println(w.Code, w.Body, w.Header().Get("X-Tokens-Charged"))
-	fmt.Println(outcome.Endpoint, outcome.Model, outcome.Input, outcome.Output, outcome.Cost, account.left)
+	fmt.Println(outcome.Endpoint, outcome.Model, outcome.Input, outcome.Output, account.left)
 	// Output:
 	// 200 {"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":30}} 42
-	// main m 12 30 42 958
+	// main m 12 30 958
 }

@@ -45,7 +45,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	}
 	x.relay = relay{
 		w: w, client: http.NewResponseController(w), request: request, idle: g.options.IdleTimeout, cancel: cancel,
-		drains: &g.drains,
+		drained: &g.drained,
 		stream: llmwire.Stream{
 			Report: llmwire.Report{Format: request.Format}, DropUsage: request.Stream && !request.IncludeUsage,
 		},
@@ -145,7 +145,7 @@ func (x *exchange) forward() (*http.Response, error) {
 // try sends the request to e, and notes whether e may have got it.
 func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 	x.endpoint, x.call.Outcome.Endpoint = e, e.Name
-	x.relay.setDrainOnHangUp(e.drain)
+	x.relay.setDrainOnHangUp(e.drainOnHangUp)
 	request, limit := x.call.Request, int64(0)
 	if request.Limit == 0 && !x.call.CountTokens {
 		limit = max(1, min(e.maxOutput, x.affordableOutput(e, x.hold.Tokens)))

@@ -23,7 +23,7 @@ import (
 // MaxBodyBytes is how many bytes of bodies a Gateway allows in memory at a time, see AddBodyBytes.
 const MaxBodyBytes = 256 << 20
 
-const maxDrains = 256 // streams that are read at a time though their clients have gone
+const maxDrained = 256 // streams that are read at a time though their clients have gone
 
 // Options are what the operator sets.
 type Options struct {
@@ -45,7 +45,7 @@ type Gateway struct {
 	cut       context.CancelCauseFunc
 	bodies    pool         // bytes of requests and responses
 	streams   pool         // that are open
-	drains    pool         // streams that are read without a client
+	drained   pool         // streams that are read without a client
 	estimated atomic.Int64 // charges without reported usage
 }
 
@@ -54,7 +54,7 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 	g := &Gateway{
 		options: options, log: log, settler: settler{log: log}, cache: newCacheWriter(),
 		transport: newTransport(options.Deny, options.HeaderTimeout),
-		bodies:    pool{most: MaxBodyBytes}, streams: pool{most: options.MaxStreams}, drains: pool{most: maxDrains},
+		bodies:    pool{most: MaxBodyBytes}, streams: pool{most: options.MaxStreams}, drained: pool{most: maxDrained},
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
 	return g
@@ -65,43 +65,41 @@ type Call struct {
 	ID     string // of the request, for the log
 	Tenant string // whom the endpoints belong to, for the log
 
-	Account  Account
-	Request  *llmwire.Request
-	Body     []byte    // that Request was read from
-	Start    time.Time // when the request came
-	Deadline time.Time // for the steps of Account and Cache that come before the request is forwarded
+	Account  Account          // that the request is paid from
+	Request  *llmwire.Request // what was read of Body
+	Body     []byte           // of the request, as it came
+	Start    time.Time        // when the request came
+	Deadline time.Time        // for the steps of Account and Cache that come before the request is forwarded
 
 	// CountTokens says that the request only asks how many tokens it has. That is free, but needs an account that is
-	// not empty. It is never streamed.
+	// not empty. It is never streamed: Serve sets Request.Stream to false.
 	CountTokens bool
 
-	Caching    Caching
-	Cache      Cache  // used if Caching is enabled
-	Generation string // what was cached under another one is not found
+	Caching    Caching // says whether Cache is used
+	Cache      Cache   // must not be nil if Caching is enabled
+	Generation string  // what was cached under another one is not found
 
-	Outcome *Outcome // where Choose and Serve say what became of the request
+	Outcome *Outcome // where Choose and Serve say what became of the request; must not be nil
 
 	model     string    // as the endpoints know it
 	endpoints Endpoints // that may be tried, in order
 }
 
-// NoEndpoint is the endpoint of an Outcome whose request was refused before one was tried.
-const NoEndpoint = "none"
-
 // An Outcome is what became of a request. It is complete when Serve returns or panics.
 type Outcome struct {
-	Endpoint  string        // that was tried last
+	Endpoint  string        // name of the endpoint that was tried last; unchanged if none was
 	Model     string        // that the endpoint was asked for
 	FirstByte time.Duration // from Call.Start to the header of the endpoint's response; 0 if there was none
 
 	Input, Output int64 // tokens of the model that were used
-	Cost          int64 // of these in tokens of the account, which may have had fewer
-	Estimated     bool  // the endpoint has not said what was used
+
+	cost      int64 // of these in tokens of the account, which may have had fewer
+	estimated bool  // the endpoint has not said what was used
 }
 
-// Serve responds to a call whose endpoints were chosen: with a cached response, with that of an endpoint or, if it
-// returns an error, not at all. http.ErrAbortHandler says that the response was begun and that its connection must be
-// cut. Other errors are an Error or those of c.Account.
+// Serve responds to a call: with a cached response, with that of an endpoint or, if it returns an error, not at all.
+// Choose must have succeeded; Serve panics otherwise. The error http.ErrAbortHandler says that the response was begun
+// and that its connection must be cut. Other errors are an Error or those of c.Account.
 func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
 	x := g.begin(w, r, c)
 	defer x.end()
@@ -121,7 +119,8 @@ func (g *Gateway) Stop() {
 }
 
 // AddBodyBytes adds n to the bytes of bodies that are in memory, those of responses among them. It reports whether they
-// are at most MaxBodyBytes then. Whoever adds bytes adds as many negative ones later, also if it reports false.
+// are at most MaxBodyBytes then. It adds n even if it reports false. The caller subtracts the same n when the bytes are
+// gone.
 func (g *Gateway) AddBodyBytes(n int64) bool { return g.bodies.add(n) }
 
 // WriteMetrics writes the gauges and counters of the Gateway itself.

@@ -191,7 +191,7 @@ func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
 
 func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
-	outcome := Outcome{Endpoint: NoEndpoint}
+	outcome := Outcome{}
 	var err error = errors.New("it has panicked")
 	defer func() {
 		g.outcomes <- outcome
@@ -321,7 +321,7 @@ func (g *testGateway) wantNothingHeld(t testing.TB) {
 	t.Helper()
 	eventually(t, "everything given back", func() bool {
 		return g.settler.holds.Load() == 0 && g.settler.waiting.Load() == 0 && g.streams.used.Load() == 0 &&
-			g.drains.used.Load() == 0 && g.bodies.used.Load() == 0 && g.cache.collected.used.Load() == 0
+			g.drained.used.Load() == 0 && g.bodies.used.Load() == 0 && g.cache.collected.used.Load() == 0
 	})
 }
 

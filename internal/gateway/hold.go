@@ -39,7 +39,7 @@ func (x *exchange) takeHold() error {
 	if errors.Is(err, ErrUnavailable) { // the hold may have been taken
 		g.settler.settleLater(x.debt(hold.ID, Usage{}))
 	} else {
-		g.settler.drop()
+		g.settler.holdRefused()
 	}
 	if left, spent := asInsufficient(err); spent {
 		return x.unaffordable(least, left)
@@ -90,10 +90,10 @@ func (x *exchange) settle() {
 	x.hold.ID = ""
 	x.setUsage()
 	o := x.call.Outcome
-	if o.Estimated {
+	if o.estimated {
 		x.gateway.estimated.Add(1)
 	}
-	usage := Usage{o.Endpoint, o.Input, o.Output, o.Cost}
+	usage := Usage{o.Endpoint, o.Input, o.Output, o.cost}
 	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
 		setBalance(x.w.Header(), balance)
 	}
@@ -114,14 +114,14 @@ func (x *exchange) setUsage() {
 	switch {
 	case !seen.costs && !(gone && x.sent):
 	case seen.usageUnknown:
-		o.Cost, o.Estimated = x.hold.Tokens, true
+		o.cost, o.estimated = x.hold.Tokens, true
 	case (seen.broken || report.Failed) && !gone && report.ContentEvents == 0:
 	default:
 		var exact bool
 		price, _ := x.priceAt(x.endpoint)
 		o.Input, o.Output, exact = report.Counts(x.call.Request.EstimatedInput(x.endpoint.mediaTokens))
-		if o.Cost = price.cost(o.Input, o.Output); !exact {
-			o.Cost, o.Estimated = min(o.Cost, x.hold.Tokens), true
+		if o.cost = price.cost(o.Input, o.Output); !exact {
+			o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
 		}
 	}
 }

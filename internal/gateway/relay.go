@@ -32,7 +32,7 @@ type relay struct {
 	request *llmwire.Request
 	idle    time.Duration           // for which an endpoint may be silent
 	cancel  context.CancelCauseFunc // ends the request to the endpoint
-	drains  *pool                   // the streams that are read though their clients have gone
+	drained *pool                   // of the gateway: streams that are read without a client
 
 	mu            sync.Mutex     // guards the following
 	stream        llmwire.Stream // also of responses that are not streamed, for what they report
@@ -40,9 +40,9 @@ type relay struct {
 	broken        bool           // the response is not complete
 	usageUnknown  bool           // the response was not read
 	drainOnHangUp bool           // the endpoint's streams are read to their end though their clients have gone
-	draining      bool           // one of drains was taken
+	isDrained     bool           // this one is: it counts in drained
 	hungUp        bool           // the client of a stream has gone
-	watchEnded    bool           // neither silence nor the end of the client's connection matters any more
+	watchEnded    bool           // the response has been read: silence and hang-ups are ignored
 	watch         *time.Timer
 	lastByteAt    time.Time // when something came from the endpoint
 	collected     *collector
@@ -90,8 +90,8 @@ func (l *relay) end() {
 	defer l.mu.Unlock()
 	l.watchEnded = true
 	l.collected.release()
-	if l.draining {
-		l.drains.add(-1)
+	if l.isDrained {
+		l.drained.add(-1)
 	}
 }
 
@@ -155,7 +155,7 @@ func (l *relay) loseClient() {
 	case report.HasFinished(l.request.N): // its usage is about to come
 		time.AfterFunc(usageGrace, func() { l.cancel(errClientGone) })
 	case l.drainOnHangUp || l.request.HiddenOutput:
-		if l.draining = l.drains.take(); !l.draining {
+		if l.isDrained = l.drained.take(); !l.isDrained {
 			l.usageUnknown = true
 			l.cancel(errClientGone)
 		}

@@ -24,7 +24,7 @@ func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel conte
 	}
 	return &relay{
 		w: w, client: http.NewResponseController(w), request: request, idle: time.Minute, cancel: cancel,
-		drains: &pool{most: maxDrains}, stream: llmwire.Stream{DropUsage: true},
+		drained: &pool{most: maxDrained}, stream: llmwire.Stream{DropUsage: true},
 	}
 }
 
@@ -92,7 +92,7 @@ func TestHangUp(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
 				l := newTestRelay(t, discarder{make(http.Header)}, test.body, cancel)
-				l.drains.most = test.free
+				l.drained.most = test.free
 				l.setDrainOnHangUp(test.drain)
 				l.received(copy(l.room(), test.seen))
 				l.hangUp()
@@ -109,11 +109,11 @@ func TestHangUp(t *testing.T) {
 					t.Errorf("cancelled with %v, unknown usage: %v", cause, l.outcome().usageUnknown)
 				}
 				drained := test.want == "" && cause == nil
-				if n := l.drains.used.Load(); n != map[bool]int64{true: 1}[drained] {
+				if n := l.drained.used.Load(); n != map[bool]int64{true: 1}[drained] {
 					t.Errorf("%d streams are drained", n)
 				}
-				if l.end(); l.drains.used.Load() != 0 {
-					t.Errorf("%d streams are still drained", l.drains.used.Load())
+				if l.end(); l.drained.used.Load() != 0 {
+					t.Errorf("%d streams are still drained", l.drained.used.Load())
 				}
 			})
 		})
@@ -142,7 +142,7 @@ func TestDrains(t *testing.T) {
 			}
 		})
 		g := newScripted(t, server, `,"on_hangup":"drain"`)
-		g.options.IdleTimeout, g.drains.most = time.Minute, most
+		g.options.IdleTimeout, g.drained.most = time.Minute, most
 		ctx, hangUp := context.WithCancel(t.Context())
 		r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(streamed))
 		go func() { next <- content }()
@@ -153,11 +153,11 @@ func TestDrains(t *testing.T) {
 		_, _ = response.Body.Read(make([]byte, 1))
 		hangUp()
 		if most > 0 {
-			eventually(t, "drained", func() bool { return g.drains.used.Load() == 1 })
+			eventually(t, "drained", func() bool { return g.drained.used.Load() == 1 })
 			next <- reason + usage + done
 		}
-		if o := <-g.outcomes; o.Cost != cost || o.Estimated == (most > 0) {
-			t.Errorf("with %d drains: %+v, want a cost of %d", most, o, cost)
+		if o := <-g.outcomes; o.cost != cost || o.estimated == (most > 0) {
+			t.Errorf("with %d drained: %+v, want a cost of %d", most, o, cost)
 		}
 		close(next)
 		g.wantNothingHeld(t)

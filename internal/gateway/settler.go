@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	maxSettlements = 10_000                 // that are repeated; beyond, nothing is held any more
+	maxSettlements = 10_000                 // that are repeated in the background; with more, new requests are refused
 	settleTimeout  = 4 * time.Minute        // for which a settlement is repeated
 	settleStep     = 900 * time.Millisecond // for one attempt
 	settlePause    = 250 * time.Millisecond
@@ -37,14 +37,14 @@ type debt struct {
 // isFull reports whether too many settlements wait for anything more to be held.
 func (s *settler) isFull() bool { return s.waiting.Load() >= maxSettlements }
 
-// begin counts a hold that may have been taken, which settle, settleLater or drop ends.
+// begin counts a hold that may have been taken, which settle, settleLater or holdRefused ends.
 func (s *settler) begin() { s.holds.Add(1) }
 
-// drop counts a hold that was not taken after all.
-func (s *settler) drop() { s.holds.Add(-1) }
+// holdRefused counts out a hold that was not taken after all.
+func (s *settler) holdRefused() { s.holds.Add(-1) }
 
-// settle settles d. If its account cannot be reached, that is done later. ok is false then, and if there was nothing to
-// settle.
+// settle settles d. ok is false if the account cannot be reached, so that d is settled later, and if there was nothing
+// to settle.
 func (s *settler) settle(d debt) (balance Balance, ok bool) {
 	balance, err := d.settle()
 	if errors.Is(err, ErrUnavailable) {
