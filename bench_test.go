@@ -261,7 +261,7 @@ func BenchmarkCharge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, telemetry.New(new(telemetrytest.Log)))
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, telemetry.NewLogger(new(telemetrytest.Log)))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	log := telemetry.New(os.Stderr)
+	log := telemetry.NewLogger(os.Stderr)
 	if wrong, ok := errors.AsType[settingsError](err); ok {
 		for _, sentence := range wrong {
 			log.Errorf("%s", sentence)
@@ -70,9 +70,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case settings.health:
 		return checkHealth(ctx, settings.addr)
 	case settings.reindex:
-		return reindex(ctx, settings, telemetry.New(stderr))
+		return reindex(ctx, settings, telemetry.NewLogger(stderr))
 	}
-	return serve(ctx, settings, telemetry.New(stderr))
+	return serve(ctx, settings, telemetry.NewLogger(stderr))
 }
 
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.

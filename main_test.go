@@ -156,7 +156,7 @@ func TestDrainTimeout(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, set, telemetry.New(&log)) }()
+	go func() { done <- serve(ctx, set, telemetry.NewLogger(&log)) }()
 	s := &service{url: "http://" + log.Wait(t, "[INFO] Listening on ", nil)}
 	s.begin(t, "PUT", "/abc/admin/config", 12, bearer(testAdminToken))
 	stop()

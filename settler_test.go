@@ -23,7 +23,8 @@ func newTestStore(t testing.TB, r *redistest.Server, log ...*telemetrytest.Log) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, telemetry.New(append(log, new(telemetrytest.Log))[0]))
+	logger := telemetry.NewLogger(append(log, new(telemetrytest.Log))[0])
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,7 @@ func newTestStore(t testing.TB, r *redistest.Server, log ...*telemetrytest.Log) 
 func newBareServer(t testing.TB, log *telemetrytest.Log) http.Handler {
 	t.Helper()
 	st := newTestStore(t, testRedis, log)
-	s, err := newServer(st, telemetry.New(log), serverOptions{
+	s, err := newServer(st, telemetry.NewLogger(log), serverOptions{
 		adminToken: testAdminToken,
 		gateway: gateway.Options{
 			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxStreams: 10,

@@ -280,7 +280,7 @@ func TestRotationUnderLoad(t *testing.T) {
 func TestSettleAfterRotation(t *testing.T) {
 	t.Parallel()
 	s, id := newService(t), newTenant(t, 1)
-	log := telemetry.New(new(telemetrytest.Log))
+	log := telemetry.NewLogger(new(telemetrytest.Log))
 	url, err := redisdb.ParseURL(testRedis.URL())
 	if err != nil {
 		t.Fatal(err)

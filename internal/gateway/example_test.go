@@ -53,7 +53,7 @@ func ExampleGateway_Serve() {
 		fmt.Println("the config is wrong:", err)
 	}
 
-	g := gateway.New(gateway.Options{TotalTimeout: time.Minute, IdleTimeout: time.Minute}, telemetry.New(os.Stdout))
+	g := gateway.New(gateway.Options{TotalTimeout: time.Minute, IdleTimeout: time.Minute}, telemetry.NewLogger(os.Stdout))
 	defer g.Stop()
 	body := []byte(`{"messages":[{"role":"user","content":"Hello"}]}`)
 	r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(string(body)))

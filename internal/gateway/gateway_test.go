@@ -175,14 +175,14 @@ func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
 	g := &testGateway{
 		Gateway: New(Options{
 			HeaderTimeout: time.Minute, IdleTimeout: 2 * time.Second, TotalTimeout: time.Minute, MaxStreams: 10,
-		}, telemetry.New(log)),
+		}, telemetry.NewLogger(log)),
 		log: log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,
 		kept:     &fakeCache{values: make(map[string][]byte), counts: make(map[CacheResult]int)},
 		writer:   func(w http.ResponseWriter) http.ResponseWriter { return w },
 		outcomes: make(chan Outcome, 1000), errors: make(chan error, 1000),
 	}
 	server := httptest.NewUnstartedServer(g)
-	server.Config.ErrorLog = telemetry.New(io.Discard).Warnings() // panics are meant
+	server.Config.ErrorLog = telemetry.NewLogger(io.Discard).Warnings() // panics are meant
 	server.Start()
 	g.url = server.URL
 	t.Cleanup(server.Close)
@@ -295,7 +295,7 @@ func (s script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func newServer(t testing.TB, handler http.Handler) string {
 	t.Helper()
 	server := httptest.NewUnstartedServer(handler)
-	server.Config.ErrorLog = telemetry.New(io.Discard).Warnings() // what is cut is meant
+	server.Config.ErrorLog = telemetry.NewLogger(io.Discard).Warnings() // what is cut is meant
 	server.Start()
 	t.Cleanup(server.Close)
 	return server.URL + "/v1/chat/completions"

@@ -28,7 +28,7 @@ var ourClients = []string{"web-client", "ios-client"}
 // testGoogle returns Google with the keys of a server.
 func testGoogle(s *idtokentest.Server) (*Verifier, *telemetrytest.Log) {
 	log := new(telemetrytest.Log)
-	return Google(s.URL, telemetry.New(log)), log
+	return Google(s.URL, telemetry.NewLogger(log)), log
 }
 
 // with returns a valid token but for one claim.

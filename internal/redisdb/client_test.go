@@ -132,7 +132,7 @@ func testOptions(t *testing.T, rawURL string, log *telemetrytest.Log) Options {
 		t.Fatal(err)
 	}
 	return Options{
-		URL: url, Required: []Requirement{{Prefix: "apiKey:", Commands: "GET SET"}}, Log: telemetry.New(log),
+		URL: url, Required: []Requirement{{Prefix: "apiKey:", Commands: "GET SET"}}, Log: telemetry.NewLogger(log),
 		ProbeKey: func(i int) string { return "apiKey:{" + strconv.Itoa(i) + "}" },
 	}
 }

@@ -43,7 +43,7 @@ func Example() {
 		URL:      url,
 		Required: []redisdb.Requirement{{Prefix: "apiKey:", Commands: "GET SET"}},
 		ProbeKey: func(i int) string { return "apiKey:{" + strconv.Itoa(i) + "}" },
-		Log:      telemetry.New(os.Stderr),
+		Log:      telemetry.NewLogger(os.Stderr),
 	})
 	if err != nil {
 		fmt.Println(url.Redact(err.Error()))

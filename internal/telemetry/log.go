@@ -14,8 +14,8 @@ import (
 // every rune that is neither printable nor a tab is escaped as in a Go string. Its methods may be called concurrently.
 type Logger struct{ out *log.Logger }
 
-// New returns a Logger that writes each line to w with one call.
-func New(w io.Writer) *Logger { return &Logger{log.New(w, "", 0)} }
+// NewLogger returns a Logger that writes each line to w with one call.
+func NewLogger(w io.Writer) *Logger { return &Logger{log.New(w, "", 0)} }
 
 // Infof writes what happens in normal operation. The arguments are those of fmt.Printf, as in the methods below.
 func (l *Logger) Infof(format string, args ...any) { l.line("[INFO] ", fmt.Sprintf(format, args...)) }

@@ -33,7 +33,7 @@ func TestLogger(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var out bytes.Buffer
-			test.log(New(&out))
+			test.log(NewLogger(&out))
 			if out.String() != test.want {
 				t.Errorf("got  %q\nwant %q", out.String(), test.want)
 			}
