@@ -215,18 +215,11 @@ func drain(httpServer *http.Server, listener *connlimit.Listener, gateway *gatew
 	defer cancel()
 	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
 	// served if it comes within this grace.
-	waitUntil(keepAliveGrace, func() bool { return listener.Connections() == 0 })
+	listener.Wait(keepAliveGrace)
 	if err := httpServer.Shutdown(ctx); err != nil {
 		log.Warnf("Requests still ran after %s and were cut off", timeout)
 		gateway.Stop() // before the connections are closed, so that the clients of streams learn of it
 		_ = httpServer.Close()
-	}
-}
-
-// waitUntil waits until done returns true, for timeout at most.
-func waitUntil(timeout time.Duration, done func() bool) {
-	for end := time.Now().Add(timeout); !done() && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

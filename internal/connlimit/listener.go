@@ -1,18 +1,8 @@
 // Package connlimit bounds what connections can take from an HTTP server before a handler sees a request: how many
 // there are, how long they may take for a header while they are scarce, and how many lines a header may have.
 //
-// An http.Server serves a Listener, with its Handler, ConnContext and ConnState:
-//
-//	l := connlimit.New(tcp, 1000)
-//	go l.CutSlowHeaders()
-//	server := &http.Server{
-//		Handler:     l.Handler(handler),
-//		ConnContext: connlimit.ConnContext,
-//		ConnState:   connlimit.ConnState,
-//	}
-//	err := server.Serve(l)
-//
-// It is for HTTP/1 without TLS.
+// An http.Server serves a Listener, with its Handler, ConnContext and ConnState, while its CutSlowHeaders runs. The
+// example shows how. It is for HTTP/1 without TLS.
 package connlimit
 
 import (
@@ -63,6 +53,14 @@ func (l *Listener) Close() error { return l.close() }
 
 // Connections returns how many connections are open. While Accept waits for the next one, that counts, too.
 func (l *Listener) Connections() int { return len(l.places) }
+
+// Wait waits until no connection is open, for timeout at most. Call it when Accept has returned after Close: until then
+// one more counts.
+func (l *Listener) Wait(timeout time.Duration) {
+	for end := time.Now().Add(timeout); l.Connections() > 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
 
 // NearCapacity reports whether more than three quarters of the connections are taken. No more should then be kept for
 // clients that may send another request: those that do not could take them all.
@@ -151,7 +149,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	if !c.header.add(p[:n]) {
 		_, _ = c.Conn.Write([]byte(tooManyHeaderLines))
-		return 0, &net.OpError{Op: "read", Err: net.ErrClosed} // net/http responds to others
+		// After any other error net/http would send a response of its own.
+		return 0, &net.OpError{Op: "read", Err: net.ErrClosed}
 	}
 	return n, err
 }

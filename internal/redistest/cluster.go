@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/waittest"
+
 	"github.com/gomodule/redigo/redis"
 )
 
@@ -76,7 +78,7 @@ func (c *Cluster) join() error {
 			return err
 		}
 	}
-	if err := until(20*time.Second, c.Check); err != nil {
+	if err := waittest.Until(20*time.Second, c.Check); err != nil {
 		return err
 	}
 	for i, n := range c.Nodes[c.Masters:] {
@@ -84,7 +86,7 @@ func (c *Cluster) join() error {
 			return err
 		}
 	}
-	return until(20*time.Second, c.Check)
+	return waittest.Until(20*time.Second, c.Check)
 }
 
 // Meet returns the command with which a node joins the cluster of n.
@@ -98,7 +100,7 @@ func (r *Server) replicate(master *Server) error {
 	if err != nil {
 		return err
 	}
-	return until(10*time.Second, func() error { return r.DoAll([]any{"CLUSTER", "REPLICATE", id}) })
+	return waittest.Until(10*time.Second, func() error { return r.DoAll([]any{"CLUSTER", "REPLICATE", id}) })
 }
 
 // Check returns an error unless every node knows all others, knows that all slots are served, and, if it is a replica,
@@ -204,7 +206,7 @@ func (c *Cluster) heal(t testing.TB) {
 			}
 		}
 	}
-	Eventually(t, 30*time.Second, c.Check)
+	waittest.Eventually(t, 30*time.Second, c.Check)
 }
 
 // MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does.

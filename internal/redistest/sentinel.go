@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/waittest"
+
 	"github.com/gomodule/redigo/redis"
 )
 
@@ -46,7 +48,7 @@ func NewSentinels(t testing.TB, password string) *Sentinels {
 	for range 3 {
 		g.Nodes = append(g.Nodes, newSentinel(t, g.servers[0].Port, password))
 	}
-	Eventually(t, 20*time.Second, func() error { return g.check(t) })
+	waittest.Eventually(t, 20*time.Second, func() error { return g.check(t) })
 	return g
 }
 
@@ -75,7 +77,7 @@ sentinel failover-timeout %[2]s 1000
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Kill)
-	Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		_, err := p.info(password)
 		return err
 	})
@@ -161,7 +163,7 @@ func (g *Sentinels) masterOf(t testing.TB, p *Sentinel) *Server {
 // Promoted waits until a Sentinel names another master than old, and returns it.
 func (g *Sentinels) Promoted(t testing.TB, old *Server) (promoted *Server) {
 	t.Helper()
-	Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		for _, p := range g.Nodes {
 			if !p.alive() {
 				continue
@@ -180,7 +182,7 @@ func (g *Sentinels) Promoted(t testing.TB, old *Server) (promoted *Server) {
 func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
 	t.Helper()
 	old.Do(t, "REPLICAOF", "127.0.0.1", promoted.Port)
-	Eventually(t, 30*time.Second, func() error { return g.check(t) })
+	waittest.Eventually(t, 30*time.Second, func() error { return g.check(t) })
 }
 
 // Failover asks the first Sentinel for a failover, which it refuses soon after another one.

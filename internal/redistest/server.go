@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/waittest"
+
 	"github.com/gomodule/redigo/redis"
 )
 
@@ -167,7 +169,7 @@ func (r *Server) Start() error {
 	if err := r.guard.Start(); err != nil {
 		return err
 	}
-	err = until(20*time.Second, func() error {
+	err = waittest.Until(20*time.Second, func() error {
 		if r.Alive() {
 			return r.serves()
 		}

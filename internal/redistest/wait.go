@@ -3,23 +3,12 @@ package redistest
 import (
 	"testing"
 	"time"
+
+	"tollgate/internal/waittest"
 )
 
-// Eventually calls condition every 2 ms until it returns nil. The test fails with its last error if that takes longer
-// than within. It is called once more after that time, so that a slow machine is no reason to fail.
+// Eventually is waittest.Eventually, for tests that wait for Redis.
 func Eventually(t testing.TB, within time.Duration, condition func() error) {
 	t.Helper()
-	if err := until(within, condition); err != nil {
-		t.Fatalf("after %s: %v", within, err)
-	}
-}
-
-// until does what Eventually does, and returns the error.
-func until(within time.Duration, condition func() error) error {
-	for deadline := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
-		late := time.Now().After(deadline)
-		if err := condition(); err == nil || late {
-			return err
-		}
-	}
+	waittest.Eventually(t, within, condition)
 }

@@ -7,7 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"tollgate/internal/redistest"
+
+	"tollgate/internal/waittest"
 )
 
 // Log is an io.Writer that keeps what is written. Its zero value is empty. Its methods may be called concurrently.
@@ -38,7 +39,7 @@ func (l *Log) Count(text string) int { return strings.Count(l.String(), text) }
 // if there is none after 30 s, or when done is closed.
 func (l *Log) Wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
 	t.Helper()
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		ended := false
 		select {
 		case <-done:

@@ -1,0 +1,26 @@
+// Package waittest lets tests wait for what happens some time.
+package waittest
+
+import (
+	"testing"
+	"time"
+)
+
+// Eventually calls condition every 2 ms until it returns nil. The test fails with its last error if that takes longer
+// than within. It is called once more after that time, so that a slow machine is no reason to fail.
+func Eventually(t testing.TB, within time.Duration, condition func() error) {
+	t.Helper()
+	if err := Until(within, condition); err != nil {
+		t.Fatalf("after %s: %v", within, err)
+	}
+}
+
+// Until does what Eventually does, and returns the error.
+func Until(within time.Duration, condition func() error) error {
+	for deadline := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
+		late := time.Now().After(deadline)
+		if err := condition(); err == nil || late {
+			return err
+		}
+	}
+}
