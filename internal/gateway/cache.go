@@ -22,8 +22,8 @@ const (
 )
 
 // A Cache keeps responses for all that share it. Keys have 32 bytes, values at most 1 MiB and a few bytes more. Each
-// step is given up at its deadline. If Head or Get fails, the value counts as missing. Put and Count may be called after
-// the request has ended.
+// step is given up at its deadline. If Head or Get fails, the value counts as missing. Put and Count may be called
+// after the request has ended.
 type Cache interface {
 	// Head returns the first n bytes of a value, fewer if it is shorter.
 	Head(deadline time.Time, key []byte, n int) ([]byte, error)

@@ -69,8 +69,8 @@ func (e *Endpoint) readURL(wrong *strict.Problems, value []byte) bool {
 	return true
 }
 
-// TextRules returns the rules for the members that a text endpoint has, more than those of Rules. object must return the
-// rule for an object with the given members; the caller decides what it does with others.
+// TextRules returns the rules for the members that a text endpoint has, more than those of Rules. object must return
+// the rule for an object with the given members; the caller decides what it does with others.
 func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules {
 	rules := e.Rules()
 	maps.Copy(rules, strict.Rules{

@@ -87,8 +87,8 @@ var errNoObject = errors.New("not a JSON object")
 
 // Read adds what one JSON object of the provider reports: a whole response, or the data of an event. isUsageChunk
 // reports whether it is the extra event that stream_options.include_usage asks for. The error is ErrTooDeep if data is
-// an object that is nested more than 500, but at most 10,000 deep. Any other error means that data is not a JSON object.
-// After an error Unread is true, and a part of data may have been added.
+// an object that is nested more than 500, but at most 10,000 deep. Any other error means that data is not a JSON
+// object. After an error Unread is true, and a part of data may have been added.
 func (r *Report) Read(data []byte) (isUsageChunk bool, err error) {
 	contentBytes := r.contentBytes
 	r.object = reportObject{}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+
 	"tollgate/internal/strict"
 )
 

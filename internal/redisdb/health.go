@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
 	"tollgate/internal/telemetry"
 
 	"github.com/gomodule/redigo/redis"

@@ -26,8 +26,8 @@ const (
 
 // node is one Redis server that takes writes. Small commands share one connection; large ones take a connection of the
 // pool, so that nobody waits behind them. Its methods may be called from any number of goroutines. Their errors are a
-// redis.Error if Redis refuses this command alone, an unsentError or errTooManyPending if it was not sent, and else mean
-// that Redis may or may not have executed it.
+// redis.Error if Redis refuses this command alone, an unsentError or errTooManyPending if it was not sent, and else
+// mean that Redis may or may not have executed it.
 type node struct {
 	options  *Options
 	name     string // in the log
