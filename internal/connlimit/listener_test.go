@@ -154,6 +154,21 @@ func TestListenerClose(t *testing.T) {
 	}
 }
 
+// Wait returns when the last connection has ended, or after its timeout.
+func TestListenerWait(t *testing.T) {
+	l := listen(t, 2)
+	dial(t, l, "")
+	open := accept(t, l)
+	if l.Wait(50 * time.Millisecond); l.Connections() != 1 {
+		t.Errorf("%d connections are open", l.Connections())
+	}
+	time.AfterFunc(100*time.Millisecond, func() { open.Close() })
+	began := time.Now()
+	if l.Wait(prompt); l.Connections() != 0 || time.Since(began) >= prompt {
+		t.Errorf("%d connections are open after %s", l.Connections(), time.Since(began))
+	}
+}
+
 // A header of too many lines is refused, on a new connection and on one that was kept; a body may have any number.
 func TestTooManyHeaderLines(t *testing.T) {
 	l := listen(t, 10)
