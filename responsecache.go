@@ -4,10 +4,10 @@ import (
 	"errors"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 const fullLogPause = 10 * time.Minute // between two lines in the log

@@ -13,10 +13,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/redisdb"
 	"tollgate/internal/telemetry"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // Errors that the layers above may use begin with Err, as do the store's methods that they may call with a capital. Any

@@ -12,9 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tollgate/internal/redisdb"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
 const (

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"time"
 
-	"tollgate/internal/redisdb"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
 // apiKey is what Redis holds of an API key.

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"time"
 
-	"tollgate/internal/redisdb"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
 // A user who signs in has data in three slots of a cluster: the sign-in record, the API key, and the index of the

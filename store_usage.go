@@ -6,9 +6,9 @@ import (
 	"strings"
 	"time"
 
-	"tollgate/internal/redisdb"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
 // AddUsage adds counts to those of a tenant's day. ok is false if Redis has certainly not got them. If it may have got

@@ -8,9 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tollgate/internal/telemetry"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/telemetry"
 )
 
 // Options says which Redis to use, and how.

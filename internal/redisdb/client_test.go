@@ -9,11 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // At most maxWaiting callers wait for a master that does not respond; others are refused immediately.

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redistest"
 )
 
 // prompt is far longer than anything takes that does not wait, and far shorter than the deadlines that must not be

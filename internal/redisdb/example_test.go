@@ -7,11 +7,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // take takes ARGV[1] from a balance, unless that is smaller, and returns what is left, or -1.

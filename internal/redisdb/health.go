@@ -8,9 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tollgate/internal/telemetry"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/telemetry"
 )
 
 // ErrUnavailable means that Redis did not respond in time or refuses to work for now. A write may or may not have

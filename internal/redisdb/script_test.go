@@ -6,10 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // A full Redis runs scripts that only read or free memory, and refuses the others before their first command.

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"tollgate/internal/redistest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redistest"
 )
 
 func TestKeySlot(t *testing.T) {

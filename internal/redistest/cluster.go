@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/waittest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/waittest"
 )
 
 // Cluster is a real Redis Cluster of small servers. When it is started, the first nodes are its masters, and after them

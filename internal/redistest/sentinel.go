@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/waittest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/waittest"
 )
 
 // MasterName is the name by which Sentinels know their master.

@@ -18,9 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/waittest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/waittest"
 )
 
 // Password is the password of the user whom the services under test log in as.
