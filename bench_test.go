@@ -22,13 +22,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // floor responds as a charge does, by net/http and encoding/json with nothing behind them.

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 // The tests that share a cluster run one after the other, beside all others.

@@ -11,9 +11,9 @@ import (
 	"slices"
 	"strings"
 
-	"tollgate/internal/strict"
-
 	"github.com/gofrs/uuid/v5"
+
+	"tollgate/internal/strict"
 )
 
 const (

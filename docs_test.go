@@ -19,11 +19,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 const maxReadmeLines = 180

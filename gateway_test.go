@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 const (

@@ -20,9 +20,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redistest"
 )
 
 // Redis may be reached in every way that the documentation names.

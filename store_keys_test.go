@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redistest"
 )
 
 // ---- A full Redis ---------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
-
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redistest"
 )
 
 // ---- What is in Redis -----------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
-
-	"github.com/gomodule/redigo/redis"
 )
 
 func today() string { return time.Now().UTC().Format(dayLayout) }
