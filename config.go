@@ -127,8 +127,8 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules s
 	return seen, ok
 }
 
-// nearest returns the known name with the least edit distance from name, "" if there is none. The distance must be at
-// most 2, and at least two less than the known name's length: x does not stand for url.
+// nearest returns the known name with the least edit distance from name. The distance must be at most 2, and at least
+// two less than the known name's length: x does not stand for url. If no name is as near, nearest returns "".
 func nearest(name string, known []string) (best string) {
 	distance := 3
 	for _, candidate := range known {

@@ -118,7 +118,7 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	return nil
 }
 
-// checkAdminToken warns if the operator's token can be guessed. If there is none, it returns a random one, which it
+// checkAdminToken warns if the operator's token can be guessed. If token is "", it returns a random one, which it
 // logs.
 func checkAdminToken(token string, log *telemetry.Logger) string {
 	if token == "" {

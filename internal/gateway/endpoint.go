@@ -206,7 +206,7 @@ func (all Endpoints) where(f func(*Endpoint) bool) (found Endpoints) {
 }
 
 // Choose finds those of all endpoints that may serve the call, and the model that they are asked for. It returns an
-// Error of status 404 if there is none for the model, and of 400 if none allows the tools of the request.
+// Error of status 404 if no endpoint has the model, and of 400 if none of those allows the tools of the request.
 func (c *Call) Choose(all Endpoints) error {
 	all = all.speaking(c.Request.Format)
 	c.model = c.Request.Model

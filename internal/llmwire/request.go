@@ -32,10 +32,10 @@ type Request struct {
 	Stream       bool   // the response is to be a stream
 	IncludeUsage bool   // the request itself asks for the extra event with the usage of its stream
 	N            int64  // choices, 1 to 16
-	Limit        int64  // of output tokens for each choice, the larger if there are two; 0 if there is none
+	Limit        int64  // of output tokens for each choice, the larger if there are two; 0 if the request has no limit
 
 	// ServerTool is the first tool or member that lets the provider add input of its own, which nobody can bound. It is
-	// "" if there is none.
+	// "" if the request has no such tool.
 	ServerTool string
 
 	// HiddenOutput is true if the request asks for thinking or reasoning: the content then does not show all output.

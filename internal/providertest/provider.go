@@ -157,7 +157,7 @@ func (p *Provider) Requests() []Request {
 	return slices.Clone(p.got)
 }
 
-// Last returns the newest request. The test fails if there is none.
+// Last returns the newest request. The test fails if no request has come.
 func (p *Provider) Last(t testing.TB) Request {
 	t.Helper()
 	got := p.Requests()

@@ -28,7 +28,7 @@ func TestScriptModes(t *testing.T) {
 		mode         Mode
 		room, full   string // the value of the key afterwards, "" if it is gone
 		denied       bool   // even while there is room
-		refused      bool   // as out of memory, while there is none
+		refused      bool   // as out of memory, while Redis has none to spare
 	}{
 		{"reading, NoWrites", read, NoWrites, "before", "before", false, false},
 		{"reading, AllowOOM", read, AllowOOM, "before", "before", false, false},

@@ -217,7 +217,7 @@ func children(container []byte) iter.Seq2[[]byte, []byte] {
 }
 
 // AppendUnquoted appends what a valid JSON string spells to dst. Half of a surrogate pair, which UTF-8 cannot
-// represent, becomes U+FFFD. ok reports whether there is none.
+// represent, becomes U+FFFD, and ok is false.
 func AppendUnquoted(dst, spelling []byte) (text []byte, ok bool) {
 	rest := spelling[1 : len(spelling)-1]
 	for ok = true; ; {

@@ -36,7 +36,7 @@ func (l *Log) String() string {
 func (l *Log) Count(text string) int { return strings.Count(l.String(), text) }
 
 // Wait waits until there is a line that begins with prefix, and returns the rest of the first such line. The test fails
-// if there is none after 30 s, or when done is closed.
+// if no such line comes within 30 s, or before done is closed.
 func (l *Log) Wait(t testing.TB, prefix string, done <-chan struct{}) (rest string) {
 	t.Helper()
 	waittest.Eventually(t, 30*time.Second, func() error {
