@@ -303,7 +303,7 @@ func BenchmarkCharge(b *testing.B) {
 var benchSettings = []string{"GOGC=400", "GOMEMLIMIT=256MiB", "LOGIN_LIMIT=0", "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken}
 
 const (
-	speedRounds = 5
+	speedRounds = 9
 	speedTime   = time.Second // of one run
 )
 
@@ -340,7 +340,7 @@ type speedRun struct {
 	rate64   float64 // its most charges a second with 64 connections
 }
 
-// BenchmarkSpeed prints what docs/performance.md states of requests. One run takes 10 minutes and more. The runs of a
+// BenchmarkSpeed prints what docs/performance.md states of requests. One run takes a quarter of an hour and more. The runs of a
 // round are interleaved, so that what happens on the machine happens to all. If BASE is a commit, the service as it was
 // there runs beside that of now.
 func BenchmarkSpeed(b *testing.B) {

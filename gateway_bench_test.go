@@ -82,49 +82,71 @@ func runBenchServer(role string) {
 // benchWay is a way to the provider.
 type benchWay struct {
 	name, address, path string
+	process             *process        // whose processor time counts
 	rates               []float64       // requests a second of each round
+	micros              []float64       // of the processor for a request, of each round
 	times               []time.Duration // of requests
 	firsts              []time.Duration // from when the provider sent the first event until it came
 }
 
 // BenchmarkGateway compares the way through tollgate, which holds and settles, with that through a bare
-// httputil.ReverseProxy and with the provider itself. The runs of a round are interleaved.
+// httputil.ReverseProxy and with the provider itself, and through tollgate at the commit BASE, if that is set. The runs of
+// a round are interleaved.
 func BenchmarkGateway(b *testing.B) {
 	for b.Loop() {
-		server := func(role string) string {
-			return startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=" + role, "GOGC=400"}).address(b)
+		server := func(role string) *process {
+			return startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=" + role, "GOGC=400"})
 		}
 		provider := server("provider")
-		proxy := server("http://" + provider)
+		proxy := server("http://" + provider.address(b))
 		r := redistest.New(b, "--appendonly", "no")
-		p := startCommand(b, exec.Command(buildBinary(b, "")), append([]string{"REDIS_URL=" + r.URL()}, benchSettings...))
+		settings := append([]string{"REDIS_URL=" + r.URL()}, benchSettings...)
+		p := startCommand(b, exec.Command(buildBinary(b, "")), settings)
 		s := &service{url: "http://" + p.address(b)}
-		tenant := newTenantIn(b, r, gatewayConfig(provider))
+		tenant := newTenantIn(b, r, gatewayConfig(provider.address(b)))
 		key := s.login(b, tenant)
+		var former *process
+		if commit := os.Getenv("BASE"); commit != "" {
+			former = startCommand(b, exec.Command(buildBinary(b, commit)), settings)
+		}
 
-		fmt.Printf("\n| | connections | by way of | requests/s | of the proxy | median ms | first event ms |\n|---|---|---|---|---|---|---|\n")
+		fmt.Print("\n| | connections | by way of | requests/s | of the proxy | median ms | first event ms | server µs |\n" +
+			"|---|---|---|---|---|---|---|---|\n")
 		for _, kind := range []struct{ name, body string }{
 			{"completion", `{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"Hello!"}]}`},
 			{"stream of 100 events", `{"model":"m","max_tokens":200,"stream":true,"messages":[{"role":"user","content":"Hello!"}]}`},
 		} {
 			for _, connections := range []int{1, 64} {
 				ways := []*benchWay{
-					{name: "a bare proxy", address: proxy, path: chatPath},
-					{name: "nothing", address: provider, path: chatPath},
-					{name: "tollgate", address: s.address(), path: "/" + tenant + chatPath},
+					{name: "a bare proxy", process: proxy, path: chatPath},
+					{name: "nothing", process: provider, path: chatPath},
+					{name: "tollgate", process: p, path: "/" + tenant + chatPath},
 				}
-				for range speedRounds {
-					for _, way := range ways {
+				if former != nil {
+					ways = append(ways, &benchWay{name: "tollgate, at BASE", process: former, path: "/" + tenant + chatPath})
+				}
+				for round := range speedRounds {
+					order := slices.Clone(ways)
+					if round%2 == 1 {
+						slices.Reverse(order)
+					}
+					for _, way := range order {
+						way.address = way.process.address(b)
 						way.run(b, key, kind.body, connections)
 					}
 				}
 				for _, way := range ways {
-					fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.3f | %s |\n", kind.name, connections, way.name, median(way.rates),
-						median(way.rates)/median(ways[0].rates), milliseconds(way.times), firstColumn(way.firsts))
+					fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.3f | %s | %.1f |\n", kind.name, connections, way.name,
+						median(way.rates), median(way.rates)/median(ways[0].rates), milliseconds(way.times),
+						firstColumn(way.firsts), median(way.micros))
 				}
 			}
 		}
-		p.kill()
+		for _, one := range []*process{p, former} {
+			if one != nil {
+				one.kill()
+			}
+		}
 	}
 }
 
@@ -181,6 +203,7 @@ func (way *benchWay) run(b *testing.B, key, body string, connections int) {
 	var mu sync.Mutex
 	var clients sync.WaitGroup
 	requests := 0
+	user, system := cpuMicros(b, way.process.cmd.Process.Pid)
 	for range connections {
 		clients.Go(func() {
 			times, firsts := way.send(b, ctx, key, body)
@@ -192,6 +215,8 @@ func (way *benchWay) run(b *testing.B, key, body string, connections int) {
 		})
 	}
 	clients.Wait()
+	userAfter, systemAfter := cpuMicros(b, way.process.cmd.Process.Pid)
+	way.micros = append(way.micros, (userAfter+systemAfter-user-system)/float64(max(requests, 1)))
 	way.rates = append(way.rates, float64(requests)/speedTime.Seconds())
 }
 
