@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strconv"
 	"strings"
 	"testing"
@@ -48,7 +50,13 @@ func (s *service) send(method, path, body string, headers ...string) (reply, err
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Add(name, value)
 	}
-	response, err := client.Do(r)
+	isNew := true
+	response, err := client.Do(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		GotConn: func(c httptrace.GotConnInfo) { isNew = !c.Reused },
+	})))
+	if err != nil && isNew {
+		return reply{}, fmt.Errorf("%w: %w", errNewConn, err)
+	}
 	if err != nil {
 		return reply{}, err
 	}
@@ -56,6 +64,9 @@ func (s *service) send(method, path, body string, headers ...string) (reply, err
 	content, err := io.ReadAll(response.Body)
 	return reply{response.StatusCode, response.Header, string(content)}, err
 }
+
+// errNewConn means that a request failed before, or on, the first use of a connection.
+var errNewConn = errors.New("on a new connection")
 
 func (s *service) do(t testing.TB, method, path, body string, headers ...string) reply {
 	t.Helper()

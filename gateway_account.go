@@ -94,10 +94,8 @@ func forGateway(err error) error {
 	return err
 }
 
-// A storeError is an error of the store that is also one of the gateway. Its text is that of the first.
-type storeError struct {
-	error
-	also error
-}
+// A storeError is an error of the store that is also one of the gateway.
+type storeError struct{ store, gateway error }
 
-func (e storeError) Unwrap() []error { return []error{e.error, e.also} }
+func (e storeError) Error() string   { return e.store.Error() }
+func (e storeError) Unwrap() []error { return []error{e.store, e.gateway} }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"tollgate/internal/gateway"
 )
@@ -32,8 +33,23 @@ func TestForGateway(t *testing.T) {
 
 // A fee that is given back is not counted, also if it was 0.
 func TestRefundedFee(t *testing.T) {
-	a := &account{fee: new(usageEvent)}
-	if err := a.Refund(in(publicTimeout), 0); err != nil || a.fee != nil {
-		t.Errorf("%v is counted, %v", a.fee, err)
+	st := newTestStore(t, testRedis)
+	owner, err := st.Tenant(in(10*time.Second), newTenant(t, 100))
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := st.NewKey(in(10*time.Second), owner, apiKey{group: anonymousGroup, createdAt: time.Now(), tokensLeft: 90},
+		idempotentRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fee, left := range map[int64]int{0: 90, 10: 100} {
+		a := &account{server: &server{store: st}, tenant: owner, key: issued.key, fee: new(usageEvent)}
+		if err := a.Refund(in(10*time.Second), fee); err != nil || a.fee != nil {
+			t.Errorf("%d: %v is counted, %v", fee, a.fee, err)
+		}
+		if got := tokensLeft(t, issued.key); fee > 0 && got != left {
+			t.Errorf("%d: %d tokens are left, want %d", fee, got, left)
+		}
 	}
 }

@@ -209,10 +209,14 @@ func TestRedisSlow(t *testing.T) {
 func TestRedisFull(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL())
+	s, strict := newService(t, "REDIS_URL="+r.URL()), newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1")
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100}}}`)
 	limited, key := s.login(t, "abc"), s.login(t, id)
+	strict.login(t, id)
 	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
+	strict.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 429, "") // to refuse a login needs no memory
+	r.Do(t, "DEL", "login:127.0.0.1")
+	strict.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
 	for i := range 5 {
 		s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, `{"error":"Service unavailable"}`)
 		s.consume(t, id, key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
@@ -221,8 +225,11 @@ func TestRedisFull(t *testing.T) {
 		s.putConfig(t, "abc", `{}`).want(t, 503, "")
 		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":0}`).want(t, 200, "")
 	}
-	if n := len(r.Keys(t, "apiKey:*")); n != 2 {
-		t.Errorf("there are %d API keys, want 2", n)
+	if n := len(r.Keys(t, "apiKey:*")); n != 3 {
+		t.Errorf("there are %d API keys, want 3", n)
+	}
+	if logins := r.Keys(t, "login:*"); len(logins) > 0 {
+		t.Errorf("a login was counted in %q", logins)
 	}
 	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
 	s.admin(t, "DELETE", "/abc/admin/keys/"+limited, "").want(t, 204, "")

@@ -43,14 +43,14 @@ type keyChange struct {
 // ErrNoKey; ErrBalanceRange and ErrKeyReused if nothing was changed; ErrUnavailable.
 func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyChange,
 	request idempotentRequest) (k apiKey, replayed bool, err error) {
-	first, groups := anonymousGroup, new(groupTable)
+	first, table := anonymousGroup, new(groupTable)
 	if change.group != nil {
 		first = *change.group
 	}
 	if t.config != nil && t.config.encoded.refilled {
-		groups = &t.config.encoded
+		table = &t.config.encoded
 	}
-	outcome, err := s.withGroups(deadline, groups, key, first,
+	outcome, err := s.withGroups(deadline, table, key, first,
 		func(groups any, only string) (outcome, group string, err error) {
 			script, keys, args := change.script(t, key, request)
 			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only)...)

@@ -56,10 +56,10 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 		}
 		keys, args = []string{apiKeyRedisKey(key), record}, append(args, key, request.hash)
 	}
-	if err == nil {
-		err = s.indexKey(deadline, t.id, k.userID, key)
-	}
 	if err != nil {
+		return issuedKey{}, err
+	}
+	if err := s.indexKey(deadline, t.id, k.userID, key); err != nil {
 		return issuedKey{}, fmt.Errorf("index an API key of tenant %s: %w", t.id, err)
 	}
 	reply, err := s.redis.Eval(deadline, issueScript, keys, args...)
@@ -95,7 +95,13 @@ func newKeyInSlot(redisKey, prefix string) (string, error) {
 // CountLogin counts a login of address, unless it has had perMinute in the last minute, over all processes. Check and
 // count are one atomic step. Errors: rateLimitError, ErrUnavailable.
 func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) error {
-	wait, err := redis.Int64(s.redis.Eval(deadline, loginScript, []string{loginRedisKey(address)}, perMinute))
+	keys := []string{loginRedisKey(address)}
+	wait, err := redis.Int64(s.redis.Eval(deadline, growingLoginScript, keys, perMinute))
+	if redisdb.IsOutOfMemory(err) { // a refusal needs no memory
+		if refused, _ := redis.Int64(s.redis.Eval(deadline, loginScript, keys, perMinute, "full")); refused > 0 {
+			wait, err = refused, nil
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("count a login: %w", err)
 	}

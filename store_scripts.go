@@ -28,7 +28,9 @@ var (
 	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "holds", "settle")
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
-	loginScript      = newScript("login", redisdb.DenyOOM, "login")
+	loginScript        = newScript("login", redisdb.AllowOOM, "login") // to refuse
+	growingLoginScript = newScript("growing login", redisdb.DenyOOM, "login")
+
 	issueScript      = newScript("issue", redisdb.DenyOOM, "issue")
 	keyScript        = newScript("key", redisdb.AllowOOM, "balance", "refill", "key")
 	growingKeyScript = newScript("growing key", redisdb.DenyOOM, "balance", "refill", "key")

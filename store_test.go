@@ -248,8 +248,9 @@ func TestMalformedConfigs(t *testing.T) {
 	s.wantNoValue(t)
 }
 
-// In the steady state a charge or a login is one command, and so one round trip, and the config costs none.
-func TestOneCommand(t *testing.T) { // alone: if it takes a second, what was used is written meanwhile, by a script, too
+// In the steady state a charge is one command, and so one round trip, a login under a limit two, and the config costs
+// none.
+func TestCommandsSent(t *testing.T) { // alone: if it takes a second, what was used is written meanwhile, by a script, too
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1000")
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000,"rate_limit":1000,"rate_limit_window":100},`+

@@ -2,8 +2,10 @@
 --
 -- KEYS[1] login:<address>: the times (µs, Redis's clock) of its logins in the last minute
 -- ARGV[1] logins of the address in any minute, at least 1
+-- ARGV[2] given if Redis's memory is full: then the script writes nothing
 --
--- Returns 0 if the login was counted, else the seconds until the address may log in again.
+-- Returns 0 if the login was counted, -1 if it would have been but for ARGV[2], else the seconds until the address may
+-- log in again.
 
 local limit, window = ARGV[1], 60 * 1000000
 
@@ -12,16 +14,21 @@ local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 local oldest = call('LINDEX', KEYS[1], -limit)
 if oldest and tonumber(oldest) > now then -- written by a server whose clock was ahead: these count as now
-	local entries = call('LRANGE', KEYS[1], 0, -1)
-	call('DEL', KEYS[1])
-	for _, at in ipairs(entries) do
-		call('RPUSH', KEYS[1], string.format('%.0f', math.min(tonumber(at), now)))
-	end
-	call('PEXPIRE', KEYS[1], window / 1000)
 	oldest = now
+	if not ARGV[2] then
+		local entries = call('LRANGE', KEYS[1], 0, -1)
+		call('DEL', KEYS[1])
+		for _, at in ipairs(entries) do
+			call('RPUSH', KEYS[1], string.format('%.0f', math.min(tonumber(at), now)))
+		end
+		call('PEXPIRE', KEYS[1], window / 1000)
+	end
 end
 if oldest and oldest + window > now then
 	return math.ceil((oldest + window - now) / 1000000)
+end
+if ARGV[2] then
+	return -1
 end
 call('RPUSH', KEYS[1], string.format('%.0f', now))
 call('LTRIM', KEYS[1], -limit, -1)

@@ -1,6 +1,7 @@
 -- A function for scripts that look at the balance of an API key or take from it.
 --
 -- KEYS[1] apiKey:<apiKey>: its field refilledAt is when it was last found due for a refill, in Unix ms
+-- It also reads {apiKey:<apiKey>}:holds, the open holds, which need not be among KEYS.
 
 -- refillBalance raises the balance of a key to the tokens of its group's refill, if it is lower and a refill is due:
 -- each period since the key was created one is. What open holds have taken counts as part of the balance: else a key

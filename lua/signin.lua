@@ -20,6 +20,6 @@ if value == ARGV[1] and ARGV[1] ~= ARGV[2] then
 end
 if ARGV[3] and call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
 	call('HSET', KEYS[2], ARGV[3], ARGV[4])
-	call('PEXPIRE', KEYS[2], 30 * day) -- no longer does close.lua remember what was left
+	call('PEXPIRE', KEYS[2], 30 * day) -- as long as close.lua remembers what was left
 end
 return {value, unpack(call('HGETALL', KEYS[2]))}

@@ -134,7 +134,7 @@ var (
 	portOffset = rand.IntN(ports) // differs from process to process
 )
 
-// Start starts the process, for the first time or again after kill, with the data that it had.
+// Start starts the process, for the first time or again after Kill, with the data that it had.
 func (r *Server) Start() error {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return fmt.Errorf("the tests need a real redis-server in PATH (`make tools` installs one): %w", err)
