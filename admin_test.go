@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // wantTenants checks the list of tenants.
@@ -461,7 +462,7 @@ func TestBrokenConfigIsRepaired(t *testing.T) {
 			}
 			for _, repair := range repairs {
 				testRedis.Do(t, "SET", "tenant:"+id+":config", test.broken)
-				redistest.Eventually(t, 5*time.Second, func() error { return s.do(t, "POST", "/"+id+"/auth/anonymous", "").is(500) })
+				waittest.Eventually(t, 5*time.Second, func() error { return s.do(t, "POST", "/"+id+"/auth/anonymous", "").is(500) })
 				s.consume(t, id, key, "").want(t, 500, `{"error":"Internal error"}`)
 				s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)
 				s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).want(t, 500, `{"error":"Internal error"}`)

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 const (
@@ -258,7 +258,7 @@ func (got reply) is(status int) error {
 // wantConfig waits until the service serves that config, or none if it is "".
 func (s *service) wantConfig(t testing.TB, tenant, config string) {
 	t.Helper()
-	redistest.Eventually(t, time.Second+busy, func() error {
+	waittest.Eventually(t, time.Second+busy, func() error {
 		got := s.admin(t, "GET", "/"+tenant+"/admin/config", "")
 		if config == "" {
 			return got.is(400)

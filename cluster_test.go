@@ -18,6 +18,7 @@ import (
 
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // The tests that share a cluster run one after the other, beside all others.
@@ -86,7 +87,7 @@ func testClusterCommands(t *testing.T) {
 	}
 }
 
-// The login limit of an address holds in a cluster, where it takes two steps.
+// The login limit of an address holds in a cluster.
 func testClusterLoginLimit(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	services := newServices(t, "REDIS_URL="+c.URL(), "LOGIN_LIMIT=20")
@@ -161,7 +162,7 @@ func (l *ledger) wantNoneTwice(t testing.TB) {
 // wantMaster waits until a replica has become a master.
 func wantMaster(t testing.TB, replica *redistest.Server) {
 	t.Helper()
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if !replica.IsMaster(t) {
 			return errors.New("the replica is not a master")
 		}
@@ -265,7 +266,7 @@ func testClusterPlannedFailover(t *testing.T) {
 		replica := c.ReplicaOf(t, c.MastersNow(t)[0])
 		replica.Do(t, "CLUSTER", "FAILOVER")
 		wantMaster(t, replica)
-		redistest.Eventually(t, 20*time.Second, c.Check)
+		waittest.Eventually(t, 20*time.Second, c.Check)
 	}
 	l.running.more(t, 200)
 	l.wantExact(t, 800)
@@ -287,7 +288,7 @@ func testClusterKilledMaster(t *testing.T) {
 	victim.Kill()
 	wantMaster(t, replica)
 	promoted := time.Now()
-	redistest.Eventually(t, 2*time.Second+busy, func() error { return s.consume(t, tenant, key, "").is(200) })
+	waittest.Eventually(t, 2*time.Second+busy, func() error { return s.consume(t, tenant, key, "").is(200) })
 	t.Logf("served %s after the promotion", time.Since(promoted))
 	l.running.more(t, 200)
 	l.wantNoneTwice(t)
@@ -370,7 +371,7 @@ func testClusterNodes(t *testing.T) {
 	if err := added.DoAll([]any{"CLUSTER", "RESET", "HARD"}, redistest.Meet(c.Nodes[0])); err != nil {
 		t.Fatal(err)
 	}
-	redistest.Eventually(t, 20*time.Second, c.Check)
+	waittest.Eventually(t, 20*time.Second, c.Check)
 	from := c.Owner(t, apiKeyRedisKey(l.keys[0]))
 	slots := from.Slots(t)
 	slots = slots[len(slots)-300:]
@@ -381,7 +382,7 @@ func testClusterNodes(t *testing.T) {
 	}
 	c.MoveSlots(t, from, added, slots)
 	l.running.more(t, 200)
-	redistest.Eventually(t, 5*time.Second, func() error {
+	waittest.Eventually(t, 5*time.Second, func() error {
 		if n := s.sample(t, `redis_up{node="`+added.TCP+`"}`); n != 1 {
 			return fmt.Errorf("redis_up of the added node is %v", n)
 		}
@@ -444,7 +445,7 @@ func TestClusterSameName(t *testing.T) {
 	if err := to.DoAll([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, redistest.Meet(from)); err != nil {
 		t.Fatal(err)
 	}
-	redistest.Eventually(t, 20*time.Second, c.Check)
+	waittest.Eventually(t, 20*time.Second, c.Check)
 	var target atomic.Pointer[redistest.Server]
 	target.Store(from)
 	proxy := redistest.NewProxyTo(t, target.Load, func([]byte) redistest.Fate { return redistest.Pass })
@@ -456,7 +457,7 @@ func TestClusterSameName(t *testing.T) {
 		n.Do(t, "CONFIG", "SET", "cluster-announce-port", port)
 	}
 	for _, n := range c.Nodes { // each learns from the other what it announces
-		redistest.Eventually(t, 10*time.Second, func() error {
+		waittest.Eventually(t, 10*time.Second, func() error {
 			if nodes := n.String(t, "CLUSTER", "NODES"); strings.Count(nodes, "127.0.0.1:"+port+"@") != 2 {
 				return errors.New(nodes)
 			}
@@ -567,7 +568,7 @@ func TestClusterNames(t *testing.T) {
 			}
 			defer n.Close()
 			n.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-			redistest.Eventually(t, 10*time.Second, func() error { return n.CheckMember(1) })
+			waittest.Eventually(t, 10*time.Second, func() error { return n.CheckMember(1) })
 			url := fmt.Sprintf("rediss-cluster://tollgate:%s@%s", redistest.Password, net.JoinHostPort(test.seed, strconv.Itoa(port)))
 			p := startProcess(t, []string{"REDIS_URL=" + url, "ADDR=127.0.0.1:0", "SSL_CERT_FILE=" + certFile})
 			if test.ok {
@@ -588,7 +589,7 @@ func TestClusterIPv6(t *testing.T) {
 	}
 	defer n.Close()
 	n.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	redistest.Eventually(t, 10*time.Second, func() error { return n.CheckMember(1) })
+	waittest.Eventually(t, 10*time.Second, func() error { return n.CheckMember(1) })
 	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@[::1]:%d", redistest.Password, n.Port))
 	s.login(t, "abc")
 	if up := s.sample(t, fmt.Sprintf(`redis_up{node="[::1]:%d"}`, n.Port)); up != 1 {
@@ -596,7 +597,7 @@ func TestClusterIPv6(t *testing.T) {
 	}
 }
 
-// newTenant creates a tenant in the cluster through the service.
+// newClusterTenant creates a tenant in the cluster through the service.
 func newClusterTenant(t testing.TB, s *service, config string) string {
 	t.Helper()
 	id := newTenantID()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // benchTopology is a way to keep the keys.
@@ -47,7 +48,7 @@ func (bt benchTopology) start(b *testing.B) (url string, masters []*redistest.Se
 		}
 		last := closeAll
 		closeAll = func() { replica.Close(); last() }
-		redistest.Eventually(b, 20*time.Second, func() error {
+		waittest.Eventually(b, 20*time.Second, func() error {
 			if redistest.Field(replica.String(b, "INFO", "replication"), "master_link_status") != "up" {
 				return fmt.Errorf("the replica is not in sync")
 			}

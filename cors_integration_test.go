@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"tollgate/internal/providertest"
-	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // pageScript is what a page of another origin does with tollgate, and reports to its own server.
@@ -113,7 +113,7 @@ func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[st
 	defer func() {
 		cancel()
 		<-ended
-		redistest.Eventually(t, 30*time.Second, func() error { return os.RemoveAll(profile) }) // its last processes may still write
+		waittest.Eventually(t, 30*time.Second, func() error { return os.RemoveAll(profile) }) // its last processes may still write
 	}()
 	select {
 	case body := <-reports:

@@ -8,6 +8,7 @@ import (
 
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 const (
@@ -171,7 +172,7 @@ func TestPreflights(t *testing.T) {
 		s := newService(t, "REDIS_URL="+r.URL())
 		s.do(t, "OPTIONS", "/auth/key", "", fromPage, asksPOST).want(t, 405, "")
 		r.Do(t, "SET", "tenant:default:config", `{"cors":{"allowed_origins":["`+page+`"]}}`)
-		redistest.Eventually(t, busy+busy, func() error {
+		waittest.Eventually(t, busy+busy, func() error {
 			return s.do(t, "OPTIONS", "/auth/key", "", fromPage, asksPOST).is(204)
 		})
 	})

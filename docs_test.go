@@ -24,6 +24,7 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
 )
 
 const maxReadmeLines = 180
@@ -190,7 +191,7 @@ func TestIntegrationRunScript(t *testing.T) {
 				t.Fatal(err)
 			}
 			if test.signal != 0 {
-				redistest.Eventually(t, 3*time.Minute, func() error {
+				waittest.Eventually(t, 3*time.Minute, func() error {
 					if out.Count("[INFO] Listening on ") == 0 {
 						return fmt.Errorf("it does not listen:\n%s", out)
 					}

@@ -18,6 +18,7 @@ import (
 
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 const (
@@ -92,7 +93,7 @@ func (g *gatewayTest) open(t testing.TB, path, body, text string) *net.TCPConn {
 // charged waits until no tokens of the key are held and returns how many are gone of those that it was given.
 func (g *gatewayTest) charged(t testing.TB, granted int) int {
 	t.Helper()
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		if n := testRedis.Int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); n > 0 {
 			return fmt.Errorf("tokens are still held")
 		}
@@ -493,12 +494,12 @@ func TestGatewayBounds(t *testing.T) {
 			c.Close()
 		}
 		g.provider.On("", providertest.Conduct{})
-		redistest.Eventually(t, 10*time.Second, func() error { return g.call(t, messagesPath, `{"stream":true}`).is(200) })
+		waittest.Eventually(t, 10*time.Second, func() error { return g.call(t, messagesPath, `{"stream":true}`).is(200) })
 	})
 	t.Run("bytes", func(t *testing.T) {
 		const size = 200 << 20
 		c := g.begin(t, "POST", "/"+g.tenant+chatPath, size, bearer(g.key))
-		redistest.Eventually(t, 10*time.Second, func() error {
+		waittest.Eventually(t, 10*time.Second, func() error {
 			other := g.dial(t)
 			defer other.Close()
 			fmt.Fprintf(other, "POST /%s%s HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n\r\n", g.tenant, chatPath, bearer(g.key), size)
@@ -508,7 +509,7 @@ func TestGatewayBounds(t *testing.T) {
 			return nil
 		})
 		c.Close()
-		redistest.Eventually(t, 10*time.Second, func() error { return g.call(t, chatPath, `{}`).is(200) })
+		waittest.Eventually(t, 10*time.Second, func() error { return g.call(t, chatPath, `{}`).is(200) })
 	})
 	t.Run("a stranger sends no large body", func(t *testing.T) {
 		c := g.dial(t)
@@ -587,7 +588,7 @@ func TestGatewayWithoutRedis(t *testing.T) {
 	got.wantWireError(t, chatPath, 503, "api_error", "")
 	got.wantHeader(t, "Retry-After", "1")
 	r.Signal(t, syscall.SIGCONT)
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if n, waiting := tokensLeftIn(t, r, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-18 || waiting != 0 {
 			return fmt.Errorf("%d tokens are left, %v settlements wait", n, waiting)
 		}
@@ -679,7 +680,7 @@ func TestGatewayLedger(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	redistest.Eventually(t, 30*time.Second, func() error { // what the process that lives holds is settled
+	waittest.Eventually(t, 30*time.Second, func() error { // what the process that lives holds is settled
 		if n := services[0].sample(t, "gateway_holds"); n != 0 {
 			return fmt.Errorf("%v holds are open", n)
 		}

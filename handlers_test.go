@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 func TestAnonymousLogin(t *testing.T) {
@@ -483,7 +484,7 @@ func TestShowKey(t *testing.T) {
 	})
 	t.Run("one that has expired", func(t *testing.T) {
 		key := s.issue(t, id, `"userId":"u","group":"pro","expiresIn":1`)
-		redistest.Eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
+		waittest.Eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // These tests run the programs that tollgate works with: `make integration` installs and runs them.
@@ -43,7 +44,7 @@ func startProgram(t *testing.T, cmd *exec.Cmd, address string) {
 			t.Logf("%s", &out)
 		}
 	})
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
 			c.Close()

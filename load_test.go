@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // request is a request of a load.
@@ -93,7 +93,7 @@ func (r *runningLoad) wait() tally {
 func (r *runningLoad) more(t testing.TB, n int64) {
 	t.Helper()
 	want := r.succeeded.Load() + n
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		if got := r.succeeded.Load(); got < want {
 			return fmt.Errorf("%d requests have succeeded, want %d", got, want)
 		}

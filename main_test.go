@@ -21,6 +21,7 @@ import (
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
 )
 
 // Without a Redis that can serve it the program ends with code 1, soon, after one line that says why.
@@ -230,7 +231,7 @@ func TestDrain(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
 	s.log.Wait(t, "[INFO] Stopping", nil)
-	redistest.Eventually(t, 5*time.Second, func() error {
+	waittest.Eventually(t, 5*time.Second, func() error {
 		c, err := net.Dial("tcp", s.address())
 		if err != nil {
 			return nil
@@ -505,7 +506,7 @@ func TestHalfHeaders(t *testing.T) {
 			}
 		})
 	}
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if n := cuts.Load(); n < sockets {
 			return fmt.Errorf("%d connections were cut", n)
 		}

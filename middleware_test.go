@@ -17,6 +17,7 @@ import (
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
 )
 
 func TestNewServerNeedsAll(t *testing.T) {
@@ -353,7 +354,7 @@ func TestLongCharges(t *testing.T) {
 		}
 	}
 	long := func() reply { return s.consume(t, id, key, strings.Repeat(" ", smallBodyBytes)+"x") }
-	redistest.Eventually(t, 5*time.Second, func() error { return long().is(503) })
+	waittest.Eventually(t, 5*time.Second, func() error { return long().is(503) })
 	if heap := s.sample(t, "go_memstats_heap_alloc_bytes"); heap > 100<<20 {
 		t.Errorf("%d clients take %g MiB", clients, heap/(1<<20))
 	}

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // metered is a service behind a real proxy, which asks tollgate as the recipe in docs/proxies.md says.
@@ -493,7 +494,7 @@ func TestIntegrationProxyTollgateFails(t *testing.T) {
 		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		redistest.Eventually(t, 30*time.Second, passes)
+		waittest.Eventually(t, 30*time.Second, passes)
 		p.kill()
 		fails("tollgate is gone")
 	})
@@ -505,7 +506,7 @@ func freeze(t *testing.T, p *os.Process) {
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	redistest.Eventually(t, 10*time.Second, func() error {
+	waittest.Eventually(t, 10*time.Second, func() error {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Pid))
 		if err != nil || len(threads) == 0 {
 			return fmt.Errorf("no threads: %v", err)

@@ -23,6 +23,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // Redis may be reached in every way that the documentation names.
@@ -369,7 +370,7 @@ func TestFaultLog(t *testing.T) {
 			t.Errorf("while Redis was full:\n%s", s.log)
 		}
 		r.Do(t, "CONFIG", "SET", "maxmemory", 0)
-		redistest.Eventually(t, 10*time.Second, func() error {
+		waittest.Eventually(t, 10*time.Second, func() error {
 			s.login(t, id)
 			return back(1)
 		})
@@ -380,7 +381,7 @@ func TestFaultLog(t *testing.T) {
 		if err := r.Start(); err != nil {
 			t.Fatal(err)
 		}
-		redistest.Eventually(t, 10*time.Second, func() error { return back(2) })
+		waittest.Eventually(t, 10*time.Second, func() error { return back(2) })
 	})
 }
 
@@ -396,7 +397,7 @@ func TestRedisLoading(t *testing.T) {
 	started := make(chan error, 1)
 	go func() { started <- r.Start() }()
 	loading := false
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		got := s.do(t, "GET", "/abc/auth/key", "", bearer(key))
 		if got.status != 200 {
 			got.want(t, 503, `{"error":"Service unavailable"}`)

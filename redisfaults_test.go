@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // keyedLoad charges key one token at a time, each charge under an Idempotency-Key of its own and retried until its
@@ -67,7 +68,7 @@ func TestRedisKilledUnderLoad(t *testing.T) {
 		if err := r.Start(); err != nil {
 			t.Fatal(err)
 		}
-		redistest.Eventually(t, time.Second+busy, func() error { return show().is(200) })
+		waittest.Eventually(t, time.Second+busy, func() error { return show().is(200) })
 		for range 20 {
 			show().want(t, 200, "")
 			s.do(t, "GET", "/readyz", "").want(t, 200, "")
@@ -119,7 +120,7 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 		t.Errorf("redis_up is %v though Redis is frozen", up)
 	}
 	r.Signal(t, syscall.SIGCONT)
-	redistest.Eventually(t, 2*time.Second+busy, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(200) })
+	waittest.Eventually(t, 2*time.Second+busy, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(200) })
 	charges.more(t, 100)
 	wantSpent(t, r, key, charges.stop())
 }
@@ -152,7 +153,7 @@ func TestRedisKillsConnections(t *testing.T) {
 // wantFaultsOver waits until the log has said for each fault that it is over.
 func (s *service) wantFaultsOver(t *testing.T) {
 	t.Helper()
-	redistest.Eventually(t, 10*time.Second, func() error {
+	waittest.Eventually(t, 10*time.Second, func() error {
 		if s.log.Count("[ERROR]") != s.log.Count("[INFO] Redis is available again\n") {
 			return fmt.Errorf("log:\n%s", s.log)
 		}
@@ -163,7 +164,7 @@ func (s *service) wantFaultsOver(t *testing.T) {
 // wantInfo waits until INFO has text in that section.
 func wantInfo(t *testing.T, r *redistest.Server, section, text string) {
 	t.Helper()
-	redistest.Eventually(t, 10*time.Second, func() error {
+	waittest.Eventually(t, 10*time.Second, func() error {
 		if info := r.String(t, "INFO", section); !strings.Contains(info, text) {
 			return fmt.Errorf("INFO %s has no %s:\n%s", section, text, info)
 		}
@@ -385,7 +386,7 @@ func testDeniedCharge(t *testing.T, s *service, r *redistest.Server, id string, 
 	got.want(t, 200, `{"tokensLeft":90}`)
 	got.wantHeader(t, "Idempotent-Replayed", "")
 	over := func() int { return strings.Count(s.log.String()[logged:], "available again") }
-	redistest.Eventually(t, 10*time.Second, func() error {
+	waittest.Eventually(t, 10*time.Second, func() error {
 		s.do(t, "GET", "/readyz", "").want(t, 200, "")
 		s.login(t, id)
 		s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1000}`, bearer(key)).want(t, 402, "")
@@ -411,7 +412,7 @@ func TestFlushAll(t *testing.T) {
 	s.wantConfig(t, "abc", "")
 	s.consume(t, "abc", key, "").want(t, 400, `{"error":"Invalid tenant ID"}`)
 	r.Do(t, "SET", "tenant:abc:config", string(seedConfig))
-	redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", key, "", retryKey+"k").is(401) })
+	waittest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", key, "", retryKey+"k").is(401) })
 	if keys := r.Keys(t, "*apiKey*"); len(keys) != 0 {
 		t.Errorf("there are %q", keys)
 	}
@@ -420,7 +421,7 @@ func TestFlushAll(t *testing.T) {
 // wantRecovery waits until the service works again.
 func (s *service) wantRecovery(t testing.TB) {
 	t.Helper()
-	redistest.Eventually(t, 2*time.Second+busy, func() error {
+	waittest.Eventually(t, 2*time.Second+busy, func() error {
 		return s.do(t, "POST", "/abc/auth/anonymous", "").is(200)
 	})
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
@@ -429,7 +430,7 @@ func (s *service) wantRecovery(t testing.TB) {
 // wantOneFault checks, after recovery, that the log says once that Redis was unavailable and once that it is back.
 func (s *service) wantOneFault(t testing.TB) {
 	t.Helper()
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		s.do(t, "GET", "/readyz", "").want(t, 200, "")
 		s.consume(t, "abc", someKey, "").want(t, 401, "")
 		s.login(t, "abc")

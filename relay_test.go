@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"tollgate/internal/providertest"
-	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // relayEnd is how a response ends for the client.
@@ -236,7 +236,7 @@ func TestGatewayHangUps(t *testing.T) {
 				_, before := g.provider.Counts()
 				requests := len(g.provider.Requests()) + 1
 				c := g.open(t, path, test.body, client.seen)
-				redistest.Eventually(t, 10*time.Second, func() error {
+				waittest.Eventually(t, 10*time.Second, func() error {
 					if open, _ := g.provider.Counts(); len(g.provider.Requests()) < requests || test.ended && open > 0 {
 						return fmt.Errorf("%d requests came to the provider, %d are open", len(g.provider.Requests()), open)
 					}
@@ -246,7 +246,7 @@ func TestGatewayHangUps(t *testing.T) {
 				if got := g.charged(t, granted); got != client.tokens {
 					t.Errorf("%s: charged %d, want %d", path, got, client.tokens)
 				}
-				redistest.Eventually(t, 10*time.Second, func() error {
+				waittest.Eventually(t, 10*time.Second, func() error {
 					open, after := g.provider.Counts()
 					if open > 0 || !slices.Contains(test.cancelled, after-before) {
 						return fmt.Errorf("%s: %d open, %d cancelled", path, open, after-before)
@@ -284,7 +284,7 @@ func TestGatewayDrains(t *testing.T) {
 		g.open(t, chatPath, body, "ünd ").Close()
 	}
 	first := g.key
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		g.key = g.login(t, g.tenant)
 		g.open(t, chatPath, body, "ünd ").Close()
 		time.Sleep(20 * time.Millisecond)
@@ -328,7 +328,7 @@ func TestGatewayStuckClient(t *testing.T) {
 	began := time.Now()
 	stuck := g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200")
 	t.Parallel() // only now: the tests that come first run meanwhile
-	redistest.Eventually(t, 3*time.Minute, func() error {
+	waittest.Eventually(t, 3*time.Minute, func() error {
 		if _, cancelled := g.provider.Counts(); cancelled == 0 {
 			return fmt.Errorf("the provider still sends to a client that does not read")
 		}

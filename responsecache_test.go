@@ -9,6 +9,7 @@ import (
 
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // maxCachedBody is how many bytes of a response the gateway caches.
@@ -43,7 +44,7 @@ func (g *gatewayTest) cacheSample(t testing.TB, result string) int {
 // decided waits until n responses were stored or skipped, and returns how many are cached.
 func (g *gatewayTest) decided(t testing.TB, n int) int {
 	t.Helper()
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if got := g.cacheSample(t, "stored") + g.cacheSample(t, "skipped"); got != n {
 			return fmt.Errorf("%d responses were stored or skipped, want %d", got, n)
 		}
@@ -69,7 +70,7 @@ func (g *gatewayTest) miss(t testing.TB, path, body string, headers ...string) r
 	if n := len(g.provider.Requests()) - requests; n != 1 {
 		t.Errorf("%d requests came to the provider", n)
 	}
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if n := g.cacheSample(t, "stored"); n != before+1 {
 			return fmt.Errorf("%d responses are stored, want %d", n, before+1)
 		}
@@ -332,7 +333,7 @@ func TestCacheTTL(t *testing.T) {
 	testRedis.Do(t, "DEL", entry)
 	put(`"enabled":true,"text_ttl":1`)
 	g.miss(t, chatPath, body)
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if n := testRedis.Int(t, "EXISTS", entry); n != 0 {
 			return fmt.Errorf("it does not expire")
 		}
@@ -552,7 +553,7 @@ func TestCacheRace(t *testing.T) {
 	if n := g.charged(t, granted); n != 18*misses+4*hits {
 		t.Errorf("charged %d for %d misses and %d hits", n, misses, hits)
 	}
-	redistest.Eventually(t, 20*time.Second, func() error { // one process finds what the other has stored
+	waittest.Eventually(t, 20*time.Second, func() error { // one process finds what the other has stored
 		got := services[1].do(t, "POST", "/"+g.tenant+chatPath, `{"max_tokens":9}`, bearer(g.key))
 		if got.header.Get("X-Cache") != "HIT" {
 			return fmt.Errorf("%d %v", got.status, got.header)

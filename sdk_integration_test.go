@@ -19,6 +19,7 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
 )
 
 const sdkDir = "testdata/sdk"
@@ -214,7 +215,7 @@ func TestIntegrationSDK(t *testing.T) {
 // wantCharged waits until the balance of the call's key, which was 5,000, shows what the call costs.
 func wantCharged(t *testing.T, call sdkCall) {
 	t.Helper()
-	redistest.Eventually(t, 10*time.Second, func() error {
+	waittest.Eventually(t, 10*time.Second, func() error {
 		if left := tokensLeft(t, call.Key); left != 5000-call.charged {
 			return fmt.Errorf("%s: %d tokens are left, want %d", call.Name, left, 5000-call.charged)
 		}
@@ -238,7 +239,7 @@ func TestIntegrationSDKAbort(t *testing.T) {
 		calls[i].Key = s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
 	}
 	runSDK(t, script, calls)
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		if open, cancelled := p.Counts(); open != 0 || cancelled != len(calls) {
 			return fmt.Errorf("%d requests are open, %d were cancelled", open, cancelled)
 		}
@@ -246,7 +247,7 @@ func TestIntegrationSDKAbort(t *testing.T) {
 	})
 	for _, call := range calls {
 		const input, mostOutput = 10, 50
-		redistest.Eventually(t, 30*time.Second, func() error {
+		waittest.Eventually(t, 30*time.Second, func() error {
 			if left := tokensLeft(t, call.Key); left > 5000-input || left < 5000-4*input-mostOutput {
 				return fmt.Errorf("%s: %d of 5000 tokens are left", call.Name, left)
 			}
@@ -480,7 +481,7 @@ func TestIntegrationGatewayDocs(t *testing.T) {
 			t.Errorf("%s: %v\n%s", script, err, out)
 		}
 	}
-	redistest.Eventually(t, 10*time.Second, func() error {
+	waittest.Eventually(t, 10*time.Second, func() error {
 		if left, want := tokensLeft(t, key), 50000-2*(providertest.InputTokens+providertest.OutputTokens); left != want {
 			return fmt.Errorf("%d tokens are left, want %d", left, want)
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // After each failover requests are served by the new master within a second of its promotion.
@@ -24,7 +25,7 @@ func TestSentinel(t *testing.T) {
 	served := func(t *testing.T, by *redistest.Server) {
 		t.Helper()
 		began := time.Now()
-		redistest.Eventually(t, time.Second+busy, func() error {
+		waittest.Eventually(t, time.Second+busy, func() error {
 			got := s.do(t, "POST", "/abc/auth/anonymous", "")
 			if err := got.is(200); err != nil {
 				return err
@@ -54,7 +55,7 @@ func TestSentinel(t *testing.T) {
 	}
 	t.Run("the old master stays alive", func(t *testing.T) {
 		old := g.Master(t)
-		redistest.Eventually(t, 20*time.Second, g.Failover) // not too soon after the last one
+		waittest.Eventually(t, 20*time.Second, g.Failover) // not too soon after the last one
 		promoted := g.Promoted(t, old)
 		served(t, promoted)
 		g.Heal(t, old, promoted)

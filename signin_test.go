@@ -13,6 +13,7 @@ import (
 
 	"tollgate/internal/idtokentest"
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 const signInConfig = `{"auth":{"google_oauth":{"client_id":"web-client","client_ids":["ios-client"]},
@@ -157,7 +158,7 @@ func TestSignInWithoutKeySet(t *testing.T) {
 	got.wantError(t, 503, "Service unavailable")
 	got.wantHeader(t, "Retry-After", "1")
 	keys.Set(func() { keys.Status = 200 })
-	redistest.Eventually(t, 10*time.Second, func() error { return s.signIn(t, tenant, "u1").is(200) })
+	waittest.Eventually(t, 10*time.Second, func() error { return s.signIn(t, tenant, "u1").is(200) })
 }
 
 func TestSignInLimit(t *testing.T) {
@@ -287,7 +288,7 @@ func TestRevokedUser(t *testing.T) {
 	t.Run("not even if the key expires", func(t *testing.T) {
 		key := s.wantSignIn(t, tenant, "u2", 1000)
 		testRedis.Do(t, "PEXPIRE", "apiKey:"+key, 1)
-		redistest.Eventually(t, 10*time.Second, func() error { return s.consume(t, tenant, key, "").is(401) })
+		waittest.Eventually(t, 10*time.Second, func() error { return s.consume(t, tenant, key, "").is(401) })
 		s.wantSignIn(t, tenant, "u2", 0)
 	})
 }
@@ -377,7 +378,7 @@ func TestInterruptedSignIns(t *testing.T) {
 	path := "/" + tenant + "/admin/keys/"
 	failures := 0
 	for n := int64(1); n <= 16; n++ {
-		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 		subject := fmt.Sprintf("n%d", n)
 		visitor := c.login(t, tenant)
 		c.consume(t, tenant, visitor, `{"tokens":8}`).want(t, 200, "")
@@ -388,7 +389,7 @@ func TestInterruptedSignIns(t *testing.T) {
 			interrupted.want(t, 503, "")
 			failures++
 		}
-		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 		got := c.signIn(t, tenant, subject) // the visitor's key is not sent again
 		got.want(t, 200, "")
 		key := got.text(t, "apiKey")
@@ -402,7 +403,7 @@ func TestInterruptedSignIns(t *testing.T) {
 		c.left.Store(n) // the same for the revocation, which forgets the user
 		c.admin(t, "DELETE", path+key+"?forget=true", "")
 		c.left.Store(0)
-		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 		if gone := c.admin(t, "DELETE", path+key+"?forget=true", ""); gone.status != 204 && gone.status != 404 {
 			t.Errorf("cut %d: %d %s", n, gone.status, gone.body)
 		}
@@ -533,7 +534,7 @@ func TestUsersInACluster(t *testing.T) {
 	}
 	t.Cleanup(r.Close)
 	r.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	redistest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		if info := r.String(t, "CLUSTER", "INFO"); !strings.Contains(info, "cluster_state:ok") {
 			return errors.New(info)
 		}

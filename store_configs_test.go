@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // freshConfig is the config of a tenant in a Redis of its own, which two services serve.
@@ -241,14 +242,14 @@ func TestConfigWithoutRedis(t *testing.T) {
 		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
 		time.Sleep(20 * time.Millisecond)
 	}
-	redistest.Eventually(t, configGraceAge, func() error {
+	waittest.Eventually(t, configGraceAge, func() error {
 		return s.admin(t, "GET", "/"+id+"/admin/config", "").is(503)
 	})
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
 	r.Do(t, "SET", "tenant:"+id+":config", `{"version":2}`)
-	redistest.Eventually(t, 5*time.Second, func() error {
+	waittest.Eventually(t, 5*time.Second, func() error {
 		got := s.admin(t, "GET", "/"+id+"/admin/config", "")
 		if got.body != `{"config":{"version":2}}`+"\n" {
 			return fmt.Errorf("got %d %s", got.status, got.body)
@@ -466,5 +467,5 @@ func TestBrokenConfigIsCached(t *testing.T) {
 		t.Errorf("log:\n%s", s.log)
 	}
 	r.Do(t, "SET", "tenant:broken:config", `{"user_groups":{"anonymous":{}}}`)
-	redistest.Eventually(t, time.Second+busy, func() error { return s.do(t, "POST", "/broken/auth/anonymous", "").is(200) })
+	waittest.Eventually(t, time.Second+busy, func() error { return s.do(t, "POST", "/broken/auth/anonymous", "").is(200) })
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // holdResponse is a response to a hold.
@@ -156,7 +156,7 @@ func TestHoldExpiry(t *testing.T) {
 			key := s.login(t, tenant)
 			h, _ := s.hold(t, tenant, key, `{"tokens":95,"expiresIn":1}`)
 			s.consume(t, tenant, key, `{"tokens":6}`).want(t, 402, `{"error":"Payment Required","tokensLeft":5}`)
-			redistest.Eventually(t, 5*time.Second, func() error { return look(key) })
+			waittest.Eventually(t, 5*time.Second, func() error { return look(key) })
 			s.settle(t, tenant, key, h.HoldID, `{"tokens":1}`).wantError(t, 404, "Not found")
 		})
 	}

@@ -14,9 +14,9 @@ import (
 	"tollgate/internal/idtokentest"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
-	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
 )
 
 // What admins do to a key while it lives: disable it, move its expiry, rotate it.
@@ -120,7 +120,7 @@ func TestKeyExpiry(t *testing.T) {
 		s.admin(t, "PATCH", path, body).wantError(t, 400, "expiresIn must be a whole number of seconds from 1 to 315360000")
 	}
 	s.admin(t, "PATCH", path, `{"expiresIn":1}`).want(t, 200, "")
-	redistest.Eventually(t, 30*time.Second, func() error { return s.consume(t, id, key, "").is(401) })
+	waittest.Eventually(t, 30*time.Second, func() error { return s.consume(t, id, key, "").is(401) })
 
 	visitor := s.login(t, id)
 	for _, body := range []string{`{"expiresIn":60}`, `{"expiresIn":null}`} {
@@ -219,7 +219,7 @@ func TestRotatedUserSignsIn(t *testing.T) {
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, c.redis, signInConfig)
 	available := func() {
-		redistest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
 	}
 	interrupted := 0
 	for n := int64(1); n <= 10; n++ {

@@ -13,6 +13,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // ---- A full Redis ---------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ func TestChargesInFullRedis(t *testing.T) {
 	used, _ := memoryOf(t, r)
 	r.Do(t, "CONFIG", "SET", "maxmemory", used+500_000)
 	long := strings.Repeat("k", 240)
-	for _, prefix := range []string{"a", "b", "c"} { // in old versions: 1.3 MB each
+	for _, prefix := range []string{"a", "b", "c"} {
 		load{
 			services: []*service{s}, clients: 8, requests: 400, statuses: []int{200, 503},
 			request: func(client, i int) request {
@@ -159,7 +160,7 @@ func TestCommandSize(t *testing.T) {
 	}{{"17,000 groups", members}, {"55 long names", medium}} {
 		t.Run(test.name, func(t *testing.T) {
 			id := newTenantIn(t, r, `{"user_groups":{`+strings.Join(test.members, ",")+`}}`)
-			redistest.Eventually(t, 10*time.Second, func() error { // until the config is parsed, which takes the race detector long
+			waittest.Eventually(t, 10*time.Second, func() error { // until the config is parsed, which takes the race detector long
 				return s.admin(t, "GET", "/"+id+"/admin/config", "").is(200)
 			})
 			anonymous := s.login(t, id)
@@ -198,7 +199,7 @@ func TestRateLogFromTheFuture(t *testing.T) {
 	}{
 		{"all", []time.Duration{-hour, -hour, -hour}},
 		{"the newest", []time.Duration{1500 * time.Millisecond, -hour, -hour}},
-		{"the oldest, as former versions left it", []time.Duration{-hour, 200 * time.Millisecond, 100 * time.Millisecond}},
+		{"the oldest", []time.Duration{-hour, 200 * time.Millisecond, 100 * time.Millisecond}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -536,7 +537,7 @@ func TestDeniedAdminCommands(t *testing.T) {
 		permit(t, r, "-del")
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 503, "")
 		permit(t, r, "+del")
-		redistest.Eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
+		waittest.Eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
 	})
 }
@@ -612,7 +613,7 @@ func TestExpiredKeyStaysDead(t *testing.T) {
 	racing := load{services: []*service{s}, clients: 10, statuses: []int{200, 401}, request: next}.start(t)
 	racing.more(t, 20)
 	testRedis.Do(t, "PEXPIRE", "apiKey:"+key, 60)
-	redistest.Eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
+	waittest.Eventually(t, 10*time.Second, func() error { return s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).is(401) })
 	expired := time.Now()
 	load{
 		services: []*service{s}, clients: 10, requests: 100, statuses: []int{401},
@@ -794,7 +795,7 @@ func TestHangUps(t *testing.T) {
 		}
 	}
 	spent := 0
-	redistest.Eventually(t, 30*time.Second, func() error { // all that is under way has reached Redis, and no more comes
+	waittest.Eventually(t, 30*time.Second, func() error { // all that is under way has reached Redis, and no more comes
 		last := spent
 		time.Sleep(200 * time.Millisecond)
 		spent = 10_000 - left() - paid

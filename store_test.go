@@ -15,6 +15,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // ---- What is in Redis -----------------------------------------------------------------------------------------------
@@ -510,7 +511,7 @@ func TestRateLimitCalls(t *testing.T) {
 		if leaves {
 			want = "evalsha=1 hincrby=1 hmget=1 lindex=3 llen=1 ltrim=1 pexpire=1 rpush=1 time=1"
 		}
-		redistest.Eventually(t, 10*time.Second, func() error { // a script in the background may come between
+		waittest.Eventually(t, 10*time.Second, func() error { // a script in the background may come between
 			if leaves {
 				r.Do(t, "LPUSH", log, in(-101*time.Second).UnixMicro())
 			}
@@ -604,7 +605,7 @@ func TestSlidingWindow(t *testing.T) {
 	if n := testRedis.Int(t, "LLEN", "{apiKey:"+key+"}:rate"); n > limit {
 		t.Errorf("%d requests are in the log, more than the limit of %d", n, limit)
 	}
-	redistest.Eventually(t, 5*time.Second, func() error { // after the window
+	waittest.Eventually(t, 5*time.Second, func() error { // after the window
 		if testRedis.Int(t, "EXISTS", "{apiKey:"+key+"}:rate") != 0 {
 			return errors.New("the log is still there")
 		}
@@ -636,11 +637,11 @@ func TestTenantGenerations(t *testing.T) {
 				s.consume(t, "abc", user, "", retryKey+"k").want(t, 200, `{"tokensLeft":49}`)
 				s.admin(t, "DELETE", "/admin/tenants/abc", "").want(t, 204, "")
 				for _, s := range services {
-					redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(400) })
+					waittest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(400) })
 				}
 				test.create(t, r, s)
 				for _, s := range services {
-					redistest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(401) })
+					waittest.Eventually(t, time.Second+busy, func() error { return s.consume(t, "abc", user, "").is(401) })
 					s.wantDead(t, r, "abc", key)
 					s.wantDead(t, r, "abc", user)
 				}

@@ -10,6 +10,7 @@ import (
 
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
+	"tollgate/internal/waittest"
 )
 
 // metricsStory creates a tenant in r, sends requests of all kinds for it and returns its ID and the secrets that were
@@ -187,7 +188,7 @@ func TestAccessLog(t *testing.T) {
 			}
 			want := fmt.Sprintf(test.want, len(got.body), got.header.Get("X-Request-Id"))
 			line := regexp.MustCompile(`(?m)^\[INFO\] ` + want + `$`)
-			redistest.Eventually(t, 10*time.Second, func() error { // it is written after the response
+			waittest.Eventually(t, 10*time.Second, func() error { // it is written after the response
 				if !line.MatchString(s.log.String()) {
 					return fmt.Errorf("no line %s in\n%s", want, s.log)
 				}

@@ -11,6 +11,7 @@ import (
 
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 func today() string { return time.Now().UTC().Format(dayLayout) }
@@ -46,7 +47,7 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 // awaitUsage waits until what a tenant has used is written to r for the first time. From then on no key appears for that.
 func awaitUsage(t testing.TB, r *redistest.Server, tenant string) {
 	t.Helper()
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if r.Int(t, "EXISTS", "{tenant:"+tenant+":config}:usage:"+today()) == 0 {
 			return fmt.Errorf("the usage of %s is not written", tenant)
 		}
@@ -57,7 +58,7 @@ func awaitUsage(t testing.TB, r *redistest.Server, tenant string) {
 // wantUsage waits until a tenant's usage is want, in JSON without the day.
 func (s *service) wantUsage(t testing.TB, tenant, first, want string) {
 	t.Helper()
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		got, err := json.Marshal(s.usage(t, tenant, first))
 		if err != nil || string(got) != `{"day":"",`+want+`}` {
 			return fmt.Errorf("got %s\nwant %s", got, want)
@@ -264,7 +265,7 @@ func TestUsageWithoutRedis(t *testing.T) {
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
-	redistest.Eventually(t, 20*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		u.write()
 		if n := len(u.counts); n > 0 {
 			return fmt.Errorf("%d days are not written", n)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // With -wait-replicas no charge that was acknowledged is lost when a master is killed.
@@ -54,7 +55,7 @@ func TestWaitReplicas(t *testing.T) {
 	more := func(n int64) {
 		t.Helper()
 		before := served.Load()
-		redistest.Eventually(t, 20*time.Second, func() error {
+		waittest.Eventually(t, 20*time.Second, func() error {
 			if served.Load() < before+n {
 				return fmt.Errorf("%d charges", served.Load()-before)
 			}
@@ -71,7 +72,7 @@ func TestWaitReplicas(t *testing.T) {
 		if err := master.Start(); err != nil {
 			t.Fatal(err)
 		}
-		redistest.Eventually(t, 20*time.Second, c.Check)
+		waittest.Eventually(t, 20*time.Second, c.Check)
 	}
 	more(50)
 	stop.Store(true)
@@ -99,7 +100,7 @@ func TestWaitReplicasMissing(t *testing.T) {
 		}
 		return nil
 	}
-	redistest.Eventually(t, 20*time.Second, inSync)
+	waittest.Eventually(t, 20*time.Second, inSync)
 	s := newService(t, "REDIS_URL="+master.URL(), "WAIT_REPLICAS=1")
 	key := s.login(t, "abc")
 	s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"a").want(t, 200, `{"tokensLeft":99}`)
@@ -119,7 +120,7 @@ func TestWaitReplicasMissing(t *testing.T) {
 	}
 	s.admin(t, "GET", "/abc/admin/config/history", "").want(t, 200, "")
 	replica.Signal(t, syscall.SIGCONT)
-	redistest.Eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
+	waittest.Eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
 	got := s.consume(t, "abc", key, `{"tokens":1}`, retryKey+"b")
 	got.want(t, 200, `{"tokensLeft":98}`)
 	got.wantHeader(t, "Idempotent-Replayed", "true")

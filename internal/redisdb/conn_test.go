@@ -15,6 +15,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // prompt is far longer than anything takes that does not wait, and far shorter than the deadlines that must not be
@@ -49,13 +50,13 @@ var errMixedUp = errors.New("the reply to another command")
 // wantPing waits until c works.
 func wantPing(t *testing.T, c *sharedConn) {
 	t.Helper()
-	redistest.Eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
+	waittest.Eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
 }
 
 // wantPending waits until n commands wait to be sent over c or for their reply.
 func wantPending(t *testing.T, c *sharedConn, n int) {
 	t.Helper()
-	redistest.Eventually(t, prompt, func() error {
+	waittest.Eventually(t, prompt, func() error {
 		if got := c.pending(); got < n {
 			return fmt.Errorf("%d commands are pending, want %d", got, n)
 		}
@@ -134,7 +135,7 @@ func TestSharedConnBreaks(t *testing.T) {
 			}
 		})
 	}
-	redistest.Eventually(t, 4*prompt, func() error {
+	waittest.Eventually(t, 4*prompt, func() error {
 		r.Do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 		if n := lost.Load(); n < 50 {
 			return fmt.Errorf("only %d commands were under way when the connection broke", n)
@@ -181,7 +182,7 @@ func TestSharedConnSilence(t *testing.T) {
 				}
 				return err
 			}
-			redistest.Eventually(t, prompt, func() error { return replied(ping(c, time.Second)) })
+			waittest.Eventually(t, prompt, func() error { return replied(ping(c, time.Second)) })
 
 			mute.Store(true)
 			var callers sync.WaitGroup
@@ -194,7 +195,7 @@ func TestSharedConnSilence(t *testing.T) {
 				})
 			}
 			send()
-			redistest.Eventually(t, prompt, func() error {
+			waittest.Eventually(t, prompt, func() error {
 				if held.Load() == 0 {
 					return errors.New("no reply has reached the proxy")
 				}
@@ -209,7 +210,7 @@ func TestSharedConnSilence(t *testing.T) {
 			if n := expired.Load(); n != test.expired {
 				t.Errorf("%d commands have expired, want %d", n, test.expired)
 			}
-			redistest.Eventually(t, 2*prompt, func() error { return replied(ping(c, time.Second)) })
+			waittest.Eventually(t, 2*prompt, func() error { return replied(ping(c, time.Second)) })
 		})
 	}
 }
@@ -277,7 +278,7 @@ func TestSharedConnStuck(t *testing.T) {
 		callers.Go(func() { _ = echo(c, time.Now().Add(300*time.Millisecond), big) })
 	}
 	callers.Wait()
-	redistest.Eventually(t, 4*prompt, func() error {
+	waittest.Eventually(t, 4*prompt, func() error {
 		_ = echo(c, time.Now().Add(100*time.Millisecond), big)
 		if dials.Load() < 2 {
 			return errors.New("the connection is not replaced")
@@ -398,7 +399,7 @@ func TestSharedConnClose(t *testing.T) {
 			t.Errorf("got %v, want %v", err, errConnClosed)
 		}
 	}
-	redistest.Eventually(t, prompt, func() error {
+	waittest.Eventually(t, prompt, func() error {
 		if n := runtime.NumGoroutine(); n > before {
 			return fmt.Errorf("%d goroutines are left, there were %d", n, before)
 		}
