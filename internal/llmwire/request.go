@@ -130,10 +130,13 @@ func (r *Request) addMember(object *jsonShape[Request], name []byte, v jsonValue
 
 // String returns the member's path.
 func (m memberName) String() string {
-	if m.object == "" {
-		return m.name
+	switch {
+	case m.object != "":
+		return m.object + "." + m.name
+	case m.name == "":
+		return `""`
 	}
-	return m.object + "." + m.name
+	return m.name
 }
 
 func (r *Request) readBody(v jsonValue) {

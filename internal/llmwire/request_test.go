@@ -169,6 +169,7 @@ func TestRequestErrors(t *testing.T) {
 		{`{"a":1,"b":2,"a":1}`, "a is duplicated"},
 		{`{"temperature":1,"temperatur\u0065":1}`, "temperature is duplicated"},
 		{`{"model":"a","model":"a"}`, "model is duplicated"},
+		{`{"":1,"":2}`, `"" is duplicated`},
 		{`{"stream_options":{"include_usage":true,"include_usage":false}}`, "stream_options.include_usage is duplicated"},
 		{`{"` + strings.Repeat("x", 99) + `":1,"` + strings.Repeat("x", 99) + `":1}`,
 			strings.Repeat("x", 64) + "… is duplicated"},
