@@ -206,40 +206,6 @@ func TestRedisSlow(t *testing.T) {
 	}
 }
 
-// A Redis whose memory is full still reads and charges; what needs room is 503, and one line of the log says why.
-func TestRedisFull(t *testing.T) {
-	t.Parallel()
-	r := redistest.New(t)
-	s, strict := newService(t, "REDIS_URL="+r.URL()), newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1")
-	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":100}}}`)
-	limited, key := s.login(t, "abc"), s.login(t, id)
-	strict.login(t, id)
-	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
-	strict.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 429, "") // to refuse a login needs no memory
-	r.Do(t, "DEL", "login:127.0.0.1")
-	strict.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, "")
-	for i := range 5 {
-		s.do(t, "POST", "/abc/auth/anonymous", "").want(t, 503, `{"error":"Service unavailable"}`)
-		s.consume(t, id, key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, 99-i))
-		s.consume(t, "abc", limited, "").want(t, 503, `{"error":"Service unavailable"}`) // would grow the log of its rate
-		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "")
-		s.putConfig(t, "abc", `{}`).want(t, 503, "")
-		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":0}`).want(t, 200, "")
-	}
-	if n := len(r.Keys(t, "apiKey:*")); n != 3 {
-		t.Errorf("there are %d API keys, want 3", n)
-	}
-	if logins := r.Keys(t, "login:*"); len(logins) > 0 {
-		t.Errorf("a login was counted in %q", logins)
-	}
-	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
-	s.admin(t, "DELETE", "/abc/admin/keys/"+limited, "").want(t, 204, "")
-	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
-	s.wantRecovery(t)
-	s.putConfig(t, "abc", `{"user_groups":{"anonymous":{"rate_limit":1000,"rate_limit_window":1}}}`).want(t, 200, "")
-	s.wantOneFault(t)
-}
-
 // A connection to a Redis that was demoted is given up: the next leads to the new master.
 func TestRedisDemoted(t *testing.T) {
 	t.Parallel()
