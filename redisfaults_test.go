@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -343,6 +344,19 @@ func TestDeniedCommands(t *testing.T) {
 		}
 		if n := len(r.Keys(t, "apiKey:*")); n != keys {
 			t.Errorf("%d keys were created", n-keys)
+		}
+	})
+	t.Run("a login whose key cannot be stored is counted", func(t *testing.T) {
+		r.Do(t, "DEL", "login:127.0.0.1")
+		keys := r.Keys(t, "apiKey:*")
+		permit(t, r, "-hset")
+		s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 503, `{"error":"Service unavailable"}`)
+		permit(t, r, "+hset")
+		if after := r.Keys(t, "apiKey:*"); !slices.Equal(after, keys) {
+			t.Errorf("the keys were %q and are %q", keys, after)
+		}
+		if n := r.Int(t, "LLEN", "login:127.0.0.1"); n != 1 {
+			t.Errorf("%d logins are used up, want 1", n)
 		}
 	})
 	t.Run("a change whose response is 503 may be repeated", func(t *testing.T) {
