@@ -21,7 +21,8 @@ import (
 	"tollgate/internal/waittest"
 )
 
-// The tests that share a cluster run one after the other, beside all others.
+// The tests that share a cluster run one after the other, beside all others. To run one of them:
+// go test -run 'TestCluster/resharding' .
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	t.Run("commands", testClusterCommands)
@@ -106,25 +107,30 @@ func testClusterLoginLimit(t *testing.T) {
 
 // ledger is a load of keyed charges, each of which is repeated until it succeeds.
 type ledger struct {
-	cluster *redistest.Cluster
-	tenant  string
-	keys    []string
-	started int // balance
-	running *runningLoad
+	cluster  *redistest.Cluster
+	services []*service
+	tenant   string
+	keys     []string
+	started  int // balance
+	running  *runningLoad
 }
 
-// startLedger begins to charge keys on all masters, a number of them on each.
-func startLedger(t testing.TB, c *redistest.Cluster, services []*service, tenant string, perMaster int) *ledger {
+// startLedger begins to charge keys of a new tenant over two processes, perMaster of them on each master of the cluster
+// that tests share.
+func startLedger(t testing.TB, perMaster int) *ledger {
 	t.Helper()
-	l := &ledger{cluster: c, tenant: tenant, started: 1_000_000}
-	for _, some := range keysOn(t, c, services[0], tenant, perMaster, fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, l.started)) {
+	l := &ledger{cluster: redistest.SharedCluster(t), started: 1_000_000}
+	l.services = newServices(t, "REDIS_URL="+l.cluster.URL())
+	l.tenant = newClusterTenant(t, l.services[0], ledgerConfig)
+	members := fmt.Sprintf(`"userId":"u","group":"pro","tokens":%d`, l.started)
+	for _, some := range keysOn(t, l.cluster, l.services[0], l.tenant, perMaster, members) {
 		l.keys = append(l.keys, some...)
 	}
 	var n atomic.Int64
 	l.running = load{
-		services: services, clients: 12, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
+		services: l.services, clients: 12, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
 		request: func(client, i int) request {
-			return consumeRequest(tenant, l.keys[(client*7+i)%len(l.keys)], 1, retryKey+strconv.FormatInt(n.Add(1), 10))
+			return consumeRequest(l.tenant, l.keys[(client*7+i)%len(l.keys)], 1, retryKey+strconv.FormatInt(n.Add(1), 10))
 		},
 	}.start(t)
 	return l
@@ -175,9 +181,8 @@ const ledgerConfig = `{"user_groups":{"anonymous":{"tokens":50},"pro":{"tokens":
 // Slots may be moved while their keys are charged: each charge is taken once, and none fails.
 func testClusterResharding(t *testing.T) {
 	long(t)
-	c := redistest.SharedCluster(t)
-	services := newServices(t, "REDIS_URL="+c.URL())
-	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 40)
+	l := startLedger(t, 40)
+	c := l.cluster
 	l.running.more(t, 500)
 	masters := c.MastersNow(t)
 	from, to := masters[0], masters[1]
@@ -191,7 +196,8 @@ func testClusterResharding(t *testing.T) {
 	c.MoveSlots(t, to, from, slots)
 	l.running.more(t, 500)
 	l.wantExact(t, 1000)
-	if n := services[0].sample(t, `redis_redirects_total{kind="ask"}`) + services[0].sample(t, `redis_redirects_total{kind="moved"}`); n < 10 {
+	s := l.services[0]
+	if n := s.sample(t, `redis_redirects_total{kind="ask"}`) + s.sample(t, `redis_redirects_total{kind="moved"}`); n < 10 {
 		t.Errorf("%v redirects prove little", n)
 	}
 }
@@ -257,9 +263,8 @@ func testClusterHalfMovedSlot(t *testing.T) {
 // A planned failover loses no charge, and fails none.
 func testClusterPlannedFailover(t *testing.T) {
 	long(t)
-	c := redistest.SharedCluster(t)
-	services := newServices(t, "REDIS_URL="+c.URL())
-	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
+	l := startLedger(t, 5)
+	c := l.cluster
 	for range 3 {
 		redistest.AwaitVotes()
 		l.running.more(t, 200)
@@ -275,12 +280,9 @@ func testClusterPlannedFailover(t *testing.T) {
 // When a master is killed, its replica takes over, nothing is charged twice, and the keys of others are served meanwhile.
 func testClusterKilledMaster(t *testing.T) {
 	long(t)
-	c := redistest.SharedCluster(t)
-	services := newServices(t, "REDIS_URL="+c.URL())
-	s := services[0]
-	tenant := newClusterTenant(t, s, ledgerConfig)
 	redistest.AwaitVotes()
-	l := startLedger(t, c, services, tenant, 5)
+	l := startLedger(t, 5)
+	c, s, tenant := l.cluster, l.services[0], l.tenant
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[0]
 	replica := c.ReplicaOf(t, victim)
@@ -342,9 +344,8 @@ func testClusterDeadShard(t *testing.T) {
 // A master that is frozen and comes back after its replica was promoted neither loses nor repeats what was acknowledged.
 func testClusterFrozenMaster(t *testing.T) {
 	long(t)
-	c := redistest.SharedCluster(t)
-	services := newServices(t, "REDIS_URL="+c.URL())
-	l := startLedger(t, c, services, newClusterTenant(t, services[0], ledgerConfig), 5)
+	l := startLedger(t, 5)
+	c := l.cluster
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[1]
 	replica := c.ReplicaOf(t, victim)
@@ -358,10 +359,8 @@ func testClusterFrozenMaster(t *testing.T) {
 // A node may be added and another one removed while their keys are charged. Afterwards nothing is sent to the latter.
 func testClusterNodes(t *testing.T) {
 	long(t)
-	c := redistest.SharedCluster(t)
-	services := newServices(t, "REDIS_URL="+c.URL())
-	s := services[0]
-	l := startLedger(t, c, services, newClusterTenant(t, s, ledgerConfig), 20)
+	l := startLedger(t, 20)
+	c, s := l.cluster, l.services[0]
 	l.running.more(t, 200)
 	added, err := redistest.StartClusterNode()
 	if err != nil {
