@@ -65,18 +65,21 @@ requests_total +Inf
 func TestHistogram(t *testing.T) {
 	h := NewHistogram([]float64{0.00025, 0.001, 2.5})
 	labels := append(make([]string, 0, 8), "route", "/x") // has room that Histogram must not use
-	var empty Page
-	empty.Histogram("d", h, labels...)
-	const none = `d_bucket{route="/x",le="0.00025"} 0
+	wantHistogram := func(count int64, want string) {
+		t.Helper()
+		var page Page
+		page.Histogram("d", h, labels...)
+		if page.String() != want || h.Count() != count {
+			t.Errorf("%d: got\n%swant\n%s", h.Count(), &page, want)
+		}
+	}
+	wantHistogram(0, `d_bucket{route="/x",le="0.00025"} 0
 d_bucket{route="/x",le="0.001"} 0
 d_bucket{route="/x",le="2.5"} 0
 d_bucket{route="/x",le="+Inf"} 0
 d_sum{route="/x"} 0
 d_count{route="/x"} 0
-`
-	if empty.String() != none || h.Count() != 0 {
-		t.Errorf("%d: got\n%swant\n%s", h.Count(), &empty, none)
-	}
+`)
 	var counting sync.WaitGroup
 	for range 8 {
 		counting.Go(func() {
@@ -89,18 +92,13 @@ d_count{route="/x"} 0
 		})
 	}
 	counting.Wait()
-	var page Page
-	page.Histogram("d", h, labels...)
-	const want = `d_bucket{route="/x",le="0.00025"} 16
+	wantHistogram(64, `d_bucket{route="/x",le="0.00025"} 16
 d_bucket{route="/x",le="0.001"} 32
 d_bucket{route="/x",le="2.5"} 48
 d_bucket{route="/x",le="+Inf"} 64
 d_sum{route="/x"} 28840.020000024
 d_count{route="/x"} 64
-`
-	if page.String() != want || h.Count() != 64 {
-		t.Errorf("%d: got\n%swant\n%s", h.Count(), &page, want)
-	}
+`)
 	if all := labels[:cap(labels)]; all[2] != "" {
 		t.Errorf("the caller's labels are %q", all)
 	}
