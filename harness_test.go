@@ -47,17 +47,7 @@ func TestMain(m *testing.M) {
 	if parallel := flag.Lookup("test.parallel").Value; parallel.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		_ = parallel.Set("16") // the default is for tests that compute: those that are parallel here wait
 	}
-	os.Exit(func() int {
-		server, err := redistest.StartShared()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer server.Close()
-		defer redistest.CloseSharedCluster()
-		testRedis = server
-		return m.Run()
-	}())
+	os.Exit(redistest.Main(m, redistest.StartShared, &testRedis))
 }
 
 // singleRedis returns testRedis or, if that is a cluster, a server of the test's own.

@@ -1,7 +1,6 @@
 package redisdb
 
 import (
-	"fmt"
 	"os"
 	"testing"
 
@@ -12,15 +11,5 @@ import (
 var testRedis *redistest.Server
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		server, err := redistest.StartSharedServer()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer server.Close()
-		defer redistest.CloseSharedCluster()
-		testRedis = server
-		return m.Run()
-	}())
+	os.Exit(redistest.Main(m, redistest.StartSharedServer, &testRedis))
 }

@@ -65,6 +65,20 @@ func NewAfter(t testing.TB, setUp string, args ...string) *Server {
 	return r
 }
 
+// Main runs the tests of a package that share what start returns: StartShared or StartSharedServer. They find it in
+// *shared. Main returns the code to exit with, after it has closed that and the cluster that tests share.
+func Main(m *testing.M, start func() (*Server, error), shared **Server) int {
+	server, err := start()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer server.Close()
+	defer CloseSharedCluster()
+	*shared = server
+	return m.Run()
+}
+
 // StartShared returns the Redis that the tests of a package share: the server at TEST_REDIS_URL, if that is set, else
 // one that it starts; or, if TEST_REDIS_TOPOLOGY is "cluster", a cluster of three masters without replicas.
 func StartShared() (*Server, error) {
