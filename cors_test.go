@@ -277,7 +277,7 @@ func TestGatewayCORS(t *testing.T) {
 	p.Each(func(providertest.Request) providertest.Conduct {
 		return providertest.Conduct{Header: []string{"Access-Control-Allow-Origin: *", "Access-Control-Expose-Headers: X-Other", "Vary: Cookie"}}
 	})
-	config := textConfig(10_000, endpointJSON(p, "chat", chatPath, ""), endpointJSON(p, "claude", messagesPath, ""))
+	config := textConfig(10_000, endpointsJSON(p, "")...)
 	g := newService(t).gatewayTest(t, p, strings.Replace(config, "{", `{"cors":{"allowed_origins":["`+page+`"]},`, 1))
 	for _, path := range []string{chatPath, messagesPath, messagesPath + "/count_tokens", "/v1/models", "/v1/models/m"} {
 		got := g.do(t, "OPTIONS", "/"+g.tenant+path, "", fromPage, asksPOST)

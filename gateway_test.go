@@ -39,6 +39,11 @@ func endpointJSON(p *providertest.Provider, name, path, members string) string {
 		name, p.URL, path, providertest.Key, members)
 }
 
+// endpointsJSON returns endpointJSON's members for an endpoint of each format, chat and claude.
+func endpointsJSON(p *providertest.Provider, members string) []string {
+	return []string{endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)}
+}
+
 // textConfig returns the config of a tenant whose anonymous users get that many tokens.
 func textConfig(tokens int64, endpoints ...string) string {
 	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"text":{"endpoints":{%s}}}}`,
@@ -56,8 +61,7 @@ func newGatewayTest(t testing.TB, tokens int64, members string, settings ...stri
 func (s *service) newGatewayTest(t testing.TB, tokens int64, members string) *gatewayTest {
 	t.Helper()
 	p := providertest.New(t)
-	return s.gatewayTest(t, p, textConfig(tokens,
-		endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)))
+	return s.gatewayTest(t, p, textConfig(tokens, endpointsJSON(p, members)...))
 }
 
 // gatewayTest creates a tenant with that config in testRedis, and a key.
@@ -655,7 +659,7 @@ func TestGatewayLedger(t *testing.T) {
 	settings := []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "LOGIN_LIMIT=0"}
 	processes := []*process{startProcess(t, settings), startProcess(t, settings)}
 	services := []*service{processes[0].service(t), processes[1].service(t)}
-	g := services[0].gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, ""), endpointJSON(p, "claude", messagesPath, "")))
+	g := services[0].gatewayTest(t, p, textConfig(granted, endpointsJSON(p, "")...))
 
 	const clients = 200
 	left := make(chan struct{}, clients) // one for each client that has finished

@@ -22,18 +22,11 @@ func cachedConfig(tokens int64, caching string, endpoints ...string) string {
 
 const cachingForAnHour = `"enabled":true,"text_ttl":3600,"fee_percentage":20`
 
-// newCacheTest starts a service, and is its newCacheTest.
-func newCacheTest(t testing.TB, tokens int64, members string, settings ...string) *gatewayTest {
-	t.Helper()
-	return newService(t, settings...).newCacheTest(t, tokens, members)
-}
-
 // newCacheTest is newGatewayTest with caching for an hour, at a fee of 20 %.
-func (s *service) newCacheTest(t testing.TB, tokens int64, members string) *gatewayTest {
+func (s *service) newCacheTest(t testing.TB, tokens int64) *gatewayTest {
 	t.Helper()
 	p := providertest.New(t)
-	return s.gatewayTest(t, p, cachedConfig(tokens, cachingForAnHour,
-		endpointJSON(p, "chat", chatPath, members), endpointJSON(p, "claude", messagesPath, members)))
+	return s.gatewayTest(t, p, cachedConfig(tokens, cachingForAnHour, endpointsJSON(p, "")...))
 }
 
 func (g *gatewayTest) cacheSample(t testing.TB, result string) int {
@@ -97,7 +90,7 @@ func (g *gatewayTest) hit(t testing.TB, path, body string, headers ...string) re
 // A response is replayed byte for byte to another key of the tenant, a stream as a stream, for the fee.
 func TestCacheReplays(t *testing.T) {
 	t.Parallel()
-	g := newCacheTest(t, 10_000, "")
+	g := newService(t).newCacheTest(t, 10_000)
 	g.provider.On("odd", providertest.Conduct{
 		Piece: 7, LineEnd: "\r\n", Reasoning: "hm", Header: []string{"Content-Type: text/event-stream"},
 	})
@@ -263,7 +256,7 @@ func TestCacheKey(t *testing.T) {
 // Cache-Control of the request: no-cache skips the lookup, no-store the storing too.
 func TestCacheDirectives(t *testing.T) {
 	t.Parallel()
-	g := newCacheTest(t, 10_000, "")
+	g := newService(t).newCacheTest(t, 10_000)
 	const body = `{"messages":[]}`
 	for _, header := range []string{"Cache-Control: no-store", "Cache-Control: max-age=0, No-Store ", "cache-control: no-cache,no-store"} {
 		got := g.call(t, chatPath, body, header)
@@ -291,7 +284,7 @@ func TestCacheDirectives(t *testing.T) {
 // A response is as old as it is, and served for the text_ttl of the present config.
 func TestCacheTTL(t *testing.T) {
 	t.Parallel()
-	g := newCacheTest(t, 10_000, "")
+	g := newService(t).newCacheTest(t, 10_000)
 	const body = `{"messages":[]}`
 	g.miss(t, chatPath, body)
 	entry := g.cacheKeys(t)[0]
@@ -367,7 +360,7 @@ func testCacheCases(t *testing.T, stored int, again string, cases []cacheCase) {
 	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			g := s.newCacheTest(t, 10_000_000, "")
+			g := s.newCacheTest(t, 10_000_000)
 			g.provider.On("", test.conduct)
 			send := func(want string) {
 				got, err := g.send("POST", "/"+g.tenant+test.path, `{`+test.members+`}`, bearer(g.key))
@@ -446,7 +439,7 @@ func TestCacheSkipsFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, path := range []string{chatPath, messagesPath} {
-				g := s.newCacheTest(t, 10_000, "")
+				g := s.newCacheTest(t, 10_000)
 				g.provider.On("", c)
 				_, _ = g.send("POST", "/"+g.tenant+path, `{"stream":true}`, bearer(g.key))
 				g.charged(t, 10_000)
@@ -477,7 +470,7 @@ func TestCacheSkipsFailures(t *testing.T) {
 // A client that hangs up when it has seen the end marker, as SDKs do, has had the whole stream.
 func TestCacheHangUp(t *testing.T) {
 	t.Parallel()
-	g := newCacheTest(t, 10_000, "")
+	g := newService(t).newCacheTest(t, 10_000)
 	for path, end := range map[string]string{chatPath: "[DONE]", messagesPath: `"message_stop"}`} {
 		g.open(t, path, `{"stream":true}`, end).Close()
 	}
@@ -493,7 +486,7 @@ func TestCacheHangUp(t *testing.T) {
 // What cannot be used in the cache is a miss, and costs what a miss costs.
 func TestCacheUnreadable(t *testing.T) {
 	t.Parallel()
-	g := newCacheTest(t, 1_000_000, "")
+	g := newService(t).newCacheTest(t, 1_000_000)
 	const body = `{"max_tokens":9}`
 	g.miss(t, chatPath, body)
 	entry, now := g.cacheKeys(t)[0], time.Now().UnixMilli()
