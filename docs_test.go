@@ -119,14 +119,7 @@ func startDocService(t *testing.T, command string) docService {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a terminal does
 	out := new(telemetrytest.Log)
 	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(done)
-	}()
+	done := start(t, cmd)
 	t.Cleanup(func() { s.stop(t, cmd.Process.Pid, done, out) })
 	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if response, err := http.Get("http://" + s.address + "/healthz"); err == nil {

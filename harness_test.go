@@ -153,7 +153,7 @@ type process struct {
 	cmd    *exec.Cmd
 	stdout bytes.Buffer
 	log    *telemetrytest.Log
-	done   chan struct{}
+	done   <-chan struct{} // closed when it has ended
 }
 
 // startProcess starts the program with just these settings (NAME=value) and arguments.
@@ -166,18 +166,26 @@ func startProcess(t *testing.T, settings []string, args ...string) *process {
 
 func startCommand(t testing.TB, cmd *exec.Cmd, env []string) *process {
 	t.Helper()
-	p := &process{cmd: cmd, log: new(telemetrytest.Log), done: make(chan struct{})}
+	p := &process{cmd: cmd, log: new(telemetrytest.Log)}
 	p.cmd.Env = env
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, p.log
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = p.cmd.Wait()
-		close(p.done)
-	}()
+	p.done = start(t, cmd)
 	t.Cleanup(p.kill)
 	return p
+}
+
+// start starts cmd, and returns a channel that is closed when its process has ended.
+func start(t testing.TB, cmd *exec.Cmd) (ended <-chan struct{}) {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+	}()
+	return done
 }
 
 func (p *process) kill() {

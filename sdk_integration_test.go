@@ -425,14 +425,7 @@ func startBackend(t *testing.T, command, env []string) *service {
 	out := new(telemetrytest.Log)
 	cmd := exec.Command(command[0], append(command[1:], fmt.Sprint(port))...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		_ = cmd.Wait()
-		close(done)
-	}()
+	done := start(t, cmd)
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-done
