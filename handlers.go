@@ -271,7 +271,7 @@ func decodeCharge(body []byte) (tokens int64, upTo bool, err error) {
 }
 
 // plainTokens parses {"tokens":n} if it is spelled exactly so, as it mostly is. Anything else is left to strict.Decode.
-// Without plainTokens a charge takes 23.9 µs of the processor instead of 21.3, and 63 allocations instead of 39.
+// Without plainTokens a charge takes 20.5 µs of the processor instead of 19.6, and 50 allocations instead of 41.
 func plainTokens(body []byte) (n int64, ok bool) {
 	digits, prefixed := bytes.CutPrefix(body, []byte(`{"tokens":`))
 	digits, closed := bytes.CutSuffix(digits, []byte("}"))
