@@ -16,8 +16,9 @@ import (
 // tokens twice.
 
 const (
-	// closedRecordTTL is how long …:closed is kept, which says what was left of a temp_ key. movedRecordTTL is how long
-	// …:moves is kept, which says that this was added to a user's key; it must be longer.
+	// closedRecordTTL is how long …:closed is kept, which says what was left of a temp_ key, and a move beside the
+	// sign-in. movedRecordTTL is how long …:moves of the user's key is kept, which says that this was added; it must be
+	// longer.
 	closedRecordTTL = 30 * 24 * time.Hour
 	movedRecordTTL  = 31 * 24 * time.Hour
 )
@@ -172,7 +173,8 @@ func (s *store) replaceSignInRecord(deadline time.Time, who signInIdentity, befo
 
 // noteMove notes a move to a user's key, and returns all moves that are noted.
 func (s *store) noteMove(deadline time.Time, who signInIdentity, move pendingMove) ([]pendingMove, error) {
-	_, moves, err := s.runSignIn(deadline, growingSignInScript, who, "", "", move.from, move.to)
+	_, moves, err := s.runSignIn(deadline, growingSignInScript, who,
+		"", "", move.from, move.to, closedRecordTTL.Milliseconds())
 	return moves, err
 }
 

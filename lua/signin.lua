@@ -5,7 +5,8 @@
 --         it is being moved
 -- ARGV[1] the value that KEYS[1] must have to be changed; '' if it must not exist
 -- ARGV[2] its new value; '' deletes it; the same as ARGV[1] only reads it
--- ARGV[3] a temp_ API key to add to KEYS[2], and ARGV[4] the user's API key; both may be omitted
+-- ARGV[3] a temp_ API key to add to KEYS[2], ARGV[4] the user's API key, and ARGV[5] for how long KEYS[2] is kept then,
+--         in ms; all three may be omitted
 --
 -- Returns the value of KEYS[1] then, '' if it does not exist, and the fields and values of KEYS[2].
 
@@ -20,6 +21,6 @@ if value == ARGV[1] and ARGV[1] ~= ARGV[2] then
 end
 if ARGV[3] and call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
 	call('HSET', KEYS[2], ARGV[3], ARGV[4])
-	call('PEXPIRE', KEYS[2], 30 * day) -- as long as close.lua remembers what was left
+	call('PEXPIRE', KEYS[2], ARGV[5])
 end
 return {value, unpack(call('HGETALL', KEYS[2]))}
