@@ -237,16 +237,12 @@ func readResponse(r *bufio.Reader) error {
 // call.
 func redisWork(b *testing.B) map[string]int {
 	info := testRedis.String(b, "INFO", "everything")
-	calls := func(command string) (n int) {
-		fmt.Sscanf(redistest.Field(info, "cmdstat_"+command), "calls=%d", &n)
-		return n
-	}
 	field := func(name string) (n int) {
 		fmt.Sscan(redistest.Field(info, name), &n)
 		return n
 	}
 	return map[string]int{
-		"redis-sent/op":  calls("evalsha") + calls("eval") + 2*calls("pttl"),
+		"redis-sent/op":  redistest.Calls(info, "evalsha") + redistest.Calls(info, "eval") + 2*redistest.Calls(info, "pttl"),
 		"redis-reads/op": field("total_reads_processed"),
 		"redis-calls/op": field("total_commands_processed"),
 	}

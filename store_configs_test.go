@@ -204,7 +204,10 @@ func TestConfigRefresh(t *testing.T) {
 	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"version":1}`)
 	s.wantConfig(t, id, `{"version":1}`)
-	validations := func() int { return commandCalls(t, r, "evalsha") + commandCalls(t, r, "eval") }
+	validations := func() int {
+		info := r.String(t, "INFO", "commandstats")
+		return redistest.Calls(info, "evalsha") + redistest.Calls(info, "eval")
+	}
 	before, began := validations(), time.Now()
 	for end := in(3 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
@@ -213,20 +216,6 @@ func TestConfigRefresh(t *testing.T) {
 	if n := validations() - before; n < 2 || n > most {
 		t.Errorf("the config was validated %d times in %s, want 2 to %d", n, time.Since(began), most)
 	}
-}
-
-// commandCalls returns how often r has executed a command.
-func commandCalls(t *testing.T, r *redistest.Server, command string) int {
-	t.Helper()
-	calls := 0
-	for line := range strings.Lines(r.String(t, "INFO", "commandstats")) {
-		if rest, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
-			if _, err := fmt.Sscan(rest[:strings.IndexByte(rest, ',')], &calls); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	return calls
 }
 
 // While Redis cannot be reached a cached config is used for configGraceAge and no longer.

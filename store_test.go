@@ -255,10 +255,7 @@ func TestCommandsSent(t *testing.T) { // alone: if it takes a second, what was u
 	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":1000`)
 	s.login(t, id)
 	s.consume(t, id, key, "").want(t, 200, "")
-	calls := func(command string) (n int) {
-		fmt.Sscanf(redistest.Field(r.String(t, "INFO", "commandstats"), "cmdstat_"+command), "calls=%d", &n)
-		return n
-	}
+	calls := func(command string) int { return redistest.Calls(r.String(t, "INFO", "commandstats"), command) }
 	commands := []struct {
 		name string
 		want []int // one of them

@@ -374,3 +374,9 @@ func Field(info, name string) string {
 	}
 	return ""
 }
+
+// Calls returns how often a command has been executed, by a script too, according to a reply of INFO commandstats.
+func Calls(info, command string) (n int) {
+	fmt.Sscanf(Field(info, "cmdstat_"+command), "calls=%d", &n) // a command that was never executed has no line
+	return n
+}
