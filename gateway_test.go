@@ -188,7 +188,7 @@ func TestGatewayErrors(t *testing.T) {
 		many := slices.Repeat([]string{"X-Many: 1"}, 101)
 		g.do(t, "POST", messagesPath, "{}", many...).wantWireError(t, messagesPath, 431, invalid, "")
 		g.do(t, "POST", "/"+g.tenant+chatPath, "{}", many...).wantWireError(t, chatPath, 431, invalid, "")
-		g.do(t, "GET", "/v1/auth/key", "").wantError(t, 401, "Unauthorized") // of a tenant named v1
+		g.do(t, "GET", "/v1/auth/key", "").wantError(t, 400, "Invalid tenant ID") // of a tenant named v1
 	})
 	t.Run("model", func(t *testing.T) {
 		only := g.service.gatewayTest(t, g.provider, textConfig(1000, fmt.Sprintf(

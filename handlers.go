@@ -41,9 +41,9 @@ func (s *server) keyRoutes() []route {
 	var (
 		public     = s.forBrowsers(publicTimeout, s.loadTenant)
 		signIn     = s.forBrowsers(adminTimeout, s.publicBodies.read, s.loadTenant) // the provider takes its time
-		verify     = s.forBrowsers(publicTimeout, s.readVerifyKey, s.loadTenant)
-		holder     = s.forBrowsers(publicTimeout, s.readAPIKey, refuseBody, s.loadTenant)
-		holderBody = s.forBrowsers(publicTimeout, s.readAPIKey, s.publicBodies.read, s.loadTenant)
+		verify     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readVerifyKey), s.loadTenant)
+		holder     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant)
+		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.publicBodies.read, s.loadTenant)
 	)
 	return []route{
 		{"POST /auth/anonymous", public, s.loginAnonymous},
@@ -61,8 +61,9 @@ func (s *server) keyRoutes() []route {
 // gatewayRoutes returns the routes of tenants to their providers. Each row says the format of its responses.
 func (s *server) gatewayRoutes() []route {
 	var (
-		caller = s.forBrowsers(publicTimeout, s.readSDKKey, s.loadTenant, s.readGatewayBody, s.loadTenant)
-		reader = s.forBrowsers(publicTimeout, formatOfHeader, s.readSDKKey, refuseBody, s.loadTenant, s.requireKey)
+		readKey = s.orNoTenant(s.readSDKKey)
+		caller  = s.forBrowsers(publicTimeout, readKey, s.loadTenant, s.readGatewayBody, s.loadTenant)
+		reader  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.requireKey)
 	)
 	return []route{
 		{"POST /v1/chat/completions", caller.in(llmwire.OpenAIChat), s.generate},

@@ -245,6 +245,18 @@ func (s *server) loadTenant(_ http.ResponseWriter, r *http.Request, info *reques
 	return err
 }
 
+// orNoTenant returns the step that does what readKey does, which reads an API key. If that fails, and the tenant does
+// not exist, the error is ErrNoTenant: whoever has mistyped the tenant's ID has no key of it, either.
+func (s *server) orNoTenant(readKey step) step {
+	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+		err := readKey(w, r, info)
+		if err != nil && s.loadTenant(w, r, info) == ErrNoTenant {
+			return ErrNoTenant
+		}
+		return err
+	}
+}
+
 // requireTenant checks that the tenant of the path exists. Its config may be broken, so that an admin can repair it.
 // Errors: ErrNoTenant, ErrUnavailable.
 func (s *server) requireTenant(w http.ResponseWriter, r *http.Request, info *requestInfo) error {

@@ -842,7 +842,11 @@ func TestMetricsToken(t *testing.T) {
 				continue
 			}
 			path = strings.NewReplacer("{tenantId}", id, "{apiKey}", someKey, "{etag}", "a").Replace(path)
-			s.do(t, method, path, "", bearer(token)).want(t, 401, "")
+			status := 401
+			if route.access.browser && !strings.Contains(route.pattern, "{tenantId}") {
+				status = 400 // the tenant default, which does not exist
+			}
+			s.do(t, method, path, "", bearer(token)).want(t, status, "")
 		}
 		for _, wrong := range []string{"", token + "x", strings.ToUpper(token), someKey} {
 			s.do(t, "GET", "/metrics", "", bearer(wrong)).want(t, 401, "")
