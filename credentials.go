@@ -29,14 +29,15 @@ var (
 	errInvalidCredential = errors.New("invalid bearer token")
 )
 
-// readAPIKey reads the request's API key from Authorization or, as several SDKs send it, X-API-Key. If both are sent
-// they must be equal. What does not have the form of a key never reaches Redis.
+// readAPIKey reads the request's API key from Authorization or, as several SDKs send it, X-API-Key. If both have one,
+// they must be equal; an Authorization without a bearer token, as browsers and proxies add it, does not count beside
+// X-API-Key. What does not have the form of a key never reaches Redis.
 func (s *server) readAPIKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	token, err := bearerToken(r)
 	keys := r.Header["X-Api-Key"]
 	switch {
 	case len(keys) == 0:
-	case len(keys) > 1, len(r.Header["Authorization"]) > 0 && (err != nil || token != keys[0]):
+	case len(keys) > 1, err == errInvalidCredential, err == nil && token != keys[0]:
 		return errInvalidCredential
 	default:
 		token, err = keys[0], nil

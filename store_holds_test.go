@@ -258,7 +258,10 @@ func TestXAPIKey(t *testing.T) {
 		}{
 			{true, []string{"X-API-Key: " + key}}, {true, []string{"X-API-Key: " + key, bearer(key)}},
 			{false, []string{"X-API-Key: " + key, bearer(other)}}, {false, []string{"X-API-Key: " + key, "X-API-Key: " + key}},
-			{false, []string{"X-API-Key: " + someKey}}, {false, []string{"X-API-Key: " + key, "Authorization: Basic x"}},
+			{false, []string{"X-API-Key: " + someKey}}, {false, []string{"X-API-Key: " + key, bearer("a:b")}},
+			{false, []string{"X-API-Key: " + key, bearer(key), bearer(key)}}, {false, []string{"X-API-Key: ", "Authorization: Basic x"}},
+			{true, []string{"X-API-Key: " + key, "Authorization: Basic x"}}, {true, []string{"X-API-Key: " + key, "Authorization: "}},
+			{true, []string{"X-API-Key: " + key, "Authorization: Bearer"}},
 		} {
 			got := s.do(t, route[0], "/"+tenant+route[1], body, test.headers...)
 			if ok := got.status < 300; ok != test.ok || !ok && got.status != 401 {
