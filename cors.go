@@ -95,15 +95,42 @@ func (s *server) respondToPreflight(w http.ResponseWriter, r *http.Request, mux 
 	if !s.setOrigin(h, r, info, tenantID) || !isPreflight(r, r.Method) {
 		return false
 	}
-	for _, name := range []string{"Allow", "Content-Type", "X-Content-Type-Options", "Access-Control-Expose-Headers"} {
+	for _, name := range []string{"Allow", "Content-Type", "X-Content-Type-Options"} {
 		h.Del(name) // of the 405
 	}
+	writePreflight(w, r, methods)
+	return true
+}
+
+// writePreflight sends the response to a preflight of an allowed origin, which may use these methods.
+func writePreflight(w http.ResponseWriter, r *http.Request, methods string) {
+	h := w.Header()
+	h.Del("Access-Control-Expose-Headers")
 	h.Set("Access-Control-Allow-Methods", methods)
 	if asked := r.Header["Access-Control-Request-Headers"]; len(asked) > 0 {
 		h.Set("Access-Control-Allow-Headers", strings.Join(asked, ", "))
 	}
 	h.Set("Access-Control-Max-Age", "600") // seconds for which the browser may remember this
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// verifyMethods are those with which a page may call verify.
+const verifyMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
+
+// isPagesPreflight reports whether a request for verify is the preflight of an allowed page that calls verify itself.
+// If a proxy asks, which says what its client's request is, the preflight is for the service behind the proxy; so it is
+// with preflight=pass. allowOrigin has set the headers of w.
+func isPagesPreflight(w http.ResponseWriter, r *http.Request) bool {
+	if !isPreflight(r, r.Method) || len(w.Header()["Access-Control-Allow-Origin"]) == 0 || r.URL.Query().Has("preflight") {
+		return false
+	}
+	for _, name := range []string{
+		"X-Forwarded-Method", "X-Forwarded-Uri", "X-Original-Method", "X-Original-Uri", "X-Original-Url",
+	} {
+		if len(r.Header[name]) > 0 {
+			return false
+		}
+	}
 	return true
 }
 

@@ -254,6 +254,46 @@ func TestVerifyPreflight(t *testing.T) {
 	}
 }
 
+// The preflight of a page that calls verify itself is that of any other route. What a proxy asks about is not.
+func TestVerifyPagesPreflight(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	tenant := corsTenant(t, `["`+page+`"]`)
+	path := "/" + tenant + "/auth/verify"
+	want := map[string]string{
+		"Vary": "Origin", "Access-Control-Allow-Origin": page, "Access-Control-Max-Age": "600",
+		"Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE", "Access-Control-Allow-Headers": "x-api-key",
+	}
+	const asksHeaders = "Access-Control-Request-Headers: x-api-key"
+	for _, query := range []string{"", "?tokens=1", "?x=1"} {
+		got := s.do(t, "OPTIONS", path+query, "", fromPage, asksPOST, asksHeaders)
+		got.want(t, 204, "")
+		got.wantCORS(t, want)
+	}
+	for _, test := range []struct {
+		name, method string
+		headers      []string
+	}{
+		{"another origin", "OPTIONS", []string{otherPage, asksPOST}},
+		{"nothing is asked for", "OPTIONS", []string{fromPage}},
+		{"another method", "GET", []string{fromPage, asksPOST}},
+		{"a credential", "OPTIONS", []string{fromPage, asksPOST, bearer(someKey)}},
+		{"another credential", "OPTIONS", []string{fromPage, asksPOST, "Authorization: Basic eA=="}},
+		{"Traefik", "GET", []string{fromPage, asksPOST, "X-Forwarded-Method: OPTIONS", "X-Forwarded-Uri: /"}},
+		{"a proxy that forwards the method, and names it", "OPTIONS", []string{fromPage, asksPOST, "X-Forwarded-Method: OPTIONS"}},
+		{"the path", "OPTIONS", []string{fromPage, asksPOST, "X-Forwarded-Uri: /"}},
+		{"the path, for nginx", "OPTIONS", []string{fromPage, asksPOST, "X-Original-URI: /"}},
+		{"the URL, for nginx", "OPTIONS", []string{fromPage, asksPOST, "X-Original-URL: https://a.example/"}},
+		{"the method, for nginx", "OPTIONS", []string{fromPage, asksPOST, "X-Original-Method: OPTIONS"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s.do(t, test.method, path, "", test.headers...).want(t, 401, `{"error":"Unauthorized"}`)
+		})
+	}
+	s.do(t, "OPTIONS", path+"?preflight=pass", "", fromPage, asksPOST).want(t, 200, "{}") // as a proxy asks for it
+	s.do(t, "OPTIONS", "/"+newTenant(t, 5)+"/auth/verify", "", fromPage, asksPOST).want(t, 401, "")
+}
+
 // Every route says whether browsers may call it: those of key holders and the public ones, not those of admins.
 func TestBrowserRoutes(t *testing.T) {
 	var browser []string

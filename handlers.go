@@ -288,13 +288,16 @@ func plainTokens(body []byte) (n int64, ok bool) {
 	return n, true
 }
 
-// readVerifyKey reads the API key as readAPIKey does. If the query has preflight=pass, a preflight needs none: then
-// info.apiKey stays "". The proxy says in X-Forwarded-Method what the client's method is, unless it forwards that
-// itself.
+// readVerifyKey reads the API key as readAPIKey does. Two preflights need none, and info.apiKey stays "": that of a
+// page which calls verify itself, and, if the query has preflight=pass, that of a proxy's client. The proxy says in
+// X-Forwarded-Method what the client's method is, unless it forwards that itself.
 func (s *server) readVerifyKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	err := s.readAPIKey(w, r, info)
 	if err != errNoCredential || len(r.Header["Authorization"]) > 0 || len(r.Header["X-Api-Key"]) > 0 {
 		return err
+	}
+	if isPagesPreflight(w, r) {
+		return nil
 	}
 	methods := r.Header["X-Forwarded-Method"]
 	if len(methods) == 0 {
@@ -312,11 +315,15 @@ func (s *server) readVerifyKey(w http.ResponseWriter, r *http.Request, info *req
 // verify serves proxies that check a request before they forward it. It ignores the request's body and Idempotency-Key,
 // which are the client's and not the proxy's: a client could pass forever with one that was charged once.
 func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if info.apiKey == "" && isPagesPreflight(w, r) {
+		writePreflight(w, r, verifyMethods)
+		return nil
+	}
 	query, err := readVerifyQuery(r)
 	if err != nil {
 		return err
 	}
-	if info.apiKey == "" { // a preflight, which whoever serves the request responds to
+	if info.apiKey == "" { // the preflight of a proxy's client: whoever serves the request responds to it
 		return writeBody(w, http.StatusOK, []byte("{}\n"))
 	}
 	query.charge.key = info.apiKey
