@@ -855,6 +855,7 @@ func TestRevokedMeanwhile(t *testing.T) {
 				{method: "PUT", path: "/admin/config", body: `{"config":{"mine":true}}`},
 				{method: "POST", path: "/admin/keys", body: `{"userId":"u","group":"pro","tokens":999999}`},
 				{method: "PATCH", path: "/admin/keys/" + user, body: `{"tokens":999999}`},
+				{method: "DELETE", path: "/admin/keys/" + user, body: `{}`},
 			}
 			var waiting []net.Conn
 			for _, r := range requests {

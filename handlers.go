@@ -77,11 +77,11 @@ func (s *server) gatewayRoutes() []route {
 // adminRoutes returns the routes of tenants for their admins.
 func (s *server) adminRoutes() []route {
 	var (
-		admin = forAdmins(s.requireAdmin, refuseBody, s.loadTenant)
+		admin = forAdmins(s.requireAdmin, s.refuseAdminBody, s.loadTenant)
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
 		adminBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.loadTenant)
 		// A route that does not use the config serves a tenant whose config is broken, too.
-		repair     = forAdmins(s.requireAdmin, refuseBody, s.requireTenant)
+		repair     = forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
 		repairBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.requireTenant)
 	)
 	return []route{

@@ -725,6 +725,14 @@ func TestTooManyHeaders(t *testing.T) {
 	})
 }
 
+func (got reply) wantRefusedBody(t *testing.T) {
+	t.Helper()
+	got.want(t, 400, "")
+	if !strings.Contains(got.body, `"This route takes no body"`) {
+		t.Errorf("got %s", got.body)
+	}
+}
+
 // A route that takes no body refuses one, so that nobody thinks that it had an effect.
 func TestBodiesWhereNoneBelong(t *testing.T) {
 	t.Parallel()
@@ -751,12 +759,11 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 			token = key
 		}
 		t.Run(route.pattern, func(t *testing.T) {
-			refused := s.do(t, method, path, body, bearer(token))
-			refused.want(t, 400, "")
-			if !strings.Contains(refused.body, `"This route takes no body"`) {
-				t.Errorf("got %s", refused.body)
+			s.do(t, method, path, body, bearer(token)).wantRefusedBody(t)
+			for _, body := range []string{" ", "[]", "{", "}", "null", "{}{}", "{\u00a0}", "{}" + strings.Repeat(" ", maxEmptyObject-1)} {
+				s.do(t, method, path, body, bearer(token)).wantRefusedBody(t)
 			}
-			for _, chunks := range []string{"1\r\n \r\n0\r\n\r\n", "1\r\n{"} {
+			for _, chunks := range []string{"1\r\n \r\n0\r\n\r\n", "41\r\n{}" + strings.Repeat(" ", maxEmptyObject-1)} {
 				c := s.dial(t)
 				fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: x\r\n%s\r\nTransfer-Encoding: chunked\r\n\r\n%s", method, path, bearer(token), chunks)
 				if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
@@ -774,6 +781,20 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	t.Run("an empty one, chunked, is accepted", func(t *testing.T) {
 		c := s.dial(t)
 		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("{} counts as none", func(t *testing.T) {
+		for _, body := range []string{"{}", " {}\r\n", "\t{ \n }", strings.Repeat(" ", maxEmptyObject-2) + "{}"} {
+			s.do(t, "GET", "/"+id+"/auth/key", body, bearer(key)).want(t, 200, "")
+			s.admin(t, "POST", "/"+id+"/admin/tokens", body).want(t, 201, "")
+			s.admin(t, "DELETE", "/"+id+"/admin/tokens", body).want(t, 204, "")
+			s.admin(t, "GET", "/admin/tenants", body).want(t, 200, "")
+			s.do(t, "GET", "/healthz", body).want(t, 200, "")
+		}
+		c := s.dial(t)
+		fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n")
 		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
 			t.Errorf("got %q", got)
 		}
