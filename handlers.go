@@ -81,39 +81,42 @@ func (s *server) adminRoutes() []route {
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
 		adminBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.loadTenant)
 		// A route that does not use the config serves a tenant whose config is broken, too.
-		repair     = forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
-		repairBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.requireTenant)
+		repair = forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
+		// A route that changes something honours an Idempotency-Key or refuses it.
+		change     = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.requireTenant)
+		changeBody = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.adminBodies.read, s.requireAdmin, s.requireTenant)
 	)
 	return []route{
 		{"GET /admin/config", admin, s.showConfig},
-		{"PUT /admin/config", repairBody, s.replaceConfig},
+		{"PUT /admin/config", changeBody, s.replaceConfig},
 		{"GET /admin/config/history", repair, s.showHistory},
 		{"GET /admin/config/history/{etag}", repair, s.showVersion},
-		{"POST /admin/config/history/{etag}/restore", repair, s.restoreVersion},
+		{"POST /admin/config/history/{etag}/restore", change, s.restoreVersion},
 		{"POST /admin/keys", adminBody, s.issueUserKey},
 		{"GET /admin/keys", repair, s.listUserKeys},
 		{"GET /admin/keys/{apiKey}", repair, s.showKey},
 		{"PATCH /admin/keys/{apiKey}", adminBody, s.updateKey},
 		{"POST /admin/keys/{apiKey}/rotate", repair, s.rotateKey},
-		{"DELETE /admin/keys/{apiKey}", repair, s.revokeKey},
+		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
 		{"GET /admin/usage", repair, s.showUsage},
-		{"POST /admin/tokens", repair, s.issueAdminToken},
-		{"DELETE /admin/tokens", repair, s.revokeAdminTokens},
+		{"POST /admin/tokens", change, s.issueAdminToken},
+		{"DELETE /admin/tokens", change, s.revokeAdminTokens},
 	}
 }
 
 // otherRoutes returns the routes that are not those of a tenant.
 func (s *server) otherRoutes() []route {
 	var (
-		open         = access{timeout: publicTimeout, steps: []step{refuseBody}}
-		operator     = forAdmins(s.requireOperator, refuseBody)
-		operatorBody = forAdmins(s.requireOperator, s.adminBodies.read)
-		metrics      = forAdmins(s.requireMetrics, refuseBody)
+		open       = access{timeout: publicTimeout, steps: []step{refuseBody}}
+		operator   = forAdmins(s.requireOperator, refuseBody)
+		change     = forAdmins(s.requireOperator, refuseIdempotencyKey, refuseBody)
+		changeBody = forAdmins(s.requireOperator, refuseIdempotencyKey, s.adminBodies.read)
+		metrics    = forAdmins(s.requireMetrics, refuseBody)
 	)
 	return []route{
 		{"GET /admin/tenants", operator, s.listTenants},
-		{"POST /admin/tenants", operatorBody, s.createTenant},
-		{"DELETE /admin/tenants/{tenantId}", operator, s.deleteTenant},
+		{"POST /admin/tenants", changeBody, s.createTenant},
+		{"DELETE /admin/tenants/{tenantId}", change, s.deleteTenant},
 		{"GET /metrics", metrics, s.showMetrics},
 		{"GET /openapi.json", open, s.showOpenAPI},
 		{"GET /healthz", open, s.showHealth},

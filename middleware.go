@@ -450,6 +450,15 @@ func idempotencyKey(r *http.Request) (string, error) {
 	return "", badRequestError("Idempotency-Key must be one header of 1 to 255 printable ASCII characters")
 }
 
+// refuseIdempotencyKey is the step of routes that change something and remember no request. Whoever sends the header
+// relies on it.
+func refuseIdempotencyKey(_ http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	if len(r.Header["Idempotency-Key"]) > 0 {
+		return badRequestError("This route does not support Idempotency-Key")
+	}
+	return nil
+}
+
 // isPrintableID reports whether id is 1 to 255 printable ASCII characters.
 func isPrintableID(id string) bool {
 	unprintable := func(c rune) bool { return c < ' ' || c > '~' }
