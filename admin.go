@@ -207,6 +207,42 @@ func (s *server) revokeAdminTokens(w http.ResponseWriter, _ *http.Request, info 
 	return nil
 }
 
+// validTokenID reports whether id has the form of an admin token's.
+func validTokenID(id string) bool {
+	return len(id) == tokenIDChars && strings.Trim(id, "0123456789abcdef") == ""
+}
+
+func (s *server) revokeAdminToken(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	id := r.PathValue("id")
+	if !validTokenID(id) {
+		return ErrNoToken
+	}
+	if err := s.store.RevokeAdminToken(info.deadline, info.tenantID, id); err != nil {
+		return err
+	}
+	s.audit(info, info.tenantID, "revoked the admin token %s", id)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) listAdminTokens(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	tokens, err := s.store.AdminTokens(info.deadline, info.tenantID)
+	if err != nil {
+		return err
+	}
+	type token struct {
+		ID        string `json:"id"`
+		CreatedAt string `json:"createdAt"`
+	}
+	body := struct {
+		Tokens []token `json:"tokens"`
+	}{make([]token, len(tokens))}
+	for i, t := range tokens {
+		body.Tokens[i] = token{t.id, t.createdAt}
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
 func (s *server) listTenants(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	ids, err := s.store.Tenants(info.deadline)
 	if err != nil {

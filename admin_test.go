@@ -712,7 +712,9 @@ func adminRoutes(key, second, etag string) []adminRoute {
 		{"DELETE /admin/keys/{apiKey}", "/admin/keys/" + key, "", 204},
 		{"POST /admin/keys/{apiKey}/rotate", "/admin/keys/" + second + "/rotate", "", 200},
 		{"GET /admin/usage", "/admin/usage?from=2026-11-25&to=2026-11-25", "", 200},
+		{"GET /admin/tokens", "/admin/tokens", "", 200},
 		{"POST /admin/tokens", "/admin/tokens", "", 201},
+		{"DELETE /admin/tokens/{id}", "/admin/tokens/00000000", "", 404}, // no such token
 		{"DELETE /admin/tokens", "/admin/tokens", "", 204},
 	}
 }

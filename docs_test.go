@@ -279,6 +279,7 @@ var docVariables = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z`), "<time>"},
 	{regexp.MustCompile(`"etag":"[0-9a-f]+…?"`), `"etag":"<etag>"`},
 	{regexp.MustCompile(`"savedBy":"[0-9a-f]{8}"`), `"savedBy":"<token>"`},
+	{regexp.MustCompile(`"id":"[0-9a-f]{8}"`), `"id":"<token>"`},
 	{regexp.MustCompile(`(RateLimit: .*;t=)\d+`), "${1}<seconds>"},
 }
 

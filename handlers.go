@@ -99,8 +99,10 @@ func (s *server) adminRoutes() []route {
 		{"POST /admin/keys/{apiKey}/rotate", repair, s.rotateKey},
 		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
 		{"GET /admin/usage", repair, s.showUsage},
+		{"GET /admin/tokens", repair, s.listAdminTokens},
 		{"POST /admin/tokens", change, s.issueAdminToken},
 		{"DELETE /admin/tokens", change, s.revokeAdminTokens},
+		{"DELETE /admin/tokens/{id}", change, s.revokeAdminToken},
 	}
 }
 

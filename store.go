@@ -36,6 +36,10 @@ var (
 	ErrConfigChanged = errors.New("config has changed")
 	// ErrNoVersion means that the history has no version with that ETag.
 	ErrNoVersion = errors.New("no such version")
+	// ErrTooManyTokens means that the tenant has maxAdminTokens admin tokens already.
+	ErrTooManyTokens = errors.New("too many admin tokens")
+	// ErrNoToken means that the tenant has no admin token with that ID.
+	ErrNoToken = errors.New("no such admin token")
 	// ErrRevoked means that the caller's admin token was revoked meanwhile.
 	ErrRevoked = errors.New("admin token was revoked")
 	// ErrGroupDisabled means that the tenant's config no longer has the group of the API key.
@@ -373,42 +377,6 @@ func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []stri
 		return ErrNoTenant
 	case -1:
 		return ErrConfigChanged
-	}
-	return nil
-}
-
-// AddAdminToken adds an admin token of tenantID by its SHA-256, if by may still do so, in one atomic step. Errors:
-// ErrNoTenant, ErrRevoked, ErrUnavailable.
-func (s *store) AddAdminToken(deadline time.Time, tenantID string, hash [sha256.Size]byte, by actor) error {
-	keys := []string{configRedisKey(tenantID), adminTokensRedisKey(tenantID)}
-	n, err := redis.Int(s.redis.EvalLarge(deadline, tokenScript, keys,
-		hex.EncodeToString(hash[:]), formatTime(time.Now()), by.tokenHash))
-	if err != nil {
-		return fmt.Errorf("add an admin token of tenant %s: %w", tenantID, err)
-	}
-	switch n {
-	case 0:
-		return ErrNoTenant
-	case -1:
-		return ErrRevoked
-	}
-	return nil
-}
-
-// IsAdminToken reports whether tenantID has an admin token with that SHA-256. It is looked up rather than compared in
-// constant time: to make use of the time, one would have to know tokens for chosen hashes. Error: ErrUnavailable.
-func (s *store) IsAdminToken(deadline time.Time, tenantID string, hash [sha256.Size]byte) (bool, error) {
-	found, err := redis.Bool(s.redis.Read(deadline, "HEXISTS", adminTokensRedisKey(tenantID), hex.EncodeToString(hash[:])))
-	if err != nil {
-		return false, fmt.Errorf("look up an admin token of tenant %s: %w", tenantID, err)
-	}
-	return found, nil
-}
-
-// RevokeAdminTokens deletes all admin tokens of tenantID. Error: ErrUnavailable.
-func (s *store) RevokeAdminTokens(deadline time.Time, tenantID string) error {
-	if _, err := s.redis.Write(deadline, "DEL", adminTokensRedisKey(tenantID)); err != nil {
-		return fmt.Errorf("delete the admin tokens of tenant %s: %w", tenantID, err)
 	}
 	return nil
 }

@@ -304,11 +304,11 @@ func TestDeniedAdminCommands(t *testing.T) {
 			}
 		})
 	}
-	t.Run("del: a tenant that could not be deleted keeps its keys", func(t *testing.T) {
+	t.Run("unlink: a tenant that could not be deleted keeps its keys", func(t *testing.T) {
 		key := s.login(t, id)
-		permit(t, r, "-del")
+		permit(t, r, "-unlink")
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 503, "")
-		permit(t, r, "+del")
+		permit(t, r, "+unlink")
 		waittest.Eventually(t, 5*time.Second, func() error { return s.consume(t, id, key, "").is(200) })
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
 	})

@@ -70,14 +70,15 @@ func luaSource(files ...string) string {
 	return source.String()
 }
 
-// requiredCommands are the commands that charges, logins and the loading of configs need, by prefix of their keys.
+// requiredCommands are the commands that charges, logins, the loading of configs and the revocation of admin tokens
+// need, by prefix of their keys.
 var requiredCommands = []redisdb.Requirement{
 	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
 	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM " +
 		"PEXPIRE PEXPIREAT RPUSH SET"},
 	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{Prefix: "tenant:", Commands: "GET"},
-	{Prefix: "{tenant:", Commands: "DEL GET HGET HGETALL HLEN HSET PEXPIRE"},
+	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HSCAN HSET PEXPIRE UNLINK"},
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
 }
 

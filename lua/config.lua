@@ -60,7 +60,7 @@ if required and not matched then
 end
 
 if create then
-	call('DEL', KEYS[2], KEYS[3], KEYS[4]) -- of a tenant whose config was deleted straight in Redis
+	call('UNLINK', KEYS[2], KEYS[3], KEYS[4]) -- of a tenant whose config was deleted straight in Redis
 else
 	remember(etag, 'redis', current) -- one that was written straight to Redis is not there yet
 end

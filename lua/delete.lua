@@ -26,7 +26,7 @@ elseif exists == 1 and ARGV[2] then
 end
 local generation = call('GET', KEYS[5]) or '' -- '' if it has never been deleted
 call('SET', KEYS[5], ARGV[1])
-local denied = errorOf(pcall('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4]))
+local denied = errorOf(pcall('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4]))
 if denied then -- undo: the tenant is still there, and so are its keys
 	call('SET', KEYS[5], generation)
 end

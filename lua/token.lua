@@ -5,15 +5,17 @@
 -- ARGV[1] SHA-256 of the token, in hex
 -- ARGV[2] the time
 -- ARGV[3] SHA-256 of the caller's admin token, in hex; '' for the operator
+-- ARGV[4] the most tokens that a tenant may have
 --
--- Returns 1; 0 if the tenant does not exist; or -1 if the caller's token was revoked, which must not create another
--- that outlives the revocation.
+-- Returns 'added'; 'missing' if the tenant does not exist; 'revoked' if the caller's token was, which must not create
+-- another that outlives the revocation; or 'full'.
 
 if call('EXISTS', KEYS[1]) == 0 then
-	return 0
-end
-if ARGV[3] ~= '' and call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
-	return -1
+	return 'missing'
+elseif ARGV[3] ~= '' and call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
+	return 'revoked'
+elseif call('HLEN', KEYS[2]) >= tonumber(ARGV[4]) then
+	return 'full'
 end
 call('HSET', KEYS[2], ARGV[1], ARGV[2])
-return 1
+return 'added'
