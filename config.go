@@ -33,7 +33,7 @@ type tenantConfig struct {
 }
 
 const (
-	maxCompared      = 1000 // unknown members of a config that are compared with known ones
+	maxCompared      = 1000 // unknown members of a config that are compared with known ones; of a map, members
 	maxComparedBytes = 64   // of the names of these
 )
 
@@ -114,8 +114,32 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules s
 	if len(unknown) == 0 {
 		return seen, ok
 	}
-	missing := slices.DeleteFunc(slices.Sorted(maps.Keys(rules)), func(name string) bool { return seen[name] })
-	for _, name := range unknown {
+	c.warnOfMisspelled(wrong, unknown, slices.Sorted(maps.Keys(rules)), seen)
+	return seen, ok
+}
+
+// mapOf returns the rule for an object whose members may have any names. Some names are usual: they mean something to
+// tollgate. It warns of each other name, among the object's first maxCompared, that is within two letters of a usual
+// one that is missing.
+func (c *tenantConfig) mapOf(rule func(name string) strict.Rule, usual ...string) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var others []string
+		seen, ok := strict.ReadObject(wrong, value, func(name string) strict.Rule {
+			if len(others) < maxCompared && len(name) <= maxComparedBytes && !slices.Contains(usual, name) {
+				others = append(others, name)
+			}
+			return rule(name)
+		})
+		c.warnOfMisspelled(wrong, others, slices.Clone(usual), seen)
+		return ok
+	}
+}
+
+// warnOfMisspelled warns of each of names, which an object's members have, that is near one of known that none has. It
+// changes known.
+func (c *tenantConfig) warnOfMisspelled(wrong *strict.Problems, names, known []string, seen map[string]bool) {
+	missing := slices.DeleteFunc(known, func(name string) bool { return seen[name] })
+	for _, name := range names {
 		if len(c.warnings) == strict.MaxProblems {
 			break
 		}
@@ -124,7 +148,6 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules s
 				fmt.Sprintf("%s is not known: did you mean %s?", wrong.MemberPath(name), best))
 		}
 	}
-	return seen, ok
 }
 
 // nearest returns the known name with the least edit distance from name. The distance must be at most 2, and at least
@@ -171,8 +194,8 @@ func editDistance(a, b string) int {
 // rules returns the rules for a config, which read what tollgate uses into c.
 func (c *tenantConfig) rules() strict.Rules {
 	return strict.Rules{
-		"auth":        strict.MapOf(c.authRule),
-		"user_groups": strict.MapOf(c.groupRule),
+		"auth":        c.mapOf(c.authRule, "google_oauth", "apple_oauth", "stripe"),
+		"user_groups": c.mapOf(c.groupRule, anonymousGroup, "google_logged_in", "apple_logged_in"),
 		"cors":        c.membersOf(strict.Rules{"allowed_origins": c.readOrigins}),
 		"providers":   strict.MapOf(c.providerRule),
 		"caching":     c.membersOf(c.caching.Rules()),

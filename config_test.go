@@ -160,9 +160,16 @@ func TestConfigWarnings(t *testing.T) {
 		{`{"caching":{"enable":true,"textttl":3},"auht":{}}`,
 			[]string{"caching.enable", "enabled", "caching.textttl", "text_ttl", "auht", "auth"}},
 		{`{"auth":{"google":{"clientid":"x"}}}`, []string{"auth.google.clientid", "client_id"}},
+		// Names that the tenant chooses, near one that means something.
+		{`{"auth":{"google_oath":{},"aple_oauth":{},"Stripe":{},"github":{}}}`,
+			[]string{"auth.google_oath", "google_oauth", "auth.aple_oauth", "apple_oauth", "auth.Stripe", "stripe"}},
+		{`{"user_groups":{"anonymus":{"tokens":1},"google_loged_in":{},"apple_logged_im":{},"pro":{},"stripe_basic":{}}}`,
+			[]string{"user_groups.anonymus", "anonymous", "user_groups.google_loged_in", "google_logged_in",
+				"user_groups.apple_logged_im", "apple_logged_in"}},
+		{`{"auth":{"google_oauth":{},"google_oath":{},"stripes":{},"stripe":{}},"user_groups":{"anonymous":{},"anonymous2":{}}}`, nil},
 		// No warnings: what is far away, known members beside it, names that the tenant chooses.
 		{`{"user_groups":{"anonymous":{"tokens":5,"token":6,"note":1,"currency":"x"}},"groups":{},"user":7,"x":1,"":2}`, nil},
-		{`{"user_groups":{"anonymus":{"tokens":1},"tokens":{"tokens":1}},"providers":{"url":{}},"auth":{"auth":{}}}`, nil},
+		{`{"user_groups":{"tokens":{"tokens":1}},"providers":{"url":{}},"auth":{"auth":{}}}`, nil},
 		{`{"other":{"token":1,"user_group":2},"caching":{"TEXTTTL":1,"` + strings.Repeat("x", 100) + `":2}}`, nil},
 		{string(seedConfig), nil},
 	} {
@@ -290,6 +297,14 @@ func TestLinearConfig(t *testing.T) {
 	c, err = parseConfig(bytes.Replace(hostileConfig(9, 100), []byte(`"api_key"`), []byte(`"apikey"`), 9))
 	if err != nil || len(c.warnings) != 9 ||
 		c.warnings[8] != "providers.text.endpoints.8.apikey is not known: did you mean api_key?" {
+		t.Errorf("warnings %q; %v", c.warnings, err)
+	}
+	var groups []string
+	for i := range 2 * maxCompared {
+		groups = append(groups, fmt.Sprintf(`"anonym%04d":{}`, i))
+	}
+	c, err = parseConfig([]byte(`{"user_groups":{` + strings.Join(groups, ",") + `,"anonymus":{}},"provider":{}}`))
+	if err != nil || len(c.warnings) != 1 { // the name of the group comes too late
 		t.Errorf("warnings %q; %v", c.warnings, err)
 	}
 	if n := testing.AllocsPerRun(10, func() { nearest("max_outptu_tokens", []string{"max_input_tokens", "max_output_tokens"}) }); n > 0 {
