@@ -44,7 +44,7 @@ func (s *service) newAdminToken(t *testing.T, tenant string) string {
 func tokenHash(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
 
 // A tenant is served by every process, and listed, from when it is created over HTTP; one that was put straight into
-// Redis is served too, and listed once it was replaced over HTTP.
+// Redis is served too, and listed from then on.
 func TestTenantCreation(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
@@ -65,10 +65,11 @@ func TestTenantCreation(t *testing.T) {
 	s.wantTenants(t, "B_2", "abc", "default", "zoe")
 	s.admin(t, "GET", "/admin/config", "").want(t, 200, "")
 
-	t.Run("put straight into Redis, it is served, and listed once it was replaced", func(t *testing.T) {
+	t.Run("put straight into Redis, it is served, and listed from then on", func(t *testing.T) {
 		r.Do(t, "SET", "tenant:direct:config", `{"by": "hand"}`)
-		s.admin(t, "GET", "/direct/admin/config", "").want(t, 200, `{"config":{"by":"hand"}}`)
 		s.wantTenants(t, "B_2", "abc", "default", "zoe")
+		s.admin(t, "GET", "/direct/admin/config", "").want(t, 200, `{"config":{"by":"hand"}}`)
+		s.wantTenants(t, "B_2", "abc", "default", "direct", "zoe")
 		if n := len(s.history(t, "direct")); n != 0 {
 			t.Errorf("it has %d versions", n)
 		}

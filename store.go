@@ -75,6 +75,8 @@ const (
 
 	generationChars = 13 // 65 random bits
 
+	noteTimeout = 100 * time.Millisecond // for noting that a tenant exists
+
 	chargeRecordTTL = 24 * time.Hour   // how long an Idempotency-Key is remembered
 	verifyRecordTTL = 60 * time.Second // the same for verify's query parameter request
 )
@@ -141,10 +143,14 @@ func shortHash(parts ...string) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// tenantRedisKeys returns the keys of config.lua, which are the first of delete.lua.
+// newGeneration returns a generation that no tenant has had.
+func newGeneration() string { return rand.Text()[:generationChars] }
+
+// tenantRedisKeys returns the keys of config.lua and delete.lua.
 func tenantRedisKeys(tenantID string) []string {
 	return []string{
 		configRedisKey(tenantID), historyRedisKey(tenantID), versionsRedisKey(tenantID), adminTokensRedisKey(tenantID),
+		generationRedisKey(tenantID),
 	}
 }
 
@@ -206,6 +212,7 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 	case values[0] == nil:
 		return nil, ErrNoTenant
 	}
+	s.noteTenant(deadline, tenantID)
 	raw := values[0]
 	t := &tenant{id: tenantID, generation: string(values[1]), etag: etagOf(raw)}
 	if t.config, err = parseConfig(raw); err != nil {
@@ -215,6 +222,15 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 	s.log.Infof("Loaded tenant config for %s", tenantID)
 	s.loads.Add(1)
 	return t, nil
+}
+
+// noteTenant adds tenantID to the set of tenants, which may not have it yet if its config was written straight to
+// Redis. The config is served without it, and waits for it noteTimeout at most: the set may be on another server.
+func (s *store) noteTenant(deadline time.Time, tenantID string) {
+	if soon := time.Now().Add(noteTimeout); soon.Before(deadline) {
+		deadline = soon
+	}
+	_, _ = s.redis.WriteDispensable(deadline, "SADD", tenantsRedisKey, tenantID)
 }
 
 // etagOf returns the ETag of a config with these bytes.
@@ -239,11 +255,11 @@ func (s *store) checkGeneration(deadline time.Time, t *tenant) error {
 	return nil
 }
 
-// SeedTenant writes tenantID's config if it has none. Since that may be repeated, it tries until deadline to reach
-// Redis.
+// SeedTenant writes tenantID's config if it has none. No new generation begins, however many processes do so. Since
+// that may be repeated, it tries until deadline to reach Redis.
 func (s *store) SeedTenant(deadline time.Time, tenantID string, config *tenantConfig) error {
 	for {
-		_, err := s.writeConfig(deadline, "create", tenantID, config, actor{name: "seed"}, nil)
+		_, err := s.writeConfig(deadline, "seed", tenantID, config, actor{name: "seed"}, nil)
 		_, replied := errors.AsType[redis.Error](err)
 		switch {
 		case err == nil || errors.Is(err, ErrTenantExists):
@@ -256,7 +272,8 @@ func (s *store) SeedTenant(deadline time.Time, tenantID string, config *tenantCo
 }
 
 // CreateTenant creates tenantID with its config and returns the config's ETag. Of several concurrent calls one
-// succeeds. Errors: ErrTenantExists, ErrUnavailable.
+// succeeds. If the ID was in use before, which Redis knows by what is left of the former tenant or by the set of
+// tenants, a new generation begins. Errors: ErrTenantExists, ErrUnavailable.
 func (s *store) CreateTenant(deadline time.Time, tenantID string, config *tenantConfig, by actor) (string, error) {
 	return s.writeConfig(deadline, "create", tenantID, config, by, nil)
 }
@@ -275,11 +292,14 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	// The set of tenants has a slot of its own, so adding the ID is a step of its own. It comes first: a crash in between
 	// leaves an ID without a config in the set, which Tenants does not return. For the same reason nothing ever removes
 	// an ID: that might undo the first step of a tenant that is being created again.
-	if _, err := s.redis.Write(deadline, "SADD", tenantsRedisKey, tenantID); err != nil {
+	added, err := redis.Int(s.redis.Write(deadline, "SADD", tenantsRedisKey, tenantID))
+	if err != nil {
 		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
 	}
 	etag := etagOf(config.compact)
-	args := []any{how, config.compact, etag, formatTime(time.Now()), by.String(), by.tokenHash}
+	args := []any{
+		how, config.compact, etag, formatTime(time.Now()), by.String(), by.tokenHash, newGeneration(), 1 - added,
+	}
 	for _, condition := range conditions {
 		args = append(args, condition)
 	}
@@ -333,8 +353,8 @@ func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, erro
 	return config, nil
 }
 
-// Tenants returns, sorted, the IDs of the tenants that were created or whose config was replaced through tollgate and
-// that have a config. Error: ErrUnavailable.
+// Tenants returns, sorted, the IDs of the tenants that have a config. One that was written straight to Redis is among
+// them once it was loaded. Error: ErrUnavailable.
 func (s *store) Tenants(deadline time.Time) ([]string, error) {
 	ids, err := redis.Strings(s.redis.Read(deadline, "SMEMBERS", tenantsRedisKey))
 	if err != nil {
@@ -363,12 +383,11 @@ func (s *store) Tenants(deadline time.Time) ([]string, error) {
 // again under the same ID, they are not its. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
 func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []string) error {
 	defer s.configs.invalidate(tenantID)
-	args := []any{rand.Text()[:generationChars]}
+	args := []any{newGeneration()}
 	for _, etag := range ifMatch {
 		args = append(args, etag)
 	}
-	keys := append(tenantRedisKeys(tenantID), generationRedisKey(tenantID))
-	n, err := redis.Int(s.redis.EvalLarge(deadline, deleteScript, keys, args...))
+	n, err := redis.Int(s.redis.EvalLarge(deadline, deleteScript, tenantRedisKeys(tenantID), args...))
 	if err != nil {
 		return fmt.Errorf("delete tenant %s: %w", tenantID, err)
 	}

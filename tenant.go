@@ -59,7 +59,7 @@ func (a actor) String() string {
 // A tenant is a tenant as Redis held it when it was read. It is never changed.
 type tenant struct {
 	id         string
-	generation string        // "" unless a tenant of that ID was deleted
+	generation string        // "" unless the ID was another tenant's before
 	etag       string        // of the config: SHA-1 of the bytes in Redis, in hex
 	config     *tenantConfig // nil if it is broken
 }

@@ -4,13 +4,17 @@
 -- KEYS[2]  {tenant:<tenantId>:config}:history: the heads of the versions, newest first, '<ETag> <saved at> <saved by>'
 -- KEYS[3]  {tenant:<tenantId>:config}:versions: ETag → config, for each version in the history
 -- KEYS[4]  {tenant:<tenantId>:config}:adminTokens
--- ARGV[1]  'create': the tenant must not exist; 'replace': it must exist
+-- KEYS[5]  {tenant:<tenantId>:config}:generation
+-- ARGV[1]  'create' or 'seed': the tenant must not exist; 'replace': it must exist
 -- ARGV[2]  config
 -- ARGV[3]  its ETag, the SHA-1 of ARGV[2] in hex
 -- ARGV[4]  the time
 -- ARGV[5]  who saves it
 -- ARGV[6]  SHA-256 of the caller's admin token, in hex; '' for the operator
--- ARGV[7…] conditions: if there are any '=<ETag>', one must be that of the config; no '!<ETag>' may be; 'none' never
+-- ARGV[7]  the next generation. 'create' begins it if the ID was in use: a config that was deleted straight in Redis has
+--          left API keys behind, which are not the new tenant's. 'seed' does not, as several processes may seed
+-- ARGV[8]  '1' if the set of tenants had the ID before
+-- ARGV[9…] conditions: if there are any '=<ETag>', one must be that of the config; no '!<ETag>' may be; 'none' never
 --          holds
 --
 -- Returns 'saved'; or 'exists', 'missing', 'revoked' (the token) or 'changed': then nothing was written.
@@ -38,7 +42,7 @@ local function remember(etag, by, config)
 end
 
 local current = call('GET', KEYS[1])
-local create = ARGV[1] == 'create'
+local create = ARGV[1] ~= 'replace'
 if create and current then
 	return 'exists'
 elseif not create and not current then
@@ -48,7 +52,7 @@ elseif ARGV[6] ~= '' and call('HEXISTS', KEYS[4], ARGV[6]) == 0 then
 end
 local etag = current and redis.sha1hex(current)
 local required, matched = false, false
-for i = 7, #ARGV do
+for i = 9, #ARGV do
 	if ARGV[i] == 'none' or ARGV[i] == '!' .. etag then
 		return 'changed'
 	elseif string.sub(ARGV[i], 1, 1) == '=' then
@@ -60,7 +64,10 @@ if required and not matched then
 end
 
 if create then
-	call('UNLINK', KEYS[2], KEYS[3], KEYS[4]) -- of a tenant whose config was deleted straight in Redis
+	local remains = call('UNLINK', KEYS[2], KEYS[3], KEYS[4]) -- of the former tenant
+	if ARGV[1] == 'create' and (remains > 0 or ARGV[8] == '1') then
+		call('SET', KEYS[5], ARGV[7])
+	end
 else
 	remember(etag, 'redis', current) -- one that was written straight to Redis is not there yet
 end

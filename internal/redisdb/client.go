@@ -159,6 +159,12 @@ func (c *Client) ReadDispensable(deadline time.Time, command, key string, args .
 	return c.route(deadline, key, op)
 }
 
+// WriteDispensable does what Write does, for what can be done without: that it is late or fails says nothing about
+// Redis, and it does not wait for replicas.
+func (c *Client) WriteDispensable(deadline time.Time, command, key string, args ...any) (any, error) {
+	return c.ReadDispensable(deadline, command, key, args...)
+}
+
 // ReadEach runs a command that reads a key once for each of keys, and returns the replies in their order: in one
 // pipeline or, in a cluster, over several connections at a time. If one fails the replies are of no use. Behind
 // Sentinels, the whole pipeline is then sent again if Redis has refused that one for now: reading twice does no harm.
