@@ -33,20 +33,27 @@ const (
 // ErrNoKeys means that the keys of a provider are neither cached nor can be fetched.
 var ErrNoKeys = errors.New("the provider's keys cannot be fetched")
 
-// A keySet is the JSON Web Key Set of a provider (RFC 7517). It is cached for as long as its Cache-Control says, but at
-// least for minKeySetAge and at most for maxKeySetAge. While it cannot be fetched again, the cached keys, which are
-// stale then, serve on. At most one fetch runs at a time.
+// A keySet is the JSON Web Key Set of a provider (RFC 7517). Each key is cached for as long as the Cache-Control of the
+// response says that it came with, but at least for minKeySetAge and at most for maxKeySetAge. A response that lacks it
+// does not end it before: providers serve from many places, which do not all change at once. While the keys cannot be
+// fetched again, the cached ones, which are stale then, serve on. At most one fetch runs at a time.
 type keySet struct {
 	title, url string // title names the provider in the log
 	client     *http.Client
 	log        *telemetry.Logger
 
-	mu         sync.Mutex                // guards the fields below
-	keys       map[string]*rsa.PublicKey // by kid; nil until the first fetch has succeeded
+	mu         sync.Mutex           // guards the fields below
+	keys       map[string]cachedKey // by kid; nil until the first fetch has succeeded
+	freshUntil time.Time            // until then only an unknown key causes a fetch
+	failedAt   time.Time            // when the last fetch ended if it failed, else zero
+	unknownAt  time.Time            // when an unknown key last caused a fetch
+	fetching   *keyFetch            // nil while none runs
+}
+
+// A cachedKey is a key and how long it is fresh.
+type cachedKey struct {
+	*rsa.PublicKey
 	freshUntil time.Time
-	failedAt   time.Time // when the last fetch ended if it failed, else zero
-	unknownAt  time.Time // when an unknown key last caused a fetch
-	fetching   *keyFetch // nil while none runs
 }
 
 // A keyFetch is a fetch that runs.
@@ -73,8 +80,9 @@ func newKeySet(title, url string, log *telemetry.Logger) *keySet {
 func (s *keySet) key(deadline time.Time, kid string) (*rsa.PublicKey, error) {
 	for {
 		s.mu.Lock()
-		key, cached, now := s.keys[kid], s.keys != nil, time.Now()
-		if key != nil && now.Before(s.freshUntil) {
+		cached, now := s.keys != nil, time.Now()
+		key, fresh := s.keys[kid].PublicKey, now.Before(s.keys[kid].freshUntil)
+		if fresh {
 			s.mu.Unlock()
 			return key, nil
 		}
@@ -136,7 +144,8 @@ func (s *keySet) fetch(f *keyFetch) {
 	if err != nil {
 		s.failedAt = now
 	} else {
-		s.keys, s.freshUntil, s.failedAt = keys, now.Add(age), time.Time{}
+		s.merge(keys, now, now.Add(age))
+		s.failedAt = time.Time{}
 	}
 	s.fetching = nil
 	s.mu.Unlock()
@@ -146,6 +155,25 @@ func (s *keySet) fetch(f *keyFetch) {
 		s.log.Warnf("The keys of %s cannot be fetched: %v", s.title, err)
 	case err == nil && wasFailing:
 		s.log.Infof("The keys of %s were fetched again", s.title)
+	}
+}
+
+// merge adds the keys of a response, and drops the stale ones that it lacks. Fresh keys stay as they are, and so does
+// s.freshUntil if an unknown key has caused the fetch: what is fresh until then must be fetched then. The caller holds
+// s.mu.
+func (s *keySet) merge(keys map[string]*rsa.PublicKey, now, freshUntil time.Time) {
+	merged := make(map[string]cachedKey, len(keys))
+	for kid, key := range keys {
+		merged[kid] = cachedKey{key, freshUntil}
+	}
+	for kid, key := range s.keys {
+		if now.Before(key.freshUntil) {
+			merged[kid] = key
+		}
+	}
+	s.keys = merged
+	if !now.Before(s.freshUntil) {
+		s.freshUntil = freshUntil
 	}
 }
 

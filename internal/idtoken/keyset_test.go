@@ -24,6 +24,9 @@ func (s *keySet) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.freshUntil, s.failedAt = time.Time{}, time.Time{}
+	for kid, key := range s.keys {
+		s.keys[kid] = cachedKey{PublicKey: key.PublicKey}
+	}
 }
 
 func TestKeySetCache(t *testing.T) {
@@ -59,7 +62,6 @@ func TestKeySetCache(t *testing.T) {
 		server.Serve(idtokentest.JWK("k2", idtokentest.Keys()[1], ""))
 		wantKey(t, keys, "k2", nil)
 		server.WantFetches(t, 3)
-		wantKey(t, keys, "k1", ErrInvalid) // the provider has withdrawn it
 		server.WantFetches(t, 3)
 	})
 	t.Run("stale keys serve while the provider is down", func(t *testing.T) {
@@ -100,6 +102,49 @@ func TestKeySetCache(t *testing.T) {
 		if _, err := keys.key(time.Now().Add(10*time.Millisecond), "k9"); !errors.Is(err, ErrNoKeys) {
 			t.Errorf("an unknown key: %v", err)
 		}
+	})
+}
+
+// A response that was fetched before it was time ends no key that is fresh, and a later one none whose own time is not
+// over.
+func TestKeySetMerge(t *testing.T) {
+	server := idtokentest.NewServer(t)
+	google, _ := testGoogle(server)
+	keys := google.keys
+	wantKey(t, keys, "k1", nil)
+	until := func(kid string) time.Time {
+		keys.mu.Lock()
+		defer keys.mu.Unlock()
+		return keys.keys[kid].freshUntil
+	}
+	k2, k3 := idtokentest.JWK("k2", idtokentest.Keys()[1], ""), idtokentest.JWK("k3", idtokentest.Keys()[0], "")
+
+	t.Run("fetched for an unknown key", func(t *testing.T) {
+		first := until("k1")
+		server.Serve(k2) // from a place that is ahead, or behind
+		wantKey(t, keys, "k2", nil)
+		wantKey(t, keys, "k1", nil)
+		server.WantFetches(t, 2)
+		if !until("k1").Equal(first) || !keys.freshUntil.Equal(first) || !until("k2").After(first) {
+			t.Errorf("k1 is fresh until %s, it was until %s; the set until %s, k2 until %s", until("k1"), first, keys.freshUntil, until("k2"))
+		}
+	})
+	t.Run("fetched when the time of one key is over", func(t *testing.T) {
+		fresh := keys.keys["k2"]
+		keys.expire()
+		keys.keys["k2"] = fresh
+		server.Serve(k3)
+		wantKey(t, keys, "k1", ErrInvalid)
+		wantKey(t, keys, "k2", nil)
+		wantKey(t, keys, "k3", nil)
+		server.WantFetches(t, 3)
+	})
+	t.Run("fetched when that of all is over", func(t *testing.T) {
+		keys.expire()
+		server.Serve(k2)
+		wantKey(t, keys, "k2", nil)
+		wantKey(t, keys, "k3", ErrInvalid)
+		server.WantFetches(t, 4)
 	})
 }
 
