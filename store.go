@@ -28,6 +28,9 @@ var (
 	ErrNoTenant = errors.New("no such tenant")
 	// ErrNoKey means that the API key is unknown, expired or another tenant's.
 	ErrNoKey = errors.New("no such API key")
+	// ErrMalformed means that Redis holds something under the API key that tollgate does not write. It was written
+	// straight to Redis. The error says what is wrong, and never the value.
+	ErrMalformed = errors.New("the API key is malformed in Redis")
 	// ErrBrokenConfig means that the tenant's config in Redis breaks the rules. It was written straight to Redis.
 	ErrBrokenConfig = errors.New("broken config")
 	// ErrTenantExists means that the tenant has a config already.
@@ -406,13 +409,22 @@ func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05
 // errBadReply does not quote the reply, which may hold what somebody wrote to Redis.
 var errBadReply = errors.New("the script's reply is malformed")
 
-// withTenant adds to an error of Redis what was being done and for whom. A nil reply, redis.ErrNil, is ErrNoKey.
+// withTenant adds to an error of Redis what was being done and for whom. A nil reply, redis.ErrNil, is ErrNoKey. What a
+// script refuses as malformed, and a value of a wrong type, are ErrMalformed.
 func withTenant(err error, doing string, t *tenant) error {
-	if errors.Is(err, redis.ErrNil) {
-		return ErrNoKey
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, redis.ErrNil):
+		return ErrNoKey
+	case isMalformed(err):
+		err = fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return fmt.Errorf("%s of tenant %s: %w", doing, t.id, err)
+}
+
+// isMalformed reports whether Redis has refused a command or a script because of what a key holds.
+func isMalformed(err error) bool {
+	refused, _ := errors.AsType[redis.Error](err)
+	return strings.HasPrefix(string(refused), "MALFORMED ") || strings.HasPrefix(string(refused), "WRONGTYPE ")
 }

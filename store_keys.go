@@ -125,12 +125,12 @@ func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
 	if err == nil {
 		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt)
 	}
-	k.disabled = enabled == "0"
-	if err == nil {
-		k.createdAt, err = time.Parse(time.RFC3339, createdAt)
-	}
 	if err != nil {
-		return k, false, errBadReply // err itself may quote a value
+		return k, false, fmt.Errorf("%w: a field is of the wrong kind", ErrMalformed) // err itself may quote a value
+	}
+	k.disabled = enabled == "0"
+	if k.createdAt, err = time.Parse(time.RFC3339, createdAt); err != nil {
+		return k, false, fmt.Errorf("%w: createdAt is not a time", ErrMalformed)
 	}
 	if expiresAt >= 0 {
 		k.expiresAt = time.UnixMilli(expiresAt)

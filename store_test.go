@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -179,6 +180,46 @@ func TestMalformedKeys(t *testing.T) {
 	})
 	s.login(t, id)
 	s.wantNoValue(t)
+}
+
+// What is wrong with a malformed key is in the error, whichever step finds it, and the key itself is not.
+func TestMalformedKeyError(t *testing.T) {
+	t.Parallel()
+	s, st := newService(t), newTestStore(t, testRedis)
+	id := newTenantIn(t, testRedis, `{"user_groups":{"anonymous":{"tokens":9},"pro":{"tokens":9,"refill":{"tokens":9,"every":60}}}}`)
+	tn, err := st.Tenant(in(10*time.Second), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ name, group, field, value, want string }{
+		{"the balance", "anonymous", "tokensLeft", "50.0", "tokensLeft is not a whole number from 0 to 2^53-1"},
+		{"a time in ms", "anonymous", "createdAt", "1767225600000", "createdAt is not a time"},
+		{"no time of day", "anonymous", "createdAt", "2026-01-02Ts3cret", "createdAt is not a time"},
+		{"a time in ms, to refill", "pro", "createdAt", "1767225600000", "createdAt is not a time"},
+		{"a list", "pro", "", "", "WRONGTYPE"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			key := s.issue(t, id, `"userId":"u","group":"`+test.group+`"`)
+			if test.field == "" {
+				malformed{"", "RPUSH", []any{"s3cret"}}.put(t, "apiKey:"+key)
+			} else {
+				testRedis.Do(t, "HSET", "apiKey:"+key, test.field, test.value)
+			}
+			_, err := st.Key(in(10*time.Second), tn, key)
+			if !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("got %v, want one that says %s", err, test.want)
+			}
+			_, charge := st.Charge(in(10*time.Second), tn, chargeRequest{key: key, tokens: 1})
+			if test.group == "pro" && !errors.Is(charge, ErrMalformed) {
+				t.Errorf("a charge gets %v", charge)
+			}
+			for _, secret := range []string{key, "50.0", "1767225600000", "s3cret"} {
+				if strings.Contains(fmt.Sprint(err, charge), secret) {
+					t.Errorf("%v and %v have %q", err, charge, secret)
+				}
+			}
+		})
+	}
 }
 
 // A charge whose response is 500, since the log of its rate or a remembered outcome is malformed, was not taken.

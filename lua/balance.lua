@@ -13,7 +13,7 @@ end
 local function readBalance(left)
 	local balance = tonumber(left)
 	if left ~= '0' and not string.find(left or '', '^[1-9]%d*$') or balance > maxAmount then
-		error('tokensLeft is not a whole number from 0 to 2^53-1')
+		malformed('tokensLeft is not a whole number from 0 to 2^53-1')
 	end
 	return balance
 end

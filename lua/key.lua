@@ -47,7 +47,7 @@ if record then
 	end
 end
 if not string.find(createdAt or '', '^%d%d%d%d%-%d%d%-%d%dT') then
-	error('createdAt is not a time')
+	malformed('createdAt is not a time')
 end
 -- A balance that is set may have been anything.
 local balance = ARGV[3] == 'set' and (tonumber(left) or 0) or readBalance(left)

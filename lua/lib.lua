@@ -14,3 +14,9 @@ local function errorOf(result)
 		return result
 	end
 end
+
+-- malformed ends the script: what it has read of an API key is not what tollgate writes. The error has a code of its
+-- own, which the store recognizes. what must not quote the value.
+local function malformed(what)
+	error({err = 'MALFORMED ' .. what})
+end

@@ -16,7 +16,7 @@ local function refillBalance(balance, groups, from)
 	local year, month, day, hour, minute, second =
 		string.match(key[1] or '', '^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):(%d%d):(%d%d%.?%d*)')
 	if not year then
-		error('createdAt is not a time')
+		malformed('createdAt is not a time')
 	end
 	-- The days since 1970-01-01 of a date in the Gregorian calendar whose years begin in March.
 	local years, months = tonumber(year), tonumber(month) - 3
