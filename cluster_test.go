@@ -27,6 +27,7 @@ func TestCluster(t *testing.T) {
 	t.Parallel()
 	t.Run("commands", testClusterCommands)
 	t.Run("login limit", testClusterLoginLimit)
+	t.Run("keys beside others", testNewKeyBesideInCluster)
 	t.Run("usage", testUsageInCluster)
 	t.Run("response cache", testCacheInCluster)
 	t.Run("topologies", testRedisTopologies)

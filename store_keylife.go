@@ -129,15 +129,15 @@ type rotation struct {
 
 // rotate runs rotate.lua. Its nil reply is redis.ErrNil.
 func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempotentRequest) (r rotation, err error) {
-	next, err := newKeyInSlot(apiKeyRedisKey(key), key[:strings.IndexByte(key, '_')+1])
-	if err != nil {
+	k, err := s.Key(deadline, t, key)
+	if err != nil && (request.key == "" || !errors.Is(err, ErrNoKey)) { // repeated, and the key gone therefore
 		return r, err
 	}
-	k, err := s.Key(deadline, t, key)
+	next, err := s.newKeyBeside(apiKeyRedisKey(key), key[:strings.IndexByte(key, '_')+1])
 	if err == nil {
 		err = s.indexKey(deadline, t.id, k.userID, next)
 	}
-	if err != nil && !errors.Is(err, ErrNoKey) { // the request may be repeated, and the key gone therefore
+	if err != nil {
 		return r, err
 	}
 	keys := append(allRedisKeys(key), allRedisKeys(next)...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 	"tollgate/internal/idtokentest"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 	"tollgate/internal/waittest"
@@ -172,15 +174,6 @@ func TestRotation(t *testing.T) {
 			t.Errorf("it leaves %q", left)
 		}
 	})
-	t.Run("both are in one slot of a cluster", func(t *testing.T) {
-		for range 3 {
-			before := rotated
-			rotated = s.rotate(t, id, before)
-			if redisdb.Slot("apiKey:"+rotated) != redisdb.Slot("{apiKey:"+before+"}:rate") {
-				t.Error("they are not")
-			}
-		}
-	})
 	t.Run("a visitor's stays a visitor's", func(t *testing.T) {
 		visitor := s.login(t, id)
 		expires := testRedis.Int(t, "PEXPIRETIME", "apiKey:"+visitor)
@@ -211,6 +204,72 @@ func TestRotation(t *testing.T) {
 		s.do(t, "POST", "/"+id+"/admin/keys/"+rotated+"/rotate", "", bearer(rotated)).want(t, 401, "")
 		s.consume(t, id, rotated, "").want(t, 200, "")
 	})
+}
+
+// A new key that a script has together with another is in its slot of a cluster, and is as any other. Where one server
+// has all keys, nothing is searched.
+func TestNewKeyBeside(t *testing.T) {
+	t.Parallel()
+	st := newTestStore(t, redistest.New(t))
+	slots := make(map[int]bool)
+	for range 20 {
+		key, err := st.newKeyBeside(apiKeyRedisKey(someKey), userKeyPrefix)
+		if err != nil || !validCredential(key, userKeyPrefix) {
+			t.Fatalf("got %q, %v", key, err)
+		}
+		slots[redisdb.Slot(apiKeyRedisKey(key))] = true
+	}
+	if len(slots) < 10 {
+		t.Errorf("20 keys are in %d slots", len(slots))
+	}
+}
+
+func testNewKeyBesideInCluster(t *testing.T) {
+	st := newTestStore(t, &redistest.Server{Cluster: redistest.SharedCluster(t)})
+	pattern := regexp.MustCompile(`^temp_` + uuidPattern + `$`)
+	keys := make(map[string]bool)
+	for i := range 300 {
+		beside := fmt.Sprintf("issue:t:%d", i/3)
+		key, err := st.newKeyBeside(beside, anonymousKeyPrefix)
+		if err != nil || !pattern.MatchString(key) || !validAPIKey(key) || keys[key] {
+			t.Fatalf("got %q, %v", key, err)
+		}
+		keys[key] = true
+		if got, want := redisdb.Slot("{apiKey:"+key+"}:rate"), redisdb.Slot(beside); got != want {
+			t.Errorf("%s is in slot %d, want %d", key, got, want)
+		}
+	}
+}
+
+// To rotate a key that does not exist costs one look at it.
+func TestRotateUnknownKey(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	st, id := newTestStore(t, r), newTenantIn(t, r, `{}`)
+	tn, err := st.Tenant(in(10*time.Second), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scripts := func() int {
+		info := r.String(t, "INFO", "commandstats")
+		return redistest.Calls(info, "evalsha") + redistest.Calls(info, "eval")
+	}
+	rotate := func(request idempotentRequest) int {
+		t.Helper()
+		before := scripts()
+		if got, err := st.RotateKey(in(10*time.Second), tn, someKey, request); !errors.Is(err, ErrNoKey) {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		return scripts() - before
+	}
+	rotate(idempotentRequest{})
+	rotate(idempotentRequest{key: "k"}) // Redis knows the scripts now
+	if n := rotate(idempotentRequest{}); n != 1 {
+		t.Errorf("it ran %d scripts, want 1", n)
+	}
+	if n := rotate(idempotentRequest{key: "k"}); n != 2 {
+		t.Errorf("with an Idempotency-Key it ran %d scripts, want 2", n)
+	}
 }
 
 // A user whose key was rotated signs in to the new one, wherever the rotation was interrupted.

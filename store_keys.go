@@ -51,9 +51,7 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	keys := []string{apiKeyRedisKey(key)}
 	if err == nil && request.key != "" {
 		record := issueRecordRedisKey(t, request.key)
-		if !s.redis.SameSlot(apiKeyRedisKey(key), record) {
-			key, err = newKeyInSlot(record, prefix)
-		}
+		key, err = s.newKeyBeside(record, prefix)
 		keys, args = []string{apiKeyRedisKey(key), record}, append(args, key, request.hash)
 	}
 	if err != nil {
@@ -81,13 +79,22 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	return issuedKey{}, fmt.Errorf("store an API key of tenant %s: %w", t.id, errBadReply)
 }
 
-// newKeyInSlot returns a new API key all of which is in the slot of redisKey in a Redis Cluster, so that one script can
-// write both. It generates keys until one is: 16,384 on average, which takes a few milliseconds.
-func newKeyInSlot(redisKey, prefix string) (string, error) {
-	for slot := redisdb.Slot(redisKey); ; {
+// newKeyBeside returns a new API key that a script may have together with redisKey. In a Redis Cluster all of it is in
+// the slot of redisKey: the last four digits of the UUID are chosen for that, and where the search for them begins is
+// as random as they were. That costs 14 of the UUID's 122 random bits, and some 50 µs.
+func (s *store) newKeyBeside(redisKey, prefix string) (string, error) {
+	for {
 		key, err := newCredential(prefix)
-		if err != nil || redisdb.Slot(apiKeyRedisKey(key)) == slot {
+		if err != nil || s.redis.SameSlot(redisKey, apiKeyRedisKey(key)) {
 			return key, err
+		}
+		head := key[:len(key)-4]
+		first, err := strconv.ParseUint(key[len(head):], 16, 16)
+		if err != nil {
+			return "", fmt.Errorf("the last digits of a UUID: %w", err)
+		}
+		if digits, ok := redisdb.SlotDigits(apiKeyRedisKey(head), redisdb.Slot(redisKey), uint16(first)); ok {
+			return head + digits, nil
 		}
 	}
 }

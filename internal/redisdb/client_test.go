@@ -118,6 +118,13 @@ func BenchmarkKeySlot(b *testing.B) {
 	}
 }
 
+// BenchmarkSlotDigits measures what a key in the slot of another costs, as in a rotation in a cluster.
+func BenchmarkSlotDigits(b *testing.B) {
+	for i := 0; b.Loop(); i++ {
+		SlotDigits("apiKey:temp_11111111-2222-4333-8444-55555555", i%slotCount, uint16(i*7919))
+	}
+}
+
 // newTestClient returns a client of the Redis at rawURL, which is closed when the test ends.
 func newTestClient(t *testing.T, rawURL string, log *telemetrytest.Log) *Client {
 	t.Helper()

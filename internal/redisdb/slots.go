@@ -22,7 +22,27 @@ func Slot(key string) int {
 			key = key[begin+1 : begin+1+n]
 		}
 	}
-	return int(crc16(key) % slotCount)
+	return int(crc16(0, key) % slotCount)
+}
+
+// SlotDigits returns four lower-case hexadecimal digits that put prefix with these digits after it into slot. Of the
+// numbers that do, about four, it is the first from first on; after ffff comes 0000. ok is false if none does, which
+// is so for one slot in five. prefix must have no brace.
+func SlotDigits(prefix string, slot int, first uint16) (digits string, ok bool) {
+	start := crc16(0, prefix)
+	for i := range 1 << 16 {
+		text := hexOf(first + uint16(i))
+		if int(crc4(start, text[0], text[1], text[2], text[3])%slotCount) == slot {
+			return string(text[:]), true
+		}
+	}
+	return "", false
+}
+
+// hexOf returns n as four lower-case hexadecimal digits.
+func hexOf(n uint16) [4]byte {
+	const digits = "0123456789abcdef"
+	return [4]byte{digits[n>>12], digits[n>>8&15], digits[n>>4&15], digits[n&15]}
 }
 
 // crcTables[i] has the remainder of each byte that i bytes follow, so that four bytes are taken in one step.
@@ -40,17 +60,23 @@ var crcTables = func() (tables [4][256]uint16) {
 	return tables
 }()
 
-func crc16(s string) (crc uint16) {
-	t := &crcTables
+// crc16 returns the remainder of s, which follows what has the remainder crc.
+func crc16(crc uint16, s string) uint16 {
 	for len(s) >= 4 {
-		crc ^= uint16(s[0])<<8 | uint16(s[1])
-		crc = t[3][crc>>8] ^ t[2][crc&0xff] ^ t[1][s[2]] ^ t[0][s[3]]
+		crc = crc4(crc, s[0], s[1], s[2], s[3])
 		s = s[4:]
 	}
 	for i := range len(s) {
-		crc = crc<<8 ^ t[0][byte(crc>>8)^s[i]]
+		crc = crc<<8 ^ crcTables[0][byte(crc>>8)^s[i]]
 	}
 	return crc
+}
+
+// crc4 does what crc16 does, for four bytes.
+func crc4(crc uint16, a, b, c, d byte) uint16 {
+	t := &crcTables
+	crc ^= uint16(a)<<8 | uint16(b)
+	return t[3][crc>>8] ^ t[2][crc&0xff] ^ t[1][c] ^ t[0][d]
 }
 
 // slotMap is what a node of a cluster says about who has which slots.

@@ -3,6 +3,7 @@ package redisdb
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,6 +24,37 @@ func TestKeySlot(t *testing.T) {
 		if got := Slot(test.key); got != test.slot {
 			t.Errorf("%q: got %d, want %d", test.key, got, test.slot)
 		}
+	}
+}
+
+// The digits are those that the search must find first, for every slot and wherever it begins.
+func TestSlotDigits(t *testing.T) {
+	const prefix = "apiKey:user_11111111-2222-4333-8444-55555555"
+	var numbers [slotCount][]int // that lead to each slot, in order
+	for n := range 1 << 16 {
+		slot := Slot(fmt.Sprintf("%s%04x", prefix, n))
+		numbers[slot] = append(numbers[slot], n)
+	}
+	missing := 0
+	for slot, all := range numbers {
+		first := slot * 40503 % (1 << 16)
+		got, ok := SlotDigits(prefix, slot, uint16(first))
+		if len(all) == 0 {
+			if missing++; ok {
+				t.Errorf("slot %d: got %q, but there are none", slot, got)
+			}
+			continue
+		}
+		want := all[0]
+		if i, _ := slices.BinarySearch(all, first); i < len(all) {
+			want = all[i]
+		}
+		if want := fmt.Sprintf("%04x", want); !ok || got != want {
+			t.Errorf("slot %d from %04x: got %q, %t, want %q", slot, first, got, ok, want)
+		}
+	}
+	if missing < slotCount/10 || missing > slotCount/4 {
+		t.Errorf("%d of %d slots have none", missing, slotCount)
 	}
 }
 
