@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +16,12 @@ import (
 	"tollgate/internal/strict"
 )
 
-const maxKeyTTL = 10 * 365 * 24 * time.Hour
+const (
+	maxKeyTTL = 10 * 365 * 24 * time.Hour
+
+	defaultPageLimit = 100
+	maxPageLimit     = 1000
+)
 
 func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	request, err := readIdempotentRequest(r, info.body)
@@ -198,9 +204,15 @@ func present[T any](dst **T, value *T, rule strict.Rule) strict.Rule {
 	}
 }
 
-// listUserKeys lists the API keys of the user in the query.
+// malformedKeyBody is how a list shows an API key that could not be read.
+type malformedKeyBody struct {
+	APIKey string `json:"apiKey"`
+	Error  string `json:"error"`
+}
+
+// listUserKeys lists the API keys of the user in the query: a page of them.
 func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	query, err := readQuery(r, "userId")
+	query, err := readQuery(r, "userId", "limit", "after")
 	if err != nil {
 		return err
 	}
@@ -208,18 +220,58 @@ func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requ
 	if userID == "" {
 		return badRequestError("userId is missing in the query")
 	}
-	keys, err := s.store.UserKeys(info.deadline, info.tenant, userID)
+	limit, err := pageLimit(query)
 	if err != nil {
 		return err
 	}
-	body := struct {
-		Keys []keyBody `json:"keys"`
-	}{make([]keyBody, len(keys))}
-	for i, k := range keys {
-		body.Keys[i] = newKeyBody(k.apiKey)
-		body.Keys[i].APIKey = k.key
+	var after indexCursor
+	if query.Has("after") {
+		var ok bool
+		if after, ok = parseIndexCursor(query.Get("after")); !ok {
+			return badRequestError("after must be the next of another page")
+		}
 	}
-	return writeJSON(w, http.StatusOK, body)
+	keys, next, err := s.store.UserKeys(info.deadline, info.tenant, userID, after, limit)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, newKeyPage(keys, next))
+}
+
+// pageLimit returns how many entries a page may have: the limit in the query, or defaultPageLimit.
+func pageLimit(query url.Values) (int, error) {
+	if !query.Has("limit") {
+		return defaultPageLimit, nil
+	}
+	limit, err := strconv.Atoi(query.Get("limit"))
+	if err != nil || limit < 1 || limit > maxPageLimit || strconv.Itoa(limit) != query.Get("limit") {
+		return 0, badRequestError(fmt.Sprintf("limit must be a whole number from 1 to %d", maxPageLimit))
+	}
+	return limit, nil
+}
+
+// keyPage is a page in the response that lists a user's keys.
+type keyPage struct {
+	Keys []any   `json:"keys"` // each a keyBody or a malformedKeyBody
+	Next *string `json:"next"`
+}
+
+func newKeyPage(keys []listedKey, next *indexCursor) keyPage {
+	page := keyPage{Keys: make([]any, len(keys))}
+	for i, k := range keys {
+		if k.malformed {
+			page.Keys[i] = malformedKeyBody{k.key, "malformed"}
+			continue
+		}
+		body := newKeyBody(k.apiKey)
+		body.APIKey = k.key
+		page.Keys[i] = body
+	}
+	if next != nil {
+		cursor := next.String()
+		page.Next = &cursor
+	}
+	return page
 }
 
 func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {

@@ -28,6 +28,7 @@ func TestCluster(t *testing.T) {
 	t.Run("commands", testClusterCommands)
 	t.Run("login limit", testClusterLoginLimit)
 	t.Run("keys beside others", testNewKeyBesideInCluster)
+	t.Run("index of keys", testIndexInCluster)
 	t.Run("usage", testUsageInCluster)
 	t.Run("response cache", testCacheInCluster)
 	t.Run("topologies", testRedisTopologies)

@@ -156,7 +156,7 @@ func connectError(settings *settings, err error) error {
 	return fmt.Errorf("Redis connection failed: %s", settings.redisURL.Redact(err.Error()))
 }
 
-// reindex adds the API keys of users to the index, and reports its progress.
+// reindex brings the index of users' API keys in line with the keys, and reports its progress.
 func reindex(ctx context.Context, settings *settings, log *telemetry.Logger) error {
 	store, closeStore, err := openStore(ctx, settings, log)
 	if err != nil {
@@ -164,7 +164,7 @@ func reindex(ctx context.Context, settings *settings, log *telemetry.Logger) err
 	}
 	defer closeStore()
 	indexed := 0
-	err = store.Reindex(ctx, func(keys int) {
+	unread, err := store.Reindex(ctx, func(keys int) {
 		indexed = keys
 		log.Infof("Indexed %d API keys so far", keys)
 	})
@@ -172,6 +172,9 @@ func reindex(ctx context.Context, settings *settings, log *telemetry.Logger) err
 		return err
 	}
 	log.Infof("Indexed %d API keys", indexed)
+	if unread > 0 {
+		log.Warnf("%d keys could not be read", unread)
+	}
 	return nil
 }
 

@@ -25,7 +25,7 @@ type settings struct {
 	seed           bool          // create the tenant abc if it does not exist
 	maxConnections int64         // of clients
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
-	reindex        bool          // add the API keys of users to the index, and end
+	reindex        bool          // bring the index of users' API keys in line with them, and end
 	version        bool          // print the version, and end
 	health         bool          // check that another process responds, and end
 	server         serverOptions
@@ -64,7 +64,7 @@ func (s *settings) options() []option {
 		{flag: "version", usage: "print the version and exit", set: into(&s.version, parseBool)},
 		{flag: "health", usage: "check that the tollgate that listens on -addr responds, and exit with 0 or 1",
 			set: into(&s.health, parseBool)},
-		{flag: "reindex", usage: "add the API keys of users that were created before there was an index to it, and exit",
+		{flag: "reindex", usage: "bring the index of users' API keys in line with the keys, and exit",
 			set: into(&s.reindex, parseBool)},
 		{flag: "addr", env: "ADDR", value: "host:port", def: ":8080",
 			usage: "to listen on; if only PORT is set, :$PORT", set: into(&s.addr, parseAddress)},

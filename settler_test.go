@@ -19,7 +19,13 @@ import (
 // newTestStore returns a store on r, which logs to log if there is one.
 func newTestStore(t testing.TB, r *redistest.Server, log ...*telemetrytest.Log) *store {
 	t.Helper()
-	url, err := redisdb.ParseURL(r.URL())
+	return newTestStoreAt(t, r.URL(), log...)
+}
+
+// newTestStoreAt does what newTestStore does, for the Redis at rawURL.
+func newTestStoreAt(t testing.TB, rawURL string, log ...*telemetrytest.Log) *store {
+	t.Helper()
+	url, err := redisdb.ParseURL(rawURL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,6 +115,14 @@ func signInRedisKey(tenantID, userID string) string {
 func signInMovesRedisKey(tenantID, userID string) string {
 	return "{" + signInRedisKey(tenantID, userID) + "}:moves"
 }
+func userKeysByTimeRedisKey(tenantID, userID string) string {
+	return "{" + userKeysRedisKey(tenantID, userID) + "}:byTime"
+}
+func userKeysByExpiryRedisKey(tenantID, userID string) string {
+	return "{" + userKeysRedisKey(tenantID, userID) + "}:byExpiry"
+}
+
+// userKeysRedisKey returns where earlier versions had the index of a user's keys, in a set.
 func userKeysRedisKey(tenantID, userID string) string {
 	return "userKeys:" + tenantID + ":" + userID
 }

@@ -2,14 +2,9 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -22,11 +17,6 @@ const (
 	successorTTL = 24 * time.Hour
 
 	forgotten = "forget" // the value of successorRedisKey if a user is to be forgotten
-
-	maxConcurrentReads = 64
-
-	reindexStep    = 1000 // keys that Redis looks at before it does something else
-	reindexTimeout = 10 * time.Second
 )
 
 // keyChange is a change of an API key; nil changes nothing. At most one of addTokens and setTokens may be set.
@@ -43,6 +33,11 @@ type keyChange struct {
 // ErrNoKey; ErrBalanceRange and ErrKeyReused if nothing was changed; ErrUnavailable.
 func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyChange,
 	request idempotentRequest) (k apiKey, replayed bool, err error) {
+	indexed, err := s.keepIndexed(deadline, t, key, change)
+	if err != nil {
+		return k, false, err
+	}
+	defer indexed()
 	first, table := anonymousGroup, new(groupTable)
 	if change.group != nil {
 		first = *change.group
@@ -135,7 +130,7 @@ func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempo
 	}
 	next, err := s.newKeyBeside(apiKeyRedisKey(key), key[:strings.IndexByte(key, '_')+1])
 	if err == nil {
-		err = s.indexKey(deadline, t.id, k.userID, next)
+		err = s.indexKey(deadline, t.id, k.userID, next, k.createdAt, time.Time{})
 	}
 	if err != nil {
 		return r, err
@@ -150,6 +145,9 @@ func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempo
 	if err == nil {
 		_, err = redis.Scan(reply, &r.key, &r.tokensLeft, &r.userID, &r.signsIn, &r.replayed)
 	}
+	if r.key != next && (err == nil || errors.Is(err, redis.ErrNil)) {
+		_ = s.unindexKey(deadline, t.id, k.userID, next) // it was not created
+	}
 	return r, err
 }
 
@@ -158,7 +156,7 @@ func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempo
 func (s *store) finishRotation(deadline time.Time, t *tenant, key string, r rotation) error {
 	err := s.unindexKey(deadline, t.id, r.userID, key)
 	if err == nil {
-		err = s.indexKey(deadline, t.id, r.userID, r.key) // whoever listed the keys meanwhile has removed it
+		_, err = s.indexStored(deadline, r.key) // whoever listed the keys meanwhile has removed it
 	}
 	if err != nil || !r.signsIn {
 		return err
@@ -202,135 +200,4 @@ func (s *store) successor(deadline time.Time, key string) (string, error) {
 		err = nil
 	}
 	return successor, err
-}
-
-// listedKey is an API key with what Redis holds of it.
-type listedKey struct {
-	key string
-	apiKey
-}
-
-// UserKeys returns the API keys of a user of t, oldest first. The index is only a hint: what it names is looked up, and
-// removed from it if it is not a key of that user. Error: ErrUnavailable.
-func (s *store) UserKeys(deadline time.Time, t *tenant, userID string) ([]listedKey, error) {
-	named, err := redis.Strings(s.redis.Read(deadline, "SMEMBERS", userKeysRedisKey(t.id, userID)))
-	found := make([]*listedKey, len(named))
-	if err == nil {
-		err = inParallel(len(named), func(i int) error {
-			k, err := apiKey{}, ErrNoKey
-			if validAPIKey(named[i]) {
-				k, err = s.Key(deadline, t, named[i])
-			}
-			if err == nil && k.userID == userID {
-				found[i] = &listedKey{named[i], k}
-				return nil
-			}
-			if err == nil || errors.Is(err, ErrNoKey) {
-				err = s.dropFromIndex(deadline, t, userID, named[i])
-			}
-			return err
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list the API keys of a user of tenant %s: %w", t.id, err)
-	}
-	keys := make([]listedKey, 0, len(named))
-	for _, k := range found {
-		if k != nil {
-			keys = append(keys, *k)
-		}
-	}
-	slices.SortFunc(keys, func(a, b listedKey) int {
-		if order := a.createdAt.Compare(b.createdAt); order != 0 {
-			return order
-		}
-		return strings.Compare(a.key, b.key)
-	})
-	return keys, nil
-}
-
-// indexKey adds a key to the index of its user. It is called before the key is created: an index may name a key that
-// does not exist, but a key that it does not name is not found.
-func (s *store) indexKey(deadline time.Time, tenantID, userID, key string) error {
-	if userID == "" {
-		return nil
-	}
-	_, err := s.redis.Write(deadline, "SADD", userKeysRedisKey(tenantID, userID), key)
-	return err
-}
-
-// unindexKey removes a key that does not exist from the index of its user.
-func (s *store) unindexKey(deadline time.Time, tenantID, userID, key string) error {
-	if userID == "" {
-		return nil
-	}
-	_, err := s.redis.Write(deadline, "SREM", userKeysRedisKey(tenantID, userID), key)
-	return err
-}
-
-// dropFromIndex removes from the index of a user what is not known to be a key of that user, and adds it again if it
-// has become one meanwhile: keys are added before they are created.
-func (s *store) dropFromIndex(deadline time.Time, t *tenant, userID, key string) error {
-	err := s.checkGeneration(deadline, t)
-	if err == nil {
-		err = s.unindexKey(deadline, t.id, userID, key)
-	}
-	if err != nil || !validAPIKey(key) {
-		return err
-	}
-	k, err := s.Key(deadline, t, key)
-	if err == nil && k.userID == userID {
-		return s.indexKey(deadline, t.id, userID, key)
-	}
-	if errors.Is(err, ErrNoKey) {
-		return nil
-	}
-	return err
-}
-
-// Reindex adds every API key of a user to the index, as far as it is missing: those that were created before there was
-// an index. It may run beside processes that serve. After each step it calls progress with how many keys it has found.
-// It ends early if ctx is done.
-func (s *store) Reindex(ctx context.Context, progress func(keys int)) error {
-	keys := 0
-	err := s.redis.Scan(apiKeyRedisKey(userKeyPrefix+"*"), reindexStep, reindexTimeout, func(names []string) error {
-		deadline := time.Now().Add(reindexTimeout)
-		err := inParallel(len(names), func(i int) error {
-			key, _ := strings.CutPrefix(names[i], apiKeyRedisKey(""))
-			owner, err := redis.Strings(s.redis.Read(deadline, "HMGET", names[i], "tenantId", "userId"))
-			if err != nil || !validAPIKey(key) || !validTenantID(owner[0]) {
-				return err
-			}
-			return s.indexKey(deadline, owner[0], owner[1], key)
-		})
-		keys += len(names)
-		progress(keys)
-		return errors.Join(err, ctx.Err())
-	})
-	if err != nil {
-		return fmt.Errorf("index the API keys: %w", err)
-	}
-	return nil
-}
-
-// inParallel calls f with 0 … n-1, at most maxConcurrentReads at a time, until one call fails, and returns the first
-// error.
-func inParallel(n int, f func(i int) error) error {
-	var calls sync.WaitGroup
-	var failed atomic.Pointer[error]
-	slots := make(chan struct{}, maxConcurrentReads)
-	for i := 0; i < n && failed.Load() == nil; i++ {
-		slots <- struct{}{}
-		calls.Go(func() {
-			defer func() { <-slots }()
-			if err := f(i); err != nil {
-				failed.CompareAndSwap(nil, &err)
-			}
-		})
-	}
-	calls.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
 }

@@ -57,7 +57,7 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	if err != nil {
 		return issuedKey{}, err
 	}
-	if err := s.indexKey(deadline, t.id, k.userID, key); err != nil {
+	if err := s.indexKey(deadline, t.id, k.userID, key, k.createdAt, time.Time{}); err != nil {
 		return issuedKey{}, fmt.Errorf("index an API key of tenant %s: %w", t.id, err)
 	}
 	reply, err := s.redis.Eval(deadline, issueScript, keys, args...)
@@ -66,11 +66,15 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	}
 	switch before := reply.(type) {
 	case int64:
-		_ = s.indexKey(deadline, t.id, k.userID, key) // whoever listed the keys meanwhile has removed it
+		if k.userID != "" {
+			_, _ = s.indexStored(deadline, key)
+		}
 		return issuedKey{key: key, tokensLeft: k.tokensLeft}, nil
 	case []byte:
+		_ = s.unindexKey(deadline, t.id, k.userID, key) // it was not created
 		return issuedKey{}, ErrKeyReused
 	case []any:
+		_ = s.unindexKey(deadline, t.id, k.userID, key)
 		issued := issuedKey{replayed: true}
 		if _, err := redis.Scan(before, &issued.key, &issued.tokensLeft); err == nil {
 			return issued, nil

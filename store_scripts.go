@@ -37,6 +37,10 @@ var (
 	rotateScript     = newScript("rotate", redisdb.DenyOOM, "balance", "holds", "rotate")
 	revokeScript     = newScript("revoke", redisdb.AllowOOM, "balance", "revoke")
 
+	indexScript   = newScript("index", redisdb.DenyOOM, "index") // to add
+	unindexScript = newScript("unindex", redisdb.AllowOOM, "index")
+	ownerScript   = newScript("owner", redisdb.NoWrites, "owner")
+
 	signInScript        = newScript("signin", redisdb.AllowOOM, "signin") // to read or delete
 	growingSignInScript = newScript("growing signin", redisdb.DenyOOM, "signin")
 	userScript          = newScript("user", redisdb.DenyOOM, "user")
@@ -70,8 +74,8 @@ func luaSource(files ...string) string {
 	return source.String()
 }
 
-// requiredCommands are the commands that charges, logins, the loading of configs and the revocation of admin tokens
-// need, by prefix of their keys.
+// requiredCommands are the commands that charges, logins, the loading of configs, the revocation of admin tokens and
+// the index of users' keys need, by prefix of their keys.
 var requiredCommands = []redisdb.Requirement{
 	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
 	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM " +
@@ -80,6 +84,8 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "tenant:", Commands: "GET"},
 	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HSCAN HSET PEXPIRE UNLINK"},
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
+	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
+	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
 }
 
 // probeKey returns the i-th name of an API key in Redis that never exists: no API key has braces.

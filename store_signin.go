@@ -207,18 +207,22 @@ func (s *store) createUserKey(deadline time.Time, who signInIdentity, record sig
 	if record.pending == "zero" {
 		tokens = 0
 	}
-	if err := s.indexKey(deadline, t.id, who.userID, record.key); err != nil {
+	now := time.Now()
+	if err := s.indexKey(deadline, t.id, who.userID, record.key, now, time.Time{}); err != nil {
 		return record, false, err
 	}
 	keys := []string{apiKeyRedisKey(record.key), successorRedisKey(record.key)}
 	successor, err := redis.String(s.redis.Eval(deadline, userScript, keys,
-		t.id, t.generation, who.group, formatTime(time.Now()), tokens, who.userID))
+		t.id, t.generation, who.group, formatTime(now), tokens, who.userID))
 	switch {
 	case errors.Is(err, redis.ErrNil): // it was created now
-		_ = s.indexKey(deadline, t.id, who.userID, record.key) // whoever listed the keys meanwhile has removed it
+		_ = s.indexKey(deadline, t.id, who.userID, record.key, now, time.Time{}) // it may have been removed meanwhile
 		return newSignInRecord(record.key, "", record.generation), true, nil
 	case err != nil:
 		return record, false, err
+	}
+	if o, err := s.indexStored(deadline, record.key); err == nil && o.userID == "" {
+		_ = s.unindexKey(deadline, t.id, who.userID, record.key) // it was revoked since
 	}
 	next, err = successorRecord(who, record, successor)
 	return next, false, err

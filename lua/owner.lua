@@ -1,0 +1,8 @@
+-- Reads whose an API key is, and when it was created and expires.
+--
+-- KEYS[1] apiKey:<apiKey>
+--
+-- Returns {tenant ID, user ID, createdAt, expiry (Unix ms; negative: never)}, each '' that the key does not have.
+
+local key = call('HMGET', KEYS[1], 'tenantId', 'userId', 'createdAt')
+return {key[1] or '', key[2] or '', key[3] or '', call('PEXPIRETIME', KEYS[1])}
