@@ -295,6 +295,31 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requ
 	return nil
 }
 
+// turnTimeout is how long an expensive request waits for those of its tenant that came before it.
+const turnTimeout = time.Second
+
+// respondInTurn sends what compute returns. It is for requests whose cost depends on what a tenant has stored: of each
+// tenant one at a time is computed, so that no tenant's admin can take all of Redis or of the processors. Error:
+// rateLimitError if its turn does not come in time. The client takes the response out of turn, however slowly.
+func (s *server) respondInTurn(w http.ResponseWriter, info *requestInfo, compute func() (any, error)) error {
+	end, ok := s.turns.take(info.tenantID, turnTimeout)
+	if !ok {
+		return rateLimitError{wait: 1}
+	}
+	body, err := func() ([]byte, error) {
+		defer end()
+		v, err := compute()
+		if err != nil {
+			return nil, err
+		}
+		return encodeJSON(v)
+	}()
+	if err != nil {
+		return err
+	}
+	return writeBody(w, http.StatusOK, body)
+}
+
 // groupUsage and endpointUsage are what a group and an endpoint have used on a day.
 type groupUsage struct {
 	Requests      int64 `json:"requests"`
@@ -323,27 +348,33 @@ func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
-	days, err := s.store.Usage(info.deadline, info.tenant, from, n)
-	if err != nil {
-		return err
+	return s.respondInTurn(w, info, func() (any, error) {
+		days, err := s.store.Usage(info.deadline, info.tenant, from, n)
+		if err != nil {
+			return nil, err
+		}
+		body := make([]usageBody, n)
+		for i, d := range days {
+			body[i] = newUsageBody(formatDay(from+int64(i)), d)
+		}
+		return struct {
+			Days []usageBody `json:"days"`
+		}{body}, nil
+	})
+}
+
+func newUsageBody(day string, d *dayUsage) usageBody {
+	body := usageBody{
+		Day: day, Requests: d.total.requests, TokensCharged: d.total.charged, TokensGranted: d.granted,
+		ByEndpoint: make(map[string]endpointUsage), ByGroup: make(map[string]groupUsage),
 	}
-	body := make([]usageBody, n)
-	for i, d := range days {
-		body[i] = usageBody{
-			Day: formatDay(from + int64(i)), Requests: d.total.requests,
-			TokensCharged: d.total.charged, TokensGranted: d.granted,
-			ByEndpoint: make(map[string]endpointUsage), ByGroup: make(map[string]groupUsage),
-		}
-		for name, sums := range d.endpoints {
-			body[i].ByEndpoint[name] = endpointUsage{sums.requests, sums.input, sums.output, sums.charged}
-		}
-		for name, sums := range d.groups {
-			body[i].ByGroup[name] = groupUsage{sums.requests, sums.charged}
-		}
+	for name, sums := range d.endpoints {
+		body.ByEndpoint[name] = endpointUsage{sums.requests, sums.input, sums.output, sums.charged}
 	}
-	return writeJSON(w, http.StatusOK, struct {
-		Days []usageBody `json:"days"`
-	}{body})
+	for name, sums := range d.groups {
+		body.ByGroup[name] = groupUsage{sums.requests, sums.charged}
+	}
+	return body
 }
 
 // readUsageQuery reads ?from=<day>&to=<day>, and returns the first day, since 1970, and how many there are.

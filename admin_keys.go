@@ -231,11 +231,13 @@ func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requ
 			return badRequestError("after must be the next of another page")
 		}
 	}
-	keys, next, err := s.store.UserKeys(info.deadline, info.tenant, userID, after, limit)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, newKeyPage(keys, next))
+	return s.respondInTurn(w, info, func() (any, error) {
+		keys, next, err := s.store.UserKeys(info.deadline, info.tenant, userID, after, limit)
+		if err != nil {
+			return nil, err
+		}
+		return newKeyPage(keys, next), nil
+	})
 }
 
 // pageLimit returns how many entries a page may have: the limit in the query, or defaultPageLimit.

@@ -23,13 +23,22 @@ var (
 
 // writeJSON sends v as one compact object and a newline. Nothing is sent if v cannot be encoded.
 func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := encodeJSON(v)
+	if err != nil {
+		return err
+	}
+	return writeBody(w, status, body)
+}
+
+// encodeJSON returns v as one compact object and a newline.
+func encodeJSON(v any) ([]byte, error) {
 	var body bytes.Buffer
 	enc := json.NewEncoder(&body)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("encode response: %w", err)
+		return nil, fmt.Errorf("encode response: %w", err)
 	}
-	return writeBody(w, status, body.Bytes())
+	return body.Bytes(), nil
 }
 
 // writeBody sends body, which is compact JSON and a newline. It returns nil, so that a handler can return it.

@@ -40,6 +40,7 @@ type server struct {
 	requests       atomic.Int64      // the number of requests that were given an ID
 	publicBodies   bodyReader
 	adminBodies    bodyReader
+	turns          turns       // of tenants, to expensive requests
 	draining       atomic.Bool // the server is about to stop
 	google, apple  *signInProvider
 	defaultTenant  sync.Once    // logs that the tenant default does not exist

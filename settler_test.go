@@ -38,8 +38,8 @@ func newTestStoreAt(t testing.TB, rawURL string, log ...*telemetrytest.Log) *sto
 	return st
 }
 
-// newBareServer returns the handler of a server on testRedis, without the process around it.
-func newBareServer(t testing.TB, log *telemetrytest.Log) http.Handler {
+// newBareServer returns a server on testRedis, without the process around it.
+func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 	t.Helper()
 	st := newTestStore(t, testRedis, log)
 	s, err := newServer(st, telemetry.NewLogger(log), serverOptions{
@@ -52,7 +52,7 @@ func newBareServer(t testing.TB, log *telemetrytest.Log) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.handler
+	return s
 }
 
 func notNearCapacity() bool { return false }
@@ -74,7 +74,7 @@ func TestGatewayPanics(t *testing.T) {
 	t.Parallel()
 	const granted = 10_000
 	log := new(telemetrytest.Log)
-	handler := newBareServer(t, log)
+	handler := newBareServer(t, log).handler
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(panickingWriter{w}, r)
 	}))

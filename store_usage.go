@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,25 +46,29 @@ func (s *usageSums) byName() map[string]*int64 {
 	return map[string]*int64{"requests": &s.requests, "charged": &s.charged, "input": &s.input, "output": &s.output}
 }
 
-// Usage returns the counts of a tenant on each of n days from the day first on. Error: ErrUnavailable.
+// Usage returns the counts of a tenant on each of n days from the day first on. It reads usageStep days at a time:
+// Redis serves others in between. Error: ErrUnavailable.
 func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*dayUsage, error) {
-	keys := make([]string, n)
-	for i := range keys {
-		keys[i] = usageRedisKey(t.id, first+int64(i))
+	all := make([]string, n)
+	for i := range all {
+		all[i] = usageRedisKey(t.id, first+int64(i))
 	}
-	replies, err := s.redis.ReadEach(deadline, "HGETALL", keys)
-	if err != nil {
-		return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, err)
-	}
-	days := make([]*dayUsage, n)
-	for i, reply := range replies {
-		fields, err := redis.StringMap(reply, nil)
+	days := make([]*dayUsage, 0, n)
+	for keys := range slices.Chunk(all, usageStep) {
+		replies, err := s.redis.ReadEach(deadline, "HGETALL", keys)
 		if err != nil {
-			return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, errBadReply)
+			return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, err)
 		}
-		days[i] = new(dayUsage)
-		if fields["generation"] == t.generation {
-			days[i].read(fields)
+		for _, reply := range replies {
+			fields, err := redis.StringMap(reply, nil)
+			if err != nil {
+				return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, errBadReply)
+			}
+			day := new(dayUsage)
+			if fields["generation"] == t.generation {
+				day.read(fields)
+			}
+			days = append(days, day)
 		}
 	}
 	return days, nil

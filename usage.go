@@ -10,6 +10,7 @@ const (
 	usageTimeout   = 900 * time.Millisecond
 	usageTTL       = 100 * 24 * time.Hour
 	maxUsageDays   = 92   // that one request may ask for
+	usageStep      = 8    // of them, that are read at a time
 	maxUsageFields = 1000 // of one tenant and day
 	maxUsageNames  = 100  // of groups, and of endpoints, that one tenant's counts have between two writings
 	maxUsageCounts = 1000 // tenants and days that are counted between two writings

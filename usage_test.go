@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -172,6 +173,38 @@ func TestUsageQuery(t *testing.T) {
 			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}}]}`)
 	testRedis.Do(t, "SET", "{tenant:"+id+":config}:usage:2026-11-02", "x")
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-02&to=2026-11-02", "").want(t, 500, "")
+}
+
+// Usage is read a few days at a time, and no further than the first that cannot be read.
+func TestUsageInSteps(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	st, id := newTestStore(t, r), newTenantIn(t, r, `{}`)
+	tn := st.tenantIn(t, id)
+	calls := func() int { return redistest.Calls(r.String(t, "INFO", "commandstats"), "hgetall") }
+	days, err := st.Usage(in(10*time.Second), tn, 20_000, maxUsageDays)
+	if n := calls(); err != nil || len(days) != maxUsageDays || n != maxUsageDays {
+		t.Errorf("%d days, %v, read %d times", len(days), err, n)
+	}
+	reads := func() int {
+		n, _ := strconv.Atoi(redistest.Field(r.String(t, "INFO", "stats"), "total_reads_processed"))
+		return n
+	}
+	before := reads()
+	if _, err := st.Usage(in(10*time.Second), tn, 20_000, maxUsageDays); err != nil {
+		t.Fatal(err)
+	}
+	if n, want := reads()-before, (maxUsageDays+7)/8; n < want {
+		t.Errorf("%d days came in %d pieces, want %d", maxUsageDays, n, want)
+	}
+	r.Do(t, "SET", usageRedisKey(id, 20_009), "x")
+	read := calls()
+	if _, err := st.Usage(in(10*time.Second), tn, 20_000, maxUsageDays); err == nil {
+		t.Error("there is no error")
+	}
+	if n := calls() - read; n != 16 {
+		t.Errorf("%d days were read, of which the tenth is malformed, want 16", n)
+	}
 }
 
 // Counts are bounded in memory and in Redis, whatever names there are, and never wrap.
