@@ -25,6 +25,8 @@ const (
 	moveStep  = 100 // keys of the set of earlier versions that are moved at a time
 	moveSteps = 10  // that one listing does
 
+	moveReserve = 800 * time.Millisecond // that a listing keeps for the page
+
 	maxPassed = 100_000 // keys that were created in one millisecond, over which Redis has to step
 
 	reindexStep    = 1000 // keys that Redis looks at before it does something else
@@ -283,11 +285,14 @@ func (s *store) lookUp(deadline time.Time, t *tenant, userID string, entries []*
 	})
 }
 
-// moveOldKeys moves keys from the set of earlier versions to the index, in at most so many steps, and reports whether
-// none is left.
+// moveOldKeys moves keys from the set of earlier versions to the index, in at most that number of steps, and reports
+// whether the set is empty then. It takes no second step if less than moveReserve is left until the deadline.
 func (s *store) moveOldKeys(deadline time.Time, tenantID, userID string, steps int) (done bool, err error) {
 	old := userKeysRedisKey(tenantID, userID)
-	for range steps {
+	for step := range steps {
+		if step > 0 && time.Until(deadline) < moveReserve {
+			break
+		}
 		keys, err := redis.Strings(s.redis.Read(deadline, "SRANDMEMBER", old, moveStep))
 		if err != nil || len(keys) == 0 {
 			return err == nil, err
