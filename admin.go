@@ -363,6 +363,7 @@ func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *request
 	})
 }
 
+// newUsageBody returns the usage of a day, as clients get it.
 func newUsageBody(day string, d *dayUsage) usageBody {
 	body := usageBody{
 		Day: day, Requests: d.total.requests, TokensCharged: d.total.charged, TokensGranted: d.granted,

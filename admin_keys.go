@@ -41,7 +41,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	}
 	group, ok := info.tenant.config.groups[k.group]
 	if !ok {
-		return unknownGroup(info.tenant.config)
+		request.refused = unknownGroup(info.tenant.config)
 	}
 	k.tokensLeft = group.tokens
 	if tokens >= 0 {
@@ -50,7 +50,11 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	if ttlSeconds > 0 {
 		k.expiresAt = k.createdAt.Add(time.Duration(ttlSeconds) * time.Second)
 	}
-	issued, err := s.store.NewKey(info.deadline, info.tenant, k, request)
+	var issued issuedKey
+	err = s.onceOnly(info, &request, func() (replayed bool, err error) {
+		issued, err = s.store.NewKey(info.deadline, info.tenant, k, request)
+		return issued.replayed, err
+	})
 	if err != nil {
 		return err
 	}
@@ -61,6 +65,28 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(issued.key), k.group)
 	}
 	return writeJSON(w, http.StatusCreated, tokensBody{issued.key, issued.tokensLeft})
+}
+
+// onceOnly calls do, which makes a request that may have an Idempotency-Key. It does not call it if the request is
+// refused and cannot be a replay. It counts the record that a tenant's own admin leaves.
+func (s *server) onceOnly(info *requestInfo, request *idempotentRequest, do func() (replayed bool, err error)) error {
+	if request.key == "" && request.refused != nil {
+		return request.refused
+	}
+	counted := request.key != "" && request.refused == nil && info.actor.tokenHash != ""
+	if counted {
+		err := s.store.CountRecord(info.deadline, info.tenant)
+		if _, full := errors.AsType[rateLimitError](err); full {
+			counted, request.refused = false, err
+		} else if err != nil {
+			return err
+		}
+	}
+	replayed, err := do()
+	if counted && (replayed || err != nil && !errors.Is(err, ErrUnavailable)) {
+		s.store.UncountRecord(info.deadline, info.tenant)
+	}
+	return err
 }
 
 // unknownGroup returns the error for a group that the config does not have. It lists those that there are, at most 20.
@@ -149,16 +175,21 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 	if change.ttl != nil && !validCredential(key, userKeyPrefix) {
 		return badRequestError("expiresIn is for user_ keys: a temp_ key expires 24 h after it was created")
 	}
-	if change.group != nil {
-		if _, ok := info.tenant.config.groups[*change.group]; !ok {
-			return unknownGroup(info.tenant.config)
-		}
-	}
 	request, err := readIdempotentRequest(r, info.body)
 	if err != nil {
 		return err
 	}
-	k, replayed, err := s.store.UpdateKey(info.deadline, info.tenant, key, change, request)
+	if change.group != nil {
+		if _, ok := info.tenant.config.groups[*change.group]; !ok {
+			request.refused = unknownGroup(info.tenant.config)
+		}
+	}
+	var k apiKey
+	var replayed bool
+	err = s.onceOnly(info, &request, func() (bool, error) {
+		k, replayed, err = s.store.UpdateKey(info.deadline, info.tenant, key, change, request)
+		return replayed, err
+	})
 	if errors.Is(err, ErrBalanceRange) {
 		return badRequestError(fmt.Sprintf("addTokens must leave a balance from 0 to %d", int64(maxAmount)))
 	}
@@ -172,6 +203,9 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 			s.usage.add(info.tenant, usageEvent{granted: max(*change.addTokens, 0)})
 		}
 		s.audit(info, info.tenantID, "changed the key %s", keyName(key))
+	}
+	if k.malformed {
+		return writeJSON(w, http.StatusOK, malformedKeyBody{key, "malformed"})
 	}
 	return writeJSON(w, http.StatusOK, newKeyBody(k))
 }
@@ -204,7 +238,7 @@ func present[T any](dst **T, value *T, rule strict.Rule) strict.Rule {
 	}
 }
 
-// malformedKeyBody is how a list shows an API key that could not be read.
+// malformedKeyBody is how an admin sees an API key in a list, or after a change, that could not be read.
 type malformedKeyBody struct {
 	APIKey string `json:"apiKey"`
 	Error  string `json:"error"`
@@ -258,6 +292,7 @@ type keyPage struct {
 	Next *string `json:"next"`
 }
 
+// newKeyPage returns a page as clients get it. next is nil on the last page.
 func newKeyPage(keys []listedKey, next *indexCursor) keyPage {
 	page := keyPage{Keys: make([]any, len(keys))}
 	for i, k := range keys {
@@ -285,7 +320,11 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
-	rotated, err := s.store.RotateKey(info.deadline, info.tenant, key, request)
+	var rotated issuedKey
+	err = s.onceOnly(info, &request, func() (replayed bool, err error) {
+		rotated, err = s.store.RotateKey(info.deadline, info.tenant, key, request)
+		return rotated.replayed, err
+	})
 	if err != nil {
 		return notFoundForAdmin(err)
 	}

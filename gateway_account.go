@@ -1,21 +1,27 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"tollgate/internal/gateway"
 )
 
 // An account is the gateway.Account of a request: its API key. It counts what is charged and refused, and sets the
-// headers of the rate limit. Settle may be called after the request has ended, so it uses neither header nor fee.
+// headers of the rate limit. Renew and Settle may be called beside the request and after it has ended, so they use
+// neither header nor fee.
 type account struct {
 	server *server
 	tenant *tenant
 	key    string
 	header http.Header // of the response
 	fee    *usageEvent // a charge that is not counted yet; nil: none
+
+	mu     sync.Mutex // guards holder
+	holder holder     // what is known of the key since Hold
 }
 
 // Hold implements gateway.Account.
@@ -26,13 +32,42 @@ func (a *account) Hold(deadline time.Time, least, most int64, ttl time.Duration)
 	}
 	h := holdRequest{key: a.key, id: id, most: most, least: least, ttl: ttl}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
+	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
 	err = a.server.decided(a.header, a.tenant.id, result.decision, err)
 	return gateway.Hold{ID: id, Tokens: result.held}, forGateway(err)
 }
 
-// Settle implements gateway.Account. It also finds the hold of a key that was rotated since.
+// onHolder calls f with what is known of the key, and keeps what f finds out, unless it fails in the middle of a move.
+// Two calls may run at the same time.
+func (a *account) onHolder(f func(h *holder) error) error {
+	a.mu.Lock()
+	h := a.holder
+	a.mu.Unlock()
+	err := f(&h)
+	if err == nil || errors.Is(err, ErrNoHold) {
+		a.mu.Lock()
+		a.holder = h
+		a.mu.Unlock()
+	}
+	return err
+}
+
+// Renew implements gateway.Account.
+func (a *account) Renew(deadline time.Time, hold gateway.Hold, ttl time.Duration) error {
+	return forGateway(a.onHolder(func(h *holder) error {
+		return a.server.store.RenewHold(deadline, a.tenant, h, hold.ID, hold.Tokens, ttl)
+	}))
+}
+
+// Settle implements gateway.Account. It also finds the hold of a key that was rotated or merged since, and charges for
+// one that has expired.
 func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (gateway.Balance, error) {
-	result, err := a.server.store.SettleRotated(deadline, a.tenant, a.key, holdID, u.Cost)
+	var result settlement
+	err := a.onHolder(func(h *holder) (err error) {
+		r := settleRequest{holdID: holdID, used: u.Cost, isLease: true}
+		result, err = a.server.store.Settle(deadline, a.tenant, h, r)
+		return err
+	})
 	if err != nil {
 		return gateway.Balance{}, forGateway(err)
 	}

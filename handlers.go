@@ -236,7 +236,8 @@ func (s *server) settlePathHold(r *http.Request, info *requestInfo, used int64) 
 	if !validHoldID(id) {
 		return settlement{}, ErrNoHold
 	}
-	result, err := s.store.Settle(info.deadline, info.tenant, info.apiKey, id, used)
+	request := settleRequest{holdID: id, used: used}
+	result, err := s.store.Settle(info.deadline, info.tenant, newHolder(info.apiKey), request)
 	if err == nil && !result.replayed {
 		s.metrics.charged(info.tenantID, result.charged)
 		s.usage.add(info.tenant, usageEvent{group: result.group, charged: result.charged})

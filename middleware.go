@@ -471,7 +471,7 @@ func readIdempotentRequest(r *http.Request, body []byte) (idempotentRequest, err
 	if err != nil || key == "" {
 		return idempotentRequest{}, err
 	}
-	return idempotentRequest{key, shortHash(string(body))}, nil
+	return idempotentRequest{key: key, hash: shortHash(string(body))}, nil
 }
 
 // setReplayed marks a response as that of an earlier request with the same Idempotency-Key.

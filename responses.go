@@ -65,12 +65,15 @@ type keyBody struct {
 	CreatedAt  string  `json:"createdAt"`
 	ExpiresAt  *string `json:"expiresAt"`
 	TokensLeft int64   `json:"tokensLeft"`
+	TokensHeld int64   `json:"tokensHeld,omitempty"`
 	RefillsAt  *string `json:"refillsAt,omitempty"` // if its group has a refill
 	Enabled    *bool   `json:"enabled,omitempty"`   // if it is false
 }
 
 func newKeyBody(k apiKey) keyBody {
-	body := keyBody{Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft}
+	body := keyBody{
+		Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft, TokensHeld: k.tokensHeld,
+	}
 	if k.userID != "" {
 		body.UserID = &k.userID
 	}
@@ -205,6 +208,7 @@ var errorResponses = []struct {
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed", notRefused},
 	{ErrKeyDisabled, http.StatusForbidden, "API key is disabled", refusedKey},
 	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled", refusedGroup},
+	{ErrTooManyHolds, http.StatusTooManyRequests, "Too many open holds", refusedRate},
 	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large", notRefused},
 	{errEncodedBody, http.StatusUnsupportedMediaType, "Content-Encoding is not supported: send the body as it is",
 		notRefused},
@@ -243,8 +247,8 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	switch response.status {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", challenge(r, err))
-	case http.StatusServiceUnavailable:
-		response.retryAfter = 1
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		response.retryAfter = max(response.retryAfter, 1)
 	}
 	if response.retryAfter > 0 {
 		h.Set("Retry-After", strconv.FormatInt(response.retryAfter, 10))

@@ -117,7 +117,7 @@ func (s *settings) gatewayOptions() []option {
 			usage: "for a provider that has begun its response and is silent",
 			set:   into(&s.server.gateway.IdleTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "gateway-timeout", env: "GATEWAY_TIMEOUT", value: "duration", def: "20m",
-			usage: "for a request of the gateway as a whole; its tokens are held 5 minutes longer",
+			usage: "for a request of the gateway as a whole",
 			set:   into(&s.server.gateway.TotalTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "max-gateway-body", env: "MAX_GATEWAY_BODY", value: "bytes", def: "16777216",
 			usage: "of a request to the gateway", set: into(&s.server.maxGatewayBody, parseInt(1, gateway.MaxBodyBytes))},

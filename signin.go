@@ -24,11 +24,11 @@ func (s *server) signIn(p *signInProvider) step {
 		if err != nil {
 			return err
 		}
-		k, created, err := s.store.SignIn(info.deadline, who, visitor)
+		k, err := s.store.SignIn(info.deadline, who, visitor)
 		if err != nil {
 			return err
 		}
-		if created {
+		if k.created {
 			s.metrics.keyIssued(info.tenantID, k.group)
 			s.usage.add(info.tenant, usageEvent{granted: min(k.tokensLeft, who.tokens)}) // less if it is not the first key
 		}
@@ -36,7 +36,8 @@ func (s *server) signIn(p *signInProvider) step {
 			APIKey     string `json:"apiKey"`
 			UserID     string `json:"userId"`
 			TokensLeft int64  `json:"tokensLeft"`
-		}{k.key, k.userID, k.tokensLeft})
+			Merged     *bool  `json:"merged,omitempty"`
+		}{k.key, k.userID, k.tokensLeft, k.merged})
 	}
 }
 

@@ -46,7 +46,10 @@ func (s *service) wantSignIn(t testing.TB, tenant, subject string, tokens int, h
 	got := s.signIn(t, tenant, subject, headers...)
 	got.want(t, 200, "")
 	key := got.text(t, "apiKey")
-	got.want(t, 200, fmt.Sprintf(`{"apiKey":%q,"userId":"google:%s","tokensLeft":%d}`, key, subject, tokens))
+	want := fmt.Sprintf(`{"apiKey":%q,"userId":"google:%s","tokensLeft":%d`, key, subject, tokens)
+	if rest, ok := strings.CutPrefix(got.body, want); !ok || rest != "}\n" && !strings.HasPrefix(rest, `,"merged":`) {
+		t.Errorf("got %s, want %s", got.body, want)
+	}
 	if !validCredential(key, userKeyPrefix) {
 		t.Errorf("got the key %q", key)
 	}
@@ -250,7 +253,7 @@ func TestVisitorSignsIn(t *testing.T) {
 		s.wantSignIn(t, tenant, "u5", 1050, bearer(visitor))
 		s.wantSignIn(t, newTenantIn(t, testRedis, signInConfig), "u5", 1000, bearer(visitor))
 	})
-	if left := testRedis.Keys(t, "{signIn:"+tenant+":*"); len(left) > 0 {
+	if left := testRedis.Keys(t, "{signIn:"+tenant+":*:moves"); len(left) > 0 {
 		t.Errorf("%q are left", left)
 	}
 }
@@ -278,7 +281,21 @@ func TestRevokedUser(t *testing.T) {
 		key := s.wantSignIn(t, tenant, "u1", 0)
 		s.admin(t, "DELETE", path+key+"?forget=true", "").want(t, 204, "")
 		s.admin(t, "DELETE", path+key+"?forget=true", "").want(t, 404, "")
+		s.admin(t, "DELETE", path+key, "").want(t, 404, "")
 		s.wantSignIn(t, tenant, "u1", 1000)
+	})
+	t.Run("also after the key was revoked", func(t *testing.T) {
+		key := s.wantSignIn(t, tenant, "u7", 1000)
+		s.admin(t, "DELETE", path+key, "").want(t, 204, "")
+		other := newTenantIn(t, testRedis, signInConfig)
+		s.admin(t, "DELETE", "/"+other+"/admin/keys/"+key+"?forget=true", "").want(t, 404, "")
+		s.admin(t, "DELETE", path+key+"?forget=true", "").want(t, 204, "")
+		again := s.wantSignIn(t, tenant, "u7", 1000)
+		s.admin(t, "DELETE", path+key+"?forget=true", "").want(t, 404, "") // the user has another key now
+		s.wantSignIn(t, tenant, "u7", 1000)
+		if ttl := testRedis.Int(t, "PTTL", "{apiKey:"+key+"}:revoked"); ttl < 0 {
+			t.Errorf("the record of %s, which is %s now, stays for ever", key, again)
+		}
 	})
 	t.Run("others are not", func(t *testing.T) {
 		key := s.issue(t, tenant, `"userId":"google:u1","group":"pro"`)
@@ -336,7 +353,7 @@ func TestSignInOfFormerTenant(t *testing.T) {
 	key := s.wantSignIn(t, id, "u1", 1000)
 
 	who := signInIdentity{tenant: former, userID: "google:u1", group: "pro", tokens: 1000}
-	if k, _, err := st.SignIn(deadline, who, ""); !errors.Is(err, ErrUnavailable) {
+	if k, err := st.SignIn(deadline, who, ""); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("a sign-in gets %s, %v", k.key, err)
 	}
 	if keys, _, err := st.UserKeys(deadline, former, "google:u1", indexCursor{}, 100); !errors.Is(err, ErrUnavailable) {
@@ -469,9 +486,9 @@ func TestUsersInACluster(t *testing.T) {
 	key := s.wantSignIn(t, tenant, "u1", 1050, bearer(visitor))
 	s.do(t, "POST", "/"+tenant+"/tokens/holds", `{"tokens":100}`, bearer(key)).want(t, 201, "")
 	r.Do(t, "HSET", "apiKey:"+key, "createdAt", "2026-01-01T00:00:00.000Z")
-	s.consume(t, tenant, key, `{"tokens":1}`, retryKey+"1").want(t, 200, `{"tokensLeft":1899}`)
+	s.consume(t, tenant, key, `{"tokens":1}`, retryKey+"1").want(t, 200, `{"tokensLeft":1999}`)
 	rotated := s.rotate(t, tenant, key, retryKey+"1")
-	s.wantSignIn(t, tenant, "u1", 1899)
+	s.wantSignIn(t, tenant, "u1", 1999)
 	if listed := s.keysOf(t, tenant, "google:u1"); !slices.Equal(listed, []string{rotated}) {
 		t.Errorf("got the keys %q", listed)
 	}

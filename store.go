@@ -55,6 +55,8 @@ var (
 	ErrBalanceRange = errors.New("balance out of range")
 	// ErrNoHold means that the API key has no such open hold: it is unknown or has expired.
 	ErrNoHold = errors.New("no such hold")
+	// ErrTooManyHolds means that the API key has as many open holds as it may have.
+	ErrTooManyHolds = errors.New("too many open holds")
 	// ErrHoldSettled means that a hold was settled before, with another amount.
 	ErrHoldSettled = errors.New("hold was settled with another amount")
 )
@@ -78,6 +80,8 @@ const (
 
 	generationChars = 13 // 65 random bits
 
+	maxRecords = 10_000 // of Idempotency-Keys that the admins of a tenant leave in a day
+
 	noteTimeout = 100 * time.Millisecond // for noting that a tenant exists
 
 	chargeRecordTTL = 24 * time.Hour   // how long an Idempotency-Key is remembered
@@ -99,21 +103,34 @@ func adminTokensRedisKey(tenantID string) string {
 func generationRedisKey(tenantID string) string {
 	return "{tenant:" + tenantID + ":config}:generation"
 }
+func recordsRedisKey(tenantID string) string {
+	return "{tenant:" + tenantID + ":config}:records"
+}
 func apiKeyRedisKey(key string) string { return "apiKey:" + key }
 func rateRedisKey(key string) string   { return "{apiKey:" + key + "}:rate" }
 func holdsRedisKey(key string) string  { return "{apiKey:" + key + "}:holds" }
 func settledRedisKey(key, holdID string) string {
 	return "{apiKey:" + key + "}:settled:" + holdID
 }
+func holdRecordRedisKey(key, digest string) string {
+	return "{apiKey:" + key + "}:hold:" + digest
+}
 func loginRedisKey(address string) string { return "login:" + address }
 func successorRedisKey(key string) string { return "{apiKey:" + key + "}:successor" }
 func movesRedisKey(key string) string     { return "{apiKey:" + key + "}:moves" }
+func movingRedisKey(key string) string    { return "{apiKey:" + key + "}:moving" }
 func closedRedisKey(key string) string    { return "{apiKey:" + key + "}:closed" }
+func firstRedisKey(key string) string     { return "{apiKey:" + key + "}:first" }
+func currentRedisKey(first string) string { return "{apiKey:" + first + "}:current" }
+func revokedRedisKey(key string) string   { return "{apiKey:" + key + "}:revoked" }
 func signInRedisKey(tenantID, userID string) string {
 	return "signIn:" + tenantID + ":" + userID
 }
 func signInMovesRedisKey(tenantID, userID string) string {
 	return "{" + signInRedisKey(tenantID, userID) + "}:moves"
+}
+func mergesRedisKey(tenantID, userID string) string {
+	return "{" + signInRedisKey(tenantID, userID) + "}:merges"
 }
 func userKeysByTimeRedisKey(tenantID, userID string) string {
 	return "{" + userKeysRedisKey(tenantID, userID) + "}:byTime"
@@ -137,10 +154,10 @@ func responseRedisKey(tenantID string, sum []byte) string {
 	return "cache:" + tenantID + ":" + hex.EncodeToString(sum)
 }
 
-// recordRedisKey returns where an Idempotency-Key of an API key is remembered. The name has 16 bytes of a hash, not
-// the client's 255.
-func recordRedisKey(key, kind, idempotencyKey string) string {
-	return "{apiKey:" + key + "}:" + kind + ":" + shortHash(idempotencyKey)
+// recordRedisKey returns where an Idempotency-Key of an API key is remembered, by the name that the key had first. The
+// name has 16 bytes of a hash, not the client's 255.
+func recordRedisKey(first, kind, idempotencyKey string) string {
+	return "{apiKey:" + first + "}:" + kind + ":" + shortHash(idempotencyKey)
 }
 
 // issueRecordRedisKey returns where an Idempotency-Key for a new API key is remembered.

@@ -1,17 +1,25 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
 const (
 	holdPrefix = "hold_" // of the IDs of holds
 
-	holdRecordTTL = 24 * time.Hour // how long the outcome of a hold is remembered
+	// The outcome of a hold is remembered for holdRecordTTL, that of one of the gateway, whose settling is repeated for a
+	// few minutes, for leaseRecordTTL. Of what charges nothing it is 10 minutes, see settle.lua.
+	holdRecordTTL  = 24 * time.Hour
+	leaseRecordTTL = 10 * time.Minute
+
+	maxHolds = 1000 // that an API key may have open, see hold.lua
 )
 
 // holdRequest is what to hold.
@@ -29,18 +37,24 @@ type holdRequest struct {
 type holdResult struct {
 	decision
 	id        string
+	firstKey  string // the name that the API key had first
 	held      int64
 	expiresAt time.Time
 }
 
 // Hold takes tokens out of the balance of t's API key, within the rate limit of the key's group, and holds them until
 // they are settled or h.ttl has passed, all in one atomic step. Errors: ErrNoKey; rateLimitError and
-// insufficientTokensError, with a result, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if nothing was held;
-// ErrUnavailable if Redis may or may not have held them.
+// insufficientTokensError, with a result, ErrTooManyHolds, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if nothing
+// was held; ErrUnavailable if Redis may or may not have held them.
 func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdResult, err error) {
+	first := h.key
 	outcome, err := s.withGroups(deadline, &t.config.encoded, h.key, anonymousGroup,
-		func(groups any, _ string) (outcome, group string, err error) {
-			outcome, result, err = s.holdOnce(deadline, t, h, groups)
+		func(groups any, only string) (outcome, group string, err error) {
+			outcome, result, err = s.holdOnce(deadline, t, h, first, groups)
+			if outcome == "first" {
+				first = result.firstKey
+				return "again", only, err
+			}
 			return outcome, result.group, err
 		})
 	if err == nil {
@@ -49,78 +63,179 @@ func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdR
 	return result, withTenant(err, "hold tokens of an API key", t)
 }
 
-// holdOnce runs hold.lua.
-func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, groups any) (string, holdResult, error) {
+// holdOnce runs hold.lua. first is the name that the key had first, as far as is known.
+func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, first string, groups any) (string, holdResult,
+	error) {
 	keys := []string{apiKeyRedisKey(h.key), rateRedisKey(h.key), holdsRedisKey(h.key)}
-	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups}
+	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, first}
 	if h.idempotent.key != "" {
-		keys = append(keys, recordRedisKey(h.key, "hold", h.idempotent.key))
-		args = append(args, h.idempotent.hash)
+		keys = append(keys, recordRedisKey(first, "hold", h.idempotent.key))
+		args = append(args, h.idempotent.hash, shortHash(h.idempotent.key))
 	}
 	reply, err := redis.String(s.redis.Eval(deadline, holdScript, keys, args...))
 	if err != nil {
 		return "", holdResult{}, err
 	}
-	head, rest, _ := strings.Cut(reply, "\n")
-	id, identity, _ := strings.Cut(rest, "\n")
-	outcome, numbers, d, err := parseDecision(head, identity, 3)
-	return outcome, holdResult{decision: d, id: id, held: numbers[0], expiresAt: time.UnixMilli(numbers[2])}, err
+	lines := strings.SplitN(reply, "\n", 4)
+	if len(lines) != 4 {
+		return "", holdResult{}, errBadReply
+	}
+	outcome, numbers, d, err := parseDecision(lines[0], lines[3], 3)
+	return outcome, holdResult{
+		decision: d, id: lines[1], firstKey: lines[2], held: numbers[0], expiresAt: time.UnixMilli(numbers[2]),
+	}, err
+}
+
+// A holder is an API key with open holds. It may be rotated or, if it is a visitor's, be merged into a user's key
+// meanwhile: then its holds are the new key's.
+type holder struct {
+	key   string // its present name, as far as is known
+	first string // the name that it had first, as far as is known: its records are named by it
+}
+
+// newHolder returns the holder of an API key of which nothing more is known.
+func newHolder(key string) *holder { return &holder{key, key} }
+
+// settleRequest says how to end a hold.
+type settleRequest struct {
+	holdID string
+	used   int64 // tokens, 0 … maxAmount
+	// isLease means that the hold is one of the gateway: the tokens are charged, down to a balance of 0, even if the hold
+	// has expired, and the key may have been rotated.
+	isLease bool
 }
 
 // settlement is what settling a hold led to.
 type settlement struct {
 	charged    int64
 	tokensLeft int64
-	group      string // of the key
+	group      string // of the key; "" if the hold was settled before, with a key that is gone
 	replayed   bool   // it was settled before; the numbers are those of the first time
 }
 
-// Settle ends a hold of t's API key with a charge of the tokens used, 0 … maxAmount, in one atomic step: what was held
-// beyond them goes back to the balance, what is missing is taken from it, down to 0. The outcome is remembered for
-// holdRecordTTL, so that it may be repeated. Errors: ErrNoKey; ErrNoHold; ErrHoldSettled if it was settled with another
-// number; ErrUnavailable if it may or may not have been settled.
-func (s *store) Settle(deadline time.Time, t *tenant, key, holdID string, used int64) (settlement, error) {
-	keys := []string{apiKeyRedisKey(key), settledRedisKey(key, holdID), holdsRedisKey(key)}
-	reply, err := redis.Values(s.redis.Eval(deadline, settleScript, keys,
-		t.id, t.generation, holdID, used, int64(holdRecordTTL/time.Second)))
+// Settle ends a hold of t's API key with a charge of the tokens used, in one atomic step: what was held beyond them
+// goes back to the balance, what is missing is taken from it, down to 0. The outcome is remembered, so that it may be
+// repeated. If the key was a visitor's and is merged into a user's, the hold is the user's. Settle changes h to the
+// key's present name. Errors: ErrNoKey; ErrNoHold; ErrHoldSettled if it was settled with another number;
+// ErrUnavailable if it may or may not have been settled.
+func (s *store) Settle(deadline time.Time, t *tenant, h *holder, r settleRequest) (result settlement, err error) {
+	ttl, late := holdRecordTTL, ""
+	if r.isLease {
+		ttl, late = leaseRecordTTL, "late"
+	}
+	reply, err := s.onHold(deadline, t, h, holdStep{
+		script: settleScript, holdID: r.holdID, ttl: ttl, tokens: r.used, late: late, follow: r.isLease,
+	})
 	var outcome string
-	var result settlement
 	if err == nil {
 		if _, err = redis.Scan(reply, &outcome, &result.charged, &result.tokensLeft, &result.group); err != nil {
 			err = errBadReply
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return settlement{}, withTenant(err, "settle a hold of an API key", t)
-	}
-	switch outcome {
-	case "replayed":
+	case outcome == "replayed":
 		result.replayed = true
-	case "mismatch":
+	case outcome == "mismatch":
 		return settlement{}, ErrHoldSettled
-	case "unknown":
+	case outcome == "unknown":
 		return settlement{}, ErrNoHold
 	}
 	return result, nil
 }
 
-// SettleRotated ends a hold as Settle does, also if the key was rotated since: then the hold is that of the new key. It
-// is for those who have read the key before.
-func (s *store) SettleRotated(deadline time.Time, t *tenant, key, holdID string, used int64) (settlement, error) {
-	for {
-		result, err := s.Settle(deadline, t, key, holdID, used)
-		if !errors.Is(err, ErrNoKey) {
-			return result, err
+// RenewHold gives a hold of the gateway another ttl from now on. If its tokens were returned, because it had expired,
+// they are held again, or as many as are left. The key may have been rotated or merged, as in Settle. Errors: ErrNoKey;
+// ErrNoHold if the hold was settled, or nothing is left to hold; ErrUnavailable.
+func (s *store) RenewHold(deadline time.Time, t *tenant, h *holder, holdID string, tokens int64,
+	ttl time.Duration) error {
+	reply, err := s.onHold(deadline, t, h, holdStep{
+		script: renewScript, holdID: holdID, ttl: ttl, tokens: tokens, follow: true,
+	})
+	if err == nil {
+		if outcome, _ := redis.String(reply[0], nil); outcome != "renewed" {
+			return ErrNoHold
 		}
-		successor, err := s.successor(deadline, key)
-		if err != nil {
-			return result, withTenant(err, "settle a hold of an API key", t)
-		}
-		if !validAPIKey(successor) {
-			return result, ErrNoKey
-		}
-		key = successor
 	}
+	return withTenant(err, "renew a hold of an API key", t)
+}
+
+// holdStep is what to do with a hold: the script, settle.lua or renew.lua, and those of its arguments that onHold does
+// not know.
+type holdStep struct {
+	script *redisdb.Script
+	holdID string
+	ttl    time.Duration
+	tokens int64
+	late   string // as settle.lua takes it
+	follow bool   // the key may have been rotated since the caller has read it
+}
+
+// onHold runs a script on a hold of h, and follows the key wherever it has gone. It returns the script's reply, whose
+// first element is the outcome.
+func (s *store) onHold(deadline time.Time, t *tenant, h *holder, step holdStep) (reply []any, err error) {
+	for again := false; ; again = true {
+		reply, err = s.onHoldOf(deadline, t, h, step)
+		var moved []string
+		if err == nil {
+			if moved, _ = redis.Strings(reply, nil); moved[0] != "moved" {
+				return reply, nil
+			}
+			to := moved[1]
+			if moved[3] != "-" { // the hold may not have reached the user's key yet
+				who := signInIdentity{tenant: t, userID: moved[2]}
+				to, err = s.finishMoveOf(deadline, who, h.key, to)
+			}
+			switch {
+			case to != "":
+				h.key, h.first, step.follow = to, to, true
+			case again && err == nil: // an earlier version has moved it
+				err = redis.ErrNil
+			}
+		} else if errors.Is(err, redis.ErrNil) && step.follow {
+			var next string
+			if next, err = s.present(deadline, h.key); next != "" {
+				h.key = next
+			} else {
+				err = cmp.Or(err, redis.ErrNil)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// onHoldOf runs a script on a hold of the key that h names.
+func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep) (reply []any, err error) {
+	digest := "" // of the hold's Idempotency-Key
+	_, err = s.withGroups(deadline, t.refillGroups(), h.key, anonymousGroup,
+		func(groups any, only string) (outcome, group string, err error) {
+			keys := []string{apiKeyRedisKey(h.key), settledRedisKey(h.first, step.holdID), holdsRedisKey(h.key),
+				closedRedisKey(h.key), firstRedisKey(h.key)}
+			if digest != "" {
+				keys = append(keys, holdRecordRedisKey(h.first, digest))
+			}
+			args := []any{t.id, t.generation, groups, only, step.holdID, step.ttl.Milliseconds(), h.first, digest,
+				step.tokens, step.late}
+			reply, err = redis.Values(s.redis.Eval(deadline, step.script, keys, args...))
+			if err != nil {
+				return "", "", err
+			}
+			switch outcome, _ = redis.String(reply[0], nil); outcome {
+			case "first":
+				_, err = redis.Scan(reply[1:], &h.first, &digest)
+				return "again", only, err
+			case "group":
+				group, err = redis.String(reply[1], nil)
+				return "", group, err
+			case "due":
+				return outcome, only, nil
+			}
+			return "", only, nil
+		})
+	return reply, err
 }
 
 // validHoldID reports whether id has the form of a hold's ID.

@@ -270,3 +270,80 @@ func TestXAPIKey(t *testing.T) {
 		}
 	}
 }
+
+// A key has at most 1,000 open holds. What a visitor moves to it may be beyond that.
+func TestHoldsOfAKey(t *testing.T) {
+	t.Parallel()
+	g := newGatewayTest(t, 10_000, "")
+	holds := []any{"{apiKey:" + g.key + "}:holds"}
+	for i := range 999 {
+		holds = append(holds, fmt.Sprint("hold_", i), "1 9999999999999")
+	}
+	testRedis.Do(t, "HSET", holds...)
+	testRedis.Do(t, "HSET", "apiKey:"+g.key, "holdsDue", 9999999999999, "tokensHeld", 999)
+	path := "/" + g.tenant + "/tokens/holds"
+	last := g.do(t, "POST", path, `{"tokens":1}`, bearer(g.key))
+	last.want(t, 201, "")
+	got := g.do(t, "POST", path, `{"tokens":1}`, bearer(g.key))
+	got.want(t, 429, `{"error":"Too many open holds"}`)
+	got.wantHeader(t, "Retry-After", "1")
+	got = g.call(t, chatPath, `{"messages":[]}`)
+	got.wantWireError(t, chatPath, 429, "rate_limit_error", "rate_limit_exceeded")
+	got.wantHeader(t, "Retry-After", "1")
+	if left := tokensLeft(t, g.key); left != 9_999 {
+		t.Errorf("%d tokens are left", left)
+	}
+	g.do(t, "DELETE", path+"/"+last.text(t, "holdId"), "", bearer(g.key)).want(t, 204, "")
+	g.do(t, "POST", path, `{"tokens":1}`, bearer(g.key)).want(t, 201, "")
+}
+
+// Who sets a balance also forfeits what open holds would give back. What is held is shown.
+func TestForfeitedHolds(t *testing.T) {
+	t.Parallel()
+	s, id := newService(t), newTenantIn(t, testRedis, `{"user_groups":{"g":{"tokens":1000}}}`)
+	key := s.issue(t, id, `"userId":"u","group":"g"`)
+	path, holds := "/"+id+"/admin/keys/"+key, "/"+id+"/tokens/holds"
+	hold := func(tokens int) string {
+		t.Helper()
+		return s.do(t, "POST", holds, fmt.Sprintf(`{"tokens":%d}`, tokens), bearer(key)).text(t, "holdId")
+	}
+	wantHeld := func(got reply, left int, held any) {
+		t.Helper()
+		if got.wantLeft(t, left); held == nil && strings.Contains(got.body, "tokensHeld") || held != nil && got.field(t, "tokensHeld") != held {
+			t.Errorf("got %s, want %v held", got.body, held)
+		}
+	}
+	all, some := hold(900), hold(100)
+	wantHeld(s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)), 0, 1000.0)
+	wantHeld(s.admin(t, "GET", path, ""), 0, 1000.0)
+	wantHeld(s.admin(t, "PATCH", path, `{"tokens":0}`, retryKey+"1"), 0, 1000.0)
+	s.do(t, "DELETE", holds+"/"+all, "", bearer(key)).want(t, 204, "")
+	wantHeld(s.admin(t, "GET", path, ""), 0, 100.0)
+	s.admin(t, "PATCH", path, `{"addTokens":50}`).want(t, 200, "")
+	late := hold(20) // opened after, so it gives back
+	s.do(t, "DELETE", holds+"/"+late, "", bearer(key)).want(t, 204, "")
+	s.do(t, "POST", holds+"/"+some+"/settle", `{"tokens":120}`, bearer(key)).want(t, 200, `{"charged":120,"tokensLeft":30}`)
+	wantHeld(s.admin(t, "GET", path, ""), 30, nil)
+	wantHeld(s.admin(t, "PATCH", path, `{"tokens":0}`, retryKey+"1"), 0, 1000.0) // a replay
+	again := hold(10)
+	s.do(t, "DELETE", holds+"/"+again, "", bearer(key)).want(t, 204, "")
+	wantHeld(s.admin(t, "GET", path, ""), 30, nil)
+}
+
+// A process of an earlier version that ends the last hold leaves what the key says of held tokens: it is not believed.
+func TestHeldByEarlierVersions(t *testing.T) {
+	t.Parallel()
+	s, id := newService(t), newTenant(t, 100)
+	key := s.login(t, id)
+	hold := func(tokens int) string {
+		return s.do(t, "POST", "/"+id+"/tokens/holds", fmt.Sprintf(`{"tokens":%d}`, tokens), bearer(key)).text(t, "holdId")
+	}
+	testRedis.Do(t, "HDEL", "{apiKey:"+key+"}:holds", hold(30))
+	testRedis.Do(t, "HDEL", "apiKey:"+key, "holdsDue")
+	testRedis.Do(t, "HSET", "apiKey:"+key, "tokensLeft", 100)
+	hold(5)
+	got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+	if got.field(t, "tokensLeft") != 95.0 || got.field(t, "tokensHeld") != 5.0 {
+		t.Errorf("got %s, want 5 tokens held and 95 left", got.body)
+	}
+}

@@ -62,12 +62,9 @@ func (s *store) indexKey(deadline time.Time, tenantID, userID, key string, creat
 	return err
 }
 
-// unindexKey removes a key that does not exist from the index of its user.
-func (s *store) unindexKey(deadline time.Time, tenantID, userID, key string) error {
-	return s.unindexKeys(deadline, tenantID, userID, key)
-}
-
-func (s *store) unindexKeys(deadline time.Time, tenantID, userID string, keys ...string) error {
+// unindexKey removes keys that do not exist from the index of their user, also from the set of earlier versions.
+// Without a user it does nothing.
+func (s *store) unindexKey(deadline time.Time, tenantID, userID string, keys ...string) error {
 	if userID == "" || len(keys) == 0 {
 		return nil
 	}
@@ -169,7 +166,6 @@ func parseIndexCursor(text string) (c indexCursor, ok bool) {
 type listedKey struct {
 	key string
 	apiKey
-	malformed bool // the rest could not be read
 }
 
 // indexEntry is an entry of the index, and the key that it names: nil unless it is one of the user.
@@ -251,7 +247,7 @@ func (s *store) lookUpPage(deadline time.Time, t *tenant, userID string, entries
 	}
 	err := s.checkGeneration(deadline, t)
 	if err == nil {
-		err = s.unindexKeys(deadline, t.id, userID, names...)
+		err = s.unindexKey(deadline, t.id, userID, names...)
 	}
 	if err == nil {
 		err = s.lookUp(deadline, t, userID, dead)
@@ -274,7 +270,7 @@ func (s *store) lookUp(deadline time.Time, t *tenant, userID string, entries []*
 		k, err := s.Key(deadline, t, e.name)
 		switch {
 		case errors.Is(err, ErrMalformed):
-			e.key = &listedKey{key: e.name, malformed: true}
+			e.key = &listedKey{key: e.name, apiKey: apiKey{malformed: true}}
 		case errors.Is(err, ErrNoKey):
 		case err != nil:
 			return err

@@ -29,34 +29,49 @@ type keyChange struct {
 }
 
 // UpdateKey changes t's API key in one atomic step and returns it as it is then. With an Idempotency-Key it does so
-// once in 24 h; if the request is repeated, it returns the key as it was after the first time, and true. Errors:
-// ErrNoKey; ErrBalanceRange and ErrKeyReused if nothing was changed; ErrUnavailable.
+// once in a day, or in 40 days if its balance changes; if the request is repeated, it returns the key as it was after
+// the first time, and true: also if the key was rotated or revoked since. A change that needs nothing of what the key
+// has is made even if that is malformed; then k.malformed is set. Errors: ErrNoKey; ErrBalanceRange, ErrKeyReused,
+// ErrMalformed and request.refused if nothing was changed; ErrUnavailable.
 func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyChange,
 	request idempotentRequest) (k apiKey, replayed bool, err error) {
+	k, replayed, err = s.updateKey(deadline, t, key, change, request, "")
+	if errors.Is(err, ErrMalformed) && change != (keyChange{}) && change.addTokens == nil {
+		k, replayed, err = s.updateKey(deadline, t, key, change, request, "malformed")
+	}
+	return k, replayed, err
+}
+
+// updateKey runs key.lua. state is "malformed" if the key is known to be, else "".
+func (s *store) updateKey(deadline time.Time, t *tenant, key string, change keyChange,
+	request idempotentRequest, state string) (k apiKey, replayed bool, err error) {
 	indexed, err := s.keepIndexed(deadline, t, key, change)
 	if err != nil {
 		return k, false, err
 	}
 	defer indexed()
-	first, table := anonymousGroup, new(groupTable)
+	first, firstGroup := key, anonymousGroup
 	if change.group != nil {
-		first = *change.group
+		firstGroup = *change.group
 	}
-	if t.config != nil && t.config.encoded.refilled {
-		table = &t.config.encoded
-	}
-	outcome, err := s.withGroups(deadline, table, key, first,
+	outcome, err := s.withGroups(deadline, t.refillGroups(), key, firstGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			script, keys, args := change.script(t, key, request)
-			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only)...)
+			script, keys, args := change.script(t, key, first, request)
+			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only, state)...)
 			switch reply := reply.(type) {
 			case nil:
 				return "", "", cmp.Or(err, redis.ErrNil)
 			case []byte:
-				if other, moved := strings.CutPrefix(string(reply), "group\n"); moved {
-					return "", other, nil
+				outcome, rest, _ := strings.Cut(string(reply), "\n")
+				switch outcome {
+				case "group":
+					return "", rest, nil
+				case "first":
+					first = rest
+					return "again", only, nil
 				}
-				return string(reply), only, nil
+				replayed = rest == "replayed"
+				return outcome, only, nil
 			}
 			k, replayed, err = parseAPIKey(t, reply)
 			return "", only, err
@@ -65,8 +80,12 @@ func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyC
 	case "":
 	case "mismatch":
 		err = ErrKeyReused
+	case "new":
+		err = request.refused
 	case "below", "above":
 		err = ErrBalanceRange
+	case "malformed":
+		k = apiKey{malformed: true}
 	default:
 		err = errBadReply
 	}
@@ -75,9 +94,17 @@ func (s *store) UpdateKey(deadline time.Time, t *tenant, key string, change keyC
 
 // script returns key.lua with its keys and all arguments but the groups: in the form that runs in a full Redis if the
 // change needs no memory.
-func (change keyChange) script(t *tenant, key string, request idempotentRequest) (*redisdb.Script, []string, []any) {
+func (change keyChange) script(t *tenant, key, first string, request idempotentRequest) (*redisdb.Script, []string,
+	[]any) {
 	script, keys := keyScript, []string{apiKeyRedisKey(key)}
-	balance, tokens, group := "", int64(0), ""
+	if change != (keyChange{}) || request.key != "" {
+		keys = append(keys, holdsRedisKey(key), currentRedisKey(first), firstRedisKey(key))
+	}
+	if request.key != "" {
+		script = growingKeyScript
+		keys = append(keys, recordRedisKey(first, "update", request.key))
+	}
+	balance, tokens, group, enabled, ttl := "", int64(0), "", "", ""
 	switch {
 	case change.addTokens != nil:
 		balance, tokens = "add", *change.addTokens
@@ -87,26 +114,23 @@ func (change keyChange) script(t *tenant, key string, request idempotentRequest)
 	if change.group != nil {
 		script, group = growingKeyScript, *change.group
 	}
-	enabled, ttl := "", ""
 	if change.enabled != nil {
 		enabled = "0"
 		if *change.enabled {
 			enabled = "1"
 		}
 	}
-	if request.key != "" {
-		script = growingKeyScript
-		keys = append(keys, recordRedisKey(key, "update", request.key))
-	}
 	if change.ttl != nil {
 		ttl = strconv.FormatInt(change.ttl.Milliseconds(), 10)
-		keys = append(keys, holdsRedisKey(key))
 	}
-	return script, keys, []any{t.id, t.generation, balance, tokens, group, request.hash, enabled, ttl}
+	return script, keys, []any{
+		t.id, t.generation, balance, tokens, group, enabled, ttl, first, request.hash, request.mode(),
+	}
 }
 
-// RotateKey gives t's API key a new UUID: the balance, user, group, times, rate log and holds are those of the old one,
-// which is dead, in one atomic step. With an Idempotency-Key it does so once in 24 h. Errors: ErrNoKey, ErrUnavailable.
+// RotateKey gives t's API key a new UUID: the balance, user, group, times, rate log, holds and what is remembered of it
+// are those of the old one, which is dead, in one atomic step. With an Idempotency-Key it does so once in 40 days, also
+// if the request names the key by an earlier name. Errors: ErrNoKey, request.refused, ErrUnavailable.
 func (s *store) RotateKey(deadline time.Time, t *tenant, key string, request idempotentRequest) (issuedKey, error) {
 	rotation, err := s.rotate(deadline, t, key, request)
 	if err == nil {
@@ -122,33 +146,54 @@ type rotation struct {
 	signsIn bool
 }
 
-// rotate runs rotate.lua. Its nil reply is redis.ErrNil.
+// rotate chooses the new key, adds it to the index and runs rotate.lua. Its nil reply is redis.ErrNil.
 func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempotentRequest) (r rotation, err error) {
 	k, err := s.Key(deadline, t, key)
-	if err != nil && (request.key == "" || !errors.Is(err, ErrNoKey)) { // repeated, and the key gone therefore
-		return r, err
+	if errors.Is(err, ErrNoKey) && request.key != "" { // it may be gone because the request is repeated
+		err, request.refused = nil, cmp.Or(request.refused, ErrNoKey)
 	}
-	next, err := s.newKeyBeside(apiKeyRedisKey(key), key[:strings.IndexByte(key, '_')+1])
-	if err == nil {
-		err = s.indexKey(deadline, t.id, k.userID, next, k.createdAt, time.Time{})
+	next := ""
+	if err == nil && request.refused == nil {
+		if next, err = newKeyBeside(apiKeyRedisKey(key), key[:strings.IndexByte(key, '_')+1]); err == nil {
+			err = s.indexKey(deadline, t.id, k.userID, next, k.createdAt, time.Time{})
+		}
 	}
 	if err != nil {
 		return r, err
 	}
-	keys := append(allRedisKeys(key), allRedisKeys(next)...)
-	keys = append(keys, successorRedisKey(key))
-	if request.key != "" {
-		keys = append(keys, recordRedisKey(key, "rotate", strings.Join([]string{t.id, t.generation, request.key}, " ")))
-	}
-	reply, err := redis.Values(s.redis.Eval(deadline, rotateScript, keys,
-		t.id, t.generation, next, successorTTL.Milliseconds()))
-	if err == nil {
-		_, err = redis.Scan(reply, &r.key, &r.tokensLeft, &r.userID, &r.signsIn, &r.replayed)
-	}
-	if r.key != next && (err == nil || errors.Is(err, redis.ErrNil)) {
+	r, err = s.runRotate(deadline, t, key, next, request)
+	if next != "" && r.key != next && (err == nil || errors.Is(err, redis.ErrNil)) {
 		_ = s.unindexKey(deadline, t.id, k.userID, next) // it was not created
 	}
 	return r, err
+}
+
+// runRotate runs rotate.lua. If next is "" it only returns the rotation that the request has made before.
+func (s *store) runRotate(deadline time.Time, t *tenant, key, next string, request idempotentRequest) (r rotation,
+	err error) {
+	for first := key; ; {
+		keys := append(allRedisKeys(key), allRedisKeys(cmp.Or(next, key))...)
+		keys = append(keys, successorRedisKey(key), firstRedisKey(key), firstRedisKey(cmp.Or(next, key)),
+			currentRedisKey(first))
+		if request.key != "" {
+			keys = append(keys, recordRedisKey(first, "rotate", strings.Join([]string{t.id, t.generation, request.key}, " ")))
+		}
+		reply, err := redis.Values(s.redis.Eval(deadline, rotateScript, keys,
+			t.id, t.generation, next, successorTTL.Milliseconds(), first))
+		switch {
+		case err != nil:
+			return r, err
+		case len(reply) == 1:
+			return r, request.refused
+		case len(reply) == 2:
+			if first, err = redis.String(reply[1], nil); err != nil {
+				return r, err
+			}
+		default:
+			_, err = redis.Scan(reply, &r.key, &r.tokensLeft, &r.userID, &r.signsIn, &r.replayed)
+			return r, err
+		}
+	}
 }
 
 // finishRotation tells the index and the sign-in of a key that was rotated. What it leaves undone the next listing and
@@ -170,20 +215,33 @@ func (s *store) finishRotation(deadline time.Time, t *tenant, key string, r rota
 }
 
 // RevokeKey deletes t's API key and, if forget is set and its user has signed in, lets the next sign-in of that user be
-// a first one. Errors: ErrNoKey, ErrUnavailable.
+// a first one: also if the key was revoked before, and the user has not signed in since. Errors: ErrNoKey,
+// ErrUnavailable.
 func (s *store) RevokeKey(deadline time.Time, t *tenant, key string, forget bool) error {
-	keys := append(allRedisKeys(key), successorRedisKey(key))
 	how := ""
 	if forget {
 		how = forgotten
 	}
-	owner, err := redis.Strings(s.redis.Eval(deadline, revokeScript, keys, t.id, t.generation, how))
+	var owner []string
+	var err error
+	for first := key; ; first = owner[1] {
+		keys := append(allRedisKeys(key), successorRedisKey(key), revokedRedisKey(key), firstRedisKey(key),
+			currentRedisKey(first))
+		owner, err = redis.Strings(s.redis.Eval(deadline, revokeScript, keys, t.id, t.generation, how, first))
+		if err != nil || owner[0] != "first" {
+			break
+		}
+	}
 	if err == nil {
 		// The key is dead: what follows is done by the next sign-in and the next listing, if it is not done now.
-		err = s.unindexKey(deadline, t.id, owner[0], key)
+		err = s.unindexKey(deadline, t.id, owner[1], key)
 	}
-	if err == nil && forget && owner[1] != "" {
-		err = s.forget(deadline, signInIdentity{tenant: t, userID: owner[0]}, key)
+	if err == nil && forget && owner[2] != "" {
+		var forgot bool
+		forgot, err = s.forget(deadline, signInIdentity{tenant: t, userID: owner[1]}, key)
+		if err == nil && !forgot && owner[0] == "gone" {
+			return ErrNoKey
+		}
 	}
 	return withTenant(err, "revoke an API key", t)
 }
@@ -195,9 +253,32 @@ func allRedisKeys(key string) []string {
 
 // successor returns what Redis says became of an API key, see successorRedisKey; "" if it says nothing.
 func (s *store) successor(deadline time.Time, key string) (string, error) {
-	successor, err := redis.String(s.redis.Read(deadline, "GET", successorRedisKey(key)))
+	return s.readText(deadline, successorRedisKey(key))
+}
+
+// present returns a later name of an API key that is gone; "" if it was not rotated. It is mostly the present one; but
+// a process of an earlier version may have rotated the key again.
+func (s *store) present(deadline time.Time, key string) (string, error) {
+	first, err := s.readText(deadline, firstRedisKey(key))
+	if err != nil {
+		return "", err
+	}
+	current, err := s.readText(deadline, currentRedisKey(cmp.Or(first, key)))
+	if err != nil || current != "" && current != key {
+		return current, err
+	}
+	next, err := s.successor(deadline, key)
+	if !validAPIKey(next) {
+		return "", err
+	}
+	return next, err
+}
+
+// readText returns a string that Redis holds, "" if it holds none.
+func (s *store) readText(deadline time.Time, name string) (string, error) {
+	text, err := redis.String(s.redis.Read(deadline, "GET", name))
 	if errors.Is(err, redis.ErrNil) {
 		err = nil
 	}
-	return successor, err
+	return text, err
 }

@@ -34,7 +34,7 @@ func TestDisabledKeys(t *testing.T) {
 	s.consume(t, id, key, `{"tokens":1}`, retryKey+"before").want(t, 200, "")
 	got := s.admin(t, "PATCH", path, `{"enabled":false}`)
 	got.want(t, 200, "")
-	if !strings.HasSuffix(got.body, `"tokensLeft":39,"enabled":false}`+"\n") {
+	if !strings.HasSuffix(got.body, `"tokensLeft":39,"tokensHeld":10,"enabled":false}`+"\n") {
 		t.Errorf("got %s", got.body)
 	}
 
@@ -42,7 +42,7 @@ func TestDisabledKeys(t *testing.T) {
 		for _, s := range services {
 			const message = "API key is disabled"
 			s.consume(t, id, key, "").wantError(t, 403, message)
-			s.consume(t, id, key, `{"tokens":1}`, retryKey+"before").wantError(t, 403, message)
+			s.consume(t, id, key, `{"tokens":1}`, retryKey+"before").wantHeader(t, "Idempotent-Replayed", "true")
 			s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)).wantError(t, 403, message)
 			s.do(t, "GET", "/"+id+"/auth/verify?deny=403", "", bearer(key)).wantError(t, 403, message)
 			s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":1}`, bearer(key)).wantError(t, 403, message)
@@ -170,7 +170,8 @@ func TestRotation(t *testing.T) {
 			s.do(t, "DELETE", "/"+id+"/tokens/holds/"+hold, "", bearer(key)).want(t, 401, "")
 			s.admin(t, "POST", "/"+id+"/admin/keys/"+key+"/rotate", "").want(t, 404, "")
 		}
-		if left := testRedis.Keys(t, "*"+key+"*"); !slices.Equal(left, []string{"{apiKey:" + key + "}:successor"}) {
+		records := []string{"{apiKey:" + key + "}:current", "{apiKey:" + key + "}:settled:" + hold, "{apiKey:" + key + "}:successor"}
+		if left := testRedis.Keys(t, "*"+key+"*"); !slices.Equal(left, records) {
 			t.Errorf("it leaves %q", left)
 		}
 	})
@@ -206,31 +207,14 @@ func TestRotation(t *testing.T) {
 	})
 }
 
-// A new key that a script has together with another is in its slot of a cluster, and is as any other. Where one server
-// has all keys, nothing is searched.
+// A new key that a script has together with another is in its slot of a cluster, and is as any other.
 func TestNewKeyBeside(t *testing.T) {
 	t.Parallel()
-	st := newTestStore(t, redistest.New(t))
-	slots := make(map[int]bool)
-	for range 20 {
-		key, err := st.newKeyBeside(apiKeyRedisKey(someKey), userKeyPrefix)
-		if err != nil || !validCredential(key, userKeyPrefix) {
-			t.Fatalf("got %q, %v", key, err)
-		}
-		slots[redisdb.Slot(apiKeyRedisKey(key))] = true
-	}
-	if len(slots) < 10 {
-		t.Errorf("20 keys are in %d slots", len(slots))
-	}
-}
-
-func testNewKeyBesideInCluster(t *testing.T) {
-	st := newTestStore(t, &redistest.Server{Cluster: redistest.SharedCluster(t)})
 	pattern := regexp.MustCompile(`^temp_` + uuidPattern + `$`)
 	keys := make(map[string]bool)
 	for i := range 300 {
 		beside := fmt.Sprintf("issue:t:%d", i/3)
-		key, err := st.newKeyBeside(beside, anonymousKeyPrefix)
+		key, err := newKeyBeside(beside, anonymousKeyPrefix)
 		if err != nil || !pattern.MatchString(key) || !validAPIKey(key) || keys[key] {
 			t.Fatalf("got %q, %v", key, err)
 		}
@@ -238,6 +222,15 @@ func testNewKeyBesideInCluster(t *testing.T) {
 		if got, want := redisdb.Slot("{apiKey:"+key+"}:rate"), redisdb.Slot(beside); got != want {
 			t.Errorf("%s is in slot %d, want %d", key, got, want)
 		}
+	}
+	s, id := newService(t), newTenant(t, 1)
+	key := s.issue(t, id, `"userId":"u","group":"pro"`)
+	for range 3 { // with one server, too
+		rotated := s.rotate(t, id, key)
+		if redisdb.Slot("apiKey:"+rotated) != redisdb.Slot("apiKey:"+key) {
+			t.Errorf("%s is not in the slot of %s", rotated, key)
+		}
+		key = rotated
 	}
 }
 
@@ -359,12 +352,13 @@ func TestSettleAfterRotation(t *testing.T) {
 	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":50`)
 	hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":10}`, bearer(key)).text(t, "holdId")
 	rotated := s.rotate(t, id, s.rotate(t, id, key))
-	got, err := st.SettleRotated(in(10*time.Second), tenant, key, hold, 4)
+	settle := settleRequest{holdID: hold, used: 4, isLease: true}
+	got, err := st.Settle(in(10*time.Second), tenant, newHolder(key), settle)
 	if want := (settlement{charged: 4, tokensLeft: 46, group: "pro"}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	s.admin(t, "DELETE", "/"+id+"/admin/keys/"+rotated, "").want(t, 204, "")
-	if _, err := st.SettleRotated(in(10*time.Second), tenant, key, hold, 4); err != ErrNoKey {
+	if _, err := st.Settle(in(10*time.Second), tenant, newHolder(key), settle); err != ErrNoKey {
 		t.Errorf("of a revoked key: %v", err)
 	}
 }

@@ -18,14 +18,26 @@ type apiKey struct {
 	createdAt  time.Time
 	expiresAt  time.Time // zero: never
 	tokensLeft int64
+	tokensHeld int64     // by open holds
 	refillsAt  time.Time // zero: never
 	disabled   bool
+	malformed  bool // nothing else is known
 }
 
 // idempotentRequest identifies a request that must take effect once.
 type idempotentRequest struct {
 	key  string // the Idempotency-Key; "" if the request has no such header
 	hash string // of what the request asks for
+	// refused is why the request must not take effect now, only be replayed; nil if it may. It is an error if key is "".
+	refused error
+}
+
+// mode returns the argument of a script that says whether it may do something new.
+func (r idempotentRequest) mode() string {
+	if r.refused != nil {
+		return "replay"
+	}
+	return ""
 }
 
 // issuedKey is an API key that a request has issued or rotated.
@@ -35,9 +47,9 @@ type issuedKey struct {
 	replayed   bool // the request was repeated: nothing was done now, and the rest is that of the first time
 }
 
-// NewKey issues an API key of t: a temp_ key if it has no user, else a user_ key. k.refillsAt and k.disabled are not
-// used. With an Idempotency-Key it does so once in 24 h. Check and write are one atomic step. Errors: ErrKeyReused if
-// another request had the same Idempotency-Key; ErrUnavailable.
+// NewKey issues an API key of t: a temp_ key if it has no user, else a user_ key. Of k the user, the group, the times
+// and the balance are used. With an Idempotency-Key it does so once in 40 days. Check and write are one atomic step.
+// Errors: ErrKeyReused if another request had the same Idempotency-Key; request.refused; ErrUnavailable.
 func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issuedKey, error) {
 	prefix, ttl := anonymousKeyPrefix, time.Duration(0)
 	if k.userID != "" {
@@ -51,13 +63,16 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	keys := []string{apiKeyRedisKey(key)}
 	if err == nil && request.key != "" {
 		record := issueRecordRedisKey(t, request.key)
-		key, err = s.newKeyBeside(record, prefix)
-		keys, args = []string{apiKeyRedisKey(key), record}, append(args, key, request.hash)
+		key, err = newKeyBeside(record, prefix)
+		keys, args = []string{apiKeyRedisKey(key), record}, append(args, key, request.hash, request.mode())
 	}
 	if err != nil {
 		return issuedKey{}, err
 	}
-	if err := s.indexKey(deadline, t.id, k.userID, key, k.createdAt, time.Time{}); err != nil {
+	if request.refused == nil {
+		err = s.indexKey(deadline, t.id, k.userID, key, k.createdAt, time.Time{})
+	}
+	if err != nil {
 		return issuedKey{}, fmt.Errorf("index an API key of tenant %s: %w", t.id, err)
 	}
 	reply, err := s.redis.Eval(deadline, issueScript, keys, args...)
@@ -71,6 +86,9 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 		}
 		return issuedKey{key: key, tokensLeft: k.tokensLeft}, nil
 	case []byte:
+		if string(before) == "new" {
+			return issuedKey{}, request.refused
+		}
 		_ = s.unindexKey(deadline, t.id, k.userID, key) // it was not created
 		return issuedKey{}, ErrKeyReused
 	case []any:
@@ -83,21 +101,22 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	return issuedKey{}, fmt.Errorf("store an API key of tenant %s: %w", t.id, errBadReply)
 }
 
-// newKeyBeside returns a new API key that a script may have together with redisKey. In a Redis Cluster all of it is in
-// the slot of redisKey: the last four digits of the UUID are chosen for that, and where the search for them begins is
-// as random as they were. That costs 14 of the UUID's 122 random bits, and some 50 µs.
-func (s *store) newKeyBeside(redisKey, prefix string) (string, error) {
-	for {
+// newKeyBeside returns a new API key that is in the slot of redisKey in a Redis Cluster, with all that belongs to it:
+// one script may write both. It is so with one server, too, whose data may move to a cluster: what is remembered of a
+// key stays under its first name. The last four digits of the UUID are chosen for that, and where the search for them
+// begins is as random as they were. That costs 14 of the UUID's 122 random bits, and some 50 µs.
+func newKeyBeside(redisKey, prefix string) (string, error) {
+	for slot := redisdb.Slot(redisKey); ; {
 		key, err := newCredential(prefix)
-		if err != nil || s.redis.SameSlot(redisKey, apiKeyRedisKey(key)) {
-			return key, err
+		if err != nil {
+			return "", err
 		}
 		head := key[:len(key)-4]
 		first, err := strconv.ParseUint(key[len(head):], 16, 16)
 		if err != nil {
 			return "", fmt.Errorf("the last digits of a UUID: %w", err)
 		}
-		if digits, ok := redisdb.SlotDigits(apiKeyRedisKey(head), redisdb.Slot(redisKey), uint16(first)); ok {
+		if digits, ok := redisdb.SlotDigits(apiKeyRedisKey(head), slot, uint16(first)); ok {
 			return head + digits, nil
 		}
 	}
@@ -122,7 +141,25 @@ func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) 
 	return nil
 }
 
-// Key returns t's API key. Errors: ErrNoKey, ErrUnavailable.
+// CountRecord counts a record of an Idempotency-Key that a tenant's admin leaves, unless there were maxRecords today
+// (UTC). Errors: rateLimitError, ErrUnavailable.
+func (s *store) CountRecord(deadline time.Time, t *tenant) error {
+	wait, err := redis.Int64(s.redis.Eval(deadline, countScript, []string{recordsRedisKey(t.id)}, maxRecords))
+	if err != nil {
+		return fmt.Errorf("count a record of tenant %s: %w", t.id, err)
+	}
+	if wait > 0 {
+		return rateLimitError{wait}
+	}
+	return nil
+}
+
+// UncountRecord takes back what CountRecord has counted. If that fails, there is one record less today.
+func (s *store) UncountRecord(deadline time.Time, t *tenant) {
+	_, _ = s.redis.Eval(deadline, countScript, []string{recordsRedisKey(t.id)}, "-")
+}
+
+// Key returns t's API key. Errors: ErrNoKey, ErrMalformed, ErrUnavailable.
 func (s *store) Key(deadline time.Time, t *tenant, key string) (apiKey, error) {
 	k, _, err := s.UpdateKey(deadline, t, key, keyChange{}, idempotentRequest{})
 	return k, err
@@ -134,7 +171,8 @@ func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
 	var expiresAt int64
 	values, err := redis.Values(reply, nil)
 	if err == nil {
-		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt)
+		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt,
+			&k.tokensHeld)
 	}
 	if err != nil {
 		return k, false, fmt.Errorf("%w: a field is of the wrong kind", ErrMalformed) // err itself may quote a value
@@ -152,7 +190,7 @@ func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
 			k.refillsAt = refill.next(k.createdAt, time.UnixMilli(last))
 		}
 	}
-	return k, len(values) > 7, nil
+	return k, len(values) > 8, nil
 }
 
 // chargeRequest is what to charge.
@@ -191,9 +229,14 @@ type chargeResult struct {
 // rateLimitError and insufficientTokensError, with a result, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if
 // nothing was taken; ErrUnavailable if Redis may or may not have taken them.
 func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result chargeResult, err error) {
+	first := c.key
 	outcome, err := s.withGroups(deadline, &t.config.encoded, c.key, anonymousGroup,
-		func(groups any, _ string) (outcome, group string, err error) {
-			outcome, result, err = s.chargeOnce(deadline, t, c, groups)
+		func(groups any, only string) (outcome, group string, err error) {
+			outcome, result, err = s.chargeOnce(deadline, t, c, first, groups)
+			if outcome == "first" {
+				first = result.userID
+				return "again", only, err
+			}
 			return outcome, result.group, err
 		})
 	if err == nil {
@@ -204,8 +247,8 @@ func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result c
 
 // withGroups calls attempt, which runs a script on an API key, with the groups of the key's tenant. If they are too
 // large to be sent each time, it gets only one, at first the one called first, and is called again if the key is in
-// another. It is also called again if the outcome is "due", after the key's expired holds have been returned. In both
-// cases the script must have changed nothing. attempt returns the outcome and the key's group.
+// another. It is also called again if the outcome is "due", after the key's expired holds have been returned, or
+// "again". In all these cases the script must have changed nothing. attempt returns the outcome and the key's group.
 func (s *store) withGroups(deadline time.Time, table *groupTable, key, first string,
 	attempt func(groups any, only string) (outcome, group string, err error)) (outcome string, err error) {
 	for name := first; ; {
@@ -220,6 +263,7 @@ func (s *store) withGroups(deadline time.Time, table *groupTable, key, first str
 			if err := s.releaseHolds(deadline, key); err != nil {
 				return "", err
 			}
+		case outcome == "again":
 		default:
 			return outcome, nil
 		}
@@ -237,6 +281,8 @@ func (d *decision) err(outcome string) error {
 		return rateLimitError{d.rate.wait}
 	case "spent":
 		return insufficientTokensError{d.tokensLeft}
+	case "crowded":
+		return ErrTooManyHolds
 	case "off":
 		return ErrKeyDisabled
 	case "disabled":
@@ -247,16 +293,17 @@ func (d *decision) err(outcome string) error {
 	return errBadReply
 }
 
-// chargeOnce runs charge.lua.
-func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, groups any) (string, chargeResult, error) {
+// chargeOnce runs charge.lua. first is the name that the key had first, as far as is known.
+func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, first string, groups any) (string,
+	chargeResult, error) {
 	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
-	args := append(make([]any, 0, 5), t.id, t.generation, c.amount(), groups)
+	args := append(make([]any, 0, 6), t.id, t.generation, c.amount(), groups)
 	if t.config.encoded.limited || c.isIdempotent() {
 		keys = append(keys, rateRedisKey(c.key))
 	}
 	if c.isIdempotent() {
-		record, ttl := c.record()
-		keys, args = append(keys, record), append(args, int64(ttl/time.Second))
+		record, ttl := c.record(first)
+		keys, args = append(keys, record), append(args, int64(ttl/time.Second), first)
 	}
 	full, script := chargeScript, growingChargeScript
 	if t.config.encoded.refilled {
@@ -288,11 +335,11 @@ func (c *chargeRequest) amount() any {
 func (c *chargeRequest) isIdempotent() bool { return c.idempotencyKey != "" || c.requestID != "" }
 
 // record returns where the outcome of the charge is remembered, and for how long.
-func (c *chargeRequest) record() (key string, ttl time.Duration) {
+func (c *chargeRequest) record(first string) (key string, ttl time.Duration) {
 	if c.requestID != "" {
-		return recordRedisKey(c.key, "verify", c.requestID), verifyRecordTTL
+		return recordRedisKey(first, "verify", c.requestID), verifyRecordTTL
 	}
-	return recordRedisKey(c.key, "charge", c.idempotencyKey), chargeRecordTTL
+	return recordRedisKey(first, "charge", c.idempotencyKey), chargeRecordTTL
 }
 
 // parseDecision parses what charge.lua and hold.lua return. head has the outcome, n numbers, of which the second is the

@@ -73,7 +73,7 @@ func TestIssueKeyOnce(t *testing.T) {
 		if len(records) != 1 {
 			t.Fatalf("the records are %q", records)
 		}
-		if ttl := o.redis.Int(t, "TTL", records[0]); ttl < 86400-600 || ttl > 86400 {
+		if ttl := o.redis.Int(t, "TTL", records[0]); ttl < 40*86400-600 || ttl > 40*86400 {
 			t.Errorf("it is remembered for %d s", ttl)
 		}
 	})
@@ -194,10 +194,12 @@ func TestUpdateKeyOnce(t *testing.T) {
 		update(0, other, `{"addTokens":5}`, "topup-1").wantHeader(t, "Idempotent-Replayed", "")
 		s.consume(t, id, other, `{"tokens":5}`, retryKey+"topup-1").want(t, 200, `{"tokensLeft":10}`)
 	})
-	t.Run("it expires after a day", func(t *testing.T) {
-		ttl := testRedis.Int(t, "TTL", "{apiKey:"+key+"}:update:"+shortHash("topup-1"))
-		if ttl < 86400-600 || ttl > 86400 {
-			t.Errorf("it is remembered for %d s", ttl)
+	t.Run("it expires after 40 days, or one if the balance stays", func(t *testing.T) {
+		update(0, other, `{"enabled":true}`, "on").want(t, 200, "")
+		for name, days := range map[string]int{key + "}:update:" + shortHash("topup-1"): 40, other + "}:update:" + shortHash("on"): 1} {
+			if ttl := testRedis.Int(t, "TTL", "{apiKey:"+name); ttl < days*86400-600 || ttl > days*86400 {
+				t.Errorf("%s is remembered for %d s, want %d days", name, ttl, days)
+			}
 		}
 	})
 	t.Run("a malformed one is refused", func(t *testing.T) {
@@ -217,9 +219,10 @@ func TestUpdateKeyOnce(t *testing.T) {
 			t.Errorf("%d changes, %d tokens from %d", n, tokensLeft(t, other), before)
 		}
 	})
-	t.Run("of a revoked key nothing is replayed", func(t *testing.T) {
+	t.Run("a revoked key stays dead", func(t *testing.T) {
 		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+key, "").want(t, 204, "")
-		update(0, key, `{"addTokens":1000,"group":"anonymous"}`, "topup-1").want(t, 404, `{"error":"Not found"}`)
+		update(0, key, `{"addTokens":1000,"group":"anonymous"}`, "topup-1").wantHeader(t, "Idempotent-Replayed", "true")
+		update(0, key, `{"addTokens":1}`, "topup-new").want(t, 404, `{"error":"Not found"}`)
 		if testRedis.Int(t, "EXISTS", "apiKey:"+key) != 0 {
 			t.Error("the key is back")
 		}

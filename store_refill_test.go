@@ -126,12 +126,12 @@ func TestRefillRules(t *testing.T) {
 			t.Error("it is not remembered")
 		}
 	})
-	t.Run("open holds are part of the balance", func(t *testing.T) {
+	t.Run("what holds give back repays it", func(t *testing.T) {
 		key := s.issue(t, id, `"userId":"u","group":"anonymous","tokens":80`)
 		hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":70}`, bearer(key)).text(t, "holdId")
 		age(t, key, 90*time.Minute)
-		if got := show(t, key); got.field(t, "tokensLeft") != 30.0 {
-			t.Errorf("got %s, want 30 tokens", got.body)
+		if got := show(t, key); got.field(t, "tokensLeft") != 100.0 || got.field(t, "tokensHeld") != 70.0 {
+			t.Errorf("got %s, want 100 tokens and 70 held", got.body)
 		}
 		s.do(t, "DELETE", "/"+id+"/tokens/holds/"+hold, "", bearer(key)).want(t, 204, "")
 		if left := tokensLeft(t, key); left != 100 {
@@ -221,4 +221,76 @@ func TestRefillConfig(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", refill, got, problem)
 		}
 	}
+}
+
+// What a refill gives does not depend on who looks, is refused or holds while a hold is open, nor on the order in which
+// holds end.
+func TestRefillWhileHoldsAreOpen(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenantIn(t, testRedis, `{"user_groups":{"g":{"tokens":100,"refill":{"tokens":100,"every":3600}}}}`)
+	for name, look := range map[string]func(key string){
+		"nothing":          func(string) {},
+		"a look":           func(key string) { s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).want(t, 200, "") },
+		"an admin's look":  func(key string) { s.admin(t, "GET", "/"+id+"/admin/keys/"+key, "").want(t, 200, "") },
+		"a refused charge": func(key string) { s.consume(t, id, key, `{"tokens":101}`).want(t, 402, "") },
+		"a refused hold": func(key string) {
+			s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":101}`, bearer(key)).want(t, 402, "")
+		},
+		"a rotation":              func(key string) { s.rotate(t, id, key) },
+		"a change by an admin":    func(key string) { s.admin(t, "PATCH", "/"+id+"/admin/keys/"+key, `{"addTokens":0}`).want(t, 200, "") },
+		"a list of the user's":    func(key string) { s.admin(t, "GET", "/"+id+"/admin/keys?userId=u", "").want(t, 200, "") },
+		"the end of another hold": func(key string) { s.endedHold(t, id, key) },
+	} {
+		for used, left := range map[int]int{0: 100, 60: 100, 100: 100, 150: 50} {
+			key := s.issue(t, id, `"userId":"u","group":"g"`)
+			hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":100}`, bearer(key)).text(t, "holdId")
+			age(t, key, 90*time.Minute)
+			look(key)
+			if name == "a rotation" {
+				key = testRedis.String(t, "GET", "{apiKey:"+key+"}:current")
+			}
+			got := s.do(t, "POST", "/"+id+"/tokens/holds/"+hold+"/settle", fmt.Sprintf(`{"tokens":%d}`, used), bearer(key))
+			got.want(t, 200, fmt.Sprintf(`{"charged":%d,"tokensLeft":%d}`, used, left))
+			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).wantLeft(t, left)
+			if t.Failed() {
+				t.Fatalf("%s, %d used", name, used)
+			}
+		}
+	}
+	t.Run("in whatever order holds end", func(t *testing.T) {
+		for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}} {
+			key := s.issue(t, id, `"userId":"u","group":"g","tokens":150`)
+			var holds []string
+			hold := func(tokens int) {
+				got := s.do(t, "POST", "/"+id+"/tokens/holds", fmt.Sprintf(`{"tokens":%d}`, tokens), bearer(key))
+				holds = append(holds, got.text(t, "holdId"))
+			}
+			hold(60)
+			hold(60)
+			age(t, key, 90*time.Minute)
+			hold(50) // of 100, of which 70 are in place of what the others hold
+			for _, i := range order {
+				used := []int{60, 10, 20}[i]
+				s.do(t, "POST", "/"+id+"/tokens/holds/"+holds[i]+"/settle", fmt.Sprintf(`{"tokens":%d}`, used), bearer(key)).want(t, 200, "")
+			}
+			// As if the two had ended before the refill: 80 are left of 150, which becomes 100, and 20 are spent.
+			s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).wantLeft(t, 80)
+		}
+	})
+}
+
+// wantLeft checks the balance that a response has.
+func (got reply) wantLeft(t *testing.T, tokens int) {
+	t.Helper()
+	if got.field(t, "tokensLeft") != float64(tokens) {
+		t.Errorf("got %s, want %d tokens", got.body, tokens)
+	}
+}
+
+// endedHold opens and cancels a hold.
+func (s *service) endedHold(t *testing.T, tenant, key string) {
+	t.Helper()
+	hold := s.do(t, "POST", "/"+tenant+"/tokens/holds", `{"tokens":1}`, bearer(key)).text(t, "holdId")
+	s.do(t, "DELETE", "/"+tenant+"/tokens/holds/"+hold, "", bearer(key)).want(t, 204, "")
 }

@@ -25,16 +25,18 @@ var (
 	growingRefillChargeScript = newScript("growing refill charge", redisdb.DenyOOM, "balance", "refill", "rate", "charge")
 
 	holdScript    = newScript("hold", redisdb.DenyOOM, "balance", "refill", "rate", "holds", "hold")
-	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "holds", "settle")
+	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "settle")
+	renewScript   = newScript("renew", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "renew")
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
 	loginScript        = newScript("login", redisdb.AllowOOM, "login") // to refuse
 	growingLoginScript = newScript("growing login", redisdb.DenyOOM, "login")
 
+	countScript      = newScript("count", redisdb.DenyOOM, "count")
 	issueScript      = newScript("issue", redisdb.DenyOOM, "issue")
-	keyScript        = newScript("key", redisdb.AllowOOM, "balance", "refill", "key")
-	growingKeyScript = newScript("growing key", redisdb.DenyOOM, "balance", "refill", "key")
-	rotateScript     = newScript("rotate", redisdb.DenyOOM, "balance", "holds", "rotate")
+	keyScript        = newScript("key", redisdb.AllowOOM, "balance", "refill", "holds", "key")
+	growingKeyScript = newScript("growing key", redisdb.DenyOOM, "balance", "refill", "holds", "key")
+	rotateScript     = newScript("rotate", redisdb.DenyOOM, "balance", "rotate")
 	revokeScript     = newScript("revoke", redisdb.AllowOOM, "balance", "revoke")
 
 	indexScript   = newScript("index", redisdb.DenyOOM, "index") // to add
@@ -44,8 +46,9 @@ var (
 	signInScript        = newScript("signin", redisdb.AllowOOM, "signin") // to read or delete
 	growingSignInScript = newScript("growing signin", redisdb.DenyOOM, "signin")
 	userScript          = newScript("user", redisdb.DenyOOM, "user")
-	closeScript         = newScript("close", redisdb.DenyOOM, "balance", "holds", "close")
-	receiveScript       = newScript("receive", redisdb.DenyOOM, "balance", "receive")
+	closeScript         = newScript("close", redisdb.DenyOOM, "balance", "refill", "holds", "close")
+	receiveScript       = newScript("receive", redisdb.DenyOOM, "balance", "refill", "holds", "receive")
+	movedScript         = newScript("moved", redisdb.AllowOOM, "moved")
 
 	configScript    = newScript("config", redisdb.DenyOOM, "config")
 	loadScript      = newScript("load", redisdb.NoWrites, "load")
@@ -77,9 +80,9 @@ func luaSource(files ...string) string {
 // requiredCommands are the commands that charges, logins, the loading of configs, the revocation of admin tokens and
 // the index of users' keys need, by prefix of their keys.
 var requiredCommands = []redisdb.Requirement{
-	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PEXPIRE PEXPIRETIME TIME"},
-	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HGET HGETALL HMGET HSET LINDEX LLEN LRANGE LTRIM " +
-		"PEXPIRE PEXPIREAT RPUSH SET"},
+	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PERSIST PEXPIRE PEXPIRETIME RENAME TIME UNLINK"},
+	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HEXISTS HGET HGETALL HLEN HMGET HRANDFIELD HSET LINDEX LLEN " +
+		"LRANGE LTRIM PERSIST PEXPIRE PEXPIREAT RENAME RPUSH SET UNLINK"},
 	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{Prefix: "tenant:", Commands: "GET"},
 	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HSCAN HSET PEXPIRE UNLINK"},

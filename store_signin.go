@@ -17,10 +17,12 @@ import (
 
 const (
 	// closedRecordTTL is how long …:closed is kept, which says what was left of a temp_ key, and a move beside the
-	// sign-in. movedRecordTTL is how long …:moves of the user's key is kept, which says that this was added; it must be
-	// longer.
+	// sign-in, until the move has ended. movedRecordTTL is how long …:moves of the user's key is kept, which says that
+	// this was added; it must be longer. When a move has ended, its records are kept for minutes.
 	closedRecordTTL = 30 * 24 * time.Hour
 	movedRecordTTL  = 31 * 24 * time.Hour
+
+	maxMerges = 20 // visitors whose keys are merged into one user's in a day (UTC)
 )
 
 // signInRecord is what Redis holds of a user who signs in:
@@ -94,27 +96,42 @@ type signInIdentity struct {
 	tokens int64  // of a first key
 }
 
-// SignIn returns the API key of a user who has signed in, and whether it was created now: with tokens if the user signs
-// in for the first time, with none if the user's key was revoked or has expired. If visitor is a temp_ key of the
-// tenant that is not disabled, what is left of it is added to the user's key, once, and it is dead. However many
-// sign-ins race, and wherever one of them is interrupted, a user has one key, one grant, and the tokens of each
-// visitor's key once. Error: ErrUnavailable.
-func (s *store) SignIn(deadline time.Time, who signInIdentity, visitor string) (k listedKey, created bool, err error) {
+// signIn is what a sign-in led to.
+type signIn struct {
+	listedKey
+	created bool  // the key was created now
+	merged  *bool // whether the visitor's key was merged into it, now or before; nil: the tenant has no such key
+}
+
+// SignIn returns the API key of a user who has signed in. It is created if the user signs in for the first time, with
+// tokens, or if the user's key was revoked or has expired, with none. If visitor is a temp_ key of the tenant that
+// could be charged, what is left of it and its open holds are moved to the user's key, once, and it is dead; but not
+// of more than maxMerges keys a day. However many sign-ins race, and wherever one of them is interrupted, a user has
+// one key, one grant, and the tokens of each visitor's key once. Error: ErrUnavailable.
+func (s *store) SignIn(deadline time.Time, who signInIdentity, visitor string) (result signIn, err error) {
 	k, moves, created, err := s.userKey(deadline, who)
-	if err == nil && visitor != "" {
-		moves, err = s.noteMove(deadline, who, pendingMove{visitor, k.key})
-	}
-	for err == nil && len(moves) > 0 {
-		if err = s.finishMoves(deadline, who, moves); err == nil {
-			var now bool
-			k, moves, now, err = s.userKey(deadline, who) // its balance is another now, and it may be gone since
-			created = created || now
+	result.created = created
+	for i := 0; i < len(moves) && err == nil; i++ {
+		if _, err = s.finishNotedMove(deadline, who, moves[i]); redisdb.IsOutOfMemory(err) {
+			err = nil // the note stays
 		}
 	}
-	if err != nil {
-		return k, false, fmt.Errorf("sign in a user of tenant %s: %w", who.tenant.id, err)
+	if err == nil && visitor != "" {
+		var noted bool
+		if result.merged, noted, err = s.merge(deadline, who, pendingMove{visitor, k.key}); noted {
+			moves = append(moves, pendingMove{})
+		}
 	}
-	return k, created, nil
+	if len(moves) > 0 && err == nil {
+		var now bool
+		k, _, now, err = s.userKey(deadline, who) // its balance is another now, and it may be gone since
+		result.created = result.created || now
+	}
+	if err != nil {
+		return signIn{}, fmt.Errorf("sign in a user of tenant %s: %w", who.tenant.id, err)
+	}
+	result.listedKey = k
+	return result, nil
 }
 
 // userKey returns the user's key, which it creates if it is missing, and the moves to it that are not known to have
@@ -165,23 +182,37 @@ func (s *store) replaceSignInRecord(deadline time.Time, who signInIdentity, befo
 	}
 	record, moves, err := s.runSignIn(deadline, script, who, before.text, next.text)
 	if err == nil && before.key != "" && before.text != next.text && record.text == next.text {
-		// What became of the key is known here now, so that it need not be remembered beside the key itself for long.
-		err = s.expire(deadline, successorRedisKey(before.key), movedRecordTTL)
+		err = s.forgetFate(deadline, before.key)
 	}
 	return record, moves, err
 }
 
-// noteMove notes a move to a user's key, and returns all moves that are noted.
-func (s *store) noteMove(deadline time.Time, who signInIdentity, move pendingMove) ([]pendingMove, error) {
+// forgetFate lets Redis forget after a while what became of a user's key, which the sign-in knows now.
+func (s *store) forgetFate(deadline time.Time, key string) error {
+	err := s.expire(deadline, successorRedisKey(key), movedRecordTTL)
+	if err == nil {
+		err = s.expire(deadline, revokedRedisKey(key), movedRecordTTL)
+	}
+	return err
+}
+
+// noteMove notes a move to a user's key, unless there were maxMerges today, and returns all moves that are noted. If
+// alone is set, it does so only if no other is noted.
+func (s *store) noteMove(deadline time.Time, who signInIdentity, move pendingMove, alone bool) ([]pendingMove, error) {
+	how := ""
+	if alone {
+		how = "alone"
+	}
 	_, moves, err := s.runSignIn(deadline, growingSignInScript, who,
-		"", "", move.from, move.to, closedRecordTTL.Milliseconds())
+		"", "", move.from, move.to, closedRecordTTL.Milliseconds(), maxMerges, how)
 	return moves, err
 }
 
 // runSignIn runs signin.lua, and returns the record of a user and the moves that are noted.
 func (s *store) runSignIn(deadline time.Time, script *redisdb.Script, who signInIdentity, args ...any) (
 	record signInRecord, moves []pendingMove, err error) {
-	keys := []string{signInRedisKey(who.tenant.id, who.userID), signInMovesRedisKey(who.tenant.id, who.userID)}
+	t, id := who.tenant.id, who.userID
+	keys := []string{signInRedisKey(t, id), signInMovesRedisKey(t, id), mergesRedisKey(t, id)}
 	reply, err := redis.Strings(s.redis.Eval(deadline, script, keys, args...))
 	if err != nil {
 		return record, nil, err
@@ -253,67 +284,49 @@ func successorRecord(who signInIdentity, record signInRecord, successor string) 
 	return newSignInRecord(successor, "", record.generation), nil
 }
 
-// finishMoves carries out moves that are noted. A move to a key that was revoked has no effect.
-func (s *store) finishMoves(deadline time.Time, who signInIdentity, moves []pendingMove) error {
-	for _, move := range moves {
-		if err := s.finishMove(deadline, who, move); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// finishMove closes the visitor's key, adds what was left of it to the user's, and forgets the move. Each step may be
-// repeated.
-func (s *store) finishMove(deadline time.Time, who signInIdentity, move pendingMove) error {
-	if !validCredential(move.from, anonymousKeyPrefix) || !validCredential(move.to, userKeyPrefix) {
-		return errBadReply
-	}
+// runClose runs a step of close.lua for a visitor's key. The reply is nil if the tenant has no such key.
+func (s *store) runClose(deadline time.Time, who signInIdentity, visitor, step, to string) (reply []string, err error) {
 	t := who.tenant
-	keys := []string{apiKeyRedisKey(move.from), rateRedisKey(move.from), holdsRedisKey(move.from),
-		closedRedisKey(move.from)}
+	keys := []string{apiKeyRedisKey(visitor), rateRedisKey(visitor), holdsRedisKey(visitor), closedRedisKey(visitor),
+		movingRedisKey(visitor)}
 	owner := strings.Join([]string{t.id, t.generation, who.userID}, " ")
-	args := []any{t.id, t.generation, owner, closedRecordTTL.Milliseconds()}
-	tokens, err := redis.Int64(s.redis.Eval(deadline, closeScript, keys, args...))
-	if err == nil {
-		err = s.receive(deadline, t, move, tokens)
+	_, err = s.withGroups(deadline, &t.config.encoded, visitor, anonymousGroup,
+		func(groups any, only string) (outcome, group string, err error) {
+			reply, err = redis.Strings(s.redis.Eval(deadline, closeScript, keys,
+				t.id, t.generation, groups, only, step, owner, to, closedRecordTTL.Milliseconds()))
+			return decideMove(reply, only, err)
+		})
+	if errors.Is(err, redis.ErrNil) {
+		return nil, nil
 	}
-	if err == nil {
-		_, err = s.redis.Eval(deadline, closeScript, keys, append(args, "moved")...)
-	}
-	if err == nil || errors.Is(err, redis.ErrNil) {
-		_, err = s.redis.Write(deadline, "HDEL", signInMovesRedisKey(t.id, who.userID), move.from)
-	}
-	return err
+	return reply, err
 }
 
-// receive adds what was left of a visitor's key to the user's key or, if that was rotated, to the one that has replaced
-// it.
-func (s *store) receive(deadline time.Time, t *tenant, move pendingMove, tokens int64) error {
-	for key := move.to; key != "" && key != forgotten; {
-		keys := []string{apiKeyRedisKey(key), movesRedisKey(key)}
-		done, err := redis.Bool(s.redis.Eval(deadline, receiveScript, keys,
-			t.id, t.generation, shortHash(move.from), tokens, movedRecordTTL.Milliseconds()))
-		if err != nil || done {
-			return err
-		}
-		if key, err = s.successor(deadline, key); err != nil {
-			return err
-		}
+// decideMove returns what a reply of close.lua or receive.lua means to withGroups.
+func decideMove(reply []string, only string, err error) (outcome, group string, _ error) {
+	switch {
+	case err != nil:
+		return "", "", err
+	case reply[0] == "group":
+		return "", reply[1], nil
+	case reply[0] == "due":
+		return "due", only, nil
 	}
-	return nil
+	return "", only, nil
 }
 
-// forget lets the next sign-in of a user whose key was revoked with forgotten be a first one.
-func (s *store) forget(deadline time.Time, who signInIdentity, key string) error {
+// forget lets the next sign-in of a user whose key was revoked with forgotten be a first one. It reports whether that
+// key was the user's.
+func (s *store) forget(deadline time.Time, who signInIdentity, key string) (forgot bool, err error) {
 	record, _, err := s.readSignInRecord(deadline, who)
 	if err == nil && record.key == key {
+		forgot = true
 		_, _, err = s.replaceSignInRecord(deadline, who, record, signInRecord{})
 	}
 	if err == nil {
-		err = s.expire(deadline, successorRedisKey(key), movedRecordTTL)
+		err = s.forgetFate(deadline, key)
 	}
-	return err
+	return forgot, err
 }
 
 // expire lets a key in Redis expire after ttl.

@@ -138,6 +138,14 @@ func (g *groupTable) add(name string, group userGroup) {
 	}
 }
 
+// refillGroups returns the groups for a script that needs them only if one has a refill.
+func (t *tenant) refillGroups() *groupTable {
+	if t.config != nil && t.config.encoded.refilled {
+		return &t.config.encoded
+	}
+	return new(groupTable)
+}
+
 // argument returns the groups that a script gets: all, or only the group of that name; only is "" or the name.
 func (g *groupTable) argument(name string) (groups, only string) {
 	if len(g.all) <= maxSentGroups {

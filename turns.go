@@ -48,6 +48,7 @@ func (t *turn) wait(timeout time.Duration) bool {
 	}
 }
 
+// enter returns the turn of a name, and counts the caller among its users until leave.
 func (t *turns) enter(name string) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -63,6 +64,7 @@ func (t *turns) enter(name string) *turn {
 	return mine
 }
 
+// leave counts a caller out, and forgets a turn that nobody uses.
 func (t *turns) leave(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

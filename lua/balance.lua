@@ -13,12 +13,12 @@ end
 local function readBalance(left)
 	local balance = tonumber(left)
 	if left ~= '0' and not string.find(left or '', '^[1-9]%d*$') or balance > maxAmount then
-		malformed('tokensLeft is not a whole number from 0 to 2^53-1')
+		error({err = 'MALFORMED tokensLeft is not a whole number from 0 to 2^53-1'})
 	end
 	return balance
 end
 
--- milliseconds returns the time in Unix ms.
+-- milliseconds returns the time in Unix ms. Redis's clock goes on while a script runs.
 local function milliseconds()
 	local time = redis.call('TIME')
 	return math.floor(time[1] * 1000 + time[2] / 1000)

@@ -3,7 +3,7 @@
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua; omitted if no group has a rate limit and there is no KEYS[3]
--- KEYS[3] {apiKey:<apiKey>}:charge:<digest of the Idempotency-Key>, which remembers the outcome; omitted without one
+-- KEYS[3] {apiKey:<first>}:charge:<digest of the Idempotency-Key>, which remembers the outcome; omitted without one
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] tokens to take, a whole number from 0 to 2^53-1, or with '+' after it: these or, if fewer are left, those; 0
@@ -11,7 +11,8 @@
 -- ARGV[4] groups of the tenant, each as \255 name \254 and, if it has a rate limit, the requests, a space, and the
 --         window in seconds, and, if it has a refill, \253, its tokens, a space, and the period in seconds; the bytes
 --         253, 254 and 255 occur in no UTF-8, so in no group's name
--- ARGV[5] seconds for which KEYS[3] is remembered; omitted without KEYS[3]
+-- ARGV[5] seconds for which KEYS[3] is remembered, and ARGV[6] the name that the key had first, as far as the caller
+--         knows; omitted without KEYS[3]
 --
 -- Returns nil if the tenant has no such key, else three lines, of which the last, the group, may itself have newlines:
 -- '<outcome> <tokens charged> <tokens left>' and, under a rate limit, ' <requests> <window in s> <requests remaining>
@@ -19,51 +20,58 @@
 --   charged
 --   replayed  KEYS[3] is known; the tokens are those of the first time
 --   mismatch  KEYS[3] has charged another amount
+--   first     the key had another name first than ARGV[6], which takes the place of the user ID: KEYS[3] is wrong
 --   limited   over the rate
 --   spent     fewer tokens are left than requested
---   due       the same, but a hold has expired whose tokens must be returned first
+--   due       nothing was decided: a hold has expired whose tokens must be returned first
 --   off       an admin has disabled the key
 --   disabled  ARGV[4] does not have the key's group
 --   full      it would need memory, and Redis has none
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'userId', 'enabled')
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'userId', 'enabled', 'first')
 if not isOwn(key) then
 	return nil
 end
 local left, group, user = key[3], key[4] or '', key[5] or ''
 local balance = readBalance(left)
 if string.find(user, '\n', 1, true) then
-	error('userId has a newline')
+	error({err = 'MALFORMED userId has a newline'})
 end
 -- No config has a group of more than 64 bytes: what was written straight to Redis is not sent to and fro.
 local identity = '\n' .. user .. '\n' .. (#group > 64 and string.sub(group, 1, 64) or group)
-if key[6] == '0' then
-	return 'off 0 ' .. left .. identity
-end
-
-local _, found = string.find(ARGV[4], '\255' .. group .. '\254', 1, true)
-if found and refillBalance then
-	balance = refillBalance(balance, ARGV[4], found + 1)
-	left = string.format('%.0f', balance)
-end
-
-local tokens, charged = tonumber(ARGV[3]), ARGV[3]
-if not tokens then -- up to
-	tokens = math.min(tonumber(string.sub(ARGV[3], 1, -2)), math.max(balance, 1))
-	charged = string.format('%.0f', tokens)
-end
-
-local outcome = 'charged'
+local outcome, charged = 'charged', ARGV[3]
 if KEYS[3] then
+	if key[7] and key[7] ~= ARGV[6] then
+		return 'first 0 ' .. left .. '\n' .. key[7] .. '\n'
+	end
 	local before = call('GET', KEYS[3])
 	if before and before ~= '' then -- '' is a charge that was undone, see below
 		local amount, chargedThen, leftThen = string.match(before, '^(%d+%+?) (%d+) (%d+)$')
 		if not amount or #chargedThen > 16 or #leftThen > 16 then
-			error('malformed record of an Idempotency-Key')
+			error({err = 'MALFORMED the record of an Idempotency-Key'})
 		elseif amount ~= ARGV[3] then
 			return 'mismatch 0 ' .. left .. identity
 		end
 		outcome, charged, left = 'replayed', chargedThen, leftThen
+	end
+end
+if key[6] == '0' and outcome == 'charged' then
+	return 'off 0 ' .. left .. identity
+end
+
+local _, found = string.find(ARGV[4], '\255' .. group .. '\254', 1, true)
+local tokens = tonumber(ARGV[3])
+if outcome == 'charged' then
+	if found and refillBalance then
+		balance = refillBalance(balance, ARGV[4], found + 1)
+		if not balance then
+			return 'due 0 ' .. left .. identity
+		end
+		left = string.format('%.0f', balance)
+	end
+	if not tokens then -- up to
+		tokens = math.min(tonumber(string.sub(ARGV[3], 1, -2)), math.max(balance, 1))
+		charged = string.format('%.0f', tokens)
 	end
 end
 
@@ -85,7 +93,7 @@ end
 if outcome == 'charged' and (balance < tokens or balance < 1) then
 	outcome = 'spent'
 	local due = call('HGET', KEYS[1], 'holdsDue')
-	if due and tonumber(due) <= milliseconds() then
+	if due and (tonumber(due) or 0) <= milliseconds() then
 		outcome = 'due'
 	end
 elseif outcome == 'charged' then

@@ -4,8 +4,8 @@
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua
 -- KEYS[3] {apiKey:<apiKey>}:holds, see holds.lua
--- KEYS[4] {apiKey:<apiKey>}:hold:<digest of the Idempotency-Key>, which remembers the outcome for a day; omitted
---         without one
+-- KEYS[4] {apiKey:<first>}:hold:<digest of the Idempotency-Key>, which remembers the outcome: until 10 min after the
+--         deadline, or as settle.lua says; omitted without one
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] the most tokens to hold, a whole number from 1 to 2^53-1
@@ -13,66 +13,80 @@
 -- ARGV[5] hold ID
 -- ARGV[6] time to live of the hold in milliseconds
 -- ARGV[7] groups of the tenant, as charge.lua takes them
--- ARGV[8] digest of the request; omitted without KEYS[4]
+-- ARGV[8] the name that the key had first, as far as the caller knows
+-- ARGV[9] digest of the request, and ARGV[10] that of the Idempotency-Key; omitted without KEYS[4]
 --
--- Returns nil if the tenant has no such key, else four lines: '<outcome> <tokens held> <tokens left> <deadline in Unix
--- ms>' and the state of a rate limit, if there is one, as charge.lua returns it; the hold ID; the user ID; the group.
--- The outcome is
+-- Returns nil if the tenant has no such key, else five lines: '<outcome> <tokens held> <tokens left> <deadline in Unix
+-- ms>' and the state of a rate limit, if there is one, as charge.lua returns it; the hold ID; the name that the key had
+-- first; the user ID; the group. The outcome is
 --   held
 --   replayed  KEYS[4] is known; the rest is that of the first time, without the rate limit
 --   mismatch  KEYS[4] remembers another request
+--   first     the key had another name first than ARGV[8]: KEYS[4] is wrong
+--   due       nothing was decided: more holds have expired whose tokens must be returned first
 --   limited   over the rate
+--   crowded   the key has as many open holds as it may have
 --   spent     fewer tokens are left than ARGV[4]
 --   off       an admin has disabled the key
 --   disabled  ARGV[7] does not have the key's group
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'userId', 'holdsDue', 'enabled')
+local mostHolds = 1000
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
+	'repaid', 'group', 'userId', 'enabled', 'first')
 if not isOwn(key) then
 	return nil
 end
-local balance, group, user = readBalance(key[3]), key[4] or '', key[5] or ''
+local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
+local group, user, first = key[8] or '', key[9] or '', key[11] or ARGV[8]
 if string.find(user, '\n', 1, true) then
-	error('userId has a newline')
+	malformed('userId has a newline')
 end
 
 local function reply(outcome, held, left, deadline, id, rate)
 	return string.format('%s %.0f %.0f %.0f', outcome, held, left, deadline) .. (rate or '') .. '\n' .. id
-		.. '\n' .. user .. '\n' .. string.sub(group, 1, 64)
+		.. '\n' .. first .. '\n' .. user .. '\n' .. string.sub(group, 1, 64)
 end
 
-if key[7] == '0' then
-	return reply('off', 0, balance, 0, '')
-end
 if KEYS[4] then
+	if first ~= ARGV[8] then
+		return reply('first', 0, 0, 0, '')
+	end
 	local before = call('GET', KEYS[4])
 	if before then
 		local request, held, left, deadline, id = string.match(before, '^(%S+) (%d+) (%d+) (%d+) (%S+)$')
 		if not request then
-			error('malformed record of an Idempotency-Key')
-		elseif request ~= ARGV[8] then
-			return reply('mismatch', 0, balance, 0, '')
+			malformed('the record of an Idempotency-Key')
+		elseif request ~= ARGV[9] then
+			return reply('mismatch', 0, ledger.balance, 0, '')
 		end
 		return reply('replayed', tonumber(held), tonumber(left), tonumber(deadline), id)
 	end
 end
+if key[10] == '0' then
+	return reply('off', 0, ledger.balance, 0, '')
+end
 local _, found = string.find(ARGV[7], '\255' .. group .. '\254', 1, true)
 if not found then
-	return reply('disabled', 0, balance, 0, '')
+	return reply('disabled', 0, ledger.balance, 0, '')
 end
-local now = milliseconds()
 local limit, window = string.match(ARGV[7], '^(%d+) (%d+)', found + 1)
 local rate = limit and measureRate(limit, window)
 if rate and isOverRate(rate) then
-	return reply('limited', 0, balance, 0, '', describeRate(rate))
+	return reply('limited', 0, ledger.balance, 0, '', describeRate(rate))
 end
-balance = returnExpired(KEYS[3], key[6], balance, now)
-balance = refillBalance(balance, ARGV[7], found + 1)
-if balance < tonumber(ARGV[4]) or balance < 1 then
-	return reply('spent', 0, balance, 0, '', rate and describeRate(rate))
+if returnExpired(KEYS[3], ledger) then
+	return reply('due', 0, 0, 0, '')
+end
+refillLedger(ledger, group, ARGV[7])
+if call('HLEN', KEYS[3]) >= mostHolds then
+	return reply('crowded', 0, ledger.balance, 0, '', rate and describeRate(rate))
+end
+if ledger.balance < tonumber(ARGV[4]) or ledger.balance < 1 then
+	return reply('spent', 0, ledger.balance, 0, '', rate and describeRate(rate))
 end
 
-local held, deadline = math.min(tonumber(ARGV[3]), balance), now + tonumber(ARGV[6])
-local left = balance - held
+local held, deadline = math.min(tonumber(ARGV[3]), ledger.balance), milliseconds() + ARGV[6]
+local left = ledger.balance - held
 if rate then
 	local denied = acceptRequest(rate)
 	if denied then
@@ -80,16 +94,8 @@ if rate then
 	end
 end
 if KEYS[4] then
-	call('SET', KEYS[4], string.format('%s %.0f %.0f %.0f %s', ARGV[8], held, left, deadline, ARGV[5]), 'PX', day)
+	local record = string.format('%s %.0f %.0f %.0f %s', ARGV[9], held, left, deadline, ARGV[5])
+	call('SET', KEYS[4], record, 'PX', ARGV[6] + tenMinutes)
 end
-call('HSET', KEYS[3], ARGV[5], string.format('%.0f %.0f', held, deadline))
-local expires = call('PEXPIRETIME', KEYS[1])
-if expires > 0 then -- the holds of a key end with it
-	call('PEXPIREAT', KEYS[3], expires)
-end
-local due = call('HGET', KEYS[1], 'holdsDue')
-if not due or tonumber(due) > deadline then
-	call('HSET', KEYS[1], 'holdsDue', string.format('%.0f', deadline))
-end
-addTokens(balance, -held)
+openHold(KEYS[3], ledger, ARGV[5], held, deadline, ARGV[10] or '')
 return reply('held', held, left, deadline, ARGV[5], rate and describeRate(rate))

@@ -1,7 +1,7 @@
 -- Stores a new API key with its expiry, unless the same request has stored one before.
 --
 -- KEYS[1] apiKey:<apiKey>
--- KEYS[2] the record of the request's Idempotency-Key, which is kept for a day; omitted without one
+-- KEYS[2] the record of the request's Idempotency-Key, which is kept for 40 days; omitted without one
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] group
@@ -9,10 +9,11 @@
 -- ARGV[5] balance
 -- ARGV[6] user ID, '' for an anonymous user
 -- ARGV[7] time to live of the key in milliseconds; 0: it never expires
--- ARGV[8] the API key, and ARGV[9] a digest of the request, as the record keeps them; omitted without KEYS[2]
+-- ARGV[8] the API key, and ARGV[9] a digest of the request, as the record keeps them; ARGV[10] 'replay' if nothing may
+--         be stored, else ''; all three are omitted without KEYS[2]
 --
--- Returns 0 if the key was stored; 'mismatch' if KEYS[2] remembers another request, or {API key, balance} of the first
--- time: then nothing was written.
+-- Returns 0 if the key was stored. Or nothing was written, and it returns {API key, balance} of the first time; or
+-- 'mismatch' if KEYS[2] remembers another request, 'new' if it remembers none and ARGV[10] is 'replay'.
 
 if KEYS[2] then
 	local before = call('HMGET', KEYS[2], 'request', 'apiKey', 'tokensLeft')
@@ -20,6 +21,8 @@ if KEYS[2] then
 		return {before[2], before[3]}
 	elseif before[1] then
 		return 'mismatch'
+	elseif ARGV[10] == 'replay' then
+		return 'new'
 	end
 end
 local fields = {'tenantId', ARGV[1], 'group', ARGV[3], 'createdAt', ARGV[4], 'tokensLeft', ARGV[5]}
@@ -41,7 +44,7 @@ end
 if KEYS[2] and not denied then
 	denied = errorOf(pcall('HSET', KEYS[2], 'request', ARGV[9], 'apiKey', ARGV[8], 'tokensLeft', ARGV[5]))
 	if not denied then
-		denied = errorOf(pcall('PEXPIRE', KEYS[2], day))
+		denied = errorOf(pcall('PEXPIRE', KEYS[2], 40 * day))
 		if denied then
 			call('DEL', KEYS[2])
 		end

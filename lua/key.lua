@@ -1,108 +1,148 @@
 -- Changes an API key, if requested, and returns it.
 --
 -- KEYS[1]  apiKey:<apiKey>
--- KEYS[2]  the record of the request's Idempotency-Key, which is kept for a day; omitted without one
--- KEYS[3]  {apiKey:<apiKey>}:holds, which is KEYS[2] without a record; omitted if ARGV[8] is ''
+-- KEYS[2]  {apiKey:<apiKey>}:holds, see holds.lua; this and the others are omitted if nothing is to be changed
+-- KEYS[3]  {apiKey:<first>}:current, see rotate.lua
+-- KEYS[4]  {apiKey:<apiKey>}:first, see rotate.lua
+-- KEYS[5]  {apiKey:<first>}:update:<digest of the Idempotency-Key>, which remembers what is returned: for 40 days if
+--          the balance was changed, else for one; omitted without an Idempotency-Key
 -- ARGV[1]  tenant ID
 -- ARGV[2]  the tenant's generation, '' unless a tenant of that ID was deleted
--- ARGV[3]  'add' or 'set': what to do to the balance; '': nothing
+-- ARGV[3]  'add' or 'set': what to do to the balance; '': nothing. Setting it also forfeits what open holds would give
+--          back
 -- ARGV[4]  by or to how many tokens, a whole number up to ± 2^53-1
 -- ARGV[5]  the new group; '': the group stays
--- ARGV[6]  digest of the request; '' without KEYS[2]
--- ARGV[7]  '0' to disable the key, '1' to enable it; '': neither
--- ARGV[8]  milliseconds after which it expires, '0' for never; '': the expiry stays
--- ARGV[9]  groups of the tenant, as charge.lua takes them; '' if none has a refill
--- ARGV[10] the only group that ARGV[9] has; '' if it has all
+-- ARGV[6]  '0' to disable the key, '1' to enable it; '': neither
+-- ARGV[7]  milliseconds after which it expires, '0' for never; '': the expiry stays
+-- ARGV[8]  the name that the key had first, as far as the caller knows
+-- ARGV[9]  digest of the request; '' without KEYS[5]
+-- ARGV[10] 'replay' if nothing may be changed, but what KEYS[5] remembers is to be returned; else ''
+-- ARGV[11] groups of the tenant, as charge.lua takes them; '' if none has a refill
+-- ARGV[12] the only group that ARGV[11] has; '' if it has all
+-- ARGV[13] 'malformed' if the key is known to be: then only what is changed is written, and nothing is read that may be
+--          wrong; not for a look, nor with 'add'
 --
 -- Returns {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never), '0' if the key is disabled,
--- refilledAt}, with an eighth element if these are those of the first time; nil if the tenant has no such key. Or
--- nothing was changed, except that a refill that was due may have been, and it returns
---   due       a hold has expired whose tokens must be returned first
---   below     the balance would be below 0
---   above     the balance would be above 2^53-1
---   mismatch  KEYS[2] remembers another request
---   group     with a newline and the group that the key has or would have, if that is not ARGV[10]
+-- refilledAt, tokens held}, with a ninth element if these are those of the first time; nil if the tenant has no such
+-- key. Or nothing was changed, except that a refill that was due may have been, and it returns
+--   due        a hold has expired whose tokens must be returned first
+--   below      the balance would be below 0
+--   above      the balance would be above 2^53-1
+--   mismatch   KEYS[5] remembers another request
+--   new        KEYS[5] remembers none, and ARGV[10] is 'replay'
+--   first      with a newline and the name that the key had first, if that is not ARGV[8]
+--   group      with a newline and the group that the key has or would have, if that is not ARGV[12]
+-- Or the key was changed as requested, ARGV[13] is 'malformed', and it returns
+--   malformed  with a newline and 'replayed' if that was done before
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'createdAt', 'userId', 'group', 'holdsDue',
-	'enabled')
-if not isOwn(key) then
-	return nil
+	'enabled', 'first', 'tokensHeld', 'advanced')
+local own, left, createdAt, user, due = isOwn(key), key[3], key[4], key[5] or '', key[7]
+local first = key[9]
+if KEYS[5] and not own then
+	first = call('GET', KEYS[4])
 end
-local left, createdAt, user, due = key[3], key[4], key[5] or '', key[7]
-if due and tonumber(due) <= milliseconds() then
-	return 'due'
+if KEYS[2] and first and first ~= ARGV[8] then
+	return 'first\n' .. first
 end
-local group = ARGV[5] ~= '' and ARGV[5] or key[6] or ''
-if ARGV[10] ~= '' and ARGV[10] ~= group then
-	return 'group\n' .. group
-end
-local record = ARGV[6] ~= '' and KEYS[2]
+local record = KEYS[5]
 if record then
-	local before = call('HMGET', record, 'request', 'userId', 'group', 'createdAt', 'tokensLeft', 'expiresAt', 'enabled',
-		'refilledAt')
-	if before[1] == ARGV[6] then
-		return {before[2], before[3], before[4], before[5], before[6], before[7] or '', before[8] or '', 1}
-	elseif before[1] then
-		return 'mismatch'
+	local before = call('HMGET', record, 'tenantId', 'generation', 'request', 'userId', 'group', 'createdAt',
+		'tokensLeft', 'expiresAt', 'enabled', 'refilledAt', 'tokensHeld', 'malformed')
+	if before[3] and (isOwn(before) or own and not before[1]) then -- earlier versions have not recorded the tenant
+		if before[3] ~= ARGV[9] then
+			return 'mismatch'
+		elseif before[12] then
+			return 'malformed\nreplayed'
+		end
+		return {before[4], before[5], before[6], before[7], before[8], before[9] or '', before[10] or '',
+			before[11] or '0', 1}
 	end
 end
-if not string.find(createdAt or '', '^%d%d%d%d%-%d%d%-%d%dT') then
-	malformed('createdAt is not a time')
+if ARGV[10] == 'replay' then
+	return 'new'
+elseif not own then
+	return nil
 end
--- A balance that is set may have been anything.
-local balance = ARGV[3] == 'set' and (tonumber(left) or 0) or readBalance(left)
-local refilledAt = ''
-local _, found = string.find(ARGV[9], '\255' .. group .. '\254', 1, true)
-if found then
-	balance, refilledAt = refillBalance(balance, ARGV[9], found + 1)
+local group = ARGV[5] ~= '' and ARGV[5] or key[6] or ''
+if ARGV[12] ~= '' and ARGV[12] ~= group then
+	return 'group\n' .. group
 end
-if ARGV[3] == 'add' then
-	balance = balance + ARGV[4]
-elseif ARGV[3] == 'set' then
-	balance = tonumber(ARGV[4])
-end
-if balance < 0 then
-	return 'below'
-elseif balance > maxAmount then
-	return 'above'
-end
-if found or ARGV[3] ~= '' then
-	left = string.format('%.0f', balance)
-end
-local enabled = ARGV[7] ~= '' and ARGV[7] or key[8] or ''
 
--- The key changes last, and its balance and group in one command: if Redis denies one of these, the balance is as it
--- was, and a caller that repeats the request finds no record of it.
-if ARGV[8] == '0' then
-	call('PERSIST', KEYS[1])
-	call('PERSIST', KEYS[#KEYS])
-elseif ARGV[8] ~= '' then
-	call('PEXPIRE', KEYS[1], ARGV[8])
-end
-local expires = call('PEXPIRETIME', KEYS[1])
-if ARGV[8] ~= '' and expires > 0 then -- the holds of a key end with it
-	call('PEXPIREAT', KEYS[#KEYS], expires)
-end
-if record then
-	call('HSET', record, 'request', ARGV[6], 'userId', user, 'group', group, 'createdAt', createdAt,
-		'tokensLeft', left, 'expiresAt', expires, 'enabled', enabled, 'refilledAt', refilledAt)
-	local denied = errorOf(pcall('PEXPIRE', record, day))
-	if denied then -- undo the record
-		call('DEL', record)
-		return denied
+local readable = ARGV[13] == ''
+local balance, refilledAt, held = tonumber(left) or 0, '', '0'
+if readable then
+	balance = readBalance(left)
+	local now = due and milliseconds()
+	if now and readAmount(due, 'holdsDue') <= now then
+		return 'due'
+	end
+	if not string.find(createdAt or '', '^%d%d%d%d%-%d%d%-%d%dT') then
+		malformed('createdAt is not a time')
+	end
+	held = due and string.format('%.0f', readAmount(key[10], 'tokensHeld')) or '0'
+	local _, found = string.find(ARGV[11], '\255' .. group .. '\254', 1, true)
+	if found then
+		balance, refilledAt = refillBalance(balance, ARGV[11], found + 1, now)
+		left = string.format('%.0f', balance)
 	end
 end
 local fields = {}
 if ARGV[3] ~= '' then
+	balance = ARGV[3] == 'add' and balance + ARGV[4] or tonumber(ARGV[4])
+	left = string.format('%.0f', balance)
 	fields = {'tokensLeft', left}
+	if balance < 0 then
+		return 'below'
+	elseif balance > maxAmount then
+		return 'above'
+	end
+end
+if ARGV[3] == 'set' and due and readable then
+	local all, holds = readAmount(key[11], 'advanced'), call('HGETALL', KEYS[2])
+	for i = 2, #holds, 2 do
+		all = all + parseHold(holds[i])
+	end
+	fields[3], fields[4] = 'advanced', string.format('%.0f', math.min(all, maxAmount))
 end
 if ARGV[5] ~= '' then
 	fields[#fields + 1] = 'group'
 	fields[#fields + 1] = group
 end
-if ARGV[7] ~= '' then
+local enabled = ARGV[6] ~= '' and ARGV[6] or key[8] or ''
+if ARGV[6] ~= '' then
 	fields[#fields + 1] = 'enabled'
 	fields[#fields + 1] = enabled
+end
+
+-- The key changes last, and its balance and group in one command: if Redis denies one of these, the balance is as it
+-- was, and a caller that repeats the request finds no record of it.
+if ARGV[7] == '0' then
+	for i = 1, 4 do
+		call('PERSIST', KEYS[i])
+	end
+elseif ARGV[7] ~= '' then
+	call('PEXPIRE', KEYS[1], ARGV[7])
+end
+local expires = call('PEXPIRETIME', KEYS[1])
+if ARGV[7] ~= '' and expires > 0 then -- :holds and :current expire with the key, :first 40 days later
+	call('PEXPIREAT', KEYS[2], expires)
+	call('PEXPIREAT', KEYS[3], expires)
+	call('PEXPIREAT', KEYS[4], expires + 40 * day)
+end
+if record then
+	call('HSET', record, 'request', ARGV[9], 'tenantId', ARGV[1], 'generation', ARGV[2])
+	if readable then
+		call('HSET', record, 'userId', user, 'group', group, 'createdAt', createdAt, 'tokensLeft', left,
+			'expiresAt', expires, 'enabled', enabled, 'refilledAt', refilledAt, 'tokensHeld', held)
+	else
+		call('HSET', record, 'malformed', '1')
+	end
+	local denied = errorOf(pcall('PEXPIRE', record, ARGV[3] ~= '' and 40 * day or day))
+	if denied then -- undo the record
+		call('DEL', record)
+		return denied
+	end
 end
 if #fields > 0 then
 	local denied = errorOf(pcall('HSET', KEYS[1], unpack(fields)))
@@ -113,4 +153,4 @@ if #fields > 0 then
 		return denied
 	end
 end
-return {user, group, createdAt, left, expires, enabled, refilledAt}
+return readable and {user, group, createdAt, left, expires, enabled, refilledAt, held} or 'malformed'

@@ -1,22 +1,25 @@
 -- A function for scripts that look at the balance of an API key or take from it.
 --
--- KEYS[1] apiKey:<apiKey>: its field refilledAt is when it was last found due for a refill, in Unix ms
--- It also reads {apiKey:<apiKey>}:holds, the open holds, which need not be among KEYS.
+-- KEYS[1] apiKey:<apiKey>: its field refilledAt is when it was last found due for a refill, in Unix ms; see holds.lua
+--         for holdsDue and advanced
 
 -- refillBalance raises the balance of a key to the tokens of its group's refill, if it is lower and a refill is due:
--- each period since the key was created one is. What open holds have taken counts as part of the balance: else a key
--- could hold its tokens over the end of a period and have more afterwards than a refill gives. groups is what
--- charge.lua takes, from is where what it says of the key's group begins. It returns the balance and refilledAt.
-local function refillBalance(balance, groups, from)
+-- each period since the key was created one is. What it gives while holds are open is noted as advanced: what these
+-- holds give back then repays it. So the balance is the same afterwards as if they had ended before the refill, and a
+-- key that holds its tokens over the end of a period has no more than a refill gives. groups is what charge.lua takes,
+-- from is where what it says of the key's group begins, now is the time in Unix ms if the caller has read it. It returns
+-- the balance, refilledAt, and the tokens that it has advanced; or nil if a refill is due, but a hold has expired by now
+-- whose tokens must be returned first.
+local function refillBalance(balance, groups, from, now)
 	local tokens, every = string.match(groups, '^[%d ]*\253(%d+) (%d+)', from)
 	if not tokens then
-		return balance, ''
+		return balance, '', 0
 	end
-	local key = redis.call('HMGET', KEYS[1], 'createdAt', 'refilledAt', 'holdsDue')
+	local key = redis.call('HMGET', KEYS[1], 'createdAt', 'refilledAt', 'holdsDue', 'advanced')
 	local year, month, day, hour, minute, second =
 		string.match(key[1] or '', '^(%d%d%d%d)%-(%d%d)%-(%d%d)T(%d%d):(%d%d):(%d%d%.?%d*)')
 	if not year then
-		malformed('createdAt is not a time')
+		error({err = 'MALFORMED createdAt is not a time'})
 	end
 	-- The days since 1970-01-01 of a date in the Gregorian calendar whose years begin in March.
 	local years, months = tonumber(year), tonumber(month) - 3
@@ -30,17 +33,24 @@ local function refillBalance(balance, groups, from)
 	local created = math.floor((((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1000 + 0.5)
 
 	local period, last = every * 1000, tonumber(key[2] or created)
+	local holdsDue, advanced = tonumber(key[3] or maxAmount), tonumber(key[4] or 0)
+	if not (last and holdsDue and advanced) then
+		error({err = 'MALFORMED refilledAt, holdsDue or advanced is not a number'})
+	end
 	local due = created + (math.floor((last - created) / period) + 1) * period
-	local now = milliseconds()
+	now = now or milliseconds()
 	if now < due then
-		return balance, key[2] or ''
+		return balance, key[2] or '', 0
 	end
-	local held, holds = 0, key[3] and redis.call('HGETALL', '{' .. KEYS[1] .. '}:holds') or {}
-	for i = 2, #holds, 2 do
-		held = held + string.match(holds[i], '^%d+')
+	if holdsDue <= now then
+		return nil
 	end
-	balance = math.max(balance, tonumber(tokens) - held)
+	local given = math.max(tonumber(tokens) - balance, 0)
 	local refilled = string.format('%.0f', now)
-	redis.call('HSET', KEYS[1], 'refilledAt', refilled, 'tokensLeft', string.format('%.0f', balance))
-	return balance, refilled
+	redis.call('HSET', KEYS[1], 'refilledAt', refilled, 'tokensLeft', string.format('%.0f', balance + given))
+	if given == 0 or not key[3] then
+		return balance + given, refilled, 0
+	end
+	redis.call('HSET', KEYS[1], 'advanced', string.format('%.0f', math.min(advanced + given, maxAmount)))
+	return balance + given, refilled, given
 end

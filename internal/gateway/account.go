@@ -6,15 +6,20 @@ import (
 )
 
 // An Account is what one request is paid from. Each step is given up at its deadline. Errors other than those named
-// here are refusals, which Serve returns as they are. Settle may be called after the request has ended.
+// here are refusals, which Serve returns as they are. Renew and Settle may be called after the request has ended, and
+// both at the same time.
 type Account interface {
 	// Hold takes tokens out of the balance until they are settled or ttl has passed. It takes most, or everything that is
 	// left if that is at least least. Errors: InsufficientError; ErrUnavailable, with the ID of the hold that may have
 	// been taken.
 	Hold(deadline time.Time, least, most int64, ttl time.Duration) (Hold, error)
 
-	// Settle ends a hold: u.Cost is charged instead, down to a balance of 0. To repeat it with the same u changes
-	// nothing. Errors: ErrNoHold; ErrUnavailable.
+	// Renew lets a hold last ttl from now on. If its tokens were returned, it takes them again, or as many as are left.
+	// It does nothing to a hold that was settled. Errors: ErrNoHold; ErrUnavailable.
+	Renew(deadline time.Time, hold Hold, ttl time.Duration) error
+
+	// Settle ends a hold: u.Cost is charged instead, down to a balance of 0, also if the hold's time has passed. To
+	// repeat it with the same u changes nothing. Errors: ErrNoHold; ErrUnavailable.
 	Settle(deadline time.Time, holdID string, u Usage) (Balance, error)
 
 	// Charge takes u.Cost, all or nothing. 0 takes nothing, but needs a balance of 1. Errors: InsufficientError;

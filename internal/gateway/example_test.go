@@ -25,6 +25,8 @@ func (p *purse) Hold(_ time.Time, least, most int64, _ time.Duration) (gateway.H
 	return gateway.Hold{ID: "the only one", Tokens: min(most, p.left)}, nil
 }
 
+func (p *purse) Renew(time.Time, gateway.Hold, time.Duration) error { return nil }
+
 func (p *purse) Settle(_ time.Time, _ string, u gateway.Usage) (gateway.Balance, error) {
 	return p.Charge(time.Time{}, u)
 }

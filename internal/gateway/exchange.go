@@ -31,6 +31,7 @@ type exchange struct {
 	endpoint  *Endpoint // that is or was tried last
 	sent      bool      // it may have got the request
 	hold      Hold      // its ID is "" before it is taken and once it is settled
+	lease     *lease    // of the hold; nil before it is taken
 	caching   *cacheUse // nil if nothing is cached
 }
 

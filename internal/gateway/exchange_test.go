@@ -121,7 +121,7 @@ func TestHolds(t *testing.T) {
 			if response, body, err := g.post(t, test.body); err != nil || response.StatusCode != 200 {
 				t.Fatalf("%v %s", err, body)
 			}
-			if held != test.held || g.account.ttl != g.options.TotalTimeout+holdGrace {
+			if held != test.held || g.account.ttl != leaseTTL {
 				t.Errorf("%d were held for %s, want %d", held, g.account.ttl, test.held)
 			}
 		})

@@ -40,6 +40,7 @@ type Gateway struct {
 	log       *telemetry.Logger
 	transport *http.Transport
 	settler   settler
+	renewal   time.Duration // from one renewal of a hold to the next
 	cache     cacheWriter
 	ctx       context.Context // of all requests to endpoints
 	cut       context.CancelCauseFunc
@@ -52,7 +53,7 @@ type Gateway struct {
 // New returns a Gateway that logs the failures of endpoints to log. Whoever ends its use calls Stop.
 func New(options Options, log *telemetry.Logger) *Gateway {
 	g := &Gateway{
-		options: options, log: log, settler: settler{log: log}, cache: newCacheWriter(),
+		options: options, log: log, settler: settler{log: log}, renewal: leaseRenewal, cache: newCacheWriter(),
 		transport: newTransport(options.Deny, options.HeaderTimeout),
 		bodies:    pool{most: MaxBodyBytes}, streams: pool{most: options.MaxStreams}, drained: pool{most: maxDrained},
 	}

@@ -24,8 +24,10 @@ type fakeAccount struct {
 	ttl     time.Duration
 	fail    []error
 	refund  error
-	holds   error   // what Hold returns, though it may have been taken
-	settled []Usage // what each Settle was called with
+	holds   error       // what Hold returns, though it may have been taken
+	renewed []time.Time // when Renew was called
+	renew   []error     // what Renew returns first
+	settled []Usage     // what each Settle was called with
 	charged []Usage
 }
 
@@ -38,6 +40,19 @@ func (a *fakeAccount) Hold(_ time.Time, least, most int64, ttl time.Duration) (H
 	a.held, a.ttl = min(most, a.left), ttl
 	a.left -= a.held
 	return Hold{"h", a.held}, a.holds
+}
+
+func (a *fakeAccount) Renew(_ time.Time, hold Hold, ttl time.Duration) (err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.renewed = append(a.renewed, time.Now())
+	if len(a.renew) > 0 {
+		err, a.renew = a.renew[0], a.renew[1:]
+	}
+	if hold != (Hold{"h", a.held}) || ttl != leaseTTL {
+		err = errors.New("another hold")
+	}
+	return err
 }
 
 func (a *fakeAccount) Settle(_ time.Time, id string, u Usage) (Balance, error) {

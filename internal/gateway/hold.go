@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"time"
 
 	"tollgate/internal/llmwire"
 )
-
-const holdGrace = 5 * time.Minute // for which a hold outlives its request
 
 // takeHold holds the most that the request can cost at any of its endpoints. A request without a limit may be held
 // less, down to what one output token costs.
@@ -31,9 +28,9 @@ func (x *exchange) takeHold() error {
 		most = max(most, price.cost(input, all*request.N))
 	}
 	g.settler.begin()
-	hold, err := x.call.Account.Hold(x.call.Deadline, least, most, g.options.TotalTimeout+holdGrace)
+	hold, err := x.call.Account.Hold(x.call.Deadline, least, most, leaseTTL)
 	if err == nil {
-		x.hold = hold
+		x.hold, x.lease = hold, startLease(x.call.Account, hold, g.renewal)
 		return nil
 	}
 	if errors.Is(err, ErrUnavailable) { // the hold may have been taken
@@ -101,7 +98,7 @@ func (x *exchange) settle() {
 
 // debt returns what a hold must be settled to.
 func (x *exchange) debt(holdID string, used Usage) debt {
-	return debt{x.call.Account, x.call.Tenant, holdID, used}
+	return debt{x.call.Account, x.call.Tenant, holdID, used, x.lease}
 }
 
 // setUsage sets what the endpoint has used and what that costs in the outcome.

@@ -32,6 +32,7 @@ type debt struct {
 	tenant  string // for the log
 	holdID  string
 	usage   Usage
+	lease   *lease // of the hold, which goes on until it is settled; nil if it is not known to have been taken
 }
 
 // isFull reports whether too many settlements wait for anything more to be held.
@@ -66,10 +67,15 @@ func (s *settler) settleLater(d debt) {
 	go func() {
 		defer s.waiting.Add(-1)
 		pause := settlePause
+		err := ErrUnavailable
 		for giveUp := time.Now().Add(settleTimeout); ; pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)
-			balance, err := d.settle()
-			if !errors.Is(err, ErrUnavailable) || time.Now().After(giveUp) || s.stopped.Load() {
+			if time.Now().After(giveUp) || s.stopped.Load() { // the account may have forgotten that it was settled
+				s.settled(d, Balance{}, err)
+				return
+			}
+			var balance Balance
+			if balance, err = d.settle(); !errors.Is(err, ErrUnavailable) {
 				s.settled(d, balance, err)
 				return
 			}
@@ -79,6 +85,7 @@ func (s *settler) settleLater(d debt) {
 
 // settled counts the outcome of a settlement.
 func (s *settler) settled(d debt, balance Balance, err error) {
+	d.lease.end()
 	s.holds.Add(-1)
 	if err != nil && !errors.Is(err, ErrNoHold) {
 		s.log.Errorf("A charge of %d tokens of tenant %s was given up: %v", d.usage.Cost, d.tenant, err)

@@ -24,7 +24,7 @@ func TestSettlerRepeats(t *testing.T) {
 		a := &fakeAccount{left: 90, held: 10, fail: unavailable(8)}
 		s.begin()
 		began := time.Now()
-		if _, ok := s.settle(debt{a, "acme", "h", Usage{Endpoint: "e", Cost: 3}}); ok || s.waiting.Load() != 1 || s.holds.Load() != 1 {
+		if _, ok := s.settle(debt{a, "acme", "h", Usage{Endpoint: "e", Cost: 3}, nil}); ok || s.waiting.Load() != 1 || s.holds.Load() != 1 {
 			t.Errorf("settled: %v; %d wait, %d are held", ok, s.waiting.Load(), s.holds.Load())
 		}
 		for s.waiting.Load() > 0 {
@@ -51,7 +51,7 @@ func TestSettlerGivesUp(t *testing.T) {
 		s := settler{log: telemetry.NewLogger(log)}
 		a := &fakeAccount{fail: unavailable(1000)}
 		s.begin()
-		s.settle(debt{a, "acme", "h", Usage{Cost: 70}})
+		s.settle(debt{a, "acme", "h", Usage{Cost: 70}, nil})
 		time.Sleep(settleTimeout - time.Second)
 		if s.waiting.Load() != 1 {
 			t.Error("it was given up too early")
@@ -63,7 +63,7 @@ func TestSettlerGivesUp(t *testing.T) {
 		}
 
 		s.begin()
-		s.settle(debt{a, "acme", "h", Usage{Cost: 70}})
+		s.settle(debt{a, "acme", "h", Usage{Cost: 70}, nil})
 		began := time.Now()
 		s.stop()
 		if took := time.Since(began); took < stopTimeout || took > stopTimeout+time.Second {
@@ -92,7 +92,7 @@ func TestSettlerBounds(t *testing.T) {
 	for err, logged := range map[error]int{ErrNoHold: 0, fmt.Errorf("revoked: %w", ErrNoHold): 0, errors.New("y"): 1} {
 		unpaid, lines := s.unpaid.Load(), log.count("[ERROR]")
 		s.begin()
-		if _, ok := s.settle(debt{&fakeAccount{fail: []error{err}}, "acme", "h", Usage{Cost: 70}}); ok {
+		if _, ok := s.settle(debt{&fakeAccount{fail: []error{err}}, "acme", "h", Usage{Cost: 70}, nil}); ok {
 			t.Errorf("%v: settled", err)
 		}
 		if n := s.unpaid.Load() - unpaid; n != 70 || log.count("[ERROR]")-lines != logged {
@@ -100,7 +100,7 @@ func TestSettlerBounds(t *testing.T) {
 		}
 	}
 	s.begin()
-	if balance, ok := s.settle(debt{&fakeAccount{left: 30}, "acme", "h", Usage{Cost: 50}}); !ok || balance != (Balance{30, 0}) {
+	if balance, ok := s.settle(debt{&fakeAccount{left: 30}, "acme", "h", Usage{Cost: 50}, nil}); !ok || balance != (Balance{30, 0}) {
 		t.Errorf("got %v, %v", balance, ok)
 	}
 	if s.unpaid.Load() != 230 || s.holds.Load() != 0 {

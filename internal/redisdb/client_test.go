@@ -118,7 +118,7 @@ func BenchmarkKeySlot(b *testing.B) {
 	}
 }
 
-// BenchmarkSlotDigits measures what a key in the slot of another costs, as in a rotation in a cluster.
+// BenchmarkSlotDigits measures what a key in the slot of another costs, as in a rotation.
 func BenchmarkSlotDigits(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		SlotDigits("apiKey:temp_11111111-2222-4333-8444-55555555", i%slotCount, uint16(i*7919))

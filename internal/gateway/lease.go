@@ -1,0 +1,62 @@
+package gateway
+
+import (
+	"errors"
+	"sync"
+	"time"
+)
+
+// A hold is a lease: it is short, so that the tokens are soon back if the process dies, and renewed until it is
+// settled.
+const (
+	leaseTTL     = 90 * time.Second // of a hold that is not renewed
+	leaseRenewal = 30 * time.Second // between renewals
+	leaseRetry   = time.Second      // after a renewal that has failed
+)
+
+// A lease renews a hold until it is ended.
+type lease struct {
+	account Account
+	hold    Hold
+	every   time.Duration // between renewals
+
+	mu    sync.Mutex  // guards timer
+	timer *time.Timer // of the next renewal; nil when the lease has ended
+}
+
+// startLease begins to renew a hold that was just taken, each time that every has passed.
+func startLease(account Account, hold Hold, every time.Duration) *lease {
+	l := &lease{account: account, hold: hold, every: every}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.timer = time.AfterFunc(every, l.renew)
+	return l
+}
+
+// renew renews the hold, and plans the next renewal: soon if the account could not be reached. It goes on after
+// ErrNoHold, since tokens may come back to the account.
+func (l *lease) renew() {
+	err := l.account.Renew(time.Now().Add(settleStep), l.hold, leaseTTL)
+	next := l.every
+	if errors.Is(err, ErrUnavailable) {
+		next = leaseRetry
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.timer != nil {
+		l.timer.Reset(next)
+	}
+}
+
+// end ends the lease. A renewal that is under way then may still reach the account. A nil lease has ended.
+func (l *lease) end() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+}
