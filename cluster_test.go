@@ -27,7 +27,7 @@ func TestCluster(t *testing.T) {
 	t.Parallel()
 	t.Run("commands", testClusterCommands)
 	t.Run("login limit", testClusterLoginLimit)
-	t.Run("keys beside others", testNewKeyBesideInCluster)
+	t.Run("holds", testClusterWalks)
 	t.Run("index of keys", testIndexInCluster)
 	t.Run("usage", testUsageInCluster)
 	t.Run("response cache", testCacheInCluster)

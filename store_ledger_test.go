@@ -1,0 +1,420 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/idtokentest"
+	"tollgate/internal/redistest"
+)
+
+const walkConfig = `{"auth":{"google_oauth":{"client_id":"web-client"}},"user_groups":{
+	"anonymous":{"tokens":60,"refill":{"tokens":50,"every":3600}},
+	"google_logged_in":{"tokens":100,"refill":{"tokens":120,"every":3600}}}}`
+
+// A ledgerModel is what an API key must have after each step, computed without scripts. It also notes what happened, for
+// ledgerHistory.
+type ledgerModel struct {
+	left, refillTo   int
+	granted, spent   int
+	refilled, repaid int
+	pools            []*int // what is still to be repaid of each refill that came while a hold was open
+	isDue            bool
+	mayLag           bool // Redis may not have returned what has expired
+	holds            map[string]modelHold
+	history          []func(*ledgerHistory)
+}
+
+// A modelHold repays the debts that it has from a visitor's key, and the pools from opened on.
+type modelHold struct {
+	tokens, opened int
+	debts          []*int
+}
+
+func newLedgerModel(tokens, refillTo int) *ledgerModel {
+	return &ledgerModel{left: tokens, granted: tokens, refillTo: refillTo, holds: make(map[string]modelHold)}
+}
+
+func (m *ledgerModel) note(event func(*ledgerHistory)) { m.history = append(m.history, event) }
+
+func (m *ledgerModel) held() (sum int) {
+	for _, h := range m.holds {
+		sum += h.tokens
+	}
+	return sum
+}
+
+func (m *ledgerModel) hold(id string, tokens int) {
+	m.holds[id] = modelHold{tokens: tokens, opened: len(m.pools)}
+	m.left -= tokens
+	m.note(func(h *ledgerHistory) { h.left, h.open[id] = h.left-tokens, tokens })
+}
+
+func (m *ledgerModel) charge(tokens int) {
+	m.left, m.spent = m.left-tokens, m.spent+tokens
+	m.note(func(h *ledgerHistory) { h.left -= tokens })
+}
+
+// refill does what is due.
+func (m *ledgerModel) refill() {
+	if !m.isDue {
+		return
+	}
+	if given := m.refillTo - m.left; given > 0 {
+		m.left += given
+		m.refilled += given
+		m.advance(given)
+	}
+	m.isDue = false
+	m.note(func(h *ledgerHistory) {
+		h.endAll(func(id string, tokens int) int { return max(tokens-h.charged[id], 0) })
+		h.left = max(h.left, m.refillTo)
+	})
+}
+
+// advance notes tokens that open holds are to repay.
+func (m *ledgerModel) advance(tokens int) {
+	if len(m.holds) > 0 {
+		m.pools = append(m.pools, &tokens)
+	}
+}
+
+// end ends a hold and returns what is charged for it.
+func (m *ledgerModel) end(id string, used int) (charged int) {
+	h := m.holds[id]
+	charged = min(used, h.tokens+m.left)
+	back := h.tokens - charged
+	for _, pool := range slices.Concat(h.debts, m.pools[h.opened:]) {
+		n := max(min(back, *pool), 0)
+		*pool -= n
+		m.repaid += n
+		back -= n
+	}
+	m.left += back
+	m.spent += charged
+	if delete(m.holds, id); len(m.holds) == 0 {
+		m.pools = nil
+	}
+	m.note(func(history *ledgerHistory) { history.end(id, charged) })
+	return charged
+}
+
+// set sets the balance. What is held is forfeited.
+func (m *ledgerModel) set(tokens int) {
+	held := m.held()
+	m.granted += tokens - m.left - held
+	m.refilled += held
+	m.left = tokens
+	m.advance(held)
+	m.note(func(h *ledgerHistory) {
+		h.endAll(func(string, int) int { return 0 })
+		h.left = tokens
+	})
+}
+
+// merge adds what a visitor has to m.
+func (m *ledgerModel) merge(visitor *ledgerModel) {
+	visitor.refill()
+	for id, h := range visitor.holds {
+		m.holds[id] = modelHold{h.tokens, len(m.pools), visitor.pools[h.opened:]}
+	}
+	m.left += visitor.left
+	m.granted, m.spent = m.granted+visitor.granted, m.spent+visitor.spent
+	m.refilled, m.repaid = m.refilled+visitor.refilled, m.repaid+visitor.repaid
+	m.note(func(h *ledgerHistory) {
+		other := newLedgerHistory(60, h.charged)
+		for _, event := range visitor.history {
+			event(other)
+		}
+		h.left += other.left
+		maps.Copy(h.open, other.open)
+		maps.Copy(h.ended, other.ended)
+	})
+}
+
+// A ledgerHistory is the same steps again, knowing what each hold will be charged: as if each had ended before the first
+// refill that it was open at, so that nothing need be repaid.
+type ledgerHistory struct {
+	left    int
+	open    map[string]int // tokens of holds that have not ended
+	ended   map[string]int // and of those that have ended before their time
+	charged map[string]int
+}
+
+func newLedgerHistory(tokens int, charged map[string]int) *ledgerHistory {
+	return &ledgerHistory{tokens, make(map[string]int), make(map[string]int), charged}
+}
+
+// endAll ends all open holds before their time. back says what each gives back.
+func (h *ledgerHistory) endAll(back func(id string, tokens int) int) {
+	for id, tokens := range h.open {
+		h.left += back(id, tokens)
+		h.ended[id] = tokens
+	}
+	clear(h.open)
+}
+
+func (h *ledgerHistory) end(id string, charged int) {
+	if tokens, ok := h.ended[id]; ok {
+		h.left -= max(charged-tokens, 0)
+		return
+	}
+	h.left += h.open[id] - charged
+	delete(h.open, id)
+}
+
+// A ledgerWalk makes random steps with the key of a user and those of visitors who become that user.
+type ledgerWalk struct {
+	*testing.T
+	random   *rand.Rand
+	services []*service
+	redis    func(command string, args ...any) any
+	tenant   string
+	user     string
+	key      string
+	model    *ledgerModel
+	moved    map[string]string // hold ID → the visitor's key it was taken with
+	charged  map[string]int    // hold ID → what it was settled with
+	merges   int
+	steps    []string
+}
+
+func (w *ledgerWalk) service() *service { return w.services[w.random.IntN(len(w.services))] }
+
+func (w *ledgerWalk) do(method, path, body, key string) reply {
+	return w.service().do(w.T, method, "/"+w.tenant+path, body, bearer(key))
+}
+
+// wantLeft compares the balance that a response has with the model's.
+func (w *ledgerWalk) wantLeft(got reply, m *ledgerModel) {
+	w.Helper()
+	if left := int(got.field(w.T, "tokensLeft").(float64)); left != m.left {
+		w.Fatalf("%d tokens are left, want %d; %s after\n%s", left, m.left, got.body, strings.Join(w.steps, "\n"))
+	}
+	m.mayLag = false
+}
+
+// hold, charge, settle, look, expire and age make one step with a key.
+func (w *ledgerWalk) hold(key string, m *ledgerModel) {
+	n := 1 + w.random.IntN(60)
+	m.refill()
+	got := w.do("POST", "/tokens/holds", fmt.Sprintf(`{"tokens":%d}`, n), key)
+	if m.left < n {
+		got.want(w.T, 402, "")
+	} else {
+		got.want(w.T, 201, "")
+		m.hold(got.text(w.T, "holdId"), n)
+	}
+	w.wantLeft(got, m)
+}
+
+func (w *ledgerWalk) charge(key string, m *ledgerModel) {
+	n := 1 + w.random.IntN(60)
+	m.refill()
+	got := w.do("POST", "/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, n), key)
+	switch {
+	case m.left < n:
+		got.want(w.T, 402, "")
+		w.wantLeft(got, m)
+	default:
+		got.want(w.T, 200, "")
+		m.charge(n)
+		if !m.mayLag {
+			w.wantLeft(got, m)
+		}
+	}
+}
+
+// anyHold returns an open hold of a model, "" if there is none.
+func (w *ledgerWalk) anyHold(m *ledgerModel) string {
+	ids := slices.Sorted(maps.Keys(m.holds))
+	if len(ids) == 0 {
+		return ""
+	}
+	return ids[w.random.IntN(len(ids))]
+}
+
+func (w *ledgerWalk) settle(key string, m *ledgerModel) {
+	id := w.anyHold(m)
+	if id == "" {
+		return
+	}
+	key = cmp.Or(w.moved[id], key)
+	used := w.random.IntN(2 + m.holds[id].tokens*3/2)
+	m.refill()
+	charged := m.end(id, used)
+	w.charged[id] = charged
+	got := w.do("POST", "/tokens/holds/"+id+"/settle", fmt.Sprintf(`{"tokens":%d}`, used), key)
+	got.want(w.T, 200, "")
+	if n := int(got.field(w.T, "charged").(float64)); n != charged {
+		w.Fatalf("%d were charged, want %d; after\n%s", n, charged, strings.Join(w.steps, "\n"))
+	}
+	w.wantLeft(got, m)
+}
+
+func (w *ledgerWalk) look(key string, m *ledgerModel) {
+	m.refill()
+	got := w.do("GET", "/auth/key", "", key)
+	w.wantLeft(got, m)
+	if held := m.held(); held > 0 && got.field(w.T, "tokensHeld") != float64(held) {
+		w.Fatalf("want %d tokens held; %s after\n%s", held, got.body, strings.Join(w.steps, "\n"))
+	}
+}
+
+// expire moves the deadline of a hold to the past.
+func (w *ledgerWalk) expire(key string, m *ledgerModel) {
+	id := w.anyHold(m)
+	if id == "" {
+		return
+	}
+	w.redis("HSET", "{apiKey:"+key+"}:holds", id, fmt.Sprint(m.holds[id].tokens, " 1"))
+	w.redis("HSET", "apiKey:"+key, "holdsDue", 1)
+	m.end(id, 0) // also if a refill is due: what has expired is returned before
+	m.mayLag = true
+}
+
+// age lets a period pass.
+func (w *ledgerWalk) age(key string, m *ledgerModel) {
+	name, period := "apiKey:"+key, time.Hour
+	fields, err := redis.Strings(w.redis("HMGET", name, "createdAt", "refilledAt"), nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	created, _ := time.Parse(timeLayout, fields[0])
+	w.redis("HSET", name, "createdAt", created.Add(-period).Format(timeLayout))
+	if refilled, err := strconv.ParseInt(fields[1], 10, 64); err == nil {
+		w.redis("HSET", name, "refilledAt", refilled-period.Milliseconds())
+	}
+	m.isDue = true
+}
+
+// set lets an admin set the balance, which forfeits what is held.
+func (w *ledgerWalk) set(m *ledgerModel) {
+	n := w.random.IntN(150)
+	m.refill()
+	got := w.service().admin(w.T, "PATCH", "/"+w.tenant+"/admin/keys/"+w.key, fmt.Sprintf(`{"tokens":%d}`, n))
+	got.want(w.T, 200, "")
+	m.set(n)
+	w.wantLeft(got, m)
+}
+
+func (w *ledgerWalk) rotate(m *ledgerModel) {
+	m.refill()
+	w.key = w.service().rotate(w.T, w.tenant, w.key)
+}
+
+// merge lets a visitor make a few steps and sign in.
+func (w *ledgerWalk) merge() {
+	if w.merges == maxMerges {
+		return
+	}
+	w.merges++
+	visitor := w.service().login(w.T, w.tenant)
+	m := newLedgerModel(60, 50)
+	for range w.random.IntN(12) {
+		step := []func(string, *ledgerModel){w.hold, w.hold, w.hold, w.charge, w.settle, w.look, w.expire, w.age, w.age}[w.random.IntN(9)]
+		step(visitor, m)
+	}
+	w.model.refill()
+	w.model.merge(m)
+	for id := range m.holds {
+		if w.random.IntN(2) == 0 {
+			w.moved[id] = visitor
+		}
+	}
+	got := w.service().signIn(w.T, w.tenant, w.user, bearer(visitor))
+	got.want(w.T, 200, "")
+	if got.field(w.T, "merged") != true {
+		w.Errorf("got %s", got.body)
+	}
+	w.wantLeft(got, w.model)
+}
+
+// walk makes n steps, ends all holds, and compares the sums.
+func (w *ledgerWalk) walk(n int) {
+	w.key = w.service().wantSignIn(w.T, w.tenant, w.user, 100)
+	m := newLedgerModel(100, 120)
+	w.model = m
+	steps := []struct {
+		name string
+		step func()
+	}{
+		{"hold", func() { w.hold(w.key, m) }}, {"hold", func() { w.hold(w.key, m) }}, {"hold", func() { w.hold(w.key, m) }},
+		{"charge", func() { w.charge(w.key, m) }}, {"charge", func() { w.charge(w.key, m) }},
+		{"settle", func() { w.settle(w.key, m) }}, {"settle", func() { w.settle(w.key, m) }},
+		{"look", func() { w.look(w.key, m) }}, {"expire", func() { w.expire(w.key, m) }}, {"age", func() { w.age(w.key, m) }},
+		{"rotate", func() { w.rotate(m) }}, {"merge", w.merge}, {"set", func() { w.set(m) }},
+	}
+	for range n {
+		next := steps[w.random.IntN(len(steps))]
+		w.steps = append(w.steps, fmt.Sprintf("%s: left %d, held %v", next.name, m.left, m.holds))
+		next.step()
+	}
+	for len(m.holds) > 0 {
+		w.settle(w.key, m)
+	}
+	w.look(w.key, m)
+	history := newLedgerHistory(100, w.charged)
+	for _, event := range m.history {
+		event(history)
+	}
+	if history.left != m.left {
+		w.Errorf("%d tokens are left, want %d, as if holds had ended before refills; after\n%s",
+			m.left, history.left, strings.Join(w.steps, "\n"))
+	}
+	if m.granted+m.refilled-m.repaid != m.spent+m.left {
+		w.Errorf("%d were granted, %d refilled, %d of it repaid, %d spent, and %d are left",
+			m.granted, m.refilled, m.repaid, m.spent, m.left)
+	}
+	key := w.redis("HKEYS", "apiKey:"+w.key)
+	fields, err := redis.Strings(key, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, field := range fields {
+		kind, _, _ := strings.Cut(field, ":")
+		if slices.Contains([]string{"hold", "holdsDue", "tokensHeld", "advanced", "repaid", "debt"}, kind) {
+			w.Errorf("without an open hold the key has the field %s", field)
+		}
+	}
+}
+
+// testWalks makes random walks beside one another.
+func testWalks(t *testing.T, services []*service, tenant string, r *redistest.Server, walks, steps int) {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	for i := range walks {
+		t.Run(fmt.Sprintf("seed %d %d", seed, i), func(t *testing.T) {
+			t.Parallel()
+			w := &ledgerWalk{
+				T: t, random: rand.New(rand.NewPCG(seed, uint64(i))), services: services, tenant: tenant,
+				redis: func(command string, args ...any) any { return r.Do(t, command, args...) },
+				user:  fmt.Sprint("walker", i), moved: make(map[string]string), charged: make(map[string]int),
+			}
+			w.walk(steps)
+		})
+	}
+}
+
+// Whatever happens to a key, by whichever process, what was granted and refilled is what was spent and what is left.
+func TestLedgerOfHolds(t *testing.T) {
+	t.Parallel()
+	services, _ := signInServices(t, 2)
+	testWalks(t, services, newTenantIn(t, testRedis, walkConfig), testRedis, 16, 120)
+}
+
+func testClusterWalks(t *testing.T) {
+	c, keys := redistest.SharedCluster(t), idtokentest.NewServer(t)
+	services := newServices(t, "REDIS_URL="+c.URL(), "GOOGLE_KEYS_URL="+keys.URL)
+	tenant := newClusterTenant(t, services[0], walkConfig)
+	testWalks(t, services, tenant, &redistest.Server{Cluster: c}, 8, 60)
+}
