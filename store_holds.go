@@ -177,11 +177,11 @@ type holdStep struct {
 func (s *store) onHold(deadline time.Time, t *tenant, h *holder, step holdStep) (reply []any, err error) {
 	for again := false; ; again = true {
 		reply, err = s.onHoldOf(deadline, t, h, step)
-		var moved []string
 		if err == nil {
-			if moved, _ = redis.Strings(reply, nil); moved[0] != "moved" {
+			if outcome, _ := redis.Bytes(reply[0], nil); string(outcome) != "moved" {
 				return reply, nil
 			}
+			moved, _ := redis.Strings(reply, nil)
 			to := moved[1]
 			if moved[3] != "-" { // the hold may not have reached the user's key yet
 				who := signInIdentity{tenant: t, userID: moved[2]}
@@ -223,7 +223,8 @@ func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep
 			if err != nil {
 				return "", "", err
 			}
-			switch outcome, _ = redis.String(reply[0], nil); outcome {
+			word, _ := redis.Bytes(reply[0], nil)
+			switch string(word) {
 			case "first":
 				_, err = redis.Scan(reply[1:], &h.first, &digest)
 				return "again", only, err
@@ -231,7 +232,7 @@ func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep
 				group, err = redis.String(reply[1], nil)
 				return "", group, err
 			case "due":
-				return outcome, only, nil
+				return "due", only, nil
 			}
 			return "", only, nil
 		})

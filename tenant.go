@@ -138,12 +138,15 @@ func (g *groupTable) add(name string, group userGroup) {
 	}
 }
 
+// noGroups is the table of a tenant without groups.
+var noGroups groupTable
+
 // refillGroups returns the groups for a script that needs them only if one has a refill.
 func (t *tenant) refillGroups() *groupTable {
 	if t.config != nil && t.config.encoded.refilled {
 		return &t.config.encoded
 	}
-	return new(groupTable)
+	return &noGroups
 }
 
 // argument returns the groups that a script gets: all, or only the group of that name; only is "" or the name.
