@@ -234,7 +234,7 @@ func (w *ledgerWalk) charge(key string, m *ledgerModel) {
 	}
 }
 
-// anyHold returns an open hold of a model, "" if there is none.
+// anyHold returns the ID of one of the open holds of m, or "" if none is open.
 func (w *ledgerWalk) anyHold(m *ledgerModel) string {
 	ids := slices.Sorted(maps.Keys(m.holds))
 	if len(ids) == 0 {

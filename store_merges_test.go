@@ -17,7 +17,8 @@ import (
 
 // What becomes of a visitor's key that is merged into a user's: its tokens, its holds, its records.
 
-// wantMerged signs a user in and checks the member merged: true, false, or nil if there is none.
+// wantMerged signs a user in with a visitor's key, expects the balance and the member merged, and returns the user's
+// key. If merged is nil, it expects no such member.
 func (s *service) wantMerged(t *testing.T, tenant, subject, visitor string, tokens int, merged any) string {
 	t.Helper()
 	got := s.signIn(t, tenant, subject, bearer(visitor))

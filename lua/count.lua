@@ -1,4 +1,4 @@
--- Counts something that may happen so many times a day (UTC).
+-- Counts an event whose number in a day (UTC) is limited.
 --
 -- KEYS[1] the count, which is kept until the day ends
 -- ARGV[1] the most in a day; '-' takes one back

@@ -31,6 +31,7 @@
 --   disabled  ARGV[7] does not have the key's group
 
 local mostHolds = 1000
+
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
 	'repaid', 'group', 'userId', 'enabled', 'first')
 if not isOwn(key) then

@@ -10,7 +10,7 @@ local call, pcall = redis.call, redis.pcall
 
 local maxAmount = 9007199254740991 -- 2^53-1: up to here, Lua's numbers are exact
 local day = 86400000 -- in milliseconds
-local tenMinutes = 600000 -- in milliseconds: for so long is remembered what took no tokens
+local tenMinutes = 600000 -- in milliseconds: how long records of requests that took no tokens are kept
 
 -- errorOf returns a result of pcall if it is an error, as when Redis denies the command; else nil.
 local function errorOf(result)

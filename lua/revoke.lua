@@ -15,8 +15,8 @@
 -- ARGV[4] the name that the key had first, as far as the caller knows
 --
 -- Returns {'revoked', user ID or '', '1' if the user has signed in, else ''}; the same with 'gone' if the key was revoked
--- before, and ARGV[3] is 'forget'; {'first', the name that the key had first}, if that
--- is not ARGV[4]: then nothing was done; nil if the tenant has no such key.
+-- before, and ARGV[3] is 'forget'; {'first', the name that the key had first}, if that is not ARGV[4]: then nothing was
+-- done; nil if the tenant has no such key.
 
 local tenant = ARGV[1] .. ' ' .. ARGV[2] .. ' '
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'userId', 'signIn', 'first')
