@@ -46,20 +46,12 @@ func (s *store) merge(deadline time.Time, who signInIdentity, move pendingMove) 
 
 // fits reports whether the user's key can be read, and may have that many more open holds.
 func (s *store) fits(deadline time.Time, who signInIdentity, key string, holds int) (bool, error) {
-	for key != "" && key != forgotten {
-		reply, err := s.runReceive(deadline, who.tenant, key, "", movedRecordTTL.Milliseconds(), 0, 0, "")
-		if err == nil {
-			open, err := strconv.Atoi(reply[1])
-			return open+holds <= maxHolds, err
-		}
-		if !errors.Is(err, redis.ErrNil) {
-			return false, err
-		}
-		if key, err = s.present(deadline, key); err != nil {
-			return false, err
-		}
+	receiver, reply, err := s.runReceive(deadline, who.tenant, key, "", movedRecordTTL.Milliseconds(), 0, 0, "")
+	if err != nil || receiver == "" {
+		return err == nil, err // a move to a key that is gone has no effect
 	}
-	return true, nil // a move to a key that is gone has no effect
+	open, err := strconv.Atoi(reply[1])
+	return open+holds <= maxHolds, err
 }
 
 // lookAtVisitor returns "open" if a visitor's key may be merged into the user's key, or "closing" if that has begun,
@@ -146,7 +138,7 @@ func (s *store) finishMove(deadline time.Time, who signInIdentity, move pendingM
 }
 
 // receive adds what was left of a visitor's key, as close.lua returns it, to the user's key or, if that was rotated, to
-// the one that has replaced it. It returns the key that has it now, "" if there is none.
+// its successor. It returns the key that received it, or "" if nothing was left or the user has no key any more.
 func (s *store) receive(deadline time.Time, t *tenant, move pendingMove, left []string) (receiver string, err error) {
 	if len(left) == 3 && left[0] == "0" {
 		return "", nil
@@ -155,19 +147,28 @@ func (s *store) receive(deadline time.Time, t *tenant, move pendingMove, left []
 	for _, arg := range left {
 		args = append(args, arg)
 	}
-	for key := move.to; key != "" && key != forgotten; {
-		if _, err = s.runReceive(deadline, t, key, args...); !errors.Is(err, redis.ErrNil) {
-			return key, err
-		}
-		if key, err = s.present(deadline, key); err != nil {
-			return "", err
-		}
-	}
-	return "", nil
+	receiver, _, err = s.runReceive(deadline, t, move.to, args...)
+	return receiver, err
 }
 
-// runReceive runs receive.lua on a user's key. Its nil reply is redis.ErrNil.
-func (s *store) runReceive(deadline time.Time, t *tenant, key string, args ...any) (reply []string, err error) {
+// runReceive runs receive.lua on a user's key or, if that was rotated, on its successor. It returns the key that it ran
+// on, or "" if the user has no key any more.
+func (s *store) runReceive(
+	deadline time.Time, t *tenant, key string, args ...any,
+) (receiver string, reply []string, err error) {
+	for key != "" && key != forgotten {
+		if reply, err = s.receiveOnce(deadline, t, key, args...); !errors.Is(err, redis.ErrNil) {
+			return key, reply, err
+		}
+		if key, err = s.present(deadline, key); err != nil {
+			return "", nil, err
+		}
+	}
+	return "", nil, nil
+}
+
+// receiveOnce runs receive.lua on a user's key. If that was rotated or revoked, the error is redis.ErrNil.
+func (s *store) receiveOnce(deadline time.Time, t *tenant, key string, args ...any) (reply []string, err error) {
 	keys := []string{apiKeyRedisKey(key), movesRedisKey(key), holdsRedisKey(key)}
 	_, err = s.withGroups(deadline, t.refillGroups(), key, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
