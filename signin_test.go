@@ -30,6 +30,13 @@ func signInServices(t *testing.T, n int, settings ...string) (services []*servic
 	return services, newTenantIn(t, testRedis, signInConfig)
 }
 
+// ownSignInService starts a service that signs users in, with a Redis of its own.
+func ownSignInService(t *testing.T) (*service, *redistest.Server) {
+	t.Helper()
+	keys, r := idtokentest.NewServer(t), redistest.New(t)
+	return newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL, "APPLE_KEYS_URL="+keys.URL), r
+}
+
 // tokenOf returns the body that signs in a user of Google.
 func tokenOf(subject string) string {
 	return fmt.Sprintf(`{"idToken":%q}`, idtokentest.Token(map[string]any{"sub": subject}))
@@ -386,6 +393,12 @@ func newCutter(t *testing.T, settings ...string) *cutter {
 	return c
 }
 
+// awaitReady waits until the service has found Redis again after a cut.
+func (c *cutter) awaitReady(t *testing.T) {
+	t.Helper()
+	waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+}
+
 // Wherever a sign-in is interrupted, the next one ends with one key, one grant, and the visitor's tokens.
 func TestInterruptedSignIns(t *testing.T) {
 	keys := idtokentest.NewServer(t)
@@ -395,7 +408,7 @@ func TestInterruptedSignIns(t *testing.T) {
 	path := "/" + tenant + "/admin/keys/"
 	failures := 0
 	for n := int64(1); n <= 16; n++ {
-		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		c.awaitReady(t)
 		subject := fmt.Sprintf("n%d", n)
 		visitor := c.login(t, tenant)
 		c.consume(t, tenant, visitor, `{"tokens":8}`).want(t, 200, "")
@@ -406,7 +419,7 @@ func TestInterruptedSignIns(t *testing.T) {
 			interrupted.want(t, 503, "")
 			failures++
 		}
-		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		c.awaitReady(t)
 		got := c.signIn(t, tenant, subject) // the visitor's key is not sent again
 		got.want(t, 200, "")
 		key := got.text(t, "apiKey")
@@ -420,7 +433,7 @@ func TestInterruptedSignIns(t *testing.T) {
 		c.left.Store(n) // the same for the revocation, which forgets the user
 		c.admin(t, "DELETE", path+key+"?forget=true", "")
 		c.left.Store(0)
-		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
+		c.awaitReady(t)
 		if gone := c.admin(t, "DELETE", path+key+"?forget=true", ""); gone.status != 204 && gone.status != 404 {
 			t.Errorf("cut %d: %d %s", n, gone.status, gone.body)
 		}
@@ -501,8 +514,7 @@ func TestUsersInACluster(t *testing.T) {
 // In a full Redis those who have signed in before sign in, and a user can be forgotten. What needs room is 503.
 func TestSignInFull(t *testing.T) {
 	t.Parallel()
-	keys, r := idtokentest.NewServer(t), redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL, "APPLE_KEYS_URL="+keys.URL)
+	s, r := ownSignInService(t)
 	tenant := newTenantIn(t, r, signInConfig)
 	key := s.wantSignIn(t, tenant, "known", 1000)
 	forgotten, revoked := s.wantSignIn(t, tenant, "forgotten", 1000), s.wantSignIn(t, tenant, "revoked", 1000)

@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/idtokentest"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 )
@@ -59,8 +58,7 @@ func TestHoldExpiresWithinAScript(t *testing.T) {
 // Merges do not lift the bound of 1,000 open holds.
 func TestMergedHoldsAreBounded(t *testing.T) {
 	t.Parallel()
-	keys, r := idtokentest.NewServer(t), redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL)
+	s, r := ownSignInService(t)
 	id := newTenantIn(t, r, strings.Replace(signInConfig, `"anonymous":{"tokens":50}`, `"anonymous":{"tokens":1000}`, 1))
 	key := s.wantSignIn(t, id, "u", 1000)
 	later := time.Now().Add(time.Hour).UnixMilli()
@@ -200,8 +198,7 @@ func TestCancelledMovedHoldLeavesLittle(t *testing.T) {
 // A full Redis settles a hold that was moved.
 func TestMovedHoldInAFullRedis(t *testing.T) {
 	t.Parallel()
-	keys, r := idtokentest.NewServer(t), redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL)
+	s, r := ownSignInService(t)
 	id := newTenantIn(t, r, signInConfig)
 	visitor := s.login(t, id)
 	hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":20}`, bearer(visitor)).text(t, "holdId")

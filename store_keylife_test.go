@@ -16,8 +16,6 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetry"
-	"tollgate/internal/telemetrytest"
 	"tollgate/internal/waittest"
 )
 
@@ -270,20 +268,17 @@ func TestRotatedUserSignsIn(t *testing.T) {
 	keys := idtokentest.NewServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, c.redis, signInConfig)
-	available := func() {
-		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
-	}
 	interrupted := 0
 	const cuts = 14
 	for n := int64(1); n <= cuts; n++ {
-		available()
+		c.awaitReady(t)
 		subject := fmt.Sprintf("r%d", n)
 		key := c.wantSignIn(t, tenant, subject, 1000, bearer(someKey))
 		c.consume(t, tenant, key, `{"tokens":1}`).want(t, 200, "")
 		c.left.Store(n)
 		got := c.admin(t, "POST", "/"+tenant+"/admin/keys/"+key+"/rotate", "")
 		c.left.Store(0)
-		available()
+		c.awaitReady(t)
 		if got.status != 200 {
 			got.want(t, 503, "")
 			interrupted++
@@ -333,18 +328,7 @@ func TestRotationUnderLoad(t *testing.T) {
 func TestSettleAfterRotation(t *testing.T) {
 	t.Parallel()
 	s, id := newService(t), newTenant(t, 1)
-	log := telemetry.NewLogger(new(telemetrytest.Log))
-	url, err := redisdb.ParseURL(testRedis.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := redisdb.Open(t.Context(), redisdb.Options{URL: url, Required: requiredCommands, ProbeKey: probeKey, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	st := newStore(client, log)
-	defer st.close()
+	st := newTestStore(t, testRedis)
 	tenant, err := st.Tenant(in(10*time.Second), id)
 	if err != nil {
 		t.Fatal(err)

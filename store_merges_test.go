@@ -11,8 +11,6 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/idtokentest"
-	"tollgate/internal/redistest"
-	"tollgate/internal/waittest"
 )
 
 // What becomes of a visitor's key that is merged into a user's: its tokens, its holds, its records.
@@ -89,12 +87,9 @@ func TestInterruptedMoveOfHolds(t *testing.T) {
 	keys := idtokentest.NewServer(t)
 	c := newCutter(t, "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newTenantIn(t, c.redis, signInConfig)
-	available := func() {
-		waittest.Eventually(t, 30*time.Second, func() error { return c.do(t, "GET", "/readyz", "").is(200) })
-	}
 	interrupted := 0
 	for n := int64(1); n <= 14; n++ {
-		available()
+		c.awaitReady(t)
 		subject := fmt.Sprint("i", n)
 		c.wantSignIn(t, tenant, subject, 1000)
 		visitor := c.login(t, tenant)
@@ -105,7 +100,7 @@ func TestInterruptedMoveOfHolds(t *testing.T) {
 		c.left.Store(n)
 		got := c.signIn(t, tenant, subject, bearer(visitor))
 		c.left.Store(0)
-		available()
+		c.awaitReady(t)
 		if got.status != 200 {
 			got.want(t, 503, "")
 			interrupted++
@@ -228,8 +223,7 @@ func TestMergesOfADay(t *testing.T) {
 // same however many there were.
 func TestRecordsOfMerges(t *testing.T) {
 	t.Parallel()
-	keys, r := idtokentest.NewServer(t), redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL)
+	s, r := ownSignInService(t)
 	id := newTenantIn(t, r, signInConfig)
 	key := s.wantSignIn(t, id, "u", 1000)
 	for i := range 3 {

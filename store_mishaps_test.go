@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"tollgate/internal/idtokentest"
 	"tollgate/internal/redistest"
 )
 
@@ -16,8 +15,7 @@ import (
 // A key without tokensLeft that has a hold which has expired ends no request late, hides no other, and can be mended.
 func TestKeyWithoutBalance(t *testing.T) {
 	t.Parallel()
-	keys, r := idtokentest.NewServer(t), redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL)
+	s, r := ownSignInService(t)
 	id := newTenantIn(t, r, signInConfig)
 	members := `"userId":"u","group":"anonymous"`
 	good, bad := s.issue(t, id, members), s.issue(t, id, members)
@@ -82,8 +80,7 @@ func TestReplayOfAMalformedKey(t *testing.T) {
 // Sign-ins at the same time do not lift the bound of 1,000 open holds.
 func TestParallelMergesAreBounded(t *testing.T) {
 	t.Parallel()
-	keys, r := idtokentest.NewServer(t), redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL(), "GOOGLE_KEYS_URL="+keys.URL)
+	s, r := ownSignInService(t)
 	id := newTenantIn(t, r, strings.Replace(signInConfig, `"anonymous":{"tokens":50}`, `"anonymous":{"tokens":1000}`, 1))
 	key := s.wantSignIn(t, id, "u", 1000)
 	later := time.Now().Add(time.Hour).UnixMilli()
