@@ -118,8 +118,8 @@ func writePreflight(w http.ResponseWriter, r *http.Request, methods string) {
 const verifyMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
 
 // isPagesPreflight reports whether a request for verify is the preflight of an allowed page that calls verify itself.
-// If a proxy asks, which says what its client's request is, the preflight is for the service behind the proxy; so it is
-// with preflight=pass. allowOrigin has set the headers of w.
+// A proxy, which describes its client's request in headers, asks for the service behind it: then the preflight is not
+// such a one, nor is it with preflight=pass. allowOrigin has set the headers of w.
 func isPagesPreflight(w http.ResponseWriter, r *http.Request) bool {
 	if !isPreflight(r, r.Method) || len(w.Header()["Access-Control-Allow-Origin"]) == 0 || r.URL.Query().Has("preflight") {
 		return false

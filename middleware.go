@@ -245,8 +245,8 @@ func (s *server) loadTenant(_ http.ResponseWriter, r *http.Request, info *reques
 	return err
 }
 
-// orNoTenant returns the step that does what readKey does, which reads an API key. If that fails, and the tenant does
-// not exist, the error is ErrNoTenant: whoever has mistyped the tenant's ID has no key of it, either.
+// orNoTenant wraps readKey, a step that reads an API key. If that fails and the tenant does not exist, the error is
+// ErrNoTenant: a client that has mistyped the tenant's ID has no key of that tenant, either.
 func (s *server) orNoTenant(readKey step) step {
 	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 		err := readKey(w, r, info)

@@ -15,7 +15,7 @@ const (
 	holdPrefix = "hold_" // of the IDs of holds
 
 	// The outcome of a hold is remembered for holdRecordTTL, that of one of the gateway, whose settling is repeated for a
-	// few minutes, for leaseRecordTTL. Of what charges nothing it is 10 minutes, see settle.lua.
+	// few minutes, for leaseRecordTTL. If a hold charged nothing, it is remembered for 10 minutes, see settle.lua.
 	holdRecordTTL  = 24 * time.Hour
 	leaseRecordTTL = 10 * time.Minute
 

@@ -297,7 +297,7 @@ func TestHoldsOfAKey(t *testing.T) {
 	g.do(t, "POST", path, `{"tokens":1}`, bearer(g.key)).want(t, 201, "")
 }
 
-// Who sets a balance also forfeits what open holds would give back. What is held is shown.
+// Setting a balance also forfeits what open holds would give back. A key shows what is held.
 func TestForfeitedHolds(t *testing.T) {
 	t.Parallel()
 	s, id := newService(t), newTenantIn(t, testRedis, `{"user_groups":{"g":{"tokens":1000}}}`)

@@ -80,7 +80,7 @@ func (s *store) unindexKey(deadline time.Time, tenantID, userID string, keys ...
 	return err
 }
 
-// keyOwner is whose an API key is, and what the index should say of it.
+// keyOwner says whose an API key is, and what the index should say of it.
 type keyOwner struct {
 	tenantID, userID string    // both "" if there is no such key, or none of a user
 	createdAt        time.Time // zero if it is malformed
@@ -142,8 +142,8 @@ func (s *store) keepIndexed(deadline time.Time, t *tenant, key string, change ke
 	return func() { _, _ = s.indexStored(deadline, key) }, withTenant(err, "index an API key", t)
 }
 
-// indexCursor is where a page of a user's keys begins: in byTime, with the first entry of that score or a higher one
-// that is left after as many as were passed.
+// indexCursor is where a page of a user's keys begins in byTime: after the first entries, as many as passed, of those
+// with that score or a higher one.
 type indexCursor struct {
 	score  int64 // Unix ms
 	passed int

@@ -232,7 +232,7 @@ func TestNewKeyBeside(t *testing.T) {
 	}
 }
 
-// To rotate a key that does not exist costs one look at it.
+// Rotating a key that does not exist costs one look at it.
 func TestRotateUnknownKey(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)

@@ -192,7 +192,7 @@ func TestAccountFollowsItsKey(t *testing.T) {
 	l.wantHeld(t, user, 1070, 0)
 }
 
-// It does so also if there was nothing left to renew.
+// The account remembers it even if a renewal found nothing left to hold.
 func TestAccountFollowsItsSpentKey(t *testing.T) {
 	t.Parallel()
 	l := newLeaseTest(t, 100, 40)
@@ -234,7 +234,7 @@ func TestLateSettlement(t *testing.T) {
 	}
 }
 
-// If the process is killed, what it has held is back 90 s after at most.
+// If the process is killed, the tokens that it held are back within 90 s.
 func TestKilledWhileGenerating(t *testing.T) {
 	t.Parallel()
 	p := providertest.New(t)

@@ -271,7 +271,7 @@ func TestRecordsOfMerges(t *testing.T) {
 	}
 }
 
-// Two processes, of which one reads an old answer, add a visitor's tokens once.
+// A process that acts on an old reply does not add a visitor's tokens again.
 func TestMoveOnce(t *testing.T) {
 	t.Parallel()
 	services, id := signInServices(t, 1)

@@ -10,7 +10,7 @@ import (
 	"tollgate/internal/redistest"
 )
 
-// What must not happen to a key if Redis holds what tollgate never writes, or a sign-in is interrupted or has company.
+// What must not happen to a key if Redis holds what tollgate never writes, or if sign-ins are interrupted or race.
 
 // A key without tokensLeft that has a hold which has expired ends no request late, hides no other, and can be mended.
 func TestKeyWithoutBalance(t *testing.T) {

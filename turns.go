@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// turns lets those who come under one name pass one at a time. Its zero value is ready for use.
+// turns lets callers with the same name proceed one at a time. Its zero value is ready for use.
 type turns struct {
 	mu     sync.Mutex
-	byName map[string]*turn // of the names under which somebody passes or waits
+	byName map[string]*turn // of the names with which a caller proceeds or waits
 }
 
-// turn is what those who come under one name wait for.
+// turn is what callers with the same name wait for.
 type turn struct {
-	taken chan struct{} // holds an element while somebody passes
-	users int           // those who pass or wait
+	taken chan struct{} // holds an element while a caller proceeds
+	users int           // the callers that proceed or wait
 }
 
 // take waits for the turn of a name, until timeout, and reports whether it came. If it did, the caller calls end when
-// it has passed.
+// it is done.
 func (t *turns) take(name string, timeout time.Duration) (end func(), ok bool) {
 	mine := t.enter(name)
 	if !mine.wait(timeout) {

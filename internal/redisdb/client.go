@@ -159,8 +159,8 @@ func (c *Client) ReadDispensable(deadline time.Time, command, key string, args .
 	return c.route(deadline, key, op)
 }
 
-// WriteDispensable does what Write does, for what can be done without: that it is late or fails says nothing about
-// Redis, and it does not wait for replicas.
+// WriteDispensable does what Write does, for a write that may be lost. Its delay or failure does not mark Redis as
+// unavailable, and it does not wait for replicas.
 func (c *Client) WriteDispensable(deadline time.Time, command, key string, args ...any) (any, error) {
 	return c.ReadDispensable(deadline, command, key, args...)
 }

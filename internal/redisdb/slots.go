@@ -25,9 +25,9 @@ func Slot(key string) int {
 	return int(crc16(0, key) % slotCount)
 }
 
-// SlotDigits returns four lower-case hexadecimal digits that put prefix with these digits after it into slot. Of the
-// numbers that do, about four, it is the first from first on; after ffff comes 0000. ok is false if none does, which
-// is so for one slot in five. prefix must have no brace.
+// SlotDigits returns four lower-case hexadecimal digits that, appended to prefix, give a key in slot. It tries the
+// numbers upwards from first, and after ffff from 0000 on. ok is false if none fits, as for one slot in five. prefix
+// must not contain a brace.
 func SlotDigits(prefix string, slot int, first uint16) (digits string, ok bool) {
 	start := crc16(0, prefix)
 	for i := range 1 << 16 {
@@ -60,7 +60,7 @@ var crcTables = func() (tables [4][256]uint16) {
 	return tables
 }()
 
-// crc16 returns the remainder of s, which follows what has the remainder crc.
+// crc16 continues a checksum: it returns that of a text with the checksum crc, followed by s.
 func crc16(crc uint16, s string) uint16 {
 	for len(s) >= 4 {
 		crc = crc4(crc, s[0], s[1], s[2], s[3])
