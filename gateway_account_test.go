@@ -34,10 +34,7 @@ func TestForGateway(t *testing.T) {
 // A fee that is given back is not counted, also if it was 0.
 func TestRefundedFee(t *testing.T) {
 	st := newTestStore(t, testRedis)
-	owner, err := st.Tenant(in(10*time.Second), newTenant(t, 100))
-	if err != nil {
-		t.Fatal(err)
-	}
+	owner := st.wantTenant(t, newTenant(t, 100))
 	issued, err := st.NewKey(in(10*time.Second), owner, apiKey{group: anonymousGroup, createdAt: time.Now(), tokensLeft: 90},
 		idempotentRequest{})
 	if err != nil {

@@ -38,6 +38,16 @@ func newTestStoreAt(t testing.TB, rawURL string, log ...*telemetrytest.Log) *sto
 	return st
 }
 
+// wantTenant returns the tenant of that ID, which must exist.
+func (s *store) wantTenant(t testing.TB, id string) *tenant {
+	t.Helper()
+	tn, err := s.Tenant(in(10*time.Second), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tn
+}
+
 // newBareServer returns a server on testRedis, without the process around it.
 func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 	t.Helper()

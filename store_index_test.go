@@ -32,16 +32,6 @@ func wantIndex(t testing.TB, r *redistest.Server, tenant, userID string, all, ex
 	}
 }
 
-// tenantIn returns a tenant of a Redis as its store has it.
-func (s *store) tenantIn(t testing.TB, id string) *tenant {
-	t.Helper()
-	tn, err := s.Tenant(in(10*time.Second), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tn
-}
-
 func TestUserKeys(t *testing.T) {
 	t.Parallel()
 	services, tenant := signInServices(t, 1)
@@ -345,7 +335,7 @@ func TestIndexOfKeysThatAppear(t *testing.T) {
 		return redistest.Pass
 	})
 	st := newTestStoreAt(t, proxy.URL)
-	tn := st.tenantIn(t, id)
+	tn := st.wantTenant(t, id)
 	if _, err := st.Key(in(10*time.Second), tn, someKey); !errors.Is(err, ErrNoKey) { // Redis knows the script now
 		t.Fatal(err)
 	}
@@ -415,7 +405,7 @@ func TestKeyPageCost(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
 	st, id := newTestStore(t, r), newTenantIn(t, r, `{}`)
-	tn := st.tenantIn(t, id)
+	tn := st.wantTenant(t, id)
 	bulkKeys(t, r, id, "u", "2026-01-01T00:00:00.000Z", 2000, toIndex(t, r, id, "u", 1_767_225_600_000))
 	r.Do(t, "CONFIG", "RESETSTAT")
 	r.Do(t, "CONFIG", "SET", "slowlog-log-slower-than", 0)

@@ -237,10 +237,7 @@ func TestRotateUnknownKey(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
 	st, id := newTestStore(t, r), newTenantIn(t, r, `{}`)
-	tn, err := st.Tenant(in(10*time.Second), id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tn := st.wantTenant(t, id)
 	scripts := func() int {
 		info := r.String(t, "INFO", "commandstats")
 		return redistest.Calls(info, "evalsha") + redistest.Calls(info, "eval")
@@ -329,10 +326,7 @@ func TestSettleAfterRotation(t *testing.T) {
 	t.Parallel()
 	s, id := newService(t), newTenant(t, 1)
 	st := newTestStore(t, testRedis)
-	tenant, err := st.Tenant(in(10*time.Second), id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tenant := st.wantTenant(t, id)
 	key := s.issue(t, id, `"userId":"u","group":"pro","tokens":50`)
 	hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":10}`, bearer(key)).text(t, "holdId")
 	rotated := s.rotate(t, id, s.rotate(t, id, key))

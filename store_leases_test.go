@@ -29,10 +29,7 @@ func newLeaseTest(t *testing.T, tokens, held int64) *leaseTest {
 	t.Helper()
 	services, id := signInServices(t, 1)
 	l := &leaseTest{service: services[0], store: newTestStore(t, testRedis)}
-	var err error
-	if l.tenant, err = l.store.Tenant(in(10*time.Second), id); err != nil {
-		t.Fatal(err)
-	}
+	l.tenant = l.store.wantTenant(t, id)
 	l.key = l.login(t, id)
 	l.admin(t, "PATCH", "/"+id+"/admin/keys/"+l.key, fmt.Sprintf(`{"tokens":%d}`, tokens)).want(t, 200, "")
 	l.id, _ = newCredential(holdPrefix)

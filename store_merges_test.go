@@ -276,10 +276,7 @@ func TestMoveOnce(t *testing.T) {
 	t.Parallel()
 	services, id := signInServices(t, 1)
 	s, st := services[0], newTestStore(t, testRedis)
-	tn, err := st.Tenant(in(10*time.Second), id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tn := st.wantTenant(t, id)
 	key, visitor := s.wantSignIn(t, id, "u", 1000), s.login(t, id)
 	s.wantMerged(t, id, "u", visitor, 1050, true)
 	move := pendingMove{visitor, key}
@@ -308,10 +305,7 @@ func TestUnfinishedMoveIsRemembered(t *testing.T) {
 	t.Parallel()
 	services, id := signInServices(t, 1)
 	s, st := services[0], newTestStore(t, testRedis)
-	tn, err := st.Tenant(in(10*time.Second), id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tn := st.wantTenant(t, id)
 	key := s.wantSignIn(t, id, "u", 1000)
 	unfinished := pendingMove{"temp_" + strings.TrimPrefix(someKey, "user_"), key}
 	if _, err := st.receive(in(10*time.Second), tn, unfinished, []string{"50", "0", ""}); err != nil {

@@ -191,7 +191,7 @@ func TestClosedOfAWrongType(t *testing.T) {
 	services, id := signInServices(t, 1)
 	s := services[0]
 	st := newTestStore(t, testRedis)
-	tn, _ := st.Tenant(in(10*time.Second), id)
+	tn := st.wantTenant(t, id)
 	user := s.wantSignIn(t, id, "ct", 1000)
 	visitor := s.login(t, id)
 	who := signInIdentity{tenant: tn, userID: "google:ct", group: "google_logged_in", tokens: 1000}

@@ -187,10 +187,7 @@ func TestMalformedKeyError(t *testing.T) {
 	t.Parallel()
 	s, st := newService(t), newTestStore(t, testRedis)
 	id := newTenantIn(t, testRedis, `{"user_groups":{"anonymous":{"tokens":9},"pro":{"tokens":9,"refill":{"tokens":9,"every":60}}}}`)
-	tn, err := st.Tenant(in(10*time.Second), id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	tn := st.wantTenant(t, id)
 	for _, test := range []struct{ name, group, field, value, want string }{
 		{"the balance", "anonymous", "tokensLeft", "50.0", "tokensLeft is not a whole number from 0 to 2^53-1"},
 		{"a time in ms", "anonymous", "createdAt", "1767225600000", "createdAt is not a time"},

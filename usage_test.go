@@ -180,7 +180,7 @@ func TestUsageInSteps(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
 	st, id := newTestStore(t, r), newTenantIn(t, r, `{}`)
-	tn := st.tenantIn(t, id)
+	tn := st.wantTenant(t, id)
 	calls := func() int { return redistest.Calls(r.String(t, "INFO", "commandstats"), "hgetall") }
 	days, err := st.Usage(in(10*time.Second), tn, 20_000, maxUsageDays)
 	if n := calls(); err != nil || len(days) != maxUsageDays || n != maxUsageDays {
