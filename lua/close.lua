@@ -86,10 +86,9 @@ if key[9] == '0' or not string.find(ARGV[3], '\255' .. group .. '\254', 1, true)
 elseif ARGV[5] == 'look' then
 	return {'open', tostring(call('HLEN', KEYS[3]))}
 end
-if returnExpired(KEYS[3], ledger) then
+if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end
-refillLedger(ledger, group, ARGV[3])
 local tokens = string.format('%.0f', ledger.balance)
 local reply = describe(KEYS[1], tokens)
 if #reply > 4 then

@@ -75,10 +75,9 @@ local rate = limit and measureRate(limit, window)
 if rate and isOverRate(rate) then
 	return reply('limited', 0, ledger.balance, 0, '', describeRate(rate))
 end
-if returnExpired(KEYS[3], ledger) then
+if updateLedger(KEYS[3], ledger, group, ARGV[7]) then
 	return reply('due', 0, 0, 0, '')
 end
-refillLedger(ledger, group, ARGV[7])
 if call('HLEN', KEYS[3]) >= mostHolds then
 	return reply('crowded', 0, ledger.balance, 0, '', rate and describeRate(rate))
 end

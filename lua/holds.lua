@@ -266,13 +266,17 @@ local function openHold(holds, ledger, id, tokens, deadline, digest)
 		'tokensHeld', string.format('%.0f', math.min(ledger.held, maxAmount)), 'holdsDue', string.format('%.0f', ledger.due))
 end
 
--- refillLedger raises the balance by a refill of the key's group that is due. It takes the time at which returnExpired
--- has returned what had expired: a hold that expires in between must not be met.
-local function refillLedger(ledger, group, groups)
+-- updateLedger returns expired holds and then, by the same reading of the clock, raises the balance by a refill of the
+-- key's group that is due. It returns whether more holds have expired: then it has not looked for a refill.
+local function updateLedger(holds, ledger, group, groups)
+	if returnExpired(holds, ledger) then
+		return true
+	end
 	local _, found = string.find(groups, '\255' .. group .. '\254', 1, true)
 	if found then
 		local advance
 		ledger.balance, _, advance = refillBalance(ledger.balance, groups, found + 1, ledger.now)
 		ledger.advanced = ledger.advanced + advance
 	end
+	return false
 end

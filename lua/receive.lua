@@ -31,10 +31,9 @@ if ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
 local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
-if returnExpired(KEYS[3], ledger) then
+if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end
-refillLedger(ledger, group, ARGV[3])
 if ARGV[5] == '' then
 	local holds = call('HGETALL', KEYS[3])
 	for i = 2, #holds, 2 do

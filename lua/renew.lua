@@ -40,10 +40,9 @@ elseif ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
 local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
-if returnExpired(KEYS[3], ledger) then
+if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end
-refillLedger(ledger, group, ARGV[3])
 local tokens = math.min(tonumber(ARGV[9]), ledger.balance)
 if tokens == 0 then
 	return {'unknown'}

@@ -67,10 +67,9 @@ if ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
 local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
-if returnExpired(KEYS[3], ledger) then
+if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end
-refillLedger(ledger, group, ARGV[3])
 local hold = call('HGET', KEYS[3], ARGV[5])
 if not hold and ARGV[10] ~= 'late' then
 	return {'unknown', '0', '0', ''}
