@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/http"
 
+	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 )
@@ -31,7 +32,8 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	t := info.tenant
 	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header()}
 	c := &gateway.Call{
-		ID: info.id, Start: info.start, Deadline: info.deadline, Tenant: t.id, Generation: t.generation,
+		ID: info.id, Start: info.start, Deadline: info.deadline, Tenant: t.id, User: info.apiKey, Generation: t.generation,
+		Memory: info.memory, Place: info.place, Disconnect: func() { connlimit.Disconnect(r.Context()) },
 		Request: request, Body: info.body, CountTokens: countTokens,
 		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
 	}

@@ -40,10 +40,10 @@ func (s *server) routes() (routes []route) {
 func (s *server) keyRoutes() []route {
 	var (
 		public     = s.forBrowsers(publicTimeout, s.loadTenant)
-		signIn     = s.forBrowsers(adminTimeout, s.publicBodies.read, s.loadTenant) // the provider takes its time
+		signIn     = s.forBrowsers(adminTimeout, s.readPublicBody, s.loadTenant) // the provider takes its time
 		verify     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readVerifyKey), s.loadTenant)
 		holder     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant)
-		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.publicBodies.read, s.loadTenant)
+		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.readPublicBody, s.loadTenant)
 	)
 	return []route{
 		{"POST /auth/anonymous", public, s.loginAnonymous},
@@ -79,12 +79,12 @@ func (s *server) adminRoutes() []route {
 	var (
 		admin = forAdmins(s.requireAdmin, s.refuseAdminBody, s.loadTenant)
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
-		adminBody = forAdmins(s.requireAdmin, s.adminBodies.read, s.requireAdmin, s.loadTenant)
+		adminBody = forAdmins(s.requireAdmin, s.readAdminBody, s.requireAdmin, s.loadTenant)
 		// A route that does not use the config serves a tenant whose config is broken, too.
 		repair = forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
 		// A route that changes something honours an Idempotency-Key or refuses it.
 		change     = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.requireTenant)
-		changeBody = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.adminBodies.read, s.requireAdmin, s.requireTenant)
+		changeBody = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.readAdminBody, s.requireAdmin, s.requireTenant)
 	)
 	return []route{
 		{"GET /admin/config", admin, s.showConfig},
@@ -112,7 +112,7 @@ func (s *server) otherRoutes() []route {
 		open       = access{timeout: publicTimeout, steps: []step{refuseBody}}
 		operator   = forAdmins(s.requireOperator, refuseBody)
 		change     = forAdmins(s.requireOperator, refuseIdempotencyKey, refuseBody)
-		changeBody = forAdmins(s.requireOperator, refuseIdempotencyKey, s.adminBodies.read)
+		changeBody = forAdmins(s.requireOperator, refuseIdempotencyKey, s.readAdminBody)
 		metrics    = forAdmins(s.requireMetrics, refuseBody)
 	)
 	return []route{
@@ -454,6 +454,7 @@ func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestI
 	e := new(telemetry.Page)
 	s.metrics.write(e)
 	s.gateway.WriteMetrics(e)
+	s.writePools(e)
 	s.store.writeMetrics(e)
 	telemetry.WriteProcess(e)
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

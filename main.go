@@ -100,7 +100,7 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	}
 	defer server.usage.start()()
 	httpServer := newHTTPServer(listener.Handler(server.handler), log)
-	go listener.CutSlowHeaders()
+	go listener.CutSlowRequests()
 	log.Infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- httpServer.Serve(listener) }()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -22,17 +22,18 @@ import (
 
 // requestInfo is the state of one request. Each step of its route adds to it.
 type requestInfo struct {
-	id          string          // X-Request-Id
-	start       time.Time       // when the header was read
-	deadline    time.Time       // of all calls of the store
-	format      *llmwire.Format // of the responses of a route of the gateway; else nil
-	apiKey      string          // has a valid form; set by readAPIKey and readSDKKey
-	actor       actor           // set by requireOperator and requireAdmin
-	tenantID    string          // of a tenant that exists; set by loadTenant and requireTenant
-	tenant      *tenant         // set with tenantID; its config is nil if it is broken, which loadTenant refuses
-	body        []byte          // set by the steps that read it
-	releaseBody func()          // ends what was reserved for the body; nil if nothing was
-	outcome     gateway.Outcome // filled in by relay; its Endpoint is "" on other routes
+	id       string          // X-Request-Id
+	start    time.Time       // when the header was read
+	deadline time.Time       // of all calls of the store
+	format   *llmwire.Format // of the responses of a route of the gateway; else nil
+	apiKey   string          // has a valid form; set by readAPIKey and readSDKKey
+	actor    actor           // set by requireOperator and requireAdmin
+	tenantID string          // of a tenant that exists; set by loadTenant and requireTenant
+	tenant   *tenant         // set with tenantID; its config is nil if it is broken, which loadTenant refuses
+	body     []byte          // set by the steps that read it
+	memory   *fairpool.Claim // for body, and what a provider responds; nil on routes without a body
+	place    *fairpool.Claim // among the requests that wait for a provider; nil on other routes than theirs
+	outcome  gateway.Outcome // filled in by relay; its Endpoint is "" on other routes
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.
@@ -177,9 +178,8 @@ func (s *server) withObservation(next http.Handler) http.Handler {
 		defer func() {
 			response := w.(*responseRecorder)
 			info := &response.info
-			if info.releaseBody != nil {
-				info.releaseBody()
-			}
+			info.memory.Release()
+			info.place.Release()
 			took := time.Since(info.start)
 			s.metrics.request(r.Pattern, r.Method, response.status, took)
 			if info.outcome.Endpoint != "" {
@@ -264,115 +264,6 @@ func (s *server) requireTenant(w http.ResponseWriter, r *http.Request, info *req
 		return err
 	}
 	return nil
-}
-
-const (
-	maxBodyBytes   = 1 << 20
-	smallBodyBytes = 4 << 10 // is allocated before it has come
-
-	// The most bodies over smallBodyBytes that are held at a time. No charge needs one, and anybody may send one, since
-	// the body is read before Redis is queried for the key.
-	maxLargePublicBodies = 16
-	maxLargeAdminBodies  = 64
-)
-
-var (
-	errBodyTooLarge = errors.New("body too large")
-	errEncodedBody  = errors.New("body has a content coding")
-)
-
-// bodyReader reads the bodies of requests into memory, within bounds.
-type bodyReader struct {
-	limit  int64         // bytes of a body
-	atOnce int64         // bytes of a body that are allocated before it has come, if its size is known
-	slots  chan struct{} // holds an element for each other body over smallBodyBytes; nil if it needs none
-}
-
-// read is the step that reads the request's body. The time that it takes to come does not count for the deadline.
-// Errors: errEncodedBody; errBodyTooLarge beyond the limit; a badRequestError if it ends early; ErrUnavailable if no
-// slot is free.
-func (b bodyReader) read(w http.ResponseWriter, r *http.Request, info *requestInfo) (err error) {
-	if len(r.Header["Content-Encoding"]) > 0 {
-		return errEncodedBody
-	}
-	began := time.Now()
-	if 0 <= r.ContentLength && r.ContentLength <= b.atOnce {
-		info.body = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(r.Body, info.body)
-	} else {
-		info.body, err = b.readGrowing(http.MaxBytesReader(w, r.Body, b.limit), info)
-	}
-	info.deadline = info.deadline.Add(time.Since(began))
-	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
-	switch {
-	case tooLarge:
-		return errBodyTooLarge
-	case err == nil, errors.Is(err, ErrUnavailable):
-		return err
-	}
-	return badRequestError("Body could not be read to its end")
-}
-
-// readGrowing reads a body for which memory is allocated as it comes. It takes a slot before it holds more than
-// smallBodyBytes.
-func (b bodyReader) readGrowing(body io.Reader, info *requestInfo) ([]byte, error) {
-	if b.slots == nil {
-		return io.ReadAll(body)
-	}
-	start, err := io.ReadAll(io.LimitReader(body, smallBodyBytes+1))
-	if err != nil || len(start) <= smallBodyBytes {
-		return start, err
-	}
-	select {
-	case b.slots <- struct{}{}:
-		info.releaseBody = func() { <-b.slots }
-	case <-time.After(40 * time.Millisecond):
-		return nil, fmt.Errorf("%w: too many large bodies are held", ErrUnavailable)
-	}
-	return io.ReadAll(io.MultiReader(bytes.NewReader(start), body))
-}
-
-// readGatewayBody is the step that reads the body of a request to the gateway, of up to options.maxGatewayBody bytes.
-// Errors: those of admitBody and of bodyReader.read.
-func (s *server) readGatewayBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	if len(r.Header["Content-Encoding"]) > 0 {
-		return errEncodedBody
-	}
-	held, err := s.admitBody(w, r, info)
-	if err != nil {
-		w.Header().Set("Connection", "close")
-		return err
-	}
-	info.releaseBody = func() { s.gateway.AddBodyBytes(-held) }
-	err = bodyReader{limit: s.options.maxGatewayBody, atOnce: s.options.maxGatewayBody}.read(w, r, info)
-	size := int64(len(info.body))
-	s.gateway.AddBodyBytes(size - held)
-	held = size
-	return err
-}
-
-// admitBody reserves memory for a body before it is read, and returns the number of bytes. A body over 64 KiB, or of
-// unknown size, is admitted only for an API key that exists, so that strangers cannot fill the memory. It may take a
-// minute to come. Errors: errBodyTooLarge; those of requireKey; a 503 if gateway.MaxBodyBytes are in flight.
-func (s *server) admitBody(w http.ResponseWriter, r *http.Request, info *requestInfo) (reserved int64, err error) {
-	size := r.ContentLength
-	if size > s.options.maxGatewayBody {
-		return 0, errBodyTooLarge
-	}
-	if size < 0 || size > 64<<10 {
-		if err := s.requireKey(w, r, info); err != nil {
-			return 0, err
-		}
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Minute))
-	}
-	if size < 0 {
-		size = s.options.maxGatewayBody
-	}
-	if !s.gateway.AddBodyBytes(size) {
-		s.gateway.AddBodyBytes(-size)
-		return 0, gateway.Error{Status: http.StatusServiceUnavailable, Message: "Too many bytes are in flight"}
-	}
-	return size, nil
 }
 
 // maxEmptyObject bounds a {} with its white space, in bytes.

@@ -210,6 +210,7 @@ var errorResponses = []struct {
 	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled", refusedGroup},
 	{ErrTooManyHolds, http.StatusTooManyRequests, "Too many open holds", refusedRate},
 	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large", notRefused},
+	{errSlowBody, http.StatusRequestTimeout, "Body came too slowly", notRefused},
 	{errEncodedBody, http.StatusUnsupportedMediaType, "Content-Encoding is not supported: send the body as it is",
 		notRefused},
 	{ErrKeyReused, http.StatusUnprocessableEntity, "Idempotency-Key was used with other parameters",

@@ -38,8 +38,7 @@ type server struct {
 	metricsHash    [sha256.Size]byte // of the metrics token
 	processID      string            // random; the IDs of requests begin with it
 	requests       atomic.Int64      // the number of requests that were given an ID
-	publicBodies   bodyReader
-	adminBodies    bodyReader
+	bodies         bodyPools
 	turns          turns       // of tenants, to expensive requests
 	draining       atomic.Bool // the server is about to stop
 	google, apple  *signInProvider
@@ -77,8 +76,7 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		adminTokenHash: sha256.Sum256([]byte(options.adminToken)),
 		metricsHash:    sha256.Sum256([]byte(options.metricsToken)),
 		processID:      rand.Text()[:13],
-		publicBodies:   bodyReader{maxBodyBytes, smallBodyBytes, make(chan struct{}, maxLargePublicBodies)},
-		adminBodies:    bodyReader{maxBodyBytes, smallBodyBytes, make(chan struct{}, maxLargeAdminBodies)},
+		bodies:         newBodyPools(options.gateway.TenantShare),
 		google: &signInProvider{idtoken.Google(options.googleKeysURL, log), "google", "Google",
 			"google_oauth", "google_logged_in"},
 		apple: &signInProvider{idtoken.Apple(options.appleKeysURL, log), "apple", "Apple",

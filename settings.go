@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
 )
 
@@ -119,8 +118,11 @@ func (s *settings) gatewayOptions() []option {
 		{flag: "gateway-timeout", env: "GATEWAY_TIMEOUT", value: "duration", def: "20m",
 			usage: "for a request of the gateway as a whole",
 			set:   into(&s.server.gateway.TotalTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
+		{flag: "tenant-share", env: "TENANT_SHARE", value: "part", def: "0.5",
+			usage: "of connections, memory and drains that the requests of one tenant may take from all others",
+			set:   into(&s.server.gateway.TenantShare, parsePart)},
 		{flag: "max-gateway-body", env: "MAX_GATEWAY_BODY", value: "bytes", def: "16777216",
-			usage: "of a request to the gateway", set: into(&s.server.maxGatewayBody, parseInt(1, gateway.MaxBodyBytes))},
+			usage: "of a request to the gateway", set: into(&s.server.maxGatewayBody, parseInt(1, gatewayBodyMemory))},
 	}
 }
 
@@ -162,7 +164,7 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	if len(wrong) > 0 {
 		return nil, wrong
 	}
-	s.server.gateway.MaxStreams = max(s.maxConnections/2, 1) // charges must always find a connection
+	s.server.gateway.MaxWaiting = max(s.maxConnections/2, 1) // charges must always find a connection
 	return s, nil
 }
 
@@ -270,6 +272,14 @@ func parseDuration(lo, hi time.Duration) func(value string) (time.Duration, erro
 		}
 		return d, nil
 	}
+}
+
+func parsePart(value string) (float64, error) {
+	part, err := strconv.ParseFloat(value, 64)
+	if err != nil || !(part > 0 && part <= 1) {
+		return 0, fmt.Errorf("%q is not a number above 0 and at most 1", value)
+	}
+	return part, nil
 }
 
 func parseAddress(value string) (string, error) {

@@ -55,7 +55,8 @@ func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 	s, err := newServer(st, telemetry.NewLogger(log), serverOptions{
 		adminToken: testAdminToken,
 		gateway: gateway.Options{
-			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxStreams: 10,
+			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxWaiting: 10,
+			TenantShare: 0.5,
 		},
 		maxGatewayBody: 1 << 20,
 	}, notNearCapacity)

@@ -1,13 +1,14 @@
-// Package connlimit bounds what connections can take from an HTTP server before a handler sees a request: how many
-// there are, how long they may take for a header while they are scarce, and how many lines a header may have.
+// Package connlimit bounds what connections can take from an HTTP server: how many there are, how long they may take
+// for a request while they are scarce, and how many lines a header may have.
 //
-// An http.Server serves a Listener, with its Handler, ConnContext and ConnState, while its CutSlowHeaders runs. The
+// An http.Server serves a Listener, with its Handler, ConnContext and ConnState, while its CutSlowRequests runs. The
 // example shows how. It is for HTTP/1 without TLS.
 package connlimit
 
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -15,8 +16,8 @@ import (
 	"time"
 )
 
-// crowdedHeaderTimeout replaces the server's ReadHeaderTimeout while connections are scarce.
-const crowdedHeaderTimeout = time.Second
+// crowdedTimeout replaces the server's ReadTimeout while connections are scarce.
+const crowdedTimeout = time.Second
 
 // Listener is a net.Listener that accepts a limited number of connections at a time. Others wait in the system's queue
 // until one ends. Its methods may be called concurrently.
@@ -48,7 +49,7 @@ func New(l net.Listener, maxConnections int64) *Listener {
 // Addr returns the address of the listener below.
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 
-// Close ends Accept and CutSlowHeaders. Connections that were accepted stay open.
+// Close ends Accept and CutSlowRequests. Connections that were accepted stay open.
 func (l *Listener) Close() error { return l.close() }
 
 // Connections returns how many connections are open. While Accept waits for the next one, that counts, too.
@@ -93,11 +94,12 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return limited, nil
 }
 
-// CutSlowHeaders closes, while NearCapacity, each connection on which a header has begun and is not complete after a
-// second. Clients that send their headers slowly could else take all connections for the server's ReadHeaderTimeout. A
-// new connection counts as one whose header has begun. CutSlowHeaders returns when the listener is closed.
-func (l *Listener) CutSlowHeaders() {
-	tick := time.NewTicker(crowdedHeaderTimeout / 10)
+// CutSlowRequests closes, while NearCapacity, each connection on which a request has begun and is not complete, with
+// its body, after a second, unless Admit was called for it. Clients that send slowly could otherwise take all
+// connections for the server's ReadTimeout. A new connection counts as one on which a request has begun.
+// CutSlowRequests returns when the listener is closed.
+func (l *Listener) CutSlowRequests() {
+	tick := time.NewTicker(crowdedTimeout / 10)
 	defer tick.Stop()
 	for {
 		select {
@@ -114,13 +116,15 @@ func (l *Listener) CutSlowHeaders() {
 	}
 }
 
-// slow returns the connections that have waited for a complete header for longer than crowdedHeaderTimeout.
+// slow returns the connections that have waited for a complete request for longer than crowdedTimeout.
 func (l *Listener) slow(now time.Time) (slow []*conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
-		if since := c.headerSince.Load(); since > 0 && now.UnixNano()-since > int64(crowdedHeaderTimeout) {
-			slow = append(slow, c)
+		for _, since := range [...]int64{c.headerSince.Load(), c.bodySince.Load()} {
+			if since > 0 && now.UnixNano()-since > int64(crowdedTimeout) {
+				slow = append(slow, c)
+			}
 		}
 	}
 	return slow
@@ -131,6 +135,7 @@ type conn struct {
 	net.Conn
 	release     func()
 	headerSince atomic.Int64 // since when a header is awaited, in Unix nanoseconds; 0: none is; or betweenRequests
+	bodySince   atomic.Int64 // since when a body is awaited; 0: none is, or it may take its time
 	header      headerScan   // used by the reader alone, while headerSince is not 0
 }
 
@@ -173,6 +178,7 @@ func (c *conn) CloseWrite() error {
 func ConnState(c net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
 		c.(*conn).headerSince.Store(betweenRequests)
+		c.(*conn).bodySince.Store(0)
 	}
 }
 
@@ -183,10 +189,47 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// Handler returns a handler that notes that the header of a request is complete, and calls next.
+// Handler returns a handler that notes when a request is complete, and calls next.
 func (l *Listener) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Context().Value(connKey{}).(*conn).headerSince.Store(0)
+		c := r.Context().Value(connKey{}).(*conn)
+		if r.Body != http.NoBody {
+			c.bodySince.Store(time.Now().UnixNano())
+			watched := *r // a copy: to end a connection, net/http looks for the body that it has made
+			watched.Body = &body{r.Body, c}
+			r = &watched
+		}
+		c.headerSince.Store(0)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// body is the body of a request that notes when it has come.
+type body struct {
+	io.ReadCloser
+	conn *conn
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.conn.bodySince.Store(0)
+	}
+	return n, err
+}
+
+// Admit lets the body of the request with ctx take its time, even while connections are scarce. It does nothing if the
+// request did not come through a Listener.
+func Admit(ctx context.Context) {
+	if c, ok := ctx.Value(connKey{}).(*conn); ok {
+		c.bodySince.Store(0)
+	}
+}
+
+// Disconnect closes the connection of the request with ctx, whose handler may go on. It may be called more than once.
+// It does nothing if the request did not come through a Listener.
+func Disconnect(ctx context.Context) {
+	if c, ok := ctx.Value(connKey{}).(*conn); ok {
+		c.Close()
+	}
 }

@@ -32,12 +32,19 @@ func serve(t *testing.T, l *Listener) {
 	t.Helper()
 	server := &http.Server{
 		Handler: l.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/patient" {
+				Admit(r.Context())
+			}
 			_, _ = io.Copy(w, r.Body)
+			if r.URL.Path == "/gone" {
+				Disconnect(r.Context())
+				Disconnect(r.Context())
+			}
 		})),
 		ConnContext: ConnContext,
 		ConnState:   ConnState,
 	}
-	go l.CutSlowHeaders()
+	go l.CutSlowRequests()
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close() })
 }
@@ -120,7 +127,7 @@ func TestListenerAcceptFails(t *testing.T) {
 	}
 }
 
-// Close ends an Accept that waits for a connection to end, and CutSlowHeaders. It may be called twice.
+// Close ends an Accept that waits for a connection to end, and CutSlowRequests. It may be called twice.
 func TestListenerClose(t *testing.T) {
 	l := listen(t, 1)
 	dial(t, l, "")
@@ -131,7 +138,7 @@ func TestListenerClose(t *testing.T) {
 		ended <- err
 	}()
 	go func() {
-		l.CutSlowHeaders()
+		l.CutSlowRequests()
 		ended <- net.ErrClosed
 	}()
 	for range 2 {
@@ -206,9 +213,24 @@ func TestTooManyHeaderLines(t *testing.T) {
 	}
 }
 
-// While connections are scarce a header must come within a second, on a new connection and on one that was kept. A body
-// may take longer, and so may the time between requests. While there are enough a header may, too.
-func TestSlowHeaders(t *testing.T) {
+// TestDisconnect gives the place of a connection to the next while its handler goes on.
+func TestDisconnect(t *testing.T) {
+	t.Parallel()
+	l := listen(t, 1)
+	serve(t, l)
+	for range 3 {
+		c := dial(t, l, "POST /gone HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+		if got, err := io.ReadAll(c); err == nil && strings.Contains(string(got), "{}") {
+			t.Errorf("got %q", got)
+		}
+	}
+	Disconnect(t.Context())
+	Admit(t.Context())
+}
+
+// While connections are scarce a request must come within a second, on a new connection and on one that was kept. A body
+// that is admitted may take longer, and so may the time between requests. While there are enough everything may.
+func TestSlowRequests(t *testing.T) {
 	t.Parallel()
 	const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 	const post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
@@ -224,7 +246,10 @@ func TestSlowHeaders(t *testing.T) {
 		{"nothing", 1, false, "", get, true},
 		{"half a header on a kept connection", 1, true, get[:10], get[10:], true},
 		{"nothing on a kept connection", 1, true, "", get, false},
-		{"half a body", 1, false, post + "{", "}", false},
+		{"half a body", 1, false, post + "{", "}", true},
+		{"half a body on a kept connection", 1, true, post + "{", "}", true},
+		{"half a body that is admitted", 1, false, strings.Replace(post, "/", "/patient", 1) + "{", "}", false},
+		{"half a body, with places left", 3, false, post + "{", "}", false},
 		{"half a header, with places left", 3, false, get[:10], get[10:], false},
 	}
 	for _, test := range tests {
@@ -246,12 +271,12 @@ func TestSlowHeaders(t *testing.T) {
 				if _, err := r.ReadByte(); err == nil {
 					t.Error("it is responded to")
 				}
-				if took := time.Since(began); took < crowdedHeaderTimeout/2 || took > crowdedHeaderTimeout+prompt/2 {
+				if took := time.Since(began); took < crowdedTimeout/2 || took > crowdedTimeout+prompt/2 {
 					t.Errorf("it was cut after %s", took)
 				}
 				return
 			}
-			time.Sleep(crowdedHeaderTimeout * 3 / 2)
+			time.Sleep(crowdedTimeout * 3 / 2)
 			_, _ = io.WriteString(c, test.rest)
 			if response, err := http.ReadResponse(r, nil); err != nil || response.StatusCode != 200 {
 				t.Errorf("got %v, %v", response, err)

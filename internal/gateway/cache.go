@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"tollgate/internal/fairpool"
 )
 
 const (
@@ -81,11 +83,16 @@ func (x *exchange) replay() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if err := x.takePlace(); err != nil {
+		x.returnFee(fee)
+		return false, err
+	}
 	if !found.isWhole() {
-		x.gateway.bodies.add(found.size)
-		defer x.gateway.bodies.add(-found.size)
-		value, _ := x.call.Cache.Get(x.cacheDeadline(), x.caching.key)
-		if found, ok = parseCachedResponse(value); !ok || !found.isWhole() { // it has just expired
+		if x.call.Memory.Add(found.size) == nil {
+			value, _ = x.call.Cache.Get(x.cacheDeadline(), x.caching.key)
+		}
+		if found, ok = parseCachedResponse(value); !ok || !found.isWhole() { // it has just expired, or there is no memory
+			x.relay.place.Release()
 			x.returnFee(fee)
 			return false, nil
 		}
@@ -147,40 +154,42 @@ func (x *exchange) store(response *http.Response, body []byte, whole bool, done 
 	}
 	x.relay.flush()
 	o := x.call.Outcome
-	x.gateway.cache.write(x.call.Cache, x.caching.key, cachedResponse{
+	x.gateway.cache.write(x.call, x.caching, cachedResponse{
 		storedAt: time.Now(), cost: o.cost, input: o.Input, output: o.Output, mediaType: mediaType, body: body,
-	}, x.caching.ttl, done)
+	}, done)
 }
 
 // cacheWriter writes responses to caches in the background.
 type cacheWriter struct {
-	writers   chan struct{} // holds one for each that writes: a cache's connections are for others, too
-	collected pool          // bytes of streams
-	waiting   pool          // responses that are not written yet
+	writers   chan struct{}  // holds one for each that writes: a cache's connections are for others, too
+	collected *fairpool.Pool // bytes of streams
+	waiting   *fairpool.Pool // responses that are not written yet
 	stopped   atomic.Bool
 }
 
-func newCacheWriter() cacheWriter {
+func newCacheWriter(tenantShare float64) cacheWriter {
 	return cacheWriter{
-		writers: make(chan struct{}, cacheWriters), collected: pool{most: maxCollectedBytes},
-		waiting: pool{most: maxCacheWaits},
+		writers:   make(chan struct{}, cacheWriters),
+		collected: fairpool.New(maxCollectedBytes, tenantShare), waiting: fairpool.New(maxCacheWaits, tenantShare),
 	}
 }
 
-// write caches a response and then calls done. It never blocks: if too many responses wait, it is not cached.
-func (c *cacheWriter) write(cache Cache, key []byte, r cachedResponse, ttl time.Duration, done func()) {
-	if !c.waiting.add(1) || c.stopped.Load() {
-		c.waiting.add(-1)
+// write caches the response to a call and then calls done. It never blocks: if too many responses wait, it is not
+// cached.
+func (c *cacheWriter) write(call *Call, use *cacheUse, r cachedResponse, done func()) {
+	cache, turn := call.Cache, c.waiting.Claim(call.Tenant, call.User)
+	if turn.Add(1) != nil || c.stopped.Load() {
+		turn.Release()
 		cache.Count(CacheSkipped)
 		done()
 		return
 	}
 	go func() {
-		defer c.waiting.add(-1)
+		defer turn.Release()
 		defer done()
 		c.writers <- struct{}{}
 		defer func() { <-c.writers }()
-		if err := cache.Put(time.Now().Add(cacheTimeout), key, r.encode(), ttl); err != nil {
+		if err := cache.Put(time.Now().Add(cacheTimeout), use.key, r.encode(), use.ttl); err != nil {
 			cache.Count(CacheSkipped)
 		} else {
 			cache.Count(CacheStored)
@@ -191,12 +200,12 @@ func (c *cacheWriter) write(cache Cache, key []byte, r cachedResponse, ttl time.
 // stop waits until what was begun is written. Nothing is written any more.
 func (c *cacheWriter) stop() {
 	c.stopped.Store(true)
-	waitUntil(cacheTimeout, func() bool { return c.waiting.used.Load() == 0 })
+	waitUntil(cacheTimeout, func() bool { return c.waiting.Stats().Used == 0 })
 }
 
 // A collector collects a stream as its client gets it, up to maxCachedBody. A nil one collects nothing.
 type collector struct {
-	all     *pool // the bytes of all collectors
+	room    *fairpool.Claim // for its bytes
 	data    []byte
 	tooLong bool // or there is no memory for it
 }
@@ -211,7 +220,7 @@ func (c *collector) add(part []byte) {
 	}
 	before := cap(c.data)
 	c.data = append(c.data, part...)
-	if grown := cap(c.data) - before; grown > 0 && !c.all.add(int64(grown)) {
+	if grown := cap(c.data) - before; grown > 0 && c.room.Add(int64(grown)) != nil {
 		c.giveUp()
 	}
 }
@@ -225,7 +234,7 @@ func (c *collector) giveUp() {
 // release gives back the memory of what was collected.
 func (c *collector) release() {
 	if c != nil {
-		c.all.add(-int64(cap(c.data)))
+		c.room.Release()
 		c.data = nil
 	}
 }

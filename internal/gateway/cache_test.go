@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/fairpool"
 )
 
 const cachingForAnHour = `"enabled":true,"text_ttl":3600,"fee_percentage":20`
@@ -160,6 +162,14 @@ func TestStale(t *testing.T) {
 	g.wantCached(t, whole, "MISS", CacheMiss)
 }
 
+// fill lets a claim take n.
+func fill(t testing.TB, claim *fairpool.Claim, n int64) {
+	t.Helper()
+	if err := claim.Add(n); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A response is written in the background if not too many wait, and a stream is kept for that if there is memory for it.
 func TestCacheBounds(t *testing.T) {
 	g := newCached(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -169,28 +179,28 @@ func TestCacheBounds(t *testing.T) {
 		}
 		s.ServeHTTP(w, r)
 	}))
-	g.cache.waiting.used.Store(maxCacheWaits)
-	g.wantCached(t, whole, "MISS", CacheSkipped)
-	if n := g.cache.waiting.used.Load(); n != maxCacheWaits {
-		t.Errorf("%d wait", n)
+	for _, full := range []struct {
+		pool *fairpool.Pool
+		body string
+	}{{g.cache.waiting, whole}, {g.cache.collected, streamed}} {
+		var all []*fairpool.Claim
+		for i := range 8 {
+			all = append(all, full.pool.Claim(strconv.Itoa(i), "user"))
+			fill(t, all[i], full.pool.Stats().Size/8)
+		}
+		g.wantCached(t, full.body, "MISS", CacheSkipped, "Accept: "+map[bool]string{true: "stream"}[full.body == streamed])
+		if s := full.pool.Stats(); s.Used != s.Size {
+			t.Errorf("%d of %d are used", s.Used, s.Size)
+		}
+		all[0].Release()
+		g.wantCached(t, full.body, "MISS", CacheStored, "Accept: "+map[bool]string{true: "stream"}[full.body == streamed])
 	}
-	g.cache.waiting.used.Store(maxCacheWaits - 1)
-	g.wantCached(t, whole, "MISS", CacheStored)
-	g.cache.waiting.used.Store(0)
-	g.cache.collected.used.Store(maxCollectedBytes)
-	g.wantCached(t, streamed, "MISS", CacheSkipped, "Accept: stream")
-	if n := g.cache.collected.used.Load(); n != maxCollectedBytes {
-		t.Errorf("%d bytes are collected", n)
-	}
-	g.cache.collected.used.Store(0)
-	g.wantCached(t, streamed, "MISS", CacheStored, "Accept: stream")
 	g.kept.full = errors.New("it is full")
 	g.wantCached(t, `{"n":2}`, "MISS", CacheSkipped)
 	g.kept.full = nil
 	g.cache.stop()
 	g.wantCached(t, `{"n":1}`, "MISS", CacheSkipped)
-	eventually(t, "everything written", func() bool { return g.cache.waiting.used.Load() == 0 })
-	g.wantNothingHeld(t)
+	eventually(t, "everything written", func() bool { return g.cache.waiting.Stats().Used == 7*maxCacheWaits/8 })
 }
 
 // A stream that breaks gives back the memory that it was kept in.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -55,8 +56,13 @@ func ExampleGateway_Serve() {
 		fmt.Println("the config is wrong:", err)
 	}
 
-	g := gateway.New(gateway.Options{TotalTimeout: time.Minute, IdleTimeout: time.Minute}, telemetry.NewLogger(os.Stdout))
+	g := gateway.New(gateway.Options{
+		TotalTimeout: time.Minute, IdleTimeout: time.Minute, MaxWaiting: 100, TenantShare: 0.5,
+	}, telemetry.NewLogger(os.Stdout))
 	defer g.Stop()
+	memory, place := fairpool.New(1<<20, 0.5).Claim("acme", "ann"), g.Place("acme", "ann")
+	defer memory.Release()
+	defer place.Release()
 	body := []byte(`{"messages":[{"role":"user","content":"Hello"}]}`)
 	r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(string(body)))
 	w := httptest.NewRecorder()
@@ -67,7 +73,8 @@ func ExampleGateway_Serve() {
 	}
 	account, outcome := &purse{left: 1000}, new(gateway.Outcome)
 	call := &gateway.Call{
-		Request: request, Body: body, Account: account, Outcome: outcome, Start: time.Now(), Deadline: time.Now().Add(time.Second),
+		Tenant: "acme", User: "ann", Request: request, Body: body, Account: account, Outcome: outcome,
+		Memory: memory, Place: place, Start: time.Now(), Deadline: time.Now().Add(time.Second),
 	}
 	if err := call.Choose(gateway.Endpoints{endpoint}); err != nil {
 		fmt.Println(err)

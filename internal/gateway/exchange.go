@@ -10,12 +10,18 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
 )
 
 const (
 	statusHungUp    = 499             // is only logged and counted: the client has gone
 	countTokensPath = "/count_tokens" // below the URL of an endpoint
+)
+
+var (
+	errHungUp  = Error{statusHungUp, "The client has hung up"}
+	errTooMany = Error{http.StatusServiceUnavailable, "Too many requests wait for a provider"}
 )
 
 // An exchange is the life of one call: what is held for it, where it is sent, and how it is responded to.
@@ -45,8 +51,9 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 		request.Stream = false
 	}
 	x.relay = relay{
-		w: w, client: http.NewResponseController(w), request: request, idle: g.options.IdleTimeout, cancel: cancel,
-		drained: &g.drained,
+		w: w, client: http.NewResponseController(w), request: request, isFree: c.CountTokens,
+		idle: g.options.IdleTimeout, cancel: cancel,
+		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
 		stream: llmwire.Stream{
 			Report: llmwire.Report{Format: request.Format}, DropUsage: request.Stream && !request.IncludeUsage,
 		},
@@ -68,18 +75,20 @@ func (x *exchange) generate() error {
 	if done, err := x.replay(); done || err != nil {
 		return err
 	}
-	if x.call.Request.Stream {
-		if !x.gateway.streams.take() {
-			return Error{http.StatusServiceUnavailable, "Too many streams are open"}
-		}
-		defer x.gateway.streams.add(-1)
-		defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
+	// A place is taken only when it is known that the account exists. Most requests beyond a share are refused before
+	// that, for less.
+	if err := x.relay.place.Check(1); err != nil {
+		return errTooMany
 	}
 	if err := x.takeHold(); err != nil {
 		return err
 	}
 	x.countLookup()
 	defer x.settle() // whatever happens, also if what follows panics
+	if err := x.takePlace(); err != nil {
+		return err
+	}
+	defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
 	response, err := x.forward()
 	if err != nil {
 		return err
@@ -99,15 +108,27 @@ func (x *exchange) generate() error {
 	return x.relayCompletion(response)
 }
 
+// takePlace takes a place among the requests that wait, if the client is still there.
+func (x *exchange) takePlace() error {
+	if x.r.Context().Err() != nil {
+		return errHungUp
+	}
+	return TakePlace(x.relay.place)
+}
+
 // countTokens relays a request that generates nothing: it is free, and counts as one request of the rate limit.
 func (x *exchange) countTokens() error {
 	_, err := x.call.Account.Charge(x.call.Deadline, Usage{})
 	if _, spent := asInsufficient(err); spent {
 		return Error{http.StatusPaymentRequired, "No tokens are left"}
 	}
+	if err == nil {
+		err = x.takePlace()
+	}
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
 	response, err := x.forward()
 	if err != nil {
 		return err
@@ -169,7 +190,7 @@ func (x *exchange) interrupted(err error) Error {
 	}
 	switch cause := context.Cause(x.ctx); {
 	case cause == errClientGone:
-		return Error{statusHungUp, "The client has hung up"}
+		return errHungUp
 	case cause == errStopping:
 		return Error{http.StatusServiceUnavailable, "The server is stopping"}
 	case cause == errTooLong:
@@ -212,13 +233,8 @@ func (x *exchange) respond(response *http.Response, body []byte, rest io.Reader)
 
 // relayEvents relays a stream to its end.
 func (x *exchange) relayEvents(response *http.Response) error {
-	if !x.call.Request.Stream { // not asked for, but the provider has begun to bill it
-		x.gateway.streams.add(1)
-		defer x.gateway.streams.add(-1)
-		defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
-	}
 	if x.isCacheable() {
-		x.relay.collect(&collector{all: &x.gateway.cache.collected})
+		x.relay.collect(&collector{room: x.gateway.cache.collected.Claim(x.call.Tenant, x.call.User)})
 	}
 	err := x.relay.relayStream(response)
 	x.settle()
@@ -247,23 +263,23 @@ func (x *exchange) relayError(response *http.Response) error {
 	return x.respond(response, body[:min(len(body), maxErrorBody)], nil)
 }
 
-// relayCompletion relays a response that is not streamed.
+// relayCompletion relays a response that is not streamed. One that there is no memory for is relayed unread. It is
+// charged all that is held for it, or by an estimate if others have the memory.
 func (x *exchange) relayCompletion(response *http.Response) error {
-	reserved := int64(0)
-	defer func() { x.gateway.bodies.add(-reserved) }()
-	body, more, err := x.relay.readWhole(response, func(bytes int64) {
-		reserved += bytes
-		x.gateway.bodies.add(bytes)
-	})
-	if err != nil {
+	body, err := x.relay.readWhole(response, x.call.Memory)
+	more := err == fairpool.ErrTooLong || err == fairpool.ErrShare || err == fairpool.ErrFull
+	if err != nil && !more {
 		return x.interrupted(err)
 	}
 	var rest io.Reader
 	if more {
 		rest = response.Body
 	}
-	if x.call.CountTokens {
+	switch {
+	case x.call.CountTokens:
 		return x.respond(response, body, rest)
+	case err == fairpool.ErrFull:
+		return x.relay.writeUnread(response, body) // before it is settled, when its size is known
 	}
 	if !x.relay.readUsage(body, more) {
 		return x.providerFailed("its response is not a JSON object")

@@ -159,11 +159,14 @@ func TestRefusals(t *testing.T) {
 	g.settler.waiting.Store(maxSettlements)
 	refuse("Too many charges wait for Redis", 503)
 	g.settler.waiting.Store(0)
-	g.streams.used.Store(10)
-	if response, body, _ := g.post(t, streamed); response.StatusCode != 503 || body != "Too many streams are open" {
-		t.Errorf("got %d %s", response.StatusCode, body)
+	for _, body := range []string{streamed, whole} {
+		own := g.waiting.Claim("acme", "user")
+		fill(t, own, 4)
+		if response, text, _ := g.post(t, body); response.StatusCode != 503 || text != "Too many requests wait for a provider" {
+			t.Errorf("got %d %s", response.StatusCode, text)
+		}
+		own.Release()
 	}
-	g.streams.used.Store(0)
 	if n := g.account.attempts(); n != 0 {
 		t.Errorf("%v was settled", g.account.settled)
 	}

@@ -4,6 +4,8 @@
 // Gateway.Serve respond. Serve holds the most that the request can cost in the caller's Account, relays the response
 // and settles what was used. If the account cannot be reached then, that is repeated in the background.
 //
+// What all calls share is given out in shares, so that no user and no group of users can take it from the others.
+//
 // The package knows no tenant, no key and no database: an Account is what is paid from, a Cache where responses are
 // kept.
 package gateway
@@ -16,14 +18,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/telemetry"
 )
 
-// MaxBodyBytes is how many bytes of bodies a Gateway allows in memory at a time, see AddBodyBytes.
-const MaxBodyBytes = 256 << 20
+// FreeBodyBytes are the first bytes of each body that need no room in memory that is shared: there are only as many of
+// them as requests.
+const FreeBodyBytes = 64 << 10
 
-const maxDrained = 256 // streams that are read at a time though their clients have gone
+const maxDrains = 1024 // responses that are awaited or read at a time though their clients have gone
 
 // Options are what the operator sets.
 type Options struct {
@@ -31,7 +35,8 @@ type Options struct {
 	HeaderTimeout time.Duration  // for an endpoint to begin its response
 	IdleTimeout   time.Duration  // for which an endpoint may be silent then
 	TotalTimeout  time.Duration  // for a request
-	MaxStreams    int64          // streams that are open at a time
+	MaxWaiting    int64          // requests that wait for an endpoint, or whose response is sent, at a time; ≥ 1
+	TenantShare   float64        // the part of what all calls share that is one Tenant's, above 0 and at most 1
 }
 
 // A Gateway relays requests. Its methods may be called at the same time.
@@ -44,18 +49,19 @@ type Gateway struct {
 	cache     cacheWriter
 	ctx       context.Context // of all requests to endpoints
 	cut       context.CancelCauseFunc
-	bodies    pool         // bytes of requests and responses
-	streams   pool         // that are open
-	drained   pool         // streams that are read without a client
-	estimated atomic.Int64 // charges without reported usage
+	waiting   *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
+	drains    *fairpool.Pool // those of them whose clients have gone, instead
+	estimated atomic.Int64   // charges without reported usage
 }
 
 // New returns a Gateway that logs the failures of endpoints to log. Whoever ends its use calls Stop.
 func New(options Options, log *telemetry.Logger) *Gateway {
 	g := &Gateway{
-		options: options, log: log, settler: settler{log: log}, renewal: leaseRenewal, cache: newCacheWriter(),
+		options: options, log: log, settler: settler{log: log}, renewal: leaseRenewal,
+		cache:     newCacheWriter(options.TenantShare),
 		transport: newTransport(options.Deny, options.HeaderTimeout),
-		bodies:    pool{most: MaxBodyBytes}, streams: pool{most: options.MaxStreams}, drained: pool{most: maxDrained},
+		waiting:   fairpool.New(options.MaxWaiting, options.TenantShare),
+		drains:    fairpool.New(maxDrains, options.TenantShare),
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
 	return g
@@ -64,13 +70,19 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 // A Call is one request of a client.
 type Call struct {
 	ID     string // of the request, for the log
-	Tenant string // whom the endpoints belong to, for the log
+	Tenant string // whom the endpoints belong to: for the log, and a group of users as fairpool has it
+	User   string // who makes the call, a member of the group
 
 	Account  Account          // that the request is paid from
 	Request  *llmwire.Request // what was read of Body
 	Body     []byte           // of the request, as it came
+	Memory   *fairpool.Claim  // for what is read of the response; the caller releases it after Serve
+	Place    *fairpool.Claim  // from Gateway.Place; so that the caller may take it before
 	Start    time.Time        // when the request came
 	Deadline time.Time        // for the steps of Account and Cache that come before the request is forwarded
+
+	// Disconnect ends the connection to the client, which has gone, so that another client gets its place.
+	Disconnect func()
 
 	// CountTokens says that the request only asks how many tokens it has. That is free, but needs an account that is
 	// not empty. It is never streamed: Serve sets Request.Stream to false.
@@ -119,11 +131,6 @@ func (g *Gateway) Stop() {
 	g.transport.CloseIdleConnections()
 }
 
-// AddBodyBytes adds n to the bytes of bodies that are in memory, those of responses among them. It reports whether they
-// are at most MaxBodyBytes then. It adds n even if it reports false. The caller subtracts the same n when the bytes are
-// gone.
-func (g *Gateway) AddBodyBytes(n int64) bool { return g.bodies.add(n) }
-
 // WriteMetrics writes the gauges and counters of the Gateway itself.
 func (g *Gateway) WriteMetrics(p *telemetry.Page) {
 	p.Single("gateway_holds", "gauge", "Open holds of the gateway in this process.", float64(g.settler.holds.Load()))
@@ -135,22 +142,24 @@ func (g *Gateway) WriteMetrics(p *telemetry.Page) {
 		float64(g.settler.unpaid.Load()))
 }
 
-// A pool counts how much of something all requests use together.
-type pool struct {
-	most int64
-	used atomic.Int64
+// Place returns a claim on a place among the requests that wait for an endpoint, for a user of a tenant. TakePlace
+// takes it.
+func (g *Gateway) Place(tenant, user string) *fairpool.Claim { return g.waiting.Claim(tenant, user) }
+
+// TakePlace takes a place, unless it was taken before. The error is an Error of status 503.
+func TakePlace(place *fairpool.Claim) error {
+	if place.AddUpTo(1) != nil {
+		return errTooMany
+	}
+	return nil
 }
 
-// add adds n, which may be negative, and reports whether at most p.most are used then.
-func (p *pool) add(n int64) bool { return p.used.Add(n) <= p.most }
-
-// take adds one if at most p.most are used then, and reports whether it has.
-func (p *pool) take() bool {
-	if !p.add(1) {
-		p.add(-1)
-		return false
+// Pools returns the state of what all calls share, by name.
+func (g *Gateway) Pools() map[string]fairpool.Stats {
+	return map[string]fairpool.Stats{
+		"waiting": g.waiting.Stats(), "drains": g.drains.Stats(),
+		"cache_bytes": g.cache.collected.Stats(), "cache_writes": g.cache.waiting.Stats(),
 	}
-	return true
 }
 
 // waitUntil waits until done reports true, for timeout at most.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 	"tollgate/internal/telemetry"
@@ -175,6 +176,7 @@ type testGateway struct {
 	account   *fakeAccount
 	kept      *fakeCache
 	caching   Caching
+	memory    *fairpool.Pool
 	format    llmwire.Format
 	endpoints Endpoints
 	count     bool // requests ask for the number of their tokens
@@ -189,9 +191,11 @@ func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
 	log := new(logBuffer)
 	g := &testGateway{
 		Gateway: New(Options{
-			HeaderTimeout: time.Minute, IdleTimeout: 2 * time.Second, TotalTimeout: time.Minute, MaxStreams: 10,
+			HeaderTimeout: time.Minute, IdleTimeout: 2 * time.Second, TotalTimeout: time.Minute, MaxWaiting: 10,
+			TenantShare: 0.5,
 		}, telemetry.NewLogger(log)),
-		log: log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,
+		memory: fairpool.New(256<<20, 0.5),
+		log:    log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,
 		kept:     &fakeCache{values: make(map[string][]byte), counts: make(map[CacheResult]int)},
 		writer:   func(w http.ResponseWriter) http.ResponseWriter { return w },
 		outcomes: make(chan Outcome, 1000), errors: make(chan error, 1000),
@@ -219,8 +223,12 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if wrong != nil {
 		panic(wrong)
 	}
+	memory, place := g.memory.Claim("acme", "user"), g.Place("acme", "user")
+	defer memory.Release()
+	defer place.Release()
 	c := &Call{
-		ID: "id", Tenant: "acme", Account: g.account, Request: request, Body: body, Start: time.Now(),
+		ID: "id", Tenant: "acme", User: "user", Memory: memory, Place: place, Disconnect: func() {},
+		Account: g.account, Request: request, Body: body, Start: time.Now(),
 		Deadline: time.Now().Add(time.Second), CountTokens: g.count, Caching: g.caching, Cache: g.kept, Outcome: &outcome,
 	}
 	w = g.writer(w)
@@ -335,8 +343,8 @@ func eventually(t testing.TB, what string, done func() bool) {
 func (g *testGateway) wantNothingHeld(t testing.TB) {
 	t.Helper()
 	eventually(t, "everything given back", func() bool {
-		return g.settler.holds.Load() == 0 && g.settler.waiting.Load() == 0 && g.streams.used.Load() == 0 &&
-			g.drained.used.Load() == 0 && g.bodies.used.Load() == 0 && g.cache.collected.used.Load() == 0
+		return g.settler.holds.Load() == 0 && g.settler.waiting.Load() == 0 && g.waiting.Stats().Used == 0 &&
+			g.drains.Stats().Used == 0 && g.cache.collected.Stats().Used == 0
 	})
 }
 
@@ -356,21 +364,6 @@ func TestWriteMetrics(t *testing.T) {
 		if !strings.Contains(page.String(), want) {
 			t.Errorf("no %q in\n%s", want, page)
 		}
-	}
-}
-
-func TestPool(t *testing.T) {
-	p := pool{most: 2}
-	for i := range 4 {
-		if taken := p.take(); taken != (i < 2) || p.used.Load() != int64(min(i+1, 2)) {
-			t.Errorf("of 2, %d are used; taken: %v", p.used.Load(), taken)
-		}
-	}
-	if p.add(-1); !p.add(1) || p.add(5) || p.used.Load() != 7 {
-		t.Errorf("%d are used", p.used.Load())
-	}
-	if (&Gateway{bodies: pool{most: MaxBodyBytes}}).AddBodyBytes(MaxBodyBytes + 1) {
-		t.Error("too many bytes are allowed")
 	}
 }
 

@@ -4,18 +4,19 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
 )
 
 const (
 	clientTimeout   = 30 * time.Second // without reading, after which a client has hung up
 	commentInterval = 15 * time.Second // of silence in a stream, after which a comment is sent
+	drainPause      = time.Second      // before a response without a client asks for a drain again
 	usageGrace      = 5 * time.Second  // for the usage of a stream that has finished and whose client has gone
 	endGrace        = time.Second      // for the end of a stream after its end marker
 
@@ -30,9 +31,13 @@ type relay struct {
 	w       http.ResponseWriter
 	client  *http.ResponseController
 	request *llmwire.Request
+	isFree  bool                    // the request costs nothing
 	idle    time.Duration           // for which an endpoint may be silent
 	cancel  context.CancelCauseFunc // ends the request to the endpoint
-	drained *pool                   // of the gateway: streams that are read without a client
+
+	disconnect func()          // ends the client's connection
+	place      *fairpool.Claim // among the requests that wait
+	drain      *fairpool.Claim // instead, when the client has gone
 
 	mu            sync.Mutex     // guards the following
 	stream        llmwire.Stream // also of responses that are not streamed, for what they report
@@ -40,11 +45,13 @@ type relay struct {
 	broken        bool           // the response is not complete
 	usageUnknown  bool           // the response was not read
 	drainOnHangUp bool           // the endpoint's streams are read to their end though their clients have gone
-	isDrained     bool           // this one is: it counts in drained
+	isDrained     bool           // this response has a drain instead of its place
 	hungUp        bool           // the client of a stream has gone
 	watchEnded    bool           // the response has been read: silence and hang-ups are ignored
+	streaming     bool           // the response is a stream
 	watch         *time.Timer
-	lastByteAt    time.Time // when something came from the endpoint
+	drainRetry    *time.Timer // of a response that waits for a drain
+	lastByteAt    time.Time   // when something came from the endpoint
 	collected     *collector
 }
 
@@ -90,9 +97,10 @@ func (l *relay) end() {
 	defer l.mu.Unlock()
 	l.watchEnded = true
 	l.collected.release()
-	if l.isDrained {
-		l.drained.add(-1)
+	if l.drainRetry != nil {
+		l.drainRetry.Stop()
 	}
+	l.drain.Release()
 }
 
 // copyHeaders sets the headers of the response to the client that come from the provider.
@@ -135,32 +143,65 @@ func (l *relay) extendDeadline() { _ = l.client.SetWriteDeadline(time.Now().Add(
 // flush sends what was written to the client.
 func (l *relay) flush() { _ = l.client.Flush() }
 
-// hangUp is called when the connection of a client that has asked for a stream ends.
+// hangUp is called when the client has closed its connection.
 func (l *relay) hangUp() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.loseClient()
 }
 
-// loseClient decides whether the provider's stream is read on without a client. The caller holds l.mu.
+// loseClient decides whether the provider's response is awaited and read without a client. The caller holds l.mu.
 func (l *relay) loseClient() {
 	if l.hungUp || l.watchEnded {
 		return
 	}
 	l.hungUp = true
+	l.disconnect()
 	report := &l.stream.Report
 	switch {
+	case l.isFree:
+		l.cancel(errClientGone)
+	case !l.request.Stream && !l.streaming:
+		l.awaitDrain()
 	case report.Done || report.InputSeen && report.OutputSeen:
 		l.cancel(errClientGone)
 	case report.HasFinished(l.request.N): // its usage is about to come
 		time.AfterFunc(usageGrace, func() { l.cancel(errClientGone) })
 	case l.drainOnHangUp || l.request.HiddenOutput:
-		if l.isDrained = l.drained.take(); !l.isDrained {
-			l.usageUnknown = true
+		if err := l.takeDrain(); err != nil {
+			l.usageUnknown = err == fairpool.ErrShare // else others have all drains: what was seen is charged, and an estimate
 			l.cancel(errClientGone)
 		}
 	default:
 		l.cancel(errClientGone)
+	}
+}
+
+// takeDrain gives the response a drain instead of its place, unless it has one. Errors are those of fairpool.Claim.Add.
+// The caller holds l.mu.
+func (l *relay) takeDrain() error {
+	if l.isDrained {
+		return nil
+	}
+	err := l.drain.Add(1)
+	if err == nil {
+		l.isDrained = true
+		l.place.Release()
+	}
+	return err
+}
+
+// awaitDrain lets a response that is not streamed have a drain as soon as one is free. The provider bills it in any
+// case, so that it is never cancelled. The caller holds l.mu.
+func (l *relay) awaitDrain() {
+	if l.drain.Check(1) != nil || l.takeDrain() != nil {
+		l.drainRetry = time.AfterFunc(drainPause, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !l.watchEnded {
+				l.awaitDrain()
+			}
+		})
 	}
 }
 
@@ -229,7 +270,7 @@ func (l *relay) relayStream(response *http.Response) error {
 func (l *relay) beginStream(response *http.Response) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.costs = true
+	l.costs, l.streaming = true, true
 	h := l.w.Header()
 	copyHeaders(h, response.Header)
 	h["Cache-Control"] = []string{"no-cache"}
@@ -288,30 +329,24 @@ func (l *relay) abort(failure Error) error {
 	return http.ErrAbortHandler
 }
 
-// readWhole reads a response that is not streamed, up to maxWholeBody bytes. more reports whether it is longer. grown
-// is told how much memory that takes.
-func (l *relay) readWhole(response *http.Response, grown func(bytes int64)) (body []byte, more bool, err error) {
+// readWhole reads a response that is not streamed, up to maxWholeBody bytes, for which it takes memory. Errors are
+// those of fairpool.Claim.ReadAll: after its own, more is to come than what was read.
+func (l *relay) readWhole(response *http.Response, memory *fairpool.Claim) ([]byte, error) {
 	l.startWatch()
 	defer l.stopWatch()
-	buffer := make([]byte, 0, min(max(response.ContentLength, 0), maxWholeBody)+512)
-	grown(int64(cap(buffer)))
-	for {
-		n, err := response.Body.Read(buffer[len(buffer):min(cap(buffer), maxWholeBody+1)])
-		buffer = buffer[:len(buffer)+n]
-		l.noteByte()
-		switch {
-		case len(buffer) > maxWholeBody:
-			return buffer, true, nil
-		case err == io.EOF:
-			return buffer, false, nil
-		case err != nil:
-			return nil, false, err
-		case len(buffer) == cap(buffer):
-			before := cap(buffer)
-			buffer = slices.Grow(buffer, len(buffer))
-			grown(int64(cap(buffer) - before))
-		}
-	}
+	return memory.ReadAll(watchedReader{response.Body, l}, response.ContentLength, FreeBodyBytes, maxWholeBody)
+}
+
+// A watchedReader reads from an endpoint, and notes that something has come.
+type watchedReader struct {
+	io.Reader
+	relay *relay
+}
+
+func (r watchedReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.relay.noteByte()
+	return n, err
 }
 
 // readError returns the first bytes of an error, at most those given, or what has come of them when it breaks off.
@@ -355,6 +390,29 @@ func (l *relay) writeCached(cached cachedResponse) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.write(cached.body)
+}
+
+// writeUnread sends a response of which only body was read. All of it counts as content.
+func (l *relay) writeUnread(response *http.Response, body []byte) error {
+	rest := countingReader{Reader: response.Body}
+	err := l.writeWhole(response, body, &rest)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.costs = true
+	l.stream.Report.AddUnread(int64(len(body)) + rest.bytes)
+	return err
+}
+
+// A countingReader counts the bytes that are read.
+type countingReader struct {
+	io.Reader
+	bytes int64
+}
+
+func (r *countingReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.bytes += int64(n)
+	return n, err
 }
 
 // noStore is the value of Cache-Control of responses that are not streamed. It is never changed.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
 )
 
@@ -24,8 +26,36 @@ func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel conte
 	}
 	return &relay{
 		w: w, client: http.NewResponseController(w), request: request, idle: time.Minute, cancel: cancel,
-		drained: &pool{most: maxDrained}, stream: llmwire.Stream{DropUsage: true},
+		disconnect: func() {}, place: fairpool.New(1, 1).Claim("acme", "user"), drain: newDrains(t, freeDrains).Claim("acme", "user"),
+		stream: llmwire.Stream{DropUsage: true},
 	}
+}
+
+// Who has the drains of a test.
+const (
+	freeDrains  = iota // nobody
+	ownDrains          // the user, as many as it may have
+	otherDrains        // others, all of them
+)
+
+// newDrains returns a pool of drains.
+func newDrains(t testing.TB, users int) *fairpool.Pool {
+	t.Helper()
+	drains := fairpool.New(8, 0.5)
+	take := func(tenant string, n int64) {
+		if err := drains.Claim(tenant, "user").Add(n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	switch users {
+	case ownDrains:
+		take("acme", 3)
+	case otherDrains:
+		for i := range 8 {
+			take(fmt.Sprint(i), 1)
+		}
+	}
+	return drains
 }
 
 // Relaying an event allocates nothing.
@@ -75,24 +105,34 @@ func TestHangUp(t *testing.T) {
 		name, body string
 		seen       string // of the stream
 		drain      bool   // the endpoint's streams are drained
-		free       int64  // drains
+		drains     int    // who has them
 		want       string // "": goes on
-		unknown    bool   // so is what it costs
+		unknown    bool   // so is what it costs: all that is held
 	}{
-		{"in mid-stream", streamed, content, false, 1, cancels, false},
-		{"before anything", streamed, "", false, 1, cancels, false},
-		{"after the reason", streamed, content + reason, false, 1, waits, false},
-		{"after the usage", streamed, content + reason + usage, true, 1, cancels, false},
-		{"after the end", streamed, content + reason + done, true, 1, cancels, false},
-		{"drained", streamed, content, true, 1, "", false},
-		{"drained, but too many are", streamed, content, true, 0, cancels, true},
-		{"reasoning", `{"stream":true,"reasoning_effort":"low"}`, content, false, 1, "", false},
+		{"in mid-stream", streamed, content, false, freeDrains, cancels, false},
+		{"before anything", streamed, "", false, freeDrains, cancels, false},
+		{"after the reason", streamed, content + reason, false, freeDrains, waits, false},
+		{"after the usage", streamed, content + reason + usage, true, freeDrains, cancels, false},
+		{"after the end", streamed, content + reason + done, true, freeDrains, cancels, false},
+		{"drained", streamed, content, true, freeDrains, "", false},
+		{"drained, but the user has too many", streamed, content, true, ownDrains, cancels, true},
+		{"drained, but others have all", streamed, content, true, otherDrains, cancels, false},
+		{"reasoning", `{"stream":true,"reasoning_effort":"low"}`, content, false, freeDrains, "", false},
+		{"reasoning, but the user has too many drains", `{"stream":true,"reasoning_effort":"low"}`, content, false, ownDrains, cancels, true},
+		{"not streamed", whole, "", false, freeDrains, "", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
 				l := newTestRelay(t, discarder{make(http.Header)}, test.body, cancel)
-				l.drained.most = test.free
+				drains := newDrains(t, test.drains)
+				before := drains.Stats().Used
+				l.drain = drains.Claim("acme", "user")
+				if err := l.place.Add(1); err != nil {
+					t.Fatal(err)
+				}
+				disconnected := 0
+				l.disconnect = func() { disconnected++ }
 				l.setDrainOnHangUp(test.drain)
 				l.received(copy(l.room(), test.seen))
 				l.hangUp()
@@ -108,12 +148,18 @@ func TestHangUp(t *testing.T) {
 				if (cause == errClientGone) != (test.want != "") || l.outcome().usageUnknown != test.unknown {
 					t.Errorf("cancelled with %v, unknown usage: %v", cause, l.outcome().usageUnknown)
 				}
-				drained := test.want == "" && cause == nil
-				if n := l.drained.used.Load(); n != map[bool]int64{true: 1}[drained] {
-					t.Errorf("%d streams are drained", n)
+				drained := map[bool]int64{true: 1}[test.want == "" && cause == nil]
+				if n := drains.Stats().Used - before; n != drained {
+					t.Errorf("%d drains are used, want %d", n, drained)
 				}
-				if l.end(); l.drained.used.Load() != 0 {
-					t.Errorf("%d streams are still drained", l.drained.used.Load())
+				if err := l.place.Add(1); (err == nil) != (drained == 1) {
+					t.Errorf("another place: %v, with %d drains", err, drained)
+				}
+				if disconnected != 1 {
+					t.Errorf("the client was disconnected %d times", disconnected)
+				}
+				if l.end(); drains.Stats().Used != before {
+					t.Errorf("%d drains are still used", drains.Stats().Used-before)
 				}
 			})
 		})
@@ -130,9 +176,54 @@ func TestHangUpAfterEnd(t *testing.T) {
 	}
 }
 
-// A drained stream is read to its end, and charged as reported. At the bound, a hang-up costs what was held.
+// A response that is not streamed keeps its place until a drain is free, and is never cancelled.
+func TestAwaitDrain(t *testing.T) {
+	for _, others := range []int{ownDrains, otherDrains} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newTestRelay(t, discarder{make(http.Header)}, whole, func(err error) { t.Errorf("cancelled with %v", err) })
+			drains := newDrains(t, freeDrains)
+			l.drain = drains.Claim("acme", "user")
+			var taken []*fairpool.Claim
+			for i := range 8 {
+				taken = append(taken, drains.Claim(fmt.Sprint(i), "user"))
+			}
+			if others == ownDrains {
+				taken = append(taken[:0], drains.Claim("acme", "user"))
+				_ = taken[0].Add(3)
+			}
+			for _, claim := range taken {
+				_ = claim.AddUpTo(1)
+			}
+			before := drains.Stats()
+			if err := l.place.Add(1); err != nil {
+				t.Fatal(err)
+			}
+			l.hangUp()
+			time.Sleep(10 * drainPause)
+			if now := drains.Stats(); now != before {
+				t.Errorf("while no drain is free: %+v, before %+v", now, before)
+			}
+			if err := l.place.Add(1); err == nil {
+				t.Error("it has lost its place")
+			}
+			taken[0].Release()
+			time.Sleep(2 * drainPause)
+			if err := l.place.Add(1); err != nil {
+				t.Errorf("with a drain it still has its place: %v", err)
+			}
+			l.end()
+			time.Sleep(2 * drainPause)
+			if used := drains.Stats().Used; used != before.Used-map[int]int64{ownDrains: 3, otherDrains: 1}[others] {
+				t.Errorf("%d drains are used at the end", used)
+			}
+		})
+	}
+}
+
+// A drained stream is read to its end, and charged as reported. A hang-up beyond the user's own share of the drains costs
+// what was held. If others have all of them, it costs what was seen.
 func TestDrains(t *testing.T) {
-	for most, cost := range map[int64]int64{1: 18, 0: 132} {
+	for users, cost := range map[int]int64{freeDrains: 18, ownDrains: 132, otherDrains: 11} {
 		next := make(chan string)
 		server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
@@ -142,7 +233,8 @@ func TestDrains(t *testing.T) {
 			}
 		})
 		g := newScripted(t, server, `,"on_hangup":"drain"`)
-		g.options.IdleTimeout, g.drained.most = time.Minute, most
+		g.options.IdleTimeout, g.drains = time.Minute, newDrains(t, users)
+		before := g.drains.Stats().Used
 		ctx, hangUp := context.WithCancel(t.Context())
 		r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(streamed))
 		go func() { next <- content }()
@@ -152,14 +244,16 @@ func TestDrains(t *testing.T) {
 		}
 		_, _ = response.Body.Read(make([]byte, 1))
 		hangUp()
-		if most > 0 {
-			eventually(t, "drained", func() bool { return g.drained.used.Load() == 1 })
+		if users == freeDrains {
+			eventually(t, "drained", func() bool { return g.drains.Stats().Used == before+1 })
 			next <- reason + usage + done
 		}
-		if o := <-g.outcomes; o.cost != cost || o.estimated == (most > 0) {
-			t.Errorf("with %d drained: %+v, want a cost of %d", most, o, cost)
+		if o := <-g.outcomes; o.cost != cost || o.estimated == (users == freeDrains) {
+			t.Errorf("%d: %+v, want a cost of %d", users, o, cost)
 		}
 		close(next)
+		eventually(t, "given back", func() bool { return g.drains.Stats().Used == before })
+		g.drains = newDrains(t, freeDrains)
 		g.wantNothingHeld(t)
 	}
 }

@@ -68,6 +68,12 @@ func (r *Report) Counts(estimatedInput int64) (input, output int64, exact bool) 
 	return min(input, MaxTokens), min(output, MaxTokens), r.InputSeen && r.OutputSeen
 }
 
+// AddUnread counts bytes of a response that were not read as content.
+func (r *Report) AddUnread(bytes int64) {
+	r.ContentEvents++
+	r.contentBytes += bytes
+}
+
 // HasFinished reports whether all n choices have ended, so that only usage can follow. n is at most 16.
 func (r *Report) HasFinished(n int64) bool { return int64(bits.OnesCount16(r.finished)) >= n }
 

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"tollgate/internal/connlimit"
+	"tollgate/internal/fairpool"
+	"tollgate/internal/gateway"
+	"tollgate/internal/telemetry"
+)
+
+const (
+	maxBodyBytes   = 1 << 20 // on all routes but those of the gateway
+	smallBodyBytes = 4 << 10 // first bytes of a body that need no room in a pool: no charge needs more
+
+	// Bytes of bodies that are in memory at a time, beyond the first of each. Anybody may send a body to a public route,
+	// since it is read before Redis is queried for the key.
+	publicBodyMemory  = 16 << 20
+	adminBodyMemory   = 64 << 20
+	gatewayBodyMemory = 256 << 20 // also of providers' responses
+)
+
+// A large body of a request to the gateway may take as long as it needs at minUploadRate bytes a second. That is
+// measured when uploadPatience has passed.
+const (
+	minUploadRate  = 16 << 10 // bytes
+	uploadPatience = 5 * time.Second
+)
+
+var (
+	errBodyTooLarge = errors.New("body too large")
+	errEncodedBody  = errors.New("body has a content coding")
+	errSlowBody     = errors.New("body comes too slowly")
+	errNoMemory     = fmt.Errorf("%w: too many large bodies are in memory", ErrUnavailable)
+)
+
+// bodyPools are the pools of memory for bodies.
+type bodyPools struct{ public, admin, gateway *fairpool.Pool }
+
+func newBodyPools(tenantShare float64) bodyPools {
+	return bodyPools{
+		public:  fairpool.New(publicBodyMemory, tenantShare),
+		admin:   fairpool.New(adminBodyMemory, tenantShare),
+		gateway: fairpool.New(gatewayBodyMemory, tenantShare),
+	}
+}
+
+// writePools writes the state of what all requests share.
+func (s *server) writePools(p *telemetry.Page) {
+	pools := s.gateway.Pools()
+	pools["public_bodies"], pools["admin_bodies"], pools["gateway_bodies"] =
+		s.bodies.public.Stats(), s.bodies.admin.Stats(), s.bodies.gateway.Stats()
+	names := slices.Sorted(maps.Keys(pools))
+	p.Family("pool_size", "gauge", "What all requests may take of a pool together.")
+	for _, name := range names {
+		p.Sample("pool_size", float64(pools[name].Size), "pool", name)
+	}
+	p.Family("pool_used", "gauge", "What they have taken.")
+	for _, name := range names {
+		p.Sample("pool_used", float64(pools[name].Used), "pool", name)
+	}
+	p.Family("pool_refused_total", "counter", "Requests that got nothing of a pool.")
+	for _, name := range names {
+		p.Sample("pool_refused_total", float64(pools[name].OverShare), "pool", name, "reason", "share")
+		p.Sample("pool_refused_total", float64(pools[name].Full), "pool", name, "reason", "full")
+	}
+}
+
+// readPublicBody is the step that reads a body that anybody may send: the share is that of a client address. Errors are
+// those of readBody.
+func (s *server) readPublicBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	address := clientAddress(r, s.options.trustedProxies)
+	info.memory = s.bodies.public.Claim(address, address)
+	return readBody(w, r, info, smallBodyBytes, maxBodyBytes)
+}
+
+// readAdminBody is the step that reads the body of an admin, whose token was checked. Errors are those of readBody.
+func (s *server) readAdminBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	info.memory = s.bodies.admin.Claim(pathTenantID(r), info.actor.tokenHash)
+	return readBody(w, r, info, smallBodyBytes, maxBodyBytes)
+}
+
+// readGatewayBody is the step that reads the body of a request to the gateway, of up to options.maxGatewayBody bytes.
+// One over gateway.FreeBodyBytes, or of unknown size, is read only for an API key that exists, so that strangers can
+// take neither memory nor the time that it needs. Such a request has its place among those that wait for a provider
+// from then on. Errors: those of readBody and requireKey; a 503 if the key has no place; errSlowBody.
+func (s *server) readGatewayBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
+	info.place = s.gateway.Place(info.tenantID, info.apiKey)
+	limit := s.options.maxGatewayBody
+	if r.ContentLength > limit || 0 <= r.ContentLength && r.ContentLength <= gateway.FreeBodyBytes {
+		return readBody(w, r, info, gateway.FreeBodyBytes, limit)
+	}
+	err := s.requireKey(w, r, info)
+	if err == nil {
+		err = gateway.TakePlace(info.place)
+	}
+	if err != nil {
+		w.Header().Set("Connection", "close")
+		return err
+	}
+	connlimit.Admit(r.Context())
+	r.Body = &uploadReader{ReadCloser: r.Body, client: http.NewResponseController(w), start: time.Now()}
+	return readBody(w, r, info, gateway.FreeBodyBytes, limit)
+}
+
+// readBody reads the request's body, of at most limit bytes. Those beyond the first free take memory of info.memory as
+// they arrive. The time that the body takes to come does not count for the deadline. Errors: errEncodedBody;
+// errBodyTooLarge; errNoMemory; errSlowBody; a badRequestError if the body ends early.
+func readBody(w http.ResponseWriter, r *http.Request, info *requestInfo, free, limit int64) (err error) {
+	if len(r.Header["Content-Encoding"]) > 0 {
+		return errEncodedBody
+	}
+	if r.ContentLength > limit { // refused before a client that expects 100 Continue sends it
+		w.Header().Set("Connection", "close")
+		return errBodyTooLarge
+	}
+	began := time.Now()
+	info.body, err = info.memory.ReadAll(r.Body, r.ContentLength, free, limit)
+	info.deadline = info.deadline.Add(time.Since(began))
+	if err == nil {
+		return nil
+	}
+	w.Header().Set("Connection", "close")
+	switch err {
+	case fairpool.ErrTooLong:
+		return errBodyTooLarge
+	case fairpool.ErrShare, fairpool.ErrFull:
+		return errNoMemory
+	case errSlowBody:
+		return err
+	}
+	return badRequestError("Body could not be read to its end")
+}
+
+// An uploadReader reads a body that may take longer than those of other requests. Its error is errSlowBody when too
+// little has come.
+type uploadReader struct {
+	io.ReadCloser
+	client *http.ResponseController
+	start  time.Time
+	bytes  int64 // that have come
+}
+
+func (u *uploadReader) Read(p []byte) (int, error) {
+	earned := time.Duration(u.bytes) * time.Second / minUploadRate
+	end := u.start.Add(max(earned, uploadPatience))
+	_ = u.client.SetReadDeadline(end)
+	_ = u.client.SetWriteDeadline(end.Add(writeTimeout)) // for the response
+	n, err := u.ReadCloser.Read(p)
+	u.bytes += int64(n)
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		err = errSlowBody
+	}
+	return n, err
+}

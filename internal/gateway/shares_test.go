@@ -1,0 +1,95 @@
+package gateway
+
+import (
+	"strings"
+	"testing"
+
+	"tollgate/internal/fairpool"
+)
+
+// crowd takes a pool: all that a user of a tenant may have or, for "", an eighth for each of eight others.
+func crowd(t testing.TB, pool *fairpool.Pool, user string) {
+	t.Helper()
+	if user != "" {
+		fill(t, pool.Claim("acme", user), pool.Stats().Size*3/8)
+		return
+	}
+	for _, tenant := range strings.Split("abcdefgh", "") {
+		fill(t, pool.Claim(tenant, "user"), pool.Stats().Size/8)
+	}
+}
+
+// TestUnreadResponses relays a response that there is no memory for byte for byte. It costs what was held if its user
+// has more than a share, and an estimate by its size if others have the memory. A response of 64 KiB needs none.
+func TestUnreadResponses(t *testing.T) {
+	const request = `{"max_tokens":50000}` // 21 bytes: 50,021 are held, an estimated input of 5
+	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 90<<10-len(completion)+len("Hello.")), 1)
+	short := strings.Replace(completion, "Hello.", strings.Repeat("x", 60<<10), 1)
+	for _, test := range []struct {
+		name  string
+		crowd func(t testing.TB, pool *fairpool.Pool)
+		body  string
+		cost  int64
+	}{
+		{"free", func(testing.TB, *fairpool.Pool) {}, long, 18},
+		{"its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, long, 50_000 + 20},
+		{"others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, long, 5 + 90<<10/3},
+		{"short, its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, short, 18},
+		{"short, others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, short, 18},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newScripted(t, jsonBody(test.body), "")
+			g.account.left = 1_000_000
+			test.crowd(t, g.memory)
+			before := g.memory.Stats().Used
+			_, body, err := g.post(t, request)
+			if err != nil || body != test.body {
+				t.Errorf("got %d bytes of %d, %v", len(body), len(test.body), err)
+			}
+			if o := <-g.outcomes; o.cost != test.cost || o.estimated == (test.cost == 18) {
+				t.Errorf("got %+v, want a cost of %d", o, test.cost)
+			}
+			eventually(t, "given back", func() bool { return g.memory.Stats().Used == before })
+			g.wantNothingHeld(t)
+		})
+	}
+}
+
+// TestManyResponses has 40 responses of 1 MiB each, held back before their last bytes, fill their tenant's share of the
+// memory, and not more.
+func TestManyResponses(t *testing.T) {
+	body := strings.Replace(completion, "Hello.", strings.Repeat("x", 1<<20), 1)
+	g := newScripted(t, jsonBody(body[:1<<20], hang), "")
+	g.waiting, g.memory = fairpool.New(400, 1), fairpool.New(32<<20, 0.5)
+	for range 40 {
+		go func() { _, _, _ = g.post(t, whole) }()
+	}
+	eventually(t, "crowded", func() bool { return g.memory.Stats().OverShare > 0 })
+	if s := g.memory.Stats(); s.Used > s.Size/2 {
+		t.Errorf("%d of %d bytes are used", s.Used, s.Size)
+	}
+	g.Stop()
+	g.wantNothingHeld(t)
+}
+
+// TestCrowdedReplays charges no fee for a cached response that cannot be sent, for lack of a place or of memory.
+func TestCrowdedReplays(t *testing.T) {
+	g := newCached(t, jsonBody(strings.Replace(completion, "Hello.", strings.Repeat("x", 3*firstRead), 1)))
+	g.wantCached(t, whole, "MISS", CacheStored)
+	left := g.account.left
+	g.memory = fairpool.New(8, 0.5)
+	g.wantCached(t, whole, "MISS", CacheStored)
+	if g.account.left != left-18 {
+		t.Errorf("%d tokens are left of %d: the fee was not returned", g.account.left, left)
+	}
+	left = g.account.left
+	g.memory = fairpool.New(1<<20, 0.5)
+	crowd(t, g.waiting, "user")
+	fill(t, g.waiting.Claim("acme", "another"), 1)
+	if response, body, err := g.post(t, whole); err != nil || response.StatusCode != 503 {
+		t.Errorf("got %v %s, %v; want 503", response, body, err)
+	}
+	if g.account.left != left {
+		t.Errorf("%d tokens are left of %d: the fee was not returned", g.account.left, left)
+	}
+}
