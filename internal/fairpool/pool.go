@@ -72,6 +72,9 @@ type Claim struct {
 	amount        int64 // guarded by pool.mu
 }
 
+// Another returns a Claim for the same member, which has nothing yet.
+func (c *Claim) Another() *Claim { return c.pool.Claim(c.group, c.member) }
+
 // Add takes n (≥ 0) more, all or nothing. Errors: ErrShare, ErrFull.
 func (c *Claim) Add(n int64) error {
 	c.pool.mu.Lock()

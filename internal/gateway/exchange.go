@@ -56,6 +56,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
 		stream: llmwire.Stream{
 			Report: llmwire.Report{Format: request.Format}, DropUsage: request.Stream && !request.IncludeUsage,
+			Memory: c.Memory.Another(),
 		},
 	}
 	// A response may come much later than others do.

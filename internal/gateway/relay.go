@@ -101,6 +101,7 @@ func (l *relay) end() {
 		l.drainRetry.Stop()
 	}
 	l.drain.Release()
+	l.stream.Memory.Release()
 }
 
 // copyHeaders sets the headers of the response to the client that come from the provider.

@@ -72,6 +72,22 @@ func TestManyResponses(t *testing.T) {
 	g.wantNothingHeld(t)
 }
 
+// TestManyLongEvents has 40 streams send most of an event of 1 MB each. Their memory is bounded as that of responses is.
+func TestManyLongEvents(t *testing.T) {
+	event := strings.Replace(content, "12345678", strings.Repeat("x", 900_000), 1)
+	g := newScripted(t, stream(event[:800_000], hang), "")
+	g.waiting, g.memory = fairpool.New(400, 1), fairpool.New(32<<20, 0.5)
+	for range 40 {
+		go func() { _, _, _ = g.post(t, streamed) }()
+	}
+	eventually(t, "crowded", func() bool { return g.memory.Stats().OverShare > 0 })
+	if s := g.memory.Stats(); s.Used > s.Size/2 {
+		t.Errorf("%d of %d bytes are used", s.Used, s.Size)
+	}
+	g.Stop()
+	g.wantNothingHeld(t)
+}
+
 // TestCrowdedReplays charges no fee for a cached response that cannot be sent, for lack of a place or of memory.
 func TestCrowdedReplays(t *testing.T) {
 	g := newCached(t, jsonBody(strings.Replace(completion, "Hello.", strings.Repeat("x", 3*firstRead), 1)))

@@ -1,17 +1,22 @@
 package llmwire
 
-import "bytes"
+import (
+	"bytes"
+
+	"tollgate/internal/fairpool"
+)
 
 const (
-	maxEventBytes = 1 << 20 // a longer line or event is relayed unread
-	eventBuffer   = 2 << 10 // enough for a stream without long events
+	maxEventBytes = 1 << 20  // a longer line or event is relayed unread
+	eventBuffer   = 2 << 10  // enough for a stream without long events
+	freeBuffer    = 64 << 10 // for which no memory is taken of what others share
 )
 
 // A Stream reads a provider's stream of server-sent events while it is relayed. It returns the provider's own bytes,
-// event by event. An event of more than 1 MiB is returned as it comes; a line of it that is returned in pieces is not
-// read, and counts as content.
+// event by event. An event of more than 1 MiB, or one without memory for it, is returned as it comes; a line of it that
+// is returned in pieces is not read, and counts as content.
 //
-// Only Report.Format and DropUsage have to be set. A Stream is used by one goroutine at a time:
+// Only Report.Format has to be set. A Stream is used by one goroutine at a time:
 //
 //	for {
 //		n, err := provider.Read(stream.Room())
@@ -24,6 +29,10 @@ const (
 type Stream struct {
 	Report    Report // of the events that were read; its Format has to be set
 	DropUsage bool   // take the extra event with the usage out, since the client has not asked for it
+
+	// Memory is for what has come of an event beyond 64 KiB; nil if there is always enough. The caller releases it in the
+	// end.
+	Memory *fairpool.Claim
 
 	buf     []byte // buf[:kept] is what Received returns, buf[event:] is what has come of the next event
 	kept    int
@@ -50,6 +59,7 @@ func (s *Stream) Room() []byte {
 	rest := len(s.buf)
 	if size := cap(s.buf); rest == 0 && size > 16*eventBuffer {
 		s.buf = nil // a stream keeps no more than it needs
+		s.Memory.Release()
 	} else if size-rest < size/4 {
 		s.buf = append(make([]byte, 0, 2*size), s.buf...)
 	}
@@ -65,13 +75,22 @@ func (s *Stream) Received(n int) []byte {
 	s.buf = s.buf[:len(s.buf)+n]
 	for s.readLine() {
 	}
-	if s.inLine || len(s.buf)-s.event > maxEventBytes {
+	if s.inLine || len(s.buf)-s.event > maxEventBytes || !s.hasMemory() {
 		s.inEvent, s.inLine = true, s.inLine || s.line < len(s.buf)
 		s.countUnread(s.buf[s.line:])
 		s.keep(len(s.buf))
 		s.line, s.scanned = len(s.buf), len(s.buf)
 	}
 	return s.buf[:s.kept]
+}
+
+// hasMemory reports whether Room can give more room, for which it takes memory.
+func (s *Stream) hasMemory() bool {
+	size := cap(s.buf)
+	if rest := len(s.buf) - s.event; s.Memory == nil || size < freeBuffer || size-rest >= size/4 {
+		return true
+	}
+	return s.Memory.AddUpTo(int64(2*size-freeBuffer)) == nil
 }
 
 // IsBetweenEvents reports whether what was returned so far ends with a complete event, so that other events can follow.

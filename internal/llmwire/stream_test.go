@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tollgate/internal/fairpool"
 )
 
 // A streamTest is a stream of a response with n choices, and the summary of its report.
@@ -67,6 +69,32 @@ func TestStreams(t *testing.T) {
 					check(bytewise...)
 				}
 			})
+		}
+	}
+}
+
+// TestStreamMemory reads events of 40 and 400 KB with memory for neither, one or both. One that there is no memory for is
+// relayed byte for byte, unread. The memory is given back after the event.
+func TestStreamMemory(t *testing.T) {
+	event := func(size int) string {
+		return `data: {"choices":[{"index":0,"delta":{"content":"` + strings.Repeat("x", size) + `"}}]}` + "\n\n"
+	}
+	for _, test := range []struct {
+		memory int64
+		size   int
+		unread bool
+	}{{1, 40_000, false}, {1, 400_000, true}, {1 << 20, 400_000, false}, {200_000, 400_000, true}, {200_000, 100_000, false}} {
+		pool := fairpool.New(test.memory, 1)
+		s := &Stream{Memory: pool.Claim("acme", "user")}
+		data := []byte(event(test.size) + event(1) + event(1))
+		if relayed := relay(s, data); !bytes.Equal(relayed, data) {
+			t.Errorf("%+v: %d bytes of %d were relayed", test, len(relayed), len(data))
+		}
+		if s.Report.Unread != test.unread || s.Report.contentBytes < int64(test.size) {
+			t.Errorf("%+v: unread is %v, with %d bytes of content", test, s.Report.Unread, s.Report.contentBytes)
+		}
+		if s.Room(); pool.Stats().Used != 0 {
+			t.Errorf("%+v: %d bytes are still used", test, pool.Stats().Used)
 		}
 	}
 }
