@@ -81,9 +81,14 @@ func (s *server) readPublicBody(w http.ResponseWriter, r *http.Request, info *re
 	return readBody(w, r, info, smallBodyBytes, maxBodyBytes)
 }
 
-// readAdminBody is the step that reads the body of an admin, whose token was checked. Errors are those of readBody.
+// readAdminBody is the step that reads the body of an admin, whose token was checked. It may be slow, even while
+// connections are scarce, if the admin has a place among the requests that wait. Errors are those of readBody.
 func (s *server) readAdminBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	info.memory = s.bodies.admin.Claim(pathTenantID(r), info.actor.tokenHash)
+	tenant, admin := pathTenantID(r), info.actor.tokenHash
+	info.memory, info.place = s.bodies.admin.Claim(tenant, admin), s.gateway.Place(tenant, admin)
+	if gateway.TakePlace(info.place) == nil {
+		connlimit.Admit(r.Context())
+	}
 	return readBody(w, r, info, smallBodyBytes, maxBodyBytes)
 }
 

@@ -475,9 +475,13 @@ func (s *service) flood(t *testing.T, clients int, text string) <-chan int {
 	return done
 }
 
-// Clients that send half a header, and come back when they are cut off, do not take all connections: -health responds.
-func TestHalfHeaders(t *testing.T) {
+// Clients that send half a request, and come back when they are cut off, do not take all connections: -health responds.
+func TestHalfRequests(t *testing.T) {
 	long(t)
+	halves := []string{
+		"GET /healthz HTTP/1.1\r\nHo",
+		"POST /abc/tokens/consume HTTP/1.1\r\nHost: x\r\n" + bearer(someKey) + "\r\nContent-Length: 9\r\n\r\n{",
+	}
 	const sockets = 256
 	s := newService(t, fmt.Sprint("MAX_CONNECTIONS=", sockets))
 	var stop atomic.Bool
@@ -499,7 +503,7 @@ func TestHalfHeaders(t *testing.T) {
 						continue
 					}
 				}
-				fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHo")
+				fmt.Fprint(c, halves[i/2%2])
 				readAll(c)
 				cuts.Add(1)
 				c.Close()
@@ -521,8 +525,8 @@ func TestHalfHeaders(t *testing.T) {
 	clients.Wait()
 }
 
-// While few connections are left, a header must come within a second, on a new connection and on one that was kept; a
-// body, a response and the time between requests may take longer.
+// While few connections are left, a header must come within a second, on a new connection and on one that was kept, and
+// so must the body of a charge. That of an admin, a response and the time between requests may take longer.
 func TestCrowdedHeaders(t *testing.T) {
 	t.Parallel()
 	s := newService(t, "MAX_CONNECTIONS=8")
@@ -542,7 +546,7 @@ func TestCrowdedHeaders(t *testing.T) {
 	half, halfReader := kept("")
 	fmt.Fprint(half, request[:10])
 	body := s.begin(t, "PUT", "/abc/admin/config", 2, bearer(testAdminToken))
-	for range 3 { // take the places that are left, and one of them begins a header
+	for range 3 { // take the connections that are left
 		s.begin(t, "PUT", "/abc/admin/config", 2, bearer(testAdminToken))
 	}
 	fresh := s.dial(t)
