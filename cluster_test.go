@@ -35,6 +35,7 @@ func TestCluster(t *testing.T) {
 	t.Run("script flush", testClusterScriptFlush)
 	t.Run("half-moved slot", testClusterHalfMovedSlot)
 	t.Run("resharding", testClusterResharding)
+	t.Run("spenders", testClusterSpenders)
 	t.Run("config freshness", testClusterConfigFreshness)
 	t.Run("planned failover", testClusterPlannedFailover)
 	t.Run("killed master", testClusterKilledMaster)
