@@ -37,10 +37,22 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request, info *reques
 
 func (s *server) replaceConfig(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	var raw []byte
-	if err := strict.Decode(info.body, strict.Rules{"config": strict.Raw(&raw)}, "config"); err != nil {
+	if err := strict.Decode(info.body, configBodyRules(&raw), "config"); err != nil {
 		return err
 	}
 	return s.saveConfig(w, r, info, raw)
+}
+
+// configBodyRules returns the rules for a body with a config, which is read into raw. Whoever sends the config alone is
+// told where it belongs.
+func configBodyRules(raw *[]byte) strict.Rules {
+	rules := strict.Rules{"config": strict.Raw(raw)}
+	for name := range new(tenantConfig).rules() {
+		rules[name] = func(wrong *strict.Problems, _ []byte) bool {
+			return wrong.Add(`is not a known member: put the config under "config"`)
+		}
+	}
+	return rules
 }
 
 // saveConfig replaces the tenant's config by raw, if raw is a valid config and the present one meets the request's
@@ -86,7 +98,7 @@ func (s *server) audit(info *requestInfo, tenantID, format string, args ...any) 
 // keyName returns how the log names an API key: by the first 8 hex digits of its SHA-256.
 func keyName(key string) string { return fmt.Sprintf("%.4x", sha256.Sum256([]byte(key))) }
 
-// logConfigWarnings logs which members of a config that was saved are probably misspelled.
+// logConfigWarnings logs the warnings of a config that was saved.
 func (s *server) logConfigWarnings(tenantID string, config *tenantConfig) {
 	for _, warning := range config.warnings {
 		s.log.Warnf("The config of tenant %s: %s", tenantID, warning)
@@ -256,7 +268,8 @@ func (s *server) listTenants(w http.ResponseWriter, _ *http.Request, info *reque
 func (s *server) createTenant(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	var id string
 	var raw []byte
-	rules := strict.Rules{"tenantId": strict.String(&id), "config": strict.Raw(&raw)}
+	rules := configBodyRules(&raw)
+	rules["tenantId"] = strict.String(&id)
 	if err := strict.Decode(info.body, rules, "tenantId", "config"); err != nil {
 		return err
 	}

@@ -102,6 +102,7 @@ func TestTenantCreationRefused(t *testing.T) {
 		{"an ID that is not a string", `{"tenantId":1,"config":{}}`, "tenantId must be a string"},
 		{"a config that breaks a rule", `{"tenantId":"x","config":[]}`, "Invalid config: it must be an object"},
 		{"a member too many", `{"tenantId":"x","config":{},"a":1}`, "a is not a known member"},
+		{"no wrapper", `{"tenantId":"x","user_groups":{}}`, `user_groups is not a known member: put the config under "config"`},
 		{"an ID with a colon", `{"tenantId":"a:b","config":{}}`, badID},
 		{"an empty ID", `{"tenantId":"","config":{}}`, badID},
 	} {

@@ -23,7 +23,7 @@ type tenantConfig struct {
 	compact  []byte // the config within json: as it was put, but for white space
 	groups   map[string]userGroup
 	encoded  groupTable
-	warnings []string          // sentences on members that are probably misspelled
+	warnings []string          // sentences on members that are probably misspelled or have no effect
 	compared int               // unknown members that were compared with known ones for warnings
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
 	caching  gateway.Caching
@@ -198,8 +198,17 @@ func (c *tenantConfig) rules() strict.Rules {
 		"user_groups": c.mapOf(c.groupRule, anonymousGroup, "google_logged_in", "apple_logged_in"),
 		"cors":        c.membersOf(strict.Rules{"allowed_origins": c.readOrigins}),
 		"providers":   strict.MapOf(c.providerRule),
-		"caching":     c.membersOf(c.caching.Rules()),
+		"caching":     c.readCaching,
 	}
+}
+
+// readCaching is the rule for caching. It warns if that caches nothing, although it is enabled.
+func (c *tenantConfig) readCaching(wrong *strict.Problems, value []byte) bool {
+	ok := c.membersOf(c.caching.Rules())(wrong, value)
+	if c.caching.IsIdle() && len(c.warnings) < strict.MaxProblems {
+		c.warnings = append(c.warnings, "caching.enabled is true but text_ttl is 0: nothing is cached")
+	}
+	return ok
 }
 
 // authRule returns the rule for one member of auth.

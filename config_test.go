@@ -213,6 +213,28 @@ func TestConfigWarnings(t *testing.T) {
 	}
 }
 
+// Caching that is enabled and caches nothing is a warning.
+func TestIdleCachingWarning(t *testing.T) {
+	const warning = `{"success":true,"warnings":["caching.enabled is true but text_ttl is 0: nothing is cached"]}`
+	s := newService(t)
+	id := newTenant(t, 1)
+	for caching, want := range map[string]string{
+		`{"enabled":true}`:                           warning,
+		`{"text_ttl":0,"enabled":true}`:              warning,
+		`{"enabled":true,"transcription_ttl":60}`:    warning,
+		`{"enabled":true,"text_ttl":1}`:              `{"success":true}`,
+		`{"enabled":false}`:                          `{"success":true}`,
+		`{"enabled":false,"text_ttl":0,"x":{"y":1}}`: `{"success":true}`,
+		`{}`: `{"success":true}`,
+	} {
+		before := s.log.Count("[WARN]")
+		s.putConfig(t, id, `{"caching":`+caching+`}`).want(t, 200, want)
+		if got := s.log.Count("[WARN]") - before; (got == 1) != (want == warning) {
+			t.Errorf("%s: %d lines of the log are warnings", caching, got)
+		}
+	}
+}
+
 // A whole number counts in any spelling that JSON has for it; the config keeps its own.
 func TestSpellingsOfWholeNumbers(t *testing.T) {
 	s := newService(t)

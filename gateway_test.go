@@ -124,6 +124,50 @@ func (got reply) wantWireError(t testing.TB, path string, status int, kind, code
 
 const anthropicVersion = "anthropic-version: 2023-06-01"
 
+// A base URL with a segment too many or too few gets the path that was meant, in the shape that the SDK reads.
+func TestGatewayMeantPath(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for path, meant := range map[string]string{
+		"/chat/completions":                             "/v1/chat/completions",
+		"/acme/chat/completions":                        "/acme/v1/chat/completions",
+		"/acme/messages":                                "/acme/v1/messages",
+		"/acme/messages/count_tokens":                   "/acme/v1/messages/count_tokens",
+		"/acme/models":                                  "/acme/v1/models",
+		"/acme/v1/v1/messages":                          "/acme/v1/messages",
+		"/acme/v1/v1/chat/completions":                  "/acme/v1/chat/completions",
+		"/v1/v1/v1/messages":                            "/v1/messages",
+		"/acme/v1/chat/completions/":                    "/acme/v1/chat/completions",
+		"/acme//v1/messages":                            "/acme/v1/messages",
+		"/acme/v1/chat/completions/chat/completions":    "/acme/v1/chat/completions",
+		"/acme/v1/messages/v1/messages":                 "/acme/v1/messages",
+		"/acme/v1/embeddings":                           "",
+		"/acme/embeddings":                              "Not found",
+		"/prefix/acme/v1/messages":                      "Not found", // tollgate cannot know whose segment is too many
+		"/-/messages":                                   "Not found",
+		"/" + strings.Repeat("a", 65) + "/v1/messages/": "There is no such route: tollgate has ",
+	} {
+		for _, header := range []string{"X-Other: 1", anthropicVersion} {
+			got := s.do(t, "POST", path, `{}`, header)
+			want := meant
+			if strings.HasPrefix(meant, "/") {
+				want = "There is no such route: did you mean " + meant + "? OpenAI's base URL ends in /v1, Anthropic's does not"
+			}
+			if got.status != 404 || !strings.Contains(got.body, want) {
+				t.Errorf("%s: got %d %s, want %s", path, got.status, got.body, want)
+			}
+			switch {
+			case meant == "Not found":
+				got.want(t, 404, `{"error":"Not found"}`)
+			case header == anthropicVersion:
+				got.wantWireError(t, messagesPath, 404, "not_found_error", "")
+			default:
+				got.wantWireError(t, chatPath, 404, "invalid_request_error", "")
+			}
+		}
+	}
+}
+
 // Every error that tollgate itself sends has the shape of the route's format.
 func TestGatewayErrors(t *testing.T) {
 	t.Parallel()
@@ -181,6 +225,7 @@ func TestGatewayErrors(t *testing.T) {
 				g.do(t, "POST", prefix+path, `{}`, bearer(g.key)).wantWireError(t, "chat", 404, invalid, "")
 			}
 		}
+		g.do(t, "POST", "/v1/embeddings", `{}`, anthropicVersion).wantWireError(t, messagesPath, 404, "not_found_error", "")
 		g.do(t, "GET", chatPath, "").wantWireError(t, chatPath, 405, invalid, "")
 		g.do(t, "GET", messagesPath, "").wantWireError(t, messagesPath, 405, invalid, "")
 		g.do(t, "POST", "/v1/models", "").wantWireError(t, chatPath, 405, invalid, "")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 
@@ -281,14 +282,43 @@ func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, b
 	_ = writeJSON(w, status, body)
 }
 
-// writeNotFound sends the response to a request for which there is no route.
+// writeNotFound sends the response to a request for which there is no route. If its client seems to be an SDK of a
+// provider, it is in a shape that this one reads.
 func writeNotFound(w http.ResponseWriter, r *http.Request) {
-	if formatOfPath(r) != nil {
-		const sentence = "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
-		_ = writeBody(w, http.StatusNotFound, append(llmwire.UnknownRouteBody(sentence), '\n'))
+	sentence := "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
+	if meant := meantPath(r.URL.Path); meant != "" {
+		sentence = "There is no such route: did you mean " + meant +
+			"? OpenAI's base URL ends in /v1, Anthropic's does not"
+	} else if formatOfPath(r) == nil {
+		_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
 		return
 	}
-	_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
+	body := llmwire.UnknownRouteBody(sentence)
+	if len(r.Header["Anthropic-Version"]) > 0 {
+		body = llmwire.AnthropicMessages.ErrorBody(http.StatusNotFound, sentence)
+	}
+	_ = writeBody(w, http.StatusNotFound, append(body, '\n'))
+}
+
+// meantPath returns the path of the gateway's route to which a request without a route would have gone if its client's
+// base URL had no segment too many or too few: /acme/v1/messages for /acme/messages and for /acme/v1/v1/messages. It
+// returns "" if the path does not end as that of such a route.
+func meantPath(requested string) string {
+	requested = path.Clean(requested)
+	for _, resource := range []string{"/chat/completions", "/messages", "/messages/count_tokens", "/models"} {
+		base, ok := strings.CutSuffix(requested, resource)
+		if !ok {
+			continue
+		}
+		tenant, rest, _ := strings.Cut(strings.TrimPrefix(base, "/"), "/")
+		switch {
+		case tenant == "" || tenant == "v1":
+			return "/v1" + resource
+		case validTenantID(tenant) && (rest == "" || rest == "v1" || strings.HasPrefix(rest, "v1/")):
+			return "/" + tenant + "/v1" + resource
+		}
+	}
+	return ""
 }
 
 // formatOfPath returns the format of the gateway that the client of a request without a route expects, going by the

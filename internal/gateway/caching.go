@@ -66,6 +66,9 @@ func (c *Caching) ttl() time.Duration {
 	return time.Duration(min(c.textTTL, maxCacheSeconds)) * time.Second
 }
 
+// IsIdle reports whether nothing is cached although caching is enabled.
+func (c *Caching) IsIdle() bool { return c.enabled && c.textTTL == 0 }
+
 // cachedResponse is an endpoint's response as its first client got it.
 type cachedResponse struct {
 	storedAt      time.Time
