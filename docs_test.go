@@ -475,20 +475,3 @@ func TestIntegrationDocsFlags(t *testing.T) {
 	}
 	wantSameNames(t, names, listed)
 }
-
-func wantSameNames(t *testing.T, names, listed map[string]bool) {
-	t.Helper()
-	if len(names) == 0 {
-		t.Error("there are no names")
-	}
-	for name := range names {
-		if !listed[name] {
-			t.Errorf("%s is not listed", name)
-		}
-	}
-	for name := range listed {
-		if !names[name] {
-			t.Errorf("%s is listed, but does not exist", name)
-		}
-	}
-}

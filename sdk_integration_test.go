@@ -81,15 +81,6 @@ func compile(t *testing.T, files ...string) string {
 	return dir
 }
 
-func readFile(t *testing.T, path string) string {
-	t.Helper()
-	content, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
-}
-
 // sdkCall is a call with an SDK. The first word of its name says which; testdata/sdk/calls.ts has them.
 type sdkCall struct {
 	Name      string `json:"name"`

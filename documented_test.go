@@ -1,0 +1,179 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// These tests compare the docs and openapi.json with the tables of the program. docs_test.go runs the commands in them.
+
+// readFile returns the content of a file of the repository.
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+var docCode = regexp.MustCompile("`([^`]*)`")
+
+// tableRows returns the cells of the rows of all tables in a Markdown text, without heads.
+func tableRows(text string) (rows [][]string) {
+	for line := range strings.Lines(text) {
+		inner, ok := strings.CutPrefix(strings.TrimSpace(line), "|")
+		if !ok || strings.HasPrefix(inner, "---") {
+			continue
+		}
+		var cells []string
+		for cell := range strings.SplitSeq(strings.TrimSuffix(inner, "|"), "|") {
+			cells = append(cells, strings.TrimSpace(cell))
+		}
+		rows = append(rows, cells)
+	}
+	return rows
+}
+
+// documentedRoutes returns the routes that the tables of the section Routes in a file list in their first column: the
+// method, or "" for any, and the path below the tenant.
+func documentedRoutes(t *testing.T, file string) (routes []string) {
+	t.Helper()
+	_, section, _ := strings.Cut(readFile(t, file), "\n## Routes\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, row := range tableRows(section) {
+		method := ""
+		for _, code := range docCode.FindAllStringSubmatch(row[0], -1) {
+			path := code[1]
+			if first, rest, ok := strings.Cut(path, " "); ok {
+				method, path = first, rest
+			}
+			path, _, _ = strings.Cut(path, "?")
+			path = strings.TrimPrefix(strings.TrimPrefix(path, "…"), "/{tenantId}")
+			if strings.HasPrefix(path, "/") && !strings.Contains(path, "…") { // not a body, nor a hint to another page
+				routes = append(routes, strings.TrimSpace(method+" "+path))
+			}
+		}
+	}
+	return routes
+}
+
+// Every route has a row in docs/api.md or, below /v1/, in docs/gateway.md, and there are no others.
+func TestDocumentedRoutes(t *testing.T) {
+	t.Parallel()
+	listed, exist := make(map[string]bool), make(map[string]bool)
+	for _, file := range []string{"docs/api.md", "docs/gateway.md"} {
+		for _, route := range documentedRoutes(t, file) {
+			if strings.Contains(route, " /v1/") != (file == "docs/gateway.md") {
+				t.Errorf("%s lists %s, which belongs to the other page", file, route)
+			}
+			listed[route] = true
+		}
+	}
+	for _, route := range new(server).routes() {
+		method, path := routeOf(route.pattern)
+		exist[strings.TrimSpace(method+" "+strings.TrimPrefix(path, "/{tenantId}"))] = true
+	}
+	wantSameNames(t, exist, listed)
+}
+
+// ruledMembers returns the members of configs that the files with rules for them name: the keys of each strict.Rules.
+func ruledMembers(t *testing.T) map[string]bool {
+	t.Helper()
+	members := make(map[string]bool)
+	for _, path := range []string{"config.go", "internal/gateway/endpoint.go", "internal/gateway/caching.go"} {
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(node ast.Node) bool {
+			rules, ok := node.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			if kind, ok := rules.Type.(*ast.SelectorExpr); !ok || kind.Sel.Name != "Rules" {
+				return true
+			}
+			for _, element := range rules.Elts {
+				if name, ok := element.(*ast.KeyValueExpr).Key.(*ast.BasicLit); ok {
+					text, _ := strconv.Unquote(name.Value)
+					members[text] = true
+				}
+			}
+			return true
+		})
+	}
+	return members
+}
+
+// schemaMembers adds the names of all properties in a schema to members.
+func schemaMembers(schema any, members map[string]bool) {
+	switch schema := schema.(type) {
+	case []any:
+		for _, part := range schema {
+			schemaMembers(part, members)
+		}
+	case map[string]any:
+		if ref, ok := schema["$ref"].(string); ok {
+			schemaMembers(openAPI().Components.Schemas[strings.TrimPrefix(ref, "#/components/schemas/")], members)
+		}
+		properties, _ := schema["properties"].(map[string]any)
+		for name, property := range properties {
+			members[name] = true
+			schemaMembers(property, members)
+		}
+		for _, keyword := range []string{"additionalProperties", "items", "anyOf"} {
+			schemaMembers(schema[keyword], members)
+		}
+	}
+}
+
+// Every member of a config that has a rule is in docs/configuration.md and in openapi.json's schema of configs, and no
+// other member is.
+func TestDocumentedMembers(t *testing.T) {
+	t.Parallel()
+	members := ruledMembers(t)
+	_, page, _ := strings.Cut(readFile(t, "docs/configuration.md"), "\n## A tenant's config\n")
+	page, _, _ = strings.Cut(page, "\n## Misspelled members\n")
+	listed := make(map[string]bool)
+	for _, row := range tableRows(page) {
+		for _, code := range docCode.FindAllStringSubmatch(row[0], -1) {
+			for name := range strings.SplitSeq(strings.TrimLeft(code[1], "…."), ".") {
+				if !strings.HasPrefix(name, "<") { // what the tenant names
+					listed[name] = true
+				}
+			}
+		}
+	}
+	t.Run("docs/configuration.md", func(t *testing.T) { wantSameNames(t, members, listed) })
+	documented := make(map[string]bool)
+	schemaMembers(openAPI().Components.Schemas["Config"], documented)
+	delete(documented, "text") // the name of a kind
+	t.Run("openapi.json", func(t *testing.T) { wantSameNames(t, members, documented) })
+}
+
+// wantSameNames expects that what exists and what is listed are the same names.
+func wantSameNames(t *testing.T, exist, listed map[string]bool) {
+	t.Helper()
+	if len(exist) == 0 {
+		t.Error("there are no names")
+	}
+	for _, name := range slices.Sorted(maps.Keys(exist)) {
+		if !listed[name] {
+			t.Errorf("%s is not listed", name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(listed)) {
+		if !exist[name] {
+			t.Errorf("%s is listed, but does not exist", name)
+		}
+	}
+}
