@@ -29,41 +29,21 @@ import (
 
 const maxReadmeLines = 180
 
-// docFiles returns the paths of README.md and of everything in docs.
+// docFiles returns the paths of README.md and of everything in docs, in the order in which README.md links them.
 func docFiles(t *testing.T) []string {
 	t.Helper()
-	files, err := filepath.Glob("docs/*.md")
-	if err != nil || len(files) < 6 {
-		t.Fatalf("docs has %q, %v", files, err)
-	}
-	return append([]string{"README.md"}, files...)
-}
-
-// docBlock is a fenced block of a Markdown file.
-type docBlock struct {
-	line     int
-	language string
-	text     string
-}
-
-func docBlocks(t *testing.T, file string) (blocks []docBlock) {
-	t.Helper()
-	open := false
-	for i, line := range strings.Split(readFile(t, file), "\n") {
-		language, fence := strings.CutPrefix(line, "```")
-		switch {
-		case fence && !open:
-			blocks, open = append(blocks, docBlock{line: i + 1, language: language}), true
-		case fence:
-			open = false
-		case open:
-			blocks[len(blocks)-1].text += line + "\n"
+	files := []string{"README.md"}
+	for _, match := range docLink.FindAllStringSubmatch(readFile(t, "README.md"), -1) {
+		path, _, _ := strings.Cut(match[1], "#")
+		if strings.HasPrefix(path, "docs/") && filepath.Ext(path) == ".md" && !slices.Contains(files, path) {
+			files = append(files, path)
 		}
 	}
-	if open {
-		t.Fatalf("%s: the last block is not closed", file)
+	all, err := filepath.Glob("docs/*.md")
+	if err != nil || len(all) != len(files)-1 {
+		t.Fatalf("README.md links %q, docs has %q, %v", files[1:], all, err)
 	}
-	return blocks
+	return files
 }
 
 // docCommand is a block of commands, with what the file says they print.
@@ -209,31 +189,46 @@ func TestIntegrationRunScript(t *testing.T) {
 
 const docStart = "ADMIN_TOKEN=change-me-please make run"
 
-// Every command in the README and in docs prints what they say.
+// Every command in the README and in docs prints what they say: those of each page in a service of its own, and those of
+// all pages, one after the other, in one.
 func TestIntegrationDocs(t *testing.T) {
 	if !strings.Contains(readFile(t, "README.md"), "```sh\n"+docStart+"\n```") {
 		t.Fatalf("the README does not begin with %s", docStart)
 	}
-	for _, file := range docFiles(t) {
-		commands := slices.DeleteFunc(docCommands(t, file), func(c docCommand) bool { return c.text == docStart+"\n" })
-		if len(commands) == 0 {
-			continue
+	files := slices.DeleteFunc(docFiles(t), func(file string) bool { return len(runCommands(t, file)) == 0 })
+	for _, file := range files {
+		t.Run(file, func(t *testing.T) { startDocService(t, docStart).wantDoc(t, file) })
+	}
+	t.Run("one after the other", func(t *testing.T) {
+		s := startDocService(t, docStart)
+		for _, file := range files {
+			s.wantDoc(t, file)
 		}
-		t.Run(file, func(t *testing.T) {
-			s, p := startDocService(t, docStart), providertest.New(t)
-			p.On("", providertest.Conduct{Content: "Hello! How can I help you?", Input: 9, Output: 10})
-			for i, got := range s.runDoc(t, commands, p) {
-				want := commands[i].output
-				if !docPattern(want).MatchString(normalizeDoc(got)) {
-					t.Errorf("%s:%d:\n%s\nprints\n%s\nwant\n%s", file, commands[i].line, commands[i].text, got, want)
-				}
-			}
-		})
+	})
+}
+
+// runCommands returns the commands of a file that run while the service of the README does.
+func runCommands(t *testing.T, file string) []docCommand {
+	t.Helper()
+	return slices.DeleteFunc(docCommands(t, file), func(c docCommand) bool { return c.text == docStart+"\n" })
+}
+
+// wantDoc runs the commands of a file, with a stand-in for their providers, and expects the output that the file shows.
+func (s docService) wantDoc(t *testing.T, file string) {
+	t.Helper()
+	p := providertest.New(t)
+	p.On("", providertest.Conduct{Content: "Hello! How can I help you?", Input: 9, Output: 10})
+	commands := runCommands(t, file)
+	for i, got := range s.runDoc(t, commands, p) {
+		want := commands[i].output
+		if !docPattern(want).MatchString(normalizeDoc(got)) {
+			t.Errorf("%s:%d:\n%s\nprints\n%s\nwant\n%s", file, commands[i].line, commands[i].text, got, want)
+		}
 	}
 }
 
 // runDoc runs the commands in one shell, in an empty directory, and returns what each of them prints. The stand-in p is
-// in the place of the providers that they name.
+// in the place of the providers that they name, and ports are free ones.
 func (s docService) runDoc(t *testing.T, commands []docCommand, p *providertest.Provider) []string {
 	t.Helper()
 	const end = "\x1e\n"
@@ -241,8 +236,16 @@ func (s docService) runDoc(t *testing.T, commands []docCommand, p *providertest.
 	for _, c := range commands {
 		script.WriteString(c.text + "printf '\\036\\n'\n")
 	}
+	examples, err := filepath.Abs("docs/examples")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo, err := redistest.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
 	text := strings.NewReplacer(
-		"localhost:8080", s.address,
+		"localhost:8080", s.address, "8090", fmt.Sprint(echo), "docs/examples/", examples+"/",
 		"redis-cli ", fmt.Sprintf("redis-cli -p %d ", s.redisPort),
 		"https://api.openai.com", p.URL, "https://api.anthropic.com", p.URL,
 	).Replace(script.String())
@@ -290,7 +293,7 @@ func normalizeDoc(text string) string {
 	return text
 }
 
-// docPattern matches an output, in which a line … stands for any number of lines.
+// docPattern matches an output, in which a line … stands for any number of lines, and a … in a line for any text.
 func docPattern(output string) *regexp.Regexp {
 	var pattern strings.Builder
 	pattern.WriteString("^")
@@ -298,7 +301,7 @@ func docPattern(output string) *regexp.Regexp {
 		if line == "…\n" {
 			pattern.WriteString(`(?:.*\n)*?`)
 		} else {
-			pattern.WriteString(regexp.QuoteMeta(line))
+			pattern.WriteString(strings.ReplaceAll(regexp.QuoteMeta(line), "…", ".*?"))
 		}
 	}
 	return regexp.MustCompile(pattern.String() + "$")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"tollgate/internal/providertest"
 )
 
 // These tests compare the docs and openapi.json with the tables of the program. docs_test.go runs the commands in them.
@@ -23,6 +26,33 @@ func readFile(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(content)
+}
+
+// docBlock is a fenced block of a Markdown file.
+type docBlock struct {
+	line     int
+	language string
+	text     string
+}
+
+func docBlocks(t *testing.T, file string) (blocks []docBlock) {
+	t.Helper()
+	open := false
+	for i, line := range strings.Split(readFile(t, file), "\n") {
+		language, fence := strings.CutPrefix(line, "```")
+		switch {
+		case fence && !open:
+			blocks, open = append(blocks, docBlock{line: i + 1, language: language}), true
+		case fence:
+			open = false
+		case open:
+			blocks[len(blocks)-1].text += line + "\n"
+		}
+	}
+	if open {
+		t.Fatalf("%s: the last block is not closed", file)
+	}
+	return blocks
 }
 
 var docCode = regexp.MustCompile("`([^`]*)`")
@@ -174,6 +204,58 @@ func wantSameNames(t *testing.T, exist, listed map[string]bool) {
 	for _, name := range slices.Sorted(maps.Keys(listed)) {
 		if !exist[name] {
 			t.Errorf("%s is listed, but does not exist", name)
+		}
+	}
+}
+
+// documentedTenants are the bodies of POST /admin/tenants in a page's commands.
+var documentedTenants = regexp.MustCompile(`(?s)(\{"tenantId".*?\})(?:'|\nJSON)`)
+
+// The first key of each tenant that the first two pages create pays for a request with a system prompt. A tenant
+// without endpoints, such as that of the README, is given those of the gateway's page.
+func TestDocumentedTenantsPay(t *testing.T) {
+	t.Parallel()
+	s, p := newService(t), providertest.New(t)
+	var bodies []map[string]any
+	for _, file := range []string{"docs/gateway.md", "README.md"} {
+		for _, block := range docBlocks(t, file) {
+			for _, match := range documentedTenants.FindAllStringSubmatch(block.text, -1) {
+				text := strings.NewReplacer("https://api.openai.com", p.URL, "https://api.anthropic.com", p.URL,
+					"http://localhost:8090", p.URL, "$OPENAI_API_KEY", providertest.Key, "$ANTHROPIC_API_KEY", providertest.Key).
+					Replace(match[1])
+				var body map[string]any
+				if err := json.Unmarshal([]byte(text), &body); err != nil {
+					t.Fatalf("%s:%d: %v in\n%s", file, block.line, err, text)
+				}
+				bodies = append(bodies, body)
+			}
+		}
+	}
+	if len(bodies) != 3 {
+		t.Fatalf("%d tenants are documented", len(bodies))
+	}
+	providers := bodies[0]["config"].(map[string]any)["providers"]
+	for _, body := range bodies {
+		config := body["config"].(map[string]any)
+		if config["providers"] == nil {
+			config["providers"] = providers
+		}
+		name, tenant := body["tenantId"], newTenantID()
+		body["tenantId"] = tenant
+		text, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.admin(t, "POST", "/admin/tenants", string(text)).want(t, 201, `{"success":true}`)
+		for group := range config["user_groups"].(map[string]any) {
+			key := s.issue(t, tenant, `"userId":"u","group":"`+group+`"`)
+			for i := range 2 { // as a conversation would
+				got := s.do(t, "POST", "/"+tenant+"/v1/chat/completions", `{"model":"gpt-4o-mini","messages":[`+
+					`{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"Hello!"}]}`, bearer(key))
+				if err := got.is(200); err != nil {
+					t.Errorf("%s, a key of %s, request %d: %v", name, group, i, err)
+				}
+			}
 		}
 	}
 }
