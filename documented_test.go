@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"go/ast"
 	"go/parser"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"tollgate/internal/providertest"
 )
@@ -30,6 +32,7 @@ func readFile(t *testing.T, path string) string {
 
 // docBlock is a fenced block of a Markdown file.
 type docBlock struct {
+	section  string // the last heading of the second level above it
 	line     int
 	language string
 	text     string
@@ -37,16 +40,18 @@ type docBlock struct {
 
 func docBlocks(t *testing.T, file string) (blocks []docBlock) {
 	t.Helper()
-	open := false
+	open, section := false, ""
 	for i, line := range strings.Split(readFile(t, file), "\n") {
 		language, fence := strings.CutPrefix(line, "```")
 		switch {
 		case fence && !open:
-			blocks, open = append(blocks, docBlock{line: i + 1, language: language}), true
+			blocks, open = append(blocks, docBlock{section, i + 1, language, ""}), true
 		case fence:
 			open = false
 		case open:
 			blocks[len(blocks)-1].text += line + "\n"
+		case strings.HasPrefix(line, "## "):
+			section = line[3:]
 		}
 	}
 	if open {
@@ -256,6 +261,61 @@ func TestDocumentedTenantsPay(t *testing.T) {
 					t.Errorf("%s, a key of %s, request %d: %v", name, group, i, err)
 				}
 			}
+		}
+	}
+}
+
+// optionDefaults returns the defaults of all options by their environment variables.
+func optionDefaults() map[string]string {
+	defaults, s := make(map[string]string), new(settings)
+	for _, o := range append(s.options(), s.gatewayOptions()...) {
+		defaults[o.env] = o.def
+		if o.secretFile {
+			defaults[strings.TrimSuffix(o.env, "_FILE")] = ""
+		}
+	}
+	return defaults
+}
+
+// The recipes that expose the gateway wait for tollgate as long as it works on a request, take the bodies that it takes,
+// and end idle connections before it does.
+func TestDocumentedProxyBounds(t *testing.T) {
+	defaults := optionDefaults()
+	duration := func(text string) time.Duration {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+		return d
+	}
+	idle := duration(cmp.Or(defaults["IDLE_TIMEOUT"], "2m"))
+	for language, members := range map[string][3]string{
+		"nginx":     {`proxy_read_timeout (\w+);`, `keepalive_timeout (\w+);`, `client_max_body_size (\w+);`},
+		"caddyfile": {`response_header_timeout (\w+)\n`, `keepalive (\w+)\n`, `max_size (\w+)\n`},
+	} {
+		recipe := ""
+		for _, block := range docBlocks(t, "docs/proxies.md") {
+			if block.section == "Expose the gateway" && block.language == language {
+				recipe = block.text
+			}
+		}
+		var values [3]string
+		for i, pattern := range members {
+			match := regexp.MustCompile(pattern).FindStringSubmatch(recipe)
+			if match == nil {
+				t.Fatalf("the recipe for %s has no %s", language, pattern)
+			}
+			values[i] = match[1]
+		}
+		if got, want := duration(values[0]), duration(defaults["GATEWAY_TIMEOUT"]); got < want {
+			t.Errorf("%s waits for %s, and tollgate works for %s", language, got, want)
+		}
+		if got := duration(values[1]); got > idle/2 {
+			t.Errorf("%s keeps connections for %s, and tollgate for %s", language, got, idle)
+		}
+		megabytes, _ := strconv.Atoi(strings.TrimRight(values[2], "mMiB"))
+		if got, want := megabytes<<20, defaults["MAX_GATEWAY_BODY"]; strconv.Itoa(got) != want {
+			t.Errorf("%s takes %d bytes, and tollgate %s", language, got, want)
 		}
 	}
 }

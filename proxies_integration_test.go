@@ -44,12 +44,14 @@ func forEachProxy(t *testing.T, test func(t *testing.T, start func(tollgate stri
 	}
 }
 
-// proxyRecipe returns the recipe in that language, with other addresses.
-func proxyRecipe(t *testing.T, language string, addresses ...string) string {
+// proxyRecipe returns the recipe in that section and language, with other addresses.
+func proxyRecipe(t *testing.T, section, language string, addresses ...string) string {
 	t.Helper()
-	blocks := slices.DeleteFunc(docBlocks(t, "docs/proxies.md"), func(b docBlock) bool { return b.language != language })
+	blocks := slices.DeleteFunc(docBlocks(t, "docs/proxies.md"), func(b docBlock) bool {
+		return b.section != section || b.language != language
+	})
 	if len(blocks) != 1 {
-		t.Fatalf("there are %d recipes for %s", len(blocks), language)
+		t.Fatalf("there are %d recipes for %s in %s", len(blocks), language, section)
 	}
 	for i := 0; i < len(addresses); i += 2 {
 		if !strings.Contains(blocks[0].text, addresses[i]) {
@@ -60,26 +62,34 @@ func proxyRecipe(t *testing.T, language string, addresses ...string) string {
 }
 
 func nginxCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
+	return nginxOf(t, proxyRecipe(t, "nginx", "nginx",
+		"listen 8000", "listen "+front, "127.0.0.1:8080", tollgate, "127.0.0.1:3000", backend))
+}
+
+// nginxOf returns the command that runs nginx with recipe in its http block.
+func nginxOf(t *testing.T, recipe string) *exec.Cmd {
 	dir := t.TempDir()
 	config := "daemon off;\nmaster_process off;\npid pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"
 	for _, temporary := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		config += fmt.Sprintf("%s_temp_path %s/%[1]s;\n", temporary, dir)
 	}
-	config += proxyRecipe(t, "nginx",
-		"listen 8000", "listen "+front, "127.0.0.1:8080", tollgate, "127.0.0.1:3000", backend) + "}\n"
 	file := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(config+recipe+"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return exec.Command(program(t, "nginx"), "-p", dir, "-c", file)
 }
 
 func caddyCommand(t *testing.T, front, tollgate, backend string) *exec.Cmd {
+	return caddyOf(t, proxyRecipe(t, "Caddy", "caddyfile",
+		":8000", "http://"+front, "127.0.0.1:8080", tollgate, "127.0.0.1:3000", backend))
+}
+
+// caddyOf returns the command that runs Caddy with recipe.
+func caddyOf(t *testing.T, recipe string) *exec.Cmd {
 	dir := t.TempDir()
-	config := "{\nadmin off\nauto_https off\n}\n" +
-		proxyRecipe(t, "caddyfile", ":8000", "http://"+front, "127.0.0.1:8080", tollgate, "127.0.0.1:3000", backend)
 	file := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("{\nadmin off\nauto_https off\n}\n"+recipe), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program(t, "caddy"), "run", "--adapter", "caddyfile", "--config", file)
