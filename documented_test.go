@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -316,6 +317,43 @@ func TestDocumentedProxyBounds(t *testing.T) {
 		megabytes, _ := strconv.Atoi(strings.TrimRight(values[2], "mMiB"))
 		if got, want := megabytes<<20, defaults["MAX_GATEWAY_BODY"]; strconv.Itoa(got) != want {
 			t.Errorf("%s takes %d bytes, and tollgate %s", language, got, want)
+		}
+	}
+}
+
+// docs/design.md lists the files of package main and the packages, and those that it and the README name exist.
+func TestDocumentedFiles(t *testing.T) {
+	page := readFile(t, "docs/design.md")
+	_, layers, _ := strings.Cut(page, "\n## The packages\n")
+	_, layers, _ = strings.Cut(layers, "\n```text\n")
+	layers, _, _ = strings.Cut(layers, "\n\n")
+	patterns := strings.Fields(layers)
+	files, _ := filepath.Glob("*.go")
+	for _, file := range files {
+		listed := strings.HasSuffix(file, "_test.go")
+		for _, pattern := range patterns {
+			matches, _ := filepath.Match(pattern, file)
+			listed = listed || matches
+		}
+		if !listed {
+			t.Errorf("docs/design.md does not list %s beside what its files do", file)
+		}
+	}
+	packages, _ := filepath.Glob("internal/*")
+	for _, path := range packages {
+		if name := filepath.Base(path); !regexp.MustCompile(`\b` + name + `\b`).MatchString(page) {
+			t.Errorf("docs/design.md does not name the package %s", name)
+		}
+	}
+	named := regexp.MustCompile("`([a-z_/*…]+\\.(?:go|lua|acl|json))`")
+	for _, match := range named.FindAllStringSubmatch(page+readFile(t, "README.md"), -1) {
+		found := 0
+		for _, dir := range []string{".", "lua", "internal", "internal/*"} {
+			paths, _ := filepath.Glob(filepath.Join(dir, match[1]))
+			found += len(paths)
+		}
+		if found == 0 {
+			t.Errorf("there is no %s", match[1])
 		}
 	}
 }
