@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -236,41 +237,62 @@ func (s docService) runDoc(t *testing.T, commands []docCommand, p *providertest.
 	for _, c := range commands {
 		script.WriteString(c.text + "printf '\\036\\n'\n")
 	}
-	examples, err := filepath.Abs("docs/examples")
-	if err != nil {
-		t.Fatal(err)
-	}
-	echo, err := redistest.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := strings.NewReplacer(
-		"localhost:8080", s.address, "8090", fmt.Sprint(echo), "docs/examples/", examples+"/",
-		"redis-cli ", fmt.Sprintf("redis-cli -p %d ", s.redisPort),
-		"https://api.openai.com", p.URL, "https://api.anthropic.com", p.URL,
-	).Replace(script.String())
 	bin, err := filepath.Abs(".bin")
 	if err != nil {
 		t.Fatal(err)
 	}
+	text := strings.NewReplacer(
+		"localhost:8080", s.address, "docs/examples/", filepath.Dir(bin)+"/docs/examples/", ".bin/", bin+"/",
+		"redis-cli ", fmt.Sprintf("redis-cli -p %d ", s.redisPort),
+		"https://api.openai.com", p.URL, "https://api.anthropic.com", p.URL,
+	).Replace(freePorts(t, script.String()))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.Dir = t.TempDir()
-	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"),
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), fmt.Sprintf("REDIS_URL=redis://localhost:%d", s.redisPort),
 		"OPENAI_API_KEY="+providertest.Key, "ANTHROPIC_API_KEY="+providertest.Key)
 	cmd.Stdin = strings.NewReader(text)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil || stderr.Len() > 0 {
-		t.Errorf("%v: %s", err, &stderr)
+		t.Errorf("%v: %s\nafter it had printed\n%s", err, &stderr, out)
 	}
 	got := strings.Split(strings.ReplaceAll(string(out), "\r", ""), end)
 	if len(got) != len(commands)+1 {
 		t.Fatalf("%d blocks ran, want %d", len(got)-1, len(commands))
 	}
 	return got[:len(commands)]
+}
+
+// freePorts puts a free port in the place of each port in script that the service of the README does not have. Redis
+// servers that still listen on these when the test ends, since it has failed, are stopped.
+func freePorts(t *testing.T, script string) string {
+	t.Helper()
+	free := make(map[string]string)
+	return regexp.MustCompile(`\b(808[1-9]|809\d|70\d\d)\b`).ReplaceAllStringFunc(script, func(port string) string {
+		if free[port] == "" {
+			n, err := redistest.FreePort()
+			// A cluster's bus is 10,000 above: let it be above all that FreePort returns, and below what systems give.
+			for err == nil && (n < 22_000 || n > 22_700) {
+				n, err = redistest.FreePort()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			free[port] = strconv.Itoa(n)
+			t.Cleanup(func() {
+				if c, err := redis.Dial("tcp", "127.0.0.1:"+free[port], redis.DialReadTimeout(time.Second)); err == nil {
+					_, _ = c.Do("SHUTDOWN", "NOSAVE")
+					c.Close()
+				}
+			})
+		}
+		return free[port]
+	})
 }
 
 // What differs from run to run, and what stands for it.

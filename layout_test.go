@@ -17,7 +17,8 @@ import (
 func TestLayout(t *testing.T) {
 	own, _ := filepath.Glob("*.go")
 	internal, _ := filepath.Glob("internal/*/*.go")
-	for _, path := range slices.Concat(own, internal) {
+	examples, _ := filepath.Glob("docs/examples/*/*.go")
+	for _, path := range slices.Concat(own, internal, examples) {
 		source, err := os.ReadFile(path)
 		if err != nil {
 			t.Error(err)
