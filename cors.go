@@ -102,6 +102,28 @@ func (s *server) respondToPreflight(w http.ResponseWriter, r *http.Request, mux 
 	return true
 }
 
+// respondToLostPreflight lets pages of allowed origins read the 404 of a path that would belong to the gateway if there
+// were such a route. It responds to r, and reports true, if r is such a page's preflight: the 404 comes afterwards.
+func (s *server) respondToLostPreflight(w http.ResponseWriter, r *http.Request) bool {
+	if len(r.Header["Origin"]) == 0 {
+		return false
+	}
+	tenantID, _, _ := strings.Cut(strings.TrimLeft(r.URL.Path, "/"), "/")
+	if tenantID == "v1" {
+		tenantID = defaultTenant
+	}
+	info := requestInfoOf(w)
+	info.deadline = info.start.Add(publicTimeout)
+	if !s.setOrigin(w.Header(), r, info, tenantID) || !isPreflight(r, r.Method) {
+		return false
+	}
+	for _, name := range []string{"Content-Type", "X-Content-Type-Options"} {
+		w.Header().Del(name) // of ServeMux's 404
+	}
+	writePreflight(w, r, verifyMethods)
+	return true
+}
+
 // writePreflight sends the response to a preflight of an allowed origin, which may use these methods.
 func writePreflight(w http.ResponseWriter, r *http.Request, methods string) {
 	h := w.Header()

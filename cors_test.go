@@ -332,4 +332,18 @@ func TestGatewayCORS(t *testing.T) {
 		g.do(t, "POST", "/"+g.tenant+path, "{}", fromPage, bearer(someKey)).wantCORS(t, readable(page))
 	}
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", fromPage, bearer(g.key)).wantCORS(t, readable(page))
+	for _, path := range []string{"/v1/embeddings", "/v1/v1/messages", "/chat/completions", "/v1/messages/batches/x"} {
+		path = "/" + g.tenant + path
+		g.do(t, "POST", path, "{}", fromPage, bearer(g.key)).wantCORS(t, readable(page))
+		g.do(t, "POST", path, "{}", otherPage, bearer(g.key)).wantCORS(t, unreadable)
+		g.do(t, "POST", path, "{}", bearer(g.key)).wantCORS(t, nil)
+		got := g.do(t, "OPTIONS", path, "", fromPage, asksPOST)
+		got.want(t, 204, "")
+		got.wantHeader(t, "Access-Control-Allow-Origin", page)
+		got.wantHeader(t, "Content-Type", "")
+		if err := g.do(t, "OPTIONS", path, "", otherPage, asksPOST).is(404); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	g.do(t, "POST", "/"+g.tenant+"/other", "{}", fromPage).wantCORS(t, nil)
 }

@@ -141,7 +141,7 @@ func (s *server) withJSONErrors(mux *http.ServeMux, browser map[string]bool) htt
 			}
 		default:
 			w.Header().Del("Location")
-			writeNotFound(w, r)
+			s.writeNotFound(w, r)
 		}
 	})
 }

@@ -283,14 +283,17 @@ func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, b
 }
 
 // writeNotFound sends the response to a request for which there is no route. If its client seems to be an SDK of a
-// provider, it is in a shape that this one reads.
-func writeNotFound(w http.ResponseWriter, r *http.Request) {
+// provider, it is in a shape that this one reads, also in a page of an origin that the tenant allows.
+func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	sentence := "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
 	if meant := meantPath(r.URL.Path); meant != "" {
 		sentence = "There is no such route: did you mean " + meant +
 			"? OpenAI's base URL ends in /v1, Anthropic's does not"
 	} else if formatOfPath(r) == nil {
 		_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
+		return
+	}
+	if s.respondToLostPreflight(w, r) {
 		return
 	}
 	body := llmwire.UnknownRouteBody(sentence)
