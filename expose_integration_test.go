@@ -205,6 +205,11 @@ func TestIntegrationExposedAdmins(t *testing.T) {
 				t.Errorf("%s%s is %d, want %d", test.host, test.path, status, test.status)
 			}
 		}
+		for _, path := range []string{"/admin", "/admin/", "/admin/page/app.js"} { // the page for admins and its files
+			if _, tollgates := e.status(t, adminHost, "GET", path, ""); !tollgates {
+				t.Errorf("%s does not reach tollgate", path)
+			}
+		}
 	})
 }
 
