@@ -149,7 +149,9 @@ var hiddenPaths = []string{
 	"/abc/admin/keys/..%2f..%2fv1%2fmodels", "/admin/tokens/12345678", "/admin/v1/models", "/v1/admin/config",
 	"/v1/a%64min/config", "/auth/admin/config", "/tokens/admin/config", "/tokens/../admin/config", "/auth/..%2fadmin/config",
 	"/abc/admin;/v1/models", "/abc/admin/keys?userId=u", "/%6detrics", "/v1/../metrics", "/abc/auth//../../../metrics",
-	"/abc\\admin/config",
+	"/abc\\admin/config", "https://tollgate.example.com/abc/admin/config",
+	"https://tollgate-admin.example.com/admin/tenants", "https://tollgate.example.com/v1/../metrics",
+	"/abc/v1/models#/../../admin/config",
 }
 
 // Clients reach the routes for them, and neither admin routes nor metrics, however their paths are spelled.

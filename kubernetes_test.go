@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
@@ -109,20 +110,22 @@ func TestKubernetesSettings(t *testing.T) {
 		options[o.env] = o
 	}
 	runtimes := []string{"GOGC", "GOMEMLIMIT"}
+	page := readFile(t, "docs/kubernetes.md")
 	variables, _ := walk(container, "env").([]any)
 	for _, variable := range variables {
 		name, value := at(variable, "name"), at(variable, "value")
 		o, known := options[name]
+		if file, ok := strings.CutPrefix(value, at(container, "volumeMounts", 0, "mountPath")+"/"); ok || value == "" {
+			if file = cmp.Or(file, at(variable, "valueFrom", "secretKeyRef", "key")); !strings.Contains(page, "--from-file="+file) {
+				t.Errorf("%s is not in the secret: %q", name, file)
+			}
+		}
 		switch {
 		case known && slices.Contains(notYet, name):
 			t.Errorf("%s is a setting now: delete it from notYet", name)
 		case !known && !slices.Contains(notYet, name) && !slices.Contains(runtimes, name):
 			t.Errorf("%s is no setting", name)
-		case known && o.secretFile:
-			if file, ok := strings.CutPrefix(value, at(container, "volumeMounts", 0, "mountPath")+"/"); !ok || strings.Contains(file, "/") {
-				t.Errorf("%s is not among the files of the secret: %s", name, value)
-			}
-		case known && walk(variable, "valueFrom") == nil:
+		case known && !o.secretFile && value != "":
 			if err := o.set(value); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -171,6 +174,10 @@ func TestKubernetesManifest(t *testing.T) {
 		if seconds, _ := strconv.Atoi(at(container, probe, "timeoutSeconds")); time.Duration(seconds)*time.Second <= 2*time.Second {
 			t.Errorf("%s waits %d s, and a response may take 2 s", probe, seconds)
 		}
+	}
+	replicas, _ := strconv.Atoi(at(deployment, "spec", "replicas"))
+	if least, _ := strconv.Atoi(at(objects["PodDisruptionBudget"], "spec", "minAvailable")); least < 1 || least >= replicas {
+		t.Errorf("%d of %d pods must be available", least, replicas)
 	}
 	grace, _ := strconv.Atoi(at(template, "spec", "terminationGracePeriodSeconds"))
 	needed := 5 * time.Second // to charge what was cut, and to end
