@@ -92,7 +92,7 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *reques
 
 // audit logs a change that an admin has made: who, of which tenant, and what.
 func (s *server) audit(info *requestInfo, tenantID, format string, args ...any) {
-	s.log.Infof("Admin %s, tenant %s: %s", info.actor, tenantID, fmt.Sprintf(format, args...))
+	s.log.Auditf("Admin %s, tenant %s: %s", info.actor, tenantID, fmt.Sprintf(format, args...))
 }
 
 // keyName returns how the log names an API key: by the first 8 hex digits of its SHA-256.

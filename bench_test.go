@@ -27,7 +27,6 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
@@ -257,7 +256,7 @@ func BenchmarkCharge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, telemetry.NewLogger(new(telemetrytest.Log)))
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, new(telemetrytest.Log).Logger())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -453,6 +453,7 @@ func (s *server) showReadiness(w http.ResponseWriter, _ *http.Request, info *req
 func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
 	e := new(telemetry.Page)
 	s.metrics.write(e)
+	e.Single("log_lines_dropped_total", "counter", "Lines of the log that were not written.", float64(s.log.Dropped()))
 	s.gateway.WriteMetrics(e)
 	s.writePools(e)
 	s.store.writeMetrics(e)

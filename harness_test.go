@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
@@ -107,6 +108,13 @@ type service struct {
 // newService runs the program on testRedis, or as the settings (NAME=value) say, until the test ends.
 func newService(t testing.TB, settings ...string) *service {
 	t.Helper()
+	log := new(telemetrytest.Log)
+	return newServiceWithLog(t, log, log.Logger(), settings...)
+}
+
+// newServiceWithLog does what newService does, with a logger whose lines come to log.
+func newServiceWithLog(t testing.TB, log *telemetrytest.Log, logger *telemetry.Logger, settings ...string) *service {
+	t.Helper()
 	env := map[string]string{
 		"REDIS_URL": testRedis.URL(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken, "LOGIN_LIMIT": "0",
 	}
@@ -115,12 +123,12 @@ func newService(t testing.TB, settings ...string) *service {
 		env[name] = value
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &service{log: new(telemetrytest.Log)}
+	s := &service{log: log}
 	done := make(chan struct{})
 	var err error
 	go func() {
 		defer close(done)
-		err = run(ctx, nil, func(name string) string { return env[name] }, io.Discard, s.log)
+		err = run(ctx, nil, func(name string) string { return env[name] }, io.Discard, logger)
 	}()
 	s.stop = func() error {
 		cancel()

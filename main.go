@@ -27,6 +27,7 @@ import (
 const (
 	redisStartTimeout = 5 * time.Second
 	keepAliveGrace    = 500 * time.Millisecond // for requests on connections that were kept alive, while draining
+	logFlushTimeout   = time.Second            // for the lines of start and end; nobody may read them
 
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 8 * time.Second // of all of a request
@@ -36,29 +37,40 @@ const (
 )
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is lost, and nothing else
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process immediately
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
-	if err == nil {
-		return
-	}
 	log := telemetry.NewLogger(os.Stderr)
+	code := 0
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, log); err != nil {
+		code = logFailure(log, err)
+	}
+	log.Flush(logFlushTimeout)
+	os.Exit(code)
+}
+
+// logFailure logs an error of run, and returns the exit status for it.
+func logFailure(log *telemetry.Logger, err error) int {
 	if wrong, ok := errors.AsType[settingsError](err); ok {
 		for _, sentence := range wrong {
 			log.Errorf("%s", sentence)
 		}
-		os.Exit(2)
+		return 2
 	}
 	log.Errorf("%v", err)
-	os.Exit(1)
+	return 1
 }
 
 // run is the whole program. It returns nil after it has stopped because ctx was done, and a settingsError if args or
 // the environment are wrong.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer,
+	log *telemetry.Logger) error {
 	settings, err := parseSettings(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
+	}
+	if settings.logTime {
+		log.ShowTime()
 	}
 	if err != nil {
 		return err
@@ -70,9 +82,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case settings.health:
 		return checkHealth(ctx, settings.addr)
 	case settings.reindex:
-		return reindex(ctx, settings, telemetry.NewLogger(stderr))
+		return reindex(ctx, settings, log)
 	}
-	return serve(ctx, settings, telemetry.NewLogger(stderr))
+	return serve(ctx, settings, log)
 }
 
 // serve connects to Redis and serves HTTP until ctx is done, then finishes what runs.
@@ -104,6 +116,7 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	log.Infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- httpServer.Serve(listener) }()
+	log.Flush(logFlushTimeout)
 	select {
 	case err := <-ended:
 		return err

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 	"tollgate/internal/waittest"
 )
@@ -157,7 +156,7 @@ func TestDrainTimeout(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, set, telemetry.NewLogger(&log)) }()
+	go func() { done <- serve(ctx, set, log.Logger()) }()
 	s := &service{url: "http://" + log.Wait(t, "[INFO] Listening on ", nil)}
 	s.begin(t, "PUT", "/abc/admin/config", 12, bearer(testAdminToken))
 	stop()

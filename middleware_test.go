@@ -610,7 +610,7 @@ func TestRequestIDs(t *testing.T) {
 // A bug in a handler is a 500, with its stack in the log, and the server lives.
 func TestPanic(t *testing.T) {
 	var log telemetrytest.Log
-	s := &server{log: telemetry.NewLogger(&log), metrics: newMetrics(nil), nearCapacity: notNearCapacity}
+	s := &server{log: log.Logger(), metrics: newMetrics(nil), nearCapacity: notNearCapacity}
 	mux := http.NewServeMux()
 	mux.Handle("GET /early", s.toHandler(route{handler: func(http.ResponseWriter, *http.Request, *requestInfo) error {
 		panic("oops\n[INFO] forged")

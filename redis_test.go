@@ -23,6 +23,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/telemetry"
 	"tollgate/internal/waittest"
 )
 
@@ -143,7 +144,7 @@ func TestErrorsWithoutKeys(t *testing.T) {
 	r := redistest.New(t, "--rename-command", "EVALSHA", "")
 	err := run(t.Context(), nil, func(name string) string {
 		return map[string]string{"REDIS_URL": r.URL(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken}[name]
-	}, io.Discard, io.Discard)
+	}, io.Discard, telemetry.NewLogger(io.Discard))
 	if err == nil || !strings.HasSuffix(err.Error(), "ERR unknown command 'EVALSHA'") {
 		t.Errorf("got %v", err)
 	}

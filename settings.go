@@ -27,6 +27,7 @@ type settings struct {
 	reindex        bool          // bring the index of users' API keys in line with them, and end
 	version        bool          // print the version, and end
 	health         bool          // check that another process responds, and end
+	logTime        bool          // log lines begin with their time
 	server         serverOptions
 }
 
@@ -100,6 +101,8 @@ func (s *settings) options() []option {
 			set:   into(&s.drainTimeout, parseDuration(0, time.Hour))},
 		{flag: "access-log", env: "ACCESS_LOG", usage: "log a line for each request",
 			set: into(&s.server.accessLog, parseBool)},
+		{flag: "log-time", env: "LOG_TIME", usage: "begin each line of the log with its time",
+			set: into(&s.logTime, parseBool)},
 	}
 }
 
@@ -135,7 +138,7 @@ func into[T any](dst *T, parse func(value string) (T, error)) func(value string)
 }
 
 // parseSettings reads all options. The error is flag.ErrHelp if args ask for the usage, which it then prints to stdout,
-// or a settingsError that names every bad setting.
+// or a settingsError that names every bad setting; the others are then returned, too.
 func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
 	s := new(settings)
 	options := append(s.options(), s.gatewayOptions()...)
@@ -162,7 +165,7 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 		wrong = append(wrong, "SENTINEL_USERNAME: "+err.Error())
 	}
 	if len(wrong) > 0 {
-		return nil, wrong
+		return s, wrong
 	}
 	s.server.gateway.MaxWaiting = max(s.maxConnections/2, 1) // charges must always find a connection
 	return s, nil

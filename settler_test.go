@@ -12,7 +12,6 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
@@ -29,7 +28,7 @@ func newTestStoreAt(t testing.TB, rawURL string, log ...*telemetrytest.Log) *sto
 	if err != nil {
 		t.Fatal(err)
 	}
-	logger := telemetry.NewLogger(append(log, new(telemetrytest.Log))[0])
+	logger := append(log, new(telemetrytest.Log))[0].Logger()
 	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, logger)
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +51,7 @@ func (s *store) wantTenant(t testing.TB, id string) *tenant {
 func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 	t.Helper()
 	st := newTestStore(t, testRedis, log)
-	s, err := newServer(st, telemetry.NewLogger(log), serverOptions{
+	s, err := newServer(st, log.Logger(), serverOptions{
 		adminToken: testAdminToken,
 		gateway: gateway.Options{
 			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxWaiting: 10,

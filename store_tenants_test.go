@@ -8,7 +8,6 @@ import (
 
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
@@ -67,7 +66,7 @@ func TestCreatedAgain(t *testing.T) {
 func TestSeedRace(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
-	log := telemetry.NewLogger(new(telemetrytest.Log))
+	log := new(telemetrytest.Log).Logger()
 	url, err := redisdb.ParseURL(r.URL())
 	if err != nil {
 		t.Fatal(err)

@@ -152,8 +152,15 @@ func (c *fakeCache) counted(result CacheResult) int {
 
 // logBuffer collects what is logged.
 type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
+	mu      sync.Mutex
+	text    strings.Builder
+	waiting *telemetry.Logger // which writes to it; nil if none does
+}
+
+// logger returns the Logger that writes to b, for which count waits.
+func (b *logBuffer) logger() *telemetry.Logger {
+	b.waiting = telemetry.NewLogger(b)
+	return b.waiting
 }
 
 func (b *logBuffer) Write(p []byte) (int, error) {
@@ -163,6 +170,9 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 }
 
 func (b *logBuffer) count(text string) int {
+	if b.waiting != nil {
+		b.waiting.Flush(10 * time.Second)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return strings.Count(b.text.String(), text)
@@ -193,7 +203,7 @@ func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
 		Gateway: New(Options{
 			HeaderTimeout: time.Minute, IdleTimeout: 2 * time.Second, TotalTimeout: time.Minute, MaxWaiting: 10,
 			TenantShare: 0.5,
-		}, telemetry.NewLogger(log)),
+		}, log.logger()),
 		memory: fairpool.New(256<<20, 0.5),
 		log:    log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,
 		kept:     &fakeCache{values: make(map[string][]byte), counts: make(map[CacheResult]int)},

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"tollgate/internal/telemetry"
 )
 
 // unavailable returns as many errors of an account that cannot be reached.
@@ -20,7 +18,7 @@ func unavailable(n int) []error {
 func TestSettlerRepeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logBuffer)
-		s := settler{log: telemetry.NewLogger(log)}
+		s := settler{log: log.logger()}
 		a := &fakeAccount{left: 90, held: 10, fail: unavailable(8)}
 		s.begin()
 		began := time.Now()
@@ -48,7 +46,7 @@ func TestSettlerRepeats(t *testing.T) {
 func TestSettlerGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logBuffer)
-		s := settler{log: telemetry.NewLogger(log)}
+		s := settler{log: log.logger()}
 		a := &fakeAccount{fail: unavailable(1000)}
 		s.begin()
 		s.settle(debt{a, "acme", "h", Usage{Cost: 70}, nil})
@@ -83,7 +81,7 @@ func TestSettlerGivesUp(t *testing.T) {
 // is nothing to settle.
 func TestSettlerBounds(t *testing.T) {
 	log := new(logBuffer)
-	s := settler{log: telemetry.NewLogger(log)}
+	s := settler{log: log.logger()}
 	for waiting, full := range map[int64]bool{0: false, maxSettlements - 1: false, maxSettlements: true} {
 		if s.waiting.Store(waiting); s.isFull() != full {
 			t.Errorf("with %d waiting, full is %v", waiting, s.isFull())

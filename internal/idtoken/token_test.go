@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"tollgate/internal/idtokentest"
-	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
@@ -28,7 +27,7 @@ var ourClients = []string{"web-client", "ios-client"}
 // testGoogle returns Google with the keys of a server.
 func testGoogle(s *idtokentest.Server) (*Verifier, *telemetrytest.Log) {
 	log := new(telemetrytest.Log)
-	return Google(s.URL, telemetry.NewLogger(log)), log
+	return Google(s.URL, log.Logger()), log
 }
 
 // with returns a valid token but for one claim.

@@ -12,7 +12,6 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/redistest"
-	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
 )
 
@@ -139,7 +138,7 @@ func testOptions(t *testing.T, rawURL string, log *telemetrytest.Log) Options {
 		t.Fatal(err)
 	}
 	return Options{
-		URL: url, Required: []Requirement{{Prefix: "apiKey:", Commands: "GET SET"}}, Log: telemetry.NewLogger(log),
+		URL: url, Required: []Requirement{{Prefix: "apiKey:", Commands: "GET SET"}}, Log: log.Logger(),
 		ProbeKey: func(i int) string { return "apiKey:{" + strconv.Itoa(i) + "}" },
 	}
 }

@@ -8,35 +8,162 @@ import (
 	"log"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Bounds of the lines that wait to be written.
+const (
+	maxLines     = 1024
+	maxBytes     = 1 << 20
+	maxLineBytes = 16 << 10 // of one line; the rest is cut off. A line may quote what a server or a client has sent
+)
+
+// How many eighths of the room for lines that wait a line may fill. A flood of what clients cause then leaves a place
+// for what operators must not miss.
+const (
+	infoEighths  = 6
+	warnEighths  = 7
+	errorEighths = 8
 )
 
 // Logger writes lines that begin with their level, such as "[INFO] ". Whatever is in a value, a line stays one line:
 // every rune that is neither printable nor a tab is escaped as in a Go string. Its methods may be called concurrently.
-type Logger struct{ out *log.Logger }
+//
+// None of them waits for the lines to be written, but Flush. A goroutine writes them, in their order, while there are
+// any. Lines for which there is no room, because the reader of the log does not keep up, are dropped and counted, and
+// a [WARN] line in their place says how many. So are, but for that line, those that cannot be written.
+type Logger struct {
+	out     io.Writer
+	dropped atomic.Int64 // lines
 
-// NewLogger returns a Logger that writes each line to w with one call.
-func NewLogger(w io.Writer) *Logger { return &Logger{log.New(w, "", 0)} }
+	mu       sync.Mutex // guards the fields below; is not held while a line is written
+	withTime bool
+	waiting  []logLine
+	bytes    int           // of waiting
+	gap      int64         // lines that were dropped since the line without text in waiting; 0 if there is none
+	idle     chan struct{} // is closed when no line waits any more; nil if none does
+}
+
+// logLine is a line that waits to be written.
+type logLine struct {
+	at   time.Time // is the zero time if the line has no time
+	text string    // is "" if lines were dropped here
+}
+
+// NewLogger returns a Logger that writes each line to w with one call. Another follows when that has returned.
+func NewLogger(w io.Writer) *Logger { return &Logger{out: w} }
+
+// ShowTime begins each further line with the time of its event, in the form of RFC 3339, UTC, with milliseconds.
+func (l *Logger) ShowTime() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.withTime = true
+}
 
 // Infof writes what happens in normal operation. The arguments are those of fmt.Printf, as in the methods below.
-func (l *Logger) Infof(format string, args ...any) { l.line("[INFO] ", fmt.Sprintf(format, args...)) }
+func (l *Logger) Infof(format string, args ...any) { l.add(infoEighths, "[INFO] ", format, args) }
+
+// Auditf writes who has changed what: as Infof does, but the line has a place where only errors have one.
+func (l *Logger) Auditf(format string, args ...any) { l.add(errorEighths, "[INFO] ", format, args) }
 
 // Warnf writes what an operator should look at some time.
-func (l *Logger) Warnf(format string, args ...any) { l.line("[WARN] ", fmt.Sprintf(format, args...)) }
+func (l *Logger) Warnf(format string, args ...any) { l.add(warnEighths, "[WARN] ", format, args) }
 
 // Errorf writes what keeps the service from doing its work.
-func (l *Logger) Errorf(format string, args ...any) { l.line("[ERROR] ", fmt.Sprintf(format, args...)) }
+func (l *Logger) Errorf(format string, args ...any) { l.add(errorEighths, "[ERROR] ", format, args) }
 
-func (l *Logger) line(level, text string) {
+// Dropped returns how many lines were not written: there was no room for them, or the writer has returned an error.
+func (l *Logger) Dropped() int64 { return l.dropped.Load() }
+
+// Flush waits until no line waits to be written, for timeout at most.
+func (l *Logger) Flush(timeout time.Duration) {
+	l.mu.Lock()
+	idle := l.idle
+	l.mu.Unlock()
+	if idle == nil {
+		return
+	}
+	select {
+	case <-idle:
+	case <-time.After(timeout):
+	}
+}
+
+// add lets a line wait to be written, or drops it if more than so many eighths of the room would be taken.
+func (l *Logger) add(eighths int, level, format string, args []any) {
+	line := logLine{text: level + escape(fmt.Sprintf(format, args...)) + "\n"}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.withTime {
+		line.at = time.Now()
+	}
+	if len(l.waiting) >= maxLines*eighths/8 || l.bytes+len(line.text) > maxBytes*eighths/8 {
+		l.dropped.Add(1)
+		if l.gap == 0 {
+			l.waiting = append(l.waiting, logLine{at: line.at})
+		}
+		l.gap++
+		return
+	}
+	l.waiting = append(l.waiting, line)
+	l.bytes += len(line.text)
+	if l.idle == nil {
+		l.idle = make(chan struct{})
+		go l.write()
+	}
+}
+
+// escape returns text as one line, cut to maxLineBytes.
+func escape(text string) string {
 	var escaped strings.Builder
-	escaped.WriteString(level)
 	for _, r := range text {
+		if escaped.Len() > maxLineBytes {
+			escaped.WriteString("…")
+			break
+		}
 		if r == '\t' || strconv.IsPrint(r) {
 			escaped.WriteRune(r)
 		} else {
 			escaped.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
 		}
 	}
-	l.out.Print(escaped.String())
+	return escaped.String()
+}
+
+// write writes the lines that wait until none does.
+func (l *Logger) write() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.waiting) > 0 {
+		text := l.next()
+		l.mu.Unlock()
+		_, err := l.out.Write([]byte(text))
+		l.mu.Lock()
+		if err != nil {
+			l.dropped.Add(1)
+		}
+	}
+	l.waiting = nil
+	close(l.idle)
+	l.idle = nil
+}
+
+// next takes the first of the lines that wait, of which there must be one, and returns its text. The caller holds l.mu.
+func (l *Logger) next() string {
+	line := l.waiting[0]
+	l.waiting[0] = logLine{}
+	l.waiting = l.waiting[1:]
+	l.bytes -= len(line.text)
+	if line.text == "" {
+		line.text = fmt.Sprintf("[WARN] %d lines of the log were dropped: nobody read them in time\n", l.gap)
+		l.gap = 0
+	}
+	if line.at.IsZero() {
+		return line.text
+	}
+	return line.at.UTC().Format("2006-01-02T15:04:05.000Z ") + line.text
 }
 
 // Warnings returns a logger for net/http, which words itself what goes wrong with connections. Each of its lines is one

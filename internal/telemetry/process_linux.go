@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"syscall"
 	"time"
@@ -27,10 +28,17 @@ func writeSystem(p *Page) {
 	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
 		p.Single("process_open_fds", "gauge", "Open file descriptors.", float64(len(files)))
 	}
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur != noLimit {
-		p.Single("process_max_fds", "gauge", "Maximum number of open file descriptors.", float64(limit.Cur))
+	if limit := OpenFileLimit(); limit > 0 {
+		p.Single("process_max_fds", "gauge", "Maximum number of open file descriptors.", float64(limit))
 	}
 }
 
-const noLimit = ^uint64(0) // RLIM_INFINITY
+// OpenFileLimit returns how many files and connections the process may have open (RLIMIT_NOFILE, which package os has
+// raised as far as it may). It is 0 if that is not known, or not limited.
+func OpenFileLimit() int64 {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > math.MaxInt64 {
+		return 0
+	}
+	return int64(limit.Cur)
+}

@@ -19,7 +19,8 @@ func TestLogger(t *testing.T) {
 		log  func(l *Logger)
 		want string
 	}{
-		{"levels", func(l *Logger) { l.Infof("a %d", 1); l.Warnf("b"); l.Errorf("c") }, "[INFO] a 1\n[WARN] b\n[ERROR] c\n"},
+		{"levels", func(l *Logger) { l.Infof("a %d", 1); l.Warnf("b"); l.Errorf("c"); l.Auditf("d") },
+			"[INFO] a 1\n[WARN] b\n[ERROR] c\n[INFO] d\n"},
 		{"a line end", func(l *Logger) { l.Infof("%s", "a\n[ERROR] b\r") }, "[INFO] a\\n[ERROR] b\\r\n"},
 		{"a line end at the end", func(l *Logger) { l.Infof("a\n") }, "[INFO] a\\n\n"},
 		{"control characters", func(l *Logger) { l.Infof("%s", "\x00\x1b[31m\u0085\x7f") }, "[INFO] \\x00\\x1b[31m\\u0085\\x7f\n"},
@@ -27,13 +28,17 @@ func TestLogger(t *testing.T) {
 		{"what changes the direction", func(l *Logger) { l.Infof("%s", "\u202e\ufeff") }, "[INFO] \\u202e\\ufeff\n"},
 		{"what is printable", func(l *Logger) { l.Infof("%s", "c\td é '\"\\") }, "[INFO] c\td é '\"\\\n"},
 		{"bad UTF-8", func(l *Logger) { l.Infof("%s", "\xff") }, "[INFO] \ufffd\n"},
+		{"a long line", func(l *Logger) { l.Infof("%s", strings.Repeat("\n", 1<<20)) },
+			"[INFO] " + strings.Repeat(`\n`, maxLineBytes/2+1) + "…\n"},
 		{"net/http", func(l *Logger) { l.Warnings().Printf("http: %s\n[INFO] x", "y") }, "[WARN] http: y\\n[INFO] x\n"},
 		{"net/http with a line end", func(l *Logger) { l.Warnings().Print("http: y\nz\n") }, "[WARN] http: y\\nz\n"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var out bytes.Buffer
-			test.log(NewLogger(&out))
+			l := NewLogger(&out)
+			test.log(l)
+			l.Flush(10 * time.Second)
 			if out.String() != test.want {
 				t.Errorf("got  %q\nwant %q", out.String(), test.want)
 			}

@@ -8,13 +8,24 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/telemetry"
 	"tollgate/internal/waittest"
 )
 
 // Log is an io.Writer that keeps what is written. Its zero value is empty. Its methods may be called concurrently.
 type Log struct {
-	mu   sync.Mutex
-	text []byte // guarded by mu
+	mu      sync.Mutex
+	text    []byte              // guarded by mu
+	loggers []*telemetry.Logger // guarded by mu
+}
+
+// Logger returns a Logger that writes to the log. Whoever reads the log then waits for the lines that it was given.
+func (l *Log) Logger() *telemetry.Logger {
+	logger := telemetry.NewLogger(l)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.loggers = append(l.loggers, logger)
+	return logger
 }
 
 // Write adds p to the log.
@@ -27,6 +38,12 @@ func (l *Log) Write(p []byte) (int, error) {
 
 // String returns all that was written.
 func (l *Log) String() string {
+	l.mu.Lock()
+	loggers := l.loggers
+	l.mu.Unlock()
+	for _, logger := range loggers {
+		logger.Flush(10 * time.Second)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return string(l.text)
