@@ -783,7 +783,7 @@ func TestTenantAdmins(t *testing.T) {
 // Nobody without the right token opens an admin route, and nobody changes anything by trying.
 func TestTenantAdminsElsewhere(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
+	s := newService(t, trustTest)
 	id, another := newTenant(t, 10), newTenant(t, 10)
 	token, anothers := s.newAdminToken(t, id), s.newAdminToken(t, another)
 	etag := bare(s.putConfig(t, id, `{"user_groups":{"anonymous":{"tokens":10}}}`).etag(t))
@@ -802,7 +802,7 @@ func TestTenantAdminsElsewhere(t *testing.T) {
 			anothers, key, someKey, "adm_" + someKey[5:], token + "x", strings.ToUpper(token), token[4:], "adm_",
 		} {
 			for _, route := range routes {
-				got := s.do(t, route.method(), "/"+id+route.path, route.body, bearer(wrong))
+				got := s.do(t, route.method(), "/"+id+route.path, route.body, bearer(wrong), fromElsewhere())
 				got.want(t, 401, `{"error":"Unauthorized"}`)
 				got.wantHeader(t, "WWW-Authenticate", `Bearer realm="tollgate", error="invalid_token"`)
 			}
@@ -811,7 +811,8 @@ func TestTenantAdminsElsewhere(t *testing.T) {
 	t.Run("it opens no other tenant's, nor those of the tenant default", func(t *testing.T) {
 		for _, tenant := range []string{"", "/nobody", "/" + another, "/a:b", "/%00"} {
 			for _, route := range routes {
-				s.do(t, route.method(), tenant+route.path, route.body, bearer(token)).want(t, 401, `{"error":"Unauthorized"}`)
+				got := s.do(t, route.method(), tenant+route.path, route.body, bearer(token), fromElsewhere())
+				got.want(t, 401, `{"error":"Unauthorized"}`)
 			}
 		}
 	})
@@ -887,7 +888,7 @@ func TestRevokedMeanwhile(t *testing.T) {
 // A token that asks for another, or changes the config, while it is revoked leaves none behind and changes nothing
 // afterwards, however the requests interleave.
 func TestRevocationRace(t *testing.T) {
-	s := newService(t)
+	s := newService(t, trustTest)
 	id := newTenant(t, 1)
 	path := "/" + id + "/admin/tokens"
 	for range 50 {
@@ -897,11 +898,11 @@ func TestRevocationRace(t *testing.T) {
 			request: func(client, i int) request {
 				if client%2 == 0 {
 					return request{
-						method: "PUT", path: "/" + id + "/admin/config", headers: []string{bearer(token)},
+						method: "PUT", path: "/" + id + "/admin/config", headers: []string{bearer(token), fromElsewhere()},
 						body: fmt.Sprintf(`{"config":{"g":%d,"i":%d}}`, client, i),
 					}
 				}
-				return request{method: "POST", path: path, headers: []string{bearer(token)}}
+				return request{method: "POST", path: path, headers: []string{bearer(token), fromElsewhere()}}
 			},
 			until: func(o outcome) bool { return o.err == nil && o.got.status == 401 },
 		}.start(t)

@@ -58,7 +58,7 @@ func runFloor(kind string) {
 		web := &http.Server{Handler: floor()}
 		if kind == floorWithTimeouts {
 			web.ReadHeaderTimeout, web.ReadTimeout = readHeaderTimeout, readTimeout
-			web.WriteTimeout, web.IdleTimeout = writeTimeout, idleTimeout
+			web.WriteTimeout, web.IdleTimeout = writeTimeout, 2*time.Minute
 		}
 		err = web.Serve(l)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -183,6 +184,18 @@ func (s *service) begin(t testing.TB, method, path string, bodySize int, headers
 func readAll(c net.Conn) string {
 	content, _ := io.ReadAll(c)
 	return string(content)
+}
+
+// trustTest is the setting with which the service believes fromElsewhere.
+const trustTest = "TRUSTED_PROXIES=127.0.0.0/8"
+
+var elsewhere atomic.Int64
+
+// fromElsewhere returns the header of a client at an address that no other has: the service delays refusals to one that
+// sends many wrong tokens.
+func fromElsewhere() string {
+	n := elsewhere.Add(1)
+	return fmt.Sprintf("X-Forwarded-For: 10.%d.%d.%d", n>>16, n>>8&255, n&255)
 }
 
 func bearer(token string) string { return "Authorization: Bearer " + token }

@@ -206,6 +206,3 @@ func (c *tenantConfig) allowedOrigin(origin string) string {
 	}
 	return ""
 }
-
-// forAdmins returns the access of a route that pages of other origins may not call.
-func forAdmins(steps ...step) access { return access{timeout: adminTimeout, steps: steps} }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -84,6 +83,23 @@ func (s *server) requireKey(_ http.ResponseWriter, _ *http.Request, info *reques
 	return err
 }
 
+// forAdmins returns the access of a route for those whom check lets pass. Pages of other origins may not call it.
+func (s *server) forAdmins(check step, steps ...step) access {
+	return access{timeout: adminTimeout, steps: append([]step{s.delayGuesses(check)}, steps...)}
+}
+
+// delayGuesses returns check, a step that reads the token of an operator or an admin, so that it delays the refusals of
+// those who guess.
+func (s *server) delayGuesses(check step) step {
+	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+		err := check(w, r, info)
+		if err == errInvalidCredential {
+			s.guesses.refused(clientAddress(r, s.options.trustedProxies), !s.nearCapacity())
+		}
+		return err
+	}
+}
+
 // requireOperator lets the operator pass.
 func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	token, err := bearerToken(r)
@@ -97,9 +113,7 @@ func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *r
 	return nil
 }
 
-func (s *server) isOperator(hash [sha256.Size]byte) bool {
-	return subtle.ConstantTimeCompare(hash[:], s.adminTokenHash[:]) == 1
-}
+func (s *server) isOperator(hash [sha256.Size]byte) bool { return s.options.adminTokens.has(hash) }
 
 // requireMetrics lets the operator pass, and the holder of the metrics token.
 func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *requestInfo) error {
@@ -108,8 +122,7 @@ func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *reque
 		return err
 	}
 	hash := sha256.Sum256([]byte(token))
-	isMetrics := s.options.metricsToken != "" && subtle.ConstantTimeCompare(hash[:], s.metricsHash[:]) == 1
-	if !isMetrics && !s.isOperator(hash) {
+	if !s.options.metricsTokens.has(hash) && !s.isOperator(hash) {
 		return errInvalidCredential
 	}
 	return nil
@@ -224,8 +237,8 @@ func (s *server) warnOfUntrustedProxy(r *http.Request) {
 	}
 }
 
-// clientAddress returns where a request comes from, as the login limit counts it: an IPv4 address, or the /64 of an
-// IPv6 one, which is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
+// clientAddress returns where a request comes from, as logins and guesses are counted: an IPv4 address, or the /64 of
+// an IPv6 one, which is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
 // its hops, from the last one back, the first that is not trusted itself.
 func clientAddress(r *http.Request, trusted []netip.Prefix) string {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)

@@ -486,7 +486,7 @@ func TestIntegrationDocsMetrics(t *testing.T) {
 // docs/configuration.md lists every flag, and no other.
 func TestIntegrationDocsFlags(t *testing.T) {
 	var usage bytes.Buffer
-	if err := run(t.Context(), []string{"-h"}, noEnvironment, &usage, new(telemetrytest.Log).Logger()); err != nil {
+	if err := run(t.Context(), nil, []string{"-h"}, noEnvironment, &usage, new(telemetrytest.Log).Logger()); err != nil {
 		t.Fatal(err)
 	}
 	names, listed := make(map[string]bool), make(map[string]bool)

@@ -77,14 +77,14 @@ func (s *server) gatewayRoutes() []route {
 // adminRoutes returns the routes of tenants for their admins.
 func (s *server) adminRoutes() []route {
 	var (
-		admin = forAdmins(s.requireAdmin, s.refuseAdminBody, s.loadTenant)
+		admin = s.forAdmins(s.requireAdmin, s.refuseAdminBody, s.loadTenant)
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
-		adminBody = forAdmins(s.requireAdmin, s.readAdminBody, s.requireAdmin, s.loadTenant)
+		adminBody = s.forAdmins(s.requireAdmin, s.readAdminBody, s.requireAdmin, s.loadTenant)
 		// A route that does not use the config serves a tenant whose config is broken, too.
-		repair = forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
+		repair = s.forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
 		// A route that changes something honours an Idempotency-Key or refuses it.
-		change     = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.requireTenant)
-		changeBody = forAdmins(s.requireAdmin, refuseIdempotencyKey, s.readAdminBody, s.requireAdmin, s.requireTenant)
+		change     = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.requireTenant)
+		changeBody = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.readAdminBody, s.requireAdmin, s.requireTenant)
 	)
 	return []route{
 		{"GET /admin/config", admin, s.showConfig},
@@ -110,10 +110,10 @@ func (s *server) adminRoutes() []route {
 func (s *server) otherRoutes() []route {
 	var (
 		open       = access{timeout: publicTimeout, steps: []step{refuseBody}}
-		operator   = forAdmins(s.requireOperator, refuseBody)
-		change     = forAdmins(s.requireOperator, refuseIdempotencyKey, refuseBody)
-		changeBody = forAdmins(s.requireOperator, refuseIdempotencyKey, s.readAdminBody)
-		metrics    = forAdmins(s.requireMetrics, refuseBody)
+		operator   = s.forAdmins(s.requireOperator, refuseBody)
+		change     = s.forAdmins(s.requireOperator, refuseIdempotencyKey, refuseBody)
+		changeBody = s.forAdmins(s.requireOperator, refuseIdempotencyKey, s.readAdminBody)
+		metrics    = s.forAdmins(s.requireMetrics, refuseBody)
 	)
 	return []route{
 		{"GET /admin/tenants", operator, s.listTenants},

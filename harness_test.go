@@ -128,7 +128,7 @@ func newServiceWithLog(t testing.TB, log *telemetrytest.Log, logger *telemetry.L
 	var err error
 	go func() {
 		defer close(done)
-		err = run(ctx, nil, func(name string) string { return env[name] }, io.Discard, logger)
+		err = run(ctx, nil, nil, func(name string) string { return env[name] }, io.Discard, logger)
 	}()
 	s.stop = func() error {
 		cancel()

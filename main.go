@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
@@ -32,17 +31,18 @@ const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 8 * time.Second // of all of a request
 	writeTimeout      = 10 * time.Second
-	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 8 << 10 // to which net/http adds 4 KiB
 )
 
 func main() {
 	signal.Ignore(syscall.SIGPIPE) // a log whose reader has gone is lost, and nothing else
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process immediately
 	log := telemetry.NewLogger(os.Stderr)
 	code := 0
-	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, log); err != nil {
+	if err := run(ctx, hangups, os.Args[1:], os.Getenv, os.Stdout, log); err != nil {
 		code = logFailure(log, err)
 	}
 	log.Flush(logFlushTimeout)
@@ -62,8 +62,8 @@ func logFailure(log *telemetry.Logger, err error) int {
 }
 
 // run is the whole program. It returns nil after it has stopped because ctx was done, and a settingsError if args or
-// the environment are wrong.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer,
+// the environment are wrong. Each of hangups has it read the files of settings again.
+func run(ctx context.Context, hangups <-chan os.Signal, args []string, getenv func(string) string, stdout io.Writer,
 	log *telemetry.Logger) error {
 	settings, err := parseSettings(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
@@ -84,6 +84,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 	case settings.reindex:
 		return reindex(ctx, settings, log)
 	}
+	defer settings.reloadOn(hangups, log)()
 	return serve(ctx, settings, log)
 }
 
@@ -99,19 +100,19 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	if err != nil {
 		return connectError(settings, err)
 	}
-	options := settings.server
-	options.adminToken = checkAdminToken(options.adminToken, log)
+	settings.limitConnections(telemetry.OpenFileLimit(), log)
+	settings.checkTokens(log)
 	tcp, err := net.Listen("tcp", settings.addr)
 	if err != nil {
 		return err
 	}
 	listener := connlimit.New(tcp, settings.maxConnections)
-	server, err := newServer(store, log, options, listener.NearCapacity)
+	server, err := newServer(store, log, settings.server, listener.NearCapacity)
 	if err != nil {
 		return err
 	}
 	defer server.usage.start()()
-	httpServer := newHTTPServer(listener.Handler(server.handler), log)
+	httpServer := newHTTPServer(listener.Handler(server.handler), settings.idleTimeout, log)
 	go listener.CutSlowRequests()
 	log.Infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
@@ -124,6 +125,11 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	}
 	log.Infof("Stopping")
 	server.draining.Store(true) // /readyz is 503, and each response ends its connection, so that clients go elsewhere
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(settings.shutdownDelay):
+	}
 	_ = listener.Close()
 	<-ended
 	drain(httpServer, listener, server.gateway, settings.drainTimeout, log)
@@ -131,22 +137,8 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	return nil
 }
 
-// checkAdminToken warns if the operator's token can be guessed. If token is "", it returns a random one, which it
-// logs.
-func checkAdminToken(token string, log *telemetry.Logger) string {
-	if token == "" {
-		token = rand.Text()
-		log.Infof("ADMIN_TOKEN is not set; this run's admin token is %s", token)
-	}
-	const enough = 16
-	if len(token) < enough {
-		log.Warnf("ADMIN_TOKEN has fewer than %d characters: it can be guessed", enough)
-	}
-	return token
-}
-
 // newHTTPServer returns the http.Server that serves handler to the connections of a connlimit.Listener.
-func newHTTPServer(handler http.Handler, log *telemetry.Logger) *http.Server {
+func newHTTPServer(handler http.Handler, idleTimeout time.Duration, log *telemetry.Logger) *http.Server {
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,

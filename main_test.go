@@ -149,8 +149,8 @@ func TestDrainTimeout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if set.drainTimeout != 10*time.Second {
-		t.Errorf("the default is %s", set.drainTimeout)
+	if set.drainTimeout != 10*time.Second || set.idleTimeout != 2*time.Minute || set.shutdownDelay != 0 {
+		t.Errorf("the defaults are %s, %s and %s", set.drainTimeout, set.idleTimeout, set.shutdownDelay)
 	}
 	set.drainTimeout = 300 * time.Millisecond
 	ctx, stop := context.WithCancel(context.Background())

@@ -21,7 +21,7 @@ import (
 )
 
 func TestNewServerNeedsAll(t *testing.T) {
-	options, log := serverOptions{adminToken: "x"}, telemetry.NewLogger(io.Discard)
+	options, log := serverOptions{adminTokens: tokensOf(t, "x"), metricsTokens: new(bearerTokens)}, telemetry.NewLogger(io.Discard)
 	if _, err := newServer(new(store), log, options, notNearCapacity); err != nil {
 		t.Error(err)
 	}
@@ -108,7 +108,7 @@ func TestClientAddress(t *testing.T) {
 // The responses to credentials that are missing, malformed, repeated or wrong.
 func TestUnauthorized(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
+	s := newService(t, trustTest)
 	id := newTenant(t, 10)
 	key := s.login(t, id)
 	const none, invalid = `Bearer realm="tollgate"`, `Bearer realm="tollgate", error="invalid_token"`
@@ -156,7 +156,7 @@ func TestUnauthorized(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			for _, route := range routes {
-				got := s.do(t, route.method, route.path, "", test.headers...)
+				got := s.do(t, route.method, route.path, "", append(test.headers, fromElsewhere())...)
 				got.want(t, 401, `{"error":"Unauthorized"}`)
 				got.wantHeader(t, "WWW-Authenticate", test.want)
 			}
@@ -845,7 +845,7 @@ func TestMetricsToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, setting := range []string{"METRICS_TOKEN=" + token, "METRICS_TOKEN_FILE=" + file} {
-		s := newService(t, setting)
+		s := newService(t, setting, trustTest)
 		metrics := s.do(t, "GET", "/metrics", "", bearer(token))
 		if metrics.status != 200 || !strings.Contains(metrics.body, "\ngo_goroutines ") {
 			t.Errorf("%s: %d %s", setting, metrics.status, metrics.body)
@@ -871,7 +871,7 @@ func TestMetricsToken(t *testing.T) {
 			if route.access.browser && !strings.Contains(route.pattern, "{tenantId}") {
 				status = 400 // the tenant default, which does not exist
 			}
-			s.do(t, method, path, "", bearer(token)).want(t, status, "")
+			s.do(t, method, path, "", bearer(token), fromElsewhere()).want(t, status, "")
 		}
 		for _, wrong := range []string{"", token + "x", strings.ToUpper(token), someKey} {
 			s.do(t, "GET", "/metrics", "", bearer(wrong)).want(t, 401, "")

@@ -142,7 +142,7 @@ func TestSafetyWarnings(t *testing.T) {
 func TestErrorsWithoutKeys(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t, "--rename-command", "EVALSHA", "")
-	err := run(t.Context(), nil, func(name string) string {
+	err := run(t.Context(), nil, nil, func(name string) string {
 		return map[string]string{"REDIS_URL": r.URL(), "ADDR": "127.0.0.1:0", "ADMIN_TOKEN": testAdminToken}[name]
 	}, io.Discard, telemetry.NewLogger(io.Discard))
 	if err == nil || !strings.HasSuffix(err.Error(), "ERR unknown command 'EVALSHA'") {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -34,10 +33,9 @@ type server struct {
 	gateway        *gateway.Gateway
 	handler        http.Handler // serves all routes
 	nearCapacity   func() bool  // reports whether connections are scarce
-	adminTokenHash [sha256.Size]byte
-	metricsHash    [sha256.Size]byte // of the metrics token
-	processID      string            // random; the IDs of requests begin with it
-	requests       atomic.Int64      // the number of requests that were given an ID
+	guesses        *guessLimit
+	processID      string       // random; the IDs of requests begin with it
+	requests       atomic.Int64 // the number of requests that were given an ID
 	bodies         bodyPools
 	turns          turns       // of tenants, to expensive requests
 	draining       atomic.Bool // the server is about to stop
@@ -49,8 +47,8 @@ type server struct {
 
 // serverOptions is what the operator sets.
 type serverOptions struct {
-	adminToken     string         // the operator's; a random one is made if none is set
-	metricsToken   string         // opens /metrics and nothing else; "" if only the operator may read them
+	adminTokens    *bearerTokens  // the operator's, one at least
+	metricsTokens  *bearerTokens  // each opens /metrics and nothing else; none if only the operator may read them
 	loginLimit     int64          // logins a minute of one client address; 0 for no limit
 	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
 	accessLog      bool           // log a line for each request
@@ -63,20 +61,19 @@ type serverOptions struct {
 // newServer returns a server on store. nearCapacity reports whether connections are scarce. It returns an error if
 // anything is missing.
 func newServer(store *store, log *telemetry.Logger, options serverOptions, nearCapacity func() bool) (*server, error) {
-	if store == nil || log == nil || options.adminToken == "" || nearCapacity == nil {
+	if store == nil || log == nil || options.adminTokens == nil || options.metricsTokens == nil || nearCapacity == nil {
 		return nil, errors.New("a server needs a store, a logger, an admin token and a measure of its capacity")
 	}
 	s := &server{
-		options:        options,
-		store:          store,
-		log:            log,
-		usage:          newUsageStats(store),
-		gateway:        gateway.New(options.gateway, log),
-		nearCapacity:   nearCapacity,
-		adminTokenHash: sha256.Sum256([]byte(options.adminToken)),
-		metricsHash:    sha256.Sum256([]byte(options.metricsToken)),
-		processID:      rand.Text()[:13],
-		bodies:         newBodyPools(options.gateway.TenantShare),
+		options:      options,
+		store:        store,
+		log:          log,
+		usage:        newUsageStats(store),
+		gateway:      gateway.New(options.gateway, log),
+		nearCapacity: nearCapacity,
+		guesses:      newGuessLimit(log),
+		processID:    rand.Text()[:13],
+		bodies:       newBodyPools(options.gateway.TenantShare),
 		google: &signInProvider{idtoken.Google(options.googleKeysURL, log), "google", "Google",
 			"google_oauth", "google_logged_in"},
 		apple: &signInProvider{idtoken.Apple(options.appleKeysURL, log), "apple", "Apple",

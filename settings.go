@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,12 +24,21 @@ type settings struct {
 	addr           string
 	seed           bool          // create the tenant abc if it does not exist
 	maxConnections int64         // of clients
+	idleTimeout    time.Duration // of clients' connections
+	shutdownDelay  time.Duration // from the signal that stops the process to the drain
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
+	logTime        bool          // log lines begin with their time
 	reindex        bool          // bring the index of users' API keys in line with them, and end
 	version        bool          // print the version, and end
 	health         bool          // check that another process responds, and end
-	logTime        bool          // log lines begin with their time
 	server         serverOptions
+	reloadables    []reloadable
+}
+
+// A reloadable is a setting that is the name of a file, or of several. SIGHUP has them read again.
+type reloadable struct {
+	setting string
+	load    func() error // If it fails, the old value stays. It may be called while the value is used.
 }
 
 // A settingsError has a sentence for each bad setting.
@@ -77,11 +87,12 @@ func (s *settings) options() []option {
 			set:   into(&s.waitReplicas, parseInt(0, 100))},
 		{flag: "admin-token-file", env: "ADMIN_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\n" +
+				"several, one a line or separated by commas, all open the same;\n" +
 				"if neither is set, a random one is created and logged at start",
-			set: into(&s.server.adminToken, parseBearerToken)},
+			set: s.server.adminTokens.replace},
 		{flag: "metrics-token-file", env: "METRICS_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds a token which opens /metrics alone, unless it is in the environment as METRICS_TOKEN",
-			set:   into(&s.server.metricsToken, parseBearerToken)},
+			set:   s.server.metricsTokens.replace},
 		{flag: "seed", env: "SEED", def: "true", usage: "create the tenant abc at start if it does not exist",
 			set: into(&s.seed, parseBool)},
 		{flag: "login-limit", env: "LOGIN_LIMIT", value: "number", def: "600",
@@ -96,6 +107,18 @@ func (s *settings) options() []option {
 			usage: "of the keys that sign Google's ID tokens", set: into(&s.server.googleKeysURL, parseHTTPURL)},
 		{flag: "apple-keys-url", env: "APPLE_KEYS_URL", value: "URL", def: "https://appleid.apple.com/auth/keys",
 			usage: "of the keys that sign Apple's ID tokens", set: into(&s.server.appleKeysURL, parseHTTPURL)},
+	}
+}
+
+// processOptions is the part of the table that concerns idle connections, the end of the process and the log.
+func (s *settings) processOptions() []option {
+	return []option{
+		{flag: "idle-timeout", env: "IDLE_TIMEOUT", value: "duration", def: "2m",
+			usage: "of clients' connections; longer than that of the balancer in front",
+			set:   into(&s.idleTimeout, parseDuration(time.Second, 24*time.Hour))},
+		{flag: "shutdown-delay", env: "SHUTDOWN_DELAY", value: "duration", def: "0s",
+			usage: "for which /readyz is 503 and everything else goes on, before the process stops",
+			set:   into(&s.shutdownDelay, parseDuration(0, time.Hour))},
 		{flag: "drain-timeout", env: "DRAIN_TIMEOUT", value: "duration", def: "10s",
 			usage: "for requests that still run when the process is stopped; then they are cut off",
 			set:   into(&s.drainTimeout, parseDuration(0, time.Hour))},
@@ -140,8 +163,8 @@ func into[T any](dst *T, parse func(value string) (T, error)) func(value string)
 // parseSettings reads all options. The error is flag.ErrHelp if args ask for the usage, which it then prints to stdout,
 // or a settingsError that names every bad setting; the others are then returned, too.
 func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
-	s := new(settings)
-	options := append(s.options(), s.gatewayOptions()...)
+	s := &settings{server: serverOptions{adminTokens: new(bearerTokens), metricsTokens: new(bearerTokens)}}
+	options := slices.Concat(s.options(), s.processOptions(), s.gatewayOptions())
 	given, wrong, err := parseFlags(options, args, stdout)
 	if err != nil {
 		return nil, err
@@ -150,12 +173,15 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 		if s.version || s.health && o.flag != "addr" {
 			continue
 		}
-		value, source, err := o.resolve(given, getenv)
-		if err == nil {
-			err = o.set(value)
-		}
+		source, err := o.apply(given, getenv)
 		if err != nil {
 			wrong = append(wrong, source+": "+err.Error())
+		}
+		if o.secretFile && source != o.secretEnv() {
+			s.reloadables = append(s.reloadables, reloadable{source, func() error {
+				_, err := o.apply(given, getenv)
+				return err
+			}})
 		}
 	}
 	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.HasPassword() {
@@ -167,7 +193,7 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	if len(wrong) > 0 {
 		return s, wrong
 	}
-	s.server.gateway.MaxWaiting = max(s.maxConnections/2, 1) // charges must always find a connection
+	s.setMaxConnections(s.maxConnections)
 	return s, nil
 }
 
@@ -217,6 +243,18 @@ func parseFlags(options []option, args []string, stdout io.Writer) (map[string]s
 	return given, wrong, nil
 }
 
+// apply sets what the option sets to its value, and returns where that comes from.
+func (o *option) apply(given map[string]string, getenv func(string) string) (source string, err error) {
+	value, source, err := o.resolve(given, getenv)
+	if err == nil {
+		err = o.set(value)
+	}
+	return source, err
+}
+
+// secretEnv returns the variable that may have the value itself, if secretFile is set.
+func (o *option) secretEnv() string { return strings.TrimSuffix(o.env, "_FILE") }
+
 // resolve returns the option's value and where it comes from.
 func (o *option) resolve(given map[string]string, getenv func(string) string) (value, source string, err error) {
 	value, isFlag := given[o.flag]
@@ -233,13 +271,12 @@ func (o *option) resolve(given map[string]string, getenv func(string) string) (v
 	if !o.secretFile {
 		return value, source, nil
 	}
-	secretEnv := strings.TrimSuffix(o.env, "_FILE")
-	secret := getenv(secretEnv)
+	secret := getenv(o.secretEnv())
 	switch {
 	case value == "":
-		return secret, secretEnv, nil
+		return secret, o.secretEnv(), nil
 	case secret != "" && !isFlag:
-		return "", source, fmt.Errorf("it and %s are both set: which one counts?", secretEnv)
+		return "", source, fmt.Errorf("it and %s are both set: which one counts?", o.secretEnv())
 	}
 	content, err := os.ReadFile(value)
 	secret = strings.TrimSpace(string(content))
@@ -301,14 +338,6 @@ func parseHTTPURL(value string) (string, error) {
 	u, err := url.Parse(value)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Fragment != "" {
 		return "", errors.New("is not an absolute http or https URL")
-	}
-	return value, nil
-}
-
-func parseBearerToken(value string) (string, error) {
-	if value != "" && !validBearerToken(value) {
-		return "", errors.New("has characters that no bearer token may have" +
-			" (RFC 6750 allows A-Z a-z 0-9 - . _ ~ + / and = at the end)")
 	}
 	return value, nil
 }

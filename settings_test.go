@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -46,11 +47,16 @@ func TestSettings(t *testing.T) {
 	}
 	waitReplicas := func(s *settings) any { return s.waitReplicas }
 	addr := func(s *settings) any { return s.addr }
-	adminToken := func(s *settings) any { return s.server.adminToken }
+	opens := func(token string) func(s *settings) any { // whether it is the operator's, and among how many
+		return func(s *settings) any {
+			return fmt.Sprint(s.server.adminTokens.has(sha256.Sum256([]byte(token))), len(s.server.adminTokens.tokens()))
+		}
+	}
 	loginLimit := func(s *settings) any { return s.server.loginLimit }
 	proxies := func(s *settings) any { return s.server.trustedProxies }
 	connections := func(s *settings) any { return s.maxConnections }
 	accessLog := func(s *settings) any { return s.server.accessLog }
+	times := func(s *settings) any { return fmt.Sprint(s.idleTimeout, s.shutdownDelay, s.logTime) }
 	googleKeys := func(s *settings) any { return s.server.googleKeysURL }
 	appleKeys := func(s *settings) any { return s.server.appleKeysURL }
 	tests := []struct {
@@ -67,10 +73,13 @@ func TestSettings(t *testing.T) {
 		{"address from PORT", env{"PORT": "9"}, nil, addr, ":9"},
 		{"ADDR beats PORT", env{"PORT": "9", "ADDR": "h:8"}, nil, addr, "h:8"},
 		{"-addr beats both", env{"PORT": "9", "ADDR": "h:8"}, []string{"-addr", ":7"}, addr, ":7"},
-		{"no admin token", nil, nil, adminToken, ""},
-		{"admin token", env{"ADMIN_TOKEN": "t"}, nil, adminToken, "t"},
-		{"admin token from a file", env{"ADMIN_TOKEN_FILE": secret}, nil, adminToken, "from-file"},
-		{"-admin-token-file", env{"ADMIN_TOKEN": "t"}, []string{"-admin-token-file", secret}, adminToken, "from-file"},
+		{"no admin token", nil, nil, opens(""), "false 0"},
+		{"admin token", env{"ADMIN_TOKEN": "t"}, nil, opens("t"), "true 1"},
+		{"admin token from a file", env{"ADMIN_TOKEN_FILE": secret}, nil, opens("from-file"), "true 1"},
+		{"-admin-token-file", env{"ADMIN_TOKEN": "t"}, []string{"-admin-token-file", secret}, opens("from-file"), "true 1"},
+		{"several admin tokens", env{"ADMIN_TOKEN": "t,u"}, nil, opens("u"), "true 2"},
+		{"several admin tokens are not one", env{"ADMIN_TOKEN": "t,u"}, nil, opens("t,u"), "false 2"},
+		{"several in a file", env{"ADMIN_TOKEN_FILE": tokenFile(t, "\r\n t ,\r\n,u\r\n\r\nv")}, nil, opens("u"), "true 3"},
 		{"logins by default", nil, nil, loginLimit, "600"},
 		{"no replicas by default", nil, nil, waitReplicas, "0"},
 		{"replicas", env{"WAIT_REPLICAS": "2"}, nil, waitReplicas, "2"},
@@ -92,6 +101,9 @@ func TestSettings(t *testing.T) {
 		{"Apple's keys", env{"APPLE_KEYS_URL": "http://h/a"}, nil, appleKeys, "http://h/a"},
 		{"no access log", nil, nil, accessLog, "false"},
 		{"access log", env{"ACCESS_LOG": "1"}, nil, accessLog, "true"},
+		{"times by default", nil, nil, times, "2m0s 0s false"},
+		{"times", env{"IDLE_TIMEOUT": "620s", "SHUTDOWN_DELAY": "5s", "LOG_TIME": "true"}, nil, times, "10m20s 5s true"},
+		{"times in flags", nil, []string{"-idle-timeout=1m", "-shutdown-delay=1s", "-log-time"}, times, "1m0s 1s true"},
 		{"-access-log", env{"ACCESS_LOG": "true"}, []string{"-access-log=false"}, accessLog, "false"},
 	}
 	for _, test := range tests {
@@ -124,6 +136,11 @@ func TestSettingErrors(t *testing.T) {
 		{"a port that is too large", env{"PORT": "65536"}, nil, "PORT: "},
 		{"no address in -addr", nil, []string{"-addr", "8080"}, "-addr: "},
 		{"white space in the token", env{"ADMIN_TOKEN": "hunter 2"}, nil, "ADMIN_TOKEN: has characters"},
+		{"white space in one of several", env{"ADMIN_TOKEN": "t,hunter 2"}, nil, "ADMIN_TOKEN: has characters"},
+		{"nothing but separators", env{"ADMIN_TOKEN": " ,"}, nil, "ADMIN_TOKEN: has no token"},
+		{"too many", env{"METRICS_TOKEN": strings.Repeat("hunter2,", 17)}, nil, "METRICS_TOKEN: has 17 tokens, at most 16"},
+		{"idle connections that do not stay", env{"IDLE_TIMEOUT": "0s"}, nil, `IDLE_TIMEOUT: "0s" is not a duration from 1s`},
+		{"a delay without its unit", env{"SHUTDOWN_DELAY": "5"}, nil, `SHUTDOWN_DELAY: "5" is not a duration`},
 		{"two admin tokens", env{"ADMIN_TOKEN": "a", "ADMIN_TOKEN_FILE": secret}, nil, "both set"},
 		{"no such file", env{"ADMIN_TOKEN_FILE": "/nowhere"}, nil, "/nowhere"},
 		{"an empty file", env{"ADMIN_TOKEN_FILE": "/dev/null"}, nil, `ADMIN_TOKEN_FILE: "/dev/null" is empty`},
@@ -253,13 +270,18 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+func allOptions() []option {
+	s := new(settings)
+	return slices.Concat(s.options(), s.processOptions(), s.gatewayOptions())
+}
+
 // The usage shows every option with its variable and its default.
 func TestUsage(t *testing.T) {
 	var usage strings.Builder
 	if _, err := parseSettings([]string{"-nope", "-h"}, noEnvironment, &usage); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("got %v", err)
 	}
-	for _, o := range new(settings).options() {
+	for _, o := range allOptions() {
 		_, after, _ := strings.Cut(usage.String(), "\n  "+strings.TrimSpace("-"+o.flag+" "+o.value)+"\n")
 		text, _, _ := strings.Cut(after, "\n  -")
 		if text == "" || !strings.Contains(text, o.env) || !strings.Contains(text, o.def) {
@@ -271,7 +293,7 @@ func TestUsage(t *testing.T) {
 // Names of flags and variables go together, and no name is used twice.
 func TestOptionNames(t *testing.T) {
 	var names []string
-	for _, o := range new(settings).options() {
+	for _, o := range allOptions() {
 		if o.env != "" && o.env != strings.ToUpper(strings.ReplaceAll(o.flag, "-", "_")) {
 			t.Errorf("-%s has the variable %s", o.flag, o.env)
 		}

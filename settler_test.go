@@ -47,12 +47,22 @@ func (s *store) wantTenant(t testing.TB, id string) *tenant {
 	return tn
 }
 
+// tokensOf returns the tokens of a setting.
+func tokensOf(t testing.TB, value string) *bearerTokens {
+	t.Helper()
+	tokens := new(bearerTokens)
+	if err := tokens.replace(value); err != nil {
+		t.Fatal(err)
+	}
+	return tokens
+}
+
 // newBareServer returns a server on testRedis, without the process around it.
 func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 	t.Helper()
 	st := newTestStore(t, testRedis, log)
 	s, err := newServer(st, log.Logger(), serverOptions{
-		adminToken: testAdminToken,
+		adminTokens: tokensOf(t, testAdminToken), metricsTokens: new(bearerTokens),
 		gateway: gateway.Options{
 			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxWaiting: 10,
 			TenantShare: 0.5,
