@@ -28,7 +28,6 @@ func (s *server) showConfig(w http.ResponseWriter, r *http.Request, info *reques
 	}
 	setETag(w.Header(), t.etag)
 	if all || slices.Contains(known, t.etag) {
-		w.Header()["Cache-Control"] = cacheControl
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -82,7 +81,7 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *reques
 	}
 	etag, err := s.store.ReplaceConfig(info.deadline, info.tenantID, config, info.actor, conditions)
 	if err != nil {
-		return err
+		return explainMismatch(err, match)
 	}
 	s.audit(info, info.tenantID, "saved the config %s", etag)
 	s.logConfigWarnings(info.tenantID, config)
@@ -107,7 +106,7 @@ func (s *server) logConfigWarnings(tenantID string, config *tenantConfig) {
 
 // entityTags parses If-Match or If-None-Match (RFC 9110, section 13.1). all reports a *. Tags are returned without
 // their quotes, which may be missing. In If-None-Match a weak tag (W/"…") is taken for the strong one; in If-Match it
-// keeps its W/, so that it matches none of ours, which are all strong.
+// begins with weakMark, so that it matches none of ours, which are all strong.
 func entityTags(r *http.Request, header string) (tags []string, all bool, err error) {
 	if len(r.Header[header]) == 0 {
 		return nil, false, nil
@@ -127,7 +126,7 @@ func entityTags(r *http.Request, header string) (tags []string, all bool, err er
 			return nil, false, invalid
 		}
 		if weak && header == "If-Match" {
-			tag = "W/" + tag
+			tag = weakMark + tag
 		}
 		tags, rest = append(tags, tag), after
 	}
@@ -135,6 +134,18 @@ func entityTags(r *http.Request, header string) (tags []string, all bool, err er
 		return nil, false, invalid
 	}
 	return tags, false, nil
+}
+
+// weakMark begins a weak tag of If-Match. No other tag begins so, since none has a quote in it.
+const weakMark = `W/"`
+
+// explainMismatch returns err, or errWeakETag if the config may only seem to have changed: If-Match has a weak tag.
+func explainMismatch(err error, ifMatch []string) error {
+	isWeak := func(tag string) bool { return strings.HasPrefix(tag, weakMark) }
+	if err == ErrConfigChanged && slices.ContainsFunc(ifMatch, isWeak) {
+		return errWeakETag
+	}
+	return err
 }
 
 // scanETag scans the entity tag at the start of a list and returns what follows it. The tag may lack its quotes.
@@ -301,7 +312,7 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requ
 		return err
 	}
 	if err := s.store.DeleteTenant(info.deadline, id, ifMatch); err != nil {
-		return err
+		return explainMismatch(err, ifMatch)
 	}
 	s.audit(info, id, "deleted the tenant")
 	w.WriteHeader(http.StatusNoContent)

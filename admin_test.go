@@ -124,9 +124,11 @@ func TestTenantDeletion(t *testing.T) {
 
 	t.Run("deleted on a condition", func(t *testing.T) {
 		etag := s.admin(t, "GET", path, "").etag(t)
-		for _, stale := range []string{`"x"`, `"x", W/` + etag} {
-			s.admin(t, "DELETE", "/admin/tenants/"+id, "", "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
+		remove := func(ifMatch string) reply {
+			return s.admin(t, "DELETE", "/admin/tenants/"+id, "", "If-Match: "+ifMatch)
 		}
+		remove(`"x"`).want(t, 412, `{"error":"Config has changed"}`)
+		remove(`"x", W/`+etag).want(t, 412, weakETag)
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "", "If-Match: \"").want(t, 400, "")
 	})
 	t.Run("deleted, it is gone for every process, with its keys and admin tokens", func(t *testing.T) {
@@ -233,6 +235,9 @@ func TestConfig(t *testing.T) {
 	})
 }
 
+// weakETag is the response to an If-Match as a proxy leaves it that compresses.
+const weakETag = `{"error":"If-Match has a weak ETag: a proxy has changed it"}`
+
 func TestETags(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -253,11 +258,16 @@ func TestETags(t *testing.T) {
 	}
 	t.Run("If-Match fails", func(t *testing.T) {
 		for _, stale := range []string{
-			first, `"x"`, `""`, `"*"`, `"x,` + bare(current) + `"`, `"!` + bare(current) + `"`, `"x", ` + first, "W/" + current,
+			first, `"x"`, `""`, `"*"`, `"x,` + bare(current) + `"`, `"!` + bare(current) + `"`, `"x", ` + first, `"W/` + bare(current) + `"`,
 			strings.ToUpper(current), `"` + bare(current)[1:] + `"`,
 		} {
 			put(t, `{"v":3}`, "If-Match: "+stale).want(t, 412, `{"error":"Config has changed"}`)
 		}
+		for _, weak := range []string{"W/" + current, "W/" + bare(current), `"x", W/` + current, "W/" + first, `W/""`} {
+			put(t, `{"v":3}`, "If-Match: "+weak).want(t, 412, weakETag)
+			s.admin(t, "POST", path+"/history/"+bare(first)+"/restore", "", "If-Match: "+weak).want(t, 412, weakETag)
+		}
+		s.putConfig(t, id+"x", `{}`, "If-Match: W/"+current).want(t, 400, `{"error":"Invalid tenant ID"}`)
 	})
 	t.Run("If-Match is malformed", func(t *testing.T) {
 		for _, malformed := range []string{"", ",", `"`, `"a`, `a"b`, `"a" "b"`, "*, *", `*, "a"`, `"a"b`, `W/`, `a b`} {
@@ -273,7 +283,7 @@ func TestETags(t *testing.T) {
 	t.Run("If-Match holds", func(t *testing.T) {
 		put(t, `{"v":3}`, "If-Match: *").want(t, 200, "")
 		current = put(t, `{"v":4}`).etag(t)
-		current = put(t, `{"v":5}`, `If-Match: "x", `+current).etag(t)
+		current = put(t, `{"v":5}`, `If-Match: W/"x", `+current).etag(t)
 		current = put(t, `{"v":6}`, `If-Match: "x"`, "If-Match: "+current).etag(t)
 		current = put(t, `{"v":6.1}`, `If-Match: , "a,b" ,, ""  , `+current+",").etag(t)
 	})
@@ -302,7 +312,7 @@ func TestETags(t *testing.T) {
 		current := get(t).etag(t)
 		for _, known := range []string{current, "W/" + current, `"x", ` + current, "*"} {
 			got := get(t, "If-None-Match: "+known)
-			if got.status != 304 || got.body != "" || got.etag(t) != current || got.header.Get("Cache-Control") != "no-store" {
+			if got.status != 304 || got.body != "" || got.etag(t) != current || got.header.Get("Cache-Control") != "no-store, no-transform" {
 				t.Errorf("%s: got %d %q", known, got.status, got.body)
 			}
 		}
@@ -736,6 +746,38 @@ func TestAdminRoutesAreAll(t *testing.T) {
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
+	}
+}
+
+// No cache keeps what admins get, and no proxy changes it, errors included; no cache keeps a key.
+func TestCacheControl(t *testing.T) {
+	t.Parallel()
+	s := newService(t, trustTest)
+	id := newTenant(t, 10)
+	etag := bare(s.putConfig(t, id, `{"user_groups":{"anonymous":{"tokens":10}}}`).etag(t))
+	key := s.login(t, id)
+	routes := adminRoutes(key, s.login(t, id), etag)
+	for _, route := range routes {
+		for _, token := range []string{"", "wrong", testAdminToken} {
+			got := s.do(t, route.method(), "/"+id+route.path, route.body, bearer(token), fromElsewhere(),
+				"Idempotency-Key: "+strings.Repeat("x", 300))
+			got.wantHeader(t, "Cache-Control", "no-store, no-transform")
+		}
+		s.admin(t, route.method(), "/"+id+route.path, route.body).wantHeader(t, "Cache-Control", "no-store, no-transform")
+	}
+	for _, got := range []reply{
+		s.admin(t, "GET", "/admin/tenants", ""), s.admin(t, "POST", "/admin/tenants", "{"),
+		s.admin(t, "DELETE", "/admin/tenants/nobody", ""), s.admin(t, "PUT", "/nobody/admin/config", `{"config":{}}`),
+		s.putConfig(t, id, `{}`, `If-Match: "x"`), s.do(t, "GET", "/metrics", "", bearer("x")),
+	} {
+		got.wantHeader(t, "Cache-Control", "no-store, no-transform")
+	}
+	for _, got := range []reply{
+		s.do(t, "POST", "/"+id+"/auth/anonymous", ""), s.do(t, "POST", "/"+id+"/auth/google", "{}"),
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)), s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(key)),
+		s.consume(t, id, key, ""), s.consume(t, id, someKey, ""), s.admin(t, "GET", "/metrics", ""), s.do(t, "GET", "/nothing", ""),
+	} {
+		got.wantHeader(t, "Cache-Control", "no-store")
 	}
 }
 

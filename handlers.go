@@ -43,7 +43,7 @@ func (s *server) keyRoutes() []route {
 		signIn     = s.forBrowsers(adminTimeout, s.readPublicBody, s.loadTenant) // the provider takes its time
 		verify     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readVerifyKey), s.loadTenant)
 		holder     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant)
-		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.readPublicBody, s.loadTenant)
+		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.spareBody, s.readPublicBody, s.loadTenant)
 	)
 	return []route{
 		{"POST /auth/anonymous", public, s.loginAnonymous},

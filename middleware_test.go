@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net/http"
@@ -331,6 +332,59 @@ func TestBodySize(t *testing.T) {
 	}
 	if left := tokensLeft(t, key); left != 10-1-2 {
 		t.Errorf("%d tokens are left, want 7", left)
+	}
+}
+
+// A client that waits to be told that it may send its body is refused before, if that can be known.
+func TestExpectContinue(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	id := newTenant(t, 10)
+	key := s.login(t, id)
+	const tooLarge = "413 Request Entity Too Large"
+	for _, test := range []struct {
+		name, request, token string
+		size                 int
+		want                 string // the first status that comes
+	}{
+		{"consume", "POST /%s/tokens/consume", key, 3_000_000, tooLarge},
+		{"consume, a byte too much", "POST /%s/tokens/consume", key, maxBodyBytes + 1, tooLarge},
+		{"consume, not too much", "POST /%s/tokens/consume", key, maxBodyBytes, "100 Continue"},
+		{"consume with an unknown key", "POST /%s/tokens/consume", someKey, 12, "401 Unauthorized"},
+		{"consume with a malformed key", "POST /%s/tokens/consume", "x", 12, "401 Unauthorized"},
+		{"consume of another tenant", "POST /nobody%s/tokens/consume", key, 12, "400 Bad Request"},
+		{"a hold", "POST /%s/tokens/holds", key, 3_000_000, tooLarge},
+		{"a hold with an unknown key", "POST /%s/tokens/holds", someKey, 12, "401 Unauthorized"},
+		{"settling", "POST /%s/tokens/holds/" + holdPrefix + someKey[5:] + "/settle", key, 3_000_000, tooLarge},
+		{"sign-in", "POST /%s/auth/google", "", 3_000_000, tooLarge},
+		{"sign-in, not too much", "POST /%s/auth/google", "", 12, "100 Continue"},
+		{"a config", "PUT /%s/admin/config", testAdminToken, 3_000_000, tooLarge},
+		{"a config, not too much", "PUT /%s/admin/config", testAdminToken, maxBodyBytes, "100 Continue"},
+		{"a config with a wrong token", "PUT /%s/admin/config", testAdminToken + "x", 3_000_000, "401 Unauthorized"},
+		{"a key", "POST /%s/admin/keys", testAdminToken, 3_000_000, tooLarge},
+		{"a change of a key", "PATCH /%s/admin/keys/" + key, testAdminToken, 3_000_000, tooLarge},
+		{"no body is wanted", "POST /%s/admin/tokens", testAdminToken, 3_000_000, "400 Bad Request"},
+		{"a completion", "POST /%s/v1/chat/completions", key, 100_000_000, tooLarge},
+		{"a completion with an unknown key", "POST /%s/v1/chat/completions", someKey, 1_000_000, "401 Unauthorized"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := s.dial(t)
+			fmt.Fprintf(c, test.request+" HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n", id, test.size)
+			if test.token != "" {
+				fmt.Fprintf(c, "%s\r\n", bearer(test.token))
+			}
+			fmt.Fprint(c, "\r\n")
+			got, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Status != test.want || !got.Close && got.StatusCode != 100 { // the body may follow or not
+				t.Errorf("got %s, want %s; closed: %v", got.Status, test.want, got.Close)
+			}
+		})
+	}
+	if left := tokensLeft(t, key); left != 10 {
+		t.Errorf("%d tokens are left of 10", left)
 	}
 }
 

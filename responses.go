@@ -20,7 +20,16 @@ import (
 var (
 	contentType  = []string{"application/json; charset=utf-8"}
 	cacheControl = []string{"no-store"} // responses hold keys, balances and configs (RFC 6749, section 5.1)
+
+	// A proxy that compresses a response makes its ETag weak, which If-Match never matches (RFC 9110, section 13.1.1).
+	adminCacheControl = []string{"no-store, no-transform"}
 )
+
+// forbidTransform is the step of routes whose responses proxies must not change, errors included.
+func forbidTransform(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
+	w.Header()["Cache-Control"] = adminCacheControl
+	return nil
+}
 
 // writeJSON sends v as one compact object and a newline. Nothing is sent if v cannot be encoded.
 func writeJSON(w http.ResponseWriter, status int, v any) error {
@@ -46,7 +55,9 @@ func encodeJSON(v any) ([]byte, error) {
 func writeBody(w http.ResponseWriter, status int, body []byte) error {
 	h := w.Header()
 	h["Content-Type"] = contentType
-	h["Cache-Control"] = cacheControl
+	if h["Cache-Control"] == nil {
+		h["Cache-Control"] = cacheControl
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // a client that has gone away is not an error of ours
 	return nil
@@ -183,6 +194,7 @@ func (e rateLimitError) response() errorResponse {
 var (
 	errNotFound      = errors.New("not found")
 	errLoginDisabled = errors.New("anonymous login is disabled")
+	errWeakETag      = errors.New("If-Match has a weak ETag")
 )
 
 // errorResponses says what all other errors mean. The first that matches counts.
@@ -206,6 +218,7 @@ var errorResponses = []struct {
 	{ErrNoToken, http.StatusNotFound, "Not found", notRefused},
 	{ErrTenantExists, http.StatusConflict, "Tenant already exists", notRefused},
 	{ErrTooManyTokens, http.StatusConflict, "Too many admin tokens", notRefused},
+	{errWeakETag, http.StatusPreconditionFailed, "If-Match has a weak ETag: a proxy has changed it", notRefused},
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed", notRefused},
 	{ErrKeyDisabled, http.StatusForbidden, "API key is disabled", refusedKey},
 	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled", refusedGroup},
