@@ -362,6 +362,41 @@ func TestIntegrationProxyLogin(t *testing.T) {
 	})
 }
 
+// An admin behind a proxy that compresses can save a config that has not changed, or learns why not.
+func TestIntegrationProxyCompresses(t *testing.T) {
+	s := newService(t)
+	for _, test := range []struct {
+		name    string
+		command func(front string) *exec.Cmd
+		status  int
+		body    string
+	}{
+		{"nginx, whatever no-transform says", func(front string) *exec.Cmd {
+			return nginxOf(t, "gzip on;\ngzip_proxied any;\ngzip_min_length 0;\ngzip_types application/json;\nserver {\nlisten "+front+
+				";\nlocation / {\nproxy_pass http://"+s.address()+";\n}\n}\n")
+		}, 412, weakETag},
+		{"Caddy", func(front string) *exec.Cmd {
+			return caddyOf(t, "http://"+front+" {\nencode gzip {\nminimum_length 0\n}\nreverse_proxy "+s.address()+"\n}\n")
+		}, 200, `{"success":true}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			port, err := redistest.FreePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			front := &service{url: fmt.Sprintf("http://127.0.0.1:%d", port)}
+			startProgram(t, test.command(front.address()), front.address())
+			id := newTenantIn(t, testRedis, `{"user_groups":{"anonymous":{}},"text":"`+strings.Repeat("long", 1000)+`"}`)
+			got, err := front.send("GET", "/"+id+"/admin/config", "", "Accept-Encoding: gzip", bearer(testAdminToken))
+			if err != nil || got.header.Get("Content-Encoding") != "gzip" {
+				t.Fatalf("%v, %v", got, err)
+			}
+			etag := got.header.Get("ETag")
+			front.putConfig(t, id, `{}`, "If-Match: "+etag).want(t, test.status, test.body)
+		})
+	}
+}
+
 // The check gets the credential and the proxy's request ID, and nothing else of the client's: neither its body nor its
 // headers make it fail.
 func TestIntegrationProxyPassesOnlyCredential(t *testing.T) {
