@@ -126,7 +126,7 @@ func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *r
 	return nil
 }
 
-func (s *server) isOperator(hash [sha256.Size]byte) bool { return s.options.adminTokens.has(hash) }
+func (s *server) isOperator(hash [sha256.Size]byte) bool { return s.operatorTokens.has(hash) }
 
 // requireMetrics lets the operator pass, and the holder of the metrics token.
 func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *requestInfo) error {
@@ -135,7 +135,7 @@ func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *reque
 		return err
 	}
 	hash := sha256.Sum256([]byte(token))
-	if !s.options.metricsTokens.has(hash) && !s.isOperator(hash) {
+	if !s.metricsTokens.has(hash) && !s.isOperator(hash) {
 		return errInvalidCredential
 	}
 	return nil

@@ -13,7 +13,7 @@ const (
 	refusalWindow     = time.Minute
 	refusalDelay      = time.Second // of each further one
 	maxDelayed        = 64          // refusals that wait at a time, so that they do not take all connections
-	maxGuessAddresses = 10_000      // 2 MB
+	maxGuessAddresses = 10_000      // about 3 MB
 )
 
 // guessLimit slows those down who guess at the tokens of operators and admins: after freeRefusals refused tokens of an

@@ -33,9 +33,11 @@ type server struct {
 	gateway        *gateway.Gateway
 	handler        http.Handler // serves all routes
 	nearCapacity   func() bool  // reports whether connections are scarce
-	guesses        *guessLimit
-	processID      string       // random; the IDs of requests begin with it
-	requests       atomic.Int64 // the number of requests that were given an ID
+	operatorTokens *bearerTokens
+	metricsTokens  *bearerTokens // each opens /metrics and nothing else
+	guesses        *guessLimit   // at the tokens of operators and admins
+	processID      string        // random; the IDs of requests begin with it
+	requests       atomic.Int64  // the number of requests that were given an ID
 	bodies         bodyPools
 	turns          turns       // of tenants, to expensive requests
 	draining       atomic.Bool // the server is about to stop
@@ -65,15 +67,17 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		return nil, errors.New("a server needs a store, a logger, an admin token and a measure of its capacity")
 	}
 	s := &server{
-		options:      options,
-		store:        store,
-		log:          log,
-		usage:        newUsageStats(store),
-		gateway:      gateway.New(options.gateway, log),
-		nearCapacity: nearCapacity,
-		guesses:      newGuessLimit(log),
-		processID:    rand.Text()[:13],
-		bodies:       newBodyPools(options.gateway.TenantShare),
+		options:        options,
+		store:          store,
+		log:            log,
+		usage:          newUsageStats(store),
+		gateway:        gateway.New(options.gateway, log),
+		nearCapacity:   nearCapacity,
+		operatorTokens: options.adminTokens,
+		metricsTokens:  options.metricsTokens,
+		guesses:        newGuessLimit(log),
+		processID:      rand.Text()[:13],
+		bodies:         newBodyPools(options.gateway.TenantShare),
 		google: &signInProvider{idtoken.Google(options.googleKeysURL, log), "google", "Google",
 			"google_oauth", "google_logged_in"},
 		apple: &signInProvider{idtoken.Apple(options.appleKeysURL, log), "apple", "Apple",

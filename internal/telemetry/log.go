@@ -31,9 +31,9 @@ const (
 // Logger writes lines that begin with their level, such as "[INFO] ". Whatever is in a value, a line stays one line:
 // every rune that is neither printable nor a tab is escaped as in a Go string. Its methods may be called concurrently.
 //
-// None of them waits for the lines to be written, but Flush. A goroutine writes them, in their order, while there are
-// any. Lines for which there is no room, because the reader of the log does not keep up, are dropped and counted, and
-// a [WARN] line in their place says how many. So are, but for that line, those that cannot be written.
+// No method but Flush waits for a line to be written. A goroutine writes the lines in their order, while there are any.
+// If the reader of the log does not keep up, lines for which there is no room are dropped and counted, and a [WARN]
+// line in their place says how many. Lines that cannot be written are counted, too.
 type Logger struct {
 	out     io.Writer
 	dropped atomic.Int64 // lines
@@ -65,7 +65,7 @@ func (l *Logger) ShowTime() {
 // Infof writes what happens in normal operation. The arguments are those of fmt.Printf, as in the methods below.
 func (l *Logger) Infof(format string, args ...any) { l.add(infoEighths, "[INFO] ", format, args) }
 
-// Auditf writes who has changed what: as Infof does, but the line has a place where only errors have one.
+// Auditf writes who has changed what. It does what Infof does, but its lines are dropped as late as errors are.
 func (l *Logger) Auditf(format string, args ...any) { l.add(errorEighths, "[INFO] ", format, args) }
 
 // Warnf writes what an operator should look at some time.
@@ -91,7 +91,7 @@ func (l *Logger) Flush(timeout time.Duration) {
 	}
 }
 
-// add lets a line wait to be written, or drops it if more than so many eighths of the room would be taken.
+// add lets a line wait to be written. It drops the line if more than that many eighths of the room would be taken.
 func (l *Logger) add(eighths int, level, format string, args []any) {
 	line := logLine{text: level + escape(fmt.Sprintf(format, args...)) + "\n"}
 	l.mu.Lock()
