@@ -13,12 +13,16 @@ import (
 	"time"
 )
 
-// Bounds of the lines that wait to be written.
+// Bounds of the lines that wait to be written. As many may have been taken to be written now.
 const (
 	maxLines     = 1024
 	maxBytes     = 1 << 20
 	maxLineBytes = 16 << 10 // of one line; the rest is cut off. A line may quote what a server or a client has sent
 )
+
+// chunkBytes bounds the lines that are written with one call, but for their times. Linux mixes up to 4,096 bytes with
+// nothing that other processes write to the same pipe (pipe(7), PIPE_BUF).
+const chunkBytes = 2048
 
 // How many eighths of the room for lines that wait a line may fill. A flood of what clients cause then leaves a place
 // for what operators must not miss.
@@ -38,12 +42,12 @@ type Logger struct {
 	out     io.Writer
 	dropped atomic.Int64 // lines
 
-	mu       sync.Mutex // guards the fields below; is not held while a line is written
+	mu       sync.Mutex // guards the fields below; is not held while lines are written
 	withTime bool
 	waiting  []logLine
 	bytes    int           // of waiting
 	gap      int64         // lines that were dropped since the line without text in waiting; 0 if there is none
-	idle     chan struct{} // is closed when no line waits any more; nil if none does
+	idle     chan struct{} // is closed when all is written; nil if it is
 }
 
 // logLine is a line that waits to be written.
@@ -52,7 +56,7 @@ type logLine struct {
 	text string    // is "" if lines were dropped here
 }
 
-// NewLogger returns a Logger that writes each line to w with one call. Another follows when that has returned.
+// NewLogger returns a Logger that writes to w. Each call has whole lines: one, or several that are short and waited.
 func NewLogger(w io.Writer) *Logger { return &Logger{out: w} }
 
 // ShowTime begins each further line with the time of its event, in the form of RFC 3339, UTC, with milliseconds.
@@ -77,7 +81,7 @@ func (l *Logger) Errorf(format string, args ...any) { l.add(errorEighths, "[ERRO
 // Dropped returns how many lines were not written: there was no room for them, or the writer has returned an error.
 func (l *Logger) Dropped() int64 { return l.dropped.Load() }
 
-// Flush waits until no line waits to be written, for timeout at most.
+// Flush waits until all lines are written, for timeout at most.
 func (l *Logger) Flush(timeout time.Duration) {
 	l.mu.Lock()
 	idle := l.idle
@@ -132,38 +136,52 @@ func escape(text string) string {
 	return escaped.String()
 }
 
-// write writes the lines that wait until none does.
+// write writes the lines that wait until none does. It takes all at once, since on a busy machine it gets the lock, and
+// its turn, far less often than lines come.
 func (l *Logger) write() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for len(l.waiting) > 0 {
-		text := l.next()
-		l.mu.Unlock()
-		_, err := l.out.Write([]byte(text))
-		l.mu.Lock()
-		if err != nil {
-			l.dropped.Add(1)
+	for {
+		lines, gap := l.take()
+		if len(lines) == 0 {
+			return
+		}
+		var chunk []byte
+		inChunk := 0
+		for i, line := range lines {
+			chunk = line.appendTo(chunk, gap)
+			inChunk++
+			if i+1 < len(lines) && len(chunk)+len(lines[i+1].text) < chunkBytes {
+				continue
+			}
+			if _, err := l.out.Write(chunk); err != nil {
+				l.dropped.Add(int64(inChunk))
+			}
+			chunk, inChunk = chunk[:0], 0
 		}
 	}
-	l.waiting = nil
-	close(l.idle)
-	l.idle = nil
 }
 
-// next takes the first of the lines that wait, of which there must be one, and returns its text. The caller holds l.mu.
-func (l *Logger) next() string {
-	line := l.waiting[0]
-	l.waiting[0] = logLine{}
-	l.waiting = l.waiting[1:]
-	l.bytes -= len(line.text)
+// take takes all lines that wait, and how many were dropped where one has no text. If none waits, the log is idle.
+func (l *Logger) take() (lines []logLine, gap int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lines, gap = l.waiting, l.gap
+	l.waiting, l.bytes, l.gap = nil, 0, 0
+	if len(lines) == 0 {
+		close(l.idle)
+		l.idle = nil
+	}
+	return lines, gap
+}
+
+// appendTo appends the line as it is written. gap is how many lines were dropped if it has no text.
+func (line logLine) appendTo(chunk []byte, gap int64) []byte {
+	if !line.at.IsZero() {
+		chunk = line.at.UTC().AppendFormat(chunk, "2006-01-02T15:04:05.000Z ")
+	}
 	if line.text == "" {
-		line.text = fmt.Sprintf("[WARN] %d lines of the log were dropped: nobody read them in time\n", l.gap)
-		l.gap = 0
+		return fmt.Appendf(chunk, "[WARN] %d lines of the log were dropped: nobody read them in time\n", gap)
 	}
-	if line.at.IsZero() {
-		return line.text
-	}
-	return line.at.UTC().Format("2006-01-02T15:04:05.000Z ") + line.text
+	return append(chunk, line.text...)
 }
 
 // Warnings returns a logger for net/http, which words itself what goes wrong with connections. Each of its lines is one

@@ -118,6 +118,7 @@ func TestLogTime(t *testing.T) {
 		w := newStalledWriter()
 		l := NewLogger(w)
 		l.Infof("a")
+		synctest.Wait() // that line is being written
 		l.ShowTime()
 		l.Infof("b")
 		time.Sleep(1234567 * time.Microsecond)
