@@ -269,7 +269,7 @@ func TestDocumentedTenantsPay(t *testing.T) {
 // optionDefaults returns the defaults of all options by their environment variables.
 func optionDefaults() map[string]string {
 	defaults, s := make(map[string]string), new(settings)
-	for _, o := range append(s.options(), s.gatewayOptions()...) {
+	for _, o := range s.allOptions() {
 		defaults[o.env] = o.def
 		if o.secretFile {
 			defaults[strings.TrimSuffix(o.env, "_FILE")] = ""

@@ -99,14 +99,14 @@ func kubernetesManifest(t *testing.T) map[string]any {
 }
 
 // notYet has the settings in docs/kubernetes.md that the program is about to get. TO DO: delete it when it has them.
-var notYet = []string{"SHUTDOWN_DELAY", "IDLE_TIMEOUT", "LOG_TIME", "REDIS_CA_FILE"}
+var notYet = []string{"REDIS_CA_FILE"}
 
 // The variables of the manifest are settings, with values that the program accepts.
 func TestKubernetesSettings(t *testing.T) {
 	container := walk(kubernetesManifest(t)["Deployment"], "spec", "template", "spec", "containers", 0)
 	s := new(settings)
 	options := make(map[string]option)
-	for _, o := range append(s.options(), s.gatewayOptions()...) {
+	for _, o := range s.allOptions() {
 		options[o.env] = o
 	}
 	runtimes := []string{"GOGC", "GOMEMLIMIT"}

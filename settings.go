@@ -68,7 +68,7 @@ type option struct {
 	secretFile bool
 }
 
-// options is the table of all options. The first two are commands, which need few of the others.
+// options is the first part of the table. The first two are commands, which need few of the others.
 func (s *settings) options() []option {
 	return []option{
 		{flag: "version", usage: "print the version and exit", set: into(&s.version, parseBool)},
@@ -108,6 +108,11 @@ func (s *settings) options() []option {
 		{flag: "apple-keys-url", env: "APPLE_KEYS_URL", value: "URL", def: "https://appleid.apple.com/auth/keys",
 			usage: "of the keys that sign Apple's ID tokens", set: into(&s.server.appleKeysURL, parseHTTPURL)},
 	}
+}
+
+// allOptions is the whole table.
+func (s *settings) allOptions() []option {
+	return slices.Concat(s.options(), s.processOptions(), s.gatewayOptions())
 }
 
 // processOptions is the part of the table that concerns idle connections, the end of the process and the log.
@@ -164,7 +169,7 @@ func into[T any](dst *T, parse func(value string) (T, error)) func(value string)
 // or a settingsError that names every bad setting; the others are then returned, too.
 func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
 	s := &settings{server: serverOptions{adminTokens: new(bearerTokens), metricsTokens: new(bearerTokens)}}
-	options := slices.Concat(s.options(), s.processOptions(), s.gatewayOptions())
+	options := s.allOptions()
 	given, wrong, err := parseFlags(options, args, stdout)
 	if err != nil {
 		return nil, err

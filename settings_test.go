@@ -270,18 +270,13 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-func allOptions() []option {
-	s := new(settings)
-	return slices.Concat(s.options(), s.processOptions(), s.gatewayOptions())
-}
-
 // The usage shows every option with its variable and its default.
 func TestUsage(t *testing.T) {
 	var usage strings.Builder
 	if _, err := parseSettings([]string{"-nope", "-h"}, noEnvironment, &usage); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("got %v", err)
 	}
-	for _, o := range allOptions() {
+	for _, o := range new(settings).allOptions() {
 		_, after, _ := strings.Cut(usage.String(), "\n  "+strings.TrimSpace("-"+o.flag+" "+o.value)+"\n")
 		text, _, _ := strings.Cut(after, "\n  -")
 		if text == "" || !strings.Contains(text, o.env) || !strings.Contains(text, o.def) {
@@ -293,7 +288,7 @@ func TestUsage(t *testing.T) {
 // Names of flags and variables go together, and no name is used twice.
 func TestOptionNames(t *testing.T) {
 	var names []string
-	for _, o := range allOptions() {
+	for _, o := range new(settings).allOptions() {
 		if o.env != "" && o.env != strings.ToUpper(strings.ReplaceAll(o.flag, "-", "_")) {
 			t.Errorf("-%s has the variable %s", o.flag, o.env)
 		}
