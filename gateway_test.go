@@ -16,6 +16,7 @@ import (
 
 	"github.com/gomodule/redigo/redis"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
@@ -835,15 +836,18 @@ func TestGatewaySettings(t *testing.T) {
 	}
 	show := func(s *settings) string {
 		o := s.server.gateway
-		return fmt.Sprint(o.Deny, o.HeaderTimeout, o.IdleTimeout, o.TotalTimeout, " ", s.server.maxGatewayBody, " ", s.drainTimeout)
+		return fmt.Sprint(o.Deny, o.HeaderTimeout, o.IdleTimeout, o.TotalTimeout, o.KeepAlive, " ", s.server.maxGatewayBody, " ",
+			s.drainTimeout)
 	}
 	s, err := get(nil)
-	if err != nil || show(s) != "[169.254.0.0/16 fe80::/10] 10m0s 5m0s 20m0s 16777216 10s" {
+	deny := strings.ReplaceAll(gateway.DefaultDeny, ",", " ")
+	if err != nil || show(s) != "["+deny+"] 10m0s 5m0s 20m0s 4s 16777216 10s" {
 		t.Errorf("the default is %v, %v, %v", s.server.gateway, s.drainTimeout, err)
 	}
 	s, err = get(map[string]string{"GATEWAY_DENY": "10.0.0.0/8", "PROVIDER_TIMEOUT": "1s", "MAX_GATEWAY_BODY": "5"},
-		"-provider-timeout=2s", "-provider-idle-timeout=3s", "-gateway-timeout=4s", "-drain-timeout=0s")
-	if err != nil || show(s) != "[10.0.0.0/8] 2s 3s 4s 5 0s" {
+		"-provider-timeout=2s", "-provider-idle-timeout=3s", "-gateway-timeout=4s", "-provider-keep-alive=5s",
+		"-drain-timeout=0s")
+	if err != nil || show(s) != "[10.0.0.0/8] 2s 3s 4s 5s 5 0s" {
 		t.Errorf("got %v, %v, %v", s.server.gateway, s.drainTimeout, err)
 	}
 	if s, err := get(nil, "-gateway-deny="); err != nil || len(s.server.gateway.Deny) != 0 {
@@ -851,7 +855,7 @@ func TestGatewaySettings(t *testing.T) {
 	}
 	for _, arg := range []string{
 		"-gateway-deny=x", "-provider-timeout=0s", "-provider-timeout=10", "-gateway-timeout=25h", "-max-gateway-body=0",
-		"-max-gateway-body=268435457", "-drain-timeout=-1s", "-provider-idle-timeout=",
+		"-max-gateway-body=268435457", "-drain-timeout=-1s", "-provider-idle-timeout=", "-provider-keep-alive=0s",
 	} {
 		name, _, _ := strings.Cut(arg, "=")
 		if _, err := get(nil, arg); err == nil || !strings.HasPrefix(err.Error(), name+": ") {

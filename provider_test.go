@@ -127,6 +127,15 @@ func TestGatewayDeny(t *testing.T) {
 	if n := len(p.Requests()); n > 0 {
 		t.Errorf("%d requests came to a denied provider", n)
 	}
-	g := newService(t).gatewayTest(t, p, textConfig(1000, endpoint("169.254.169.254")))
-	g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
+	s = newService(t)
+	for _, host := range []string{
+		"169.254.169.254", "[fd00:ec2::254]", "168.63.129.16", "100.100.100.200", "192.0.0.192", "[64:ff9b::a9fe:a9fe]",
+	} {
+		g := s.gatewayTest(t, p, textConfig(1000, endpoint(host)))
+		g.call(t, chatPath, `{}`).wantWireError(t, chatPath, 502, "api_error", "")
+		line := "[WARN] The endpoint a of tenant " + g.tenant + " failed: its address is within -gateway-deny"
+		if s.log.Count(line) != 1 {
+			t.Errorf("%s is not denied:\n%s", host, s.log)
+		}
+	}
 }

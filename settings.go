@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
 )
 
@@ -137,17 +138,20 @@ func (s *settings) processOptions() []option {
 // gatewayOptions is the part of the table that concerns the gateway.
 func (s *settings) gatewayOptions() []option {
 	return []option{
-		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: "169.254.0.0/16,fe80::/10",
-			usage: "that the gateway never connects to, separated by commas; add loopback and private networks if\n" +
-				"strangers administer tenants", set: into(&s.server.gateway.Deny, parsePrefixes)},
+		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: gateway.DefaultDeny,
+			usage: "that the gateway never connects to, separated by commas: by default where clouds keep metadata;\n" +
+				"add loopback and private networks if strangers administer tenants", set: into(&s.server.gateway.Deny, parsePrefixes)},
 		{flag: "provider-timeout", env: "PROVIDER_TIMEOUT", value: "duration", def: "10m",
 			usage: "for a provider to begin its response",
 			set:   into(&s.server.gateway.HeaderTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "provider-idle-timeout", env: "PROVIDER_IDLE_TIMEOUT", value: "duration", def: "5m",
 			usage: "for a provider that has begun its response and is silent",
 			set:   into(&s.server.gateway.IdleTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
+		{flag: "provider-keep-alive", env: "PROVIDER_KEEP_ALIVE", value: "duration", def: "4s",
+			usage: "for an idle connection to an http:// provider: less than the provider itself keeps it",
+			set:   into(&s.server.gateway.KeepAlive, parseDuration(time.Millisecond, time.Hour))},
 		{flag: "gateway-timeout", env: "GATEWAY_TIMEOUT", value: "duration", def: "20m",
-			usage: "for a request of the gateway as a whole",
+			usage: "for a request of the gateway as a whole, with its response",
 			set:   into(&s.server.gateway.TotalTimeout, parseDuration(time.Millisecond, 24*time.Hour))},
 		{flag: "tenant-share", env: "TENANT_SHARE", value: "part", def: "0.5",
 			usage: "of connections, memory and drains that the requests of one tenant may take from all others",

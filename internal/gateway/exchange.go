@@ -46,13 +46,14 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	limited, stopTimer := context.WithTimeoutCause(g.ctx, g.options.TotalTimeout, errTooLong)
 	ctx, cancel := context.WithCancelCause(limited)
 	x.ctx, x.stopTimer = ctx, stopTimer
+	deadline, _ := limited.Deadline()
 	request := c.Request
 	if c.CountTokens {
 		request.Stream = false
 	}
 	x.relay = relay{
 		w: w, client: http.NewResponseController(w), request: request, isFree: c.CountTokens,
-		idle: g.options.IdleTimeout, cancel: cancel,
+		idle: g.options.IdleTimeout, cancel: cancel, latest: deadline.Add(abortGrace),
 		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
 		stream: llmwire.Stream{
 			Report: llmwire.Report{Format: request.Format}, DropUsage: request.Stream && !request.IncludeUsage,
@@ -60,7 +61,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 		},
 	}
 	// A response may come much later than others do.
-	_ = x.relay.client.SetWriteDeadline(time.Now().Add(g.options.TotalTimeout + time.Minute))
+	_ = x.relay.client.SetWriteDeadline(deadline.Add(time.Minute))
 	return x
 }
 
@@ -180,14 +181,14 @@ func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 	if x.call.CountTokens {
 		p.path = countTokensPath
 	}
-	response, x.sent, err = p.send(x.ctx, x.gateway.transport)
+	response, x.sent, err = p.send(x.ctx, x.gateway.carriers)
 	return response, err
 }
 
 // interrupted returns the error of a call whose endpoint has failed with err, or that was cancelled.
 func (x *exchange) interrupted(err error) Error {
-	if x.sent { // it may be generating, and the SDKs would have it do that again
-		x.w.Header().Set("X-Should-Retry", "false")
+	if x.sent {
+		x.forbidRetry()
 	}
 	switch cause := context.Cause(x.ctx); {
 	case cause == errClientGone:
@@ -208,9 +209,13 @@ func (x *exchange) interrupted(err error) Error {
 	return Error{http.StatusBadGateway, "The provider cannot be reached"}
 }
 
+// forbidRetry keeps the SDKs from repeating a request that the provider may have billed, or will refuse again.
+func (x *exchange) forbidRetry() { x.w.Header()["X-Should-Retry"] = []string{"false"} }
+
 // providerFailed returns the error for a response that cannot be used.
 func (x *exchange) providerFailed(reason string) error {
 	x.sent = false
+	x.forbidRetry()
 	x.logFailure(reason)
 	return Error{http.StatusBadGateway, "The provider's response cannot be used"}
 }
@@ -252,6 +257,7 @@ func (x *exchange) relayError(response *http.Response) error {
 	status, key := response.StatusCode, x.endpoint.apiKey
 	body := x.relay.readError(response, maxErrorBody+len(key)) // so that a key at the limit is found whole
 	if x.call.Request.Format.IsAccountError(status, body) {
+		x.forbidRetry()
 		x.logFailure(fmt.Sprintf("it refuses the account of the endpoint with %d", status))
 		return Error{http.StatusBadGateway, "The provider refuses this service's account"}
 	}

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -56,6 +58,10 @@ func TestCharges(t *testing.T) {
 		{"account", whole, script{status: 401, parts: []string{"{}"}}, 502, nothing},
 		{"redirect", whole, script{status: 307, header: "Location: /"}, 502, nothing},
 		{"compressed", whole, script{header: "Content-Encoding: gzip", parts: []string{"{}"}}, 502, nothing},
+		{"array", whole, jsonBody("[]"), 502, nothing},
+		{"empty", whole, jsonBody(), 502, nothing},
+		{"no content", whole, script{status: 204}, 502, nothing},
+		{"another protocol", whole, script{status: 101, header: "Upgrade: x"}, 502, nothing},
 		{"compressed error", whole, script{status: 400, header: "Content-Encoding: gzip", parts: []string{"{}"}}, 400, nothing},
 
 		{"stream", streamed, stream(content, content, reason, usage, done), 200, exact},
@@ -75,6 +81,9 @@ func TestCharges(t *testing.T) {
 			t.Parallel()
 			g := newScripted(t, test.server, "")
 			response, body, err := g.post(t, test.body)
+			if retry := response.Header.Get("X-Should-Retry"); retry != map[int]string{502: "false", 504: "false"}[test.status] {
+				t.Errorf("X-Should-Retry is %q", retry)
+			}
 			isCut := response != nil && response.StatusCode == 200 && err != nil
 			if isCut != (test.status == 0) || !isCut && (err != nil || response.StatusCode != test.status) {
 				t.Fatalf("got %v, %.200q, %v", response, body, err)
@@ -268,5 +277,52 @@ func TestTotalTimeout(t *testing.T) {
 	}
 	if err := <-g.errors; err != http.ErrAbortHandler {
 		t.Errorf("Serve returned %v", err)
+	}
+}
+
+// The total timeout ends a response to a client that reads slowly, whether it is streamed, whole, longer than what is
+// read whole, or cached.
+func TestTotalTimeoutOfSlowReaders(t *testing.T) {
+	long := strings.Repeat("x", maxWholeBody-1000)
+	event := `data: {"choices":[{"index":0,"delta":{"content":"` + strings.Repeat("x", 500_000) + `"}}]}` + "\n\n"
+	for name, test := range map[string]struct {
+		body   string
+		server script
+	}{
+		"whole":    {whole, jsonBody(`{"a":"` + long + `"}`)},
+		"longer":   {whole, jsonBody(`{"a":"` + long + long + `"}`)},
+		"streamed": {streamed, stream(strings.Repeat(event, 60), reason, usage, done)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newScripted(t, test.server, "")
+			g.options.TotalTimeout = time.Second
+			c, err := net.Dial("tcp", strings.TrimPrefix(g.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_ = c.(*net.TCPConn).SetReadBuffer(64 << 10)
+			fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(test.body), test.body)
+			began := time.Now()
+			ended := make(chan time.Duration, 1)
+			go func() {
+				<-g.errors
+				ended <- time.Since(began)
+			}()
+			part := make([]byte, 16<<10)
+			for {
+				select {
+				case took := <-ended:
+					if took < 500*time.Millisecond || took > 6*time.Second {
+						t.Errorf("it has ended after %s", took)
+					}
+					g.wantNothingHeld(t)
+					return
+				case <-time.After(20 * time.Millisecond): // 0.8 MB/s: all of it would take 20 s
+					_, _ = c.Read(part)
+				}
+			}
+		})
 	}
 }

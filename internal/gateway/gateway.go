@@ -35,6 +35,7 @@ type Options struct {
 	HeaderTimeout time.Duration  // for an endpoint to begin its response
 	IdleTimeout   time.Duration  // for which an endpoint may be silent then
 	TotalTimeout  time.Duration  // for a request
+	KeepAlive     time.Duration  // for which an idle connection to an http:// endpoint is kept; 0: no limit
 	MaxWaiting    int64          // requests that wait for an endpoint, or whose response is sent, at a time; ≥ 1
 	TenantShare   float64        // the part of what all calls share that is one Tenant's, above 0 and at most 1
 }
@@ -43,7 +44,7 @@ type Options struct {
 type Gateway struct {
 	options   Options
 	log       *telemetry.Logger
-	transport *http.Transport
+	carriers  *carriers
 	settler   settler
 	renewal   time.Duration // from one renewal of a hold to the next
 	cache     cacheWriter
@@ -58,10 +59,10 @@ type Gateway struct {
 func New(options Options, log *telemetry.Logger) *Gateway {
 	g := &Gateway{
 		options: options, log: log, settler: settler{log: log}, renewal: leaseRenewal,
-		cache:     newCacheWriter(options.TenantShare),
-		transport: newTransport(options.Deny, options.HeaderTimeout),
-		waiting:   fairpool.New(options.MaxWaiting, options.TenantShare),
-		drains:    fairpool.New(maxDrains, options.TenantShare),
+		cache:    newCacheWriter(options.TenantShare),
+		carriers: newCarriers(options.Deny, options.HeaderTimeout, options.KeepAlive),
+		waiting:  fairpool.New(options.MaxWaiting, options.TenantShare),
+		drains:   fairpool.New(maxDrains, options.TenantShare),
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
 	return g
@@ -128,7 +129,7 @@ func (g *Gateway) Stop() {
 	g.cut(errStopping)
 	g.settler.stop()
 	g.cache.stop()
-	g.transport.CloseIdleConnections()
+	g.carriers.closeIdle()
 }
 
 // WriteMetrics writes the gauges and counters of the Gateway itself.

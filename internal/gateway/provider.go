@@ -8,86 +8,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/netip"
 	"net/url"
-	"slices"
 	"syscall"
 	"time"
 )
 
-const (
-	dialTimeout        = 5 * time.Second
-	maxProviderHeader  = 64 << 10
-	maxIdleOfProvider  = 256 // connections that are kept
-	idleOfProvider     = 90 * time.Second
-	pingSilentAfter    = 15 * time.Second // on HTTP/2
-	pingTimeout        = 5 * time.Second
-	maxIdleOfProviders = 1024
-	providerBuffer     = 2 << 10 // of each direction, for as long as a stream may be silent
-	smallRequest       = 4 << 10 // bytes of a request that is sent in one piece
-)
-
-// errDenied means that the operator has forbidden to connect to an address.
-var errDenied = errors.New("the address is denied")
-
-// newTransport returns what carries requests to endpoints. It connects to no address in deny, whatever name it
-// hides behind, and waits for the header of a response for headerTimeout.
-func newTransport(deny []netip.Prefix, headerTimeout time.Duration) *http.Transport {
-	dialer := &net.Dialer{
-		Timeout: dialTimeout,
-		ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			if to, err := netip.ParseAddrPort(address); err != nil || isDenied(to.Addr(), deny) {
-				return errDenied
-			}
-			return nil
-		},
-	}
-	return &http.Transport{
-		DialContext: dialer.DialContext,
-		// Through a proxy, only an address that is spelled in the URL can be checked.
-		Proxy: func(r *http.Request) (*url.URL, error) {
-			proxy, err := http.ProxyFromEnvironment(r)
-			to, notAddress := netip.ParseAddr(r.URL.Hostname())
-			if proxy != nil && notAddress == nil && isDenied(to, deny) {
-				return nil, errDenied
-			}
-			return proxy, err
-		},
-		TLSHandshakeTimeout:    10 * time.Second,
-		ResponseHeaderTimeout:  headerTimeout,
-		MaxResponseHeaderBytes: maxProviderHeader,
-		ReadBufferSize:         providerBuffer,
-		WriteBufferSize:        providerBuffer,
-		MaxIdleConns:           maxIdleOfProviders,
-		MaxIdleConnsPerHost:    maxIdleOfProvider,
-		IdleConnTimeout:        idleOfProvider,
-		DisableCompression:     true, // what is compressed could not be read
-		ForceAttemptHTTP2:      true,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingSilentAfter, PingTimeout: pingTimeout},
-	}
-}
-
-// isDenied reports whether deny has an address, or the one that the system takes it for: the unspecified address is
-// that of this machine, and some IPv6 addresses hold an IPv4 one (RFC 6052, section 2.1; RFC 3056, section 2).
-func isDenied(address netip.Addr, deny []netip.Prefix) bool {
-	address = address.Unmap()
-	same := []netip.Addr{address}
-	if address.IsUnspecified() {
-		same = append(same, netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1}))
-	}
-	if address.Is6() {
-		bytes := address.As16()
-		switch {
-		case netip.MustParsePrefix("64:ff9b::/96").Contains(address.WithZone("")):
-			same = append(same, netip.AddrFrom4([4]byte(bytes[12:])))
-		case netip.MustParsePrefix("2002::/16").Contains(address.WithZone("")):
-			same = append(same, netip.AddrFrom4([4]byte(bytes[2:6])))
-		}
-	}
-	return slices.ContainsFunc(same, func(a netip.Addr) bool {
-		return slices.ContainsFunc(deny, func(prefix netip.Prefix) bool { return prefix.Contains(a.WithZone("")) })
-	})
-}
+const smallRequest = 4 << 10 // bytes of a request that is sent in one piece
 
 // forwardedHeaders are those of a client's request that a provider gets. No other is forwarded: some have credentials,
 // and with an Idempotency-Key Go's Transport would repeat the request by itself.
@@ -131,14 +57,29 @@ func newProviderHeader(e *Endpoint, client http.Header) http.Header {
 	return header
 }
 
-// send sends p until ctx is done and returns the response's header, with its body to be read. If it fails, sent reports
-// whether the provider may have got the request.
-func (p *endpointRequest) send(ctx context.Context, transport *http.Transport) (
-	_ *http.Response, sent bool, err error,
-) {
+// send sends p until ctx is done and returns the response's header, with its body to be read. If it meets a stale
+// connection, it sends p once more, on a fresh one. If it fails, sent reports whether the provider may have got the
+// request.
+func (p *endpointRequest) send(ctx context.Context, c *carriers) (_ *http.Response, sent bool, err error) {
+	response, a, err := p.attempt(ctx, c.of(p.to.url))
+	if a.foundStale(err) && ctx.Err() == nil {
+		response, a, err = p.attempt(ctx, c.fresh)
+	}
+	return response, !a.at.IsZero(), err
+}
+
+// attempt sends p once.
+func (p *endpointRequest) attempt(ctx context.Context, transport *http.Transport) (*http.Response, *attempt, error) {
+	a := new(attempt)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { sent = false }, // also before the Transport tries again, having sent nothing
-		GotConn: func(httptrace.GotConnInfo) { sent = true },
+		// Also before the Transport tries again, having sent nothing.
+		GetConn: func(string) { a.at, a.reused = time.Time{}, false },
+		GotConn: func(c httptrace.GotConnInfo) {
+			a.at = time.Now()
+			// A connection of HTTP/2 that carries other requests was not idle.
+			a.reused = c.Reused && (c.WasIdle || !isHTTP2(c.Conn))
+		},
+		GotFirstResponseByte: func() { a.replied.Store(true) },
 	})
 	size := 0
 	for _, piece := range p.body {
@@ -159,7 +100,7 @@ func (p *endpointRequest) send(ctx context.Context, transport *http.Transport) (
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
 	response, err := transport.RoundTrip(request)
-	return response, sent, err
+	return response, a, err
 }
 
 // url returns where the request goes: to the endpoint's URL, with the client's query after its own.

@@ -19,6 +19,7 @@ const (
 	drainPause      = time.Second      // before a response without a client asks for a drain again
 	usageGrace      = 5 * time.Second  // for the usage of a stream that has finished and whose client has gone
 	endGrace        = time.Second      // for the end of a stream after its end marker
+	abortGrace      = time.Second      // for telling the client of a stream that it has taken too long
 
 	maxWholeBody  = 16 << 20 // of a response that is not streamed
 	maxErrorBody  = 64 << 10
@@ -34,6 +35,7 @@ type relay struct {
 	isFree  bool                    // the request costs nothing
 	idle    time.Duration           // for which an endpoint may be silent
 	cancel  context.CancelCauseFunc // ends the request to the endpoint
+	latest  time.Time               // when the client must have the response
 
 	disconnect func()          // ends the client's connection
 	place      *fairpool.Claim // among the requests that wait
@@ -139,7 +141,14 @@ func (l *relay) write(data []byte) {
 	}
 }
 
-func (l *relay) extendDeadline() { _ = l.client.SetWriteDeadline(time.Now().Add(clientTimeout)) }
+// extendDeadline gives the client the time to read another part, but not beyond l.latest.
+func (l *relay) extendDeadline() {
+	deadline := time.Now().Add(clientTimeout)
+	if l.latest.Before(deadline) {
+		deadline = l.latest
+	}
+	_ = l.client.SetWriteDeadline(deadline)
+}
 
 // flush sends what was written to the client.
 func (l *relay) flush() { _ = l.client.Flush() }
