@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"net/http"
+	"time"
 
 	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
@@ -25,7 +26,9 @@ func (s *server) countTokens(w http.ResponseWriter, r *http.Request, info *reque
 // relay lets the gateway respond to a request.
 func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, countTokens bool) error {
 	info.outcome.Endpoint = noEndpoint
+	began := time.Now()
 	request, err := llmwire.ReadRequest(*info.format, info.body)
+	info.deadline = info.deadline.Add(time.Since(began)) // which is Redis's, and a large body takes a while
 	if err != nil {
 		return badRequestError(err.Error())
 	}
@@ -33,7 +36,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header()}
 	c := &gateway.Call{
 		ID: info.id, Start: info.start, Deadline: info.deadline, Tenant: t.id, User: info.apiKey, Generation: t.generation,
-		Memory: info.memory, Place: info.place, Disconnect: func() { connlimit.Disconnect(r.Context()) },
+		Memory: info.memory, Place: info.place, Disconnect: func() { connlimit.Disconnect(r.Context()) }, Hops: info.hops,
 		Request: request, Body: info.body, CountTokens: countTokens,
 		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
 	}

@@ -121,6 +121,9 @@ func (got reply) wantWireError(t testing.TB, path string, status int, kind, code
 	if h := got.header.Get("Content-Type"); h != "application/json; charset=utf-8" {
 		t.Errorf("%s: Content-Type of %d is %q", path, got.status, h)
 	}
+	if h := got.header.Get("X-Should-Retry"); (h == "false") != isFinal(status) && status != 502 {
+		t.Errorf("%s: X-Should-Retry of %d is %q", path, got.status, h)
+	}
 }
 
 const anthropicVersion = "anthropic-version: 2023-06-01"

@@ -62,7 +62,7 @@ func (s *server) keyRoutes() []route {
 func (s *server) gatewayRoutes() []route {
 	var (
 		readKey = s.orNoTenant(s.readSDKKey)
-		caller  = s.forBrowsers(publicTimeout, readKey, s.loadTenant, s.readGatewayBody, s.loadTenant)
+		caller  = s.forBrowsers(publicTimeout, readKey, s.loadTenant, s.refuseLoop, s.readGatewayBody, s.loadTenant)
 		reader  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.requireKey)
 	)
 	return []route{

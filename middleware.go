@@ -30,6 +30,7 @@ type requestInfo struct {
 	actor    actor           // set by requireOperator and requireAdmin
 	tenantID string          // of a tenant that exists; set by loadTenant and requireTenant
 	tenant   *tenant         // set with tenantID; its config is nil if it is broken, which loadTenant refuses
+	hops     string          // of a request to forward: its loopHeader; set by refuseLoop
 	body     []byte          // set by the steps that read it
 	memory   *fairpool.Claim // for body, and what a provider responds; nil on routes without a body
 	place    *fairpool.Claim // among the requests that wait for a provider; nil on other routes than theirs

@@ -70,6 +70,7 @@ func TestGatewayForwards(t *testing.T) {
 		wantHeader := http.Header{
 			key[0]: {key[1]}, "User-Agent": {"sdk/1"}, "Openai-Beta": {"b"}, "Anthropic-Version": {"2023-06-01"}, "Anthropic-Beta": {"x"},
 			"Accept": {"application/json"}, "Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(want))},
+			"Tollgate-Loop": {testRedis.String(t, "GET", "deployment")},
 		}
 		if fmt.Sprint(sent.Header) != fmt.Sprint(wantHeader) {
 			t.Errorf("the provider got %v\nwant %v", sent.Header, wantHeader)

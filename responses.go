@@ -289,10 +289,23 @@ func challenge(r *http.Request, err error) string {
 // writeErrorBody sends an error, in a format of the gateway unless format is nil: the SDKs of providers read it.
 func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, body errorBody) {
 	if format != nil {
+		if isFinal(status) {
+			w.Header()["X-Should-Retry"] = []string{"false"}
+		}
 		_ = writeBody(w, status, append(format.ErrorBody(status, body.Error), '\n'))
 		return
 	}
 	_ = writeJSON(w, status, body)
+}
+
+// isFinal reports whether a request of the gateway that got an error of ours with that status would get it again. Of a
+// 502 only the gateway knows.
+func isFinal(status int) bool {
+	switch status {
+	case 400, 401, 402, 403, 404, 413, 415, 504, 508:
+		return true
+	}
+	return false
 }
 
 // writeNotFound sends the response to a request for which there is no route. If its client seems to be an SDK of a
@@ -309,6 +322,7 @@ func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	if s.respondToLostPreflight(w, r) {
 		return
 	}
+	w.Header()["X-Should-Retry"] = []string{"false"}
 	body := llmwire.UnknownRouteBody(sentence)
 	if len(r.Header["Anthropic-Version"]) > 0 {
 		body = llmwire.AnthropicMessages.ErrorBody(http.StatusNotFound, sentence)

@@ -139,8 +139,9 @@ func (s *settings) processOptions() []option {
 func (s *settings) gatewayOptions() []option {
 	return []option{
 		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: gateway.DefaultDeny,
-			usage: "that the gateway never connects to, separated by commas: by default where clouds keep metadata;\n" +
-				"add loopback and private networks if strangers administer tenants", set: into(&s.server.gateway.Deny, parsePrefixes)},
+			usage: "that the gateway never connects to, separated by commas: by default those of clouds' metadata;\n" +
+				"add loopback and private networks if strangers administer tenants",
+			set: into(&s.server.gateway.Deny, parsePrefixes)},
 		{flag: "provider-timeout", env: "PROVIDER_TIMEOUT", value: "duration", def: "10m",
 			usage: "for a provider to begin its response",
 			set:   into(&s.server.gateway.HeaderTimeout, parseDuration(time.Millisecond, 24*time.Hour))},

@@ -90,7 +90,10 @@ const (
 
 // Keys in Redis. All keys of one API key, and all of one tenant's config, hash to one slot of a Redis Cluster. All
 // keys of one script must: what spans slots is done in steps, in an order in which a crash in between does no harm.
-const tenantsRedisKey = "tenants"
+const (
+	tenantsRedisKey    = "tenants"
+	deploymentRedisKey = "deployment"
+)
 
 func configRedisKey(tenantID string) string  { return "tenant:" + tenantID + ":config" }
 func historyRedisKey(tenantID string) string { return "{tenant:" + tenantID + ":config}:history" }
@@ -281,6 +284,26 @@ func (s *store) checkGeneration(deadline time.Time, t *tenant) error {
 		return fmt.Errorf("%w: the tenant was deleted, and the config in use is older", ErrUnavailable)
 	}
 	return nil
+}
+
+// DeploymentID returns the ID of all processes that use this Redis, which the first call of one of them creates. Error:
+// ErrUnavailable.
+func (s *store) DeploymentID(deadline time.Time) (string, error) {
+	id, err := redis.String(s.redis.Read(deadline, "GET", deploymentRedisKey))
+	if errors.Is(err, redis.ErrNil) {
+		created := rand.Text()
+		id, err = redis.String(s.redis.Write(deadline, "SET", deploymentRedisKey, created, "NX", "GET"))
+		if errors.Is(err, redis.ErrNil) {
+			return created, nil
+		}
+	}
+	if err == nil && !isIdentifier(id, 64) { // somebody else has written it
+		err = errBadReply
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the ID of this deployment: %w", err)
+	}
+	return id, nil
 }
 
 // SeedTenant writes tenantID's config if it has none. No new generation begins, however many processes do so. Since

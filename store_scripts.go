@@ -77,8 +77,8 @@ func luaSource(files ...string) string {
 	return source.String()
 }
 
-// requiredCommands are the commands that charges, logins, the loading of configs, the revocation of admin tokens and
-// the index of users' keys need, by prefix of their keys.
+// requiredCommands are the commands that charges, logins, the loading of configs, the revocation of admin tokens, the
+// index of users' keys and the gateway need, by prefix of their keys.
 var requiredCommands = []redisdb.Requirement{
 	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PERSIST PEXPIRE PEXPIRETIME RENAME TIME UNLINK"},
 	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HEXISTS HGET HGETALL HLEN HMGET HRANDFIELD HSET LINDEX LLEN " +
@@ -89,6 +89,7 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
+	{Prefix: deploymentRedisKey, Commands: "GET SET"},
 }
 
 // probeKey returns the i-th name of an API key in Redis that never exists: no API key has braces.

@@ -175,7 +175,7 @@ func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 		limit = max(1, min(e.maxOutput, x.affordableOutput(e, x.hold.Tokens)))
 	}
 	p := endpointRequest{
-		to: e, query: x.r.URL.RawQuery, header: newProviderHeader(e, x.r.Header),
+		to: e, query: x.r.URL.RawQuery, header: newProviderHeader(e, x.r.Header, x.call.Hops),
 		body: request.Rewrite(x.call.model, e.format.LimitMember(e.url.Hostname()), limit),
 	}
 	if x.call.CountTokens {

@@ -73,6 +73,7 @@ type Call struct {
 	ID     string // of the request, for the log
 	Tenant string // whom the endpoints belong to: for the log, and a group of users as fairpool has it
 	User   string // who makes the call, a member of the group
+	Hops   string // that the request has come through, with this service, as endpoints are told; "" if they are not
 
 	Account  Account          // that the request is paid from
 	Request  *llmwire.Request // what was read of Body

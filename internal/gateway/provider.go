@@ -36,9 +36,9 @@ type endpointRequest struct {
 	header http.Header
 }
 
-// newProviderHeader returns the header of a request to e for a client's request.
-func newProviderHeader(e *Endpoint, client http.Header) http.Header {
-	header := make(http.Header, len(forwardedHeaders)+1)
+// newProviderHeader returns the header of a request to e for a client's request that has come through hops.
+func newProviderHeader(e *Endpoint, client http.Header, hops string) http.Header {
+	header := make(http.Header, len(forwardedHeaders)+2)
 	for _, name := range forwardedHeaders {
 		if values := client[name]; len(values) > 0 {
 			header[name] = values
@@ -49,6 +49,9 @@ func newProviderHeader(e *Endpoint, client http.Header) http.Header {
 	}
 	if len(header["User-Agent"]) == 0 {
 		header["User-Agent"] = []string{"tollgate"}
+	}
+	if hops != "" {
+		header["Tollgate-Loop"] = []string{hops}
 	}
 	if e.apiKey != "" {
 		name, value := e.format.Credential(e.apiKey)

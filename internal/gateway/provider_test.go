@@ -60,12 +60,15 @@ func TestProviderHeader(t *testing.T) {
 		if test.value != "" {
 			want[test.name] = []string{test.value}
 		}
-		if got := newProviderHeader(&test.e, client); fmt.Sprint(got) != fmt.Sprint(want) {
+		if got := newProviderHeader(&test.e, client, ""); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("got %v\nwant %v", got, want)
 		}
 	}
-	got := newProviderHeader(&Endpoint{}, http.Header{"User-Agent": {"sdk/1"}, "Content-Type": {"application/json; charset=utf-8"}})
-	if got.Get("User-Agent") != "sdk/1" || got.Get("Content-Type") != "application/json; charset=utf-8" {
+	got := newProviderHeader(&Endpoint{}, http.Header{
+		"User-Agent": {"sdk/1"}, "Content-Type": {"application/json; charset=utf-8"}, "Tollgate-Loop": {"c"},
+	}, "a, b")
+	if got.Get("User-Agent") != "sdk/1" || got.Get("Content-Type") != "application/json; charset=utf-8" ||
+		fmt.Sprint(got["Tollgate-Loop"]) != "[a, b]" {
 		t.Errorf("got %v", got)
 	}
 }

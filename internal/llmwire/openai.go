@@ -11,6 +11,7 @@ var openAIErrorTypes = map[int]struct{ kind, code string }{
 	403: {"invalid_request_error", "key_disabled"},
 	404: {"invalid_request_error", "model_not_found"},
 	429: {"rate_limit_error", "rate_limit_exceeded"},
+	508: {"invalid_request_error", "loop"},
 }
 
 func openAIErrorBody(status int, message string) []byte {
