@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/strict"
 )
 
@@ -57,7 +58,7 @@ func configBodyRules(raw *[]byte) strict.Rules {
 // saveConfig replaces the tenant's config by raw, if raw is a valid config and the present one meets the request's
 // If-Match and If-None-Match.
 func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *requestInfo, raw []byte) error {
-	config, err := parseConfig(raw)
+	config, err := s.parseNewConfig(info, info.tenantID, raw)
 	if err != nil {
 		return err
 	}
@@ -87,6 +88,16 @@ func (s *server) saveConfig(w http.ResponseWriter, r *http.Request, info *reques
 	s.logConfigWarnings(info.tenantID, config)
 	setETag(w.Header(), etag)
 	return writeJSON(w, http.StatusOK, success{true, config.warnings})
+}
+
+// parseNewConfig parses a config that is put for a tenant. The time that it takes does not count for the deadline. The
+// error is a *configError.
+func (s *server) parseNewConfig(info *requestInfo, tenantID string, raw []byte) (*tenantConfig, error) {
+	began := time.Now()
+	defer func() { info.deadline = info.deadline.Add(time.Since(began)) }()
+	return parseConfigWith(raw, func(e *gateway.Endpoint, wrong *strict.Problems) bool {
+		return s.options.gateway.Keys.Check(e, tenantID, wrong)
+	})
 }
 
 // audit logs a change that an admin has made: who, of which tenant, and what.
@@ -287,7 +298,7 @@ func (s *server) createTenant(w http.ResponseWriter, _ *http.Request, info *requ
 	if !validTenantID(id) {
 		return badRequestError("tenantId must be 1 to 64 of A-Z a-z 0-9 _ -, starting with a letter or digit")
 	}
-	config, err := parseConfig(raw)
+	config, err := s.parseNewConfig(info, id, raw)
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,10 @@ type tenantConfig struct {
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
 	caching  gateway.Caching
 
+	// check is called for each endpoint of a config that is put, and says whether it may be saved: rules that are newer
+	// than configs in Redis. It is nil for those, which are served all the same.
+	check func(e *gateway.Endpoint, wrong *strict.Problems) bool
+
 	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
 	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
 }
@@ -63,9 +67,12 @@ func checkJSON(data []byte) error {
 	return nil
 }
 
-// parseConfig checks data against the rules for configs. Unknown members are kept byte for byte, except white space.
-// The error is a *configError.
-func parseConfig(data []byte) (*tenantConfig, error) {
+// parseConfig checks data, which is or was in Redis, against the rules for configs. Unknown members are kept byte for
+// byte, except white space. The error is a *configError.
+func parseConfig(data []byte) (*tenantConfig, error) { return parseConfigWith(data, nil) }
+
+// parseConfigWith does what parseConfig does, and calls check, unless it is nil, for each endpoint.
+func parseConfigWith(data []byte, check func(*gateway.Endpoint, *strict.Problems) bool) (*tenantConfig, error) {
 	if err := checkJSON(data); err != nil {
 		return nil, err
 	}
@@ -79,6 +86,7 @@ func parseConfig(data []byte) (*tenantConfig, error) {
 		compact:   response.Bytes()[start:end:end],
 		groups:    make(map[string]userGroup),
 		clientIDs: make(map[string][]string),
+		check:     check,
 	}
 	var wrong strict.Problems
 	isObject := c.compact[0] == '{' || wrong.Add("it must be an object")
@@ -279,10 +287,14 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 			"endpoints": strict.MapOf(func(name string) strict.Rule {
 				e := gateway.NewEndpoint(name)
 				endpoints = append(endpoints, e)
+				rules := e.Rules()
 				if kind == "text" {
-					return c.membersOf(e.TextRules(c.membersOf))
+					rules = e.TextRules(c.membersOf)
 				}
-				return c.membersOf(e.Rules())
+				return func(wrong *strict.Problems, value []byte) bool {
+					ok := c.membersOf(rules)(wrong, value)
+					return (c.check == nil || c.check(e, wrong)) && ok
+				}
 			}),
 		})(wrong, value)
 		first := slices.IndexFunc(endpoints, func(e *gateway.Endpoint) bool { return e.Name == chosen })

@@ -40,7 +40,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 		Request: request, Body: info.body, CountTokens: countTokens,
 		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
 	}
-	if err := c.Choose(t.config.text); err != nil {
+	if err := c.Choose(s.gateway.Usable(t.config.text, t.id)); err != nil {
 		return cmp.Or(s.requireKey(w, r, info), err) // a stranger learns nothing about models
 	}
 	defer a.countFee()
@@ -53,13 +53,13 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 
 // listModels sends the models that may be asked for.
 func (s *server) listModels(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	models := info.tenant.config.text.Models(*info.format)
+	models := s.gateway.Usable(info.tenant.config.text, info.tenantID).Models(*info.format)
 	return writeBody(w, http.StatusOK, append(info.format.ModelListBody(models), '\n'))
 }
 
 // showModel sends one model that may be asked for.
 func (s *server) showModel(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	model, err := info.tenant.config.text.Model(*info.format, r.PathValue("model"))
+	model, err := s.gateway.Usable(info.tenant.config.text, info.tenantID).Model(*info.format, r.PathValue("model"))
 	if err != nil {
 		return err
 	}

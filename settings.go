@@ -30,6 +30,7 @@ type settings struct {
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
 	logTime        bool          // log lines begin with their time
 	reindex        bool          // bring the index of users' API keys in line with them, and end
+	keysFile       string        // of the operator's keys of providers; "": none
 	version        bool          // print the version, and end
 	health         bool          // check that another process responds, and end
 	server         serverOptions
@@ -138,6 +139,8 @@ func (s *settings) processOptions() []option {
 // gatewayOptions is the part of the table that concerns the gateway.
 func (s *settings) gatewayOptions() []option {
 	return []option{
+		{flag: "provider-keys-file", env: "PROVIDER_KEYS_FILE", value: "file",
+			usage: "with keys of providers that tenants may use by name and never read, in JSON", set: s.loadKeys},
 		{flag: "gateway-deny", env: "GATEWAY_DENY", value: "CIDRs", def: gateway.DefaultDeny,
 			usage: "that the gateway never connects to, separated by commas: by default those of clouds' metadata;\n" +
 				"add loopback and private networks if strangers administer tenants",
@@ -160,6 +163,13 @@ func (s *settings) gatewayOptions() []option {
 		{flag: "max-gateway-body", env: "MAX_GATEWAY_BODY", value: "bytes", def: "16777216",
 			usage: "of a request to the gateway", set: into(&s.server.maxGatewayBody, parseInt(1, gatewayBodyMemory))},
 	}
+}
+
+// loadKeys reads the operator's keys of providers for the first time. s.server.gateway.Keys.Load(s.keysFile) reads them
+// again.
+func (s *settings) loadKeys(filename string) error {
+	s.keysFile, s.server.gateway.Keys = filename, new(gateway.OperatorKeys)
+	return s.server.gateway.Keys.Load(filename)
 }
 
 // into returns the function that sets dst to what parse returns.

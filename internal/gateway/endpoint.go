@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -28,7 +29,12 @@ type Endpoint struct {
 	rawURL string
 	url    *url.URL
 	format llmwire.Format
-	apiKey string // "" if the server needs none
+	apiKey string // "" if the server needs none, or Usable has not been called for the operator's
+
+	hasKey     bool         // it has an api_key
+	isKeyNamed bool         // it has an api_key_name
+	keyName    string       // of a key of the operator's; "" if it is no string
+	warned     *atomic.Bool // that it cannot be used
 
 	defaultModel string   // "" if a request must name its model
 	models       []string // that may be asked for, the default one first, then in the config's order
@@ -45,7 +51,7 @@ type Endpoint struct {
 // NewEndpoint returns the endpoint of that name as it is before its members are read.
 func NewEndpoint(name string) *Endpoint {
 	return &Endpoint{
-		Name: name, prices: make(map[string]price),
+		Name: name, prices: make(map[string]price), warned: new(atomic.Bool),
 		maxOutput: 4096, maxInput: 200_000, bytesPerToken: 1, mediaTokens: 2000,
 	}
 }
@@ -53,10 +59,24 @@ func NewEndpoint(name string) *Endpoint {
 // Rules returns the rules for the members that an endpoint of any kind has.
 func (e *Endpoint) Rules() strict.Rules {
 	return strict.Rules{
-		"url":     e.readURL,
-		"api_key": strict.String(&e.apiKey), "default_model": strict.String(&e.defaultModel),
+		"url": e.readURL, "default_model": strict.String(&e.defaultModel),
+		"api_key": e.readKey, "api_key_name": e.readKeyName,
 		"model": strict.AnyString, "voice": strict.AnyString, "encoding": strict.AnyString, "sampleRate": strict.AnyNumber,
 	}
+}
+
+// readKey is the rule for api_key.
+func (e *Endpoint) readKey(wrong *strict.Problems, value []byte) bool {
+	e.hasKey = true
+	return strict.String(&e.apiKey)(wrong, value)
+}
+
+// readKeyName is the rule for api_key_name. It accepts any value: OperatorKeys.Check has the rules for configs that are
+// put.
+func (e *Endpoint) readKeyName(_ *strict.Problems, value []byte) bool {
+	e.isKeyNamed = true
+	e.keyName, _ = strict.Text(value)
+	return true
 }
 
 // readURL is the rule for url.

@@ -31,6 +31,7 @@ const maxDrains = 1024 // responses that are awaited or read at a time though th
 
 // Options are what the operator sets.
 type Options struct {
+	Keys          *OperatorKeys
 	Deny          []netip.Prefix // networks that no endpoint may have an address in
 	HeaderTimeout time.Duration  // for an endpoint to begin its response
 	IdleTimeout   time.Duration  // for which an endpoint may be silent then
