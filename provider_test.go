@@ -6,10 +6,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/providertest"
 )
 
@@ -105,6 +109,29 @@ func TestGatewayForwards(t *testing.T) {
 		}
 		if got := g.provider.Last(t).Member(t, test.member); got != test.want {
 			t.Errorf("of %s, %s became %s, want %s", test.body, test.member, got, test.want)
+		}
+	}
+}
+
+// The list that docs/gateway.md recommends, which replaces the default, has the networks of the default.
+func TestDocumentedDenyList(t *testing.T) {
+	document, err := os.ReadFile("docs/gateway.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(string(document), "tollgate -gateway-deny ")
+	list, _, _ = strings.Cut(list, "```")
+	documented, err := parsePrefixes(strings.TrimSpace(strings.ReplaceAll(list, "\\\n", "")))
+	if err != nil || len(documented) < 10 {
+		t.Fatalf("%q: %v", list, err)
+	}
+	defaults, err := parsePrefixes(gateway.DefaultDeny)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range defaults {
+		if !slices.ContainsFunc(documented, func(p netip.Prefix) bool { return p.Bits() <= want.Bits() && p.Overlaps(want) }) {
+			t.Errorf("%s is not in %s", want, list)
 		}
 	}
 }
