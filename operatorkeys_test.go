@@ -128,6 +128,39 @@ func TestProviderKeysOfStoredConfigs(t *testing.T) {
 	}
 }
 
+// On SIGHUP the file of keys is read again: another key, and who may use it, count from the next request on. A file that
+// is malformed changes nothing.
+func TestProviderKeysAreReadAgain(t *testing.T) {
+	t.Parallel()
+	provider := providertest.New(t)
+	setting := newKeysFile(t, provider, `"*"`)
+	_, name, _ := strings.Cut(setting, "=")
+	p := startProcess(t, []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, setting})
+	g := p.service(t).gatewayTest(t, provider, namedKey("text", provider.URL+chatPath, `,"api_key_name":"k"`))
+	right, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range []struct {
+		content, line string
+		status        int
+	}{
+		{string(right), "[INFO] PROVIDER_KEYS_FILE was read again", 200},
+		{strings.Replace(string(right), providertest.Key, "sk-another", 1), "[INFO] PROVIDER_KEYS_FILE was read again", 502},
+		{string(right), "[INFO] PROVIDER_KEYS_FILE was read again", 200},
+		{`{"k":`, "[ERROR] PROVIDER_KEYS_FILE was not read again, and the old value stays", 200},
+		{strings.Replace(string(right), `"*"`, `"other"`, 1), "[INFO] PROVIDER_KEYS_FILE was read again", 404},
+	} {
+		p.reload(t, name, step.content, step.line)
+		if err := g.call(t, chatPath, `{}`).is(step.status); err != nil {
+			t.Errorf("step %d: %v", i, err)
+		}
+	}
+	if p.log.Count(providertest.Key)+p.log.Count("sk-another") > 0 {
+		t.Errorf("a key is in the log:\n%s", p.log)
+	}
+}
+
 // A file of keys that cannot be read is named at start, without its content.
 func TestProviderKeysFileSetting(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "keys.json")
@@ -140,7 +173,7 @@ func TestProviderKeysFileSetting(t *testing.T) {
 		"":   "",
 	} {
 		s, err := parseSettings([]string{"-provider-keys-file=" + setting}, os.Getenv, os.Stdout)
-		if fmt.Sprint(err) != want && want != "" || want == "" && (err != nil || s.keysFile != "") {
+		if fmt.Sprint(err) != want && want != "" || want == "" && (err != nil || len(s.reloadables) > 0) {
 			t.Errorf("%s: got %v, want %s", setting, err, want)
 		}
 	}

@@ -92,17 +92,7 @@ func TestReload(t *testing.T) {
 	}
 	reload := func(content, wantLine string) {
 		t.Helper()
-		if err := os.WriteFile(admins, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		lines := p.log.Count(wantLine)
-		_ = p.cmd.Process.Signal(syscall.SIGHUP)
-		waittest.Eventually(t, 20*time.Second, func() error {
-			if p.log.Count(wantLine) == lines {
-				return fmt.Errorf("no further line %q in the log:\n%s", wantLine, p.log)
-			}
-			return nil
-		})
+		p.reload(t, admins, content, wantLine)
 	}
 	opens("/admin/tenants", map[string]int{first: 200, second: 401, metrics: 401})
 	reload(first+"\n"+second, "[INFO] ADMIN_TOKEN_FILE was read again\n")
@@ -133,6 +123,22 @@ func TestReload(t *testing.T) {
 			t.Errorf("%q is in the log:\n%s", secret, p.log)
 		}
 	}
+}
+
+// reload writes a file, sends SIGHUP, and waits for a further line in the log.
+func (p *process) reload(t *testing.T, file, content, wantLine string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lines := p.log.Count(wantLine)
+	_ = p.cmd.Process.Signal(syscall.SIGHUP)
+	waittest.Eventually(t, 20*time.Second, func() error {
+		if p.log.Count(wantLine) == lines {
+			return fmt.Errorf("no further line %q in the log:\n%s", wantLine, p.log)
+		}
+		return nil
+	})
 }
 
 // SIGHUP never ends the process: not while it connects to Redis, nor without files, nor while it drains.

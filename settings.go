@@ -30,7 +30,6 @@ type settings struct {
 	drainTimeout   time.Duration // for the requests that run when the process is stopped
 	logTime        bool          // log lines begin with their time
 	reindex        bool          // bring the index of users' API keys in line with them, and end
-	keysFile       string        // of the operator's keys of providers; "": none
 	version        bool          // print the version, and end
 	health         bool          // check that another process responds, and end
 	server         serverOptions
@@ -165,11 +164,14 @@ func (s *settings) gatewayOptions() []option {
 	}
 }
 
-// loadKeys reads the operator's keys of providers for the first time. s.server.gateway.Keys.Load(s.keysFile) reads them
-// again.
+// loadKeys reads the operator's keys of providers, and again on SIGHUP.
 func (s *settings) loadKeys(filename string) error {
-	s.keysFile, s.server.gateway.Keys = filename, new(gateway.OperatorKeys)
-	return s.server.gateway.Keys.Load(filename)
+	keys := new(gateway.OperatorKeys)
+	s.server.gateway.Keys = keys
+	if filename != "" {
+		s.reloadables = append(s.reloadables, reloadable{"PROVIDER_KEYS_FILE", func() error { return keys.Load(filename) }})
+	}
+	return keys.Load(filename)
 }
 
 // into returns the function that sets dst to what parse returns.

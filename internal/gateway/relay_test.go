@@ -26,7 +26,8 @@ func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel conte
 	}
 	return &relay{
 		w: w, client: http.NewResponseController(w), request: request, idle: time.Minute, cancel: cancel,
-		latest: time.Now().Add(time.Hour), disconnect: func() {}, place: fairpool.New(1, 1).Claim("acme", "user"), drain: newDrains(t, freeDrains).Claim("acme", "user"),
+		latest: time.Now().Add(time.Hour), disconnect: func() {},
+		place: fairpool.New(1, 1).Claim("acme", "user"), drain: newDrains(t, freeDrains).Claim("acme", "user"),
 		stream: llmwire.Stream{DropUsage: true, Memory: fairpool.New(1<<20, 1).Claim("acme", "user")},
 	}
 }
