@@ -83,7 +83,7 @@ func (x *exchange) replay() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := x.takePlace(); err != nil {
+	if err := TakePlace(x.relay.place); err != nil {
 		x.returnFee(fee)
 		return false, err
 	}

@@ -87,7 +87,7 @@ func (x *exchange) generate() error {
 	}
 	x.countLookup()
 	defer x.settle() // whatever happens, also if what follows panics
-	if err := x.takePlace(); err != nil {
+	if err := TakePlace(x.relay.place); err != nil {
 		return err
 	}
 	defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
@@ -110,14 +110,6 @@ func (x *exchange) generate() error {
 	return x.relayCompletion(response)
 }
 
-// takePlace takes a place among the requests that wait, if the client is still there.
-func (x *exchange) takePlace() error {
-	if x.r.Context().Err() != nil {
-		return errHungUp
-	}
-	return TakePlace(x.relay.place)
-}
-
 // countTokens relays a request that generates nothing: it is free, and counts as one request of the rate limit.
 func (x *exchange) countTokens() error {
 	_, err := x.call.Account.Charge(x.call.Deadline, Usage{})
@@ -125,7 +117,7 @@ func (x *exchange) countTokens() error {
 		return Error{http.StatusPaymentRequired, "No tokens are left"}
 	}
 	if err == nil {
-		err = x.takePlace()
+		err = TakePlace(x.relay.place)
 	}
 	if err != nil {
 		return err
@@ -149,6 +141,9 @@ func (x *exchange) countTokens() error {
 // returns the first response that is final.
 func (x *exchange) forward() (*http.Response, error) {
 	for i := 0; ; i++ {
+		if x.r.Context().Err() != nil { // nobody is there to get what the endpoint would generate
+			return nil, errHungUp
+		}
 		isLast := i == len(x.call.endpoints)-1
 		response, err := x.try(x.call.endpoints[i])
 		switch {

@@ -1,10 +1,12 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -188,6 +190,37 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%v was settled, %d are left", g.account.settled, g.account.left)
 	}
 	g.wantNothingHeld(t)
+}
+
+// TestFallbackWithoutClient tries no further endpoint for a client that has gone. A stream was cancelled then, so that
+// its input is charged; else the failure of the first endpoint was awaited, which costs nothing.
+func TestFallbackWithoutClient(t *testing.T) {
+	for body, cost := range map[string]int64{whole: 0, streamed: 8} {
+		asked, answer := make(chan struct{}), make(chan struct{})
+		first := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			close(asked)
+			<-answer
+			w.WriteHeader(500)
+		}))
+		var calls atomic.Int64
+		second := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			calls.Add(1)
+			jsonBody(completion).ServeHTTP(w, r)
+		}))
+		g := newTestGateway(t, newEndpoint(t, "a", fmt.Sprintf(`"url":%q,"default_model":"m"`, first)),
+			newEndpoint(t, "b", fmt.Sprintf(`"url":%q,"default_model":"m"`, second)))
+		ctx, hangUp := context.WithCancel(t.Context())
+		r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(body))
+		go func() { _, _ = http.DefaultClient.Do(r) }()
+		<-asked
+		hangUp()
+		eventually(t, "gone", func() bool { return g.gone.Load() == 1 })
+		close(answer)
+		if o := <-g.outcomes; o.cost != cost || o.Endpoint != "a" || calls.Load() != 0 {
+			t.Errorf("%s: %+v, and the second endpoint was called %d times", body, o, calls.Load())
+		}
+		g.wantNothingHeld(t)
+	}
 }
 
 // Another endpoint is tried only if the first cannot have begun to generate.

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -189,7 +190,8 @@ type testGateway struct {
 	memory    *fairpool.Pool
 	format    llmwire.Format
 	endpoints Endpoints
-	count     bool // requests ask for the number of their tokens
+	count     bool         // requests ask for the number of their tokens
+	gone      atomic.Int64 // clients
 	writer    func(http.ResponseWriter) http.ResponseWriter
 	outcomes  chan Outcome // of the requests, when they have ended
 	errors    chan error   // what Serve has returned, and panics
@@ -237,7 +239,7 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer memory.Release()
 	defer place.Release()
 	c := &Call{
-		ID: "id", Tenant: "acme", User: "user", Memory: memory, Place: place, Disconnect: func() {},
+		ID: "id", Tenant: "acme", User: "user", Memory: memory, Place: place, Disconnect: func() { g.gone.Add(1) },
 		Account: g.account, Request: request, Body: body, Start: time.Now(),
 		Deadline: time.Now().Add(time.Second), CountTokens: g.count, Caching: g.caching, Cache: g.kept, Outcome: &outcome,
 	}
