@@ -147,7 +147,7 @@ func TestCountWithoutClient(t *testing.T) {
 	}
 }
 
-// TestPromisedBodies begins bodies of 16 MiB of which a byte comes. Others' bodies find memory all the same.
+// TestPromisedBodies begins bodies of 16 MiB and sends one byte of each. Others' bodies still find memory.
 func TestPromisedBodies(t *testing.T) {
 	t.Parallel()
 	w := newWaitingTest(t)

@@ -32,7 +32,7 @@ func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel conte
 	}
 }
 
-// Who has the drains of a test.
+// Which users have the drains of a test.
 const (
 	freeDrains  = iota // nobody
 	ownDrains          // the user, as many as it may have
