@@ -187,9 +187,9 @@ func reindex(ctx context.Context, settings *settings, log *telemetry.Logger) err
 func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (store *store, closeStore func(),
 	err error) {
 	deadline := time.Now().Add(redisStartTimeout)
-	ctx, cancel := context.WithDeadline(ctx, deadline)
+	openCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	redis, err := redisdb.Open(ctx, redisdb.Options{
+	redis, err := redisdb.Open(openCtx, redisdb.Options{
 		URL: settings.redisURL, Required: requiredCommands, ProbeKey: probeKey, Replicas: int(settings.waitReplicas),
 		Log: log,
 	})
@@ -205,12 +205,28 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 		return store, closeStore, nil
 	}
 	config, err := parseConfig(seedConfig)
-	if err == nil {
-		err = store.SeedTenant(deadline, seedTenant, config)
-	}
 	if err != nil {
 		closeStore()
 		return nil, nil, err
+	}
+	seeded := make(chan error, 1)
+	go func() { seeded <- store.SeedTenant(deadline, seedTenant, config) }()
+	select {
+	case err = <-seeded:
+	case <-ctx.Done(): // a store's method does not end with a context
+		go func() {
+			<-seeded
+			closeStore()
+		}()
+		return nil, nil, ctx.Err()
+	}
+	switch {
+	case err == nil:
+	case redis.OneSlot() || !errors.Is(err, ErrUnavailable):
+		closeStore()
+		return nil, nil, err
+	default: // the master of its slot is down, but not all are
+		log.Warnf("The tenant %s could not be created: %v", seedTenant, err)
 	}
 	return store, closeStore, nil
 }

@@ -54,17 +54,24 @@ type Client struct {
 	loops sync.WaitGroup // of what runs in the background until stop, and of nodes that are being closed
 
 	redirects [len(redirectNames)]atomic.Int64
+	started   atomic.Bool
+	unowned   atomic.Int64 // slots of a cluster without an owner
+	ownerless atomic.Int64 // callers that wait for the owner of such a slot
 
-	mu          sync.Mutex       // guards the fields below, and changes of master and slots
-	nodes       map[string]*node // in use, by address
-	masters     []*node          // that take writes, sorted by address; the slice is replaced, never changed
-	replicasAt  []string         // addresses of replicas, which also know the slots
-	masterEpoch int64            // in which the Sentinels made master that
+	mu         sync.Mutex       // guards the fields below, and changes of master and slots
+	nodes      map[string]*node // in use, by address
+	masters    []*node          // that take writes, sorted by address; the slice is replaced, never changed
+	replicasAt []string         // addresses of replicas, which also know the slots
+
+	named, failed namedMaster // of masterInUse
+	changedAt     time.Time   // when the Sentinels last made another server the master
 }
 
-// Open connects to Redis and checks it, until ctx is done. It fails if no connection can be made, if the server is
-// older than Redis 7.0 or Valkey 7.2, if it denies a required command, and if it is in another topology than the URL
-// says. The log is warned of settings with which Redis may lose data. The caller closes the client.
+// Open connects to Redis and checks it. Until ctx is done it waits for what may pass by itself: a server that is not
+// there yet, loads its data or is being replaced. It fails at once if the server is older than Redis 7.0 or Valkey 7.2,
+// if it denies the user or a required command, and if it is in another topology than the URL says. Of a cluster one
+// master is enough; the log is warned of those that cannot be reached. It is also warned of settings with which Redis
+// may lose data. The caller closes the client.
 func Open(ctx context.Context, options Options) (*Client, error) {
 	c := &Client{options: options, wake: make(chan struct{}, 1), nodes: make(map[string]*node)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
@@ -87,11 +94,11 @@ func Open(ctx context.Context, options Options) (*Client, error) {
 // openSingle makes the one server the master, which it stays. The node begins to dial in the background before the
 // server is checked: if the check fails, the caller closes the client, and the node with it.
 func (c *Client) openSingle(ctx context.Context) error {
-	n := c.newNode("", c.dialTo(c.options.URL.address), c.anyProbeKey)
+	n := c.newNode("", c.dialTo(c.options.URL.address), c.anyProbeKey, nil)
 	c.mu.Lock()
 	c.setMaster(n)
 	c.mu.Unlock()
-	return n.check(ctx)
+	return untilServes(ctx, func() error { return n.check(ctx) })
 }
 
 // setMaster makes n the master of all keys. The caller holds c.mu.
@@ -107,7 +114,7 @@ func (c *Client) anyProbeKey() string { return c.options.ProbeKey(0) }
 // dialTo returns the function that dials address.
 func (c *Client) dialTo(address string) dialFunc {
 	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
-		return c.options.URL.dial(ctx, address, timeout, more...)
+		return c.options.URL.connect(ctx, address, timeout, more...)
 	}
 }
 
@@ -216,8 +223,10 @@ func (c *Client) route(deadline time.Time, key string, op operation) (any, error
 			n = c.owner(key)
 		}
 		if n == nil {
-			c.refreshSoon()
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, unsentError{errNoOwner})
+			if err := c.awaitOwner(deadline, failures); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, unsentError{err})
+			}
+			continue
 		}
 		// Where one server has all keys, maxPending is the only bound: there are no others that it could hold up.
 		if n.waiting.Add(1) > maxWaiting && !c.OneSlot() {
@@ -240,6 +249,22 @@ func (c *Client) route(deadline time.Time, key string, op operation) (any, error
 		time.Sleep(pause)
 		n.waiting.Add(-1)
 	}
+}
+
+// awaitOwner pauses before another attempt, after a number of failures, to find the owner of a slot that has none. It
+// returns an error if there is no time left for one, or if too many wait already.
+func (c *Client) awaitOwner(deadline time.Time, failures int) error {
+	c.refreshSoon()
+	defer c.ownerless.Add(-1)
+	pause := retryPause(failures)
+	switch {
+	case c.ownerless.Add(1) > maxWaiting:
+		return errTooManyPending
+	case !time.Now().Add(pause).Before(deadline):
+		return errNoOwner
+	}
+	time.Sleep(pause)
+	return nil
 }
 
 // owner returns the server that has a key, nil if none is known.
@@ -324,6 +349,9 @@ func (c *Client) WriteMetrics(page *telemetry.Page) {
 		func(_ int, n *node) float64 { return float64(n.shared.pending()) })
 	write("redis_errors_total", "counter", "Commands that found Redis unavailable.",
 		func(_ int, n *node) float64 { return float64(n.health.failures.Load()) })
+	if !c.OneSlot() {
+		page.Single("redis_slots_unowned", "gauge", "Slots of the cluster without an owner.", float64(c.unowned.Load()))
+	}
 	page.Family("redis_redirects_total", "counter", "Commands that were sent again because they had not been executed.")
 	for kind, name := range redirectNames {
 		page.Sample("redis_redirects_total", float64(c.redirects[kind].Load()), "kind", name)

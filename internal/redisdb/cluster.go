@@ -1,7 +1,6 @@
 package redisdb
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ const (
 	refreshTimeout  = 300 * time.Millisecond // of one node that is asked for the slots
 	refreshPause    = 100 * time.Millisecond // at least, between two refreshes
 	refreshInterval = time.Minute            // at most
+	unownedInterval = time.Second            // the same while slots have no owner
 
 	freeRedirects = 3 // in a row, before a pause: two nodes may name each other
 	maxRetryPause = 50 * time.Millisecond
@@ -28,7 +28,7 @@ const (
 var (
 	errNoOwner    = errors.New("no server has the key's slot")
 	errNoSlots    = errors.New("no node of the cluster has slots: create it with redis-cli --cluster create")
-	errNotCluster = errors.New("this is not a node of a Redis Cluster: use redis:// (rediss:// for TLS)")
+	errNotCluster = setupError("this is not a node of a Redis Cluster: use redis:// (rediss:// for TLS)")
 )
 
 const noRetry time.Duration = -1
@@ -45,7 +45,7 @@ func (c *Client) redirect(n *node, key string, err error, failures int) (target 
 		return nil, noRetry
 	}
 	c.redirects[kind].Add(1)
-	pause = min(time.Millisecond<<min(failures, 10), maxRetryPause)
+	pause = retryPause(failures)
 	if kind != notNow && failures < freeRedirects {
 		pause = 0
 	}
@@ -63,6 +63,11 @@ func (c *Client) redirect(n *node, key string, err error, failures int) (target 
 	}
 	c.refreshSoon()
 	return nil, pause
+}
+
+// retryPause returns the pause before another attempt, after a number of failures.
+func retryPause(failures int) time.Duration {
+	return min(time.Millisecond<<min(failures, 10), maxRetryPause)
 }
 
 // follows reports whether a command that was refused with an error of that kind is sent again.
@@ -95,20 +100,21 @@ func (c *Client) moveSlot(n *node, slot int, address string) {
 func (c *Client) nodeAt(address string) *node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.addNode(address)
+	return c.addNode(address, nil)
 }
 
-// addNode does what nodeAt does. The caller holds c.mu.
-func (c *Client) addNode(address string) *node {
+// addNode does what nodeAt does. A node that is added has that health or, if it is nil, one of its own. The caller holds
+// c.mu.
+func (c *Client) addNode(address string, h *health) *node {
 	if n := c.nodes[address]; n != nil {
 		return n
 	}
-	n := c.newNode(address, c.dialTo(address), func() string { return c.probeKeyOf(address) })
+	n := c.newNode(address, c.dialTo(address), func() string { return c.probeKeyOf(address) }, h)
 	c.nodes[address] = n
 	return n
 }
 
-// replaceNode replaces n by a node with the same address, unless that has happened already.
+// replaceNode replaces n by a node with the same address and the same health, unless that has happened already.
 func (c *Client) replaceNode(n *node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,7 +122,7 @@ func (c *Client) replaceNode(n *node) {
 		return
 	}
 	delete(c.nodes, n.address)
-	replacement := c.addNode(n.address)
+	replacement := c.addNode(n.address, n.health)
 	for i := range c.slots {
 		c.slots[i].CompareAndSwap(n, replacement)
 	}
@@ -135,30 +141,35 @@ func (c *Client) retire(n *node) {
 	})
 }
 
-// openCluster reads the map of slots from a seed, and checks every master.
+// openCluster reads the map of slots from a seed, and checks the masters.
 func (c *Client) openCluster(ctx context.Context) error {
-	timeout := redialTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = time.Until(deadline) / time.Duration(len(c.options.URL.seeds))
-	}
-	var err error
-	for {
-		if failure := c.refreshSlots(ctx, timeout); failure != nil {
-			return cmp.Or(err, failure) // out of time, what the masters said tells more
-		}
-		err = c.checkMasters(ctx)
-		if kind, _ := parseRedirect(err, ""); err == nil || kind == noRedirect || ctx.Err() != nil {
-			if err == nil {
-				c.loops.Go(func() { c.refreshLoop(func() error { return c.refreshSlots(c.ctx, refreshTimeout) }) })
-			}
+	err := untilServes(ctx, func() error {
+		// Each seed may take its part, and the masters one too.
+		timeout := timeLeft(ctx) / time.Duration(len(c.options.URL.seeds)+1)
+		if err := c.refreshSlots(ctx, timeout); err != nil {
 			return err
 		}
-		sleep(ctx, refreshPause) // a failover goes on, of which the seed does not know yet
+		return c.checkMasters(ctx)
+	})
+	if err != nil {
+		return err
 	}
+	c.started.Store(true)
+	c.noteUnowned()
+	c.loops.Go(func() {
+		c.refreshLoop(func() {
+			_ = c.refreshSlots(c.ctx, refreshTimeout) // if nobody responds, the next command that fails asks for another
+			c.noteUnowned()
+		})
+	})
+	return nil
 }
 
-// checkMasters returns an error if one of the masters cannot serve.
+// checkMasters returns an error if no master can serve, or if one cannot because its set-up is wrong. Those that cannot
+// be reached are checked when they are back. Each may take half of the time that is left.
 func (c *Client) checkMasters(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, timeLeft(ctx)/2)
+	defer cancel()
 	nodes := c.allMasters()
 	errs := make([]error, len(nodes))
 	each(len(nodes), len(nodes), func(i int) {
@@ -166,7 +177,36 @@ func (c *Client) checkMasters(ctx context.Context) error {
 			errs[i] = fmt.Errorf("%s: %w", nodes[i].address, err)
 		}
 	})
-	return cmp.Or(errs...)
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil && lasts(err) }); i >= 0 {
+		return errs[i]
+	}
+	if !slices.Contains(errs, nil) {
+		return manyErrors(errs)
+	}
+	for i, n := range nodes {
+		if errs[i] != nil {
+			n.options.Log.Warnf("%s cannot be used yet: %v", n.name, errors.Unwrap(errs[i]))
+			n.unchecked.Store(true)
+		}
+	}
+	return nil
+}
+
+// noteUnowned counts the slots without an owner, and logs when some lose theirs, and when all have one again.
+func (c *Client) noteUnowned() {
+	unowned := int64(0)
+	for i := range c.slots {
+		if c.slots[i].Load() == nil {
+			unowned++
+		}
+	}
+	before := c.unowned.Swap(unowned)
+	switch {
+	case before == 0 && unowned > 0:
+		c.options.Log.Errorf("%d of %d slots have an owner: keys in the others get 503", slotCount-unowned, slotCount)
+	case before > 0 && unowned == 0:
+		c.options.Log.Infof("All slots have an owner again")
+	}
 }
 
 // refreshSoon asks for a refresh. It never blocks.
@@ -178,15 +218,19 @@ func (c *Client) refreshSoon() {
 }
 
 // refreshLoop calls refresh when it is asked for, and every refreshInterval.
-func (c *Client) refreshLoop(refresh func() error) {
+func (c *Client) refreshLoop(refresh func()) {
 	for {
+		interval := refreshInterval
+		if c.unowned.Load() > 0 {
+			interval = unownedInterval
+		}
 		select {
 		case <-c.ctx.Done():
 			return
 		case <-c.wake:
-		case <-time.After(refreshInterval):
+		case <-time.After(interval):
 		}
-		_ = refresh() // if nobody responds, the next command that fails asks for another
+		refresh()
 		sleep(c.ctx, refreshPause)
 	}
 }
@@ -195,11 +239,11 @@ func (c *Client) refreshLoop(refresh func() error) {
 // most.
 func (c *Client) refreshSlots(ctx context.Context, timeout time.Duration) error {
 	var best slotMap
-	var failure error
+	var failures manyErrors
 	for _, address := range c.slotSources() {
 		m, err := c.readSlots(ctx, address, timeout)
 		if err != nil {
-			failure = cmp.Or(failure, fmt.Errorf("%s: %w", address, err))
+			failures = append(failures, fmt.Errorf("%s: %w", address, err))
 			continue
 		}
 		if m.covered > best.covered {
@@ -209,8 +253,12 @@ func (c *Client) refreshSlots(ctx context.Context, timeout time.Duration) error 
 			break
 		}
 	}
-	if best.covered == 0 {
-		return cmp.Or(failure, errNoSlots)
+	switch {
+	case best.covered > 0:
+	case len(failures) > 0:
+		return failures
+	default:
+		return errNoSlots
 	}
 	c.useSlots(best)
 	return nil
@@ -236,7 +284,7 @@ func (c *Client) slotSources() []string {
 func (c *Client) readSlots(ctx context.Context, address string, timeout time.Duration) (slotMap, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := c.options.URL.dial(ctx, address, timeout)
+	conn, err := c.options.URL.connect(ctx, address, timeout)
 	if err != nil {
 		return slotMap{}, err
 	}
@@ -259,7 +307,7 @@ func (c *Client) useSlots(m slotMap) {
 	var owners [slotCount]*node
 	masters := make(map[string]*node)
 	for _, r := range m.ranges {
-		n := c.addNode(r.master)
+		n := c.addNode(r.master, nil)
 		masters[r.master] = n
 		for slot := r.first; slot <= r.last; slot++ {
 			owners[slot] = n

@@ -44,6 +44,7 @@ type health struct {
 	name     string // of the server, in the log
 	log      *telemetry.Logger
 	down     atomic.Bool // the last line in the log says that Redis is unavailable
+	muted    atomic.Bool // the server is not used any more: what becomes of the last commands there is not logged
 	failures atomic.Int64
 
 	// Connections of the pool that were last used before it, in Unix nanoseconds, are not used again.
@@ -106,7 +107,7 @@ func (h *health) failed(op string, err error) error {
 	if _, replied := errors.AsType[redis.Error](err); replied {
 		h.refused[op] = true
 	}
-	if !h.down.Swap(true) {
+	if !h.down.Swap(true) && !h.muted.Load() {
 		h.log.Errorf("%s is unavailable: %v", h.name, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

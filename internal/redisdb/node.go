@@ -44,18 +44,24 @@ type node struct {
 	memory  memoryGauge
 	waiting atomic.Int64 // callers that wait for it
 	askedAt atomic.Int64 // when a command was last sent here after ASKING, in Unix nanoseconds
+
+	unchecked atomic.Bool // it could not be checked at start
+	lost      atomic.Bool // behind Sentinels: it could not be reached when that was last tried, or was no master
 }
 
 // dialFunc connects to a server and logs in. Each step of that, and each read later, may take timeout.
 type dialFunc func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error)
 
 // newNode returns the server at address, "" if it is the only one. Its shared connection is dialled in the background.
-func (c *Client) newNode(address string, dial dialFunc, readyKey func() string) *node {
+// If h is not nil the node goes on with that health, which was of a node with the same address.
+func (c *Client) newNode(address string, dial dialFunc, readyKey func() string, h *health) *node {
 	n := &node{
 		options: &c.options, name: strings.TrimSpace("Redis " + address), address: address, dial: dial,
 		redialed: c.refreshSoon, readyKey: readyKey,
 	}
-	n.health = &health{name: n.name, log: c.options.Log, refused: make(map[string]bool)}
+	if n.health = h; h == nil {
+		n.health = &health{name: n.name, log: c.options.Log, refused: make(map[string]bool)}
+	}
 	n.pool = &redis.Pool{
 		MaxActive:           poolSize,
 		MaxIdle:             poolSize, // with fewer, connections are dialled all the time under load
@@ -86,13 +92,9 @@ func (c *Client) newNode(address string, dial dialFunc, readyKey func() string) 
 	return n
 }
 
-// check returns an error if the server cannot serve. It warns of settings that lose data.
+// check returns an error if the server cannot serve. If it can, the log is warned of settings that lose data.
 func (n *node) check(ctx context.Context) error {
-	timeout := redialTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = time.Until(deadline)
-	}
-	c, err := n.dial(ctx, timeout)
+	c, err := n.dial(ctx, timeLeft(ctx))
 	if err != nil {
 		return err
 	}
@@ -101,38 +103,64 @@ func (n *node) check(ctx context.Context) error {
 		return err
 	}
 	info, err := redis.String(redis.DoContext(c, ctx, "INFO"))
-	if refused, ok := errors.AsType[redis.Error](err); ok {
-		n.options.Log.Warnf("%s does not show its version and settings: %v", n.name, refused)
-	} else if err != nil {
-		return err
-	} else if err := n.checkInfo(info); err != nil {
+	hidden, refused := errors.AsType[redis.Error](err)
+	if err == nil {
+		err = checkInfo(info, n.options.URL.topology)
+	}
+	if err != nil && !refused {
 		return err
 	}
-	_, err = redis.DoContext(c, ctx, "EVAL", readyArgs(n.readyKey(), n.options.Required)...)
-	want := n.options.Replicas
-	if err != nil || want == 0 {
+	if _, err := redis.DoContext(c, ctx, "EVAL", readyArgs(n.readyKey(), n.options.Required)...); err != nil {
 		return err
 	}
-	have, err := redis.Int(redis.DoContext(c, ctx, "WAIT", want, 100))
-	if err == nil && have < want {
+	have, want := 0, n.options.Replicas
+	if want > 0 {
+		if have, err = redis.Int(redis.DoContext(c, ctx, "WAIT", want, 100)); err != nil {
+			return err
+		}
+	}
+	if have < want {
 		n.options.Log.Warnf("%s has %d replicas of the %d that must have a write: it refuses writes until they are there",
 			n.name, have, want)
 	}
-	return err
+	if refused {
+		n.options.Log.Warnf("%s does not show its version and settings: %v", n.name, hidden)
+	} else {
+		n.warnOfSettings(info)
+	}
+	return nil
 }
 
-// checkInfo returns an error if the reply of INFO is that of a server in another mode or of an old version. It warns of
-// settings that lose data.
-func (n *node) checkInfo(info string) error {
+// checkLate checks a server that could not be reached at start.
+func (n *node) checkLate(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, redialTimeout)
+	defer cancel()
+	err := n.check(ctx)
+	if err != nil && !lasts(err) {
+		return
+	}
+	n.unchecked.Store(false)
+	if err != nil {
+		n.options.Log.Errorf("%s cannot be used: %v", n.name, err)
+	} else {
+		n.options.Log.Infof("%s can be used now", n.name)
+	}
+}
+
+// checkInfo returns an error if the reply of INFO is that of a server in another mode than the topology has, or of an
+// old version.
+func checkInfo(info string, topology topology) error {
 	switch mode := infoField(info, "redis_mode"); {
 	case mode == "sentinel":
-		return errors.New("this is a Sentinel: use redis-sentinel://<host>:<port>/<name of the master>")
-	case mode == "cluster" && n.options.URL.topology != clusterServers:
-		return errors.New("this is a node of a Redis Cluster: use redis-cluster:// (rediss-cluster:// for TLS)")
+		return setupError("this is a Sentinel: use redis-sentinel://<host>:<port>/<name of the master>")
+	case mode == "cluster" && topology != clusterServers:
+		return setupError("this is a node of a Redis Cluster: use redis-cluster:// (rediss-cluster:// for TLS)")
 	}
-	if err := checkRedisVersion(info); err != nil {
-		return err
-	}
+	return checkRedisVersion(info)
+}
+
+// warnOfSettings warns of settings that lose data, which the reply of INFO shows.
+func (n *node) warnOfSettings(info string) {
 	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
 		n.options.Log.Warnf("%s's maxmemory-policy is %s: if its memory is full it evicts keys, and balances with them; "+
 			"set it to noeviction", n.name, policy)
@@ -140,7 +168,6 @@ func (n *node) checkInfo(info string) error {
 	if infoField(info, "aof_enabled") == "0" {
 		n.options.Log.Warnf("%s keeps no append-only file: a restart forgets charges; set appendonly to yes", n.name)
 	}
-	return nil
 }
 
 // checkRedisVersion returns an error if the reply of INFO is that of a server older than Redis 7.0 or Valkey 7.2, which
@@ -149,7 +176,7 @@ func checkRedisVersion(info string) error {
 	version := infoField(info, "redis_version")
 	major, _, _ := strings.Cut(version, ".")
 	if n, err := strconv.Atoi(major); err != nil || n < 7 {
-		return fmt.Errorf("version %s is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer", version)
+		return setupError("version " + version + " is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer")
 	}
 	return nil
 }
@@ -302,7 +329,7 @@ func readyArgs(key string, required []Requirement) []any {
 	return args
 }
 
-// probeWhileDown finds out that Redis is available again, even if no request does.
+// probeWhileDown finds out that Redis is available again, even if no request does, and checks it if that is due.
 func (n *node) probeWhileDown(ctx context.Context) {
 	tick := time.NewTicker(probeInterval)
 	defer tick.Stop()
@@ -311,7 +338,9 @@ func (n *node) probeWhileDown(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if n.health.down.Load() {
+			if n.unchecked.Load() {
+				n.checkLate(ctx)
+			} else if n.health.down.Load() {
 				_ = n.ready(time.Now().Add(redialTimeout))
 			}
 		}

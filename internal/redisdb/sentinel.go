@@ -5,112 +5,99 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
 )
 
 const (
-	sentinelTimeout = 250 * time.Millisecond // of one Sentinel that is asked
-	resolveTimeout  = 600 * time.Millisecond // of all together
+	sentinelTimeout = time.Second            // of one Sentinel that is asked in the background
+	sentinelGrace   = 250 * time.Millisecond // for the others, once most name one master
+	locateTimeout   = 250 * time.Millisecond // of all that are asked for one new connection
+	locateAge       = 100 * time.Millisecond // for which their replies are used for other new connections
 	sentinelPing    = time.Second            // between two PINGs to the Sentinel that is followed
 	sentinelPause   = 100 * time.Millisecond // before the next Sentinel is followed
+	lostTimeout     = 500 * time.Millisecond // after which a master that does not respond counts as lost
 )
 
 var (
 	errNoSuchMaster = errors.New("no Sentinel knows a master of that name")
-	errNotSentinel  = errors.New("this is not a Sentinel: " +
+	errNotSentinel  = setupError("this is not a Sentinel: " +
 		"use redis:// for one server, redis-cluster:// for a Redis Cluster")
 	errOtherMaster = errors.New("the Sentinels name another master")
 	errNotMaster   = errors.New("the server that the Sentinels name is not a master")
+	errSilent      = errors.New("no reply yet")
 )
 
 // sentinelSet is the Sentinels that watch a master.
 type sentinelSet struct {
 	url *URL
 
-	mu        sync.Mutex
-	addresses []string // the next to be asked is the first; replaced, never changed; guarded by mu
+	mu      sync.Mutex // held while they are asked for a new connection
+	askedAt time.Time  // when they were last asked for one; guarded by mu
+
+	nameUnknown atomic.Bool // no Sentinel that responds knows the name
+	dissent     dissentLog  // used by one goroutine
 }
 
-// namedMaster is what a Sentinel says about the master. Of two, the one with the higher epoch is newer.
-type namedMaster struct {
-	address string
-	epoch   int64
-}
-
-// first asks the Sentinels in turn and returns the master that the first one names which responds.
-func (s *sentinelSet) first(ctx context.Context) (namedMaster, error) {
-	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+// askAll asks all Sentinels at once, and returns their replies in the order of the URL. It takes timeout at most. Once
+// most of them name one master, it waits for the others for sentinelGrace, and not at all if that is known.
+func (s *sentinelSet) askAll(ctx context.Context, timeout time.Duration, known namedMaster) []sentinelReply {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var failure error
-	for _, sentinel := range s.inTurn() {
-		named, err := s.ask(ctx, sentinel)
-		if err == nil {
-			return named, nil
+	replies := make([]sentinelReply, len(s.url.seeds))
+	arrived := make(chan int, len(replies)) // read before the reply that it is about
+	all := make([]sentinelReply, len(replies))
+	for i, sentinel := range s.url.seeds {
+		replies[i] = sentinelReply{sentinel: sentinel, err: errSilent}
+		go func() {
+			named, err := s.ask(ctx, sentinel, timeout)
+			all[i] = sentinelReply{sentinel, named, err}
+			arrived <- i
+		}()
+	}
+	var enough <-chan time.Time
+	for range replies {
+		select {
+		case i := <-arrived:
+			replies[i] = all[i]
+		case <-enough:
+			return replies
+		case <-ctx.Done():
+			return replies
 		}
-		s.putLast(sentinel)
-		if failure == nil || errors.Is(err, errNoSuchMaster) {
-			failure = fmt.Errorf("%s: %w", sentinel, err)
+		most, agreed := majority(replies)
+		switch {
+		case agreed && most == known:
+			return replies
+		case agreed && enough == nil:
+			enough = time.After(sentinelGrace)
 		}
 	}
-	return namedMaster{}, failure
-}
-
-// newest asks all Sentinels and returns the newest of their replies: one that has promoted a replica knows it before
-// the others do. agreed reports whether all responded and named the same server.
-func (s *sentinelSet) newest(ctx context.Context) (named namedMaster, agreed bool) {
-	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
-	defer cancel()
-	sentinels := s.inTurn()
-	replies := make([]namedMaster, len(sentinels))
-	each(len(sentinels), len(sentinels), func(i int) {
-		replies[i], _ = s.ask(ctx, sentinels[i]) // without an address after an error
-	})
-	responses := 0
-	agreed = true
-	for _, reply := range replies {
-		if reply.address == "" {
-			continue
-		}
-		agreed = agreed && (responses == 0 || reply.address == named.address)
-		if responses == 0 || reply.epoch > named.epoch {
-			named = reply
-		}
-		responses++
-	}
-	return named, agreed && responses == len(sentinels)
-}
-
-// inTurn returns the addresses in the order in which they are to be asked.
-func (s *sentinelSet) inTurn() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.addresses
-}
-
-// putLast moves a Sentinel to the end of the turn.
-func (s *sentinelSet) putLast(address string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	others := slices.DeleteFunc(slices.Clone(s.addresses), func(a string) bool { return a == address })
-	s.addresses = append(others, address)
+	return replies
 }
 
 // ask returns the master that a Sentinel names.
-func (s *sentinelSet) ask(ctx context.Context, sentinel string) (named namedMaster, err error) {
-	ctx, cancel := context.WithTimeout(ctx, sentinelTimeout)
-	defer cancel()
-	conn, err := s.dial(ctx, sentinel)
+func (s *sentinelSet) ask(ctx context.Context, sentinel string, timeout time.Duration) (named namedMaster, err error) {
+	conn, err := s.dial(ctx, sentinel, timeout)
 	if err != nil {
 		return named, err
 	}
 	defer conn.Close()
-	address, err := redis.Strings(redis.DoContext(conn, ctx, "SENTINEL", "get-master-addr-by-name", s.url.master))
+	if err := conn.Send("SENTINEL", "get-master-addr-by-name", s.url.master); err != nil {
+		return named, err
+	}
+	if err := conn.Send("SENTINEL", "MASTER", s.url.master); err != nil {
+		return named, err
+	}
+	if err := conn.Flush(); err != nil {
+		return named, err
+	}
+	address, err := redis.Strings(redis.ReceiveContext(conn, ctx))
 	switch {
 	case errors.Is(err, redis.ErrNil):
 		return named, errNoSuchMaster
@@ -121,7 +108,7 @@ func (s *sentinelSet) ask(ctx context.Context, sentinel string) (named namedMast
 	case len(address) != 2:
 		return named, errNoSuchMaster
 	}
-	state, err := redis.StringMap(redis.DoContext(conn, ctx, "SENTINEL", "MASTER", s.url.master))
+	state, err := redis.StringMap(redis.ReceiveContext(conn, ctx))
 	if err != nil {
 		return named, err
 	}
@@ -133,20 +120,18 @@ func (s *sentinelSet) ask(ctx context.Context, sentinel string) (named namedMast
 }
 
 // dial connects to a Sentinel, which has credentials of its own.
-func (s *sentinelSet) dial(ctx context.Context, address string) (redis.Conn, error) {
+func (s *sentinelSet) dial(ctx context.Context, address string, timeout time.Duration) (redis.Conn, error) {
 	sentinel := URL{
 		network: "tcp", tls: s.url.tls, username: s.url.sentinelUsername, password: s.url.sentinelPassword,
 	}
-	return sentinel.dial(ctx, address, sentinelTimeout)
+	return sentinel.connect(ctx, address, timeout)
 }
 
 // follow calls changed whenever the master may have changed, until ctx is done. It listens to one Sentinel after the
 // other.
 func (s *sentinelSet) follow(ctx context.Context, changed func()) {
-	for ctx.Err() == nil {
-		sentinel := s.inTurn()[0]
-		s.listen(ctx, sentinel, changed)
-		s.putLast(sentinel)
+	for i := 0; ctx.Err() == nil; i++ {
+		s.listen(ctx, s.url.seeds[i%len(s.url.seeds)], changed)
 		sleep(ctx, sentinelPause)
 	}
 }
@@ -155,7 +140,7 @@ func (s *sentinelSet) follow(ctx context.Context, changed func()) {
 func (s *sentinelSet) listen(ctx context.Context, sentinel string, changed func()) {
 	dialCtx, cancel := context.WithTimeout(ctx, sentinelTimeout)
 	defer cancel()
-	conn, err := s.dial(dialCtx, sentinel)
+	conn, err := s.dial(dialCtx, sentinel, sentinelTimeout)
 	if err != nil {
 		return
 	}
@@ -190,75 +175,160 @@ func (s *sentinelSet) listen(ctx context.Context, sentinel string, changed func(
 	}
 }
 
-// openSentinels connects to the master that Sentinels name, checks it, and follows it
+// openSentinels connects to the master that the Sentinels name, checks it, and follows it
 // (https://redis.io/docs/latest/develop/reference/sentinel-clients/).
 func (c *Client) openSentinels(ctx context.Context) error {
-	c.sentinels = &sentinelSet{url: c.options.URL, addresses: c.options.URL.seeds}
-	named, err := c.sentinels.first(ctx)
-	if err != nil {
+	c.sentinels = &sentinelSet{url: c.options.URL}
+	if err := untilServes(ctx, func() error { return c.tryMaster(ctx) }); err != nil {
 		return err
 	}
-	c.useMaster(named, true)
-	if err := c.master.Load().check(ctx); err != nil {
-		return fmt.Errorf("%s: %w", named.address, err)
-	}
-	c.loops.Go(func() {
-		c.refreshLoop(func() error {
-			if named, agreed := c.sentinels.newest(c.ctx); named.address != "" {
-				c.useMaster(named, agreed)
-			}
-			return nil
-		})
-	})
+	c.started.Store(true)
+	c.loops.Go(func() { c.refreshLoop(c.refreshMaster) })
 	c.loops.Go(func() { c.sentinels.follow(c.ctx, c.refreshSoon) })
 	return nil
 }
 
-// useMaster makes the server that Sentinels name the master, unless that is old news on which they do not agree. The
-// connections to the last one end immediately: it may live on and take writes, which will be lost.
-func (c *Client) useMaster(named namedMaster, agreed bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx.Err() != nil || named.epoch < c.masterEpoch && !agreed {
+// tryMaster asks the Sentinels for the master, and returns an error if that cannot serve. Each step takes half of the
+// time that is left at most, so that another attempt may find another master.
+func (c *Client) tryMaster(ctx context.Context) error {
+	replies := c.sentinels.askAll(ctx, timeLeft(ctx)/2, namedMaster{})
+	c.useMaster(replies)
+	n := c.master.Load()
+	if n == nil {
+		return sentinelsError(replies)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeLeft(ctx)/2)
+	defer cancel()
+	if err := n.check(ctx); err != nil {
+		return fmt.Errorf("%s: %w", n.address, err)
+	}
+	return nil
+}
+
+// sentinelsError returns why none of the Sentinels names a master.
+func sentinelsError(replies []sentinelReply) error {
+	var failures manyErrors
+	for _, r := range replies {
+		failures = append(failures, fmt.Errorf("%s: %w", r.sentinel, r.err))
+	}
+	return failures
+}
+
+// refreshMaster uses the master that the Sentinels name now. The log is told if they disagree.
+func (c *Client) refreshMaster() {
+	replies := c.sentinels.askAll(c.ctx, sentinelTimeout, namedMaster{})
+	chosen := c.useMaster(replies)
+	said := dissent(replies, chosen)
+	if c.ctx.Err() != nil || !c.sentinels.dissent.note(time.Now(), said != "") {
 		return
 	}
-	c.masterEpoch = named.epoch
-	old := c.master.Load()
-	if old != nil && old.address == named.address {
-		return
-	}
-	n := c.newNode(named.address, c.dialMaster(named.address), c.anyProbeKey)
-	c.setMaster(n)
-	if old != nil {
-		c.options.Log.Infof("%s is the master now, no longer %s", n.name, old.address)
-		c.loops.Go(old.close)
+	log, name := c.options.Log, c.options.URL.master
+	switch {
+	case said == "":
+		log.Infof("The Sentinels agree again: %s is the master", chosen.address)
+	case nameUnknown(replies):
+		log.Errorf("No Sentinel knows a master of the name %s any more; %s is used until one does", name, chosen.address)
+	default:
+		log.Warnf("The Sentinels disagree on the master, %s is used: %s", chosen.address, said)
 	}
 }
 
-// dialMaster returns a function that connects to the server at address if it is the master. A Sentinel is asked each
-// time: a master that was down for a while is a master for some more time when it is back, but no longer theirs.
+// locate asks the Sentinels for the master before a new connection is made. Connections that are made at about the same
+// time share their replies.
+func (c *Client) locate(ctx context.Context) {
+	s := c.sentinels
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.askedAt) < locateAge {
+		return
+	}
+	c.mu.Lock()
+	known := c.named
+	c.mu.Unlock()
+	c.useMaster(s.askAll(ctx, locateTimeout, known))
+	if ctx.Err() == nil {
+		s.askedAt = time.Now()
+	}
+}
+
+// useMaster makes the server that the Sentinels name the master, and returns which it is. The connections to the last
+// one end immediately: it may live on and take writes, which will be lost.
+func (c *Client) useMaster(replies []sentinelReply) namedMaster {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sentinels.nameUnknown.Store(nameUnknown(replies))
+	old, last := c.master.Load(), c.named
+	chosen := chooseMaster(replies, masterInUse{
+		namedMaster: last, lost: old != nil && old.lost.Load(), recent: time.Since(c.changedAt) < settleTime,
+		failed: c.failed,
+	})
+	if c.ctx.Err() != nil || chosen == last {
+		return last
+	}
+	c.named = chosen
+	if old != nil && old.address == chosen.address {
+		return chosen
+	}
+	n := c.newNode(chosen.address, c.dialMaster(chosen.address), c.anyProbeKey, nil)
+	c.setMaster(n)
+	if old == nil {
+		return chosen
+	}
+	if last.epoch > chosen.epoch {
+		c.failed = last
+	}
+	if c.started.Load() {
+		c.changedAt = time.Now()
+		c.options.Log.Infof("%s is the master now, no longer %s", n.name, old.address)
+	}
+	old.health.muted.Store(true)
+	c.loops.Go(old.close)
+	return chosen
+}
+
+// dialMaster returns a function that connects to the server at address if it is the master. The Sentinels are asked
+// each time: a master that was down for a while is a master for some more time when it is back, but no longer theirs.
+// Without them, the master that is known is the best guess.
 func (c *Client) dialMaster(address string) dialFunc {
 	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
-		if named, err := c.sentinels.first(ctx); err == nil {
-			c.useMaster(named, false)
-		} // without a Sentinel, the master that is known is the best guess
-		if c.master.Load().address != address {
+		c.locate(ctx)
+		n := c.master.Load()
+		if n == nil || n.address != address {
 			return nil, errOtherMaster
 		}
-		conn, err := c.options.URL.dial(ctx, address, timeout, more...)
-		if err != nil {
-			return nil, err
+		began := time.Now()
+		conn, err := c.dialIfMaster(ctx, address, timeout, more...)
+		_, replied := errors.AsType[redis.Error](err)
+		switch {
+		case err == nil || replied:
+			n.lost.Store(false)
+		case ctx.Err() == nil || time.Since(began) > lostTimeout: // and not for want of time
+			n.lost.Store(true)
+			c.refreshSoon()
 		}
-		role, err := redis.Values(redis.DoContext(conn, ctx, "ROLE"))
-		if err == nil && len(role) > 0 {
-			if name, _ := redis.String(role[0], nil); name != "master" {
-				err = errNotMaster
-			}
+		if err != nil && c.sentinels.nameUnknown.Load() {
+			return nil, fmt.Errorf("%w; %s: %w", errNoSuchMaster, address, err)
 		}
-		if err != nil {
-			conn.Close()
-			return nil, err
-		}
-		return conn, nil
+		return conn, err
 	}
+}
+
+// dialIfMaster connects to the server at address, and returns an error if it is not a master.
+func (c *Client) dialIfMaster(ctx context.Context, address string, timeout time.Duration,
+	more ...redis.DialOption) (redis.Conn, error) {
+	conn, err := c.options.URL.connect(ctx, address, timeout, more...)
+	if err != nil {
+		return nil, err
+	}
+	role, err := redis.Values(redis.DoContext(conn, ctx, "ROLE"))
+	if err == nil && len(role) > 0 {
+		if name, _ := redis.String(role[0], nil); name != "master" {
+			err = errNotMaster
+		}
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
