@@ -193,12 +193,13 @@ type store struct {
 	log     *telemetry.Logger
 	configs *configCache
 	loads   atomic.Int64 // configs read
+	gone    lineLimit    // lines about configs that have vanished
 }
 
 // newStore returns a store on redis. The caller closes it before redis.
 func newStore(redis *redisdb.Client, log *telemetry.Logger) *store {
 	s := &store{redis: redis, log: log}
-	s.configs = newConfigCache(s.loadTenant, s.isUnchanged)
+	s.configs = newConfigCache(s.loadTenant, s.isUnchanged, s.noteGone)
 	return s
 }
 
@@ -262,6 +263,21 @@ func (s *store) noteTenant(deadline time.Time, tenantID string) {
 		deadline = soon
 	}
 	_, _ = s.redis.WriteDispensable(deadline, "SADD", tenantsRedisKey, tenantID)
+}
+
+// noteGone warns that the config of t has vanished, unless the tenant was deleted over HTTP: that begins a generation.
+func (s *store) noteGone(t *tenant) {
+	deadline := time.Now().Add(configLoadTimeout)
+	generation, err := redis.String(s.redis.ReadDispensable(deadline, "GET", generationRedisKey(t.id)))
+	if err == nil && generation != t.generation {
+		return
+	}
+	switch left := s.gone.take(time.Now()); {
+	case left > 1:
+		s.log.Warnf("The config of tenant %s is gone: it has expired, or was deleted straight in Redis", t.id)
+	case left == 1:
+		s.log.Warnf("The config of tenant %s is gone, like others; more are not logged for a minute", t.id)
+	}
 }
 
 // etagOf returns the ETag of a config with these bytes.

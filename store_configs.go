@@ -35,6 +35,8 @@ type configCache struct {
 	load func(deadline time.Time, tenantID string) (*tenant, error)
 	// unchanged reports whether the tenant is still what Redis holds.
 	unchanged func(deadline time.Time, t *tenant) (bool, error)
+	// vanished is called when a tenant that was cached turns out to have no config any more.
+	vanished func(t *tenant)
 
 	epoch time.Time      // which times count from: unlike Unix time they are monotonic
 	loads sync.WaitGroup // goroutines that read configs
@@ -73,10 +75,10 @@ func (l *configLoad) wait(timeout time.Duration) bool {
 	}
 }
 
-func newConfigCache(load func(time.Time, string) (*tenant, error),
-	unchanged func(time.Time, *tenant) (bool, error)) *configCache {
+func newConfigCache(load func(time.Time, string) (*tenant, error), unchanged func(time.Time, *tenant) (bool, error),
+	vanished func(*tenant)) *configCache {
 	return &configCache{
-		load: load, unchanged: unchanged, epoch: time.Now(),
+		load: load, unchanged: unchanged, vanished: vanished, epoch: time.Now(),
 		entries: make(map[string]*cacheEntry), loading: make(map[string]*configLoad),
 	}
 }
@@ -136,10 +138,13 @@ func (c *configCache) start(tenantID string) *configLoad {
 	c.loading[tenantID] = l
 	e := c.entries[tenantID]
 	c.loads.Go(func() {
-		defer close(l.done)
 		began := time.Since(c.epoch)
 		l.tenant, l.err = c.read(tenantID, e)
 		c.finish(tenantID, l, e, began)
+		close(l.done)
+		if e != nil && l.err == ErrNoTenant {
+			c.vanished(e.tenant)
+		}
 	})
 	return l
 }
@@ -165,6 +170,29 @@ func (c *configCache) read(tenantID string, e *cacheEntry) (t *tenant, err error
 		c.forget(e)
 	}
 	return c.load(time.Now().Add(configLoadTimeout), tenantID)
+}
+
+// lineLimit allows a number of lines in the log in each minute. Its zero value is ready. Its methods may be called
+// concurrently.
+type lineLimit struct {
+	mu    sync.Mutex
+	began time.Time // the minute that counts
+	lines int       // in it
+}
+
+const linesPerMinute = 10
+
+// take counts a line at a time, and returns how many the minute still has, with this one. If it is 0, the line must not
+// be written.
+func (l *lineLimit) take(now time.Time) (left int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.began) >= time.Minute {
+		l.began, l.lines = now, 0
+	}
+	left = linesPerMinute - l.lines
+	l.lines = min(l.lines+1, linesPerMinute)
+	return left
 }
 
 // finish puts the result of a load into the cache, unless invalidate was called meanwhile: then it may be old. e is the

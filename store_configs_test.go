@@ -262,7 +262,71 @@ func TestExpiringConfig(t *testing.T) {
 // cacheOf returns a cache whose configs load and unchanged provide.
 func cacheOf(load func(id string) (*tenant, error), unchanged func(*tenant) (bool, error)) *configCache {
 	return newConfigCache(func(_ time.Time, id string) (*tenant, error) { return load(id) },
-		func(_ time.Time, t *tenant) (bool, error) { return unchanged(t) })
+		func(_ time.Time, t *tenant) (bool, error) { return unchanged(t) }, func(*tenant) {})
+}
+
+// The log says that a config has vanished, once in each process, and of at most linesPerMinute tenants in a minute. A
+// tenant that was deleted over HTTP has not vanished.
+func TestVanishedConfigs(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	const line = "[WARN] The config of tenant "
+	gone := func(id string) int { return s.log.Count(line + id + " is gone") }
+	for _, id := range []string{"removed", "expired", "deleted"} {
+		r.Do(t, "SET", configRedisKey(id), `{}`)
+		s.wantConfig(t, id, `{}`)
+	}
+	r.Do(t, "DEL", configRedisKey("removed"))
+	r.Do(t, "PEXPIRE", configRedisKey("expired"), 1)
+	newService(t, "REDIS_URL="+r.URL()).admin(t, "DELETE", "/admin/tenants/deleted", "").want(t, 204, "")
+	for _, id := range []string{"removed", "expired", "deleted"} {
+		s.wantConfig(t, id, "")
+		s.wantConfig(t, id, "")
+	}
+	waittest.Eventually(t, 5*time.Second, func() error {
+		if gone("removed") != 1 || gone("expired") != 1 {
+			return fmt.Errorf("log:\n%s", s.log)
+		}
+		return nil
+	})
+	if n := gone("deleted"); n != 0 {
+		t.Errorf("%d lines about the deleted tenant", n)
+	}
+	var ids []string
+	for i := range 2 * linesPerMinute {
+		ids = append(ids, fmt.Sprintf("many%d", i))
+		r.Do(t, "SET", configRedisKey(ids[i]), `{}`)
+		s.wantConfig(t, ids[i], `{}`)
+	}
+	r.Do(t, "FLUSHALL")
+	for _, id := range ids {
+		s.wantConfig(t, id, "")
+	}
+	waittest.Eventually(t, 5*time.Second, func() error {
+		if s.log.Count("more are not logged for a minute\n") != 1 {
+			return fmt.Errorf("log:\n%s", s.log)
+		}
+		return nil
+	})
+	if n := s.log.Count(line); n != linesPerMinute {
+		t.Errorf("%d lines, want %d", n, linesPerMinute)
+	}
+}
+
+func TestLineLimit(t *testing.T) {
+	var l lineLimit
+	now := time.Now()
+	for round := range 2 {
+		for want := linesPerMinute; want >= 0; want-- {
+			if got := l.take(now.Add(time.Duration(round) * time.Minute)); got != want {
+				t.Errorf("minute %d: got %d, want %d", round, got, want)
+			}
+		}
+		if got := l.take(now.Add(time.Duration(round)*time.Minute + 59*time.Second)); got != 0 {
+			t.Errorf("minute %d: got %d at its end", round, got)
+		}
+	}
 }
 
 // What was read before a write of this process is neither cached nor given to requests that come after the write.
