@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,130 @@ func TestSentinel(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 	})
+}
+
+// One of three Sentinels that names another server, as long as there was no failover, changes nothing, though it is the
+// first in the URL: neither where the service starts, nor where it goes after its connections are lost. The log says it
+// once.
+func TestSentinelsDisagree(t *testing.T) {
+	t.Parallel()
+	master := redistest.New(t)
+	other := redistest.New(t)
+	replica := redistest.New(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.Port), "--repl-diskless-sync-delay", "0")
+	free, err := redistest.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, third := redistest.NewSentinel(t, master.Port), redistest.NewSentinel(t, master.Port)
+	tests := []struct {
+		name, host string
+		port       int
+	}{
+		{"another master", "127.0.0.1", other.Port},
+		{"a replica", "127.0.0.1", replica.Port},
+		{"a server that is down", "127.0.0.1", free},
+		{"the master by its host's name", "localhost", master.Port},
+	}
+	var all []*service
+	for _, test := range tests {
+		first := redistest.NewSentinel(t, free, "sentinel resolve-hostnames yes", "sentinel announce-hostnames yes")
+		first.Do(t, "SENTINEL", "REMOVE", redistest.MasterName)
+		first.Do(t, "SENTINEL", "MONITOR", redistest.MasterName, test.host, test.port, 2)
+		all = append(all, newService(t, "REDIS_URL="+redistest.SentinelURL(first, second, third)))
+	}
+	keys := len(master.Keys(t, "apiKey:*"))
+	for range 5 {
+		for _, s := range all {
+			s.login(t, "abc")
+			keys++
+		}
+		master.Do(t, "CLIENT", "KILL", "TYPE", "normal")
+		other.Do(t, "CLIENT", "KILL", "TYPE", "normal")
+		time.Sleep(200 * time.Millisecond) // the services have connected again
+	}
+	if got := len(master.Keys(t, "apiKey:*")); got != keys || len(other.Keys(t, "*")) != 0 {
+		t.Errorf("the master has %d keys, want %d; the other server has %q", got, keys, other.Keys(t, "*"))
+	}
+	for i, s := range all {
+		s.log.Wait(t, "[WARN] The Sentinels disagree on the master, "+master.TCP+" is used: 127.0.0.1:", nil)
+		if s.log.Count("The Sentinels disagree") != 1 || s.log.Count("is the master now") != 0 {
+			t.Errorf("%s: log:\n%s", tests[i].name, s.log)
+		}
+	}
+}
+
+// A master that was moved by hand is found though its epoch is lower again and one Sentinel is away. One that was
+// renamed stays in use until the Sentinels know the name again, and the log says so.
+func TestSentinelMasterMoved(t *testing.T) {
+	long(t)
+	t.Parallel()
+	g := redistest.NewSentinels(t, "")
+	s := newService(t, "REDIS_URL="+g.URL())
+	s.login(t, "abc")
+	old := g.Master(t)
+	waittest.Eventually(t, 20*time.Second, g.Failover)
+	promoted := g.Promoted(t, old)
+	g.Heal(t, old, promoted)
+	servedBy := func(want *redistest.Server) {
+		t.Helper()
+		waittest.Eventually(t, 10*time.Second, func() error {
+			got := s.do(t, "POST", "/abc/auth/anonymous", "")
+			if err := got.is(200); err != nil {
+				return err
+			}
+			if want.Int(t, "EXISTS", "apiKey:"+got.text(t, "apiKey")) != 1 {
+				return errors.New("the key was stored by another server")
+			}
+			return nil
+		})
+	}
+	switches := func() int { return s.log.Count(" is the master now, no longer ") }
+	servedBy(promoted)
+	before := switches()
+	for _, p := range g.Nodes {
+		p.Do(t, "SENTINEL", "RESET", redistest.MasterName)
+	}
+	for range 5 {
+		s.login(t, "abc")
+	}
+	if n := switches(); n != before {
+		t.Errorf("after SENTINEL RESET:\n%s", s.log)
+	}
+	moved := redistest.New(t)
+	moved.Do(t, "SET", "tenant:abc:config", string(seedConfig))
+	g.Nodes[2].Kill()
+	for _, p := range g.Nodes[:2] {
+		p.Monitor(t, moved.Port)
+	}
+	servedBy(moved) // though the last one still serves
+	last := redistest.New(t)
+	last.Do(t, "SET", "tenant:abc:config", string(seedConfig))
+	for _, p := range g.Nodes[:2] {
+		p.Monitor(t, last.Port)
+	}
+	moved.Kill()
+	servedBy(last)
+	for _, p := range g.Nodes[:2] {
+		p.Monitor(t, 0)
+	}
+	s.log.Wait(t, "[ERROR] No Sentinel knows a master of the name main any more; "+last.TCP+" is used until one does", nil)
+	s.login(t, "abc")
+	last.Kill()
+	const reason = "is unavailable: connect: no Sentinel knows a master of that name"
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if s.do(t, "POST", "/abc/auth/anonymous", "").status != 503 || s.log.Count(reason) != 1 {
+			return fmt.Errorf("log:\n%s", s.log)
+		}
+		return nil
+	})
+	if err := last.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range g.Nodes[:2] {
+		p.Do(t, "SENTINEL", "MONITOR", redistest.MasterName, "127.0.0.1", last.Port, 2)
+	}
+	servedBy(last)
+	s.log.Wait(t, "[INFO] The Sentinels agree again: "+last.TCP+" is the master", nil)
 }
 
 func TestSentinelPassword(t *testing.T) {

@@ -59,9 +59,11 @@ func chooseMaster(replies []sentinelReply, inUse masterInUse) namedMaster {
 		return best
 	case inUse.recent:
 		return inUse.namedMaster
-	case agreed && (best == most || inUse.lost):
-		return most
-	case inUse.lost && (best.epoch == inUse.epoch || unanimous):
+	case best == inUse.namedMaster:
+		if agreed && inUse.lost {
+			return most
+		}
+	case agreed && best == most, inUse.lost && (agreed || unanimous || best.epoch == inUse.epoch):
 		return best
 	}
 	return inUse.namedMaster

@@ -276,6 +276,8 @@ func (c *Client) useMaster(replies []sentinelReply) namedMaster {
 	}
 	if last.epoch > chosen.epoch {
 		c.failed = last
+	} else if c.failed == chosen {
+		c.failed = namedMaster{}
 	}
 	if c.started.Load() {
 		c.changedAt = time.Now()

@@ -22,22 +22,22 @@ const MasterName = "main"
 
 // Sentinels is a master with two replicas, and three Sentinels that watch it.
 type Sentinels struct {
-	Nodes    []*Sentinel // in the order of the URL
-	servers  []*Server   // one of which is the master
-	password string      // of the Sentinels
+	Nodes   []*Sentinel // in the order of the URL
+	servers []*Server   // one of which is the master
 }
 
 // Sentinel is one process.
 type Sentinel struct {
-	address string
-	cmd     *exec.Cmd
+	Address  string // host:port
+	password string
+	cmd      *exec.Cmd
 }
 
 // NewSentinels starts Sentinels with their servers, until the test ends. The Sentinels ask for a password unless it is
 // "". They take a master for dead that is silent for a second.
 func NewSentinels(t testing.TB, password string) *Sentinels {
 	t.Helper()
-	g := &Sentinels{password: password}
+	g := new(Sentinels)
 	for range 3 {
 		args := []string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}
 		if len(g.servers) > 0 {
@@ -46,20 +46,27 @@ func NewSentinels(t testing.TB, password string) *Sentinels {
 		g.servers = append(g.servers, New(t, args...))
 	}
 	for range 3 {
-		g.Nodes = append(g.Nodes, newSentinel(t, g.servers[0].Port, password))
+		g.Nodes = append(g.Nodes, startSentinel(t, g.servers[0].Port, password))
 	}
 	waittest.Eventually(t, 20*time.Second, func() error { return g.check(t) })
 	return g
 }
 
-// newSentinel starts a Sentinel that watches the master at a port.
-func newSentinel(t testing.TB, masterPort int, password string) *Sentinel {
+// NewSentinel starts a Sentinel without a password, until the test ends. It watches the server at a port as the master,
+// with a quorum of two. The lines are added to its configuration.
+func NewSentinel(t testing.TB, masterPort int, lines ...string) *Sentinel {
+	t.Helper()
+	return startSentinel(t, masterPort, "", lines...)
+}
+
+// startSentinel does what NewSentinel does, with a password unless that is "".
+func startSentinel(t testing.TB, masterPort int, password string, lines ...string) *Sentinel {
 	t.Helper()
 	port, err := FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := fmt.Sprintf(`port %d
+	config := strings.Join(append(lines, ""), "\n") + fmt.Sprintf(`port %d
 bind 127.0.0.1
 sentinel monitor %[2]s 127.0.0.1 %d 2
 sentinel down-after-milliseconds %[2]s 1000
@@ -72,13 +79,16 @@ sentinel failover-timeout %[2]s 1000
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &Sentinel{address: fmt.Sprintf("127.0.0.1:%d", port), cmd: exec.Command("redis-server", path, "--sentinel")}
+	p := &Sentinel{
+		Address: fmt.Sprintf("127.0.0.1:%d", port), password: password,
+		cmd: exec.Command("redis-server", path, "--sentinel"),
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Kill)
 	waittest.Eventually(t, 20*time.Second, func() error {
-		_, err := p.info(password)
+		_, err := p.info()
 		return err
 	})
 	return p
@@ -99,7 +109,7 @@ func (g *Sentinels) check(t testing.TB) error {
 		if !p.alive() {
 			continue
 		}
-		info, err := p.info(g.password)
+		info, err := p.info()
 		if err != nil {
 			return err
 		}
@@ -121,20 +131,45 @@ func (g *Sentinels) check(t testing.TB) error {
 	return nil
 }
 
-func (p *Sentinel) info(password string) (string, error) {
-	c, err := redis.Dial("tcp", p.address, redis.DialPassword(password))
+func (p *Sentinel) info() (string, error) { return redis.String(p.do("INFO", "sentinel")) }
+
+// do runs one command over a connection of its own.
+func (p *Sentinel) do(command string, args ...any) (any, error) {
+	c, err := redis.Dial("tcp", p.Address, redis.DialPassword(p.password))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer c.Close()
-	return redis.String(c.Do("INFO", "sentinel"))
+	return c.Do(command, args...)
+}
+
+// Do runs one command over a connection of its own. It must succeed.
+func (p *Sentinel) Do(t testing.TB, command string, args ...any) any {
+	t.Helper()
+	reply, err := p.do(command, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return reply
+}
+
+// Monitor has the Sentinel forget the master, and watch the server at a port instead, or none if that is 0.
+func (p *Sentinel) Monitor(t testing.TB, port int) {
+	t.Helper()
+	p.Do(t, "SENTINEL", "REMOVE", MasterName)
+	if port != 0 {
+		p.Do(t, "SENTINEL", "MONITOR", MasterName, "127.0.0.1", port, 2)
+	}
 }
 
 // URL returns the URL for the services under test, without the password of the Sentinels.
-func (g *Sentinels) URL() string {
+func (g *Sentinels) URL() string { return SentinelURL(g.Nodes...) }
+
+// SentinelURL returns the URL of some Sentinels for the services under test, without their password.
+func SentinelURL(sentinels ...*Sentinel) string {
 	var addresses []string
-	for _, p := range g.Nodes {
-		addresses = append(addresses, p.address)
+	for _, p := range sentinels {
+		addresses = append(addresses, p.Address)
 	}
 	return fmt.Sprintf("redis-sentinel://tollgate:%s@%s/%s", Password, strings.Join(addresses, ","), MasterName)
 }
@@ -148,12 +183,7 @@ func (g *Sentinels) Master(t testing.TB) *Server {
 // masterOf returns the master that a Sentinel names.
 func (g *Sentinels) masterOf(t testing.TB, p *Sentinel) *Server {
 	t.Helper()
-	c, err := redis.Dial("tcp", p.address, redis.DialPassword(g.password))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	address, err := redis.Strings(MustDo(t, c, "SENTINEL", "get-master-addr-by-name", MasterName), nil)
+	address, err := redis.Strings(p.Do(t, "SENTINEL", "get-master-addr-by-name", MasterName), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,11 +217,6 @@ func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
 
 // Failover asks the first Sentinel for a failover, which it refuses soon after another one.
 func (g *Sentinels) Failover() error {
-	c, err := redis.Dial("tcp", g.Nodes[0].address, redis.DialPassword(g.password))
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_, err = c.Do("SENTINEL", "FAILOVER", MasterName)
+	_, err := g.Nodes[0].do("SENTINEL", "FAILOVER", MasterName)
 	return err
 }
