@@ -183,9 +183,9 @@ func reindex(ctx context.Context, settings *settings, log *telemetry.Logger) err
 	return nil
 }
 
-// openStore connects to Redis, checks it and seeds a tenant, within redisStartTimeout. closeStore ends the connections.
-func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (store *store, closeStore func(),
-	err error) {
+// openStore connects to Redis, checks it and seeds a tenant, within redisStartTimeout and until ctx is done. The
+// function that it returns ends the connections.
+func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (*store, func(), error) {
 	deadline := time.Now().Add(redisStartTimeout)
 	openCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -196,39 +196,43 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 	if err != nil {
 		return nil, nil, err
 	}
-	store = newStore(redis, log)
-	closeStore = func() {
+	store := newStore(redis, log)
+	closeStore := func() {
 		store.close()
 		redis.Close()
 	}
 	if !settings.seed || settings.reindex {
 		return store, closeStore, nil
 	}
-	config, err := parseConfig(seedConfig)
-	if err != nil {
-		closeStore()
-		return nil, nil, err
-	}
 	seeded := make(chan error, 1)
-	go func() { seeded <- store.SeedTenant(deadline, seedTenant, config) }()
+	go func() { seeded <- seedStore(deadline, store) }()
 	select {
 	case err = <-seeded:
-	case <-ctx.Done(): // a store's method does not end with a context
+	case <-ctx.Done(): // for which a method of the store does not end
 		go func() {
 			<-seeded
 			closeStore()
 		}()
 		return nil, nil, ctx.Err()
 	}
-	switch {
-	case err == nil:
-	case redis.OneSlot() || !errors.Is(err, ErrUnavailable):
+	if errors.Is(err, ErrUnavailable) && !redis.OneSlot() { // the master of its slot is down, but not all are
+		log.Warnf("The tenant %s cannot be created if it does not exist: %v", seedTenant, err)
+		err = nil
+	}
+	if err != nil {
 		closeStore()
 		return nil, nil, err
-	default: // the master of its slot is down, but not all are
-		log.Warnf("The tenant %s could not be created: %v", seedTenant, err)
 	}
 	return store, closeStore, nil
+}
+
+// seedStore writes the example tenant if it does not exist.
+func seedStore(deadline time.Time, store *store) error {
+	config, err := parseConfig(seedConfig)
+	if err != nil {
+		return err
+	}
+	return store.SeedTenant(deadline, seedTenant, config)
 }
 
 // drain waits for the requests that run, until timeout, and cuts off those that still run then.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,8 @@ import (
 	"tollgate/internal/waittest"
 )
 
-// Without a Redis that can serve it the program ends with code 1, soon, after one line that says why.
+// Without a Redis that can serve it the program ends with code 1 after one line that says why: at once if the set-up is
+// wrong, and after 5 s if that may pass.
 func TestRedisConnectionFailed(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t, "--requirepass", "right")
@@ -43,24 +45,35 @@ func TestRedisConnectionFailed(t *testing.T) {
 		copy(reply, version.ReplaceAll(reply, []byte("redis_version:6.")))
 		return redistest.Pass
 	})
-	tests := []struct{ name, url, want string }{
-		{"nobody listens", "redis://:hunter2@127.0.0.1:1", "connection refused"},
-		{"wrong password", fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", r.Port), "WRONGPASS"},
-		{"no password", fmt.Sprintf("redis://127.0.0.1:%d", r.Port), "NOAUTH"},
-		{"no such database", fmt.Sprintf("redis://:right@127.0.0.1:%d/99", r.Port), "DB index is out of range"},
-		{"no TLS", fmt.Sprintf("rediss://:right@127.0.0.1:%d", r.Port), ""},
-		{"no socket", "unix:///nowhere/redis.sock", "no such file"},
-		{"no such host", "redis://hunter2:hunter2@hunter2.invalid", "xxxxx"},
-		{"silence", "redis://" + silent.Addr().String(), "deadline exceeded|i/o timeout"}, // of the whole, or of a read: both are 5 s
-		{"a replica", fmt.Sprintf("redis://127.0.0.1:%d", replica.Port), "READONLY"},
-		{"an old version", old.URL, "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer"},
+	tests := []struct {
+		name, url, want string
+		lasts           bool
+	}{
+		{"nobody listens", "redis://:hunter2@127.0.0.1:1", "connection refused", false},
+		{"wrong password", fmt.Sprintf("redis://:hunter2@127.0.0.1:%d", r.Port), "WRONGPASS", true},
+		{"no password", fmt.Sprintf("redis://127.0.0.1:%d", r.Port), "NOAUTH", true},
+		{"no such database", fmt.Sprintf("redis://:right@127.0.0.1:%d/99", r.Port), "DB index is out of range", true},
+		{"no TLS", fmt.Sprintf("rediss://:right@127.0.0.1:%d", r.Port), "", false},
+		{"no socket", "unix:///nowhere/redis.sock", "no such file", false},
+		{"no such host", "redis://hunter2:hunter2@hunter2.invalid", "xxxxx", false},
+		// The deadline is that of the whole, or of a read: both are 5 s.
+		{"silence", "redis://" + silent.Addr().String(), "deadline exceeded|i/o timeout", false},
+		{"a silent Sentinel", "redis-sentinel://" + silent.Addr().String() + "/main", silent.Addr().String(), false},
+		{"a silent cluster", "redis-cluster://" + silent.Addr().String(), "deadline exceeded|i/o timeout", false},
+		{"a replica", fmt.Sprintf("redis://127.0.0.1:%d", replica.Port), "READONLY", false},
+		{"an old version", old.URL, "is too old: tollgate needs Redis 7.0 or Valkey 7.2 or newer", true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
+			began := time.Now()
 			p := startProcess(t, []string{"REDIS_URL=" + test.url, "ADDR=127.0.0.1:0"})
 			if code := p.exitCode(t); code != 1 {
 				t.Errorf("exit code %d, want 1", code)
+			}
+			took := time.Since(began)
+			if test.lasts && took > redisStartTimeout-time.Second || !test.lasts && took < redisStartTimeout {
+				t.Errorf("it took %s", took)
 			}
 			log := p.log.String()
 			matches := regexp.MustCompile(test.want).MatchString(log)
@@ -102,19 +115,109 @@ func TestAdminTokenAtStart(t *testing.T) {
 // If it is told to stop before Redis has replied, the process ends in good order, without waiting for Redis.
 func TestStopWhileConnecting(t *testing.T) {
 	t.Parallel()
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for _, scheme := range []string{
+		"redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster",
+	} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			silent, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer silent.Close()
+			url := scheme + "://" + silent.Addr().String()
+			if strings.HasSuffix(scheme, "sentinel") {
+				url += "/main"
+			}
+			p := startProcess(t, []string{"REDIS_URL=" + url})
+			if _, err := silent.Accept(); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			if code := p.exitCode(t); code != 0 || p.log.String() != "" {
+				t.Errorf("exit code %d, log %q", code, p.log)
+			}
+			if took := time.Since(began); took > busy {
+				t.Errorf("it took %s", took)
+			}
+		})
 	}
-	defer silent.Close()
-	p := startProcess(t, []string{"REDIS_URL=redis://" + silent.Addr().String()})
-	if _, err := silent.Accept(); err != nil {
-		t.Fatal(err)
+}
+
+// Nor does it wait for Redis if that does not reply to what writes the example tenant.
+func TestStopWhileSeeding(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var ready atomic.Bool
+	proxy := redistest.NewProxy(t, redistest.New(t), func(reply []byte) redistest.Fate {
+		if ready.Load() {
+			time.AfterFunc(10*time.Millisecond, cancel)
+			return redistest.Swallow
+		}
+		ready.Store(bytes.HasSuffix(reply, []byte("$2\r\nOK\r\n"))) // of ready.lua, the last of the checks
+		return redistest.Pass
+	})
+	log := new(telemetrytest.Log)
+	began := time.Now()
+	err := run(ctx, nil, func(name string) string {
+		return map[string]string{"REDIS_URL": proxy.URL, "ADDR": "127.0.0.1:0"}[name]
+	}, io.Discard, log)
+	if err != nil || log.String() != "" || time.Since(began) > 2*time.Second+busy {
+		t.Errorf("after %s: %v, log:\n%s", time.Since(began), err, log)
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	if code := p.exitCode(t); code != 0 || p.log.String() != "" {
-		t.Errorf("exit code %d, log %q", code, p.log)
-	}
+}
+
+// A start waits for a Redis that does not listen yet, for one that loads its data, and for slow Sentinels.
+func TestStartWaits(t *testing.T) {
+	t.Parallel()
+	t.Run("for a server", func(t *testing.T) {
+		t.Parallel()
+		r := redistest.New(t)
+		r.Kill()
+		started := make(chan error, 1)
+		time.AfterFunc(time.Second, func() { started <- r.Start() })
+		newService(t, "REDIS_URL="+r.URL()).login(t, "abc")
+		if err := <-started; err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("for its data", func(t *testing.T) {
+		t.Parallel()
+		r := redistest.New(t, "--key-load-delay", "400")
+		r.Do(t, "EVAL", "for i = 1, 3000 do redis.call('SET', 'filler' .. i, 'x') end", 0)
+		r.Kill()
+		started := make(chan error, 1)
+		go func() { started <- r.Start() }()
+		waittest.Eventually(t, 10*time.Second, func() error {
+			c, err := r.Dial()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if _, err = c.Do("PING"); err == nil || !strings.HasPrefix(err.Error(), "LOADING") {
+				return fmt.Errorf("Redis does not load: %v", err)
+			}
+			return nil
+		})
+		newService(t, "REDIS_URL="+r.URL()).login(t, "abc")
+		if err := <-started; err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("for Sentinels", func(t *testing.T) {
+		t.Parallel()
+		r := redistest.New(t)
+		var slow []*redistest.Sentinel
+		for range 3 {
+			sentinel := &redistest.Server{Network: "tcp", Address: redistest.NewSentinel(t, r.Port).Address}
+			slow = append(slow, &redistest.Sentinel{Address: redistest.NewProxy(t, sentinel, func([]byte) redistest.Fate {
+				time.Sleep(700 * time.Millisecond)
+				return redistest.Pass
+			}).Address})
+		}
+		newService(t, "REDIS_URL="+redistest.SentinelURL(slow...)).login(t, "abc")
+	})
 }
 
 func TestAddressInUse(t *testing.T) {
