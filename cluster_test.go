@@ -40,6 +40,8 @@ func TestCluster(t *testing.T) {
 	t.Run("planned failover", testClusterPlannedFailover)
 	t.Run("killed master", testClusterKilledMaster)
 	t.Run("dead shard", testClusterDeadShard)
+	t.Run("start without a master", testClusterStartWithoutMaster)
+	t.Run("unowned slots", testClusterUnownedSlots)
 	t.Run("frozen master", testClusterFrozenMaster)
 	t.Run("nodes", testClusterNodes)
 }
@@ -344,6 +346,96 @@ func testClusterDeadShard(t *testing.T) {
 	}
 }
 
+// A service starts while one master is down, and without a replica. It says so, serves the keys of the others, and
+// checks the master when it is back. A master that denies a command ends the start all the same.
+func testClusterStartWithoutMaster(t *testing.T) {
+	c := redistest.SharedCluster(t)
+	newService(t, "REDIS_URL="+c.URL()) // the seed is there
+	masters := c.MastersNow(t)
+	victim := c.Owner(t, configRedisKey("abc")) // where the start would write the example tenant
+	c.ReplicaOf(t, victim).Kill()
+	victim.Kill()
+	s := newService(t, "REDIS_URL="+c.URL())
+	if n := s.log.Count("[WARN] Redis " + victim.TCP + " cannot be used yet: "); n != 1 {
+		t.Errorf("%d lines about the master:\n%s", n, s.log)
+	}
+	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
+	other := masters[(slices.Index(masters, victim)+1)%len(masters)]
+	other.Do(t, "ACL", "SETUSER", "tollgate", "-hincrby")
+	p := startProcess(t, []string{"REDIS_URL=" + c.URL(), "ADDR=127.0.0.1:0"})
+	if code := p.exitCode(t); code != 1 || p.log.Count("[ERROR] Redis connection failed: "+other.TCP+": NOPERM ") != 1 {
+		t.Errorf("a master denies a command: exit code %d\n%s", code, p.log)
+	}
+	other.Do(t, "ACL", "SETUSER", "tollgate", "+hincrby")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.log.Wait(t, "[INFO] Redis "+victim.TCP+" can be used now", nil)
+	victim.Do(t, "SET", configRedisKey("abc"), string(seedConfig)) // it keeps nothing on disk
+	waittest.Eventually(t, 5*time.Second, func() error { return s.do(t, "POST", "/abc/auth/anonymous", "").is(200) })
+}
+
+// A slot without an owner, or all slots of a master, are said in the log and in the metrics, also at start. Requests for
+// their keys wait for an owner until their deadline.
+func testClusterUnownedSlots(t *testing.T) {
+	c := redistest.SharedCluster(t)
+	s := newService(t, "REDIS_URL="+c.URL())
+	tenant := newClusterTenant(t, s, ledgerConfig)
+	for _, all := range []bool{false, true} {
+		key := s.login(t, tenant)
+		for c.Owner(t, apiKeyRedisKey(key)) == c.Owner(t, configRedisKey(tenant)) {
+			key = s.login(t, tenant)
+		}
+		owner := c.Owner(t, apiKeyRedisKey(key))
+		slots := []any{redisdb.Slot(apiKeyRedisKey(key))}
+		if all {
+			slots = nil
+			for _, slot := range owner.Slots(t) {
+				slots = append(slots, slot)
+			}
+		}
+		forget := func() {
+			for _, n := range c.Nodes {
+				n.Do(t, "CLUSTER", append([]any{"DELSLOTS"}, slots...)...)
+			}
+		}
+		forget()
+		line := fmt.Sprintf("[ERROR] %d of 16384 slots have an owner", 16384-len(slots))
+		waittest.Eventually(t, 5*time.Second, func() error {
+			got := s.consume(t, tenant, key, "")
+			if got.status != 503 || s.log.Count(line) != 1 {
+				return fmt.Errorf("got %d %s, log:\n%s", got.status, got.body, s.log)
+			}
+			return nil
+		})
+		if n := s.sample(t, "redis_slots_unowned"); n != float64(len(slots)) {
+			t.Errorf("redis_slots_unowned is %v, want %d", n, len(slots))
+		}
+		if n := newService(t, "REDIS_URL="+c.URL()).log.Count(line); n != 1 {
+			t.Errorf("a new service logs %d lines", n)
+		}
+		var got reply
+		var sent sync.WaitGroup
+		sent.Go(func() { got = s.consume(t, tenant, key, "") })
+		time.Sleep(200 * time.Millisecond)
+		for _, n := range c.Nodes {
+			if n == owner {
+				n.Do(t, "CLUSTER", append([]any{"ADDSLOTS"}, slots...)...)
+			}
+		}
+		sent.Wait()
+		got.want(t, 200, "")
+		s.log.Wait(t, "[INFO] All slots have an owner again", nil)
+		if n := s.sample(t, "redis_slots_unowned"); n != 0 {
+			t.Errorf("redis_slots_unowned is %v", n)
+		}
+		waittest.Eventually(t, 20*time.Second, c.Check)
+	}
+	if errors, infos := s.log.Count("slots have an owner: "), s.log.Count("All slots have"); errors != 2 || infos != 2 {
+		t.Errorf("log:\n%s", s.log)
+	}
+}
+
 // A master that is frozen and comes back after its replica was promoted neither loses nor repeats what was acknowledged.
 func testClusterFrozenMaster(t *testing.T) {
 	long(t)
@@ -429,10 +521,17 @@ func testClusterConfigFreshness(t *testing.T) {
 	services[1].wantConfig(t, id, `{"v":9}`)
 }
 
-// Some services give a master a new server and let its name stand. The old one then says that the slot has moved to that
-// very name: only a new connection leads to the new one.
-func TestClusterSameName(t *testing.T) {
-	t.Parallel()
+// sameName is a cluster of two nodes that announce one address, that of a proxy which leads to one of them.
+type sameName struct {
+	cluster  *redistest.Cluster
+	from, to *redistest.Server // from has all slots
+	target   atomic.Pointer[redistest.Server]
+	address  string
+}
+
+// newSameName starts a cluster whose proxy leads to from.
+func newSameName(t *testing.T) *sameName {
+	t.Helper()
 	start := func() *redistest.Server {
 		n, err := redistest.StartClusterNode("--cluster-announce-ip", "127.0.0.1")
 		if err != nil {
@@ -441,24 +540,23 @@ func TestClusterSameName(t *testing.T) {
 		t.Cleanup(n.Close)
 		return n
 	}
-	from, to := start(), start()
-	c := &redistest.Cluster{Nodes: []*redistest.Server{from, to}}
-	from.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-	if err := to.DoAll([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, redistest.Meet(from)); err != nil {
+	c := &sameName{from: start(), to: start()}
+	c.cluster = &redistest.Cluster{Nodes: []*redistest.Server{c.from, c.to}}
+	c.from.Do(t, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+	if err := c.to.DoAll([]any{"CLUSTER", "SET-CONFIG-EPOCH", 1}, redistest.Meet(c.from)); err != nil {
 		t.Fatal(err)
 	}
-	waittest.Eventually(t, 20*time.Second, c.Check)
-	var target atomic.Pointer[redistest.Server]
-	target.Store(from)
-	proxy := redistest.NewProxyTo(t, target.Load, func([]byte) redistest.Fate { return redistest.Pass })
-	_, port, err := net.SplitHostPort(proxy.Address)
+	waittest.Eventually(t, 20*time.Second, c.cluster.Check)
+	c.target.Store(c.from)
+	c.address = redistest.NewProxyTo(t, c.target.Load, func([]byte) redistest.Fate { return redistest.Pass }).Address
+	_, port, err := net.SplitHostPort(c.address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range c.Nodes {
+	for _, n := range c.cluster.Nodes {
 		n.Do(t, "CONFIG", "SET", "cluster-announce-port", port)
 	}
-	for _, n := range c.Nodes { // each learns from the other what it announces
+	for _, n := range c.cluster.Nodes { // each learns from the other what it announces
 		waittest.Eventually(t, 10*time.Second, func() error {
 			if nodes := n.String(t, "CLUSTER", "NODES"); strings.Count(nodes, "127.0.0.1:"+port+"@") != 2 {
 				return errors.New(nodes)
@@ -466,15 +564,50 @@ func TestClusterSameName(t *testing.T) {
 			return nil
 		})
 	}
-	s := newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@%s", redistest.Password, proxy.Address))
+	return c
+}
+
+// service starts a service that reaches the cluster through the proxy.
+func (c *sameName) service(t *testing.T) *service {
+	t.Helper()
+	return newService(t, fmt.Sprintf("REDIS_URL=redis-cluster://tollgate:%s@%s", redistest.Password, c.address))
+}
+
+// Some services give a master a new server and let its name stand. The old one then says that the slot has moved to that
+// very name: only a new connection leads to the new one.
+func TestClusterSameName(t *testing.T) {
+	t.Parallel()
+	c := newSameName(t)
+	s := c.service(t)
 	key := s.login(t, "abc")
-	c.MoveSlots(t, from, to, []int{redisdb.Slot(apiKeyRedisKey(key)), redisdb.Slot(configRedisKey("abc"))})
-	target.Store(to)
+	c.cluster.MoveSlots(t, c.from, c.to, []int{redisdb.Slot(apiKeyRedisKey(key)), redisdb.Slot(configRedisKey("abc"))})
+	c.target.Store(c.to)
 	for want := 99; want > 90; want-- {
 		s.consume(t, "abc", key, "").want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, want))
 	}
-	if left := tokensLeftIn(t, to, key); left != 91 {
+	if left := tokensLeftIn(t, c.to, key); left != 91 {
 		t.Errorf("%d tokens are left at the new server, want 91", left)
+	}
+}
+
+// If the name leads to the old server for ever, that is one fault in the log, and one count of errors, though the node is
+// replaced again and again.
+func TestClusterSameNameForEver(t *testing.T) {
+	long(t)
+	t.Parallel()
+	c := newSameName(t)
+	s := c.service(t)
+	key := s.login(t, "abc")
+	c.cluster.MoveSlots(t, c.from, c.to, []int{redisdb.Slot(apiKeyRedisKey(key))})
+	load{
+		services: []*service{s}, clients: 8, requests: 4, statuses: []int{503}, within: 2*time.Second + busy,
+		request: func(int, int) request { return consumeRequest("abc", key, 1) },
+	}.run(t)
+	if n := s.log.Count("[ERROR]"); n != 1 {
+		t.Errorf("%d errors in the log:\n%s", n, s.log)
+	}
+	if n := s.sample(t, fmt.Sprintf(`redis_errors_total{node="%s"}`, c.address)); n < 32 {
+		t.Errorf("redis_errors_total is %v after 32 errors", n)
 	}
 }
 
@@ -505,6 +638,8 @@ func testRedisTopologies(t *testing.T) {
 		{"one server as a cluster", cluster + plain.TCP, "use redis://"},
 		{"one server as a Sentinel", fmt.Sprintf("redis-sentinel://%s/x", plain.TCP), "this is not a Sentinel"},
 		{"a seed that is down", cluster + fmt.Sprintf("127.0.0.1:%d", free), "connection refused"},
+		{"a seed that is down and one server", cluster + fmt.Sprintf("127.0.0.1:%d,%s", free, plain.TCP), "connection refused; "},
+		{"the same", cluster + fmt.Sprintf("127.0.0.1:%d,%s", free, plain.TCP), plain.TCP + ": this is not a node of a Redis Cluster"},
 		{"a wrong password", "redis-cluster://tollgate:SECRET@" + c.Nodes[0].TCP, "WRONGPASS"},
 	}
 	for _, test := range tests {
