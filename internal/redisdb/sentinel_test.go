@@ -1,0 +1,119 @@
+package redisdb
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
+)
+
+// When another server becomes the master, what the log says of the last one is that, and not that the client has closed
+// its connections.
+func TestSentinelSwitchLog(t *testing.T) {
+	t.Parallel()
+	old, next := redistest.New(t), redistest.New(t)
+	sentinel := redistest.NewSentinel(t, old.Port)
+	log := new(telemetrytest.Log)
+	c := newTestClient(t, redistest.SentinelURL(sentinel), log)
+	deadline := time.Now().Add(10 * time.Second)
+	old.Do(t, "CLIENT", "PAUSE", 20_000)
+	failed := make(chan error, 2)
+	read := NewScript("read", "return redis.call('GET', KEYS[1])", NoWrites)
+	go func() { // over the shared connection
+		_, err := c.Eval(deadline, read, []string{"apiKey:a"})
+		failed <- err
+	}()
+	go func() {
+		_, err := c.Write(deadline, "SET", "apiKey:a", "1")
+		failed <- err
+	}()
+	n := c.master.Load()
+	waittest.Eventually(t, 5*time.Second, func() error {
+		if n.shared.pending() == 0 || n.pool.Stats().ActiveCount == 0 {
+			return errors.New("the commands are not on their way")
+		}
+		return nil
+	})
+	sentinel.Monitor(t, next.Port)
+	if err := <-failed; !errors.Is(err, ErrUnavailable) || !MayHaveRun(err) {
+		t.Errorf("the command that was on its way: %v", err)
+	}
+	if _, err := c.Write(deadline, "SET", "apiKey:b", "1"); err != nil || next.Int(t, "EXISTS", "apiKey:b") != 1 {
+		t.Errorf("the next command: %v", err)
+	}
+	want := "[INFO] Redis " + next.TCP + " is the master now, no longer " + old.TCP + "\n"
+	if log.String() != want {
+		t.Errorf("log:\n%swant:\n%s", log, want)
+	}
+	old.Do(t, "CLIENT", "UNPAUSE")
+}
+
+// A Sentinel that hangs holds up neither the start for long nor a new connection at all, and connections that are made
+// together ask the others once.
+func TestSentinelHangs(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	r := redistest.New(t)
+	second, third := redistest.NewSentinel(t, r.Port), redistest.NewSentinel(t, r.Port)
+	url := redistest.SentinelURL(&redistest.Sentinel{Address: silent.Addr().String()}, second, third)
+	began := time.Now()
+	c := newTestClient(t, url, new(telemetrytest.Log))
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the start took %s", took)
+	}
+	n := c.master.Load()
+	for range 5 {
+		began := time.Now()
+		conn, err := n.dial(t.Context(), redialTimeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		if took := time.Since(began); took > locateTimeout/2 {
+			t.Errorf("a connection took %s", took)
+		}
+		time.Sleep(locateAge) // the next one asks again
+	}
+	calls := func() int {
+		info, _ := second.Do(t, "INFO", "commandstats").([]byte)
+		return redistest.Calls(string(info), "sentinel|get-master-addr-by-name")
+	}
+	before := calls()
+	each(50, 50, func(int) {
+		if conn, err := n.dial(t.Context(), redialTimeout); err == nil {
+			conn.Close()
+		}
+	})
+	if got := calls() - before; got > 10 {
+		t.Errorf("50 connections asked a Sentinel %d times", got)
+	}
+}
+
+// If no Sentinel can be used, the error says why of each.
+func TestSentinelsError(t *testing.T) {
+	t.Parallel()
+	plain := redistest.New(t)
+	url := redistest.SentinelURL(&redistest.Sentinel{Address: "127.0.0.1:1"}, &redistest.Sentinel{Address: plain.TCP})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	c, err := Open(ctx, testOptions(t, url, new(telemetrytest.Log)))
+	if err == nil {
+		c.Close()
+		t.Fatal("there is no error")
+	}
+	for _, want := range []string{"127.0.0.1:1: dial tcp", "; " + plain.TCP + ": this is not a Sentinel"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
