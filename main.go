@@ -201,11 +201,8 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 		store.close()
 		redis.Close()
 	}
-	if !settings.seed || settings.reindex {
-		return store, closeStore, nil
-	}
 	seeded := make(chan error, 1)
-	go func() { seeded <- seedStore(deadline, store) }()
+	go func() { seeded <- seedStore(deadline, store, settings) }()
 	select {
 	case err = <-seeded:
 	case <-ctx.Done(): // for which a method of the store does not end
@@ -226,8 +223,11 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 	return store, closeStore, nil
 }
 
-// seedStore writes the example tenant if it does not exist.
-func seedStore(deadline time.Time, store *store) error {
+// seedStore writes the example tenant if it does not exist and the settings say so.
+func seedStore(deadline time.Time, store *store, settings *settings) error {
+	if !settings.seed || settings.reindex {
+		return nil
+	}
 	config, err := parseConfig(seedConfig)
 	if err != nil {
 		return err

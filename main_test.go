@@ -185,7 +185,7 @@ func TestStartWaits(t *testing.T) {
 	t.Run("for its data", func(t *testing.T) {
 		t.Parallel()
 		r := redistest.New(t, "--key-load-delay", "400")
-		r.Do(t, "EVAL", "for i = 1, 3000 do redis.call('SET', 'filler' .. i, 'x') end", 0)
+		r.Do(t, "EVAL", "for i = 1, 8000 do redis.call('SET', 'filler' .. i, 'x') end", 0)
 		r.Kill()
 		started := make(chan error, 1)
 		go func() { started <- r.Start() }()

@@ -114,7 +114,7 @@ func (c *Client) anyProbeKey() string { return c.options.ProbeKey(0) }
 // dialTo returns the function that dials address.
 func (c *Client) dialTo(address string) dialFunc {
 	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
-		return c.options.URL.connect(ctx, address, timeout, more...)
+		return c.options.URL.dial(ctx, address, timeout, more...)
 	}
 }
 

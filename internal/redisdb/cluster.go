@@ -284,7 +284,7 @@ func (c *Client) slotSources() []string {
 func (c *Client) readSlots(ctx context.Context, address string, timeout time.Duration) (slotMap, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := c.options.URL.connect(ctx, address, timeout)
+	conn, err := c.options.URL.dial(ctx, address, timeout)
 	if err != nil {
 		return slotMap{}, err
 	}

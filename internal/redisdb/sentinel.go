@@ -124,7 +124,7 @@ func (s *sentinelSet) dial(ctx context.Context, address string, timeout time.Dur
 	sentinel := URL{
 		network: "tcp", tls: s.url.tls, username: s.url.sentinelUsername, password: s.url.sentinelPassword,
 	}
-	return sentinel.connect(ctx, address, timeout)
+	return sentinel.dial(ctx, address, timeout)
 }
 
 // follow calls changed whenever the master may have changed, until ctx is done. It listens to one Sentinel after the
@@ -318,7 +318,7 @@ func (c *Client) dialMaster(address string) dialFunc {
 // dialIfMaster connects to the server at address, and returns an error if it is not a master.
 func (c *Client) dialIfMaster(ctx context.Context, address string, timeout time.Duration,
 	more ...redis.DialOption) (redis.Conn, error) {
-	conn, err := c.options.URL.connect(ctx, address, timeout, more...)
+	conn, err := c.options.URL.dial(ctx, address, timeout, more...)
 	if err != nil {
 		return nil, err
 	}

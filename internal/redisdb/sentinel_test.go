@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ func TestSentinelSwitchLog(t *testing.T) {
 	log := new(telemetrytest.Log)
 	c := newTestClient(t, redistest.SentinelURL(sentinel), log)
 	deadline := time.Now().Add(10 * time.Second)
-	old.Do(t, "CLIENT", "PAUSE", 20_000)
+	old.Signal(t, syscall.SIGSTOP)
 	failed := make(chan error, 2)
 	read := NewScript("read", "return redis.call('GET', KEYS[1])", NoWrites)
 	go func() { // over the shared connection
@@ -51,7 +52,6 @@ func TestSentinelSwitchLog(t *testing.T) {
 	if log.String() != want {
 		t.Errorf("log:\n%swant:\n%s", log, want)
 	}
-	old.Do(t, "CLIENT", "UNPAUSE")
 }
 
 // A Sentinel that hangs holds up neither the start for long nor a new connection at all, and connections that are made

@@ -79,32 +79,3 @@ func timeLeft(ctx context.Context) time.Duration {
 	}
 	return redialTimeout
 }
-
-// connect does what dial does, and ends as soon as ctx is cancelled, which redigo ignores during a TLS handshake.
-func (r *URL) connect(ctx context.Context, address string, timeout time.Duration,
-	more ...redis.DialOption) (redis.Conn, error) {
-	dialer := net.Dialer{Timeout: timeout, KeepAlive: keepAliveInterval}
-	stop := func() bool { return true }
-	watch := redis.DialContextFunc(func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := dialer.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		stop()
-		stop = context.AfterFunc(ctx, func() {
-			if errors.Is(ctx.Err(), context.Canceled) { // there are other timeouts for its deadline
-				conn.Close()
-			}
-		})
-		return conn, nil
-	})
-	c, err := r.dial(ctx, address, timeout, slices.Concat(more, []redis.DialOption{watch})...)
-	stop()
-	if ctx.Err() == nil || !errors.Is(ctx.Err(), context.Canceled) {
-		return c, err
-	}
-	if err == nil {
-		c.Close()
-	}
-	return nil, ctx.Err()
-}

@@ -174,24 +174,25 @@ func (r *URL) SetSentinelUser(username, password string) error {
 }
 
 // dial connects to the server at address, logs in and selects the database. Each of these steps, and each read later,
-// may take timeout.
+// may take timeout. The TLS handshake is part of connecting.
 func (r *URL) dial(ctx context.Context, address string, timeout time.Duration,
 	more ...redis.DialOption) (redis.Conn, error) {
-	handshake := timeout
-	if deadline, ok := ctx.Deadline(); ok { // redigo ignores the context during the TLS handshake
-		handshake = max(min(timeout, time.Until(deadline)), time.Millisecond)
+	connect := func(serverName string) (redis.Conn, error) {
+		tcp := &net.Dialer{Timeout: timeout, KeepAlive: keepAliveInterval}
+		dial := tcp.DialContext
+		if r.tls { // not redigo's own, which ignores the context during the handshake
+			dial = (&tls.Dialer{NetDialer: tcp, Config: &tls.Config{ServerName: serverName}}).DialContext
+		}
+		return redis.DialContext(ctx, r.network, address, append([]redis.DialOption{
+			redis.DialContextFunc(dial), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(poolWriteTimeout),
+			redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db),
+		}, more...)...)
 	}
-	options := append([]redis.DialOption{
-		redis.DialConnectTimeout(timeout), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(poolWriteTimeout),
-		redis.DialUseTLS(r.tls), redis.DialTLSHandshakeTimeout(handshake), redis.DialKeepAlive(keepAliveInterval),
-		redis.DialUsername(r.username), redis.DialPassword(r.password), redis.DialDatabase(r.db),
-	}, more...)
-	c, err := redis.DialContext(ctx, r.network, address, options...)
+	c, err := connect("")
 	if _, otherName := errors.AsType[x509.HostnameError](err); otherName {
 		// Some clusters announce IP addresses, but their certificate is that of the name under which all are reached.
 		if name := r.seedName(); name != "" && isIP(address) {
-			options = append(options, redis.DialTLSConfig(&tls.Config{ServerName: name}))
-			return redis.DialContext(ctx, r.network, address, options...)
+			return connect(name)
 		}
 	}
 	return c, err
