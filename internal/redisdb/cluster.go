@@ -103,8 +103,8 @@ func (c *Client) nodeAt(address string) *node {
 	return c.addNode(address, nil)
 }
 
-// addNode does what nodeAt does. A node that is added has that health or, if it is nil, one of its own. The caller holds
-// c.mu.
+// addNode does what nodeAt does. A node that is added has that health or, if it is nil, one of its own. The caller
+// holds c.mu.
 func (c *Client) addNode(address string, h *health) *node {
 	if n := c.nodes[address]; n != nil {
 		return n

@@ -40,43 +40,43 @@ const settleTime = 3 * time.Second
 // address wins that most name, and on a draw the one in use. A Sentinel that was configured by hand, or cut off from
 // the others, can be wrong, so another master with an epoch that is not higher must be named by most Sentinels of the
 // URL. If the one in use is lost, it is enough that all agree who respond, or most of them in its epoch; and if most
-// name another one, that is used even if a Sentinel names the lost one with a higher epoch. In a failover a Sentinel
-// that knows of it may be slow to respond, and the others not know of it yet: so none of this leads to a lower epoch, or
-// away from a lost master, soon after another change.
+// name another one, that is used even if a Sentinel names the lost one with a higher epoch. In a failover the Sentinel
+// that knows of it may be slow to respond while the others do not know of it yet. So none of this leads to a lower
+// epoch, or away from a lost master, soon after another change.
 func chooseMaster(replies []sentinelReply, inUse masterInUse) namedMaster {
-	most, agreed := majority(replies)
+	most := majority(replies)
 	named := slices.DeleteFunc(slices.Clone(replies), func(r sentinelReply) bool {
 		return r.err != nil || r.namedMaster == inUse.failed && r.namedMaster != most
 	})
-	best := newest(named, inUse)
-	unanimous := !slices.ContainsFunc(named, func(r sentinelReply) bool { return r.namedMaster != best })
-	switch {
-	case len(named) == 0:
+	if len(named) == 0 {
 		return inUse.namedMaster
-	case inUse.address == "" || best.epoch > inUse.epoch:
-		return best
-	case agreed && most.epoch == inUse.epoch && best == most:
+	}
+	best := newest(named, inUse)
+	unanimous := votes(named, best) == len(named)
+	switch {
+	case inUse.address == "", best.epoch > inUse.epoch, best == most && best.epoch == inUse.epoch:
 		return best
 	case inUse.recent:
 		return inUse.namedMaster
-	case best == inUse.namedMaster:
-		if agreed && inUse.lost {
-			return most
-		}
-	case agreed && best == most, inUse.lost && (agreed || unanimous || best.epoch == inUse.epoch):
+	case best == most:
+		return best
+	case inUse.lost && best == inUse.namedMaster && most.address != "":
+		return most
+	case inUse.lost && (best.epoch == inUse.epoch || unanimous || most.address != ""):
 		return best
 	}
 	return inUse.namedMaster
 }
 
-// majority returns the master that more than half of the Sentinels name in one epoch, if there is one.
-func majority(replies []sentinelReply) (most namedMaster, agreed bool) {
+// majority returns the master that more than half of the Sentinels name in one epoch. It has no address if there is
+// none.
+func majority(replies []sentinelReply) namedMaster {
 	for _, r := range replies {
 		if r.err == nil && 2*votes(replies, r.namedMaster) > len(replies) {
-			return r.namedMaster, true
+			return r.namedMaster
 		}
 	}
-	return namedMaster{}, false
+	return namedMaster{}
 }
 
 // votes returns how many Sentinels name m.

@@ -87,17 +87,10 @@ func TestChooseMaster(t *testing.T) {
 		{"renamed", "? ? ?", "M:1", lost, "", "M:1"},
 		{"renamed by most", "? ? M:1", "M:1", 0, "", "M:1"},
 	}
-	parse := func(text string) (m namedMaster) {
-		if address, epoch, ok := strings.Cut(text, ":"); ok {
-			n, _ := strconv.ParseInt(epoch, 10, 64)
-			m = namedMaster{address, n}
-		}
-		return m
-	}
 	for _, test := range tests {
 		var replies []sentinelReply
 		for i, text := range strings.Fields(test.replies) {
-			r := sentinelReply{sentinel: "s" + strconv.Itoa(i), namedMaster: parse(text)}
+			r := sentinelReply{sentinel: "s" + strconv.Itoa(i), namedMaster: parseNamed(text)}
 			switch text {
 			case "-":
 				r.err = errSilent
@@ -106,11 +99,20 @@ func TestChooseMaster(t *testing.T) {
 			}
 			replies = append(replies, r)
 		}
-		inUse := masterInUse{parse(test.inUse), test.state&lost != 0, test.state&recent != 0, parse(test.failed)}
-		if got := chooseMaster(replies, inUse); got != parse(test.want) {
+		inUse := masterInUse{parseNamed(test.inUse), test.state&lost != 0, test.state&recent != 0, parseNamed(test.failed)}
+		if got := chooseMaster(replies, inUse); got != parseNamed(test.want) {
 			t.Errorf("%s: %s, %q in use (%d): got %v, want %s", test.name, test.replies, test.inUse, test.state, got, test.want)
 		}
 	}
+}
+
+// parseNamed parses address:epoch. Any other text is no master.
+func parseNamed(text string) (m namedMaster) {
+	if address, epoch, ok := strings.Cut(text, ":"); ok {
+		n, _ := strconv.ParseInt(epoch, 10, 64)
+		m = namedMaster{address, n}
+	}
+	return m
 }
 
 // Whatever three Sentinels say again and again, the choice is the same the third time as the second, if the server can

@@ -70,11 +70,11 @@ func (s *sentinelSet) askAll(ctx context.Context, timeout time.Duration, known n
 		case <-ctx.Done():
 			return replies
 		}
-		most, agreed := majority(replies)
-		switch {
-		case agreed && most == known:
+		switch most := majority(replies); {
+		case most.address == "":
+		case most == known:
 			return replies
-		case agreed && enough == nil:
+		case enough == nil:
 			enough = time.After(sentinelGrace)
 		}
 	}
