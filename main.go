@@ -212,7 +212,8 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 		}()
 		return nil, nil, ctx.Err()
 	}
-	if errors.Is(err, ErrUnavailable) && !redis.OneSlot() { // the master of its slot is down, but not all are
+	// The master of its slot is down, but not all are; or Redis is full, and serves what takes no memory.
+	if errors.Is(err, ErrUnavailable) && (!redis.OneSlot() || redisdb.IsOutOfMemory(err)) {
 		log.Warnf("The tenant %s cannot be created if it does not exist: %v", seedTenant, err)
 		err = nil
 	}

@@ -104,3 +104,17 @@ func TestChargesInFullRedis(t *testing.T) {
 	s.consume(t, id, plain, "", retryKey+"new").wantHeader(t, "Idempotent-Replayed", "")
 	s.consume(t, id, limited, "").want(t, 200, `{"tokensLeft":998}`)
 }
+
+// A service starts though Redis is full, and says that it cannot create the example tenant.
+func TestStartOnFullRedis(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	key := s.login(t, "abc")
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
+	s = newService(t, "REDIS_URL="+r.URL())
+	s.do(t, "GET", "/abc/auth/key", "", bearer(key)).want(t, 200, "")
+	if n := s.log.Count("[WARN] The tenant abc cannot be created if it does not exist: "); n != 1 {
+		t.Errorf("log:\n%s", s.log)
+	}
+}

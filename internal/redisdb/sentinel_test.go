@@ -99,6 +99,42 @@ func TestSentinelHangs(t *testing.T) {
 	}
 }
 
+// While no Sentinel knows the name any more the last master is used. If that is gone, the error says both.
+func TestSentinelForgetsName(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	sentinel := redistest.NewSentinel(t, r.Port)
+	c := newTestClient(t, redistest.SentinelURL(sentinel), new(telemetrytest.Log))
+	n := c.master.Load()
+	dial := func() error {
+		conn, err := n.dial(t.Context(), 5*time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	sentinel.Monitor(t, 0)
+	time.Sleep(locateAge) // then it is asked again
+	if err := dial(); err != nil {
+		t.Errorf("the last master serves: %v", err)
+	}
+	r.Kill()
+	err := dial()
+	if !errors.Is(err, errNoSuchMaster) || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the last master is gone: %v", err)
+	}
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	sentinel.Do(t, "SENTINEL", "MONITOR", redistest.MasterName, "127.0.0.1", r.Port, 2)
+	waittest.Eventually(t, 5*time.Second, func() error {
+		if c.sentinels.nameUnknown.Load() {
+			return errors.New("the name is unknown")
+		}
+		return dial()
+	})
+}
+
 // If no Sentinel can be used, the error says why of each.
 func TestSentinelsError(t *testing.T) {
 	t.Parallel()
