@@ -41,6 +41,36 @@ func TestClusterWaitingLimit(t *testing.T) {
 	}
 }
 
+// Callers wait for the owner of a slot until their deadline, but about maxWaiting at a time: a part of the cluster that
+// is gone must not hold all of the service's connections.
+func TestOwnerlessWaitingLimit(t *testing.T) {
+	c := &Client{options: testOptions(t, "redis-cluster://localhost", new(telemetrytest.Log)), wake: make(chan struct{}, 1)}
+	const more = 100
+	var callers sync.WaitGroup
+	var refused, late atomic.Int64
+	for range maxWaiting + more {
+		callers.Go(func() {
+			began := time.Now()
+			_, err := c.Read(began.Add(300*time.Millisecond), "GET", "apiKey:a")
+			switch {
+			case !errors.Is(err, ErrUnavailable) || MayHaveRun(err):
+				t.Errorf("got %v", err)
+			case errors.Is(err, errTooManyPending):
+				refused.Add(1)
+			case errors.Is(err, errNoOwner) && time.Since(began) > 200*time.Millisecond:
+				late.Add(1)
+			}
+		})
+	}
+	callers.Wait()
+	if refused, late := refused.Load(), late.Load(); refused > more || refused+late != maxWaiting+more {
+		t.Errorf("%d callers were refused and %d waited, of %d", refused, late, maxWaiting+more)
+	}
+	if len(c.wake) != 1 {
+		t.Error("no refresh was asked for")
+	}
+}
+
 // ReadEach returns the replies in the order of the keys: of one server over one connection, of a cluster over several.
 func TestReadEach(t *testing.T) {
 	t.Parallel()
