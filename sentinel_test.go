@@ -83,6 +83,7 @@ func TestSentinel(t *testing.T) {
 // first in the URL: neither where the service starts, nor where it goes after its connections are lost. The log says it
 // once.
 func TestSentinelsDisagree(t *testing.T) {
+	long(t)
 	t.Parallel()
 	master := redistest.New(t)
 	other := redistest.New(t)
