@@ -45,8 +45,9 @@ type sentinelSet struct {
 }
 
 // askAll asks all Sentinels at once, and returns their replies in the order of the URL. It takes timeout at most. Once
-// most of them name one master, it waits for the others for sentinelGrace, and not at all if that is known.
-func (s *sentinelSet) askAll(ctx context.Context, timeout time.Duration, known namedMaster) []sentinelReply {
+// most of them name one master, it waits for the others for sentinelGrace: one of these may have promoted another, of
+// which the rest learn later.
+func (s *sentinelSet) askAll(ctx context.Context, timeout time.Duration) []sentinelReply {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	replies := make([]sentinelReply, len(s.url.seeds))
@@ -70,11 +71,7 @@ func (s *sentinelSet) askAll(ctx context.Context, timeout time.Duration, known n
 		case <-ctx.Done():
 			return replies
 		}
-		switch most := majority(replies); {
-		case most.address == "":
-		case most == known:
-			return replies
-		case enough == nil:
+		if enough == nil && majority(replies).address != "" {
 			enough = time.After(sentinelGrace)
 		}
 	}
@@ -191,7 +188,7 @@ func (c *Client) openSentinels(ctx context.Context) error {
 // tryMaster asks the Sentinels for the master, and returns an error if that cannot serve. Each step takes half of the
 // time that is left at most, so that another attempt may find another master.
 func (c *Client) tryMaster(ctx context.Context) error {
-	replies := c.sentinels.askAll(ctx, timeLeft(ctx)/2, namedMaster{})
+	replies := c.sentinels.askAll(ctx, timeLeft(ctx)/2)
 	c.useMaster(replies)
 	n := c.master.Load()
 	if n == nil {
@@ -216,7 +213,7 @@ func sentinelsError(replies []sentinelReply) error {
 
 // refreshMaster uses the master that the Sentinels name now. The log is told if they disagree.
 func (c *Client) refreshMaster() {
-	replies := c.sentinels.askAll(c.ctx, sentinelTimeout, namedMaster{})
+	replies := c.sentinels.askAll(c.ctx, sentinelTimeout)
 	chosen := c.useMaster(replies)
 	said := dissent(replies, chosen)
 	if c.ctx.Err() != nil || !c.sentinels.dissent.note(time.Now(), said != "") {
@@ -242,10 +239,7 @@ func (c *Client) locate(ctx context.Context) {
 	if time.Since(s.askedAt) < locateAge {
 		return
 	}
-	c.mu.Lock()
-	known := c.named
-	c.mu.Unlock()
-	c.useMaster(s.askAll(ctx, locateTimeout, known))
+	c.useMaster(s.askAll(ctx, locateTimeout))
 	if ctx.Err() == nil {
 		s.askedAt = time.Now()
 	}
