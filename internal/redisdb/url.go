@@ -61,80 +61,41 @@ var urlSchemes = map[string]URL{
 //	redis-sentinel://[[user]:password@]host[:port][,host[:port]]…/<master name>[/db], and rediss-sentinel://
 //	redis-cluster://[[user]:password@]host[:port][,host[:port]]…, and rediss-cluster://
 //
-// Its errors quote nothing of the URL, which may hold a password.
+// White space around it does not count. The errors quote nothing that may be part of a password.
 func ParseURL(s string) (*URL, error) {
-	first, hosts := splitHosts(s)
-	u, err := url.Parse(first)
+	s = strings.TrimSpace(s)
+	parts, err := splitURL(s)
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(parts.withoutHosts())
 	if err != nil {
 		return nil, errors.New("is not a valid URL (are special characters in its password percent-encoded?)")
 	}
-	scheme, known := urlSchemes[u.Scheme]
+	scheme := urlSchemes[parts.scheme]
 	r := &scheme
 	r.username = u.User.Username()
 	r.password, _ = u.User.Password()
-	if !known {
-		return nil, errors.New("must begin with redis://, rediss:// (TLS), unix://, " +
-			"redis-sentinel://, rediss-sentinel://, redis-cluster:// or rediss-cluster://")
-	}
 	switch {
 	case r.username != "" && r.password == "":
 		return nil, errors.New("has a user but no password")
-	case u.Scheme == "unix" && (u.Host != "" || u.Path == ""):
-		return nil, errors.New("must have three slashes before a socket's path: unix:///path/redis.sock")
-	case u.Fragment != "":
-		return nil, errors.New("has a fragment: write a # in its password as %23")
-	case r.topology == singleServer && len(hosts) > 1:
+	case r.topology == singleServer && len(parts.hosts) > 1:
 		return nil, errors.New("has several hosts: use redis-cluster:// for a Redis Cluster, redis-sentinel:// for Sentinels")
 	}
-	path, query := strings.TrimPrefix(u.Path, "/"), u.Query()
-	if u.Scheme == "unix" {
+	path := strings.TrimPrefix(u.Path, "/")
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return nil, errors.New("has a query that is not name=value")
+	}
+	if r.network == "unix" {
 		r.address, path = u.Path, query.Get("db")
 		query.Del("db")
 	}
-	if len(query) > 0 || u.Opaque != "" {
-		return nil, errors.New("has an unknown query")
-	}
-	if err := cmp.Or(r.setHosts(hosts), r.setPath(path)); err != nil {
+	err = cmp.Or(r.setHosts(parts.hosts), r.checkQuery(query), r.checkFragment(u.Fragment, path), r.setPath(path))
+	if err != nil {
 		return nil, err
 	}
 	return r, nil
-}
-
-// splitHosts returns the URL with only the first of its hosts, which url.Parse understands, and all of them.
-func splitHosts(s string) (first string, hosts []string) {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		return s, []string{""}
-	}
-	end := strings.IndexAny(rest, "/?#")
-	if end < 0 {
-		end = len(rest)
-	}
-	begin := strings.LastIndexByte(rest[:end], '@') + 1
-	hosts = strings.Split(rest[begin:end], ",")
-	return scheme + "://" + rest[:begin] + hosts[0] + rest[end:], hosts
-}
-
-// setHosts sets where the servers are.
-func (r *URL) setHosts(hosts []string) error {
-	if r.network == "unix" {
-		return nil
-	}
-	port := "6379"
-	if r.topology == sentinelMaster {
-		port = "26379"
-	}
-	for _, host := range hosts {
-		u, err := url.Parse("redis://" + host)
-		if err != nil || len(hosts) > 1 && u.Hostname() == "" {
-			return errors.New("has a host that is not host or host:port")
-		}
-		r.seeds = append(r.seeds, net.JoinHostPort(cmp.Or(u.Hostname(), "localhost"), cmp.Or(u.Port(), port)))
-	}
-	if r.topology == singleServer {
-		r.address, r.seeds = r.seeds[0], nil
-	}
-	return nil
 }
 
 // setPath sets what follows the hosts: the number of the database and, before it, the name of the Sentinels' master.
@@ -161,11 +122,12 @@ func (r *URL) setPath(path string) (err error) {
 }
 
 // SetSentinelUser sets what the Sentinels ask for: a password, and a user unless that is "". It has no effect if r is
-// nil or names no Sentinels. A user without a password is an error. It must be called before Open.
+// nil or names no Sentinels. White space around them does not count. A user without a password is an error. It must be called before Open.
 func (r *URL) SetSentinelUser(username, password string) error {
 	if r == nil || r.topology != sentinelMaster {
 		return nil
 	}
+	username, password = strings.TrimSpace(username), strings.TrimSpace(password)
 	r.sentinelUsername, r.sentinelPassword = username, password
 	if username != "" && password == "" {
 		return errors.New("there is no SENTINEL_PASSWORD")
