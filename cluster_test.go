@@ -691,7 +691,7 @@ func testRedisTopologies(t *testing.T) {
 // at all. Ports may be those of TLS alone.
 func TestClusterNames(t *testing.T) {
 	t.Parallel()
-	certFile, keyFile := newCertificate(t) // for localhost
+	certFile, keyFile := redistest.NewCertificate(t) // for localhost
 	announce := func(name string) []string {
 		return []string{"--cluster-announce-hostname", name, "--cluster-preferred-endpoint-type", "hostname"}
 	}

@@ -2,17 +2,9 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -55,63 +47,6 @@ func TestRedisURLs(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestRedisTLS(t *testing.T) {
-	t.Parallel()
-	certFile, keyFile := newCertificate(t)
-	port, err := redistest.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	redistest.New(t, "--tls-port", fmt.Sprint(port), "--tls-cert-file", certFile, "--tls-key-file", keyFile,
-		"--tls-auth-clients", "no", "--tls-ca-cert-file", certFile, "--requirepass", "pw")
-	settings := []string{fmt.Sprintf("REDIS_URL=rediss://:pw@localhost:%d", port), "ADDR=127.0.0.1:0"}
-	t.Run("a certificate that is trusted", func(t *testing.T) {
-		s := startProcess(t, append(settings, "SSL_CERT_FILE="+certFile)).service(t)
-		key := s.login(t, "abc")
-		load{
-			services: []*service{s}, clients: 9, requests: 1, statuses: []int{200},
-			request: func(int, int) request { return consumeRequest("abc", key, 1) },
-		}.run(t)
-		s.consume(t, "abc", key, "", retryKey+"k").want(t, 200, `{"tokensLeft":90}`)
-	})
-	t.Run("one that is not", func(t *testing.T) {
-		p := startProcess(t, settings)
-		if code := p.exitCode(t); code != 1 || !strings.Contains(p.log.String(), "[ERROR] Redis connection failed: tls: ") {
-			t.Errorf("exit code %d\n%s", code, p.log)
-		}
-	})
-}
-
-// newCertificate returns the files of a certificate for localhost, which nobody has signed, and of its key.
-func newCertificate(t *testing.T) (certFile, keyFile string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
-	}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	file := func(name, kind string, content []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: content}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	return file("cert.pem", "CERTIFICATE", certificate), file("key.pem", "PRIVATE KEY", key)
 }
 
 // A Redis that may lose balances is named in the log at start.

@@ -21,6 +21,7 @@ import (
 // settings is what the command line and the environment say.
 type settings struct {
 	redisURL       *redisdb.URL
+	redisTLS       redisdb.TLSFiles
 	waitReplicas   int64 // replicas that must have a write before it is acknowledged
 	addr           string
 	seed           bool          // create the tenant abc if it does not exist
@@ -83,6 +84,14 @@ func (s *settings) options() []option {
 			usage: "of Redis: redis://, rediss:// (TLS) or unix:///path/redis.sock for one server,\n" +
 				"redis-sentinel://host,host/master or redis-cluster://host,host for several;\n" +
 				"a password in it only in the environment", set: into(&s.redisURL, redisdb.ParseURL)},
+		{flag: "redis-ca-file", env: "REDIS_CA_FILE", value: "file",
+			usage: "in PEM form, of the CA that has signed Redis's certificate, if the system does not know it",
+			set:   into(&s.redisTLS.CA, parseText)},
+		{flag: "redis-cert-file", env: "REDIS_CERT_FILE", value: "file",
+			usage: "in PEM form, of the certificate to show to a Redis that asks for one",
+			set:   into(&s.redisTLS.Cert, parseText)},
+		{flag: "redis-key-file", env: "REDIS_KEY_FILE", value: "file",
+			usage: "in PEM form, of its key", set: into(&s.redisTLS.Key, parseText)},
 		{flag: "wait-replicas", env: "WAIT_REPLICAS", value: "number", def: "0",
 			usage: "of replicas of Redis that must have a charge, key or config before it is acknowledged",
 			set:   into(&s.waitReplicas, parseInt(0, 100))},
@@ -212,6 +221,9 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	if err := s.redisURL.SetSentinelUser(getenv("SENTINEL_USERNAME"), getenv("SENTINEL_PASSWORD")); err != nil {
 		wrong = append(wrong, "SENTINEL_USERNAME: "+err.Error())
 	}
+	if err := s.redisURL.SetTLSFiles(s.redisTLS); err != nil {
+		wrong = append(wrong, err.Error())
+	}
 	if len(wrong) > 0 {
 		return s, wrong
 	}
@@ -307,6 +319,8 @@ func (o *option) resolve(given map[string]string, getenv func(string) string) (v
 	}
 	return secret, source, err
 }
+
+func parseText(value string) (string, error) { return value, nil }
 
 func parseBool(value string) (bool, error) {
 	b, err := strconv.ParseBool(value)

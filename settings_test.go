@@ -87,6 +87,11 @@ func TestSettings(t *testing.T) {
 		{"Sentinels' user", env{
 			"REDIS_URL": "redis-sentinel://h/m", "SENTINEL_USERNAME": "u", "SENTINEL_PASSWORD": "pw",
 		}, nil, redisURL, parsed("redis-sentinel://h/m", "u", "pw")},
+		{"white space around the Sentinels' user", env{
+			"REDIS_URL": "redis-sentinel://h/m\n", "SENTINEL_USERNAME": "u\n", "SENTINEL_PASSWORD": " pw\r\n",
+		}, nil, redisURL, parsed("redis-sentinel://h/m", "u", "pw")},
+		{"white space around the URL", env{"REDIS_URL": " redis://h:1\n"}, nil, redisURL, parsed("redis://h:1")},
+		{"white space around the URL in a flag", nil, []string{"-redis-url", "redis://h:1\n"}, redisURL, parsed("redis://h:1")},
 		{"Sentinels' user without Sentinels", env{"SENTINEL_USERNAME": "u"}, nil, redisURL, parsed("redis://localhost:6379")},
 		{"logins", env{"LOGIN_LIMIT": "5"}, nil, loginLimit, "5"},
 		{"-login-limit", env{"LOGIN_LIMIT": "5"}, []string{"-login-limit=0"}, loginLimit, "0"},
@@ -129,6 +134,10 @@ func TestSettingErrors(t *testing.T) {
 		want string
 	}{
 		{"no URL", env{"REDIS_URL": "h:1"}, nil, "REDIS_URL: must begin"},
+		{"a port that does not exist", env{"REDIS_URL": "redis://h:99999"}, nil, "REDIS_URL: has a port that"},
+		{"a white space for a Sentinels' password", env{
+			"REDIS_URL": "redis-sentinel://h/m", "SENTINEL_USERNAME": "u", "SENTINEL_PASSWORD": "\n",
+		}, nil, "SENTINEL_USERNAME: there is no SENTINEL_PASSWORD"},
 		{"a password among the flags", nil, []string{"-redis-url", "redis://:hunter2@h"}, "-redis-url: must not hold a password"},
 		{"a user alone", env{"REDIS_URL": "redis://user@h"}, nil, "REDIS_URL: has a user but no password"},
 		{"no address", env{"ADDR": "8080"}, nil, "ADDR: "},
@@ -174,7 +183,7 @@ func TestSettingErrors(t *testing.T) {
 func TestBadSettings(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, []string{
-		"REDIS_URL=x", "ADDR=y", "ADMIN_TOKEN=ä", "LOGIN_LIMIT=z", "TRUSTED_PROXIES=q", "MAX_CONNECTIONS=0", "ACCESS_LOG=2",
+		"REDIS_URL=redis://h:99999", "ADDR=y", "ADMIN_TOKEN=ä", "LOGIN_LIMIT=z", "TRUSTED_PROXIES=q", "MAX_CONNECTIONS=0", "ACCESS_LOG=2",
 	}, "more")
 	if code := p.exitCode(t); code != 2 {
 		t.Errorf("exit code %d, want 2", code)

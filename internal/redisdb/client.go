@@ -75,16 +75,14 @@ type Client struct {
 func Open(ctx context.Context, options Options) (*Client, error) {
 	c := &Client{options: options, wake: make(chan struct{}, 1), nodes: make(map[string]*node)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
-	var err error
+	open := c.openSingle
 	switch options.URL.topology {
-	case singleServer:
-		err = c.openSingle(ctx)
 	case sentinelMaster:
-		err = c.openSentinels(ctx)
+		open = c.openSentinels
 	case clusterServers:
-		err = c.openCluster(ctx)
+		open = c.openCluster
 	}
-	if err != nil {
+	if err := options.URL.openChecked(ctx, open); err != nil {
 		c.Close()
 		return nil, err
 	}

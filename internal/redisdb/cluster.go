@@ -294,6 +294,8 @@ func (c *Client) readSlots(ctx context.Context, address string, timeout time.Dur
 	if err != nil {
 		if strings.Contains(err.Error(), "cluster support disabled") {
 			err = errNotCluster
+		} else if info, _ := redis.String(redis.DoContext(conn, ctx, "INFO", "server")); isSentinel(info) {
+			err = errSentinel
 		}
 		return slotMap{}, err
 	}

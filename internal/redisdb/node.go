@@ -150,10 +150,10 @@ func (n *node) checkLate(ctx context.Context) {
 // checkInfo returns an error if the reply of INFO is that of a server in another mode than the topology has, or of an
 // old version.
 func checkInfo(info string, topology topology) error {
-	switch mode := infoField(info, "redis_mode"); {
-	case mode == "sentinel":
-		return setupError("this is a Sentinel: use redis-sentinel://<host>:<port>/<name of the master>")
-	case mode == "cluster" && topology != clusterServers:
+	switch {
+	case isSentinel(info):
+		return errSentinel
+	case infoField(info, "redis_mode") == "cluster" && topology != clusterServers:
 		return setupError("this is a node of a Redis Cluster: use redis-cluster:// (rediss-cluster:// for TLS)")
 	}
 	return checkRedisVersion(info)

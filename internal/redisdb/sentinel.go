@@ -28,6 +28,8 @@ var (
 	errNoSuchMaster = errors.New("no Sentinel knows a master of that name")
 	errNotSentinel  = setupError("this is not a Sentinel: " +
 		"use redis:// for one server, redis-cluster:// for a Redis Cluster")
+	errSentinel = setupError("this is a Sentinel: " +
+		"use redis-sentinel://<host>:<port>/<name of the master> (rediss-sentinel:// for TLS)")
 	errOtherMaster = errors.New("the Sentinels name another master")
 	errNotMaster   = errors.New("the server that the Sentinels name is not a master")
 	errSilent      = errors.New("no reply yet")
@@ -119,10 +121,14 @@ func (s *sentinelSet) ask(ctx context.Context, sentinel string, timeout time.Dur
 // dial connects to a Sentinel, which has credentials of its own.
 func (s *sentinelSet) dial(ctx context.Context, address string, timeout time.Duration) (redis.Conn, error) {
 	sentinel := URL{
-		network: "tcp", tls: s.url.tls, username: s.url.sentinelUsername, password: s.url.sentinelPassword,
+		network: "tcp", tls: s.url.tls, certificates: s.url.certificates,
+		username: s.url.sentinelUsername, password: s.url.sentinelPassword,
 	}
 	return sentinel.dial(ctx, address, timeout)
 }
+
+// isSentinel reports whether the reply of INFO is that of a Sentinel.
+func isSentinel(info string) bool { return infoField(info, "redis_mode") == "sentinel" }
 
 // follow calls changed whenever the master may have changed, until ctx is done. It listens to one Sentinel after the
 // other.

@@ -39,6 +39,7 @@ type URL struct {
 	tls                bool
 	username, password string
 	db                 int
+	certificates       *certificates // nil: the system's, and none of the client's
 
 	sentinelUsername, sentinelPassword string
 }
@@ -121,8 +122,9 @@ func (r *URL) setPath(path string) (err error) {
 	return nil
 }
 
-// SetSentinelUser sets what the Sentinels ask for: a password, and a user unless that is "". It has no effect if r is
-// nil or names no Sentinels. White space around them does not count. A user without a password is an error. It must be called before Open.
+// SetSentinelUser sets what the Sentinels ask for: a password, and a user unless that is "". White space around them
+// does not count. It has no effect if r is nil or names no Sentinels. A user without a password is an error. It must be
+// called before Open.
 func (r *URL) SetSentinelUser(username, password string) error {
 	if r == nil || r.topology != sentinelMaster {
 		return nil
@@ -143,7 +145,7 @@ func (r *URL) dial(ctx context.Context, address string, timeout time.Duration,
 		tcp := &net.Dialer{Timeout: timeout, KeepAlive: keepAliveInterval}
 		dial := tcp.DialContext
 		if r.tls { // not redigo's own, which ignores the context during the handshake
-			dial = (&tls.Dialer{NetDialer: tcp, Config: &tls.Config{ServerName: serverName}}).DialContext
+			dial = (&tls.Dialer{NetDialer: tcp, Config: r.tlsConfig(serverName)}).DialContext
 		}
 		return redis.DialContext(ctx, r.network, address, append([]redis.DialOption{
 			redis.DialContextFunc(dial), redis.DialReadTimeout(timeout), redis.DialWriteTimeout(poolWriteTimeout),

@@ -25,25 +25,10 @@ type urlParts struct {
 
 // splitURL takes a URL apart. The error says what keeps it from being one.
 func splitURL(s string) (parts urlParts, err error) {
-	const quotes = "\"'`“”‘’"
-	scheme, rest, _ := strings.Cut(s, ":")
-	parts.scheme = strings.ToLower(scheme)
-	kind, known := urlSchemes[parts.scheme]
-	slashes := len(rest) - len(strings.TrimLeft(rest, "/"))
-	switch {
-	case s != "" && strings.Trim(s, quotes) != s:
-		return parts, errors.New("has quotes around it: leave them out")
-	case !known:
-		return parts, errors.New("must begin with redis://, rediss:// (TLS), unix://, " +
-			"redis-sentinel://, rediss-sentinel://, redis-cluster:// or rediss-cluster://")
-	case strings.ContainsFunc(s, unicode.IsControl):
-		return parts, errors.New("has a line break or another control character in it")
-	case slashes < 2 && parts.scheme != "unix":
-		return parts, fmt.Errorf("lacks slashes: two must follow the colon, as in %s://", parts.scheme)
-	case slashes > 2 && parts.scheme != "unix" && isHost(kind.topology, rest[slashes:]):
-		return parts, fmt.Errorf("has more than two slashes behind the colon: write %s://<host>", parts.scheme)
+	if parts.scheme, err = splitScheme(s); err != nil {
+		return parts, err
 	}
-	rest = strings.TrimPrefix(rest, "//")
+	rest := strings.TrimPrefix(s[len(parts.scheme)+len(":"):], "//")
 	end := strings.IndexAny(rest, "/?#")
 	if end < 0 {
 		end = len(rest)
@@ -59,6 +44,30 @@ func splitURL(s string) (parts urlParts, err error) {
 		return parts, errors.New("must have three slashes before a socket's path: unix:///path/redis.sock")
 	}
 	return parts, nil
+}
+
+// splitScheme returns the scheme of a URL, in lower case. The error says what is wrong with the URL as a whole, or with
+// what follows the scheme at once.
+func splitScheme(s string) (string, error) {
+	scheme, rest, _ := strings.Cut(s, ":")
+	scheme = strings.ToLower(scheme)
+	r, known := urlSchemes[scheme]
+	slashes := len(rest) - len(strings.TrimLeft(rest, "/"))
+	switch {
+	case strings.Trim(s, "\"'`“”‘’") != s:
+		return "", errors.New("has quotes around it: leave them out")
+	case !known:
+		return "", errors.New("must begin with redis://, rediss:// (TLS), unix://, " +
+			"redis-sentinel://, rediss-sentinel://, redis-cluster:// or rediss-cluster://")
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return "", errors.New("has a line break or another control character in it")
+	case r.network == "unix":
+	case slashes < 2:
+		return "", fmt.Errorf("lacks slashes: two must follow the colon, as in %s://", scheme)
+	case slashes > 2 && isHost(r.topology, rest[slashes:]):
+		return "", fmt.Errorf("has more than two slashes behind the colon: write %s://<host>", scheme)
+	}
+	return scheme, nil
 }
 
 // isHost reports whether what follows three slashes is surely no path, but a host.
@@ -146,7 +155,7 @@ func (r *URL) insteadOf(name, value string) string {
 		if !plainName.MatchString(value) {
 			value = "<name of the master>"
 		}
-		return fmt.Sprintf("write it behind the hosts: %s://<host>:<port>/%s", r.schemeOf(sentinelMaster), value)
+		return fmt.Sprintf("write it behind the hosts: %s://<host>:<port>/%s", schemeOf(sentinelMaster, r.tls), value)
 	case strings.Contains(name, "user") || strings.Contains(name, "pass"):
 		return "write it before the host: <user>:<password>@<host>"
 	}
@@ -169,10 +178,10 @@ func (r *URL) databaseInstead(value string) string {
 	return "write it behind the host: /" + value
 }
 
-// schemeOf returns the scheme of a topology, with TLS if r has it.
-func (r *URL) schemeOf(t topology) string {
+// schemeOf returns the scheme of a topology, with or without TLS.
+func schemeOf(t topology, tls bool) string {
 	for name, scheme := range urlSchemes {
-		if scheme.topology == t && scheme.tls == r.tls && scheme.network == "tcp" {
+		if scheme.topology == t && scheme.tls == tls && scheme.network == "tcp" {
 			return name
 		}
 	}

@@ -1,8 +1,10 @@
 package redistest
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,36 +64,71 @@ func NewSentinel(t testing.TB, masterPort int, lines ...string) *Sentinel {
 // startSentinel does what NewSentinel does, with a password unless that is "".
 func startSentinel(t testing.TB, masterPort int, password string, lines ...string) *Sentinel {
 	t.Helper()
-	port, err := FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := strings.Join(append(lines, ""), "\n") + fmt.Sprintf(`port %d
-bind 127.0.0.1
-sentinel monitor %[2]s 127.0.0.1 %d 2
-sentinel down-after-milliseconds %[2]s 1000
-sentinel failover-timeout %[2]s 1000
-`, port, MasterName, masterPort)
+	config := strings.Join(append(lines, ""), "\n") + fmt.Sprintf(`port %%d
+sentinel monitor %[1]s 127.0.0.1 %[2]d 2
+sentinel down-after-milliseconds %[1]s 1000
+sentinel failover-timeout %[1]s 1000
+`, MasterName, masterPort)
 	if password != "" {
 		config += "requirepass " + password + "\nsentinel sentinel-pass " + password + "\n"
 	}
-	path := filepath.Join(t.TempDir(), "sentinel.conf")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p := &Sentinel{
-		Address: fmt.Sprintf("127.0.0.1:%d", port), password: password,
-		cmd: exec.Command("redis-server", path, "--sentinel"),
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Kill)
+	p := runSentinel(t, config)
+	p.password = password
 	waittest.Eventually(t, 20*time.Second, func() error {
 		_, err := p.info()
 		return err
 	})
 	return p
+}
+
+// runSentinel starts a Sentinel until the test ends. Its config has %d where its port belongs.
+func runSentinel(t testing.TB, config string) *Sentinel {
+	t.Helper()
+	port, err := FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = fmt.Sprintf(config, port) + "bind 127.0.0.1\n"
+	path := filepath.Join(t.TempDir(), "sentinel.conf")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &Sentinel{Address: fmt.Sprintf("127.0.0.1:%d", port), cmd: exec.Command("redis-server", path, "--sentinel")}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Kill)
+	return p
+}
+
+// NewSentinelTLS starts a Sentinel that speaks only TLS, with the certificate in the files, and watches the master at a
+// TLS port. Like NewTLS, it asks for certificates. It returns its host:port, by the name in the certificate.
+func NewSentinelTLS(t testing.TB, certFile, keyFile, authClients string, masterPort int) (address string) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := runSentinel(t, fmt.Sprintf(`tls-port %%d
+port 0
+tls-cert-file %s
+tls-key-file %s
+tls-ca-cert-file %[1]s
+tls-replication yes
+sentinel resolve-hostnames yes
+sentinel announce-hostnames yes
+tls-auth-clients %[3]s
+sentinel monitor %[4]s localhost %[5]d 1
+`, certFile, keyFile, authClients, MasterName, masterPort))
+	waittest.Eventually(t, 20*time.Second, func() error {
+		conn, err := tls.Dial("tcp", p.Address, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}})
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	_, port, _ := net.SplitHostPort(p.Address)
+	return "localhost:" + port
 }
 
 // Kill ends the Sentinel at once.
