@@ -695,6 +695,7 @@ func TestLoginLogFromTheFuture(t *testing.T) {
 func TestUntrustedProxy(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
+	newTenantIn(t, r, "{}") // the log says if Redis is empty
 	login := func(s *service, headers ...string) reply {
 		return s.do(t, "POST", "/abc/auth/anonymous", "", headers...)
 	}

@@ -157,6 +157,9 @@ func newHTTPServer(handler http.Handler, idleTimeout time.Duration, log *telemet
 
 // connectError returns the error for an openStore that has failed with err, which may quote the URL of Redis.
 func connectError(settings *settings, err error) error {
+	if _, foreign := errors.AsType[foreignKeyError](err); foreign {
+		return err
+	}
 	//lint:ignore ST1005 the product's specification has these words
 	return fmt.Errorf("Redis connection failed: %s", settings.redisURL.Redact(err.Error()))
 }
@@ -202,7 +205,7 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 		redis.Close()
 	}
 	seeded := make(chan error, 1)
-	go func() { seeded <- seedStore(deadline, store, settings) }()
+	go func() { seeded <- seedStore(deadline, store, settings, log) }()
 	select {
 	case err = <-seeded:
 	case <-ctx.Done(): // for which a method of the store does not end
@@ -224,9 +227,19 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 	return store, closeStore, nil
 }
 
-// seedStore writes the example tenant if it does not exist and the settings say so.
-func seedStore(deadline time.Time, store *store, settings *settings) error {
-	if !settings.seed || settings.reindex {
+// seedStore looks at what is in Redis, and seeds a tenant if the settings say so.
+func seedStore(deadline time.Time, store *store, settings *settings, log *telemetry.Logger) error {
+	seeds := settings.seed && !settings.reindex
+	empty, err := store.LooksEmpty()
+	switch {
+	case err != nil && seeds:
+		return err
+	case err != nil: // it may do for the other tenants
+		log.Errorf("%v", err)
+	case empty:
+		log.Warnf("This Redis is empty: a first start, or its data is lost")
+	}
+	if !seeds {
 		return nil
 	}
 	config, err := parseConfig(seedConfig)

@@ -288,9 +288,9 @@ func TestShutdownUnderLoad(t *testing.T) {
 		}
 		t.Run(fmt.Sprint(round, " ", sig), func(t *testing.T) {
 			t.Parallel()
+			id := newTenant(t, 1_000_000)
 			p := startProcess(t, []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "LOGIN_LIMIT=0"})
 			s := p.service(t)
-			id := newTenant(t, 1_000_000)
 			key := s.login(t, id)
 			var signalled atomic.Int64
 			charges := load{

@@ -65,6 +65,7 @@ func TestSafetyWarnings(t *testing.T) {
 		{"nothing to warn of", safe, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			newTenantIn(t, test.redis, "{}") // the log says if Redis is empty
 			s := newService(t, "REDIS_URL="+test.redis.URL())
 			if warned := s.log.Count("[WARN]") > 0; !strings.Contains(s.log.String(), test.want) || warned != (test.want != "") {
 				t.Errorf("want %q in\n%s", test.want, s.log)

@@ -361,7 +361,7 @@ func (s *store) writeConfig(deadline time.Time, how, tenantID string, config *te
 	// an ID: that might undo the first step of a tenant that is being created again.
 	added, err := redis.Int(s.redis.Write(deadline, "SADD", tenantsRedisKey, tenantID))
 	if err != nil {
-		return "", fmt.Errorf("%s the config of tenant %s: %w", how, tenantID, err)
+		return "", fmt.Errorf("%s the config of tenant %s: add it to %s: %w", how, tenantID, tenantsRedisKey, err)
 	}
 	etag := etagOf(config.compact)
 	args := []any{
@@ -425,7 +425,7 @@ func (s *store) Version(deadline time.Time, tenantID, etag string) ([]byte, erro
 func (s *store) Tenants(deadline time.Time) ([]string, error) {
 	ids, err := redis.Strings(s.redis.Read(deadline, "SMEMBERS", tenantsRedisKey))
 	if err != nil {
-		return nil, fmt.Errorf("list the tenants: %w", err)
+		return nil, fmt.Errorf("list the tenants: read %s: %w", tenantsRedisKey, err)
 	}
 	slices.Sort(ids)
 	keys := make([]string, len(ids))
