@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds tollgate and serves. `make run` calls it.
 #
-# If nothing responds at REDIS_URL, and that is a port of this machine without a password, it starts a Redis there. That
+# If nobody listens at REDIS_URL, and that is a port of this machine without a password, it starts a Redis there. That
 # Redis keeps its data in .redis/<port>, a directory per port, because two servers must not share an append-only file.
-# It stops when tollgate has stopped: after Ctrl-C (SIGINT), SIGTERM, or SIGHUP, which a closing terminal sends.
+# It stops when tollgate has stopped: after Ctrl-C (SIGINT), SIGTERM, or SIGHUP, which a closing terminal sends. If
+# others are connected to it then, such as the tollgate of another run.sh, it goes on, and the last run.sh stops it.
 #
 # The exit status is that of tollgate: 0 after a signal, 1 if it fails, 2 if a setting is wrong.
 set -u
@@ -14,7 +15,7 @@ export GOGC="${GOGC:-400}" GOMEMLIMIT="${GOMEMLIMIT:-256MiB}" # docs/operations.
 echo "Building tollgate (the first time this takes up to half a minute) ..." >&2
 go build -o .bin/tollgate . || exit 1
 
-signals=0 redis=
+signals=0 port= redis=
 
 # From here on the first signal stops tollgate cleanly, and a second one ends it immediately.
 stop() {
@@ -22,48 +23,123 @@ stop() {
 	[ -z "${tollgate:-}" ] || kill -TERM "$tollgate" 2>/dev/null
 }
 trap stop INT TERM HUP
+trap : PIPE # a Redis that has gone is no reason to end
 
-# stop_redis stops the Redis that start_redis started, if any, and waits until its data is written.
-stop_redis() {
-	[ -n "$redis" ] || return 0
-	kill -TERM "$redis" 2>/dev/null
-	while kill -0 "$redis" 2>/dev/null; do wait "$redis"; done
+# join connects this script to the Redis at $port, and stays connected, so that others see that it is in use. It returns
+# 1 if nobody listens there, and 2 if that is no Redis which is ready, or one that is silent for 2 s.
+join() {
+	local reply=
+	{ exec 4<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || return 1
+	printf 'PING\r\n' >&4 2>/dev/null
+	read -r -t 2 reply <&4
+	[ "$reply" != $'+PONG\r' ] || return 0
+	exec 4>&-
+	return 2
 }
-trap stop_redis EXIT
+
+# ask prints what the Redis at $port replies to commands, each of which is an argument. It waits 2 s for each line.
+ask() {
+	local line
+	{
+		printf '%s\r\n' "$@" QUIT >&5
+		while read -r -t 2 line <&5; do printf '%s\n' "${line%$'\r'}"; done
+	} 5<>"/dev/tcp/127.0.0.1/$port"
+} 2>/dev/null
+
+# pid_in prints the ID of Redis's process, which is in the reply to INFO.
+pid_in() { sed -n 's/^process_id://p' <<<"$1"; }
+
+# leave stops the Redis at $port if a run.sh has started it and nobody else is connected to it, and waits until its data
+# is written. Others that look at it to leave do not count: of several that end together the last one stops it.
+leave() {
+	[ -n "$port" ] || return 0
+	exec 4>&-
+	local reply pid others=0 try before=$signals
+	for try in 1 2 3 4 5; do # Redis may not yet have noticed that tollgate has gone
+		reply=$(ask 'CLIENT SETNAME leaving' 'INFO server' 'CLIENT LIST')
+		pid=$(pid_in "$reply")
+		if [ -z "$pid" ]; then
+			pid=$redis # it does not reply, or does not listen yet
+			break
+		fi
+		[ "$pid" = "$redis" ] || [ "$pid" = "$(cat ".redis/$port/run.pid" 2>/dev/null)" ] || return 0
+		others=$(grep '^id=' <<<"$reply" | grep -vc ' name=leaving ')
+		[ "$others" != 0 ] || break
+		sleep 0.1
+	done
+	if [ "$others" != 0 ]; then
+		echo "Redis on port $port goes on: others are connected to it" >&2
+		return 0
+	fi
+	[ -n "$pid" ] && kill -TERM "$pid" 2>/dev/null || return 0
+	while kill -0 "$pid" 2>/dev/null && [ "$signals" = "$before" ]; do wait "$pid" 2>/dev/null || sleep 0.1; done
+}
+trap leave EXIT
 
 # background starts a command in a process group of its own. A signal from the terminal then reaches only this script,
 # which stops one process after the other.
 background() {
 	set -m
-	"$@" &
+	"$@" 4>&- &
 	set +m
 }
 
-responds() { [ "$(redis-cli -h 127.0.0.1 -p "$1" ping 2>/dev/null)" = PONG ]; }
+# check_data ends the script if Redis would ignore the data in a directory: with an append-only file it reads no
+# dump.rdb, and of appendonlydir only what its manifest names. It would start empty, and overwrite the dump.rdb.
+check_data() {
+	local dir=$1
+	if compgen -G "$dir/appendonlydir/*.manifest" >/dev/null || [ -e "$dir/appendonly.aof" ]; then
+		return 0
+	elif compgen -G "$dir/appendonlydir/*" >/dev/null; then
+		echo "$dir/appendonlydir lacks its manifest, without which Redis would start empty: copy the whole directory" >&2
+		exit 1
+	elif [ -e "$dir/dump.rdb" ]; then
+		sed "s#PORT#$port#g; s#DIR#$dir#g" >&2 <<'EOT'
+DIR has a dump.rdb, but no appendonlydir: Redis would start empty, and overwrite the dump.rdb.
+Keep a copy of it elsewhere. Then let Redis read it, and write appendonlydir:
+
+    redis-server --port PORT --bind 127.0.0.1 --dir DIR --appendonly no --save '' --daemonize yes
+    until redis-cli -p PORT ping | grep -q PONG; do sleep 1; done
+    redis-cli -p PORT config set appendonly yes
+    until redis-cli -p PORT info persistence | grep -q aof_rewrite_in_progress:0; do sleep 1; done
+    redis-cli -p PORT info persistence | grep aof_last_bgrewrite_status:ok && redis-cli -p PORT shutdown
+
+After that, start again. To begin empty instead, move the dump.rdb away.
+EOT
+		exit 1
+	fi
+}
 
 start_redis() {
-	local port=$1 dir=.redis/$1
+	local dir=.redis/$port
 	mkdir -p "$dir" || exit 1
+	check_data "$dir"
 	echo "Starting Redis on port $port, with its data in $dir" >&2
+	# Nothing of it may keep the terminal or a pipe open: it may outlive this script.
 	background redis-server --port "$port" --bind 127.0.0.1 --dir "$dir" --logfile redis.log \
-		--appendonly yes --maxmemory-policy noeviction >/dev/null
+		--appendonly yes --maxmemory-policy noeviction </dev/null >>"$dir/redis.log" 2>&1
 	redis=$!
-	until responds "$port"; do # it may have to load its data first
-		if ! kill -0 "$redis" 2>/dev/null; then
-			redis=
+	until join; do # it may have to load its data first
+		if ! kill -0 "$redis" 2>/dev/null && ! join; then
 			echo "Redis did not start: $dir/redis.log says why" >&2
 			exit 1
 		fi
 		[ "$signals" = 0 ] || exit 0
 		sleep 0.1
 	done
+	[ "$(pid_in "$(ask 'INFO server')")" = "$redis" ] || return 0 # another run.sh was faster
+	echo "$redis" >"$dir/run.pid"
 }
 
 port=$(echo "$REDIS_URL" | sed -nE 's#^redis://(localhost|127\.0\.0\.1)(:([0-9]+))?/?[0-9]*$#:\3#p')
 if [ -n "$port" ]; then
 	port=${port#:}
 	port=${port:-6379}
-	[ -n "$(redis-cli -h 127.0.0.1 -p "$port" ping 2>/dev/null)" ] || start_redis "$port"
+	join
+	case $? in
+	1) start_redis ;;
+	2) port= ;; # tollgate says what is wrong with it, and nobody has to leave it
+	esac
 fi
 [ "$signals" = 0 ] || exit 0
 
