@@ -148,6 +148,8 @@ func TestRedisURLOfOtherKind(t *testing.T) {
 			"use redis-sentinel://<host>:<port>/<name of the master> (rediss-sentinel:// for TLS)"},
 		{"a Sentinel as one server", "rediss://" + sentinel, "this is a Sentinel: " +
 			"use redis-sentinel://<host>:<port>/<name of the master> (rediss-sentinel:// for TLS)"},
+		{"a Sentinel as a cluster, with a password", "rediss-cluster://u:hunter2@" + sentinel, sentinel + ": this is a Sentinel: use"},
+		{"a Sentinel as one server, with a password", "rediss://:hunter2@" + sentinel, sentinel + ": this is a Sentinel: use"},
 		{"silence", "rediss-sentinel://" + silent.Addr().String() + "/m", silent.Addr().String() + ": "},
 	}
 	for _, test := range tests {

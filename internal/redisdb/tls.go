@@ -14,13 +14,13 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/gomodule/redigo/redis"
 )
 
 const (
-	schemeCheckDelay   = 700 * time.Millisecond // without success, after which Open checks whether the port uses TLS
-	schemeCheckTimeout = 400 * time.Millisecond
-
-	tlsAlert = "remote error: tls: " // begins the error of crypto/tls for an alert of the peer
+	tlsCheckDelay = 700 * time.Millisecond // without success, after which Open checks whether the port uses TLS
+	lookTimeout   = 400 * time.Millisecond // of each look at what the servers are
 )
 
 // TLSFiles has the names of PEM files for TLS to Redis and its Sentinels. Each may be "".
@@ -113,7 +113,7 @@ func (r *URL) explain(err error) error {
 		return fmt.Errorf("%w: REDIS_CA_FILE names the file of its CA", err)
 	case noTLS:
 		return r.otherScheme()
-	case !r.tls || !strings.Contains(err.Error(), tlsAlert) || !strings.Contains(err.Error(), "certificate"):
+	case !isAlert(err) || !strings.Contains(err.Error(), "certificate"):
 		return err
 	case r.certificates == nil || r.certificates.files.Cert == "":
 		return fmt.Errorf("%w: it asks for a certificate, which REDIS_CERT_FILE and REDIS_KEY_FILE name", err)
@@ -129,13 +129,9 @@ func (r *URL) otherScheme() error {
 	return fmt.Errorf("this port uses TLS: use %s://", schemeOf(r.topology, true))
 }
 
-// checkScheme returns an error if a server that the URL names certainly uses TLS and the URL says that it does not, or
-// the reverse. A server shows that to a client that tries the other: it is silent, or closes the connection.
-func (r *URL) checkScheme(ctx context.Context) error {
-	if r.network == "unix" {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, schemeCheckTimeout)
+// lookAt calls look with the address of each server that the URL names, for a short time, and returns the first error.
+func (r *URL) lookAt(ctx context.Context, look func(ctx context.Context, address string) error) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	addresses := r.seeds
 	if r.topology == singleServer {
@@ -143,30 +139,84 @@ func (r *URL) checkScheme(ctx context.Context) error {
 	}
 	wrong := make([]error, len(addresses))
 	each(len(addresses), len(addresses), func(i int) {
-		if usesTLS, certain := probeTLS(ctx, addresses[i], !r.tls); certain && usesTLS != r.tls {
-			wrong[i] = fmt.Errorf("%s: %w", addresses[i], r.otherScheme())
+		if err := look(ctx, addresses[i]); err != nil {
+			wrong[i] = fmt.Errorf("%s: %w", addresses[i], err)
 		}
 	})
 	return cmp.Or(wrong...)
 }
 
-// probeTLS tries TLS, or a PING without it, and reports whether the server uses TLS, if that is certain then. No secret
-// is sent.
-func probeTLS(ctx context.Context, address string, try bool) (usesTLS, certain bool) {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return false, false
+// checkTLS returns an error if the server at address certainly uses TLS and the URL says that it does not, or the
+// reverse, or if it refuses the client's certificate or that there is none. A server may show that only to a client
+// that tries the other, or that sends nothing.
+func (r *URL) checkTLS(ctx context.Context, address string) error {
+	if r.network == "unix" {
+		return nil
+	}
+	if !r.tls {
+		conn, err := handshake(ctx, address, &tls.Config{InsecureSkipVerify: true})
+		if err == nil {
+			conn.Close()
+		}
+		if err == nil || isAlert(err) {
+			return r.otherScheme()
+		}
+		return nil
+	}
+	if respondsPlainly(ctx, address) {
+		return r.otherScheme()
+	}
+	conn, err := handshake(ctx, address, r.tlsConfig(""))
+	if err == nil {
+		defer conn.Close()
+		deadline, _ := ctx.Deadline()
+		_ = conn.SetReadDeadline(deadline)
+		_, err = conn.Read(make([]byte, 1))
+	}
+	if isAlert(err) {
+		return r.explain(err)
+	}
+	return nil
+}
+
+// checkKind returns an error if the server at address is a Sentinel, which has refused the password of the URL, and the
+// URL says that it is another server.
+func (r *URL) checkKind(ctx context.Context, address string) error {
+	anonymous := URL{network: r.network, tls: r.tls, certificates: r.certificates}
+	conn, err := anonymous.dial(ctx, address, lookTimeout)
+	if err != nil || r.topology == sentinelMaster {
+		return nil
 	}
 	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetDeadline(deadline)
-	if try {
-		err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(ctx)
-		return true, err == nil || strings.HasPrefix(err.Error(), tlsAlert)
+	if info, _ := redis.String(redis.DoContext(conn, ctx, "INFO", "server")); isSentinel(info) {
+		return errSentinel
 	}
+	return nil
+}
+
+// handshake makes a TLS connection, over which nothing is sent yet.
+func handshake(ctx context.Context, address string, config *tls.Config) (net.Conn, error) {
+	return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+}
+
+// isAlert reports whether the peer has ended a TLS connection with an alert.
+func isAlert(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "remote error: tls: ")
+}
+
+// respondsPlainly reports whether the server at address responds to a PING without TLS as Redis does, even one that
+// asks for a password.
+func respondsPlainly(ctx context.Context, address string) bool {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	// A Redis that uses TLS closes the connection. Another server may be silent: that leaves time for TLS.
+	_ = conn.SetDeadline(time.Now().Add(lookTimeout / 2))
 	_, _ = conn.Write([]byte("PING\r\n"))
 	first, err := bufio.NewReader(conn).ReadByte()
-	return false, err == nil && (first == '+' || first == '-') // +PONG, -NOAUTH
+	return err == nil && (first == '+' || first == '-')
 }
 
 // openChecked calls open and explains its error. It ends open early if the scheme of the URL is certainly wrong:
@@ -176,22 +226,25 @@ func (r *URL) openChecked(ctx context.Context, open func(context.Context) error)
 	defer cancel(nil)
 	checked := make(chan error, 1)
 	check := func() {
-		wrong := r.checkScheme(ctx)
+		wrong := r.lookAt(ctx, r.checkTLS)
 		checked <- wrong
 		if wrong != nil {
 			cancel(wrong)
 		}
 	}
-	timer := time.AfterFunc(schemeCheckDelay, check)
+	timer := time.AfterFunc(tlsCheckDelay, check)
 	err := open(ctx)
 	_, ofNetwork := errors.AsType[net.Error](err)
+	reply, _ := errors.AsType[redis.Error](err)
 	switch early := timer.Stop(); {
 	case err == nil:
 		return nil
 	case early && (ofNetwork || errors.Is(err, io.EOF)):
 		check()
+	case strings.Contains(string(reply), "AUTH") || strings.HasPrefix(string(reply), "WRONGPASS"):
+		return cmp.Or(r.lookAt(ctx, r.checkKind), err)
 	case early:
-		checked <- nil
+		return r.explain(err)
 	}
-	return r.explain(cmp.Or(<-checked, err))
+	return cmp.Or(<-checked, r.explain(err))
 }
