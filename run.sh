@@ -49,20 +49,22 @@ ask() {
 # pid_in prints the ID of Redis's process, which is in the reply to INFO.
 pid_in() { sed -n 's/^process_id://p' <<<"$1"; }
 
-# leave stops the Redis at $port if a run.sh has started it and nobody else is connected to it, and waits until its data
-# is written. Others that look at it to leave do not count: of several that end together the last one stops it.
+# leave stops the Redis at $port if a run.sh, perhaps of another clone, has started it and nobody else is connected to
+# it, and waits until its data is written. Others that leave do not count: of several that end together the last one
+# stops it.
 leave() {
 	[ -n "$port" ] || return 0
 	exec 4>&-
-	local reply pid others=0 try before=$signals
+	local reply pid dir others=0 try before=$signals
 	for try in 1 2 3 4 5; do # Redis may not yet have noticed that tollgate has gone
-		reply=$(ask 'CLIENT SETNAME leaving' 'INFO server' 'CLIENT LIST')
+		reply=$(ask 'CLIENT SETNAME leaving' 'INFO server' 'CONFIG GET dir' 'CLIENT LIST')
 		pid=$(pid_in "$reply")
+		dir=$(sed -n '/^dir$/{n;n;p;}' <<<"$reply")
 		if [ -z "$pid" ]; then
 			pid=$redis # it does not reply, or does not listen yet
 			break
 		fi
-		[ "$pid" = "$redis" ] || [ "$pid" = "$(cat ".redis/$port/run.pid" 2>/dev/null)" ] || return 0
+		[ "$pid" = "$redis" ] || [ "$pid" = "$(cat "$dir/run.pid" 2>/dev/null)" ] || return 0
 		others=$(grep '^id=' <<<"$reply" | grep -vc ' name=leaving ')
 		[ "$others" != 0 ] || break
 		sleep 0.1
@@ -131,7 +133,7 @@ start_redis() {
 	echo "$redis" >"$dir/run.pid"
 }
 
-port=$(echo "$REDIS_URL" | sed -nE 's#^redis://(localhost|127\.0\.0\.1)(:([0-9]+))?/?[0-9]*$#:\3#p')
+port=$(echo "$REDIS_URL" | sed -nE 's#^[[:space:]]*redis://(localhost|127\.0\.0\.1)(:([0-9]+))?/?[0-9]*[[:space:]]*$#:\3#p')
 if [ -n "$port" ]; then
 	port=${port#:}
 	port=${port:-6379}

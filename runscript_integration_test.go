@@ -47,7 +47,7 @@ func startRunScript(t *testing.T, port int, settings ...string) runScript {
 	cmd := exec.Command("./run.sh")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = 5 * time.Second // after a kill -9 its tollgate lives on
-	env := append(os.Environ(), "ADDR=127.0.0.1:0", fmt.Sprintf("REDIS_URL=redis://localhost:%d", port))
+	env := append(os.Environ(), "ADDR=127.0.0.1:0", fmt.Sprintf("REDIS_URL= redis://localhost:%d\r\n", port))
 	return runScript{startCommand(t, cmd, append(env, settings...)), port}
 }
 
