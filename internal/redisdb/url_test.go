@@ -106,6 +106,8 @@ func TestRedisURLMistakes(t *testing.T) {
 		{"[::1]:6379", begin + "…"},
 		{"redis-server.example.com", begin + "…"},
 		{"redis//h:6379", begin + "…"},
+		{"redis", begin + "…"},
+		{"unix", begin + "…"},
 		{"redis://h:abc", "has a port that is not a number from 1 to 65535"},
 		{"redis://h:99999", "has a port that is not a number from 1 to 65535"},
 		{"rediss://h:0", "has a port that is not a number from 1 to 65535"},
@@ -165,4 +167,22 @@ func TestRedisURLMistakes(t *testing.T) {
 			t.Errorf("%q: the error shows the URL: %q", test.url, got)
 		}
 	}
+}
+
+// Whatever the URL, there is a server in what is returned, or an error of one line.
+func FuzzParseURL(f *testing.F) {
+	for _, url := range []string{
+		"redis://h:1", "redis-sentinel://:p@a,b/m/1", "unix://:p@/s?db=1", "redis://h?a=b#c", "redis-cluster://[::1]:1,b",
+	} {
+		f.Add(url)
+	}
+	f.Fuzz(func(t *testing.T, url string) {
+		u, err := ParseURL(url)
+		switch {
+		case err == nil && u.address == "" && len(u.seeds) == 0:
+			t.Errorf("got %+v, want an address", u)
+		case err != nil && (u != nil || strings.ContainsAny(err.Error(), "\r\n")):
+			t.Errorf("got %+v, %q", u, err)
+		}
+	})
 }

@@ -49,14 +49,14 @@ func splitURL(s string) (parts urlParts, err error) {
 // splitScheme returns the scheme of a URL, in lower case. The error says what is wrong with the URL as a whole, or with
 // what follows the scheme at once.
 func splitScheme(s string) (string, error) {
-	scheme, rest, _ := strings.Cut(s, ":")
+	scheme, rest, colon := strings.Cut(s, ":")
 	scheme = strings.ToLower(scheme)
 	r, known := urlSchemes[scheme]
 	slashes := len(rest) - len(strings.TrimLeft(rest, "/"))
 	switch {
 	case strings.Trim(s, "\"'`“”‘’") != s:
 		return "", errors.New("has quotes around it: leave them out")
-	case !known:
+	case !known || !colon:
 		return "", errors.New("must begin with redis://, rediss:// (TLS), unix://, " +
 			"redis-sentinel://, rediss-sentinel://, redis-cluster:// or rediss-cluster://")
 	case strings.ContainsFunc(s, unicode.IsControl):
