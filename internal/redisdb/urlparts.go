@@ -133,14 +133,15 @@ var (
 
 // checkQuery returns an error that says what to write instead of the parameters that other clients have in their URLs.
 func (r *URL) checkQuery(query url.Values) error {
-	for _, name := range slices.Sorted(maps.Keys(query)) {
-		value := query.Get(name)
-		if value == "" || !plainName.MatchString(name) {
-			return errors.New("has an unknown query (is a ? in its password written as %3F?)")
-		}
-		return fmt.Errorf("has an unknown parameter %q: %s", name, r.insteadOf(strings.ToLower(name), value))
+	if len(query) == 0 {
+		return nil
 	}
-	return nil
+	name := slices.Min(slices.Collect(maps.Keys(query)))
+	value := query.Get(name)
+	if value == "" || !plainName.MatchString(name) {
+		return errors.New("has an unknown query (is a ? in its password written as %3F?)")
+	}
+	return fmt.Errorf("has an unknown parameter %q: %s", name, r.insteadOf(strings.ToLower(name), value))
 }
 
 // insteadOf returns what to write instead of a parameter.
