@@ -119,7 +119,7 @@ func TestRedisURLMistakes(t *testing.T) {
 		{"redis://my host:6379", "has a host that is neither a name nor an IP address"},
 		{"redis-cluster://a, b", "has a host that is neither a name nor an IP address"},
 		{"redis-cluster://a,", "has a comma without a host before or after it"},
-		{"redis-cluster://a,:7", ""},
+		{"redis-cluster://a,:7", "has a comma without a host before or after it"},
 		{"rediss://h?ssl_cert_reqs=none", `has an unknown parameter "ssl_cert_reqs": leave it out; TLS (rediss://) is always ` +
 			"verified, REDIS_CA_FILE names a CA of your own, REDIS_CERT_FILE and REDIS_KEY_FILE a client certificate"},
 		{"rediss-cluster://h?tls_insecure=1", `has an unknown parameter "tls_insecure": leave it out; TLS…`},

@@ -88,7 +88,7 @@ func (r *URL) setHosts(hosts []string) error {
 		port = "26379"
 	}
 	for _, host := range hosts {
-		if len(hosts) > 1 && strings.Trim(host, ":") == "" {
+		if len(hosts) > 1 && (host == "" || host[0] == ':') {
 			return errors.New("has a comma without a host before or after it")
 		}
 		address, err := parseHost(host, port)
