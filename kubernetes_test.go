@@ -98,9 +98,6 @@ func kubernetesManifest(t *testing.T) map[string]any {
 	return objects
 }
 
-// notYet has the settings in docs/kubernetes.md that the program is about to get. TO DO: delete it when it has them.
-var notYet = []string{"REDIS_CA_FILE"}
-
 // The variables of the manifest are settings, with values that the program accepts.
 func TestKubernetesSettings(t *testing.T) {
 	container := walk(kubernetesManifest(t)["Deployment"], "spec", "template", "spec", "containers", 0)
@@ -121,9 +118,7 @@ func TestKubernetesSettings(t *testing.T) {
 			}
 		}
 		switch {
-		case known && slices.Contains(notYet, name):
-			t.Errorf("%s is a setting now: delete it from notYet", name)
-		case !known && !slices.Contains(notYet, name) && !slices.Contains(runtimes, name):
+		case !known && !slices.Contains(runtimes, name):
 			t.Errorf("%s is no setting", name)
 		case known && !o.secretFile && value != "":
 			if err := o.set(value); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 // Redis's certificate is verified, by the system's CAs or the one given, and a Redis that asks for a certificate gets
@@ -59,6 +60,38 @@ func TestRedisTLS(t *testing.T) {
 			s.consume(t, "abc", key, "", retryKey+"k").want(t, 200, `{"tokensLeft":90}`)
 		})
 	}
+}
+
+// On SIGHUP the certificates are read again: with renewed ones a server is reached that has renewed its own. A file that
+// is malformed changes nothing.
+func TestRedisTLSIsReadAgain(t *testing.T) {
+	t.Parallel()
+	certFile, keyFile := redistest.NewCertificate(t)
+	newCert, newKey := redistest.NewCertificate(t)
+	r, port := redistest.NewTLS(t, certFile, keyFile, "yes")
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	copyFile := func(from, to string) {
+		t.Helper()
+		if err := os.WriteFile(to, []byte(readFile(t, from)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyFile(certFile, file)
+	p := startProcess(t, []string{
+		fmt.Sprintf("REDIS_URL=rediss://tollgate:%s@localhost:%d", redistest.Password, port), "ADDR=127.0.0.1:0",
+		"REDIS_CA_FILE=" + file, "REDIS_CERT_FILE=" + certFile, "REDIS_KEY_FILE=" + keyFile,
+	})
+	s := p.service(t)
+	s.login(t, "abc")
+	p.reload(t, file, "no certificate", "[ERROR] REDIS_*_FILE was not read again, and the old value stays: REDIS_CA_FILE: ")
+	copyFile(newCert, certFile)
+	copyFile(newKey, keyFile)
+	r.Do(t, "CONFIG", "SET", "tls-cert-file", certFile, "tls-key-file", keyFile, "tls-ca-cert-file", certFile)
+	r.Do(t, "CLIENT", "KILL", "TYPE", "normal")
+	waittest.Eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(503) })
+	p.reload(t, file, readFile(t, newCert), "[INFO] REDIS_*_FILE was read again")
+	waittest.Eventually(t, 5*time.Second, func() error { return s.do(t, "GET", "/readyz", "").is(200) })
+	s.login(t, "abc")
 }
 
 // Sentinels and their servers are reached with the same certificates.

@@ -215,6 +215,15 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 			}})
 		}
 	}
+	if wrong = append(wrong, s.completeRedis(given, getenv)...); len(wrong) > 0 {
+		return s, wrong
+	}
+	s.setMaxConnections(s.maxConnections)
+	return s, nil
+}
+
+// completeRedis adds to redisURL what other settings say of Redis, and returns a sentence for each that is bad.
+func (s *settings) completeRedis(given map[string]string, getenv func(string) string) (wrong settingsError) {
 	if _, ok := given["redis-url"]; ok && s.redisURL != nil && s.redisURL.HasPassword() {
 		wrong = append(wrong, "-redis-url: must not hold a password, which others could read there: use REDIS_URL")
 	}
@@ -224,11 +233,10 @@ func parseSettings(args []string, getenv func(string) string, stdout io.Writer) 
 	if err := s.redisURL.SetTLSFiles(s.redisTLS); err != nil {
 		wrong = append(wrong, err.Error())
 	}
-	if len(wrong) > 0 {
-		return s, wrong
+	if s.redisTLS != (redisdb.TLSFiles{}) {
+		s.reloadables = append(s.reloadables, reloadable{"REDIS_*_FILE", s.redisURL.LoadTLS})
 	}
-	s.setMaxConnections(s.maxConnections)
-	return s, nil
+	return wrong
 }
 
 // parseFlags returns the values of the flags in args, and a sentence for each argument that is not one. The error is
