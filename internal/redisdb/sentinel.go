@@ -236,18 +236,19 @@ func (c *Client) refreshMaster() {
 	}
 }
 
-// locate asks the Sentinels for the master before a new connection is made. Connections that are made at about the same
-// time share their replies.
-func (c *Client) locate(ctx context.Context) {
+// locate asks the Sentinels for the master, unless they were asked after since. So connections that are made at about
+// the same time share their replies.
+func (c *Client) locate(ctx context.Context, since time.Time) {
 	s := c.sentinels
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.askedAt) < locateAge {
+	if s.askedAt.After(since) {
 		return
 	}
+	began := time.Now()
 	c.useMaster(s.askAll(ctx, locateTimeout))
 	if ctx.Err() == nil {
-		s.askedAt = time.Now()
+		s.askedAt = began
 	}
 }
 
@@ -290,16 +291,23 @@ func (c *Client) useMaster(replies []sentinelReply) namedMaster {
 
 // dialMaster returns a function that connects to the server at address if it is the master. The Sentinels are asked
 // each time: a master that was down for a while is a master for some more time when it is back, but no longer theirs.
-// Without them, the master that is known is the best guess.
+// Of one that could not be reached before they are asked again when it is connected to, since it may have been replaced
+// just before it came back. Without them, the master that is known is the best guess.
 func (c *Client) dialMaster(address string) dialFunc {
 	return func(ctx context.Context, timeout time.Duration, more ...redis.DialOption) (redis.Conn, error) {
-		c.locate(ctx)
+		c.locate(ctx, time.Now().Add(-locateAge))
 		n := c.master.Load()
 		if n == nil || n.address != address {
 			return nil, errOtherMaster
 		}
 		began := time.Now()
 		conn, err := c.dialIfMaster(ctx, address, timeout, more...)
+		if err == nil && n.lost.Load() {
+			if c.locate(ctx, time.Now()); c.master.Load() != n {
+				conn.Close()
+				return nil, errOtherMaster
+			}
+		}
 		_, replied := errors.AsType[redis.Error](err)
 		switch {
 		case err == nil || replied:
