@@ -13,7 +13,7 @@ run: tools ## serve on :8080, with a Redis of its own if none responds at REDIS_
 	@./run.sh
 
 test: tools ## run the tests, race detector on, against a real redis-server, or the one at TEST_REDIS_URL
-	go test -race ./...
+	go test -race -parallel 8 ./...  # most tests wait most of the time
 
 cluster: tools ## run the tests, but for load and fault suites, on a Redis Cluster of three masters
 	TEST_REDIS_TOPOLOGY=cluster go test ./...

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,32 +189,30 @@ func TestSlowUploads(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 10_000_000, `,"bytes_per_token":8`)
 	const size = 300 << 10
-	begin := func(t *testing.T, sent int) *net.TCPConn {
+	begin := func(sent int) *net.TCPConn {
 		c := g.begin(t, "POST", "/"+g.tenant+chatPath, size, bearer(g.key))
 		fmt.Fprint(c, `{"messages":[]`+strings.Repeat(" ", sent-14))
 		return c
 	}
+	var uploads sync.WaitGroup
+	defer uploads.Wait()
 	for name, sent := range map[string]int{"nothing more comes": 14, "it began fast": 96 << 10} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			began := time.Now()
-			if got := readAll(begin(t, sent)); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, "Body came too slowly") {
-				t.Errorf("got %s", got)
+		began, c := time.Now(), begin(sent)
+		uploads.Go(func() {
+			if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, "Body came too slowly") {
+				t.Errorf("%s: got %s", name, got)
 			}
 			if took := time.Since(began); took < uploadPatience || took > 3*uploadPatience {
-				t.Errorf("it was cut after %s", took)
+				t.Errorf("%s: it was cut after %s", name, took)
 			}
 		})
 	}
-	t.Run("fast enough", func(t *testing.T) {
-		t.Parallel()
-		c := begin(t, size*3/4)
-		time.Sleep(readTimeout + time.Second)
-		fmt.Fprint(c, strings.Repeat(" ", size/4-1)+"}")
-		if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
-			t.Errorf("got %s", got)
-		}
-	})
+	c := begin(size * 3 / 4)
+	time.Sleep(readTimeout + time.Second)
+	fmt.Fprint(c, strings.Repeat(" ", size/4-1)+"}")
+	if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+		t.Errorf("fast enough: got %s", got)
+	}
 }
 
 // TestBodyShares fills one key's share of the memory for bodies. Another key of its tenant, and another tenant, find

@@ -27,11 +27,9 @@ func TestCluster(t *testing.T) {
 	t.Parallel()
 	t.Run("commands", testClusterCommands)
 	t.Run("login limit", testClusterLoginLimit)
-	t.Run("holds", testClusterWalks)
 	t.Run("index of keys", testIndexInCluster)
 	t.Run("usage", testUsageInCluster)
 	t.Run("response cache", testCacheInCluster)
-	t.Run("topologies", testRedisTopologies)
 	t.Run("script flush", testClusterScriptFlush)
 	t.Run("half-moved slot", testClusterHalfMovedSlot)
 	t.Run("resharding", testClusterResharding)
@@ -44,6 +42,9 @@ func TestCluster(t *testing.T) {
 	t.Run("unowned slots", testClusterUnownedSlots)
 	t.Run("frozen master", testClusterFrozenMaster)
 	t.Run("nodes", testClusterNodes)
+	// The last two have parts that are parallel, and wait until other tests have ended.
+	t.Run("topologies", testRedisTopologies)
+	t.Run("holds", testClusterWalks)
 }
 
 // Every script and command works on keys of every master, and in a steady state nothing is redirected.

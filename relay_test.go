@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -276,33 +277,38 @@ func TestGatewayUsageGrace(t *testing.T) {
 	}
 }
 
-// Of streams that are read without a client there are at most 256. Any more cost what was held.
-func TestGatewayDrains(t *testing.T) {
-	const granted = 1_000_000
-	g := newGatewayTest(t, granted, `,"on_hangup":"drain"`)
+// TestDrainShares has one key leave as many streams as it may have drains for. Further ones are cancelled and cost what was
+// held. The streams that another tenant's user leaves are read to their end all the same, and charged exactly.
+func TestDrainShares(t *testing.T) {
+	t.Parallel()
+	const most = 1024 * 3 / 8 // of a key that is alone: three quarters of its tenant's share
+	s := newService(t)
+	g, neighbour := s.newGatewayTest(t, 1_000_000, `,"on_hangup":"drain"`), s.newGatewayTest(t, 1_000_000, `,"on_hangup":"drain"`)
 	g.provider.On("", providertest.Conduct{Hang: providertest.InContent})
 	const body = `{"stream":true,"max_tokens":30}` // 31 bytes
-	for range 256 {
-		g.open(t, chatPath, body, "ünd ").Close()
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range most / 8 {
+				g.open(t, chatPath, body, "ünd ").Close()
+			}
+		})
 	}
-	first := g.key
-	waittest.Eventually(t, 30*time.Second, func() error {
-		g.key = g.login(t, g.tenant)
-		g.open(t, chatPath, body, "ünd ").Close()
-		time.Sleep(20 * time.Millisecond)
-		if held := testRedis.Int(t, "EXISTS", "{apiKey:"+g.key+"}:holds"); held > 0 {
-			return fmt.Errorf("the stream is read without a client")
-		}
-		return nil
-	})
-	if n := g.charged(t, granted); n != 61 {
-		t.Errorf("charged %d", n)
+	clients.Wait()
+	s.awaitUsed(t, "drains", most)
+	before := tokensLeft(t, g.key)
+	g.open(t, chatPath, body, "ünd ").Close()
+	s.awaitUsed(t, "waiting", 0)
+	if charged := before - tokensLeft(t, g.key); charged != 61 {
+		t.Errorf("a stream beyond the share has cost %d, want the 61 that were held", charged)
 	}
-	g.provider.Stop() // ends the others
-	g.key = first
-	if n := g.charged(t, granted); n < 200*(8+4) {
-		t.Errorf("charged %d", n)
+	neighbour.provider.On("", providertest.Conduct{Pause: 50 * time.Millisecond})
+	neighbour.open(t, chatPath, body, "ünd ").Close()
+	if charged := neighbour.charged(t, 1_000_000); charged != 18 {
+		t.Errorf("another tenant's user has paid %d, want 18", charged)
 	}
+	g.provider.Stop()
+	s.awaitUsed(t, "drains", 0)
 }
 
 // In silence a comment comes every 15 s, which SDKs ignore.

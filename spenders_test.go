@@ -41,7 +41,7 @@ type spender struct {
 
 const spenderTokens = 1_000_000 // that each is given
 
-// startSpenders lets 12 clients begin.
+// startSpenders lets 6 clients begin, which leave the machine some time for other tests.
 func startSpenders(t *testing.T, settings ...string) *spenders {
 	t.Helper()
 	p := providertest.New(t)
@@ -49,13 +49,14 @@ func startSpenders(t *testing.T, settings ...string) *spenders {
 	all.tenant = newClusterTenant(t, all.services[0], fmt.Sprintf(
 		`{"user_groups":{"pro":{"tokens":%d,"rate_limit":100000,"rate_limit_window":1}},"providers":{"text":{"endpoints":{%s}}}}`,
 		spenderTokens, endpointJSON(p, "chat", chatPath, "")))
-	for i := range 12 {
+	for i := range 6 {
 		s := &spender{spenders: all, name: strconv.Itoa(i)}
 		s.keys = []string{all.services[0].issue(t, all.tenant, `"userId":"`+s.name+`","group":"pro"`)}
 		all.all = append(all.all, s)
 		all.running.Go(func() {
 			for !all.stopped.Load() && s.step(t) {
 				all.steps.Add(1)
+				time.Sleep(2 * time.Millisecond)
 			}
 		})
 	}
@@ -185,7 +186,7 @@ func TestSpendersWithSentinels(t *testing.T) {
 		g := redistest.NewSentinels(t, "")
 		all := startSpenders(t, "REDIS_URL="+g.URL())
 		for range 2 {
-			all.more(t, 500)
+			all.more(t, 300)
 			old := g.Master(t)
 			old.Kill()
 			promoted := g.Promoted(t, old)
@@ -198,21 +199,21 @@ func TestSpendersWithSentinels(t *testing.T) {
 		old := g.Master(t)
 		waittest.Eventually(t, 20*time.Second, g.Failover)
 		g.Heal(t, old, g.Promoted(t, old))
-		all.more(t, 500)
+		all.more(t, 300)
 		all.stop(t, false)
 	})
 	t.Run("split brain", func(t *testing.T) {
 		t.Parallel()
 		g := redistest.NewSentinels(t, "")
 		all := startSpenders(t, "REDIS_URL="+g.URL(), "WAIT_REPLICAS=1")
-		all.more(t, 500)
+		all.more(t, 300)
 		old := g.Master(t)
 		old.Signal(t, syscall.SIGSTOP)
 		promoted := g.Promoted(t, old)
 		all.more(t, 100)
 		old.Signal(t, syscall.SIGCONT)
 		g.Heal(t, old, promoted)
-		all.more(t, 500)
+		all.more(t, 300)
 		all.stop(t, true)
 	})
 }
@@ -222,13 +223,13 @@ func testClusterSpenders(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	all := startSpenders(t, "REDIS_URL="+c.URL())
-	all.more(t, 500)
+	all.more(t, 300)
 	masters := c.MastersNow(t)
 	slots := masters[0].Slots(t)
 	for _, part := range [][]int{slots[:200], slots[200:400], slots[400:600]} {
 		c.MoveSlots(t, masters[0], masters[1], part)
 	}
 	c.MoveSlots(t, masters[1], masters[0], slots[:600])
-	all.more(t, 500)
+	all.more(t, 300)
 	all.stop(t, true)
 }

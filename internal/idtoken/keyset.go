@@ -149,7 +149,7 @@ func (s *keySet) fetch(f *keyFetch) {
 	}
 	s.fetching = nil
 	s.mu.Unlock()
-	close(f.done)
+	defer close(f.done)
 	switch {
 	case err != nil && !wasFailing:
 		s.log.Warnf("The keys of %s cannot be fetched: %v", s.title, err)
