@@ -27,8 +27,8 @@ const (
 	gatewayBodyMemory = 256 << 20 // also of providers' responses
 )
 
-// A large body of a request to the gateway may take as long as it needs at minUploadRate bytes a second. That is
-// measured when uploadPatience has passed.
+// A large body of a request to the gateway may take as long as it needs at minUploadRate bytes a second, on average,
+// and uploadPatience more.
 const (
 	minUploadRate  = 16 << 10 // bytes
 	uploadPatience = 5 * time.Second
@@ -156,7 +156,7 @@ type uploadReader struct {
 
 func (u *uploadReader) Read(p []byte) (int, error) {
 	earned := time.Duration(u.bytes) * time.Second / minUploadRate
-	end := u.start.Add(max(earned, uploadPatience))
+	end := u.start.Add(uploadPatience + earned)
 	_ = u.client.SetReadDeadline(end)
 	_ = u.client.SetWriteDeadline(end.Add(writeTimeout)) // for the response
 	n, err := u.ReadCloser.Read(p)

@@ -196,7 +196,7 @@ func TestSlowUploads(t *testing.T) {
 	}
 	var uploads sync.WaitGroup
 	defer uploads.Wait()
-	for name, sent := range map[string]int{"nothing more comes": 14, "it began fast": 96 << 10} {
+	for name, sent := range map[string]int{"nothing more comes": 14, "it began fast": 70 << 10} {
 		began, c := time.Now(), begin(sent)
 		uploads.Go(func() {
 			if got := readAll(c); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, "Body came too slowly") {
