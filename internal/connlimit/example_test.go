@@ -20,7 +20,7 @@ func Example() {
 		return
 	}
 	listener := connlimit.New(tcp, 1000)
-	go listener.CutSlowRequests()
+	go listener.KeepRoom()
 	server := &http.Server{
 		Handler: listener.Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			if listener.NearCapacity() {

@@ -1,16 +1,18 @@
 // Package connlimit bounds what connections can take from an HTTP server: how many there are, how long they may take
-// for a request while they are scarce, and how many lines a header may have.
+// for a request or its response while they are scarce, and how many lines a header may have.
 //
-// An http.Server serves a Listener, with its Handler, ConnContext and ConnState, while its CutSlowRequests runs. The
-// example shows how. It is for HTTP/1 without TLS.
+// An http.Server serves a Listener, with its Handler, ConnContext and ConnState, while its KeepRoom runs. The example
+// shows how. It is for HTTP/1 without TLS.
 package connlimit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +51,7 @@ func New(l net.Listener, maxConnections int64) *Listener {
 // Addr returns the address of the listener below.
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 
-// Close ends Accept and CutSlowRequests. Connections that were accepted stay open.
+// Close ends Accept and KeepRoom. Connections that were accepted stay open.
 func (l *Listener) Close() error { return l.close() }
 
 // Connections returns how many connections are open. While Accept waits for the next one, that counts, too.
@@ -94,11 +96,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return limited, nil
 }
 
-// CutSlowRequests closes, while NearCapacity, each connection on which a request has begun and is not complete, with
-// its body, after a second, unless Admit was called for it. Clients that send slowly could otherwise take all
-// connections for the server's ReadTimeout. A new connection counts as one on which a request has begun.
-// CutSlowRequests returns when the listener is closed.
-func (l *Listener) CutSlowRequests() {
+// KeepRoom closes connections while NearCapacity, until it is no longer, so that others find one. It closes those that
+// wait for another request, those that have waited longest first. It also closes, unless Admit was called for its
+// request, each connection on which a request has begun and is not complete, with its body, after a second, or whose
+// client has taken nothing of the response for a second. Such clients could otherwise take all connections for the
+// timeouts of the server. A new connection counts as one on which a request has begun. KeepRoom returns when the
+// listener is closed.
+func (l *Listener) KeepRoom() {
 	tick := time.NewTicker(crowdedTimeout / 10)
 	defer tick.Stop()
 	for {
@@ -109,25 +113,42 @@ func (l *Listener) CutSlowRequests() {
 			if !l.NearCapacity() {
 				continue
 			}
-			for _, c := range l.slow(now) {
+			for _, c := range append(l.slow(now), l.idle()...) {
 				c.Close()
 			}
 		}
 	}
 }
 
-// slow returns the connections that have waited for a complete request for longer than crowdedTimeout.
+// slow returns the connections that have waited for a complete request, or for the client to read, for longer than
+// crowdedTimeout.
 func (l *Listener) slow(now time.Time) (slow []*conn) {
+	isLate := func(since *atomic.Int64) bool {
+		began := since.Load()
+		return began > 0 && now.UnixNano()-began > int64(crowdedTimeout)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
-		for _, since := range [...]int64{c.headerSince.Load(), c.bodySince.Load()} {
-			if since > 0 && now.UnixNano()-since > int64(crowdedTimeout) {
-				slow = append(slow, c)
-			}
+		if isLate(&c.headerSince) || !c.admitted.Load() && (isLate(&c.bodySince) || isLate(&c.writeSince)) {
+			slow = append(slow, c)
 		}
 	}
 	return slow
+}
+
+// idle returns as many of the connections that wait for another request as must be closed so that connections are no
+// longer scarce.
+func (l *Listener) idle() (idle []*conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		if c.headerSince.Load() == betweenRequests {
+			idle = append(idle, c)
+		}
+	}
+	slices.SortFunc(idle, func(a, b *conn) int { return cmp.Compare(a.idleSince.Load(), b.idleSince.Load()) })
+	return idle[:min(len(idle), max(len(l.places)-cap(l.places)*3/4, 0))]
 }
 
 // conn is a net.Conn that gives its place back when it is closed, and watches over the headers that it reads.
@@ -135,7 +156,10 @@ type conn struct {
 	net.Conn
 	release     func()
 	headerSince atomic.Int64 // since when a header is awaited, in Unix nanoseconds; 0: none is; or betweenRequests
-	bodySince   atomic.Int64 // since when a body is awaited; 0: none is, or it may take its time
+	bodySince   atomic.Int64 // since when a body is awaited; 0: none is
+	writeSince  atomic.Int64 // since when the client has taken nothing of what is written; 0: nothing is
+	idleSince   atomic.Int64 // since when it has waited for another request
+	admitted    atomic.Bool  // the present request may take its time
 	header      headerScan   // used by the reader alone, while headerSince is not 0
 }
 
@@ -160,6 +184,21 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// maxWrite bounds what a client takes without being seen to take anything.
+const maxWrite = 16 << 10
+
+func (c *conn) Write(p []byte) (written int, err error) {
+	defer c.writeSince.Store(0)
+	for {
+		part := p[written:min(written+maxWrite, len(p))]
+		c.writeSince.Store(time.Now().UnixNano())
+		n, err := c.Conn.Write(part)
+		if written += n; err != nil || written == len(p) {
+			return written, err
+		}
+	}
+}
+
 func (c *conn) Close() error {
 	defer c.release()
 	return c.Conn.Close()
@@ -177,8 +216,11 @@ func (c *conn) CloseWrite() error {
 // StateActive is of no use for that, since net/http sets it when it has read the header.
 func ConnState(c net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
-		c.(*conn).headerSince.Store(betweenRequests)
-		c.(*conn).bodySince.Store(0)
+		c := c.(*conn)
+		c.idleSince.Store(time.Now().UnixNano())
+		c.bodySince.Store(0)
+		c.admitted.Store(false)
+		c.headerSince.Store(betweenRequests)
 	}
 }
 
@@ -218,11 +260,11 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Admit lets the body of the request with ctx take its time, even while connections are scarce. It does nothing if the
-// request did not come through a Listener.
+// Admit lets the body of the request with ctx and its response take their time, even while connections are scarce. It
+// does nothing if the request did not come through a Listener.
 func Admit(ctx context.Context) {
 	if c, ok := ctx.Value(connKey{}).(*conn); ok {
-		c.bodySince.Store(0)
+		c.admitted.Store(true)
 	}
 }
 

@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// largeBody is more than the system buffers.
+const largeBody = 32 << 20
+
 // prompt is far longer than anything takes that does not wait.
 const prompt = 10 * time.Second
 
@@ -36,6 +39,12 @@ func serve(t *testing.T, l *Listener) {
 				Admit(r.Context())
 			}
 			_, _ = io.Copy(w, r.Body)
+			if strings.HasPrefix(r.URL.Path, "/large") {
+				if r.URL.Path == "/large/patient" {
+					Admit(r.Context())
+				}
+				_, _ = w.Write(make([]byte, largeBody))
+			}
 			if r.URL.Path == "/gone" {
 				Disconnect(r.Context())
 				Disconnect(r.Context())
@@ -44,7 +53,7 @@ func serve(t *testing.T, l *Listener) {
 		ConnContext: ConnContext,
 		ConnState:   ConnState,
 	}
-	go l.CutSlowRequests()
+	go l.KeepRoom()
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close() })
 }
@@ -127,7 +136,7 @@ func TestListenerAcceptFails(t *testing.T) {
 	}
 }
 
-// Close ends an Accept that waits for a connection to end, and CutSlowRequests. It may be called twice.
+// Close ends an Accept that waits for a connection to end, and KeepRoom. It may be called twice.
 func TestListenerClose(t *testing.T) {
 	l := listen(t, 1)
 	dial(t, l, "")
@@ -138,7 +147,7 @@ func TestListenerClose(t *testing.T) {
 		ended <- err
 	}()
 	go func() {
-		l.CutSlowRequests()
+		l.KeepRoom()
 		ended <- net.ErrClosed
 	}()
 	for range 2 {
@@ -213,6 +222,50 @@ func TestTooManyHeaderLines(t *testing.T) {
 	}
 }
 
+// TestSlowReaders cuts a response that its client does not read while connections are scarce, unless it was admitted.
+func TestSlowReaders(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		path   string
+		places int64
+		cut    bool
+	}{{"/large", 1, true}, {"/large/patient", 1, false}, {"/large", 3, false}} {
+		l := listen(t, test.places)
+		serve(t, l)
+		c := dial(t, l, "GET "+test.path+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		time.Sleep(2 * crowdedTimeout)
+		n, _ := io.Copy(io.Discard, c)
+		if isCut := n < largeBody; isCut != test.cut {
+			t.Errorf("%+v: %d bytes of %d have come", test, n, largeBody)
+		}
+	}
+}
+
+// TestIdleConnections closes the connections that have waited longest for another request, until there is room again.
+func TestIdleConnections(t *testing.T) {
+	t.Parallel()
+	l := listen(t, 8)
+	serve(t, l)
+	var idle []net.Conn
+	for range 8 { // one more than Accept would have let in if none were closed
+		c := dial(t, l, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		if response, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || response.StatusCode != 200 {
+			t.Fatalf("got %v, %v", response, err)
+		}
+		idle = append(idle, c)
+	}
+	for i, c := range idle[:2] {
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("connection %d: got %v, want %v", i, err, io.EOF)
+		}
+	}
+	last := idle[7]
+	_, _ = io.WriteString(last, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	if response, err := http.ReadResponse(bufio.NewReader(last), nil); err != nil || response.StatusCode != 200 {
+		t.Errorf("the newest: got %v, %v", response, err)
+	}
+}
+
 // TestDisconnect gives the place of a connection to the next while its handler goes on.
 func TestDisconnect(t *testing.T) {
 	t.Parallel()
@@ -228,8 +281,8 @@ func TestDisconnect(t *testing.T) {
 	Admit(t.Context())
 }
 
-// While connections are scarce a request must come within a second, on a new connection and on one that was kept. A body
-// that is admitted may take longer, and so may the time between requests. While there are enough everything may.
+// While connections are scarce a request must come within a second, on a new connection and on one that was kept, and its
+// response must be read. A request that is admitted may take longer. While there are enough connections all may.
 func TestSlowRequests(t *testing.T) {
 	t.Parallel()
 	const get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -245,7 +298,8 @@ func TestSlowRequests(t *testing.T) {
 		{"half a header", 1, false, get[:10], get[10:], true},
 		{"nothing", 1, false, "", get, true},
 		{"half a header on a kept connection", 1, true, get[:10], get[10:], true},
-		{"nothing on a kept connection", 1, true, "", get, false},
+		{"nothing on a kept connection", 1, true, "", get, true},
+		{"nothing on a kept connection, with places left", 3, true, "", get, false},
 		{"half a body", 1, false, post + "{", "}", true},
 		{"half a body on a kept connection", 1, true, post + "{", "}", true},
 		{"half a body that is admitted", 1, false, strings.Replace(post, "/", "/patient", 1) + "{", "}", false},
@@ -271,7 +325,8 @@ func TestSlowRequests(t *testing.T) {
 				if _, err := r.ReadByte(); err == nil {
 					t.Error("it is responded to")
 				}
-				if took := time.Since(began); took < crowdedTimeout/2 || took > crowdedTimeout+prompt/2 {
+				took := time.Since(began)
+				if early := !test.kept && took < crowdedTimeout/2; early || took > crowdedTimeout+prompt/2 {
 					t.Errorf("it was cut after %s", took)
 				}
 				return
