@@ -4,19 +4,12 @@ package main
 
 import (
 	"bufio"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -76,33 +69,8 @@ func exposedCaddy(t *testing.T, port int, certificate, key, tollgate, admins str
 // newCertificate returns the files of a certificate for both names, which e trusts, and of its key.
 func (e *exposed) newCertificate(t *testing.T) (certificate, key string) {
 	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: in(time.Hour),
-		DNSNames: []string{exposedHost, adminHost}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	certificate, key = filepath.Join(dir, "tollgate.pem"), filepath.Join(dir, "tollgate.key")
-	for file, block := range map[string]*pem.Block{
-		certificate: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: keyDER},
-	} {
-		content := pem.EncodeToMemory(block)
-		e.roots.AppendCertsFromPEM(content) // nothing, for the key
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	certificate, key = redistest.NewCertificate(t, exposedHost, adminHost)
+	e.roots.AppendCertsFromPEM([]byte(readFile(t, certificate)))
 	return certificate, key
 }
 

@@ -105,6 +105,18 @@ func TestChargesInFullRedis(t *testing.T) {
 	s.consume(t, id, limited, "").want(t, 200, `{"tokensLeft":998}`)
 }
 
+// TestStartWithoutReplicas starts without the replicas that must have each write. What is only read is served.
+func TestStartWithoutReplicas(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	newService(t, "REDIS_URL="+r.URL()) // the seed is there
+	s := newService(t, "REDIS_URL="+r.URL(), "WAIT_REPLICAS=1")
+	s.admin(t, "GET", "/abc/admin/config/history", "").want(t, 200, "")
+	if n := s.log.Count("[WARN] The tenant abc cannot be created if it does not exist: "); n != 1 {
+		t.Errorf("log:\n%s", s.log)
+	}
+}
+
 // A service starts though Redis is full, and says that it cannot create the example tenant.
 func TestStartOnFullRedis(t *testing.T) {
 	t.Parallel()

@@ -65,6 +65,8 @@ type Client struct {
 
 	named, failed namedMaster // of masterInUse
 	changedAt     time.Time   // when the Sentinels last made another server the master
+	rival         namedMaster // see rival, as the Sentinels last said
+	rivalSince    time.Time   // since when they have said so
 }
 
 // Open connects to Redis and checks it. Until ctx is done it waits for what may pass by itself: a server that is not

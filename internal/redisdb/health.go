@@ -33,6 +33,10 @@ func IsOutOfMemory(err error) bool {
 	return ok && strings.HasPrefix(string(reply), "OOM")
 }
 
+// IsWriteRefused reports whether Redis responds, and has refused a write because its memory is full, or has too few
+// replicas for it.
+func IsWriteRefused(err error) bool { return IsOutOfMemory(err) || errors.Is(err, errTooFewReplicas) }
+
 // isNoScript reports whether Redis does not know the script that EVALSHA names.
 func isNoScript(err error) bool {
 	reply, ok := errors.AsType[redis.Error](err)

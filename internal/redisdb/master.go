@@ -27,6 +27,7 @@ type masterInUse struct {
 	namedMaster
 	lost   bool        // it could not be reached when that was last tried, or was no master
 	recent bool        // another one was left for it less than settleTime ago
+	beaten bool        // most Sentinels have named another one, the rival, for settleTime
 	failed namedMaster // was lost and left, though a Sentinel named it with a higher epoch
 }
 
@@ -42,7 +43,8 @@ const settleTime = 3 * time.Second
 // URL. If the one in use is lost, it is enough that all agree who respond, or most of them in its epoch; and if most
 // name another one, that is used even if a Sentinel names the lost one with a higher epoch. In a failover the Sentinel
 // that knows of it may be slow to respond while the others do not know of it yet. So none of this leads to a lower
-// epoch, or away from a lost master, soon after another change.
+// epoch, or away from a lost master, soon after another change. But if the others have not heard of a higher epoch for
+// settleTime, the Sentinel that names it is wrong.
 func chooseMaster(replies []sentinelReply, inUse masterInUse) namedMaster {
 	most := majority(replies)
 	named := slices.DeleteFunc(slices.Clone(replies), func(r sentinelReply) bool {
@@ -52,20 +54,31 @@ func chooseMaster(replies []sentinelReply, inUse masterInUse) namedMaster {
 		return inUse.namedMaster
 	}
 	best := newest(named, inUse)
-	unanimous := votes(named, best) == len(named)
 	switch {
+	case inUse.beaten:
+		return most
 	case inUse.address == "", best.epoch > inUse.epoch, best == most && best.epoch == inUse.epoch:
 		return best
 	case inUse.recent:
 		return inUse.namedMaster
 	case best == most:
 		return best
-	case inUse.lost && best == inUse.namedMaster && most.address != "":
-		return most
-	case inUse.lost && (best.epoch == inUse.epoch || unanimous || most.address != ""):
-		return best
+	case inUse.lost:
+		return inUse.replacement(best, most, votes(named, best) == len(named))
 	}
 	return inUse.namedMaster
+}
+
+// replacement returns what is used instead of a master that is lost. best is what chooseMaster would choose, and all
+// who respond name it if unanimous is true.
+func (m masterInUse) replacement(best, most namedMaster, unanimous bool) namedMaster {
+	switch {
+	case best == m.namedMaster && most.address != "":
+		return most
+	case best.epoch == m.epoch || unanimous || most.address != "":
+		return best
+	}
+	return m.namedMaster
 }
 
 // majority returns the master that more than half of the Sentinels name in one epoch. It has no address if there is
@@ -74,6 +87,18 @@ func majority(replies []sentinelReply) namedMaster {
 	for _, r := range replies {
 		if r.err == nil && 2*votes(replies, r.namedMaster) > len(replies) {
 			return r.namedMaster
+		}
+	}
+	return namedMaster{}
+}
+
+// rival returns the master that most Sentinels name although another one names a higher epoch. It has no address if
+// there is none.
+func rival(replies []sentinelReply) namedMaster {
+	most := majority(replies)
+	for _, r := range replies {
+		if r.err == nil && most.address != "" && r.epoch > most.epoch {
+			return most
 		}
 	}
 	return namedMaster{}

@@ -12,7 +12,7 @@ import (
 // What three Sentinels say, or two or five, and which server is the master then. A reply is address:epoch, "-" if the
 // Sentinel does not respond, or "?" if it knows no such master.
 func TestChooseMaster(t *testing.T) {
-	const lost, recent = 1, 2
+	const lost, recent, beaten = 1, 2, 4
 	tests := []struct {
 		name    string
 		replies string
@@ -71,6 +71,10 @@ func TestChooseMaster(t *testing.T) {
 		{"the same, and it is lost", "- N:0 N:0", "M:1", lost, "", "N:0"},
 		{"the one that has promoted it does not respond yet", "- M:1 M:1", "R:2", lost | recent, "", "R:2"},
 		{"moved by hand, one was left out", "M:1 N:0 N:0", "M:1", 0, "", "M:1"},
+		{"the same, after a while", "M:1 N:0 N:0", "M:1", beaten, "", "N:0"},
+		{"the same, at start", "M:1 N:0 N:0", "", 0, "", "M:1"},
+		{"the same, at start, after a while", "M:1 N:0 N:0", "", beaten, "", "N:0"},
+		{"the same, soon after a failover", "M:1 N:0 N:0", "M:1", recent | beaten, "", "N:0"},
 		{"the same, and it is lost", "M:1 N:0 N:0", "M:1", lost, "", "N:0"},
 		{"the same, later", "M:1 N:0 N:0", "N:0", 0, "M:1", "N:0"},
 		{"the same, and that is lost too", "M:1 N:0 N:0", "N:0", lost, "M:1", "N:0"},
@@ -99,7 +103,9 @@ func TestChooseMaster(t *testing.T) {
 			}
 			replies = append(replies, r)
 		}
-		inUse := masterInUse{parseNamed(test.inUse), test.state&lost != 0, test.state&recent != 0, parseNamed(test.failed)}
+		inUse := masterInUse{
+			parseNamed(test.inUse), test.state&lost != 0, test.state&recent != 0, test.state&beaten != 0, parseNamed(test.failed),
+		}
 		if got := chooseMaster(replies, inUse); got != parseNamed(test.want) {
 			t.Errorf("%s: %s, %q in use (%d): got %v, want %s", test.name, test.replies, test.inUse, test.state, got, test.want)
 		}

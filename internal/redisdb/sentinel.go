@@ -32,6 +32,7 @@ var (
 		"use redis-sentinel://<host>:<port>/<name of the master> (rediss-sentinel:// for TLS)")
 	errOtherMaster = errors.New("the Sentinels name another master")
 	errNotMaster   = errors.New("the server that the Sentinels name is not a master")
+	errUnsettled   = errors.New("the Sentinels disagree on the master")
 	errSilent      = errors.New("no reply yet")
 )
 
@@ -197,8 +198,11 @@ func (c *Client) tryMaster(ctx context.Context) error {
 	replies := c.sentinels.askAll(ctx, timeLeft(ctx)/2)
 	c.useMaster(replies)
 	n := c.master.Load()
-	if n == nil {
+	switch r := rival(replies); {
+	case n == nil:
 		return sentinelsError(replies)
+	case r.address != "" && r.address != n.address:
+		return errUnsettled // a failover, of which most have not heard yet, or one is wrong
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeLeft(ctx)/2)
 	defer cancel()
@@ -259,9 +263,12 @@ func (c *Client) useMaster(replies []sentinelReply) namedMaster {
 	defer c.mu.Unlock()
 	c.sentinels.nameUnknown.Store(nameUnknown(replies))
 	old, last := c.master.Load(), c.named
+	if r := rival(replies); r != c.rival {
+		c.rival, c.rivalSince = r, time.Now()
+	}
 	chosen := chooseMaster(replies, masterInUse{
 		namedMaster: last, lost: old != nil && old.lost.Load(), recent: time.Since(c.changedAt) < settleTime,
-		failed: c.failed,
+		beaten: c.rival.address != "" && time.Since(c.rivalSince) >= settleTime, failed: c.failed,
 	})
 	if c.ctx.Err() != nil || chosen == last {
 		return last

@@ -84,6 +84,28 @@ func TestSlowSentinelHasPromoted(t *testing.T) {
 	}
 }
 
+// A Sentinel that names a higher epoch, of which most others do not hear, is wrong: it was cut off, or forgotten when the
+// master was moved by hand. A process that starts finds the same master as one that runs.
+func TestForgottenSentinel(t *testing.T) {
+	t.Parallel()
+	old, next := redistest.New(t), redistest.New(t)
+	url := redistest.SentinelURL(redistest.NewSentinel(t, old.Port, "sentinel config-epoch "+redistest.MasterName+" 1"),
+		redistest.NewSentinel(t, next.Port), redistest.NewSentinel(t, next.Port))
+	began := time.Now()
+	c := newTestClient(t, url, new(telemetrytest.Log))
+	if took := time.Since(began); took < settleTime || c.master.Load().address != next.TCP {
+		t.Errorf("after %s the master is %s, want %s", took, c.master.Load().address, next.TCP)
+	}
+	for range 3 { // that stays so
+		time.Sleep(locateAge)
+		conn, err := c.master.Load().dial(t.Context(), redialTimeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+}
+
 // A Sentinel that hangs holds up neither the start nor a new connection for long, and connections that are made together
 // ask the others once.
 func TestSentinelHangs(t *testing.T) {

@@ -105,9 +105,12 @@ func (r *URL) tlsConfig(serverName string) *tls.Config {
 // explain adds to an error of a connection to Redis what to do about it, where that is certain.
 func (r *URL) explain(err error) error {
 	_, unknownCA := errors.AsType[x509.UnknownAuthorityError](err)
+	_, noTLS := errors.AsType[tls.RecordHeaderError](err)
 	switch {
 	case err == nil:
 		return nil
+	case noTLS:
+		return fmt.Errorf("%w: %w", err, r.otherScheme())
 	case unknownCA:
 		return fmt.Errorf("%w: REDIS_CA_FILE names the file of its CA", err)
 	case !isAlert(err) || !strings.Contains(err.Error(), "certificate"):

@@ -14,17 +14,20 @@ import (
 	"time"
 )
 
-// NewCertificate returns the files of a certificate for localhost, which is its own CA, and of its key. It
-// serves servers and clients.
-func NewCertificate(t testing.TB) (certFile, keyFile string) {
+// NewCertificate returns the files of a certificate for localhost, or for the names that are given, which is its own
+// CA, and of its key. It serves servers and clients.
+func NewCertificate(t testing.TB, names ...string) (certFile, keyFile string) {
 	t.Helper()
+	if len(names) == 0 {
+		names = []string{"localhost"}
+	}
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
+		DNSNames: names, IsCA: true, BasicConstraintsValid: true,
 	}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
