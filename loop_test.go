@@ -28,7 +28,8 @@ func TestReadHops(t *testing.T) {
 		{[]string{" a ,b,, c", "", "d"}, "a b c d", true},
 		{slices.Repeat([]string{"a"}, maxHops-1), strings.Join(slices.Repeat([]string{"a"}, maxHops-1), " "), true},
 		{slices.Repeat([]string{"a"}, maxHops), strings.Join(slices.Repeat([]string{"a"}, maxHops), " "), false},
-		{[]string{strings.Repeat("x", maxLoopHeader)}, strings.Repeat("x", maxLoopHeader), true},
+		{[]string{"a, sk secret, b\x7f, " + strings.Repeat("x", 65) + ", c"}, "a c", true},
+		{[]string{strings.Repeat("x", maxLoopHeader)}, "", true},
 		{[]string{strings.Repeat("x", maxLoopHeader), ""}, "", false},
 	} {
 		if hops, ok := readHops(test.lines); strings.Join(hops, " ") != test.want || ok != test.ok {
@@ -156,5 +157,28 @@ func TestParsingIsNotRedisTime(t *testing.T) {
 	_ = s.generate(httptest.NewRecorder(), httptest.NewRequest("POST", chatPath, nil), info) // 404
 	if extended := info.deadline.Sub(deadline); extended < took/4 {
 		t.Errorf("parsing takes %s, and the deadline was extended by %s", took, extended)
+	}
+}
+
+// Without the ID of its deployment the gateway serves, and still finds loops through the process.
+func TestLoopWithoutDeploymentID(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	r.Do(t, "LPUSH", "deployment", "another application's")
+	s, p := newService(t, "REDIS_URL="+r.URL()), providertest.New(t)
+	served := s.loopTenant(t, r, p.URL, providertest.Key)
+	for _, path := range []string{chatPath, messagesPath} {
+		if err := served.call(t, path, `{}`).is(200); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	s.loopTenant(t, r, s.url+"/"+served.tenant, served.key).wantLoop(t, "one process")
+	if n := s.log.Count("[WARN] Loops through other processes are not found until Redis has the ID of this deployment: "); n != 1 {
+		t.Errorf("%d lines say that the ID is not known:\n%s", n, s.log)
+	}
+	r.Do(t, "DEL", "deployment")
+	served.call(t, chatPath, `{}`)
+	if id := r.String(t, "GET", "deployment"); len(id) < 20 {
+		t.Errorf("the ID is %q", id)
 	}
 }

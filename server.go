@@ -39,9 +39,9 @@ type server struct {
 	processID      string        // random; the IDs of requests begin with it
 	requests       atomic.Int64  // the number of requests that were given an ID
 	bodies         bodyPools
-	turns          turns                  // of tenants, to expensive requests
-	deployment     atomic.Pointer[string] // its ID, nil until it is known
-	draining       atomic.Bool            // the server is about to stop
+	turns          turns // of tenants, to expensive requests
+	deployment     deployment
+	draining       atomic.Bool // the server is about to stop
 	google, apple  *signInProvider
 	defaultTenant  sync.Once    // logs that the tenant default does not exist
 	untrustedProxy sync.Once    // logs that logins come through a proxy that is not trusted
