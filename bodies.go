@@ -46,7 +46,7 @@ type bodyPools struct{ public, admin, gateway *fairpool.Pool }
 
 func newBodyPools(tenantShare float64) bodyPools {
 	return bodyPools{
-		public:  fairpool.New(publicBodyMemory, tenantShare),
+		public:  fairpool.New(publicBodyMemory, 1), // of client addresses, without tenants
 		admin:   fairpool.New(adminBodyMemory, tenantShare),
 		gateway: fairpool.New(gatewayBodyMemory, tenantShare),
 	}
@@ -85,6 +85,9 @@ func (s *server) readPublicBody(w http.ResponseWriter, r *http.Request, info *re
 // connections are scarce, if the admin has a place among the requests that wait. Errors are those of readBody.
 func (s *server) readAdminBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	tenant, admin := pathTenantID(r), info.actor.tokenHash
+	if admin == "" { // the operator, who must be able to repair what the admins of a tenant do
+		tenant = ""
+	}
 	info.memory, info.place = s.bodies.admin.Claim(tenant, admin), s.gateway.Place(tenant, admin)
 	if gateway.TakePlace(info.place) == nil {
 		connlimit.Admit(r.Context())

@@ -5,12 +5,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"tollgate/internal/fairpool"
+	"tollgate/internal/llmwire"
 	"tollgate/internal/providertest"
+	"tollgate/internal/telemetrytest"
 	"tollgate/internal/waittest"
 )
 
@@ -27,7 +31,7 @@ func newWaitingTest(t *testing.T) *waitingTest {
 	return &waitingTest{s.newGatewayTest(t, 1_000_000, ""), s.newGatewayTest(t, 1_000_000, "")}
 }
 
-// waiting returns how many requests wait for a provider.
+// used returns how much of a pool is used.
 func (s *service) used(t testing.TB, pool string) float64 {
 	t.Helper()
 	return s.sample(t, fmt.Sprintf("pool_used{pool=%q}", pool))
@@ -256,6 +260,34 @@ func TestBodyShares(t *testing.T) {
 	}
 	if status := send(neighbour, 24<<20); status != 200 {
 		t.Errorf("another tenant: got %d, want 200", status)
+	}
+}
+
+// TestModelListMemory refuses a long list of models that there is no memory for. A short one needs none.
+func TestModelListMemory(t *testing.T) {
+	t.Parallel()
+	s := newBareServer(t, new(telemetrytest.Log))
+	for models, want := range map[int]int{100: 200, 1000: 503} {
+		names := make([]string, models)
+		for i := range names {
+			names[i] = fmt.Sprintf(`"model-%d":{}`, i)
+		}
+		id := newTenant(t, 100)
+		tn := s.store.wantTenant(t, id)
+		endpoint := `"e":{"url":"http://127.0.0.1:1/v1/chat/completions","models":{` + strings.Join(names, ",") + "}}"
+		config, err := parseConfig([]byte(textConfig(100, endpoint)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		large := *tn
+		large.config = config
+		s.bodies.gateway = fairpool.New(1, 1)
+		w := httptest.NewRecorder()
+		info := &requestInfo{tenantID: id, tenant: &large, apiKey: someKey, format: new(llmwire.OpenAIChat)}
+		err = s.listModels(w, httptest.NewRequest("GET", "/", nil), info)
+		if got := responseTo(err).status; err != nil && got != want || err == nil && want != 200 {
+			t.Errorf("%d models: got %v, want %d", models, err, want)
+		}
 	}
 }
 

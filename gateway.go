@@ -44,6 +44,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 		return cmp.Or(s.requireKey(w, r, info), err) // a stranger learns nothing about models
 	}
 	defer a.countFee()
+	connlimit.Admit(r.Context()) // the gateway bounds what takes long
 	err = s.gateway.Serve(w, r, c)
 	if err == http.ErrAbortHandler {
 		panic(err)
@@ -51,9 +52,17 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	return err
 }
 
-// listModels sends the models that may be asked for.
+// listedModelBytes is about how much memory a model takes in the response of listModels.
+const listedModelBytes = 128
+
+// listModels sends the models that may be asked for. Error: errNoMemory if they are so many that there is no memory for
+// them.
 func (s *server) listModels(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	models := s.gateway.Usable(info.tenant.config.text, info.tenantID).Models(*info.format)
+	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
+	if info.memory.Add(max(listedModelBytes*int64(len(models))-gateway.FreeBodyBytes, 0)) != nil {
+		return errNoMemory
+	}
 	return writeBody(w, http.StatusOK, append(info.format.ModelListBody(models), '\n'))
 }
 

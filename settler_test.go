@@ -65,7 +65,7 @@ func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 		adminTokens: tokensOf(t, testAdminToken), metricsTokens: new(bearerTokens),
 		gateway: gateway.Options{
 			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxWaiting: 10,
-			TenantShare: 0.5,
+			TenantShare: 0.5, MaxDrains: 100, MaxIdle: 100,
 		},
 		maxGatewayBody: 1 << 20,
 	}, notNearCapacity)

@@ -57,7 +57,7 @@ func ExampleGateway_Serve() {
 	}
 
 	g := gateway.New(gateway.Options{
-		TotalTimeout: time.Minute, IdleTimeout: time.Minute, MaxWaiting: 100, TenantShare: 0.5,
+		TotalTimeout: time.Minute, IdleTimeout: time.Minute, MaxWaiting: 100, TenantShare: 0.5, MaxDrains: 100, MaxIdle: 100,
 	}, telemetry.NewLogger(os.Stdout))
 	defer g.Stop()
 	memory, place := fairpool.New(1<<20, 0.5).Claim("acme", "ann"), g.Place("acme", "ann")

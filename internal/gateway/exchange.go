@@ -87,6 +87,11 @@ func (x *exchange) generate() error {
 	}
 	x.countLookup()
 	defer x.settle() // whatever happens, also if what follows panics
+	return x.ask(x.relayGenerated)
+}
+
+// ask takes a place, sends the request, and lets relay respond with what comes.
+func (x *exchange) ask(relay func(*http.Response) error) error {
 	if err := TakePlace(x.relay.place); err != nil {
 		return err
 	}
@@ -96,6 +101,11 @@ func (x *exchange) generate() error {
 		return err
 	}
 	defer response.Body.Close()
+	return relay(response)
+}
+
+// relayGenerated relays the response to a request for a completion.
+func (x *exchange) relayGenerated(response *http.Response) error {
 	x.call.Outcome.FirstByte = time.Since(x.call.Start)
 	switch status := response.StatusCode; {
 	case status >= 400:
@@ -116,18 +126,14 @@ func (x *exchange) countTokens() error {
 	if _, spent := asInsufficient(err); spent {
 		return Error{http.StatusPaymentRequired, "No tokens are left"}
 	}
-	if err == nil {
-		err = TakePlace(x.relay.place)
-	}
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
-	response, err := x.forward()
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
+	return x.ask(x.relayCount)
+}
+
+// relayCount relays the response to the question how many tokens a request has.
+func (x *exchange) relayCount(response *http.Response) error {
 	switch status := response.StatusCode; {
 	case status >= 400:
 		return x.relayError(response)
@@ -176,7 +182,7 @@ func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 	if x.call.CountTokens {
 		p.path = countTokensPath
 	}
-	response, x.sent, err = p.send(x.ctx, x.gateway.carriers)
+	response, x.sent, err = p.send(x.ctx, x.gateway.transports)
 	return response, err
 }
 
@@ -269,7 +275,7 @@ func (x *exchange) relayError(response *http.Response) error {
 // charged all that is held for it, or by an estimate if others have the memory.
 func (x *exchange) relayCompletion(response *http.Response) error {
 	body, err := x.relay.readWhole(response, x.call.Memory)
-	more := err == fairpool.ErrTooLong || err == fairpool.ErrShare || err == fairpool.ErrFull
+	more := hasMore(err)
 	if err != nil && !more {
 		return x.interrupted(err)
 	}

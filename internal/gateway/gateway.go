@@ -27,8 +27,6 @@ import (
 // them as requests.
 const FreeBodyBytes = 64 << 10
 
-const maxDrains = 1024 // responses that are awaited or read at a time though their clients have gone
-
 // Options are what the operator sets.
 type Options struct {
 	Keys          *OperatorKeys
@@ -36,34 +34,36 @@ type Options struct {
 	HeaderTimeout time.Duration  // for an endpoint to begin its response
 	IdleTimeout   time.Duration  // for which an endpoint may be silent then
 	TotalTimeout  time.Duration  // for a request
-	KeepAlive     time.Duration  // for which an idle connection to an http:// endpoint is kept; 0: no limit
+	KeepAlive     time.Duration  // for which an idle connection to an http:// endpoint is kept
 	MaxWaiting    int64          // requests that wait for an endpoint, or whose response is sent, at a time; ≥ 1
+	MaxDrains     int64          // responses that are awaited or read at a time though their clients have gone; ≥ 1
+	MaxIdle       int64          // idle connections to http:// endpoints, and to https:// ones; ≥ 1
 	TenantShare   float64        // the part of what all calls share that is one Tenant's, above 0 and at most 1
 }
 
 // A Gateway relays requests. Its methods may be called at the same time.
 type Gateway struct {
-	options   Options
-	log       *telemetry.Logger
-	carriers  *carriers
-	settler   settler
-	renewal   time.Duration // from one renewal of a hold to the next
-	cache     cacheWriter
-	ctx       context.Context // of all requests to endpoints
-	cut       context.CancelCauseFunc
-	waiting   *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
-	drains    *fairpool.Pool // those of them whose clients have gone, instead
-	estimated atomic.Int64   // charges without reported usage
+	options    Options
+	log        *telemetry.Logger
+	transports *transports
+	settler    settler
+	renewal    time.Duration // from one renewal of a hold to the next
+	cache      cacheWriter
+	ctx        context.Context // of all requests to endpoints
+	cut        context.CancelCauseFunc
+	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
+	drains     *fairpool.Pool // those of them whose clients have gone, instead
+	estimated  atomic.Int64   // charges without reported usage
 }
 
 // New returns a Gateway that logs the failures of endpoints to log. Whoever ends its use calls Stop.
 func New(options Options, log *telemetry.Logger) *Gateway {
 	g := &Gateway{
 		options: options, log: log, settler: settler{log: log}, renewal: leaseRenewal,
-		cache:    newCacheWriter(options.TenantShare),
-		carriers: newCarriers(options.Deny, options.HeaderTimeout, options.KeepAlive),
-		waiting:  fairpool.New(options.MaxWaiting, options.TenantShare),
-		drains:   fairpool.New(maxDrains, options.TenantShare),
+		cache:      newCacheWriter(options.TenantShare),
+		transports: newTransports(options),
+		waiting:    fairpool.New(options.MaxWaiting, options.TenantShare),
+		drains:     fairpool.New(options.MaxDrains, options.TenantShare),
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
 	return g
@@ -131,7 +131,7 @@ func (g *Gateway) Stop() {
 	g.cut(errStopping)
 	g.settler.stop()
 	g.cache.stop()
-	g.carriers.closeIdle()
+	g.transports.closeIdle()
 }
 
 // WriteMetrics writes the gauges and counters of the Gateway itself.

@@ -204,7 +204,7 @@ func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
 	g := &testGateway{
 		Gateway: New(Options{
 			HeaderTimeout: time.Minute, IdleTimeout: 2 * time.Second, TotalTimeout: time.Minute, MaxWaiting: 10,
-			TenantShare: 0.5, KeepAlive: time.Minute,
+			TenantShare: 0.5, MaxDrains: 100, MaxIdle: 100, KeepAlive: time.Minute,
 		}, log.logger()),
 		memory: fairpool.New(256<<20, 0.5),
 		log:    log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,

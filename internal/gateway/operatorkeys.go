@@ -210,6 +210,7 @@ func (g *Gateway) Usable(all Endpoints, tenant string) Endpoints {
 			withKey := *e
 			withKey.apiKey = key
 			usable = append(usable, &withKey)
+			e.warned.Store(false) // if it is taken away again, that is logged again
 		} else if !e.warned.Swap(true) {
 			g.log.Warnf("The endpoint %s of tenant %s is not used: its %s %s", e.Name, tenant, member, fault)
 		}

@@ -63,7 +63,7 @@ func newProviderHeader(e *Endpoint, client http.Header, hops string) http.Header
 // send sends p until ctx is done and returns the response's header, with its body to be read. If it meets a stale
 // connection, it sends p once more, on a fresh one. If it fails, sent reports whether the provider may have got the
 // request.
-func (p *endpointRequest) send(ctx context.Context, c *carriers) (_ *http.Response, sent bool, err error) {
+func (p *endpointRequest) send(ctx context.Context, c *transports) (_ *http.Response, sent bool, err error) {
 	response, a, err := p.attempt(ctx, c.of(p.to.url))
 	if a.foundStale(err) && ctx.Err() == nil {
 		response, a, err = p.attempt(ctx, c.fresh)
@@ -79,8 +79,9 @@ func (p *endpointRequest) attempt(ctx context.Context, transport *http.Transport
 		GetConn: func(string) { a.at, a.reused = time.Time{}, false },
 		GotConn: func(c httptrace.GotConnInfo) {
 			a.at = time.Now()
-			// A connection of HTTP/2 that carries other requests was not idle.
-			a.reused = c.Reused && (c.WasIdle || !isHTTP2(c.Conn))
+			// On HTTP/2 a request may fail on a connection that lives. If the provider has not processed it, the Transport
+			// repeats it itself (RFC 9113, section 8.7).
+			a.reused = c.Reused && !isHTTP2(c.Conn)
 		},
 		GotFirstResponseByte: func() { a.replied.Store(true) },
 	})

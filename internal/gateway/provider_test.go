@@ -26,7 +26,7 @@ func TestDeny(t *testing.T) {
 		_, port, _ := net.SplitHostPort(strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/v1/chat/completions"))
 		e := newEndpoint(t, "e", fmt.Sprintf(`"default_model":"m","url":"http://%s:%s/v1/chat/completions"`, host, port))
 		g := newTestGateway(t, e)
-		g.carriers = newCarriers(prefixes("127.0.0.0/8", "::1/128"), 0, time.Minute)
+		g.transports = newTransports(Options{Deny: prefixes("127.0.0.0/8", "::1/128"), KeepAlive: time.Minute, MaxIdle: 100})
 		response, body, err := g.post(t, whole)
 		if err != nil || response.StatusCode != 502 || body != "The provider cannot be reached" {
 			t.Errorf("%s: got %v %s, %v", host, response, body, err)

@@ -51,6 +51,7 @@ type relay struct {
 	hungUp        bool           // the client of a stream has gone
 	watchEnded    bool           // the response has been read: silence and hang-ups are ignored
 	streaming     bool           // the response is a stream
+	settled       bool           // what is still to come of the response does not count for its charge
 	watch         *time.Timer
 	drainRetry    *time.Timer // of a response that waits for a drain
 	lastByteAt    time.Time   // when something came from the endpoint
@@ -169,7 +170,7 @@ func (l *relay) loseClient() {
 	l.disconnect()
 	report := &l.stream.Report
 	switch {
-	case l.isFree:
+	case l.isFree, l.settled:
 		l.cancel(errClientGone)
 	case !l.request.Stream && !l.streaming:
 		l.awaitDrain()
@@ -249,7 +250,7 @@ func (l *relay) checkSilence() {
 	case silent >= l.idle:
 		l.cancel(errSilent)
 		return
-	case silent >= commentInterval && l.costs && l.stream.IsBetweenEvents():
+	case silent >= commentInterval && l.streaming && l.stream.IsBetweenEvents():
 		l.write(keepAlive)
 		silent = 0
 	}
@@ -340,11 +341,19 @@ func (l *relay) abort(failure Error) error {
 }
 
 // readWhole reads a response that is not streamed, up to maxWholeBody bytes, for which it takes memory. Errors are
-// those of fairpool.Claim.ReadAll: after its own, more is to come than what was read.
+// those of fairpool.Claim.ReadAll. If hasMore reports true for the error, the rest is to be relayed by writeWhole.
 func (l *relay) readWhole(response *http.Response, memory *fairpool.Claim) ([]byte, error) {
 	l.startWatch()
-	defer l.stopWatch()
-	return memory.ReadAll(watchedReader{response.Body, l}, response.ContentLength, FreeBodyBytes, maxWholeBody)
+	body, err := memory.ReadAll(watchedReader{response.Body, l}, response.ContentLength, FreeBodyBytes, maxWholeBody)
+	if !hasMore(err) {
+		l.stopWatch()
+	}
+	return body, err
+}
+
+// hasMore reports whether readWhole has left a part of the response, which is then relayed unread.
+func hasMore(err error) bool {
+	return err == fairpool.ErrTooLong || err == fairpool.ErrShare || err == fairpool.ErrFull
 }
 
 // A watchedReader reads from an endpoint, and notes that something has come.
@@ -402,15 +411,25 @@ func (l *relay) writeCached(cached cachedResponse) {
 	l.write(cached.body)
 }
 
-// writeUnread sends a response of which only body was read. All of it counts as content.
+// writeUnread sends a response of which only body was read. All of it counts as content: as much as it was said to
+// have, else as has come.
 func (l *relay) writeUnread(response *http.Response, body []byte) error {
 	rest := countingReader{Reader: response.Body}
 	err := l.writeWhole(response, body, &rest)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.costs = true
-	l.stream.Report.AddUnread(int64(len(body)) + rest.bytes)
+	l.stream.Report.AddUnread(max(response.ContentLength, int64(len(body))+rest.bytes))
 	return err
+}
+
+// setSettled says that what is still to come of the response does not count for its charge.
+func (l *relay) setSettled() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.settled = true; l.hungUp {
+		l.cancel(errClientGone)
+	}
 }
 
 // A countingReader counts the bytes that are read.
@@ -429,7 +448,7 @@ func (r *countingReader) Read(p []byte) (int, error) {
 var noStore = []string{"no-store"}
 
 // writeWhole sends a response that is not streamed: what was read of it and then, if it is not nil, the rest. It
-// returns http.ErrAbortHandler if that breaks off.
+// returns http.ErrAbortHandler if that breaks off. While the rest comes, silence and hang-ups end it.
 func (l *relay) writeWhole(response *http.Response, body []byte, rest io.Reader) error {
 	h := l.w.Header()
 	copyHeaders(h, response.Header)
@@ -438,6 +457,11 @@ func (l *relay) writeWhole(response *http.Response, body []byte, rest io.Reader)
 		h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	} else if length := response.Header["Content-Length"]; len(length) > 0 {
 		h["Content-Length"] = length
+	}
+	if rest != nil {
+		defer l.stopWatch()
+		l.setSettled()
+		rest = watchedReader{rest, l}
 	}
 	l.extendDeadline()
 	l.w.WriteHeader(response.StatusCode)

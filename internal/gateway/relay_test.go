@@ -332,6 +332,7 @@ func (r *failingReader) Read([]byte) (int, error) { return 0, r.err }
 func TestWriteRest(t *testing.T) {
 	l := newTestRelay(t, discarder{make(http.Header)}, whole, func(error) {})
 	response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Length": {"7"}}}
+	l.startWatch()
 	if err := l.writeWhole(response, []byte("1234"), strings.NewReader("567")); err != nil {
 		t.Error(err)
 	}

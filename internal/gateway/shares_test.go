@@ -1,8 +1,12 @@
 package gateway
 
 import (
+	"context"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"tollgate/internal/fairpool"
 )
@@ -52,6 +56,44 @@ func TestUnreadResponses(t *testing.T) {
 			eventually(t, "given back", func() bool { return g.memory.Stats().Used == before })
 			g.wantNothingHeld(t)
 		})
+	}
+}
+
+// TestUnreadResponseStalls has an endpoint stall in a response that is relayed unread. Its silence, or the end of the
+// client, ends it as any other response.
+func TestUnreadResponseStalls(t *testing.T) {
+	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 200<<10), 1)
+	for _, hangsUp := range []bool{false, true} {
+		for _, user := range []string{"user", ""} {
+			g := newScripted(t, jsonBody(long[:150<<10], hang), "")
+			if hangsUp {
+				g.options.IdleTimeout = time.Minute
+			}
+			crowd(t, g.memory, user)
+			ctx, hangUp := context.WithCancel(t.Context())
+			defer hangUp()
+			r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(whole))
+			response, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.CopyN(io.Discard, response.Body, 100<<10); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if hangsUp {
+				hangUp()
+			} else if _, err := io.Copy(io.Discard, response.Body); err == nil {
+				t.Error("it was whole")
+			}
+			if o := <-g.outcomes; o.cost != 118 || !o.estimated {
+				t.Errorf("hangs up: %t, crowded by %q: got %+v, want the cost 118", hangsUp, user, o)
+			}
+			if took := time.Since(began); took > 20*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			g.wantNothingHeld(t)
+		}
 	}
 }
 

@@ -14,39 +14,37 @@ import (
 )
 
 const (
-	dialTimeout        = 5 * time.Second
-	maxProviderHeader  = 64 << 10
-	maxIdleOfProvider  = 256              // connections that are kept
-	idleOfProvider     = 90 * time.Second // of TLS: a new connection takes several round trips
-	staleWithin        = 5 * time.Second  // of a request; a connection that breaks later was not idle
-	pingSilentAfter    = 15 * time.Second // on HTTP/2
-	pingTimeout        = 5 * time.Second
-	maxIdleOfProviders = 1024
-	providerBuffer     = 2 << 10 // of each direction, for as long as a stream may be silent
+	dialTimeout       = 5 * time.Second
+	maxProviderHeader = 64 << 10
+	maxIdleOfProvider = 256              // connections that are kept
+	idleOfProvider    = 90 * time.Second // of TLS: a new connection takes several round trips
+	staleWithin       = 5 * time.Second  // of a request; a connection that breaks later was not idle
+	pingSilentAfter   = 15 * time.Second // on HTTP/2
+	pingTimeout       = 5 * time.Second
+	providerBuffer    = 2 << 10 // of each direction, for as long as a stream may be silent
 )
 
 // errDenied means that the operator has forbidden to connect to an address.
 var errDenied = errors.New("the address is denied")
 
-// carriers are what carries requests to endpoints.
-type carriers struct {
+// transports carry requests to endpoints.
+type transports struct {
 	plain  *http.Transport // to http:// endpoints, whose servers soon close what is idle
 	secure *http.Transport // to https:// ones
 	fresh  *http.Transport // each on a connection of its own
 }
 
-// newCarriers returns carriers that keep idle connections to http:// endpoints for keepAlive. The other arguments are
-// those of newTransport.
-func newCarriers(deny []netip.Prefix, headerTimeout, keepAlive time.Duration) *carriers {
-	c := &carriers{secure: newTransport(deny, headerTimeout)}
+func newTransports(options Options) *transports {
+	c := &transports{secure: newTransport(options.Deny, options.HeaderTimeout)}
+	c.secure.MaxIdleConns = int(options.MaxIdle)
 	c.plain, c.fresh = c.secure.Clone(), c.secure.Clone()
-	c.plain.IdleConnTimeout = keepAlive
+	c.plain.IdleConnTimeout = options.KeepAlive
 	c.fresh.DisableKeepAlives = true
 	return c
 }
 
 // of returns what carries requests to u.
-func (c *carriers) of(u *url.URL) *http.Transport {
+func (c *transports) of(u *url.URL) *http.Transport {
 	if u.Scheme == "https" {
 		return c.secure
 	}
@@ -54,13 +52,13 @@ func (c *carriers) of(u *url.URL) *http.Transport {
 }
 
 // closeIdle closes the connections that are idle.
-func (c *carriers) closeIdle() {
+func (c *transports) closeIdle() {
 	c.plain.CloseIdleConnections()
 	c.secure.CloseIdleConnections()
 }
 
-// newTransport returns a carrier that connects to no address in deny, whatever name it hides behind, and waits for the
-// header of a response for headerTimeout.
+// newTransport returns a Transport that connects to no address in deny, whatever name it hides behind, and waits for
+// the header of a response for headerTimeout.
 func newTransport(deny []netip.Prefix, headerTimeout time.Duration) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: dialTimeout,
@@ -87,7 +85,6 @@ func newTransport(deny []netip.Prefix, headerTimeout time.Duration) *http.Transp
 		MaxResponseHeaderBytes: maxProviderHeader,
 		ReadBufferSize:         providerBuffer,
 		WriteBufferSize:        providerBuffer,
-		MaxIdleConns:           maxIdleOfProviders,
 		MaxIdleConnsPerHost:    maxIdleOfProvider,
 		IdleConnTimeout:        idleOfProvider,
 		DisableCompression:     true, // what is compressed could not be read
