@@ -107,7 +107,7 @@ func (s *server) delayGuesses(check step) step {
 	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 		err := check(w, r, info)
 		if err == errInvalidCredential {
-			s.guesses.refused(clientAddress(r, s.options.trustedProxies), !s.nearCapacity())
+			s.guesses.noteRefusal(clientAddress(r, s.options.trustedProxies), !s.nearCapacity())
 		}
 		return err
 	}

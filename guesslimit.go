@@ -41,9 +41,9 @@ func newGuessLimit(log *telemetry.Logger) *guessLimit {
 	}
 }
 
-// refused notes that a token of the address is refused, and waits if the response is to be delayed. mayWait is false if
-// connections are too scarce for that.
-func (g *guessLimit) refused(address string, mayWait bool) {
+// noteRefusal notes that a token of the address is refused, and waits if the response is to be delayed. mayWait is
+// false if connections are too scarce for that.
+func (g *guessLimit) noteRefusal(address string, mayWait bool) {
 	if !g.count(address, time.Now()) || !mayWait {
 		return
 	}

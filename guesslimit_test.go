@@ -65,7 +65,7 @@ func TestGuessDelay(t *testing.T) {
 		g := newGuessLimit(log.Logger())
 		wait := func(mayWait bool) time.Duration {
 			began := time.Now()
-			g.refused("192.0.2.1", mayWait)
+			g.noteRefusal("192.0.2.1", mayWait)
 			return time.Since(began)
 		}
 		for range freeRefusals {

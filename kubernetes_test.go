@@ -175,7 +175,7 @@ func TestKubernetesManifest(t *testing.T) {
 		t.Errorf("%d of %d pods must be available", least, replicas)
 	}
 	grace, _ := strconv.Atoi(at(template, "spec", "terminationGracePeriodSeconds"))
-	needed := 5 * time.Second // to charge what was cut, and to end
+	needed := 10 * time.Second // to charge what was cut, and to end
 	for _, name := range []string{"SHUTDOWN_DELAY", "DRAIN_TIMEOUT"} {
 		d, err := time.ParseDuration(env[name])
 		if err != nil || d <= 0 {

@@ -26,7 +26,7 @@ import (
 const (
 	redisStartTimeout = 5 * time.Second
 	keepAliveGrace    = 500 * time.Millisecond // for requests on connections that were kept alive, while draining
-	logFlushTimeout   = time.Second            // for the lines of start and end; nobody may read them
+	logFlushTimeout   = time.Second            // for the first and last lines, in case nobody reads the log
 
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 8 * time.Second // of all of a request
@@ -113,7 +113,7 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	}
 	defer server.usage.start()()
 	httpServer := newHTTPServer(listener.Handler(server.handler), settings.idleTimeout, log)
-	go listener.CutSlowRequests()
+	go listener.KeepRoom()
 	log.Infof("Listening on %s", listener.Addr())
 	ended := make(chan error, 1)
 	go func() { ended <- httpServer.Serve(listener) }()
@@ -215,8 +215,8 @@ func openStore(ctx context.Context, settings *settings, log *telemetry.Logger) (
 		}()
 		return nil, nil, ctx.Err()
 	}
-	// The master of its slot is down, but not all are; or Redis is full, and serves what takes no memory.
-	if errors.Is(err, ErrUnavailable) && (!redis.OneSlot() || redisdb.IsOutOfMemory(err)) {
+	// The master of its slot is down, but not all are; or Redis takes no writes now, and serves the rest.
+	if errors.Is(err, ErrUnavailable) && (!redis.OneSlot() || redisdb.IsWriteRefused(err)) {
 		log.Warnf("The tenant %s cannot be created if it does not exist: %v", seedTenant, err)
 		err = nil
 	}

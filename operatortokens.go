@@ -52,7 +52,7 @@ func (t *bearerTokens) replace(value string) error {
 	return nil
 }
 
-func (t *bearerTokens) tokens() []bearerTokenHash {
+func (t *bearerTokens) hashes() []bearerTokenHash {
 	if all := t.all.Load(); all != nil {
 		return *all
 	}
@@ -62,7 +62,7 @@ func (t *bearerTokens) tokens() []bearerTokenHash {
 // has reports whether a token with that hash is among the tokens. It compares all of them, in constant time.
 func (t *bearerTokens) has(hash [sha256.Size]byte) bool {
 	found := 0
-	for _, token := range t.tokens() {
+	for _, token := range t.hashes() {
 		found |= subtle.ConstantTimeCompare(hash[:], token.hash[:])
 	}
 	return found == 1
@@ -70,7 +70,7 @@ func (t *bearerTokens) has(hash [sha256.Size]byte) bool {
 
 // warnOfShort logs which of the tokens can be guessed. name is that of their setting.
 func (t *bearerTokens) warnOfShort(log *telemetry.Logger, name string) {
-	all := t.tokens()
+	all := t.hashes()
 	for i, token := range all {
 		if !token.short {
 			continue

@@ -26,10 +26,18 @@ trap stop INT TERM HUP
 trap : PIPE # a Redis that has gone is no reason to end
 
 # join connects this script to the Redis at $port, and stays connected, so that others see that it is in use. It returns
-# 1 if nobody listens there, and 2 if that is no Redis which is ready, or one that is silent for 2 s.
+# 1 if nobody listens there, and 2 if what listens is not a Redis that is ready, or is silent for 2 s.
 join() {
-	local reply=
-	{ exec 4<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || return 1
+	local reply= probe try
+	# If the queue of a port is full, a connection waits for minutes, so another process tries it first.
+	{ : 4<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null &
+	probe=$!
+	for try in {1..20}; do
+		kill -0 "$probe" 2>/dev/null || break
+		sleep 0.1
+	done
+	kill -KILL "$probe" 2>/dev/null && return 2
+	wait "$probe" && { exec 4<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || return 1
 	printf 'PING\r\n' >&4 2>/dev/null
 	read -r -t 2 reply <&4
 	[ "$reply" != $'+PONG\r' ] || return 0
@@ -139,7 +147,7 @@ if [ -n "$port" ]; then
 	port=${port:-6379}
 	join
 	case $? in
-	1) start_redis ;;
+	1) [ "$signals" != 0 ] || start_redis ;;
 	2) port= ;; # tollgate says what is wrong with it, and nobody has to leave it
 	esac
 fi

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -196,6 +197,31 @@ func TestIntegrationRunScriptOtherRedis(t *testing.T) {
 	}
 }
 
+// fullPort returns a port whose queue of connections is full: another one waits.
+func fullPort(t *testing.T) int {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := address.(*syscall.SockaddrInet4).Port
+	for {
+		c, err := net.DialTimeout("tcp", fmt.Sprint("127.0.0.1:", port), 300*time.Millisecond)
+		if err != nil {
+			return port
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+}
+
 // What accepts connections and says nothing is not waited for: tollgate says what is wrong. A signal ends the script
 // meanwhile.
 func TestIntegrationRunScriptSilentPort(t *testing.T) {
@@ -213,6 +239,11 @@ func TestIntegrationRunScriptSilentPort(t *testing.T) {
 	r.wantEnd(t, 1)
 	if log := r.log.String(); !strings.Contains(log, "[ERROR] Redis connection failed: ") || strings.Contains(log, "Starting Redis") {
 		t.Errorf("it says\n%s", log)
+	}
+	r = startRunScript(t, fullPort(t))
+	r.wantEnd(t, 1)
+	if log := r.log.String(); !strings.Contains(log, "[ERROR] Redis connection failed: ") || strings.Contains(log, "Starting Redis") {
+		t.Errorf("a port whose queue is full: it says\n%s", log)
 	}
 	silent, port := listen()
 	r = startRunScript(t, port)

@@ -129,7 +129,7 @@ func (s *settings) allOptions() []option {
 func (s *settings) processOptions() []option {
 	return []option{
 		{flag: "idle-timeout", env: "IDLE_TIMEOUT", value: "duration", def: "2m",
-			usage: "of clients' connections; longer than that of the balancer in front",
+			usage: "of clients' connections; must be longer than the balancer's in front",
 			set:   into(&s.idleTimeout, parseDuration(time.Second, 24*time.Hour))},
 		{flag: "shutdown-delay", env: "SHUTDOWN_DELAY", value: "duration", def: "0s",
 			usage: "for which /readyz is 503 and everything else goes on, before the process stops",
