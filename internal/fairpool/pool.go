@@ -26,16 +26,13 @@ var (
 type Pool struct {
 	size, memberShare, groupShare int64
 
-	mu     sync.Mutex // guards the following
-	stats  Stats
-	groups map[string]*group
+	mu      sync.Mutex // guards the following
+	stats   Stats
+	groups  map[string]int64 // what each uses, more than 0
+	members map[member]int64 // the same
 }
 
-// A group is what the members of a group use together, more than 0, and each of them.
-type group struct {
-	used    int64
-	members map[string]int64
-}
+type member struct{ group, name string }
 
 // Stats is the state of a Pool.
 type Stats struct {
@@ -49,7 +46,7 @@ type Stats struct {
 func New(size int64, groupShare float64) *Pool {
 	return &Pool{
 		size: size, memberShare: max(size/8, 1), groupShare: max(int64(float64(size)*groupShare), 1),
-		stats: Stats{Size: size}, groups: make(map[string]*group),
+		stats: Stats{Size: size}, groups: make(map[string]int64), members: make(map[member]int64),
 	}
 }
 
@@ -61,19 +58,17 @@ func (p *Pool) Stats() Stats {
 }
 
 // Claim returns a Claim on the pool that has nothing yet, for the member of a group.
-func (p *Pool) Claim(groupName, memberName string) *Claim {
-	return &Claim{pool: p, group: groupName, member: memberName}
-}
+func (p *Pool) Claim(group, name string) *Claim { return &Claim{pool: p, member: member{group, name}} }
 
 // A Claim is what one user has of a Pool. Its methods may be called concurrently.
 type Claim struct {
-	pool          *Pool
-	group, member string
-	amount        int64 // guarded by pool.mu
+	pool   *Pool
+	member member
+	amount int64 // guarded by pool.mu
 }
 
 // Another returns a Claim for the same member, which has nothing yet.
-func (c *Claim) Another() *Claim { return c.pool.Claim(c.group, c.member) }
+func (c *Claim) Another() *Claim { return &Claim{pool: c.pool, member: c.member} }
 
 // Add takes n (≥ 0) more, all or nothing. Errors: ErrShare, ErrFull.
 func (c *Claim) Add(n int64) error {
@@ -123,10 +118,7 @@ func (c *Claim) Release() {
 // refusal returns why n more cannot be taken, nil if they can. The caller holds pool.mu.
 func (c *Claim) refusal(n int64) error {
 	p := c.pool
-	ofMember, ofGroup, ofAll := n, n, p.stats.Used+n
-	if g := p.groups[c.group]; g != nil {
-		ofMember, ofGroup = g.members[c.member]+n, g.used+n
-	}
+	ofMember, ofGroup, ofAll := p.members[c.member]+n, p.groups[c.member.group]+n, p.stats.Used+n
 	isOver := ofMember > p.memberShare
 	switch {
 	case !isOver && ofGroup <= p.groupShare:
@@ -145,19 +137,16 @@ func (p *Pool) change(c *Claim, n int64) {
 	if n == 0 {
 		return
 	}
-	g := p.groups[c.group]
-	if g == nil {
-		g = &group{members: make(map[string]int64)}
-		p.groups[c.group] = g
-	}
 	c.amount += n
 	p.stats.Used += n
-	g.used += n
-	if g.members[c.member] += n; g.members[c.member] == 0 {
-		delete(g.members, c.member)
-	}
-	if g.used == 0 {
-		delete(p.groups, c.group)
+	change(p.members, c.member, n)
+	change(p.groups, c.member.group, n)
+}
+
+// change adds n to the count of a key, and forgets a count of 0.
+func change[K comparable](counts map[K]int64, key K, n int64) {
+	if counts[key] += n; counts[key] == 0 {
+		delete(counts, key)
 	}
 }
 

@@ -124,7 +124,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	b.Release()
-	if used := p.Stats().Used; used != 0 || len(p.groups) != 0 {
+	if used := p.Stats().Used; used != 0 || len(p.groups)+len(p.members) != 0 {
 		t.Errorf("when all is given back: %d used by %d groups", used, len(p.groups))
 	}
 }
@@ -164,7 +164,7 @@ func TestConcurrency(t *testing.T) {
 		})
 	}
 	users.Wait()
-	if used := p.Stats().Used; used != 0 || len(p.groups) != 0 {
+	if used := p.Stats().Used; used != 0 || len(p.groups)+len(p.members) != 0 {
 		t.Errorf("when all is given back: %d used by %d groups", used, len(p.groups))
 	}
 }
