@@ -97,11 +97,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // KeepRoom closes connections while NearCapacity, until it is no longer, so that others find one. It closes those that
-// wait for another request, those that have waited longest first. It also closes, unless Admit was called for its
-// request, each connection on which a request has begun and is not complete, with its body, after a second, or whose
-// client has taken nothing of the response for a second. Such clients could otherwise take all connections for the
-// timeouts of the server. A new connection counts as one on which a request has begun. KeepRoom returns when the
-// listener is closed.
+// have waited for another request for a second, those that have waited longest first. It also closes, unless Admit was
+// called for its request, each connection on which a request has begun and is not complete, with its body, after a
+// second, or whose client has taken nothing of the response for a second. Such clients could otherwise take all
+// connections for the timeouts of the server. A new connection counts as one on which a request has begun. KeepRoom
+// returns when the listener is closed.
 func (l *Listener) KeepRoom() {
 	tick := time.NewTicker(crowdedTimeout / 10)
 	defer tick.Stop()
@@ -113,7 +113,7 @@ func (l *Listener) KeepRoom() {
 			if !l.NearCapacity() {
 				continue
 			}
-			for _, c := range append(l.slow(now), l.idle()...) {
+			for _, c := range append(l.slow(now), l.idle(now)...) {
 				c.Close()
 			}
 		}
@@ -137,13 +137,13 @@ func (l *Listener) slow(now time.Time) (slow []*conn) {
 	return slow
 }
 
-// idle returns as many of the connections that wait for another request as must be closed so that connections are no
-// longer scarce.
-func (l *Listener) idle() (idle []*conn) {
+// idle returns as many of the connections that have waited for another request for crowdedTimeout as must be closed so
+// that connections are no longer scarce.
+func (l *Listener) idle(now time.Time) (idle []*conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
-		if c.headerSince.Load() == betweenRequests {
+		if c.headerSince.Load() == betweenRequests && now.UnixNano()-c.idleSince.Load() > int64(crowdedTimeout) {
 			idle = append(idle, c)
 		}
 	}
@@ -219,7 +219,6 @@ func ConnState(c net.Conn, state http.ConnState) {
 		c := c.(*conn)
 		c.idleSince.Store(time.Now().UnixNano())
 		c.bodySince.Store(0)
-		c.admitted.Store(false)
 		c.headerSince.Store(betweenRequests)
 	}
 }
@@ -242,6 +241,7 @@ func (l *Listener) Handler(next http.Handler) http.Handler {
 			r = &watched
 		}
 		c.headerSince.Store(0)
+		defer c.admitted.Store(false) // what is written after the handler, of this response or others, is not admitted
 		next.ServeHTTP(w, r)
 	})
 }

@@ -241,6 +241,22 @@ func TestSlowReaders(t *testing.T) {
 	}
 }
 
+// TestPipelinedRequests cuts a client that sends admitted requests and reads none of their small responses.
+func TestPipelinedRequests(t *testing.T) {
+	t.Parallel()
+	l := listen(t, 1)
+	serve(t, l)
+	c := dial(t, l, "")
+	request := []byte("POST /patient HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+	var err error
+	for err == nil {
+		_, err = c.Write(request)
+	}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		t.Errorf("it was not cut: %v", err)
+	}
+}
+
 // TestIdleConnections closes the connections that have waited longest for another request, until there is room again.
 func TestIdleConnections(t *testing.T) {
 	t.Parallel()

@@ -65,8 +65,9 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	return x
 }
 
-// end gives back what x has taken, but for its hold.
+// end gives back what x has taken, but for its hold. What is still to be written must be read soon.
 func (x *exchange) end() {
+	x.relay.extendDeadline()
 	x.relay.cancel(nil)
 	x.stopTimer()
 	x.relay.end()

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,5 +150,34 @@ func TestCrowdedReplays(t *testing.T) {
 	}
 	if g.account.left != left {
 		t.Errorf("%d tokens are left of %d: the fee was not returned", g.account.left, left)
+	}
+}
+
+// A deadlineRecorder keeps the last write deadline that was set.
+type deadlineRecorder struct {
+	http.ResponseWriter
+	last *atomic.Int64 // in Unix nanoseconds
+}
+
+func (d deadlineRecorder) SetWriteDeadline(deadline time.Time) error {
+	d.last.Store(deadline.UnixNano())
+	return http.NewResponseController(d.ResponseWriter).SetWriteDeadline(deadline)
+}
+
+func (d deadlineRecorder) Unwrap() http.ResponseWriter { return d.ResponseWriter }
+
+// TestRefusalsMustBeRead gives a client no more time to read a refusal than other parts of responses.
+func TestRefusalsMustBeRead(t *testing.T) {
+	g := newScripted(t, jsonBody(completion), "")
+	var last atomic.Int64
+	g.writer = func(w http.ResponseWriter) http.ResponseWriter { return deadlineRecorder{w, &last} }
+	for _, left := range []int64{0, 10_000} {
+		g.account.left = left
+		if _, _, err := g.post(t, whole); err != nil {
+			t.Fatal(err)
+		}
+		if until := time.Until(time.Unix(0, last.Load())); until > clientTimeout {
+			t.Errorf("with %d tokens: the client has %s", left, until)
+		}
 	}
 }
