@@ -337,7 +337,7 @@ const turnTimeout = time.Second
 // tenant one at a time is computed, so that no tenant's admin can take all of Redis or of the processors. Error:
 // rateLimitError if its turn does not come in time. The client takes the response out of turn, however slowly.
 func (s *server) respondInTurn(w http.ResponseWriter, info *requestInfo, compute func() (any, error)) error {
-	end, ok := s.turns.take(info.tenantID, turnTimeout)
+	end, ok := s.turns.Take(info.tenantID, turnTimeout)
 	if !ok {
 		return rateLimitError{wait: 1}
 	}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/gofrs/uuid/v5"
 
-	"tollgate/internal/strict"
+	"tollgate/internal/bearertoken"
 )
 
 const (
@@ -107,7 +107,7 @@ func (s *server) delayGuesses(check step) step {
 	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 		err := check(w, r, info)
 		if err == errInvalidCredential {
-			s.guesses.noteRefusal(clientAddress(r, s.options.trustedProxies), !s.nearCapacity())
+			s.guesses.NoteRefusal(clientAddress(r, s.options.trustedProxies), !s.nearCapacity())
 		}
 		return err
 	}
@@ -126,7 +126,7 @@ func (s *server) requireOperator(_ http.ResponseWriter, r *http.Request, info *r
 	return nil
 }
 
-func (s *server) isOperator(hash [sha256.Size]byte) bool { return s.operatorTokens.has(hash) }
+func (s *server) isOperator(hash [sha256.Size]byte) bool { return s.operatorTokens.Has(hash) }
 
 // requireMetrics lets the operator pass, and the holder of the metrics token.
 func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *requestInfo) error {
@@ -135,7 +135,7 @@ func (s *server) requireMetrics(_ http.ResponseWriter, r *http.Request, _ *reque
 		return err
 	}
 	hash := sha256.Sum256([]byte(token))
-	if !s.metricsTokens.has(hash) && !s.isOperator(hash) {
+	if !s.metricsTokens.Has(hash) && !s.isOperator(hash) {
 		return errInvalidCredential
 	}
 	return nil
@@ -182,21 +182,10 @@ func bearerToken(r *http.Request) (string, error) {
 		return "", errInvalidCredential
 	case !strings.EqualFold(scheme, "Bearer") || token == "":
 		return "", errNoCredential
-	case !validBearerToken(token):
+	case !bearertoken.Valid(token):
 		return "", errInvalidCredential
 	}
 	return token, nil
-}
-
-// validBearerToken reports whether token is a b64token (RFC 6750, section 2.1).
-func validBearerToken(token string) bool {
-	body := strings.TrimRight(token, "=")
-	for _, c := range []byte(body) {
-		if !strict.IsWord(c) && strings.IndexByte(".~+/", c) < 0 {
-			return false
-		}
-	}
-	return body != ""
 }
 
 // newCredential returns prefix with a random UUID (RFC 9562, version 4: 122 random bits).

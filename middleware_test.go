@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/bearertoken"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/telemetrytest"
@@ -22,7 +23,7 @@ import (
 )
 
 func TestNewServerNeedsAll(t *testing.T) {
-	options, log := serverOptions{adminTokens: tokensOf(t, "x"), metricsTokens: new(bearerTokens)}, telemetry.NewLogger(io.Discard)
+	options, log := serverOptions{adminTokens: tokensOf(t, "x"), metricsTokens: new(bearertoken.Set)}, telemetry.NewLogger(io.Discard)
 	if _, err := newServer(new(store), log, options, notNearCapacity); err != nil {
 		t.Error(err)
 	}

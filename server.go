@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tollgate/internal/bearertoken"
+	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
 	"tollgate/internal/idtoken"
 	"tollgate/internal/llmwire"
@@ -33,13 +35,13 @@ type server struct {
 	gateway        *gateway.Gateway
 	handler        http.Handler // serves all routes
 	nearCapacity   func() bool  // reports whether connections are scarce
-	operatorTokens *bearerTokens
-	metricsTokens  *bearerTokens // each opens /metrics and nothing else
-	guesses        *guessLimit   // at the tokens of operators and admins
-	processID      string        // random; the IDs of requests begin with it
-	requests       atomic.Int64  // the number of requests that were given an ID
+	operatorTokens *bearertoken.Set
+	metricsTokens  *bearertoken.Set     // each opens /metrics and nothing else
+	guesses        *bearertoken.Guesses // at the tokens of operators and admins
+	processID      string               // random; the IDs of requests begin with it
+	requests       atomic.Int64         // the number of requests that were given an ID
 	bodies         bodyPools
-	turns          turns // of tenants, to expensive requests
+	turns          fairpool.Turns // of tenants, to expensive requests
 	deployment     deployment
 	draining       atomic.Bool // the server is about to stop
 	google, apple  *signInProvider
@@ -50,13 +52,13 @@ type server struct {
 
 // serverOptions is what the operator sets.
 type serverOptions struct {
-	adminTokens    *bearerTokens  // the operator's, one at least
-	metricsTokens  *bearerTokens  // each opens /metrics and nothing else; none if only the operator may read them
-	loginLimit     int64          // logins a minute of one client address; 0 for no limit
-	trustedProxies []netip.Prefix // whose X-Forwarded-For counts
-	accessLog      bool           // log a line for each request
-	googleKeysURL  string         // of the keys that sign Google's ID tokens
-	appleKeysURL   string         // of the keys that sign Apple's ID tokens
+	adminTokens    *bearertoken.Set // the operator's, one at least
+	metricsTokens  *bearertoken.Set // each opens /metrics and nothing else; none if only the operator may read them
+	loginLimit     int64            // logins a minute of one client address; 0 for no limit
+	trustedProxies []netip.Prefix   // whose X-Forwarded-For counts
+	accessLog      bool             // log a line for each request
+	googleKeysURL  string           // of the keys that sign Google's ID tokens
+	appleKeysURL   string           // of the keys that sign Apple's ID tokens
 	gateway        gateway.Options
 	maxGatewayBody int64 // bytes of a request to the gateway
 }
@@ -76,7 +78,7 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		nearCapacity:   nearCapacity,
 		operatorTokens: options.adminTokens,
 		metricsTokens:  options.metricsTokens,
-		guesses:        newGuessLimit(log),
+		guesses:        bearertoken.NewGuesses(log),
 		processID:      rand.Text()[:13],
 		bodies:         newBodyPools(options.gateway.TenantShare),
 		google: &signInProvider{idtoken.Google(options.googleKeysURL, log), "google", "Google",

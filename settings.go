@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/bearertoken"
 	"tollgate/internal/gateway"
 	"tollgate/internal/redisdb"
 )
@@ -99,10 +100,10 @@ func (s *settings) options() []option {
 			usage: "that holds the operator's token, unless it is in the environment as ADMIN_TOKEN;\n" +
 				"several, one a line or separated by commas, all open the same;\n" +
 				"if neither is set, a random one is created and logged at start",
-			set: s.server.adminTokens.replace},
+			set: s.server.adminTokens.Replace},
 		{flag: "metrics-token-file", env: "METRICS_TOKEN_FILE", value: "file", secretFile: true,
 			usage: "that holds a token which opens /metrics alone, unless it is in the environment as METRICS_TOKEN",
-			set:   s.server.metricsTokens.replace},
+			set:   s.server.metricsTokens.Replace},
 		{flag: "seed", env: "SEED", def: "true", usage: "create the tenant abc at start if it does not exist",
 			set: into(&s.seed, parseBool)},
 		{flag: "login-limit", env: "LOGIN_LIMIT", value: "number", def: "600",
@@ -194,7 +195,7 @@ func into[T any](dst *T, parse func(value string) (T, error)) func(value string)
 // parseSettings reads all options. The error is flag.ErrHelp if args ask for the usage, which it then prints to stdout,
 // or a settingsError that names every bad setting; the others are then returned, too.
 func parseSettings(args []string, getenv func(string) string, stdout io.Writer) (*settings, error) {
-	s := &settings{server: serverOptions{adminTokens: new(bearerTokens), metricsTokens: new(bearerTokens)}}
+	s := &settings{server: serverOptions{adminTokens: new(bearertoken.Set), metricsTokens: new(bearertoken.Set)}}
 	options := s.allOptions()
 	given, wrong, err := parseFlags(options, args, stdout)
 	if err != nil {

@@ -49,7 +49,7 @@ func TestSettings(t *testing.T) {
 	addr := func(s *settings) any { return s.addr }
 	opens := func(token string) func(s *settings) any { // whether it is the operator's, and among how many
 		return func(s *settings) any {
-			return fmt.Sprint(s.server.adminTokens.has(sha256.Sum256([]byte(token))), len(s.server.adminTokens.hashes()))
+			return fmt.Sprint(s.server.adminTokens.Has(sha256.Sum256([]byte(token))), s.server.adminTokens.Len())
 		}
 	}
 	loginLimit := func(s *settings) any { return s.server.loginLimit }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/bearertoken"
 	"tollgate/internal/gateway"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
@@ -48,10 +49,10 @@ func (s *store) wantTenant(t testing.TB, id string) *tenant {
 }
 
 // tokensOf returns the tokens of a setting.
-func tokensOf(t testing.TB, value string) *bearerTokens {
+func tokensOf(t testing.TB, value string) *bearertoken.Set {
 	t.Helper()
-	tokens := new(bearerTokens)
-	if err := tokens.replace(value); err != nil {
+	tokens := new(bearertoken.Set)
+	if err := tokens.Replace(value); err != nil {
 		t.Fatal(err)
 	}
 	return tokens
@@ -62,7 +63,7 @@ func newBareServer(t testing.TB, log *telemetrytest.Log) *server {
 	t.Helper()
 	st := newTestStore(t, testRedis, log)
 	s, err := newServer(st, log.Logger(), serverOptions{
-		adminTokens: tokensOf(t, testAdminToken), metricsTokens: new(bearerTokens),
+		adminTokens: tokensOf(t, testAdminToken), metricsTokens: new(bearertoken.Set),
 		gateway: gateway.Options{
 			HeaderTimeout: time.Minute, IdleTimeout: time.Minute, TotalTimeout: time.Minute, MaxWaiting: 10,
 			TenantShare: 0.5, MaxDrains: 100, MaxIdle: 100,

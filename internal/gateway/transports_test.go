@@ -164,7 +164,7 @@ func TestConnectionsOfOneRequest(t *testing.T) {
 	}
 }
 
-// If the server of a stale connection cannot be dialled again, the next endpoint is tried. If there is none, the
+// If the server of a stale connection cannot be dialled again, the next endpoint is tried. Without another one, the
 // client may try again.
 func TestStaleConnectionOfADeadServer(t *testing.T) {
 	for _, others := range []int{0, 1} {

@@ -11,7 +11,7 @@ import (
 // namedMaster is what a Sentinel says about the master. Of two, the one with the higher epoch is newer: each failover
 // begins an epoch. A master that is configured by hand has epoch 0.
 type namedMaster struct {
-	address string // "" if there is none
+	address string // "" for no master
 	epoch   int64
 }
 
@@ -81,8 +81,8 @@ func (m masterInUse) replacement(best, most namedMaster, unanimous bool) namedMa
 	return m.namedMaster
 }
 
-// majority returns the master that more than half of the Sentinels name in one epoch. It has no address if there is
-// none.
+// majority returns the master that more than half of the Sentinels name in one epoch, else a namedMaster without an
+// address.
 func majority(replies []sentinelReply) namedMaster {
 	for _, r := range replies {
 		if r.err == nil && 2*votes(replies, r.namedMaster) > len(replies) {
@@ -92,8 +92,8 @@ func majority(replies []sentinelReply) namedMaster {
 	return namedMaster{}
 }
 
-// rival returns the master that most Sentinels name although another one names a higher epoch. It has no address if
-// there is none.
+// rival returns the master that most Sentinels name although another one names a higher epoch, else a namedMaster
+// without an address.
 func rival(replies []sentinelReply) namedMaster {
 	most := majority(replies)
 	for _, r := range replies {

@@ -1,4 +1,4 @@
-package main
+package bearertoken
 
 import (
 	"sync"
@@ -16,10 +16,10 @@ const (
 	maxGuessAddresses = 10_000      // about 3 MB
 )
 
-// guessLimit slows those down who guess at the tokens of operators and admins: after freeRefusals refused tokens of an
+// Guesses slows down those who guess at the tokens of operators and admins: after freeRefusals refused tokens of an
 // address in a minute, each further refusal of that address is delayed. Tokens that are right are never delayed, so
 // nobody can lock an admin out. Its methods may be called concurrently.
-type guessLimit struct {
+type Guesses struct {
 	log     *telemetry.Logger
 	delayed chan struct{} // holds an element for each refusal that waits
 
@@ -35,15 +35,16 @@ type refusedTokens struct {
 	next  int                     // the place of the oldest
 }
 
-func newGuessLimit(log *telemetry.Logger) *guessLimit {
-	return &guessLimit{
+// NewGuesses returns a Guesses that logs when somebody guesses.
+func NewGuesses(log *telemetry.Logger) *Guesses {
+	return &Guesses{
 		log: log, delayed: make(chan struct{}, maxDelayed), addresses: make(map[string]*refusedTokens),
 	}
 }
 
-// noteRefusal notes that a token of the address is refused, and waits if the response is to be delayed. mayWait is
+// NoteRefusal notes that a token of the address is refused, and waits if the response is to be delayed. mayWait is
 // false if connections are too scarce for that.
-func (g *guessLimit) noteRefusal(address string, mayWait bool) {
+func (g *Guesses) NoteRefusal(address string, mayWait bool) {
 	if !g.count(address, time.Now()) || !mayWait {
 		return
 	}
@@ -57,7 +58,7 @@ func (g *guessLimit) noteRefusal(address string, mayWait bool) {
 
 // count counts a refused token, and reports whether the address had freeRefusals in the minute before. If too many
 // addresses have some, which takes an attacker with as many, every other one counts as if it had.
-func (g *guessLimit) count(address string, now time.Time) (tooMany bool) {
+func (g *Guesses) count(address string, now time.Time) (tooMany bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.addresses[address]
@@ -82,7 +83,7 @@ func (g *guessLimit) count(address string, now time.Time) (tooMany bool) {
 
 // makeRoom reports whether there is room for another address. It looks for what no longer counts at most once a second,
 // since that takes long. The caller holds g.mu.
-func (g *guessLimit) makeRoom(now time.Time) bool {
+func (g *Guesses) makeRoom(now time.Time) bool {
 	if len(g.addresses) >= maxGuessAddresses && now.Sub(g.swept) >= time.Second {
 		g.swept = now
 		for address, r := range g.addresses {

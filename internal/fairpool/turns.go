@@ -1,12 +1,12 @@
-package main
+package fairpool
 
 import (
 	"sync"
 	"time"
 )
 
-// turns lets callers with the same name proceed one at a time. Its zero value is ready for use.
-type turns struct {
+// Turns lets callers with the same name proceed one at a time. Its zero value is ready for use.
+type Turns struct {
 	mu     sync.Mutex
 	byName map[string]*turn // of the names with which a caller proceeds or waits
 }
@@ -17,9 +17,9 @@ type turn struct {
 	users int           // the callers that proceed or wait
 }
 
-// take waits for the turn of a name, until timeout, and reports whether it came. If it did, the caller calls end when
+// Take waits for the turn of a name, until timeout, and reports whether it came. If it did, the caller calls end when
 // it is done.
-func (t *turns) take(name string, timeout time.Duration) (end func(), ok bool) {
+func (t *Turns) Take(name string, timeout time.Duration) (end func(), ok bool) {
 	mine := t.enter(name)
 	if !mine.wait(timeout) {
 		t.leave(name)
@@ -49,7 +49,7 @@ func (t *turn) wait(timeout time.Duration) bool {
 }
 
 // enter returns the turn of a name, and counts the caller among its users until leave.
-func (t *turns) enter(name string) *turn {
+func (t *Turns) enter(name string) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	mine := t.byName[name]
@@ -65,7 +65,7 @@ func (t *turns) enter(name string) *turn {
 }
 
 // leave counts a caller out, and forgets a turn that nobody uses.
-func (t *turns) leave(name string) {
+func (t *Turns) leave(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	mine := t.byName[name]
