@@ -25,12 +25,12 @@ type account struct {
 }
 
 // Hold implements gateway.Account.
-func (a *account) Hold(deadline time.Time, least, most int64, ttl time.Duration) (gateway.Hold, error) {
+func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
 	id, err := newCredential(holdPrefix)
 	if err != nil {
 		return gateway.Hold{}, err
 	}
-	h := holdRequest{key: a.key, id: id, most: most, least: least, ttl: ttl}
+	h := holdRequest{key: a.key, id: id, most: r.Most, least: r.Least, ttl: r.TTL}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
 	err = a.server.decided(a.header, a.tenant.id, result.decision, err)

@@ -3,16 +3,17 @@ package gateway
 import (
 	"errors"
 	"time"
+
+	"tollgate/internal/llmwire"
 )
 
 // An Account is what one request is paid from. Each step is given up at its deadline. Errors other than those named
 // here are refusals, which Serve returns as they are. Renew and Settle may be called after the request has ended, and
 // both at the same time.
 type Account interface {
-	// Hold takes tokens out of the balance until they are settled or ttl has passed. It takes most, or everything that is
-	// left if that is at least least. Errors: InsufficientError; ErrUnavailable, with the ID of the hold that may have
-	// been taken.
-	Hold(deadline time.Time, least, most int64, ttl time.Duration) (Hold, error)
+	// Hold takes tokens out of the balance until they are settled or r.TTL has passed. Errors: InsufficientError;
+	// ErrUnavailable, with the ID of the hold that may have been taken.
+	Hold(deadline time.Time, r HoldRequest) (Hold, error)
 
 	// Renew lets a hold last ttl from now on. If its tokens were returned, it takes them again, or as many as are left.
 	// It does nothing to a hold that was settled. Errors: ErrNoHold; ErrUnavailable.
@@ -31,6 +32,12 @@ type Account interface {
 	Refund(deadline time.Time, tokens int64) error
 }
 
+// A HoldRequest says what to hold: Most, or everything that is left if that is at least Least.
+type HoldRequest struct {
+	Least, Most int64 // tokens of the account, at least 1
+	TTL         time.Duration
+}
+
 // A Hold is tokens that were taken out of a balance and must be settled once.
 type Hold struct {
 	ID     string // names it to Settle; never "" if it was taken
@@ -40,7 +47,7 @@ type Hold struct {
 // Usage is what is charged for.
 type Usage struct {
 	Endpoint      string // "" if none generates anything
-	Input, Output int64  // tokens of a model
+	llmwire.Usage        // of all models together
 	Cost          int64  // tokens of the account
 }
 

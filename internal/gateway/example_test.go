@@ -19,11 +19,11 @@ import (
 // purse is an account for one request at a time.
 type purse struct{ left int64 }
 
-func (p *purse) Hold(_ time.Time, least, most int64, _ time.Duration) (gateway.Hold, error) {
-	if p.left < least {
+func (p *purse) Hold(_ time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
+	if p.left < r.Least {
 		return gateway.Hold{}, gateway.InsufficientError{Left: p.left}
 	}
-	return gateway.Hold{ID: "the only one", Tokens: min(most, p.left)}, nil
+	return gateway.Hold{ID: "the only one", Tokens: min(r.Most, p.left)}, nil
 }
 
 func (p *purse) Renew(time.Time, gateway.Hold, time.Duration) error { return nil }

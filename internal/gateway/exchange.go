@@ -178,7 +178,9 @@ func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 	}
 	p := endpointRequest{
 		to: e, query: x.r.URL.RawQuery, header: newProviderHeader(e, x.r.Header, x.call.Hops),
-		body: request.Rewrite(x.call.model, e.format.LimitMember(e.url.Hostname()), limit),
+		body: request.Rewrite(llmwire.Changes{
+			Model: x.call.model, LimitMember: e.format.LimitMember(e.url.Hostname()), Limit: limit,
+		}),
 	}
 	if x.call.CountTokens {
 		p.path = countTokensPath

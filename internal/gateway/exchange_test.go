@@ -36,9 +36,9 @@ func jsonBody(parts ...string) script {
 
 // Each way in which a response can end has its price, and is settled once.
 func TestCharges(t *testing.T) {
-	exact, nothing, held := Outcome{Input: 11, Output: 7, cost: 18}, Outcome{}, Outcome{cost: 118, estimated: true}
+	exact, nothing, held := Outcome{Usage: llmwire.Usage{Input: 11, Output: 7}, cost: 18}, Outcome{}, Outcome{cost: 118, estimated: true}
 	estimate := func(input, output int64) Outcome {
-		return Outcome{Input: input, Output: output, cost: min(input+output, 132), estimated: true}
+		return Outcome{Usage: llmwire.Usage{Input: input, Output: output}, cost: min(input+output, 132), estimated: true}
 	}
 	for _, test := range []struct {
 		name, body string
@@ -49,7 +49,7 @@ func TestCharges(t *testing.T) {
 		{"whole", whole, jsonBody(completion), 200, exact},
 		{"no usage", whole, jsonBody(`{"choices":[{"message":{"content":"123456789"}}]}`), 200, estimate(5, 3)},
 		{"more than was held", whole, jsonBody(`{"usage":{"prompt_tokens":900,"completion_tokens":7}}`), 200,
-			Outcome{Input: 900, Output: 7, cost: 907}},
+			Outcome{Usage: llmwire.Usage{Input: 900, Output: 7}, cost: 907}},
 		{"nested too deep", whole, jsonBody(`{"choices":` + strings.Repeat("[", 600) + strings.Repeat("]", 600) + `}`), 200, held},
 		{"too long", whole, jsonBody(`{"a":"` + strings.Repeat("x", maxWholeBody) + `"}`), 200, held},
 		{"not JSON", whole, jsonBody("<html>"), 502, nothing},
@@ -96,7 +96,7 @@ func TestCharges(t *testing.T) {
 			if got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
-			used := Usage{"e", want.Input, want.Output, want.cost}
+			used := Usage{"e", want.Usage, want.cost}
 			if a := g.account; len(a.settled) != 1 || a.settled[0] != used || a.left != 10_000-want.cost {
 				t.Errorf("%v was settled, want %v; %d are left", a.settled, used, a.left)
 			}

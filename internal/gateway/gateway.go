@@ -107,7 +107,7 @@ type Outcome struct {
 	Model     string        // that the endpoint was asked for
 	FirstByte time.Duration // from Call.Start to the header of the endpoint's response; 0 if there was none
 
-	Input, Output int64 // tokens of the model that were used
+	llmwire.Usage // tokens of models that were used, all together
 
 	cost      int64 // of these in tokens of the account, which may have had fewer
 	estimated bool  // the endpoint has not said what was used

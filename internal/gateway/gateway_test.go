@@ -33,13 +33,13 @@ type fakeAccount struct {
 	charged []Usage
 }
 
-func (a *fakeAccount) Hold(_ time.Time, least, most int64, ttl time.Duration) (Hold, error) {
+func (a *fakeAccount) Hold(_ time.Time, r HoldRequest) (Hold, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.left < least {
+	if a.left < r.Least {
 		return Hold{}, InsufficientError{a.left}
 	}
-	a.held, a.ttl = min(most, a.left), ttl
+	a.held, a.ttl = min(r.Most, a.left), r.TTL
 	a.left -= a.held
 	return Hold{"h", a.held}, a.holds
 }

@@ -28,7 +28,7 @@ func (x *exchange) takeHold() error {
 		most = max(most, price.cost(input, all*request.N))
 	}
 	g.settler.begin()
-	hold, err := x.call.Account.Hold(x.call.Deadline, least, most, leaseTTL)
+	hold, err := x.call.Account.Hold(x.call.Deadline, HoldRequest{least, most, leaseTTL})
 	if err == nil {
 		x.hold, x.lease = hold, startLease(x.call.Account, hold, g.renewal)
 		return nil
@@ -90,7 +90,7 @@ func (x *exchange) settle() {
 	if o.estimated {
 		x.gateway.estimated.Add(1)
 	}
-	usage := Usage{o.Endpoint, o.Input, o.Output, o.cost}
+	usage := Usage{o.Endpoint, o.Usage, o.cost}
 	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
 		setBalance(x.w.Header(), balance)
 	}
@@ -116,7 +116,7 @@ func (x *exchange) setUsage() {
 	default:
 		var exact bool
 		price, _ := x.priceAt(x.endpoint)
-		o.Input, o.Output, exact = report.Counts(x.call.Request.EstimatedInput(x.endpoint.mediaTokens))
+		o.Usage, _, exact = report.Used(x.call.Request.EstimatedInput(x.endpoint.mediaTokens))
 		if o.cost = price.cost(o.Input, o.Output); !exact {
 			o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
 		}

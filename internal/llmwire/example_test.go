@@ -20,7 +20,7 @@ func ExampleRequest() {
 	}
 	fmt.Println("hold", r.HeldInput(1, 2000, 200_000), "input tokens")
 	limitMember := r.Format.LimitMember("api.openai.com")
-	fmt.Printf("%s\n", bytes.Join(r.Rewrite("gpt-4o", limitMember, 100), nil))
+	fmt.Printf("%s\n", bytes.Join(r.Rewrite(llmwire.Changes{"gpt-4o", limitMember, 100}), nil))
 	// Output:
 	// hold 68 input tokens
 	// {"model":"gpt-4o","max_completion_tokens":100,"messages": [{"role": "user", "content": "Hello!"}], "top_p": 0.90}
@@ -44,8 +44,8 @@ func ExampleStream() {
 	if rest := stream.Finish(); stream.Report.Done || stream.Report.HasFinished(1) {
 		os.Stdout.Write(rest)
 	}
-	input, output, exact := stream.Report.Counts(0)
-	fmt.Println(input, "input tokens,", output, "output tokens, exact:", exact)
+	used, _, exact := stream.Report.Used(0)
+	fmt.Println(used.Input, "input tokens,", used.Output, "output tokens, exact:", exact)
 	// Output:
 	// data: {"choices": [{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": null}]}
 	//

@@ -53,10 +53,16 @@ type reportObject struct {
 	compaction   tokenPair // of the iterations before it
 }
 
-// Counts returns the input and output tokens to charge, each from 0 to MaxTokens. What was not reported is estimated,
-// and exact is false then: the input at estimatedInput, the output at a token for each 3 bytes of content, but at least
-// one for each event with content. An estimate can be more than was held for the request.
-func (r *Report) Counts(estimatedInput int64) (input, output int64, exact bool) {
+// Used returns what to charge for. What was not reported is estimated, and exact is false then: the input at
+// estimatedInput, the output at a token for each 3 bytes of content, but at least one for each event with content. An
+// estimate can be more than was held for the request.
+// Others is what other models than the response's own have used beside that.
+func (r *Report) Used(estimatedInput int64) (used Usage, others []ModelUsage, exact bool) {
+	input, output, exact := r.counts(estimatedInput)
+	return Usage{Input: input, Output: output}, nil, exact
+}
+
+func (r *Report) counts(estimatedInput int64) (input, output int64, exact bool) {
 	input = r.usage.input + r.usage.cacheWrite + r.usage.cacheRead + r.usage.compaction.input
 	output = r.usage.output + r.usage.compaction.output
 	if !r.InputSeen {

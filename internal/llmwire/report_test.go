@@ -8,7 +8,7 @@ import (
 
 // summary is what the tests compare of a report on a response with n choices.
 func (r *Report) summary(n int64) string {
-	input, output, exact := r.Counts(1000)
+	input, output, exact := r.counts(1000)
 	s := fmt.Sprintf("%d+%d tokens, %d events, %d bytes", input, output, r.ContentEvents, r.contentBytes)
 	for _, flag := range []struct {
 		name string

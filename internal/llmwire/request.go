@@ -269,10 +269,17 @@ func (r *Request) inputTokens(bytesPerToken, mediaTokens int64) int64 {
 	return MaxTokens
 }
 
-// Rewrite returns the body to forward, in pieces that share the memory of the body that was read. In it, the model is
-// model unless that is "", and the member limitMember is limit unless that is 0. If the format reports the usage of a
-// stream only on request, a stream asks for it. Everything else stays byte for byte as it came.
-func (r *Request) Rewrite(model, limitMember string, limit int64) [][]byte {
+// Changes are what is changed in a request's body before it is forwarded.
+type Changes struct {
+	Model       string // that is asked for; "" leaves the request's own
+	LimitMember string // the member in which Limit is written
+	Limit       int64  // of output tokens; 0 leaves the request's own
+}
+
+// Rewrite returns the body to forward, in pieces that share the memory of the body that was read. If the format reports
+// the usage of a stream only on request, a stream asks for it. Everything else that c does not name stays byte for byte
+// as it came.
+func (r *Request) Rewrite(c Changes) [][]byte {
 	var edits []edit
 	var added []string // top-level members that the body does not have
 	set := func(name, value string) {
@@ -282,11 +289,11 @@ func (r *Request) Rewrite(model, limitMember string, limit int64) [][]byte {
 			added = append(added, jsonString(name)+":"+value)
 		}
 	}
-	if model != "" && model != r.Model {
-		set("model", jsonString(model))
+	if c.Model != "" && c.Model != r.Model {
+		set("model", jsonString(c.Model))
 	}
-	if limit > 0 {
-		set(limitMember, strconv.FormatInt(limit, 10))
+	if c.Limit > 0 {
+		set(c.LimitMember, strconv.FormatInt(c.Limit, 10))
 	}
 	if formats[r.Format].usageOption && r.Stream && !r.IncludeUsage {
 		options := r.at[memberName{"", "stream_options"}]

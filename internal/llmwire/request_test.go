@@ -243,7 +243,7 @@ func TestRewrite(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
-			if got := bytes.Join(r.Rewrite(test.model, "max_tokens", test.limit), nil); string(got) != test.want {
+			if got := bytes.Join(r.Rewrite(Changes{test.model, "max_tokens", test.limit}), nil); string(got) != test.want {
 				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
 			}
 		})
@@ -253,7 +253,7 @@ func TestRewrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"max_completion_tokens":7,"max_tokens":null}`
-	if got := bytes.Join(r.Rewrite("", "max_completion_tokens", 7), nil); string(got) != want {
+	if got := bytes.Join(r.Rewrite(Changes{"", "max_completion_tokens", 7}), nil); string(got) != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -296,7 +296,7 @@ func checkRewrite(t *testing.T, r *Request, model string, limit int64) {
 	if err := json.Unmarshal(r.body, &before); err != nil {
 		t.Fatalf("%s was accepted: %v", r.body, err)
 	}
-	changed := bytes.Join(r.Rewrite(model, "max_tokens", limit), nil)
+	changed := bytes.Join(r.Rewrite(Changes{model, "max_tokens", limit}), nil)
 	if err := json.Unmarshal(changed, &after); err != nil {
 		t.Fatalf("%s became %s: %v", r.body, changed, err)
 	}
@@ -430,7 +430,7 @@ func BenchmarkRequest(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				r.Rewrite("gpt-4o", "max_tokens", 100)
+				r.Rewrite(Changes{"gpt-4o", "max_tokens", 100})
 			}
 		})
 	}
