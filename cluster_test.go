@@ -272,6 +272,7 @@ func testClusterPlannedFailover(t *testing.T) {
 	long(t)
 	l := startLedger(t, 5)
 	c := l.cluster
+	c.ExpectFailures(t)
 	for range 3 {
 		redistest.AwaitVotes()
 		l.running.more(t, 200)
@@ -290,6 +291,7 @@ func testClusterKilledMaster(t *testing.T) {
 	redistest.AwaitVotes()
 	l := startLedger(t, 5)
 	c, s, tenant := l.cluster, l.services[0], l.tenant
+	c.ExpectFailures(t)
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[0]
 	replica := c.ReplicaOf(t, victim)
@@ -308,6 +310,7 @@ func testClusterKilledMaster(t *testing.T) {
 func testClusterDeadShard(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
+	c.ExpectFailures(t)
 	s := newService(t, "REDIS_URL="+c.URL())
 	var tenant string
 	var victim *redistest.Server
@@ -352,6 +355,7 @@ func testClusterDeadShard(t *testing.T) {
 // checks the master when it is back. A master that denies a command ends the start all the same.
 func testClusterStartWithoutMaster(t *testing.T) {
 	c := redistest.SharedCluster(t)
+	c.ExpectFailures(t)
 	newService(t, "REDIS_URL="+c.URL()) // the seed is there
 	masters := c.MastersNow(t)
 	victim := c.Owner(t, configRedisKey("abc")) // where the start would write the example tenant
@@ -454,6 +458,7 @@ func testClusterFrozenMaster(t *testing.T) {
 	long(t)
 	l := startLedger(t, 5)
 	c := l.cluster
+	c.ExpectFailures(t)
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[1]
 	replica := c.ReplicaOf(t, victim)
@@ -469,6 +474,7 @@ func testClusterNodes(t *testing.T) {
 	long(t)
 	l := startLedger(t, 20)
 	c, s := l.cluster, l.services[0]
+	c.ExpectFailures(t)
 	l.running.more(t, 200)
 	added, err := redistest.StartClusterNode()
 	if err != nil {

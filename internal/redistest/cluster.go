@@ -22,9 +22,13 @@ type Cluster struct {
 	Nodes   []*Server // must not change, except of a cluster that the test made itself
 }
 
+const slotCount = 16384
+
+// Times after which a silent node is taken for dead: a second where tests wait for that, and more where a busy machine
+// that stands still for a second must not look like it.
 const (
-	clusterNodeTimeout = time.Second // after which a node is taken for dead
-	slotCount          = 16384
+	clusterNodeTimeout = time.Second
+	patientNodeTimeout = 15 * time.Second
 )
 
 // StartCluster starts a cluster and waits until it serves. Each master has that number of replicas, 0 or 1. The
@@ -297,7 +301,8 @@ var sharedCluster struct {
 
 // SharedCluster returns the cluster of three masters with a replica each that the tests of a package share. It waits
 // until the test that has the cluster ends, and starts it for the first one. The cluster is complete when the test gets
-// it, and again when it has ended: nodes that the test has killed are started.
+// it, and again when it has ended: nodes that the test has killed are started. A node that is silent is not taken for
+// dead within the test unless that calls ExpectFailures.
 func SharedCluster(t testing.TB) *Cluster {
 	t.Helper()
 	sharedCluster.inUse.Lock()
@@ -311,8 +316,28 @@ func SharedCluster(t testing.TB) *Cluster {
 	}
 	c := sharedCluster.cluster
 	c.heal(t)
+	if err := c.setNodeTimeout(patientNodeTimeout); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { c.heal(t) })
 	return c
+}
+
+// ExpectFailures lets the nodes take one that is silent for a second for dead, until the test ends.
+func (c *Cluster) ExpectFailures(t testing.TB) {
+	t.Helper()
+	if err := c.setNodeTimeout(clusterNodeTimeout); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *Cluster) setNodeTimeout(timeout time.Duration) error {
+	for _, n := range c.Nodes {
+		if err := n.DoAll([]any{"CONFIG", "SET", "cluster-node-timeout", timeout.Milliseconds()}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // CloseSharedCluster ends the cluster of SharedCluster. TestMain calls it when all tests have ended.

@@ -87,6 +87,9 @@ func StartShared() (*Server, error) {
 		return StartSharedServer()
 	case "cluster":
 		c, err := StartCluster(3, 0, "--appendonly", "yes")
+		if err == nil {
+			err = c.setNodeTimeout(patientNodeTimeout)
+		}
 		return &Server{Cluster: c}, err
 	default:
 		return nil, fmt.Errorf("TEST_REDIS_TOPOLOGY is %q, not cluster", topology)
