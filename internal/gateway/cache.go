@@ -147,7 +147,7 @@ func (x *exchange) store(response *http.Response, body []byte, whole bool, done 
 	mediaType, request := response.Header.Get("Content-Type"), x.call.Request
 	report := x.relay.outcome().report
 	if !whole || response.StatusCode != http.StatusOK || len(mediaType) > maxMediaType ||
-		!report.IsReusable(request.N, request.Limit > 0) {
+		!report.IsReusable(request.N, request.HasLimit) {
 		x.call.Cache.Count(CacheSkipped)
 		done()
 		return

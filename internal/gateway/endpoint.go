@@ -147,6 +147,11 @@ func (e *Endpoint) Complete() bool {
 	return known
 }
 
+// holding returns how the input of a request is counted at the endpoint.
+func (e *Endpoint) holding() llmwire.Holding {
+	return llmwire.Holding{BytesPerToken: e.bytesPerToken, MediaTokens: e.mediaTokens, MaxInput: e.maxInput}
+}
+
 // Bytes returns about how much memory the endpoint takes.
 func (e *Endpoint) Bytes() int { return 1024 + 256*len(e.models) }
 

@@ -173,7 +173,7 @@ func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 	x.endpoint, x.call.Outcome.Endpoint = e, e.Name
 	x.relay.setDrainOnHangUp(e.drainOnHangUp)
 	request, limit := x.call.Request, int64(0)
-	if request.Limit == 0 && !x.call.CountTokens {
+	if !request.HasLimit && !x.call.CountTokens {
 		limit = max(1, min(e.maxOutput, x.affordableOutput(e, x.hold.Tokens)))
 	}
 	p := endpointRequest{

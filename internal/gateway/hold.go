@@ -21,7 +21,7 @@ func (x *exchange) takeHold() error {
 	for _, e := range x.call.endpoints {
 		price, input := x.priceAt(e)
 		fewest, all := request.Limit, request.Limit // output tokens of each choice
-		if request.Limit == 0 {
+		if !request.HasLimit {
 			fewest, all = 1, e.maxOutput
 		}
 		least = max(least, price.cost(input, fewest*request.N))
@@ -53,7 +53,7 @@ func asInsufficient(err error) (left int64, ok bool) {
 // priceAt returns the price at an endpoint that allows the model, and the input tokens to hold.
 func (x *exchange) priceAt(e *Endpoint) (price, int64) {
 	p, _ := e.price(x.call.model)
-	return p, x.call.Request.HeldInput(e.bytesPerToken, e.mediaTokens, e.maxInput)
+	return p, x.call.Request.HeldInput(e.holding())
 }
 
 // unaffordable returns the refusal of a request that needs more tokens than are left.
@@ -116,7 +116,7 @@ func (x *exchange) setUsage() {
 	default:
 		var exact bool
 		price, _ := x.priceAt(x.endpoint)
-		o.Usage, _, exact = report.Used(x.call.Request.EstimatedInput(x.endpoint.mediaTokens))
+		o.Usage, _, exact = report.Used(x.call.Request.EstimatedInput(x.endpoint.holding()))
 		if o.cost = price.cost(o.Input, o.Output); !exact {
 			o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
 		}

@@ -18,9 +18,9 @@ func ExampleRequest() {
 		fmt.Println(err) // for the client
 		return
 	}
-	fmt.Println("hold", r.HeldInput(1, 2000, 200_000), "input tokens")
+	fmt.Println("hold", r.HeldInput(llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000}), "input tokens")
 	limitMember := r.Format.LimitMember("api.openai.com")
-	fmt.Printf("%s\n", bytes.Join(r.Rewrite(llmwire.Changes{"gpt-4o", limitMember, 100}), nil))
+	fmt.Printf("%s\n", bytes.Join(r.Rewrite(llmwire.Changes{Model: "gpt-4o", LimitMember: limitMember, Limit: 100}), nil))
 	// Output:
 	// hold 68 input tokens
 	// {"model":"gpt-4o","max_completion_tokens":100,"messages": [{"role": "user", "content": "Hello!"}], "top_p": 0.90}

@@ -32,14 +32,30 @@ type Request struct {
 	Stream       bool   // the response is to be a stream
 	IncludeUsage bool   // the request itself asks for the extra event with the usage of its stream
 	N            int64  // choices, 1 to 16
-	Limit        int64  // of output tokens for each choice, the larger if there are two; 0 if the request has no limit
 
-	// ServerTool is the first tool or member that lets the provider add input of its own, which nobody can bound. It is
-	// "" if the request has no such tool.
-	ServerTool string
+	HasLimit bool
+	Limit    int64 // of output tokens for each choice, the larger if there are two; 0 if HasLimit is false, too
+	MinLimit int64 // the least limit that leaves room for the thinking that is asked for; 0 if none is
+
+	// Unknown has the names of the top-level members that may raise the cost beyond what is read of the request: each
+	// once, 16 at most, shortened. A member is also here for its value, as service_tier for "priority".
+	Unknown []string
+
+	// ServerTool is the first tool, content part or member that lets the provider add input of its own, which nobody can
+	// bound, or that is not known. It is "" if the request has none.
+	ServerTool    string
+	CanDropTools  bool     // all of these stand in tools, and tool_choice names none of them
+	AdvisorModels []string // other models that tools name, each once
 
 	// HiddenOutput is true if the request asks for thinking or reasoning: the content then does not show all output.
 	HiddenOutput bool
+	ReasoningOff bool // the request says that nothing is generated that the content does not show
+	MediaOutput  bool // the request asks for output that may be other than text
+
+	CacheWrite CacheTime // the longest that a part of the prompt is to be kept in the provider's cache
+	HasAudio   bool      // the input may have sound
+	HasImages  bool      // the input may have images
+	Twice      bool      // the provider may read the input, and generate output, twice
 
 	hasTools    bool
 	thinkingOff bool
@@ -51,6 +67,16 @@ type Request struct {
 	at     map[memberName]span // of the top-level members and those of stream_options
 	err    error               // the first that was found
 }
+
+// A CacheTime is how long a provider is to keep a part of a prompt, as far as it has a price of its own.
+type CacheTime int
+
+// The times.
+const (
+	NotCached CacheTime = iota
+	CachedShort
+	CachedHour
+)
 
 // A memberName is the name of a member of the object at a path, which is "" for the body.
 type memberName struct{ object, name string }
@@ -169,7 +195,10 @@ func (r *Request) readIncludeUsage(v jsonValue) { r.IncludeUsage = r.boolean(v) 
 
 func (r *Request) readChoices(v jsonValue) { r.N = max(1, r.number(v, maxChoices)) }
 
-func (r *Request) readLimit(v jsonValue) { r.Limit = max(r.Limit, r.number(v, MaxTokens)) }
+func (r *Request) readLimit(v jsonValue) {
+	r.Limit = max(r.Limit, r.number(v, MaxTokens))
+	r.HasLimit = r.Limit > 0
+}
 
 func (r *Request) readTools(v jsonValue) {
 	if v.text[0] != '[' && !v.isNull() {
@@ -246,20 +275,30 @@ func (r *Request) fail(format string, args ...any) {
 	}
 }
 
-// HeldInput returns the input tokens to hold for the request: one for each bytesPerToken bytes of its body without the
-// base64 of media, mediaTokens for each medium and, if it has tools, 600; at most maxInput. At bytesPerToken 1, text
-// never has more tokens than that. No argument may be negative, and bytesPerToken must not be 0.
-func (r *Request) HeldInput(bytesPerToken, mediaTokens, maxInput int64) int64 {
-	tokens := r.inputTokens(bytesPerToken, mediaTokens)
+// A Holding says how the input of a request is counted. No number may be negative.
+type Holding struct {
+	BytesPerToken int64 // bytes of text that are assumed to be a token; at 1, text never has more tokens; not 0
+	MediaTokens   int64 // tokens of each image and sound
+	FileTokens    int64 // most tokens of each document, file and video; 0 means MaxInput or, without that, 200,000
+	MaxInput      int64 // the model's context window in tokens; 0 means that it is not known
+}
+
+// HeldInput returns the input tokens to hold for the request: one for each BytesPerToken bytes of its body without the
+// base64 of media, those of the media and, if it has tools, 600; at most MaxInput.
+func (r *Request) HeldInput(h Holding) int64 {
+	tokens := r.inputTokens(h.BytesPerToken, h.MediaTokens)
 	if r.hasTools {
 		tokens += toolTokens
 	}
-	return min(tokens, maxInput)
+	if h.MaxInput > 0 {
+		tokens = min(tokens, h.MaxInput)
+	}
+	return tokens
 }
 
 // EstimatedInput returns the input tokens to charge if the provider does not report them: one for each 4 bytes of the
-// body without the base64 of media, and mediaTokens, which must not be negative, for each medium.
-func (r *Request) EstimatedInput(mediaTokens int64) int64 { return r.inputTokens(4, mediaTokens) }
+// body without the base64 of media, and media as they are held.
+func (r *Request) EstimatedInput(h Holding) int64 { return r.inputTokens(4, h.MediaTokens) }
 
 func (r *Request) inputTokens(bytesPerToken, mediaTokens int64) int64 {
 	text := (int64(len(r.body)) - r.mediaBytes + bytesPerToken - 1) / bytesPerToken
@@ -272,8 +311,12 @@ func (r *Request) inputTokens(bytesPerToken, mediaTokens int64) int64 {
 // Changes are what is changed in a request's body before it is forwarded.
 type Changes struct {
 	Model       string // that is asked for; "" leaves the request's own
-	LimitMember string // the member in which Limit is written
-	Limit       int64  // of output tokens; 0 leaves the request's own
+	LimitMember string // the member in which the limit is written; other limits are taken out; "" leaves all
+	Limit       int64  // of output tokens; 0 leaves the request's own, if it has one
+
+	DropTools          bool   // takes out the tools that the provider runs; Request.CanDropTools must be true
+	LeaveStreamOptions bool   // does not ask for the usage of a stream
+	SafetyID           string // by which the provider can tell users apart; "" leaves the request's own
 }
 
 // Rewrite returns the body to forward, in pieces that share the memory of the body that was read. If the format reports

@@ -243,7 +243,7 @@ func TestRewrite(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
-			if got := bytes.Join(r.Rewrite(Changes{test.model, "max_tokens", test.limit}), nil); string(got) != test.want {
+			if got := bytes.Join(r.Rewrite(Changes{Model: test.model, LimitMember: "max_tokens", Limit: test.limit}), nil); string(got) != test.want {
 				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
 			}
 		})
@@ -253,7 +253,7 @@ func TestRewrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"max_completion_tokens":7,"max_tokens":null}`
-	if got := bytes.Join(r.Rewrite(Changes{"", "max_completion_tokens", 7}), nil); string(got) != want {
+	if got := bytes.Join(r.Rewrite(Changes{LimitMember: "max_completion_tokens", Limit: 7}), nil); string(got) != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -386,10 +386,10 @@ func TestHeldInput(t *testing.T) {
 			if got := int64(len(test.body)) - r.mediaBytes; got != test.bytesWithoutTheBase64 {
 				t.Errorf("%d bytes without base64, want %d", got, test.bytesWithoutTheBase64)
 			}
-			if got := r.HeldInput(test.bytesPerToken, test.mediaTokens, test.most); got != test.held {
+			if got := r.HeldInput(Holding{BytesPerToken: test.bytesPerToken, MediaTokens: test.mediaTokens, MaxInput: test.most}); got != test.held {
 				t.Errorf("held %d, want %d", got, test.held)
 			}
-			if got := r.EstimatedInput(test.mediaTokens); got != test.estimate {
+			if got := r.EstimatedInput(Holding{MediaTokens: test.mediaTokens}); got != test.estimate {
 				t.Errorf("estimated %d, want %d", got, test.estimate)
 			}
 		})
@@ -430,7 +430,7 @@ func BenchmarkRequest(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				r.Rewrite(Changes{"gpt-4o", "max_tokens", 100})
+				r.Rewrite(Changes{Model: "gpt-4o", LimitMember: "max_tokens", Limit: 100})
 			}
 		})
 	}
