@@ -12,9 +12,22 @@ var anthropicMessages = format{
 	keyHeader:   "X-Api-Key",
 	limitMember: func(string) string { return "max_tokens" },
 
-	request: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
-		"max_completion_tokens": {}, // is not read, but must be spelled so
-		"tools[].type":          {read: (*Request).readAnthropicToolType},
+	safetyID: memberName{"metadata", "user_id"},
+
+	rules: requestRules{
+		members:        newColumnTable(anthropicMembers),
+		tools:          newColumnTable(anthropicTools),
+		mayLimitToZero: true,
+	},
+	request: newJSONShape(requestMembers, jsonTable[Request]{
+		"metadata.user_id": {read: (*Request).readUserID},
+
+		"compaction":                      {read: (*Request).readCompaction},
+		"compaction.type":                 {read: (*Request).readCompactionType},
+		"context_management":              {read: (*Request).readContextManagement, each: (*Request).checkContextManagement},
+		"context_management.edits":        {read: (*Request).readContextEdits},
+		"context_management.edits[]":      {read: (*Request).endContextEdit},
+		"context_management.edits[].type": {read: (*Request).readContextEdit},
 	}),
 	report: newJSONShape(messageMembers, messageMembers.under("message"), jsonTable[Report]{
 		"":        {read: (*Report).readObject},
@@ -23,7 +36,7 @@ var anthropicMessages = format{
 
 	errorBody: anthropicErrorBody,
 	errorEvent: func(status int, message string) []byte {
-		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", anthropicErrorBody(status, message))
+		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", anthropicErrorBody(status, message, ""))
 	},
 	isAccountError: func(status int, e providerError) bool {
 		return status == 400 && strings.Contains(e.Message, "credit balance")
@@ -54,9 +67,12 @@ var anthropicErrorTypes = map[int]string{
 	503: "overloaded_error",
 }
 
-func anthropicErrorBody(status int, message string) []byte {
+func anthropicErrorBody(status int, message, details string) []byte {
 	kind := cmp.Or(anthropicErrorTypes[status], errorType(status))
-	return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s}}`, kind, jsonString(message))
+	if details != "" {
+		details = `,"details":` + details
+	}
+	return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s%s}}`, kind, jsonString(message), details)
 }
 
 // messageMembers are the members of a response, of an event, and of the message in the first event.
@@ -79,20 +95,70 @@ var messageMembers = joined(reportMembers, jsonTable[Report]{
 	"usage.iterations[].output_tokens":               {read: (*Report).readIterationOutput},
 })
 
-func (r *Request) readAnthropicToolType(v jsonValue) {
-	if !isClientTool(unquoted(v.text)) {
-		r.readToolType(v)
+// readCompaction reads the end of the member that asks for a summary of the conversation.
+func (r *Request) readCompaction(v jsonValue) {
+	if !v.isNull() {
+		r.endContextEdit(v)
 	}
 }
 
-// isClientTool reports whether a tool that Anthropic has defined, such as bash_20250124, is run by the client.
-func isClientTool(kind []byte) bool {
-	for _, name := range []string{"bash_", "text_editor_", "computer_", "memory_"} {
-		if bytes.HasPrefix(kind, []byte(name)) {
-			return true
-		}
+func (r *Request) readCompactionType(v jsonValue) {
+	isSummary := string(unquoted(v.text)) == "summarize"
+	r.Twice = r.Twice || isSummary
+	r.readEditType(v.path, isSummary)
+}
+
+// readContextManagement, checkContextManagement and readContextEdits read what the provider is to do with a conversation
+// before the model reads it. Some of that takes a model, and is billed beside what the response itself has used.
+func (r *Request) readContextManagement(v jsonValue) {
+	if v.text[0] != '{' && !v.isNull() {
+		r.addUnknown(v.path)
 	}
-	return false
+}
+
+func (r *Request) checkContextManagement(object *jsonShape[Request], name []byte, v jsonValue) {
+	if string(name) != "edits" && !v.isNull() {
+		r.addUnknown(object.path)
+	}
+}
+
+func (r *Request) readContextEdits(v jsonValue) {
+	if v.text[0] != '[' && !v.isNull() {
+		r.addUnknown("context_management")
+	}
+}
+
+func (r *Request) readContextEdit(v jsonValue) {
+	kind := unquoted(v.text)
+	isCompact := bytes.HasPrefix(kind, []byte("compact_"))
+	r.Twice = r.Twice || isCompact
+	r.readEditType(v.path, isCompact || bytes.HasPrefix(kind, []byte("clear_")))
+}
+
+// readEditType reads a type. One that is not known counts, whatever others there are.
+func (r *Request) readEditType(path string, isKnown bool) {
+	r.hasEditType = true
+	if !isKnown {
+		name, _, _ := strings.Cut(path, ".")
+		r.addUnknown(name)
+	}
+}
+
+// endContextEdit reads the end of what must have a type, which was read before.
+func (r *Request) endContextEdit(v jsonValue) {
+	if !r.hasEditType {
+		r.readEditType(v.path, false)
+	}
+	r.hasEditType = false
+}
+
+// readUserID notes where the ID of a user stands. Of two, a provider may read either.
+func (r *Request) readUserID(v jsonValue) {
+	member := memberName{"metadata", "user_id"}
+	if _, exists := r.at[member]; exists {
+		r.fail("%s is duplicated", member)
+	}
+	r.at[member] = v.span()
 }
 
 func (r *Report) readCacheWrite(v jsonValue) { readCount(&r.usage.cacheWrite, v) }

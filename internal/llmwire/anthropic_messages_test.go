@@ -54,7 +54,7 @@ func TestMessageRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := bytes.Join(r.Rewrite(Changes{"", "", 0}), nil); string(got) != `{"stream":true}` {
+	if got := bytes.Join(r.Rewrite(Changes{}), nil); string(got) != `{"stream":true}` {
 		t.Errorf("Anthropic has no stream_options: %s", got)
 	}
 }

@@ -48,11 +48,16 @@ type format struct {
 	// event then reports it.
 	usageOption bool
 
-	// request and report say what is read of a request, and of a response or the data of an event.
+	// safetyID is the member of a request by which a provider can tell users apart.
+	safetyID memberName
+
+	// rules and request say what is known and read of a request, and report what is read of a response or the data of an
+	// event.
+	rules   requestRules
 	request *jsonShape[Request]
 	report  *jsonShape[Report]
 
-	errorBody  func(status int, message string) []byte
+	errorBody  func(status int, message, details string) []byte // details are JSON, or ""
 	errorEvent func(status int, message string) []byte
 
 	// isAccountError reports whether a provider's error concerns the operator's account, though its status does not
@@ -87,7 +92,12 @@ func (f Format) LimitMember(host string) string { return formats[f].limitMember(
 // ErrorBody returns the JSON of an error with an HTTP status of 400 or more. The official SDKs raise the error type of
 // their own that belongs to the status.
 func (f Format) ErrorBody(status int, message string) []byte {
-	return formats[f].errorBody(status, message)
+	return formats[f].errorBody(status, message, "")
+}
+
+// UnsupportedBody returns the JSON of the error for a request that ReadRequest refuses with e.
+func (f Format) UnsupportedBody(status int, e UnsupportedError) []byte {
+	return formats[f].errorBody(status, e.Error(), e.Details())
 }
 
 // ErrorEvent returns the server-sent event that tells a client that its stream is broken. Its data is

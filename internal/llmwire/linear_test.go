@@ -143,9 +143,9 @@ func TestLinearWalks(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1 << 16, 1 << 17} {
 		for _, d := range hostileRequests(n) {
-			for _, f := range formats {
+			for i, f := range formats {
 				checkCalls(t, d, calls{1, 4}, calls{0, 1}, func(document []byte, c *calls) error { // names are noted
-					r := &Request{N: 1, at: make(map[memberName]span)}
+					r := newRequest(Format(i), document)
 					return r.walker.walk(document, counted(f.request, c), r)
 				})
 			}
@@ -178,7 +178,7 @@ func checkShape[T any](t *testing.T, shape *jsonShape[T], seen map[*jsonShape[T]
 		t.Errorf("%s is long", shape.path)
 	}
 	isLeaf := shape.elements == nil && len(shape.members) == 0
-	if isLeaf && shape.enter == nil && shape.read == nil && shape.path != "max_completion_tokens" {
+	if isLeaf && shape.enter == nil && shape.read == nil {
 		t.Errorf("nothing is read at %s", shape.path)
 	}
 	for _, member := range shape.members {

@@ -3,31 +3,79 @@ package llmwire
 import (
 	"bytes"
 	"slices"
+
+	"tollgate/internal/strict"
 )
 
-// messageParts are the content parts in messages, in results of tools and in documents. A message is read as a part.
+// messageParts are the content parts in messages, in the system prompt, in results of tools and in documents. A message
+// is read as a part, and so is the content of one: text, a part, or parts.
 var messageParts = jsonTable[Request]{
-	"messages[]":                  {enter: (*Request).beginPart, read: (*Request).endPart},
-	"messages[].content[]":        {same: "messages[]"},
-	"messages[].source.content[]": {same: "messages[]"},
+	"messages[]":                {enter: (*Request).beginPart, read: (*Request).endPart},
+	"messages[].content":        {same: "messages[]", orArray: true},
+	"messages[].source.content": {same: "messages[]", orArray: true},
+	"messages[].images[]":       {same: "messages[]"}, // of an assistant
+	"system":                    {same: "messages[]", orArray: true},
 
-	"messages[].type":             {read: (*Request).readPartType},
-	"messages[].source.type":      {read: (*Request).readSourceType},
-	"messages[].source.data":      {read: (*Request).readData},
-	"messages[].input_audio.data": {read: (*Request).readData},
-	"messages[].file.file_data":   {read: (*Request).readData},
-	"messages[].source.url":       {read: (*Request).readDataURL},
-	"messages[].image_url":        {read: (*Request).readDataURL},
+	"messages[].type":          {read: (*Request).readPartType},
+	"messages[].cache_control": {same: "cache_control"},
+
+	"messages[].text":                   {read: (*Request).readText},
+	"messages[].title":                  {read: (*Request).readText},
+	"messages[].context":                {read: (*Request).readText},
+	"messages[].thinking":               {read: (*Request).readText},
+	"messages[].refusal":                {read: (*Request).readText},
+	"messages[].reasoning":              {read: (*Request).readText},
+	"messages[].reasoning_content":      {read: (*Request).readText},
+	"messages[].input":                  {read: (*Request).readSchema}, // of a tool
+	"messages[].function_call":          {same: "messages[].tool_calls[]"},
+	"messages[].tool_calls[].name":      {read: (*Request).readText},
+	"messages[].tool_calls[].arguments": {read: (*Request).readText},
+	"messages[].tool_calls[].input":     {read: (*Request).readText},
+	"messages[].tool_calls[].function":  {same: "messages[].tool_calls[]"},
+	"messages[].tool_calls[].custom":    {same: "messages[].tool_calls[]"},
+
+	"messages[].source.type":    {read: (*Request).readSourceType},
+	"messages[].source.data":    {read: (*Request).readData},
+	"messages[].source.url":     {read: (*Request).readDataURL},
+	"messages[].source.file_id": {read: (*Request).readReference},
+
+	"messages[].image_url":        {read: (*Request).readImage},
 	"messages[].image_url.url":    {read: (*Request).readDataURL},
+	"messages[].input_audio":      {read: (*Request).readSound},
+	"messages[].input_audio.data": {read: (*Request).readData},
+	"messages[].audio_url":        {read: (*Request).readSound},
 	"messages[].audio_url.url":    {read: (*Request).readDataURL},
+	"messages[].audio":            {read: (*Request).readAudio}, // of an earlier response
+	"messages[].video_url":        {read: (*Request).readVideo},
 	"messages[].video_url.url":    {read: (*Request).readDataURL},
+	"messages[].file":             {read: (*Request).readFile},
+	"messages[].file.file_data":   {read: (*Request).readData},
+	"messages[].file.file_id":     {read: (*Request).readReference},
+	"messages[].document_url":     {read: (*Request).readFile},
+	"messages[].file_data":        {read: (*Request).readData},
+	"messages[].file_url":         {read: (*Request).readFile},
+	"messages[].file_id":          {read: (*Request).readReference},
 }
+
+// A medium is a kind of content by what it can cost. Of two kinds the later one is dearer.
+type medium int
+
+const (
+	noMedium medium = iota
+	image
+	sound
+	file // a document, whose pages may be images
+	video
+)
 
 // A contentPart is a part that is being read. Those around it are before it in Request.parts.
 type contentPart struct {
-	isMedia bool
-	isText  bool  // its data is not base64
-	encoded int64 // bytes of base64
+	medium   medium
+	isText   bool  // its data is text,
+	isBase64 bool  // base64,
+	isRemote bool  // or not in the body; all of these if it says so
+	data     int64 // bytes of what is one of the former two
+	encoded  int64 // of those, bytes that can be base64, as they are spelled
 }
 
 func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
@@ -35,51 +83,130 @@ func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
 // part returns the innermost part that is being read.
 func (r *Request) part() *contentPart { return &r.parts[len(r.parts)-1] }
 
-func (r *Request) endPart(jsonValue) {
-	if part := r.part(); part.isMedia {
-		r.mediaParts++
-		if !part.isText {
-			r.mediaBytes += part.encoded
-		}
-	}
+func (r *Request) endPart(v jsonValue) {
+	part := *r.part()
 	r.parts = r.parts[:len(r.parts)-1]
+	if len(r.parts) == 0 {
+		r.input.messages++
+	}
+	r.readText(v)
+	if part.medium == noMedium {
+		return
+	}
+	r.HasAudio = r.HasAudio || part.medium == sound || part.medium == video
+	r.HasImages = r.HasImages || part.medium != sound
+	if part.isText {
+		r.input.text += part.data
+	} else {
+		r.input.base64 += part.encoded
+	}
+	switch {
+	case part.medium < file:
+		r.input.media++
+	case part.isText && !part.isBase64 && !part.isRemote: // is held by its bytes in the body
+	case part.encoded > 0 && !part.isText && !part.isRemote:
+		r.input.fileBytes = append(r.input.fileBytes, part.encoded/4*3)
+	default:
+		r.input.files++
+	}
 }
 
+// readPartType reads the type of a part. One that is not known may be read by what the provider runs, and may be
+// anything.
 func (r *Request) readPartType(v jsonValue) {
-	switch string(unquoted(v.text)) {
-	case "image", "image_url", "input_audio", "audio_url", "video_url", "document", "file":
-		r.part().isMedia = true
+	if v.isNull() {
+		return
 	}
-}
-
-func (r *Request) readSourceType(v jsonValue) {
-	if string(v.text) != `"base64"` {
-		r.part().isText = true
-	}
-}
-
-func (r *Request) readData(v jsonValue) { r.part().encoded += base64Length(v.text, true) }
-
-func (r *Request) readDataURL(v jsonValue) { r.part().encoded += base64Length(v.text, false) }
-
-// base64Length returns how many bytes of a JSON value are base64, as they are spelled: in a data URL of a medium what
-// follows the comma and, if bare is true, in any other string all of it. It returns 0 if there is anything but base64,
-// which counts as text.
-func base64Length(raw []byte, bare bool) int64 {
-	if raw[0] != '"' {
-		return 0
-	}
-	data := raw[1 : len(raw)-1]
-	head, rest, isURL := bytes.Cut(data, []byte(";base64,"))
-	if isURL {
-		isMedia := func(prefix string) bool { return bytes.HasPrefix(head, []byte(prefix)) }
-		if !slices.ContainsFunc(mediaURLs, isMedia) {
-			return 0
+	switch kind := unquoted(v.text); string(kind) {
+	case "image", "image_url", "input_image":
+		r.addMedium(image)
+	case "input_audio", "audio_url":
+		r.addMedium(sound)
+	case "document", "document_url", "file", "input_file", "container_upload":
+		r.addMedium(file)
+	case "video_url":
+		r.addMedium(video)
+	default:
+		if partTypes.of(kind) != known {
+			r.addServerTool(strict.Shorten(string(kind)))
+			r.tools.isElsewhere, r.HasAudio, r.HasImages = true, true, true
 		}
-		data = rest
-	} else if !bare {
-		return 0
 	}
+}
+
+func (r *Request) addMedium(m medium) { r.part().medium = max(r.part().medium, m) }
+
+// readSourceType reads where the data of a part are. Those that are in the body, but no base64, count as text.
+func (r *Request) readSourceType(v jsonValue) {
+	switch string(unquoted(v.text)) {
+	case "base64":
+		r.part().isBase64 = true
+	case "text", "content":
+		r.part().isText = true
+	default:
+		r.part().isText, r.part().isRemote = true, true
+	}
+}
+
+// readReference reads the ID of a file at the provider.
+func (r *Request) readReference(v jsonValue) { r.part().isRemote = r.part().isRemote || !v.isNull() }
+
+// readImage and its like read a member that makes a part a medium, whatever its type is: some servers know a part by its
+// members. It may be a URL itself.
+func (r *Request) readImage(v jsonValue) { r.readMedium(v, image) }
+func (r *Request) readSound(v jsonValue) { r.readMedium(v, sound) }
+func (r *Request) readFile(v jsonValue)  { r.readMedium(v, file) }
+func (r *Request) readVideo(v jsonValue) { r.readMedium(v, video) }
+
+func (r *Request) readMedium(v jsonValue, m medium) {
+	if v.isNull() {
+		return
+	}
+	r.addMedium(m)
+	r.readDataURL(v)
+}
+
+// readAudio reads the ID of a sound that the model has made before.
+func (r *Request) readAudio(v jsonValue) {
+	if v.text[0] == '{' {
+		r.addMedium(sound)
+	}
+}
+
+func (r *Request) readData(v jsonValue) { r.addData(v, true) }
+
+func (r *Request) readDataURL(v jsonValue) { r.addData(v, false) }
+
+// addData reads a URL or, if bare is true, data. A URL of no data names something that is not in the body.
+func (r *Request) addData(v jsonValue, bare bool) {
+	if v.text[0] != '"' {
+		return
+	}
+	part := r.part()
+	part.data += v.stringBytes()
+	if !bytes.HasPrefix(v.text, []byte(`"data:`)) {
+		part.isRemote = part.isRemote || !bare
+		if bare {
+			part.encoded += base64Length(v.text[1 : len(v.text)-1])
+		}
+		return
+	}
+	_, data, isBase64 := bytes.Cut(v.text[:len(v.text)-1], []byte(";base64,"))
+	i := slices.IndexFunc(mediaURLs, func(u mediaURL) bool { return bytes.HasPrefix(v.text, []byte(u.prefix)) })
+	if i < 0 {
+		part.isText = true
+		return
+	}
+	part.medium = max(part.medium, mediaURLs[i].medium)
+	if isBase64 {
+		part.isBase64 = true
+		part.encoded += base64Length(data)
+	}
+}
+
+// base64Length returns how many bytes of a string are base64, as they are spelled: all, or 0 if there is anything but
+// base64, which counts as text.
+func base64Length(data []byte) int64 {
 	for i, c := range data {
 		isSlash := c == '\\' && i+1 < len(data) && data[i+1] == '/' // some encoders escape it
 		if !isBase64[c] && !isSlash {
@@ -89,8 +216,18 @@ func base64Length(raw []byte, bare bool) int64 {
 	return int64(len(data))
 }
 
-// mediaURLs has how data URLs of media begin. Those of text are not among them.
-var mediaURLs = []string{"data:image", "data:audio", "data:video", "data:application", "data:;"}
+// A mediaURL is how data URLs of a medium begin, after the quote.
+type mediaURL struct {
+	prefix string
+	medium medium
+}
+
+// mediaURLs has the data URLs whose base64 is not text. One without a type is a medium of the kind of its part.
+var mediaURLs = []mediaURL{
+	{`"data:image`, image}, {`"data:audio`, sound}, {`"data:video`, video}, {`"data:;`, image},
+	{`"data:application/pdf`, file}, {`"data:application/octet-stream`, file}, {`"data:application/msword`, file},
+	{`"data:application/vnd.`, file},
+}
 
 // isBase64 has the bytes of both alphabets of base64 and of its padding (RFC 4648).
 var isBase64 = func() (set [256]bool) {

@@ -1,8 +1,21 @@
 package llmwire
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // This file has what all of OpenAI's formats share.
+
+// isOpenAI reports whether a host is OpenAI's own or Azure's, which have the same members.
+func isOpenAI(host string) bool {
+	return host == "api.openai.com" || slices.ContainsFunc(azureDomains, func(domain string) bool {
+		return strings.HasSuffix(host, domain)
+	})
+}
+
+var azureDomains = []string{".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com"}
 
 // openAIErrorTypes has the type and the code of an error with a status. A status that is not here has no code.
 var openAIErrorTypes = map[int]struct{ kind, code string }{
@@ -14,7 +27,7 @@ var openAIErrorTypes = map[int]struct{ kind, code string }{
 	508: {"invalid_request_error", "loop"},
 }
 
-func openAIErrorBody(status int, message string) []byte {
+func openAIErrorBody(status int, message, _ string) []byte {
 	if e, ok := openAIErrorTypes[status]; ok {
 		return openAIError(e.kind, e.code, message)
 	}

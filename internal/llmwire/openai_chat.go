@@ -8,17 +8,19 @@ var openAIChat = format{
 	keyPrefix: "Bearer ",
 
 	limitMember: func(host string) string {
-		if host == "api.openai.com" {
+		if isOpenAI(host) {
 			return "max_completion_tokens" // its newer models refuse max_tokens
 		}
 		return "max_tokens"
 	},
 	usageOption: true,
+	safetyID:    memberName{"", "safety_identifier"},
 
-	request: newJSONShape(requestMembers, messageParts, jsonTable[Request]{
-		"max_completion_tokens": {read: (*Request).readLimit},
-		"tools[].type":          {read: (*Request).readToolType},
-	}),
+	rules: requestRules{
+		members: newColumnTable(openAIChatMembers...),
+		tools:   newColumnTable(openAIChatTools),
+	},
+	request: newJSONShape(requestMembers),
 	report: newJSONShape(reportMembers, jsonTable[Report]{
 		"":                        {read: (*Report).readObject},
 		"usage":                   {read: (*Report).readUsage},
@@ -32,7 +34,7 @@ var openAIChat = format{
 
 	errorBody: openAIErrorBody,
 	errorEvent: func(status int, message string) []byte {
-		return fmt.Appendf(nil, "data: %s\n\n", openAIErrorBody(status, message))
+		return fmt.Appendf(nil, "data: %s\n\n", openAIErrorBody(status, message, ""))
 	},
 	isAccountError: isOpenAIAccountError,
 	modelBody:      openAIModelBody,

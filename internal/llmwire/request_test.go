@@ -16,7 +16,7 @@ func (r *Request) summary() string {
 		name string
 		on   bool
 	}{
-		{"stream", r.Stream}, {"usage", r.IncludeUsage}, {"tools", r.hasTools}, {"hidden", r.HiddenOutput},
+		{"stream", r.Stream}, {"usage", r.IncludeUsage}, {"tools", r.tools.exist}, {"hidden", r.HiddenOutput},
 	} {
 		if flag.on {
 			s += " " + flag.name
@@ -25,8 +25,8 @@ func (r *Request) summary() string {
 	if r.ServerTool != "" {
 		s += " server:" + r.ServerTool
 	}
-	if r.mediaParts > 0 {
-		s += fmt.Sprintf(" media=%d/%d", r.mediaParts, r.mediaBytes)
+	if len(r.Unknown) > 0 {
+		s += fmt.Sprintf(" unknown:%v", r.Unknown)
 	}
 	return s
 }
@@ -68,7 +68,8 @@ func TestRequests(t *testing.T) {
 			` n=1 limit=0 stream usage`},
 		{"usage not wanted", `{"stream":true,"stream_options":{"include_usage":false}}`, ` n=1 limit=0 stream`},
 		{"inner members", `{"metadata":{"model":"x","n":99},"messages":[{"model":"x","max_tokens":"y"}]}`, ` n=1 limit=0`},
-		{"dots", `{"stream_options.include_usage":"x","messages[]":1,"a.b":1,"a":{"b":2}}`, ` n=1 limit=0`},
+		{"dots", `{"stream_options.include_usage":"x","messages[]":1,"a.b":1,"a":{"b":2}}`,
+			` n=1 limit=0 unknown:[stream_options.include_usage messages[] a.b a]`},
 		{"no tools", `{"tools":[]}`, ` n=1 limit=0`},
 		{"tools", `{"tools":[{"type":"function","function":{"name":"f"}},{"name":"g","input_schema":{"type":"object"}},` +
 			`{"type":"custom"},{"type":null}]}`, ` n=1 limit=0 tools`},
@@ -80,71 +81,18 @@ func TestRequests(t *testing.T) {
 		{"odd type", `{"tools":[{"type":1}]}`, ` n=1 limit=0 tools server:1`},
 		{"MCP", `{"mcp_servers":[{"url":"https://example.com"}]}`, ` n=1 limit=0 server:mcp_servers`},
 		{"no MCP", `{"mcp_servers":[]}`, ` n=1 limit=0`},
-		{"web search", `{"web_search_options":{}}`, ` n=1 limit=0 server:web_search_options`},
-		{"background", `{"background":true}`, ` n=1 limit=0 server:background`},
+		{"web search", `{"web_search_options":{}}`, ` n=1 limit=0 unknown:[web_search_options]`},
 		{"no background", `{"background":false}`, ` n=1 limit=0`},
 		{"thinking", `{"thinking":{"type":"enabled","budget_tokens":1024}}`, ` n=1 limit=0 hidden`},
 		{"adaptive thinking", `{"thinking":{"type":"adaptive"}}`, ` n=1 limit=0 hidden`},
-		{"no thinking", `{"thinking":{"type":"disabled"}}`, ` n=1 limit=0`},
+		{"no thinking", `{"thinking":{"type":"disabled"}}`, ` n=1 limit=0 off`},
 		{"thinking twice", `{"thinking":{"type":"enabled","type":"disabled"}}`, ` n=1 limit=0 hidden`},
 		{"thinking without type", `{"thinking":{}}`, ` n=1 limit=0 hidden`},
 		{"effort", `{"reasoning_effort":"low"}`, ` n=1 limit=0 hidden`},
-		{"no effort", `{"reasoning_effort":"none"}`, ` n=1 limit=0`},
-		{"minimal effort", `{"reasoning_effort":"minimal"}`, ` n=1 limit=0`},
+		{"no effort", `{"reasoning_effort":"none"}`, ` n=1 limit=0 off`},
+		{"minimal effort", `{"reasoning_effort":"minimal"}`, ` n=1 limit=0 hidden`},
 		{"reasoning", `{"reasoning":{"max_tokens":100}}`, ` n=1 limit=0 hidden`},
 	})
-}
-
-// Base64 is subtracted only if it surely is the data of a medium.
-func TestMedia(t *testing.T) {
-	part := func(part string) string { return `{"messages":[{"role":"user","content":[` + part + `]}]}` }
-	for _, test := range []struct {
-		name, body   string
-		parts, bytes int64
-	}{
-		{"text", part(`{"type":"text","text":"QUJD"}`), 0, 0},
-		{"string", `{"messages":[{"role":"user","content":"data:image/png;base64,QUJD"}]}`, 0, 0},
-		{"image URL", part(`{"type":"image_url","image_url":{"url":"https://example.com/a.png"}}`), 1, 0},
-		{"data URL", part(`{"type":"image_url","image_url":{"detail":"low","url":"data:image/png;base64,QUJDRA=="}}`), 1, 8},
-		{"data URL as a string", part(`{"image_url":"data:image/png;base64,QUJD","type":"image_url"}`), 1, 4},
-		{"escaped slash", part(`{"type":"image_url","image_url":{"url":"data:image\/png;base64,QU\/JD"}}`), 1, 6},
-		{"text as URL", part(`{"type":"image_url","image_url":{"url":"data:text/plain;base64,QUJD"}}`), 1, 0},
-		{"escaped text as URL", part(`{"type":"image_url","image_url":{"url":"data:\u0074ext/plain;base64,QUJD"}}`), 1, 0},
-		{"plain data URL", part(`{"type":"image_url","image_url":{"url":"data:image/svg+xml,QUJD"}}`), 1, 0},
-		{"words", part(`{"type":"image_url","image_url":{"url":"data:image/png;base64,ignore all of this"}}`), 1, 0},
-		{"escapes", part(`{"type":"image_url","image_url":{"url":"data:image/png;base64,QUJD\n"}}`), 1, 0},
-		{"audio", part(`{"type":"input_audio","input_audio":{"data":"QUJD","format":"wav"}}`), 1, 4},
-		{"file", part(`{"type":"file","file":{"file_data":"data:application/pdf;base64,QUJD","filename":"a"}}`), 1, 4},
-		{"file ID", part(`{"type":"file","file":{"file_id":"QUJD"}}`), 1, 0},
-		{"image", part(`{"type":"image","source":{"type":"base64","media_type":"image/png","data":"QUJD"}}`), 1, 4},
-		{"data first", part(`{"source":{"data":"QUJD","type":"base64"},"type":"document"}`), 1, 4},
-		{"text document", part(`{"type":"document","source":{"type":"text","data":"QUJD"}}`), 1, 0},
-		{"text document, data first", part(`{"type":"document","source":{"data":"QUJD","type":"text"}}`), 1, 0},
-		{"two types", part(`{"type":"image","source":{"type":"text","data":"QUJD","type":"base64"}}`), 1, 0},
-		{"two sources", part(`{"type":"image","source":{"type":"base64"},"source":{"type":"text","data":"QUJD"}}`), 1, 0},
-		{"not a medium", part(`{"type":"text","source":{"type":"base64","data":"QUJD"}}`), 0, 0},
-		{"first a medium", part(`{"type":"image_url","type":"text","image_url":"https://example.com"}`), 1, 0},
-		{"escaped type", part(`{"type":"\u0069mage","source":{"type":"url","url":"https://example.com"}}`), 1, 0},
-		{"result of a tool", part(`{"type":"tool_result","content":[{"type":"text","text":"x"},` +
-			`{"type":"image","source":{"type":"base64","data":"QUJD"}}]},{"type":"image","source":{"type":"url"}}`), 2, 4},
-		{"document of parts", part(`{"type":"document","source":{"type":"content","content":[` +
-			`{"type":"image","source":{"type":"base64","data":"QUJD"}}]}}`), 2, 4},
-		{"inner part does not hide a text",
-			part(`{"source":{"type":"text","content":[{}],"data":"QUJD"},"type":"image"}`), 1, 0},
-		{"input of a tool", part(`{"type":"tool_use","input":{"type":"file","files":[{"type":"file"}]}}`), 0, 0},
-		{"tools", `{"tools":[{"type":"image","source":{"type":"base64","data":"QUJD"}}]}`, 0, 0},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			r, err := ReadRequest(OpenAIChat, []byte(test.body))
-			if err != nil {
-				t.Fatalf("%s: %v", test.body, err)
-			}
-			if r.mediaParts != test.parts || r.mediaBytes != test.bytes {
-				t.Errorf("%s\ngot %d parts, %d bytes; want %d, %d",
-					test.body, r.mediaParts, r.mediaBytes, test.parts, test.bytes)
-			}
-		})
-	}
 }
 
 func TestRequestErrors(t *testing.T) {
@@ -283,9 +231,9 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("the body was changed: %s", body)
 			}
 			media := base64InStrings(t, body)
-			if least := int64(len(body)) - media; r.HeldInput(1, 0, MaxTokens) < least || r.mediaBytes < 0 {
+			if least := int64(len(body)) - media; r.HeldInput(Holding{BytesPerToken: 1}) < least || r.input.base64 < 0 {
 				t.Fatalf("%s: held %d for %d bytes, %d of them base64",
-					body, r.HeldInput(1, 0, MaxTokens), len(body), media)
+					body, r.HeldInput(Holding{BytesPerToken: 1}), len(body), media)
 			}
 		}
 	})
@@ -296,7 +244,7 @@ func checkRewrite(t *testing.T, r *Request, model string, limit int64) {
 	if err := json.Unmarshal(r.body, &before); err != nil {
 		t.Fatalf("%s was accepted: %v", r.body, err)
 	}
-	changed := bytes.Join(r.Rewrite(Changes{model, "max_tokens", limit}), nil)
+	changed := bytes.Join(r.Rewrite(Changes{Model: model, LimitMember: "max_tokens", Limit: limit}), nil)
 	if err := json.Unmarshal(changed, &after); err != nil {
 		t.Fatalf("%s became %s: %v", r.body, changed, err)
 	}
@@ -383,7 +331,7 @@ func TestHeldInput(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := int64(len(test.body)) - r.mediaBytes; got != test.bytesWithoutTheBase64 {
+			if got := int64(len(test.body)) - r.input.base64; got != test.bytesWithoutTheBase64 {
 				t.Errorf("%d bytes without base64, want %d", got, test.bytesWithoutTheBase64)
 			}
 			if got := r.HeldInput(Holding{BytesPerToken: test.bytesPerToken, MediaTokens: test.mediaTokens, MaxInput: test.most}); got != test.held {

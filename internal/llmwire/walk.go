@@ -26,8 +26,9 @@ type jsonRow[T any] struct {
 	each func(to *T, object *jsonShape[T], name []byte, v jsonValue)
 
 	// same, unless it is "", is the path whose rows also read the value at this path and everything inside it. With a path
-	// inside itself, it describes a tree of any depth.
-	same string
+	// inside itself, it describes a tree of any depth. If orArray is true, the value may also be an array of such values.
+	same    string
+	orArray bool
 }
 
 // A jsonValue is a value in a document.
@@ -35,10 +36,21 @@ type jsonValue struct {
 	path string // in the table; "" if the table does not have it
 	text []byte // as it is spelled, without white space around it; shares the document's memory
 	from int    // where text starts in the document
+
+	// escapes is by how many bytes the escapes in text are longer than what they spell.
+	escapes int
 }
 
 // isNull reports whether the value is null, which counts as absent.
 func (v jsonValue) isNull() bool { return v.text[0] == 'n' }
+
+// stringBytes returns the length of what a string spells, and 0 for any other value.
+func (v jsonValue) stringBytes() int64 {
+	if v.text[0] != '"' {
+		return 0
+	}
+	return int64(len(v.text) - len(`""`) - v.escapes)
+}
 
 // under returns t for values at parent instead of documents.
 func (t jsonTable[T]) under(parent string) jsonTable[T] {
@@ -77,11 +89,15 @@ func newJSONShape[T any](tables ...jsonTable[T]) *jsonShape[T] {
 	var at func(path string) *jsonShape[T]
 	at = func(path string) *jsonShape[T] {
 		row := rows[path]
-		if row.same != "" {
+		if row.same != "" && !row.orArray {
 			return at(row.same)
 		}
 		if shapes[path] == nil {
 			shapes[path] = &jsonShape[T]{jsonRow: row, path: path, members: make(map[string]*jsonShape[T])}
+			if row.same != "" {
+				one := at(row.same)
+				*shapes[path] = jsonShape[T]{jsonRow: one.jsonRow, path: path, members: one.members, elements: one}
+			}
 		}
 		return shapes[path]
 	}
@@ -128,7 +144,7 @@ func (w *jsonWalker[T]) stop() { w.stopped = true }
 // value is a member of an object whose shape has each, object is that shape and name the member's name.
 func (w *jsonWalker[T]) value(shape, object *jsonShape[T], name []byte, depth int) (ok bool) {
 	c := w.scan.Peek()
-	from := w.scan.At
+	from, escapes := w.scan.At, w.scan.Escapes
 	if shape != nil && shape.enter != nil {
 		shape.enter(w.to)
 	}
@@ -140,7 +156,7 @@ func (w *jsonWalker[T]) value(shape, object *jsonShape[T], name []byte, depth in
 	if !ok {
 		return false
 	}
-	v := jsonValue{text: w.scan.Data[from:w.scan.At], from: from}
+	v := jsonValue{text: w.scan.Data[from:w.scan.At], from: from, escapes: w.scan.Escapes - escapes}
 	if shape != nil {
 		v.path = shape.path
 	}

@@ -15,6 +15,9 @@ import (
 type Scanner struct {
 	Data []byte // what is read; it is never changed
 	At   int    // index of the byte of Data that is read next; len(Data) at the end
+
+	// Escapes is by how many bytes the escapes in the strings that were read are longer than what they spell.
+	Escapes int
 }
 
 // Peek moves to the next byte that is not white space and returns it, or 0 at the end.
@@ -131,13 +134,22 @@ func (s *Scanner) escape() bool {
 		return false
 	}
 	if s.Data[s.At] != 'u' {
+		s.Escapes++
 		return bytes.IndexByte([]byte(`"\/bfnrt`), s.Data[s.At]) >= 0
 	}
 	if len(s.Data)-s.At <= 4 {
 		return false
 	}
-	_, err := strconv.ParseUint(string(s.Data[s.At+1:s.At+5]), 16, 16)
+	unit, err := strconv.ParseUint(string(s.Data[s.At+1:s.At+5]), 16, 16)
 	s.At += 4
+	switch { // in UTF-8
+	case unit < 0x80:
+		s.Escapes += 5
+	case unit < 0x800, utf16.IsSurrogate(rune(unit)): // of which two are four bytes
+		s.Escapes += 4
+	default:
+		s.Escapes += 3
+	}
 	return err == nil
 }
 

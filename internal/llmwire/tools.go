@@ -1,0 +1,176 @@
+package llmwire
+
+import (
+	"bytes"
+	"slices"
+
+	"tollgate/internal/strict"
+)
+
+const (
+	maxDropped = 128 // tools that can be taken out of a request
+	maxChosen  = 128 // names in tool_choice beside which any can be
+	maxAdvisor = 16  // models that tools may name
+)
+
+// toolMembers are the definitions of tools, at the top level, in messages and in other tools, and the choice of one.
+var toolMembers = jsonTable[Request]{
+	"tools":           {read: (*Request).readTools},
+	"functions":       {read: (*Request).readTools},
+	"tools[]":         {enter: (*Request).beginTool, read: (*Request).endTool},
+	"tools[].tools[]": {same: "tools[]"}, // of a namespace
+
+	"messages[].tools[]":        {same: "tools[]"},
+	"messages[].tool":           {same: "tools[]"}, // is added, removed or defined
+	"tools[].definition":        {same: "tools[]"},
+	"messages[].tool_changes[]": {same: "messages[]"},
+	"tools[].type":              {read: (*Request).readToolType},
+	"tools[].name":              {read: (*Request).readToolName},
+	"tools[].model":             {read: (*Request).readToolModel},
+	"tools[].description":       {read: (*Request).readText},
+	"tools[].input_schema":      {read: (*Request).readSchema},
+	"tools[].parameters":        {read: (*Request).readSchema},
+	"tools[].function":          {same: "functions[]"},
+	"tools[].custom":            {same: "functions[]"},
+	"tools[].cache_control":     {same: "cache_control"},
+	"tools[].caching":           {same: "cache_control"}, // of what an advisor reads
+	"functions[]":               {read: (*Request).readFunction},
+	"functions[].name":          {read: (*Request).readText},
+	"functions[].description":   {read: (*Request).readText},
+	"functions[].parameters":    {read: (*Request).readSchema},
+	"functions[].format":        {read: (*Request).readSchema},
+	"tool_choice":               {read: (*Request).readChoice},
+	"tool_choice.type":          {read: (*Request).readChoice},
+	"tool_choice.name":          {read: (*Request).readChoice},
+	"tool_choice.server_label":  {read: (*Request).readChoice},
+	"tool_choice.function":      {same: "tool_choice"},
+	"tool_choice.custom":        {same: "tool_choice"},
+	"tool_choice.allowed_tools": {same: "tool_choice"},
+	"tool_choice.tools[]":       {same: "tool_choice"},
+}
+
+// A toolReader reads the tools of a request.
+type toolReader struct {
+	reading []tool // that is being read, after those around it
+	count   int    // in tools
+	exist   bool   // anywhere
+
+	needMore    bool // for the prompt that a provider adds, for one of them
+	isElsewhere bool // something that the provider runs does not stand in tools
+
+	server []serverTool // in tools; one more than maxDropped if there are too many
+	chosen [][]byte     // strings of tool_choice, as they are spelled; one more than maxChosen if there are too many
+}
+
+// A tool is a definition that is being read.
+type tool struct {
+	isServer   bool   // the provider runs it, or one in it
+	kind, name []byte // as they are spelled
+}
+
+// A serverTool is a tool that the provider runs.
+type serverTool struct {
+	tool
+	at span
+}
+
+func (r *Request) readTools(v jsonValue) {
+	if v.text[0] != '[' && !v.isNull() {
+		r.fail("%s must be an array", v.path)
+	}
+}
+
+func (r *Request) readFunction(jsonValue) { r.tools.exist = true }
+
+func (r *Request) beginTool() { r.tools.reading = append(r.tools.reading, tool{}) }
+
+// tool returns the innermost tool that is being read.
+func (r *Request) tool() *tool { return &r.tools.reading[len(r.tools.reading)-1] }
+
+func (r *Request) endTool(v jsonValue) {
+	t := &r.tools
+	if v.text[0] != '{' && !v.isNull() {
+		r.addTool(v) // a name, perhaps
+	}
+	last := len(t.reading) - 1
+	read := t.reading[last]
+	t.reading, t.exist = t.reading[:last], true
+	switch {
+	case last > 0:
+		t.reading[last-1].isServer = t.reading[last-1].isServer || read.isServer
+	case len(r.parts) > 0:
+		t.isElsewhere = t.isElsewhere || read.isServer
+	default:
+		t.count++
+		if read.isServer && len(t.server) <= maxDropped {
+			t.server = append(t.server, serverTool{read, v.span()})
+		}
+	}
+}
+
+// readToolType reads the type of a tool. Any that is not known to run at the client counts as one that the provider runs.
+func (r *Request) readToolType(v jsonValue) {
+	if v.isNull() {
+		return
+	}
+	kind := unquoted(v.text)
+	r.tool().kind = v.text
+	for _, name := range []string{"bash_", "browser_", "computer_", "text_editor_"} {
+		r.tools.needMore = r.tools.needMore || bytes.HasPrefix(kind, []byte(name))
+	}
+	if r.rules.tools.of(kind) != known && !r.isToolChange(kind) {
+		r.addTool(v)
+	}
+}
+
+// isToolChange reports whether a tool in a message is no tool but a change: the definition of one, or a name.
+func (r *Request) isToolChange(kind []byte) bool {
+	return len(r.parts) > 0 && (string(kind) == "tool_definition" || string(kind) == "tool_reference")
+}
+
+// addTool notes that the provider runs the tool that is being read, by its type.
+func (r *Request) addTool(kind jsonValue) {
+	r.tool().isServer = true
+	if r.ServerTool == "" {
+		r.ServerTool = strict.Shorten(string(unquoted(kind.text)))
+	}
+}
+
+func (r *Request) readToolName(v jsonValue) {
+	r.tool().name = v.text
+	r.readText(v)
+}
+
+// readToolModel reads the model that a tool names.
+func (r *Request) readToolModel(v jsonValue) {
+	if v.isNull() {
+		return
+	}
+	switch model := string(unquoted(v.text)); {
+	case slices.Contains(r.AdvisorModels, model):
+	case len(r.AdvisorModels) < maxAdvisor:
+		r.AdvisorModels = append(r.AdvisorModels, model)
+	default:
+		r.fail("The tools name more than %d models", maxAdvisor)
+	}
+}
+
+func (r *Request) readChoice(v jsonValue) {
+	if v.text[0] == '"' && len(r.tools.chosen) <= maxChosen {
+		r.tools.chosen = append(r.tools.chosen, v.text)
+	}
+}
+
+// canDrop reports whether all tools that the provider runs can be taken out of tools.
+func (t *toolReader) canDrop() bool {
+	if t.isElsewhere || len(t.server) == 0 || len(t.server) > maxDropped || len(t.chosen) > maxChosen {
+		return false
+	}
+	chosen := make(map[string]bool)
+	for _, name := range t.chosen {
+		chosen[string(unquoted(name))] = true
+	}
+	return !slices.ContainsFunc(t.server, func(s serverTool) bool {
+		return s.kind != nil && chosen[string(unquoted(s.kind))] || s.name != nil && chosen[string(unquoted(s.name))]
+	})
+}
