@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -33,7 +34,10 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	began := time.Now()
 	request, err := llmwire.ReadRequest(*info.format, info.body)
 	info.deadline = info.deadline.Add(time.Since(began)) // which is Redis's, and a large body takes a while
-	if err != nil {
+	switch _, isUnsupported := errors.AsType[llmwire.UnsupportedError](err); {
+	case isUnsupported:
+		return err
+	case err != nil:
 		return badRequestError(err.Error())
 	}
 	t := info.tenant

@@ -195,9 +195,11 @@ func TestGatewayErrors(t *testing.T) {
 		{"empty", g.tenant, g.key, ``, 400, invalid, "", invalid},
 		{"duplicated", g.tenant, g.key, `{"model":"m","mod\u0065l":"n"}`, 400, invalid, "", invalid},
 		{"wrong type", g.tenant, g.key, `{"stream":1}`, 400, invalid, "", invalid},
-		{"limit", g.tenant, g.key, `{"max_tokens":0}`, 400, invalid, "", invalid},
+		{"limit", g.tenant, g.key, `{"max_tokens":-2}`, 400, invalid, "", invalid},
 		{"spelling of a limit", g.tenant, g.key, `{"max_tokens":1e2}`, 400, invalid, "", invalid},
 		{"n", g.tenant, g.key, `{"n":17}`, 400, invalid, "", invalid},
+		{"thread", g.tenant, g.key, `{"thread":{"type":"create"}}`, 400, invalid, "", invalid},
+		{"earlier response", g.tenant, g.key, `{"previous_response_id":"resp_1"}`, 400, invalid, "", invalid},
 		{"server tool", g.tenant, g.key, `{"tools":[{"type":"web_search_20250305"}]}`, 400, invalid, "", invalid},
 		{"unknown tenant", "nobody", g.key, `{}`, 400, invalid, "", invalid},
 		{"unknown key and tool", g.tenant, someKey, `{"tools":[{"type":"mcp"}]}`, 401, invalid, "invalid_api_key", "authentication_error"},
@@ -238,6 +240,15 @@ func TestGatewayErrors(t *testing.T) {
 		g.do(t, "POST", messagesPath, "{}", many...).wantWireError(t, messagesPath, 431, invalid, "")
 		g.do(t, "POST", "/"+g.tenant+chatPath, "{}", many...).wantWireError(t, chatPath, 431, invalid, "")
 		g.do(t, "GET", "/v1/auth/key", "").wantError(t, 400, "Invalid tenant ID") // of a tenant named v1
+	})
+	t.Run("details", func(t *testing.T) { // from which Anthropic's SDK knows that it may send the whole conversation
+		got := g.call(t, messagesPath, `{"max_tokens":1,"thread":{"type":"continue","previous_message_id":"msg_1"}}`)
+		got.want(t, 400, `{"type":"error","error":{"type":"invalid_request_error","message":"thread is not supported: `+
+			`send the whole conversation, and wait for the response","details":`+
+			`{"error_code":"thread_unsupported_request","unsupported":["thread"]}}}`)
+		if got := got.header.Get("X-Should-Retry"); got != "false" {
+			t.Errorf("X-Should-Retry: %s", got)
+		}
 	})
 	t.Run("model", func(t *testing.T) {
 		only := g.service.gatewayTest(t, g.provider, textConfig(1000, fmt.Sprintf(

@@ -99,8 +99,11 @@ func TestGatewayForwards(t *testing.T) {
 		{`{"model":"chat/x"}`, "model", `"x"`},
 		{`{"model":"x/y"}`, "model", `"x/y"`},
 		{`{"max_tokens":7}`, "max_tokens", `7`},
-		{`{"max_completion_tokens":7}`, "max_completion_tokens", `7`},
-		{`{"max_completion_tokens":7}`, "max_tokens", ``},
+		{`{"max_completion_tokens":7}`, "max_completion_tokens", ``}, // which this provider may not obey
+		{`{"max_completion_tokens":7}`, "max_tokens", `7`},
+		{`{"max_completion_tokens":9,"max_tokens":7}`, "max_completion_tokens", ``},
+		{`{"max_completion_tokens":9,"max_tokens":7}`, "max_tokens", `9`},
+		{`{"max_tokens":-1}`, "max_tokens", `4096`},
 		{`{"stream":true,"stream_options":{"other":false}}`, "stream_options", `{"include_usage":true,"other":false}`},
 		{`{"stream":true,"stream_options":{"include_usage":false}}`, "stream_options", `{"include_usage":true}`},
 	} {

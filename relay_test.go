@@ -48,8 +48,8 @@ func TestGatewayCharges(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
 	patient, hasty := newService(t), newService(t, "PROVIDER_IDLE_TIMEOUT=1s", "PROVIDER_TIMEOUT=1s")
-	const streamed, whole = `{"stream":true}`, `{"stream":false}` // 15 and 16 bytes: an estimated input of 4 tokens
-	const input, all, half = 4, 10, 4                             // estimates: of the input, of three events of 10 bytes, of one
+	const streamed, whole = `{"stream":true,"messages":[{}]}`, `{"messages":[{}]}` // a message: an estimated input of 4 tokens
+	const input, all, half = 4, 10, 4                                              // estimates: of the input, of three events of 10 bytes, of one
 	type cost struct {
 		tokens int
 		end    relayEnd
@@ -204,7 +204,7 @@ func TestGatewayHangUps(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
 	s := newService(t)
-	const streamed, reasoning = `{"stream":true}`, `{"stream":true,"reasoning_effort":"low","thinking":{"type":"enabled"}}`
+	const streamed, reasoning = `{"stream":true,"messages":[{}]}`, `{"stream":true,"reasoning_effort":"low","thinking":{"type":"enabled"}}`
 	slow := providertest.Conduct{Pause: 60 * time.Millisecond}
 	hang := providertest.Conduct{Hang: providertest.InContent}
 	type hangUp struct {
@@ -268,7 +268,7 @@ func TestGatewayUsageGrace(t *testing.T) {
 	g := newGatewayTest(t, granted, "")
 	g.provider.On("", providertest.Conduct{Hang: providertest.BeforeUsage})
 	began := time.Now()
-	g.open(t, chatPath, `{"stream":true}`, `"finish_reason":"stop"`).Close()
+	g.open(t, chatPath, `{"stream":true,"messages":[{}]}`, `"finish_reason":"stop"`).Close()
 	if n := g.charged(t, granted); n != 4+10 {
 		t.Errorf("charged %d", n)
 	}
@@ -411,7 +411,7 @@ func TestGatewayStops(t *testing.T) {
 	if code := process.exitCode(t); code != 0 {
 		t.Errorf("exit code %d: %s", code, process.log)
 	}
-	if n := g.charged(t, granted); n != 18+9+4 {
+	if n := g.charged(t, granted); n != 18+4 {
 		t.Errorf("charged %d", n)
 	}
 }

@@ -123,6 +123,8 @@ type errorBody struct {
 	Error      string   `json:"error"`
 	TokensLeft *int64   `json:"tokensLeft,omitempty"`
 	Errors     []string `json:"errors,omitempty"`
+
+	unsupported llmwire.UnsupportedError // of a request of the gateway; its Member is "" for other errors
 }
 
 // errorResponse is what an error means: to the client, and to the count of refused charges.
@@ -238,6 +240,11 @@ func responseTo(err error) errorResponse {
 	if typed, ok := errors.AsType[errorWithResponse](err); ok {
 		return typed.response()
 	}
+	if refused, ok := errors.AsType[llmwire.UnsupportedError](err); ok {
+		response := badRequestError(err.Error()).response()
+		response.body.unsupported = refused
+		return response
+	}
 	if wrong, ok := errors.AsType[*strict.Error](err); ok {
 		return badRequestError(wrong.Error()).response()
 	}
@@ -292,7 +299,11 @@ func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, b
 		if isFinal(status) {
 			w.Header()["X-Should-Retry"] = []string{"false"}
 		}
-		_ = writeBody(w, status, append(format.ErrorBody(status, body.Error), '\n'))
+		content := format.ErrorBody(status, body.Error)
+		if body.unsupported.Member != "" {
+			content = format.UnsupportedBody(status, body.unsupported)
+		}
+		_ = writeBody(w, status, append(content, '\n'))
 		return
 	}
 	_ = writeJSON(w, status, body)

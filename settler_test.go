@@ -108,7 +108,7 @@ func TestGatewayPanics(t *testing.T) {
 		return providertest.Conduct{}
 	})
 	g := (&service{url: web.URL}).gatewayTest(t, p, textConfig(granted, endpointJSON(p, "chat", chatPath, "")))
-	for body, want := range map[string]int{`{"stream":true}`: 4 + 4, `{"stream":false}`: 18} {
+	for body, want := range map[string]int{`{"stream":true}`: 4, `{"stream":false}`: 18} {
 		g.key = g.login(t, g.tenant)
 		if _, err := g.send("POST", "/"+g.tenant+chatPath, body, bearer(g.key)); err == nil {
 			t.Errorf("%s: the connection was not cut", body)

@@ -27,7 +27,7 @@ func crowd(t testing.TB, pool *fairpool.Pool, user string) {
 // TestUnreadResponses relays a response that there is no memory for byte for byte. It costs what was held if its user
 // has more than a share, and an estimate by its size if others have the memory. A response of 64 KiB needs none.
 func TestUnreadResponses(t *testing.T) {
-	const request = `{"max_tokens":50000}` // 21 bytes: 50,021 are held, an estimated input of 5
+	const request = `{"max_tokens":50000}` // 21 bytes: 50,020 are held
 	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 90<<10-len(completion)+len("Hello.")), 1)
 	short := strings.Replace(completion, "Hello.", strings.Repeat("x", 60<<10), 1)
 	for _, test := range []struct {
@@ -38,7 +38,7 @@ func TestUnreadResponses(t *testing.T) {
 	}{
 		{"free", func(testing.TB, *fairpool.Pool) {}, long, 18},
 		{"its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, long, 50_000 + 20},
-		{"others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, long, 5 + 90<<10/3},
+		{"others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, long, 90 << 10 / 3},
 		{"short, its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, short, 18},
 		{"short, others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, short, 18},
 	} {

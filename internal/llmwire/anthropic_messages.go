@@ -72,7 +72,8 @@ func anthropicErrorBody(status int, message, details string) []byte {
 	if details != "" {
 		details = `,"details":` + details
 	}
-	return fmt.Appendf(nil, `{"type":"error","error":{"type":"%s","message":%s%s}}`, kind, jsonString(message), details)
+	const format = `{"type":"error","error":{"type":"%s","message":%s%s}}`
+	return fmt.Appendf(nil, format, kind, jsonString(message), details)
 }
 
 // messageMembers are the members of a response, of an event, and of the message in the first event.
@@ -108,8 +109,8 @@ func (r *Request) readCompactionType(v jsonValue) {
 	r.readEditType(v.path, isSummary)
 }
 
-// readContextManagement, checkContextManagement and readContextEdits read what the provider is to do with a conversation
-// before the model reads it. Some of that takes a model, and is billed beside what the response itself has used.
+// readContextManagement, checkContextManagement and readContextEdits read what the provider is to do with a
+// conversation before the model reads it. Some of that takes a model, and is billed beside what the response itself has used.
 func (r *Request) readContextManagement(v jsonValue) {
 	if v.text[0] != '{' && !v.isNull() {
 		r.addUnknown(v.path)

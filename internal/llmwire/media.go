@@ -151,8 +151,8 @@ func (r *Request) readSourceType(v jsonValue) {
 // readReference reads the ID of a file at the provider.
 func (r *Request) readReference(v jsonValue) { r.part().isRemote = r.part().isRemote || !v.isNull() }
 
-// readImage and its like read a member that makes a part a medium, whatever its type is: some servers know a part by its
-// members. It may be a URL itself.
+// readImage and its like read a member that makes a part a medium, whatever its type is: some servers know a part by
+// its members. It may be a URL itself.
 func (r *Request) readImage(v jsonValue) { r.readMedium(v, image) }
 func (r *Request) readSound(v jsonValue) { r.readMedium(v, sound) }
 func (r *Request) readFile(v jsonValue)  { r.readMedium(v, file) }

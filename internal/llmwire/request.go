@@ -216,7 +216,7 @@ func (r *Request) readIncludeUsage(v jsonValue) { r.IncludeUsage = r.boolean(v) 
 
 func (r *Request) readChoices(v jsonValue) { r.N = max(1, r.number(v, 1, maxChoices)) }
 
-// readLimit reads a limit of output tokens. -1 means that there is none, as for llama.cpp and tools that are made for it.
+// readLimit reads a limit of output tokens. -1 means that there is none, as it does for llama.cpp.
 func (r *Request) readLimit(v jsonValue) {
 	if v.isNull() || string(v.text) == "-1" {
 		return
@@ -310,8 +310,8 @@ func (r *Request) readReasoning(v jsonValue) {
 	r.isReasoningOff = false
 }
 
-// readThinkingType, readEffort and readReasoningEffort read what asks for output that is not in the content, or says that
-// there is to be none.
+// readThinkingType, readEffort and readReasoningEffort read what asks for output that is not in the content, or says
+// that there is to be none.
 func (r *Request) readThinkingType(v jsonValue) { r.readReasoningMode(v, "disabled") }
 
 func (r *Request) readEffort(v jsonValue) { r.readReasoningMode(v, "none") }

@@ -1,8 +1,8 @@
 package llmwire
 
 import (
-	"bytes"
 	"slices"
+	"strings"
 
 	"tollgate/internal/strict"
 )
@@ -108,20 +108,24 @@ func (r *Request) endTool(v jsonValue) {
 	}
 }
 
-// readToolType reads the type of a tool. Any that is not known to run at the client counts as one that the provider runs.
+// readToolType reads the type of a tool. Any that is not known to run at the client counts as one that the provider
+// runs.
 func (r *Request) readToolType(v jsonValue) {
 	if v.isNull() {
 		return
 	}
 	kind := unquoted(v.text)
 	r.tool().kind = v.text
-	for _, name := range []string{"bash_", "browser_", "computer_", "text_editor_"} {
-		r.tools.needMore = r.tools.needMore || bytes.HasPrefix(kind, []byte(name))
-	}
+	r.tools.needMore = r.tools.needMore || slices.ContainsFunc(definedTools, func(name string) bool {
+		return strings.HasPrefix(string(kind), name)
+	})
 	if r.rules.tools.of(kind) != known && !r.isToolChange(kind) {
 		r.addTool(v)
 	}
 }
+
+// definedTools has how the types of tools begin that the provider has defined, and for which it adds a long prompt.
+var definedTools = []string{"bash_", "browser_", "computer_", "text_editor_"}
 
 // isToolChange reports whether a tool in a message is no tool but a change: the definition of one, or a name.
 func (r *Request) isToolChange(kind []byte) bool {

@@ -2,8 +2,10 @@ package strict
 
 import (
 	"bytes"
+	"encoding/binary"
 	"iter"
 	"math"
+	"math/bits"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -103,12 +105,31 @@ var isPlain = func() (set [256]bool) {
 	return set
 }()
 
+const wordBytes = 8
+
+// plainBytes returns how many of the bytes of a word, the lowest first, isPlain has before one that it has not. A
+// subtraction borrows into the highest bit of a byte that was too small, and from the bytes above it only.
+func plainBytes(word uint64) int {
+	const ones, highest = 0x0101010101010101, 0x8080808080808080
+	quote, escape := word^ones*'"', word^ones*'\\'
+	special := (word-ones*' ')&^word | (quote-ones)&^quote | (escape-ones)&^escape
+	return bits.TrailingZeros64(special&highest) / 8
+}
+
 // string reads a string.
 func (s *Scanner) string() bool {
 	data := s.Data
 	for at := s.At + 1; at < len(data); at++ {
 		if isPlain[data[at]] {
-			continue
+			if len(data)-at < wordBytes {
+				continue
+			}
+			n := plainBytes(binary.LittleEndian.Uint64(data[at:]))
+			if n == wordBytes {
+				at += n - 1
+				continue
+			}
+			at += n
 		}
 		s.At = at
 		switch data[at] {
@@ -128,6 +149,14 @@ func (s *Scanner) string() bool {
 	return false
 }
 
+// isEscape has the bytes that stand for one byte after a backslash.
+var isEscape = func() (set [256]bool) {
+	for _, c := range []byte(`"\/bfnrt`) {
+		set[c] = true
+	}
+	return set
+}()
+
 // escape moves from the backslash of an escape to its last byte.
 func (s *Scanner) escape() bool {
 	if s.At++; s.At == len(s.Data) {
@@ -135,7 +164,7 @@ func (s *Scanner) escape() bool {
 	}
 	if s.Data[s.At] != 'u' {
 		s.Escapes++
-		return bytes.IndexByte([]byte(`"\/bfnrt`), s.Data[s.At]) >= 0
+		return isEscape[s.Data[s.At]]
 	}
 	if len(s.Data)-s.At <= 4 {
 		return false
