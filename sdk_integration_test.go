@@ -388,7 +388,7 @@ func TestIntegrationOwnBackend(t *testing.T) {
 			}
 			post("/ask", "How?", someKey, 401, `"error":"Unauthorized"`)
 			post("/ask", "How?", key, 200, `"tokensLeft":632`)
-			if got := p.Last(t).Member(t, "max_tokens"); got != "500" {
+			if got := p.Last(t).Member(t, "max_completion_tokens"); got != "500" {
 				t.Errorf("the model got the limit %s", got)
 			}
 			p.On("", providertest.Refuse(500))

@@ -22,9 +22,11 @@ var anthropicMessages = format{
 	request: newJSONShape(requestMembers, jsonTable[Request]{
 		"metadata.user_id": {read: (*Request).readUserID},
 
-		"compaction":                      {read: (*Request).readCompaction},
-		"compaction.type":                 {read: (*Request).readCompactionType},
-		"context_management":              {read: (*Request).readContextManagement, each: (*Request).checkContextManagement},
+		"compaction":      {read: (*Request).readCompaction},
+		"compaction.type": {read: (*Request).readCompactionType},
+		"context_management": {
+			read: (*Request).readContextManagement, each: (*Request).checkContextManagement,
+		},
 		"context_management.edits":        {read: (*Request).readContextEdits},
 		"context_management.edits[]":      {read: (*Request).endContextEdit},
 		"context_management.edits[].type": {read: (*Request).readContextEdit},

@@ -8,7 +8,7 @@ var anthropicMembers = listing{
 		"stop_sequences", "system", "temperature", "top_k", "top_p",
 	},
 	ruled: []string{
-		"cache_control", "compaction", "container", "context_management", "max_tokens", "mcp_servers", "model",
+		"cache_control", "compaction", "context_management", "max_tokens", "mcp_servers", "model",
 		"service_tier", "speed", "stream", "thinking", "thread", "tool_choice", "tools",
 		// OpenAI's members that have a rule wherever they stand.
 		"background", "conversation", "previous_response_id", "reasoning", "reasoning_effort",
@@ -16,6 +16,7 @@ var anthropicMembers = listing{
 	refused: []string{
 		"betas",                           // may change the price, as those of the header
 		"billing_policy",                  // another account
+		"container",                       // for what the provider runs
 		"fallbacks",                       // other models
 		"inference_geo",                   // another price
 		"user_profile_id", "workspace_id", // other accounts
@@ -24,10 +25,10 @@ var anthropicMembers = listing{
 }
 
 // anthropicTools has the types of tools of messages (BetaToolUnion). A tool without a type is a custom one. What a
-// search among tools adds to the input is in the request already.
+// search among tools adds to the input is in the request already. A function is OpenAI's, and runs at the client.
 var anthropicTools = listing{
 	known: []string{
-		"custom", "bash_*", "browser_*", "computer_*", "memory_*", "text_editor_*",
+		"custom", "function", "bash_*", "browser_*", "computer_*", "memory_*", "text_editor_*",
 		"tool_search_tool_bm25", "tool_search_tool_bm25_*", "tool_search_tool_regex", "tool_search_tool_regex_*",
 	},
 	refused: []string{

@@ -40,12 +40,34 @@ func TestMessageModels(t *testing.T) {
 
 func TestMessageRequests(t *testing.T) {
 	checkRequests(t, AnthropicMessages, []requestTest{
-		{"no max_completion_tokens", `{"max_completion_tokens":"x","max_tokens":5}`, ` n=1 limit=5`},
-		{"tools", `{"tools":[{"type":"bash_20250124"},{"type":"text_editor_20250728"},{"type":"computer_20250124"},` +
-			`{"type":"memory_20250818"},{"type":"custom"},{"name":"f"}]}`, ` n=1 limit=0 tools`},
-		{"server tool", `{"tools":[{"type":"bash_20250124"},{"type":"code_execution_20250825"}]}`,
-			` n=1 limit=0 tools server:code_execution_20250825`},
-		{"a tool that only contains a name", `{"tools":[{"type":"x_bash_1"}]}`, ` n=1 limit=0 tools server:x_bash_1`},
+		{"limit of OpenAI's", `{"max_completion_tokens":9,"max_tokens":5}`, ` n=1 limit=9 unknown:[max_completion_tokens]`},
+		{"limit of nothing", `{"max_tokens":0}`, ` n=1 limit=0 has one: true`},
+		{"no limit", `{"max_tokens":-1}`, ` n=1 limit=0`},
+		{"cache", `{"cache_control":{"type":"ephemeral"}}`, ` n=1 limit=0 cached`},
+		{"cache of five minutes", `{"system":[{"type":"text","text":"x","cache_control":{"type":"ephemeral","ttl":"5m"}}]}`,
+			` n=1 limit=0 cached`},
+		{"cache of an hour", `{"tools":[{"cache_control":{"ttl":"1h","type":"ephemeral"}}],"cache_control":{}}`,
+			` n=1 limit=0 tools cached for an hour`},
+		{"cache of a new time", `{"messages":[{"content":[{"type":"tool_result","content":[{"type":"image","cache_control":` +
+			`{"ttl":"24h"}}]}]}]}`, ` n=1 limit=0 cached for an hour`},
+		{"no cache", `{"messages":[{"content":[{"type":"text","cache_control":null}]}]}`, ` n=1 limit=0`},
+		{"context edits", `{"context_management":{"edits":[{"type":"clear_tool_uses_20250919","keep":{"type":"x"}},` +
+			`{"type":"clear_thinking_20251015"}]}}`, ` n=1 limit=0`},
+		{"no context edits", `{"context_management":{"edits":null}}`, ` n=1 limit=0`},
+		{"compaction", `{"context_management":{"edits":[{"type":"compact_20260112"}]}}`, ` n=1 limit=0 twice`},
+		{"unknown context edit", `{"context_management":{"edits":[{"type":"clear_x"},{"type":"expand_20270101"}]}}`,
+			` n=1 limit=0 unknown:[context_management]`},
+		{"context edit of two types", `{"context_management":{"edits":[{"type":"expand","type":"clear_x"}]}}`,
+			` n=1 limit=0 unknown:[context_management]`},
+		{"context edit without type", `{"context_management":{"edits":[{"type":"clear_x"},{}]}}`,
+			` n=1 limit=0 unknown:[context_management]`},
+		{"other context management", `{"context_management":{"edits":[],"recall":{}}}`,
+			` n=1 limit=0 unknown:[context_management]`},
+		{"odd context edits", `{"context_management":{"edits":{}}}`, ` n=1 limit=0 unknown:[context_management]`},
+		{"odd context management", `{"context_management":"auto"}`, ` n=1 limit=0 unknown:[context_management]`},
+		{"summary", `{"compaction":{"type":"summarize"}}`, ` n=1 limit=0 twice`},
+		{"unknown compaction", `{"compaction":{"type":"forget"}}`, ` n=1 limit=0 unknown:[compaction]`},
+		{"compaction without type", `{"compaction":{}}`, ` n=1 limit=0 unknown:[compaction]`},
 	})
 	if _, err := ReadRequest(AnthropicMessages, []byte(`{"Max_completion_tokens":1}`)); err == nil {
 		t.Error("a limit was spelled differently")
@@ -54,7 +76,7 @@ func TestMessageRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := bytes.Join(r.Rewrite(Changes{}), nil); string(got) != `{"stream":true}` {
+	if got := bytes.Join(r.Rewrite(Changes{LimitMember: "max_tokens"}), nil); string(got) != `{"stream":true}` {
 		t.Errorf("Anthropic has no stream_options: %s", got)
 	}
 }

@@ -3,8 +3,6 @@ package llmwire
 import (
 	"bytes"
 	"slices"
-
-	"tollgate/internal/strict"
 )
 
 // messageParts are the content parts in messages, in the system prompt, in results of tools and in documents. A message
@@ -117,7 +115,8 @@ func (r *Request) readPartType(v jsonValue) {
 	if v.isNull() {
 		return
 	}
-	switch kind := unquoted(v.text); string(kind) {
+	kind := unquoted(v.text)
+	switch string(kind) {
 	case "image", "image_url", "input_image":
 		r.addMedium(image)
 	case "input_audio", "audio_url":
@@ -126,11 +125,10 @@ func (r *Request) readPartType(v jsonValue) {
 		r.addMedium(file)
 	case "video_url":
 		r.addMedium(video)
-	default:
-		if partTypes.of(kind) != known {
-			r.addServerTool(strict.Shorten(string(kind)))
-			r.tools.isElsewhere, r.HasAudio, r.HasImages = true, true, true
-		}
+	}
+	if partTypes.of(kind) != known {
+		r.addServerType(kind)
+		r.tools.isElsewhere, r.HasAudio, r.HasImages = true, true, true
 	}
 }
 

@@ -73,9 +73,7 @@ var openAIChatMembers = []listing{
 	},
 	// OpenRouter (openrouter.ai/docs, API reference: parameters, provider routing, web search, prompt transforms).
 	{
-		known: []string{
-			"structured_outputs", "top_a", "trace", "transforms", "usage",
-		},
+		known: []string{"top_a", "trace", "transforms", "usage"},
 		refused: []string{
 			"models", "preset", "provider", "route", // another model or price
 			"plugins",      // add input

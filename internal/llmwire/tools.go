@@ -1,6 +1,7 @@
 package llmwire
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -135,8 +136,13 @@ func (r *Request) isToolChange(kind []byte) bool {
 // addTool notes that the provider runs the tool that is being read, by its type.
 func (r *Request) addTool(kind jsonValue) {
 	r.tool().isServer = true
+	r.addServerType(unquoted(kind.text))
+}
+
+// addServerType notes a tool or a part of a type that the provider may run.
+func (r *Request) addServerType(kind []byte) {
 	if r.ServerTool == "" {
-		r.ServerTool = strict.Shorten(string(unquoted(kind.text)))
+		r.ServerTool = cmp.Or(strict.Shorten(string(kind)), "(empty)")
 	}
 }
 
