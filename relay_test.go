@@ -48,8 +48,9 @@ func TestGatewayCharges(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
 	patient, hasty := newService(t), newService(t, "PROVIDER_IDLE_TIMEOUT=1s", "PROVIDER_TIMEOUT=1s")
-	const streamed, whole = `{"stream":true,"messages":[{}]}`, `{"messages":[{}]}` // an estimated input of 4 tokens
-	const input, all, half = 4, 10, 4                                              // estimates: of the input, of three events of 10 bytes, of one
+	// A message has an estimated input of 4 tokens.
+	const streamed, whole = `{"stream":true,"messages":[{}]}`, `{"messages":[{}]}`
+	const input, all, half = 4, 10, 4 // estimates: of the input, of three events of 10 bytes, of one
 	type cost struct {
 		tokens int
 		end    relayEnd

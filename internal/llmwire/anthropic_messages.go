@@ -112,7 +112,7 @@ func (r *Request) readCompactionType(v jsonValue) {
 }
 
 // readContextManagement, checkContextManagement and readContextEdits read what the provider is to do with a
-// conversation before the model reads it. Some of that takes a model, and is billed beside what the response itself has used.
+// conversation before the model reads it. Some of that takes a model, and is billed beside what the response has used.
 func (r *Request) readContextManagement(v jsonValue) {
 	if v.text[0] != '{' && !v.isNull() {
 		r.addUnknown(v.path)

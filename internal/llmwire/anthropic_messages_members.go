@@ -33,7 +33,8 @@ var anthropicTools = listing{
 	},
 	refused: []string{
 		"advisor_20260301", "code_execution_20250522", "code_execution_20250825", "code_execution_20260120",
-		"code_execution_20260521", "mcp_toolset", "web_fetch_20250910", "web_fetch_20260209", "web_fetch_20260309",
+		"code_execution_20260521", "mcp_tool_reference", "mcp_toolset", "mcp_toolset_reference",
+		"web_fetch_20250910", "web_fetch_20260209", "web_fetch_20260309",
 		"web_fetch_20260318", "web_search_20250305", "web_search_20260209", "web_search_20260318",
 	},
 }

@@ -50,6 +50,11 @@ func TestProviderNames(t *testing.T) {
 	}{
 		{OpenAIChat, "api.openai.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "localhost", "max_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIChat, "acme.openai.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIChat, "acme.cognitiveservices.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIChat, "acme.services.ai.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIChat, "openai.azure.com.example", "max_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIChat, "myapi.openai.com", "max_tokens", "Authorization", "Bearer sk-1"},
 		{AnthropicMessages, "api.anthropic.com", "max_tokens", "X-Api-Key", "sk-1"},
 		{AnthropicMessages, "api.openai.com", "max_tokens", "X-Api-Key", "sk-1"},
 	} {

@@ -44,7 +44,8 @@ func TestRewrite(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)
 			}
-			if got := bytes.Join(r.Rewrite(Changes{Model: test.model, LimitMember: "max_tokens", Limit: test.limit}), nil); string(got) != test.want {
+			c := Changes{Model: test.model, LimitMember: "max_tokens", Limit: test.limit}
+			if got := bytes.Join(r.Rewrite(c), nil); string(got) != test.want {
 				t.Errorf("%s\ngot  %s\nwant %s", test.body, got, test.want)
 			}
 		})
@@ -102,8 +103,8 @@ func TestRewriteTools(t *testing.T) {
 	} {
 		wantRewritten(t, AnthropicMessages, test.body, Changes{DropTools: true}, test.want)
 	}
-	wantRewritten(t, OpenAIChat, ` {"tools":[{"type":"web"}]}`, Changes{DropTools: true, Model: "m", LimitMember: "max_tokens", Limit: 7},
-		` {"model":"m","max_tokens":7}`)
+	all := Changes{DropTools: true, Model: "m", LimitMember: "max_tokens", Limit: 7}
+	wantRewritten(t, OpenAIChat, ` {"tools":[{"type":"web"}]}`, all, ` {"model":"m","max_tokens":7}`)
 	wantRewritten(t, OpenAIChat, `{"tools":[{"type":"web"}],"a":1}`, Changes{DropTools: true, Model: "m"}, `{"model":"m","a":1}`)
 }
 

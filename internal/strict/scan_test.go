@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -37,6 +38,44 @@ func TestScannerAllocations(t *testing.T) {
 		}
 	}); n > 0 {
 		t.Errorf("it makes %v allocations", n)
+	}
+}
+
+// A string ends at its quote, and not at what the bytes before or after it spell, wherever it stands.
+func TestScannerStrings(t *testing.T) {
+	for c := range 256 {
+		for at := range 20 {
+			content := []byte(strings.Repeat("a", 20))
+			content[at] = byte(c)
+			document := slices.Concat([]byte(`"`), content, []byte(`"!aaaaaaaaaaaaaaaaaaaa`))
+			s := Scanner{Data: document}
+			valid, end := s.Value(1), 22
+			if c == '"' {
+				end = at + 2
+			}
+			if want := c >= ' ' && c != '\\' || c == '"'; valid != want || valid && s.At != end {
+				t.Fatalf("%q: %v, read to %d, want %v, %d", document, valid, s.At, want, end)
+			}
+		}
+	}
+}
+
+// Escapes are counted in bytes of UTF-8.
+func TestScannerEscapes(t *testing.T) {
+	for _, document := range []string{
+		`"plain"`, `"\"\\\/\b\f\n\r\t"`, `"\u0041\u00e4\u20ac\ud83d\ude00"`, `["\n",{"\u007f":"\u0080 \u07ff \u0800 \uffff"}]`,
+	} {
+		s := Scanner{Data: []byte(document)}
+		if !s.Value(10) {
+			t.Fatal(document)
+		}
+		text := regexp.MustCompile(`"(\\.|[^"\\])*"`).ReplaceAllStringFunc(document, func(spelling string) string {
+			unquoted, _ := AppendUnquoted(nil, []byte(spelling))
+			return `"` + string(unquoted) + `"`
+		})
+		if want := len(document) - len(text); s.Escapes != want {
+			t.Errorf("%s: %d bytes of escapes, want %d", document, s.Escapes, want)
+		}
 	}
 }
 
