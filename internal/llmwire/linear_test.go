@@ -41,6 +41,11 @@ func hostileRequests(n int) []hostileDocument {
 		{"long number", `{"max_tokens":1` + strings.Repeat("0", n) + `}`},
 		{"long type", `{"messages":[{"type":"` + strings.Repeat(`\u0041`, n/6) + `"}]}`},
 		{"tools", `{"tools":[{}` + strings.Repeat(",{}", n/3) + `]}`},
+		{"server tools", `{"tools":[{"type":"x"}` + strings.Repeat(`,{"type":"x"}`, n/13) + `]}`},
+		{"tools in tools", `{"tools":[` + deepArray(n, 245, `{"tools":[`, `{"type":"x"}`, `]}`) + `]}`},
+		{"tools in parts", `{"messages":[` + deepArray(n, 245, `{"tools":[`, `{"definition":{"type":"x"}}`, `]}`) + `]}`},
+		{"choices of tools", `{"tool_choice":{"tools":[{"name":"a"}` + strings.Repeat(`,{"name":"a"}`, n/13) + `]}}`},
+		{"files", `{"messages":[{"content":[{"file":{"file_data":"AA"}}` + strings.Repeat(`,{"file":{"file_data":"AA"}}`, n/28) + `]}]}`},
 	}
 }
 
