@@ -50,6 +50,7 @@ func TestProviderNames(t *testing.T) {
 	}{
 		{OpenAIChat, "api.openai.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "localhost", "max_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIChat, "API.OpenAI.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "acme.openai.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "acme.cognitiveservices.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "acme.services.ai.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},

@@ -10,6 +10,7 @@ import (
 
 // isOpenAI reports whether a host is OpenAI's own or Azure's, which have the same members.
 func isOpenAI(host string) bool {
+	host = strings.ToLower(host)
 	return host == "api.openai.com" || slices.ContainsFunc(azureDomains, func(domain string) bool {
 		return strings.HasSuffix(host, domain)
 	})
