@@ -96,7 +96,8 @@ func (s *server) parseNewConfig(info *requestInfo, tenantID string, raw []byte) 
 	began := time.Now()
 	defer func() { info.deadline = info.deadline.Add(time.Since(began)) }()
 	return parseConfigWith(raw, func(e *gateway.Endpoint, wrong *strict.Problems) bool {
-		return s.options.gateway.Keys.Check(e, tenantID, wrong)
+		ok := s.options.gateway.Keys.Check(e, tenantID, wrong)
+		return e.CheckCredential(wrong) && ok
 	})
 }
 

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"tollgate/internal/gateway"
+	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 )
 
@@ -293,6 +295,9 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				}
 				return func(wrong *strict.Problems, value []byte) bool {
 					ok := c.membersOf(rules)(wrong, value)
+					if kind == "text" {
+						c.complete(e, wrong)
+					}
 					return (c.check == nil || c.check(e, wrong)) && ok
 				}
 			}),
@@ -301,19 +306,23 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 		if named && first < 0 {
 			ok = wrong.AddMember("default", "must name an endpoint")
 		}
-		if kind != "text" {
-			return ok
-		}
-		if first > 0 {
-			chosen := endpoints[first]
-			endpoints = slices.Insert(slices.Delete(endpoints, first, first+1), 0, chosen)
-		}
-		for _, e := range endpoints {
-			if e.Complete() {
-				c.text = append(c.text, e)
-			}
+		if i := slices.IndexFunc(c.text, func(e *gateway.Endpoint) bool { return e.Name == chosen }); i > 0 {
+			chosen := c.text[i]
+			c.text = slices.Insert(slices.Delete(c.text, i, i+1), 0, chosen)
 		}
 		return ok
+	}
+}
+
+// complete completes e, an endpoint of text whose object is being read, and adds it to c.text. If its URL is of no
+// format of the gateway, that is a warning instead.
+func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) {
+	switch {
+	case e.Complete():
+		c.text = append(c.text, e)
+	case e.HasURL() && len(c.warnings) < strict.MaxProblems:
+		c.warnings = append(c.warnings, wrong.MemberPath("url")+" is not used: its path should end in "+
+			strings.Join(llmwire.URLSuffixes(), " or "))
 	}
 }
 

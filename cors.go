@@ -15,9 +15,11 @@ import (
 // Cross-origin resource sharing (https://fetch.spec.whatwg.org/#http-cors-protocol) for the routes that a page in a
 // browser may call, if the tenant's config allows its origin.
 
+// exposedHeaders are those of responses that such pages may read, beside those that every page may. It is never changed.
 var exposedHeaders = []string{"RateLimit, RateLimit-Policy, X-RateLimit-Limit-Requests, " +
-	"X-RateLimit-Remaining-Requests, Retry-After, Idempotent-Replayed, X-Request-Id, X-Tokens-Charged, " +
-	"X-Tokens-Left, X-Cache"}
+	"X-RateLimit-Remaining-Requests, Retry-After, Retry-After-Ms, X-Should-Retry, Idempotent-Replayed, X-Request-Id, " +
+	"Request-Id, X-Provider-Request-Id, X-Tokens-Charged, X-Tokens-Left, X-Tokens-Held, X-Max-Tokens, X-Cache, Age, " +
+	"OpenAI-Processing-Ms, OpenAI-Version, OpenAI-Model"}
 
 // forBrowsers returns the access of a route that pages of other origins may call.
 func (s *server) forBrowsers(timeout time.Duration, steps ...step) access {

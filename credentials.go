@@ -51,11 +51,12 @@ func (s *server) readAPIKey(_ http.ResponseWriter, r *http.Request, info *reques
 	return nil
 }
 
-// readSDKKey reads the request's API key as the SDKs of providers send it: in Authorization, in X-API-Key, or in both.
-// It is laxer than readAPIKey: an SDK may send a key of the provider in the other header, so what does not have the
-// form of a key of ours is ignored, and the word Bearer may be missing. Two different keys of ours are refused.
+// readSDKKey reads the request's API key as the SDKs of providers send it: in Authorization, in X-API-Key, in Api-Key
+// (Azure's), or in several of them. It is laxer than readAPIKey: an SDK may send a key of the provider in another
+// header, so what does not have the form of a key of ours is ignored, and the word Bearer may be missing. Two different
+// keys of ours are refused.
 func (s *server) readSDKKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	sent := slices.Concat(r.Header["Authorization"], r.Header["X-Api-Key"])
+	sent := slices.Concat(r.Header["Authorization"], r.Header["X-Api-Key"], r.Header["Api-Key"])
 	if len(sent) == 0 {
 		return errNoCredential
 	}
@@ -67,6 +68,7 @@ func (s *server) readSDKKey(_ http.ResponseWriter, r *http.Request, info *reques
 			continue
 		}
 		if info.apiKey != "" && info.apiKey != value {
+			info.apiKey = ""
 			return errInvalidCredential
 		}
 		info.apiKey = value
@@ -75,6 +77,24 @@ func (s *server) readSDKKey(_ http.ResponseWriter, r *http.Request, info *reques
 		return ErrNoKey
 	}
 	return nil
+}
+
+// keySentence says to the client of a gateway's route why its request was refused with err, a 401: SDKs show it to
+// their users. It has no key, and is the same for a key of another tenant as for one that never was.
+func keySentence(r *http.Request, info *requestInfo, err error) string {
+	tenant := " of this tenant"
+	if info.tenantID != "" || r.PathValue("tenantId") == "" { // it exists, or is the default one
+		tenant = " of tenant " + pathTenantID(r)
+	}
+	switch {
+	case info.apiKey != "":
+		return "The API key is not one" + tenant
+	case errors.Is(err, errNoCredential):
+		return "No API key was sent: send one" + tenant + " in Authorization: Bearer, x-api-key or api-key"
+	case errors.Is(err, errInvalidCredential):
+		return "Two different API keys were sent"
+	}
+	return "What was sent is not an API key" + tenant + ": these begin with " + userKeyPrefix + " or " + anonymousKeyPrefix
 }
 
 // requireKey checks that the tenant has the API key. Its errors are those of store.Key.

@@ -121,6 +121,10 @@ func (got reply) wantWireError(t testing.TB, path string, status int, kind, code
 	if h := got.header.Get("Content-Type"); h != "application/json; charset=utf-8" {
 		t.Errorf("%s: Content-Type of %d is %q", path, got.status, h)
 	}
+	if isAnthropic, id := body.Type == "error", got.header.Get("Request-Id"); isAnthropic != (id != "") ||
+		isAnthropic && id != got.header.Get("X-Request-Id") {
+		t.Errorf("%s: Request-Id of %d is %q", path, got.status, id)
+	}
 	if h := got.header.Get("X-Should-Retry"); (h == "false") != isFinal(status) && status != 502 {
 		t.Errorf("%s: X-Should-Retry of %d is %q", path, got.status, h)
 	}
@@ -132,36 +136,38 @@ const anthropicVersion = "anthropic-version: 2023-06-01"
 func TestGatewayMeantPath(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	for path, meant := range map[string]string{
-		"/chat/completions":                             "/v1/chat/completions",
-		"/acme/chat/completions":                        "/acme/v1/chat/completions",
-		"/acme/messages":                                "/acme/v1/messages",
-		"/acme/messages/count_tokens":                   "/acme/v1/messages/count_tokens",
-		"/acme/models":                                  "/acme/v1/models",
-		"/acme/v1/v1/messages":                          "/acme/v1/messages",
-		"/acme/v1/v1/chat/completions":                  "/acme/v1/chat/completions",
-		"/v1/v1/v1/messages":                            "/v1/messages",
-		"/acme/v1/chat/completions/":                    "/acme/v1/chat/completions",
-		"/acme//v1/messages":                            "/acme/v1/messages",
-		"/acme/v1/chat/completions/chat/completions":    "/acme/v1/chat/completions",
-		"/acme/v1/messages/v1/messages":                 "/acme/v1/messages",
-		"/acme/v1/embeddings":                           "",
-		"/acme/embeddings":                              "Not found",
-		"/prefix/acme/v1/messages":                      "Not found", // tollgate cannot know whose segment is too many
-		"/-/messages":                                   "Not found",
-		"/" + strings.Repeat("a", 65) + "/v1/messages/": "There is no such route: tollgate has ",
+	const chat, v1, tenant, none = " end in /acme/v1", " end in /v1", " end in /acme", " have no path"
+	for path, want := range map[string]struct{ meant, base string }{
+		"/chat/completions":                             {"/v1/chat/completions", v1},
+		"/acme/chat/completions":                        {"/acme/v1/chat/completions", chat},
+		"/acme/messages":                                {"/acme/v1/messages", chat}, // its client does not add /v1
+		"/acme/messages/count_tokens":                   {"/acme/v1/messages/count_tokens", chat},
+		"/acme/models":                                  {"/acme/v1/models", chat},
+		"/acme/v1/v1/messages":                          {"/acme/v1/messages", tenant},
+		"/acme/v1/v1/messages/count_tokens":             {"/acme/v1/messages/count_tokens", tenant},
+		"/acme/v1/v1/chat/completions":                  {"/acme/v1/chat/completions", chat},
+		"/v1/v1/v1/messages":                            {"/v1/messages", none},
+		"/acme/v1/chat/completions/":                    {"/acme/v1/chat/completions", chat},
+		"/acme//v1/messages":                            {"/acme/v1/messages", tenant},
+		"/acme/v1/chat/completions/chat/completions":    {"/acme/v1/chat/completions", chat},
+		"/acme/v1/messages/v1/messages":                 {"/acme/v1/messages", tenant},
+		"/acme/v1/embeddings":                           {"", ""},
+		"/acme/embeddings":                              {"Not found", ""},
+		"/prefix/acme/v1/messages":                      {"Not found", ""}, // tollgate cannot know whose segment is too many
+		"/-/messages":                                   {"Not found", ""},
+		"/" + strings.Repeat("a", 65) + "/v1/messages/": {"There is no such route: tollgate has ", ""},
 	} {
 		for _, header := range []string{"X-Other: 1", anthropicVersion} {
 			got := s.do(t, "POST", path, `{}`, header)
-			want := meant
-			if strings.HasPrefix(meant, "/") {
-				want = "There is no such route: did you mean " + meant + "? OpenAI's base URL ends in /v1, Anthropic's does not"
+			sentence := want.meant
+			if want.base != "" {
+				sentence = "There is no such route: did you mean " + want.meant + "? Then the base URL must" + want.base + `"`
 			}
-			if got.status != 404 || !strings.Contains(got.body, want) {
-				t.Errorf("%s: got %d %s, want %s", path, got.status, got.body, want)
+			if got.status != 404 || !strings.Contains(got.body, sentence) {
+				t.Errorf("%s: got %d %s, want %s", path, got.status, got.body, sentence)
 			}
 			switch {
-			case meant == "Not found":
+			case want.meant == "Not found":
 				got.want(t, 404, `{"error":"Not found"}`)
 			case header == anthropicVersion:
 				got.wantWireError(t, messagesPath, 404, "not_found_error", "")
@@ -169,6 +175,10 @@ func TestGatewayMeantPath(t *testing.T) {
 				got.wantWireError(t, chatPath, 404, "invalid_request_error", "")
 			}
 		}
+	}
+	got := s.do(t, "GET", "/acme/v1/v1/models", "", anthropicVersion)
+	if !strings.Contains(got.body, "did you mean /acme/v1/models? Then the base URL must end in /acme") {
+		t.Errorf("got %s", got.body)
 	}
 }
 
@@ -297,21 +307,43 @@ func TestGatewayCredential(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 1_000_000, "")
 	other := g.login(t, g.tenant)
+	sentence := func(text string) string { return strings.ReplaceAll(text, "acme", g.tenant) }
+	unknown, different := sentence("The API key is not one of tenant acme"), "Two different API keys were sent"
+	none := sentence("No API key was sent: send one of tenant acme in Authorization: Bearer, x-api-key or api-key")
+	malformed := sentence("What was sent is not an API key of tenant acme: these begin with user_ or temp_")
+	key, otherKey := func(name string) string { return name + ": " + g.key }, func(name string) string { return name + ": " + other }
+	foreign := g.login(t, newTenant(t, 5))
 	for _, test := range []struct {
-		status  int
+		refusal string
 		headers []string
 	}{
-		{200, []string{bearer(g.key)}}, {200, []string{"x-api-key: " + g.key}}, {200, []string{bearer(g.key), "x-api-key: " + g.key}},
-		{200, []string{bearer("sk-ant-1"), "x-api-key: " + g.key}}, {200, []string{bearer(g.key), "x-api-key: sk-ant-1"}},
-		{401, []string{bearer(g.key), "x-api-key: " + other}}, {401, nil}, {401, []string{"x-api-key: "}},
-		{401, []string{"Authorization: Basic " + g.key}}, {401, []string{bearer("sk-1"), "x-api-key: sk-2"}},
+		{"", []string{bearer(g.key)}}, {"", []string{key("x-api-key")}}, {"", []string{key("api-key")}}, {"", []string{key("Authorization")}},
+		{"", []string{bearer(g.key), key("x-api-key"), key("api-key")}},
+		{"", []string{bearer("sk-ant-1"), key("x-api-key")}}, {"", []string{bearer(g.key), "x-api-key: sk-ant-1"}},
+		{"", []string{bearer("sk-ant-1"), "x-api-key: sk-1", key("api-key")}}, {"", []string{bearer(g.key), "api-key: 0123456789abcdef"}},
+		{different, []string{bearer(g.key), otherKey("x-api-key")}}, {different, []string{bearer(g.key), otherKey("api-key")}},
+		{different, []string{key("x-api-key"), otherKey("api-key")}}, {different, []string{key("api-key"), otherKey("api-key")}},
+		{none, nil}, {malformed, []string{"x-api-key: "}}, {malformed, []string{"Authorization: Basic " + g.key}},
+		{malformed, []string{bearer("sk-1"), "x-api-key: sk-2", "api-key: sk-3"}}, {malformed, []string{bearer(g.key + "x")}},
+		{unknown, []string{"api-key: " + someKey}}, {unknown, []string{bearer(foreign)}},
 	} {
 		for _, path := range []string{chatPath, messagesPath} {
-			if err := g.do(t, "POST", "/"+g.tenant+path, `{}`, test.headers...).is(test.status); err != nil {
-				t.Errorf("%s with %q: %v", path, test.headers, err)
+			got := g.do(t, "POST", "/"+g.tenant+path, `{}`, test.headers...)
+			if test.refusal == "" {
+				if err := got.is(200); err != nil {
+					t.Errorf("%s with %q: %v", path, test.headers, err)
+				}
+				continue
+			}
+			got.wantWireError(t, path, 401, map[string]string{chatPath: "invalid_request_error", messagesPath: "authentication_error"}[path],
+				map[string]string{chatPath: "invalid_api_key"}[path])
+			if !strings.Contains(got.body, `"message":"`+test.refusal+`"`) {
+				t.Errorf("%s with %q: got %s, want %s", path, test.headers, got.body, test.refusal)
 			}
 		}
 	}
+	g.consume(t, g.tenant, someKey, "").wantError(t, 401, "Unauthorized") // no route of the gateway
+	g.do(t, "POST", "/"+g.tenant+"/tokens/consume", "", key("api-key")).wantError(t, 401, "Unauthorized")
 }
 
 func TestGatewayModels(t *testing.T) {

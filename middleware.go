@@ -18,6 +18,7 @@ import (
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
+	"tollgate/internal/telemetry"
 )
 
 // requestInfo is the state of one request. Each step of its route adds to it.
@@ -211,12 +212,15 @@ func (s *server) logAccess(r *http.Request, response *responseRecorder, took tim
 	if host, _, err := net.SplitHostPort(remote); err == nil {
 		remote = host
 	}
-	provider := ""
+	more := ""
+	if trace := telemetry.TraceID(r.Header["Traceparent"]); trace != "" {
+		more = " trace=" + trace
+	}
 	if o := &info.outcome; o.Endpoint != "" { // quoted, since the model may be any text of the client
-		provider = fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(o.Model))
+		more += fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(o.Model))
 	}
 	s.log.Infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
-		response.status, response.bytes, float64(took)/float64(time.Millisecond), remote, info.id, provider)
+		response.status, response.bytes, float64(took)/float64(time.Millisecond), remote, info.id, more)
 }
 
 // pathTenantID returns the tenant ID in the path, valid or not, or the default one.

@@ -269,6 +269,9 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	switch response.status {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", challenge(r, err))
+		if info.format != nil {
+			response.body.Error = keySentence(r, info, err)
+		}
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		response.retryAfter = max(response.retryAfter, 1)
 	}
@@ -296,6 +299,7 @@ func challenge(r *http.Request, err error) string {
 // writeErrorBody sends an error, in a format of the gateway unless format is nil: the SDKs of providers read it.
 func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, body errorBody) {
 	if format != nil {
+		setRequestID(w, *format)
 		if isFinal(status) {
 			w.Header()["X-Should-Retry"] = []string{"false"}
 		}
@@ -323,9 +327,8 @@ func isFinal(status int) bool {
 // provider, it is in a shape that this one reads, also in a page of an origin that the tenant allows.
 func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	sentence := "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
-	if meant := meantPath(r.URL.Path); meant != "" {
-		sentence = "There is no such route: did you mean " + meant +
-			"? OpenAI's base URL ends in /v1, Anthropic's does not"
+	if meant, base := meantPath(r); meant != "" {
+		sentence = "There is no such route: did you mean " + meant + "? Then the base URL must " + base
 	} else if formatOfPath(r) == nil {
 		_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
 		return
@@ -336,30 +339,49 @@ func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	w.Header()["X-Should-Retry"] = []string{"false"}
 	body := llmwire.UnknownRouteBody(sentence)
 	if len(r.Header["Anthropic-Version"]) > 0 {
+		setRequestID(w, llmwire.AnthropicMessages)
 		body = llmwire.AnthropicMessages.ErrorBody(http.StatusNotFound, sentence)
 	}
 	_ = writeBody(w, http.StatusNotFound, append(body, '\n'))
 }
 
+// setRequestID repeats the X-Request-Id of a response in the header in which the SDKs of a format look for it. A
+// provider's own takes its place if the response is relayed.
+func setRequestID(w http.ResponseWriter, format llmwire.Format) {
+	w.Header()[format.RequestIDHeader()] = []string{requestInfoOf(w).id}
+}
+
 // meantPath returns the path of the gateway's route to which a request without a route would have gone if its client's
-// base URL had no segment too many or too few: /acme/v1/messages for /acme/messages and for /acme/v1/v1/messages. It
-// returns "" if the path does not end as that of such a route.
-func meantPath(requested string) string {
-	requested = path.Clean(requested)
+// base URL had no segment too many or too few: /acme/v1/messages for /acme/messages and for /acme/v1/v1/messages. base
+// says in what the base URL must end. Both are "" if the path does not end as that of such a route.
+func meantPath(r *http.Request) (meant, base string) {
+	requested := path.Clean(r.URL.Path)
 	for _, resource := range []string{"/chat/completions", "/messages", "/messages/count_tokens", "/models"} {
-		base, ok := strings.CutSuffix(requested, resource)
+		before, ok := strings.CutSuffix(requested, resource)
 		if !ok {
 			continue
 		}
-		tenant, rest, _ := strings.Cut(strings.TrimPrefix(base, "/"), "/")
+		tenant, rest, _ := strings.Cut(strings.TrimPrefix(before, "/"), "/")
 		switch {
 		case tenant == "" || tenant == "v1":
-			return "/v1" + resource
+			tenant = ""
 		case validTenantID(tenant) && (rest == "" || rest == "v1" || strings.HasPrefix(rest, "v1/")):
-			return "/" + tenant + "/v1" + resource
+			tenant = "/" + tenant
+		default:
+			return "", ""
 		}
+		meant, base = tenant+"/v1"+resource, tenant+"/v1"
+		isAnthropic := strings.HasPrefix(resource, "/messages") ||
+			resource == "/models" && len(r.Header["Anthropic-Version"]) > 0
+		if isAnthropic && strings.HasSuffix(before, "/v1") { // its SDKs add /v1 to the base URL themselves
+			base = tenant
+		}
+		if base == "" {
+			return meant, "have no path"
+		}
+		return meant, "end in " + base
 	}
-	return ""
+	return "", ""
 }
 
 // formatOfPath returns the format of the gateway that the client of a request without a route expects, going by the
@@ -384,9 +406,10 @@ func formatOfPath(r *http.Request) *llmwire.Format {
 }
 
 // formatOfHeader is the step of the routes that several APIs have in common: clients of Anthropic's send its version.
-func formatOfHeader(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+func formatOfHeader(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	if len(r.Header["Anthropic-Version"]) > 0 {
 		info.format = new(llmwire.AnthropicMessages)
+		setRequestID(w, *info.format)
 	}
 	return nil
 }

@@ -133,7 +133,9 @@ func (s *server) toHandler(route route) http.Handler {
 		response.routing = false // what is sent from here on is not ServeMux's
 		info := &response.info
 		info.deadline = info.start.Add(route.access.timeout)
-		info.format = route.access.format
+		if info.format = route.access.format; info.format != nil {
+			setRequestID(w, *info.format)
+		}
 		for _, step := range steps {
 			if err := step(w, r, info); err != nil {
 				s.writeError(w, r, err)

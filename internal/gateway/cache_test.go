@@ -174,7 +174,7 @@ func fill(t testing.TB, claim *fairpool.Claim, n int64) {
 func TestCacheBounds(t *testing.T) {
 	g := newCached(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s := jsonBody(completion)
-		if r.Header.Get("Accept") == "stream" {
+		if r.Header.Get("Originator") == "stream" {
 			s = stream(content, reason, usage, done)
 		}
 		s.ServeHTTP(w, r)
@@ -188,12 +188,12 @@ func TestCacheBounds(t *testing.T) {
 			all = append(all, full.pool.Claim(strconv.Itoa(i), "user"))
 			fill(t, all[i], full.pool.Stats().Size/8)
 		}
-		g.wantCached(t, full.body, "MISS", CacheSkipped, "Accept: "+map[bool]string{true: "stream"}[full.body == streamed])
+		g.wantCached(t, full.body, "MISS", CacheSkipped, "Originator: "+map[bool]string{true: "stream"}[full.body == streamed])
 		if s := full.pool.Stats(); s.Used != s.Size {
 			t.Errorf("%d of %d are used", s.Used, s.Size)
 		}
 		all[0].Release()
-		g.wantCached(t, full.body, "MISS", CacheStored, "Accept: "+map[bool]string{true: "stream"}[full.body == streamed])
+		g.wantCached(t, full.body, "MISS", CacheStored, "Originator: "+map[bool]string{true: "stream"}[full.body == streamed])
 	}
 	g.kept.full = errors.New("it is full")
 	g.wantCached(t, `{"n":2}`, "MISS", CacheSkipped)

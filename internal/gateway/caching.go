@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"hash"
+	"maps"
 	"math"
 	"math/bits"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -110,15 +112,19 @@ func parseCachedResponse(value []byte) (r cachedResponse, ok bool) {
 }
 
 // cacheDirectives returns what the client wants of the cache: noLookup for a response that is new, noStore for one that
-// is not kept either (RFC 9111, section 5.2.1).
+// is not kept either (RFC 9111, section 5.2.1). Of max-age only 0 counts, which browsers send when they reload.
 func cacheDirectives(h http.Header) (noLookup, noStore bool) {
 	for _, line := range h["Cache-Control"] {
 		for directive := range strings.SplitSeq(line, ",") {
-			switch strings.ToLower(strings.TrimSpace(directive)) {
+			name, argument, _ := strings.Cut(directive, "=")
+			switch strings.ToLower(strings.TrimSpace(name)) {
 			case "no-cache":
 				noLookup = true
 			case "no-store":
 				noStore = true
+			case "max-age":
+				seconds, err := strconv.ParseUint(strings.Trim(argument, "\" \t"), 10, 64)
+				noLookup = noLookup || seconds == 0 && err == nil
 			}
 		}
 	}
@@ -126,16 +132,23 @@ func cacheDirectives(h http.Header) (noLookup, noStore bool) {
 }
 
 // cacheKey returns the SHA-256 of everything that the response to c may depend on: the generation, where the request
-// goes and for which model, the versions of the API that its header names, and its query and body as they came. The
-// body that is forwarded would not do, since its limit may depend on a balance.
+// goes and for which model, the header that is forwarded, and the query and the body as they came. The body that is
+// forwarded would not do, since its limit may depend on a balance. Of the header, what differs from one request to the
+// next or is the endpoint's does not count.
 func (c *Call) cacheKey(r *http.Request) []byte {
 	sum := sha256.New()
 	e := c.endpoints[0]
 	addPart(sum, c.Generation, e.Name, e.rawURL, strconv.Itoa(int(e.format)), c.model, r.URL.RawQuery)
-	for _, name := range []string{"Anthropic-Version", "Anthropic-Beta", "Openai-Beta"} {
-		addPart(sum, strconv.Itoa(len(r.Header[name])))
-		addPart(sum, r.Header[name]...)
+	header := c.providerHeader(e, r.Header)
+	credential, _ := e.credential()
+	for _, name := range []string{credential, "Traceparent", "Tracestate", sessionHeader} {
+		delete(header, name)
 	}
+	for _, name := range slices.Sorted(maps.Keys(header)) {
+		addPart(sum, name, strconv.Itoa(len(header[name])))
+		addPart(sum, header[name]...)
+	}
+	addPart(sum, "") // no header has this name
 	sum.Write(c.Body)
 	return sum.Sum(nil)
 }

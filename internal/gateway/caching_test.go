@@ -101,7 +101,11 @@ func TestCacheDirectives(t *testing.T) {
 		lines             []string
 		noLookup, noStore bool
 	}{
-		{nil, false, false}, {[]string{"max-age=0"}, false, false}, {[]string{"no-cache"}, true, false},
+		{nil, false, false}, {[]string{"max-age=0"}, true, false}, {[]string{"no-cache"}, true, false},
+		{[]string{"Max-Age=0"}, true, false}, {[]string{"x, max-age=00"}, true, false}, {[]string{`max-age="0"`}, true, false},
+		{[]string{"max-age = 0 "}, true, false}, {[]string{"max-age=1", "max-age=0"}, true, false},
+		{[]string{"max-age=1"}, false, false}, {[]string{"max-age"}, false, false}, {[]string{"max-age=x"}, false, false},
+		{[]string{"s-maxage=0"}, false, false}, {[]string{`no-cache="x"`}, true, false},
 		{[]string{"max-age=0, No-Store "}, true, true}, {[]string{"NO-CACHE", "x"}, true, false}, {[]string{"no-cachex"}, false, false},
 	} {
 		noLookup, noStore := cacheDirectives(http.Header{"Cache-Control": test.lines})
@@ -126,14 +130,21 @@ func TestCacheKey(t *testing.T) {
 		}
 		r := httptest.NewRequest("POST", "/v1/messages?a=1", nil)
 		r.Header["Anthropic-Version"] = []string{"v"}
+		c.Caching = readCaching(t, `"enabled":true,"text_ttl":1`)
 		change(c, r)
 		return fmt.Sprintf("%x", c.cacheKey(r))
 	}
 	same := key(func(c *Call, r *http.Request) {
 		c.ID, c.Tenant = "id", "acme" // the tenant is part of where the Cache keeps it
-		r.Header.Set("User-Agent", "sdk/1")
+		for name, value := range map[string]string{
+			"User-Agent": "sdk/1", "Session-Id": "s", "Traceparent": traceParent, "Tracestate": traceState, "Authorization": "Bearer temp_1",
+			"Accept": "evil/accept", "Content-Type": "application/json; charset=utf-7", "Idempotency-Key": "k", // are not forwarded
+		} {
+			r.Header.Set(name, value)
+		}
+		c.endpoints = Endpoints{newEndpoint(t, "e", url+`,"api_key":"k","auth":"api-key"`)}
 	})
-	if want := "49bfe1d4d93d9b3f602f96c6547b4304"; !strings.HasPrefix(same, want) {
+	if want := "ee97534a9b2df704de0910c4503d8b7c"; !strings.HasPrefix(same, want) {
 		t.Errorf("the key is %s, want %s…", same, want)
 	}
 	keys := map[string]string{same: "the same"}
@@ -150,11 +161,13 @@ func TestCacheKey(t *testing.T) {
 			e.format = llmwire.OpenAIChat
 			c.endpoints = Endpoints{&e}
 		},
-		"query":     func(_ *Call, r *http.Request) { r.URL.RawQuery = "a=2" },
-		"version":   func(_ *Call, r *http.Request) { r.Header.Set("Anthropic-Version", "w") },
-		"a beta":    func(_ *Call, r *http.Request) { r.Header.Set("Anthropic-Beta", "v") },
-		"two betas": func(_ *Call, r *http.Request) { r.Header["Anthropic-Beta"] = []string{"v", "w"} },
-		"OpenAI's":  func(_ *Call, r *http.Request) { r.Header.Set("Openai-Beta", "v") },
+		"query":      func(_ *Call, r *http.Request) { r.URL.RawQuery = "a=2" },
+		"version":    func(_ *Call, r *http.Request) { r.Header.Set("Anthropic-Version", "w") },
+		"a beta":     func(_ *Call, r *http.Request) { r.Header.Set("Anthropic-Beta", "v") },
+		"two betas":  func(_ *Call, r *http.Request) { r.Header["Anthropic-Beta"] = []string{"v", "w"} },
+		"originator": func(_ *Call, r *http.Request) { r.Header.Set("Originator", "codex_exec") },
+		"hops":       func(c *Call, _ *http.Request) { c.Hops = "a" },
+		"OpenAI's":   func(_ *Call, r *http.Request) { r.Header.Set("Openai-Beta", "v") },
 	} {
 		k := key(change)
 		if other, found := keys[k]; found {

@@ -32,6 +32,8 @@ type Endpoint struct {
 	apiKey string // "" if the server needs none, or Usable has not been called for the operator's
 
 	hasKey     bool         // it has an api_key
+	hasAuth    bool         // it has a member auth
+	auth       string       // how the key is sent: see authHeaders
 	isKeyNamed bool         // it has an api_key_name
 	keyName    string       // of a key of the operator's; "" if it is no string
 	warned     *atomic.Bool // that it cannot be used
@@ -65,12 +67,6 @@ func (e *Endpoint) Rules() strict.Rules {
 	}
 }
 
-// readKey is the rule for api_key.
-func (e *Endpoint) readKey(wrong *strict.Problems, value []byte) bool {
-	e.hasKey = true
-	return strict.String(&e.apiKey)(wrong, value)
-}
-
 // readKeyName is the rule for api_key_name. It accepts any value: OperatorKeys.Check has the rules for configs that are
 // put.
 func (e *Endpoint) readKeyName(_ *strict.Problems, value []byte) bool {
@@ -94,6 +90,7 @@ func (e *Endpoint) readURL(wrong *strict.Problems, value []byte) bool {
 func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules {
 	rules := e.Rules()
 	maps.Copy(rules, strict.Rules{
+		"auth":              e.readAuth,
 		"models":            strict.MapOf(func(model string) strict.Rule { return e.modelRule(object, model) }),
 		"max_output_tokens": strict.Int(&e.maxOutput, 1, strict.MaxInt),
 		"max_input_tokens":  strict.Int(&e.maxInput, 1, strict.MaxInt),
@@ -141,6 +138,7 @@ func (e *Endpoint) Complete() bool {
 	if err != nil || u.Host == "" {
 		return false
 	}
+	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.RawPath, "/")
 	e.url = u
 	var known bool
 	e.format, known = llmwire.FormatOf(u.Path)
@@ -151,6 +149,9 @@ func (e *Endpoint) Complete() bool {
 func (e *Endpoint) holding() llmwire.Holding {
 	return llmwire.Holding{BytesPerToken: e.bytesPerToken, MediaTokens: e.mediaTokens, MaxInput: e.maxInput}
 }
+
+// HasURL reports whether the endpoint has a URL, of whatever format.
+func (e *Endpoint) HasURL() bool { return e.rawURL != "" }
 
 // Bytes returns about how much memory the endpoint takes.
 func (e *Endpoint) Bytes() int { return 1024 + 256*len(e.models) }
@@ -184,11 +185,20 @@ func (all Endpoints) Models(format llmwire.Format) (models []llmwire.Model) {
 // Model returns the model of that name, if a request in that format may ask for it. Otherwise it returns an Error of
 // status 404.
 func (all Endpoints) Model(format llmwire.Format, name string) (llmwire.Model, error) {
-	found, _ := all.speaking(format).find(name)
+	all = all.speaking(format)
+	if len(all) == 0 {
+		return llmwire.Model{}, errNoFormat(format)
+	}
+	found, _ := all.find(name)
 	if len(found) == 0 {
 		return llmwire.Model{}, errNoModel(name)
 	}
 	return llmwire.Model{Name: name, Endpoint: found[0].Name}, nil
+}
+
+func errNoFormat(format llmwire.Format) Error {
+	return Error{http.StatusNotFound,
+		"No endpoint has this format: the path of its URL would end in " + format.URLSuffix()}
 }
 
 func errNoModel(name string) Error {
@@ -231,7 +241,8 @@ func (all Endpoints) where(f func(*Endpoint) bool) (found Endpoints) {
 }
 
 // Choose finds those of all endpoints that may serve the call, and the model that they are asked for. It returns an
-// Error of status 404 if no endpoint has the model, and of 400 if none of those allows the tools of the request.
+// Error of status 404 if no endpoint has the format or the model, and of 400 if none of those allows the tools of the
+// request.
 func (c *Call) Choose(all Endpoints) error {
 	all = all.speaking(c.Request.Format)
 	c.model = c.Request.Model
@@ -244,6 +255,8 @@ func (c *Call) Choose(all Endpoints) error {
 	c.Outcome.Model = c.model
 	switch {
 	case len(c.endpoints) > 0:
+	case len(all) == 0:
+		return errNoFormat(c.Request.Format)
 	case c.model == "":
 		return Error{http.StatusNotFound, "No endpoint has a default model: name one in the request"}
 	default:

@@ -60,6 +60,14 @@ func TestChoose(t *testing.T) {
 	}
 	request, _ := llmwire.ReadRequest(llmwire.OpenAIChat, []byte(`{"model":"`+strings.Repeat("x", 100)+`"}`))
 	c := &Call{Request: request, Outcome: new(Outcome)}
+	for _, body := range []string{`{}`, `{"model":"m"}`} {
+		request, _ := llmwire.ReadRequest(llmwire.AnthropicMessages, []byte(body))
+		c := &Call{Request: request, Outcome: new(Outcome)}
+		want := Error{404, "No endpoint has this format: the path of its URL would end in /messages"}
+		if err := c.Choose(endpoints[:2]); err != want {
+			t.Errorf("%s: got %v", body, err)
+		}
+	}
 	want := Error{404, `No endpoint allows the model "` + strings.Repeat("x", 64) + `…"`}
 	if err := c.Choose(endpoints[:2]); err != want {
 		t.Errorf("got %v", err)
@@ -82,6 +90,10 @@ func TestModels(t *testing.T) {
 			t.Errorf("got %s, want %s", got, test.want)
 		}
 	}
+	none := Error{404, "No endpoint has this format: the path of its URL would end in /messages"}
+	if _, err := endpoints[:2].Model(llmwire.AnthropicMessages, "n"); err != none {
+		t.Errorf("got %v", err)
+	}
 	if _, err := endpoints.Model(llmwire.AnthropicMessages, "n"); err != (Error{404, `No endpoint allows the model "n"`}) {
 		t.Errorf("got %v", err)
 	}
@@ -92,7 +104,8 @@ func TestModels(t *testing.T) {
 func TestComplete(t *testing.T) {
 	for members, ok := range map[string]bool{
 		`"url":"https://h/v1/chat/completions"`: true, `"url":"https://h/v1/messages?a=b"`: true, `"url":"https://h/v1/speech"`: false,
-		`"model":"m"`: false,
+		`"model":"m"`: false, `"url":"https://h/v1"`: false, `"url":"https://h/v1/messages/"`: true, `"url":"https://h/v1/messages//"`: false,
+		`"url":"https://h/v1/chat/completions/?a=b/"`: true, `"url":"https://h/a%2Fb/messages/"`: true,
 	} {
 		e := NewEndpoint("e")
 		var wrong strict.Problems

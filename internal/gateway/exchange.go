@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -177,7 +178,7 @@ func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 		limit = max(1, min(e.maxOutput, x.affordableOutput(e, x.hold.Tokens)))
 	}
 	p := endpointRequest{
-		to: e, query: x.r.URL.RawQuery, header: newProviderHeader(e, x.r.Header, x.call.Hops),
+		to: e, query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
 		body: request.Rewrite(llmwire.Changes{
 			Model: x.call.model, LimitMember: e.format.LimitMember(e.url.Hostname()), Limit: limit,
 		}),
@@ -210,6 +211,10 @@ func (x *exchange) interrupted(err error) Error {
 		return Error{http.StatusBadGateway, "The connection to the provider was lost"}
 	}
 	x.logFailure(failureReason(err))
+	if wrong, ok := errors.AsType[credentialError](err); ok {
+		x.forbidRetry()
+		return Error{http.StatusBadGateway, "The endpoint's key cannot be sent: its " + wrong.Error()}
+	}
 	return Error{http.StatusBadGateway, "The provider cannot be reached"}
 }
 

@@ -108,7 +108,7 @@ func (k *operatorKey) rule(name string) strict.Rule {
 // readKey is the rule for api_key.
 func (k *operatorKey) readKey(wrong *strict.Problems, value []byte) bool {
 	k.apiKey, _ = strict.Text(value)
-	if k.apiKey == "" || strings.ContainsFunc(k.apiKey, func(c rune) bool { return c <= ' ' || c > '~' }) {
+	if k.apiKey == "" || !isVisible(k.apiKey) {
 		return wrong.Add("must be a string of printable ASCII characters without white space")
 	}
 	return true

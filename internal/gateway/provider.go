@@ -11,15 +11,28 @@ import (
 	"net/url"
 	"syscall"
 	"time"
+
+	"tollgate/internal/telemetry"
 )
 
 const smallRequest = 4 << 10 // bytes of a request that is sent in one piece
 
-// forwardedHeaders are those of a client's request that a provider gets. No other is forwarded: some have credentials,
-// and with an Idempotency-Key Go's Transport would repeat the request by itself.
+// Values of headers of each request for a provider. They are never changed.
+//
+// The body was read as JSON, whatever the client says. Another charset, for example, would let the provider read other
+// members than tollgate has. The official SDKs accept application/json also for streams.
+var (
+	jsonType     = []string{"application/json"}
+	ownUserAgent = []string{"tollgate"}
+)
+
+// forwardedHeaders are those of a client's request that a provider gets as they are, beside the trace context. No other
+// is forwarded: some have credentials, and with an Idempotency-Key Go's Transport would repeat the request by itself.
 var forwardedHeaders = []string{
-	"Content-Type", "Accept", "User-Agent", "Anthropic-Version", "Anthropic-Beta", "Openai-Beta",
+	"User-Agent", "Anthropic-Version", "Anthropic-Beta", "Openai-Beta", "Originator", sessionHeader,
 }
+
+const sessionHeader = "Session-Id" // of Codex
 
 // relayedHeaders are those of a provider's response that a client gets.
 var relayedHeaders = []string{
@@ -36,25 +49,29 @@ type endpointRequest struct {
 	header http.Header
 }
 
-// newProviderHeader returns the header of a request to e for a client's request that has come through hops.
-func newProviderHeader(e *Endpoint, client http.Header, hops string) http.Header {
-	header := make(http.Header, len(forwardedHeaders)+2)
+// providerHeader returns the header of a request to e for c, whose client has sent another.
+func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
+	header := make(http.Header, len(forwardedHeaders)+6)
 	for _, name := range forwardedHeaders {
 		if values := client[name]; len(values) > 0 {
 			header[name] = values
 		}
 	}
-	if len(header["Content-Type"]) == 0 {
-		header["Content-Type"] = []string{"application/json"}
+	header["Content-Type"], header["Accept"] = jsonType, jsonType
+	if len(header["User-Agent"]) == 0 || c.Caching.ttl() > 0 { // a cached response is for all programs
+		header["User-Agent"] = ownUserAgent
 	}
-	if len(header["User-Agent"]) == 0 {
-		header["User-Agent"] = []string{"tollgate"}
+	if telemetry.TraceID(client["Traceparent"]) != "" {
+		header["Traceparent"] = client["Traceparent"]
+		if state := telemetry.TraceState(client["Tracestate"]); state != "" {
+			header["Tracestate"] = []string{state}
+		}
 	}
-	if hops != "" {
-		header["Tollgate-Loop"] = []string{hops}
+	if c.Hops != "" {
+		header["Tollgate-Loop"] = []string{c.Hops}
 	}
 	if e.apiKey != "" {
-		name, value := e.format.Credential(e.apiKey)
+		name, value := e.credential()
 		header[name] = []string{value}
 	}
 	return header
@@ -64,6 +81,9 @@ func newProviderHeader(e *Endpoint, client http.Header, hops string) http.Header
 // connection, it sends p once more, on a fresh one. If it fails, sent reports whether the provider may have got the
 // request.
 func (p *endpointRequest) send(ctx context.Context, c *transports) (_ *http.Response, sent bool, err error) {
+	if member, fault := p.to.credentialFault(); fault != "" {
+		return nil, false, credentialError(member + " " + fault)
+	}
 	response, a, err := p.attempt(ctx, c.of(p.to.url))
 	if a.foundStale(err) && ctx.Err() == nil {
 		response, a, err = p.attempt(ctx, c.fresh)
@@ -128,6 +148,9 @@ func (p *endpointRequest) url() *url.URL {
 
 // failureReason describes why a provider could not be reached, without the parts of err that come from a config.
 func failureReason(err error) string {
+	if wrong, ok := errors.AsType[credentialError](err); ok {
+		return "its " + wrong.Error()
+	}
 	if errors.Is(err, errDenied) {
 		return "its address is within -gateway-deny"
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
 )
 
 func prefixes(cidrs ...string) (all []netip.Prefix) {
@@ -37,39 +38,95 @@ func TestDeny(t *testing.T) {
 	}
 }
 
-// A provider gets few of the client's headers, and the endpoint's key in the header of its format.
+const (
+	traceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	traceState  = "congo=t61rcWkgMzE"
+)
+
+// A provider gets few of the client's headers, and the endpoint's key in the header of its format, or that of auth.
 func TestProviderHeader(t *testing.T) {
 	client := http.Header{
-		"Accept": {"a"}, "Anthropic-Version": {"v"}, "Anthropic-Beta": {"b", "c"}, "Openai-Beta": {"o"},
-		"Authorization": {"Bearer temp_1"}, "X-Api-Key": {"user_1"}, "Cookie": {"c"}, "Idempotency-Key": {"i"},
-		"Accept-Encoding": {"gzip"}, "X-Forwarded-For": {"1.2.3.4"},
+		"Anthropic-Version": {"v"}, "Anthropic-Beta": {"b", "c"}, "Openai-Beta": {"o"}, "User-Agent": {"sdk/1"},
+		"Originator": {"codex_cli_rs"}, "Session-Id": {"s"}, "Traceparent": {traceParent},
 	}
-	forwarded := http.Header{
-		"Accept": {"a"}, "Anthropic-Version": {"v"}, "Anthropic-Beta": {"b", "c"}, "Openai-Beta": {"o"},
-		"Content-Type": {"application/json"}, "User-Agent": {"tollgate"},
+	forwarded := client.Clone()
+	forwarded["Content-Type"], forwarded["Accept"] = []string{"application/json"}, []string{"application/json"}
+	forwarded["Tracestate"] = []string{"a=1,b=2"}
+	for name, values := range (http.Header{
+		"Accept": {"evil/accept"}, "Content-Type": {"application/json; charset=utf-7"}, "Tracestate": {"a=1", "b=2"},
+		"Authorization": {"Bearer temp_1"}, "X-Api-Key": {"user_1"}, "Api-Key": {"user_1"}, "Cookie": {"c"}, "Idempotency-Key": {"i"},
+		"Accept-Encoding": {"gzip"}, "X-Forwarded-For": {"1.2.3.4"}, "Baggage": {"a=b"}, "Tollgate-Loop": {"c"},
+	}) {
+		client[name] = values
 	}
 	for _, test := range []struct {
 		e           Endpoint
 		name, value string
 	}{
-		{Endpoint{}, "X-None", ""},
+		{Endpoint{}, "", ""},
 		{Endpoint{apiKey: "k"}, "Authorization", "Bearer k"},
 		{Endpoint{apiKey: "k", format: llmwire.AnthropicMessages}, "X-Api-Key", "k"},
+		{Endpoint{apiKey: "k", auth: "api-key"}, "Api-Key", "k"},
+		{Endpoint{apiKey: "k", auth: "x-api-key"}, "X-Api-Key", "k"},
+		{Endpoint{apiKey: "k", auth: "bearer", format: llmwire.AnthropicMessages}, "Authorization", "Bearer k"},
+		{Endpoint{auth: "api-key"}, "", ""},
 	} {
 		want := forwarded.Clone()
 		if test.value != "" {
 			want[test.name] = []string{test.value}
 		}
-		if got := newProviderHeader(&test.e, client, ""); fmt.Sprint(got) != fmt.Sprint(want) {
+		if got := new(Call).providerHeader(&test.e, client); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("got %v\nwant %v", got, want)
 		}
 	}
-	got := newProviderHeader(&Endpoint{}, http.Header{
-		"User-Agent": {"sdk/1"}, "Content-Type": {"application/json; charset=utf-8"}, "Tollgate-Loop": {"c"},
-	}, "a, b")
-	if got.Get("User-Agent") != "sdk/1" || got.Get("Content-Type") != "application/json; charset=utf-8" ||
-		fmt.Sprint(got["Tollgate-Loop"]) != "[a, b]" {
-		t.Errorf("got %v", got)
+	caching := readCaching(t, `"enabled":true,"text_ttl":1`)
+	for _, test := range []struct {
+		c            Call
+		client, want http.Header
+	}{
+		{Call{}, nil, http.Header{"User-Agent": {"tollgate"}}},
+		{Call{Caching: caching}, http.Header{"User-Agent": {"sdk/1"}}, http.Header{"User-Agent": {"tollgate"}}},
+		{Call{Hops: "a, b"}, nil, http.Header{"User-Agent": {"tollgate"}, "Tollgate-Loop": {"a, b"}}},
+		{Call{}, http.Header{"Tracestate": {traceState}}, http.Header{"User-Agent": {"tollgate"}}},
+		{Call{}, http.Header{"Traceparent": {traceParent}, "Tracestate": {"A"}},
+			http.Header{"User-Agent": {"tollgate"}, "Traceparent": {traceParent}}},
+		{Call{}, http.Header{"Traceparent": {traceParent + "x"}, "Tracestate": {traceState}}, http.Header{"User-Agent": {"tollgate"}}},
+	} {
+		test.want["Content-Type"], test.want["Accept"] = []string{"application/json"}, []string{"application/json"}
+		if got := test.c.providerHeader(&Endpoint{}, test.client); fmt.Sprint(got) != fmt.Sprint(test.want) {
+			t.Errorf("%v: got %v\nwant %v", test.client, got, test.want)
+		}
+	}
+}
+
+// An endpoint whose key cannot be sent is refused when its config is put, and not called if it is in Redis.
+func TestCredentialFault(t *testing.T) {
+	server := newServer(t, jsonBody(completion))
+	const ascii, auth = "api_key must be printable ASCII without white space", `auth must be "bearer", "x-api-key" or "api-key"`
+	for members, want := range map[string]string{
+		`"default_model":"m"`: "", `"api_key":""`: "", `"api_key":"sk-1~!"`: "", `"api_key":"k","auth":"bearer"`: "",
+		`"auth":"x-api-key"`: "", `"auth":"api-key"`: "",
+		`"api_key":"sk-1\n"`: ascii, `"api_key":"sk-1\r\n"`: ascii, `"api_key":" sk-1"`: ascii, `"api_key":"s\tk"`: ascii,
+		`"api_key":"s\u0000k"`: ascii, `"api_key":"schlüssel"`: ascii, `"api_key":"\u007f"`: ascii,
+		`"auth":"Bearer"`: auth, `"auth":""`: auth, `"auth":7`: auth, `"auth":null`: auth,
+	} {
+		e := newEndpoint(t, "e", fmt.Sprintf(`"url":%q,"models":{"*":{}},%s`, server, members)) // is always read
+		var wrong strict.Problems
+		if ok := e.CheckCredential(&wrong); ok != (want == "") || strings.Join(wrong.Sentences, "") != want {
+			t.Errorf("%s: %v %q, want %q", members, ok, wrong.Sentences, want)
+		}
+		g := newTestGateway(t, e)
+		response, body, err := g.post(t, `{"model":"m","max_tokens":9}`)
+		switch {
+		case err != nil:
+			t.Errorf("%s: %v", members, err)
+		case want == "" && response.StatusCode != 200:
+			t.Errorf("%s: %d %s", members, response.StatusCode, body)
+		case want != "" && (response.StatusCode != 502 || body != "The endpoint's key cannot be sent: its "+want ||
+			response.Header.Get("X-Should-Retry") != "false" || g.account.left != 10_000 ||
+			g.log.count("The endpoint e of tenant acme failed: its "+want) != 1):
+			t.Errorf("%s: %d %s, want 502 %s", members, response.StatusCode, body, want)
+		}
 	}
 }
 
@@ -80,6 +137,8 @@ func TestEndpointURL(t *testing.T) {
 		{"https://h/v1/messages", "/count_tokens", "beta=true", "https://h/v1/messages/count_tokens?beta=true"},
 		{"https://h/v1/messages?a=1", "", "b=2&c=%2F", "https://h/v1/messages?a=1&b=2&c=%2F"},
 		{"https://h/v1/messages?a=1", "", "", "https://h/v1/messages?a=1"},
+		{"https://h/v1/messages/?a=1", "", "", "https://h/v1/messages?a=1"},
+		{"https://h/a%2Fb/messages/", "/count_tokens", "", "https://h/a%2Fb/messages/count_tokens"},
 		{"https://user:secret@h/a%2Fb/messages#x", "/count_tokens", "", "https://h/a%2Fb/messages/count_tokens"},
 	} {
 		p := endpointRequest{to: newEndpoint(t, "e", fmt.Sprintf(`"url":%q`, test.url)), path: test.path, query: test.query}

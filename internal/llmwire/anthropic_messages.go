@@ -8,9 +8,10 @@ import (
 )
 
 var anthropicMessages = format{
-	urlSuffix:   "/messages",
-	keyHeader:   "X-Api-Key",
-	limitMember: func(string) string { return "max_tokens" },
+	urlSuffix:       "/messages",
+	keyHeader:       "X-Api-Key",
+	requestIDHeader: "Request-Id",
+	limitMember:     func(string) string { return "max_tokens" },
 
 	safetyID: memberName{"metadata", "user_id"},
 

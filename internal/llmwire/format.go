@@ -41,6 +41,9 @@ type format struct {
 	// keyHeader is the header in which a provider expects its API key, after keyPrefix.
 	keyHeader, keyPrefix string
 
+	// requestIDHeader is the header of a response in which the SDKs look for the ID of the request.
+	requestIDHeader string
+
 	// limitMember returns the member of a request that limits the output, for the provider at host.
 	limitMember func(host string) string
 
@@ -80,10 +83,25 @@ func FormatOf(urlPath string) (Format, bool) {
 	return 0, false
 }
 
+// URLSuffix returns what the path of the URL of each endpoint ends in that has the format.
+func (f Format) URLSuffix() string { return formats[f].urlSuffix }
+
+// URLSuffixes returns the URLSuffix of each format.
+func URLSuffixes() (all []string) {
+	for _, f := range formats {
+		all = append(all, f.urlSuffix)
+	}
+	return all
+}
+
 // Credential returns the header that carries an API key to a provider. Its name is in canonical form.
 func (f Format) Credential(key string) (name, value string) {
 	return formats[f].keyHeader, formats[f].keyPrefix + key
 }
+
+// RequestIDHeader returns the header of a response in which the official SDKs look for the ID of the request, to show it
+// in errors. Its name is in canonical form.
+func (f Format) RequestIDHeader() string { return formats[f].requestIDHeader }
 
 // LimitMember returns the name of the top-level member of a request in which the provider at host, a name without a
 // port, expects the limit of output tokens.

@@ -3,7 +3,9 @@ package llmwire
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -61,6 +63,9 @@ func TestProviderNames(t *testing.T) {
 	} {
 		if got := test.format.LimitMember(test.host); got != test.limit {
 			t.Errorf("%s: the limit is %s, want %s", test.host, got, test.limit)
+		}
+		if got := test.format.RequestIDHeader(); got != http.CanonicalHeaderKey(got) || !strings.HasSuffix(got, "Request-Id") {
+			t.Errorf("the request's ID is in %s", got)
 		}
 		if name, value := test.format.Credential("sk-1"); name != test.header || value != test.value {
 			t.Errorf("%s: the credential is %s: %s, want %s: %s", test.host, name, value, test.header, test.value)

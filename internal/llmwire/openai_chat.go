@@ -7,6 +7,8 @@ var openAIChat = format{
 	keyHeader: "Authorization",
 	keyPrefix: "Bearer ",
 
+	requestIDHeader: "X-Request-Id",
+
 	limitMember: func(host string) string {
 		if isOpenAI(host) {
 			return "max_completion_tokens" // its newer models refuse max_tokens
