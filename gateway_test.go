@@ -452,6 +452,11 @@ func TestGatewayUnpaid(t *testing.T) {
 	}
 }
 
+// openAIRefusal returns the body of an error with that code.
+func openAIRefusal(code string) string {
+	return fmt.Sprintf(`{"error":{"message":"No.","type":%q,"param":null,"code":%[1]q}}`, code)
+}
+
 // Errors of a provider are forwarded, but for those that concern the operator's account.
 func TestGatewayProviderErrors(t *testing.T) {
 	t.Parallel()
@@ -469,16 +474,20 @@ func TestGatewayProviderErrors(t *testing.T) {
 			got.wantHeader(t, "Set-Cookie", "")
 			got.wantHeader(t, "X-Tokens-Charged", "0")
 		}
-		refusals := []providertest.Conduct{
-			providertest.Refuse(401), providertest.Refuse(402), providertest.Refuse(403),
-			{Status: 429, Body: providertest.InsufficientQuota},
-		}
+		refusals := []providertest.Conduct{providertest.Refuse(401), providertest.Refuse(402), providertest.Refuse(403)}
 		if path == messagesPath {
-			refusals[3] = providertest.Conduct{Status: 400, Body: providertest.EmptyCredit}
+			refusals = append(refusals, providertest.Conduct{Status: 400, Body: providertest.EmptyCredit})
+		} else {
+			refusals = append(refusals, providertest.Conduct{Status: 429, Body: providertest.InsufficientQuota},
+				providertest.Conduct{Status: 429, Body: openAIRefusal("billing_not_active")},
+				providertest.Conduct{Status: 429, Body: openAIRefusal("exceeded_current_quota_error")},
+				providertest.Conduct{Status: 400, Body: openAIRefusal("billing_hard_limit_reached")})
 		}
 		for _, refusal := range refusals {
 			g.provider.On("", refusal)
-			g.call(t, path, `{}`).wantWireError(t, path, 502, "api_error", "")
+			got := g.call(t, path, `{}`)
+			got.wantWireError(t, path, 502, "api_error", "")
+			got.wantHeader(t, "X-Should-Retry", "false")
 		}
 	}
 	withKey := `{"error":{"message":"bad key ` + providertest.Key + `"}}` + strings.Repeat(" ", 100_000)
@@ -514,7 +523,11 @@ func TestGatewayFallback(t *testing.T) {
 		{"529", providertest.Refuse(529), 200, 1, 18},
 		{"400", providertest.Refuse(400), 400, 0, 0},
 		{"404", providertest.Refuse(404), 404, 0, 0},
-		{"401", providertest.Refuse(401), 502, 0, 0},
+		{"401", providertest.Refuse(401), 200, 1, 18},
+		{"402", providertest.Refuse(402), 200, 1, 18},
+		{"403", providertest.Refuse(403), 200, 1, 18},
+		{"quota", providertest.Conduct{Status: 429, Body: providertest.InsufficientQuota}, 200, 1, 18},
+		{"hard limit", providertest.Conduct{Status: 400, Body: openAIRefusal("billing_hard_limit_reached")}, 200, 1, 18},
 		{"lost", providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, 0, 0},
 		{"slow", providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, 0, 0},
 	} {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -155,11 +154,13 @@ func (x *exchange) forward() (*http.Response, error) {
 		isLast := i == len(x.call.endpoints)-1
 		response, err := x.try(x.call.endpoints[i])
 		switch {
-		case err == nil && (isLast || !mayTryNext(response.StatusCode)):
-			return response, nil
 		case err == nil:
+			reason := x.reasonToTryNext(response, isLast)
+			if reason == "" {
+				return response, nil
+			}
 			response.Body.Close()
-			x.logFailure("it responds with " + strconv.Itoa(response.StatusCode))
+			x.logFailure(reason)
 		case x.ctx.Err() != nil || x.sent || isLast:
 			return nil, x.interrupted(err)
 		default:
@@ -267,7 +268,7 @@ func (x *exchange) relayError(response *http.Response) error {
 	body := x.relay.readError(response, maxErrorBody+len(key)) // so that a key at the limit is found whole
 	if x.call.Request.Format.IsAccountError(status, body) {
 		x.forbidRetry()
-		x.logFailure(fmt.Sprintf("it refuses the account of the endpoint with %d", status))
+		x.logFailure(accountRefused + strconv.Itoa(status))
 		return Error{http.StatusBadGateway, "The provider refuses this service's account"}
 	}
 	if !isIdentity(response.Header) { // the endpoint's key cannot be found in it

@@ -224,26 +224,47 @@ func TestFallbackWithoutClient(t *testing.T) {
 	}
 }
 
-// Another endpoint is tried only if the first cannot have begun to generate.
+// Another endpoint is tried only if the first cannot have begun to generate. Then the log says why.
 func TestFallback(t *testing.T) {
+	code := func(code string) []string { return []string{`{"error":{"message":"no","code":"` + code + `"}}`} }
+	refuses := func(status int) string { return fmt.Sprint("it refuses the account of the endpoint with ", status) }
+	long := strings.Repeat(" ", maxErrorBody-len(code("x")[0]))
 	for name, test := range map[string]struct {
-		first script
-		tried string
+		first  script
+		reason string // to try the second; "" if it is not tried
+		body   string
 	}{
-		"works": {jsonBody(completion), "a"}, "408": {script{status: 408}, "b"}, "429": {script{status: 429}, "b"},
-		"503": {script{status: 503}, "b"}, "400": {script{status: 400}, "a"}, "cut": {script{parts: []string{cut}}, "a"},
+		"works":              {jsonBody(completion), "", completion},
+		"408":                {script{status: 408}, "it responds with 408", completion},
+		"429":                {script{status: 429}, "it responds with 429", completion},
+		"503":                {script{status: 503}, "it responds with 503", completion},
+		"400":                {script{status: 400, parts: code("x")}, "", code("x")[0]},
+		"400 without a body": {script{status: 400}, "", ""},
+		"404":                {script{status: 404, parts: code("insufficient_quota")}, "", code("insufficient_quota")[0]},
+		"a long 400":         {script{status: 400, parts: append(code("x"), long)}, "", code("x")[0] + long},
+		"a 400 that breaks":  {script{status: 400, parts: append(code("x"), cut)}, "", code("x")[0]},
+		"cut":                {script{parts: []string{cut}}, "", "The connection to the provider was lost"},
+		"401":                {script{status: 401}, refuses(401), completion},
+		"402":                {script{status: 402}, refuses(402), completion},
+		"403":                {script{status: 403, parts: []string{"<html>"}}, refuses(403), completion},
+		"hard limit":         {script{status: 400, parts: code("billing_hard_limit_reached")}, refuses(400), completion},
+		"not active":         {script{status: 429, parts: code("billing_not_active")}, refuses(429), completion},
+		"quota":              {script{status: 429, parts: code("insufficient_quota")}, refuses(429), completion},
+		"quota of Moonshot":  {script{status: 429, parts: code("exceeded_current_quota_error")}, refuses(429), completion},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			url := func(s script) string { return `"default_model":"m","url":"` + newServer(t, s) + `"` }
 			g := newTestGateway(t, newEndpoint(t, "a", url(test.first)), newEndpoint(t, "b", url(jsonBody(completion))))
-			if _, _, err := g.post(t, whole); err != nil {
-				t.Fatal(err)
+			_, body, err := g.post(t, whole)
+			if err != nil || body != test.body {
+				t.Errorf("got %d bytes %.200q, %v, want %.200q", len(body), body, err, test.body)
 			}
-			if o := <-g.outcomes; o.Endpoint != test.tried {
+			tried := map[bool]string{true: "a", false: "b"}[test.reason == ""]
+			if o := <-g.outcomes; o.Endpoint != tried {
 				t.Errorf("%s was tried last", o.Endpoint)
 			}
-			line := "[WARN] The endpoint a of tenant acme failed: it responds with " + name
-			if n := g.log.count(line); n != strings.Count(test.tried, "b") {
+			if n := g.log.count("[WARN] The endpoint a of tenant acme failed: " + test.reason + " id="); (n == 1) != (tried == "b") {
 				t.Errorf("log:\n%s", g.log.text.String())
 			}
 		})

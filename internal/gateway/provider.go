@@ -9,13 +9,17 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"strconv"
 	"syscall"
 	"time"
 
 	"tollgate/internal/telemetry"
 )
 
-const smallRequest = 4 << 10 // bytes of a request that is sent in one piece
+const (
+	smallRequest  = 4 << 10         // bytes of a request that is sent in one piece
+	errorPatience = 5 * time.Second // for the body of an error that is read to see whether another endpoint is tried
+)
 
 // Values of headers of each request for a provider. They are never changed.
 //
@@ -177,8 +181,38 @@ func isTimeout(err error) bool {
 	return ok && timeout.Timeout()
 }
 
-// mayTryNext reports whether a provider that responds with status has not generated anything, so that another endpoint
-// may be tried.
-func mayTryNext(status int) bool {
-	return status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500
+// accountRefused, with the status behind it, is the reason of a failure that concerns the operator's account.
+const accountRefused = "it refuses the account of the endpoint with "
+
+// reasonToTryNext returns why the next endpoint is to be tried instead of relaying a response: its provider is
+// overloaded or refuses the operator's account, and has not generated anything. It is "" if the response is to be
+// relayed, as that of the last endpoint is.
+func (x *exchange) reasonToTryNext(response *http.Response, isLast bool) string {
+	status := response.StatusCode
+	if isLast || status < 400 {
+		return ""
+	}
+	var seen []byte
+	if status == http.StatusBadRequest || status == http.StatusTooManyRequests { // others do not depend on the body
+		seen = peekError(response)
+	}
+	if x.call.Request.Format.IsAccountError(status, seen) {
+		return accountRefused + strconv.Itoa(status)
+	}
+	if status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500 {
+		return "it responds with " + strconv.Itoa(status)
+	}
+	return ""
+}
+
+// peekError returns the beginning of an error's body, or what has come of it in time. response still has all of it.
+func peekError(response *http.Response) []byte {
+	body := response.Body
+	defer time.AfterFunc(errorPatience, func() { body.Close() }).Stop()
+	seen, _ := io.ReadAll(io.LimitReader(body, maxErrorBody))
+	response.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(seen), body), body}
+	return seen
 }

@@ -42,7 +42,7 @@ var anthropicMessages = format{
 		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", anthropicErrorBody(status, message, ""))
 	},
 	isAccountError: func(status int, e providerError) bool {
-		return status == 400 && strings.Contains(e.Message, "credit balance")
+		return status == 400 && strings.Contains(e.Message, "credit balance is too low")
 	},
 
 	modelBody: func(m Model) []byte {

@@ -44,9 +44,17 @@ func openAIError(kind, code, message string) []byte {
 	return fmt.Appendf(nil, format, jsonString(message), kind, code)
 }
 
+// accountErrors are the codes, or types, of errors that concern the account: of OpenAI
+// (https://platform.openai.com/docs/guides/error-codes) and Azure and, the last one, of Moonshot.
+var accountErrors = []string{
+	"insufficient_quota", "billing_not_active", "billing_hard_limit_reached", "exceeded_current_quota_error",
+}
+
+// isOpenAIAccountError accepts the status 400 and 429 for all of them: servers differ.
 func isOpenAIAccountError(status int, e providerError) bool {
-	const spent = "insufficient_quota"
-	return status == 429 && (e.Code == spent || e.Type == spent)
+	code, _ := e.Code.(string)
+	kind, _ := e.Type.(string)
+	return (status == 400 || status == 429) && (slices.Contains(accountErrors, code) || slices.Contains(accountErrors, kind))
 }
 
 func openAIModelBody(m Model) []byte {
