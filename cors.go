@@ -15,7 +15,8 @@ import (
 // Cross-origin resource sharing (https://fetch.spec.whatwg.org/#http-cors-protocol) for the routes that a page in a
 // browser may call, if the tenant's config allows its origin.
 
-// exposedHeaders are those of responses that such pages may read, beside those that every page may. It is never changed.
+// exposedHeaders are those of responses that such pages may read, beside those that every page may. They are never
+// changed.
 var exposedHeaders = []string{"RateLimit, RateLimit-Policy, X-RateLimit-Limit-Requests, " +
 	"X-RateLimit-Remaining-Requests, Retry-After, Retry-After-Ms, X-Should-Retry, Idempotent-Replayed, X-Request-Id, " +
 	"Request-Id, X-Provider-Request-Id, X-Tokens-Charged, X-Tokens-Left, X-Tokens-Held, X-Max-Tokens, X-Cache, Age, " +

@@ -61,13 +61,15 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 }
 
 // listedModelBytes is about how much memory a model takes in the response of listModels.
-const listedModelBytes = 128
+const listedModelBytes = 512
 
-// listModels sends the models that may be asked for. Error: errNoMemory if memory for a long
-// list is short.
-func (s *server) listModels(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	models := s.gateway.Usable(info.tenant.config.text, info.tenantID).Models(*info.format)
+// listModels sends the models that may be asked for. Error: errNoMemory if memory for a long list is short.
+func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
+	info.place = s.gateway.Place(info.tenantID, info.apiKey)
+	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.text, info.tenantID), &gateway.ModelsCall{
+		Tenant: info.tenantID, Hops: info.hops, Format: *info.format, Memory: info.memory, Place: info.place,
+	})
 	if info.memory.Add(max(listedModelBytes*int64(len(models))-gateway.FreeBodyBytes, 0)) != nil {
 		return errNoMemory
 	}

@@ -359,7 +359,8 @@ func TestGatewayModels(t *testing.T) {
 	}
 	get("/v1/models").want(t, 200, `{"object":"list","data":[{"id":"a","object":"model","created":0,"owned_by":"second"},`+
 		`{"id":"b","object":"model","created":0,"owned_by":"second"},{"id":"x/y","object":"model","created":0,"owned_by":"first"}]}`)
-	const c = `{"type":"model","id":"c","display_name":"c","created_at":"1970-01-01T00:00:00Z"}`
+	const c = `{"type":"model","id":"c","display_name":"c","created_at":"1970-01-01T00:00:00Z",` +
+		`"lifecycle":"active","deprecated_at":null,"retires_at":null,"line":null,"capabilities":null,"max_input_tokens":null,"max_tokens":null}`
 	get("/v1/models", anthropicVersion).want(t, 200, `{"data":[`+c+`],"has_more":false,"first_id":"c","last_id":"c"}`)
 	get("/v1/models/c", anthropicVersion).want(t, 200, c)
 	get("/v1/models/a", anthropicVersion).wantWireError(t, messagesPath, 404, "not_found_error", "")

@@ -64,12 +64,13 @@ func (s *server) gatewayRoutes() []route {
 		readKey = s.orNoTenant(s.readSDKKey)
 		caller  = s.forBrowsers(publicTimeout, readKey, s.loadTenant, s.refuseLoop, s.readGatewayBody, s.loadTenant)
 		reader  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.requireKey)
+		lister  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.refuseLoop, s.requireKey)
 	)
 	return []route{
 		{"POST /v1/chat/completions", caller.in(llmwire.OpenAIChat), s.generate},
 		{"POST /v1/messages", caller.in(llmwire.AnthropicMessages), s.generate},
 		{"POST /v1/messages/count_tokens", caller.in(llmwire.AnthropicMessages), s.countTokens},
-		{"GET /v1/models", reader.in(llmwire.OpenAIChat), s.listModels},
+		{"GET /v1/models", lister.in(llmwire.OpenAIChat), s.listModels},
 		{"GET /v1/models/{model}", reader.in(llmwire.OpenAIChat), s.showModel},
 	}
 }

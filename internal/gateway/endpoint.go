@@ -168,12 +168,12 @@ func (e *Endpoint) price(model string) (price, bool) {
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint
 
-// Models returns the models that may be asked for by name in a format, each once.
-func (all Endpoints) Models(format llmwire.Format) (models []llmwire.Model) {
+// named returns the models that the config allows by name in a format, each once.
+func (all Endpoints) named(format llmwire.Format) (models []llmwire.Model) {
 	listed := make(map[string]bool)
 	for _, e := range all.speaking(format) {
 		for _, name := range e.models {
-			if name != anyModel && !listed[name] {
+			if !isPattern(name) && !listed[name] {
 				listed[name] = true
 				models = append(models, llmwire.Model{Name: name, Endpoint: e.Name})
 			}

@@ -81,7 +81,7 @@ func TestModels(t *testing.T) {
 		newEndpoint(t, "b", chat+`,"models":{"n":{},"o":{},"*":{}}`),
 		newEndpoint(t, "c", `"url":"http://h/v1/messages","default_model":"c"`),
 	}
-	if got := fmt.Sprint(endpoints.Models(llmwire.OpenAIChat)); got != "[{m a} {n a} {o b}]" {
+	if got := fmt.Sprint(endpoints.named(llmwire.OpenAIChat)); got != "[{m a} {n a} {o b}]" {
 		t.Errorf("got %s", got)
 	}
 	for _, test := range []struct{ name, want string }{{"n", "{n a} <nil>"}, {"b/n", "{b/n b} <nil>"}, {"any", "{any b} <nil>"}} {

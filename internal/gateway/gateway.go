@@ -51,6 +51,7 @@ type Gateway struct {
 	cache      cacheWriter
 	ctx        context.Context // of all requests to endpoints
 	cut        context.CancelCauseFunc
+	lists      *modelLists
 	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
 	drains     *fairpool.Pool // those of them whose clients have gone, instead
 	estimated  atomic.Int64   // charges without reported usage
@@ -62,6 +63,7 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 		options: options, log: log, settler: settler{log: log}, renewal: leaseRenewal,
 		cache:      newCacheWriter(options.TenantShare),
 		transports: newTransports(options),
+		lists:      newModelLists(options.TenantShare),
 		waiting:    fairpool.New(options.MaxWaiting, options.TenantShare),
 		drains:     fairpool.New(options.MaxDrains, options.TenantShare),
 	}

@@ -175,12 +175,7 @@ func (k *OperatorKeys) keyFor(e *Endpoint, tenant string) (key, member, fault st
 	case e.hasKey:
 		return "", "api_key_name", "must not stand beside api_key"
 	}
-	var named *operatorKey
-	if k != nil {
-		if keys := k.current.Load(); keys != nil {
-			named = (*keys)[e.keyName]
-		}
-	}
+	named := k.named(e.keyName)
 	if named == nil || !slices.Contains(named.tenants, tenant) && !slices.Contains(named.tenants, anyTenant) {
 		return "", "api_key_name", "must name a key that the operator has for this tenant"
 	}
@@ -188,6 +183,24 @@ func (k *OperatorKeys) keyFor(e *Endpoint, tenant string) (key, member, fault st
 		return "", "url", "must be below the URL that the operator has set for the key of api_key_name"
 	}
 	return named.apiKey, "", ""
+}
+
+// named returns the key of that name, nil if there is none.
+func (k *OperatorKeys) named(name string) *operatorKey {
+	if k == nil {
+		return nil
+	}
+	keys := k.current.Load()
+	if keys == nil {
+		return nil
+	}
+	return (*keys)[name]
+}
+
+// allow reports whether the key of e, which may be used at its URL, may be sent to u, too.
+func (k *OperatorKeys) allow(e *Endpoint, u *url.URL) bool {
+	named := k.named(e.keyName)
+	return !e.isKeyNamed || named != nil && named.covers(u)
 }
 
 // Check adds to wrong what keeps e, whose object is being read, from being used for a tenant with the key that it

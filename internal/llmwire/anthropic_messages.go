@@ -11,6 +11,9 @@ var anthropicMessages = format{
 	urlSuffix:       "/messages",
 	keyHeader:       "X-Api-Key",
 	requestIDHeader: "Request-Id",
+	versionHeader:   "Anthropic-Version",
+	version:         "2023-06-01",
+	modelsQuery:     "limit=1000", // instead of 20
 	limitMember:     func(string) string { return "max_tokens" },
 
 	safetyID: memberName{"metadata", "user_id"},
@@ -46,7 +49,10 @@ var anthropicMessages = format{
 	},
 
 	modelBody: func(m Model) []byte {
-		const format = `{"type":"model","id":%s,"display_name":%[1]s,"created_at":"1970-01-01T00:00:00Z"}`
+		// What is not known is null, if it may be.
+		const format = `{"type":"model","id":%s,"display_name":%[1]s,"created_at":"1970-01-01T00:00:00Z",` +
+			`"lifecycle":"active","deprecated_at":null,"retires_at":null,"line":null,"capabilities":null,` +
+			`"max_input_tokens":null,"max_tokens":null}`
 		return fmt.Appendf(nil, format, jsonString(m.Name))
 	},
 	modelList: func(models []Model, bodies []byte) []byte {

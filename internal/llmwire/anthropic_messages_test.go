@@ -32,9 +32,11 @@ func TestMessageErrors(t *testing.T) {
 }
 
 func TestMessageModels(t *testing.T) {
+	const unknown = `"lifecycle":"active","deprecated_at":null,"retires_at":null,"line":null,"capabilities":null,` +
+		`"max_input_tokens":null,"max_tokens":null`
 	checkModels(t, AnthropicMessages, `{"data":[],"has_more":false,"first_id":null,"last_id":null}`, `{"data":[`+
-		`{"type":"model","id":"gpt-4o","display_name":"gpt-4o","created_at":"1970-01-01T00:00:00Z"},`+
-		`{"type":"model","id":"a\"b","display_name":"a\"b","created_at":"1970-01-01T00:00:00Z"}],`+
+		`{"type":"model","id":"gpt-4o","display_name":"gpt-4o","created_at":"1970-01-01T00:00:00Z",`+unknown+`},`+
+		`{"type":"model","id":"a\"b","display_name":"a\"b","created_at":"1970-01-01T00:00:00Z",`+unknown+`}],`+
 		`"has_more":false,"first_id":"gpt-4o","last_id":"a\"b"}`)
 }
 

@@ -44,6 +44,9 @@ type format struct {
 	// requestIDHeader is the header of a response in which the SDKs look for the ID of the request.
 	requestIDHeader string
 
+	// versionHeader and version say which version of the API a request is for, if providers want to know.
+	versionHeader, version string
+
 	// limitMember returns the member of a request that limits the output, for the provider at host.
 	limitMember func(host string) string
 
@@ -66,6 +69,9 @@ type format struct {
 	// isAccountError reports whether a provider's error concerns the operator's account, though its status does not
 	// say so.
 	isAccountError func(status int, e providerError) bool
+
+	// modelsQuery is the query with which a provider lists as many models as it can.
+	modelsQuery string
 
 	// modelBody returns the JSON of one model, and modelList that of a list, whose bodies are given with commas between
 	// them.
@@ -99,8 +105,17 @@ func (f Format) Credential(key string) (name, value string) {
 	return formats[f].keyHeader, formats[f].keyPrefix + key
 }
 
-// RequestIDHeader returns the header of a response in which the official SDKs look for the ID of the request, to show it
-// in errors. Its name is in canonical form.
+// VersionHeader returns the header that tells a provider which version of its API a request of tollgate's own is for.
+// Its name is in canonical form, and "" if the format has none.
+func (f Format) VersionHeader() (name, value string) {
+	return formats[f].versionHeader, formats[f].version
+}
+
+// ModelsQuery returns the query with which a provider lists as many models as it can in one response.
+func (f Format) ModelsQuery() string { return formats[f].modelsQuery }
+
+// RequestIDHeader returns the header of a response in which the official SDKs look for the ID of the request, to show
+// it in errors. Its name is in canonical form.
 func (f Format) RequestIDHeader() string { return formats[f].requestIDHeader }
 
 // LimitMember returns the name of the top-level member of a request in which the provider at host, a name without a

@@ -5,17 +5,19 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // Each row of the table of formats is complete, and its suffix is of no other.
 func TestFormats(t *testing.T) {
+	optional := []string{"keyPrefix", "usageOption", "versionHeader", "version", "modelsQuery"}
 	for i, row := range formats {
 		value := reflect.ValueOf(*row)
 		for column := range value.NumField() {
 			name := value.Type().Field(column).Name
-			if value.Field(column).IsZero() && name != "keyPrefix" && name != "usageOption" {
+			if value.Field(column).IsZero() && !slices.Contains(optional, name) {
 				t.Errorf("%s has no %s", row.urlSuffix, name)
 			}
 		}

@@ -54,7 +54,8 @@ var accountErrors = []string{
 func isOpenAIAccountError(status int, e providerError) bool {
 	code, _ := e.Code.(string)
 	kind, _ := e.Type.(string)
-	return (status == 400 || status == 429) && (slices.Contains(accountErrors, code) || slices.Contains(accountErrors, kind))
+	return (status == 400 || status == 429) &&
+		(slices.Contains(accountErrors, code) || slices.Contains(accountErrors, kind))
 }
 
 func openAIModelBody(m Model) []byte {

@@ -4,6 +4,7 @@ package providertest
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -108,6 +109,7 @@ type Provider struct {
 	mu        sync.Mutex
 	conducts  map[string]Conduct
 	choose    func(Request) Conduct
+	listed    []string // names of models; nil if there is no list
 	got       []Request
 	open      int       // requests that are being served
 	cancelled int       // requests whose caller left before the response was complete
@@ -141,6 +143,28 @@ func (p *Provider) On(model string, c Conduct) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.conducts[model] = c
+}
+
+// List lets the provider have a list of models with these names.
+func (p *Provider) List(names ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.listed = names
+}
+
+// list returns the list of models in the shape that OpenAI's and Anthropic's have in common. It is "" if there is none,
+// or r does not ask for it.
+func (p *Provider) list(r *http.Request) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listed == nil || r.Method != http.MethodGet || r.URL.Path != "/v1/models" {
+		return ""
+	}
+	models := make([]string, len(p.listed))
+	for i, name := range p.listed {
+		models[i] = fmt.Sprintf(`{"id":%q}`, name)
+	}
+	return `{"data":[` + strings.Join(models, ",") + `]}`
 }
 
 // Each lets choose decide how each request is responded to, instead of what On has set. One call is made at a time.
@@ -198,16 +222,21 @@ func (p *Provider) serve(w http.ResponseWriter, r *http.Request) {
 			p.leftAt = time.Now()
 		}
 	}()
+	list := p.list(r)
 	a := &response{
-		conduct: c, request: body, w: w, r: r, closed: p.closed, isMessages: strings.Contains(r.URL.Path, "/messages"),
+		conduct: c, request: body, w: w, r: r, closed: p.closed, isMessages: isMessages(r),
 	}
 	a.setHeaders()
 	switch {
 	case !a.isAuthorized():
 		a.fail(http.StatusUnauthorized, "Incorrect API key provided: "+
 			strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+	case list != "":
+		a.send([]byte(list))
 	case r.Method != http.MethodPost || !strings.HasPrefix(r.URL.Path, "/v1/"):
 		a.fail(http.StatusNotFound, "Unknown request URL")
+	case r.Header.Get("Content-Type") != "application/json": // as OpenAI's, which reads a form then
+		a.fail(http.StatusBadRequest, "you must provide a model parameter")
 	case !isJSON:
 		a.fail(http.StatusBadRequest, "We could not parse the JSON body of your request.")
 	case body.StreamOptions != nil && !body.Stream:

@@ -20,7 +20,10 @@ func post(t *testing.T, p *Provider, path, body string, header http.Header) (sta
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Header = header
+	r.Header = http.Header{"Content-Type": {"application/json"}}
+	for name, values := range header {
+		r.Header[name] = values
+	}
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
@@ -95,6 +98,10 @@ func TestCredentials(t *testing.T) {
 		{messages, "X-Api-Key", Key, 200},
 		{messages, "X-Api-Key", "of-a-client", 401},
 		{messages, "Authorization", "Bearer " + Key, 401},
+		{chat, "Api-Key", Key, 200},
+		{messages, "Api-Key", Key, 200},
+		{chat, "Api-Key", "of-a-client", 401},
+		{chat, "Content-Type", "application/x-www-form-urlencoded", 400},
 	} {
 		if status, got, _ := post(t, p, test.path, `{}`, http.Header{test.name: {test.value}}); status != test.status {
 			t.Errorf("%s with %s: %s: got %d %s, want %d", test.path, test.name, test.value, status, got, test.status)
@@ -123,7 +130,7 @@ func TestCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	const body = `{"stream":true}`
-	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", chat, len(body), body)
+	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", chat, len(body), body)
 	wantCounts(1, 0)
 	var seen []byte
 	for part := make([]byte, 4096); !bytes.Contains(seen, []byte(`"finish_reason":"stop"`)); {

@@ -38,13 +38,26 @@ type response struct {
 	isMessages bool // Anthropic's format, not OpenAI's
 }
 
-// isAuthorized reports whether the request has the key, or none, in the header of its format, and no other credential.
+// isMessages reports whether a request is in Anthropic's format, not OpenAI's.
+func isMessages(r *http.Request) bool {
+	isList := strings.HasSuffix(r.URL.Path, "/models") && r.Header.Get("Anthropic-Version") != ""
+	return isList || strings.Contains(r.URL.Path, "/messages")
+}
+
+// isAuthorized reports whether the request has the key, or none, in the header of its format or in Azure's, and no
+// other credential.
 func (a *response) isAuthorized() bool {
-	authorization, apiKey := a.r.Header.Get("Authorization"), a.r.Header.Get("X-Api-Key")
-	if a.isMessages {
-		return authorization == "" && (apiKey == "" || apiKey == Key)
+	credentials := make(map[string]string)
+	for _, name := range []string{"Authorization", "X-Api-Key", "Api-Key"} {
+		if value := a.r.Header.Get(name); value != "" {
+			credentials[name] = value
+		}
 	}
-	return apiKey == "" && (authorization == "" || authorization == "Bearer "+Key)
+	own := credentials["Authorization"] == "Bearer "+Key
+	if a.isMessages {
+		own = credentials["X-Api-Key"] == Key
+	}
+	return len(credentials) == 0 || len(credentials) == 1 && (own || credentials["Api-Key"] == Key)
 }
 
 // setHeaders sets the headers that real providers send, many of which are not for a client of the gateway.
