@@ -121,11 +121,11 @@ func (got reply) wantWireError(t testing.TB, path string, status int, kind, code
 	if h := got.header.Get("Content-Type"); h != "application/json; charset=utf-8" {
 		t.Errorf("%s: Content-Type of %d is %q", path, got.status, h)
 	}
-	if isAnthropic, id := body.Type == "error", got.header.Get("Request-Id"); isAnthropic != (id != "") ||
-		isAnthropic && id != got.header.Get("X-Request-Id") {
+	if id := got.header.Get("Request-Id"); (body.Type == "error") != (id != "") {
 		t.Errorf("%s: Request-Id of %d is %q", path, got.status, id)
 	}
-	if h := got.header.Get("X-Should-Retry"); (h == "false") != isFinal(status) && status != 502 {
+	isFinal := slices.Contains([]int{400, 401, 402, 403, 404, 413, 415, 504, 508}, status)
+	if h := got.header.Get("X-Should-Retry"); (h == "false") != isFinal && status != 502 {
 		t.Errorf("%s: X-Should-Retry of %d is %q", path, got.status, h)
 	}
 }
@@ -350,10 +350,11 @@ func TestGatewayModels(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	p := providertest.New(t)
-	g := s.gatewayTest(t, p, `{"user_groups":{"anonymous":{"tokens":0}},"providers":{"text":{"default":"second","endpoints":{`+
+	g := s.gatewayTest(t, p, strings.ReplaceAll(`{"user_groups":{"anonymous":{"tokens":0}},"providers":{"text":{"default":"second","endpoints":{`+
 		`"first":{"url":"http://h/v1/chat/completions","models":{"b":{},"x/y":{},"*":{}}},`+
 		`"second":{"url":"http://h/v1/chat/completions","default_model":"a","models":{"b":{},"a":{}}},`+
-		`"third":{"url":"https://h/v1/messages","default_model":"c"},"fourth":{"url":"https://h/v1/speech","default_model":"d"}}}}}`)
+		`"third":{"url":"http://h/v1/messages","default_model":"c"},"fourth":{"url":"http://h/v1/speech","default_model":"d"}}}}}`,
+		"http://h", p.URL))
 	get := func(path string, headers ...string) reply {
 		return g.do(t, "GET", "/"+g.tenant+path, "", append(headers, bearer(g.key))...)
 	}
@@ -365,11 +366,67 @@ func TestGatewayModels(t *testing.T) {
 	get("/v1/models/c", anthropicVersion).want(t, 200, c)
 	get("/v1/models/a", anthropicVersion).wantWireError(t, messagesPath, 404, "not_found_error", "")
 	get("/v1/models/x%2Fy").want(t, 200, `{"id":"x/y","object":"model","created":0,"owned_by":"first"}`)
+	get("/v1/models/openai%2Fgpt-4o").want(t, 200, `{"id":"openai/gpt-4o","object":"model","created":0,"owned_by":"first"}`)
+	get("/v1/models/first%2Fx%2Fy").want(t, 200, `{"id":"first/x/y","object":"model","created":0,"owned_by":"first"}`)
 	get("/v1/models/any").want(t, 200, `{"id":"any","object":"model","created":0,"owned_by":"first"}`)
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", bearer(someKey)).wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "").wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
 	g.do(t, "GET", "/nobody/v1/models", "", bearer(g.key), anthropicVersion).
 		wantWireError(t, messagesPath, 400, "invalid_request_error", "")
+}
+
+// Where the config leaves models open, the provider's own list fills them in, without a redirect and not from what is
+// denied. A list that leads back here is none.
+func TestGatewayModelLists(t *testing.T) {
+	t.Parallel()
+	p := providertest.New(t)
+	p.List("m", "openai/gpt-4o", "x")
+	s := newService(t)
+	list := func(g *gatewayTest, headers ...string) (names []string) {
+		t.Helper()
+		got := g.do(t, "GET", "/"+g.tenant+"/v1/models", "", append(headers, bearer(g.key))...)
+		var body struct{ Data []struct{ ID string } }
+		if err := json.Unmarshal([]byte(got.body), &body); err != nil || got.status != 200 {
+			t.Fatalf("%d %s: %v", got.status, got.body, err)
+		}
+		for _, model := range body.Data {
+			names = append(names, model.ID)
+		}
+		return names
+	}
+	want := func(got []string, want ...string) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	g := s.gatewayTest(t, p, textConfig(0, endpointsJSON(p, "")...))
+	for range 2 {
+		want(list(g), "m", "openai/gpt-4o", "x")
+		want(list(g, anthropicVersion), "m", "openai/gpt-4o", "x")
+	}
+	if n := len(p.Requests()); n != 2 {
+		t.Errorf("%d requests came to the provider", n)
+	}
+	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", bearer(someKey)).wantWireError(t, chatPath, 401, "invalid_request_error", "invalid_api_key")
+	azure := s.gatewayTest(t, p, textConfig(0, endpointJSON(p, "azure", chatPath, `,"auth":"api-key"`)))
+	want(list(azure), "m", "openai/gpt-4o", "x")
+	if got := p.Last(t).Header; got.Get("Api-Key") != providertest.Key || got.Get("Authorization") != "" {
+		t.Errorf("the provider got %v", got)
+	}
+	denied := newService(t, "GATEWAY_DENY=127.0.0.0/8")
+	want(list(denied.gatewayTest(t, p, textConfig(0, endpointsJSON(p, "")...))), "m")
+	if n := len(p.Requests()); n != 3 {
+		t.Errorf("%d requests came to the provider", n)
+	}
+
+	id := newTenant(t, 1000)
+	loop := &gatewayTest{service: s, provider: p, tenant: id, key: s.login(t, id)}
+	s.putConfig(t, id, textConfig(0, fmt.Sprintf(`"e":{"url":"%s/%s%s","default_model":"m","models":{"*":{}},"api_key":%q}`,
+		s.url, id, chatPath, loop.key))).want(t, 200, "")
+	want(list(loop), "m")
+	s.do(t, "GET", "/"+id+"/v1/models", "", bearer(loop.key), "Tollgate-Loop: "+testRedis.String(t, "GET", "deployment")).
+		wantWireError(t, chatPath, 508, "invalid_request_error", "loop")
 }
 
 // The tokens that a request needs are those of the table: one token fewer is refused.
@@ -856,10 +913,30 @@ func TestGatewayConfig(t *testing.T) {
 		`"server_tools":"yes"`:                "server_tools must be true or false",
 		`"on_hangup":"stop"`:                  `on_hangup must be "cancel" or "drain"`,
 		`"on_hangup":null`:                    `on_hangup must be "cancel" or "drain"`,
+		`"auth":"basic"`:                      `auth must be "bearer", "x-api-key" or "api-key"`,
 	} {
 		path := "Invalid config: providers.text.endpoints.e."
 		put("text", members).wantError(t, 400, path+want)
 		put("realtime", members).want(t, 200, "")
+	}
+	for _, kind := range []string{"text", "realtime"} {
+		for _, key := range []string{`sk-1\n`, `sk-1\r\n`, ` sk-1`, `s k`, `s\tk`, `s\u0000k`, `schlüssel`} {
+			put(kind, `"api_key":"`+key+`"`).wantError(t, 400,
+				"Invalid config: providers."+kind+".endpoints.e.api_key must be printable ASCII without white space")
+		}
+		put(kind, `"api_key":"sk-1_~!"`).want(t, 200, "")
+	}
+	for url, ok := range map[string]bool{
+		"https://h/v1/chat/completions": true, "https://h/v1/messages?x=1": true, "https://h/v1/messages/": true,
+		"https://h": false, "https://h/": false, "https://h/v1": false, "https://h/v1/embeddings": false, "https://h/v1/chat": false,
+	} {
+		want := `{"success":true}`
+		if !ok {
+			want = `{"success":true,"warnings":["providers.text.endpoints.e.url is not used: ` +
+				`its path should end in /chat/completions or /messages"]}`
+		}
+		put("text", `"url":"`+url+`"`).want(t, 200, want)
+		put("realtime", `"url":"`+url+`"`).want(t, 200, `{"success":true}`)
 	}
 	put("text", `"url":"https://h/v1/messages","models":{"*":{"input":0,"output":1e-6}},"max_output_tokens":1,"max_input_tokens":1,`+
 		`"bytes_per_token":8,"media_tokens":0,"server_tools":true,"on_hangup":"cancel","unheard_of":{"a":[1]}`).want(t, 200, "")

@@ -54,8 +54,9 @@ func TestGatewayForwards(t *testing.T) {
 	g := newGatewayTest(t, 1_000_000, "")
 	const body = ` {"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],` + "\n" + `"temperature":1.0e0, "unknown":{"a":[1,  2]} } `
 	headers := []string{
-		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: application/json",
-		"Content-Type: application/json", "Cookie: c=1", "Idempotency-Key: k", "OpenAI-Organization: o", "X-Stainless-Lang: js",
+		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: */*",
+		"Content-Type: application/x-www-form-urlencoded", "Cookie: c=1", "originator: codex_cli_rs", "session-id: s", traceParent,
+		"tracestate: a=1", "tracestate: b=2", "api-key: other", "baggage: a=b", "Idempotency-Key: k", "OpenAI-Organization: o", "X-Stainless-Lang: js",
 		"Accept-Encoding: gzip", "X-Forwarded-For: 1.2.3.4", "X-Request-Id: mine", "x-api-key: sk-ant-other", "Origin: https://a.example",
 	}
 	credentials := map[string][2]string{
@@ -74,6 +75,8 @@ func TestGatewayForwards(t *testing.T) {
 		wantHeader := http.Header{
 			key[0]: {key[1]}, "User-Agent": {"sdk/1"}, "Openai-Beta": {"b"}, "Anthropic-Version": {"2023-06-01"}, "Anthropic-Beta": {"x"},
 			"Accept": {"application/json"}, "Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(want))},
+			"Originator": {"codex_cli_rs"}, "Session-Id": {"s"}, "Traceparent": {strings.TrimPrefix(traceParent, "traceparent: ")},
+			"Tracestate":    {"a=1,b=2"},
 			"Tollgate-Loop": {testRedis.String(t, "GET", "deployment")},
 		}
 		if fmt.Sprint(sent.Header) != fmt.Sprint(wantHeader) {

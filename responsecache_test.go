@@ -210,7 +210,11 @@ func TestCacheKey(t *testing.T) {
 	const body, version = `{"messages":[]}`, "anthropic-version: 2023-06-01"
 	g := s.gatewayTest(t, p, config(p, "a", `,"default_model":"m"`))
 	g.miss(t, messagesPath, body, version)
-	g.hit(t, messagesPath, body, version, "User-Agent: another", "X-Stainless-Lang: js", "Idempotency-Key: k", "X-Request-Id: r")
+	g.hit(t, messagesPath, body, version, "User-Agent: another", "X-Stainless-Lang: js", "Idempotency-Key: k", "X-Request-Id: r",
+		"session-id: s", traceParent, "tracestate: a=1")
+	if got := p.Last(t).Header.Get("User-Agent"); got != "tollgate" {
+		t.Errorf("the provider got the client's User-Agent %q", got)
+	}
 	poor := s.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":30`) // would be given a smaller limit
 	s.do(t, "POST", "/"+g.tenant+messagesPath, body, bearer(poor), version).wantHeader(t, "X-Cache", "HIT")
 	for name, test := range map[string]struct {
@@ -222,6 +226,8 @@ func TestCacheKey(t *testing.T) {
 		"no version": {messagesPath, body, nil},
 		"beta":       {messagesPath, body, []string{version, "anthropic-beta: x"}},
 		"two betas":  {messagesPath, body, []string{version, "anthropic-beta: x", "anthropic-beta: y"}},
+		"originator": {messagesPath, body, []string{version, "originator: codex_exec"}},
+		"no hops":    {messagesPath, body, []string{version, "Tollgate-Loop: x"}},
 		"space":      {messagesPath, `{"messages": []}`, []string{version}},
 		"model":      {messagesPath, `{"messages":[],"model":"m"}`, []string{version}},
 	} {
@@ -230,6 +236,20 @@ func TestCacheKey(t *testing.T) {
 			g.hit(t, test.path, test.body, test.headers...)
 		})
 	}
+	t.Run("what is not forwarded", func(t *testing.T) {
+		const evil = `{"messages":[],"temperature":1}`
+		g.miss(t, messagesPath, evil, version, "Content-Type: application/json; charset=utf-7", "Accept: evil/accept")
+		sent := p.Last(t).Header
+		g.hit(t, messagesPath, evil, version)
+		if sent.Get("Content-Type") != "application/json" || sent.Get("Accept") != "application/json" {
+			t.Errorf("another key gets what the provider has sent for %v", sent)
+		}
+	})
+	t.Run("reload", func(t *testing.T) {
+		got := g.call(t, messagesPath, body, version, "Cache-Control: max-age=0")
+		got.wantHeader(t, "X-Cache", "MISS")
+		g.hit(t, messagesPath, body, version, "Cache-Control: max-age=60")
+	})
 	t.Run("config", func(t *testing.T) {
 		for _, changed := range []string{
 			config(p, "b", `,"default_model":"m"`), config(other, "a", `,"default_model":"m"`), config(p, "a", `,"default_model":"n"`),
