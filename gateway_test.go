@@ -350,7 +350,8 @@ func TestGatewayModels(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	p := providertest.New(t)
-	g := s.gatewayTest(t, p, strings.ReplaceAll(`{"user_groups":{"anonymous":{"tokens":0}},"providers":{"text":{"default":"second","endpoints":{`+
+	g := s.gatewayTest(t, p, strings.ReplaceAll(`{"user_groups":{"anonymous":{"tokens":0}},`+
+		`"providers":{"text":{"default":"second","endpoints":{`+
 		`"first":{"url":"http://h/v1/chat/completions","models":{"b":{},"x/y":{},"*":{}}},`+
 		`"second":{"url":"http://h/v1/chat/completions","default_model":"a","models":{"b":{},"a":{}}},`+
 		`"third":{"url":"http://h/v1/messages","default_model":"c"},"fourth":{"url":"http://h/v1/speech","default_model":"d"}}}}}`,

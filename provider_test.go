@@ -56,8 +56,9 @@ func TestGatewayForwards(t *testing.T) {
 	headers := []string{
 		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: */*",
 		"Content-Type: application/x-www-form-urlencoded", "Cookie: c=1", "originator: codex_cli_rs", "session-id: s", traceParent,
-		"tracestate: a=1", "tracestate: b=2", "api-key: other", "baggage: a=b", "Idempotency-Key: k", "OpenAI-Organization: o", "X-Stainless-Lang: js",
-		"Accept-Encoding: gzip", "X-Forwarded-For: 1.2.3.4", "X-Request-Id: mine", "x-api-key: sk-ant-other", "Origin: https://a.example",
+		"tracestate: a=1", "tracestate: b=2", "api-key: other", "baggage: a=b", "Idempotency-Key: k", "OpenAI-Organization: o",
+		"X-Stainless-Lang: js", "Accept-Encoding: gzip", "X-Forwarded-For: 1.2.3.4", "X-Request-Id: mine",
+		"x-api-key: sk-ant-other", "Origin: https://a.example",
 	}
 	credentials := map[string][2]string{
 		chatPath: {"Authorization", "Bearer " + providertest.Key}, messagesPath: {"X-Api-Key", providertest.Key},

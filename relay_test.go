@@ -169,7 +169,8 @@ func TestGatewayStreams(t *testing.T) {
 				{chatPath, `{"model":"m","stream":true,"stream_options":{"include_usage":true}}`, ""},
 				{messagesPath, `{"model":"m","stream":true}`, ""},
 			} {
-				want := direct.do(t, "POST", c.path, c.sent, "x-api-key: "+map[string]string{messagesPath: providertest.Key}[c.path])
+				want := direct.do(t, "POST", c.path, c.sent, "Content-Type: application/json",
+					"x-api-key: "+map[string]string{messagesPath: providertest.Key}[c.path])
 				got := g.call(t, c.path, c.sent)
 				if got.body != want.body {
 					t.Errorf("%s: %d bytes differ from the provider's %d", c.path, len(got.body), len(want.body))

@@ -293,7 +293,7 @@ func TestCacheDirectives(t *testing.T) {
 	if got := g.hit(t, chatPath, body); !strings.Contains(got.body, "newer") {
 		t.Errorf("no-cache was not stored: %s", got.body)
 	}
-	if n := g.cacheSample(t, "bypass"); n != 5 || g.cacheSample(t, "stored") != 2 || g.cacheSample(t, "skipped") != 0 {
+	if n := g.cacheSample(t, "bypass"); n != 6 || g.cacheSample(t, "stored") != 2 || g.cacheSample(t, "skipped") != 0 {
 		t.Errorf("%d were bypassed", n)
 	}
 	if n := len(g.cacheKeys(t)); n != 1 {
