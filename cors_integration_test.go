@@ -27,7 +27,8 @@ const call = async (path, init) => {
 	try {
 		const response = await fetch(TOLLGATE + path, init);
 		const headers = {};
-		for (const name of ["RateLimit", "X-RateLimit-Remaining-Requests", "X-Request-Id", "WWW-Authenticate"]) {
+		for (const name of ["RateLimit", "X-RateLimit-Remaining-Requests", "X-Request-Id", "WWW-Authenticate",
+			"X-Should-Retry", "Request-Id", "X-Provider-Request-Id", "X-Tokens-Charged", "X-Cache"]) {
 			headers[name] = response.headers.get(name);
 		}
 		return {status: response.status, body: await response.json(), headers};
@@ -59,6 +60,11 @@ if (streamed.error) {
 		body: {text: parts.join("")},
 	};
 }
+const message = {method: "POST", headers: {...authorized, "anthropic-version": "2023-06-01"}};
+report.message = await call("/v1/messages", {...message, body: JSON.stringify({model: "m", max_tokens: 3})});
+report.wrong = await call("/v1/messages", {...message, body: "{}", headers: {...message.headers, "Authorization": "Bearer x"}});
+report.lost = await call("/v1/messages/batches", {...message, body: "{}"});
+report.meant = await call("/v1/v1/messages", {...message, body: "{}"});
 report.admin = await call("/admin/config", {headers: authorized});
 await fetch("/report", {method: "POST", body: JSON.stringify(report)});
 </script>`
@@ -136,15 +142,18 @@ func TestIntegrationBrowser(t *testing.T) {
 	allow := func(origin string) {
 		t.Helper()
 		s.putConfig(t, tenant, `{"cors":{"allowed_origins":["`+origin+`"]},"user_groups":{
-			"anonymous":{"tokens":1000,"rate_limit":5,"rate_limit_window":60}},
-			"providers":{"text":{"endpoints":{`+endpointJSON(p, "chat", chatPath, "")+`}}}}`).want(t, 200, "")
+			"anonymous":{"tokens":1000,"rate_limit":5,"rate_limit_window":60}},"caching":{"enabled":true,"text_ttl":60},
+			"providers":{"text":{"endpoints":{`+strings.Join(endpointsJSON(p, ""), ",")+`}}}}`).want(t, 200, "")
 	}
 	for name, prepare := range map[string]func(origin string){
 		"its origin is allowed": allow, "any origin is allowed": func(string) { allow("*") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			report := openPage(t, s.url+"/"+tenant, prepare)
-			for name, want := range map[string]int{"login": 200, "charge": 200, "key": 200, "refused": 401, "stream": 200} {
+			for name, want := range map[string]int{
+				"login": 200, "charge": 200, "key": 200, "refused": 401, "stream": 200,
+				"message": 200, "wrong": 401, "lost": 404, "meant": 404,
+			} {
 				if got := report[name]; got.Status != want || got.Error != "" || got.Headers["X-Request-Id"] == nil {
 					t.Errorf("%s: got %+v", name, got)
 				}
@@ -157,6 +166,16 @@ func TestIntegrationBrowser(t *testing.T) {
 			if text, _ := report["stream"].Body["text"].(string); !strings.HasSuffix(text, "data: [DONE]\n\n") {
 				t.Errorf("the page has streamed %q", text)
 			}
+			for name, headers := range map[string][]string{
+				"message": {"Request-Id", "X-Tokens-Charged", "X-Cache"}, "wrong": {"Request-Id", "X-Should-Retry"},
+				"lost": {"Request-Id", "X-Should-Retry"}, "meant": {"Request-Id", "X-Should-Retry"},
+			} {
+				for _, header := range headers {
+					if report[name].Headers[header] == nil {
+						t.Errorf("%s: the page does not see %s: %+v", name, header, report[name])
+					}
+				}
+			}
 			if got := report["admin"]; got.Error == "" {
 				t.Errorf("a page can call an admin route: %+v", got)
 			}
@@ -164,7 +183,7 @@ func TestIntegrationBrowser(t *testing.T) {
 	}
 	t.Run("another origin is allowed", func(t *testing.T) {
 		report := openPage(t, s.url+"/"+tenant, func(string) { allow("http://localhost:1") })
-		if len(report) != 6 {
+		if len(report) != 10 {
 			t.Errorf("got %+v", report)
 		}
 		for name, got := range report {

@@ -348,7 +348,10 @@ func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 // setRequestID repeats the X-Request-Id of a response in the header in which the SDKs of a format look for it. A
 // provider's own takes its place if the response is relayed.
 func setRequestID(w http.ResponseWriter, format llmwire.Format) {
-	w.Header()[format.RequestIDHeader()] = []string{requestInfoOf(w).id}
+	h := w.Header()
+	if name := format.RequestIDHeader(); h[name] == nil {
+		h[name] = h["X-Request-Id"]
+	}
 }
 
 // meantPath returns the path of the gateway's route to which a request without a route would have gone if its client's

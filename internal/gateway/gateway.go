@@ -164,6 +164,7 @@ func (g *Gateway) Pools() map[string]fairpool.Stats {
 	return map[string]fairpool.Stats{
 		"waiting": g.waiting.Stats(), "drains": g.drains.Stats(),
 		"cache_bytes": g.cache.collected.Stats(), "cache_writes": g.cache.waiting.Stats(),
+		"model_lists": g.lists.fetches.Stats(),
 	}
 }
 
