@@ -948,6 +948,33 @@ func TestGatewayConfig(t *testing.T) {
 	}
 }
 
+// A key that no header can carry, in a config that is older than the rule, is refused where it is used.
+func TestGatewayStoredKey(t *testing.T) {
+	t.Parallel()
+	p := providertest.New(t)
+	const wrong = "api_key must be printable ASCII without white space"
+	bad := endpointJSON(p, "bad", chatPath, "")
+	bad = strings.Replace(bad, providertest.Key, providertest.Key+`\n`, 1)
+	s := newService(t)
+	g := s.gatewayTest(t, p, textConfig(1000, bad))
+	got := g.call(t, chatPath, `{}`)
+	got.wantWireError(t, chatPath, 502, "api_error", "")
+	got.wantHeader(t, "X-Should-Retry", "false")
+	if !strings.Contains(got.body, "The endpoint's key cannot be sent: its "+wrong) || strings.Contains(got.body, providertest.Key) ||
+		s.log.Count("[WARN] The endpoint bad of tenant "+g.tenant+" failed: its "+wrong) != 1 {
+		t.Errorf("got %s, log:\n%s", got.body, s.log)
+	}
+	s.admin(t, "GET", "/"+g.tenant+"/admin/config", "").want(t, 200, "")
+	s.putConfig(t, g.tenant, textConfig(1000, bad)).wantError(t, 400, "Invalid config: providers.text.endpoints.bad."+wrong)
+	g = s.gatewayTest(t, p, textConfig(1000, bad, endpointJSON(p, "good", chatPath, "")))
+	if err := g.call(t, chatPath, `{}`).is(200); err != nil || g.charged(t, 1000) != 18 {
+		t.Error(err)
+	}
+	if strings.Contains(s.log.String(), providertest.Key) {
+		t.Error("the log has the key")
+	}
+}
+
 func TestGatewayServerTools(t *testing.T) {
 	t.Parallel()
 	p := providertest.New(t)
