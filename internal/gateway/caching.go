@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
-	"hash"
-	"maps"
 	"math"
 	"math/bits"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -131,31 +128,36 @@ func cacheDirectives(h http.Header) (noLookup, noStore bool) {
 	return noLookup || noStore, noStore
 }
 
+// keyedHeaders are those of a request to a provider that its response may depend on: all but the credential, which is
+// the endpoint's, and what differs from one request to the next without a meaning for the model.
+var keyedHeaders = []string{
+	"Content-Type", "Accept", "User-Agent", "Anthropic-Version", "Anthropic-Beta", "Openai-Beta", "Originator", loopHeader,
+}
+
 // cacheKey returns the SHA-256 of everything that the response to c may depend on: the generation, where the request
 // goes and for which model, the header that is forwarded, and the query and the body as they came. The body that is
-// forwarded would not do, since its limit may depend on a balance. Of the header, what differs from one request to the
-// next or is the endpoint's does not count.
+// forwarded would not do, since its limit may depend on a balance.
 func (c *Call) cacheKey(r *http.Request) []byte {
-	sum := sha256.New()
 	e := c.endpoints[0]
-	addPart(sum, c.Generation, e.Name, e.rawURL, strconv.Itoa(int(e.format)), c.model, r.URL.RawQuery)
+	parts := appendParts(make([]byte, 0, 512),
+		c.Generation, e.Name, e.rawURL, strconv.Itoa(int(e.format)), c.model, r.URL.RawQuery)
 	header := c.providerHeader(e, r.Header)
-	credential, _ := e.credential()
-	for _, name := range []string{credential, "Traceparent", "Tracestate", sessionHeader} {
-		delete(header, name)
+	for _, name := range keyedHeaders {
+		parts = appendParts(parts, strconv.Itoa(len(header[name])))
+		parts = appendParts(parts, header[name]...)
 	}
-	for _, name := range slices.Sorted(maps.Keys(header)) {
-		addPart(sum, name, strconv.Itoa(len(header[name])))
-		addPart(sum, header[name]...)
-	}
-	addPart(sum, "") // no header has this name
+	sum := sha256.New()
+	sum.Write(parts)
 	sum.Write(c.Body)
 	return sum.Sum(nil)
 }
 
-// addPart adds parts, each with its length, so that no two lists of parts are the same bytes.
-func addPart(sum hash.Hash, parts ...string) {
+// appendParts appends parts, each with its length, so that no two lists of parts are the same bytes.
+func appendParts(to []byte, parts ...string) []byte {
 	for _, part := range parts {
-		fmt.Fprintf(sum, "%d:%s", len(part), part)
+		to = strconv.AppendInt(to, int64(len(part)), 10)
+		to = append(to, ':')
+		to = append(to, part...)
 	}
+	return to
 }

@@ -144,8 +144,19 @@ func TestCacheKey(t *testing.T) {
 		}
 		c.endpoints = Endpoints{newEndpoint(t, "e", url+`,"api_key":"k","auth":"api-key"`)}
 	})
-	if want := "ee97534a9b2df704de0910c4503d8b7c"; !strings.HasPrefix(same, want) {
+	if want := "06ce948fa235e6472d874290a66b0a28"; !strings.HasPrefix(same, want) {
 		t.Errorf("the key is %s, want %s…", same, want)
+	}
+	unkeyed := []string{"Api-Key", sessionHeader, "Traceparent", "Tracestate"}
+	client := http.Header{"Traceparent": {traceParent}, "Tracestate": {traceState}}
+	for _, name := range forwardedHeaders {
+		client[name] = []string{"x"}
+	}
+	e := newEndpoint(t, "e", url+`,"api_key":"k","auth":"api-key"`)
+	for name := range (&Call{Hops: "a"}).providerHeader(e, client) {
+		if slices.Contains(unkeyed, name) == slices.Contains(keyedHeaders, name) {
+			t.Errorf("%s is forwarded and not part of the key", name)
+		}
 	}
 	keys := map[string]string{same: "the same"}
 	for name, change := range map[string]func(c *Call, r *http.Request){

@@ -78,7 +78,7 @@ func (g *Gateway) listsOf(open Endpoints, c *ModelsCall) [][]string {
 
 // listOf returns the names that the provider of e lists.
 func (g *Gateway) listOf(e *Endpoint, c *ModelsCall) []string {
-	list := g.lists.find(listKey(e, c.Tenant), c.Tenant)
+	list := g.lists.find(newListID(e, c.Tenant), c.Tenant)
 	names, isDue := g.lists.known(list)
 	if !isDue || TakePlace(c.Place) != nil {
 		return names
@@ -177,12 +177,9 @@ func newModelLists(tenantShare float64) *modelLists {
 	return &modelLists{fetches: fairpool.New(maxListFetches, tenantShare), lists: make(map[listID]*modelList)}
 }
 
-func listKey(e *Endpoint, tenant string) (id listID) {
-	sum := sha256.New()
+func newListID(e *Endpoint, tenant string) listID {
 	name, value := e.credential()
-	addPart(sum, tenant, e.rawURL, e.keyName, name, value)
-	sum.Sum(id[:0])
-	return id
+	return sha256.Sum256(appendParts(nil, tenant, e.rawURL, e.keyName, name, value))
 }
 
 // find returns the list of a tenant with that ID. It makes one if there is none.

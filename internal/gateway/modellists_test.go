@@ -257,7 +257,7 @@ func TestModelListBounds(t *testing.T) {
 	quiet := s.endpoint(t, "q", "/q/chat/completions", anyOf)
 	g.models("quiet", llmwire.OpenAIChat, quiet)
 	for i := range 2 * maxLists {
-		g.lists.find(listKey(s.endpoint(t, "e", fmt.Sprintf("/b%d/chat/completions", i), ""), "acme"), "acme")
+		g.lists.find(newListID(s.endpoint(t, "e", fmt.Sprintf("/b%d/chat/completions", i), ""), "acme"), "acme")
 	}
 	before := s.requests()
 	if g.models("quiet", llmwire.OpenAIChat, quiet); s.requests() != before || len(g.lists.lists) != maxLists {

@@ -36,7 +36,10 @@ var forwardedHeaders = []string{
 	"User-Agent", "Anthropic-Version", "Anthropic-Beta", "Openai-Beta", "Originator", sessionHeader,
 }
 
-const sessionHeader = "Session-Id" // of Codex
+const (
+	sessionHeader = "Session-Id"    // of Codex
+	loopHeader    = "Tollgate-Loop" // which deployments the request has come through
+)
 
 // relayedHeaders are those of a provider's response that a client gets.
 var relayedHeaders = []string{
@@ -72,7 +75,7 @@ func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
 		}
 	}
 	if c.Hops != "" {
-		header["Tollgate-Loop"] = []string{c.Hops}
+		header[loopHeader] = []string{c.Hops}
 	}
 	if e.apiKey != "" {
 		name, value := e.credential()
