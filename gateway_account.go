@@ -78,7 +78,7 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 }
 
 // Charge implements gateway.Account. It leaves it to countFee to count the charge, since Refund may undo it.
-func (a *account) Charge(deadline time.Time, u gateway.Usage) (gateway.Balance, error) {
+func (a *account) Charge(deadline time.Time, _ []string, u gateway.Usage) (gateway.Balance, error) {
 	result, err := a.server.store.Charge(deadline, a.tenant, chargeRequest{key: a.key, tokens: u.Cost})
 	if err := a.server.decided(a.header, a.tenant.id, result.decision, err); err != nil {
 		return gateway.Balance{}, forGateway(err)

@@ -11,8 +11,8 @@ import (
 // here are refusals, which Serve returns as they are. Renew and Settle may be called after the request has ended, and
 // both at the same time.
 type Account interface {
-	// Hold takes tokens out of the balance until they are settled or r.TTL has passed. Errors: InsufficientError;
-	// ErrUnavailable, with the ID of the hold that may have been taken.
+	// Hold takes tokens out of the balance until they are settled or r.TTL has passed, all in one step. Errors:
+	// InsufficientError; DeniedError; ErrUnavailable, with the ID of the hold that may have been taken.
 	Hold(deadline time.Time, r HoldRequest) (Hold, error)
 
 	// Renew lets a hold last ttl from now on. If its tokens were returned, it takes them again, or as many as are left.
@@ -23,9 +23,9 @@ type Account interface {
 	// repeat it with the same u changes nothing. Errors: ErrNoHold; ErrUnavailable.
 	Settle(deadline time.Time, holdID string, u Usage) (Balance, error)
 
-	// Charge takes u.Cost, all or nothing. 0 takes nothing, but needs a balance of 1. Errors: InsufficientError;
-	// ErrUnavailable.
-	Charge(deadline time.Time, u Usage) (Balance, error)
+	// Charge takes u.Cost, all or nothing, for a request that may use the given models. 0 takes nothing, but needs a
+	// balance of 1. Errors: InsufficientError; DeniedError; ErrUnavailable.
+	Charge(deadline time.Time, models []string, u Usage) (Balance, error)
 
 	// Refund undoes a Charge of that many tokens, maybe 0: the client does not get what they were for. Errors: any; it is
 	// only logged, and the fee is lost then.
@@ -36,6 +36,13 @@ type Account interface {
 type HoldRequest struct {
 	Least, Most int64 // tokens of the account, at least 1
 	TTL         time.Duration
+	Models      []string // that the request may use: the account must allow all of them
+
+	// Half leaves something to others: between Least and Most, only Least and half of what is left beyond it are held.
+	Half bool
+	// Patient refuses what the balance does not cover, but would if what other requests hold in the account came back:
+	// then no less than Most is held.
+	Patient bool
 }
 
 // A Hold is tokens that were taken out of a balance and must be settled once.
@@ -67,10 +74,19 @@ var (
 // An InsufficientError is the refusal of a hold or a charge that needs more tokens than are left.
 type InsufficientError struct {
 	Left int64 // tokens in the account
+	Held int64 // tokens that other requests hold in it, which come back at most; 0 if a charge was refused
 }
 
 // Error returns a sentence without numbers.
 func (InsufficientError) Error() string { return "not enough tokens are left" }
+
+// A DeniedError is the refusal of a hold or a charge for a model that the account does not allow.
+type DeniedError struct {
+	Allowed ModelNames // the models that it allows
+}
+
+// Error returns a sentence without the names.
+func (DeniedError) Error() string { return "the account does not allow the model" }
 
 // An Error is a refusal or a failure that says itself how it is sent.
 type Error struct {

@@ -29,10 +29,10 @@ func (p *purse) Hold(_ time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
 func (p *purse) Renew(time.Time, gateway.Hold, time.Duration) error { return nil }
 
 func (p *purse) Settle(_ time.Time, _ string, u gateway.Usage) (gateway.Balance, error) {
-	return p.Charge(time.Time{}, u)
+	return p.Charge(time.Time{}, nil, u)
 }
 
-func (p *purse) Charge(_ time.Time, u gateway.Usage) (gateway.Balance, error) {
+func (p *purse) Charge(_ time.Time, _ []string, u gateway.Usage) (gateway.Balance, error) {
 	p.left -= u.Cost
 	return gateway.Balance{Charged: u.Cost, Left: p.left}, nil
 }

@@ -37,7 +37,7 @@ func (a *fakeAccount) Hold(_ time.Time, r HoldRequest) (Hold, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.left < r.Least {
-		return Hold{}, InsufficientError{a.left}
+		return Hold{}, InsufficientError{Left: a.left}
 	}
 	a.held, a.ttl = min(r.Most, a.left), r.TTL
 	a.left -= a.held
@@ -74,11 +74,11 @@ func (a *fakeAccount) Settle(_ time.Time, id string, u Usage) (Balance, error) {
 	return a.take(u.Cost), nil
 }
 
-func (a *fakeAccount) Charge(_ time.Time, u Usage) (Balance, error) {
+func (a *fakeAccount) Charge(_ time.Time, _ []string, u Usage) (Balance, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.left < max(u.Cost, 1) {
-		return Balance{}, InsufficientError{a.left}
+		return Balance{}, InsufficientError{Left: a.left}
 	}
 	a.charged = append(a.charged, u)
 	return a.take(u.Cost), nil

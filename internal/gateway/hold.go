@@ -28,7 +28,7 @@ func (x *exchange) takeHold() error {
 		most = max(most, price.cost(input, all*request.N))
 	}
 	g.settler.begin()
-	hold, err := x.call.Account.Hold(x.call.Deadline, HoldRequest{least, most, leaseTTL})
+	hold, err := x.call.Account.Hold(x.call.Deadline, HoldRequest{Least: least, Most: most, TTL: leaseTTL})
 	if err == nil {
 		x.hold, x.lease = hold, startLease(x.call.Account, hold, g.renewal)
 		return nil
@@ -125,7 +125,7 @@ func (x *exchange) setUsage() {
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.
 func (x *exchange) chargeFee(fee int64) (Balance, error) {
-	balance, err := x.call.Account.Charge(x.call.Deadline, Usage{Endpoint: x.call.endpoints[0].Name, Cost: fee})
+	balance, err := x.call.Account.Charge(x.call.Deadline, nil, Usage{Endpoint: x.call.endpoints[0].Name, Cost: fee})
 	if left, spent := asInsufficient(err); spent {
 		x.w.Header().Set("X-Tokens-Left", strconv.FormatInt(left, 10))
 		err = Error{http.StatusPaymentRequired,
