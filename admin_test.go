@@ -212,7 +212,8 @@ func TestConfig(t *testing.T) {
 	t.Run("as it was put", func(t *testing.T) {
 		s.putConfig(t, id, ` { "z" : 1.0e+2 , "a" : [ null , { "x" : "<\u00e9 \\ é\u2028\/>" , "x" : 2 } ] , "Auth" : 7 , `+
 			`"user_groups" : { "anonymous" : { "Tokens" : "x" , "tokens" : 3 } } } `).
-			want(t, 200, `{"success":true,"warnings":["Auth is not known: did you mean auth?"]}`)
+			want(t, 200, `{"success":true,"warnings":["user_groups.anonymous.Tokens is not known: it has no effect",`+
+				`"Auth is not known: did you mean auth?"]}`)
 		get().want(t, 200, `{"config":{"z":1.0e+2,"a":[null,{"x":"<\u00e9 \\ é\u2028\/>","x":2}],"Auth":7,`+
 			`"user_groups":{"anonymous":{"Tokens":"x","tokens":3}}}}`)
 		if got := s.do(t, "POST", "/"+id+"/auth/anonymous", ""); got.field(t, "tokensLeft") != 3.0 {

@@ -112,6 +112,21 @@ func (c *tenantConfig) membersOf(rules strict.Rules) strict.Rule {
 func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules strict.Rules) (
 	seen map[string]bool, ok bool,
 ) {
+	return c.readAnd(wrong, value, rules, "")
+}
+
+// readKnown does what readMembers does, and warns of all other unknown members, too, as of an object that bounds what
+// somebody may do: max_requests, for example, looks as if it did.
+func (c *tenantConfig) readKnown(wrong *strict.Problems, value []byte, rules strict.Rules) (
+	seen map[string]bool, ok bool,
+) {
+	return c.readAnd(wrong, value, rules, "is not known: it has no effect")
+}
+
+// readAnd does what readMembers does. Unless warning is "", it is what there is to say of other unknown members.
+func (c *tenantConfig) readAnd(wrong *strict.Problems, value []byte, rules strict.Rules, warning string) (
+	seen map[string]bool, ok bool,
+) {
 	var unknown []string
 	seen, ok = strict.ReadObject(wrong, value, func(name string) strict.Rule {
 		rule := rules[name]
@@ -124,7 +139,7 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules s
 	if len(unknown) == 0 {
 		return seen, ok
 	}
-	c.warnOfMisspelled(wrong, unknown, slices.Sorted(maps.Keys(rules)), seen)
+	c.warnOfMisspelled(wrong, unknown, slices.Sorted(maps.Keys(rules)), seen, warning)
 	return seen, ok
 }
 
@@ -140,22 +155,26 @@ func (c *tenantConfig) mapOf(rule func(name string) strict.Rule, usual ...string
 			}
 			return rule(name)
 		})
-		c.warnOfMisspelled(wrong, others, slices.Clone(usual), seen)
+		c.warnOfMisspelled(wrong, others, slices.Clone(usual), seen, "")
 		return ok
 	}
 }
 
-// warnOfMisspelled warns of each of names, which an object's members have, that is near one of known that none has. It
-// changes known.
-func (c *tenantConfig) warnOfMisspelled(wrong *strict.Problems, names, known []string, seen map[string]bool) {
+// warnOfMisspelled warns of each of names, which an object's members have, that is near one of known that none has, and
+// of others with the sentence other, unless it is "". It changes known.
+func (c *tenantConfig) warnOfMisspelled(wrong *strict.Problems, names, known []string, seen map[string]bool,
+	other string) {
 	missing := slices.DeleteFunc(known, func(name string) bool { return seen[name] })
 	for _, name := range names {
 		if len(c.warnings) == strict.MaxProblems {
 			break
 		}
+		warning := other
 		if best := nearest(name, missing); best != "" {
-			c.warnings = append(c.warnings,
-				fmt.Sprintf("%s is not known: did you mean %s?", wrong.MemberPath(name), best))
+			warning = fmt.Sprintf("is not known: did you mean %s?", best)
+		}
+		if warning != "" {
+			c.warnings = append(c.warnings, wrong.MemberPath(name)+" "+warning)
 		}
 	}
 }
@@ -245,11 +264,13 @@ func (c *tenantConfig) groupRule(name string) strict.Rule {
 		}
 		var group userGroup
 		var limit rateLimit
-		seen, ok := c.readMembers(wrong, value, strict.Rules{
+		seen, ok := c.readKnown(wrong, value, strict.Rules{
 			"tokens":            strict.Int(&group.tokens, 0, maxAmount),
 			"rate_limit":        strict.Int(&limit.requests, 0, maxRateLimit),
 			"rate_limit_window": strict.Int(&limit.seconds, 1, maxAmount),
 			"refill":            c.refillRule(&group.refill),
+			"models":            groupModels(&group.models),
+			"max_concurrent":    strict.Int(&group.maxConcurrent, 1, maxHolds),
 		})
 		if seen["rate_limit"] {
 			if !seen["rate_limit_window"] {
@@ -267,11 +288,37 @@ func (c *tenantConfig) groupRule(name string) strict.Rule {
 func (c *tenantConfig) refillRule(dst **refill) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		*dst = new(refill)
-		seen, ok := c.readMembers(wrong, value, strict.Rules{
+		seen, ok := c.readKnown(wrong, value, strict.Rules{
 			"tokens": strict.Int(&(*dst).tokens, 1, maxAmount),
-			"every":  strict.Seconds(&(*dst).seconds, minRefillPeriod, maxRefillPeriod),
+			"every":  (*dst).readEvery,
 		})
 		return wrong.Require(seen, "tokens", "every") && ok
+	}
+}
+
+// readEvery is the rule for the period of a refill.
+func (r *refill) readEvery(wrong *strict.Problems, value []byte) bool {
+	if text, isText := strict.Text(value); isText {
+		r.calendar = text
+		return text == everyDay || text == everyMonth || wrong.Add(`must be "day", "month" or a number of seconds`)
+	}
+	return strict.Seconds(&r.seconds, minRefillPeriod, maxRefillPeriod)(wrong, value)
+}
+
+// groupModels returns the rule for the models of a group.
+func groupModels(dst *gateway.ModelNames) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		*dst = gateway.ModelNames{}
+		ok := strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
+			var name string
+			ok := strict.String(&name)(wrong, value)
+			*dst = append(*dst, name)
+			return ok
+		})(wrong, value)
+		if len(*dst) > maxGroupModels {
+			return wrong.Add(fmt.Sprintf("must have at most %d names", maxGroupModels))
+		}
+		return ok
 	}
 }
 

@@ -37,6 +37,11 @@ func TestInvalidConfigs(t *testing.T) {
 		{`{"user_groups":{"a":{"rate_limit":100001,"rate_limit_window":1}}}`, "user_groups.a.rate_limit" + rate},
 		{`{"user_groups":{"a":{"rate_limit":1,"rate_limit_window":0}}}`, "user_groups.a.rate_limit_window must be a whole number ≥ 1"},
 		{`{"user_groups":{"a":{"rate_limit":1}}}`, "user_groups.a.rate_limit_window is missing beside rate_limit"},
+		{`{"user_groups":{"a":{"models":"gpt-4o"}}}`, "user_groups.a.models must be an array"},
+		{`{"user_groups":{"a":{"models":["x",7]}}}`, "user_groups.a.models[1] must be a string"},
+		{`{"user_groups":{"a":{"models":["x"` + strings.Repeat(`,"x"`, 1000) + `]}}}`,
+			"user_groups.a.models must have at most 1000 names"},
+		{`{"user_groups":{"a":{"max_concurrent":0}}}`, "user_groups.a.max_concurrent must be a whole number from 1 to 1000"},
 		{`{"user_groups":{"a":{"tokens":1,"tokens":2}}}`, "user_groups.a.tokens is duplicated"},
 		{`{"user_groups":{"a":{},"\u0061":{}}}`, "user_groups.a is duplicated"},
 		{`{"user_groups":{},"user_groups":{}}`, "user_groups is duplicated"},
@@ -149,7 +154,7 @@ func TestConfigWarnings(t *testing.T) {
 	s := newService(t)
 	for _, test := range []struct {
 		config   string
-		warnings []string // each a path and the name that was meant
+		warnings []string // each a path and the name that was meant, "" if none was
 	}{
 		{`{"user_groups":{"anonymous":{"token":5}}}`, []string{"user_groups.anonymous.token", "tokens"}},
 		{`{"user_group":{"anonymous":{"tokens":5}}}`, []string{"user_group", "user_groups"}},
@@ -160,6 +165,12 @@ func TestConfigWarnings(t *testing.T) {
 		{`{"caching":{"enable":true,"textttl":3},"auht":{}}`,
 			[]string{"caching.enable", "enabled", "caching.textttl", "text_ttl", "auht", "auth"}},
 		{`{"auth":{"google":{"clientid":"x"}}}`, []string{"auth.google.clientid", "client_id"}},
+		// Members of a group: whoever writes max_requests relies on it.
+		{`{"user_groups":{"a":{"max_requests":1,"rpm":2,"tpm":3,"budget":4,"model":["x"],"models_allowed":[],"Tokens":1}}}`,
+			[]string{"user_groups.a.max_requests", "", "user_groups.a.rpm", "", "user_groups.a.tpm", "", "user_groups.a.budget", "",
+				"user_groups.a.model", "models", "user_groups.a.models_allowed", "", "user_groups.a.Tokens", "tokens"}},
+		{`{"user_groups":{"a":{"tokens":5,"token":6,"refill":{"tokens":1,"every":"day","at":"06:00"}}}}`,
+			[]string{"user_groups.a.refill.at", "", "user_groups.a.token", ""}},
 		// Names that the tenant chooses, near one that means something.
 		{`{"auth":{"google_oath":{},"aple_oauth":{},"Stripe":{},"github":{}}}`,
 			[]string{"auth.google_oath", "google_oauth", "auth.aple_oauth", "apple_oauth", "auth.Stripe", "stripe"}},
@@ -168,7 +179,7 @@ func TestConfigWarnings(t *testing.T) {
 				"user_groups.apple_logged_im", "apple_logged_in"}},
 		{`{"auth":{"google_oauth":{},"google_oath":{},"stripes":{},"stripe":{}},"user_groups":{"anonymous":{},"anonymous2":{}}}`, nil},
 		// No warnings: what is far away, known members beside it, names that the tenant chooses.
-		{`{"user_groups":{"anonymous":{"tokens":5,"token":6,"note":1,"currency":"x"}},"groups":{},"user":7,"x":1,"":2}`, nil},
+		{`{"user_groups":{"anonymous":{"tokens":5}},"groups":{},"user":7,"x":1,"":2}`, nil},
 		{`{"user_groups":{"tokens":{"tokens":1}},"providers":{"url":{}},"auth":{"auth":{}}}`, nil},
 		{`{"other":{"token":1,"user_group":2},"caching":{"TEXTTTL":1,"` + strings.Repeat("x", 100) + `":2}}`, nil},
 		{string(seedConfig), nil},
@@ -176,7 +187,11 @@ func TestConfigWarnings(t *testing.T) {
 		id := newTenantID()
 		var sentences []string
 		for i := 0; i < len(test.warnings); i += 2 {
-			sentences = append(sentences, test.warnings[i]+" is not known: did you mean "+test.warnings[i+1]+"?")
+			sentence := test.warnings[i] + " is not known: it has no effect"
+			if meant := test.warnings[i+1]; meant != "" {
+				sentence = test.warnings[i] + " is not known: did you mean " + meant + "?"
+			}
+			sentences = append(sentences, sentence)
 		}
 		want := `{"success":true}`
 		if sentences != nil {

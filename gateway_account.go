@@ -26,15 +26,17 @@ type account struct {
 
 // Hold implements gateway.Account.
 func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
-	id, err := newCredential(holdPrefix)
+	id, err := newCredential(leasePrefix)
 	if err != nil {
 		return gateway.Hold{}, err
 	}
-	h := holdRequest{key: a.key, id: id, most: r.Most, least: r.Least, ttl: r.TTL}
+	h := holdRequest{
+		key: a.key, id: id, most: r.Most, least: r.Least, ttl: r.TTL, half: r.Half, patient: r.Patient, models: r.Models,
+	}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
 	err = a.server.decided(a.header, a.tenant.id, result.decision, err)
-	return gateway.Hold{ID: id, Tokens: result.held}, forGateway(err)
+	return gateway.Hold{ID: id, Tokens: result.held}, a.refusal(err, result.group)
 }
 
 // onHolder calls f with what is known of the key, and keeps what f finds out, unless it fails in the middle of a move.
@@ -78,10 +80,11 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 }
 
 // Charge implements gateway.Account. It leaves it to countFee to count the charge, since Refund may undo it.
-func (a *account) Charge(deadline time.Time, _ []string, u gateway.Usage) (gateway.Balance, error) {
-	result, err := a.server.store.Charge(deadline, a.tenant, chargeRequest{key: a.key, tokens: u.Cost})
+func (a *account) Charge(deadline time.Time, models []string, u gateway.Usage) (gateway.Balance, error) {
+	c := chargeRequest{key: a.key, tokens: u.Cost, models: models}
+	result, err := a.server.store.Charge(deadline, a.tenant, c)
 	if err := a.server.decided(a.header, a.tenant.id, result.decision, err); err != nil {
-		return gateway.Balance{}, forGateway(err)
+		return gateway.Balance{}, a.refusal(err, result.group)
 	}
 	a.fee = &usageEvent{group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged}
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
@@ -115,12 +118,20 @@ func (a *account) count(e usageEvent) {
 	a.server.usage.add(a.tenant, e)
 }
 
+// refusal returns the error of a hold or a charge of a key in that group as the gateway understands it.
+func (a *account) refusal(err error, group string) error {
+	if errors.Is(err, ErrModelDenied) {
+		return gateway.DeniedError{Allowed: a.tenant.config.groups[group].models}
+	}
+	return forGateway(err)
+}
+
 // forGateway returns an error of the store as the gateway understands it.
 func forGateway(err error) error {
 	spent, isSpent := errors.AsType[insufficientTokensError](err)
 	switch {
 	case isSpent:
-		return gateway.InsufficientError{Left: spent.tokensLeft}
+		return gateway.InsufficientError{Left: spent.tokensLeft, Held: spent.tokensHeld}
 	case errors.Is(err, ErrUnavailable):
 		return storeError{err, gateway.ErrUnavailable}
 	case errors.Is(err, ErrNoKey), errors.Is(err, ErrNoHold): // a key that was revoked has no holds

@@ -15,7 +15,7 @@ func TestForGateway(t *testing.T) {
 	for _, test := range []struct{ err, want error }{
 		{ErrUnavailable, gateway.ErrUnavailable}, {ErrNoKey, gateway.ErrNoHold}, {ErrNoHold, gateway.ErrNoHold},
 		{ErrKeyDisabled, ErrKeyDisabled}, {rateLimitError{5}, rateLimitError{5}}, {other, other},
-		{insufficientTokensError{7}, gateway.InsufficientError{Left: 7}},
+		{insufficientTokensError{7, 5}, gateway.InsufficientError{Left: 7, Held: 5}},
 	} {
 		err := fmt.Errorf("charge an API key: %w", test.err)
 		got := forGateway(err)

@@ -224,6 +224,8 @@ var errorResponses = []struct {
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed", notRefused},
 	{ErrKeyDisabled, http.StatusForbidden, "API key is disabled", refusedKey},
 	{ErrGroupDisabled, http.StatusForbidden, "Group is disabled", refusedGroup},
+	{ErrModelDenied, http.StatusNotFound, "The group does not have the model", notRefused},
+	{ErrTooManyRequests, http.StatusTooManyRequests, "Too many requests at a time", refusedRate},
 	{ErrTooManyHolds, http.StatusTooManyRequests, "Too many open holds", refusedRate},
 	{errBodyTooLarge, http.StatusRequestEntityTooLarge, "Body too large", notRefused},
 	{errSlowBody, http.StatusRequestTimeout, "Body came too slowly", notRefused},

@@ -55,23 +55,15 @@ var (
 	ErrBalanceRange = errors.New("balance out of range")
 	// ErrNoHold means that the API key has no such open hold: it is unknown or has expired.
 	ErrNoHold = errors.New("no such hold")
+	// ErrModelDenied means that the group of the API key does not have the model.
+	ErrModelDenied = errors.New("the group does not have the model")
+	// ErrTooManyRequests means that as many requests of the API key are under way as its group may have at a time.
+	ErrTooManyRequests = errors.New("too many requests at a time")
 	// ErrTooManyHolds means that the API key has as many open holds as it may have.
 	ErrTooManyHolds = errors.New("too many open holds")
 	// ErrHoldSettled means that a hold was settled before, with another amount.
 	ErrHoldSettled = errors.New("hold was settled with another amount")
 )
-
-// rateLimitError refuses a request for now; nothing was written.
-type rateLimitError struct {
-	wait int64 // seconds, at least one, until the same request may be accepted
-}
-
-func (rateLimitError) Error() string { return "rate limited" }
-
-// insufficientTokensError refuses a charge that the balance does not cover; nothing was written.
-type insufficientTokensError struct{ tokensLeft int64 }
-
-func (insufficientTokensError) Error() string { return "not enough tokens" }
 
 const (
 	anonymousKeyTTL = 24 * time.Hour // time to live of the API key of an anonymous user

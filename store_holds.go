@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	holdPrefix = "hold_" // of the IDs of holds
+	holdPrefix  = "hold_"  // of the IDs of holds
+	leasePrefix = "lease_" // of those of the gateway, which scripts tell apart by it, see holds.lua
 
 	// The outcome of a hold is remembered for holdRecordTTL, that of one of the gateway, whose settling is repeated for a
 	// few minutes, for leaseRecordTTL. If a hold charged nothing, it is remembered for 10 minutes, see settle.lua.
@@ -25,12 +26,28 @@ const (
 // holdRequest is what to hold.
 type holdRequest struct {
 	key   string
-	id    string // a valid hold ID that no other hold has
+	id    string // a hold ID that no other hold has, which begins with holdPrefix or leasePrefix
 	most  int64  // tokens to hold, 1 … maxAmount
 	least int64  // if the balance is between the two, all of it is held
 	ttl   time.Duration
 
+	half, patient bool     // see gateway.HoldRequest
+	models        []string // that the key's group must have
+
 	idempotent idempotentRequest
+}
+
+// words returns how to hold, as hold.lua reads it.
+func (h *holdRequest) words() string {
+	switch {
+	case h.half && h.patient:
+		return "half patient"
+	case h.half:
+		return "half"
+	case h.patient:
+		return "patient"
+	}
+	return ""
 }
 
 // holdResult is what a hold led to.
@@ -44,30 +61,33 @@ type holdResult struct {
 
 // Hold takes tokens out of the balance of t's API key, within the rate limit of the key's group, and holds them until
 // they are settled or h.ttl has passed, all in one atomic step. Errors: ErrNoKey; rateLimitError and
-// insufficientTokensError, with a result, ErrTooManyHolds, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if nothing
-// was held; ErrUnavailable if Redis may or may not have held them.
+// insufficientTokensError and ErrModelDenied, with a result, ErrTooManyHolds, ErrTooManyRequests, ErrKeyDisabled,
+// ErrGroupDisabled and ErrKeyReused if nothing was held; ErrUnavailable if Redis may or may not have held them.
 func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdResult, err error) {
 	first := h.key
 	outcome, err := s.withGroups(deadline, &t.config.encoded, h.key, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			outcome, result, err = s.holdOnce(deadline, t, h, first, groups)
+			outcome, result, err = s.holdOnce(deadline, t, h, first, groups, only)
 			if outcome == "first" {
 				first = result.firstKey
 				return "again", only, err
 			}
 			return outcome, result.group, err
 		})
-	if err == nil {
+	if outcome == "spent" {
+		err = insufficientTokensError{result.tokensLeft, result.held}
+	} else if err == nil {
 		err = result.err(outcome)
 	}
 	return result, withTenant(err, "hold tokens of an API key", t)
 }
 
 // holdOnce runs hold.lua. first is the name that the key had first, as far as is known.
-func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, first string, groups any) (string, holdResult,
-	error) {
+func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, first string, groups any, only string) (
+	string, holdResult, error) {
 	keys := []string{apiKeyRedisKey(h.key), rateRedisKey(h.key), holdsRedisKey(h.key)}
-	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, first}
+	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, first, h.words(),
+		t.config.encoded.denying(h.models, only)}
 	if h.idempotent.key != "" {
 		keys = append(keys, recordRedisKey(first, "hold", h.idempotent.key))
 		args = append(args, h.idempotent.hash, shortHash(h.idempotent.key))

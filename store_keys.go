@@ -200,6 +200,8 @@ type chargeRequest struct {
 	upTo           bool   // if fewer tokens are left, take those; then tokens is at least 1
 	idempotencyKey string // "" if the charge has none
 	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" if it has none
+
+	models []string // that the key's group must have
 }
 
 // decision is what Redis has decided about a charge or a hold.
@@ -226,13 +228,13 @@ type chargeResult struct {
 
 // Charge takes c.tokens from the balance of t's API key, all or none, within the rate limit of the key's group, in one
 // atomic step. With an Idempotency-Key it does so once in 24 h, however often it is called. Errors: ErrNoKey;
-// rateLimitError and insufficientTokensError, with a result, ErrKeyDisabled, ErrGroupDisabled and ErrKeyReused if
-// nothing was taken; ErrUnavailable if Redis may or may not have taken them.
+// rateLimitError, insufficientTokensError and ErrModelDenied, with a result, ErrKeyDisabled, ErrGroupDisabled and
+// ErrKeyReused if nothing was taken; ErrUnavailable if Redis may or may not have taken them.
 func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result chargeResult, err error) {
 	first := c.key
 	outcome, err := s.withGroups(deadline, &t.config.encoded, c.key, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			outcome, result, err = s.chargeOnce(deadline, t, c, first, groups)
+			outcome, result, err = s.chargeOnce(deadline, t, c, first, groups, only)
 			if outcome == "first" {
 				first = result.userID
 				return "again", only, err
@@ -270,6 +272,21 @@ func (s *store) withGroups(deadline time.Time, table *groupTable, key, first str
 	}
 }
 
+// rateLimitError refuses a request for now; nothing was written.
+type rateLimitError struct {
+	wait int64 // seconds, at least one, until the same request may be accepted
+}
+
+func (rateLimitError) Error() string { return "rate limited" }
+
+// insufficientTokensError refuses a charge that the balance does not cover; nothing was written.
+type insufficientTokensError struct {
+	tokensLeft int64
+	tokensHeld int64 // by the gateway's requests of the key, if a hold was refused
+}
+
+func (insufficientTokensError) Error() string { return "not enough tokens" }
+
 // err returns the error for an outcome of charge.lua or hold.lua, nil if tokens were charged or held.
 func (d *decision) err(outcome string) error {
 	switch outcome {
@@ -280,7 +297,11 @@ func (d *decision) err(outcome string) error {
 	case "limited":
 		return rateLimitError{d.rate.wait}
 	case "spent":
-		return insufficientTokensError{d.tokensLeft}
+		return insufficientTokensError{tokensLeft: d.tokensLeft}
+	case "denied":
+		return ErrModelDenied
+	case "busy":
+		return ErrTooManyRequests
 	case "crowded":
 		return ErrTooManyHolds
 	case "off":
@@ -294,16 +315,19 @@ func (d *decision) err(outcome string) error {
 }
 
 // chargeOnce runs charge.lua. first is the name that the key had first, as far as is known.
-func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, first string, groups any) (string,
-	chargeResult, error) {
+func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, first string, groups any, only string) (
+	string, chargeResult, error) {
 	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
-	args := append(make([]any, 0, 6), t.id, t.generation, c.amount(), groups)
+	args := append(make([]any, 0, 7), t.id, t.generation, c.amount(), groups)
 	if t.config.encoded.limited || c.isIdempotent() {
 		keys = append(keys, rateRedisKey(c.key))
 	}
 	if c.isIdempotent() {
 		record, ttl := c.record(first)
 		keys, args = append(keys, record), append(args, int64(ttl/time.Second), first)
+	}
+	if denying := t.config.encoded.denying(c.models, only); denying != "" {
+		args = append(args[:4], "", "", denying) // what has models is not idempotent
 	}
 	full, script := chargeScript, growingChargeScript
 	if t.config.encoded.refilled {

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/strict"
 )
 
@@ -17,6 +22,7 @@ const (
 
 	maxTenantIDBytes = 64
 	maxGroupBytes    = 64 // of a group's name, which is sent with each charge
+	maxGroupModels   = 1000
 	maxRateLimit     = 100_000
 
 	minRefillPeriod = 60                 // seconds
@@ -81,20 +87,44 @@ type userGroup struct {
 	tokens int64      // the balance of a new key
 	limit  *rateLimit // nil: unlimited
 	refill *refill    // nil: none
+
+	// What the gateway serves.
+	models        gateway.ModelNames // nil: every model
+	maxConcurrent int64              // requests of a key under way at a time; 0: any number
 }
 
-// A refill raises a balance below tokens to tokens, whenever another period of seconds has passed since the key was
-// created.
-type refill struct{ tokens, seconds int64 }
+// A refill raises a balance below tokens to tokens, whenever another period has passed: of seconds since the key was
+// created, or of the calendar in UTC.
+type refill struct {
+	tokens, seconds int64
+	calendar        string // everyDay or everyMonth; "" is a period of seconds
+}
+
+// The periods of the calendar that a refill may have.
+const (
+	everyDay   = "day"   // which begins at 00:00 UTC
+	everyMonth = "month" // which begins at 00:00 UTC of its first day
+)
 
 // next returns when a key is due for its next refill. last is when it was last found due, zero if it never was.
+// nextRefill in lua/refill.lua is the same.
 func (r *refill) next(created, last time.Time) time.Time {
-	period := time.Duration(r.seconds) * time.Second
 	if last.Before(created) {
 		last = created
 	}
+	last = last.UTC()
+	switch r.calendar {
+	case everyDay:
+		return time.Date(last.Year(), last.Month(), last.Day()+1, 0, 0, 0, 0, time.UTC)
+	case everyMonth:
+		return time.Date(last.Year(), last.Month()+1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	period := time.Duration(r.seconds) * time.Second
 	return created.Add((last.Sub(created)/period + 1) * period)
 }
+
+// every returns the period as the scripts read it.
+func (r *refill) every() string { return cmp.Or(r.calendar, strconv.FormatInt(r.seconds, 10)) }
 
 // A rateLimit allows that many requests in any window of that many seconds.
 type rateLimit struct{ requests, seconds int64 }
@@ -102,16 +132,23 @@ type rateLimit struct{ requests, seconds int64 }
 // A groupTable is a config's groups as the scripts in lua/ read them:
 //
 //	table   = { group }
-//	group   = \xff name \xfe [ limit ] [ \xfd refill ]
+//	group   = \xff name \xfe [ limit ] [ \xfd refill ] [ \xfc requests ]
 //	limit   = requests " " seconds
-//	refill  = tokens " " seconds
+//	refill  = tokens " " ( seconds | "day" | "month" )
 //
-// Numbers are decimal. The bytes \xfd, \xfe and \xff occur in no UTF-8, so in no name.
+// Numbers are decimal. The bytes \xfc to \xff occur in no UTF-8, so in no name.
 type groupTable struct {
-	all      string            // the table; cut after maxSentGroups bytes or more, as it is not sent then
-	groups   map[string]string // each group of the table by its name
-	limited  bool              // a group has a rate limit
-	refilled bool              // a group has a refill
+	all        string            // the table; cut after maxSentGroups bytes or more, as it is not sent then
+	groups     map[string]string // each group of the table by its name
+	limited    bool              // a group has a rate limit
+	refilled   bool              // a group has a refill
+	restricted []modelGroup      // the groups that have not all models
+}
+
+// A modelGroup is a group that has only some models.
+type modelGroup struct {
+	name   string
+	models gateway.ModelNames
 }
 
 // maxSentGroups bounds the groups that each charge sends, in bytes, since only Redis knows the group of its key. Beyond
@@ -126,8 +163,14 @@ func (g *groupTable) add(name string, group userGroup) {
 		g.limited = true
 	}
 	if refill := group.refill; refill != nil {
-		one = fmt.Sprintf("%s\xfd%d %d", one, refill.tokens, refill.seconds)
+		one = fmt.Sprintf("%s\xfd%d %s", one, refill.tokens, refill.every())
 		g.refilled = true
+	}
+	if group.maxConcurrent > 0 {
+		one = fmt.Sprintf("%s\xfc%d", one, group.maxConcurrent)
+	}
+	if group.models != nil {
+		g.restricted = append(g.restricted, modelGroup{name, group.models})
 	}
 	if g.groups == nil {
 		g.groups = make(map[string]string)
@@ -136,6 +179,22 @@ func (g *groupTable) add(name string, group userGroup) {
 	if len(g.all) <= maxSentGroups {
 		g.all += one
 	}
+}
+
+// denying returns those of the groups that have not all of models, as the scripts read them. only is "" or the name of
+// the one group that is asked for.
+func (g *groupTable) denying(models []string, only string) string {
+	if len(g.restricted) == 0 || len(models) == 0 {
+		return ""
+	}
+	var denying strings.Builder
+	for _, group := range g.restricted {
+		isDenied := func(model string) bool { return !group.models.Allow(model) }
+		if (only == "" || group.name == only) && slices.ContainsFunc(models, isDenied) {
+			denying.WriteString("\xff" + group.name + "\xfe")
+		}
+	}
+	return denying.String()
 }
 
 // noGroups is the table of a tenant without groups.

@@ -9,10 +9,12 @@
 -- ARGV[3] tokens to take, a whole number from 0 to 2^53-1, or with '+' after it: these or, if fewer are left, those; 0
 --         takes nothing, but needs a balance of 1
 -- ARGV[4] groups of the tenant, each as \255 name \254 and, if it has a rate limit, the requests, a space, and the
---         window in seconds, and, if it has a refill, \253, its tokens, a space, and the period in seconds; the bytes
---         253, 254 and 255 occur in no UTF-8, so in no group's name
+--         window in seconds, if it has a refill, \253, its tokens, a space, and the period in seconds, 'day' or 'month',
+--         and, if it bounds the gateway's open holds, \252 and their number; the bytes 252 to 255 occur in no UTF-8, so
+--         in no group's name
 -- ARGV[5] seconds for which KEYS[3] is remembered, and ARGV[6] the name that the key had first, as far as the caller
---         knows; omitted without KEYS[3]
+--         knows; omitted or '' without KEYS[3]
+-- ARGV[7] those of the groups that are denied what the charge is for, each as \255 name \254; omitted if none is
 --
 -- Returns nil if the tenant has no such key, else three lines, of which the last, the group, may itself have newlines:
 -- '<outcome> <tokens charged> <tokens left>' and, under a rate limit, ' <requests> <window in s> <requests remaining>
@@ -26,6 +28,7 @@
 --   due       nothing was decided: a hold has expired whose tokens must be returned first
 --   off       an admin has disabled the key
 --   disabled  ARGV[4] does not have the key's group
+--   denied    ARGV[7] has it
 --   full      it would need memory, and Redis has none
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'userId', 'enabled', 'first')
@@ -61,6 +64,9 @@ end
 
 local _, found = string.find(ARGV[4], '\255' .. group .. '\254', 1, true)
 local tokens = tonumber(ARGV[3])
+if found and ARGV[7] and string.find(ARGV[7], '\255' .. group .. '\254', 1, true) then
+	return 'denied 0 ' .. left .. identity
+end
 if outcome == 'charged' then
 	if found and refillBalance then
 		balance = refillBalance(balance, ARGV[4], found + 1)

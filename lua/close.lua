@@ -70,7 +70,7 @@ if closed then
 end
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group', 'enabled')
+	'repaid', 'group', 'enabled', 'leases')
 if not isOwn(key) then
 	return nil
 end
@@ -79,7 +79,7 @@ if ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
 -- What is malformed must be found before anything is written.
-local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
+local ledger = newLedger(KEYS[3], key[3], key[4], key[5], key[6], key[7], key[10])
 describe(KEYS[1], '0')
 if key[9] == '0' or not string.find(ARGV[3], '\255' .. group .. '\254', 1, true) then
 	return {'refused'}

@@ -10,15 +10,19 @@
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] the most tokens to hold, a whole number from 1 to 2^53-1
 -- ARGV[4] the fewest: if the balance is between the two, all of it is held
--- ARGV[5] hold ID
+-- ARGV[5] hold ID, which begins with lease_ if the hold is one of the gateway
 -- ARGV[6] time to live of the hold in milliseconds
 -- ARGV[7] groups of the tenant, as charge.lua takes them
 -- ARGV[8] the name that the key had first, as far as the caller knows
--- ARGV[9] digest of the request, and ARGV[10] that of the Idempotency-Key; omitted without KEYS[4]
+-- ARGV[9] words: with 'half', if the balance is between ARGV[4] and ARGV[3], only half of what it has beyond ARGV[4] is
+--         held with that; with 'patient', if the balance and what the gateway holds cover ARGV[3], no less is held
+-- ARGV[10] those of the groups that are denied what the hold is for, each as \255 name \254
+-- ARGV[11] digest of the request, and ARGV[12] that of the Idempotency-Key; omitted without KEYS[4]
 --
 -- Returns nil if the tenant has no such key, else five lines: '<outcome> <tokens held> <tokens left> <deadline in Unix
 -- ms>' and the state of a rate limit, if there is one, as charge.lua returns it; the hold ID; the name that the key had
--- first; the user ID; the group. The outcome is
+-- first; the user ID; the group. If nothing was held, the tokens held are those of the gateway's holds of the key. The
+-- outcome is
 --   held
 --   replayed  KEYS[4] is known; the rest is that of the first time, without the rate limit
 --   mismatch  KEYS[4] remembers another request
@@ -26,18 +30,20 @@
 --   due       nothing was decided: more holds have expired whose tokens must be returned first
 --   limited   over the rate
 --   crowded   the key has as many open holds as it may have
---   spent     fewer tokens are left than ARGV[4]
+--   busy      it has as many of the gateway as its group may have at a time
+--   spent     fewer tokens are left than ARGV[4], or 'patient' wants
 --   off       an admin has disabled the key
 --   disabled  ARGV[7] does not have the key's group
+--   denied    ARGV[10] has it
 
 local mostHolds = 1000
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group', 'userId', 'enabled', 'first')
+	'repaid', 'group', 'userId', 'enabled', 'first', 'leases')
 if not isOwn(key) then
 	return nil
 end
-local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
+local ledger = newLedger(KEYS[3], key[3], key[4], key[5], key[6], key[7], key[12])
 local group, user, first = key[8] or '', key[9] or '', key[11] or ARGV[8]
 if string.find(user, '\n', 1, true) then
 	malformed('userId has a newline')
@@ -57,7 +63,7 @@ if KEYS[4] then
 		local request, held, left, deadline, id = string.match(before, '^(%S+) (%d+) (%d+) (%d+) (%S+)$')
 		if not request then
 			malformed('the record of an Idempotency-Key')
-		elseif request ~= ARGV[9] then
+		elseif request ~= ARGV[11] then
 			return reply('mismatch', 0, ledger.balance, 0, '')
 		end
 		return reply('replayed', tonumber(held), tonumber(left), tonumber(deadline), id)
@@ -70,6 +76,9 @@ local _, found = string.find(ARGV[7], '\255' .. group .. '\254', 1, true)
 if not found then
 	return reply('disabled', 0, ledger.balance, 0, '')
 end
+if string.find(ARGV[10], '\255' .. group .. '\254', 1, true) then
+	return reply('denied', 0, ledger.balance, 0, '')
+end
 local limit, window = string.match(ARGV[7], '^(%d+) (%d+)', found + 1)
 local rate = limit and measureRate(limit, window)
 if rate and isOverRate(rate) then
@@ -81,12 +90,23 @@ end
 if call('HLEN', KEYS[3]) >= mostHolds then
 	return reply('crowded', 0, ledger.balance, 0, '', rate and describeRate(rate))
 end
-if ledger.balance < tonumber(ARGV[4]) or ledger.balance < 1 then
-	return reply('spent', 0, ledger.balance, 0, '', rate and describeRate(rate))
+local concurrent = isLease(ARGV[5]) and string.match(ARGV[7], '^[^\252\255]*\252(%d+)', found + 1)
+if concurrent and ledger.leases >= tonumber(concurrent) then
+	return reply('busy', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
+end
+local most, least = tonumber(ARGV[3]), tonumber(ARGV[4])
+local held = math.min(most, ledger.balance)
+if held < most and string.find(ARGV[9], 'patient', 1, true) and ledger.balance + ledger.leased >= most then
+	least = most
+end
+if ledger.balance < least or held < 1 then
+	return reply('spent', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
 end
 
-local held, deadline = math.min(tonumber(ARGV[3]), ledger.balance), milliseconds() + ARGV[6]
-local left = ledger.balance - held
+if held < most and string.find(ARGV[9], 'half', 1, true) then
+	held = least + math.floor((held - least) / 2)
+end
+local left, deadline = ledger.balance - held, milliseconds() + ARGV[6]
 if rate then
 	local denied = acceptRequest(rate)
 	if denied then
@@ -94,8 +114,8 @@ if rate then
 	end
 end
 if KEYS[4] then
-	local record = string.format('%s %.0f %.0f %.0f %s', ARGV[9], held, left, deadline, ARGV[5])
+	local record = string.format('%s %.0f %.0f %.0f %s', ARGV[11], held, left, deadline, ARGV[5])
 	call('SET', KEYS[4], record, 'PX', ARGV[6] + tenMinutes)
 end
-openHold(KEYS[3], ledger, ARGV[5], held, deadline, ARGV[10] or '')
+openHold(KEYS[3], ledger, ARGV[5], held, deadline, ARGV[12] or '')
 return reply('held', held, left, deadline, ARGV[5], rate and describeRate(rate))

@@ -2,6 +2,9 @@
 --
 -- KEYS[1] apiKey:<apiKey>, of whose fields these say what its open holds have taken out of the balance:
 --         tokensHeld      their tokens together; absent if there are none
+--         leases          '<open holds of the gateway> <their tokens> <tokensHeld>': what is part of tokensHeld. An
+--                         earlier version does not keep it up, and then its last number is wrong; absent if there are
+--                         none
 --         holdsDue        when the first of them is to be ended (Unix ms), or earlier; absent if there are none
 --         advanced        tokens that the balance was given, by refills or because an admin has set it, in place of
 --                         what open holds may give back; counted since the key last had no open hold; absent: 0
@@ -17,7 +20,7 @@
 -- the balance; the second adds 30, since it was opened when 60 were advanced, and nothing was since.
 --
 -- {apiKey:<apiKey>}:holds, at another place in KEYS, has hold ID → '<tokens> <deadline in Unix ms>' of each open hold.
--- Earlier versions know only this hash and holdsDue.
+-- Earlier versions know only this hash and holdsDue. The IDs of the gateway's holds begin with lease_.
 
 -- malformed ends the script, see lib.lua.
 local function malformed(what)
@@ -61,15 +64,47 @@ local function writeSpans(spans)
 	return table.concat(all, ' ')
 end
 
--- newLedger returns the state of a key's balance and holds, of which left, held, due, advanced and repaid are the
--- fields. Functions that change it change the fields as well, but for those that saveLedger writes. Without due nothing
--- is held: an earlier version that ends the last hold leaves tokensHeld as it was.
-local function newLedger(left, held, due, advanced, repaid)
-	return {
+-- isLease reports whether a hold of that ID is one of the gateway.
+local function isLease(id)
+	return string.sub(id, 1, 6) == 'lease_'
+end
+
+-- countLease counts a hold, if it is one of the gateway, or counts it out: then n is -1, else 1.
+local function countLease(ledger, id, tokens, n)
+	if isLease(id) then
+		ledger.leases = math.max(ledger.leases + n, 0)
+		ledger.leased = math.max(ledger.leased + n * tokens, 0)
+	end
+end
+
+-- newLedger returns the state of a key's balance and holds, of which left, held, due, advanced, repaid and leases are
+-- the fields. Functions that change it change the fields as well, but for those that saveLedger writes. Without due
+-- nothing is held: an earlier version that ends the last hold leaves tokensHeld as it was. leases is counted anew if an
+-- earlier version has opened or ended holds meanwhile.
+local function newLedger(holds, left, held, due, advanced, repaid, leases)
+	local ledger = {
 		balance = readBalance(left), held = due and readAmount(held, 'tokensHeld') or 0,
 		due = due and readAmount(due, 'holdsDue'), advanced = readAmount(advanced, 'advanced'), spans = readSpans(repaid),
-		debts = {},
+		debts = {}, leases = 0, leased = 0,
 	}
+	if due then
+		local count, tokens, sum = string.match(leases or '', '^(%d+) (%d+) (%d+)$')
+		if count and sum == held then
+			ledger.leases, ledger.leased = tonumber(count), tonumber(tokens)
+		else
+			local all = redis.call('HGETALL', holds)
+			for i = 1, #all, 2 do
+				countLease(ledger, all[i], parseHold(all[i + 1]), 1)
+			end
+		end
+	end
+	return ledger
+end
+
+-- writeHeld returns the fields tokensHeld and leases.
+local function writeHeld(ledger)
+	local held = string.format('%.0f', math.min(math.max(ledger.held, 0), maxAmount))
+	return held, string.format('%.0f %.0f ', ledger.leases, ledger.leased) .. held
 end
 
 -- joinSpans joins the spans that no open hold tells apart: between what was advanced when one was opened and when the
@@ -108,8 +143,8 @@ local function saveLedger(holds, ledger)
 		end
 	end
 	if redis.call('EXISTS', holds) == 1 then -- holdsDue may now be too early, which costs one look at the holds
-		local held = math.min(math.max(ledger.held, 0), maxAmount)
-		redis.call('HSET', KEYS[1], 'tokensLeft', left, 'tokensHeld', string.format('%.0f', held))
+		local held, leases = writeHeld(ledger)
+		redis.call('HSET', KEYS[1], 'tokensLeft', left, 'tokensHeld', held, 'leases', leases)
 		if ledger.changed then
 			if #ledger.spans > 64 then
 				joinSpans(holds, ledger)
@@ -119,7 +154,8 @@ local function saveLedger(holds, ledger)
 		return
 	end
 	ledger.held, ledger.due, ledger.advanced, ledger.spans, ledger.changed = 0, nil, 0, {}, false
-	redis.call('HDEL', KEYS[1], 'tokensHeld', 'holdsDue', 'advanced', 'repaid')
+	ledger.leases, ledger.leased = 0, 0
+	redis.call('HDEL', KEYS[1], 'tokensHeld', 'leases', 'holdsDue', 'advanced', 'repaid')
 	redis.call('HSET', KEYS[1], 'tokensLeft', left)
 end
 
@@ -198,6 +234,7 @@ local function endHold(holds, ledger, id, tokens, used, note)
 	end
 	ledger.balance = math.min(ledger.balance + back, maxAmount)
 	ledger.held = ledger.held - tokens
+	countLease(ledger, id, tokens, -1)
 	redis.call('HDEL', holds, id)
 	if note then
 		redis.call('HDEL', KEYS[1], 'hold:' .. id)
@@ -219,23 +256,23 @@ local function returnExpired(holds, ledger)
 		return false
 	end
 	local all, expired = redis.call('HGETALL', holds), {}
-	local held, earliest, more = 0, nil, false
+	local earliest, more = nil, false
+	ledger.held, ledger.leases, ledger.leased = 0, 0, 0
 	for i = 1, #all, 2 do -- a malformed one must be found before anything is written
 		local tokens, deadline = parseHold(all[i + 1])
+		ledger.held = ledger.held + tokens
+		countLease(ledger, all[i], tokens, 1)
 		if deadline > now then
 			earliest = math.min(earliest or deadline, deadline)
-			held = held + tokens
 		elseif #expired < 100 then
 			expired[#expired + 1] = {all[i], tokens, redis.call('HGET', KEYS[1], 'hold:' .. all[i])}
 		else
 			more = true
-			held = held + tokens
 		end
 	end
 	for _, hold in ipairs(expired) do
 		endHold(holds, ledger, hold[1], hold[2], 0, hold[3])
 	end
-	ledger.held = held
 	if not more then
 		if earliest and #all > 200 then
 			earliest = math.max(earliest, now + 100)
@@ -261,9 +298,11 @@ local function openHold(holds, ledger, id, tokens, deadline, digest)
 		redis.call('HSET', KEYS[1], 'hold:' .. id, string.format('%.0f - 0 ', ledger.advanced) .. digest)
 	end
 	ledger.balance, ledger.held = ledger.balance - tokens, ledger.held + tokens
+	countLease(ledger, id, tokens, 1)
 	ledger.due = math.min(ledger.due or deadline, deadline)
-	redis.call('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', ledger.balance),
-		'tokensHeld', string.format('%.0f', math.min(ledger.held, maxAmount)), 'holdsDue', string.format('%.0f', ledger.due))
+	local held, leases = writeHeld(ledger)
+	redis.call('HSET', KEYS[1], 'tokensLeft', string.format('%.0f', ledger.balance), 'tokensHeld', held,
+		'leases', leases, 'holdsDue', string.format('%.0f', ledger.due))
 end
 
 -- updateLedger returns expired holds and then, by the same reading of the clock, raises the balance by a refill of the

@@ -19,7 +19,7 @@
 -- {'due'}, if more holds have expired whose tokens must be returned first.
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group')
+	'repaid', 'group', 'leases')
 if not isOwn(key) then
 	return nil
 end
@@ -30,7 +30,7 @@ local group = string.sub(key[8] or '', 1, 64) -- no config has a longer one
 if ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
-local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
+local ledger = newLedger(KEYS[3], key[3], key[4], key[5], key[6], key[7], key[9])
 if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end
@@ -42,15 +42,16 @@ if ARGV[5] == '' then
 	return {'received', tostring(#holds / 2)}
 end
 
-local held, due = ledger.held, ledger.due
+local due = ledger.due
 for i = 10, #ARGV, 4 do
-	held = held + ARGV[i + 1]
+	ledger.held = ledger.held + ARGV[i + 1]
+	countLease(ledger, ARGV[i], ARGV[i + 1], 1)
 	due = math.min(due or ARGV[i + 2], ARGV[i + 2])
 end
 local fields = {'tokensLeft', string.format('%.0f', math.min(ledger.balance + ARGV[7], maxAmount))}
 if due then
-	fields = {fields[1], fields[2], 'tokensHeld', string.format('%.0f', math.min(held, maxAmount)),
-		'holdsDue', string.format('%.0f', due)}
+	local held, leases = writeHeld(ledger)
+	fields = {fields[1], fields[2], 'tokensHeld', held, 'leases', leases, 'holdsDue', string.format('%.0f', due)}
 end
 call('HSET', KEYS[2], ARGV[5], string.format('%.0f', milliseconds()))
 local denied = errorOf(pcall('HSET', KEYS[1], unpack(fields)))

@@ -5,9 +5,9 @@
 --
 -- Returns 1; 0 if the key does not exist.
 
-local key = call('HMGET', KEYS[1], 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced', 'repaid')
+local key = call('HMGET', KEYS[1], 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced', 'repaid', 'leases')
 if not key[1] then
 	return 0
 end
-returnExpired(KEYS[2], newLedger(key[1], key[2], key[3], key[4], key[5]))
+returnExpired(KEYS[2], newLedger(KEYS[2], unpack(key)))
 return 1

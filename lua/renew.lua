@@ -21,7 +21,7 @@
 -- key. Or nothing was done, and it returns {'first', …}, {'group', …}, {'due'} or {'moved', …} as settle.lua does.
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group', 'first')
+	'repaid', 'group', 'first', 'leases')
 if not isOwn(key) then
 	return call('EXISTS', KEYS[2]) == 1 and {'unknown'} or moved(KEYS[4])
 end
@@ -39,7 +39,7 @@ elseif call('EXISTS', KEYS[2]) == 1 then
 elseif ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
-local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
+local ledger = newLedger(KEYS[3], key[3], key[4], key[5], key[6], key[7], key[10])
 if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end

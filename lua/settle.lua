@@ -41,7 +41,7 @@ local function replay(before, group)
 end
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group', 'first', 'hold:' .. ARGV[5])
+	'repaid', 'group', 'first', 'hold:' .. ARGV[5], 'leases')
 if not isOwn(key) then
 	local to = moved(KEYS[4])
 	if not to then
@@ -66,7 +66,7 @@ end
 if ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
-local ledger = newLedger(key[3], key[4], key[5], key[6], key[7])
+local ledger = newLedger(KEYS[3], key[3], key[4], key[5], key[6], key[7], key[11])
 if updateLedger(KEYS[3], ledger, group, ARGV[3]) then
 	return {'due'}
 end
