@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -19,7 +20,9 @@ import (
 
 const walkConfig = `{"auth":{"google_oauth":{"client_id":"web-client"}},"user_groups":{
 	"anonymous":{"tokens":60,"refill":{"tokens":50,"every":3600}},
-	"google_logged_in":{"tokens":100,"refill":{"tokens":120,"every":3600}}}}`
+	"google_logged_in":{"tokens":100,"refill":{"tokens":120,"every":3600},"max_concurrent":4}}}`
+
+const walkConcurrent = 4 // the user's max_concurrent; a visitor has none
 
 // A ledgerModel is what an API key must have after each step, computed without scripts. It also notes what happened, for
 // ledgerHistory.
@@ -51,6 +54,32 @@ func (m *ledgerModel) held() (sum int) {
 		sum += h.tokens
 	}
 	return sum
+}
+
+// leases returns how many open holds are the gateway's, and their tokens.
+func (m *ledgerModel) leases() (n, sum int) {
+	for id, h := range m.holds {
+		if strings.HasPrefix(id, leasePrefix) {
+			n, sum = n+1, sum+h.tokens
+		}
+	}
+	return n, sum
+}
+
+// lease returns what a hold of the gateway leads to: the error, and the tokens held.
+func (m *ledgerModel) lease(r holdRequest, concurrent int) (held int, err error) {
+	leases, leased := m.leases()
+	least, most := int(r.least), int(r.most)
+	if concurrent > 0 && leases >= concurrent {
+		return leased, ErrTooManyRequests
+	}
+	if r.patient && m.left < most && m.left+leased >= most || m.left < least {
+		return leased, insufficientTokensError{int64(m.left), int64(leased)}
+	}
+	if r.half && m.left < most {
+		return least + (m.left-least)/2, nil
+	}
+	return min(most, m.left), nil
 }
 
 func (m *ledgerModel) hold(id string, tokens int) {
@@ -177,6 +206,7 @@ type ledgerWalk struct {
 	*testing.T
 	random   *rand.Rand
 	services []*service
+	stores   []*store // of two more processes
 	redis    func(command string, args ...any) any
 	tenant   string
 	user     string
@@ -203,7 +233,7 @@ func (w *ledgerWalk) wantLeft(got reply, m *ledgerModel) {
 	m.mayLag = false
 }
 
-// hold, charge, settle, look, expire and age make one step with a key.
+// hold, lease, earlier, charge, settle, look, expire and age make one step with a key.
 func (w *ledgerWalk) hold(key string, m *ledgerModel) {
 	n := 1 + w.random.IntN(60)
 	m.refill()
@@ -215,6 +245,54 @@ func (w *ledgerWalk) hold(key string, m *ledgerModel) {
 		m.hold(got.text(w.T, "holdId"), n)
 	}
 	w.wantLeft(got, m)
+}
+
+// lease is a hold of the gateway.
+func (w *ledgerWalk) lease(key string, m *ledgerModel) {
+	r := holdRequest{key: key, most: int64(1 + w.random.IntN(90)), ttl: time.Hour}
+	r.least, r.half, r.patient = 1+w.random.Int64N(r.most), w.random.IntN(2) == 0, w.random.IntN(2) == 0
+	r.id, _ = newCredential(leasePrefix)
+	concurrent := 0
+	if key == w.key {
+		concurrent = walkConcurrent
+	}
+	m.refill()
+	held, refusal := m.lease(r, concurrent)
+	store := w.stores[w.random.IntN(len(w.stores))]
+	got, err := store.Hold(in(10*time.Second), store.wantTenant(w.T, w.tenant), r)
+	if int(got.held) != held || !errors.Is(err, refusal) {
+		w.Fatalf("%+v: held %d, %v; want %d, %v; after\n%s", r, got.held, err, held, refusal, strings.Join(w.steps, "\n"))
+	}
+	if refusal == nil {
+		m.hold(r.id, held)
+	}
+	if int(got.tokensLeft) != m.left {
+		w.Fatalf("%+v: %d are left, want %d; after\n%s", r, got.tokensLeft, m.left, strings.Join(w.steps, "\n"))
+	}
+	m.mayLag = false
+}
+
+// earlier is what an earlier version does, which does not know the field leases: it opens a hold, or ends one that has
+// expired.
+func (w *ledgerWalk) earlier(key string, m *ledgerModel) {
+	if m.isDue || m.mayLag {
+		return
+	}
+	name := "apiKey:" + key
+	id := w.anyHold(m)
+	if len(m.holds) > 1 && w.redis("HEXISTS", name, "hold:"+id) == int64(0) && len(m.pools) == 0 { // there is nothing to repay
+		m.end(id, 0)
+		w.redis("HDEL", "{"+name+"}:holds", id)
+		w.redis("HSET", name, "tokensHeld", m.held(), "tokensLeft", m.left)
+	} else if n := 1 + w.random.IntN(20); m.left >= n {
+		deadline := time.Now().Add(time.Hour).UnixMilli()
+		id, _ := newCredential(holdPrefix)
+		fields, _ := redis.Strings(w.redis("HMGET", name, "holdsDue", "advanced"), nil)
+		w.redis("HSET", "{"+name+"}:holds", id, fmt.Sprint(n, " ", deadline))
+		w.redis("HSET", name, "tokensHeld", m.held()+n, "tokensLeft", m.left-n,
+			"holdsDue", cmp.Or(fields[0], fmt.Sprint(deadline)), "hold:"+id, cmp.Or(fields[1], "0")+" - 0 ")
+		m.hold(id, n)
+	}
 }
 
 func (w *ledgerWalk) charge(key string, m *ledgerModel) {
@@ -253,12 +331,26 @@ func (w *ledgerWalk) settle(key string, m *ledgerModel) {
 	m.refill()
 	charged := m.end(id, used)
 	w.charged[id] = charged
+	if strings.HasPrefix(id, leasePrefix) {
+		w.settleLease(key, id, used, charged, m)
+		return
+	}
 	got := w.do("POST", "/tokens/holds/"+id+"/settle", fmt.Sprintf(`{"tokens":%d}`, used), key)
 	got.want(w.T, 200, "")
 	if n := int(got.field(w.T, "charged").(float64)); n != charged {
 		w.Fatalf("%d were charged, want %d; after\n%s", n, charged, strings.Join(w.steps, "\n"))
 	}
 	w.wantLeft(got, m)
+}
+
+func (w *ledgerWalk) settleLease(key, id string, used, charged int, m *ledgerModel) {
+	store := w.stores[w.random.IntN(len(w.stores))]
+	got, err := store.Settle(in(10*time.Second), store.wantTenant(w.T, w.tenant), newHolder(key),
+		settleRequest{holdID: id, used: int64(used), isLease: true})
+	if err != nil || int(got.charged) != charged || int(got.tokensLeft) != m.left {
+		w.Fatalf("got %+v, %v; want %d charged and %d left; after\n%s", got, err, charged, m.left, strings.Join(w.steps, "\n"))
+	}
+	m.mayLag = false
 }
 
 func (w *ledgerWalk) look(key string, m *ledgerModel) {
@@ -321,7 +413,8 @@ func (w *ledgerWalk) merge() {
 	visitor := w.service().login(w.T, w.tenant)
 	m := newLedgerModel(60, 50)
 	for range w.random.IntN(12) {
-		step := []func(string, *ledgerModel){w.hold, w.hold, w.hold, w.charge, w.settle, w.look, w.expire, w.age, w.age}[w.random.IntN(9)]
+		step := []func(string, *ledgerModel){w.hold, w.hold, w.lease, w.lease, w.earlier, w.charge, w.settle, w.look, w.expire, w.age,
+			w.age}[w.random.IntN(11)]
 		step(visitor, m)
 	}
 	w.model.refill()
@@ -349,6 +442,8 @@ func (w *ledgerWalk) walk(n int) {
 		step func()
 	}{
 		{"hold", func() { w.hold(w.key, m) }}, {"hold", func() { w.hold(w.key, m) }}, {"hold", func() { w.hold(w.key, m) }},
+		{"lease", func() { w.lease(w.key, m) }}, {"lease", func() { w.lease(w.key, m) }}, {"lease", func() { w.lease(w.key, m) }},
+		{"earlier", func() { w.earlier(w.key, m) }},
 		{"charge", func() { w.charge(w.key, m) }}, {"charge", func() { w.charge(w.key, m) }},
 		{"settle", func() { w.settle(w.key, m) }}, {"settle", func() { w.settle(w.key, m) }},
 		{"look", func() { w.look(w.key, m) }}, {"expire", func() { w.expire(w.key, m) }}, {"age", func() { w.age(w.key, m) }},
@@ -382,21 +477,22 @@ func (w *ledgerWalk) walk(n int) {
 	}
 	for _, field := range fields {
 		kind, _, _ := strings.Cut(field, ":")
-		if slices.Contains([]string{"hold", "holdsDue", "tokensHeld", "advanced", "repaid", "debt"}, kind) {
+		if slices.Contains([]string{"hold", "holdsDue", "tokensHeld", "leases", "advanced", "repaid", "debt"}, kind) {
 			w.Errorf("without an open hold the key has the field %s", field)
 		}
 	}
 }
 
 // testWalks makes random walks beside one another.
-func testWalks(t *testing.T, services []*service, tenant string, r *redistest.Server, walks, steps int) {
+func testWalks(t *testing.T, services []*service, url, tenant string, r *redistest.Server, walks, steps int) {
 	t.Helper()
+	stores := []*store{newTestStoreAt(t, url), newTestStoreAt(t, url)}
 	seed := uint64(time.Now().UnixNano())
 	for i := range walks {
 		t.Run(fmt.Sprintf("seed %d %d", seed, i), func(t *testing.T) {
 			t.Parallel()
 			w := &ledgerWalk{
-				T: t, random: rand.New(rand.NewPCG(seed, uint64(i))), services: services, tenant: tenant,
+				T: t, random: rand.New(rand.NewPCG(seed, uint64(i))), services: services, stores: stores, tenant: tenant,
 				redis: func(command string, args ...any) any { return r.Do(t, command, args...) },
 				user:  fmt.Sprint("walker", i), moved: make(map[string]string), charged: make(map[string]int),
 			}
@@ -409,12 +505,12 @@ func testWalks(t *testing.T, services []*service, tenant string, r *redistest.Se
 func TestLedgerOfHolds(t *testing.T) {
 	t.Parallel()
 	services, _ := signInServices(t, 2)
-	testWalks(t, services, newTenantIn(t, testRedis, walkConfig), testRedis, 16, 120)
+	testWalks(t, services, testRedis.URL(), newTenantIn(t, testRedis, walkConfig), testRedis, 16, 160)
 }
 
 func testClusterWalks(t *testing.T) {
 	c, keys := redistest.SharedCluster(t), idtokentest.NewServer(t)
 	services := newServices(t, "REDIS_URL="+c.URL(), "GOOGLE_KEYS_URL="+keys.URL)
 	tenant := newClusterTenant(t, services[0], walkConfig)
-	testWalks(t, services, tenant, &redistest.Server{Cluster: c}, 8, 60)
+	testWalks(t, services, c.URL(), tenant, &redistest.Server{Cluster: c}, 8, 60)
 }
