@@ -97,9 +97,10 @@ func keySentence(r *http.Request, info *requestInfo, err error) string {
 	return "What was sent is not an API key" + tenant + ": these begin with " + userKeyPrefix + " or " + anonymousKeyPrefix
 }
 
-// requireKey checks that the tenant has the API key. Its errors are those of store.Key.
+// requireKey checks that the tenant has the API key, and sets info.group. Its errors are those of store.Key.
 func (s *server) requireKey(_ http.ResponseWriter, _ *http.Request, info *requestInfo) error {
-	_, err := s.store.Key(info.deadline, info.tenant, info.apiKey)
+	k, err := s.store.Key(info.deadline, info.tenant, info.apiKey)
+	info.group = k.group
 	return err
 }
 

@@ -70,6 +70,7 @@ func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *reques
 	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.text, info.tenantID), &gateway.ModelsCall{
 		Tenant: info.tenantID, Hops: info.hops, Format: *info.format, Memory: info.memory, Place: info.place,
 	})
+	models = info.tenant.config.groups[info.group].models.Listed(models)
 	if info.memory.Add(max(listedModelBytes*int64(len(models))-gateway.FreeBodyBytes, 0)) != nil {
 		return errNoMemory
 	}
@@ -81,6 +82,9 @@ func (s *server) showModel(w http.ResponseWriter, r *http.Request, info *request
 	model, err := s.gateway.Usable(info.tenant.config.text, info.tenantID).Model(*info.format, r.PathValue("model"))
 	if err != nil {
 		return err
+	}
+	if len(info.tenant.config.groups[info.group].models.Listed([]llmwire.Model{model})) == 0 {
+		return gateway.DeniedModel(model.Name)
 	}
 	return writeBody(w, http.StatusOK, append(info.format.ModelBody(model), '\n'))
 }

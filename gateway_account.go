@@ -35,8 +35,12 @@ func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold,
 	}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
-	err = a.server.decided(a.header, a.tenant.id, result.decision, err)
-	return gateway.Hold{ID: id, Tokens: result.held}, a.refusal(err, result.group)
+	refusal := a.refusal(err, result.group)
+	if r.Patient && r.OnlyHeld(refusal) { // it is repeated, and counted then if it is refused
+		err = nil
+	}
+	_ = a.server.decided(a.header, a.tenant.id, result.decision, err)
+	return gateway.Hold{ID: id, Tokens: result.held}, refusal
 }
 
 // onHolder calls f with what is known of the key, and keeps what f finds out, unless it fails in the middle of a move.

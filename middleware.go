@@ -31,6 +31,7 @@ type requestInfo struct {
 	actor    actor           // set by requireOperator and requireAdmin
 	tenantID string          // of a tenant that exists; set by loadTenant and requireTenant
 	tenant   *tenant         // set with tenantID; its config is nil if it is broken, which loadTenant refuses
+	group    string          // of the API key; set by requireKey
 	hops     string          // of a request to forward: its loopHeader; set by refuseLoop
 	body     []byte          // set by the steps that read it
 	memory   *fairpool.Claim // for body, and what a provider responds; nil on routes without a body

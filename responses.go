@@ -124,7 +124,9 @@ type errorBody struct {
 	TokensLeft *int64   `json:"tokensLeft,omitempty"`
 	Errors     []string `json:"errors,omitempty"`
 
-	unsupported llmwire.UnsupportedError // of a request of the gateway; its Member is "" for other errors
+	// Of a request of the gateway.
+	unsupported llmwire.UnsupportedError // its Member is "" for other errors
+	code        string                   // in formats whose errors have codes; "" is that of the status
 }
 
 // errorResponse is what an error means: to the client, and to the count of refused charges.
@@ -253,6 +255,11 @@ func responseTo(err error) errorResponse {
 	if failure, ok := errors.AsType[gateway.Error](err); ok {
 		return errorResponse{status: failure.Status, body: errorBody{Error: failure.Message}}
 	}
+	if held, ok := errors.AsType[gateway.HeldError](err); ok {
+		return errorResponse{
+			status: http.StatusTooManyRequests, retryAfter: 1, body: errorBody{Error: held.Error(), code: "balance_held"},
+		}
+	}
 	for _, e := range errorResponses {
 		if errors.Is(err, e.is) {
 			return errorResponse{status: e.status, body: errorBody{Error: e.message}, refusal: e.refusal}
@@ -305,7 +312,7 @@ func writeErrorBody(w http.ResponseWriter, format *llmwire.Format, status int, b
 		if isFinal(status) {
 			w.Header()["X-Should-Retry"] = []string{"false"}
 		}
-		content := format.ErrorBody(status, body.Error)
+		content := format.CodedErrorBody(status, body.code, body.Error)
 		if body.unsupported.Member != "" {
 			content = format.UnsupportedBody(status, body.unsupported)
 		}

@@ -244,12 +244,12 @@ func (all Endpoints) where(f func(*Endpoint) bool) (found Endpoints) {
 // Error of status 404 if no endpoint has the format or the model, and of 400 if none of those allows the tools of the
 // request.
 func (c *Call) Choose(all Endpoints) error {
+	c.all = all
 	all = all.speaking(c.Request.Format)
 	c.model = c.Request.Model
 	if c.model != "" {
 		c.endpoints, c.model = all.find(c.model)
-	} else if i := slices.IndexFunc(all, func(e *Endpoint) bool { return e.defaultModel != "" }); i >= 0 {
-		c.model = all[i].defaultModel // which may have a slash and names no endpoint
+	} else if c.model = all.defaultModel(c.allowed); c.model != "" { // which may have a slash and names no endpoint
 		c.endpoints = all.allowing(c.model)
 	}
 	c.Outcome.Model = c.model

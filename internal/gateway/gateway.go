@@ -47,6 +47,7 @@ type Gateway struct {
 	log        *telemetry.Logger
 	transports *transports
 	settler    settler
+	patient    patientQueues
 	renewal    time.Duration // from one renewal of a hold to the next
 	cache      cacheWriter
 	ctx        context.Context // of all requests to endpoints
@@ -99,8 +100,10 @@ type Call struct {
 
 	Outcome *Outcome // where Choose and Serve say what became of the request; must not be nil
 
-	model     string    // as the endpoints know it
-	endpoints Endpoints // that may be tried, in order
+	all       Endpoints  // that Choose was called with
+	allowed   ModelNames // what the account allows, if the request names no model and the default one was denied; else nil
+	model     string     // as the endpoints know it
+	endpoints Endpoints  // that may be tried, in order
 }
 
 // An Outcome is what became of a request. It is complete when Serve returns or panics.
@@ -121,10 +124,20 @@ type Outcome struct {
 func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
 	x := g.begin(w, r, c)
 	defer x.end()
+	serve := x.generate
 	if c.CountTokens {
-		return x.countTokens()
+		serve = x.countTokens
 	}
-	return x.generate()
+	for {
+		err := serve()
+		denied, ok := errors.AsType[DeniedError](err)
+		if !ok {
+			return err
+		}
+		if err := c.chooseAllowed(denied.Allowed); err != nil {
+			return err
+		}
+	}
 }
 
 // Stop cuts the requests that still run, and waits a few seconds until all are settled and what is to be cached is

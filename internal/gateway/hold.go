@@ -13,10 +13,7 @@ import (
 // takeHold holds the most that the request can cost at any of its endpoints. A request without a limit may be held
 // less, down to what one output token costs.
 func (x *exchange) takeHold() error {
-	g, request := x.gateway, x.call.Request
-	if g.settler.isFull() {
-		return Error{http.StatusServiceUnavailable, "Too many charges wait for Redis"}
-	}
+	request := x.call.Request
 	least, most := int64(1), int64(1)
 	for _, e := range x.call.endpoints {
 		price, input := x.priceAt(e)
@@ -27,17 +24,7 @@ func (x *exchange) takeHold() error {
 		least = max(least, price.cost(input, fewest*request.N))
 		most = max(most, price.cost(input, all*request.N))
 	}
-	g.settler.begin()
-	hold, err := x.call.Account.Hold(x.call.Deadline, HoldRequest{Least: least, Most: most, TTL: leaseTTL})
-	if err == nil {
-		x.hold, x.lease = hold, startLease(x.call.Account, hold, g.renewal)
-		return nil
-	}
-	if errors.Is(err, ErrUnavailable) { // the hold may have been taken
-		g.settler.settleLater(x.debt(hold.ID, Usage{}))
-	} else {
-		g.settler.holdRefused()
-	}
+	err := x.acquire(HoldRequest{Least: least, Most: most, TTL: leaseTTL, Models: x.call.models()})
 	if left, spent := asInsufficient(err); spent {
 		return x.unaffordable(least, left)
 	}
@@ -94,6 +81,7 @@ func (x *exchange) settle() {
 	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
 		setBalance(x.w.Header(), balance)
 	}
+	x.gateway.patient.wake(member{x.call.Tenant, x.call.User})
 }
 
 // debt returns what a hold must be settled to.
@@ -125,7 +113,8 @@ func (x *exchange) setUsage() {
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.
 func (x *exchange) chargeFee(fee int64) (Balance, error) {
-	balance, err := x.call.Account.Charge(x.call.Deadline, nil, Usage{Endpoint: x.call.endpoints[0].Name, Cost: fee})
+	used := Usage{Endpoint: x.call.endpoints[0].Name, Cost: fee}
+	balance, err := x.call.Account.Charge(x.call.Deadline, x.call.models(), used)
 	if left, spent := asInsufficient(err); spent {
 		x.w.Header().Set("X-Tokens-Left", strconv.FormatInt(left, 10))
 		err = Error{http.StatusPaymentRequired,

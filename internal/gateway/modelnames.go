@@ -5,8 +5,12 @@ import "strings"
 // ModelNames are names of models. One that ends in * stands for all names that begin with what is before it.
 type ModelNames []string
 
-// Allow reports whether a model is one of names, as it was asked for or without the date of its snapshot.
+// Allow reports whether a model is one of names, as it was asked for or without the date of its snapshot. If names is
+// nil, every model is.
 func (names ModelNames) Allow(model string) bool {
+	if names == nil {
+		return true
+	}
 	undated := withoutSnapshot(model)
 	for _, name := range names {
 		prefix, isPrefix := strings.CutSuffix(name, "*")

@@ -42,7 +42,7 @@ var anthropicMessages = format{
 
 	errorBody: anthropicErrorBody,
 	errorEvent: func(status int, message string) []byte {
-		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", anthropicErrorBody(status, message, ""))
+		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", anthropicErrorBody(status, errorText{message: message}))
 	},
 	isAccountError: func(status int, e providerError) bool {
 		return status == 400 && strings.Contains(e.Message, "credit balance is too low")
@@ -76,13 +76,14 @@ var anthropicErrorTypes = map[int]string{
 	503: "overloaded_error",
 }
 
-func anthropicErrorBody(status int, message, details string) []byte {
+func anthropicErrorBody(status int, e errorText) []byte {
 	kind := cmp.Or(anthropicErrorTypes[status], errorType(status))
-	if details != "" {
-		details = `,"details":` + details
+	details := ""
+	if e.details != "" {
+		details = `,"details":` + e.details
 	}
 	const format = `{"type":"error","error":{"type":"%s","message":%s%s}}`
-	return fmt.Appendf(nil, format, kind, jsonString(message), details)
+	return fmt.Appendf(nil, format, kind, jsonString(e.message), details)
 }
 
 // messageMembers are the members of a response, of an event, and of the message in the first event.

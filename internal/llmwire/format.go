@@ -63,7 +63,7 @@ type format struct {
 	request *jsonShape[Request]
 	report  *jsonShape[Report]
 
-	errorBody  func(status int, message, details string) []byte // details are JSON, or ""
+	errorBody  func(status int, e errorText) []byte
 	errorEvent func(status int, message string) []byte
 
 	// isAccountError reports whether a provider's error concerns the operator's account, though its status does not
@@ -122,15 +122,28 @@ func (f Format) RequestIDHeader() string { return formats[f].requestIDHeader }
 // port, expects the limit of output tokens.
 func (f Format) LimitMember(host string) string { return formats[f].limitMember(host) }
 
+// errorText is what an error says. A format leaves out what it has no place for.
+type errorText struct {
+	message string
+	code    string // "" is that of the status
+	details string // JSON, or ""
+}
+
 // ErrorBody returns the JSON of an error with an HTTP status of 400 or more. The official SDKs raise the error type of
 // their own that belongs to the status.
 func (f Format) ErrorBody(status int, message string) []byte {
-	return formats[f].errorBody(status, message, "")
+	return formats[f].errorBody(status, errorText{message: message})
 }
 
 // UnsupportedBody returns the JSON of the error for a request that ReadRequest refuses with e.
 func (f Format) UnsupportedBody(status int, e UnsupportedError) []byte {
-	return formats[f].errorBody(status, e.Error(), e.Details())
+	return formats[f].errorBody(status, errorText{message: e.Error(), details: e.Details()})
+}
+
+// CodedErrorBody does what ErrorBody does, with another code than that of the status, in formats whose errors have
+// codes. "" is that of the status.
+func (f Format) CodedErrorBody(status int, code, message string) []byte {
+	return formats[f].errorBody(status, errorText{message: message, code: code})
 }
 
 // ErrorEvent returns the server-sent event that tells a client that its stream is broken. Its data is

@@ -1,6 +1,7 @@
 package llmwire
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,11 +29,11 @@ var openAIErrorTypes = map[int]struct{ kind, code string }{
 	508: {"invalid_request_error", "loop"},
 }
 
-func openAIErrorBody(status int, message, _ string) []byte {
+func openAIErrorBody(status int, text errorText) []byte {
 	if e, ok := openAIErrorTypes[status]; ok {
-		return openAIError(e.kind, e.code, message)
+		return openAIError(e.kind, cmp.Or(text.code, e.code), text.message)
 	}
-	return openAIError(errorType(status), "", message)
+	return openAIError(errorType(status), text.code, text.message)
 }
 
 // openAIError returns the JSON of an error, whose code is null if it is "".

@@ -36,7 +36,7 @@ var openAIChat = format{
 
 	errorBody: openAIErrorBody,
 	errorEvent: func(status int, message string) []byte {
-		return fmt.Appendf(nil, "data: %s\n\n", openAIErrorBody(status, message, ""))
+		return fmt.Appendf(nil, "data: %s\n\n", openAIErrorBody(status, errorText{message: message}))
 	},
 	isAccountError: isOpenAIAccountError,
 	modelBody:      openAIModelBody,
