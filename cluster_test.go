@@ -34,6 +34,7 @@ func TestCluster(t *testing.T) {
 	t.Run("half-moved slot", testClusterHalfMovedSlot)
 	t.Run("resharding", testClusterResharding)
 	t.Run("spenders", testClusterSpenders)
+	t.Run("contention", testClusterContention)
 	t.Run("config freshness", testClusterConfigFreshness)
 	t.Run("planned failover", testClusterPlannedFailover)
 	t.Run("killed master", testClusterKilledMaster)

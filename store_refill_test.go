@@ -2,9 +2,13 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gomodule/redigo/redis"
 )
 
 const refillConfig = `{"user_groups":{"anonymous":{"tokens":10,"refill":{"tokens":100,"every":3600}},
@@ -186,6 +190,102 @@ func TestRefillTimes(t *testing.T) {
 	}
 }
 
+// Periods of the calendar begin at 00:00 UTC: of the day, or of the first day of a month.
+func TestNextRefill(t *testing.T) {
+	for _, test := range []struct{ calendar, created, last, want string }{
+		{"day", "2024-02-28T23:59:59.999Z", "", "2024-02-29T00:00:00Z"},
+		{"day", "2023-02-28T00:00:00Z", "", "2023-03-01T00:00:00Z"},
+		{"day", "2024-02-28T00:00:00Z", "2024-12-31T12:00:00Z", "2025-01-01T00:00:00Z"},
+		{"day", "2026-03-29T00:30:00+02:00", "", "2026-03-29T00:00:00Z"}, // 28 March in UTC
+		{"month", "2024-01-31T10:00:00Z", "", "2024-02-01T00:00:00Z"},
+		{"month", "2024-01-31T10:00:00Z", "2024-02-29T23:59:59.999Z", "2024-03-01T00:00:00Z"},
+		{"month", "2023-02-01T00:00:00Z", "", "2023-03-01T00:00:00Z"},
+		{"month", "2023-12-01T00:00:00Z", "2023-12-31T00:00:00Z", "2024-01-01T00:00:00Z"},
+		{"month", "2026-01-01T01:00:00+03:00", "", "2026-01-01T00:00:00Z"},
+		{"month", "2026-05-09T00:00:00Z", "2026-04-01T00:00:00Z", "2026-06-01T00:00:00Z"}, // refilled before it was created
+		{"", "2024-02-29T23:00:00Z", "", "2024-03-01T00:00:00Z"},
+	} {
+		created, err := time.Parse(time.RFC3339, test.created)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, _ := time.Parse(time.RFC3339, test.last)
+		r := refill{tokens: 1, seconds: 3600, calendar: test.calendar}
+		if got := r.next(created, last).UTC().Format(time.RFC3339Nano); got != test.want {
+			t.Errorf("%+v: got %s", test, got)
+		}
+	}
+}
+
+// The scripts compute the same as refill.next, over the years from 1970 to 2199.
+func TestNextRefillInLua(t *testing.T) {
+	script := luaSource("balance", "refill") + `
+		local all = {}
+		for i = 1, #ARGV, 3 do
+			all[#all + 1] = string.format('%.0f', nextRefill(tonumber(ARGV[i]), tonumber(ARGV[i + 1]), ARGV[i + 2]))
+		end
+		return all`
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	var instants []time.Time
+	for year := 1970; year < 2200; year++ { // the ends of all months, and of 28 February
+		for month := time.January; month <= time.December; month++ {
+			instants = append(instants, time.Date(year, month, 1, 0, 0, 0, 0, time.UTC))
+		}
+		instants = append(instants, time.Date(year, time.February, 29, 0, 0, 0, 0, time.UTC))
+	}
+	end := instants[len(instants)-1].UnixMilli()
+	for i := range instants {
+		instants = append(instants, instants[i].Add(-time.Millisecond), time.UnixMilli(random.Int64N(end)))
+	}
+	args := []any{script, 0}
+	var want []string
+	for _, last := range instants {
+		created := instants[random.IntN(len(instants))]
+		r := refill{tokens: 1, seconds: 60 + random.Int64N(maxRefillPeriod), calendar: []string{"", "day", "month"}[random.IntN(3)]}
+		args = append(args, max(created.UnixMilli(), 0), max(last.UnixMilli(), 0), r.every())
+		next := r.next(time.UnixMilli(max(created.UnixMilli(), 0)), time.UnixMilli(max(last.UnixMilli(), 0)))
+		want = append(want, strconv.FormatInt(next.UnixMilli(), 10))
+	}
+	got, err := redis.Strings(testRedis.Do(t, "EVAL", args...), nil)
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("%d of %d, %v", len(got), len(want), err)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("seed %d: %v: Redis has %s, want %s", seed, args[2+3*i:5+3*i], got[i], want[i])
+		}
+	}
+}
+
+// A refill by the calendar is done once in its period, which keys show.
+func TestCalendarRefills(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for calendar, period := range map[string]time.Duration{"day": 24 * time.Hour, "month": 31 * 24 * time.Hour} {
+		id := newTenantIn(t, testRedis,
+			`{"user_groups":{"g":{"tokens":10,"refill":{"tokens":100,"every":"`+calendar+`"},"rate_limit":9,"rate_limit_window":9}}}`)
+		key := s.issue(t, id, `"userId":"u","group":"g"`)
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).wantLeft(t, 10)
+		age(t, key, period)
+		got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key))
+		got.wantLeft(t, 100)
+		r := refill{calendar: calendar}
+		now := time.Now()
+		got.wantRefillsAt(t, r.next(now, now))
+		s.consume(t, id, key, `{"tokens":40}`).want(t, 200, `{"tokensLeft":60}`)
+		hold := s.do(t, "POST", "/"+id+"/tokens/holds", `{"tokens":50}`, bearer(key)).text(t, "holdId")
+		begin := time.Date(now.UTC().Year(), now.UTC().Month(), 1, 0, 0, 0, 0, time.UTC)
+		if calendar == "day" {
+			begin = now.UTC().Truncate(24 * time.Hour)
+		}
+		testRedis.Do(t, "HSET", "apiKey:"+key, "refilledAt", begin.UnixMilli()-1)
+		s.consume(t, id, key, `{"tokens":1}`).want(t, 200, `{"tokensLeft":99}`)
+		s.do(t, "DELETE", "/"+id+"/tokens/holds/"+hold, "", bearer(key)).want(t, 204, "") // which repays the refill
+		s.do(t, "GET", "/"+id+"/auth/key", "", bearer(key)).wantLeft(t, 99)
+	}
+}
+
 // However many requests find a refill due, it is done once.
 func TestRacingRefills(t *testing.T) {
 	services, id := newServices(t), newTenantIn(t, testRedis, refillConfig)
@@ -208,6 +308,11 @@ func TestRefillConfig(t *testing.T) {
 		`{"tokens":0,"every":60}`:                ".tokens must be a whole number ≥ 1",
 		`{"tokens":1,"every":59}`:                ".every must be a whole number of seconds from 60 to 31622400",
 		`{"tokens":1,"every":31622401}`:          ".every must be a whole number of seconds from 60 to 31622400",
+		`{"tokens":1,"every":"day"}`:             "",
+		`{"tokens":1,"every":"month"}`:           "",
+		`{"tokens":1,"every":"week"}`:            `.every must be "day", "month" or a number of seconds`,
+		`{"tokens":1,"every":"3600"}`:            `.every must be "day", "month" or a number of seconds`,
+		`{"tokens":1,"every":true}`:              ".every must be a whole number of seconds from 60 to 31622400",
 		`{"tokens":1}`:                           ".every is missing",
 		`{"every":60}`:                           ".tokens is missing",
 		`7`:                                      " must be an object",
