@@ -90,7 +90,7 @@ end
 if call('HLEN', KEYS[3]) >= mostHolds then
 	return reply('crowded', 0, ledger.balance, 0, '', rate and describeRate(rate))
 end
-local concurrent = isLease(ARGV[5]) and string.match(ARGV[7], '^[^\252\255]*\252(%d+)', found + 1)
+local concurrent = string.sub(ARGV[5], 1, 6) == 'lease_' and string.match(ARGV[7], '^[^\252\255]*\252(%d+)', found + 1)
 if concurrent and ledger.leases >= tonumber(concurrent) then
 	return reply('busy', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
 end

@@ -64,14 +64,9 @@ local function writeSpans(spans)
 	return table.concat(all, ' ')
 end
 
--- isLease reports whether a hold of that ID is one of the gateway.
-local function isLease(id)
-	return string.sub(id, 1, 6) == 'lease_'
-end
-
 -- countLease counts a hold, if it is one of the gateway, or counts it out: then n is -1, else 1.
 local function countLease(ledger, id, tokens, n)
-	if isLease(id) then
+	if string.sub(id, 1, 6) == 'lease_' then
 		ledger.leases = math.max(ledger.leases + n, 0)
 		ledger.leased = math.max(ledger.leased + n * tokens, 0)
 	end
@@ -82,10 +77,10 @@ end
 -- nothing is held: an earlier version that ends the last hold leaves tokensHeld as it was. leases is counted anew if an
 -- earlier version has opened or ended holds meanwhile.
 local function newLedger(holds, left, held, due, advanced, repaid, leases)
-	local ledger = {
+	local ledger = { -- with now, eight fields; Lua doubles the memory of a table for a ninth
 		balance = readBalance(left), held = due and readAmount(held, 'tokensHeld') or 0,
 		due = due and readAmount(due, 'holdsDue'), advanced = readAmount(advanced, 'advanced'), spans = readSpans(repaid),
-		debts = {}, leases = 0, leased = 0,
+		leases = 0, leased = 0,
 	}
 	if due then
 		local count, tokens, sum = string.match(leases or '', '^(%d+) (%d+) (%d+)$')
@@ -104,7 +99,7 @@ end
 -- writeHeld returns the fields tokensHeld and leases.
 local function writeHeld(ledger)
 	local held = string.format('%.0f', math.min(math.max(ledger.held, 0), maxAmount))
-	return held, string.format('%.0f %.0f ', ledger.leases, ledger.leased) .. held
+	return held, string.format('%d %.0f %s', ledger.leases, ledger.leased, held)
 end
 
 -- joinSpans joins the spans that no open hold tells apart: between what was advanced when one was opened and when the
@@ -135,7 +130,7 @@ end
 -- saveLedger writes the balance, and what is held and repaid. If no hold is open any more, nothing is to be repaid.
 local function saveLedger(holds, ledger)
 	local left = string.format('%.0f', ledger.balance)
-	for name, debt in pairs(ledger.debts) do
+	for name, debt in pairs(ledger.debts or {}) do
 		if debt.open == 0 then
 			redis.call('HDEL', KEYS[1], name)
 		else
@@ -193,6 +188,7 @@ end
 -- repayDebt lets a hold that was opened with a temp_ key, when that much was advanced, repay its debt there with at most
 -- that many tokens, and returns how many it takes. The debt is forgotten with its last hold.
 local function repayDebt(ledger, name, opened, tokens)
+	ledger.debts = ledger.debts or {}
 	local debt = ledger.debts[name]
 	if not debt then
 		local open, advanced, repaid = string.match(redis.call('HGET', KEYS[1], name) or '', '^(%d+) (%d+) (.*)$')
