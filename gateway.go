@@ -54,6 +54,9 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
 	err = s.gateway.Serve(w, r, c)
+	if err != nil && responseTo(err).refusal == refusedBalance {
+		s.metrics.refusedCharge(t.id, refusedBalance)
+	}
 	if err == http.ErrAbortHandler {
 		panic(err)
 	}

@@ -35,12 +35,7 @@ func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold,
 	}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
-	refusal := a.refusal(err, result.group)
-	if r.Patient && r.OnlyHeld(refusal) { // it is repeated, and counted then if it is refused
-		err = nil
-	}
-	_ = a.server.decided(a.header, a.tenant.id, result.decision, err)
-	return gateway.Hold{ID: id, Tokens: result.held}, refusal
+	return gateway.Hold{ID: id, Tokens: result.held}, a.refusal(result.decision, err)
 }
 
 // onHolder calls f with what is known of the key, and keeps what f finds out, unless it fails in the middle of a move.
@@ -87,8 +82,8 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 func (a *account) Charge(deadline time.Time, models []string, u gateway.Usage) (gateway.Balance, error) {
 	c := chargeRequest{key: a.key, tokens: u.Cost, models: models}
 	result, err := a.server.store.Charge(deadline, a.tenant, c)
-	if err := a.server.decided(a.header, a.tenant.id, result.decision, err); err != nil {
-		return gateway.Balance{}, a.refusal(err, result.group)
+	if err := a.refusal(result.decision, err); err != nil {
+		return gateway.Balance{}, err
 	}
 	a.fee = &usageEvent{group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged}
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
@@ -122,10 +117,16 @@ func (a *account) count(e usageEvent) {
 	a.server.usage.add(a.tenant, e)
 }
 
-// refusal returns the error of a hold or a charge of a key in that group as the gateway understands it.
-func (a *account) refusal(err error, group string) error {
+// refusal sets the headers for a decision of the store, and returns err, the store's error, as the gateway understands
+// it. It counts refusals, but for those for lack of tokens: the gateway may repeat them, and relay counts the last one.
+func (a *account) refusal(d decision, err error) error {
+	counted := err
+	if _, spent := errors.AsType[insufficientTokensError](err); spent {
+		counted = nil
+	}
+	_ = a.server.decided(a.header, a.tenant.id, d, counted)
 	if errors.Is(err, ErrModelDenied) {
-		return gateway.DeniedError{Allowed: a.tenant.config.groups[group].models}
+		return gateway.DeniedError{Allowed: a.tenant.config.groups[d.group].models}
 	}
 	return forGateway(err)
 }

@@ -128,6 +128,42 @@ func TestBalanceHeld(t *testing.T) {
 	}
 }
 
+// A fee, and the question how many tokens a request has, wait as a hold does: they need a balance, of 1 at least.
+func TestFeeHeld(t *testing.T) {
+	t.Parallel()
+	p := providertest.New(t)
+	p.On("slow", providertest.Conduct{Hang: providertest.InContent})
+	s := newService(t)
+	g := s.gatewayTest(t, p, cachedConfig(60, cachingForAnHour, endpointsJSON(p, `,"max_input_tokens":1`)...))
+	g.miss(t, chatPath, `{"max_tokens":20}`) // 42 are left
+	c := g.open(t, chatPath, `{"model":"slow","stream":true,"max_tokens":41}`, "ünd")
+	const count = messagesPath + "/count_tokens"
+	for _, test := range []struct{ path, body string }{{chatPath, `{"max_tokens":20}`}, {count, `{}`}} {
+		got := g.call(t, test.path, test.body)
+		got.wantWireError(t, test.path, 429, "rate_limit_error", map[string]string{chatPath: "balance_held"}[test.path])
+		got.wantHeader(t, "Retry-After", "1")
+	}
+	done := make(chan reply, 1)
+	go func() { done <- g.call(t, count, `{}`) }()
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if n := g.used(t, "waiting"); n != 2 {
+			return fmt.Errorf("%v requests wait", n)
+		}
+		return nil
+	})
+	c.Close()
+	if err := (<-done).is(200); err != nil {
+		t.Error(err)
+	}
+	g.call(t, chatPath, `{"max_tokens":20}`).wantHeader(t, "X-Cache", "HIT")
+	testRedis.Do(t, "HSET", "apiKey:"+g.key, "tokensLeft", 0)
+	for _, path := range []string{chatPath, count} {
+		if err := g.call(t, path, `{"max_tokens":20}`).is(402); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A group's max_concurrent counts what a key has under way, over all processes: no holds through the HTTP API, and
 // none that have expired.
 func TestMaxConcurrent(t *testing.T) {

@@ -253,11 +253,16 @@ func responseTo(err error) errorResponse {
 		return badRequestError(wrong.Error()).response()
 	}
 	if failure, ok := errors.AsType[gateway.Error](err); ok {
-		return errorResponse{status: failure.Status, body: errorBody{Error: failure.Message}}
+		refused := errorResponse{status: failure.Status, body: errorBody{Error: failure.Message}}
+		if failure.Status == http.StatusPaymentRequired {
+			refused.refusal = refusedBalance
+		}
+		return refused
 	}
 	if held, ok := errors.AsType[gateway.HeldError](err); ok {
 		return errorResponse{
-			status: http.StatusTooManyRequests, retryAfter: 1, body: errorBody{Error: held.Error(), code: "balance_held"},
+			status: http.StatusTooManyRequests, refusal: refusedBalance, retryAfter: 1,
+			body: errorBody{Error: held.Error(), code: "balance_held"},
 		}
 	}
 	for _, e := range errorResponses {

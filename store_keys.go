@@ -241,7 +241,9 @@ func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result c
 			}
 			return outcome, result.group, err
 		})
-	if err == nil {
+	if outcome == "spent" {
+		err = insufficientTokensError{result.tokensLeft, result.charged}
+	} else if err == nil {
 		err = result.err(outcome)
 	}
 	return result, withTenant(err, "charge an API key", t)
@@ -282,7 +284,7 @@ func (rateLimitError) Error() string { return "rate limited" }
 // insufficientTokensError refuses a charge that the balance does not cover; nothing was written.
 type insufficientTokensError struct {
 	tokensLeft int64
-	tokensHeld int64 // by the gateway's requests of the key, if a hold was refused
+	tokensHeld int64 // by the gateway's requests of the key
 }
 
 func (insufficientTokensError) Error() string { return "not enough tokens" }
@@ -296,8 +298,6 @@ func (d *decision) err(outcome string) error {
 		return ErrKeyReused
 	case "limited":
 		return rateLimitError{d.rate.wait}
-	case "spent":
-		return insufficientTokensError{tokensLeft: d.tokensLeft}
 	case "denied":
 		return ErrModelDenied
 	case "busy":

@@ -505,7 +505,7 @@ func testWalks(t *testing.T, services []*service, url, tenant string, r *rediste
 func TestLedgerOfHolds(t *testing.T) {
 	t.Parallel()
 	services, _ := signInServices(t, 2)
-	testWalks(t, services, testRedis.URL(), newTenantIn(t, testRedis, walkConfig), testRedis, 16, 160)
+	testWalks(t, services, testRedis.URL(), newTenantIn(t, testRedis, walkConfig), testRedis, 16, 120)
 }
 
 func testClusterWalks(t *testing.T) {

@@ -24,7 +24,7 @@
 --   mismatch  KEYS[3] has charged another amount
 --   first     the key had another name first than ARGV[6], which takes the place of the user ID: KEYS[3] is wrong
 --   limited   over the rate
---   spent     fewer tokens are left than requested
+--   spent     fewer tokens are left than requested; those charged are what the gateway holds
 --   due       nothing was decided: a hold has expired whose tokens must be returned first
 --   off       an admin has disabled the key
 --   disabled  ARGV[4] does not have the key's group
@@ -98,10 +98,12 @@ end
 
 if outcome == 'charged' and (balance < tokens or balance < 1) then
 	outcome = 'spent'
-	local due = call('HGET', KEYS[1], 'holdsDue')
-	if due and (tonumber(due) or 0) <= milliseconds() then
+	local holds = call('HMGET', KEYS[1], 'holdsDue', 'tokensHeld', 'leases')
+	if holds[1] and (tonumber(holds[1]) or 0) <= milliseconds() then
 		outcome = 'due'
 	end
+	local leased, sum = string.match(holds[3] or '', '^%d+ (%d+) (%d+)$') -- see holds.lua
+	charged = holds[1] and sum == holds[2] and leased or '0'
 elseif outcome == 'charged' then
 	-- The balance changes last. If Redis denies one of these commands, those before it are undone.
 	left = string.format('%.0f', balance - tokens)

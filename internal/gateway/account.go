@@ -74,7 +74,7 @@ var (
 // An InsufficientError is the refusal of a hold or a charge that needs more tokens than are left.
 type InsufficientError struct {
 	Left int64 // tokens in the account
-	Held int64 // tokens that other requests hold in it, which come back at most; 0 if a charge was refused
+	Held int64 // tokens that other requests hold in it, which come back at most
 }
 
 // Error returns a sentence without numbers.

@@ -123,7 +123,10 @@ func (x *exchange) relayGenerated(response *http.Response) error {
 
 // countTokens relays a request that generates nothing: it is free, and counts as one request of the rate limit.
 func (x *exchange) countTokens() error {
-	_, err := x.call.Account.Charge(x.call.Deadline, x.call.models(), Usage{})
+	err := x.patiently(1, func(bool) error {
+		_, err := x.call.Account.Charge(x.call.Deadline, x.call.models(), Usage{})
+		return err
+	})
 	if _, spent := asInsufficient(err); spent {
 		return Error{http.StatusPaymentRequired, "No tokens are left"}
 	}

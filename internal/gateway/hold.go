@@ -112,9 +112,12 @@ func (x *exchange) setUsage() {
 }
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.
-func (x *exchange) chargeFee(fee int64) (Balance, error) {
+func (x *exchange) chargeFee(fee int64) (balance Balance, err error) {
 	used := Usage{Endpoint: x.call.endpoints[0].Name, Cost: fee}
-	balance, err := x.call.Account.Charge(x.call.Deadline, x.call.models(), used)
+	err = x.patiently(max(fee, 1), func(bool) (err error) {
+		balance, err = x.call.Account.Charge(x.call.Deadline, x.call.models(), used)
+		return err
+	})
 	if left, spent := asInsufficient(err); spent {
 		x.w.Header().Set("X-Tokens-Left", strconv.FormatInt(left, 10))
 		err = Error{http.StatusPaymentRequired,

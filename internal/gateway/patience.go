@@ -29,20 +29,23 @@ func (e HeldError) Error() string {
 		"repeat it in a second", e.Needed, e.Left, e.Held)
 }
 
-// OnlyHeld reports whether err refuses r only because other requests hold what the balance lacks. If r is patient, it
-// is repeated then.
-func (r HoldRequest) OnlyHeld(err error) bool {
-	spent, ok := errors.AsType[InsufficientError](err)
-	return ok && spent.Held > 0 && spent.Left+spent.Held >= r.Least
+// acquire takes a hold. While the balance does not cover it, but would with what other requests of the user hold, it
+// waits for these, and then takes less, if r allows that. Errors: those of patiently and Account.Hold.
+func (x *exchange) acquire(r HoldRequest) error {
+	return x.patiently(r.Least, func(patient bool) error {
+		r.Patient = patient
+		return x.tryHold(r)
+	})
 }
 
-// acquire takes a hold. While the balance does not cover it, but would with what other requests of the user hold, it
-// waits for these up to holdPatience, and then takes less, if r allows that. Errors: HeldError; those of TakePlace,
-// wait and Account.Hold.
-func (x *exchange) acquire(r HoldRequest) error {
-	r.Patient = true
-	err := x.tryHold(r)
-	if !r.OnlyHeld(err) {
+// patiently calls try, which takes tokens of the account, until it no longer returns an InsufficientError, or returns
+// one of more tokens than others hold: after each settlement of a request of the user, for holdPatience at most. The
+// last time it is told not to be patient. needed is the fewest tokens that try can do with. Errors: HeldError; those of
+// TakePlace, wait and try.
+func (x *exchange) patiently(needed int64, try func(patient bool) error) error {
+	err := try(true)
+	spent, isHeld := onlyHeld(err, needed)
+	if !isHeld {
 		return err
 	}
 	if err := TakePlace(x.relay.place); err != nil {
@@ -51,21 +54,29 @@ func (x *exchange) acquire(r HoldRequest) error {
 	turn := x.gateway.patient.join(member{x.call.Tenant, x.call.User})
 	defer turn.leave()
 	deadline, began, end := x.call.Deadline, time.Now(), time.Now().Add(holdPatience)
-	for poll := holdPoll; r.Patient && r.OnlyHeld(err); poll *= 2 {
+	patient := true
+	for poll := holdPoll; patient && isHeld; poll *= 2 {
 		if turn != nil {
 			if err := x.wait(turn.woken, min(poll, time.Until(end))); err != nil {
 				return err
 			}
 		}
-		r.Patient = turn != nil && time.Now().Before(end)
+		patient = turn != nil && time.Now().Before(end)
 		x.call.Deadline = deadline.Add(time.Since(began)) // which is Redis's
-		err = x.tryHold(r)
+		err = try(patient)
+		spent, isHeld = onlyHeld(err, needed)
 	}
-	if spent, _ := errors.AsType[InsufficientError](err); r.OnlyHeld(err) {
+	if isHeld {
 		x.w.Header().Set("X-Tokens-Left", strconv.FormatInt(spent.Left, 10))
-		return HeldError{r.Least, spent.Left, spent.Held}
+		return HeldError{needed, spent.Left, spent.Held}
 	}
 	return err
+}
+
+// onlyHeld reports whether err is an InsufficientError only because other requests hold what the balance lacks.
+func onlyHeld(err error, needed int64) (spent InsufficientError, ok bool) {
+	spent, ok = errors.AsType[InsufficientError](err)
+	return spent, ok && spent.Held > 0 && spent.Left+spent.Held >= needed
 }
 
 // wait waits until woken receives, or for d. The error is that of a call that has ended meanwhile.

@@ -53,8 +53,8 @@ func newWaiting(t *testing.T, a Account) (x *exchange, hangUp func()) {
 }
 
 var (
-	needed   = HoldRequest{Least: 10, Most: 20}
-	onlyHeld = InsufficientError{Left: 5, Held: 5}
+	needed = HoldRequest{Least: 10, Most: 20}
+	held   = InsufficientError{Left: 5, Held: 5}
 )
 
 func TestPatience(t *testing.T) {
@@ -68,7 +68,7 @@ func TestPatience(t *testing.T) {
 	}{
 		{"at once", func(int, HoldRequest) error { return nil }, 0, nil, []bool{true}},
 		{"settled by another process", func(before int, _ HoldRequest) error {
-			return []error{onlyHeld, onlyHeld, nil}[before]
+			return []error{held, held, nil}[before]
 		}, 0, nil, []bool{true, true, true}},
 		{"less, after a second", func(_ int, r HoldRequest) error {
 			if r.Patient {
@@ -76,19 +76,19 @@ func TestPatience(t *testing.T) {
 			}
 			return nil
 		}, 0, nil, []bool{true, true, true, true, false}},
-		{"held all the time", func(int, HoldRequest) error { return onlyHeld }, 0, HeldError{10, 5, 5},
+		{"held all the time", func(int, HoldRequest) error { return held }, 0, HeldError{10, 5, 5},
 			[]bool{true, true, true, true, false}},
 		{"spent meanwhile", func(before int, _ HoldRequest) error {
-			return []error{onlyHeld, InsufficientError{Left: 4, Held: 5}}[before]
+			return []error{held, InsufficientError{Left: 4, Held: 5}}[before]
 		}, 0, InsufficientError{Left: 4, Held: 5}, []bool{true, true}},
 		{"spent", func(int, HoldRequest) error { return InsufficientError{Left: 9} }, 0, InsufficientError{Left: 9}, []bool{true}},
 		{"all is held", func(int, HoldRequest) error { return InsufficientError{Left: 0, Held: 9} }, 0,
 			InsufficientError{Left: 0, Held: 9}, []bool{true}},
 		{"limited meanwhile", func(before int, _ HoldRequest) error {
-			return []error{onlyHeld, errors.ErrUnsupported}[before]
+			return []error{held, errors.ErrUnsupported}[before]
 		}, 0, errors.ErrUnsupported, []bool{true, true}},
-		{"others wait", func(int, HoldRequest) error { return onlyHeld }, maxPatient, HeldError{10, 5, 5}, []bool{true, false}},
-		{"almost as many wait", func(before int, _ HoldRequest) error { return []error{onlyHeld, nil}[before] }, maxPatient - 1,
+		{"others wait", func(int, HoldRequest) error { return held }, maxPatient, HeldError{10, 5, 5}, []bool{true, false}},
+		{"almost as many wait", func(before int, _ HoldRequest) error { return []error{held, nil}[before] }, maxPatient - 1,
 			nil, []bool{true, true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestPatienceEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			x, hangUp := newWaiting(t, &grantingAccount{grant: func(int, HoldRequest) error { return onlyHeld }})
+			x, hangUp := newWaiting(t, &grantingAccount{grant: func(int, HoldRequest) error { return held }})
 			done := make(chan error, 1)
 			go func() { done <- x.acquire(needed) }()
 			waittest.Eventually(t, 10*time.Second, func() error {
@@ -146,7 +146,7 @@ func TestPatienceEnds(t *testing.T) {
 		})
 	}
 	t.Run("no place", func(t *testing.T) {
-		x, _ := newWaiting(t, &grantingAccount{grant: func(int, HoldRequest) error { return onlyHeld }})
+		x, _ := newWaiting(t, &grantingAccount{grant: func(int, HoldRequest) error { return held }})
 		fill(t, x.gateway.waiting.Claim("acme", "user"), 4) // of 10
 		if err := x.acquire(needed); err != errTooMany {
 			t.Errorf("got %v, want %v", err, errTooMany)
