@@ -100,11 +100,11 @@ func (x *exchange) setUsage() {
 	case !seen.costs && !(gone && x.sent):
 	case seen.usageUnknown:
 		o.cost, o.estimated = x.hold.Tokens, true
-	case (seen.broken || report.Failed) && !gone && report.ContentEvents == 0:
+	case report.IsFailure(), seen.broken && !gone && report.ContentEvents == 0:
 	default:
 		var exact bool
 		price, _ := x.priceAt(x.endpoint)
-		o.Usage, _, exact = report.Used(x.call.Request.EstimatedInput(x.endpoint.holding()))
+		o.Usage, _, exact = report.Used(x.call.Request.N, x.call.Request.EstimatedInput(x.endpoint.holding()))
 		if o.cost = price.cost(o.Input, o.Output); !exact {
 			o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
 		}

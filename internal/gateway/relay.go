@@ -174,7 +174,7 @@ func (l *relay) loseClient() {
 		l.cancel(errClientGone)
 	case !l.request.Stream && !l.streaming:
 		l.awaitDrain()
-	case report.Done || report.InputSeen && report.OutputSeen:
+	case report.Done || report.IsFinal(l.request.N):
 		l.cancel(errClientGone)
 	case report.HasFinished(l.request.N): // its usage is about to come
 		time.AfterFunc(usageGrace, func() { l.cancel(errClientGone) })

@@ -35,9 +35,15 @@ var anthropicMessages = format{
 		"context_management.edits[]":      {read: (*Request).endContextEdit},
 		"context_management.edits[].type": {read: (*Request).readContextEdit},
 	}),
-	report: newJSONShape(messageMembers, messageMembers.under("message"), jsonTable[Report]{
-		"":        {read: (*Report).readObject},
-		"message": {read: (*Report).readMessage},
+	report: newJSONShape(reportMembers, jsonTable[Report]{
+		"type":                {read: (*Report).readType},
+		"stop_reason":         {read: (*Report).readStopReason},
+		"content.stop_reason": {read: (*Report).readStopReason}, // of delta
+		"usage":               {enter: (*Report).beginUsage, read: (*Report).updateUsage},
+		"message.content":     {same: "content"},
+		"message.model":       {read: (*Report).readModel},
+		"message.stop_reason": {read: (*Report).readStopReason},
+		"message.usage":       {same: "usage"},
 	}),
 
 	errorBody: anthropicErrorBody,
@@ -85,26 +91,6 @@ func anthropicErrorBody(status int, e errorText) []byte {
 	const format = `{"type":"error","error":{"type":"%s","message":%s%s}}`
 	return fmt.Appendf(nil, format, kind, jsonString(e.message), details)
 }
-
-// messageMembers are the members of a response, of an event, and of the message in the first event.
-var messageMembers = joined(reportMembers, jsonTable[Report]{
-	"type":              {read: (*Report).readType},
-	"stop_reason":       {read: (*Report).readStopReason},
-	"delta.stop_reason": {read: (*Report).readStopReason},
-
-	"usage.input_tokens":                {read: (*Report).readInput},
-	"usage.output_tokens":               {read: (*Report).readOutput},
-	"usage.cache_creation_input_tokens": {read: (*Report).readCacheWrite},
-	"usage.cache_read_input_tokens":     {read: (*Report).readCacheRead},
-
-	"usage.iterations":                               {read: (*Report).endIterations},
-	"usage.iterations[]":                             {read: (*Report).endIteration},
-	"usage.iterations[].type":                        {read: (*Report).readIterationType},
-	"usage.iterations[].input_tokens":                {read: (*Report).readIterationInput},
-	"usage.iterations[].cache_creation_input_tokens": {read: (*Report).readIterationInput},
-	"usage.iterations[].cache_read_input_tokens":     {read: (*Report).readIterationInput},
-	"usage.iterations[].output_tokens":               {read: (*Report).readIterationOutput},
-})
 
 // readCompaction reads the end of the member that asks for a summary of the conversation.
 func (r *Request) readCompaction(v jsonValue) {
@@ -172,42 +158,11 @@ func (r *Request) readUserID(v jsonValue) {
 	r.at[member] = v.span()
 }
 
-func (r *Report) readCacheWrite(v jsonValue) { readCount(&r.usage.cacheWrite, v) }
-
-func (r *Report) readCacheRead(v jsonValue) { readCount(&r.usage.cacheRead, v) }
-
-// readMessage reads the message in the first event, whose output tokens are only those of its beginning.
-func (r *Report) readMessage(jsonValue) { r.OutputSeen = false }
-
 func (r *Report) readStopReason(v jsonValue) { r.readStop(v.text, 0) }
 
 func (r *Report) readType(v jsonValue) {
 	r.Done = string(v.text) == `"message_stop"` || r.Done
-	r.Failed = string(v.text) == `"error"` || r.Failed
-}
-
-func (r *Report) readIterationType(v jsonValue) {
-	r.object.isCompaction = string(v.text) == `"compaction"`
-}
-
-func (r *Report) readIterationInput(v jsonValue) {
-	var count int64
-	readCount(&count, v)
-	r.object.iteration.input = min(r.object.iteration.input+count, MaxTokens)
-}
-
-func (r *Report) readIterationOutput(v jsonValue) { readCount(&r.object.iteration.output, v) }
-
-// endIteration adds up the iterations of type compaction: they are billed, but the other counts leave them out.
-func (r *Report) endIteration(jsonValue) {
-	o := &r.object
-	if o.isCompaction {
-		o.compaction.input = min(o.compaction.input+o.iteration.input, MaxTokens)
-		o.compaction.output = min(o.compaction.output+o.iteration.output, MaxTokens)
+	if string(v.text) == `"error"` {
+		r.fail()
 	}
-	o.iteration, o.isCompaction = tokenPair{}, false
-}
-
-func (r *Report) endIterations(jsonValue) {
-	r.usage.compaction, r.object.compaction = r.object.compaction, tokenPair{}
 }

@@ -106,7 +106,7 @@ func TestMessageResponses(t *testing.T) {
 		{"thinking and tools", 1,
 			fmt.Sprintf(message, `{"type":"thinking","thinking":"abcd","signature":"EqQBCgIYAhIM"},`+
 				`{"type":"tool_use","id":"toolu_01","name":"get_weather","input":{"city":"Bern"}}`, "tool_use", `null`),
-			`1000+6 tokens, 1 events, 17 bytes normal estimated finished`},
+			`1000+14 tokens, 1 events, 40 bytes normal estimated finished`},
 		{"refusal", 1, fmt.Sprintf(message, ``, "refusal", `{"input_tokens":5,"output_tokens":1}`),
 			`5+1 tokens, 0 events, 0 bytes abnormal finished complete refused`},
 		{"error", 1, `{"type":"error","error":{"type":"api_error","message":"x"}}`,
@@ -174,7 +174,7 @@ func messageStreams() []streamTest {
 			`2125+1 tokens, 0 events, 0 bytes estimated`},
 		{"message, cut after usage", AnthropicMessages, 1, message[:7], 0,
 			`2125+15 tokens, 2 events, 11 bytes normal finished complete`},
-		{"thinking and tools", AnthropicMessages, 1, thinking, 0, `2125+6 tokens, 2 events, 16 bytes estimated`},
+		{"thinking and tools", AnthropicMessages, 1, thinking, 0, `2125+10 tokens, 4 events, 29 bytes estimated`},
 		{"message with an error", AnthropicMessages, 1, failed, 0,
 			`2125+4 tokens, 1 events, 10 bytes estimated failed`},
 	}

@@ -44,7 +44,7 @@ func ExampleStream() {
 	if rest := stream.Finish(); stream.Report.Done || stream.Report.HasFinished(1) {
 		os.Stdout.Write(rest)
 	}
-	used, _, exact := stream.Report.Used(0)
+	used, _, exact := stream.Report.Used(1, 0)
 	fmt.Println(used.Input, "input tokens,", used.Output, "output tokens, exact:", exact)
 	// Output:
 	// data: {"choices": [{"index": 0, "delta": {"content": "Hello!"}, "finish_reason": null}]}

@@ -24,14 +24,13 @@ var openAIChat = format{
 	},
 	request: newJSONShape(requestMembers),
 	report: newJSONShape(reportMembers, jsonTable[Report]{
-		"":                        {read: (*Report).readObject},
-		"usage":                   {read: (*Report).readUsage},
-		"usage.prompt_tokens":     {read: (*Report).readInput},
-		"usage.completion_tokens": {read: (*Report).readOutput},
 		"choices":                 {read: (*Report).readChoices},
-		"choices[]":               {read: (*Report).endChoice},
+		"choices[]":               {enter: (*Report).beginChoice, read: (*Report).endChoice},
 		"choices[].index":         {read: (*Report).readIndex},
 		"choices[].finish_reason": {read: (*Report).readFinishReason},
+		"choices[].error":         {read: (*Report).readError},
+		"object":                  {read: (*Report).readObjectType},
+		"x_groq.error":            {read: (*Report).readError},
 	}),
 
 	errorBody: openAIErrorBody,
@@ -43,18 +42,29 @@ var openAIChat = format{
 	modelList:      openAIModelList,
 }
 
-func (r *Report) readUsage(v jsonValue) { r.object.hasUsage = v.text[0] == '{' }
+// readObjectType reads the type of an object, which is an error in vLLM's streams and Mistral's responses.
+func (r *Report) readObjectType(v jsonValue) {
+	if string(v.text) == `"error"` {
+		r.fail()
+	}
+}
 
-func (r *Report) readIndex(v jsonValue) { readCount(&r.object.choice, v) }
+func (r *Report) beginChoice() { r.object.choice, r.object.reason = 0, nil }
+
+func (r *Report) readIndex(v jsonValue) {
+	if index, ok := readCount(v.text); ok {
+		r.object.choice = index
+	}
+}
 
 func (r *Report) readFinishReason(v jsonValue) { r.object.reason = v.text }
 
 func (r *Report) endChoice(jsonValue) {
-	o := &r.object
-	r.readStop(o.reason, o.choice)
-	o.hasChoices, o.reason, o.choice = true, nil, 0
+	r.readStop(r.object.reason, r.object.choice)
+	r.object.hasChoices = true
 }
 
 func (r *Report) readChoices(v jsonValue) {
 	r.object.hasEmptyChoices = v.text[0] == '[' && !r.object.hasChoices
+	r.hasChoices = r.object.hasChoices || r.hasChoices
 }

@@ -61,7 +61,7 @@ func TestChatResponses(t *testing.T) {
 			`0+0 tokens, 1 events, 6 bytes normal finished complete`},
 		{"half a usage", 1, response(hello, `"usage":{"prompt_tokens":7,"completion_tokens":null},`),
 			`7+2 tokens, 1 events, 6 bytes normal estimated finished`},
-		{"odd usage", 1, response(hello, `"usage":{"prompt_tokens":-1,"completion_tokens":"5"},`),
+		{"odd usage", 1, response(hello, `"usage":{"prompt_tokens":-1,"completion_tokens":"-5"},`),
 			`1000+2 tokens, 1 events, 6 bytes normal estimated finished`},
 		{"other members of usage", 1, response(choice(0, `"content":"Hi"`, "stop"), `"usage":{"prompt_tokens":7,`+
 			`"input_tokens":0,"completion_tokens":2,"output_tokens":0,"cache_read_input_tokens":5},`),
@@ -71,7 +71,7 @@ func TestChatResponses(t *testing.T) {
 			`19+10 tokens, 1 events, 8 bytes limit finished complete`},
 		{"tools", 1, response(choice(0, `"content":null,"tool_calls":[{"id":"call_abc","type":"function",`+
 			`"function":{"name":"get_weather","arguments":"{\"city\":1}"}},{"type":"custom","custom":{"input":"abc"}}]`,
-			"tool_calls"), chatUsage), `19+10 tokens, 1 events, 13 bytes normal finished complete`},
+			"tool_calls"), chatUsage), `19+10 tokens, 1 events, 24 bytes normal finished complete`},
 		{"refusal", 1, response(choice(0, `"content":null,"refusal":"I cannot."`, "stop"), chatUsage),
 			`19+10 tokens, 1 events, 9 bytes normal finished complete refused`},
 		{"filter", 1, response(choice(0, `"content":""`, "content_filter"), chatUsage),
@@ -129,6 +129,13 @@ func chatStreams() []streamTest {
 	usageBesideContent := chatEvent(`[{"index":0,"delta":{},"finish_reason":"stop"}]`, chatUsage)
 	failed := "data: {\"error\":{\"message\":\"x\",\"type\":\"server_error\",\"code\":null}}\n\n"
 	otherFields := []string{"id: 1\nretry: 5\ndata\ndata:\nevent:x\ndata:  " + chat[3][len("data: "):], "\n", "\n"}
+	marked := []string{"\ufeff" + chat[6], chat[3], chat[5]}
+	split := []string{
+		chat[3],
+		"data: {\"choices\":[{\"delta\":\ndata: {\"content\":\"ab\"},\nevent: x\ndata:\"finish_reason\":\"stop\"}]}\n\n",
+		"data: {\"choices\":[],\ndata:\ndata: \"usage\":" + chatUsage + "}\n\n",
+		"data: {\"choices\":[],\ndata: \"usage\":" + chatUsage + "}\ndata: [DONE]\n\n",
+	}
 	on := func(events []string, more ...string) []string { return append(slices.Clone(events), more...) }
 	return []streamTest{
 		{"chat", OpenAIChat, 1, chat, 7, `1117+46 tokens, 2 events, 14 bytes normal done finished complete`},
@@ -142,17 +149,22 @@ func chatStreams() []streamTest {
 			`1000+5 tokens, 2 events, 14 bytes normal estimated done finished`},
 		{"usage beside content", OpenAIChat, 1, on(chat[:5], usageBesideContent, chatDone), 0,
 			`1117+46 tokens, 2 events, 14 bytes normal done finished complete`},
-		{"usage in all chunks", OpenAIChat, 1, usageInEach, 0, `9+2 tokens, 2 events, 2 bytes`},
+		{"usage in all chunks", OpenAIChat, 1, usageInEach, 0, `9+2 tokens, 2 events, 2 bytes estimated`},
 		{"tools and two choices", OpenAIChat, 2, tools, 5,
-			`1117+46 tokens, 2 events, 14 bytes limit done finished complete`},
-		{"one of two choices", OpenAIChat, 2, tools[:3], 0, `1000+5 tokens, 2 events, 14 bytes limit estimated`},
+			`1117+46 tokens, 3 events, 25 bytes limit done finished complete`},
+		{"one of two choices", OpenAIChat, 2, tools[:3], 0, `1000+9 tokens, 3 events, 25 bytes limit estimated`},
 		{"error", OpenAIChat, 1, on(chat[:4], failed), 0, `1000+4 tokens, 1 events, 10 bytes estimated failed`},
 		{"not JSON", OpenAIChat, 1, on(chat[:4], "data: upstream died\n\n"), 0,
 			`1000+8 tokens, 2 events, 23 bytes estimated unread`},
 		{"no blank line after the usage", OpenAIChat, 1, []string{chat[3], strings.TrimSuffix(chat[6], "\n"), chatDone}, 0,
 			`1117+46 tokens, 1 events, 10 bytes done complete`},
 		{"two lines of data", OpenAIChat, 1, []string{strings.TrimSuffix(chat[3], "\n"), chat[6]}, 0,
-			`1117+46 tokens, 1 events, 10 bytes`},
+			`1117+46 tokens, 1 events, 10 bytes estimated`},
+		{"byte order mark", OpenAIChat, 1, marked, 1, `1117+46 tokens, 1 events, 10 bytes normal estimated finished`},
+		{"one object in several lines", OpenAIChat, 1, split, 3,
+			`1117+46 tokens, 2 events, 12 bytes normal done finished complete`},
+		{"several lines, not an object", OpenAIChat, 1, []string{"data: ab\ndata: cd\n\n"}, 0,
+			`1000+2 tokens, 2 events, 4 bytes estimated unread`},
 		{"other fields", OpenAIChat, 1, otherFields, 0, `1000+4 tokens, 1 events, 10 bytes estimated`},
 	}
 }

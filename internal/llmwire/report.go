@@ -4,80 +4,123 @@ import (
 	"encoding/json"
 	"errors"
 	"math/bits"
-	"strconv"
 
 	"tollgate/internal/strict"
 )
 
 // A Report gathers what a provider reports of a response, from one JSON object or from the data of a stream's events.
-// Only its Format has to be set.
+// Only its Format has to be set. A copy of it can be read, but nothing can be added to it.
 type Report struct {
 	Format Format // of the response
 
-	InputSeen, OutputSeen bool  // the input tokens, or the output tokens, were reported
-	ContentEvents         int64 // objects with text, thinking or arguments of tools
-	Done                  bool  // the end marker was seen: [DONE] or message_stop
-	Failed                bool  // an error was seen
-	Unread                bool  // a part could not be read, so that what it says is not known
+	Objects       int64 // that have come, or parts of them that cannot be read; the end marker is one
+	ContentEvents int64 // objects with content: text, thinking, calls of tools, media or what is not known
+	Done          bool  // the end marker was seen: [DONE] or message_stop
+	Failed        bool  // an error was seen
+	Unread        bool  // a part could not be read, so that what it says is not known
 
-	usage        tokenUsage
-	contentBytes int64  // in ContentEvents
+	Hidden bool   // thinking, media or what is not known was seen: the content may not show all that is billed
+	Model  string // that is named last, of at most 256 bytes; "" if none is
+
+	usage        rawUsage
+	extra        extraUsage
+	seesInput    bool   // it was reported with or after the last content, reason for an end, or error
+	seesOutput   bool   // this, too
+	isStream     bool   // not one object
+	hasChoices   bool   // at least one
+	contentBytes int64  // of ContentEvents
 	finished     uint16 // a bit for each choice that has ended
 	worst        ending // of these choices
 	refused      bool   // the model, or a filter, declined
 
-	walker jsonWalker[Report]
-	object reportObject
+	walker     jsonWalker[Report]
+	object     reportObject
+	reading    [2]rawUsage // that are being read: a usage, and an iteration in it
+	iterations extraUsage  // in that usage
+	name       []byte      // what the last name of a model with escapes spells
+	parts      *partReader // nil if no object was read in parts
 }
-
-// tokenUsage has the last count seen of each kind, at most MaxTokens. Only Anthropic counts input to and from a cache
-// apart from other input, and leaves compaction out of the other counts.
-type tokenUsage struct {
-	input, cacheWrite, cacheRead, output int64
-	compaction                           tokenPair
-}
-
-type tokenPair struct{ input, output int64 }
 
 // reportObject is what is known of the JSON object that is being read.
 type reportObject struct {
 	isObject                    bool
-	hasUsage                    bool
+	hasUsage                    bool // maybe without counts
+	seesInput, seesOutput       bool // in its usage
 	hasChoices, hasEmptyChoices bool
+	hasEnded                    bool // it has an error, or a reason for which a choice has ended
 
 	choice int64  // index of the choice that is being read
 	reason []byte // why that has ended
 
-	iteration    tokenPair // of the usage that is being read
-	isCompaction bool      // the type of that iteration
-	compaction   tokenPair // of the iterations before it
+	level     int    // 1 in an iteration, otherwise 0
+	iteration []byte // type of the iteration that is being read
+	model     []byte // of it
 }
 
-// Used returns what to charge for. What was not reported is estimated, and exact is false then: the input at
-// estimatedInput, the output at a token for each 3 bytes of content, but at least one for each event with content. An
-// estimate can be more than was held for the request.
-// Others is what other models than the response's own have used beside that.
-func (r *Report) Used(estimatedInput int64) (used Usage, others []ModelUsage, exact bool) {
-	input, output, exact := r.counts(estimatedInput)
-	return Usage{Input: input, Output: output}, nil, exact
+// Used returns what to charge for a response with n choices. What was not reported is estimated, and exact is false
+// then: the input at estimatedInput, the output at a token for each 3 bytes of content, but at least one for each event
+// with content. An estimate can be more than was held for the request.
+//
+// What a stream reports before it ends can be a placeholder: the output then is at least the estimate, and so is an
+// input of 0.
+//
+// Others is what other models have used beside the response's own.
+func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage, exact bool) {
+	used = r.usage.usage(estimatedInput)
+	input, output := r.knows(n)
+	if !input {
+		used.Input = max(used.Input, estimatedInput)
+	}
+	if !output {
+		used.Output = max(used.Output, r.ContentEvents, (r.contentBytes+2)/3)
+	}
+	used.Input, used.Output = min(used.Input, MaxTokens), min(used.Output, MaxTokens)
+	used.Add(&r.extra.own)
+	return used, r.extra.others, input && output
 }
 
-func (r *Report) counts(estimatedInput int64) (input, output int64, exact bool) {
-	input = r.usage.input + r.usage.cacheWrite + r.usage.cacheRead + r.usage.compaction.input
-	output = r.usage.output + r.usage.compaction.output
-	if !r.InputSeen {
-		input = max(input, estimatedInput)
-	}
-	if !r.OutputSeen {
-		output = max(output, r.ContentEvents, (r.contentBytes+2)/3)
-	}
-	return min(input, MaxTokens), min(output, MaxTokens), r.InputSeen && r.OutputSeen
+// IsFinal reports whether all that a response with n choices has used is known.
+func (r *Report) IsFinal(n int64) bool {
+	input, output := r.knows(n)
+	return input && output
 }
+
+// knows reports whether the counts of input and of output that were seen are those of the whole response. Counts of a
+// stream are if they came with its end or after it. For the input, others will do, unless they are 0.
+func (r *Report) knows(n int64) (input, output bool) {
+	hasEnded := !r.isStream || r.Done || r.Failed || r.HasFinished(n)
+	input, output = r.usage.sees()
+	used := r.usage.usage(0)
+	return input && (used.Input > 0 || hasEnded && r.seesInput), output && hasEnded && r.seesOutput
+}
+
+// HasUsage reports whether tokens were reported, more than 0.
+func (r *Report) HasUsage() bool {
+	used := r.usage.usage(0)
+	return used.total() > 0 || r.extra.total() > 0
+}
+
+// IsFailure reports whether the response, as far as it was read, is an error, or nothing at all, and costs nothing: the
+// provider reports no usage with it. A stream that fails after it has begun to generate is no such response.
+func (r *Report) IsFailure() bool {
+	isEmpty := r.Objects > 0 && r.ContentEvents == 0 && !r.hasChoices && !r.HasUsage()
+	if !r.isStream {
+		return !r.Unread && (isEmpty || r.Failed && !r.HasUsage())
+	}
+	reported := r.HasUsage() && (r.seesInput || r.seesOutput)
+	return r.Failed && r.ContentEvents == 0 && !reported || r.Done && isEmpty
+}
+
+// ContentBytes returns how many bytes of content were seen.
+func (r *Report) ContentBytes() int64 { return r.contentBytes }
 
 // AddUnread counts bytes of a response that were not read as content.
 func (r *Report) AddUnread(bytes int64) {
+	r.Objects++
 	r.ContentEvents++
 	r.contentBytes += bytes
+	r.Hidden, r.Unread = true, true
+	r.seesInput, r.seesOutput = false, false
 }
 
 // HasFinished reports whether all n choices have ended, so that only usage can follow. n is at most 16.
@@ -86,7 +129,7 @@ func (r *Report) HasFinished(n int64) bool { return int64(bits.OnesCount16(r.fin
 // IsReusable reports whether the response, with n choices, may be served to others: it is complete, with usage and
 // without an error, and all choices have ended normally or, if the client has set the limit itself, at the limit.
 func (r *Report) IsReusable(n int64, ownLimit bool) bool {
-	if r.Failed || r.refused || r.Unread || !r.InputSeen || !r.OutputSeen || !r.HasFinished(n) {
+	if r.Failed || r.refused || r.Unread || !r.IsFinal(n) || !r.HasFinished(n) {
 		return false
 	}
 	return r.worst == endedNormally || ownLimit && r.worst == endedAtLimit
@@ -115,86 +158,60 @@ func (r *Report) Read(data []byte) (isUsageChunk bool, err error) {
 		r.Unread = true
 		return false, err
 	}
+	r.Objects++
+	o := &r.object
 	if r.contentBytes > contentBytes {
 		r.ContentEvents++
 	}
-	return r.object.hasUsage && r.object.hasEmptyChoices, nil
+	if r.contentBytes > contentBytes || o.hasEnded {
+		r.seesInput, r.seesOutput = false, false
+	}
+	r.seesInput, r.seesOutput = o.seesInput || r.seesInput, o.seesOutput || r.seesOutput
+	return o.hasUsage && o.hasEmptyChoices, nil
 }
 
-// reportMembers are the members that are read in all formats of text: an error, and the content, wherever one of these
-// formats has it, so that a provider that mixes formats is not free.
-var reportMembers = joined(jsonTable[Report]{"error": {read: (*Report).readError}},
-	choiceContent.under("choices[].message"), choiceContent.under("choices[].delta"),
-	blockContent.under("content[]"), blockContent.under("content_block"), blockContent.under("delta"))
-
-// choiceContent is the content in a choice's message or delta.
-var choiceContent = jsonTable[Report]{
-	"content":                         {read: (*Report).readContent},
-	"content[].text":                  {read: (*Report).readContent},
-	"refusal":                         {read: (*Report).readRefusal},
-	"reasoning":                       {read: (*Report).readContent},
-	"reasoning_content":               {read: (*Report).readContent},
-	"audio.transcript":                {read: (*Report).readContent},
-	"tool_calls[].function.arguments": {read: (*Report).readContent},
-	"tool_calls[].custom.input":       {read: (*Report).readContent},
-	"function_call.arguments":         {read: (*Report).readContent},
-}
-
-// blockContent is the content in one of Anthropic's blocks.
-var blockContent = jsonTable[Report]{
-	"text":         {read: (*Report).readContent},
-	"thinking":     {read: (*Report).readContent},
-	"partial_json": {read: (*Report).readContent},
-	"input":        {read: (*Report).readContent},
-}
+// reportMembers are the members that are read in all formats: an error, the model, the usage and the content, wherever
+// one of these formats has it, so that a provider that mixes formats is not free.
+var reportMembers = joined(usageTable, contentTable, jsonTable[Report]{
+	"":      {read: (*Report).readObject},
+	"error": {read: (*Report).readError},
+	"model": {read: (*Report).readModel},
+})
 
 func (r *Report) readObject(v jsonValue) { r.object.isObject = v.text[0] == '{' }
 
-func (r *Report) readError(v jsonValue) { r.Failed = !v.isNull() || r.Failed }
-
-func (r *Report) readInput(v jsonValue) {
-	r.InputSeen = readCount(&r.usage.input, v) || r.InputSeen
-}
-
-func (r *Report) readOutput(v jsonValue) {
-	r.OutputSeen = readCount(&r.usage.output, v) || r.OutputSeen
-}
-
-// readCount reads a whole number ≥ 0 into n, lowered to MaxTokens, and reports whether the value is one. Otherwise n
-// stays as it is.
-func readCount(n *int64, v jsonValue) bool {
-	count, err := strconv.ParseInt(string(v.text), 10, 64)
-	if err != nil || count < 0 {
-		return false
+// readError reads an error. Some providers have an empty one if there was none.
+func (r *Report) readError(v jsonValue) {
+	switch string(v.text) {
+	case `null`, `""`, `false`:
+	default:
+		r.fail()
 	}
-	*n = min(count, MaxTokens)
-	return true
 }
 
-func (r *Report) readContent(v jsonValue) { r.addContent(v) }
+// fail notes an error.
+func (r *Report) fail() {
+	r.Failed, r.object.hasEnded = true, true
+}
 
-func (r *Report) readRefusal(v jsonValue) { r.refused = r.addContent(v) > 0 || r.refused }
+func (r *Report) readModel(v jsonValue) { r.setModel(v.text) }
 
-// addContent counts the bytes of content and returns how many there are: in a string those that it spells, in an
-// object, such as a tool's arguments, those between its braces.
-func (r *Report) addContent(v jsonValue) int {
-	size := len(v.text) - len("{}")
-	switch {
-	case v.text[0] == '"':
-		for i := 0; i < len(v.text); i++ {
-			if v.text[i] == '\\' && v.text[i+1] == 'u' {
-				size -= 4 // taken for two bytes in UTF-8
-				i++
-			} else if v.text[i] == '\\' {
-				size--
-				i++
-			}
-		}
-	case v.text[0] != '{':
-		return 0
+// setModel notes the model that a JSON value names.
+func (r *Report) setModel(value []byte) {
+	if name := r.modelName(value); len(name) > 0 && string(name) != r.Model {
+		r.Model = string(name)
 	}
-	r.contentBytes += int64(size)
-	return size
+}
+
+// modelName returns the model that a JSON value names, until the next call, and nothing if it names none or one that
+// takes more than 256 bytes.
+func (r *Report) modelName(value []byte) []byte {
+	const maxModel = 256
+	if len(value) < len(`""`) || len(value) > maxModel+len(`""`) || value[0] != '"' {
+		return nil
+	}
+	r.name, _ = strict.AppendUnquoted(r.name[:0], value)
+	return r.name
 }
 
 // An ending is how a choice has ended, the worse the larger.
@@ -231,4 +248,6 @@ func (r *Report) readStop(value []byte, choice int64) {
 	r.finished |= 1 << min(choice, maxChoices-1)
 	r.worst = max(r.worst, end)
 	r.refused = string(reason) == "content_filter" || string(reason) == "refusal" || r.refused
+	r.Failed = string(reason) == "error" || r.Failed
+	r.object.hasEnded = true
 }

@@ -8,8 +8,8 @@ import (
 
 // summary is what the tests compare of a report on a response with n choices.
 func (r *Report) summary(n int64) string {
-	input, output, exact := r.counts(1000)
-	s := fmt.Sprintf("%d+%d tokens, %d events, %d bytes", input, output, r.ContentEvents, r.contentBytes)
+	used, _, exact := r.Used(n, 1000)
+	s := fmt.Sprintf("%d+%d tokens, %d events, %d bytes", used.Input, used.Output, r.ContentEvents, r.contentBytes)
 	for _, flag := range []struct {
 		name string
 		on   bool
@@ -27,7 +27,7 @@ func (r *Report) summary(n int64) string {
 
 // isComplete reports whether the response with n choices has ended and its usage is known.
 func (r *Report) isComplete(n int64) bool {
-	return r.InputSeen && r.OutputSeen && (r.Done || r.HasFinished(n))
+	return r.IsFinal(n) && (r.Done || r.HasFinished(n))
 }
 
 // A responseTest is a response that is not streamed, with n choices, and the summary of its report.

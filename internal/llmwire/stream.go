@@ -2,19 +2,24 @@ package llmwire
 
 import (
 	"bytes"
+	"iter"
 
 	"tollgate/internal/fairpool"
 )
 
 const (
-	maxEventBytes = 1 << 20  // a longer line or event is relayed unread
+	maxEventBytes = 1 << 20  // a longer event is relayed before it has ended
 	eventBuffer   = 2 << 10  // enough for a stream without long events
 	freeBuffer    = 64 << 10 // for which no memory is taken of what others share
+	dataPrefix    = "data:"
+	doneData      = "[DONE]"
+	byteOrderMark = "\ufeff" // that may be before the first line
 )
 
-// A Stream reads a provider's stream of server-sent events while it is relayed. It returns the provider's own bytes,
-// event by event. An event of more than 1 MiB, or one without memory for it, is returned as it comes; a line of it that
-// is returned in pieces is not read, and counts as content.
+// A Stream reads a provider's stream of server-sent events while it is relayed (section 9.2 of the HTML standard of the
+// WHATWG). It returns the provider's own bytes, event by event. An event of more than 1 MiB, or one without memory for
+// it, is returned as it comes. Its data counts as content, and is read by Report.ReadPart. An event with an error is in
+// what is returned when Report.Failed becomes true.
 //
 // Only Report.Format has to be set. A Stream is used by one goroutine at a time:
 //
@@ -42,10 +47,15 @@ type Stream struct {
 	lf      int  // no LF is in buf[scanned:lf]
 	afterCR bool // buf[line] may be the second half of the last line's CR LF
 	dropped bool // that line ended an event that was dropped
-	hasData bool // the current event has data
-	isUsage bool // which is the extra event and nothing else
-	inEvent bool // the start of the current event was returned before its end came, because it is too long
-	inLine  bool // the start of the current line was, too
+	hasLine bool // a line has begun
+
+	lines    int  // of data in the current event
+	from, to int  // where the first of these is in the event
+	hasDone  bool // the current event has the end marker
+	isError  bool // the name of the current event is error
+	inEvent  bool // the start of the current event was returned before its end came
+	inLine   bool // the start of the current line was, too
+	inData   bool // that line has data
 }
 
 // Room returns a buffer of at least 512 bytes for the next bytes of the stream. What Received returned before is no
@@ -72,16 +82,37 @@ func (s *Stream) Room() []byte {
 // Received reads the first n bytes of the last Room, and returns what can be relayed now, usually the events that have
 // become complete.
 func (s *Stream) Received(n int) []byte {
+	s.Report.isStream = true
 	s.buf = s.buf[:len(s.buf)+n]
 	for s.readLine() {
 	}
 	if s.inLine || len(s.buf)-s.event > maxEventBytes || !s.hasMemory() {
-		s.inEvent, s.inLine = true, s.inLine || s.line < len(s.buf)
-		s.countUnread(s.buf[s.line:])
-		s.keep(len(s.buf))
-		s.line, s.scanned = len(s.buf), len(s.buf)
+		s.receivedPart()
 	}
 	return s.buf[:s.kept]
+}
+
+// receivedPart returns what has come of an event that is too long, but for the start of a line of which it is not known
+// yet whether it has data.
+func (s *Stream) receivedPart() {
+	if !s.inEvent {
+		s.inEvent = true
+		s.readParts(s.buf[s.event:s.line])
+	}
+	part := s.buf[s.line:]
+	if !s.inLine {
+		if len(part) < len(byteOrderMark+dataPrefix) {
+			s.keep(s.line)
+			return
+		}
+		part, s.inData = s.dataOf(part)
+		s.inLine = true
+	}
+	if s.inData {
+		s.Report.ReadPart(part)
+	}
+	s.keep(len(s.buf))
+	s.line, s.scanned = len(s.buf), len(s.buf)
 }
 
 // hasMemory reports whether Room can give more room, for which it takes memory.
@@ -103,7 +134,7 @@ func (s *Stream) Finish() []byte {
 	if s.line < len(s.buf) {
 		s.endLine(s.buf[s.line:], len(s.buf))
 	}
-	if s.isUsage && s.DropUsage && !s.inEvent {
+	if isUsage := s.endEvent(); isUsage && s.DropUsage {
 		return nil
 	}
 	return s.buf[s.event:]
@@ -173,46 +204,134 @@ func (s *Stream) endLine(line []byte, next int) {
 	s.dropped = false
 	switch {
 	case s.inLine:
-		s.countUnread(line)
-		s.inLine = false
+		if s.inLine = false; s.inData {
+			s.Report.ReadPart(line)
+		}
 	case len(line) > 0:
 		s.readField(line)
 	default: // a blank line ends an event
-		if s.dropped = s.isUsage && s.DropUsage && !s.inEvent; s.dropped {
+		isUsage := s.endEvent()
+		s.inEvent = false
+		if s.dropped = isUsage && s.DropUsage; s.dropped {
 			s.event = next
 		} else {
 			s.keep(next)
 		}
-		s.hasData, s.isUsage, s.inEvent = false, false, false
 	}
-	s.line, s.scanned = next, next
+	s.line, s.scanned, s.hasLine = next, next, true
 }
 
-// readField reads a line of an event. Only data matters: it has the name of the event, too, if there is one.
+// dataOf returns the data of a line, and false if the line has none.
+func (s *Stream) dataOf(line []byte) (data []byte, ok bool) {
+	if !s.hasLine {
+		line = bytes.TrimPrefix(line, []byte(byteOrderMark))
+	}
+	return bytes.CutPrefix(line, []byte(dataPrefix))
+}
+
+// readField reads a line of an event. The data has the name of the event, too, but for errors of some providers.
 func (s *Stream) readField(line []byte) {
-	data, isData := bytes.CutPrefix(line, []byte("data:"))
-	data = bytes.TrimSpace(data)
-	if !isData || len(data) == 0 {
+	data, isData := s.dataOf(line)
+	if !isData {
+		s.isError = s.isError || isErrorName(line)
 		return
 	}
-	isFirst := !s.hasData
-	s.hasData, s.isUsage = true, false
-	if string(data) == "[DONE]" {
-		s.Report.Done = true
-		return
+	for len(data) > 0 && (data[0] == ' ' || data[0] == '\t') {
+		data = data[1:]
 	}
+	switch {
+	case len(data) == 0:
+	case data[0] == '[' && string(bytes.TrimSpace(data)) == doneData:
+		s.Report.Objects++
+		s.Report.Done, s.hasDone = true, true // before the end of the event, which some providers forget
+	case s.inEvent:
+		s.Report.ReadPart(data)
+	default:
+		if s.lines++; s.lines == 1 {
+			s.to = s.line + len(line) - s.event
+			s.from = s.to - len(data)
+		}
+	}
+}
+
+// isErrorName reports whether a line names an event error.
+func isErrorName(line []byte) bool {
+	return bytes.HasSuffix(line, []byte("error")) && (string(line) == "event: error" || string(line) == "event:error")
+}
+
+// endEvent reads the data of the event that ends, and reports whether it is the extra event with the usage.
+func (s *Stream) endEvent() (isUsage bool) {
+	switch {
+	case s.inEvent:
+		s.Report.endParts()
+	case s.lines == 1:
+		isUsage = s.read(s.buf[s.event+s.from:s.event+s.to]) && !s.hasDone
+	case s.lines > 1:
+		isUsage = s.readLines(s.buf[s.event:s.line]) && !s.hasDone
+	}
+	if s.isError && (s.lines > 0 || s.inEvent) {
+		s.Report.fail()
+	}
+	s.lines, s.hasDone, s.isError = 0, false, false
+	return isUsage
+}
+
+// read reads the data of an event. What cannot be read counts as content, so that a provider that is not understood is
+// not free.
+func (s *Stream) read(data []byte) (isUsage bool) {
 	isUsage, err := s.Report.Read(data)
 	if err != nil {
-		s.countUnread(data)
+		s.Report.AddUnread(int64(len(data)))
 	}
-	s.isUsage = isUsage && isFirst
+	return isUsage
 }
 
-// countUnread counts bytes that cannot be read as content, so that a provider that is not understood is not free.
-func (s *Stream) countUnread(data []byte) {
-	if len(data) > 0 {
-		s.Report.Unread = true
-		s.Report.ContentEvents++
-		s.Report.contentBytes += int64(len(data))
+// readLines reads an event with several lines of data. They are one object or, against the standard, an object each.
+func (s *Stream) readLines(event []byte) (isUsage bool) {
+	if len(event) > freeBuffer {
+		s.readParts(event)
+		s.Report.endParts()
+		return false
+	}
+	joined := make([]byte, 0, len(event))
+	for line := range s.data(event) {
+		joined = append(append(joined, line...), '\n')
+	}
+	before := s.Report
+	isUsage, err := s.Report.Read(joined)
+	if err == nil {
+		return isUsage
+	}
+	s.Report = before
+	for line := range s.data(event) {
+		s.read(line)
+	}
+	return false
+}
+
+// readParts reads lines of an event that is too long.
+func (s *Stream) readParts(lines []byte) {
+	for line := range s.data(lines) {
+		s.Report.ReadPart(line)
+	}
+}
+
+// data returns the data of lines of an event, but for the end marker.
+func (s *Stream) data(lines []byte) iter.Seq[[]byte] {
+	return func(yield func(data []byte) bool) {
+		for len(lines) > 0 {
+			line := lines
+			if at := bytes.IndexAny(lines, "\r\n"); at >= 0 {
+				line, lines = lines[:at], lines[at+1:]
+			} else {
+				lines = nil
+			}
+			line = bytes.TrimPrefix(line, []byte(byteOrderMark))
+			data, isData := bytes.CutPrefix(line, []byte(dataPrefix))
+			data = bytes.TrimSpace(data)
+			if isData && len(data) > 0 && string(data) != doneData && !yield(data) {
+				return
+			}
+		}
 	}
 }

@@ -14,7 +14,7 @@ const maxJSONDepth = 500 // arrays and objects inside each other
 
 // A jsonTable has the functions that read a JSON document into a T, by the path of the value that they read. The path
 // of the document itself is "", that of its member a is "a", that of each element of a is "a[]", and that of the member
-// b of such an element is "a[].b".
+// b of such an element is "a[].b". A member * stands for all members of its object that have no path of their own.
 type jsonTable[T any] map[string]jsonRow[T]
 
 // A jsonRow has the functions for the values at a path. Each may be nil.
@@ -79,7 +79,41 @@ type jsonShape[T any] struct {
 	jsonRow[T]
 	path     string
 	members  map[string]*jsonShape[T]
+	other    *jsonShape[T] // of members that are not in members
 	elements *jsonShape[T]
+
+	byLength [][]jsonMember[T] // members, by the length of their names: this is faster than a map; nil if it is not set
+}
+
+type jsonMember[T any] struct {
+	name  string
+	shape *jsonShape[T]
+}
+
+// index sets byLength.
+func (s *jsonShape[T]) index() {
+	for name, shape := range s.members {
+		for len(s.byLength) <= len(name) {
+			s.byLength = append(s.byLength, nil)
+		}
+		s.byLength[len(name)] = append(s.byLength[len(name)], jsonMember[T]{name, shape})
+	}
+}
+
+// member returns the shape of a member, nil if it is not to be read.
+func (s *jsonShape[T]) member(name []byte) *jsonShape[T] {
+	if s.byLength == nil {
+		if member := s.members[string(name)]; member != nil {
+			return member
+		}
+	} else if len(name) < len(s.byLength) {
+		for i := range s.byLength[len(name)] {
+			if m := &s.byLength[len(name)][i]; m.name[0] == name[0] && m.name == string(name) {
+				return m.shape
+			}
+		}
+	}
+	return s.other
 }
 
 // newJSONShape returns the shape of a document that is read by the rows of all tables.
@@ -109,10 +143,17 @@ func newJSONShape[T any](tables ...jsonTable[T]) *jsonShape[T] {
 			} else {
 				dot := strings.LastIndexByte(path, '.')
 				parent = path[:max(dot, 0)]
-				at(parent).members[path[dot+1:]] = at(path)
+				if name := path[dot+1:]; name == "*" {
+					at(parent).other = at(path)
+				} else {
+					at(parent).members[name] = at(path)
+				}
 			}
 			path = parent
 		}
+	}
+	for _, shape := range shapes {
+		shape.index()
 	}
 	return at("")
 }
@@ -187,7 +228,7 @@ func (w *jsonWalker[T]) container(shape *jsonShape[T], end byte, depth int) bool
 			if name = w.scan.Name(); name == nil {
 				return false
 			}
-			inner = shape.members[string(w.unescaped(name))]
+			inner = shape.member(w.unescaped(name))
 		}
 		if !w.value(inner, object, name, depth) {
 			return false
