@@ -28,7 +28,7 @@ type waitingTest struct {
 func newWaitingTest(t *testing.T) *waitingTest {
 	t.Helper()
 	s := newService(t, "MAX_CONNECTIONS=20")
-	return &waitingTest{s.newGatewayTest(t, 1_000_000, ""), s.newGatewayTest(t, 1_000_000, "")}
+	return &waitingTest{s.newGatewayTest(t, 10_000_000, ""), s.newGatewayTest(t, 10_000_000, "")}
 }
 
 // used returns how much of a pool is used.

@@ -123,6 +123,14 @@ func (c *tenantConfig) readKnown(wrong *strict.Problems, value []byte, rules str
 	return c.readAnd(wrong, value, rules, "is not known: it has no effect")
 }
 
+// knownMembersOf returns readKnown as a rule.
+func (c *tenantConfig) knownMembersOf(rules strict.Rules) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		_, ok := c.readKnown(wrong, value, rules)
+		return ok
+	}
+}
+
 // readAnd does what readMembers does. Unless warning is "", it is what there is to say of other unknown members.
 func (c *tenantConfig) readAnd(wrong *strict.Problems, value []byte, rules strict.Rules, warning string) (
 	seen map[string]bool, ok bool,
@@ -176,6 +184,13 @@ func (c *tenantConfig) warnOfMisspelled(wrong *strict.Problems, names, known []s
 		if warning != "" {
 			c.warnings = append(c.warnings, wrong.MemberPath(name)+" "+warning)
 		}
+	}
+}
+
+// warn adds a warning, unless there are many.
+func (c *tenantConfig) warn(sentence string) {
+	if len(c.warnings) < strict.MaxProblems {
+		c.warnings = append(c.warnings, sentence)
 	}
 }
 
@@ -337,11 +352,13 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				e := gateway.NewEndpoint(name)
 				endpoints = append(endpoints, e)
 				rules := e.Rules()
+				object := c.membersOf
 				if kind == "text" {
-					rules = e.TextRules(c.membersOf)
+					object = c.knownMembersOf // what it does not know may look like a price or a bound
+					rules = e.TextRules(object)
 				}
 				return func(wrong *strict.Problems, value []byte) bool {
-					ok := c.membersOf(rules)(wrong, value)
+					ok := object(rules)(wrong, value)
 					if kind == "text" {
 						c.complete(e, wrong)
 					}
@@ -367,10 +384,11 @@ func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) {
 	switch {
 	case e.Complete():
 		c.text = append(c.text, e)
-	case e.HasURL() && len(c.warnings) < strict.MaxProblems:
-		c.warnings = append(c.warnings, wrong.MemberPath("url")+" is not used: its path should end in "+
+	case e.HasURL():
+		c.warn(wrong.MemberPath("url") + " is not used: its path should end in " +
 			strings.Join(llmwire.URLSuffixes(), " or "))
 	}
+	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
 }
 
 // readOrigins is the rule for the origins that may call tollgate.

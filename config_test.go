@@ -164,6 +164,9 @@ func TestConfigWarnings(t *testing.T) {
 			[]string{"providers.text.endpoints.b.ulr", "url", "providers.text.endpoints.b.apikey", "api_key"}},
 		{`{"caching":{"enable":true,"textttl":3},"auht":{}}`,
 			[]string{"caching.enable", "enabled", "caching.textttl", "text_ttl", "auht", "auth"}},
+		{`{"providers":{"text":{"endpoints":{"e":{"models":{"m":{"cache_writes":1,"reasonning":false}}}}}}}`,
+			[]string{"providers.text.endpoints.e.models.m.cache_writes", "cache_write",
+				"providers.text.endpoints.e.models.m.reasonning", "reasoning"}},
 		{`{"auth":{"google":{"clientid":"x"}}}`, []string{"auth.google.clientid", "client_id"}},
 		// Members of a group: whoever writes max_requests relies on it.
 		{`{"user_groups":{"a":{"max_requests":1,"rpm":2,"tpm":3,"budget":4,"model":["x"],"models_allowed":[],"Tokens":1}}}`,
@@ -225,6 +228,28 @@ func TestConfigWarnings(t *testing.T) {
 	got.want(t, 201, "")
 	if list, _ := got.field(t, "warnings").([]any); len(list) == 0 || len(list) > 100 {
 		t.Errorf("%d warnings", len(list))
+	}
+}
+
+// Unknown members of text endpoints and their models may look like prices and bounds: each is a warning.
+func TestUnknownEndpointMembers(t *testing.T) {
+	const e, unknown = "providers.text.endpoints.e", " is not known: it has no effect"
+	for members, want := range map[string]string{
+		`"max_tokens_per_day":5`:                               e + ".max_tokens_per_day" + unknown,
+		`"models":{"m":{"input":1,"max_output_tokens":9}}`:     e + ".models.m.max_output_tokens" + unknown,
+		`"models":{"m":{"above":{"tokens":9,"per_minute":1}}}`: e + ".models.m.above.per_minute" + unknown,
+		`"models":{"m":{"second":1}}`:                          e + ".models.m.second" + unknown,
+		`"models":{"*":{},"m":{"input":2}},"url":"http://h/v1/chat/completions"`: e +
+			`.models has "*" cheaper than "m": other spellings of that name cost less`,
+		`"models":{"m":{"input":1,"cached_input":0,"reasoning":true}}`: "",
+	} {
+		c, err := parseConfig([]byte(`{"providers":{"text":{"endpoints":{"e":{` + members + `}}}}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(c.warnings, "; "); got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", members, got, want)
+		}
 	}
 }
 
@@ -331,9 +356,9 @@ func TestLinearConfig(t *testing.T) {
 	if err != nil || c.compared != maxCompared {
 		t.Fatalf("%d members are compared; %v", c.compared, err)
 	}
-	c, err = parseConfig(bytes.Replace(hostileConfig(9, 100), []byte(`"api_key"`), []byte(`"apikey"`), 9))
-	if err != nil || len(c.warnings) != 9 ||
-		c.warnings[8] != "providers.text.endpoints.8.apikey is not known: did you mean api_key?" {
+	c, err = parseConfig(bytes.Replace(hostileConfig(9, 10), []byte(`"api_key"`), []byte(`"apikey"`), 9))
+	if err != nil || len(c.warnings) != 99 ||
+		c.warnings[98] != "providers.text.endpoints.8.apikey is not known: did you mean api_key?" {
 		t.Errorf("warnings %q; %v", c.warnings, err)
 	}
 	var groups []string

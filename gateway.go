@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"net/http"
 	"slices"
@@ -49,7 +48,11 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
 	}
 	if err := c.Choose(s.gateway.Usable(t.config.text, t.id)); err != nil {
-		return cmp.Or(s.requireKey(w, r, info), err) // a stranger learns nothing about models
+		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
+			return stranger
+		}
+		s.gateway.NoteRefusal(c)
+		return err
 	}
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long

@@ -889,6 +889,12 @@ func (g *gatewayTest) settledTokens(t *testing.T) (sum int) {
 	return sum
 }
 
+// priceMembers are the names of all prices.
+var priceMembers = []string{
+	"input", "cached_input", "cache_write", "cache_write_1h", "audio_input", "image_input", "cached_audio_input", "output",
+	"audio_output", "image_output", "search", "request",
+}
+
 // The members of a text endpoint are checked, and those of other providers are not.
 func TestGatewayConfig(t *testing.T) {
 	t.Parallel()
@@ -898,23 +904,39 @@ func TestGatewayConfig(t *testing.T) {
 		return s.putConfig(t, id, `{"providers":{"`+kind+`":{"endpoints":{"e":{`+members+`}}}}}`)
 	}
 	for members, want := range map[string]string{
-		`"models":7`:                          "models must be an object",
-		`"models":{"m":7}`:                    "models.m must be an object",
-		`"models":{"":{}}`:                    `models[""] must have a name of 1 to 256 bytes`,
-		`"models":{"m":{"input":-1}}`:         "models.m.input must be a number from 0 to 1000000000 with at most 6 decimals",
-		`"models":{"m":{"output":0.0000001}}`: "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
-		`"models":{"m":{"output":"1"}}`:       "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
-		`"models":{"m":{"output":1e10}}`:      "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
-		`"models":{"m":{},"m":{}}`:            "models.m is duplicated",
-		`"max_output_tokens":0`:               "max_output_tokens must be a whole number ≥ 1",
-		`"max_input_tokens":1.5`:              "max_input_tokens must be a whole number ≥ 1",
-		`"bytes_per_token":9`:                 "bytes_per_token must be a whole number from 1 to 8",
-		`"bytes_per_token":0`:                 "bytes_per_token must be a whole number from 1 to 8",
-		`"media_tokens":-1`:                   "media_tokens must be a whole number ≥ 0",
-		`"server_tools":"yes"`:                "server_tools must be true or false",
-		`"on_hangup":"stop"`:                  `on_hangup must be "cancel" or "drain"`,
-		`"on_hangup":null`:                    `on_hangup must be "cancel" or "drain"`,
-		`"auth":"basic"`:                      `auth must be "bearer", "x-api-key" or "api-key"`,
+		`"models":7`:                            "models must be an object",
+		`"models":{"m":7}`:                      "models.m must be an object",
+		`"models":{"":{}}`:                      `models[""] must have a name of 1 to 256 bytes`,
+		`"models":{"m":{"input":-1}}`:           "models.m.input must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{"output":0.0000001}}`:   "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{"output":"1"}}`:         "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{"output":1e10}}`:        "models.m.output must be a number from 0 to 1000000000 with at most 6 decimals",
+		`"models":{"m":{},"m":{}}`:              "models.m is duplicated",
+		`"max_output_tokens":0`:                 "max_output_tokens must be a whole number ≥ 1",
+		`"max_input_tokens":1.5`:                "max_input_tokens must be a whole number ≥ 1",
+		`"bytes_per_token":9`:                   "bytes_per_token must be a whole number from 1 to 8",
+		`"bytes_per_token":0`:                   "bytes_per_token must be a whole number from 1 to 8",
+		`"media_tokens":-1`:                     "media_tokens must be a whole number ≥ 0",
+		`"server_tools":"yes"`:                  `server_tools must be "drop", false or true`,
+		`"server_tools":null`:                   `server_tools must be "drop", false or true`,
+		`"min_output_tokens":0`:                 "min_output_tokens must be a whole number ≥ 1",
+		`"file_tokens":0`:                       "file_tokens must be a whole number ≥ 1",
+		`"limit":"soft"`:                        `limit must be "clamp" or "strict"`,
+		`"limit":true`:                          `limit must be "clamp" or "strict"`,
+		`"limit_member":"n_predict"`:            `limit_member must be "max_completion_tokens" or "max_tokens"`,
+		`"reasoning":"none"`:                    "reasoning must be true or false",
+		`"stream_usage":0`:                      "stream_usage must be true or false",
+		`"user_ids":"all"`:                      "user_ids must be true or false",
+		`"allow":"*"`:                           "allow must be an array",
+		`"allow":["x",""]`:                      "allow[1] must be a string of 1 to 256 bytes",
+		`"allow":[7]`:                           "allow[0] must be a string of 1 to 256 bytes",
+		`"models":{"m":{"reasoning":1}}`:        "models.m.reasoning must be true or false",
+		`"models":{"m":{"above":7}}`:            "models.m.above must be an object",
+		`"models":{"m":{"above":{"input":1}}}`:  "models.m.above.tokens is missing",
+		`"models":{"m":{"above":{"tokens":0}}}`: "models.m.above.tokens must be a whole number ≥ 1",
+		`"on_hangup":"stop"`:                    `on_hangup must be "cancel" or "drain"`,
+		`"on_hangup":null`:                      `on_hangup must be "cancel" or "drain"`,
+		`"auth":"basic"`:                        `auth must be "bearer", "x-api-key" or "api-key"`,
 	} {
 		path := "Invalid config: providers.text.endpoints.e."
 		put("text", members).wantError(t, 400, path+want)
@@ -939,8 +961,23 @@ func TestGatewayConfig(t *testing.T) {
 		put("text", `"url":"`+url+`"`).want(t, 200, want)
 		put("realtime", `"url":"`+url+`"`).want(t, 200, `{"success":true}`)
 	}
+	for _, name := range priceMembers {
+		for _, member := range []string{`"` + name + `":%s`, `"above":{"tokens":1,"` + name + `":%s}`} {
+			path := "models.m." + name
+			if strings.HasPrefix(member, `"above"`) {
+				path = "models.m.above." + name
+			}
+			for _, value := range []string{"-1", `"1"`, "1e10", "0.0000001", "null"} {
+				put("text", `"models":{"m":{`+fmt.Sprintf(member, value)+`}}`).wantError(t, 400,
+					"Invalid config: providers.text.endpoints.e."+path+" must be a number from 0 to 1000000000 with at most 6 decimals")
+			}
+		}
+	}
 	put("text", `"url":"https://h/v1/messages","models":{"*":{"input":0,"output":1e-6}},"max_output_tokens":1,"max_input_tokens":1,`+
 		`"bytes_per_token":8,"media_tokens":0,"server_tools":true,"on_hangup":"cancel","unheard_of":{"a":[1]}`).want(t, 200, "")
+	put("text", `"url":"https://h/v1/messages","models":{"m*":{"input":1.5,"output":1.5,"cached_input":0,"above":{"tokens":1,"output":2}}},`+
+		`"min_output_tokens":1,"file_tokens":1,"limit":"strict","limit_member":"max_tokens","reasoning":false,"stream_usage":false,`+
+		`"user_ids":true,"server_tools":"drop","on_hangup":"cancel","allow":["a","anthropic-beta:b","*"]`).want(t, 200, `{"success":true}`)
 	got := put("text", `"max_outptu_tokens":1`)
 	got.want(t, 200, "")
 	if !strings.Contains(got.body, "providers.text.endpoints.e.max_outptu_tokens is not known: did you mean max_output_tokens?") {

@@ -51,7 +51,7 @@ func TestProviderGetsOnePiece(t *testing.T) {
 // What reaches the provider is the client's body but for what must change, and only headers that are allowed.
 func TestGatewayForwards(t *testing.T) {
 	t.Parallel()
-	g := newGatewayTest(t, 1_000_000, "")
+	g := newGatewayTest(t, 1_000_000, `,"allow":["unknown"]`)
 	const body = ` {"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],` + "\n" + `"temperature":1.0e0, "unknown":{"a":[1,  2]} } `
 	headers := []string{
 		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: */*",

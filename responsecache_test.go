@@ -589,7 +589,7 @@ func TestCacheFull(t *testing.T) {
 		if i == 300 {
 			t.Fatal("it goes on to store")
 		}
-		if err := g.call(t, chatPath, fmt.Sprintf(`{"i":%d}`, i)).is(200); err != nil {
+		if err := g.call(t, chatPath, fmt.Sprintf(`{"seed":%d}`, i)).is(200); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(20 * time.Millisecond) // until Redis's memory is looked at again

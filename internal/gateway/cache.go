@@ -146,7 +146,7 @@ func (x *exchange) storeCompletion(response *http.Response, body []byte, more bo
 func (x *exchange) store(response *http.Response, body []byte, whole bool, done func()) {
 	mediaType, request := response.Header.Get("Content-Type"), x.call.Request
 	report := x.relay.outcome().report
-	if !whole || response.StatusCode != http.StatusOK || len(mediaType) > maxMediaType ||
+	if !whole || x.lowered || response.StatusCode != http.StatusOK || len(mediaType) > maxMediaType ||
 		!report.IsReusable(request.N, request.HasLimit) {
 		x.call.Cache.Count(CacheSkipped)
 		done()

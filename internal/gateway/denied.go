@@ -41,7 +41,7 @@ func (all Endpoints) defaultModel(allowed ModelNames) string {
 	}
 	for _, e := range all {
 		for _, model := range e.models {
-			if model != anyModel && allowed.Allow(model) {
+			if allowed.Allow(model) {
 				return model
 			}
 		}

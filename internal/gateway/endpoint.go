@@ -3,7 +3,6 @@ package gateway
 import (
 	"fmt"
 	"maps"
-	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -15,12 +14,9 @@ import (
 )
 
 const (
-	maxModelBytes = 256
-	maxEndpoints  = 3 // that one request may be tried at
+	maxModelBytes   = 256
+	maxAllowedBytes = 256
 )
-
-// anyModel is the name in an endpoint's models that stands for every model.
-const anyModel = "*"
 
 // An Endpoint is a model server that a Gateway may call. It is not changed once it is complete.
 type Endpoint struct {
@@ -39,22 +35,47 @@ type Endpoint struct {
 	warned     *atomic.Bool // that it cannot be used
 
 	defaultModel string   // "" if a request must name its model
-	models       []string // that may be asked for, the default one first, then in the config's order
-	prices       map[string]price
+	models       []string // that may be asked for by name, the default one first, then in the config's order
+	patterns     []string // names that end in *, in the config's order
+	prices       priceList
 
-	maxOutput     int64 // output tokens of a request that names no limit
-	maxInput      int64 // the context window, in tokens
-	bytesPerToken int64
-	mediaTokens   int64 // input tokens for each image, audio or file
-	serverTools   bool  // tools that the provider runs are allowed
-	drainOnHangUp bool  // a stream whose client hangs up is read to its end
+	holding      llmwire.Holding // how the input of a request is counted
+	maxOutput    int64           // output tokens of a request that names no limit
+	minOutput    int64           // that the limit of a request is not lowered below
+	strictLimits bool            // the limit of a request is never lowered
+	limitMember  string          // that the provider obeys; "" is the format's
+
+	allowed      []string // members of requests beside those that are known, and values of anthropic-beta
+	serverTools  toolRule
+	onHangUp     hangUpRule
+	neverReasons bool // unless a model says otherwise, it generates nothing that its responses do not show
+	leavesUsage  bool // its streams are not asked for their usage
+	sendsUsers   bool // it is told which user a request is of
 }
+
+// A toolRule says what becomes of a request with tools that the provider runs.
+type toolRule int
+
+const (
+	refuseTools toolRule = iota
+	allowTools
+	dropTools // if they can be taken out of the request, they are
+)
+
+// A hangUpRule says what becomes of a stream whose client hangs up.
+type hangUpRule int
+
+const (
+	drainHidden    hangUpRule = iota // it is read to its end if it may have output that it does not show
+	drainOnHangUp                    // it is always read to its end
+	cancelOnHangUp                   // it is always cancelled
+)
 
 // NewEndpoint returns the endpoint of that name as it is before its members are read.
 func NewEndpoint(name string) *Endpoint {
 	return &Endpoint{
-		Name: name, prices: make(map[string]price), warned: new(atomic.Bool),
-		maxOutput: 4096, maxInput: 200_000, bytesPerToken: 1, mediaTokens: 2000,
+		Name: name, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000},
+		maxOutput: 4096, minOutput: 4096,
 	}
 }
 
@@ -93,17 +114,67 @@ func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules
 		"auth":              e.readAuth,
 		"models":            strict.MapOf(func(model string) strict.Rule { return e.modelRule(object, model) }),
 		"max_output_tokens": strict.Int(&e.maxOutput, 1, strict.MaxInt),
-		"max_input_tokens":  strict.Int(&e.maxInput, 1, strict.MaxInt),
-		"bytes_per_token":   strict.Int(&e.bytesPerToken, 1, 8),
-		"media_tokens":      strict.Int(&e.mediaTokens, 0, strict.MaxInt),
-		"server_tools":      strict.Bool(&e.serverTools),
-		"on_hangup": func(wrong *strict.Problems, value []byte) bool {
-			reaction, _ := strict.Text(value)
-			e.drainOnHangUp = reaction == "drain"
-			return e.drainOnHangUp || reaction == "cancel" || wrong.Add(`must be "cancel" or "drain"`)
-		},
+		"min_output_tokens": strict.Int(&e.minOutput, 1, strict.MaxInt),
+		"max_input_tokens":  strict.Int(&e.holding.MaxInput, 1, strict.MaxInt),
+		"bytes_per_token":   strict.Int(&e.holding.BytesPerToken, 1, 8),
+		"media_tokens":      strict.Int(&e.holding.MediaTokens, 0, strict.MaxInt),
+		"file_tokens":       strict.Int(&e.holding.FileTokens, 1, strict.MaxInt),
+		"limit":             oneOf(&e.strictLimits, map[string]bool{`"clamp"`: false, `"strict"`: true}),
+		"limit_member":      oneOf(&e.limitMember, limitMembers),
+		"allow":             strict.ArrayOf(e.readAllowed),
+		"server_tools":      oneOf(&e.serverTools, toolRules),
+		"on_hangup":         oneOf(&e.onHangUp, hangUpRules),
+		"reasoning":         not(&e.neverReasons),
+		"stream_usage":      not(&e.leavesUsage),
+		"user_ids":          strict.Bool(&e.sendsUsers),
 	})
 	return rules
+}
+
+// The values of members that have few, as JSON spells them. They are never changed.
+var (
+	toolRules    = map[string]toolRule{"false": refuseTools, "true": allowTools, `"drop"`: dropTools}
+	hangUpRules  = map[string]hangUpRule{`"cancel"`: cancelOnHangUp, `"drain"`: drainOnHangUp}
+	limitMembers = map[string]string{
+		`"max_tokens"`: "max_tokens", `"max_completion_tokens"`: "max_completion_tokens",
+	}
+)
+
+// oneOf accepts the values that are spelled like one of names.
+func oneOf[T any](dst *T, names map[string]T) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		spelling := string(value)
+		if text, ok := strict.Text(value); ok {
+			spelling = strconv.Quote(text)
+		}
+		meant, ok := names[spelling]
+		if !ok {
+			all := slices.Sorted(maps.Keys(names))
+			last := len(all) - 1
+			return wrong.Add("must be " + strings.Join(all[:last], ", ") + " or " + all[last])
+		}
+		*dst = meant
+		return true
+	}
+}
+
+// not accepts what strict.Bool accepts, and sets dst to the opposite.
+func not(dst *bool) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		ok := strict.Bool(dst)(wrong, value)
+		*dst = !*dst
+		return ok
+	}
+}
+
+// readAllowed is the rule for an element of allow.
+func (e *Endpoint) readAllowed(wrong *strict.Problems, value []byte) bool {
+	name, _ := strict.Text(value)
+	if name == "" || len(name) > maxAllowedBytes {
+		return wrong.Add(fmt.Sprintf("must be a string of 1 to %d bytes", maxAllowedBytes))
+	}
+	e.allowed = append(e.allowed, name)
+	return true
 }
 
 // modelRule returns the rule for one member of models.
@@ -112,10 +183,13 @@ func (e *Endpoint) modelRule(object func(strict.Rules) strict.Rule, model string
 		if model == "" || len(model) > maxModelBytes {
 			return wrong.Add(fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
 		}
-		p := onePrice
-		ok := object(strict.Rules{"input": priceRule(&p.input), "output": priceRule(&p.output)})(wrong, value)
-		e.models = append(e.models, model)
-		e.prices[model] = p
+		p, ok := readPrice(object, wrong, value)
+		if strings.HasSuffix(model, "*") {
+			e.patterns = append(e.patterns, model)
+		} else {
+			e.models = append(e.models, model)
+		}
+		e.prices.add(model, p)
 		return ok
 	}
 }
@@ -124,13 +198,11 @@ func (e *Endpoint) modelRule(object func(strict.Rules) strict.Rule, model string
 // Gateway can use it: its URL must end in the path of a format.
 func (e *Endpoint) Complete() bool {
 	if e.defaultModel != "" {
-		if _, priced := e.prices[e.defaultModel]; !priced {
-			p, any := e.prices[anyModel]
-			if !any {
-				p = onePrice
-			}
-			e.prices[e.defaultModel] = p
+		p := e.prices.find(e.defaultModel)
+		if p == nil {
+			p = onePrice()
 		}
+		e.prices.addNamed(e.defaultModel, p)
 		e.models = slices.DeleteFunc(e.models, func(model string) bool { return model == e.defaultModel })
 		e.models = slices.Insert(e.models, 0, e.defaultModel)
 	}
@@ -145,130 +217,11 @@ func (e *Endpoint) Complete() bool {
 	return known
 }
 
-// holding returns how the input of a request is counted at the endpoint.
-func (e *Endpoint) holding() llmwire.Holding {
-	return llmwire.Holding{BytesPerToken: e.bytesPerToken, MediaTokens: e.mediaTokens, MaxInput: e.maxInput}
-}
-
 // HasURL reports whether the endpoint has a URL, of whatever format.
 func (e *Endpoint) HasURL() bool { return e.rawURL != "" }
 
 // Bytes returns about how much memory the endpoint takes.
-func (e *Endpoint) Bytes() int { return 1024 + 256*len(e.models) }
-
-// price returns what a model costs at the endpoint, and false if it may not be asked for there.
-func (e *Endpoint) price(model string) (price, bool) {
-	p, ok := e.prices[model]
-	if !ok && model != "" {
-		p, ok = e.prices[anyModel]
-	}
-	return p, ok
-}
+func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns)) }
 
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint
-
-// named returns the models that the config allows by name in a format, each once.
-func (all Endpoints) named(format llmwire.Format) (models []llmwire.Model) {
-	listed := make(map[string]bool)
-	for _, e := range all.speaking(format) {
-		for _, name := range e.models {
-			if !isPattern(name) && !listed[name] {
-				listed[name] = true
-				models = append(models, llmwire.Model{Name: name, Endpoint: e.Name})
-			}
-		}
-	}
-	return models
-}
-
-// Model returns the model of that name, if a request in that format may ask for it. Otherwise it returns an Error of
-// status 404.
-func (all Endpoints) Model(format llmwire.Format, name string) (llmwire.Model, error) {
-	all = all.speaking(format)
-	if len(all) == 0 {
-		return llmwire.Model{}, errNoFormat(format)
-	}
-	found, _ := all.find(name)
-	if len(found) == 0 {
-		return llmwire.Model{}, errNoModel(name)
-	}
-	return llmwire.Model{Name: name, Endpoint: found[0].Name}, nil
-}
-
-func errNoFormat(format llmwire.Format) Error {
-	return Error{http.StatusNotFound,
-		"No endpoint has this format: the path of its URL would end in " + format.URLSuffix()}
-}
-
-func errNoModel(name string) Error {
-	return Error{http.StatusNotFound, "No endpoint allows the model " + strconv.Quote(strict.Shorten(name))}
-}
-
-// speaking returns the endpoints of a format.
-func (all Endpoints) speaking(format llmwire.Format) Endpoints {
-	return all.where(func(e *Endpoint) bool { return e.format == format })
-}
-
-// find returns the endpoints that allow a model, and the model's name there: endpoint/model chooses the endpoint.
-func (all Endpoints) find(model string) (Endpoints, string) {
-	if name, rest, ok := strings.Cut(model, "/"); ok {
-		for _, e := range all {
-			if _, allowed := e.price(rest); allowed && e.Name == name {
-				return Endpoints{e}, rest
-			}
-		}
-	}
-	return all.allowing(model), model
-}
-
-// allowing returns the endpoints that allow a model of exactly that name.
-func (all Endpoints) allowing(model string) Endpoints {
-	return all.where(func(e *Endpoint) bool {
-		_, allowed := e.price(model)
-		return allowed
-	})
-}
-
-// where returns the endpoints for which f reports true.
-func (all Endpoints) where(f func(*Endpoint) bool) (found Endpoints) {
-	for _, e := range all {
-		if f(e) {
-			found = append(found, e)
-		}
-	}
-	return found
-}
-
-// Choose finds those of all endpoints that may serve the call, and the model that they are asked for. It returns an
-// Error of status 404 if no endpoint has the format or the model, and of 400 if none of those allows the tools of the
-// request.
-func (c *Call) Choose(all Endpoints) error {
-	c.all = all
-	all = all.speaking(c.Request.Format)
-	c.model = c.Request.Model
-	if c.model != "" {
-		c.endpoints, c.model = all.find(c.model)
-	} else if c.model = all.defaultModel(c.allowed); c.model != "" { // which may have a slash and names no endpoint
-		c.endpoints = all.allowing(c.model)
-	}
-	c.Outcome.Model = c.model
-	switch {
-	case len(c.endpoints) > 0:
-	case len(all) == 0:
-		return errNoFormat(c.Request.Format)
-	case c.model == "":
-		return Error{http.StatusNotFound, "No endpoint has a default model: name one in the request"}
-	default:
-		return errNoModel(c.model)
-	}
-	if tool := c.Request.ServerTool; tool != "" && !c.CountTokens {
-		c.endpoints = c.endpoints.where(func(e *Endpoint) bool { return e.serverTools })
-		if len(c.endpoints) == 0 {
-			return Error{http.StatusBadRequest, "The provider would run " + strconv.Quote(tool) +
-				" itself, which can cost more than can be held: it is not enabled"}
-		}
-	}
-	c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
-	return nil
-}

@@ -35,7 +35,7 @@ func TestChoose(t *testing.T) {
 		{llmwire.OpenAIChat, `{"model":"claude/z"}`, false, "c", "claude/z"},
 		{llmwire.OpenAIChat, `{"model":"o","tools":[{"type":"web"}]}`, false, "b", "o"},
 		{llmwire.OpenAIChat, `{"model":"d/o","tools":[{"type":"web"}]}`, false,
-			`400 The provider would run "web" itself, which can cost more than can be held: it is not enabled`, "o"},
+			`400 The provider would run "web" itself, which can cost more than can be held: server_tools of the endpoint does not allow it`, "o"},
 		{llmwire.OpenAIChat, `{"model":"d/o","tools":[{"type":"web"}]}`, true, "d", "o"},
 		{llmwire.AnthropicMessages, `{}`, false, "404 No endpoint has a default model: name one in the request", ""},
 		{llmwire.AnthropicMessages, `{"model":"n"}`, false, "claude", "n"},
@@ -117,17 +117,22 @@ func TestComplete(t *testing.T) {
 	const url = `"url":"https://h/v1/messages",`
 	for _, test := range []struct {
 		members, model string
-		want           price
+		want           [2]int64 // of a token of input and of output, in millionths
 		ok             bool
 	}{
-		{`"default_model":"m"`, "m", onePrice, true},
-		{`"default_model":"m"`, "n", price{}, false},
-		{`"default_model":"m","models":{"*":{"input":2,"output":0.5}}`, "m", price{2_000_000, 500_000}, true},
-		{`"default_model":"m","models":{"*":{"input":2},"m":{"input":3}}`, "m", price{3_000_000, 1_000_000}, true},
-		{`"models":{"*":{"input":0}}`, "n", price{0, 1_000_000}, true},
-		{`"models":{"*":{"input":0}}`, "", price{}, false},
+		{`"default_model":"m"`, "m", [2]int64{1_000_000, 1_000_000}, true},
+		{`"default_model":"m"`, "n", [2]int64{}, false},
+		{`"default_model":"m","models":{"*":{"input":2,"output":0.5}}`, "m", [2]int64{2_000_000, 500_000}, true},
+		{`"default_model":"m","models":{"*":{"input":2},"m":{"input":3}}`, "m", [2]int64{3_000_000, 1_000_000}, true},
+		{`"models":{"*":{"input":0}}`, "n", [2]int64{0, 1_000_000}, true},
+		{`"models":{"*":{"input":0}}`, "", [2]int64{}, false},
 	} {
-		if got, ok := newEndpoint(t, "e", url+test.members).price(test.model); got != test.want || ok != test.ok {
+		var got [2]int64
+		p := newEndpoint(t, "e", url+test.members).prices.find(test.model)
+		if p != nil {
+			got = [2]int64{p.rates[kindInput], p.rates[kindOutput]}
+		}
+		if ok := p != nil; got != test.want || ok != test.ok {
 			t.Errorf("%s: %s costs %v, %v; want %v", test.members, test.model, got, ok, test.want)
 		}
 	}

@@ -2,7 +2,10 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"net/http"
@@ -38,6 +41,7 @@ type exchange struct {
 	sent      bool      // it may have got the request
 	hold      Hold      // its ID is "" before it is taken and once it is settled
 	lease     *lease    // of the hold; nil before it is taken
+	lowered   bool      // the endpoint has got a lower limit than the request has
 	caching   *cacheUse // nil if nothing is cached
 }
 
@@ -176,22 +180,41 @@ func (x *exchange) forward() (*http.Response, error) {
 // try sends the request to e, and notes whether e may have got it.
 func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
 	x.endpoint, x.call.Outcome.Endpoint = e, e.Name
-	x.relay.setDrainOnHangUp(e.drainOnHangUp)
-	request, limit := x.call.Request, int64(0)
-	if !request.HasLimit && !x.call.CountTokens {
-		limit = max(1, min(e.maxOutput, x.affordableOutput(e, x.hold.Tokens)))
-	}
+	x.relay.setDrainOnHangUp(e.onHangUp == drainOnHangUp)
 	p := endpointRequest{
 		to: e, query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
-		body: request.Rewrite(llmwire.Changes{
-			Model: x.call.model, LimitMember: e.format.LimitMember(e.url.Hostname()), Limit: limit,
-		}),
+		body: x.call.Request.Rewrite(x.changes(e, x.limitAt(e))),
 	}
 	if x.call.CountTokens {
 		p.path = countTokensPath
 	}
 	response, x.sent, err = p.send(x.ctx, x.gateway.transports)
 	return response, err
+}
+
+// changes returns what is changed in the request before it is forwarded to e with a limit of output tokens. If that is
+// lower than the request's own, it lets the response say so.
+func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
+	c := llmwire.Changes{Model: x.call.model, DropTools: e.drops(x.call), LeaveStreamOptions: e.leavesUsage}
+	if e.sendsUsers {
+		c.SafetyID = x.call.safetyID()
+	}
+	if x.call.CountTokens {
+		return c
+	}
+	c.LimitMember, c.Limit = cmp.Or(e.limitMember, e.format.LimitMember(e.url.Hostname())), limit
+	h := x.w.Header()
+	delete(h, "X-Max-Tokens")
+	if x.lowered = x.call.Request.HasLimit && limit < x.call.Request.Limit; x.lowered {
+		h["X-Max-Tokens"] = []string{strconv.FormatInt(limit, 10)}
+	}
+	return c
+}
+
+// safetyID returns what a provider is told to tell users apart: a digest of the user and the tenant.
+func (c *Call) safetyID() string {
+	sum := sha256.Sum256([]byte(c.Tenant + "\n" + c.User))
+	return hex.EncodeToString(sum[:])
 }
 
 // interrupted returns the error of a call whose endpoint has failed with err, or that was cancelled.

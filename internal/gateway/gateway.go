@@ -56,6 +56,10 @@ type Gateway struct {
 	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
 	drains     *fairpool.Pool // those of them whose clients have gone, instead
 	estimated  atomic.Int64   // charges without reported usage
+
+	unknownMembers atomic.Int64 // for which requests were refused
+	unknownLogged  firsts       // of these, with their endpoints
+	noUsageLogged  firsts       // endpoints that do not report usage
 }
 
 // New returns a Gateway that logs the failures of endpoints to log. Whoever ends its use calls Stop.
@@ -67,6 +71,8 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 		lists:      newModelLists(options.TenantShare),
 		waiting:    fairpool.New(options.MaxWaiting, options.TenantShare),
 		drains:     fairpool.New(options.MaxDrains, options.TenantShare),
+
+		unknownLogged: firsts{most: maxUnknownWarnings}, noUsageLogged: firsts{most: maxUsageWarnings},
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
 	return g
@@ -104,6 +110,7 @@ type Call struct {
 	allowed   ModelNames // what the account allows, if the request names no model and the default one was denied; else nil
 	model     string     // as the endpoints know it
 	endpoints Endpoints  // that may be tried, in order
+	refused   []string   // members of the request that none of them allows
 }
 
 // An Outcome is what became of a request. It is complete when Serve returns or panics.
@@ -158,6 +165,8 @@ func (g *Gateway) WriteMetrics(p *telemetry.Page) {
 		float64(g.estimated.Load()))
 	p.Single("gateway_unpaid_tokens_total", "counter", "Tokens that were used and could not be charged.",
 		float64(g.settler.unpaid.Load()))
+	p.Single("gateway_unknown_members_total", "counter", "Members of requests that no endpoint allows.",
+		float64(g.unknownMembers.Load()))
 }
 
 // Place returns a claim on a place among the requests that wait for an endpoint, for a user of a tenant. TakePlace

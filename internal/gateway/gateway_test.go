@@ -23,6 +23,7 @@ type fakeAccount struct {
 	mu      sync.Mutex
 	left    int64
 	held    int64 // by the only hold
+	asked   HoldRequest
 	ttl     time.Duration
 	fail    []error
 	refund  error
@@ -39,7 +40,10 @@ func (a *fakeAccount) Hold(_ time.Time, r HoldRequest) (Hold, error) {
 	if a.left < r.Least {
 		return Hold{}, InsufficientError{Left: a.left}
 	}
-	a.held, a.ttl = min(r.Most, a.left), r.TTL
+	a.asked, a.held, a.ttl = r, min(r.Most, a.left), r.TTL
+	if r.Half && a.left < r.Most {
+		a.held = r.Least + (a.left-r.Least)/2
+	}
 	a.left -= a.held
 	return Hold{"h", a.held}, a.holds
 }

@@ -10,23 +10,23 @@ import (
 	"tollgate/internal/llmwire"
 )
 
-// takeHold holds the most that the request can cost at any of its endpoints. A request without a limit may be held
-// less, down to what one output token costs.
+// takeHold holds the most that the request can cost at any of its endpoints. It may be held less if it has no limit, or
+// one that may be lowered.
 func (x *exchange) takeHold() error {
-	request := x.call.Request
-	least, most := int64(1), int64(1)
+	r := HoldRequest{Least: 1, Most: 1, TTL: leaseTTL, Models: x.call.models()}
 	for _, e := range x.call.endpoints {
 		price, input := x.priceAt(e)
-		fewest, all := request.Limit, request.Limit // output tokens of each choice
-		if !request.HasLimit {
-			fewest, all = 1, e.maxOutput
-		}
-		least = max(least, price.cost(input, fewest*request.N))
-		most = max(most, price.cost(input, all*request.N))
+		fewest, most := x.limits(e)
+		r.Least = max(r.Least, price.cost(input, fewest*x.outputs()))
+		r.Most = max(r.Most, price.cost(input, most*x.outputs()))
+		r.Half = r.Half || x.call.Request.HasLimit && fewest < most
 	}
-	err := x.acquire(HoldRequest{Least: least, Most: most, TTL: leaseTTL, Models: x.call.models()})
+	err := x.acquire(r)
+	if err == nil {
+		x.w.Header()["X-Tokens-Held"] = []string{strconv.FormatInt(x.hold.Tokens, 10)}
+	}
 	if left, spent := asInsufficient(err); spent {
-		return x.unaffordable(least, left)
+		return x.unaffordable(r.Least, left)
 	}
 	return err
 }
@@ -37,10 +37,43 @@ func asInsufficient(err error) (left int64, ok bool) {
 	return spent.Left, ok
 }
 
-// priceAt returns the price at an endpoint that allows the model, and the input tokens to hold.
-func (x *exchange) priceAt(e *Endpoint) (price, int64) {
-	p, _ := e.price(x.call.model)
-	return p, x.call.Request.HeldInput(e.holding())
+// limits returns the limits of output tokens of each choice that the request may be given at e.
+func (x *exchange) limits(e *Endpoint) (fewest, most int64) {
+	request := x.call.Request
+	switch {
+	case !request.HasLimit:
+		return min(max(request.MinLimit, 1), e.maxOutput), e.maxOutput
+	case e.strictLimits:
+		return request.Limit, request.Limit
+	}
+	return min(request.Limit, max(request.MinLimit, e.minOutput)), request.Limit
+}
+
+// limitAt returns the limit of output tokens of each choice that the request gets at e: what is held affords it.
+func (x *exchange) limitAt(e *Endpoint) int64 {
+	if x.call.CountTokens {
+		return x.call.Request.Limit
+	}
+	fewest, most := x.limits(e)
+	return max(fewest, min(most, x.affordableOutput(e, x.hold.Tokens)))
+}
+
+// outputs returns for how many outputs of the limit's length the request is held.
+func (x *exchange) outputs() int64 { return x.call.Request.N * x.inputs() }
+
+// inputs returns how often the input of the request is held: twice if it may be made into a summary before it is used.
+func (x *exchange) inputs() int64 {
+	if x.call.Request.Twice {
+		return 2
+	}
+	return 1
+}
+
+// priceAt returns the most that the request can cost at an endpoint that allows its model, and the input tokens to
+// hold.
+func (x *exchange) priceAt(e *Endpoint) (heldPrice, int64) {
+	input := x.call.Request.HeldInput(e.holding) * x.inputs()
+	return e.prices.find(x.call.model).held(x.call.Request, input), input
 }
 
 // unaffordable returns the refusal of a request that needs more tokens than are left.
@@ -61,7 +94,7 @@ func (x *exchange) unaffordable(needed, left int64) error {
 func (x *exchange) affordableOutput(e *Endpoint, tokens int64) int64 {
 	price, input := x.priceAt(e)
 	output, _ := price.affords(tokens, input)
-	return output / x.call.Request.N
+	return output / x.outputs()
 }
 
 // settle turns the hold into the charge for what was used, when it is called first. If the account cannot be reached,
@@ -95,19 +128,34 @@ func (x *exchange) setUsage() {
 	// Not hungUp: while a stream is drained for a client that is gone, what goes wrong is the provider's doing.
 	gone := context.Cause(x.ctx) == errClientGone
 	seen := x.relay.outcome()
-	report := &seen.report
 	switch {
 	case !seen.costs && !(gone && x.sent):
 	case seen.usageUnknown:
 		o.cost, o.estimated = x.hold.Tokens, true
-	case report.IsFailure(), seen.broken && !gone && report.ContentEvents == 0:
+	case seen.report.IsFailure(), seen.broken && !gone && seen.report.ContentEvents == 0:
 	default:
-		var exact bool
-		price, _ := x.priceAt(x.endpoint)
-		o.Usage, _, exact = report.Used(x.call.Request.N, x.call.Request.EstimatedInput(x.endpoint.holding()))
-		if o.cost = price.cost(o.Input, o.Output); !exact {
-			o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
-		}
+		x.addUp(&seen.report, gone || !seen.broken && !seen.report.Failed)
+	}
+}
+
+// addUp sets what a response has used and what that costs, at the prices of the models that have generated it.
+func (x *exchange) addUp(report *llmwire.Report, succeeded bool) {
+	o, e := x.call.Outcome, x.endpoint
+	used, others, exact := report.Used(x.call.Request.N, x.call.Request.EstimatedInput(e.holding))
+	requests := int64(0)
+	if succeeded {
+		requests = 1
+	}
+	total := e.billOf(x.call.model, report.Model, &used, requests)
+	for i := range others {
+		total = total.plus(e.billOfOther(&others[i]))
+		used.Add(&others[i].Usage)
+	}
+	if o.Usage, o.cost = used, total.tokens(); !exact {
+		o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
+	}
+	if succeeded && !report.HasUsage() && !report.Unread && context.Cause(x.ctx) == nil {
+		x.warnOfNoUsage()
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,7 +49,7 @@ func (g *Gateway) Models(all Endpoints, c *ModelsCall) []llmwire.Model {
 	open = open[:min(len(open), maxListed)]
 	for i, names := range g.listsOf(open, c) {
 		for _, name := range names {
-			if _, allowed := open[i].price(name); allowed && !listed[name] {
+			if open[i].prices.find(name) != nil && !listed[name] {
 				listed[name] = true
 				models = append(models, llmwire.Model{Name: name, Endpoint: open[i].Name})
 			}
@@ -60,10 +59,7 @@ func (g *Gateway) Models(all Endpoints, c *ModelsCall) []llmwire.Model {
 }
 
 // isOpen reports whether the endpoint allows models that the config does not name.
-func (e *Endpoint) isOpen() bool { return slices.ContainsFunc(e.models, isPattern) }
-
-// isPattern reports whether a name in an endpoint's models stands for several.
-func isPattern(name string) bool { return strings.HasSuffix(name, anyModel) }
+func (e *Endpoint) isOpen() bool { return len(e.patterns) > 0 }
 
 // listsOf returns the names that the provider of each endpoint lists. All providers are asked at the same time.
 func (g *Gateway) listsOf(open Endpoints, c *ModelsCall) [][]string {

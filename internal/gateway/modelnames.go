@@ -25,16 +25,16 @@ func (names ModelNames) Allow(model string) bool {
 }
 
 // withoutSnapshot returns the name of a model without what chooses one of its snapshots: -YYYY-MM-DD, -YYYYMMDD,
-// -latest, or @ and what follows.
+// -latest, or @ and what follows. It never returns "" for another name.
 func withoutSnapshot(model string) string {
-	if name, _, ok := strings.Cut(model, "@"); ok {
-		return name
+	if at := strings.LastIndexByte(model, '@'); at > 0 {
+		return model[:at]
 	}
-	if name, ok := strings.CutSuffix(model, "-latest"); ok {
+	if name, ok := strings.CutSuffix(model, "-latest"); ok && name != "" {
 		return name
 	}
 	for _, form := range []string{"-0000-00-00", "-00000000"} {
-		if at := len(model) - len(form); at >= 0 && hasForm(model[at:], form) {
+		if at := len(model) - len(form); at > 0 && hasForm(model[at:], form) {
 			return model[:at]
 		}
 	}

@@ -2,24 +2,186 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"math"
-	"math/bits"
 	"strconv"
 
-	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 )
 
-// A price is what one input and one output token of a model cost, in millionths of a token of the account.
-type price struct{ input, output int64 }
+// A kind is what has a price of its own: one of the kinds of tokens, a search, or a request.
+type kind int
+
+const (
+	kindInput kind = iota
+	kindCachedInput
+	kindCacheWrite
+	kindCacheWrite1h
+	kindAudioInput
+	kindImageInput
+	kindCachedAudio
+	kindOutput
+	kindAudioOutput
+	kindImageOutput
+	kindSearch
+	kindRequest
+	kindCount
+)
+
+// kindTable says what the price of a kind is if the config does not give it: that of the kind instead or, if that is
+// the same kind, otherwise millionths of a token.
+var kindTable = [kindCount]struct {
+	instead   kind
+	otherwise int64
+}{
+	kindInput:        {kindInput, priceUnit},
+	kindCachedInput:  {kindInput, 0},
+	kindCacheWrite:   {kindInput, 0},
+	kindCacheWrite1h: {kindCacheWrite, 0},
+	kindAudioInput:   {kindInput, 0},
+	kindImageInput:   {kindInput, 0},
+	kindCachedAudio:  {kindAudioInput, 0},
+	kindOutput:       {kindOutput, priceUnit},
+	kindAudioOutput:  {kindOutput, 0},
+	kindImageOutput:  {kindOutput, 0},
+	kindSearch:       {kindSearch, 0},
+	kindRequest:      {kindRequest, 0},
+}
+
+// rates are what one of each kind costs, in millionths of a token of the account.
+type rates [kindCount]int64
 
 const (
 	priceUnit = 1_000_000
 	maxPrice  = 1_000_000_000 * priceUnit
+	noRate    = -1 // of a kind whose price is not given
 )
 
-// onePrice is the price of a model that the config does not give: a token of the account for each token.
-var onePrice = price{input: priceUnit, output: priceUnit}
+// A price is what a model costs.
+type price struct {
+	rates
+
+	aboveTokens int64  // with more input than this, a request costs what above says
+	above       *rates // nil: it never does
+
+	pricesWrites bool  // the config has a cache_write
+	reasoning    *bool // what the config says about the model; nil: what it says about the endpoint
+}
+
+// newRates returns rates none of which is given.
+func newRates() (r rates) {
+	for k := range r {
+		r[k] = noRate
+	}
+	return r
+}
+
+// onePrice returns the price of a model that the config does not give: a token of the account for each token.
+func onePrice() *price { return &price{rates: newRates().completed()} }
+
+// rules returns the rules for the rates that are members of an object.
+func (r *rates) rules() strict.Rules {
+	return strict.Rules{
+		"input":              priceRule(&r[kindInput]),
+		"cached_input":       priceRule(&r[kindCachedInput]),
+		"cache_write":        priceRule(&r[kindCacheWrite]),
+		"cache_write_1h":     priceRule(&r[kindCacheWrite1h]),
+		"audio_input":        priceRule(&r[kindAudioInput]),
+		"image_input":        priceRule(&r[kindImageInput]),
+		"cached_audio_input": priceRule(&r[kindCachedAudio]),
+		"output":             priceRule(&r[kindOutput]),
+		"audio_output":       priceRule(&r[kindAudioOutput]),
+		"image_output":       priceRule(&r[kindImageOutput]),
+		"search":             priceRule(&r[kindSearch]),
+		"request":            priceRule(&r[kindRequest]),
+	}
+}
+
+// readPrice reads an object of models. object must return the rule for an object with the given members.
+func readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, value []byte) (*price, bool) {
+	given, above := newRates(), newRates()
+	p := new(price)
+	rules := given.rules()
+	maps.Copy(rules, strict.Rules{
+		"reasoning": func(wrong *strict.Problems, value []byte) bool {
+			p.reasoning = new(bool)
+			return strict.Bool(p.reasoning)(wrong, value)
+		},
+		"above": func(wrong *strict.Problems, value []byte) bool {
+			p.above = &above
+			hasTokens, rules := false, above.rules()
+			maps.Copy(rules, strict.Rules{"tokens": func(wrong *strict.Problems, value []byte) bool {
+				hasTokens = true
+				return strict.Int(&p.aboveTokens, 1, strict.MaxInt)(wrong, value)
+			}})
+			ok := object(rules)(wrong, value)
+			if value[0] == '{' && !hasTokens {
+				ok = wrong.AddMember("tokens", "is missing")
+			}
+			return ok
+		},
+	})
+	ok := object(rules)(wrong, value)
+	p.rates, p.pricesWrites = given.completed(), given[kindCacheWrite] != noRate
+	if p.above != nil {
+		for k, rate := range above {
+			if rate == noRate {
+				above[k] = given[k]
+			}
+		}
+		above = above.completed()
+	}
+	return p, ok
+}
+
+// completed returns r with the rates that are not given.
+func (r rates) completed() rates {
+	all := r
+	for k, row := range kindTable { // what a row stands for comes before it
+		if all[k] == noRate && row.instead == kind(k) {
+			all[k] = row.otherwise
+		} else if all[k] == noRate {
+			all[k] = all[row.instead]
+		}
+	}
+	return all
+}
+
+// of returns the rates of a request with that much input.
+func (p *price) of(input int64) *rates {
+	if p.above != nil && input > p.aboveTokens {
+		return p.above
+	}
+	return &p.rates
+}
+
+// mayReason reports whether the model may generate what its responses do not show, at e.
+func (p *price) mayReason(e *Endpoint) bool {
+	if p.reasoning != nil {
+		return *p.reasoning
+	}
+	return !e.neverReasons
+}
+
+// weight returns a number that is larger for a price that is dearer for most requests.
+func (p *price) weight() (sum int64) {
+	for _, rate := range p.rates { // 12 of at most 1e15
+		sum += rate
+	}
+	return sum
+}
+
+// isCheaper reports whether anything costs less at p than at other, with any input.
+func (p *price) isCheaper(other *price) bool {
+	for _, input := range []int64{0, p.aboveTokens, other.aboveTokens + 1, math.MaxInt64} {
+		for k, rate := range p.of(input) {
+			if rate < other.of(input)[k] {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // priceRule accepts the tokens of an account that one token of a model costs.
 func priceRule(dst *int64) strict.Rule {
@@ -45,44 +207,4 @@ func parsePrice(number string) (int64, bool) {
 	}
 	millionths := int64(math.Round(tokens * priceUnit))
 	return millionths, float64(millionths)/priceUnit == tokens
-}
-
-// cost returns what the given tokens cost, rounded up, and 2^53-1 if it is more. No count may be negative.
-func (p price) cost(input, output int64) int64 {
-	high, low := p.millionths(input, output)
-	return divideUp(high, low, priceUnit)
-}
-
-// affords returns the most output tokens that can be had for tokens beside the given input, and false if there is not
-// even enough for the input. It is the inverse of cost.
-func (p price) affords(tokens, input int64) (output int64, ok bool) {
-	budgetHigh, budget := bits.Mul64(uint64(tokens), priceUnit)
-	spentHigh, spent := p.millionths(input, 0)
-	low, borrow := bits.Sub64(budget, spent, 0)
-	high, borrow := bits.Sub64(budgetHigh, spentHigh, borrow)
-	switch {
-	case borrow != 0:
-		return 0, false
-	case high >= uint64(p.output): // also if output costs nothing
-		return llmwire.MaxTokens, true
-	}
-	most, _ := bits.Div64(high, low, uint64(p.output))
-	return int64(min(most, llmwire.MaxTokens)), true
-}
-
-func (p price) millionths(input, output int64) (high, low uint64) {
-	high, low = bits.Mul64(uint64(input), uint64(p.input))
-	outputHigh, outputLow := bits.Mul64(uint64(output), uint64(p.output))
-	low, carry := bits.Add64(low, outputLow, 0)
-	return high + outputHigh + carry, low
-}
-
-// divideUp returns a number of 128 bits divided by unit, rounded up, and 2^53-1 if it is more.
-func divideUp(high, low, unit uint64) int64 {
-	low, carry := bits.Add64(low, unit-1, 0)
-	if high += carry; high >= unit {
-		return llmwire.MaxTokens
-	}
-	quotient, _ := bits.Div64(high, low, unit)
-	return int64(min(quotient, llmwire.MaxTokens))
 }

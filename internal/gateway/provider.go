@@ -64,6 +64,11 @@ func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
 			header[name] = values
 		}
 	}
+	if betas := header["Anthropic-Beta"]; len(betas) > 0 {
+		if header["Anthropic-Beta"] = e.withoutDearBetas(betas); len(header["Anthropic-Beta"]) == 0 {
+			delete(header, "Anthropic-Beta")
+		}
+	}
 	header["Content-Type"], header["Accept"] = jsonType, jsonType
 	if len(header["User-Agent"]) == 0 || c.Caching.ttl() > 0 { // a cached response is for all programs
 		header["User-Agent"] = ownUserAgent

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"tollgate/internal/providertest"
+)
+
+// What a request has is forwarded, taken out or refused as the members of its endpoint say.
+func TestGatewayMembers(t *testing.T) {
+	t.Parallel()
+	s, p := newService(t), providertest.New(t)
+	const web = `"tools":[{"type":"web_search_20250305","name":"web"},{"name":"mine","input_schema":{}}]`
+	for _, test := range []struct {
+		name, path, members, body string
+		want                      string // members of what the provider gets, with their values; "" is a 400
+	}{
+		{"a limit of the other name", chatPath, ``, `"max_completion_tokens":9`, "max_tokens=9 max_completion_tokens="},
+		{"the limit that the server obeys", chatPath, `,"limit_member":"max_completion_tokens"`, `"max_tokens":9`,
+			"max_tokens= max_completion_tokens=9"},
+		{"the larger of two", chatPath, ``, `"max_tokens":9,"max_completion_tokens":20`, "max_tokens=20 max_completion_tokens="},
+		{"no limit", chatPath, `,"limit_member":"max_completion_tokens","max_output_tokens":77`, `"n":1`, "max_tokens= max_completion_tokens=77"},
+		{"usage of streams", chatPath, ``, `"stream":true`, `stream_options={"include_usage":true}`},
+		{"no usage of streams", chatPath, `,"stream_usage":false`, `"stream":true`, "stream_options="},
+		{"usage that the client asks for", chatPath, `,"stream_usage":false`, `"stream":true,"stream_options":{"include_usage":true}`,
+			`stream_options={"include_usage":true}`},
+		{"server tools", messagesPath, ``, web, ""},
+		{"server tools that are allowed", messagesPath, `,"server_tools":true`, web,
+			`tools=[{"type":"web_search_20250305","name":"web"},{"name":"mine","input_schema":{}}]`},
+		{"server tools that are dropped", messagesPath, `,"server_tools":"drop"`, web, `tools=[{"name":"mine","input_schema":{}}]`},
+		{"a server tool that is asked for by name", messagesPath, `,"server_tools":"drop"`,
+			web + `,"tool_choice":{"type":"tool","name":"web"}`, ""},
+		{"unknown members", chatPath, ``, `"plugins":[],"route":"x"`, ""},
+		{"one that is not allowed", chatPath, `,"allow":["plugins"]`, `"plugins":[1],"route":"x"`, ""},
+		{"unknown members that are allowed", chatPath, `,"allow":["plugins","route"]`, `"plugins":[1],"route":"x"`, `plugins=[1] route="x"`},
+		{"all members", chatPath, `,"allow":["*"]`, `"models":["a"],"service_tier":"priority"`, `models=["a"] service_tier="priority"`},
+		{"a price class", chatPath, ``, `"service_tier":"priority"`, ""},
+		{"the usual price class", chatPath, ``, `"service_tier":"default"`, `service_tier="default"`},
+		{"a thread", messagesPath, `,"allow":["*"],"server_tools":true`, `"thread":{"type":"new"}`, ""},
+		{"an advisor", messagesPath, `,"server_tools":true`, `"tools":[{"type":"advisor_20260301","name":"advisor","model":"dear"}]`, ""},
+		{"an advisor that is allowed", messagesPath, `,"server_tools":true,"models":{"dear":{"output":9}}`,
+			`"tools":[{"type":"advisor_20260301","name":"advisor","model":"dear"}]`,
+			`tools=[{"type":"advisor_20260301","name":"advisor","model":"dear"}]`},
+		{"users", messagesPath, ``, `"metadata":{"user_id":"me"}`, `metadata={"user_id":"me"}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := s.gatewayTest(t, p, textConfig(100_000, fmt.Sprintf(`"e":{"url":"%s%s","default_model":"m"%s}`, p.URL, test.path, test.members)))
+			before := len(p.Requests())
+			got := g.call(t, test.path, `{`+test.body+`}`)
+			if test.want == "" {
+				if got.status != 400 || len(p.Requests()) != before || g.charged(t, 100_000) != 0 {
+					t.Errorf("got %d %s", got.status, got.body)
+				}
+				return
+			}
+			if err := got.is(200); err != nil {
+				t.Fatal(err)
+			}
+			for member := range strings.SplitSeq(test.want, " ") {
+				name, value, _ := strings.Cut(member, "=")
+				if got := p.Last(t).Member(t, name); got != value {
+					t.Errorf("%s is %s, want %s", name, got, value)
+				}
+			}
+		})
+	}
+}
+
+// Providers that are to tell users apart get the same ID for each request of a user, and no part of the API key.
+func TestGatewayUserIDs(t *testing.T) {
+	t.Parallel()
+	g := newGatewayTest(t, 100_000, `,"user_ids":true`)
+	sent := func(path, body, member string) string {
+		t.Helper()
+		if err := g.call(t, path, body).is(200); err != nil {
+			t.Fatal(err)
+		}
+		return g.provider.Last(t).Member(t, member)
+	}
+	id := sent(chatPath, `{}`, "safety_identifier")
+	if len(id) != 64+len(`""`) || strings.Contains(g.key, strings.Trim(id, `"`)) {
+		t.Errorf("the ID is %s", id)
+	}
+	if again := sent(chatPath, `{"safety_identifier":"another"}`, "safety_identifier"); again != id {
+		t.Errorf("the ID is %s, and was %s", again, id)
+	}
+	if got := sent(messagesPath, `{"metadata":{"user_id":"another"}}`, "metadata"); got != `{"user_id":`+id+`}` {
+		t.Errorf("Anthropic got %s, and OpenAI %s", got, id)
+	}
+	g.key = g.login(t, g.tenant)
+	if other := sent(chatPath, `{}`, "safety_identifier"); other == id {
+		t.Errorf("two users have the ID %s", id)
+	}
+}
+
+// Members that no endpoint allows are named with what to put into the config, counted, and logged once.
+func TestGatewayUnknownMembers(t *testing.T) {
+	t.Parallel()
+	g := newGatewayTest(t, 100_000, "")
+	const body = `{"plugins":[{"id":"web"}],"route":"fallback"}`
+	const sentence = `Unknown members: plugins, route. If the operator adds \"allow\": [\"plugins\", \"route\"] to the endpoint, ` +
+		`they are forwarded`
+	for _, path := range []string{chatPath, messagesPath} {
+		got := g.call(t, path, body)
+		got.wantWireError(t, path, 400, "invalid_request_error", "")
+		if !strings.Contains(got.body, sentence) {
+			t.Errorf("got %s", got.body)
+		}
+		g.call(t, path, body)
+		g.do(t, "POST", "/"+g.tenant+path, body, bearer(someKey)).wantWireError(t, path, 401, // a stranger, who does not count
+			map[string]string{chatPath: "invalid_request_error", messagesPath: "authentication_error"}[path],
+			map[string]string{chatPath: "invalid_api_key"}[path])
+	}
+	for _, endpoint := range []string{"chat", "claude"} {
+		for _, name := range []string{"plugins", "route"} {
+			line := fmt.Sprintf("[WARN] The endpoint %s of tenant %s does not allow %q: requests with this member are refused",
+				endpoint, g.tenant, name)
+			if n := g.log.Count(line); n != 1 {
+				t.Errorf("%q is logged %d times", line, n)
+			}
+		}
+	}
+	if got := g.sample(t, "gateway_unknown_members_total"); got != 8 {
+		t.Errorf("%v members were counted, want 8", got)
+	}
+	if n := len(g.provider.Requests()); n > 0 || g.charged(t, 100_000) != 0 {
+		t.Errorf("%d requests came to the provider", n)
+	}
+}
