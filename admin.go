@@ -363,10 +363,14 @@ type groupUsage struct {
 }
 
 type endpointUsage struct {
-	Requests      int64 `json:"requests"`
-	InputTokens   int64 `json:"inputTokens"`
-	OutputTokens  int64 `json:"outputTokens"`
-	TokensCharged int64 `json:"tokensCharged"`
+	Requests          int64 `json:"requests"`
+	InputTokens       int64 `json:"inputTokens"`
+	CachedInputTokens int64 `json:"cachedInputTokens"`
+	CacheWriteTokens  int64 `json:"cacheWriteTokens"`
+	AudioInputTokens  int64 `json:"audioInputTokens"`
+	OutputTokens      int64 `json:"outputTokens"`
+	AudioOutputTokens int64 `json:"audioOutputTokens"`
+	TokensCharged     int64 `json:"tokensCharged"`
 }
 
 // usageBody is a day in the response that shows a tenant's usage.
@@ -406,7 +410,11 @@ func newUsageBody(day string, d *dayUsage) usageBody {
 		ByEndpoint: make(map[string]endpointUsage), ByGroup: make(map[string]groupUsage),
 	}
 	for name, sums := range d.endpoints {
-		body.ByEndpoint[name] = endpointUsage{sums.requests, sums.input, sums.output, sums.charged}
+		body.ByEndpoint[name] = endpointUsage{
+			Requests: sums.requests, InputTokens: sums.input, CachedInputTokens: sums.cachedInput,
+			CacheWriteTokens: sums.cacheWrite, AudioInputTokens: sums.audioInput, OutputTokens: sums.output,
+			AudioOutputTokens: sums.audioOutput, TokensCharged: sums.charged,
+		}
 	}
 	for name, sums := range d.groups {
 		body.ByGroup[name] = groupUsage{sums.requests, sums.charged}

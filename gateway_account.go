@@ -73,7 +73,7 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 		return gateway.Balance{}, forGateway(err)
 	}
 	a.count(usageEvent{
-		group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged, input: u.Input, output: u.Output,
+		group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged, used: u.Usage,
 	})
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tollgate/internal/gateway"
+	"tollgate/internal/llmwire"
 	"tollgate/internal/telemetry"
 )
 
@@ -289,8 +290,27 @@ type endpointLabels struct{ tenant, endpoint string }
 
 // endpointMetrics counts the requests of one tenant to one endpoint.
 type endpointMetrics struct {
-	responses     map[int]int64 // by status; 0: any that is not in statuses
-	input, output uint64        // tokens
+	responses map[int]int64           // by status; 0: any that is not in statuses
+	tokens    [len(tokenKinds)]uint64 // in the order of tokenKinds
+}
+
+// tokenKinds are the kinds of tokens, of which each token has one, and how many of each were used.
+var tokenKinds = [...]struct {
+	direction, kind string
+	of              func(u *llmwire.Usage) int64
+}{
+	{"input", "input", func(u *llmwire.Usage) int64 {
+		return u.Input - u.CachedInput - u.CacheWrite - u.CacheWrite1h - u.AudioInput - u.CachedAudioInput - u.ImageInput
+	}},
+	{"input", "cached_input", func(u *llmwire.Usage) int64 { return u.CachedInput }},
+	{"input", "cache_write", func(u *llmwire.Usage) int64 { return u.CacheWrite }},
+	{"input", "cache_write_1h", func(u *llmwire.Usage) int64 { return u.CacheWrite1h }},
+	{"input", "audio_input", func(u *llmwire.Usage) int64 { return u.AudioInput }},
+	{"input", "cached_audio_input", func(u *llmwire.Usage) int64 { return u.CachedAudioInput }},
+	{"input", "image_input", func(u *llmwire.Usage) int64 { return u.ImageInput }},
+	{"output", "output", func(u *llmwire.Usage) int64 { return u.Output - u.AudioOutput - u.ImageOutput }},
+	{"output", "audio_output", func(u *llmwire.Usage) int64 { return u.AudioOutput }},
+	{"output", "image_output", func(u *llmwire.Usage) int64 { return u.ImageOutput }},
 }
 
 // endpointTimes has how long requests to one endpoint take as a whole, and until the first byte of the response.
@@ -343,8 +363,9 @@ func (g *gatewayMetrics) count(tenantID string, o *gateway.Outcome, status int, 
 	defer g.mu.Unlock()
 	m := g.endpoint(tenantID, o.Endpoint)
 	m.responses[status]++
-	m.input += uint64(o.Input)
-	m.output += uint64(o.Output)
+	for i, row := range tokenKinds {
+		m.tokens[i] += uint64(max(row.of(&o.Usage), 0))
+	}
 	times := g.timesOf(o.Endpoint)
 	times.whole.Observe(took)
 	if o.FirstByte > 0 {
@@ -380,10 +401,12 @@ func (g *gatewayMetrics) writeRequests(p *telemetry.Page) {
 	}
 	p.Family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")
 	for _, labels := range all {
-		m := g.endpoints[labels]
-		tenant, endpoint := labels.tenant, labels.endpoint
-		p.Sample("gateway_tokens_total", float64(m.input), "tenant", tenant, "endpoint", endpoint, "direction", "input")
-		p.Sample("gateway_tokens_total", float64(m.output), "tenant", tenant, "endpoint", endpoint, "direction", "output")
+		for i, row := range tokenKinds {
+			if n := g.endpoints[labels].tokens[i]; n > 0 || row.kind == row.direction {
+				p.Sample("gateway_tokens_total", float64(n), "tenant", labels.tenant, "endpoint", labels.endpoint,
+					"direction", row.direction, "kind", row.kind)
+			}
+		}
 	}
 }
 

@@ -34,16 +34,12 @@ func (d *dayUsage) fields(f func(field, instead string, sum *int64)) {
 	f("granted", "granted", &d.granted)
 	for kind, all := range map[string]map[string]*usageSums{"group": d.groups, "endpoint": d.endpoints} {
 		for name, sums := range all {
-			for sum, value := range sums.byName() {
-				head := kind + " " + sum + " "
-				f(head+name, head+otherName, value)
+			for _, one := range sums.all() {
+				head := kind + " " + one.name + " "
+				f(head+name, head+otherName, one.sum)
 			}
 		}
 	}
-}
-
-func (s *usageSums) byName() map[string]*int64 {
-	return map[string]*int64{"requests": &s.requests, "charged": &s.charged, "input": &s.input, "output": &s.output}
 }
 
 // Usage returns the counts of a tenant on each of n days from the day first on. It reads usageStep days at a time:
@@ -107,8 +103,10 @@ func (d *dayUsage) read(fields map[string]string) {
 		if (*all)[name] == nil {
 			(*all)[name] = new(usageSums)
 		}
-		if dst := (*all)[name].byName()[sum]; dst != nil {
-			*dst = value
+		for _, one := range (*all)[name].all() {
+			if one.name == sum {
+				*one.sum = value
+			}
 		}
 	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"sync"
 	"time"
+
+	"tollgate/internal/llmwire"
 )
 
 const (
@@ -21,20 +23,35 @@ const (
 
 // usageEvent is one thing that is counted: a request with what it has used, or tokens that were granted.
 type usageEvent struct {
-	group         string // "" if it concerns none
-	endpoint      string // of a provider; "" if it concerns none
-	requests      int64
-	charged       int64
-	granted       int64
-	input, output int64 // tokens of models
+	group    string // "" if it concerns none
+	endpoint string // of a provider; "" if it concerns none
+	requests int64
+	charged  int64
+	granted  int64
+	used     llmwire.Usage
 }
 
 // usageSums are the counts of one name: a group or an endpoint.
-type usageSums struct{ requests, charged, input, output int64 }
+type usageSums struct {
+	requests, charged int64
+	input, output     int64 // tokens of models; the kinds that follow are parts of them
+
+	cachedInput, cacheWrite, audioInput, audioOutput int64
+}
+
+// sums returns the counts of one event.
+func (e *usageEvent) sums() usageSums {
+	u := &e.used
+	return usageSums{
+		requests: e.requests, charged: e.charged, input: u.Input, output: u.Output,
+		cachedInput: u.CachedInput + u.CachedAudioInput, cacheWrite: u.CacheWrite + u.CacheWrite1h,
+		audioInput: u.AudioInput + u.CachedAudioInput, audioOutput: u.AudioOutput,
+	}
+}
 
 // dayUsage is what a tenant's keys have used on one day.
 type dayUsage struct {
-	total     usageSums // without input and output
+	total     usageSums // only requests and charged
 	granted   int64
 	endpoints map[string]*usageSums
 	groups    map[string]*usageSums
@@ -103,7 +120,7 @@ func (u *usageStats) of(day usageDay) *dayUsage {
 
 func (d *dayUsage) add(e usageEvent) {
 	d.granted = addCount(d.granted, e.granted)
-	sums := usageSums{e.requests, e.charged, e.input, e.output}
+	sums := e.sums()
 	d.total.add(sums)
 	if e.group != "" {
 		namedSums(&d.groups, e.group).add(sums)
@@ -113,11 +130,26 @@ func (d *dayUsage) add(e usageEvent) {
 	}
 }
 
+// A namedSum is one of the counts of usageSums, with its name in Redis.
+type namedSum struct {
+	name string
+	sum  *int64
+}
+
+// all returns all counts, always in the same order.
+func (s *usageSums) all() [8]namedSum {
+	return [...]namedSum{
+		{"requests", &s.requests}, {"charged", &s.charged}, {"input", &s.input}, {"output", &s.output},
+		{"cached_input", &s.cachedInput}, {"cache_write", &s.cacheWrite}, {"audio_input", &s.audioInput},
+		{"audio_output", &s.audioOutput},
+	}
+}
+
 func (s *usageSums) add(more usageSums) {
-	s.requests = addCount(s.requests, more.requests)
-	s.charged = addCount(s.charged, more.charged)
-	s.input = addCount(s.input, more.input)
-	s.output = addCount(s.output, more.output)
+	others := more.all()
+	for i, to := range s.all() {
+		*to.sum = addCount(*to.sum, *others[i].sum)
+	}
 }
 
 // addCount adds two counts, which stay at or below maxAmount.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gomodule/redigo/redis"
 
+	"tollgate/internal/llmwire"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
@@ -38,7 +39,9 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 		for name, more := range day.ByEndpoint {
 			of := sum.ByEndpoint[name]
 			sum.ByEndpoint[name] = endpointUsage{of.Requests + more.Requests, of.InputTokens + more.InputTokens,
-				of.OutputTokens + more.OutputTokens, of.TokensCharged + more.TokensCharged}
+				of.CachedInputTokens + more.CachedInputTokens, of.CacheWriteTokens + more.CacheWriteTokens,
+				of.AudioInputTokens + more.AudioInputTokens, of.OutputTokens + more.OutputTokens,
+				of.AudioOutputTokens + more.AudioOutputTokens, of.TokensCharged + more.TokensCharged}
 		}
 	}
 	sum.Day = ""
@@ -100,8 +103,10 @@ func TestUsageByDay(t *testing.T) {
 	g.call(t, messagesPath, `{"model":"bad"}`)
 	g.call(t, messagesPath+"/count_tokens", `{}`).is(200)
 	const want = `"requests":10,"tokensCharged":118,"tokensGranted":6107,` +
-		`"byEndpoint":{"chat":{"requests":2,"inputTokens":11,"outputTokens":7,"tokensCharged":22},` +
-		`"claude":{"requests":2,"inputTokens":11,"outputTokens":7,"tokensCharged":18}},` +
+		`"byEndpoint":{"chat":{"requests":2,"inputTokens":11,"cachedInputTokens":5,"cacheWriteTokens":0,"audioInputTokens":0,` +
+		`"outputTokens":7,"audioOutputTokens":0,"tokensCharged":22},` +
+		`"claude":{"requests":2,"inputTokens":11,"cachedInputTokens":3,"cacheWriteTokens":2,"audioInputTokens":0,` +
+		`"outputTokens":7,"audioOutputTokens":0,"tokensCharged":18}},` +
 		`"byGroup":{"anonymous":{"requests":5,"tokensCharged":40},"pro":{"requests":5,"tokensCharged":78}}`
 	services[1].wantUsage(t, g.tenant, first, want)
 	s.usage(t, g.tenant, first)
@@ -166,10 +171,15 @@ func TestUsageQuery(t *testing.T) {
 	s.admin(t, "GET", "/nobody/admin/usage?from=2026-11-01&to=2026-11-01", "").wantError(t, 400, "Invalid tenant ID")
 	// What others have written there does no harm.
 	testRedis.Do(t, "HSET", "{tenant:"+id+":config}:usage:2026-11-01", "requests", 4, "charged", "x", "granted", "-5", "group", 1,
-		"group requests a b", 3, "group tokens c", 3, "endpoint input d", "99999999999999999", "other thing", 1)
+		"group requests a b", 3, "group tokens c", 3, "endpoint input d", "99999999999999999", "other thing", 1,
+		"endpoint input e", 9, "endpoint cached_input e", 4, "endpoint cache_write e", 3, "endpoint audio_input e", 2, "endpoint output e", 8,
+		"endpoint audio_output e", 1, "endpoint image_input e", 1)
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-01&to=2026-11-01", "").want(t, 200,
 		`{"days":[{"day":"2026-11-01","requests":4,"tokensCharged":0,"tokensGranted":0,`+
-			`"byEndpoint":{"d":{"requests":0,"inputTokens":9007199254740991,"outputTokens":0,"tokensCharged":0}},`+
+			`"byEndpoint":{"d":{"requests":0,"inputTokens":9007199254740991,"cachedInputTokens":0,"cacheWriteTokens":0,"audioInputTokens":0,`+
+			`"outputTokens":0,"audioOutputTokens":0,"tokensCharged":0},`+
+			`"e":{"requests":0,"inputTokens":9,"cachedInputTokens":4,"cacheWriteTokens":3,"audioInputTokens":2,`+
+			`"outputTokens":8,"audioOutputTokens":1,"tokensCharged":0}},`+
 			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}}]}`)
 	testRedis.Do(t, "SET", "{tenant:"+id+":config}:usage:2026-11-02", "x")
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-02&to=2026-11-02", "").want(t, 500, "")
@@ -215,7 +225,7 @@ func TestUsageBounds(t *testing.T) {
 	tn := &tenant{id: newTenantID()}
 	long := strings.Repeat("g", maxGroupBytes+1)
 	for i := range maxUsageNames {
-		u.add(tn, usageEvent{group: fmt.Sprint("g", i), endpoint: long, requests: 1, charged: maxAmount, input: 1})
+		u.add(tn, usageEvent{group: fmt.Sprint("g", i), endpoint: long, requests: 1, charged: maxAmount, used: llmwire.Usage{Input: 1}})
 	}
 	u.add(tn, usageEvent{group: "one more", requests: 1, charged: 2})
 	u.add(tn, usageEvent{group: "g0", requests: 1, charged: 2})
