@@ -132,6 +132,51 @@ func TestGatewayPrices(t *testing.T) {
 	}
 }
 
+// What is held for a request is the dearest that its tokens can cost.
+func TestGatewayHeld(t *testing.T) {
+	t.Parallel()
+	p, s := providertest.New(t), newService(t)
+	const members = `"max_tokens":100,"messages":[{"role":"user","content":%s}]`
+	ask := func(content string) string { return fmt.Sprintf(`{`+members+`}`, content) }
+	const image = `[{"type":"image","source":{"type":"url","url":"https://h/i.png"}}]`
+	const file = `[{"type":"document","source":{"type":"file","file_id":"file_1"}}]`
+	const sound = `[{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}]`
+	cached := func(ttl string) string {
+		return `[{"type":"text","text":"Hello","cache_control":{"type":"ephemeral"` + ttl + `}}]`
+	}
+	for _, test := range []struct {
+		name, path, members, body string
+		held                      func(bytes int) int
+	}{
+		{"text", messagesPath, ``, ask(`"Hello"`), func(n int) int { return n + 800 + 5 }},
+		{"much text", messagesPath, ``, ask(`"` + strings.Repeat("x", 300_000) + `"`), func(n int) int { return n + 800 + 5 }},
+		{"text in a small window", messagesPath, `,"max_input_tokens":10`, ask(`"Hello"`), func(int) int { return 10 + 800 + 5 }},
+		{"a cached prompt", messagesPath, ``, ask(cached("")), func(n int) int { return (5*n+3)/4 + 800 + 5 }},
+		{"one that is cached for an hour", messagesPath, ``, ask(cached(`,"ttl":"1h"`)), func(n int) int { return 2*n + 800 + 5 }},
+		{"OpenAI's caches, which are written unasked", chatPath, ``, ask(`"Hello"`), func(n int) int { return (5*n+3)/4 + 800 + 5 }},
+		{"an image", messagesPath, `,"media_tokens":10`, ask(image), func(n int) int { return 3*(n+10) + 800 + 5 }},
+		{"a sound", chatPath, `,"media_tokens":10`, ask(sound), func(n int) int { return 4*(n-len("AAAA")+10) + 800 + 5 }},
+		{"sounds in the output", chatPath, ``, strings.Replace(ask(`"Hello"`), "{", `{"modalities":["text","audio"],`, 1),
+			func(n int) int { return (5*n+3)/4 + 3200 + 5 }},
+		{"a file of any size, with images", messagesPath, ``, ask(file), func(n int) int { return 3*(n+200_000) + 800 + 5 }},
+		{"a small file", messagesPath, `,"file_tokens":500`, ask(file), func(n int) int { return 3*(n+500) + 800 + 5 }},
+		{"what fills the cache", messagesPath, ``, `{"max_tokens":0,"messages":[]}`, func(n int) int { return n + 5 }},
+		{"a summary before the response", messagesPath, ``,
+			strings.Replace(ask(`"Hello"`), "{", `{"context_management":{"edits":[{"type":"compact_20260112"}]},`, 1),
+			func(n int) int { return 2*n + 1600 + 5 }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := s.gatewayTest(t, p, textConfig(1_000_000, fmt.Sprintf(`"e":{"url":"%s%s","default_model":"m","models":{"m":%s}%s}`,
+				p.URL, test.path, allPrices, test.members)))
+			got := g.call(t, test.path, test.body)
+			if err := got.is(200); err != nil {
+				t.Fatal(err)
+			}
+			got.wantHeader(t, "X-Tokens-Held", fmt.Sprint(test.held(len(test.body))))
+		})
+	}
+}
+
 // A coding agent, which sends 76 KB and asks for up to 128,000 tokens of output, works with a balance of 60,000. It is
 // given no more than half of what is left, so that another works beside it.
 func TestGatewayAgent(t *testing.T) {
