@@ -135,10 +135,10 @@ func (x *exchange) storeStream(response *http.Response) {
 	}
 }
 
-// storeCompletion caches the response that was relayed, unless there was more than body.
-func (x *exchange) storeCompletion(response *http.Response, body []byte, more bool) {
+// storeCompletion caches the response that was relayed, if body is all of it.
+func (x *exchange) storeCompletion(response *http.Response, body []byte, isWhole bool) {
 	if x.isCacheable() {
-		x.store(response, body, !more && len(body) <= maxCachedBody, func() {})
+		x.store(response, body, isWhole && len(body) <= maxCachedBody, func() {})
 	}
 }
 

@@ -43,7 +43,7 @@ func TestReplay(t *testing.T) {
 		"whole":       {whole, jsonBody(completion)},
 		"long":        {whole, jsonBody(long)},
 		"stream":      {streamed, stream(content, reason, usage, done)},
-		"long stream": {streamed, stream(strings.Repeat(content, 500), reason, usage, done)},
+		"long stream": {streamed, stream(content, strings.Repeat(comment, 3000), reason, usage, done)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newCached(t, test.server)
@@ -97,7 +97,7 @@ func TestFees(t *testing.T) {
 func TestSkips(t *testing.T) {
 	with := func(old, new string) script { return jsonBody(strings.Replace(completion, old, new, 1)) }
 	const jsonType = "Content-Type: application/json"
-	events := strings.Repeat(content, 1+maxCachedBody/len(content))
+	comments := strings.Repeat(comment, 1+maxCachedBody/len(comment))
 	for name, test := range map[string]struct {
 		body   string
 		server script
@@ -111,7 +111,7 @@ func TestSkips(t *testing.T) {
 		"media type":             {whole, script{200, jsonType + ";" + strings.Repeat("x", 256), []string{completion}}, CacheSkipped},
 		"too long":               {whole, with("Hello.", strings.Repeat("x", maxCachedBody)), CacheSkipped},
 		"no end marker":          {streamed, stream(content, reason, usage), CacheSkipped},
-		"too long a stream":      {streamed, stream(events, reason, usage, done), CacheSkipped},
+		"too long a stream":      {streamed, stream(content, comments, reason, usage, done), CacheSkipped},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newCached(t, test.server)

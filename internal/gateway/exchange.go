@@ -1,19 +1,16 @@
 package gateway
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
-	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
 )
 
@@ -38,6 +35,7 @@ type exchange struct {
 	ctx       context.Context // of the requests to endpoints
 	stopTimer context.CancelFunc
 	endpoint  *Endpoint // that is or was tried last
+	hasNext   bool      // there is another endpoint to try
 	sent      bool      // it may have got the request
 	hold      Hold      // its ID is "" before it is taken and once it is settled
 	lease     *lease    // of the hold; nil before it is taken
@@ -59,10 +57,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 		w: w, client: http.NewResponseController(w), request: request, isFree: c.CountTokens,
 		idle: g.options.IdleTimeout, cancel: cancel, latest: deadline.Add(abortGrace),
 		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
-		stream: llmwire.Stream{
-			Report: llmwire.Report{Format: request.Format}, DropUsage: request.Stream && !request.IncludeUsage,
-			Memory: c.Memory.Another(),
-		},
+		stream: llmwire.Stream{Memory: c.Memory.Another()},
 	}
 	// A response may come much later than others do.
 	_ = x.relay.client.SetWriteDeadline(deadline.Add(time.Minute))
@@ -95,18 +90,57 @@ func (x *exchange) generate() error {
 	return x.ask(x.relayGenerated)
 }
 
-// ask takes a place, sends the request, and lets relay respond with what comes.
+// errTryNext means that an endpoint has failed without having begun to generate, and that another is to be tried.
+var errTryNext = errors.New("another endpoint is to be tried")
+
+// ask takes a place, and sends the request to its endpoints, one after the other as long as none can have begun to
+// generate. It lets relay respond with what comes, which returns errTryNext only while hasNext is true.
 func (x *exchange) ask(relay func(*http.Response) error) error {
 	if err := TakePlace(x.relay.place); err != nil {
 		return err
 	}
 	defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
-	response, err := x.forward()
+	for i := 0; ; i++ {
+		x.hasNext = i < len(x.call.endpoints)-1
+		if err := x.askEndpoint(x.call.endpoints[i], relay); err != errTryNext {
+			return err
+		}
+	}
+}
+
+// askEndpoint sends the request to e, and lets relay respond with what comes.
+func (x *exchange) askEndpoint(e *Endpoint, relay func(*http.Response) error) error {
+	limit := x.limitAt(e)
+	x.relay.expect(target{
+		key: e.apiKey, limit: limit * x.outputs(), mayHide: x.mayHide(e), onHangUp: e.onHangUp,
+	})
+	if x.r.Context().Err() != nil { // nobody is there to get what the endpoint would generate
+		x.call.Disconnect() // who has only closed one direction gets nothing either
+		return errHungUp
+	}
+	response, err := x.try(e, limit)
 	if err != nil {
-		return err
+		if x.hasNext && !x.sent && x.ctx.Err() == nil {
+			return x.tryNext(failureReason(err))
+		}
+		return x.interrupted(err)
 	}
 	defer response.Body.Close()
 	return relay(response)
+}
+
+// tryNext returns errTryNext after an endpoint has failed.
+func (x *exchange) tryNext(reason string) error {
+	x.logFailure(reason)
+	x.sent = false
+	return errTryNext
+}
+
+// mayHide reports whether e may generate reasoning that its response does not show, for which it bills all the same.
+// Most models do unless they are told not to, and only some providers are known to obey.
+func (x *exchange) mayHide(e *Endpoint) bool {
+	isOff := x.call.Request.ReasoningOff && e.format.ObeysReasoningOff(e.url.Hostname())
+	return !isOff && e.prices.find(x.call.model).mayReason(e)
 }
 
 // relayGenerated relays the response to a request for a completion.
@@ -151,39 +185,12 @@ func (x *exchange) relayCount(response *http.Response) error {
 	return x.relayCompletion(response)
 }
 
-// forward sends the request to its endpoints, one after the other as long as none can have begun to generate, and
-// returns the first response that is final.
-func (x *exchange) forward() (*http.Response, error) {
-	for i := 0; ; i++ {
-		if x.r.Context().Err() != nil { // nobody is there to get what the endpoint would generate
-			return nil, errHungUp
-		}
-		isLast := i == len(x.call.endpoints)-1
-		response, err := x.try(x.call.endpoints[i])
-		switch {
-		case err == nil:
-			reason := x.reasonToTryNext(response, isLast)
-			if reason == "" {
-				return response, nil
-			}
-			response.Body.Close()
-			x.logFailure(reason)
-		case x.ctx.Err() != nil || x.sent || isLast:
-			return nil, x.interrupted(err)
-		default:
-			x.logFailure(failureReason(err))
-		}
-		x.sent = false
-	}
-}
-
-// try sends the request to e, and notes whether e may have got it.
-func (x *exchange) try(e *Endpoint) (response *http.Response, err error) {
+// try sends the request to e with a limit of output tokens, and notes whether e may have got it.
+func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err error) {
 	x.endpoint, x.call.Outcome.Endpoint = e, e.Name
-	x.relay.setDrainOnHangUp(e.onHangUp == drainOnHangUp)
 	p := endpointRequest{
 		to: e, query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
-		body: x.call.Request.Rewrite(x.changes(e, x.limitAt(e))),
+		body: x.call.Request.Rewrite(x.changes(e, limit)),
 	}
 	if x.call.CountTokens {
 		p.path = countTokensPath
@@ -219,30 +226,37 @@ func (c *Call) safetyID() string {
 
 // interrupted returns the error of a call whose endpoint has failed with err, or that was cancelled.
 func (x *exchange) interrupted(err error) Error {
-	if x.sent {
+	failure, reason := x.failureOf(err)
+	if reason != "" {
+		x.logFailure(reason)
+	}
+	if x.sent && failure.Status != http.StatusServiceUnavailable {
 		x.forbidRetry()
 	}
+	return failure
+}
+
+// failureOf returns what interrupted does, and what to log of the endpoint; "" if that has not failed.
+func (x *exchange) failureOf(err error) (failure Error, reason string) {
 	switch cause := context.Cause(x.ctx); {
 	case cause == errClientGone:
-		return errHungUp
+		return errHungUp, ""
 	case cause == errStopping:
-		return Error{http.StatusServiceUnavailable, "The server is stopping"}
+		return Error{http.StatusServiceUnavailable, "The server is stopping"}, ""
 	case cause == errTooLong:
-		x.logFailure("the request took longer than -gateway-timeout")
-		return Error{http.StatusGatewayTimeout, "The request took too long"}
+		return Error{http.StatusGatewayTimeout, "The request took too long"}, "the request took longer than -gateway-timeout"
 	case cause == errSilent || x.sent && isTimeout(err):
-		x.logFailure("it does not respond in time")
-		return Error{http.StatusGatewayTimeout, "The provider does not respond in time"}
+		return Error{http.StatusGatewayTimeout, "The provider does not respond in time"}, "it does not respond in time"
+	case err == errTooMuch:
+		return Error{http.StatusBadGateway, "The provider does not stop at the limit"}, "it does not stop at the limit"
 	case x.sent:
-		x.logFailure(failureReason(err))
-		return Error{http.StatusBadGateway, "The connection to the provider was lost"}
+		return Error{http.StatusBadGateway, "The connection to the provider was lost"}, failureReason(err)
 	}
-	x.logFailure(failureReason(err))
 	if wrong, ok := errors.AsType[credentialError](err); ok {
 		x.forbidRetry()
-		return Error{http.StatusBadGateway, "The endpoint's key cannot be sent: its " + wrong.Error()}
+		return Error{http.StatusBadGateway, "The endpoint's key cannot be sent: its " + wrong.Error()}, failureReason(err)
 	}
-	return Error{http.StatusBadGateway, "The provider cannot be reached"}
+	return Error{http.StatusBadGateway, "The provider cannot be reached"}, failureReason(err)
 }
 
 // forbidRetry keeps the SDKs from repeating a request that the provider may have billed, or will refuse again.
@@ -256,6 +270,22 @@ func (x *exchange) providerFailed(reason string) error {
 	return Error{http.StatusBadGateway, "The provider's response cannot be used"}
 }
 
+// hasNothing returns errTryNext, or the error for a 2xx response that is an error without usage. It costs nothing, and
+// may be repeated.
+func (x *exchange) hasNothing(response *http.Response) error {
+	reason := "it responds with " + strconv.Itoa(response.StatusCode) + " and an error, or nothing"
+	if x.hasNext {
+		return x.tryNext(reason)
+	}
+	x.logFailure(reason)
+	for _, name := range []string{"Retry-After", "Retry-After-Ms"} {
+		if values := response.Header[name]; len(values) > 0 {
+			setWithoutKey(x.w.Header(), name, values, x.endpoint.apiKey)
+		}
+	}
+	return Error{http.StatusBadGateway, "The provider's response is an error"}
+}
+
 func (x *exchange) logFailure(reason string) {
 	x.gateway.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s",
 		x.endpoint.Name, x.call.Tenant, reason, x.call.ID)
@@ -267,10 +297,12 @@ func isIdentity(h http.Header) bool {
 	return encoding == "" || strings.EqualFold(encoding, "identity")
 }
 
-// respond settles, so that the response says what it cost, and then sends it: body and, unless it is nil, rest.
-func (x *exchange) respond(response *http.Response, body []byte, rest io.Reader) error {
+// respond settles, so that the response says what it cost, and then sends it. It returns nil, so that a caller can
+// return it.
+func (x *exchange) respond(response *http.Response, body []byte) error {
 	x.settle()
-	return x.relay.writeWhole(response, body, rest)
+	x.relay.writeWhole(response, body)
+	return nil
 }
 
 // relayEvents relays a stream to its end.
@@ -278,7 +310,15 @@ func (x *exchange) relayEvents(response *http.Response) error {
 	if x.isCacheable() {
 		x.relay.collect(&collector{room: x.gateway.cache.collected.Claim(x.call.Tenant, x.call.User)})
 	}
-	err := x.relay.relayStream(response)
+	begun, err := x.relay.relayStream(response)
+	switch {
+	case err == errNothing:
+		return x.hasNothing(response)
+	case err == errNoStream:
+		return x.providerFailed("its response is no stream of events")
+	case !begun:
+		return x.interrupted(err)
+	}
 	x.settle()
 	if err != nil {
 		return x.relay.abort(x.interrupted(err))
@@ -287,49 +327,63 @@ func (x *exchange) relayEvents(response *http.Response) error {
 	return nil
 }
 
-// relayError relays a provider's error, which costs nothing. One that concerns the operator's account becomes 502.
+// relayError relays a provider's error, which costs nothing, unless another endpoint is to be tried. One that concerns
+// the operator's account becomes 502.
 func (x *exchange) relayError(response *http.Response) error {
 	x.sent = false
+	if reason := x.reasonToTryNext(response); reason != "" {
+		return x.tryNext(reason)
+	}
 	status, key := response.StatusCode, x.endpoint.apiKey
-	body := x.relay.readError(response, maxErrorBody+len(key)) // so that a key at the limit is found whole
+	body := x.relay.readError(response, maxErrorBody+maxSpelling*len(key)) // so that a key at the limit is found whole
 	if x.call.Request.Format.IsAccountError(status, body) {
 		x.forbidRetry()
 		x.logFailure(accountRefused + strconv.Itoa(status))
 		return Error{http.StatusBadGateway, "The provider refuses this service's account"}
 	}
-	if !isIdentity(response.Header) { // the endpoint's key cannot be found in it
-		return Error{status, "The provider responded with " + strconv.Itoa(status)}
+	if isIdentity(response.Header) {
+		body = withoutKey(body, key)
+	} else { // the key could not be found in it
+		body = x.call.Request.Format.ErrorBody(status, "The provider responded with "+strconv.Itoa(status))
+		response.Header["Content-Type"] = []string{"application/json"}
 	}
-	if key != "" {
-		body = bytes.ReplaceAll(body, []byte(key), []byte("[removed]"))
-	}
-	return x.respond(response, body[:min(len(body), maxErrorBody)], nil)
+	return x.respond(response, body[:min(len(body), maxErrorBody)])
 }
 
-// relayCompletion relays a response that is not streamed. One that there is no memory for is relayed unread. It is
-// charged all that is held for it, or by an estimate if others have the memory.
+// relayCompletion relays a response that is not streamed.
 func (x *exchange) relayCompletion(response *http.Response) error {
 	body, err := x.relay.readWhole(response, x.call.Memory)
-	more := hasMore(err)
-	if err != nil && !more {
-		return x.interrupted(err)
-	}
-	var rest io.Reader
-	if more {
-		rest = response.Body
-	}
 	switch {
+	case hasMore(err):
+		return x.relayLarge(response, body)
+	case err != nil:
+		return x.interrupted(err)
 	case x.call.CountTokens:
-		return x.respond(response, body, rest)
-	case err == fairpool.ErrFull:
-		return x.relay.writeUnread(response, body) // before it is settled, when its size is known
+		return x.respond(response, withoutKey(body, x.endpoint.apiKey))
 	}
-	if !x.relay.readUsage(body, more) {
+	hasFailed, err := x.relay.readUsage(body)
+	switch {
+	case err == errNothing:
+		return x.hasNothing(response)
+	case err != nil:
 		return x.providerFailed("its response is not a JSON object")
+	case hasFailed:
+		body = withoutKey(body, x.endpoint.apiKey)
 	}
-	if err := x.respond(response, body, rest); err != nil {
-		return err
+	x.settle()
+	x.relay.writeWhole(response, body)
+	x.storeCompletion(response, body, true)
+	return nil
+}
+
+// relayLarge relays a response that is not streamed as it comes, since there is too little memory for all of it. So its
+// header cannot say what it costs.
+func (x *exchange) relayLarge(response *http.Response, body []byte) error {
+	if err := x.relay.relayParts(response, body); err != nil {
+		_ = x.interrupted(err) // logs it
+		return http.ErrAbortHandler
 	}
-	x.storeCompletion(response, body, more)
+	x.settle()
+	x.storeCompletion(response, body, false)
 	return nil
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -17,9 +18,12 @@ const (
 	completion = `{"choices":[{"index":0,"message":{"content":"Hello."},"finish_reason":"stop"}],` +
 		`"usage":{"prompt_tokens":11,"completion_tokens":7}}`
 	content = `data: {"choices":[{"index":0,"delta":{"content":"12345678"}}]}` + "\n\n" // an estimated output of 3 tokens
+	role    = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}` + "\n\n"
+	short   = `data: {"choices":[{"index":0,"delta":{"content":"1"}}]}` + "\n\n"
 	reason  = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
 	usage   = `data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":7}}` + "\n\n"
 	done    = "data: [DONE]\n\n"
+	comment = ": PROCESSING\n\n"
 	broken  = `data: {"error":{"message":"no"}}` + "\n\n"
 
 	whole    = `{"max_tokens":100}`               // 18 bytes: 118 are held
@@ -33,6 +37,9 @@ func stream(parts ...string) script {
 func jsonBody(parts ...string) script {
 	return script{header: "Content-Type: application/json", parts: parts}
 }
+
+// large is an event with 600 bytes of content.
+var large = strings.Replace(short, `"1"`, `"`+strings.Repeat("1", 600)+`"`, 1)
 
 // Each way in which a response can end has its price, and is settled once.
 func TestCharges(t *testing.T) {
@@ -51,7 +58,9 @@ func TestCharges(t *testing.T) {
 		{"more than was held", whole, jsonBody(`{"usage":{"prompt_tokens":900,"completion_tokens":7}}`), 200,
 			Outcome{Usage: llmwire.Usage{Input: 900, Output: 7}, cost: 907}},
 		{"nested too deep", whole, jsonBody(`{"choices":` + strings.Repeat("[", 600) + strings.Repeat("]", 600) + `}`), 200, held},
-		{"too long", whole, jsonBody(`{"a":"` + strings.Repeat("x", maxWholeBody) + `"}`), 200, held},
+		{"too long", whole, jsonBody(strings.Replace(completion, "Hello.", strings.Repeat("x", maxWholeBody), 1)), 200, exact},
+		{"too long, no usage", whole, jsonBody(`{"a":"` + strings.Repeat("x", maxWholeBody) + `"}`), 200,
+			Outcome{Usage: llmwire.Usage{Output: maxWholeBody/3 + 3}, cost: 118, estimated: true}},
 		{"not JSON", whole, jsonBody("<html>"), 502, nothing},
 		{"cut", whole, jsonBody(completion[:20], cut), 502, nothing},
 		{"cut before headers", whole, jsonBody(cut), 502, nothing},
@@ -73,11 +82,19 @@ func TestCharges(t *testing.T) {
 		{"stream that ends after its reason", streamed, stream(content, reason), 200, estimate(0, 3)},
 		{"stream that ends early", streamed, stream(content), 0, estimate(0, 3)},
 		{"stream cut", streamed, stream(content, cut), 0, estimate(0, 3)},
-		{"stream cut before content", streamed, stream(": hi\n\n", cut), 0, nothing},
+		{"stream cut before its first event", streamed, stream(comment, cut), 502, nothing},
+		{"stream cut in its first event", streamed, stream(content[:20]), 502, nothing},
+		{"HTML instead of a stream", streamed, script{header: "Content-Type: text/html", parts: []string{"<html>"}}, 502, nothing},
+		{"text instead of a stream", streamed, script{header: "Content-Type: text/plain", parts: []string{comment, "Sorry.\n\n"}}, 502, nothing},
+		{"stream cut before content", streamed, stream(role, cut), 0, nothing},
 		{"stream with an error", streamed, stream(content, broken), 0, estimate(0, 3)},
-		{"stream with an error before content", streamed, stream(broken), 0, nothing},
+		{"stream with an error before content", streamed, stream(role, broken), 0, nothing},
 		{"stream that falls silent", streamed, stream(content, hang), 0, estimate(0, 3)},
 		{"long estimate", streamed, stream(strings.Repeat(content, 100), cut), 0, estimate(0, 267)},
+		{"stream up to twice its limit", streamed, stream(strings.Repeat(content, 200), reason, usage, done), 200, exact},
+		{"stream beyond twice its limit", streamed, stream(strings.Repeat(content, 201), hang), 0, estimate(0, 536)},
+		{"stream of many small events", streamed, stream(strings.Repeat(short, 300), reason, usage, done), 200, exact},
+		{"stream of large events", streamed, stream(strings.Repeat(large, 3), reason, usage, done), 200, exact},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -192,11 +209,15 @@ func TestRefusals(t *testing.T) {
 	g.wantNothingHeld(t)
 }
 
-// TestFallbackWithoutClient tries no further endpoint for a client that has gone. A stream was cancelled then, so that
-// its input is charged; else the failure of the first endpoint was awaited, which costs nothing.
+// TestFallbackWithoutClient tries no further endpoint for a client that has gone. A stream that cannot cost what it does
+// not show was cancelled then, so that its input is charged; else the failure of the first endpoint was awaited, which
+// costs nothing.
 func TestFallbackWithoutClient(t *testing.T) {
 	const prompt = `{"stream":true,"messages":[{"content":"sixteen bytes..."}]}`
-	for body, cost := range map[string]int64{whole: 0, prompt: 8} {
+	for _, test := range []struct {
+		body, members string
+		cost          int64
+	}{{whole, "", 0}, {prompt, "", 0}, {prompt, `,"reasoning":false`, 8}} {
 		asked, answer := make(chan struct{}), make(chan struct{})
 		first := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			close(asked)
@@ -208,17 +229,17 @@ func TestFallbackWithoutClient(t *testing.T) {
 			calls.Add(1)
 			jsonBody(completion).ServeHTTP(w, r)
 		}))
-		g := newTestGateway(t, newEndpoint(t, "a", fmt.Sprintf(`"url":%q,"default_model":"m"`, first)),
+		g := newTestGateway(t, newEndpoint(t, "a", fmt.Sprintf(`"url":%q,"default_model":"m"`, first)+test.members),
 			newEndpoint(t, "b", fmt.Sprintf(`"url":%q,"default_model":"m"`, second)))
 		ctx, hangUp := context.WithCancel(t.Context())
-		r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(body))
+		r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(test.body))
 		go func() { _, _ = http.DefaultClient.Do(r) }()
 		<-asked
 		hangUp()
 		eventually(t, "gone", func() bool { return g.gone.Load() == 1 })
 		close(answer)
-		if o := <-g.outcomes; o.cost != cost || o.Endpoint != "a" || calls.Load() != 0 {
-			t.Errorf("%s: %+v, and the second endpoint was called %d times", body, o, calls.Load())
+		if o := <-g.outcomes; o.cost != test.cost || o.Endpoint != "a" || calls.Load() != 0 {
+			t.Errorf("%+v: %+v, and the second endpoint was called %d times", test, o, calls.Load())
 		}
 		g.wantNothingHeld(t)
 	}
@@ -271,6 +292,101 @@ func TestFallback(t *testing.T) {
 	}
 }
 
+// A 2xx that is an error or nothing, without usage, costs nothing. Another endpoint is tried, and if there is none, the
+// client may ask again.
+func TestNothing(t *testing.T) {
+	const choiceError = `{"choices":[{"message":{"content":""},"finish_reason":"error","error":{"message":"no"}}]}`
+	header := "Retry-After: 7"
+	for _, test := range []struct {
+		name, body string
+		server     script
+	}{
+		{"error", whole, jsonBody(`{"error":{"message":"no"}}`)},
+		{"error of a choice", whole, jsonBody(choiceError)},
+		{"no choice", whole, jsonBody(`{"id":"g","choices":[]}`)},
+		{"choices of null", whole, jsonBody(`{"id":"g","choices":null,"usage":null}`)},
+		{"nothing", whole, jsonBody(`{}`)},
+		{"error instead of a stream", streamed, jsonBody(`{"error":{"message":"no"}}`)},
+		{"error in a stream", streamed, stream(broken)},
+		{"error in a stream without its blank line", streamed, stream(broken[:len(broken)-2])},
+		{"error in a stream, and its end", streamed, stream(broken, done)},
+		{"error after comments", streamed, stream(comment, comment, broken)},
+		{"error of a choice in a stream", streamed, stream("data: " + choiceError + "\n\n")},
+		{"empty stream", streamed, stream()},
+		{"stream of comments", streamed, stream(comment, comment)},
+		{"stream of its end", streamed, stream(done)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			url := func(s script) string { return `"default_model":"m","url":"` + newServer(t, s) + `"` }
+			failing := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				name, value, _ := strings.Cut(header, ": ")
+				w.Header().Set(name, value)
+				test.server.ServeHTTP(w, r)
+			})
+			first := newEndpoint(t, "a", `"default_model":"m","url":"`+newServer(t, failing)+`"`)
+			g := newTestGateway(t, first, newEndpoint(t, "b", url(jsonBody(completion))))
+			response, body, err := g.post(t, test.body)
+			if o := <-g.outcomes; err != nil || body != completion || o.Endpoint != "b" || o.cost != 18 {
+				t.Errorf("with another endpoint: %s, %v, %+v", body, err, o)
+			}
+			if h := response.Header; h.Get("Retry-After") != "" || h.Get("X-Tokens-Charged") != "18" {
+				t.Errorf("with another endpoint: %v", h)
+			}
+			g.endpoints = g.endpoints[:1]
+			response, body, err = g.post(t, test.body)
+			if o := <-g.outcomes; err != nil || response.StatusCode != 502 || o.cost != 0 || o.estimated {
+				t.Errorf("alone: %d %s, %v, %+v", response.StatusCode, body, err, o)
+			}
+			if h := response.Header; h.Get("Retry-After") != "7" || len(h["X-Should-Retry"]) > 0 {
+				t.Errorf("alone: %v", h)
+			}
+			if g.account.left != 10_000-18 {
+				t.Errorf("%d are left", g.account.left)
+			}
+			if n := g.log.count("[WARN] The endpoint a of tenant acme failed: it responds with 200 and an error, or nothing"); n != 2 {
+				t.Errorf("%d log lines: %s", n, g.log.text.String())
+			}
+			g.wantNothingHeld(t)
+		})
+	}
+}
+
+// The header of a stream waits for its first event, for a second at most. After it an error is the client's.
+func TestHeaderPatience(t *testing.T) {
+	next := make(chan string)
+	server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for part := range next {
+			_, _ = io.WriteString(w, part)
+			_ = http.NewResponseController(w).Flush()
+		}
+	})
+	g := newScripted(t, server, "")
+	g.endpoints = append(g.endpoints, newEndpoint(t, "b", `"default_model":"m","url":"`+newServer(t, jsonBody(completion))+`"`))
+	go func() {
+		next <- comment
+		next <- comment
+	}()
+	began := time.Now()
+	r, _ := http.NewRequestWithContext(t.Context(), "POST", g.url, strings.NewReader(streamed))
+	response, err := http.DefaultClient.Do(r)
+	if took := time.Since(began); err != nil || response.StatusCode != 200 || took < headerPatience {
+		t.Fatalf("%v, %v after %s", response, err, took)
+	}
+	defer response.Body.Close()
+	early := make([]byte, 2*len(comment))
+	if _, err := io.ReadFull(response.Body, early); err != nil || string(early) != comment+comment {
+		t.Errorf("got %q, %v", early, err)
+	}
+	next <- broken
+	close(next)
+	rest, err := io.ReadAll(response.Body)
+	if o := <-g.outcomes; string(rest) != broken || err == nil || o.Endpoint != "e" || o.cost != 0 {
+		t.Errorf("got %q, %v, %+v", rest, err, o)
+	}
+}
+
 // A request for the number of tokens is free and goes to its own path.
 func TestCountTokens(t *testing.T) {
 	paths := make(chan string, 10)
@@ -312,13 +428,38 @@ func TestPanics(t *testing.T) {
 	}
 }
 
-// The key of an endpoint is not in what a client gets, however long an error is.
+// The key of an endpoint is not in what a client gets, however long an error is, however it is spelled, and wherever it
+// stands.
 func TestErrorsHideTheKey(t *testing.T) {
+	const key, spelled = "sk-1234567890", `sk\u002d1234567890`
 	text := strings.Repeat("x", maxErrorBody-5)
-	g := newScripted(t, script{status: 400, parts: []string{text + "sk-1234567890"}}, `,"api_key":"sk-1234567890"`)
-	_, body, err := g.post(t, whole)
-	if err != nil || len(body) != maxErrorBody || !strings.HasSuffix(body, "x[remo") {
-		t.Errorf("got %d bytes that end in %q, %v", len(body), body[max(len(body)-10, 0):], err)
+	late := `data: {"error":{"message":"the key ` + spelled + ` is wrong"}}` + "\n\n"
+	const inBody = `{"error":{"message":"sk-1234567890 and ` + spelled + `"},"usage":{"prompt_tokens":11,"completion_tokens":7}}`
+	const clean = `{"error":{"message":"[removed] and [removed]"},"usage":{"prompt_tokens":11,"completion_tokens":7}}`
+	for name, test := range map[string]struct {
+		body   string
+		server script
+		want   string // the end of the body
+	}{
+		"at the limit":         {whole, script{status: 400, parts: []string{text + key}}, "x[remo"},
+		"escaped at the limit": {whole, script{status: 400, parts: []string{text + strings.Replace(spelled, "s", `\\u0073`, 1)}}, "x[remo"},
+		"of a 200":             {whole, jsonBody(inBody), clean},
+		"of an error event":    {streamed, stream(content, late), `{"error":{"message":"the key [removed] is wrong"}}` + "\n\n"},
+		"at the end": {streamed, stream(content, late[:len(late)-2], done),
+			`{"error":{"message":"the key [removed] is wrong"}}` + done},
+		"of a header":          {whole, script{header: "Openai-Version: v " + key, parts: []string{completion}}, completion},
+		"of a stream's header": {streamed, script{header: "X-Request-Id: " + key, parts: []string{content, reason, usage, done}}, done},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newScripted(t, test.server, `,"api_key":"`+key+`"`)
+			response, body, _ := g.post(t, test.body)
+			if !strings.HasSuffix(body, test.want) || len(body) > maxErrorBody {
+				t.Errorf("got %d bytes that end in %q, want %q", len(body), body[max(len(body)-100, 0):], test.want)
+			}
+			if all := fmt.Sprint(response.Header, body); strings.Contains(all, key) || strings.Contains(all, spelled) || g.log.count(key) > 0 {
+				t.Errorf("the client gets the key: %v %.1000s", response.Header, body)
+			}
+		})
 	}
 }
 
@@ -344,7 +485,7 @@ func TestTotalTimeoutOfSlowReaders(t *testing.T) {
 		body   string
 		server script
 	}{
-		"whole":    {whole, jsonBody(`{"a":"` + long + `"}`)},
+		"whole":    {whole, jsonBody(`{"choices":[{}],"a":"` + long + `"}`)},
 		"longer":   {whole, jsonBody(`{"a":"` + long + long + `"}`)},
 		"streamed": {streamed, stream(strings.Repeat(event, 60), reason, usage, done)},
 	} {

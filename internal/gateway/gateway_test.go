@@ -404,3 +404,19 @@ func TestStop(t *testing.T) {
 	g.Stop()
 	g.wantNothingHeld(t)
 }
+
+// A request that is cut because the process stops may be repeated: another process can serve it.
+func TestStopAllowsRetry(t *testing.T) {
+	g := newScripted(t, script{parts: []string{hang}}, "")
+	ended := make(chan *http.Response)
+	go func() {
+		response, _, _ := g.post(t, whole)
+		ended <- response
+	}()
+	eventually(t, "begun", func() bool { return g.settler.holds.Load() == 1 })
+	g.Stop()
+	if response := <-ended; response.StatusCode != 503 || len(response.Header["X-Should-Retry"]) > 0 {
+		t.Errorf("got %d %v", response.StatusCode, response.Header)
+	}
+	g.wantNothingHeld(t)
+}

@@ -132,7 +132,7 @@ func (x *exchange) setUsage() {
 	case !seen.costs && !(gone && x.sent):
 	case seen.usageUnknown:
 		o.cost, o.estimated = x.hold.Tokens, true
-	case seen.report.IsFailure(), seen.broken && !gone && seen.report.ContentEvents == 0:
+	case !gone && seen.isFailure(x.call.Request.N):
 	default:
 		x.addUp(&seen.report, gone || !seen.broken && !seen.report.Failed)
 	}

@@ -192,12 +192,12 @@ func isTimeout(err error) bool {
 // accountRefused, with the status behind it, is the reason of a failure that concerns the operator's account.
 const accountRefused = "it refuses the account of the endpoint with "
 
-// reasonToTryNext returns why the next endpoint is to be tried instead of relaying a response: its provider is
+// reasonToTryNext returns why the next endpoint is to be tried instead of relaying an error: its provider is
 // overloaded or refuses the operator's account, and has not generated anything. It is "" if the response is to be
 // relayed, as that of the last endpoint is.
-func (x *exchange) reasonToTryNext(response *http.Response, isLast bool) string {
+func (x *exchange) reasonToTryNext(response *http.Response) string {
 	status := response.StatusCode
-	if isLast || status < 400 {
+	if !x.hasNext {
 		return ""
 	}
 	var seen []byte

@@ -31,21 +31,32 @@ type relay struct {
 	place      *fairpool.Claim // among the requests that wait
 	drain      *fairpool.Claim // instead, when the client has gone
 
-	mu            sync.Mutex     // guards the following
-	stream        llmwire.Stream // also of responses that are not streamed, for what they report
-	costs         bool           // the endpoint has begun a response that costs something
-	broken        bool           // the response is not complete
-	usageUnknown  bool           // the response was not read
-	drainOnHangUp bool           // the endpoint's streams are read to their end though their clients have gone
-	isDrained     bool           // this response has a drain instead of its place
-	hungUp        bool           // the client of a stream has gone
-	watchEnded    bool           // the response has been read: silence and hang-ups are ignored
-	streaming     bool           // the response is a stream
-	settled       bool           // what is still to come of the response does not count for its charge
-	watch         *time.Timer
-	drainRetry    *time.Timer // of a response that waits for a drain
-	lastByteAt    time.Time   // when something came from the endpoint
-	collected     *collector
+	mu           sync.Mutex     // guards the following
+	target       target         // whose response is relayed
+	stream       llmwire.Stream // also of responses that are not streamed, for what they report
+	costs        bool           // the endpoint has begun a response that costs something
+	broken       bool           // the response is not complete
+	usageUnknown bool           // the response was not read
+	isDrained    bool           // this response has a drain instead of its place
+	hungUp       bool           // the client has gone
+	watchEnded   bool           // the response has been read: silence and hang-ups are ignored
+	streaming    bool           // the response is a stream
+	isWhole      bool           // the response is none, though one may have been asked for
+	watch        *time.Timer
+	drainRetry   *time.Timer // of a response that waits for a drain
+	watchedSince time.Time
+	lastByteAt   time.Time      // when something came from the endpoint
+	unsent       *http.Response // the stream whose header is to be sent
+	early        []byte         // what is to be sent after it
+	collected    *collector
+}
+
+// A target is what a relay knows of an endpoint before its response comes.
+type target struct {
+	key      string // which no client must see; "" if there is none
+	limit    int64  // of output tokens, of all choices together
+	mayHide  bool   // the response may not show all output that it costs
+	onHangUp hangUpRule
 }
 
 // A relayOutcome is what a relay knows of a response.
@@ -54,11 +65,32 @@ type relayOutcome struct {
 	report                      llmwire.Report
 }
 
+// isFailure reports whether a response with n choices has failed before it cost anything.
+func (o *relayOutcome) isFailure(n int64) bool {
+	r := &o.report
+	return r.IsFailure() || (o.broken || r.Failed) && r.ContentEvents == 0 && !r.IsFinal(n)
+}
+
 // outcome returns a copy of what is known so far.
 func (l *relay) outcome() relayOutcome {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return relayOutcome{l.costs, l.broken, l.usageUnknown, l.stream.Report}
+}
+
+// expect prepares for the response of the next endpoint, and forgets that of the one before.
+func (l *relay) expect(t target) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.collected.release()
+	l.stream.Memory.Release()
+	l.stream = llmwire.Stream{
+		Report:    llmwire.Report{Format: l.request.Format},
+		DropUsage: l.request.Stream && !l.request.IncludeUsage, Memory: l.stream.Memory,
+	}
+	l.lastByteAt = time.Now()
+	l.target, l.collected, l.unsent, l.early = t, nil, nil, nil
+	l.costs, l.broken, l.streaming, l.isWhole, l.watchEnded = false, false, false, false, false
 }
 
 // end gives back what the relay has taken.
@@ -74,15 +106,15 @@ func (l *relay) end() {
 	l.stream.Memory.Release()
 }
 
-// copyHeaders sets the headers of the response to the client that come from the provider.
-func copyHeaders(client, provider http.Header) {
+// copyHeaders sets the headers of the response to the client that come from the provider, without its key.
+func copyHeaders(client, provider http.Header, key string) {
 	for _, name := range relayedHeaders {
 		if values := provider[name]; len(values) > 0 {
-			client[name] = values
+			setWithoutKey(client, name, values, key)
 		}
 	}
 	if values := provider["X-Request-Id"]; len(values) > 0 {
-		client["X-Provider-Request-Id"] = values
+		setWithoutKey(client, "X-Provider-Request-Id", values, key)
 	}
 }
 

@@ -24,12 +24,14 @@ func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel conte
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &relay{
+	l := &relay{
 		w: w, client: http.NewResponseController(w), request: request, idle: time.Minute, cancel: cancel,
 		latest: time.Now().Add(time.Hour), disconnect: func() {},
 		place: fairpool.New(1, 1).Claim("acme", "user"), drain: newDrains(t, freeDrains).Claim("acme", "user"),
-		stream: llmwire.Stream{DropUsage: true, Memory: fairpool.New(1<<20, 1).Claim("acme", "user")},
+		stream: llmwire.Stream{Memory: fairpool.New(1<<20, 1).Claim("acme", "user")},
 	}
+	l.expect(target{limit: 1 << 20})
+	return l
 }
 
 // Which users have the drains of a test.
@@ -65,7 +67,7 @@ func TestRelayAllocations(t *testing.T) {
 		return testing.AllocsPerRun(10, func() {
 			l := newTestRelay(t, discarder{make(http.Header)}, streamed, func(error) {})
 			response := &http.Response{StatusCode: 200, Body: io.NopCloser(&repeatedReader{content, events})}
-			_ = l.relayStream(response)
+			_, _ = l.relayStream(response)
 			if l.stream.Report.ContentEvents != int64(events) {
 				t.Errorf("%d events were relayed, want %d", l.stream.Report.ContentEvents, events)
 			}
@@ -102,25 +104,45 @@ func (discarder) SetWriteDeadline(time.Time) error { return nil }
 // What becomes of a stream whose client has gone depends on what has come of it by then.
 func TestHangUp(t *testing.T) {
 	const waits, cancels = "waits for the usage", "is cancelled"
+	const none = `data: {"choices":[{"index":0,"delta":{"content":"1"}}],"usage":{"prompt_tokens":0,"completion_tokens":0}}` + "\n\n"
+	const thought = `data: {"choices":[{"index":0,"delta":{"reasoning_content":"1"}}]}` + "\n\n"
+	hides, shows := target{mayHide: true}, target{}
+	drained, cancelled := target{onHangUp: drainOnHangUp}, target{mayHide: true, onHangUp: cancelOnHangUp}
 	for _, test := range []struct {
 		name, body string
 		seen       string // of the stream
-		drain      bool   // the endpoint's streams are drained
+		of         target
 		drains     int    // who has them
 		want       string // "": goes on
 		unknown    bool   // so is what it costs: all that is held
 	}{
-		{"in mid-stream", streamed, content, false, freeDrains, cancels, false},
-		{"before anything", streamed, "", false, freeDrains, cancels, false},
-		{"after the reason", streamed, content + reason, false, freeDrains, waits, false},
-		{"after the usage", streamed, content + reason + usage, true, freeDrains, cancels, false},
-		{"after the end", streamed, content + reason + done, true, freeDrains, cancels, false},
-		{"drained", streamed, content, true, freeDrains, "", false},
-		{"drained, but the user has too many", streamed, content, true, ownDrains, cancels, true},
-		{"drained, but others have all", streamed, content, true, otherDrains, cancels, false},
-		{"reasoning", `{"stream":true,"reasoning_effort":"low"}`, content, false, freeDrains, "", false},
-		{"reasoning, but the user has too many drains", `{"stream":true,"reasoning_effort":"low"}`, content, false, ownDrains, cancels, true},
-		{"not streamed", whole, "", false, freeDrains, "", false},
+		{"in mid-stream", streamed, content, hides, freeDrains, "", false},
+		{"before anything", streamed, "", hides, freeDrains, "", false},
+		{"after the reason", streamed, content + reason, hides, freeDrains, waits, false},
+		{"after the usage", streamed, content + reason + usage, hides, freeDrains, cancels, false},
+		{"after the end", streamed, content + reason + usage + done, hides, freeDrains, cancels, false},
+		{"after an end without usage", streamed, content + reason + done, hides, freeDrains, waits, false},
+		{"after usage of nothing", streamed, none, hides, freeDrains, "", false},
+		{"after early usage", streamed, usage + content, hides, freeDrains, "", false},
+		{"the user has too many drains", streamed, content, hides, ownDrains, cancels, true},
+		{"others have all drains", streamed, content, hides, otherDrains, cancels, false},
+		{"one of two choices has ended", `{"stream":true,"n":2}`, content + reason, hides, freeDrains, "", false},
+
+		{"nothing hidden, in mid-stream", streamed, content, shows, freeDrains, cancels, false},
+		{"nothing hidden, before anything", streamed, "", shows, freeDrains, cancels, false},
+		{"nothing hidden, after the reason", streamed, content + reason, shows, freeDrains, waits, false},
+		{"nothing hidden, after usage of nothing", streamed, none, shows, freeDrains, cancels, false},
+		{"nothing hidden, but thinking was seen", streamed, thought + content, shows, freeDrains, "", false},
+		{"nothing hidden, but not all was understood", streamed, "data: {\n\n", shows, freeDrains, "", false},
+
+		{"drain", streamed, content, drained, freeDrains, "", false},
+		{"drain, after the usage", streamed, content + reason + usage, drained, freeDrains, cancels, false},
+		{"drain, but the user has too many", streamed, content, drained, ownDrains, cancels, true},
+		{"drain, but others have all", streamed, content, drained, otherDrains, cancels, false},
+		{"cancel", streamed, content, cancelled, freeDrains, cancels, false},
+		{"cancel, thinking was seen", streamed, thought, cancelled, freeDrains, cancels, false},
+		{"cancel, after the reason", streamed, content + reason, cancelled, freeDrains, waits, false},
+		{"not streamed", whole, "", cancelled, freeDrains, "", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -134,8 +156,9 @@ func TestHangUp(t *testing.T) {
 				}
 				disconnected := 0
 				l.disconnect = func() { disconnected++ }
-				l.setDrainOnHangUp(test.drain)
-				l.received(copy(l.room(), test.seen))
+				test.of.limit = 100
+				l.expect(test.of)
+				_, _ = l.received(copy(l.room(), test.seen))
 				l.hangUp()
 				l.hangUp() // changes nothing more
 				if test.want == waits {
@@ -170,7 +193,7 @@ func TestHangUp(t *testing.T) {
 // A client that goes once the stream has ended changes nothing.
 func TestHangUpAfterEnd(t *testing.T) {
 	l := newTestRelay(t, discarder{make(http.Header)}, streamed, func(err error) { t.Errorf("cancelled with %v", err) })
-	_ = l.relayStream(&http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(content + done))})
+	_, _ = l.relayStream(&http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(content + done))})
 	l.hangUp()
 	if l.hungUp || !l.outcome().report.Done {
 		t.Error("it has hung up")
@@ -259,6 +282,115 @@ func TestDrains(t *testing.T) {
 	}
 }
 
+// A stream that is left costs what the provider reports in the end if what has come by then does not tell that.
+func TestLeftStreams(t *testing.T) {
+	const shows = `,"reasoning":false`
+	delta := func(members string) string {
+		return `data: {"choices":[{"index":0,"delta":{` + members + `}}]}` + "\n\n"
+	}
+	early := strings.Replace(content, `}]}`, `}],"usage":{"prompt_tokens":0,"completion_tokens":0}}`, 1)
+	end := reason + usage + done
+	media := strings.Repeat("A", 9000)
+	const start = `data: {"type":"message_start","message":{"usage":{"input_tokens":0,"output_tokens":0}}}` + "\n\n"
+	const ended = `data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":11,"output_tokens":7}}` +
+		"\n\n" + `data: {"type":"message_stop"}` + "\n\n"
+	block := func(members string) string {
+		return start + `data: {"type":"content_block_delta","index":0,"delta":{` + members + `}}` + "\n\n"
+	}
+	const prompt = `{"stream":true,"max_tokens":10000,"messages":[{"content":"sixteen bytes..."}]}` // an estimated input of 8
+	for _, test := range []struct {
+		name, members, body, before, after string
+		format                             llmwire.Format
+		cost                               int64
+	}{
+		{"hidden", "", prompt, content, end, llmwire.OpenAIChat, 18},
+		{"nothing hidden", shows, prompt, content, "", llmwire.OpenAIChat, 8 + 3},
+		{"early usage", "", prompt, early + early, end, llmwire.OpenAIChat, 18},
+		{"early usage, nothing hidden", shows, prompt, early + early, "", llmwire.OpenAIChat, 8 + 6},
+		{"reasoning", shows, prompt, delta(`"reasoning_details":[{"text":"hm"}]`), end, llmwire.OpenAIChat, 18},
+		{"image", shows, prompt, delta(`"images":[{"image_url":{"url":"data:image/png;base64,` + media + `"}}]`), end, llmwire.OpenAIChat, 18},
+		{"sound", shows, prompt, delta(`"audio":{"data":"` + media + `"}`), end, llmwire.OpenAIChat, 18},
+		{"of no known kind", shows, prompt, delta(`"smell":"` + media + `"`), end, llmwire.OpenAIChat, 18},
+		{"sound was asked for", shows, strings.Replace(prompt, "{", `{"modalities":["audio"],`, 1), content, end, llmwire.OpenAIChat, 18},
+		{"image, cancelled", `,"on_hangup":"cancel"`, prompt, delta(`"images":[{"image_url":{"url":"` + media + `"}}]`), "",
+			llmwire.OpenAIChat, 8 + 3000},
+
+		{"message", "", prompt, block(`"type":"text_delta","text":"12345678"`), ended, llmwire.AnthropicMessages, 18},
+		{"message, nothing hidden", shows, prompt, block(`"type":"text_delta","text":"12345678"`), "", llmwire.AnthropicMessages, 8 + 3},
+		{"signature", shows, prompt, block(`"type":"signature_delta","signature":"` + media + `"`), ended, llmwire.AnthropicMessages, 18},
+		{"block of no known kind", shows, prompt, block(`"type":"smell_delta","smell":"` + media + `"`), ended, llmwire.AnthropicMessages, 18},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			gone := make(chan struct{})
+			url := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, test.before)
+				_ = http.NewResponseController(w).Flush()
+				if <-gone; test.after == "" {
+					<-r.Context().Done()
+				}
+				_, _ = io.WriteString(w, test.after)
+			}))
+			if test.format == llmwire.AnthropicMessages {
+				url = strings.Replace(url, "chat/completions", "messages", 1)
+			}
+			g := newTestGateway(t, newEndpoint(t, "e", fmt.Sprintf(`"url":%q,"default_model":"m"%s`, url, test.members)))
+			g.format, g.account.left = test.format, 100_000
+			g.options.IdleTimeout = time.Minute
+			ctx, hangUp := context.WithCancel(t.Context())
+			r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(test.body))
+			response, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(response.Body, make([]byte, len(test.before))); err != nil {
+				t.Fatal(err)
+			}
+			hangUp()
+			eventually(t, "gone", func() bool { return g.gone.Load() == 1 })
+			close(gone)
+			if o := <-g.outcomes; o.cost != test.cost || o.estimated != (test.after == "") {
+				t.Errorf("got %+v, want a cost of %d", o, test.cost)
+			}
+			g.wantNothingHeld(t)
+		})
+	}
+}
+
+// Only a provider that is known to obey is believed to generate no reasoning when it is told so.
+func TestMayHide(t *testing.T) {
+	const none, disabled = `{"reasoning_effort":"none"}`, `{"thinking":{"type":"disabled"}}`
+	for _, test := range []struct {
+		url, members, body string
+		want               bool
+	}{
+		{"https://api.openai.com/v1/chat/completions", "", `{}`, true},
+		{"https://api.openai.com/v1/chat/completions", "", `{"reasoning_effort":"minimal"}`, true},
+		{"https://api.openai.com/v1/chat/completions", "", none, false},
+		{"https://us.openai.azure.com/openai/v1/chat/completions", "", none, false},
+		{"https://api.openai.com.example.net/v1/chat/completions", "", none, true},
+		{"https://openrouter.ai/api/v1/chat/completions", "", none, true},
+		{"https://openrouter.ai/api/v1/chat/completions", `,"reasoning":false`, `{}`, false},
+		{"https://openrouter.ai/api/v1/chat/completions", `,"models":{"m":{"reasoning":false}}`, `{}`, false},
+		{"https://openrouter.ai/api/v1/chat/completions", `,"reasoning":false,"models":{"m":{"reasoning":true}}`, `{}`, true},
+		{"https://api.anthropic.com/v1/messages", "", `{}`, true},
+		{"https://api.anthropic.com/v1/messages", "", disabled, false},
+		{"https://api.anthropic.com/v1/chat/completions", "", none, true}, // which ignores it
+		{"https://example.net/v1/messages", "", disabled, true},
+	} {
+		e := newEndpoint(t, "e", `"url":"`+test.url+`","default_model":"m"`+test.members)
+		request, err := llmwire.ReadRequest(e.format, []byte(test.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &exchange{call: &Call{Request: request, model: "m"}}
+		if got := x.mayHide(e); got != test.want {
+			t.Errorf("%+v: got %t", test, got)
+		}
+	}
+}
+
 // In silence a comment comes every 15 s between events, until the endpoint has been silent for too long.
 func TestSilence(t *testing.T) {
 	for seen, comments := range map[string]int{content: 3, content[:9]: 3, strings.Repeat("x", 2<<20): 0} {
@@ -268,7 +400,7 @@ func TestSilence(t *testing.T) {
 			l := newTestRelay(t, w, streamed, func(err error) { _ = provider.CloseWithError(err) })
 			go func() { _, _ = io.WriteString(provider, seen) }()
 			began := time.Now()
-			if err := l.relayStream(&http.Response{StatusCode: 200, Body: body}); err != errSilent {
+			if _, err := l.relayStream(&http.Response{StatusCode: 200, Body: body}); err != errSilent {
 				t.Errorf("got %v", err)
 			}
 			if took := time.Since(began); took < l.idle || took > l.idle+time.Second {
@@ -291,7 +423,7 @@ func TestEndGrace(t *testing.T) {
 		l := newTestRelay(t, httptest.NewRecorder(), streamed, func(err error) { _ = provider.CloseWithError(err) })
 		go func() { _, _ = io.WriteString(provider, content+done) }()
 		began := time.Now()
-		if err := l.relayStream(&http.Response{StatusCode: 200, Body: body}); err != nil || time.Since(began) != endGrace {
+		if _, err := l.relayStream(&http.Response{StatusCode: 200, Body: body}); err != nil || time.Since(began) != endGrace {
 			t.Errorf("got %v after %s", err, time.Since(began))
 		}
 	})
@@ -301,8 +433,8 @@ func TestEndGrace(t *testing.T) {
 func TestAbort(t *testing.T) {
 	for seen, want := range map[string]string{
 		content:                                 content + errorEvent,
-		"data: {":                               errorEvent,
-		broken:                                  broken,
+		content + "data: {":                     content + errorEvent,
+		content + broken:                        content + broken,
 		"data: " + strings.Repeat("x", 2<<20):   "data: " + strings.Repeat("x", 2<<20) + "\n\n" + errorEvent,
 		content + "data: {}\n\n" + "data: [DON": content + "data: {}\n\n" + errorEvent,
 	} {
@@ -310,7 +442,7 @@ func TestAbort(t *testing.T) {
 		l := newTestRelay(t, w, streamed, func(error) {})
 		failed := errors.New("it broke")
 		reader := io.MultiReader(strings.NewReader(seen), &failingReader{failed})
-		if err := l.relayStream(&http.Response{StatusCode: 200, Body: io.NopCloser(reader)}); err != failed {
+		if _, err := l.relayStream(&http.Response{StatusCode: 200, Body: io.NopCloser(reader)}); err != failed {
 			t.Errorf("got %v", err)
 		}
 		if err := l.abort(Error{502, "lost"}); err != http.ErrAbortHandler {
@@ -328,33 +460,85 @@ type failingReader struct{ err error }
 
 func (r *failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-// A response beyond 16 MiB is sent as it comes. If it breaks off, so does the response to the client.
-func TestWriteRest(t *testing.T) {
-	l := newTestRelay(t, discarder{make(http.Header)}, whole, func(error) {})
-	response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Length": {"7"}}}
-	l.startWatch()
-	if err := l.writeWhole(response, []byte("1234"), strings.NewReader("567")); err != nil {
-		t.Error(err)
-	}
-	if got := l.w.Header()["Content-Length"]; len(got) != 1 || got[0] != "7" {
-		t.Errorf("Content-Length is %v", got)
-	}
-	if err := l.writeWhole(response, nil, &failingReader{io.ErrUnexpectedEOF}); err != http.ErrAbortHandler {
-		t.Errorf("got %v", err)
+// A response for which there is no memory is relayed as it comes, and its usage is read. If its client goes, it is read
+// to its end.
+func TestRelayParts(t *testing.T) {
+	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 300_000), 1)
+	for _, test := range []struct {
+		name     string
+		rest     io.Reader
+		hungUp   bool
+		err      error
+		sent     int
+		isExact  bool
+		isBroken bool
+	}{
+		{"all", strings.NewReader(long[100:]), false, nil, len(long), true, false},
+		{"without a client", strings.NewReader(long[100:]), true, nil, 0, true, false},
+		{"cut", &failingReader{io.ErrUnexpectedEOF}, false, io.ErrUnexpectedEOF, 100, false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			l := newTestRelay(t, w, whole, func(err error) { t.Errorf("cancelled with %v", err) })
+			l.setWhole()
+			l.startWatch()
+			if test.hungUp {
+				l.hangUp()
+			}
+			response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Length": {"7"}}, Body: io.NopCloser(test.rest)}
+			if err := l.relayParts(response, []byte(long[:100])); err != test.err || w.Body.Len() != test.sent {
+				t.Errorf("got %v and %d bytes, want %v and %d", err, w.Body.Len(), test.err, test.sent)
+			}
+			if got := w.Header()["Content-Length"]; len(got) != 1 || got[0] != "7" {
+				t.Errorf("Content-Length is %v", got)
+			}
+			seen := l.outcome()
+			used, _, exact := seen.report.Used(1, 5)
+			if exact != test.isExact || exact && used.Input+used.Output != 18 || !seen.costs || seen.broken != test.isBroken {
+				t.Errorf("used %+v, exact: %v, costs: %v, broken: %v", used, exact, seen.costs, seen.broken)
+			}
+			l.end()
+		})
 	}
 }
 
-// Only what is meant for the client is copied.
+// Only what is meant for the client is copied, without the endpoint's key.
 func TestCopyHeaders(t *testing.T) {
 	client := make(http.Header)
-	copyHeaders(client, http.Header{
-		"Content-Type": {"a"}, "Retry-After": {"7"}, "X-Request-Id": {"r"}, "Request-Id": {"q"}, "Set-Cookie": {"c"},
-		"Openai-Organization": {"o"}, "Alt-Svc": {"h3"}, "X-Should-Retry": {"true"},
-	})
+	provider := http.Header{
+		"Content-Type": {"a"}, "Retry-After": {"7"}, "X-Request-Id": {"r sk-1 sk-1"}, "Request-Id": {"q", "sk-1"}, "Set-Cookie": {"c"},
+		"Openai-Organization": {"o"}, "Alt-Svc": {"h3"}, "X-Should-Retry": {"true"}, "Openai-Version": {`sk\u002d1`},
+	}
+	copyHeaders(client, provider, "sk-1")
 	var got bytes.Buffer
 	_ = client.Write(&got)
-	want := "Content-Type: a\r\nRequest-Id: q\r\nRetry-After: 7\r\nX-Provider-Request-Id: r\r\nX-Should-Retry: true\r\n"
+	want := "Content-Type: a\r\nOpenai-Version: [removed]\r\nRequest-Id: q\r\nRequest-Id: [removed]\r\nRetry-After: 7\r\n" +
+		"X-Provider-Request-Id: r [removed] [removed]\r\nX-Should-Retry: true\r\n"
 	if got.String() != want {
 		t.Errorf("got %s", &got)
+	}
+	if id := provider["Request-Id"]; id[1] != "sk-1" {
+		t.Errorf("the provider's header was changed: %q", id)
+	}
+}
+
+// An endpoint's key is found however JSON spells it.
+func TestWithoutKey(t *testing.T) {
+	for _, test := range []struct{ key, text, want string }{
+		{"", `sk\u002d1`, `sk\u002d1`},
+		{"sk-1", `{"a":"sk-12 sk-1"}`, `{"a":"[removed]2 [removed]"}`},
+		{"sk-1", `{"a\n":"sk\u002d1\tsk-1"}`, `{"a\n":"[removed]\t[removed]"}`},
+		{"sk-1", `\u0073\u006B\u002d\u0031`, `[removed]`},
+		{"sk-1", `"{\"a\":\"sk\\u002d1\"}"`, `"{\"a\":\"[removed]\"}"`}, // JSON in JSON
+		{"sk-1", `sk\-1, sk-\u00`, `[removed], sk-\u00`},
+		{"s/k", `s\/k`, `[removed]`},
+		{`s"k\`, `"s\"k\\"`, `"[removed]\\"`},
+		{"sk-1", `sk-\u0131 sk- \`, `sk-\u0131 sk- \`},
+		{"aa", `aaa\u0061a`, `[removed][removed]a`},
+		{`\`, `\\`, `\\`},
+	} {
+		if got := string(withoutKey([]byte(test.text), test.key)); got != test.want {
+			t.Errorf("%s in %s: got %s, want %s", test.key, test.text, got, test.want)
+		}
 	}
 }

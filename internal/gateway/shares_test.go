@@ -24,8 +24,8 @@ func crowd(t testing.TB, pool *fairpool.Pool, user string) {
 	}
 }
 
-// TestUnreadResponses relays a response that there is no memory for byte for byte. It costs what was held if its user
-// has more than a share, and an estimate by its size if others have the memory. A response of 64 KiB needs none.
+// TestUnreadResponses relays a response that there is no memory for byte for byte, and reads its usage all the same.
+// Without usage it costs an estimate by its size. A response of 64 KiB needs no memory.
 func TestUnreadResponses(t *testing.T) {
 	const request = `{"max_tokens":50000}` // 21 bytes: 50,020 are held
 	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 90<<10-len(completion)+len("Hello.")), 1)
@@ -37,8 +37,10 @@ func TestUnreadResponses(t *testing.T) {
 		cost  int64
 	}{
 		{"free", func(testing.TB, *fairpool.Pool) {}, long, 18},
-		{"its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, long, 50_000 + 20},
-		{"others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, long, 90 << 10 / 3},
+		{"its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, long, 18},
+		{"others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, long, 18},
+		{"others have it, no usage", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") },
+			strings.Replace(long, "usage", "Usage", 1), 90 << 10 / 3},
 		{"short, its own share", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "user") }, short, 18},
 		{"short, others have it", func(t testing.TB, pool *fairpool.Pool) { crowd(t, pool, "") }, short, 18},
 	} {
@@ -60,16 +62,13 @@ func TestUnreadResponses(t *testing.T) {
 	}
 }
 
-// TestUnreadResponseStalls has an endpoint stall in a response that is relayed unread. Its silence, or the end of the
-// client, ends it as any other response.
+// TestUnreadResponseStalls has an endpoint stall in a response that there is no memory for. Its silence ends that as any
+// other response, whether the client has gone or not.
 func TestUnreadResponseStalls(t *testing.T) {
 	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 200<<10), 1)
 	for _, hangsUp := range []bool{false, true} {
 		for _, user := range []string{"user", ""} {
 			g := newScripted(t, jsonBody(long[:150<<10], hang), "")
-			if hangsUp {
-				g.options.IdleTimeout = time.Minute
-			}
 			crowd(t, g.memory, user)
 			ctx, hangUp := context.WithCancel(t.Context())
 			defer hangUp()

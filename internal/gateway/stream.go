@@ -1,14 +1,27 @@
 package gateway
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"time"
+
+	"tollgate/internal/llmwire"
 )
 
 const (
-	endGrace   = time.Second // for the end of a stream after its end marker
-	abortGrace = time.Second // for telling the client of a stream that it has taken too long
+	headerPatience = time.Second // for the first event of a stream, before its header is sent
+	endGrace       = time.Second // for the end of a stream after its end marker
+	abortGrace     = time.Second // for telling the client of a stream that it has taken too long
+	maxEarly       = 64 << 10    // bytes of a stream that are kept until its header is sent
+)
+
+var (
+	errNothing = errors.New("the response is an error, or empty")
+	errTooMuch = errors.New("the stream is far beyond its limit")
+
+	errNoStream = errors.New("the response has no events, but something else")
 )
 
 // collect makes c collect the stream that is relayed next.
@@ -27,36 +40,60 @@ func (l *relay) takeCollected() (c *collector, isWhole bool) {
 	return c, c != nil && !c.tooLong && l.stream.Report.Done
 }
 
-// relayStream relays a stream event by event and returns nil after its end. If the stream breaks, it returns the error
-// to tell the client, which abort does.
-func (l *relay) relayStream(response *http.Response) error {
+// relayStream relays a stream event by event and returns nil after its end. If the stream breaks, it returns an error.
+// Then abort tells the client, unless begun is false: nothing was sent, not even a header. The error is errNothing if
+// the first event is an error without usage, or if there is no event; errNoStream if there is something else; and
+// errTooMuch if the stream is cut because it has far more than its limit allows.
+func (l *relay) relayStream(response *http.Response) (begun bool, err error) {
 	l.beginStream(response)
 	l.startWatch()
 	defer l.stopWatch()
 	for {
 		n, err := response.Body.Read(l.room())
-		if done := l.received(n); done { // few providers do not end a stream after its end marker
+		done, failure := l.received(n)
+		if done { // few providers do not end a stream after its end marker
 			defer time.AfterFunc(endGrace, func() { l.cancel(errSilent) }).Stop()
 		}
-		if err != nil {
-			return l.finish(err)
+		if failure == nil && err != nil {
+			failure = l.finish(err)
+		}
+		if failure != nil || err != nil {
+			return l.hasHeader(), failure
 		}
 	}
 }
 
-// beginStream sends the header of a stream.
+// beginStream keeps the header of a stream until its first event comes, so that another endpoint can be tried if that
+// is an error. After headerPatience checkSilence sends it.
 func (l *relay) beginStream(response *http.Response) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.costs, l.streaming = true, true
+	l.streaming, l.unsent = true, response
+}
+
+// hasHeader reports whether the header of the stream was sent. It is not sent any more afterwards.
+func (l *relay) hasHeader() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watchEnded = true
+	return l.unsent == nil
+}
+
+// sendHeader sends the header of the stream, what was kept of it until now, and part. The caller holds l.mu.
+func (l *relay) sendHeader(part []byte) {
+	response, early := l.unsent, l.early
+	l.unsent, l.early, l.costs = nil, nil, true
 	h := l.w.Header()
-	copyHeaders(h, response.Header)
+	copyHeaders(h, response.Header, l.target.key)
 	h["Cache-Control"] = []string{"no-cache"}
 	h["X-Accel-Buffering"] = []string{"no"}
-	l.extendDeadline()
 	l.w.WriteHeader(response.StatusCode)
-	if err := l.client.Flush(); err != nil {
-		l.loseClient()
+	l.write(early)
+	if l.write(part); len(early)+len(part) == 0 && !l.hungUp {
+		l.extendDeadline()
+		if err := l.client.Flush(); err != nil {
+			l.loseClient()
+		}
 	}
 }
 
@@ -67,26 +104,86 @@ func (l *relay) room() []byte {
 	return l.stream.Room()
 }
 
-// received relays the n bytes that were read to the room. It reports whether they have the end marker.
-func (l *relay) received(n int) bool {
+// received relays the n bytes that were read to the room. It reports whether they have the end marker. Errors are those
+// of relayStream.
+func (l *relay) received(n int) (done bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lastByteAt = time.Now()
-	wasDone := l.stream.Report.Done
+	report := &l.stream.Report
+	wasDone := report.Done
 	part := l.stream.Received(n)
+	if report.Failed { // rarely
+		part = withoutKey(part, l.target.key)
+	}
 	l.collected.add(part)
-	l.write(part)
-	return l.stream.Report.Done && !wasDone
+	switch {
+	case l.unsent == nil:
+		l.write(part)
+	case beginsWithFailure(report):
+		l.watchEnded = true
+		return false, errNothing
+	case report.Objects > 0 || len(l.early)+len(part) > maxEarly:
+		l.sendHeader(part)
+	default: // comments
+		l.early = append(l.early, part...)
+	}
+	if l.isBeyondLimit() {
+		l.broken = true
+		return false, errTooMuch
+	}
+	return report.Done && !wasDone, nil
 }
 
-// finish relays the end of a stream, after which err came from the provider.
+// beginsWithFailure reports whether the first event of a stream is an error that costs nothing, or its end.
+func beginsWithFailure(r *llmwire.Report) bool {
+	return r.IsFailure() && (r.Objects == 1 || r.Objects == 2 && r.Done)
+}
+
+// isBeyondLimit reports whether a stream that has not finished has far more content than its limit allows: more than
+// twice as many events, each of a token or more, and more than 8 bytes a token. The caller holds l.mu.
+func (l *relay) isBeyondLimit() bool {
+	report, limit := &l.stream.Report, l.target.limit
+	return report.ContentEvents > 2*limit && report.ContentBytes() > 8*limit && !report.HasFinished(l.request.N)
+}
+
+// isEventStream reports whether text, in which there is no event with data, has only lines of server-sent events.
+func isEventStream(text []byte) bool {
+	for line := range bytes.FieldsFuncSeq(text, func(c rune) bool { return c == '\n' || c == '\r' }) {
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		switch string(name) {
+		case "", "event", "data", "id", "retry":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// finish relays the end of a stream, after which err came from the provider. Errors are err, errNothing and
+// errNoStream.
 func (l *relay) finish(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	rest := l.stream.Finish()
-	if l.stream.Report.Done || err == io.EOF && l.stream.Report.HasFinished(l.request.N) {
-		l.collected.add(rest)
-		l.write(rest)
+	rest, report := l.stream.Finish(), &l.stream.Report
+	if report.Failed {
+		rest = withoutKey(rest, l.target.key)
+	}
+	isNothing := err == io.EOF && (report.IsFailure() || report.Objects == 0)
+	switch {
+	case isNothing && l.unsent != nil:
+		l.watchEnded = true
+		if report.Objects == 0 && !isEventStream(append(l.early, rest...)) {
+			return errNoStream
+		}
+		return errNothing
+	case report.Done, err == io.EOF && report.HasFinished(l.request.N):
+		if l.collected.add(rest); l.unsent != nil {
+			l.sendHeader(rest)
+		} else {
+			l.write(rest)
+		}
+		l.costs = !isNothing
 		return nil
 	}
 	l.broken = true

@@ -12,13 +12,6 @@ const (
 	usageGrace      = 5 * time.Second  // for the usage of a stream that has finished and whose client has gone
 )
 
-// setDrainOnHangUp says whether the next endpoint's stream is read to its end if its client hangs up.
-func (l *relay) setDrainOnHangUp(drain bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.drainOnHangUp = drain
-}
-
 // hangUp is called when the client has closed its connection.
 func (l *relay) hangUp() {
 	l.mu.Lock()
@@ -35,15 +28,15 @@ func (l *relay) loseClient() {
 	l.disconnect()
 	report := &l.stream.Report
 	switch {
-	case l.isFree, l.settled:
+	case l.isFree:
 		l.cancel(errClientGone)
-	case !l.request.Stream && !l.streaming:
+	case l.isWhole, !l.request.Stream && !l.streaming:
 		l.awaitDrain()
-	case report.Done || report.IsFinal(l.request.N):
+	case report.IsFinal(l.request.N):
 		l.cancel(errClientGone)
-	case report.HasFinished(l.request.N): // its usage is about to come
+	case report.Done, report.HasFinished(l.request.N): // its usage may be about to come
 		time.AfterFunc(usageGrace, func() { l.cancel(errClientGone) })
-	case l.drainOnHangUp || l.request.HiddenOutput:
+	case l.mustDrain():
 		if err := l.takeDrain(); err != nil {
 			l.usageUnknown = err == fairpool.ErrShare // else others have all drains: what was seen is charged, and an estimate
 			l.cancel(errClientGone)
@@ -51,6 +44,19 @@ func (l *relay) loseClient() {
 	default:
 		l.cancel(errClientGone)
 	}
+}
+
+// mustDrain reports whether a stream that has not finished is read to its end for its usage, since what has come of it
+// does not tell what it costs. The caller holds l.mu.
+func (l *relay) mustDrain() bool {
+	switch l.target.onHangUp {
+	case cancelOnHangUp:
+		return false
+	case drainOnHangUp:
+		return true
+	}
+	report := &l.stream.Report
+	return l.target.mayHide || l.request.MediaOutput || report.Hidden || report.Unread
 }
 
 // takeDrain gives the response a drain instead of its place, unless it has one. Errors are those of fairpool.Claim.Add.
@@ -85,8 +91,13 @@ func (l *relay) awaitDrain() {
 func (l *relay) startWatch() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lastByteAt = time.Now()
-	l.watch = time.AfterFunc(min(commentInterval, l.idle), l.checkSilence)
+	l.watchedSince = time.Now()
+	l.lastByteAt = l.watchedSince
+	next := min(commentInterval, l.idle)
+	if l.unsent != nil {
+		next = min(next, headerPatience)
+	}
+	l.watch = time.AfterFunc(next, l.checkSilence)
 }
 
 func (l *relay) stopWatch() {
@@ -103,15 +114,20 @@ func (l *relay) noteByte() {
 	l.lastByteAt = time.Now()
 }
 
-// checkSilence cancels the request to an endpoint that has been silent for too long, and lets the client of a stream
-// know that it goes on, which also shows whether the client is still there.
+// checkSilence sends the header of a stream in which nothing but comments has come. It cancels the request to an
+// endpoint that has been silent for too long, and lets the client of a stream know that it goes on, which also shows
+// whether the client is still there.
 func (l *relay) checkSilence() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	silent := time.Since(l.lastByteAt)
-	switch {
-	case l.watchEnded:
+	if l.watchEnded {
 		return
+	}
+	if l.unsent != nil && time.Since(l.watchedSince) >= headerPatience {
+		l.sendHeader(nil)
+	}
+	switch {
 	case silent >= l.idle:
 		l.cancel(errSilent)
 		return

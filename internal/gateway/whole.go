@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"tollgate/internal/fairpool"
 	"tollgate/internal/llmwire"
@@ -15,8 +16,9 @@ const (
 )
 
 // readWhole reads a response that is not streamed, up to maxWholeBody bytes, for which it takes memory. Errors are
-// those of fairpool.Claim.ReadAll. If hasMore reports true for the error, the rest is to be relayed by writeWhole.
+// those of fairpool.Claim.ReadAll. If hasMore reports true for the error, the response is to be relayed by relayParts.
 func (l *relay) readWhole(response *http.Response, memory *fairpool.Claim) ([]byte, error) {
+	l.setWhole()
 	l.startWatch()
 	body, err := memory.ReadAll(watchedReader{response.Body, l}, response.ContentLength, FreeBodyBytes, maxWholeBody)
 	if !hasMore(err) {
@@ -25,7 +27,14 @@ func (l *relay) readWhole(response *http.Response, memory *fairpool.Claim) ([]by
 	return body, err
 }
 
-// hasMore reports whether readWhole has left a part of the response, which is then relayed unread.
+// setWhole says that the response is no stream.
+func (l *relay) setWhole() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isWhole = true
+}
+
+// hasMore reports whether readWhole has left a part of the response, for which there is no memory.
 func hasMore(err error) bool {
 	return err == fairpool.ErrTooLong || err == fairpool.ErrShare || err == fairpool.ErrFull
 }
@@ -50,23 +59,25 @@ func (l *relay) readError(response *http.Response, most int) []byte {
 	return body
 }
 
-// readUsage reads what a response that is not streamed has used. That is unknown if there is more than body, or if body
-// is nested too deep to be read. The provider bills it all the same. ok is false if body is not a JSON object. Then it
-// costs nothing.
-func (l *relay) readUsage(body []byte, more bool) (ok bool) {
+// readUsage reads what a response that is not streamed has used. That is unknown if body is nested too deep to be read:
+// the provider bills it all the same. hasFailed reports whether it has an error. After an error of readUsage it costs
+// nothing: errNothing means that body has an error, or no choice and no content, and no usage. Any other error means
+// that body is not a JSON object.
+func (l *relay) readUsage(body []byte) (hasFailed bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var err error
-	if !more {
-		_, err = l.stream.Report.Read(body)
-	}
-	if more || err == llmwire.ErrTooDeep {
+	report := &l.stream.Report
+	_, err = report.Read(body)
+	switch {
+	case err == llmwire.ErrTooDeep:
 		l.usageUnknown = true
-	} else if err != nil {
-		return false
+	case err != nil:
+		return false, err
+	case report.IsFailure():
+		return true, errNothing
 	}
 	l.costs = true
-	return true
+	return report.Failed, nil
 }
 
 // writeCached sends a whole response that was cached: a stream as a stream.
@@ -76,69 +87,33 @@ func (l *relay) writeCached(cached cachedResponse) {
 		response.Header["Content-Type"] = []string{cached.mediaType}
 	}
 	if !l.isStream(response) {
-		_ = l.writeWhole(response, cached.body, nil) // cannot fail without a rest
+		l.writeWhole(response, cached.body)
 		return
 	}
 	l.beginStream(response)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.write(cached.body)
-}
-
-// writeUnread sends a response of which only body was read. All of it counts as content: as much as it was said to
-// have, else as has come.
-func (l *relay) writeUnread(response *http.Response, body []byte) error {
-	rest := countingReader{Reader: response.Body}
-	err := l.writeWhole(response, body, &rest)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.costs = true
-	l.stream.Report.AddUnread(max(response.ContentLength, int64(len(body))+rest.bytes))
-	return err
-}
-
-// setSettled says that what is still to come of the response does not count for its charge.
-func (l *relay) setSettled() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.settled = true; l.hungUp {
-		l.cancel(errClientGone)
-	}
-}
-
-// A countingReader counts the bytes that are read.
-type countingReader struct {
-	io.Reader
-	bytes int64
-}
-
-func (r *countingReader) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	r.bytes += int64(n)
-	return n, err
+	l.sendHeader(cached.body)
 }
 
 // noStore is the value of Cache-Control of responses that are not streamed. It is never changed.
 var noStore = []string{"no-store"}
 
-// writeWhole sends a response that is not streamed: what was read of it and then, if it is not nil, the rest. It
-// returns http.ErrAbortHandler if that breaks off. While the rest comes, silence and hang-ups end it.
-func (l *relay) writeWhole(response *http.Response, body []byte, rest io.Reader) error {
+// writeHeader sends the header of a response that is not streamed, with the given Content-Length if there is one.
+func (l *relay) writeHeader(response *http.Response, length []string) {
 	h := l.w.Header()
-	copyHeaders(h, response.Header)
+	copyHeaders(h, response.Header, l.target.key)
 	h["Cache-Control"] = noStore
-	if rest == nil {
-		h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	} else if length := response.Header["Content-Length"]; len(length) > 0 {
+	if len(length) > 0 {
 		h["Content-Length"] = length
-	}
-	if rest != nil {
-		defer l.stopWatch()
-		l.setSettled()
-		rest = watchedReader{rest, l}
 	}
 	l.extendDeadline()
 	l.w.WriteHeader(response.StatusCode)
+}
+
+// writeWhole sends a response that is not streamed.
+func (l *relay) writeWhole(response *http.Response, body []byte) {
+	l.writeHeader(response, []string{strconv.Itoa(len(body))})
 	for gone := false; !gone && len(body) > 0; {
 		part := body[:min(len(body), maxClientPart)]
 		body = body[len(part):]
@@ -146,18 +121,39 @@ func (l *relay) writeWhole(response *http.Response, body []byte, rest io.Reader)
 		_, err := l.w.Write(part)
 		gone = err != nil
 	}
-	if rest == nil {
-		return nil
-	}
+}
+
+// relayParts relays a response that is not streamed, of which only body was read, as it comes. It is read to its end,
+// also if the client goes. It returns the error with which it breaks off.
+func (l *relay) relayParts(response *http.Response, body []byte) error {
+	defer l.stopWatch()
+	l.writeHeader(response, response.Header["Content-Length"])
+	l.relayPart(body)
 	part := make([]byte, maxClientPart)
 	for {
-		n, err := rest.Read(part)
-		l.extendDeadline()
-		if _, failed := l.w.Write(part[:n]); failed != nil || err != nil && err != io.EOF {
-			return http.ErrAbortHandler
-		}
-		if err == io.EOF {
-			return nil
+		n, err := response.Body.Read(part)
+		l.relayPart(part[:n])
+		if err != nil {
+			return l.endParts(err)
 		}
 	}
+}
+
+func (l *relay) relayPart(part []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lastByteAt = time.Now()
+	l.costs = true
+	l.stream.Report.ReadPart(part)
+	l.write(part)
+}
+
+func (l *relay) endParts(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = true
+	return err
 }

@@ -9,6 +9,7 @@ import (
 
 var anthropicMessages = format{
 	urlSuffix:       "/messages",
+	isOwnHost:       func(host string) bool { return strings.EqualFold(host, "api.anthropic.com") },
 	keyHeader:       "X-Api-Key",
 	requestIDHeader: "Request-Id",
 	versionHeader:   "Anthropic-Version",

@@ -38,6 +38,9 @@ type format struct {
 	// urlSuffix ends the path of the URL of each endpoint that has the format.
 	urlSuffix string
 
+	// isOwnHost reports whether a host is one of the company's whose format it is.
+	isOwnHost func(host string) bool
+
 	// keyHeader is the header in which a provider expects its API key, after keyPrefix.
 	keyHeader, keyPrefix string
 
@@ -200,3 +203,7 @@ func (f Format) ModelListBody(models []Model) []byte {
 	}
 	return formats[f].modelList(models, bytes.Join(bodies, []byte(",")))
 }
+
+// ObeysReasoningOff reports whether the provider at host, a name without a port, generates no reasoning for a request
+// of the format that says so. Other servers may not know the member that says it.
+func (f Format) ObeysReasoningOff(host string) bool { return formats[f].isOwnHost(host) }

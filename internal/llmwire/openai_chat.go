@@ -4,6 +4,7 @@ import "fmt"
 
 var openAIChat = format{
 	urlSuffix: "/chat/completions",
+	isOwnHost: isOpenAI,
 	keyHeader: "Authorization",
 	keyPrefix: "Bearer ",
 
