@@ -189,7 +189,7 @@ func TestIntegrationExposedGateway(t *testing.T) {
 		r, p := redistest.New(t), providertest.New(t)
 		s := newService(t, "REDIS_URL="+r.URL(), "TRUSTED_PROXIES=127.0.0.1/32", "LOGIN_LIMIT=1")
 		e := start(s.address(), "203.0.113.0/24")
-		tenant := newTenantIn(t, r, textConfig(1000, endpointJSON(p, "chat", chatPath, `,"bytes_per_token":3`)))
+		tenant := newTenantIn(t, r, textConfig(1000, endpointJSON(p, "chat", chatPath, `,"bytes_per_token":3,"reasoning":false`)))
 		key := bearer(s.issue(t, tenant, `"userId":"u","group":"anonymous"`))
 		path, login := "/"+tenant+chatPath, "/"+tenant+"/auth/anonymous"
 

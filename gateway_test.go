@@ -549,10 +549,13 @@ func TestGatewayProviderErrors(t *testing.T) {
 			got.wantHeader(t, "X-Should-Retry", "false")
 		}
 	}
-	withKey := `{"error":{"message":"bad key ` + providertest.Key + `"}}` + strings.Repeat(" ", 100_000)
-	g.provider.On("", providertest.Conduct{Status: 400, Body: withKey})
-	if got := g.call(t, chatPath, `{}`); strings.Contains(got.body, providertest.Key) || len(got.body) > 64<<10 {
-		t.Errorf("%d bytes: %.100s", len(got.body), got.body)
+	spelled := strings.ReplaceAll(providertest.Key, "-", `\u002d`)
+	withKey := `{"error":{"message":"bad key ` + providertest.Key + " " + spelled + `"}}` + strings.Repeat(" ", 100_000)
+	g.provider.On("", providertest.Conduct{Status: 400, Body: withKey, Header: []string{"X-Request-Id: " + providertest.Key}})
+	got := g.call(t, chatPath, `{}`)
+	all := got.body + fmt.Sprint(got.header)
+	if strings.Contains(all, providertest.Key) || strings.Contains(all, spelled) || len(got.body) > 64<<10 {
+		t.Errorf("%d bytes: %.200s %v", len(got.body), got.body, got.header)
 	}
 	if n := g.charged(t, granted); n != 0 {
 		t.Errorf("errors cost %d tokens", n)
@@ -561,6 +564,8 @@ func TestGatewayProviderErrors(t *testing.T) {
 		t.Error("the log has the provider's key")
 	}
 }
+
+const errorWithUsage = `{"error":{"message":"no"},"usage":{"prompt_tokens":11,"completion_tokens":7,"input_tokens":11,"output_tokens":7}}`
 
 // Another endpoint is tried only if the first cannot have begun to generate.
 func TestGatewayFallback(t *testing.T) {
@@ -587,6 +592,9 @@ func TestGatewayFallback(t *testing.T) {
 		{"403", providertest.Refuse(403), 200, 1, 18},
 		{"quota", providertest.Conduct{Status: 429, Body: providertest.InsufficientQuota}, 200, 1, 18},
 		{"hard limit", providertest.Conduct{Status: 400, Body: openAIRefusal("billing_hard_limit_reached")}, 200, 1, 18},
+		{"error in a 200", providertest.Conduct{Body: `{"error":{"message":"no"}}`}, 200, 1, 18},
+		{"error in a 200, with usage", providertest.Conduct{Body: errorWithUsage}, 200, 0, 18},
+		{"unusable 200", providertest.Conduct{Body: "<html>"}, 502, 0, 0},
 		{"lost", providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, 0, 0},
 		{"slow", providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, 0, 0},
 	} {

@@ -81,6 +81,10 @@ func TestGatewayCharges(t *testing.T) {
 			{"no account", patient, whole, providertest.Refuse(401), 502, "false", refused, refused},
 			{"compressed", patient, whole, providertest.Conduct{Body: gzipped(`{}`), Header: []string{"Content-Encoding: gzip"}},
 				502, "false", refused, refused},
+			{"error in it", patient, whole, providertest.Conduct{Body: `{"error":{"message":"no"}}`}, 502, "", refused, refused},
+			{"no choice and no content", patient, whole, providertest.Conduct{Body: `{"id":"g","choices":[],"content":[]}`}, 502, "",
+				refused, refused},
+			{"error with usage in it", patient, whole, providertest.Conduct{Body: errorWithUsage}, 200, "", full, full},
 			{"more than was held", patient, `{"max_tokens":1}`, providertest.Conduct{
 				Body: `{"usage":{"prompt_tokens":50,"completion_tokens":60,"input_tokens":50,"output_tokens":60}}`,
 			}, 200, "", cost{110, noStream}, cost{110, noStream}},
@@ -108,6 +112,9 @@ func TestGatewayCharges(t *testing.T) {
 				cost{0, broken}, cost{0, broken}},
 			{"stream silent", hasty, streamed, providertest.Conduct{Hang: providertest.InContent}, 200, "",
 				cost{input + half, broken}, cost{11 + half, broken}},
+			{"stream that begins with an error", patient, streamed, providertest.Conduct{
+				Body: `data: {"type":"error","error":{"message":"no"}}` + "\n\n", Header: []string{"Content-Type: text/event-stream"},
+			}, 502, "", refused, refused},
 			{"stream refused", patient, streamed, providertest.Refuse(529), 529, "", refused, refused},
 		} {
 			t.Run(test.name, func(t *testing.T) {
@@ -206,9 +213,12 @@ func TestGatewayHangUps(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
 	s := newService(t)
-	const streamed, reasoning = `{"stream":true,"messages":[{}]}`, `{"stream":true,"reasoning_effort":"low","thinking":{"type":"enabled"}}`
+	const streamed, shown, cancel = `{"stream":true,"messages":[{}]}`, `,"reasoning":false`, `,"on_hangup":"cancel"`
 	slow := providertest.Conduct{Pause: 60 * time.Millisecond}
 	hang := providertest.Conduct{Hang: providertest.InContent}
+	thinking, hidden := slow, slow
+	thinking.Reasoning = "hmm"
+	hidden.Output = 6000
 	type hangUp struct {
 		seen   string // by the client before it hangs up
 		tokens int    // charged
@@ -223,13 +233,17 @@ func TestGatewayHangUps(t *testing.T) {
 	}{
 		{"not streamed", "", `{"stream":null}`, providertest.Conduct{Delay: 300 * time.Millisecond},
 			hangUp{"", 18}, hangUp{"", 18}, false, never},
-		{"in mid-stream", "", streamed, hang, hangUp{"ünd ", 4 + 4}, hangUp{"ünd ", 11 + 4}, false, always},
+		{"in mid-stream", shown, streamed, hang, hangUp{"ünd ", 4 + 4}, hangUp{"ünd ", 11 + 4}, false, always},
 		{"after the end", "", streamed, providertest.Conduct{}, hangUp{"[DONE]", 18}, hangUp{"message_stop", 18}, true, never},
 		{"after the reason", "", streamed, slow, // the end may come before the hang-up is noticed
 			hangUp{`"finish_reason":"stop"`, 18}, hangUp{"message_delta", 18}, false, maybe},
-		{"reasoning", "", reasoning, slow, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
-		{"drain", `,"on_hangup":"drain"`, streamed, slow, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
-		{"before the response", "", streamed, providertest.Conduct{Hang: providertest.BeforeHeaders},
+		{"hidden reasoning", "", `{"stream":true,"max_tokens":8000}`, hidden, hangUp{"ünd ", 6011}, hangUp{"ünd ", 6011}, false, never},
+		{"thinking that was seen", shown, streamed, thinking, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
+		{"drain", shown + `,"on_hangup":"drain"`, streamed, slow, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
+		{"cancel", cancel, streamed, hang, hangUp{"ünd ", 4 + 4}, hangUp{"ünd ", 11 + 4}, false, always},
+		{"before the response", "", streamed, providertest.Conduct{Delay: 300 * time.Millisecond},
+			hangUp{"", 18}, hangUp{"", 18}, false, never},
+		{"before the response, nothing hidden", shown, streamed, providertest.Conduct{Hang: providertest.BeforeHeaders},
 			hangUp{"", 4}, hangUp{"", 4}, false, always},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -260,6 +274,69 @@ func TestGatewayHangUps(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// A client that has closed its side of the connection has hung up, even if it still reads: the two cannot be told apart.
+// No response comes that it could take for the provider's.
+func TestGatewayHalfClosed(t *testing.T) {
+	t.Parallel()
+	const granted = 100_000
+	g := newGatewayTest(t, granted, "")
+	for _, test := range []struct {
+		body, seen string
+		conduct    providertest.Conduct
+	}{
+		{`{}`, "", providertest.Conduct{Delay: 300 * time.Millisecond}},
+		{`{"stream":true}`, "", providertest.Conduct{Delay: 300 * time.Millisecond}},
+		{`{"stream":true}`, "ünd ", providertest.Conduct{Pause: 60 * time.Millisecond}},
+	} {
+		for _, path := range []string{chatPath, messagesPath} {
+			g.key = g.login(t, g.tenant)
+			g.provider.On("", test.conduct)
+			requests := len(g.provider.Requests())
+			c := g.open(t, path, test.body, test.seen)
+			waittest.Eventually(t, 10*time.Second, func() error {
+				if n := len(g.provider.Requests()); n == requests {
+					return fmt.Errorf("%d requests came to the provider", n)
+				}
+				return nil
+			})
+			if err := c.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if rest := readAll(c); strings.Contains(rest, "HTTP/1.1") || strings.Contains(rest, "499") {
+				t.Errorf("%s with %s: got %s", path, test.body, rest)
+			}
+			if n := g.charged(t, granted); n != 18 {
+				t.Errorf("%s with %s: charged %d", path, test.body, n)
+			}
+		}
+	}
+}
+
+// Streams of one key that are left at the same time, on two processes, are each charged exactly and once.
+func TestHangUpsOnTwoProcesses(t *testing.T) {
+	t.Parallel()
+	const granted, each = 1_000_000, 12
+	services := newServices(t)
+	g := services[0].newGatewayTest(t, granted, "")
+	g.provider.On("", providertest.Conduct{Pause: 50 * time.Millisecond, Output: 600})
+	var clients sync.WaitGroup
+	for i := range 2 * each {
+		on := *g
+		on.service = services[i%2]
+		clients.Go(func() {
+			on.open(t, []string{chatPath, messagesPath}[i/2%2], `{"stream":true,"max_tokens":1000}`, "ünd ").Close()
+		})
+	}
+	clients.Wait()
+	if n := g.charged(t, granted); n != 2*each*611 {
+		t.Errorf("charged %d, want %d", n, 2*each*611)
+	}
+	for _, s := range services {
+		s.awaitUsed(t, "drains", 0)
+		s.awaitUsed(t, "waiting", 0)
 	}
 }
 
@@ -333,7 +410,7 @@ func TestGatewaySilence(t *testing.T) {
 func TestGatewayStuckClient(t *testing.T) {
 	long(t)
 	const granted = 100_000
-	g := newGatewayTest(t, granted, "")
+	g := newGatewayTest(t, granted, `,"reasoning":false`)
 	g.provider.On("", providertest.Conduct{Content: strings.Repeat("y", 900_000), Events: 1000, NoUsage: true})
 	began := time.Now()
 	stuck := g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200")
@@ -418,7 +495,7 @@ func TestGatewayStops(t *testing.T) {
 	}
 }
 
-// A response beyond 16 MiB is relayed unread, and charged what was held.
+// A response beyond 16 MiB is relayed as it comes, and charged exactly when it has ended.
 func TestGatewayLargeResponse(t *testing.T) {
 	t.Parallel()
 	const granted = 10_000
@@ -429,7 +506,8 @@ func TestGatewayLargeResponse(t *testing.T) {
 	if got.body != body {
 		t.Errorf("got %d bytes of %d", len(got.body), len(body))
 	}
-	if n := g.charged(t, granted); n != 67 {
+	got.wantHeader(t, "X-Tokens-Charged", "")
+	if n := g.charged(t, granted); n != 2 {
 		t.Errorf("charged %d", n)
 	}
 }

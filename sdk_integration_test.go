@@ -132,9 +132,9 @@ func sdkTenant(t *testing.T, p *providertest.Provider) string {
 		"user_groups": {"pro": {"tokens": 5000}, "poor": {"tokens": 20}, "slow": {"tokens": 5000, "rate_limit": 1, "rate_limit_window": 60}},
 		"providers": {"text": {"default": "openai", "endpoints": {
 			"openai": {"url": "%[1]s/v1/chat/completions", "api_key": "%[2]s", "default_model": "gpt-4o",
-				"models": {"gpt-4o-mini": {"input": 0.5, "output": 2}, "busy": {}, "cut": {}, "error": {}, "mute": {}, "once": {}}},
+				"models": {"gpt-4o-mini": {"input": 0.5, "output": 2}, "busy": {}, "cut": {}, "error": {}, "mute": {"reasoning": false}, "once": {}}},
 			"anthropic": {"url": "%[1]s/v1/messages", "api_key": "%[2]s", "default_model": "claude-opus-4-1",
-				"models": {"busy": {}, "cut": {}, "error": {}, "mute": {}}},
+				"models": {"busy": {}, "cut": {}, "error": {}, "mute": {"reasoning": false}}},
 			"gone": {"url": "http://127.0.0.1:1/v1/chat/completions", "default_model": "gone"}
 		}}}}`, p.URL, providertest.Key))
 }
@@ -214,7 +214,8 @@ func wantCharged(t *testing.T, call sdkCall) {
 	})
 }
 
-// A program that cancels a stream pays for what was generated until then, and the provider stops.
+// A program that cancels a stream of a model without reasoning pays for what was generated until then, and the provider
+// stops.
 func TestIntegrationSDKAbort(t *testing.T) {
 	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
 	p := providertest.New(t)
