@@ -19,8 +19,8 @@ cluster: tools ## run the tests, but for load and fault suites, on a Redis Clust
 	TEST_REDIS_TOPOLOGY=cluster go test ./...
 
 integration: TOOLS = redis-server curl jq nginx caddy promtool prometheus node npm npx python3 chromium
-integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, official SDKs
-	go test -race -tags integration -run '^TestIntegration' .
+integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, SDKs, agents
+	go test -race -tags integration -run '^TestIntegration' . ./internal/llmwire
 
 testdata/sdk/node_modules: testdata/sdk/package-lock.json | tools
 	npm ci --prefix testdata/sdk --no-audit --no-fund && touch $@

@@ -24,15 +24,21 @@ import (
 
 const sdkDir = "testdata/sdk"
 
-// nodeModules checks that Node.js and the SDKs are installed.
+// nodeModules checks that Node.js and the clients of testdata/sdk are installed.
 func nodeModules(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("node"); err != nil {
 		t.Fatalf("the official SDKs run on Node.js (`make integration` installs it): %v", err)
 	}
-	for _, module := range []string{"openai", "@anthropic-ai/sdk", "typescript"} {
-		if _, err := os.Stat(filepath.Join(sdkDir, "node_modules", module)); err != nil {
-			t.Fatalf("`make integration` installs the SDKs: %v", err)
+	var manifest struct{ Dependencies, DevDependencies map[string]string }
+	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(sdkDir, "package.json"))), &manifest); err != nil {
+		t.Fatal(err)
+	}
+	for _, modules := range []map[string]string{manifest.Dependencies, manifest.DevDependencies} {
+		for module := range modules {
+			if _, err := os.Stat(filepath.Join(sdkDir, "node_modules", module)); err != nil {
+				t.Fatalf("`make integration` installs the clients: %v", err)
+			}
 		}
 	}
 }
@@ -81,7 +87,14 @@ func compile(t *testing.T, files ...string) string {
 	return dir
 }
 
-// sdkCall is a call with an SDK. The first word of its name says which; testdata/sdk/calls.ts has them.
+// compileCalls compiles one of the programs of testdata/sdk that make calls, and returns its path.
+func compileCalls(t *testing.T, name string) string {
+	t.Helper()
+	return filepath.Join(compile(t, filepath.Join(sdkDir, name+".ts"), filepath.Join(sdkDir, "run.ts")), name+".js")
+}
+
+// sdkCall is a call with a client. The first word of its name says which; calls.ts and clients.ts of testdata/sdk have
+// them.
 type sdkCall struct {
 	Name      string `json:"name"`
 	BaseURL   string `json:"baseURL"`
@@ -105,6 +118,7 @@ func runSDK(t *testing.T, script string, calls []sdkCall) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "node", script)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // without proxies, and without what would have a client report calls
 	cmd.Stdin = bytes.NewReader(input)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -141,7 +155,7 @@ func sdkTenant(t *testing.T, p *providertest.Provider) string {
 
 // The official SDKs do all that they do with the real providers, and each call is charged exactly.
 func TestIntegrationSDK(t *testing.T) {
-	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
+	script := compileCalls(t, "calls")
 	p := providertest.New(t)
 	p.On("busy", providertest.Conduct{Piece: 1, LineEnd: "\r\n", Prefix: "data:"})
 	p.On("cut", providertest.Conduct{Content: strings.Repeat("x", 1<<20)})
@@ -186,6 +200,8 @@ func TestIntegrationSDK(t *testing.T) {
 			want: `"returned":{"tool":"weather","input":{"city":"Zürich"},` + toolUsed},
 		{Name: "messageToolsStream", Model: "claude-opus-4-1", charged: 18,
 			want: `"returned":{"tool":"weather","input":{"city":"Zürich"}}`},
+		{Name: "messageToolRunner", Model: "claude-opus-4-1", charged: 36,
+			want: `"returned":{"statuses":[400,200,200],"content":` + textPart + `"word ünd "}]}`},
 		{Name: "countTokens", Model: "claude-opus-4-1", want: `"returned":11`},
 		{Name: "messageModels", Model: "claude-opus-4-1", want: `"returned":["claude-opus-4-1","busy","cut","error","mute"]`},
 		{Name: "messageModel", Model: "claude-opus-4-1", want: `"returned":"claude-opus-4-1"`},
@@ -201,6 +217,8 @@ func TestIntegrationSDK(t *testing.T) {
 	for _, call := range calls {
 		wantCharged(t, call)
 	}
+	wantAgent(t, p, "gpt-4o", `^OpenAI/JS 6\.`)
+	wantAgent(t, p, "claude-opus-4-1", `^Anthropic/JS 1\.`)
 }
 
 // wantCharged waits until the balance of the call's key, which was 5,000, shows what the call costs.
@@ -217,7 +235,7 @@ func wantCharged(t *testing.T, call sdkCall) {
 // A program that cancels a stream of a model without reasoning pays for what was generated until then, and the provider
 // stops.
 func TestIntegrationSDKAbort(t *testing.T) {
-	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
+	script := compileCalls(t, "calls")
 	p := providertest.New(t)
 	p.On("mute", providertest.Conduct{Events: 4, Pause: 100 * time.Millisecond, Hang: providertest.BeforeUsage})
 	s := newService(t)
@@ -250,7 +268,7 @@ func TestIntegrationSDKAbort(t *testing.T) {
 
 // Each error reaches a program as the class that the SDK has for it.
 func TestIntegrationSDKErrors(t *testing.T) {
-	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
+	script := compileCalls(t, "calls")
 	p := providertest.New(t)
 	conducts := map[string]providertest.Conduct{
 		"busy": providertest.Refuse(429, "Retry-After: 7"), "cut": {Cut: providertest.InContent},
@@ -341,7 +359,7 @@ func TestIntegrationSDKErrors(t *testing.T) {
 
 // While Redis does not respond, the SDKs throw what makes them try again.
 func TestIntegrationSDKWithoutRedis(t *testing.T) {
-	script := filepath.Join(compile(t, filepath.Join(sdkDir, "calls.ts")), "calls.js")
+	script := compileCalls(t, "calls")
 	r, p := redistest.New(t), providertest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	tenant := newTenantIn(t, r, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"text":{"default":"openai","endpoints":{

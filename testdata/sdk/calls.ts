@@ -1,21 +1,11 @@
-// Reads a list of calls from stdin, makes them one after the other with the official SDKs, and prints what each returned
-// or threw as a line of JSON.
+// Calls with the official SDKs.
 import Anthropic from "@anthropic-ai/sdk";
+import { betaTool } from "@anthropic-ai/sdk/helpers/beta/json-schema";
 import OpenAI from "openai";
-import { text } from "node:stream/consumers";
+import { type Call, question, run } from "./run.js";
 
-type Call = {
-  name: string;
-  baseURL: string; // of the tenant, without /v1
-  key: string;
-  model: string;
-  prompt?: string;
-  maxTokens?: number;
-  retries?: number;
-};
-
-const question = "How is the weather in Zürich?";
-const parameters = { type: "object" as const, properties: { city: { type: "string" } }, required: ["city"] };
+const properties = { city: { type: "string" as const } };
+const parameters = { type: "object" as const, properties, required: ["city"] };
 
 function openai(call: Call) {
   return new OpenAI({ baseURL: call.baseURL + "/v1", apiKey: call.key, maxRetries: call.retries ?? 0 });
@@ -45,8 +35,7 @@ function message(call: Call) {
 
 const messageTools = [{ name: "weather", input_schema: parameters }];
 
-// The kinds of calls, by the part of the name before the first space.
-const calls: Record<string, (call: Call) => Promise<unknown>> = {
+await run({
   async chat(call) {
     const { data, response } = await openai(call).chat.completions.create(chat(call)).withResponse();
     return {
@@ -231,6 +220,26 @@ const calls: Record<string, (call: Call) => Promise<unknown>> = {
     return use?.type === "tool_use" ? { tool: use.name, input: use.input } : data;
   },
 
+  // Runs over a thread that the provider holds, until it is told that there are none.
+  async messageToolRunner(call) {
+    const statuses: number[] = [];
+    const client = anthropic(call).withOptions({
+      fetch: async (...request) => {
+        const response = await fetch(...request);
+        statuses.push(response.status);
+        return response;
+      },
+    });
+    const weather = betaTool({
+      name: "weather",
+      description: "says how the weather is",
+      inputSchema: { type: "object", properties, required: ["city"] },
+      run: ({ city }) => `sunny in ${city}`,
+    });
+    const last = await client.beta.messages.toolRunner({ ...message(call), tools: [weather] });
+    return { statuses, content: last.content };
+  },
+
   async countTokens(call) {
     const { model, messages } = message(call);
     return (await anthropic(call).messages.countTokens({ model, messages })).input_tokens;
@@ -243,22 +252,4 @@ const calls: Record<string, (call: Call) => Promise<unknown>> = {
   async messageModel(call) {
     return (await anthropic(call).models.retrieve(call.model)).id;
   },
-};
-
-for (const call of JSON.parse(await text(process.stdin)) as Call[]) {
-  let result: unknown;
-  try {
-    result = { returned: await calls[call.name.split(" ")[0]](call) };
-  } catch (error) {
-    if (error instanceof OpenAI.APIError) {
-      const { status, code, type, message } = error;
-      result = { threw: error.constructor.name, status, code, type, message, retryAfter: error.headers?.get("retry-after") };
-    } else if (error instanceof Anthropic.APIError) {
-      const { status, type, message } = error;
-      result = { threw: error.constructor.name, status, type, message, retryAfter: error.headers?.get("retry-after") };
-    } else {
-      result = { threw: String(error) };
-    }
-  }
-  console.log(JSON.stringify({ name: call.name, ...(result as object) }));
-}
+});
