@@ -446,35 +446,35 @@ func startBackend(t *testing.T, command, env []string) *service {
 	return &service{url: "http://127.0.0.1:" + out.Wait(t, "listening on ", done)}
 }
 
-// The programs in docs/gateway.md work as they are.
-func TestIntegrationGatewayDocs(t *testing.T) {
+// The programs in the docs work as they are.
+func TestIntegrationDocPrograms(t *testing.T) {
 	p := providertest.New(t)
 	s := newService(t)
-	tenant := newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":50000}},"providers":{"text":{"default":"openai",
-		"endpoints":{"openai":{"url":"%[1]s/v1/chat/completions","api_key":"%[2]s","default_model":"gpt-4o-mini"},
-		"anthropic":{"url":"%[1]s/v1/messages","api_key":"%[2]s","default_model":"claude-sonnet-4-5"}}}}}`, p.URL, providertest.Key))
+	tenant := anyModelTenant(t, p, 50000)
 	key := s.issue(t, tenant, `"userId":"u-42","group":"pro"`)
 	fill := strings.NewReplacer("http://localhost:8080/acme", s.url+"/"+tenant, "user_…", key)
 	dir := t.TempDir()
 	var programs []string
-	for _, block := range docBlocks(t, "docs/gateway.md") {
-		switch block.language {
-		case "typescript":
-			file := filepath.Join(dir, fmt.Sprintf("line%d.ts", block.line))
-			if err := os.WriteFile(file, []byte(fill.Replace(block.text)), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			programs = append(programs, file)
-		case "python": // its SDKs are not installed
-			cmd := exec.Command("python3", "-c", "import ast, sys; ast.parse(sys.stdin.read())")
-			cmd.Stdin = strings.NewReader(block.text)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("docs/gateway.md:%d: %v\n%s", block.line, err, out)
+	for _, page := range []string{"docs/gateway.md", "docs/clients.md"} {
+		for _, block := range docBlocks(t, page) {
+			switch block.language {
+			case "typescript":
+				file := filepath.Join(dir, fmt.Sprintf("%s-%d.ts", filepath.Base(page), block.line))
+				if err := os.WriteFile(file, []byte(fill.Replace(block.text)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				programs = append(programs, file)
+			case "python": // its packages are not installed
+				cmd := exec.Command("python3", "-c", "import ast, sys; ast.parse(sys.stdin.read())")
+				cmd.Stdin = strings.NewReader(block.text)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Errorf("%s:%d: %v\n%s", page, block.line, err, out)
+				}
 			}
 		}
 	}
-	if len(programs) != 2 {
-		t.Fatalf("docs/gateway.md has %d programs in TypeScript", len(programs))
+	if len(programs) != 4 {
+		t.Fatalf("the docs have %d programs in TypeScript", len(programs))
 	}
 	built := compile(t, programs...)
 	for _, program := range programs {
@@ -485,9 +485,36 @@ func TestIntegrationGatewayDocs(t *testing.T) {
 		}
 	}
 	waittest.Eventually(t, 10*time.Second, func() error {
-		if left, want := tokensLeft(t, key), 50000-2*(providertest.InputTokens+providertest.OutputTokens); left != want {
+		const each = providertest.InputTokens + providertest.OutputTokens
+		if left, want := tokensLeft(t, key), 50000-len(p.Requests())*each; left != want {
 			return fmt.Errorf("%d tokens are left, want %d", left, want)
 		}
 		return nil
 	})
+	if n := len(p.Requests()); n != 5 {
+		t.Errorf("the provider got %d requests, want 5", n)
+	}
+}
+
+// The docs name no model that its provider retires: those that Anthropic's SDK warns of.
+func TestIntegrationDocsModels(t *testing.T) {
+	nodeModules(t)
+	const list = "node_modules/@anthropic-ai/sdk/internal/data/deprecated-models.js"
+	retired := regexp.MustCompile(`'([^']+)': '`).FindAllStringSubmatch(readFile(t, filepath.Join(sdkDir, list)), -1)
+	if len(retired) == 0 {
+		t.Fatalf("%s names no model", list)
+	}
+	for _, pattern := range []string{"README.md", "docs/*.md", "docs/examples/*.*"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			for _, model := range retired {
+				if strings.Contains(readFile(t, file), model[1]) {
+					t.Errorf("%s names %s", file, model[1])
+				}
+			}
+		}
+	}
 }
