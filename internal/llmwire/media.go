@@ -14,8 +14,9 @@ var messageParts = jsonTable[Request]{
 	"messages[].images[]":       {same: "messages[]"}, // of an assistant
 	"system":                    {same: "messages[]", orArray: true},
 
-	"messages[].type":          {read: (*Request).readPartType},
-	"messages[].cache_control": {same: "cache_control"},
+	"messages[].type":                    {read: (*Request).readPartType},
+	"messages[].cache_control":           {same: "cache_control"},
+	"messages[].prompt_cache_breakpoint": {same: "prompt_cache_options"},
 
 	"messages[].text":                   {read: (*Request).readText},
 	"messages[].title":                  {read: (*Request).readText},

@@ -6,13 +6,12 @@ var openAIChatMembers = []listing{
 	{
 		known: []string{
 			"audio", "frequency_penalty", "function_call", "logit_bias", "logprobs", "messages", "metadata",
-			"parallel_tool_calls", "presence_penalty", "prompt_cache_key", "prompt_cache_options",
-			"prompt_cache_retention", "response_format", "safety_identifier", "seed", "stop", "store", "temperature",
-			"top_logprobs", "top_p", "user", "verbosity",
+			"parallel_tool_calls", "presence_penalty", "prompt_cache_key", "prompt_cache_retention", "response_format",
+			"safety_identifier", "seed", "stop", "store", "temperature", "top_logprobs", "top_p", "user", "verbosity",
 		},
 		ruled: []string{
-			"functions", "max_completion_tokens", "max_tokens", "modalities", "model", "n", "reasoning_effort",
-			"service_tier", "stream", "stream_options", "tool_choice", "tools",
+			"functions", "max_completion_tokens", "max_tokens", "modalities", "model", "n", "prompt_cache_options",
+			"reasoning_effort", "service_tier", "stream", "stream_options", "tool_choice", "tools",
 		},
 		refused: []string{
 			"moderation",         // names another model

@@ -140,6 +140,8 @@ var requestMembers = joined(jsonTable[Request]{
 	"cache_control":        {read: (*Request).readCacheControl},
 	"cache_control.ttl":    {read: (*Request).readCacheTTL},
 
+	"prompt_cache_options.ttl": {read: (*Request).readPromptTTL},
+
 	"thinking":               {read: (*Request).readReasoning},
 	"thinking.type":          {read: (*Request).readThinkingType},
 	"thinking.budget_tokens": {read: (*Request).readThinkingBudget},
@@ -298,6 +300,14 @@ func (r *Request) readCacheControl(v jsonValue) {
 func (r *Request) readCacheTTL(v jsonValue) {
 	if !v.isNull() && string(unquoted(v.text)) != "5m" {
 		r.CacheWrite = CachedHour
+	}
+}
+
+// readPromptTTL reads how long OpenAI is to keep a part of the prompt. It asks more for more than 30 minutes, and its
+// usage does not tell the two apart.
+func (r *Request) readPromptTTL(v jsonValue) {
+	if !v.isNull() && string(unquoted(v.text)) != "30m" {
+		r.addUnknown("prompt_cache_options")
 	}
 }
 
