@@ -258,7 +258,7 @@ func TestDocumentedTenantsPay(t *testing.T) {
 		for group := range config["user_groups"].(map[string]any) {
 			key := s.issue(t, tenant, `"userId":"u","group":"`+group+`"`)
 			for i := range 2 { // as a conversation would
-				got := s.do(t, "POST", "/"+tenant+"/v1/chat/completions", `{"model":"gpt-4o-mini","messages":[`+
+				got := s.do(t, "POST", "/"+tenant+"/v1/chat/completions", `{"model":"gpt-6-luna","messages":[`+
 					`{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"Hello!"}]}`, bearer(key))
 				if err := got.is(200); err != nil {
 					t.Errorf("%s, a key of %s, request %d: %v", name, group, i, err)

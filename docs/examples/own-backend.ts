@@ -1,7 +1,7 @@
 // A back end that calls a model itself and charges its users through tollgate.
 //
 //   export TOLLGATE=http://localhost:8080/acme
-//   export MODEL_URL=https://api.openai.com/v1/chat/completions MODEL=gpt-4o-mini MODEL_KEY=sk-...
+//   export MODEL_URL=https://api.openai.com/v1/chat/completions MODEL=gpt-6-luna MODEL_KEY=sk-...
 //   npx tsx own-backend.ts 3000
 //
 //   curl localhost:3000/ask -H "Authorization: Bearer $KEY" -d 'How are you?'
