@@ -102,7 +102,7 @@ func TestBalanceHeld(t *testing.T) {
 	p := providertest.New(t)
 	p.On("slow", providertest.Conduct{Hang: providertest.InContent})
 	s := newService(t)
-	config := textConfig(100, endpointsJSON(p, `,"max_input_tokens":1`)...)
+	config := textConfig(100, endpointsJSON(p, `,"max_input_tokens":1,"on_hangup":"cancel"`)...)
 	g := s.gatewayTest(t, p, strings.Replace(config, `{"tokens":100}`, `{"tokens":100,"rate_limit":9,"rate_limit_window":999}`, 1))
 	c := g.open(t, chatPath, `{"model":"slow","stream":true,"max_tokens":59}`, "ünd") // 40 are left
 	for _, path := range []string{chatPath, messagesPath} {
@@ -139,7 +139,7 @@ func TestFeeHeld(t *testing.T) {
 	p := providertest.New(t)
 	p.On("slow", providertest.Conduct{Hang: providertest.InContent})
 	s := newService(t)
-	g := s.gatewayTest(t, p, cachedConfig(60, cachingForAnHour, endpointsJSON(p, `,"max_input_tokens":1`)...))
+	g := s.gatewayTest(t, p, cachedConfig(60, cachingForAnHour, endpointsJSON(p, `,"max_input_tokens":1,"on_hangup":"cancel"`)...))
 	g.miss(t, chatPath, `{"max_tokens":20}`) // 42 are left
 	c := g.open(t, chatPath, `{"model":"slow","stream":true,"max_tokens":41}`, "ünd")
 	const count = messagesPath + "/count_tokens"
@@ -176,7 +176,7 @@ func TestMaxConcurrent(t *testing.T) {
 	p := providertest.New(t)
 	p.On("slow", providertest.Conduct{Hang: providertest.InContent})
 	services := newServices(t)
-	config := textConfig(10_000, endpointsJSON(p, "")...)
+	config := textConfig(10_000, endpointsJSON(p, `,"on_hangup":"cancel"`)...)
 	g := services[0].gatewayTest(t, p, strings.Replace(config, `{"tokens":10000}`, `{"tokens":10000,"max_concurrent":2}`, 1))
 	h, _ := g.hold(t, g.tenant, g.key, `{"tokens":5}`)
 	open := func() net.Conn { return g.open(t, chatPath, `{"model":"slow","stream":true,"max_tokens":50}`, "ünd") }

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -35,7 +34,8 @@ func TestProviderGetsOnePiece(t *testing.T) {
 		piece := make([]byte, 64<<10)
 		n, _ := c.Read(piece)
 		got <- string(piece[:n])
-		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+		const body = `{"usage":{"total_tokens":9}}`
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	}()
 	p := &providertest.Provider{URL: "http://" + l.Addr().String()}
 	g := newService(t).gatewayTest(t, p, textConfig(10_000, endpointJSON(p, "chat", chatPath, "")))
