@@ -260,7 +260,7 @@ func TestSignInWhileGenerating(t *testing.T) {
 	t.Parallel()
 	services, _ := signInServices(t, 1)
 	p := providertest.New(t)
-	p.On("m", providertest.Conduct{Delay: 500 * time.Millisecond, Input: 10, Output: 20})
+	p.On("m", providertest.Conduct{Delay: 2 * time.Second, Input: 10, Output: 20})
 	config := strings.Replace(textConfig(1000, endpointsJSON(p, "")...), `{"user_groups":{`,
 		`{"auth":{"google_oauth":{"client_id":"web-client"}},"user_groups":{"google_logged_in":{"tokens":1000},`, 1)
 	g := services[0].gatewayTest(t, p, config)
