@@ -58,7 +58,7 @@ type endpointRequest struct {
 
 // providerHeader returns the header of a request to e for c, whose client has sent another.
 func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
-	header := make(http.Header, len(forwardedHeaders)+6)
+	header := make(http.Header, 8) // more of them need a table
 	for _, name := range forwardedHeaders {
 		if values := client[name]; len(values) > 0 {
 			header[name] = values

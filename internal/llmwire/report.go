@@ -23,22 +23,22 @@ type Report struct {
 	Model  string // that is named last, of at most 256 bytes; "" if none is
 
 	usage        rawUsage
-	extra        extraUsage
-	seesInput    bool   // it was reported with or after the last content, reason for an end, or error
-	seesOutput   bool   // this, too
-	isStream     bool   // not one object
-	hasChoices   bool   // at least one
-	contentBytes int64  // of ContentEvents
-	finished     uint16 // a bit for each choice that has ended
-	worst        ending // of these choices
-	refused      bool   // the model, or a filter, declined
+	extra        *extraUsage // nil if there is none
+	seesInput    bool        // it was reported with or after the last content, reason for an end, or error
+	seesOutput   bool        // this, too
+	isStream     bool        // not one object
+	hasChoices   bool        // at least one
+	contentBytes int64       // of ContentEvents
+	finished     uint16      // a bit for each choice that has ended
+	worst        ending      // of these choices
+	refused      bool        // the model, or a filter, declined
 
 	walker     jsonWalker[Report]
 	object     reportObject
-	reading    [2]rawUsage // that are being read: a usage, and an iteration in it
-	iterations extraUsage  // in that usage
-	name       []byte      // what the last name of a model with escapes spells
-	parts      *partReader // nil if no object was read in parts
+	reading    rawUsage        // the usage that is being read
+	iterations *iterationsRead // in that usage; nil before the first ones
+	name       []byte          // what the last name of a model with escapes spells
+	parts      *partReader     // nil if no object was read in parts
 }
 
 // reportObject is what is known of the JSON object that is being read.
@@ -75,8 +75,11 @@ func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage,
 		used.Output = max(used.Output, r.ContentEvents, (r.contentBytes+2)/3)
 	}
 	used.Input, used.Output = min(used.Input, MaxTokens), min(used.Output, MaxTokens)
-	used.Add(&r.extra.own)
-	return used, r.extra.others, input && output
+	if r.extra != nil {
+		used.Add(&r.extra.own)
+		others = r.extra.others
+	}
+	return used, others, input && output
 }
 
 // IsFinal reports whether all that a response with n choices has used is known.

@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// Usage is what a response has used: tokens of the model by kind, each from 0 to MaxTokens, and what else is countKind.
+// Usage is what a response has used: tokens of the model by kind, each from 0 to MaxTokens, and what else is counted.
 // Input and Output are the totals. The other kinds of tokens are parts of them, and no token has two kinds.
 //
 // The kinds are as the provider reports them. A provider that contradicts itself can report more of them than the total
@@ -243,7 +243,11 @@ var usageTable = joined(usageMembers.under("usage"), usageMembers.under("usage.i
 func count(what countKind) jsonRow[Report] {
 	return jsonRow[Report]{read: func(r *Report, v jsonValue) {
 		if n, ok := readCount(v.text); ok {
-			r.reading[r.object.level].set(what, n)
+			if r.object.level == 0 {
+				r.reading.set(what, n)
+			} else {
+				r.iterations.reading.set(what, n)
+			}
 		}
 	}}
 }
@@ -273,19 +277,19 @@ func readFraction(text []byte) (n int64, ok bool) {
 	return int64(math.Ceil(min(f, MaxTokens))), f >= 0
 }
 
-func (r *Report) beginUsage() { r.reading[0].has = 0 }
+func (r *Report) beginUsage() { r.reading.has = 0 }
 
 // endUsage adds a usage object. Of two the one with more tokens counts, and the later of two with as many.
 func (r *Report) endUsage(v jsonValue) {
 	if r.sawUsage(v) {
-		r.usage.replace(&r.reading[0])
+		r.usage.replace(&r.reading)
 	}
 }
 
 // updateUsage adds a usage object that repeats, and completes, those before it.
 func (r *Report) updateUsage(v jsonValue) {
 	if r.sawUsage(v) {
-		r.usage.update(&r.reading[0])
+		r.usage.update(&r.reading)
 	}
 }
 
@@ -295,7 +299,7 @@ func (r *Report) sawUsage(v jsonValue) bool {
 	if v.text[0] != '{' {
 		return false
 	}
-	input, output := r.reading[0].sees()
+	input, output := r.reading.sees()
 	o.hasUsage, o.seesInput, o.seesOutput = true, input || o.seesInput, output || o.seesOutput
 	return input || output
 }
@@ -309,7 +313,11 @@ type extraUsage struct {
 	others []ModelUsage // never changed once it is in Report.extra; what is beyond maxModels is in the last
 }
 
+// total returns all tokens. A nil extraUsage has none.
 func (e *extraUsage) total() int64 {
+	if e == nil {
+		return 0
+	}
 	total := e.own.total()
 	for i := range e.others {
 		total += e.others[i].total()
@@ -331,11 +339,22 @@ func (e *extraUsage) add(model []byte, u *Usage) {
 	e.others = append(e.others, ModelUsage{string(model), *u})
 }
 
-func (r *Report) beginIterations() { r.iterations = extraUsage{} }
+// iterationsRead are the iterations of a usage that is being read.
+type iterationsRead struct {
+	reading rawUsage   // the iteration that is being read
+	extra   extraUsage // of those before it
+}
+
+func (r *Report) beginIterations() {
+	if r.iterations == nil {
+		r.iterations = new(iterationsRead)
+	}
+	r.iterations.extra = extraUsage{}
+}
 
 func (r *Report) beginIteration() {
 	r.object.level, r.object.iteration, r.object.model = 1, nil, nil
-	r.reading[1].has = 0
+	r.iterations.reading.has = 0
 }
 
 func (r *Report) readIterationType(v jsonValue) { r.object.iteration = v.text }
@@ -353,15 +372,15 @@ func (r *Report) endIteration(jsonValue) {
 	case `"fallback_message"`:
 		r.setModel(o.model)
 	default:
-		used := r.reading[1].usage(0)
-		r.iterations.add(r.modelName(o.model), &used)
+		used := r.iterations.reading.usage(0)
+		r.iterations.extra.add(r.modelName(o.model), &used)
 	}
 }
 
 // endIterations makes the iterations that were read count, unless they have fewer tokens than those before.
 func (r *Report) endIterations(jsonValue) {
-	if r.iterations.total() >= r.extra.total() {
-		r.extra = r.iterations
+	if total := r.iterations.extra.total(); total > 0 && total >= r.extra.total() {
+		extra := r.iterations.extra
+		r.extra = &extra
 	}
-	r.iterations = extraUsage{}
 }
