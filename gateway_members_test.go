@@ -93,6 +93,9 @@ func TestGatewayUserIDs(t *testing.T) {
 	if got := sent(messagesPath, `{"metadata":{"user_id":"another"}}`, "metadata"); got != `{"user_id":`+id+`}` {
 		t.Errorf("Anthropic got %s, and OpenAI %s", got, id)
 	}
+	if got := sent(messagesPath+"/count_tokens", `{}`, "metadata"); got != "" {
+		t.Errorf("a request that asks for the number of its tokens has the metadata %s, which Anthropic refuses", got)
+	}
 	g.key = g.login(t, g.tenant)
 	if other := sent(chatPath, `{}`, "safety_identifier"); other == id {
 		t.Errorf("two users have the ID %s", id)

@@ -203,11 +203,11 @@ func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err e
 // lower than the request's own, it lets the response say so.
 func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 	c := llmwire.Changes{Model: x.call.model, DropTools: e.drops(x.call), LeaveStreamOptions: e.leavesUsage}
+	if x.call.CountTokens { // providers refuse what is no part of the prompt
+		return c
+	}
 	if e.sendsUsers {
 		c.SafetyID = x.call.safetyID()
-	}
-	if x.call.CountTokens {
-		return c
 	}
 	c.LimitMember, c.Limit = cmp.Or(e.limitMember, e.format.LimitMember(e.url.Hostname())), limit
 	h := x.w.Header()
