@@ -35,7 +35,11 @@ func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold,
 	}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
-	return gateway.Hold{ID: id, Tokens: result.held}, a.refusal(result.decision, err)
+	hold := gateway.Hold{ID: id, Tokens: result.held, Owner: "k:" + a.holder.first}
+	if result.userID != "" {
+		hold.Owner = "u:" + result.userID
+	}
+	return hold, a.refusal(result.decision, err)
 }
 
 // onHolder calls f with what is known of the key, and keeps what f finds out, unless it fails in the middle of a move.

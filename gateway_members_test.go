@@ -72,7 +72,8 @@ func TestGatewayMembers(t *testing.T) {
 	}
 }
 
-// Providers that are to tell users apart get the same ID for each request of a user, and no part of the API key.
+// Providers that are to tell users apart get the same ID for each request of a user, whatever the key is, and no part of
+// it.
 func TestGatewayUserIDs(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 100_000, `,"user_ids":true`)
@@ -96,9 +97,32 @@ func TestGatewayUserIDs(t *testing.T) {
 	if got := sent(messagesPath+"/count_tokens", `{}`, "metadata"); got != "" {
 		t.Errorf("a request that asks for the number of its tokens has the metadata %s, which Anthropic refuses", got)
 	}
-	g.key = g.login(t, g.tenant)
-	if other := sent(chatPath, `{}`, "safety_identifier"); other == id {
-		t.Errorf("two users have the ID %s", id)
+	of := func(key string) string {
+		t.Helper()
+		g.key = key
+		return sent(chatPath, `{}`, "safety_identifier")
+	}
+	issue := func(user string) string {
+		return g.issue(t, g.tenant, fmt.Sprintf(`"userId":%q,"group":"anonymous","tokens":1000`, user))
+	}
+	if again := of(g.rotate(t, g.tenant, g.key)); again != id {
+		t.Errorf("the ID is %s, and was %s before the key was rotated", again, id)
+	}
+	first := issue("u-1")
+	one := of(first)
+	if again := of(issue("u-1")); again != one {
+		t.Errorf("the IDs of two keys of a user are %s and %s", one, again)
+	}
+	if again := of(g.rotate(t, g.tenant, first)); again != one {
+		t.Errorf("the ID is %s, and was %s before the key was rotated", again, one)
+	}
+	seen := map[string]bool{id: true, one: true}
+	for _, key := range []string{issue("u-2"), g.login(t, g.tenant)} {
+		if other := of(key); seen[other] {
+			t.Errorf("two users have the ID %s", other)
+		} else {
+			seen[other] = true
+		}
 	}
 }
 

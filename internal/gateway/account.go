@@ -49,6 +49,7 @@ type HoldRequest struct {
 type Hold struct {
 	ID     string // names it to Settle; never "" if it was taken
 	Tokens int64  // that were taken
+	Owner  string // whose they were, the same for all keys of a user: endpoints may be told a digest of it
 }
 
 // Usage is what is charged for.

@@ -207,7 +207,7 @@ func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 		return c
 	}
 	if e.sendsUsers {
-		c.SafetyID = x.call.safetyID()
+		c.SafetyID = safetyID(x.call.Tenant, x.hold.Owner)
 	}
 	c.LimitMember, c.Limit = cmp.Or(e.limitMember, e.format.LimitMember(e.url.Hostname())), limit
 	h := x.w.Header()
@@ -218,9 +218,9 @@ func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 	return c
 }
 
-// safetyID returns what a provider is told to tell users apart: a digest of the user and the tenant.
-func (c *Call) safetyID() string {
-	sum := sha256.Sum256([]byte(c.Tenant + "\n" + c.User))
+// safetyID returns what a provider is told to tell users apart: a digest of the tenant and of the owner of a hold.
+func safetyID(tenant, owner string) string {
+	sum := sha256.Sum256([]byte(tenant + "\n" + owner))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -45,7 +45,7 @@ func (a *fakeAccount) Hold(_ time.Time, r HoldRequest) (Hold, error) {
 		a.held = r.Least + (a.left-r.Least)/2
 	}
 	a.left -= a.held
-	return Hold{"h", a.held}, a.holds
+	return Hold{ID: "h", Tokens: a.held}, a.holds
 }
 
 func (a *fakeAccount) Renew(_ time.Time, hold Hold, ttl time.Duration) (err error) {
@@ -55,7 +55,7 @@ func (a *fakeAccount) Renew(_ time.Time, hold Hold, ttl time.Duration) (err erro
 	if len(a.renew) > 0 {
 		err, a.renew = a.renew[0], a.renew[1:]
 	}
-	if hold != (Hold{"h", a.held}) || ttl != leaseTTL {
+	if hold != (Hold{ID: "h", Tokens: a.held}) || ttl != leaseTTL {
 		err = errors.New("another hold")
 	}
 	return err

@@ -228,10 +228,10 @@ func TestNoUsageWarning(t *testing.T) {
 // What a provider is told of a user is the same for each request, and differs between users and tenants.
 func TestSafetyID(t *testing.T) {
 	seen := make(map[string]bool)
-	for _, c := range []Call{{Tenant: "a", User: "b"}, {Tenant: "a", User: "c"}, {Tenant: "b", User: "b"}} {
-		id := c.safetyID()
-		if len(id) != 64 || seen[id] || id != c.safetyID() || strings.Contains(id, c.User+c.Tenant) {
-			t.Errorf("%+v has %q", c, id)
+	for _, of := range []struct{ tenant, owner string }{{"a", "b"}, {"a", "c"}, {"b", "b"}} {
+		id := safetyID(of.tenant, of.owner)
+		if len(id) != 64 || seen[id] || id != safetyID(of.tenant, of.owner) || strings.Contains(id, of.owner+of.tenant) {
+			t.Errorf("%+v has %q", of, id)
 		}
 		seen[id] = true
 	}

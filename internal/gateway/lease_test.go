@@ -26,7 +26,7 @@ func TestLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &fakeAccount{held: 10, renew: append([]error{nil}, append(unavailable(2), ErrNoHold, errors.New("x"))...)}
 		began := time.Now()
-		l := startLease(a, Hold{"h", 10}, leaseRenewal)
+		l := startLease(a, Hold{ID: "h", Tokens: 10}, leaseRenewal)
 		time.Sleep(155 * time.Second)
 		l.end()
 		l.end()
@@ -44,7 +44,7 @@ func TestLeaseOfADebt(t *testing.T) {
 		a := &fakeAccount{held: 10, fail: unavailable(12)}
 		began := time.Now()
 		s.begin()
-		s.settle(debt{a, "acme", "h", Usage{Cost: 3}, startLease(a, Hold{"h", 10}, leaseRenewal)})
+		s.settle(debt{a, "acme", "h", Usage{Cost: 3}, startLease(a, Hold{ID: "h", Tokens: 10}, leaseRenewal)})
 		time.Sleep(time.Hour)
 		if got, want := a.renewals(began), []int{30}; !slices.Equal(got, want) || a.attempts() != 13 {
 			t.Errorf("renewed after %v s, want %v; %d attempts to settle", got, want, a.attempts())

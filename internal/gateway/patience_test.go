@@ -29,7 +29,7 @@ func (a *grantingAccount) Hold(deadline time.Time, r HoldRequest) (Hold, error) 
 	err := a.grant(len(a.patient), r)
 	a.patient = append(a.patient, r.Patient)
 	a.deadlines = append(a.deadlines, time.Until(deadline))
-	return Hold{"h", r.Most}, err
+	return Hold{ID: "h", Tokens: r.Most}, err
 }
 
 func (a *grantingAccount) asked() int {
