@@ -7,8 +7,6 @@ import (
 	"tollgate/internal/strict"
 )
 
-const maxUnknown = 16 // names that Request.Unknown may have
-
 // A column says what something in a request can do to its cost.
 type column int
 
@@ -81,7 +79,7 @@ func (r *Request) checkMember(name []byte, v jsonValue) {
 }
 
 func (r *Request) addUnknown(name string) {
-	if name = strict.Shorten(name); len(r.Unknown) < maxUnknown && !slices.Contains(r.Unknown, name) {
+	if name = strict.Shorten(name); !slices.Contains(r.Unknown, name) {
 		r.Unknown = append(r.Unknown, name)
 	}
 }

@@ -34,7 +34,7 @@ type Request struct {
 	MinLimit int64 // the least limit that the provider accepts beside the thinking that is asked for; 0 without any
 
 	// Unknown has the names of the top-level members that may raise the cost beyond what is read of the request: each
-	// once, 16 at most, shortened. A member is also here for its value, as service_tier for "priority".
+	// once, shortened. A member is also here for its value, as service_tier for "priority".
 	Unknown []string
 
 	// ServerTool is the first tool, content part or member that lets the provider add input of its own, which nobody can
