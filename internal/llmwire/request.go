@@ -43,8 +43,6 @@ type Request struct {
 	CanDropTools  bool     // all of these stand in tools, and tool_choice names none of them
 	AdvisorModels []string // other models that tools name, each once
 
-	// HiddenOutput is true if the request asks for thinking or reasoning: the content then does not show all output.
-	HiddenOutput bool
 	ReasoningOff bool // the request says that nothing is generated that the content does not show
 	MediaOutput  bool // the request asks for output that may be other than text
 
@@ -57,6 +55,7 @@ type Request struct {
 	tools toolReader
 	parts []contentPart // the part that is being read, after those around it
 
+	asksHidden     bool // for thinking or reasoning
 	isReasoningOff bool // by the type or effort in the thinking or reasoning that is being read
 	hasEditType    bool // the edit of the context that is being read
 
@@ -106,7 +105,7 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 		//lint:ignore ST1005 a sentence for the client
 		return nil, fmt.Errorf("Body is %w", err)
 	}
-	r.ReasoningOff = r.ReasoningOff && !r.HiddenOutput
+	r.ReasoningOff = r.ReasoningOff && !r.asksHidden
 	r.CanDropTools = r.tools.canDrop()
 	return r, nil
 }
@@ -314,7 +313,7 @@ func (r *Request) readPromptTTL(v jsonValue) {
 // readReasoning reads the end of thinking or reasoning, whose type or effort was read before.
 func (r *Request) readReasoning(v jsonValue) {
 	if !v.isOff() && !r.isReasoningOff {
-		r.HiddenOutput = true
+		r.asksHidden = true
 	}
 	r.ReasoningOff = r.ReasoningOff || r.isReasoningOff
 	r.isReasoningOff = false
@@ -333,7 +332,7 @@ func (r *Request) readReasoningEffort(v jsonValue) {
 
 func (r *Request) readReasoningMode(v jsonValue, off string) {
 	r.isReasoningOff = string(unquoted(v.text)) == off
-	r.HiddenOutput = r.HiddenOutput || !r.isReasoningOff && !v.isNull()
+	r.asksHidden = r.asksHidden || !r.isReasoningOff && !v.isNull()
 }
 
 // readThinkingBudget reads how many tokens may be used for thinking: a limit must be larger. What is no such number is

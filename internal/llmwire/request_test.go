@@ -19,7 +19,7 @@ func (r *Request) summary() string {
 		name string
 		on   bool
 	}{
-		{"stream", r.Stream}, {"usage", r.IncludeUsage}, {"tools", r.tools.exist}, {"hidden", r.HiddenOutput},
+		{"stream", r.Stream}, {"usage", r.IncludeUsage}, {"tools", r.tools.exist}, {"hidden", r.asksHidden},
 		{"off", r.ReasoningOff}, {"media", r.MediaOutput}, {"twice", r.Twice}, {"cached", r.CacheWrite == CachedShort},
 		{"cached for an hour", r.CacheWrite == CachedHour},
 	} {
