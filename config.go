@@ -112,7 +112,7 @@ func (c *tenantConfig) membersOf(rules strict.Rules) strict.Rule {
 func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules strict.Rules) (
 	seen map[string]bool, ok bool,
 ) {
-	return c.readAnd(wrong, value, rules, "")
+	return c.readWarning(wrong, value, rules, "")
 }
 
 // readKnown does what readMembers does, and warns of all other unknown members, too, as of an object that bounds what
@@ -120,7 +120,7 @@ func (c *tenantConfig) readMembers(wrong *strict.Problems, value []byte, rules s
 func (c *tenantConfig) readKnown(wrong *strict.Problems, value []byte, rules strict.Rules) (
 	seen map[string]bool, ok bool,
 ) {
-	return c.readAnd(wrong, value, rules, "is not known: it has no effect")
+	return c.readWarning(wrong, value, rules, "is not known: it has no effect")
 }
 
 // knownMembersOf returns readKnown as a rule.
@@ -131,8 +131,9 @@ func (c *tenantConfig) knownMembersOf(rules strict.Rules) strict.Rule {
 	}
 }
 
-// readAnd does what readMembers does. Unless warning is "", it is what there is to say of other unknown members.
-func (c *tenantConfig) readAnd(wrong *strict.Problems, value []byte, rules strict.Rules, warning string) (
+// readWarning does what readMembers does, and warns of all other unknown members with the sentence warning, unless it
+// is "".
+func (c *tenantConfig) readWarning(wrong *strict.Problems, value []byte, rules strict.Rules, warning string) (
 	seen map[string]bool, ok bool,
 ) {
 	var unknown []string
@@ -366,13 +367,13 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				}
 			}),
 		})(wrong, value)
-		first := slices.IndexFunc(endpoints, func(e *gateway.Endpoint) bool { return e.Name == chosen })
-		if named && first < 0 {
+		isChosen := func(e *gateway.Endpoint) bool { return e.Name == chosen }
+		if named && !slices.ContainsFunc(endpoints, isChosen) {
 			ok = wrong.AddMember("default", "must name an endpoint")
 		}
-		if i := slices.IndexFunc(c.text, func(e *gateway.Endpoint) bool { return e.Name == chosen }); i > 0 {
-			chosen := c.text[i]
-			c.text = slices.Insert(slices.Delete(c.text, i, i+1), 0, chosen)
+		if i := slices.IndexFunc(c.text, isChosen); kind == "text" && i > 0 {
+			e := c.text[i]
+			c.text = slices.Insert(slices.Delete(c.text, i, i+1), 0, e)
 		}
 		return ok
 	}

@@ -434,3 +434,29 @@ func FuzzEditDistance(f *testing.F) {
 		}
 	})
 }
+
+// The default endpoint is tried first, then the others in the order of the config. The default one of another kind has
+// no say.
+func TestEndpointOrder(t *testing.T) {
+	const text = `"text":{%s"endpoints":{"a":%[2]s,"b":%[2]s,"c":%[2]s}}`
+	const endpoint = `{"url":"https://h/v1/chat/completions"}`
+	const realtime = `"realtime":{"default":"b","endpoints":{"b":{"url":"https://h"}}}`
+	for _, test := range []struct{ chosen, want string }{
+		{"", "abc"}, {`"default":"a",`, "abc"}, {`"default":"c",`, "cab"},
+	} {
+		kinds := fmt.Sprintf(text, test.chosen, endpoint)
+		for _, providers := range []string{kinds, kinds + "," + realtime, realtime + "," + kinds} {
+			config, err := parseConfig([]byte(`{"providers":{` + providers + `}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			for _, e := range config.text {
+				got += e.Name
+			}
+			if got != test.want {
+				t.Errorf("%s: the order is %s, want %s", providers, got, test.want)
+			}
+		}
+	}
+}
