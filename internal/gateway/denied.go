@@ -30,7 +30,7 @@ func (c *Call) chooseAllowed(allowed ModelNames) error {
 }
 
 // defaultModel returns the model that a request gets which names none: the first default_model or, if it is not
-// allowed, the first model that is. It returns "" if there is none.
+// allowed, the first model that is. It returns "" if no endpoint has such a model.
 func (all Endpoints) defaultModel(allowed ModelNames) string {
 	i := slices.IndexFunc(all, func(e *Endpoint) bool { return e.defaultModel != "" })
 	switch {

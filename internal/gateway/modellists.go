@@ -178,7 +178,7 @@ func newListID(e *Endpoint, tenant string) listID {
 	return sha256.Sum256(appendParts(nil, tenant, e.rawURL, e.keyName, name, value))
 }
 
-// find returns the list of a tenant with that ID. It makes one if there is none.
+// find returns the list of a tenant with that ID, which is a new one if it was not asked for before.
 func (m *modelLists) find(id listID, tenant string) *modelList {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -185,7 +185,7 @@ func (k *OperatorKeys) keyFor(e *Endpoint, tenant string) (key, member, fault st
 	return named.apiKey, "", ""
 }
 
-// named returns the key of that name, nil if there is none.
+// named returns the key of that name, or nil if the operator has no such key.
 func (k *OperatorKeys) named(name string) *operatorKey {
 	if k == nil {
 		return nil

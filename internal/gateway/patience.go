@@ -40,8 +40,8 @@ func (x *exchange) acquire(r HoldRequest) error {
 
 // patiently calls try, which takes tokens of the account, until it no longer returns an InsufficientError, or returns
 // one of more tokens than others hold: after each settlement of a request of the user, for holdPatience at most. The
-// last time it is told not to be patient. needed is the fewest tokens that try can do with. Errors: HeldError; those of
-// TakePlace, wait and try.
+// last time it is told not to be patient. needed is the fewest tokens with which try can succeed. Errors: HeldError;
+// those of TakePlace, wait and try.
 func (x *exchange) patiently(needed int64, try func(patient bool) error) error {
 	err := try(true)
 	spent, isHeld := onlyHeld(err, needed)
@@ -122,7 +122,7 @@ type patientQueues struct {
 // A member is a user of a tenant.
 type member struct{ tenant, user string }
 
-// A turn is the place of a request in the queue of its user. A nil one is none.
+// A turn is the place of a request in the queue of its user. It is nil if the request does not wait.
 type turn struct {
 	all   *patientQueues
 	of    member

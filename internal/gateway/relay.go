@@ -53,7 +53,7 @@ type relay struct {
 
 // A target is what a relay knows of an endpoint before its response comes.
 type target struct {
-	key      string // which no client must see; "" if there is none
+	key      string // which no client must see; "" if it needs no key
 	limit    int64  // of output tokens, of all choices together
 	mayHide  bool   // the response may not show all output that it costs
 	onHangUp hangUpRule

@@ -70,11 +70,11 @@ const (
 // A contentPart is a part that is being read. Those around it are before it in Request.parts.
 type contentPart struct {
 	medium   medium
-	isText   bool  // its data is text,
-	isBase64 bool  // base64,
-	isRemote bool  // or not in the body; all of these if it says so
-	data     int64 // bytes of what is one of the former two
-	encoded  int64 // of those, bytes that can be base64, as they are spelled
+	isText   bool  // it says that its data is text
+	isBase64 bool  // it says that its data is base64
+	isRemote bool  // it says that its data is not in the body
+	data     int64 // bytes of its data in the body
+	encoded  int64 // bytes of that which can be base64, as they are spelled
 }
 
 func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
