@@ -36,7 +36,7 @@ func hostileRequests(n int) []hostileDocument {
 		{"escaped names", `{"messages":[{"\n":1` + strings.Repeat(`,"\n":1`, n/7) + `}]}`},
 		{"deep content", `{"messages":[` + deepArray(n, 248, `{"content":[`, inPart, `]}`) + `]}`},
 		{"deep sources", `{"messages":[` + deepArray(n, 165, `{"source":{"content":[`, `{}`, `]}}`) + `]}`},
-		{"deep arrays", `{"messages":` + deepArray(n, 498, `[`, `1`, `]`) + `}`},
+		{"deep arrays", `{"messages":[{"x":` + deepArray(n, 496, `[`, `1`, `]`) + `}]}`},
 		{"duplicates", `{"messages":[{"type":"image"` + strings.Repeat(`,"type":"image"`, n/15) + `}]}`},
 		{"long number", `{"max_tokens":1` + strings.Repeat("0", n) + `}`},
 		{"long type", `{"messages":[{"type":"` + strings.Repeat(`\u0041`, n/6) + `"}]}`},

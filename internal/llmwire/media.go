@@ -8,6 +8,7 @@ import (
 // messageParts are the content parts in messages, in the system prompt, in results of tools and in documents. A message
 // is read as a part, and so is the content of one: text, a part, or parts.
 var messageParts = jsonTable[Request]{
+	"messages":                  {read: (*Request).readArray},
 	"messages[]":                {enter: (*Request).beginPart, read: (*Request).endPart},
 	"messages[].content":        {same: "messages[]", orArray: true},
 	"messages[].source.content": {same: "messages[]", orArray: true},
@@ -82,6 +83,7 @@ func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
 // part returns the innermost part that is being read.
 func (r *Request) part() *contentPart { return &r.parts[len(r.parts)-1] }
 
+// endPart reads the end of a message or part.
 func (r *Request) endPart(v jsonValue) {
 	part := *r.part()
 	r.parts = r.parts[:len(r.parts)-1]
@@ -89,9 +91,16 @@ func (r *Request) endPart(v jsonValue) {
 		r.input.messages++
 	}
 	r.readText(v)
-	if part.medium == noMedium {
-		return
+	if v.path == "messages[]" && v.text[0] == '[' { // nothing in it was read
+		r.fail("A message, or a part of one, must not be an array")
 	}
+	if part.medium != noMedium {
+		r.countMedium(&part)
+	}
+}
+
+// countMedium counts a part that is a medium.
+func (r *Request) countMedium(part *contentPart) {
 	r.HasAudio = r.HasAudio || part.medium == sound || part.medium == video
 	r.HasImages = r.HasImages || part.medium != sound
 	if part.isText {

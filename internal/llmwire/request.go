@@ -343,6 +343,13 @@ func (r *Request) readThinkingBudget(v jsonValue) {
 	}
 }
 
+// readArray refuses what is no array: nothing in it would be read.
+func (r *Request) readArray(v jsonValue) {
+	if v.text[0] != '[' && !v.isNull() {
+		r.fail("%s must be an array", v.path)
+	}
+}
+
 func (r *Request) boolean(v jsonValue) bool {
 	if c := v.text[0]; c != 't' && c != 'f' && c != 'n' {
 		r.fail("%s must be true or false", v.path)

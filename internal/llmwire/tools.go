@@ -16,8 +16,8 @@ const (
 
 // toolMembers are the definitions of tools, at the top level, in messages and in other tools, and the choice of one.
 var toolMembers = jsonTable[Request]{
-	"tools":           {read: (*Request).readTools},
-	"functions":       {read: (*Request).readTools},
+	"tools":           {read: (*Request).readArray},
+	"functions":       {read: (*Request).readArray},
 	"tools[]":         {enter: (*Request).beginTool, read: (*Request).endTool},
 	"tools[].tools[]": {same: "tools[]"}, // of a namespace
 
@@ -73,12 +73,6 @@ type tool struct {
 type serverTool struct {
 	tool
 	at span
-}
-
-func (r *Request) readTools(v jsonValue) {
-	if v.text[0] != '[' && !v.isNull() {
-		r.fail("%s must be an array", v.path)
-	}
 }
 
 func (r *Request) readFunction(jsonValue) { r.tools.exist = true }
