@@ -603,7 +603,8 @@ func TestClusterSameName(t *testing.T) {
 	c.cluster.MoveSlots(t, c.from, c.to, []int{redisdb.Slot(apiKeyRedisKey(key)), redisdb.Slot(configRedisKey("abc"))})
 	c.target.Store(c.to)
 	for want := 99; want > 90; want-- {
-		repeat(func() reply { return s.consume(t, "abc", key, "", retryKey+strconv.Itoa(want)) }).want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, want))
+		got := repeat(func() reply { return s.consume(t, "abc", key, "", retryKey+strconv.Itoa(want)) })
+		got.want(t, 200, fmt.Sprintf(`{"tokensLeft":%d}`, want))
 	}
 	if left := tokensLeftIn(t, c.to, key); left != 91 {
 		t.Errorf("%d tokens are left at the new server, want 91", left)
