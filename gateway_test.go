@@ -971,6 +971,9 @@ func TestGatewayConfig(t *testing.T) {
 		put("text", `"url":"`+url+`"`).want(t, 200, want)
 		put("realtime", `"url":"`+url+`"`).want(t, 200, `{"success":true}`)
 	}
+	put("text", `"allow":["x"`+strings.Repeat(`,"x"`, 999)+`]`).want(t, 200, "")
+	put("text", `"allow":["x"`+strings.Repeat(`,"x"`, 1000)+`]`).wantError(t, 400,
+		"Invalid config: providers.text.endpoints.e.allow must have at most 1000 names")
 	for _, name := range priceMembers {
 		for _, member := range []string{`"` + name + `":%s`, `"above":{"tokens":1,"` + name + `":%s}`} {
 			path := "models.m." + name

@@ -75,11 +75,14 @@ func (t *tenant) bytes() int {
 	if t.config == nil {
 		return 256
 	}
-	endpoints := 0
-	for _, e := range t.config.text {
-		endpoints += e.Bytes()
+	size := 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups)
+	for _, group := range t.config.groups {
+		size += 32 * len(group.models)
 	}
-	return 256 + len(t.config.json) + 2*len(t.config.encoded.all) + 256*len(t.config.groups) + endpoints
+	for _, e := range t.config.text {
+		size += e.Bytes()
+	}
+	return size
 }
 
 // A userGroup is what the holders of a group's API keys get.

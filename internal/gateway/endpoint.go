@@ -15,7 +15,8 @@ import (
 
 const (
 	maxModelBytes   = 256
-	maxAllowedBytes = 256
+	maxAllowed      = 1000 // names in allow
+	maxAllowedBytes = 256  // of one of them
 )
 
 // An Endpoint is a model server that a Gateway may call. It is not changed once it is complete.
@@ -121,7 +122,7 @@ func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules
 		"file_tokens":       strict.Int(&e.holding.FileTokens, 1, strict.MaxInt),
 		"limit":             oneOf(&e.strictLimits, map[string]bool{`"clamp"`: false, `"strict"`: true}),
 		"limit_member":      oneOf(&e.limitMember, limitMembers),
-		"allow":             strict.ArrayOf(e.readAllowed),
+		"allow":             e.readAllow,
 		"server_tools":      oneOf(&e.serverTools, toolRules),
 		"on_hangup":         oneOf(&e.onHangUp, hangUpRules),
 		"reasoning":         not(&e.neverReasons),
@@ -165,6 +166,15 @@ func not(dst *bool) strict.Rule {
 		*dst = !*dst
 		return ok
 	}
+}
+
+// readAllow is the rule for allow.
+func (e *Endpoint) readAllow(wrong *strict.Problems, value []byte) bool {
+	ok := strict.ArrayOf(e.readAllowed)(wrong, value)
+	if len(e.allowed) > maxAllowed {
+		return wrong.Add(fmt.Sprintf("must have at most %d names", maxAllowed))
+	}
+	return ok
 }
 
 // readAllowed is the rule for an element of allow.
@@ -221,7 +231,7 @@ func (e *Endpoint) Complete() bool {
 func (e *Endpoint) HasURL() bool { return e.rawURL != "" }
 
 // Bytes returns about how much memory the endpoint takes.
-func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns)) }
+func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns)) + 32*len(e.allowed) }
 
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint
