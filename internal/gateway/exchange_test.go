@@ -296,6 +296,7 @@ func TestFallback(t *testing.T) {
 // client may ask again.
 func TestNothing(t *testing.T) {
 	const choiceError = `{"choices":[{"message":{"content":""},"finish_reason":"error","error":{"message":"no"}}]}`
+	const noUsage = `data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}` + "\n\n"
 	header := "Retry-After: 7"
 	for _, test := range []struct {
 		name, body string
@@ -310,6 +311,9 @@ func TestNothing(t *testing.T) {
 		{"error in a stream", streamed, stream(broken)},
 		{"error in a stream without its blank line", streamed, stream(broken[:len(broken)-2])},
 		{"error in a stream, and its end", streamed, stream(broken, done)},
+		{"error in a stream, and all that follows", streamed, stream(broken + noUsage + done)},
+		{"error by its event's name", streamed, stream("event: error\ndata: {}\n\n" + noUsage + done)},
+		{"nothing but its end, in parts", streamed, stream("data: {}\n\n" + noUsage + done)},
 		{"error after comments", streamed, stream(comment, comment, broken)},
 		{"error of a choice in a stream", streamed, stream("data: " + choiceError + "\n\n")},
 		{"empty stream", streamed, stream()},

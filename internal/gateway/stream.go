@@ -135,9 +135,10 @@ func (l *relay) received(n int) (done bool, err error) {
 	return report.Done && !wasDone, nil
 }
 
-// beginsWithFailure reports whether the first event of a stream is an error that costs nothing, or its end.
+// beginsWithFailure reports whether the first event of a stream is an error that costs nothing, whatever has come with
+// it, or the stream has ended with nothing in it.
 func beginsWithFailure(r *llmwire.Report) bool {
-	return r.IsFailure() && (r.Objects == 1 || r.Objects == 2 && r.Done)
+	return r.IsFailure() && (r.FailedAtOnce || r.Done && !r.Failed)
 }
 
 // isBeyondLimit reports whether a stream that has not finished has far more content than its limit allows: more than

@@ -17,6 +17,7 @@ type Report struct {
 	ContentEvents int64 // objects with content: text, thinking, calls of tools, media or what is not known
 	Done          bool  // the end marker was seen: [DONE] or message_stop
 	Failed        bool  // an error was seen
+	FailedAtOnce  bool  // the first object was an error
 	Unread        bool  // a part could not be read, so that what it says is not known
 
 	Hidden bool   // thinking, media or what is not known was seen: the content may not show all that is billed
@@ -162,6 +163,7 @@ func (r *Report) Read(data []byte) (isUsageChunk bool, err error) {
 		return false, err
 	}
 	r.Objects++
+	r.FailedAtOnce = r.FailedAtOnce || r.Failed && r.Objects == 1
 	o := &r.object
 	if r.contentBytes > contentBytes {
 		r.ContentEvents++

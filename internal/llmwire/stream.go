@@ -271,6 +271,7 @@ func (s *Stream) endEvent() (isUsage bool) {
 	}
 	if s.isError && (s.lines > 0 || s.inEvent) {
 		s.Report.fail()
+		s.Report.FailedAtOnce = s.Report.FailedAtOnce || s.Report.Objects == 1
 	}
 	s.lines, s.hasDone, s.isError = 0, false, false
 	return isUsage
