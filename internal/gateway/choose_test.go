@@ -74,6 +74,21 @@ func TestChooseAllowed(t *testing.T) {
 	}
 }
 
+// An account must allow the models that tools name, unless these are dropped wherever the request may go.
+func TestModelsOfCall(t *testing.T) {
+	const chat = chatURL + `,"default_model":"m","models":{"priced":{}}`
+	drops, allows := newEndpoint(t, "a", chat+`,"server_tools":"drop"`), newEndpoint(t, "b", chat+`,"server_tools":true`)
+	request := llmwire.Request{ServerTool: "advisor", CanDropTools: true, AdvisorModels: []string{"priced"}}
+	for want, endpoints := range map[string]Endpoints{
+		"m": {drops}, "m priced": {allows}, "m  priced": {drops, allows},
+	} {
+		_, c := choose(endpoints, request, false)
+		if got := c.models(); !slices.Equal(got, strings.Fields(want)) {
+			t.Errorf("of %d endpoints: got %q, want %s", len(endpoints), got, want)
+		}
+	}
+}
+
 // A member that is refused is logged once for each endpoint that does not allow it, 100 times at most, and counted each
 // time.
 func TestNoteRefusal(t *testing.T) {

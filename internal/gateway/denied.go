@@ -10,8 +10,15 @@ import (
 	"tollgate/internal/strict"
 )
 
-// models returns the models that the call may use, which its account must allow.
-func (c *Call) models() []string { return append([]string{c.model}, c.Request.AdvisorModels...) }
+// models returns the models that the call may use, which its account must allow: not those of tools that no endpoint
+// gets.
+func (c *Call) models() []string {
+	models := []string{c.model}
+	if slices.ContainsFunc(c.endpoints, func(e *Endpoint) bool { return !e.drops(c) }) {
+		models = append(models, c.Request.AdvisorModels...)
+	}
+	return models
+}
 
 // DeniedModel returns the Error, of status 404, for a model that an endpoint has and the account does not allow.
 func DeniedModel(model string) Error {
