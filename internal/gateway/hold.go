@@ -10,8 +10,8 @@ import (
 	"tollgate/internal/llmwire"
 )
 
-// takeHold holds the most that the request can cost at any of its endpoints. It may be held less if it has no limit, or
-// one that may be lowered.
+// takeHold holds the most that the request can cost at any of its endpoints, or less if the request has no limit or one
+// that may be lowered.
 func (x *exchange) takeHold() error {
 	r := HoldRequest{Least: 1, Most: 1, TTL: leaseTTL, Models: x.call.models()}
 	for _, e := range x.call.endpoints {
