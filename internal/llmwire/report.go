@@ -112,7 +112,7 @@ func (r *Report) IsFailure() bool {
 		return !r.Unread && (isEmpty || r.Failed && !r.HasUsage())
 	}
 	reported := r.HasUsage() && (r.seesInput || r.seesOutput)
-	return r.Failed && r.ContentEvents == 0 && !reported || r.Done && isEmpty
+	return r.Failed && r.ContentEvents == 0 && !reported || (r.Done || r.finished != 0) && isEmpty
 }
 
 // ContentBytes returns how many bytes of content were seen.
