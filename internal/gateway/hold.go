@@ -138,25 +138,39 @@ func (x *exchange) setUsage() {
 	}
 }
 
-// addUp sets what a response has used and what that costs, at the prices of the models that have generated it.
+// addUp sets what a response has used and what that costs. An estimate costs no more than was held, but no less than
+// the output if that is known.
 func (x *exchange) addUp(report *llmwire.Report, succeeded bool) {
-	o, e := x.call.Outcome, x.endpoint
-	used, others, exact := report.Used(x.call.Request.N, x.call.Request.EstimatedInput(e.holding))
-	requests := int64(0)
-	if succeeded {
-		requests = 1
-	}
-	total := e.billOf(x.call.model, report.Model, &used, requests)
-	for i := range others {
-		total = total.plus(e.billOfOther(&others[i]))
-		used.Add(&others[i].Usage)
-	}
-	if o.Usage, o.cost = used, total.tokens(); !exact {
-		o.cost, o.estimated = min(o.cost, x.hold.Tokens), true
+	o, request := x.call.Outcome, x.call.Request
+	used, cost, exact := x.billOf(report, request.EstimatedInput(x.endpoint.holding), succeeded)
+	if o.Usage, o.cost = used, cost; !exact {
+		o.cost, o.estimated = min(cost, x.hold.Tokens), true
+		if report.KnowsOutput(request.N) {
+			_, counted, _ := x.billOf(report, 0, succeeded)
+			o.cost = max(o.cost, counted)
+		}
 	}
 	if succeeded && !report.HasUsage() && !report.Unread && context.Cause(x.ctx) == nil {
 		x.warnOfNoUsage()
 	}
+}
+
+// billOf returns what a response has used and what that costs, at the prices of the models that have generated it.
+// exact is false if a part is estimated.
+func (x *exchange) billOf(report *llmwire.Report, estimatedInput int64, succeeded bool) (
+	used llmwire.Usage, cost int64, exact bool,
+) {
+	used, others, exact := report.Used(x.call.Request.N, estimatedInput)
+	requests := int64(0)
+	if succeeded {
+		requests = 1
+	}
+	total := x.endpoint.billOf(x.call.model, report.Model, &used, requests)
+	for i := range others {
+		total = total.plus(x.endpoint.billOfOther(&others[i]))
+		used.Add(&others[i].Usage)
+	}
+	return used, total.tokens(), exact
 }
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.

@@ -68,7 +68,7 @@ type relayOutcome struct {
 // isFailure reports whether a response with n choices has failed before it cost anything.
 func (o *relayOutcome) isFailure(n int64) bool {
 	r := &o.report
-	return r.IsFailure() || (o.broken || r.Failed) && r.ContentEvents == 0 && !r.IsFinal(n)
+	return r.IsFailure() || (o.broken || r.Failed) && r.ContentEvents == 0 && !r.KnowsOutput(n)
 }
 
 // outcome returns a copy of what is known so far.

@@ -89,6 +89,12 @@ func (r *Report) IsFinal(n int64) bool {
 	return input && output
 }
 
+// KnowsOutput reports whether the output tokens of a response with n choices are known.
+func (r *Report) KnowsOutput(n int64) bool {
+	_, output := r.knows(n)
+	return output
+}
+
 // knows reports whether the counts of input and of output that were seen are those of the whole response. Counts of a
 // stream are if they came with its end or after it. For the input, others will do, unless they are 0.
 func (r *Report) knows(n int64) (input, output bool) {
