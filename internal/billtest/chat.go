@@ -247,10 +247,10 @@ func (m *maker) chatStream() (events []string) {
 	}
 	for i, at := range m.Perm(int(m.choices)) {
 		usage, isLast := "", i == int(m.choices)-1
-		if input, output, ok := m.counts(n, n+1); ok && !isLast {
-			usage = m.chatUsage(input, output)
-		} else if m.final == withStop && isLast {
+		if m.final == withStop && isLast {
 			usage = m.chatUsage(m.input, m.output)
+		} else if input, output, ok := m.counts(n, n+1); ok {
+			usage = m.chatUsage(input, output)
 		}
 		delta := "{}"
 		if !m.mute && m.in(2) {

@@ -267,15 +267,16 @@ func (m *maker) messageStream() (events []string) {
 		return events
 	}
 	end := member("delta", m.object(m.messageEnd(), m.maybe("stop_sequence", "null")))
-	usage = member("usage", oneOf(m, m.messageUsage(plan, m.input, m.output), m.lastUsage(plan), m.lastUsage(plan)))
-	switch m.final {
-	case withStop:
-		add("message_delta", end, usage)
-	case afterStop:
+	final := member("usage", oneOf(m, m.messageUsage(plan, m.input, m.output), m.lastUsage(plan), m.lastUsage(plan)))
+	if m.final == withStop {
+		add("message_delta", end, final)
+	} else if input, output, ok := m.counts(n, n+1); ok {
+		add("message_delta", end, member("usage", m.messageUsage(plan, input, output)))
+	} else {
 		add("message_delta", end)
-		add("message_delta", member("delta", "{}"), usage)
-	default:
-		add("message_delta", end)
+	}
+	if m.final == afterStop {
+		add("message_delta", member("delta", "{}"), final)
 	}
 	if !m.in(6) {
 		add("message_stop")

@@ -117,18 +117,30 @@ func (r *Response) readEvents(data []string) *Reading {
 	reading.Finished = int64(len(stopped)) >= r.Choices
 	hasChoice := slices.ContainsFunc(events, func(e event) bool { return e.hasChoice })
 	reading.Empty = !hasChoice && reading.ContentBytes == 0 && reading.used.total() == 0
-	if !r.Stream || reading.Finished || reading.Done || reading.Failed {
-		end := max(0, last(events, func(e event) bool { return e.content > 0 || len(e.stopped) > 0 || e.failed }))
-		isFinal := func(side string) bool {
-			return reading.used.has(side) && last(events, func(e event) bool { return e.counts(side) }) >= end
-		}
-		reading.inputFinal, reading.outputFinal = isFinal(input), isFinal(output)
-		if i := last(events, func(e event) bool { return len(e.usages) > 0 }); i >= end {
-			usages := events[i].usages
-			reading.FinalTokens = usages[len(usages)-1].total()
-		}
+	if !r.Stream || reading.hasEnded() {
+		reading.findFinal(events)
 	}
 	return reading
+}
+
+// hasEnded reports whether no other usage will come in a stream. Some providers send an output of 0 with the last stop
+// reason, and the usage after it.
+func (r *Reading) hasEnded() bool {
+	isPlaceholder := r.ContentBytes > 0 && r.used.counts[output]+r.used.counts[both] == 0
+	return r.Done || (r.Finished || r.Failed) && !isPlaceholder
+}
+
+// findFinal finds out which counts came with or after the end of a response.
+func (r *Reading) findFinal(events []event) {
+	end := max(0, last(events, func(e event) bool { return e.content > 0 || len(e.stopped) > 0 || e.failed }))
+	isFinal := func(side string) bool {
+		return r.used.has(side) && last(events, func(e event) bool { return e.counts(side) }) >= end
+	}
+	r.inputFinal, r.outputFinal = isFinal(input), isFinal(output)
+	if i := last(events, func(e event) bool { return len(e.usages) > 0 }); i >= end {
+		usages := events[i].usages
+		r.FinalTokens = usages[len(usages)-1].total()
+	}
 }
 
 // last returns the index of the last event for which is reports true, −1 if there is none.
@@ -173,9 +185,6 @@ func (r *Reading) Exact() bool {
 
 // countsInput reports whether the input was counted: 0 can be a placeholder.
 func (r *Reading) countsInput() bool { return r.used.counts[input] > 0 }
-
-// HasFinalUsage reports whether the usage was seen with or after the last stop reason.
-func (r *Reading) HasFinalUsage() bool { return r.outputFinal }
 
 // reported returns what the provider has reported: of the response's own model, and of others. If it tells input and
 // output only together, the input is as estimated.

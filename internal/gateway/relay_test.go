@@ -119,6 +119,8 @@ func TestHangUp(t *testing.T) {
 		{"in mid-stream", streamed, content, hides, freeDrains, "", false},
 		{"before anything", streamed, "", hides, freeDrains, "", false},
 		{"after the reason", streamed, content + reason, hides, freeDrains, waits, false},
+		{"after a reason with a usage of 0", streamed, strings.Replace(none, `"delta"`, `"finish_reason":"stop","delta"`, 1),
+			hides, freeDrains, waits, false},
 		{"after the usage", streamed, content + reason + usage, hides, freeDrains, cancels, false},
 		{"after the end", streamed, content + reason + usage + done, hides, freeDrains, cancels, false},
 		{"after an end without usage", streamed, content + reason + done, hides, freeDrains, waits, false},

@@ -96,11 +96,12 @@ func (r *Report) KnowsOutput(n int64) bool {
 }
 
 // knows reports whether the counts of input and of output that were seen are those of the whole response. Counts of a
-// stream are if they came with its end or after it. For the input, others will do, unless they are 0.
+// stream are if they came with its end or after it. For the input, others will do, unless they are 0. No output beside
+// content is a placeholder until the end marker: the usage can be in an event of its own, after the end.
 func (r *Report) knows(n int64) (input, output bool) {
-	hasEnded := !r.isStream || r.Done || r.Failed || r.HasFinished(n)
-	input, output = r.usage.sees()
 	used := r.usage.usage(0)
+	hasEnded := !r.isStream || r.Done || (r.Failed || r.HasFinished(n)) && (used.Output > 0 || r.ContentEvents == 0)
+	input, output = r.usage.sees()
 	return input && (used.Input > 0 || hasEnded && r.seesInput), output && hasEnded && r.seesOutput
 }
 
