@@ -55,7 +55,7 @@ func (x *exchange) patiently(needed int64, try func(patient bool) error) error {
 	defer turn.leave()
 	deadline, began, end := x.call.Deadline, time.Now(), time.Now().Add(holdPatience)
 	patient := true
-	for poll := holdPoll; patient && isHeld; poll *= 2 {
+	for poll := holdPoll; patient && isHeld; poll = min(2*poll, holdPatience) { // however often it is woken
 		if turn != nil {
 			if err := x.wait(turn.woken, min(poll, time.Until(end))); err != nil {
 				return err

@@ -184,3 +184,24 @@ func TestPatientQueue(t *testing.T) {
 		t.Errorf("left: %v", q.queues)
 	}
 }
+
+// A request that is woken very often does not begin to ask without a pause.
+func TestPatienceOfTheWoken(t *testing.T) {
+	t.Parallel()
+	const wakes = 64 // doublings of a pause after which it is 0
+	var x *exchange
+	a := &grantingAccount{}
+	a.grant = func(before int, r HoldRequest) error {
+		if before > 0 && before <= wakes {
+			x.gateway.patient.wake(member{"acme", "user"})
+		}
+		return held
+	}
+	x, _ = newWaiting(t, a)
+	if err := x.acquire(needed); err != (HeldError{10, 5, 5}) {
+		t.Errorf("got %v", err)
+	}
+	if n, most := a.asked(), wakes+10; n > most {
+		t.Errorf("it has asked %d times, want at most %d", n, most)
+	}
+}
