@@ -29,13 +29,23 @@ type tenantConfig struct {
 	compared int               // unknown members that were compared with known ones for warnings
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
 	caching  gateway.Caching
+	ignored  []string // sentences on values of newMembers that a stored config has and that break their rules
 
 	// check is called for each endpoint of a config that is put, and says whether it may be saved: rules that are newer
-	// than configs in Redis. It is nil for those, which are served all the same.
+	// than configs in Redis. It is nil for those, which are served all the same. So are those with newMembers.
 	check func(e *gateway.Endpoint, wrong *strict.Problems) bool
 
 	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
 	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
+}
+
+// newMembers are the members of endpoints, their models and groups whose rules are newer than configs that may be in
+// Redis. There they had no effect, whatever their values, and have none if these break the rules.
+var newMembers = map[string]bool{
+	"cached_input": true, "cache_write": true, "cache_write_1h": true, "audio_input": true, "image_input": true,
+	"cached_audio_input": true, "audio_output": true, "image_output": true, "search": true, "request": true,
+	"above": true, "reasoning": true, "allow": true, "limit": true, "limit_member": true, "min_output_tokens": true,
+	"file_tokens": true, "stream_usage": true, "user_ids": true, "max_concurrent": true,
 }
 
 const (
@@ -123,6 +133,18 @@ func (c *tenantConfig) readKnown(wrong *strict.Problems, value []byte, rules str
 	return c.readWarning(wrong, value, rules, "is not known: it has no effect")
 }
 
+// newer returns the rule for a member that a stored config may have with any value: one that breaks rule has no effect.
+func (c *tenantConfig) newer(rule strict.Rule) strict.Rule {
+	if c.check != nil {
+		return rule
+	}
+	return strict.Lenient(rule, func(sentence string) {
+		if len(c.ignored) < strict.MaxProblems {
+			c.ignored = append(c.ignored, sentence)
+		}
+	})
+}
+
 // knownMembersOf returns readKnown as a rule.
 func (c *tenantConfig) knownMembersOf(rules strict.Rules) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
@@ -139,6 +161,9 @@ func (c *tenantConfig) readWarning(wrong *strict.Problems, value []byte, rules s
 	var unknown []string
 	seen, ok = strict.ReadObject(wrong, value, func(name string) strict.Rule {
 		rule := rules[name]
+		if rule != nil && newMembers[name] {
+			return c.newer(rule)
+		}
 		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
 			unknown = append(unknown, name)
 			c.compared++
@@ -285,7 +310,7 @@ func (c *tenantConfig) groupRule(name string) strict.Rule {
 			"rate_limit":        strict.Int(&limit.requests, 0, maxRateLimit),
 			"rate_limit_window": strict.Int(&limit.seconds, 1, maxAmount),
 			"refill":            c.refillRule(&group.refill),
-			"models":            groupModels(&group.models),
+			"models":            c.newer(groupModels(&group.models)),
 			"max_concurrent":    strict.Int(&group.maxConcurrent, 1, maxHolds),
 		})
 		if seen["rate_limit"] {
@@ -324,15 +349,18 @@ func (r *refill) readEvery(wrong *strict.Problems, value []byte) bool {
 // groupModels returns the rule for the models of a group.
 func groupModels(dst *gateway.ModelNames) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
-		*dst = gateway.ModelNames{}
+		names := gateway.ModelNames{}
 		ok := strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
 			var name string
 			ok := strict.String(&name)(wrong, value)
-			*dst = append(*dst, name)
+			names = append(names, name)
 			return ok
 		})(wrong, value)
-		if len(*dst) > maxGroupModels {
+		if len(names) > maxGroupModels {
 			return wrong.Add(fmt.Sprintf("must have at most %d names", maxGroupModels))
+		}
+		if ok {
+			*dst = names
 		}
 		return ok
 	}

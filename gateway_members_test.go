@@ -2,10 +2,13 @@ package main
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/providertest"
+	"tollgate/internal/strict"
 )
 
 // What a request has is forwarded, taken out or refused as the members of its endpoint say.
@@ -159,4 +162,62 @@ func TestGatewayUnknownMembers(t *testing.T) {
 	if n := len(g.provider.Requests()); n > 0 || g.charged(t, 100_000) != 0 {
 		t.Errorf("%d requests came to the provider", n)
 	}
+}
+
+// A config that was stored when a member meant nothing is served, whatever its value: as without it. It is not saved
+// again.
+func TestNewMembersOfStoredConfigs(t *testing.T) {
+	t.Parallel()
+	const form = `{"user_groups":{"anonymous":{"tokens":1000%s}},"providers":{"text":{"endpoints":{` +
+		`"e":{"url":"%s/v1/messages","models":{"m":{"output":3%s}}%s}}}}}`
+	parse := func(group, price, endpoint string, check func(*gateway.Endpoint, *strict.Problems) bool) (*tenantConfig, error) {
+		return parseConfigWith(fmt.Appendf(nil, form, group, "http://x", price, endpoint), check)
+	}
+	plain, err := parse("", "", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept := func(*gateway.Endpoint, *strict.Problems) bool { return true }
+	var all [3]string
+	for _, test := range []struct {
+		at      int // 0: in a group, 1: in a price, 2: in an endpoint
+		members string
+	}{
+		{0, `"models":"m"`}, {0, `"models":["n",5]`}, {0, `"max_concurrent":"3"`}, {0, `"max_concurrent":0`},
+		{1, `"cached_input":"x"`}, {1, `"cache_write":-1`}, {1, `"cache_write_1h":null`}, {1, `"audio_input":{}`},
+		{1, `"image_input":1e99`}, {1, `"cached_audio_input":true`}, {1, `"audio_output":[]`}, {1, `"image_output":""`},
+		{1, `"search":"x"`}, {1, `"request":0.0000001`}, {1, `"reasoning":"low"`}, {1, `"above":200000`},
+		{1, `"above":{"input":9}`}, {1, `"above":{"tokens":1,"input":"x"}`},
+		{2, `"reasoning":"low"`}, {2, `"allow":"*"`}, {2, `"allow":[""]`}, {2, `"limit":100`}, {2, `"limit_member":"n_predict"`},
+		{2, `"min_output_tokens":0`}, {2, `"file_tokens":"1"`}, {2, `"stream_usage":0`}, {2, `"user_ids":"yes"`},
+	} {
+		var in [3]string
+		in[test.at] = "," + test.members
+		if !strings.Contains(all[test.at], strings.SplitAfter(test.members, ":")[0]) {
+			all[test.at] += "," + test.members
+		}
+		got, err := parse(in[0], in[1], in[2], nil)
+		if err != nil {
+			t.Errorf("%s: %v", test.members, err)
+			continue
+		}
+		if !reflect.DeepEqual(got.text, plain.text) || !reflect.DeepEqual(got.groups, plain.groups) || len(got.ignored) != 1 {
+			t.Errorf("%s is not as without it: %q", test.members, got.ignored)
+		}
+		if _, err := parse(in[0], in[1], in[2], accept); err == nil {
+			t.Errorf("%s can be saved", test.members)
+		}
+	}
+
+	s, p := newService(t), providertest.New(t)
+	config := fmt.Sprintf(form, all[0], p.URL, all[1], all[2])
+	g := s.gatewayTest(t, p, config)
+	if got := g.call(t, messagesPath, `{"model":"m","max_tokens":9}`); got.status != 200 {
+		t.Errorf("got %d %s", got.status, got.body)
+	}
+	line := "[WARN] The config of tenant " + g.tenant + ": user_groups.anonymous.models must be an array, and has no effect\n"
+	if n := s.log.Count("[WARN] The config of tenant " + g.tenant); n < 20 || s.log.Count(line) != 1 {
+		t.Errorf("log: %s", s.log)
+	}
+	s.putConfig(t, g.tenant, config).want(t, 400, "")
 }

@@ -244,6 +244,9 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 		return t, ErrBrokenConfig
 	}
 	s.log.Infof("Loaded tenant config for %s", tenantID)
+	for _, sentence := range t.config.ignored {
+		s.log.Warnf("The config of tenant %s: %s, and has no effect", tenantID, sentence)
+	}
 	s.loads.Add(1)
 	return t, nil
 }

@@ -159,11 +159,12 @@ func oneOf[T any](dst *T, names map[string]T) strict.Rule {
 	}
 }
 
-// not accepts what strict.Bool accepts, and sets dst to the opposite.
+// not accepts what strict.Bool accepts, and then sets dst to the opposite.
 func not(dst *bool) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
-		ok := strict.Bool(dst)(wrong, value)
-		*dst = !*dst
+		isTrue := !*dst
+		ok := strict.Bool(&isTrue)(wrong, value)
+		*dst = !isTrue
 		return ok
 	}
 }

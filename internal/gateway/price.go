@@ -104,19 +104,25 @@ func readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, va
 	rules := given.rules()
 	maps.Copy(rules, strict.Rules{
 		"reasoning": func(wrong *strict.Problems, value []byte) bool {
-			p.reasoning = new(bool)
-			return strict.Bool(p.reasoning)(wrong, value)
+			reasons := new(bool)
+			ok := strict.Bool(reasons)(wrong, value)
+			if ok {
+				p.reasoning = reasons
+			}
+			return ok
 		},
 		"above": func(wrong *strict.Problems, value []byte) bool {
-			p.above = &above
-			hasTokens, rules := false, above.rules()
+			hasTokens, tokens, rules := false, int64(0), above.rules()
 			maps.Copy(rules, strict.Rules{"tokens": func(wrong *strict.Problems, value []byte) bool {
 				hasTokens = true
-				return strict.Int(&p.aboveTokens, 1, strict.MaxInt)(wrong, value)
+				return strict.Int(&tokens, 1, strict.MaxInt)(wrong, value)
 			}})
 			ok := object(rules)(wrong, value)
 			if value[0] == '{' && !hasTokens {
 				ok = wrong.AddMember("tokens", "is missing")
+			}
+			if ok {
+				p.above, p.aboveTokens = &above, tokens
 			}
 			return ok
 		},

@@ -71,6 +71,20 @@ func ArrayOf(rule Rule) Rule {
 	}
 }
 
+// Lenient accepts any value, and calls note with each reason for which rule does not accept it. What rule reads a value
+// into must then be as if the value were absent.
+func Lenient(rule Rule, note func(sentence string)) Rule {
+	return func(wrong *Problems, value []byte) bool {
+		ignored := Problems{path: wrong.path}
+		if !rule(&ignored, value) {
+			for _, sentence := range ignored.Sentences {
+				note(sentence)
+			}
+		}
+		return true
+	}
+}
+
 // Raw accepts any value and keeps its spelling, which shares the document's memory.
 func Raw(dst *[]byte) Rule {
 	return func(_ *Problems, value []byte) bool {
