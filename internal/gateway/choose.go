@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"tollgate/internal/strict"
 )
 
 const (
@@ -108,7 +110,7 @@ func (c *Call) allowAdvisors() error {
 	}) {
 		return nil
 	}
-	return Error{http.StatusBadRequest, "A tool would ask the model " + strconv.Quote(missing) +
+	return Error{http.StatusBadRequest, "A tool would ask the model " + strconv.Quote(strict.Shorten(missing)) +
 		", which the endpoint does not allow"}
 }
 

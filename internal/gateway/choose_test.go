@@ -65,6 +65,8 @@ func TestChooseAllowed(t *testing.T) {
 		{"d", llmwire.Request{ServerTool: "advisor", AdvisorModels: []string{"m", "priced", "prefix"}}, false, "d"},
 		{"d", llmwire.Request{ServerTool: "advisor", AdvisorModels: []string{"priced", "dear"}}, false,
 			`400 A tool would ask the model "dear", which the endpoint does not allow`},
+		{"d", llmwire.Request{ServerTool: "advisor", AdvisorModels: []string{strings.Repeat("x", 1<<20)}}, false,
+			`400 A tool would ask the model "` + strings.Repeat("x", 64) + `…", which the endpoint does not allow`},
 		{"cd", llmwire.Request{ServerTool: "advisor", CanDropTools: true, AdvisorModels: []string{"dear"}}, false, "c"},
 	} {
 		some := endpoints.where(func(e *Endpoint) bool { return strings.Contains(test.from, e.Name) })
