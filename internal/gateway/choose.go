@@ -88,8 +88,9 @@ func (c *Call) allowTools() error {
 	if tool == "" || c.keep(func(e *Endpoint) bool { return e.serverTools == allowTools || e.drops(c) }) {
 		return nil
 	}
-	return Error{http.StatusBadRequest, "The provider would run " + strconv.Quote(tool) +
-		" itself, which can cost more than can be held: server_tools of the endpoint does not allow it"}
+	return Error{http.StatusBadRequest, "The provider runs " + strconv.Quote(tool) +
+		" itself, or tollgate does not know it. That can cost more than can be held: " +
+		"server_tools of the endpoint does not allow it"}
 }
 
 // drops reports whether the tools of the call that the provider runs are not forwarded to e.

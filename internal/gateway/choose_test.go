@@ -38,8 +38,8 @@ func TestChooseAllowed(t *testing.T) {
 	unknown := func(names ...string) llmwire.Request { return llmwire.Request{Unknown: names} }
 	const refused = `400 Unknown members: plugins, route. If the operator adds "allow": ["plugins", "route"] to the endpoint, ` +
 		`they are forwarded`
-	const tools = `400 The provider would run "web" itself, which can cost more than can be held: server_tools of the endpoint ` +
-		`does not allow it`
+	const tools = `400 The provider runs "web" itself, or tollgate does not know it. That can cost more than can be held: ` +
+		`server_tools of the endpoint does not allow it`
 	for _, test := range []struct {
 		from    string // the endpoints
 		request llmwire.Request

@@ -35,7 +35,8 @@ func TestChoose(t *testing.T) {
 		{llmwire.OpenAIChat, `{"model":"claude/z"}`, false, "c", "claude/z"},
 		{llmwire.OpenAIChat, `{"model":"o","tools":[{"type":"web"}]}`, false, "b", "o"},
 		{llmwire.OpenAIChat, `{"model":"d/o","tools":[{"type":"web"}]}`, false,
-			`400 The provider would run "web" itself, which can cost more than can be held: server_tools of the endpoint does not allow it`, "o"},
+			`400 The provider runs "web" itself, or tollgate does not know it. That can cost more than can be held: ` +
+				`server_tools of the endpoint does not allow it`, "o"},
 		{llmwire.OpenAIChat, `{"model":"d/o","tools":[{"type":"web"}]}`, true, "d", "o"},
 		{llmwire.AnthropicMessages, `{}`, false, "404 No endpoint has a default model: name one in the request", ""},
 		{llmwire.AnthropicMessages, `{"model":"n"}`, false, "claude", "n"},
