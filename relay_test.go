@@ -287,8 +287,8 @@ func TestGatewayHalfClosed(t *testing.T) {
 		body, seen string
 		conduct    providertest.Conduct
 	}{
-		{`{}`, "", providertest.Conduct{Delay: 300 * time.Millisecond}},
-		{`{"stream":true}`, "", providertest.Conduct{Delay: 300 * time.Millisecond}},
+		{`{}`, "", providertest.Conduct{Delay: time.Second}},
+		{`{"stream":true}`, "", providertest.Conduct{Delay: time.Second}},
 		{`{"stream":true}`, "ünd ", providertest.Conduct{Pause: 60 * time.Millisecond}},
 	} {
 		for _, path := range []string{chatPath, messagesPath} {
