@@ -75,7 +75,7 @@ func (c *Call) allowMembers() error {
 // notAllowed returns those of names that the endpoint does not allow.
 func (e *Endpoint) notAllowed(names []string) (missing []string) {
 	for _, name := range names {
-		if !slices.Contains(e.allowed, name) && !slices.Contains(e.allowed, anyMember) {
+		if !e.allowed[name] && !e.allowed[anyMember] {
 			missing = append(missing, name)
 		}
 	}

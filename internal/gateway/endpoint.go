@@ -46,7 +46,7 @@ type Endpoint struct {
 	strictLimits bool            // the limit of a request is never lowered
 	limitMember  string          // that the provider obeys; "" is the format's
 
-	allowed      []string // members of requests beside those that are known, and values of anthropic-beta
+	allowed      map[string]bool // members of requests beside those that are known, and values of anthropic-beta
 	serverTools  toolRule
 	onHangUp     hangUpRule
 	neverReasons bool // unless a model says otherwise, it generates nothing that its responses do not show
@@ -171,21 +171,23 @@ func not(dst *bool) strict.Rule {
 
 // readAllow is the rule for allow.
 func (e *Endpoint) readAllow(wrong *strict.Problems, value []byte) bool {
-	ok := strict.ArrayOf(e.readAllowed)(wrong, value)
-	if len(e.allowed) > maxAllowed {
+	allowed, n := make(map[string]bool), 0
+	ok := strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
+		n++
+		name, _ := strict.Text(value)
+		if name == "" || len(name) > maxAllowedBytes {
+			return wrong.Add(fmt.Sprintf("must be a string of 1 to %d bytes", maxAllowedBytes))
+		}
+		allowed[name] = true
+		return true
+	})(wrong, value)
+	if n > maxAllowed {
 		return wrong.Add(fmt.Sprintf("must have at most %d names", maxAllowed))
 	}
-	return ok
-}
-
-// readAllowed is the rule for an element of allow.
-func (e *Endpoint) readAllowed(wrong *strict.Problems, value []byte) bool {
-	name, _ := strict.Text(value)
-	if name == "" || len(name) > maxAllowedBytes {
-		return wrong.Add(fmt.Sprintf("must be a string of 1 to %d bytes", maxAllowedBytes))
+	if ok {
+		e.allowed = allowed
 	}
-	e.allowed = append(e.allowed, name)
-	return true
+	return ok
 }
 
 // modelRule returns the rule for one member of models.
@@ -232,7 +234,7 @@ func (e *Endpoint) Complete() bool {
 func (e *Endpoint) HasURL() bool { return e.rawURL != "" }
 
 // Bytes returns about how much memory the endpoint takes.
-func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns)) + 32*len(e.allowed) }
+func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns)) + 64*len(e.allowed) }
 
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint
