@@ -4,12 +4,11 @@ package llmwire
 // resources/messages/messages.d.ts and resources/beta/messages/messages.d.ts).
 var anthropicMembers = listing{
 	known: []string{
-		"diagnostics", "fallback_credit_token", "messages", "metadata", "output_config", "output_format",
-		"stop_sequences", "system", "temperature", "top_k", "top_p",
+		"diagnostics", "fallback_credit_token", "messages", "metadata", "stop_sequences", "system", "temperature", "top_k", "top_p",
 	},
 	ruled: []string{
-		"cache_control", "compaction", "context_management", "max_tokens", "mcp_servers", "model",
-		"service_tier", "speed", "stream", "thinking", "thread", "tool_choice", "tools",
+		"cache_control", "compaction", "context_management", "max_tokens", "mcp_servers", "model", "output_config",
+		"output_format", "service_tier", "speed", "stream", "thinking", "thread", "tool_choice", "tools",
 		// OpenAI's members that have a rule wherever they stand.
 		"background", "conversation", "previous_response_id", "reasoning", "reasoning_effort",
 	},

@@ -79,6 +79,11 @@ func TestEstimatedInput(t *testing.T) {
 		{"function", `{"tools":[{"type":"function","function":{"name":"four","description":"` + text +
 			`","parameters":{"type":"object"}}}]}`, 1 + 5 + 5},
 		{"old function", `{"functions":[{"name":"four","description":"` + text + `","parameters":{}}]}`, 7},
+		{"name", part("name"), 4 + 5}, {"hidden thinking", part("data"), 4 + 5}, {"source", part("source"), 4 + 5},
+		{"object for a tool", `{"messages":[{"tool_calls":[{"function":{"arguments":{"a":"` + text + `"}}}]}]}`, 4 + 7},
+		{"details", `{"messages":[{"reasoning_details":[{"text":"` + text + `"}]}]}`, 4 + 9},
+		{"documents", `{"documents":["` + text + `"]}`, 6}, {"schema", `{"response_format":{"json_schema":"` + text + `"}}`, 10},
+		{"guide", `{"guided_json":{"a":"` + text + `"}}`, 7}, {"format", `{"output_format":{"a":"` + text + `"}}`, 7},
 		{"image", `{"messages":[{"content":[{"image_url":"https://example.com/a.png"}]}]}`, 4 + 2000},
 		{"text document", `{"messages":[{"content":[{"type":"document","source":{"type":"text","data":"` + text + `"}}]}]}`, 4 + 5},
 		{"document", `{"messages":[{"content":[{"type":"document","source":{"type":"base64","data":"QUJDREVG"}}]}]}`, 4 + 6},

@@ -26,18 +26,24 @@ var messageParts = jsonTable[Request]{
 	"messages[].refusal":                {read: (*Request).readText},
 	"messages[].reasoning":              {read: (*Request).readText},
 	"messages[].reasoning_content":      {read: (*Request).readText},
+	"messages[].name":                   {read: (*Request).readText},
+	"messages[].data":                   {read: (*Request).readText}, // of thinking that is not shown
+	"messages[].encrypted_content":      {read: (*Request).readText}, // of what was found
+	"messages[].reasoning_details":      {read: (*Request).readSchema},
 	"messages[].input":                  {read: (*Request).readSchema}, // of a tool
 	"messages[].function_call":          {same: "messages[].tool_calls[]"},
 	"messages[].tool_calls[].name":      {read: (*Request).readText},
-	"messages[].tool_calls[].arguments": {read: (*Request).readText},
-	"messages[].tool_calls[].input":     {read: (*Request).readText},
+	"messages[].tool_calls[].arguments": {read: (*Request).readSchema},
+	"messages[].tool_calls[].input":     {read: (*Request).readSchema},
 	"messages[].tool_calls[].function":  {same: "messages[].tool_calls[]"},
 	"messages[].tool_calls[].custom":    {same: "messages[].tool_calls[]"},
 
-	"messages[].source.type":    {read: (*Request).readSourceType},
-	"messages[].source.data":    {read: (*Request).readData},
-	"messages[].source.url":     {read: (*Request).readDataURL},
-	"messages[].source.file_id": {read: (*Request).readReference},
+	"messages[].source":            {read: (*Request).readText}, // of what was found
+	"messages[].source.type":       {read: (*Request).readSourceType},
+	"messages[].source.media_type": {read: (*Request).readMediaType},
+	"messages[].source.data":       {read: (*Request).readData},
+	"messages[].source.url":        {read: (*Request).readDataURL},
+	"messages[].source.file_id":    {read: (*Request).readReference},
 
 	"messages[].image_url":        {read: (*Request).readImage},
 	"messages[].image_url.url":    {read: (*Request).readDataURL},
@@ -51,6 +57,8 @@ var messageParts = jsonTable[Request]{
 	"messages[].file":             {read: (*Request).readFile},
 	"messages[].file.file_data":   {read: (*Request).readData},
 	"messages[].file.file_id":     {read: (*Request).readReference},
+	"messages[].file.file_url":    {read: (*Request).readFile},
+	"messages[].file.url":         {read: (*Request).readFile},
 	"messages[].document_url":     {read: (*Request).readFile},
 	"messages[].file_data":        {read: (*Request).readData},
 	"messages[].file_url":         {read: (*Request).readFile},
@@ -153,6 +161,20 @@ func (r *Request) readSourceType(v jsonValue) {
 		r.part().isText = true
 	default:
 		r.part().isText, r.part().isRemote = true, true
+	}
+}
+
+// readMediaType reads what the data of a part are. Some servers go by that, and not by the type of the part.
+func (r *Request) readMediaType(v jsonValue) {
+	kind, _, _ := bytes.Cut(bytes.ToLower(unquoted(v.text)), []byte("/"))
+	switch string(kind) {
+	case "null", "image":
+	case "audio":
+		r.addMedium(sound)
+	case "video":
+		r.addMedium(video)
+	default:
+		r.addMedium(file)
 	}
 }
 

@@ -65,6 +65,8 @@ func TestUnknownMembers(t *testing.T) {
 		{`"best_of":2`, "best_of", ""}, {`"use_beam_search":true`, "use_beam_search", ""}, {`"extra_body":{}`, "extra_body", ""},
 		{`"options":{"num_predict":9}`, "options", ""}, {`"n_cmpl":9`, "n_cmpl", ""}, {`"prediction":{}`, "prediction", ""},
 		{`"chat_template":"{{x}}"`, "chat_template", ""}, {`"mm_processor_kwargs":{}`, "mm_processor_kwargs", ""},
+		{`"chat_template_kwargs":{"a":1,"chat_templat\u0065":"{{x}}"}`, "chat_template", "chat_template_kwargs"},
+		{`"chat_template_kwargs":{"enable_thinking":false,"chat_template":null}`, "-", "chat_template_kwargs"},
 		{`"max_output_tokens":9`, "max_output_tokens", ""}, {`"betas":["x"]`, "betas", ""},
 		{`"input":[{"type":"x"}]`, "input", ""}, {`"invented":0`, "invented", ""},
 		{`"invented":false`, "invented", ""}, {`"invented":[]`, "invented", ""}, {`"Temperature":1`, "Temperature", ""},

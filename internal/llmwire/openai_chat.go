@@ -23,7 +23,9 @@ var openAIChat = format{
 		members: newColumnTable(openAIChatMembers...),
 		tools:   newColumnTable(openAIChatTools),
 	},
-	request: newJSONShape(requestMembers),
+	request: newJSONShape(requestMembers, jsonTable[Request]{
+		"chat_template_kwargs.chat_template": {read: (*Request).readTemplate},
+	}),
 	report: newJSONShape(reportMembers, jsonTable[Report]{
 		"choices":                 {read: (*Report).readChoices},
 		"choices[]":               {enter: (*Report).beginChoice, read: (*Report).endChoice},
@@ -41,6 +43,13 @@ var openAIChat = format{
 	isAccountError: isOpenAIAccountError,
 	modelBody:      openAIModelBody,
 	modelList:      openAIModelList,
+}
+
+// readTemplate reads a template among its own parameters, where older servers take it, too (vLLM until 0.11, SGLang).
+func (r *Request) readTemplate(v jsonValue) {
+	if !v.isNull() {
+		r.addUnknown("chat_template")
+	}
 }
 
 // readObjectType reads the type of an object, which is an error in vLLM's streams and Mistral's responses.

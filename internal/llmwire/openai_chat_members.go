@@ -6,12 +6,12 @@ var openAIChatMembers = []listing{
 	{
 		known: []string{
 			"audio", "frequency_penalty", "function_call", "logit_bias", "logprobs", "messages", "metadata",
-			"parallel_tool_calls", "presence_penalty", "prompt_cache_key", "prompt_cache_retention", "response_format",
+			"parallel_tool_calls", "presence_penalty", "prompt_cache_key", "prompt_cache_retention",
 			"safety_identifier", "seed", "stop", "store", "temperature", "top_logprobs", "top_p", "user", "verbosity",
 		},
 		ruled: []string{
 			"functions", "max_completion_tokens", "max_tokens", "modalities", "model", "n", "prompt_cache_options",
-			"reasoning_effort", "service_tier", "stream", "stream_options", "tool_choice", "tools",
+			"reasoning_effort", "response_format", "service_tier", "stream", "stream_options", "tool_choice", "tools",
 		},
 		refused: []string{
 			"moderation",         // names another model
@@ -31,15 +31,15 @@ var openAIChatMembers = []listing{
 	{
 		known: []string{
 			"add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "cache_salt",
-			"chat_template_kwargs", "continue_final_message", "documents", "echo", "guided_choice",
-			"guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex", "guided_whitespace_pattern",
-			"ignore_eos", "include_reasoning", "include_stop_str_in_output", "length_penalty", "logprob_token_ids",
-			"min_p", "min_tokens", "prompt_logprobs", "repetition_detection", "repetition_penalty", "request_id",
-			"return_prompt_text", "return_token_ids", "return_tokens_as_token_ids", "session_id",
-			"skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids", "stream_interval",
-			"structured_outputs", "thinking_token_budget", "top_k", "truncate_prompt_tokens", "truncation_side",
-			"watermarking",
+			"continue_final_message", "echo", "guided_choice", "guided_decoding_backend", "guided_grammar",
+			"guided_regex", "guided_whitespace_pattern", "ignore_eos", "include_reasoning",
+			"include_stop_str_in_output", "length_penalty", "logprob_token_ids", "min_p", "min_tokens",
+			"prompt_logprobs", "repetition_detection", "repetition_penalty", "request_id", "return_prompt_text",
+			"return_token_ids", "return_tokens_as_token_ids", "session_id", "skip_special_tokens",
+			"spaces_between_special_tokens", "stop_token_ids", "stream_interval", "thinking_token_budget", "top_k",
+			"truncate_prompt_tokens", "truncation_side", "watermarking",
 		},
+		ruled: []string{"chat_template_kwargs", "documents", "guided_json", "structured_outputs"},
 		refused: []string{
 			"best_of", "use_beam_search", // generate more than n choices
 			"chat_template",                          // may repeat the input
@@ -53,11 +53,12 @@ var openAIChatMembers = []listing{
 		known: []string{
 			"adaptive_decay", "adaptive_target", "cache_prompt", "dry_allowed_length", "dry_base", "dry_multiplier",
 			"dry_penalty_last_n", "dry_sequence_breakers", "dynatemp_exponent", "dynatemp_range", "grammar",
-			"grammar_lazy", "json_schema", "min_keep", "mirostat", "mirostat_eta", "mirostat_tau", "n_indent", "n_keep",
+			"grammar_lazy", "min_keep", "mirostat", "mirostat_eta", "mirostat_tau", "n_indent", "n_keep",
 			"n_probs", "parse_tool_calls", "post_sampling_probs", "reasoning_format", "repeat_last_n", "repeat_penalty",
 			"response_fields", "return_progress", "return_tokens", "samplers", "t_max_predict_ms", "timings_per_token",
 			"top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold",
 		},
+		ruled: []string{"json_schema"},
 		refused: []string{
 			"lora",      // another model
 			"n_cmpl",    // takes precedence over n

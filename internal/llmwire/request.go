@@ -1,6 +1,7 @@
 package llmwire
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -141,6 +142,15 @@ var requestMembers = joined(jsonTable[Request]{
 
 	"prompt_cache_options.ttl": {read: (*Request).readPromptTTL},
 
+	// What the model reads beside the messages.
+	"documents":          {read: (*Request).readSchema},
+	"guided_json":        {read: (*Request).readSchema},
+	"json_schema":        {read: (*Request).readSchema},
+	"output_config":      {read: (*Request).readSchema},
+	"output_format":      {read: (*Request).readSchema},
+	"response_format":    {read: (*Request).readSchema},
+	"structured_outputs": {read: (*Request).readSchema},
+
 	"thinking":               {read: (*Request).readReasoning},
 	"thinking.type":          {read: (*Request).readThinkingType},
 	"thinking.budget_tokens": {read: (*Request).readThinkingBudget},
@@ -166,12 +176,19 @@ func (r *Request) addMember(object *jsonShape[Request], name []byte, v jsonValue
 	if len(r.at) > maxMembers {
 		r.fail("Body has more than %d members", maxMembers)
 	}
-	if strings.IndexFunc(member.name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
+	r.checkCase(object, name)
+}
+
+// checkCase refuses the name of a member that differs only in case from one that is read.
+func (r *Request) checkCase(object *jsonShape[Request], name []byte) {
+	if bytes.IndexFunc(name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
 		return
 	}
 	for exact, shape := range object.members {
-		if strings.EqualFold(member.name, exact) {
-			r.fail("%s must be spelled %s", member, shape.path)
+		if exact[0]|0x20 == name[0]|0x20 || name[0] >= utf8.RuneSelf { // others would be slow
+			if strings.EqualFold(string(name), exact) {
+				r.fail("%s must be spelled %s", memberName{object.path, string(name)}, shape.path)
+			}
 		}
 	}
 }

@@ -145,6 +145,8 @@ func TestRequestErrors(t *testing.T) {
 		{`{"` + strings.Repeat("x", 99) + `":1,"` + strings.Repeat("x", 99) + `":1}`,
 			strings.Repeat("x", 64) + "… is duplicated"},
 		{`{"max_tokens":1,"Max_Tokens":9}`, "Max_Tokens must be spelled max_tokens"},
+		{`{"tools":[{"type":"function","Type":"web_search"}]}`, "tools[].Type must be spelled tools[].type"},
+		{`{"messages":[{"tool":{"type":"custom","\u212aype":1,"TYPE":"web_search"}}]}`, "tools[].TYPE must be spelled tools[].type"},
 		{`{"max_to\u212aens":9}`, "max_to\u212aens must be spelled max_tokens"},
 		{`{"stream_options":{"Include_usage":false}}`,
 			"stream_options.Include_usage must be spelled stream_options.include_usage"},

@@ -18,7 +18,7 @@ const (
 var toolMembers = jsonTable[Request]{
 	"tools":           {read: (*Request).readArray},
 	"functions":       {read: (*Request).readArray},
-	"tools[]":         {enter: (*Request).beginTool, read: (*Request).endTool},
+	"tools[]":         {enter: (*Request).beginTool, read: (*Request).endTool, each: (*Request).checkToolMember},
 	"tools[].tools[]": {same: "tools[]"}, // of a namespace
 
 	"messages[].tools[]":        {same: "tools[]"},
@@ -40,6 +40,7 @@ var toolMembers = jsonTable[Request]{
 	"functions[].description":   {read: (*Request).readText},
 	"functions[].parameters":    {read: (*Request).readSchema},
 	"functions[].format":        {read: (*Request).readSchema},
+	"functions[].cache_control": {same: "cache_control"}, // at OpenRouter and LiteLLM
 	"tool_choice":               {read: (*Request).readChoice},
 	"tool_choice.type":          {read: (*Request).readChoice},
 	"tool_choice.name":          {read: (*Request).readChoice},
@@ -118,6 +119,20 @@ func (r *Request) readToolType(v jsonValue) {
 		r.addTool(v)
 	}
 }
+
+// checkToolMember reads a member of a tool. One with an object that is not known may be a tool of the provider's own, as
+// {"googleSearch": {}} is for LiteLLM, whatever the type says.
+func (r *Request) checkToolMember(object *jsonShape[Request], name []byte, v jsonValue) {
+	r.checkCase(object, name)
+	if v.text[0] == '{' && object.members[string(name)] == nil && !slices.Contains(toolObjects, string(name)) {
+		r.tool().isServer = true
+		r.addServerType(name)
+	}
+}
+
+// toolObjects has the members of tools with objects that describe a tool of the client's: those of MCP, in which some
+// clients send their tools, and what is only noted.
+var toolObjects = []string{"_meta", "annotations", "execution", "inputSchema", "metadata", "outputSchema"}
 
 // definedTools has how the types of tools begin that the provider has defined, and for which it adds a long prompt.
 var definedTools = []string{"bash_", "browser_", "computer_", "text_editor_"}

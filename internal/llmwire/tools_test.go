@@ -54,6 +54,8 @@ func TestServerToolPlaces(t *testing.T) {
 		`{"messages":[{"content":[{"type":"tool_addition","tool":{"type":"mcp_toolset_reference"}}]}]}`,
 		`{"tools":[{"type":"tool_definition"}]}`, `{"tools":[{"type":"bash_"}]}`, `{"tools":[{"type":"my_bash_1"}]}`,
 		`{"tools":[{"type":"Function"}]}`,
+		`{"tools":[{"googleSearch":{}}]}`, `{"tools":[{"type":"function","function":{"name":"f"},"url_context":{}}]}`,
+		`{"messages":[{"content":[{"type":"tool_addition","tool":{"code_execution":{}}}]}]}`,
 	} {
 		for format := range formats {
 			if r, err := ReadRequest(Format(format), []byte(body)); err != nil || r.ServerTool == "" {
@@ -73,6 +75,7 @@ func TestClientTools(t *testing.T) {
 		{`{"tools":[{"type":"custom"},{"name":"f","input_schema":{"type":"object"}},{"type":null}]}`, false, 600, 0},
 		{`{"tools":[{"type":"\u0063ustom"}]}`, false, 600, 0},
 		{`{"functions":[{"name":"f"}]}`, false, 600, 0},
+		{`{"tools":[{"name":"f","inputSchema":{},"annotations":{"title":"t"},"_meta":{},"googleSearch":null}]}`, false, 600, 0},
 		{`{"tools":[]}`, false, 0, 0},
 		{`{"messages":[{"content":[{"type":"tool_addition","tool":{"type":"tool_definition","definition":{"type":"custom"}}},` +
 			`{"type":"tool_removal","tool":{"type":"tool_reference","name":"f"}}]}]}`, false, 600, 0},
