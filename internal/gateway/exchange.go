@@ -182,7 +182,14 @@ func (x *exchange) relayCount(response *http.Response) error {
 	case status != http.StatusOK || !isIdentity(response.Header):
 		return x.providerFailed("its response is not 200, or compressed")
 	}
-	return x.relayCompletion(response)
+	body, err := x.relay.readWhole(response, x.call.Memory)
+	switch {
+	case hasMore(err), err == nil && !x.relay.isCount(body): // a server that ignores the path may have generated it
+		return x.providerFailed("its response is no count of tokens")
+	case err != nil:
+		return x.interrupted(err)
+	}
+	return x.respond(response, withoutKey(body, x.endpoint.apiKey))
 }
 
 // try sends the request to e with a limit of output tokens, and notes whether e may have got it.
@@ -358,8 +365,6 @@ func (x *exchange) relayCompletion(response *http.Response) error {
 		return x.relayLarge(response, body)
 	case err != nil:
 		return x.interrupted(err)
-	case x.call.CountTokens:
-		return x.respond(response, withoutKey(body, x.endpoint.apiKey))
 	}
 	hasFailed, err := x.relay.readUsage(body)
 	switch {

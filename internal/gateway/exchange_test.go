@@ -421,6 +421,25 @@ func TestCountTokens(t *testing.T) {
 	}
 }
 
+// What a server that ignores the path has generated is not had for nothing.
+func TestCountTokensGeneratesNothing(t *testing.T) {
+	const message = `{"type":"message","content":[{"type":"text","text":"x"}]`
+	for name, server := range map[string]script{
+		"message": jsonBody(message + `}`), "usage": jsonBody(`{"content":[],"usage":{"input_tokens":5,"output_tokens":5}}`),
+		"completion": jsonBody(`{"choices":[{"message":{"content":"x"}}]}`), "stream": stream("data: " + message + "}\n\n"),
+		"long": jsonBody(`{"a":"` + strings.Repeat("x", maxWholeBody) + `"}`), "text": jsonBody(`"x"`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newScripted(t, server, "")
+			g.count = true
+			if response, body, err := g.post(t, `{}`); err != nil || response.StatusCode != 502 {
+				t.Errorf("got %v %.1000s, %v", response, body, err)
+			}
+			g.wantNothingHeld(t)
+		})
+	}
+}
+
 // A bug that panics in mid-response does not keep a hold.
 func TestPanics(t *testing.T) {
 	for body, server := range map[string]script{whole: jsonBody(completion), streamed: stream(content, hang)} {

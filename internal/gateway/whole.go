@@ -80,6 +80,16 @@ func (l *relay) readUsage(body []byte) (hasFailed bool, err error) {
 	return report.Failed, nil
 }
 
+// isCount reports whether a response may be that to a request for the number of tokens: an object without content and
+// usage, which would not be free.
+func (l *relay) isCount(body []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	report := &l.stream.Report
+	_, err := report.Read(body)
+	return err == nil && report.ContentEvents == 0 && !report.HasUsage()
+}
+
 // writeCached sends a whole response that was cached: a stream as a stream.
 func (l *relay) writeCached(cached cachedResponse) {
 	response := &http.Response{StatusCode: http.StatusOK, Header: make(http.Header, 1)}
