@@ -49,6 +49,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	ctx, cancel := context.WithCancelCause(limited)
 	x.ctx, x.stopTimer = ctx, stopTimer
 	deadline, _ := limited.Deadline()
+	rest := g.options.TotalTimeout / 20 // a minute by default
 	request := c.Request
 	if c.CountTokens {
 		request.Stream = false
@@ -56,6 +57,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	x.relay = relay{
 		w: w, client: http.NewResponseController(w), request: request, isFree: c.CountTokens,
 		idle: g.options.IdleTimeout, cancel: cancel, latest: deadline.Add(abortGrace),
+		hurry: deadline.Add(-rest), patience: rest / 16,
 		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
 		stream: llmwire.Stream{Memory: c.Memory.Another()},
 	}
@@ -66,7 +68,6 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 
 // end gives back what x has taken, but for its hold. What is still to be written must be read soon.
 func (x *exchange) end() {
-	x.relay.extendDeadline()
 	x.relay.cancel(nil)
 	x.stopTimer()
 	x.relay.end()

@@ -26,6 +26,7 @@ type relay struct {
 	idle    time.Duration           // for which an endpoint may be silent
 	cancel  context.CancelCauseFunc // ends the request to the endpoint
 	latest  time.Time               // when the client must have the response
+	hurry   time.Time               // from when on the client may be waited for only patience; less than latest
 
 	disconnect func()          // ends the client's connection
 	place      *fairpool.Claim // among the requests that wait
@@ -45,7 +46,8 @@ type relay struct {
 	watch        *time.Timer
 	drainRetry   *time.Timer // of a response that waits for a drain
 	watchedSince time.Time
-	lastByteAt   time.Time      // when something came from the endpoint
+	lastByteAt   time.Time      // when something came from the endpoint, later by how long the client was waited for
+	patience     time.Duration  // for which the client may still be waited for after hurry
 	unsent       *http.Response // the stream whose header is to be sent
 	early        []byte         // what is to be sent after it
 	collected    *collector
@@ -98,6 +100,7 @@ func (l *relay) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.watchEnded = true
+	l.extendDeadline()
 	l.collected.release()
 	if l.drainRetry != nil {
 		l.drainRetry.Stop()
@@ -130,24 +133,46 @@ func (l *relay) write(data []byte) {
 	for len(data) > 0 && !l.hungUp {
 		part := data[:min(len(data), maxClientPart)]
 		data = data[len(part):]
-		l.extendDeadline()
+		began := l.extendDeadline()
 		_, err := l.w.Write(part)
 		if err == nil {
 			err = l.client.Flush()
 		}
+		l.waited(began)
 		if err != nil {
 			l.loseClient()
 		}
 	}
 }
 
-// extendDeadline gives the client the time to read another part, but not beyond l.latest.
-func (l *relay) extendDeadline() {
-	deadline := time.Now().Add(clientTimeout)
-	if l.latest.Before(deadline) {
-		deadline = l.latest
+// extendDeadline gives the client the time to read another part, but not beyond l.latest, and returns the time. Shortly
+// before, a client that does not read has hung up: what the rest of a stream says of its cost is still to be read.
+func (l *relay) extendDeadline() (now time.Time) {
+	now = time.Now()
+	deadline := now.Add(clientTimeout)
+	for _, other := range []time.Time{later(now, l.hurry).Add(l.patience), l.latest} {
+		if other.Before(deadline) {
+			deadline = other
+		}
 	}
 	_ = l.client.SetWriteDeadline(deadline)
+	return now
+}
+
+// waited notes that the client was waited for since a time. That is no silence of the endpoint. The caller holds l.mu.
+func (l *relay) waited(since time.Time) {
+	d := time.Since(since)
+	l.lastByteAt = l.lastByteAt.Add(d)
+	if !since.Before(l.hurry) {
+		l.patience -= d
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // flush sends what was written to the client.

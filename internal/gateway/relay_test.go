@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,7 +27,7 @@ func newTestRelay(t testing.TB, w http.ResponseWriter, body string, cancel conte
 	}
 	l := &relay{
 		w: w, client: http.NewResponseController(w), request: request, idle: time.Minute, cancel: cancel,
-		latest: time.Now().Add(time.Hour), disconnect: func() {},
+		latest: time.Now().Add(time.Hour), hurry: time.Now().Add(time.Hour), disconnect: func() {},
 		place: fairpool.New(1, 1).Claim("acme", "user"), drain: newDrains(t, freeDrains).Claim("acme", "user"),
 		stream: llmwire.Stream{Memory: fairpool.New(1<<20, 1).Claim("acme", "user")},
 	}
@@ -413,6 +414,50 @@ func TestSilence(t *testing.T) {
 			}
 			if got := strings.ReplaceAll(w.Body.String(), ": keep-alive\n\n", ""); len(seen) > 50 && got != seen {
 				t.Errorf("got %d bytes, want %d", len(got), len(seen))
+			}
+		})
+	}
+}
+
+// A slowWriter is a client that takes pace to read what is written.
+type slowWriter struct {
+	*httptest.ResponseRecorder
+	pace     time.Duration
+	deadline time.Time
+}
+
+func (w *slowWriter) SetWriteDeadline(deadline time.Time) error {
+	w.deadline = deadline
+	return nil
+}
+
+func (w *slowWriter) Write(data []byte) (int, error) {
+	if left := time.Until(w.deadline); left < w.pace {
+		time.Sleep(left)
+		return 0, os.ErrDeadlineExceeded
+	}
+	time.Sleep(w.pace)
+	return len(data), nil
+}
+
+// A client that reads slowly is given up before the total timeout, so that the rest of its stream can be read. It is
+// not the endpoint that is silent while the client is waited for.
+func TestSlowReaders(t *testing.T) {
+	for _, pace := range []time.Duration{time.Second, 29 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &slowWriter{ResponseRecorder: httptest.NewRecorder(), pace: pace}
+			l := newTestRelay(t, w, streamed, nil)
+			l.hurry, l.patience = time.Now().Add(19*time.Minute), 3*time.Second
+			l.latest = l.hurry.Add(time.Minute)
+			l.expect(target{mayHide: true})
+			for !l.hungUp {
+				l.write([]byte(content))
+				if silent := time.Since(l.lastByteAt); silent > 0 {
+					t.Fatalf("silent for %s", silent)
+				}
+			}
+			if late := time.Since(l.hurry); late < -time.Minute || late > 3*time.Second || !l.isDrained {
+				t.Errorf("pace %s: given up after %s, drained: %t", pace, late, l.isDrained)
 			}
 		})
 	}
