@@ -474,6 +474,8 @@ func TestErrorsHideTheKey(t *testing.T) {
 		"of an error event":    {streamed, stream(content, late), `{"error":{"message":"the key [removed] is wrong"}}` + "\n\n"},
 		"at the end": {streamed, stream(content, late[:len(late)-2], done),
 			`{"error":{"message":"the key [removed] is wrong"}}` + done},
+		"of what cannot be read": {streamed, stream(content, "data: wrong key "+spelled+"\n\n", reason, usage, done),
+			"data: wrong key [removed]\n\n" + reason + done},
 		"of a header":          {whole, script{header: "Openai-Version: v " + key, parts: []string{completion}}, completion},
 		"of a stream's header": {streamed, script{header: "X-Request-Id: " + key, parts: []string{content, reason, usage, done}}, done},
 	} {

@@ -113,7 +113,7 @@ func (l *relay) received(n int) (done bool, err error) {
 	report := &l.stream.Report
 	wasDone := report.Done
 	part := l.stream.Received(n)
-	if report.Failed { // rarely
+	if report.Failed || report.Unread { // rarely
 		part = withoutKey(part, l.target.key)
 	}
 	l.collected.add(part)
@@ -167,7 +167,7 @@ func (l *relay) finish(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rest, report := l.stream.Finish(), &l.stream.Report
-	if report.Failed {
+	if report.Failed || report.Unread {
 		rest = withoutKey(rest, l.target.key)
 	}
 	isNothing := err == io.EOF && (report.IsFailure() || report.Objects == 0)
