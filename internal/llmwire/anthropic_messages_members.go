@@ -4,7 +4,8 @@ package llmwire
 // resources/messages/messages.d.ts and resources/beta/messages/messages.d.ts).
 var anthropicMembers = listing{
 	known: []string{
-		"diagnostics", "fallback_credit_token", "messages", "metadata", "stop_sequences", "system", "temperature", "top_k", "top_p",
+		"diagnostics", "fallback_credit_token", "messages", "metadata", "stop_sequences", "system", "temperature", "top_k",
+		"top_p",
 	},
 	ruled: []string{
 		"cache_control", "compaction", "context_management", "max_tokens", "mcp_servers", "model", "output_config",

@@ -120,8 +120,8 @@ func (r *Request) readToolType(v jsonValue) {
 	}
 }
 
-// checkToolMember reads a member of a tool. One with an object that is not known may be a tool of the provider's own, as
-// {"googleSearch": {}} is for LiteLLM, whatever the type says.
+// checkToolMember reads a member of a tool. One with an object that is not known may be a tool of the provider's own,
+// as {"googleSearch": {}} is for LiteLLM, whatever the type says.
 func (r *Request) checkToolMember(object *jsonShape[Request], name []byte, v jsonValue) {
 	r.checkCase(object, name)
 	if v.text[0] == '{' && object.members[string(name)] == nil && !slices.Contains(toolObjects, string(name)) {
