@@ -116,7 +116,8 @@ func (c *Call) allowAdvisors() error {
 }
 
 // dearBetas are how values of the header anthropic-beta begin that make tokens dearer
-// (https://docs.anthropic.com/en/docs/about-claude/pricing).
+// (https://docs.anthropic.com/en/docs/about-claude/pricing). A server may also find them between spaces, in quotes or in
+// the middle of what is one value otherwise.
 var dearBetas = [...]string{"context-1m-", "fast-mode-"}
 
 // withoutDearBetas takes those values out of a header of anthropic-beta that make tokens dearer, unless the endpoint
@@ -127,7 +128,7 @@ func (e *Endpoint) withoutDearBetas(lines []string) (kept []string) {
 		for value := range strings.SplitSeq(line, ",") {
 			value = strings.TrimSpace(value)
 			isDear := slices.ContainsFunc(dearBetas[:], func(prefix string) bool {
-				return strings.HasPrefix(strings.ToLower(value), prefix)
+				return strings.Contains(strings.ToLower(value), prefix)
 			})
 			if value != "" && !(isDear && len(e.notAllowed([]string{betaPrefix + value})) > 0) {
 				values = append(values, value)

@@ -134,6 +134,7 @@ func TestDearBetas(t *testing.T) {
 		{`[]`, []string{"a-2025", "b"}, []string{"a-2025", "b"}},
 		{`[]`, []string{"context-1m-2025-08-07"}, nil},
 		{`[]`, []string{"a,context-1m-2025-08-07, fast-mode-2026-02-01 ,b", "Fast-Mode-1"}, []string{"a,b"}},
+		{`[]`, []string{`a context-1m-2025-08-07,"fast-mode-1",b;fast-mode-1,c`}, []string{"c"}},
 		{`["context-1m-2025-08-07"]`, []string{"context-1m-2025-08-07"}, nil}, // that is a member of a request
 		{`["anthropic-beta:context-1m-2025-08-07"]`, []string{"context-1m-2025-08-07, fast-mode-1, context-1m-2026-01-01"},
 			[]string{"context-1m-2025-08-07"}},
