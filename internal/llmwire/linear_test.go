@@ -33,7 +33,7 @@ func hostileRequests(n int) []hostileDocument {
 		{"under stream_options", `{"stream_options":` + longName(n, "") + `}`},
 		{"under tools", `{"tools":[` + longName(n, "type") + `]}`},
 		{"escaped name", `{"messages":[{"` + strings.Repeat(`\u0041`, n/12) + `":[1` + strings.Repeat(",1", n/4) + `]}]}`},
-		{"escaped names", `{"messages":[{"\n":1` + strings.Repeat(`,"\n":1`, n/7) + `}]}`},
+		{"escaped members", `{"messages":[{"\n":1` + strings.Repeat(`,"\n":1`, n/7) + `}]}`},
 		{"deep content", `{"messages":[` + deepArray(n, 248, `{"content":[`, inPart, `]}`) + `]}`},
 		{"deep sources", `{"messages":[` + deepArray(n, 165, `{"source":{"content":[`, `{}`, `]}}`) + `]}`},
 		{"deep arrays", `{"messages":[{"x":` + deepArray(n, 496, `[`, `1`, `]`) + `}]}`},

@@ -181,14 +181,16 @@ func (r *Request) addMember(object *jsonShape[Request], name []byte, v jsonValue
 
 // checkCase refuses the name of a member that differs only in case from one that is read.
 func (r *Request) checkCase(object *jsonShape[Request], name []byte) {
-	if bytes.IndexFunc(name, func(c rune) bool { return c >= utf8.RuneSelf || 'A' <= c && c <= 'Z' }) < 0 {
+	isLower := true
+	for _, c := range name {
+		isLower = isLower && c < utf8.RuneSelf && (c < 'A' || 'Z' < c)
+	}
+	if isLower {
 		return
 	}
 	for exact, shape := range object.members {
-		if exact[0]|0x20 == name[0]|0x20 || name[0] >= utf8.RuneSelf { // others would be slow
-			if strings.EqualFold(string(name), exact) {
-				r.fail("%s must be spelled %s", memberName{object.path, string(name)}, shape.path)
-			}
+		if bytes.EqualFold(name, []byte(exact)) {
+			r.fail("%s must be spelled %s", memberName{object.path, string(name)}, shape.path)
 		}
 	}
 }
