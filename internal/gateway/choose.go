@@ -116,8 +116,8 @@ func (c *Call) allowAdvisors() error {
 }
 
 // dearBetas are how values of the header anthropic-beta begin that make tokens dearer
-// (https://docs.anthropic.com/en/docs/about-claude/pricing). A server may also find them between spaces or in quotes, in
-// what is one value here.
+// (https://docs.anthropic.com/en/docs/about-claude/pricing). A server may also find them between spaces or in
+// quotes, in what is one value here.
 var dearBetas = [...]string{"context-1m-", "fast-mode-"}
 
 // withoutDearBetas takes those values out of a header of anthropic-beta that make tokens dearer, unless the endpoint
