@@ -102,12 +102,15 @@ func (s *server) readAdminBody(w http.ResponseWriter, r *http.Request, info *req
 func (s *server) readGatewayBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
 	info.place = s.gateway.Place(info.tenantID, info.apiKey)
+	config := info.tenant.config
+	info.place.SetShare(max(info.place.Share(), config.busiest)) // until the key's group is known
 	limit := s.options.maxGatewayBody
 	if r.ContentLength > limit || 0 <= r.ContentLength && r.ContentLength <= gateway.FreeBodyBytes {
 		return readBody(w, r, info, gateway.FreeBodyBytes, limit)
 	}
 	err := s.requireKey(w, r, info)
 	if err == nil {
+		info.place.SetShare(config.groups[info.group].maxConcurrent)
 		err = gateway.TakePlace(info.place)
 	}
 	if err != nil {

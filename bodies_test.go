@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tollgate/internal/fairpool"
+	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/providertest"
 	"tollgate/internal/telemetrytest"
@@ -115,6 +116,40 @@ func TestWaitingShares(t *testing.T) {
 			w.wantOpen(t)
 			w.provider.Stop()
 			w.awaitUsed(t, "waiting", 0)
+		})
+	}
+}
+
+// A key's share of the requests is the max_concurrent of its own group, as far as its tenant has as many, also if the
+// largest of other groups is more.
+func TestMaxConcurrentShare(t *testing.T) {
+	t.Parallel()
+	long := `{"x":"` + strings.Repeat("x", gateway.FreeBodyBytes) + `"}`
+	for _, test := range []struct {
+		group, path, body string
+		want              int
+	}{
+		{"many", chatPath, "{}", 5}, {"many", messagesPath + "/count_tokens", "{}", 5}, {"many", chatPath, long, 5},
+		{"few", chatPath, "{}", 4}, {"few", messagesPath + "/count_tokens", "{}", 4}, {"few", chatPath, long, 4},
+	} {
+		t.Run(fmt.Sprintf("%s, %s, %d bytes", test.group, test.path, len(test.body)), func(t *testing.T) {
+			t.Parallel()
+			p := providertest.New(t)
+			config := textConfig(1, endpointsJSON(p, `,"allow":["x"]`)...)
+			config = strings.Replace(config, `{"anonymous":`,
+				`{"many":{"tokens":10000000,"max_concurrent":1000},"few":{"tokens":10000000},"anonymous":`, 1)
+			g := newService(t, "MAX_CONNECTIONS=20").gatewayTest(t, p, config)
+			g.key = g.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":%q`, test.group))
+			p.On("", providertest.Conduct{Hang: providertest.BeforeHeaders})
+			g.wait(t, test.want-1, test.path, test.body)
+			g.wait(t, 1, test.path, test.body) // the others have their places, so that it is refused early if it is
+			left := tokensLeft(t, g.key)
+			g.call(t, test.path, test.body).want(t, 503, "")
+			if now := tokensLeft(t, g.key); now != left {
+				t.Errorf("a refused request has changed the balance from %d to %d", left, now)
+			}
+			p.Stop()
+			g.awaitUsed(t, "waiting", 0)
 		})
 	}
 }

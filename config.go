@@ -25,6 +25,7 @@ type tenantConfig struct {
 	compact  []byte // the config within json: as it was put, but for white space
 	groups   map[string]userGroup
 	encoded  groupTable
+	busiest  int64             // the largest max_concurrent of the groups; 0 if none has one
 	warnings []string          // sentences on members that are probably misspelled or have no effect
 	compared int               // unknown members that were compared with known ones for warnings
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
@@ -320,6 +321,7 @@ func (c *tenantConfig) groupRule(name string) strict.Rule {
 			group.limit = &limit
 		}
 		c.groups[name] = group
+		c.busiest = max(c.busiest, group.maxConcurrent)
 		c.encoded.add(name, group)
 		return ok
 	}

@@ -40,7 +40,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 		return badRequestError(err.Error())
 	}
 	t := info.tenant
-	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header()}
+	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header(), place: info.place}
 	c := &gateway.Call{
 		ID: info.id, Start: info.start, Deadline: info.deadline, Tenant: t.id, User: info.apiKey, Generation: t.generation,
 		Memory: info.memory, Place: info.place, Disconnect: func() { connlimit.Disconnect(r.Context()) }, Hops: info.hops,
@@ -73,6 +73,7 @@ const listedModelBytes = 512
 func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
 	info.place = s.gateway.Place(info.tenantID, info.apiKey)
+	info.place.SetShare(info.tenant.config.groups[info.group].maxConcurrent)
 	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.text, info.tenantID), &gateway.ModelsCall{
 		Tenant: info.tenantID, Hops: info.hops, Format: *info.format, Memory: info.memory, Place: info.place,
 	})

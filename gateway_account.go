@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
 )
 
@@ -17,8 +18,9 @@ type account struct {
 	server *server
 	tenant *tenant
 	key    string
-	header http.Header // of the response
-	fee    *usageEvent // a charge that is not counted yet; nil: none
+	header http.Header     // of the response
+	place  *fairpool.Claim // of the request, whose share is what the key's group may have under way
+	fee    *usageEvent     // a charge that is not counted yet; nil: none
 
 	mu     sync.Mutex // guards holder
 	holder holder     // what is known of the key since Hold
@@ -121,7 +123,7 @@ func (a *account) count(e usageEvent) {
 	a.server.usage.add(a.tenant, e)
 }
 
-// refusal sets the headers for a decision of the store, and returns err, the store's error, as the gateway understands
+// refusal sets the headers and the share for a decision of the store, and returns err, the store's error, as the gateway understands
 // it. It counts refusals, but for those for lack of tokens: the gateway may repeat them, and relay counts the last one.
 func (a *account) refusal(d decision, err error) error {
 	counted := err
@@ -129,8 +131,10 @@ func (a *account) refusal(d decision, err error) error {
 		counted = nil
 	}
 	_ = a.server.decided(a.header, a.tenant.id, d, counted)
+	group := a.tenant.config.groups[d.group]
+	a.place.SetShare(group.maxConcurrent)
 	if errors.Is(err, ErrModelDenied) {
-		return gateway.DeniedError{Allowed: a.tenant.config.groups[d.group].models}
+		return gateway.DeniedError{Allowed: group.models}
 	}
 	return forGateway(err)
 }

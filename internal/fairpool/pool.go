@@ -1,8 +1,8 @@
 // Package fairpool bounds an amount of something that all users of a service have in common, such as bytes of memory,
 // and gives each of them a share, so that nobody can take it from the others.
 //
-// The users of a Pool are members of groups. A member's share is an eighth of the pool, that of a group is a part that
-// is set. Beyond its share, a member or a group may use what is free as long as half of the pool stays free. A member
+// The users of a Pool are members of groups. A member's share is an eighth of the pool, unless it is given another one;
+// that of a group is a part that is set. Beyond its share, a member or a group may use what is free as long as half of the pool stays free. A member
 // beyond its share never takes the last quarter of its group's share.
 package fairpool
 
@@ -58,17 +58,40 @@ func (p *Pool) Stats() Stats {
 }
 
 // Claim returns a Claim on the pool that has nothing yet, for the member of a group.
-func (p *Pool) Claim(group, name string) *Claim { return &Claim{pool: p, member: member{group, name}} }
+func (p *Pool) Claim(group, name string) *Claim {
+	return &Claim{pool: p, member: member{group, name}, share: p.memberShare}
+}
 
 // A Claim is what one user has of a Pool. Its methods may be called concurrently.
 type Claim struct {
 	pool   *Pool
 	member member
-	amount int64 // guarded by pool.mu
+	amount int64 // guarded by pool.mu, as share is
+	share  int64 // of the member, whatever its other claims say
 }
 
-// Another returns a Claim for the same member, which has nothing yet.
-func (c *Claim) Another() *Claim { return &Claim{pool: c.pool, member: c.member} }
+// Another returns a Claim for the same member, with the same share, which has nothing yet.
+func (c *Claim) Another() *Claim { return &Claim{pool: c.pool, member: c.member, share: c.Share()} }
+
+// Share returns the member's share.
+func (c *Claim) Share() int64 {
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	return c.share
+}
+
+// SetShare gives the member a share of n, as far as c claims something, or an eighth of the pool if n is 0. What was
+// taken stays taken. A nil Claim has no share.
+func (c *Claim) SetShare(n int64) {
+	if c == nil {
+		return
+	}
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	if c.share = n; n == 0 {
+		c.share = c.pool.memberShare
+	}
+}
 
 // Add takes n (≥ 0) more, all or nothing. Errors: ErrShare, ErrFull.
 func (c *Claim) Add(n int64) error {
@@ -119,8 +142,10 @@ func (c *Claim) Release() {
 func (c *Claim) refusal(n int64) error {
 	p := c.pool
 	ofMember, ofGroup, ofAll := p.members[c.member]+n, p.groups[c.member.group]+n, p.stats.Used+n
-	isOver := ofMember > p.memberShare
+	isOver := ofMember > c.share
 	switch {
+	case n == 0:
+		return nil // what c has stays its own
 	case !isOver && ofGroup <= p.groupShare:
 		if ofAll > p.size {
 			return ErrFull

@@ -60,6 +60,34 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// A member that is given a share of its own has that, up to its group's, until it has an eighth again.
+func TestMemberShare(t *testing.T) {
+	p := New(80, 0.5)
+	for _, other := range []string{"1", "2", "3", "4"} {
+		if err := take(p, "b", other, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := p.Claim("a", "1")
+	for i, step := range []struct{ set, share, n, want int64 }{
+		{0, 10, 11, 0}, {20, 20, 21, 0}, {20, 20, 20, 20}, {1000, 1000, 21, 20}, {1000, 1000, 20, 40}, {0, 10, 1, 40},
+		{5, 5, 0, 40},
+	} {
+		c.SetShare(step.set)
+		if got := c.Another().Share(); got != step.share {
+			t.Errorf("step %d: the share is %d, want %d", i, got, step.share)
+		}
+		_ = c.Add(step.n)
+		if used := p.Stats().Used - 40; used != step.want {
+			t.Errorf("step %d: %d are used, want %d", i, used, step.want)
+		}
+	}
+	if err := c.AddUpTo(40); err != nil {
+		t.Errorf("what it has is not its own: %v", err)
+	}
+	(*Claim)(nil).SetShare(1)
+}
+
 // TestAddUpTo takes what a claim lacks, and what another claim of the same member has does not count as its own.
 func TestAddUpTo(t *testing.T) {
 	p := New(80, 0.5)
