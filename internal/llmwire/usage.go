@@ -2,6 +2,7 @@ package llmwire
 
 import (
 	"math"
+	"slices"
 	"strconv"
 )
 
@@ -286,9 +287,9 @@ func (r *Report) endUsage(v jsonValue) {
 	}
 }
 
-// updateUsage adds a usage object that repeats, and completes, those before it.
+// updateUsage adds a usage object that repeats, and completes, those before it. It may have nothing but searches.
 func (r *Report) updateUsage(v jsonValue) {
-	if r.sawUsage(v) {
+	if r.sawUsage(v) || r.reading.has != 0 {
 		r.usage.update(&r.reading)
 	}
 }
@@ -323,6 +324,11 @@ func (e *extraUsage) total() int64 {
 		total += e.others[i].total()
 	}
 	return total
+}
+
+// isSome reports whether anything was counted, tokens or not.
+func (e *extraUsage) isSome() bool {
+	return e.own != Usage{} || slices.ContainsFunc(e.others, func(m ModelUsage) bool { return m.Usage != Usage{} })
 }
 
 func (e *extraUsage) add(model []byte, u *Usage) {
@@ -379,8 +385,8 @@ func (r *Report) endIteration(jsonValue) {
 
 // endIterations makes the iterations that were read count, unless they have fewer tokens than those before.
 func (r *Report) endIterations(jsonValue) {
-	if total := r.iterations.extra.total(); total > 0 && total >= r.extra.total() {
-		extra := r.iterations.extra
+	if read := &r.iterations.extra; read.isSome() && read.total() >= r.extra.total() {
+		extra := *read
 		r.extra = &extra
 	}
 }

@@ -166,6 +166,9 @@ func TestIterations(t *testing.T) {
 			[]ModelUsage{{"claude-b", Usage{Input: 318_838, CachedInput: 800, CacheWrite1h: 38, Output: 15610}}}, "claude-a"},
 		{"unknown", `[{"type":"dream","model":"claude-d","output_tokens":3},{"output_tokens":1}]`,
 			Usage{Input: 11, Output: 8}, []ModelUsage{{"claude-d", Usage{Output: 3}}}, "claude-a"},
+		{"searches alone", `[{"type":"x","server_tool_use":{"web_search_requests":3}},` +
+			`{"type":"x","model":"claude-d","input_tokens":0,"server_tool_use":{"web_search_requests":2}}]`,
+			Usage{Input: 11, Output: 7, Searches: 3}, []ModelUsage{{"claude-d", Usage{Searches: 2}}}, "claude-a"},
 		{"huge", `[{"type":"x","output_tokens":1e300},{"type":"x","output_tokens":1e300}]`,
 			Usage{Input: 11, Output: MaxTokens}, nil, "claude-a"},
 		{"many", `[` + many + `{}]`, Usage{Input: 11, Output: 7}, []ModelUsage{
@@ -180,6 +183,25 @@ func TestIterations(t *testing.T) {
 				t.Errorf("%s, format %d:\ngot  %+v, %+v, %q\nwant %+v, %+v, %q", test.name, format,
 					used, others, r.Model, test.used, test.others, test.model)
 			}
+		}
+	}
+}
+
+// Searches that come without tokens are not lost, nor when an object without any follows.
+func TestSearchesAlone(t *testing.T) {
+	const (
+		start   = `{"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":1}}}`
+		end     = `{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":7}}`
+		nothing = `{"type":"message_delta","delta":{},"usage":{"iterations":[{"type":"x","model":"m","output_tokens":0}]}}`
+	)
+	for _, usage := range []string{
+		`{"server_tool_use":{"web_search_requests":5}}`,
+		`{"iterations":[{"type":"x","server_tool_use":{"web_search_requests":5}}]}`,
+	} {
+		r := readAll(t, AnthropicMessages, start, `{"type":"message_delta","delta":{},"usage":`+usage+`}`, nothing, end)
+		want := Usage{Input: 9, Output: 7, Searches: 5}
+		if used, others, exact := r.Used(1, 0); used != want || len(others) > 0 || !exact {
+			t.Errorf("%s: got %+v, %+v, exact: %v, want %+v", usage, used, others, exact, want)
 		}
 	}
 }
