@@ -74,6 +74,12 @@ func TestUnknownMembers(t *testing.T) {
 		{`"` + long + `":1`, long[:64] + "…", ""},
 		{many, strings.Join(names, " "), ""},
 
+		{`"response_fields":["content"]`, "response_fields", ""}, {`"response_fields":null`, "-", ""},
+		{`"usage":{"include":false}`, "usage", ""}, {`"usage":{}`, "usage", ""}, {`"usage":true`, "usage", ""},
+		{`"usage":{"include":null}`, "usage", ""}, {`"usage":{"include":"true"}`, "usage", ""},
+		{`"usage":{"include":true,"include":false}`, "usage", ""}, {`"usage":{"include":false,"include":true}`, "usage", ""},
+		{`"usage":{"include": true }`, "-", "usage"}, {`"usage":null`, "-", ""},
+
 		{`"service_tier":"priority"`, "service_tier", ""}, {`"service_tier":"fast"`, "service_tier", ""},
 		{`"service_tier":1`, "service_tier", ""}, {`"speed":"fast"`, "speed", ""},
 		{`"service_tier":"auto"`, "-", ""}, {`"service_tier":"default"`, "-", ""}, {`"service_tier":"flex"`, "-", ""},

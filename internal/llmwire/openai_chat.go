@@ -25,6 +25,8 @@ var openAIChat = format{
 	},
 	request: newJSONShape(requestMembers, jsonTable[Request]{
 		"chat_template_kwargs.chat_template": {read: (*Request).readTemplate},
+		"usage":                              {read: (*Request).readUsageOption},
+		"usage.include":                      {read: (*Request).readUsageIncluded},
 	}),
 	report: newJSONShape(reportMembers, jsonTable[Report]{
 		"choices":                 {read: (*Report).readChoices},
@@ -49,6 +51,20 @@ var openAIChat = format{
 func (r *Request) readTemplate(v jsonValue) {
 	if !v.isNull() {
 		r.addUnknown("chat_template")
+	}
+}
+
+// readUsageOption and readUsageIncluded read OpenRouter's member that can take the usage out of the response. It says
+// nothing new if include is true.
+func (r *Request) readUsageOption(v jsonValue) {
+	if !v.isNull() && !r.includesUsage {
+		r.addUnknown(v.path)
+	}
+}
+
+func (r *Request) readUsageIncluded(v jsonValue) {
+	if r.includesUsage = string(v.text) == "true"; !r.includesUsage {
+		r.addUnknown("usage")
 	}
 }
 

@@ -55,7 +55,7 @@ var openAIChatMembers = []listing{
 			"dry_penalty_last_n", "dry_sequence_breakers", "dynatemp_exponent", "dynatemp_range", "grammar",
 			"grammar_lazy", "min_keep", "mirostat", "mirostat_eta", "mirostat_tau", "n_indent", "n_keep",
 			"n_probs", "parse_tool_calls", "post_sampling_probs", "reasoning_format", "repeat_last_n", "repeat_penalty",
-			"response_fields", "return_progress", "return_tokens", "samplers", "t_max_predict_ms", "timings_per_token",
+			"return_progress", "return_tokens", "samplers", "t_max_predict_ms", "timings_per_token",
 			"top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold",
 		},
 		ruled: []string{"json_schema"},
@@ -64,6 +64,8 @@ var openAIChatMembers = []listing{
 			"n_cmpl",    // takes precedence over n
 			"n_predict", // takes precedence over max_tokens
 			"id_slot",   // takes the cache of others
+
+			"response_fields", // may leave the usage out
 		},
 	},
 	// Ollama (docs/openai.md and openai/openai.go, and members of its own API that clients send to both).
@@ -73,7 +75,8 @@ var openAIChatMembers = []listing{
 	},
 	// OpenRouter (openrouter.ai/docs, API reference: parameters, provider routing, web search, prompt transforms).
 	{
-		known: []string{"top_a", "trace", "transforms", "usage"},
+		known: []string{"top_a", "trace", "transforms"},
+		ruled: []string{"usage"}, // may leave the usage out
 		refused: []string{
 			"models", "preset", "provider", "route", // another model or price
 			"plugins",      // add input

@@ -58,6 +58,7 @@ type Request struct {
 
 	asksHidden     bool // for thinking or reasoning
 	isReasoningOff bool // by the type or effort in the thinking or reasoning that is being read
+	includesUsage  bool // the member usage asks for what is there without it
 	hasEditType    bool // the edit of the context that is being read has a type
 
 	rules   *requestRules
