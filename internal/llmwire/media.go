@@ -14,6 +14,7 @@ var messageParts = jsonTable[Request]{
 	"messages[].source.content": {same: "messages[]", orArray: true},
 	"messages[].images[]":       {same: "messages[]"}, // of an assistant
 	"system":                    {same: "messages[]", orArray: true},
+	"input":                     {same: "messages[]", orArray: true}, // of OpenAI's other API, if an endpoint allows it
 
 	"messages[].type":                    {read: (*Request).readPartType},
 	"messages[].cache_control":           {same: "cache_control"},

@@ -31,6 +31,10 @@ func TestServerToolPlaces(t *testing.T) {
 		`{"messages":[{"images":[%s]}]}`,
 		`{"system":[%s]}`,
 		`{"system":[{"type":"text","content":[%s]}]}`,
+		`{"input":[%s]}`,
+		`{"input":[{"content":[%s]}]}`,
+		`{"input":[{"tools":[%s]}]}`,
+		`{"input":[{"role":"user","content":[{"type":"text","tools":[%s]}]}]}`,
 	} {
 		for format := range formats {
 			body := fmt.Sprintf(place, invented)
