@@ -75,6 +75,45 @@ func TestGatewayMembers(t *testing.T) {
 	}
 }
 
+// A tool or a part of an unknown type is refused wherever it stands, also by an endpoint that allows all members: no
+// provider gets it, and it costs nothing.
+func TestGatewayToolPlaces(t *testing.T) {
+	t.Parallel()
+	g := newGatewayTest(t, 100_000, `,"allow":["*"]`)
+	const invented, other = `{"type":"invented_20270101","name":"x"}`, `{"type":"function","name":"mine"}`
+	for _, place := range []string{
+		`"tools":[%s]`,
+		`"tools":[{"type":"custom","tools":[%s]}]`,
+		`"messages":[%s]`,
+		`"messages":[{"role":"user","content":[%s]}]`,
+		`"messages":[{"role":"user","content":[{"type":"tool_result","content":[%s]}]}]`,
+		`"messages":[{"role":"user","content":[{"type":"document","source":{"type":"content","content":[%s]}}]}]`,
+		`"messages":[{"role":"system","content":[{"type":"tool_addition","tool":%s}]}]`,
+		`"messages":[{"role":"user","tools":[%s]}]`,
+		`"system":[%s]`,
+		`"input":[%s]`,
+		`"input":[{"role":"user","content":[%s]}]`,
+		`"input":[{"type":"message","tools":[%s]}]`,
+		`"container":{"skills":[%s]}`,
+		`"mcp_servers":[%s]`,
+	} {
+		for _, path := range []string{chatPath, messagesPath} {
+			got := g.call(t, path, `{`+fmt.Sprintf(place, invented)+`}`)
+			if got.status != 400 || !strings.Contains(string(got.body), "server_tools of the endpoint does not allow it") {
+				t.Errorf("%s, %s: got %d %s", path, place, got.status, got.body)
+			}
+		}
+	}
+	if sent, charged := len(g.provider.Requests()), g.charged(t, 100_000); sent != 0 || charged != 0 {
+		t.Errorf("the provider has got %d requests, %d tokens were charged", sent, charged)
+	}
+	for _, path := range []string{chatPath, messagesPath} { // so that it is the type
+		if err := g.call(t, path, `{"tools":[`+other+`],"input":[{"content":[{"type":"text"}],"tools":[`+other+`]}]}`).is(200); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 // Providers that are to tell users apart get the same ID for each request of a user, whatever the key is, and no part of
 // it.
 func TestGatewayUserIDs(t *testing.T) {

@@ -51,7 +51,8 @@ func TestServerToolPlaces(t *testing.T) {
 		}
 	}
 	for _, body := range []string{
-		`{"container":{"skills":[{"type":"anthropic","skill_id":"pptx"}]}}`, `{"mcp_servers":[{"url":"https://example.com"}]}`,
+		`{"container":{"skills":[{"type":"anthropic","skill_id":"pptx"}]}}`, `{"container":{"skills":[` + invented + `]}}`,
+		`{"mcp_servers":[{"url":"https://example.com"}]}`,
 		`{"tools":["web_search"]}`, `{"tools":[1]}`, `{"tools":[{"type":1}]}`, `{"tools":[{"type":{}}]}`, `{"tools":[{"type":""}]}`,
 		`{"tools":[{"type":"custom","type":"web"}]}`, `{"messages":[{"content":[{"type":1}]}]}`,
 		`{"messages":[{"content":[{"type":"container_upload","file_id":"file_1"}]}]}`,
