@@ -260,3 +260,24 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 	}
 	s.putConfig(t, g.tenant, config).want(t, 400, "")
 }
+
+// The refusal of a member is logged and counted, too, if it comes from an endpoint that was only chosen because the
+// group does not have the default model.
+func TestGatewayUnknownMembersOfGroup(t *testing.T) {
+	t.Parallel()
+	p := providertest.New(t)
+	endpoint := func(name, members string) string {
+		return fmt.Sprintf(`%q:{"url":"%s%s"%s}`, name, p.URL, chatPath, members)
+	}
+	config := textConfig(1000, endpoint("first", `,"default_model":"m","allow":["plugins"]`), endpoint("second", `,"models":{"n":{}}`))
+	g := newService(t).gatewayTest(t, p, strings.Replace(config, `{"tokens":1000}`, `{"tokens":1000,"models":["n"]}`, 1))
+	g.call(t, chatPath, `{"plugins":[1]}`).wantWireError(t, chatPath, 400, "invalid_request_error", "")
+	line := fmt.Sprintf(`[WARN] The endpoint second of tenant %s does not allow "plugins"`, g.tenant)
+	if n, counted := g.log.Count(line), g.sample(t, "gateway_unknown_members_total"); n != 1 || counted != 1 {
+		t.Errorf("%q is logged %d times, %v members are counted", line, n, counted)
+	}
+	g.call(t, chatPath, `{"model":"m","plugins":[1]}`).want(t, 404, "") // the group does not have it
+	if counted := g.sample(t, "gateway_unknown_members_total"); counted != 1 {
+		t.Errorf("%v members are counted, want 1", counted)
+	}
+}

@@ -142,6 +142,7 @@ func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
 			return err
 		}
 		if err := c.chooseAllowed(denied.Allowed); err != nil {
+			g.NoteRefusal(c)
 			return err
 		}
 	}
