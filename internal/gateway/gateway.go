@@ -60,6 +60,7 @@ type Gateway struct {
 	unknownMembers atomic.Int64 // for which requests were refused
 	unknownLogged  firsts       // of these, with their endpoints
 	noUsageLogged  firsts       // endpoints that do not report usage
+	noListLogged   firsts       // endpoints whose providers do not list their models
 }
 
 // New returns a Gateway that logs the failures of endpoints to log. Whoever ends its use calls Stop.
@@ -73,6 +74,7 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 		drains:     fairpool.New(options.MaxDrains, options.TenantShare),
 
 		unknownLogged: firsts{most: maxUnknownWarnings}, noUsageLogged: firsts{most: maxUsageWarnings},
+		noListLogged: firsts{most: maxUsageWarnings},
 	}
 	g.ctx, g.cut = context.WithCancelCause(context.Background())
 	return g

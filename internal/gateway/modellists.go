@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -86,6 +87,9 @@ func (g *Gateway) listOf(e *Endpoint, c *ModelsCall) []string {
 	case begun:
 		found, err := g.fetchList(e, c)
 		g.lists.end(list, found, err)
+		if err != nil && err != errNoListMemory && g.ctx.Err() == nil {
+			g.warnOfNoList(e, c.Tenant, err)
+		}
 	case ended != nil: // another request has begun it
 		fetch.Release()
 		timeout := time.NewTimer(listTimeout)
@@ -99,11 +103,18 @@ func (g *Gateway) listOf(e *Endpoint, c *ModelsCall) []string {
 	return names
 }
 
-// fetchList asks the provider of e for its list.
+var errNoListMemory = errors.New("there is no memory for the list")
+
+// A listError is why a provider's list cannot be used, in words that have no part of a config or a response.
+type listError string
+
+func (e listError) Error() string { return string(e) }
+
+// fetchList asks the provider of e for its list. Errors: a listError; errNoListMemory; those of the connection.
 func (g *Gateway) fetchList(e *Endpoint, c *ModelsCall) ([]string, error) {
 	to := e.modelsURL()
 	if _, fault := e.credentialFault(); fault != "" || !g.options.Keys.allow(e, to) {
-		return nil, errors.New("its key must not be sent there")
+		return nil, listError("the operator's key may not be sent there, or the key is no header's value")
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, listTimeout)
 	defer cancel()
@@ -117,15 +128,25 @@ func (g *Gateway) fetchList(e *Endpoint, c *ModelsCall) ([]string, error) {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK || !isIdentity(response.Header) {
-		return nil, errors.New("its response is not 200, or compressed")
+		return nil, listError(fmt.Sprintf("its response is %d, or compressed", response.StatusCode))
 	}
 	memory := c.Memory.Another()
 	defer memory.Release()
 	body, err := memory.ReadAll(response.Body, response.ContentLength, FreeBodyBytes, maxListBody)
-	if err != nil {
+	switch err {
+	case nil:
+	case fairpool.ErrTooLong:
+		return nil, listError("it is too long")
+	case fairpool.ErrShare, fairpool.ErrFull:
+		return nil, errNoListMemory
+	default:
 		return nil, err
 	}
-	return llmwire.ModelNames(body)
+	names, err := llmwire.ModelNames(body)
+	if err != nil {
+		return nil, listError("it is no JSON object with an array data")
+	}
+	return names, nil
 }
 
 // modelsHeader returns the header of a request for the list of e's provider that has come through hops.

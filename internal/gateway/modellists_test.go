@@ -135,6 +135,12 @@ func TestModelListFailures(t *testing.T) {
 		followed.Add(1)
 		jsonBody(openAIs).ServeHTTP(w, r)
 	}))
+	reasons := map[string]string{
+		"404": "its response is 404", "401": "its response is 401", "500": "its response is 500", "redirect": "its response is 307",
+		"compressed": "its response is 200, or compressed", "no JSON": "it is no JSON", "no list": "it is no JSON object with an array",
+		"cut": "it closed the connection", "cut before the header": "it closed the connection",
+		"silent": "it does not respond in time", "silent later": "it does not respond in time", "too long": "it is too long",
+	}
 	for name, failure := range map[string]script{
 		"404": {status: 404, parts: []string{openAIs}}, "401": {status: 401}, "500": {status: 500},
 		"redirect": {status: 307, header: "Location: " + elsewhere}, "compressed": {header: "Content-Encoding: gzip", parts: []string{openAIs}},
@@ -145,7 +151,7 @@ func TestModelListFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g, s := newTestGateway(t), newModelServer(t, failure)
-			e := s.endpoint(t, "a", "/v1/chat/completions", `,"default_model":"m"`+anyOf)
+			e := s.endpoint(t, "a", "/v1/chat/completions?sig=hidden", `,"default_model":"m","api_key":"hidden"`+anyOf)
 			want := func(want string, requests int) {
 				t.Helper()
 				began := time.Now()
@@ -165,6 +171,10 @@ func TestModelListFailures(t *testing.T) {
 			g.expire()
 			want("{m a} {x a} {y a}", 3)
 			want("{m a} {x a} {y a}", 3)
+			line := "[WARN] The endpoint a of tenant acme does not list its models: " + reasons[name]
+			if g.log.count(line) != 1 || g.log.count("[WARN]") != 1 || g.log.count("hidden") != 0 || g.log.count(s.url) != 0 {
+				t.Errorf("got %s, want %s once", g.log.text.String(), line)
+			}
 			g.wantNothingHeld(t)
 			if n := g.memory.Stats().Used + g.lists.fetches.Stats().Used; n != 0 {
 				t.Errorf("%d are still taken", n)

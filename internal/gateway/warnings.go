@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -12,7 +13,7 @@ import (
 
 const (
 	maxUnknownWarnings = 100  // lines of the log on members that endpoints do not allow
-	maxUsageWarnings   = 1000 // on endpoints that do not report usage
+	maxUsageWarnings   = 1000 // on endpoints that do not report usage, and on those that do not list their models
 	maxPriceChecks     = 1000 // models of an endpoint that are compared with its patterns
 	maxSpellings       = 8    // patterns that differ in case or spaces only, and are compared
 )
@@ -124,6 +125,17 @@ func (g *Gateway) NoteRefusal(c *Call) {
 					e.Name, c.Tenant, name)
 			}
 		}
+	}
+}
+
+// warnOfNoList logs that the provider of an endpoint does not list its models, because of an error of fetchList.
+func (g *Gateway) warnOfNoList(e *Endpoint, tenant string, err error) {
+	reason, isPlain := errors.AsType[listError](err)
+	if !isPlain {
+		reason = listError(failureReason(err))
+	}
+	if g.noListLogged.isNew(tenant, e.Name) {
+		g.log.Warnf("The endpoint %s of tenant %s does not list its models: %s", e.Name, tenant, reason)
 	}
 }
 
