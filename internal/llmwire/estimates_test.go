@@ -8,18 +8,19 @@ import (
 	"testing"
 )
 
-// A recording is a stream of a model that sends each token as it comes. Tokens that do not end with a character are
-// empty. The counts are those of OpenAI's tokenizer o200k_base.
-type recording struct {
+// A tokenizedText is what a model could respond to a prompt. It is made for these tests, not recorded: the texts were
+// written by hand, and cut into the tokens of OpenAI's tokenizer o200k_base, whose counts they have. Tokens that do not
+// end with a character are empty.
+type tokenizedText struct {
 	Name, Prompt     string
 	PromptTokens     int64 `json:"prompt_tokens"`
 	CompletionTokens int64 `json:"completion_tokens"`
 	Pieces           []string
 }
 
-func readRecordings(t *testing.T) (all []recording) {
+func readTexts(t *testing.T) (all []tokenizedText) {
 	t.Helper()
-	data, err := os.ReadFile("testdata/recorded.json")
+	data, err := os.ReadFile("testdata/estimates.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,8 +32,8 @@ func readRecordings(t *testing.T) (all []recording) {
 
 // What is estimated of a stream that breaks off is not far from what has been generated, and never much more than the
 // whole costs, whatever the language and however many tokens come in an event.
-func TestRecordings(t *testing.T) {
-	for _, r := range readRecordings(t) {
+func TestEstimates(t *testing.T) {
+	for _, r := range readTexts(t) {
 		for format, template := range map[Format]string{
 			OpenAIChat:        `{"choices":[{"index":0,"delta":{"content":%s}}]}`,
 			AnthropicMessages: `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":%s}}`,
