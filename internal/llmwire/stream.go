@@ -47,7 +47,8 @@ type Stream struct {
 	lf      int  // no LF is in buf[scanned:lf]
 	afterCR bool // buf[line] may be the second half of the last line's CR LF
 	dropped bool // that line ended an event that was dropped
-	hasLine bool // a line has begun
+	hasLine bool // a line has ended
+	isLater bool // an event has ended
 
 	lines    int  // of data in the current event
 	from, to int  // where the first of these is in the event
@@ -211,7 +212,7 @@ func (s *Stream) endLine(line []byte, next int) {
 		s.readField(line)
 	default: // a blank line ends an event
 		isUsage := s.endEvent()
-		s.inEvent = false
+		s.inEvent, s.isLater = false, true
 		if s.dropped = isUsage && s.DropUsage; s.dropped {
 			s.event = next
 		} else {
@@ -221,7 +222,7 @@ func (s *Stream) endLine(line []byte, next int) {
 	s.line, s.scanned, s.hasLine = next, next, true
 }
 
-// dataOf returns the data of a line, and false if the line has none.
+// dataOf returns the data of a line. If it has none, ok is false, and data the line without a byte order mark.
 func (s *Stream) dataOf(line []byte) (data []byte, ok bool) {
 	if !s.hasLine {
 		line = bytes.TrimPrefix(line, []byte(byteOrderMark))
@@ -233,7 +234,7 @@ func (s *Stream) dataOf(line []byte) (data []byte, ok bool) {
 func (s *Stream) readField(line []byte) {
 	data, isData := s.dataOf(line)
 	if !isData {
-		s.isError = s.isError || isErrorName(line)
+		s.isError = s.isError || isErrorName(data)
 		return
 	}
 	for len(data) > 0 && (data[0] == ' ' || data[0] == '\t') {
@@ -317,8 +318,11 @@ func (s *Stream) readParts(lines []byte) {
 	}
 }
 
-// data returns the data of lines of an event, but for the end marker.
+// data returns the data of the lines that an event begins with, but for the end marker.
 func (s *Stream) data(lines []byte) iter.Seq[[]byte] {
+	if !s.isLater {
+		lines = bytes.TrimPrefix(lines, []byte(byteOrderMark))
+	}
 	return func(yield func(data []byte) bool) {
 		for len(lines) > 0 {
 			line := lines
@@ -327,7 +331,6 @@ func (s *Stream) data(lines []byte) iter.Seq[[]byte] {
 			} else {
 				lines = nil
 			}
-			line = bytes.TrimPrefix(line, []byte(byteOrderMark))
 			data, isData := bytes.CutPrefix(line, []byte(dataPrefix))
 			data = bytes.TrimSpace(data)
 			if isData && len(data) > 0 && string(data) != doneData && !yield(data) {

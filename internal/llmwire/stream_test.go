@@ -337,3 +337,41 @@ func BenchmarkStream(b *testing.B) {
 		})
 	}
 }
+
+// A byte order mark belongs to the first line of a stream. Any other line that has one is of no known field.
+func TestByteOrderMarks(t *testing.T) {
+	chunk := func(n int) string { return fmt.Sprintf(`{"usage":{"prompt_tokens":1,"completion_tokens":%d}}`, n) }
+	long := `{"choices":[{"delta":{"content":"` + strings.Repeat("x", 2*maxEventBytes) + `"}}],`
+	for _, test := range []struct {
+		name, stream string
+		output       int64
+	}{
+		{"first", "\ufeffdata: " + chunk(3) + "\n\n", 3},
+		{"first of several", "\ufeffdata: " + chunk(3)[:9] + "\ndata: " + chunk(3)[9:] + "\n\n", 3},
+		{"first, before a long line", "\ufeffdata: " + chunk(3) + "\ndata: " + long, 3},
+		{"twice", "\ufeff\ufeffdata: " + chunk(3) + "\n\n", 0},
+		{"second line", ": x\n\ufeffdata: " + chunk(3) + "\n\n", 0},
+		{"after a blank line", "\n\ufeffdata: " + chunk(3) + "\n\n", 0},
+		{"second event", "data: " + chunk(3) + "\n\n\ufeffdata: " + chunk(5) + "\n\n", 3},
+		{"in several lines", "data: " + chunk(3) + "\n\ufeffdata: " + chunk(5) + "\ndata: " + chunk(4) + "\n\n", 4},
+		{"in lines of a later event", ": x\n\n\ufeffdata: " + chunk(5) + "\ndata: " + chunk(3) + "\ndata: " + chunk(4) + "\n\n", 4},
+		{"before a long line", ": x\n\ufeffdata: " + chunk(5) + "\ndata: " + chunk(3) + "\ndata: " + long, 3},
+	} {
+		for _, step := range []int{1, 7, len(test.stream)} {
+			s := &Stream{}
+			for rest := []byte(test.stream); len(rest) > 0; {
+				n := copy(s.Room(), rest[:min(step, len(rest))])
+				s.Received(n)
+				rest = rest[n:]
+			}
+			if got := s.Report.usage.get(outputTokens); got != test.output {
+				t.Errorf("%s, %d bytes at a time: an output of %d, want %d", test.name, step, got, test.output)
+			}
+		}
+	}
+	s := &Stream{}
+	s.Received(copy(s.Room(), "\ufeffevent: error\ndata: {}\n\n"))
+	if !s.Report.Failed {
+		t.Error("a first event with a byte order mark and an error has not failed")
+	}
+}
