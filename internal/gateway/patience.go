@@ -12,6 +12,10 @@ import (
 
 // A balance that is only held is not spent: a request that other requests of its user leave too little for waits until
 // some of them have been settled.
+//
+// A request that the balance covers never waits, also if others do: a small one does not stand behind a large one, and
+// other processes know nothing of the queue. So under steady load a large request can be overtaken by smaller ones of
+// the same user until its patience ends. It then gets less, or a 429 that clients repeat.
 const (
 	holdPatience = time.Second            // for which a request waits
 	holdPoll     = 100 * time.Millisecond // until it looks for what other processes have settled; doubled each time
@@ -113,7 +117,8 @@ func (x *exchange) tryHold(r HoldRequest) error {
 	return err
 }
 
-// patientQueues are the requests of each user that wait for tokens, in the order in which they came.
+// patientQueues are the requests of each user that wait for tokens, in the order in which they came. It is the order in
+// which they are woken, not a right to come first.
 type patientQueues struct {
 	mu     sync.Mutex
 	queues map[member][]*turn
