@@ -171,8 +171,8 @@ func (e *Endpoint) billOf(asked, responded string, u *llmwire.Usage, requests in
 	return b
 }
 
-// billOfOther returns what a model has used that the request did not ask for. One without a price costs as much as it
-// would be at the dearest of the endpoint.
+// billOfOther returns what a model has used that the request did not ask for. One without a price, or several that are
+// not told apart, cost as much as at the dearest price of the endpoint.
 func (e *Endpoint) billOfOther(other *llmwire.ModelUsage) (b bill) {
 	if p := e.prices.find(other.Model); p != nil {
 		return p.bill(&other.Usage, 0)

@@ -218,13 +218,20 @@ func TestBillOfResponse(t *testing.T) {
 	}
 }
 
-// What another model has used costs what that model does, and as much as the dearest if it has no price.
+// What another model has used costs what that model does, and as much as the dearest if it has no price, or if it is
+// several models.
 func TestBillOfOther(t *testing.T) {
 	e := newEndpoint(t, "e", chatURL+`,"models":{"m":{"input":2},"n":{"input":9,"cached_input":1},"p*":{"input":3}}`)
 	for model, want := range map[string]int64{"m": 20, "m-latest": 20, "n": 9*2 + 8, "pq": 30, "other": 30, "": 30} {
 		other := llmwire.ModelUsage{Model: model, Usage: llmwire.Usage{Input: 10, CachedInput: 8}}
 		if got := e.billOfOther(&other).tokens(); got != want {
 			t.Errorf("%q costs %d, want %d", model, got, want)
+		}
+	}
+	e = newEndpoint(t, "e", chatURL+`,"models":{"*":{"input":1},"n":{"input":9}}`)
+	for model, want := range map[string]int64{"other": 10, "": 90} {
+		if got := e.billOfOther(&llmwire.ModelUsage{Model: model, Usage: llmwire.Usage{Input: 10}}).tokens(); got != want {
+			t.Errorf("beside a pattern for all, %q costs %d, want %d", model, got, want)
 		}
 	}
 }

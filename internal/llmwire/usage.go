@@ -47,7 +47,7 @@ func (u *Usage) total() int64 { return u.Input + u.Output }
 
 // ModelUsage is what one model has used.
 type ModelUsage struct {
-	Model string
+	Model string // "" for all models together that are too many to be told apart
 	Usage
 }
 
@@ -311,7 +311,7 @@ const maxModels = 8
 // An extraUsage is what the other counts of a usage leave out.
 type extraUsage struct {
 	own    Usage        // of the response's model
-	others []ModelUsage // never changed once it is in Report.extra; what is beyond maxModels is in the last
+	others []ModelUsage // never changed once it is in Report.extra; one more than maxModels if there are more
 }
 
 // total returns all tokens. A nil extraUsage has none.
@@ -337,10 +337,13 @@ func (e *extraUsage) add(model []byte, u *Usage) {
 		return
 	}
 	for i := range e.others {
-		if m := &e.others[i]; m.Model == string(model) || i == maxModels-1 {
+		if m := &e.others[i]; m.Model == string(model) || i == maxModels {
 			m.Add(u)
 			return
 		}
+	}
+	if len(e.others) == maxModels {
+		model = nil
 	}
 	e.others = append(e.others, ModelUsage{string(model), *u})
 }

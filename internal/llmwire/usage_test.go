@@ -145,6 +145,7 @@ func TestIterations(t *testing.T) {
 	for i := range 100 {
 		many += fmt.Sprintf(`{"type":"x","model":"m%d","output_tokens":1},`, i)
 	}
+	many += `{"type":"x","model":"m3","output_tokens":5},`
 	for _, test := range []struct {
 		name, iterations string
 		used             Usage
@@ -172,8 +173,9 @@ func TestIterations(t *testing.T) {
 		{"huge", `[{"type":"x","output_tokens":1e300},{"type":"x","output_tokens":1e300}]`,
 			Usage{Input: 11, Output: MaxTokens}, nil, "claude-a"},
 		{"many", `[` + many + `{}]`, Usage{Input: 11, Output: 7}, []ModelUsage{
-			{"m0", Usage{Output: 1}}, {"m1", Usage{Output: 1}}, {"m2", Usage{Output: 1}}, {"m3", Usage{Output: 1}},
-			{"m4", Usage{Output: 1}}, {"m5", Usage{Output: 1}}, {"m6", Usage{Output: 1}}, {"m7", Usage{Output: 93}},
+			{"m0", Usage{Output: 1}}, {"m1", Usage{Output: 1}}, {"m2", Usage{Output: 1}}, {"m3", Usage{Output: 6}},
+			{"m4", Usage{Output: 1}}, {"m5", Usage{Output: 1}}, {"m6", Usage{Output: 1}}, {"m7", Usage{Output: 1}},
+			{"", Usage{Output: 92}},
 		}, "claude-a"},
 	} {
 		for format := range formats {
