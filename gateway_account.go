@@ -123,8 +123,9 @@ func (a *account) count(e usageEvent) {
 	a.server.usage.add(a.tenant, e)
 }
 
-// refusal sets the headers and the share for a decision of the store, and returns err, the store's error, as the gateway understands
-// it. It counts refusals, but for those for lack of tokens: the gateway may repeat them, and relay counts the last one.
+// refusal sets the headers and the share for a decision of the store, and returns err, the store's error, as the
+// gateway understands it. It counts refusals, but for those for lack of tokens: the gateway may repeat them, and relay
+// counts the last one.
 func (a *account) refusal(d decision, err error) error {
 	counted := err
 	if _, spent := errors.AsType[insufficientTokensError](err); spent {

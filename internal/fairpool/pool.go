@@ -2,8 +2,8 @@
 // and gives each of them a share, so that nobody can take it from the others.
 //
 // The users of a Pool are members of groups. A member's share is an eighth of the pool, unless it is given another one;
-// that of a group is a part that is set. Beyond its share, a member or a group may use what is free as long as half of the pool stays free. A member
-// beyond its share never takes the last quarter of its group's share.
+// that of a group is a part that is set. Beyond its share, a member or a group may use what is free as long as half of
+// the pool stays free. A member beyond its share never takes the last quarter of its group's share.
 package fairpool
 
 import (
