@@ -127,8 +127,11 @@ func (g *Gateway) fetchList(e *Endpoint, c *ModelsCall) ([]string, error) {
 		return nil, err
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK || !isIdentity(response.Header) {
-		return nil, listError(fmt.Sprintf("its response is %d, or compressed", response.StatusCode))
+	switch {
+	case response.StatusCode != http.StatusOK:
+		return nil, listError(fmt.Sprintf("its response is %d", response.StatusCode))
+	case !isIdentity(response.Header):
+		return nil, listError("its response is compressed")
 	}
 	memory := c.Memory.Another()
 	defer memory.Release()

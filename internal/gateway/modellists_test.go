@@ -137,7 +137,7 @@ func TestModelListFailures(t *testing.T) {
 	}))
 	reasons := map[string]string{
 		"404": "its response is 404", "401": "its response is 401", "500": "its response is 500", "redirect": "its response is 307",
-		"compressed": "its response is 200, or compressed", "no JSON": "it is no JSON", "no list": "it is no JSON object with an array",
+		"compressed": "its response is compressed", "no JSON": "it is no JSON", "no list": "it is no JSON object with an array",
 		"cut": "it closed the connection", "cut before the header": "it closed the connection",
 		"silent": "it does not respond in time", "silent later": "it does not respond in time", "too long": "it is too long",
 	}

@@ -26,7 +26,7 @@ type relay struct {
 	idle    time.Duration           // for which an endpoint may be silent
 	cancel  context.CancelCauseFunc // ends the request to the endpoint
 	latest  time.Time               // when the client must have the response
-	hurry   time.Time               // from when on the client may be waited for only patience; less than latest
+	hurry   time.Time               // from when on the client is waited for patience at most; before latest
 
 	disconnect func()          // ends the client's connection
 	place      *fairpool.Claim // among the requests that wait

@@ -89,7 +89,7 @@ type contentPart struct {
 	encoded  int64 // bytes of that which can be base64, as they are spelled
 }
 
-// checkPartMember reads a member of a part, or of its source.
+// checkPartMember checks the name of a member of a part, or of its source.
 func (r *Request) checkPartMember(object *jsonShape[Request], name []byte, _ jsonValue) {
 	r.checkCase(object, name)
 }
