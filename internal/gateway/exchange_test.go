@@ -362,15 +362,8 @@ func TestNothing(t *testing.T) {
 
 // The header of a stream waits for its first event, for a second at most. After it an error is the client's.
 func TestHeaderPatience(t *testing.T) {
-	next := make(chan string)
-	server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for part := range next {
-			_, _ = io.WriteString(w, part)
-			_ = http.NewResponseController(w).Flush()
-		}
-	})
-	g := newScripted(t, server, "")
+	next := make(partsToCome)
+	g := newScripted(t, next, "")
 	g.endpoints = append(g.endpoints, newEndpoint(t, "b", `"default_model":"m","url":"`+newServer(t, jsonBody(completion))+`"`))
 	go func() {
 		next <- comment

@@ -340,6 +340,17 @@ func newServer(t testing.TB, handler http.Handler) string {
 	return server.URL + "/v1/chat/completions"
 }
 
+// partsToCome are the parts of a stream, which a server sends as they come from the test.
+type partsToCome chan string
+
+func (next partsToCome) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	for part := range next {
+		_, _ = io.WriteString(w, part)
+		_ = http.NewResponseController(w).Flush()
+	}
+}
+
 // newScripted returns a gateway with one endpoint, whose server sends s.
 func newScripted(t testing.TB, s http.Handler, members string) *testGateway {
 	t.Helper()

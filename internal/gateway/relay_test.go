@@ -251,15 +251,8 @@ func TestAwaitDrain(t *testing.T) {
 // what was held. If others have all of them, it costs what was seen.
 func TestDrains(t *testing.T) {
 	for users, cost := range map[int]int64{freeDrains: 18, ownDrains: 132, otherDrains: 3} {
-		next := make(chan string)
-		server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "text/event-stream")
-			for part := range next {
-				_, _ = io.WriteString(w, part)
-				_ = http.NewResponseController(w).Flush()
-			}
-		})
-		g := newScripted(t, server, `,"on_hangup":"drain"`)
+		next := make(partsToCome)
+		g := newScripted(t, next, `,"on_hangup":"drain"`)
 		g.options.IdleTimeout, g.drains = time.Minute, newDrains(t, users)
 		before := g.drains.Stats().Used
 		ctx, hangUp := context.WithCancel(t.Context())
