@@ -33,7 +33,7 @@ var anthropicMessages = format{
 			read: (*Request).readContextManagement, each: (*Request).checkContextManagement,
 		},
 		"context_management.edits":        {read: (*Request).readContextEdits},
-		"context_management.edits[]":      {read: (*Request).endContextEdit},
+		"context_management.edits[]":      {read: (*Request).endContextEdit, each: (*Request).checkMemberCase},
 		"context_management.edits[].type": {read: (*Request).readContextEdit},
 	}),
 	report: newJSONShape(reportMembers, jsonTable[Report]{

@@ -71,6 +71,10 @@ func TestMessageRequests(t *testing.T) {
 		{"unknown compaction", `{"compaction":{"type":"forget"}}`, ` n=1 limit=0 unknown:[compaction]`},
 		{"compaction without type", `{"compaction":{}}`, ` n=1 limit=0 unknown:[compaction]`},
 	})
+	const edit = `{"context_management":{"edits":[{"type":"clear_thinking_20251015","Type":"compact_20260112"}]}}`
+	if _, err := ReadRequest(AnthropicMessages, []byte(edit)); err == nil {
+		t.Error("the type of an edit was accepted in another case")
+	}
 	if _, err := ReadRequest(AnthropicMessages, []byte(`{"Max_completion_tokens":1}`)); err == nil {
 		t.Error("a limit was spelled differently")
 	}

@@ -9,7 +9,7 @@ import (
 // is read as a part, and so is the content of one: text, a part, or parts.
 var messageParts = jsonTable[Request]{
 	"messages":                  {read: (*Request).readArray},
-	"messages[]":                {enter: (*Request).beginPart, read: (*Request).endPart, each: (*Request).checkPartMember},
+	"messages[]":                {enter: (*Request).beginPart, read: (*Request).endPart, each: (*Request).checkMemberCase},
 	"messages[].content":        {same: "messages[]", orArray: true},
 	"messages[].source.content": {same: "messages[]", orArray: true},
 	"messages[].images[]":       {same: "messages[]"}, // of an assistant
@@ -40,7 +40,7 @@ var messageParts = jsonTable[Request]{
 	"messages[].tool_calls[].custom":    {same: "messages[].tool_calls[]"},
 
 	"messages[].source": { // or where a text was found
-		read: (*Request).readText, each: (*Request).checkPartMember,
+		read: (*Request).readText, each: (*Request).checkMemberCase,
 	},
 	"messages[].source.type":       {read: (*Request).readSourceType},
 	"messages[].source.media_type": {read: (*Request).readMediaType},
@@ -57,7 +57,7 @@ var messageParts = jsonTable[Request]{
 	"messages[].audio":            {read: (*Request).readAudio}, // of an earlier response
 	"messages[].video_url":        {read: (*Request).readVideo},
 	"messages[].video_url.url":    {read: (*Request).readDataURL},
-	"messages[].file":             {read: (*Request).readFile, each: (*Request).checkPartMember},
+	"messages[].file":             {read: (*Request).readFile, each: (*Request).checkMemberCase},
 	"messages[].file.file_data":   {read: (*Request).readData},
 	"messages[].file.file_id":     {read: (*Request).readReference},
 	"messages[].file.file_url":    {read: (*Request).readFile},
@@ -87,11 +87,6 @@ type contentPart struct {
 	isRemote bool  // it says that its data is not in the body
 	data     int64 // bytes of its data in the body
 	encoded  int64 // bytes of that which can be base64, as they are spelled
-}
-
-// checkPartMember checks the name of a member of a part, or of its source.
-func (r *Request) checkPartMember(object *jsonShape[Request], name []byte, _ jsonValue) {
-	r.checkCase(object, name)
 }
 
 func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }

@@ -25,7 +25,7 @@ var openAIChat = format{
 	},
 	request: newJSONShape(requestMembers, jsonTable[Request]{
 		"chat_template_kwargs.chat_template": {read: (*Request).readTemplate},
-		"usage":                              {read: (*Request).readUsageOption},
+		"usage":                              {read: (*Request).readUsageOption, each: (*Request).checkMemberCase},
 		"usage.include":                      {read: (*Request).readUsageIncluded},
 	}),
 	report: newJSONShape(reportMembers, jsonTable[Report]{

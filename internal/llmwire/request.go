@@ -138,9 +138,10 @@ var requestMembers = joined(jsonTable[Request]{
 	"speed":                {read: (*Request).readSpeed},
 	"modalities":           {read: (*Request).readModalities},
 	"modalities[]":         {read: (*Request).readModality},
-	"cache_control":        {read: (*Request).readCacheControl},
+	"cache_control":        {read: (*Request).readCacheControl, each: (*Request).checkMemberCase},
 	"cache_control.ttl":    {read: (*Request).readCacheTTL},
 
+	"prompt_cache_options":     {each: (*Request).checkMemberCase},
 	"prompt_cache_options.ttl": {read: (*Request).readPromptTTL},
 
 	// What the model reads beside the messages.
@@ -152,10 +153,10 @@ var requestMembers = joined(jsonTable[Request]{
 	"response_format":    {read: (*Request).readSchema},
 	"structured_outputs": {read: (*Request).readSchema},
 
-	"thinking":               {read: (*Request).readReasoning},
+	"thinking":               {read: (*Request).readReasoning, each: (*Request).checkMemberCase},
 	"thinking.type":          {read: (*Request).readThinkingType},
 	"thinking.budget_tokens": {read: (*Request).readThinkingBudget},
-	"reasoning":              {read: (*Request).readReasoning},
+	"reasoning":              {read: (*Request).readReasoning, each: (*Request).checkMemberCase},
 	"reasoning.effort":       {read: (*Request).readEffort},
 	"reasoning.max_tokens":   {read: (*Request).readThinkingBudget},
 	"reasoning_effort":       {read: (*Request).readReasoningEffort},
@@ -177,6 +178,11 @@ func (r *Request) addMember(object *jsonShape[Request], name []byte, v jsonValue
 	if len(r.at) > maxMembers {
 		r.fail("Body has more than %d members", maxMembers)
 	}
+	r.checkCase(object, name)
+}
+
+// checkMemberCase is checkCase for an object of which nothing else is to be checked.
+func (r *Request) checkMemberCase(object *jsonShape[Request], name []byte, _ jsonValue) {
 	r.checkCase(object, name)
 }
 
