@@ -686,6 +686,7 @@ func TestGatewayCountTokens(t *testing.T) {
 		if got.status != 200 || got.body != `{"input_tokens":11}` {
 			t.Errorf("%d %s", got.status, got.body)
 		}
+		got.wantHeader(t, "X-Tokens-Charged", "")
 	}
 	if sent := p.Last(t); string(sent.Body) != `{"model":"x","messages":[]}` || sent.Path != path || sent.Query != "beta=true" {
 		t.Errorf("%+v", sent)
