@@ -420,24 +420,25 @@ func TestSlowClients(t *testing.T) {
 func TestMaxConnections(t *testing.T) {
 	t.Parallel()
 	s := newService(t, "MAX_CONNECTIONS=3")
-	// Connections that are served: their requests run, and wait for the rest of their bodies.
-	var taken []*net.TCPConn
 	for range 3 {
-		taken = append(taken, s.begin(t, "PUT", "/abc/admin/config", 13, bearer(testAdminToken)))
-	}
-	for _, other := range taken {
+		// Connections that are served: their requests run, and wait for the rest of their bodies, for a second at most.
+		var taken []*net.TCPConn
+		for range 3 {
+			taken = append(taken, s.begin(t, "PUT", "/abc/admin/config", 13, bearer(testAdminToken)))
+		}
 		waiting := s.dial(t)
 		fmt.Fprint(waiting, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-		_ = waiting.SetReadDeadline(in(300 * time.Millisecond))
+		_ = waiting.SetReadDeadline(in(100 * time.Millisecond))
 		if n, err := waiting.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("beside 3 connections another got %d bytes, %v", n, err)
 		}
-		other.Close()
+		taken[0].Close()
 		_ = waiting.SetReadDeadline(in(30 * time.Second))
 		if got := readAll(waiting); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
 			t.Errorf("when one has ended, the next got %q", got)
 		}
-		s.begin(t, "PUT", "/abc/admin/config", 13, bearer(testAdminToken)) // takes its place
+		taken[1].Close()
+		taken[2].Close()
 	}
 }
 
