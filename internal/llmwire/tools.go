@@ -31,6 +31,7 @@ var toolMembers = jsonTable[Request]{
 	"tools[].description":       {read: (*Request).readText},
 	"tools[].input_schema":      {read: (*Request).readSchema},
 	"tools[].parameters":        {read: (*Request).readSchema},
+	"tools[].format":            {read: (*Request).readSchema}, // of a custom tool of OpenAI's other API
 	"tools[].function":          {same: "functions[]"},
 	"tools[].custom":            {same: "functions[]"},
 	"tools[].cache_control":     {same: "cache_control"},
@@ -131,8 +132,9 @@ func (r *Request) checkToolMember(object *jsonShape[Request], name []byte, v jso
 }
 
 // toolObjects has the members of tools with objects that describe a tool of the client's: those of MCP, in which some
-// clients send their tools, and what is only noted.
-var toolObjects = []string{"_meta", "annotations", "execution", "inputSchema", "metadata", "outputSchema"}
+// clients send their tools, what is only noted, and which of the tools of a toolset are offered (BetaBrowserToolset and
+// BetaComputerToolset of Anthropic's SDKs).
+var toolObjects = []string{"_meta", "annotations", "configs", "execution", "inputSchema", "metadata", "outputSchema"}
 
 // definedTools has how the types of tools begin that the provider has defined, and for which it adds a long prompt.
 var definedTools = []string{"bash_", "browser_", "computer_", "text_editor_"}

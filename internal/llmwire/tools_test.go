@@ -87,8 +87,9 @@ func TestClientTools(t *testing.T) {
 		{`{"tools":[{"type":"bash_20250124"}]}`, true, 3000, 0},
 		{`{"tools":[{"type":"text_editor_20250728"}]}`, true, 3000, 0},
 		{`{"tools":[{"type":"computer_20251124"},{"type":"custom"}]}`, true, 3000, 0},
-		{`{"tools":[{"type":"computer_toolset_20260801"}]}`, true, 3000, 0},
-		{`{"tools":[{"type":"browser_toolset_20260801"}]}`, true, 3000, 0},
+		{`{"tools":[{"type":"computer_toolset_20260801","configs":{"type":{"enabled":true}}}]}`, true, 3000, 0},
+		{`{"tools":[{"type":"browser_toolset_20260801","configs":{"navigate":{"enabled":false}}}]}`, true, 3000, 0},
+		{`{"tools":[{"type":"custom","name":"f","format":{"type":"grammar","syntax":"lark"}}]}`, false, 600, 0},
 		{`{"tools":[{"type":"memory_20250818"}]}`, true, 600, 0},
 		{`{"tools":[{"type":"tool_search_tool_regex_20251119"},{"type":"tool_search_tool_bm25"}]}`, true, 600, 0},
 	} {
