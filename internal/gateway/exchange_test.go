@@ -421,6 +421,8 @@ func TestCountTokensGeneratesNothing(t *testing.T) {
 		"message": jsonBody(message + `}`), "usage": jsonBody(`{"content":[],"usage":{"input_tokens":5,"output_tokens":5}}`),
 		"completion": jsonBody(`{"choices":[{"message":{"content":"x"}}]}`), "stream": stream("data: " + message + "}\n\n"),
 		"long": jsonBody(`{"a":"` + strings.Repeat("x", maxWholeBody) + `"}`), "text": jsonBody(`"x"`),
+		"other API": jsonBody(`{"output":[{"content":[{"text":"x"}]}]}`), "older API": jsonBody(`{"completion":"x"}`),
+		"nothing": jsonBody(`{}`), "null": jsonBody(`{"input_tokens":null}`), "inside": jsonBody(`{"a":{"input_tokens":5}}`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newScripted(t, server, "")

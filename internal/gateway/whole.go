@@ -80,14 +80,14 @@ func (l *relay) readUsage(body []byte) (hasFailed bool, err error) {
 	return report.Failed, nil
 }
 
-// isCount reports whether a response may be that to a request for the number of tokens: an object without content and
-// usage, which would not be free.
+// isCount reports whether a response is that to a request for the number of tokens, and has no content and no usage,
+// which would not be free.
 func (l *relay) isCount(body []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	report := &l.stream.Report
 	_, err := report.Read(body)
-	return err == nil && report.ContentEvents == 0 && !report.HasUsage()
+	return err == nil && report.ContentEvents == 0 && !report.HasUsage() && llmwire.IsTokenCount(body)
 }
 
 // writeCached sends a whole response that was cached: a stream as a stream.

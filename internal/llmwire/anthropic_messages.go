@@ -167,3 +167,13 @@ func (r *Report) readType(v jsonValue) {
 		r.fail()
 	}
 }
+
+// IsTokenCount reports whether body says how many tokens a request has, as Anthropic's /v1/messages/count_tokens does.
+func IsTokenCount(body []byte) (ok bool) {
+	var w jsonWalker[bool]
+	return w.walk(body, tokenCountShape, &ok) == nil && ok
+}
+
+var tokenCountShape = newJSONShape(jsonTable[bool]{"input_tokens": {read: func(ok *bool, v jsonValue) {
+	_, *ok = readCount(v.text)
+}}})
