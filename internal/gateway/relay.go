@@ -100,6 +100,7 @@ func (l *relay) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.watchEnded = true
+	l.hurry, l.patience = l.latest, max(l.patience, 0)
 	l.extendDeadline()
 	l.collected.release()
 	if l.drainRetry != nil {

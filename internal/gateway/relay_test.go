@@ -417,6 +417,7 @@ type slowWriter struct {
 	*httptest.ResponseRecorder
 	pace     time.Duration
 	deadline time.Time
+	written  int
 }
 
 func (w *slowWriter) SetWriteDeadline(deadline time.Time) error {
@@ -430,6 +431,7 @@ func (w *slowWriter) Write(data []byte) (int, error) {
 		return 0, os.ErrDeadlineExceeded
 	}
 	time.Sleep(w.pace)
+	w.written += len(data)
 	return len(data), nil
 }
 
@@ -452,6 +454,27 @@ func TestSlowReaders(t *testing.T) {
 			if late := time.Since(l.hurry); late < -time.Minute || late > 3*time.Second || !l.isDrained {
 				t.Errorf("pace %s: given up after %s, drained: %t", pace, late, l.isDrained)
 			}
+		})
+	}
+}
+
+// A client that reads slowly gets all of a response after which nothing is to be read, up to the total timeout.
+func TestSlowReadersOfWholes(t *testing.T) {
+	body := strings.Repeat("x", 2*maxClientPart+1)
+	for name, write := range map[string]func(l *relay){
+		"whole":  func(l *relay) { l.writeWhole(&http.Response{StatusCode: 200}, []byte(body)) },
+		"cached": func(l *relay) { l.writeCached(cachedResponse{body: []byte(body)}) },
+		"end":    func(l *relay) { l.patience = -1; l.end(); _, _ = l.w.Write([]byte(body)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &slowWriter{ResponseRecorder: httptest.NewRecorder(), pace: 15 * time.Second}
+				l := newTestRelay(t, w, streamed, func(error) {})
+				l.hurry, l.latest, l.patience = time.Now(), time.Now().Add(time.Minute), 3*time.Second
+				if write(l); w.written != len(body) {
+					t.Errorf("the client got %d bytes, want %d", w.written, len(body))
+				}
+			})
 		})
 	}
 }

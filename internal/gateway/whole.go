@@ -103,6 +103,7 @@ func (l *relay) writeCached(cached cachedResponse) {
 	l.beginStream(response)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.hurry = l.latest // nothing is to be read after it
 	l.sendHeader(cached.body)
 }
 
@@ -121,8 +122,11 @@ func (l *relay) writeHeader(response *http.Response, length []string) {
 	l.w.WriteHeader(response.StatusCode)
 }
 
-// writeWhole sends a response that is not streamed.
+// writeWhole sends a response that is not streamed. There is no hurry: nothing is to be read after it.
 func (l *relay) writeWhole(response *http.Response, body []byte) {
+	l.mu.Lock()
+	l.hurry = l.latest
+	l.mu.Unlock()
 	l.writeHeader(response, []string{strconv.Itoa(len(body))})
 	for gone := false; !gone && len(body) > 0; {
 		part := body[:min(len(body), maxClientPart)]
