@@ -30,7 +30,7 @@ type tenantConfig struct {
 	compared int               // unknown members that were compared with known ones for warnings
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
 	caching  gateway.Caching
-	ignored  []string // sentences on values of newMembers that a stored config has and that break their rules
+	ignored  []string // sentences on values that a stored config has and that break rules which are newer
 
 	// check is called for each endpoint of a config that is put, and says whether it may be saved: rules that are newer
 	// than configs in Redis. It is nil for those, which are served all the same. So are those with newMembers.
@@ -48,6 +48,8 @@ var newMembers = map[string]bool{
 	"above": true, "reasoning": true, "allow": true, "limit": true, "limit_member": true, "min_output_tokens": true,
 	"file_tokens": true, "stream_usage": true, "user_ids": true, "max_concurrent": true,
 }
+
+const noEffect = ", and has no effect" // of a member with a wrong value
 
 const (
 	maxCompared      = 1000 // unknown members of a config that are compared with known ones; of a map, members
@@ -134,14 +136,15 @@ func (c *tenantConfig) readKnown(wrong *strict.Problems, value []byte, rules str
 	return c.readWarning(wrong, value, rules, "is not known: it has no effect")
 }
 
-// newer returns the rule for a member that a stored config may have with any value: one that breaks rule has no effect.
-func (c *tenantConfig) newer(rule strict.Rule) strict.Rule {
+// newer returns the rule for a member that a stored config may have with any value. effect says what one that breaks
+// rule does.
+func (c *tenantConfig) newer(rule strict.Rule, effect string) strict.Rule {
 	if c.check != nil {
 		return rule
 	}
 	return strict.Lenient(rule, func(sentence string) {
 		if len(c.ignored) < strict.MaxProblems {
-			c.ignored = append(c.ignored, sentence)
+			c.ignored = append(c.ignored, sentence+effect)
 		}
 	})
 }
@@ -163,7 +166,7 @@ func (c *tenantConfig) readWarning(wrong *strict.Problems, value []byte, rules s
 	seen, ok = strict.ReadObject(wrong, value, func(name string) strict.Rule {
 		rule := rules[name]
 		if rule != nil && newMembers[name] {
-			return c.newer(rule)
+			return c.newer(rule, noEffect)
 		}
 		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
 			unknown = append(unknown, name)
@@ -311,7 +314,7 @@ func (c *tenantConfig) groupRule(name string) strict.Rule {
 			"rate_limit":        strict.Int(&limit.requests, 0, maxRateLimit),
 			"rate_limit_window": strict.Int(&limit.seconds, 1, maxAmount),
 			"refill":            c.refillRule(&group.refill),
-			"models":            c.newer(groupModels(&group.models)),
+			"models":            c.groupModels(&group.models),
 			"max_concurrent":    strict.Int(&group.maxConcurrent, 1, maxHolds),
 		})
 		if seen["rate_limit"] {
@@ -348,23 +351,34 @@ func (r *refill) readEvery(wrong *strict.Problems, value []byte) bool {
 	return strict.Seconds(&r.seconds, minRefillPeriod, maxRefillPeriod)(wrong, value)
 }
 
-// groupModels returns the rule for the models of a group.
-func groupModels(dst *gateway.ModelNames) strict.Rule {
-	return func(wrong *strict.Problems, value []byte) bool {
+// groupModels returns the rule for the models of a group. What breaks it in a stored config allows the models that it
+// names, and no others, so that nobody gets all of them by mistake. null is as good as nothing.
+func (c *tenantConfig) groupModels(dst *gateway.ModelNames) strict.Rule {
+	read := func(wrong *strict.Problems, value []byte) bool {
 		names := gateway.ModelNames{}
 		ok := strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
 			var name string
 			ok := strict.String(&name)(wrong, value)
-			names = append(names, name)
+			if ok {
+				names = append(names, name)
+			}
 			return ok
 		})(wrong, value)
 		if len(names) > maxGroupModels {
-			return wrong.Add(fmt.Sprintf("must have at most %d names", maxGroupModels))
+			names = names[:maxGroupModels]
+			ok = wrong.Add(fmt.Sprintf("must have at most %d names", maxGroupModels))
 		}
-		if ok {
+		if string(value) != "null" {
 			*dst = names
 		}
 		return ok
+	}
+	return func(wrong *strict.Problems, value []byte) bool {
+		effect := noEffect
+		if string(value) != "null" {
+			effect = ": the group has no models but those that it names"
+		}
+		return c.newer(read, effect)(wrong, value)
 	}
 }
 

@@ -222,7 +222,7 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 		at      int // 0: in a group, 1: in a price, 2: in an endpoint
 		members string
 	}{
-		{0, `"models":"m"`}, {0, `"models":["n",5]`}, {0, `"max_concurrent":"3"`}, {0, `"max_concurrent":0`},
+		{0, `"models":null`}, {0, `"max_concurrent":"3"`}, {0, `"max_concurrent":0`},
 		{1, `"cached_input":"x"`}, {1, `"cache_write":-1`}, {1, `"cache_write_1h":null`}, {1, `"audio_input":{}`},
 		{1, `"image_input":1e99`}, {1, `"cached_audio_input":true`}, {1, `"audio_output":[]`}, {1, `"image_output":""`},
 		{1, `"search":"x"`}, {1, `"request":0.0000001`}, {1, `"reasoning":"low"`}, {1, `"above":200000`},
@@ -259,6 +259,27 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 		t.Errorf("log: %s", s.log)
 	}
 	s.putConfig(t, g.tenant, config).want(t, 400, "")
+}
+
+// A group whose models are wrong in a stored config does not have all models.
+func TestWrongModelsOfStoredGroups(t *testing.T) {
+	t.Parallel()
+	many := `["n"` + strings.Repeat(`,"n"`, maxGroupModels-1) + `,"m"]`
+	s := newService(t)
+	for models, names := range map[string]bool{`"n"`: false, `{"n":{}}`: false, `true`: false, `[5]`: false, `["n",5]`: true, many: true} {
+		p := providertest.New(t)
+		config := fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000,"models":%s}},"providers":{"text":{"endpoints":{`+
+			`"e":{"url":"%s/v1/messages","models":{"m":{},"n":{}}}}}}}`, models, p.URL)
+		g := s.gatewayTest(t, p, config)
+		g.call(t, messagesPath, `{"model":"m","max_tokens":9}`).want(t, 404, "")
+		if got := g.call(t, messagesPath, `{"model":"n","max_tokens":9}`); (got.status == 200) != names {
+			t.Errorf("%.20s: got %d %s", models, got.status, got.body)
+		}
+		if n := s.log.Count("[WARN] The config of tenant " + g.tenant + ": user_groups.anonymous.models"); n != 1 {
+			t.Errorf("%.20s: %d lines are logged", models, n)
+		}
+		s.putConfig(t, g.tenant, config).want(t, 400, "")
+	}
 }
 
 // The refusal of a member is logged and counted, too, if it comes from an endpoint that was only chosen because the

@@ -245,7 +245,7 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 	}
 	s.log.Infof("Loaded tenant config for %s", tenantID)
 	for _, sentence := range t.config.ignored {
-		s.log.Warnf("The config of tenant %s: %s, and has no effect", tenantID, sentence)
+		s.log.Warnf("The config of tenant %s: %s", tenantID, sentence)
 	}
 	s.loads.Add(1)
 	return t, nil

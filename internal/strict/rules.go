@@ -71,8 +71,8 @@ func ArrayOf(rule Rule) Rule {
 	}
 }
 
-// Lenient accepts any value, and calls note with each reason for which rule does not accept it. What rule reads a value
-// into must then be as if the value were absent.
+// Lenient accepts any value, and calls note with each reason for which rule does not accept it. What rule has
+// read of such a value stays.
 func Lenient(rule Rule, note func(sentence string)) Rule {
 	return func(wrong *Problems, value []byte) bool {
 		ignored := Problems{path: wrong.path}
