@@ -25,10 +25,10 @@ func (names ModelNames) Allow(model string) bool {
 }
 
 // withoutSnapshot returns the name of a model without what chooses one of its snapshots: -YYYY-MM-DD, -YYYYMMDD,
-// -latest, or @ and what follows. It never returns "" for another name. What follows has no slash: OpenRouter's
-// @preset/name stands for other models, prices and tools.
+// -latest, or @ and what follows. It never returns "" for another name. What follows has no slash and no
+// colon: OpenRouter's @preset/name and :online stand for other models, prices and tools.
 func withoutSnapshot(model string) string {
-	if at := strings.LastIndexByte(model, '@'); at > 0 && strings.IndexByte(model[at:], '/') < 0 {
+	if at := strings.LastIndexByte(model, '@'); at > 0 && !strings.ContainsAny(model[at:], "/:") {
 		return model[:at]
 	}
 	if name, ok := strings.CutSuffix(model, "-latest"); ok && name != "" {

@@ -23,7 +23,7 @@ func newPriced(t testing.TB, models string) *Endpoint {
 func TestPriceList(t *testing.T) {
 	for _, test := range []struct{ models, asked string }{
 		{"gpt-4o=10 *=1", "gpt-4o:10 gpt-4o-2024-08-06:10 gpt-4o-20240806:10 gpt-4o-latest:10 gpt-4o@20240806:10 gpt-4o@x:10"},
-		{"gpt-4o=10", "gpt-4o@preset/x:- gpt-4o@preset/x@y:- gpt-4o-latest@preset/x:-"},
+		{"gpt-4o=10", "gpt-4o@preset/x:- gpt-4o@preset/x@y:- gpt-4o-latest@preset/x:- gpt-4o@x:online:-"},
 		{"gpt-4o=10 *=1", "gpt-4o-mini:1 openai/gpt-4o:1 GPT-4o:1 gpt-4:1 gpt-4o-2024-8-6:1 gpt-4o-202408:1 gpt-4o-x-latest:1"},
 		{"gpt-4o=10 gpt-4o-2024-05-13=20", "gpt-4o-2024-05-13:20 gpt-4o:10 gpt-4o-2024-08-06:10"},
 		{"claude-opus-4-20250514=15", "claude-opus-4-20250514:15 claude-opus-4:15 claude-opus-4-latest:15 claude-opus:-"},
@@ -39,8 +39,8 @@ func TestPriceList(t *testing.T) {
 	} {
 		e := newPriced(t, test.models)
 		for word := range strings.FieldsSeq(test.asked) {
-			name, want, _ := strings.Cut(word, ":")
-			got := "-"
+			colon := strings.LastIndexByte(word, ':')
+			name, want, got := word[:colon], word[colon+1:], "-"
 			if p := e.prices.find(name); p != nil {
 				got = fmt.Sprint(p.rates[kindInput] / priceUnit)
 			}
