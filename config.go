@@ -31,6 +31,7 @@ type tenantConfig struct {
 	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
 	caching  gateway.Caching
 	ignored  []string // sentences on values that a stored config has and that break rules which are newer
+	broken   int      // such values
 
 	// check is called for each endpoint of a config that is put, and says whether it may be saved: rules that are newer
 	// than configs in Redis. It is nil for those, which are served all the same. So are those with newMembers.
@@ -40,16 +41,21 @@ type tenantConfig struct {
 	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
 }
 
-// newMembers are the members of endpoints, their models and groups whose rules are newer than configs that may be in
-// Redis. There they had no effect, whatever their values, and have none if these break the rules.
-var newMembers = map[string]bool{
-	"cached_input": true, "cache_write": true, "cache_write_1h": true, "audio_input": true, "image_input": true,
-	"cached_audio_input": true, "audio_output": true, "image_output": true, "search": true, "request": true,
-	"above": true, "reasoning": true, "allow": true, "limit": true, "limit_member": true, "min_output_tokens": true,
-	"file_tokens": true, "stream_usage": true, "user_ids": true, "max_concurrent": true,
-}
+// What is done about a member of a stored config that breaks a newer rule.
+const (
+	noEffect = ", and has no effect"
+	notUsed  = ": its endpoint is not used"
+)
 
-const noEffect = ", and has no effect" // of a member with a wrong value
+// newMembers are the members of endpoints, their models and groups whose rules are newer than configs that may be in
+// Redis, where they had no effect, whatever their values. They have what is done if these break the rules.
+var newMembers = map[string]string{
+	"cached_input": notUsed, "cache_write": notUsed, "cache_write_1h": notUsed, "audio_input": notUsed,
+	"image_input": notUsed, "cached_audio_input": notUsed, "audio_output": notUsed, "image_output": notUsed,
+	"search": notUsed, "request": notUsed, "above": notUsed, "reasoning": notUsed, "allow": notUsed, "limit": notUsed,
+	"limit_member": notUsed, "min_output_tokens": notUsed, "file_tokens": notUsed, "stream_usage": notUsed,
+	"user_ids": notUsed, "max_concurrent": noEffect,
+}
 
 const (
 	maxCompared      = 1000 // unknown members of a config that are compared with known ones; of a map, members
@@ -143,6 +149,7 @@ func (c *tenantConfig) newer(rule strict.Rule, effect string) strict.Rule {
 		return rule
 	}
 	return strict.Lenient(rule, func(sentence string) {
+		c.broken++
 		if len(c.ignored) < strict.MaxProblems {
 			c.ignored = append(c.ignored, sentence+effect)
 		}
@@ -165,8 +172,8 @@ func (c *tenantConfig) readWarning(wrong *strict.Problems, value []byte, rules s
 	var unknown []string
 	seen, ok = strict.ReadObject(wrong, value, func(name string) strict.Rule {
 		rule := rules[name]
-		if rule != nil && newMembers[name] {
-			return c.newer(rule, noEffect)
+		if effect := newMembers[name]; rule != nil && effect != "" {
+			return c.newer(rule, effect)
 		}
 		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
 			unknown = append(unknown, name)
@@ -403,8 +410,9 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 					rules = e.TextRules(object)
 				}
 				return func(wrong *strict.Problems, value []byte) bool {
+					broken := c.broken
 					ok := object(rules)(wrong, value)
-					if kind == "text" {
+					if kind == "text" && c.broken == broken {
 						c.complete(e, wrong)
 					}
 					return (c.check == nil || c.check(e, wrong)) && ok

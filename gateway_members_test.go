@@ -203,8 +203,8 @@ func TestGatewayUnknownMembers(t *testing.T) {
 	}
 }
 
-// A config that was stored when a member meant nothing is served, whatever its value: as without it. It is not saved
-// again.
+// A config that was stored when a member meant nothing is served, whatever its value, but an endpoint with a wrong one is
+// not used. The config is not saved again.
 func TestNewMembersOfStoredConfigs(t *testing.T) {
 	t.Parallel()
 	const form = `{"user_groups":{"anonymous":{"tokens":1000%s}},"providers":{"text":{"endpoints":{` +
@@ -240,7 +240,10 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 			t.Errorf("%s: %v", test.members, err)
 			continue
 		}
-		if !reflect.DeepEqual(got.text, plain.text) || !reflect.DeepEqual(got.groups, plain.groups) || len(got.ignored) != 1 {
+		if test.at > 0 && len(got.text) > 0 {
+			t.Errorf("an endpoint with %s is used", test.members)
+		}
+		if !reflect.DeepEqual(got.groups, plain.groups) || len(got.ignored) != 1 {
 			t.Errorf("%s is not as without it: %q", test.members, got.ignored)
 		}
 		if _, err := parse(in[0], in[1], in[2], accept); err == nil {
@@ -251,9 +254,8 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 	s, p := newService(t), providertest.New(t)
 	config := fmt.Sprintf(form, all[0], p.URL, all[1], all[2])
 	g := s.gatewayTest(t, p, config)
-	if got := g.call(t, messagesPath, `{"model":"m","max_tokens":9}`); got.status != 200 {
-		t.Errorf("got %d %s", got.status, got.body)
-	}
+	g.call(t, messagesPath, `{"model":"m","max_tokens":9}`).want(t, 404, "")
+	g.consume(t, g.tenant, g.key, "").want(t, 200, `{"tokensLeft":999}`)
 	line := "[WARN] The config of tenant " + g.tenant + ": user_groups.anonymous.models must be an array, and has no effect\n"
 	if n := s.log.Count("[WARN] The config of tenant " + g.tenant); n < 20 || s.log.Count(line) != 1 {
 		t.Errorf("log: %s", s.log)
