@@ -146,10 +146,14 @@ func (s *usageSums) all() [8]namedSum {
 }
 
 func (s *usageSums) add(more usageSums) {
-	others := more.all()
-	for i, to := range s.all() {
-		*to.sum = addCount(*to.sum, *others[i].sum)
-	}
+	s.requests = addCount(s.requests, more.requests)
+	s.charged = addCount(s.charged, more.charged)
+	s.input = addCount(s.input, more.input)
+	s.output = addCount(s.output, more.output)
+	s.cachedInput = addCount(s.cachedInput, more.cachedInput)
+	s.cacheWrite = addCount(s.cacheWrite, more.cacheWrite)
+	s.audioInput = addCount(s.audioInput, more.audioInput)
+	s.audioOutput = addCount(s.audioOutput, more.audioOutput)
 }
 
 // addCount adds two counts, which stay at or below maxAmount.

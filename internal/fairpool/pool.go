@@ -7,9 +7,11 @@
 package fairpool
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 )
 
 var (
@@ -59,37 +61,34 @@ func (p *Pool) Stats() Stats {
 
 // Claim returns a Claim on the pool that has nothing yet, for the member of a group.
 func (p *Pool) Claim(group, name string) *Claim {
-	return &Claim{pool: p, member: member{group, name}, share: p.memberShare}
+	c := &Claim{pool: p, member: member{group, name}}
+	c.share.Store(p.memberShare)
+	return c
 }
 
 // A Claim is what one user has of a Pool. Its methods may be called concurrently.
 type Claim struct {
 	pool   *Pool
 	member member
-	amount int64 // guarded by pool.mu, as share is
-	share  int64 // of the member, whatever its other claims say
+	amount int64        // guarded by pool.mu
+	share  atomic.Int64 // of the member, whatever its other claims say
 }
 
 // Another returns a Claim for the same member, with the same share, which has nothing yet.
-func (c *Claim) Another() *Claim { return &Claim{pool: c.pool, member: c.member, share: c.Share()} }
+func (c *Claim) Another() *Claim {
+	other := &Claim{pool: c.pool, member: c.member}
+	other.share.Store(c.Share())
+	return other
+}
 
 // Share returns the member's share.
-func (c *Claim) Share() int64 {
-	c.pool.mu.Lock()
-	defer c.pool.mu.Unlock()
-	return c.share
-}
+func (c *Claim) Share() int64 { return c.share.Load() }
 
 // SetShare gives the member a share of n, as far as c claims something, or an eighth of the pool if n is 0. What was
 // taken stays taken. A nil Claim has no share.
 func (c *Claim) SetShare(n int64) {
-	if c == nil {
-		return
-	}
-	c.pool.mu.Lock()
-	defer c.pool.mu.Unlock()
-	if c.share = n; n == 0 {
-		c.share = c.pool.memberShare
+	if c != nil {
+		c.share.Store(cmp.Or(n, c.pool.memberShare))
 	}
 }
 
@@ -142,7 +141,7 @@ func (c *Claim) Release() {
 func (c *Claim) refusal(n int64) error {
 	p := c.pool
 	ofMember, ofGroup, ofAll := p.members[c.member]+n, p.groups[c.member.group]+n, p.stats.Used+n
-	isOver := ofMember > c.share
+	isOver := ofMember > c.share.Load()
 	switch {
 	case n == 0:
 		return nil // what c has stays its own
