@@ -316,7 +316,6 @@ func testClusterKilledMaster(t *testing.T) {
 func testClusterDeadShard(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
-	c.ExpectFailures(t)
 	s := newService(t, "REDIS_URL="+c.URL())
 	var tenant string
 	var victim *redistest.Server
@@ -361,7 +360,6 @@ func testClusterDeadShard(t *testing.T) {
 // checks the master when it is back. A master that denies a command ends the start all the same.
 func testClusterStartWithoutMaster(t *testing.T) {
 	c := redistest.SharedCluster(t)
-	c.ExpectFailures(t)
 	newService(t, "REDIS_URL="+c.URL()) // the seed is there
 	masters := c.MastersNow(t)
 	victim := c.Owner(t, configRedisKey("abc")) // where the start would write the example tenant
@@ -480,9 +478,8 @@ func testClusterNodes(t *testing.T) {
 	long(t)
 	l := startLedger(t, 20)
 	c, s := l.cluster, l.services[0]
-	c.ExpectFailures(t)
 	l.running.more(t, 200)
-	added, err := redistest.StartClusterNode()
+	added, err := redistest.StartClusterNode("--cluster-node-timeout", "15000") // as the others now have
 	if err != nil {
 		t.Fatal(err)
 	}

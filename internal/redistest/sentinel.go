@@ -230,18 +230,24 @@ func (g *Sentinels) masterOf(t testing.TB, p *Sentinel) *Server {
 // Promoted waits until a Sentinel names another master than old, and returns it.
 func (g *Sentinels) Promoted(t testing.TB, old *Server) (promoted *Server) {
 	t.Helper()
-	waittest.Eventually(t, 20*time.Second, func() error {
-		for _, p := range g.Nodes {
-			if !p.alive() {
-				continue
-			}
-			if promoted = g.masterOf(t, p); promoted != old {
-				return nil
-			}
-		}
-		return errors.New("no replica was promoted")
+	waittest.Eventually(t, 20*time.Second, func() (err error) {
+		promoted, err = g.successor(t, old)
+		return err
 	})
 	return promoted
+}
+
+// successor returns the master that a Sentinel names instead of old. Error: none does.
+func (g *Sentinels) successor(t testing.TB, old *Server) (*Server, error) {
+	t.Helper()
+	for _, p := range g.Nodes {
+		if p.alive() {
+			if promoted := g.masterOf(t, p); promoted != old {
+				return promoted, nil
+			}
+		}
+	}
+	return nil, errors.New("no replica was promoted")
 }
 
 // Heal makes old a replica of promoted, as the Sentinels would do after ten seconds, and waits until the group is
@@ -252,8 +258,20 @@ func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
 	waittest.Eventually(t, 30*time.Second, func() error { return g.check(t) })
 }
 
-// Failover asks the first Sentinel for a failover, which it refuses soon after another one.
-func (g *Sentinels) Failover() error {
-	_, err := g.Nodes[0].do("SENTINEL", "FAILOVER", MasterName)
-	return err
+// Failover has the first Sentinel promote a replica of old, which is alive, and returns it. A Sentinel refuses that
+// soon after another failover, and gives it up after a second, which a busy machine may exceed.
+func (g *Sentinels) Failover(t testing.TB, old *Server) (promoted *Server) {
+	t.Helper()
+	var asked time.Time
+	waittest.Eventually(t, time.Minute, func() (err error) {
+		if promoted, err = g.successor(t, old); err == nil || time.Since(asked) < 5*time.Second {
+			return err
+		}
+		if _, err = g.Nodes[0].do("SENTINEL", "FAILOVER", MasterName); err == nil {
+			asked = time.Now()
+			err = errors.New("no replica was promoted yet")
+		}
+		return err
+	})
+	return promoted
 }
