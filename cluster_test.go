@@ -338,11 +338,12 @@ func testClusterDeadShard(t *testing.T) {
 		request: func(client, i int) request { return consumeRequest(tenant, dead[i%len(dead)], 1) },
 	}.start(t)
 	onOthers := load{
-		services: []*service{s}, clients: 8, requests: 400, statuses: []int{200}, within: 2*time.Second + busy,
+		services: []*service{s}, clients: 8, requests: 400, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
 		request: func(client, i int) request { return consumeRequest(tenant, others[(client+i)%len(others)], 1) },
 	}.run(t)
-	if n := len(onOthers.of("", 200)); n != 3200 {
-		t.Errorf("%d charges of other keys, want 3200", n)
+	// A busy machine that stands still for a second lets each client miss one deadline.
+	if n, failed := len(onOthers.of("", 200)), len(onOthers.of("", 503)); n != 3200 || failed > 16 {
+		t.Errorf("%d charges of other keys, want 3200; %d requests were 503", n, failed)
 	}
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
 	if n := s.sample(t, `redis_up{node="`+victim.TCP+`"}`); n != 0 {
