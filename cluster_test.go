@@ -36,14 +36,6 @@ func TestCluster(t *testing.T) {
 	t.Run("spenders", testClusterSpenders)
 	t.Run("contention", testClusterContention)
 	t.Run("config freshness", testClusterConfigFreshness)
-	// The last two have parts that are parallel, and wait until other tests have ended.
-	t.Run("topologies", testRedisTopologies)
-	t.Run("holds", testClusterWalks)
-}
-
-// These tests do to another cluster what may happen to its nodes.
-func TestClusterFaults(t *testing.T) {
-	t.Parallel()
 	t.Run("planned failover", testClusterPlannedFailover)
 	t.Run("killed master", testClusterKilledMaster)
 	t.Run("dead shard", testClusterDeadShard)
@@ -51,6 +43,9 @@ func TestClusterFaults(t *testing.T) {
 	t.Run("unowned slots", testClusterUnownedSlots)
 	t.Run("frozen master", testClusterFrozenMaster)
 	t.Run("nodes", testClusterNodes)
+	// The last two have parts that are parallel, and wait until other tests have ended.
+	t.Run("topologies", testRedisTopologies)
+	t.Run("holds", testClusterWalks)
 }
 
 // Every script and command works on keys of every master, and in a steady state nothing is redirected.

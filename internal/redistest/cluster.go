@@ -293,39 +293,28 @@ func (r *Server) Slots(t testing.TB) (slots []int) {
 	return slots
 }
 
-// sharedClusters are what SharedCluster returns, each to one test at a time.
-var sharedClusters = struct {
-	inUse chan struct{} // as many as tests have
-	mu    sync.Mutex
-	idle  []*Cluster // that were started
-}{inUse: make(chan struct{}, 2)}
+// sharedCluster is what SharedCluster returns.
+var sharedCluster struct {
+	inUse   sync.Mutex // held by a test as long as it runs
+	cluster *Cluster   // nil before the first use
+}
 
-// SharedCluster returns one of two clusters of three masters with a replica each that the tests of a package share. It
-// waits until a test that has one ends, and starts one that none has had. The cluster is complete when the test gets
+// SharedCluster returns the cluster of three masters with a replica each that the tests of a package share. It waits
+// until the test that has the cluster ends, and starts it for the first one. The cluster is complete when the test gets
 // it, and again when it has ended: nodes that the test has killed are started. A node that is silent is not taken for
 // dead within the test unless that calls ExpectFailures.
 func SharedCluster(t testing.TB) *Cluster {
 	t.Helper()
-	shared := &sharedClusters
-	shared.inUse <- struct{}{}
-	t.Cleanup(func() { <-shared.inUse })
-	shared.mu.Lock()
-	var c *Cluster
-	if last := len(shared.idle) - 1; last >= 0 {
-		c, shared.idle = shared.idle[last], shared.idle[:last]
-	}
-	shared.mu.Unlock()
-	if c == nil {
-		var err error
-		if c, err = StartCluster(3, 1); err != nil {
+	sharedCluster.inUse.Lock()
+	t.Cleanup(sharedCluster.inUse.Unlock)
+	if sharedCluster.cluster == nil {
+		c, err := StartCluster(3, 1)
+		if err != nil {
 			t.Fatal(err)
 		}
+		sharedCluster.cluster = c
 	}
-	t.Cleanup(func() {
-		shared.mu.Lock()
-		defer shared.mu.Unlock()
-		shared.idle = append(shared.idle, c)
-	})
+	c := sharedCluster.cluster
 	c.heal(t)
 	if err := c.setNodeTimeout(patientNodeTimeout); err != nil {
 		t.Fatal(err)
@@ -351,10 +340,10 @@ func (c *Cluster) setNodeTimeout(timeout time.Duration) error {
 	return nil
 }
 
-// CloseSharedClusters ends the clusters of SharedCluster. TestMain calls it when all tests have ended.
-func CloseSharedClusters() {
-	for _, c := range sharedClusters.idle {
-		c.Close()
+// CloseSharedCluster ends the cluster of SharedCluster. TestMain calls it when all tests have ended.
+func CloseSharedCluster() {
+	if sharedCluster.cluster != nil {
+		sharedCluster.cluster.Close()
 	}
 }
 

@@ -66,7 +66,7 @@ func NewAfter(t testing.TB, setUp string, args ...string) *Server {
 }
 
 // Main runs the tests of a package that share what start returns: StartShared or StartSharedServer. They find it in
-// *shared. Main returns the code to exit with, after it has closed that and the clusters that tests share.
+// *shared. Main returns the code to exit with, after it has closed that and the cluster that tests share.
 func Main(m *testing.M, start func() (*Server, error), shared **Server) int {
 	server, err := start()
 	if err != nil {
@@ -74,7 +74,7 @@ func Main(m *testing.M, start func() (*Server, error), shared **Server) int {
 		return 1
 	}
 	defer server.Close()
-	defer CloseSharedClusters()
+	defer CloseSharedCluster()
 	*shared = server
 	return m.Run()
 }
