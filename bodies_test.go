@@ -298,7 +298,7 @@ func TestBodyShares(t *testing.T) {
 	}
 }
 
-// TestModelListMemory refuses a long list of models that there is no memory for. A short one needs none.
+// TestModelListMemory refuses a long list of models while memory is short. A short list needs no memory.
 func TestModelListMemory(t *testing.T) {
 	t.Parallel()
 	s := newBareServer(t, new(telemetrytest.Log))

@@ -230,7 +230,7 @@ func TestGroupModels(t *testing.T) {
 	t.Parallel()
 	p := providertest.New(t)
 	s := newService(t)
-	many := `"x":{"models":["none"]}` // so many groups that not all are sent
+	many := `"x":{"models":["none"]}` // more groups than a request sends
 	for i := range 300 {
 		many += fmt.Sprintf(`,"group-%d":{"models":["old-1"]}`, i)
 	}

@@ -72,7 +72,7 @@ func TestGatewayKinds(t *testing.T) {
 		`claude",direction="output",kind="output`: 300, `claude",direction="output",kind="audio_output`: -1,
 	} {
 		name := fmt.Sprintf(`gateway_tokens_total{tenant=%q,endpoint="%s"}`, g.tenant, sample)
-		if got := s.sample(t, name); got != want { // -1: there is none
+		if got := s.sample(t, name); got != want { // -1: the metric has no such sample
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
 	}

@@ -376,8 +376,8 @@ func TestGatewayModels(t *testing.T) {
 		wantWireError(t, messagesPath, 400, "invalid_request_error", "")
 }
 
-// Where the config leaves models open, the provider's own list fills them in, without a redirect and not from what is
-// denied. A list that leads back here is none.
+// Where the config leaves models open, the provider's own list fills them in. No redirect is followed, no denied address
+// is asked, and a list that leads back to tollgate is ignored.
 func TestGatewayModelLists(t *testing.T) {
 	t.Parallel()
 	p := providertest.New(t)

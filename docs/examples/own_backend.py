@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def bearer(headers):
-    """Returns the API key of a request, or "" if there is none."""
+    """Returns the API key of a request, or "" without one."""
     scheme, _, key = headers.get("Authorization", "").partition(" ")
     return key if scheme.lower() == "bearer" and key.isascii() and key.isprintable() else ""
 

@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// at returns the value at a path of names below v, nil if there is none.
+// at returns the value at a path of names below v, or nil if v has no such path.
 func at(v any, path ...string) any {
 	for _, name := range path {
 		object, _ := v.(map[string]any)

@@ -119,7 +119,7 @@ func (m *maker) number(n int64) string {
 	return fmt.Sprint(n)
 }
 
-// noNumber returns what is no count.
+// noNumber returns a JSON value that must not be taken for a count.
 func (m *maker) noNumber() string { return oneOf(m, "null", "-7", `"7 or so"`, "true", `"-7"`, "[7]") }
 
 // count returns a member that counts n.

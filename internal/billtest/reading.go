@@ -143,7 +143,7 @@ func (r *Reading) findFinal(events []event) {
 	}
 }
 
-// last returns the index of the last event for which is reports true, −1 if there is none.
+// last returns the index of the last event for which is reports true, or -1.
 func last(events []event, is func(event) bool) int {
 	for i := len(events) - 1; i >= 0; i-- {
 		if is(events[i]) {

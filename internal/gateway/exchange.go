@@ -211,7 +211,7 @@ func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err e
 // lower than the request's own, it lets the response say so.
 func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 	c := llmwire.Changes{Model: x.call.model, DropTools: e.drops(x.call), LeaveStreamOptions: e.leavesUsage}
-	if x.call.CountTokens { // providers refuse what is no part of the prompt
+	if x.call.CountTokens { // providers accept only members of the prompt
 		return c
 	}
 	if e.sendsUsers {

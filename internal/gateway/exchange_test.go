@@ -296,8 +296,8 @@ func TestFallback(t *testing.T) {
 	}
 }
 
-// A 2xx that is an error or nothing, without usage, costs nothing. Another endpoint is tried, and if there is none, the
-// client may ask again.
+// A 2xx without usage that is an error or empty costs nothing. Another endpoint is tried. After the last one the client
+// may ask again.
 func TestNothing(t *testing.T) {
 	const choiceError = `{"choices":[{"message":{"content":""},"finish_reason":"error","error":{"message":"no"}}]}`
 	const noUsage = `data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}` + "\n\n"

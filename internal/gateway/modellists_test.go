@@ -98,7 +98,7 @@ func TestModelLists(t *testing.T) {
 	for _, test := range []struct {
 		format     llmwire.Format
 		endpoints  Endpoints
-		want, path string // of the request; "" if there is none
+		want, path string // of the request; "" if no request is sent
 		header     string
 	}{
 		{llmwire.OpenAIChat, Endpoints{closed, claude}, "{m b} {n b}", "", ""},

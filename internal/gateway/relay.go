@@ -42,7 +42,7 @@ type relay struct {
 	hungUp       bool           // the client has gone
 	watchEnded   bool           // the response has been read: silence and hang-ups are ignored
 	streaming    bool           // the response is a stream
-	isWhole      bool           // the response is none, though one may have been asked for
+	isWhole      bool           // the response is not a stream, though one may have been asked for
 	watch        *time.Timer
 	drainRetry   *time.Timer // of a response that waits for a drain
 	watchedSince time.Time

@@ -24,7 +24,7 @@ func crowd(t testing.TB, pool *fairpool.Pool, user string) {
 	}
 }
 
-// TestUnreadResponses relays a response that there is no memory for byte for byte, and reads its usage all the same.
+// TestUnreadResponses relays a response byte for byte while memory is short, and still reads its usage.
 // Without usage it costs an estimate by its size. A response of 64 KiB needs no memory.
 func TestUnreadResponses(t *testing.T) {
 	const request = `{"max_tokens":50000}` // 21 bytes: 50,020 are held
@@ -62,8 +62,8 @@ func TestUnreadResponses(t *testing.T) {
 	}
 }
 
-// TestUnreadResponseStalls has an endpoint stall in a response that there is no memory for. Its silence ends that as any
-// other response, whether the client has gone or not.
+// TestUnreadResponseStalls has an endpoint stall in a response while memory is short. The silence ends it like any other
+// response, whether the client has gone or not.
 func TestUnreadResponseStalls(t *testing.T) {
 	long := strings.Replace(completion, "Hello.", strings.Repeat("x", 200<<10), 1)
 	for _, hangsUp := range []bool{false, true} {

@@ -24,7 +24,7 @@ type Report struct {
 	Model  string // that is named last, of at most 256 bytes; "" if none is
 
 	usage        rawUsage
-	extra        *extraUsage // nil if there is none
+	extra        *extraUsage // nil without any
 	seesInput    bool        // it was reported with or after the last content, reason for an end, or error
 	seesOutput   bool        // this, too
 	isStream     bool        // not one object

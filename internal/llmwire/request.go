@@ -243,7 +243,7 @@ func (r *Request) readIncludeUsage(v jsonValue) { r.IncludeUsage = r.boolean(v) 
 
 func (r *Request) readChoices(v jsonValue) { r.N = max(1, r.number(v, 1, maxChoices)) }
 
-// readLimit reads a limit of output tokens. -1 means that there is none, as it does for llama.cpp.
+// readLimit reads a limit of output tokens. -1 means no limit, as it does for llama.cpp.
 func (r *Request) readLimit(v jsonValue) {
 	if v.isNull() || string(v.text) == "-1" {
 		return
@@ -369,7 +369,7 @@ func (r *Request) readThinkingBudget(v jsonValue) {
 	}
 }
 
-// readArray refuses what is no array: nothing in it would be read.
+// readArray refuses any value but an array or null: nothing in it would be read.
 func (r *Request) readArray(v jsonValue) {
 	if v.text[0] != '[' && !v.isNull() {
 		r.fail("%s must be an array", v.path)

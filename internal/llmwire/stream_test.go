@@ -73,7 +73,7 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// TestStreamMemory reads events of 40 and 400 KB with memory for neither, one or both. One that there is no memory for is
+// TestStreamMemory reads events of 40 and 400 KB with memory for neither, one or both. An event without memory is
 // relayed byte for byte, unread. The memory is given back after the event.
 func TestStreamMemory(t *testing.T) {
 	event := func(size int) string {

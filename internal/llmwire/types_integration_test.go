@@ -81,7 +81,7 @@ func wantListed(t *testing.T, format Format, types sdkTypes) {
 // as all unlisted ones do.
 var toolChanges = []string{"mcp_tool_reference", "mcp_toolset_reference", "tool_definition", "tool_reference"}
 
-// wantPriced reports the values and places of models that nobody has looked at.
+// wantPriced reports values and places of models that the tables do not list.
 func wantPriced(t *testing.T, format Format, types sdkTypes) {
 	t.Helper()
 	sameCost := map[string][]string{

@@ -152,8 +152,8 @@ func (p *Provider) List(names ...string) {
 	p.listed = names
 }
 
-// list returns the list of models in the shape that OpenAI's and Anthropic's have in common. It is "" if there is none,
-// or r does not ask for it.
+// list returns the list of models in the shape that OpenAI's and Anthropic's have in common. It is "" without a list,
+// and if r does not ask for it.
 func (p *Provider) list(r *http.Request) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -46,7 +46,7 @@ type Logger struct {
 	withTime bool
 	waiting  []logLine
 	bytes    int           // of waiting
-	gap      int64         // lines that were dropped since the line without text in waiting; 0 if there is none
+	gap      int64         // lines that were dropped since the line without text in waiting, if it is there
 	idle     chan struct{} // is closed when all is written; nil if it is
 }
 
