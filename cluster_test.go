@@ -475,7 +475,7 @@ func testClusterNodes(t *testing.T) {
 	l := startLedger(t, 20)
 	c, s := l.cluster, l.services[0]
 	l.running.more(t, 200)
-	added, err := redistest.StartClusterNode("--cluster-node-timeout", "15000") // as the others now have
+	added, err := redistest.StartClusterNode("--cluster-node-timeout", "5000") // as the others now have
 	if err != nil {
 		t.Fatal(err)
 	}

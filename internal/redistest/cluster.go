@@ -28,7 +28,7 @@ const slotCount = 16384
 // that stands still for a second must not look like it.
 const (
 	clusterNodeTimeout = time.Second
-	patientNodeTimeout = 15 * time.Second
+	patientNodeTimeout = 5 * time.Second
 )
 
 // StartCluster starts a cluster and waits until it serves. Each master has that number of replicas, 0 or 1. The
