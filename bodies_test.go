@@ -58,12 +58,7 @@ func (g *gatewayTest) wait(t testing.TB, n int, path, body string) (connections 
 		fmt.Fprint(c, body)
 		connections = append(connections, c)
 	}
-	waittest.Eventually(t, 10*time.Second, func() error {
-		if got := len(g.provider.Requests()) - before; got != n {
-			return fmt.Errorf("the provider has got %d requests, want %d", got, n)
-		}
-		return nil
-	})
+	g.awaitRequests(t, before+n)
 	return connections
 }
 

@@ -150,6 +150,7 @@ func TestGatewayHeld(t *testing.T) {
 	}{
 		{"text", messagesPath, ``, ask(`"Hello"`), func(n int) int { return n + 800 + 5 }},
 		{"much text", messagesPath, ``, ask(`"` + strings.Repeat("x", 300_000) + `"`), func(n int) int { return n + 800 + 5 }},
+		{"a stream", messagesPath, ``, strings.Replace(ask(`"Hello"`), "{", `{"stream":true,`, 1), func(n int) int { return n + 800 + 5 }},
 		{"text in a small window", messagesPath, `,"max_input_tokens":10`, ask(`"Hello"`), func(int) int { return 10 + 800 + 5 }},
 		{"a cached prompt", messagesPath, ``, ask(cached("")), func(n int) int { return (5*n+3)/4 + 800 + 5 }},
 		{"one that is cached for an hour", messagesPath, ``, ask(cached(`,"ttl":"1h"`)), func(n int) int { return 2*n + 800 + 5 }},

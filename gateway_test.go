@@ -95,6 +95,17 @@ func (g *gatewayTest) open(t testing.TB, path, body, text string) *net.TCPConn {
 	return c
 }
 
+// awaitRequests waits until the provider has got n requests.
+func (g *gatewayTest) awaitRequests(t testing.TB, n int) {
+	t.Helper()
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if got := len(g.provider.Requests()); got != n {
+			return fmt.Errorf("%d requests came to the provider, want %d", got, n)
+		}
+		return nil
+	})
+}
+
 // charged waits until no tokens of the key are held and returns how many are gone of those that it was given.
 func (g *gatewayTest) charged(t testing.TB, granted int) int {
 	t.Helper()

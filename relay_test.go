@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -296,12 +297,7 @@ func TestGatewayHalfClosed(t *testing.T) {
 			g.provider.On("", test.conduct)
 			requests := len(g.provider.Requests())
 			c := g.open(t, path, test.body, test.seen)
-			waittest.Eventually(t, 10*time.Second, func() error {
-				if n := len(g.provider.Requests()); n == requests {
-					return fmt.Errorf("%d requests came to the provider", n)
-				}
-				return nil
-			})
+			g.awaitRequests(t, requests+1)
 			if err := c.CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
@@ -491,6 +487,32 @@ func TestGatewayStops(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, process.log)
 	}
 	if n := g.charged(t, granted); n != 18+4 {
+		t.Errorf("charged %d", n)
+	}
+}
+
+// A process that is stopped reads responses whose clients have gone, and settles them.
+func TestGatewayStopsWithDrains(t *testing.T) {
+	t.Parallel()
+	const granted = 10_000
+	p := providertest.New(t)
+	p.On("", providertest.Conduct{Pause: 100 * time.Millisecond, Delay: 500 * time.Millisecond})
+	process := startProcess(t, []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken})
+	g := process.service(t).gatewayTest(t, p, textConfig(granted, endpointsJSON(p, "")...))
+	clients := []net.Conn{
+		g.open(t, chatPath, `{"stream":true,"max_tokens":50}`, "ünd "), g.open(t, messagesPath, `{"max_tokens":50}`, ""),
+	}
+	g.awaitRequests(t, 2)
+	for _, c := range clients {
+		c.Close()
+	}
+	if err := process.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := process.exitCode(t); code != 0 {
+		t.Errorf("exit code %d: %s", code, process.log)
+	}
+	if n := g.charged(t, granted); n != 2*18 {
 		t.Errorf("charged %d", n)
 	}
 }

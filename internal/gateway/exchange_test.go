@@ -20,6 +20,7 @@ const (
 	content = `data: {"choices":[{"index":0,"delta":{"content":"12345678"}}]}` + "\n\n" // an estimated output of 3 tokens
 	role    = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}` + "\n\n"
 	short   = `data: {"choices":[{"index":0,"delta":{"content":"1"}}]}` + "\n\n"
+	three   = `data: {"choices":[{"index":0,"delta":{"content":"123"}}]}` + "\n\n"
 	reason  = `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n"
 	usage   = `data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":7}}` + "\n\n"
 	done    = "data: [DONE]\n\n"
@@ -28,6 +29,8 @@ const (
 
 	whole    = `{"max_tokens":100}`               // 18 bytes: 118 are held
 	streamed = `{"max_tokens":100,"stream":true}` // 32 bytes: 132 are held
+
+	two = `{"max_tokens":100,"n":2,"stream":true}` // 38 bytes: 238 are held
 )
 
 func stream(parts ...string) script {
@@ -98,6 +101,11 @@ func TestCharges(t *testing.T) {
 		{"stream up to twice its limit", streamed, stream(strings.Repeat(content, 200), reason, usage, done), 200, exact},
 		{"stream beyond twice its limit", streamed, stream(strings.Repeat(content, 201), hang), 0, estimate(0, 536)},
 		{"stream of many small events", streamed, stream(strings.Repeat(short, 300), reason, usage, done), 200, exact},
+		{"stream up to eight bytes a token", streamed, stream(strings.Repeat(three, 266), reason, usage, done), 200, exact},
+		{"stream beyond eight bytes a token", streamed, stream(strings.Repeat(three, 267), hang), 0, estimate(0, 267)},
+		{"stream of two choices up to twice their limit", two, stream(strings.Repeat(content, 400), usage, done), 200, exact},
+		{"stream of two choices beyond twice their limit", two, stream(strings.Repeat(content, 401), hang), 0,
+			Outcome{Usage: llmwire.Usage{Output: 1070}, cost: 238, estimated: true}},
 		{"stream of large events", streamed, stream(strings.Repeat(large, 3), reason, usage, done), 200, exact},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -87,6 +87,16 @@ func (g *testGateway) expire() {
 	}
 }
 
+// askedAgain returns in how long the provider of the only list is asked again.
+func (g *testGateway) askedAgain() (in time.Duration) {
+	g.lists.mu.Lock()
+	defer g.lists.mu.Unlock()
+	for _, list := range g.lists.lists {
+		in = time.Until(list.next)
+	}
+	return in
+}
+
 // Providers are asked for their models where the config leaves them open, each in the format of its endpoint.
 func TestModelLists(t *testing.T) {
 	g := newTestGateway(t)
@@ -162,11 +172,18 @@ func TestModelListFailures(t *testing.T) {
 					t.Errorf("it took %s", took)
 				}
 			}
+			began := time.Now()
 			want("{m a}", 1)
+			if took := time.Since(began); strings.HasPrefix(name, "silent") && took < 2*time.Second {
+				t.Errorf("it was awaited for %s", took)
+			}
 			want("{m a}", 1)
 			s.sends(jsonBody(openAIs))
 			g.expire()
 			want("{m a} {x a} {y a}", 2)
+			if in := g.askedAgain(); in > 5*time.Minute || in < 4*time.Minute {
+				t.Errorf("a list is kept for %s", in)
+			}
 			s.sends(failure)
 			g.expire()
 			want("{m a} {x a} {y a}", 3)

@@ -87,8 +87,8 @@ func TestPatience(t *testing.T) {
 		{"limited meanwhile", func(before int, _ HoldRequest) error {
 			return []error{held, errors.ErrUnsupported}[before]
 		}, 0, errors.ErrUnsupported, []bool{true, true}},
-		{"others wait", func(int, HoldRequest) error { return held }, maxPatient, HeldError{10, 5, 5}, []bool{true, false}},
-		{"almost as many wait", func(before int, _ HoldRequest) error { return []error{held, nil}[before] }, maxPatient - 1,
+		{"others wait", func(int, HoldRequest) error { return held }, 16, HeldError{10, 5, 5}, []bool{true, false}},
+		{"almost as many wait", func(before int, _ HoldRequest) error { return []error{held, nil}[before] }, 15,
 			nil, []bool{true, true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
