@@ -122,6 +122,12 @@ func (s *service) putConfig(t testing.TB, tenant, config string, headers ...stri
 	return s.admin(t, "PUT", "/"+tenant+"/admin/config", `{"config":`+config+`}`, headers...)
 }
 
+// saveConfig replaces a tenant's config, to prepare a test.
+func (s *service) saveConfig(t testing.TB, tenant, config string) {
+	t.Helper()
+	repeat(func() reply { return s.putConfig(t, tenant, config) }).want(t, 200, "")
+}
+
 // savedVersion is an element of a config's history.
 type savedVersion struct{ ETag, SavedAt, SavedBy string }
 

@@ -119,17 +119,18 @@ func TestBalanceHeld(t *testing.T) {
 	if n := g.sample(t, fmt.Sprintf(`charges_refused_total{tenant=%q,reason="balance"}`, g.tenant)); n != 4 {
 		t.Errorf("%v refusals are counted, want 4", n)
 	}
+	g.wantServedAfter(t, c, chatPath, `{"max_tokens":50}`)
+}
+
+// wantServedAfter begins a call that waits for what that of c holds, closes c, and expects the call to succeed.
+func (g *gatewayTest) wantServedAfter(t *testing.T, c net.Conn, path, body string) {
+	t.Helper()
 	done := make(chan reply, 1)
-	go func() { done <- g.call(t, chatPath, `{"max_tokens":50}`) }()
-	waittest.Eventually(t, 10*time.Second, func() error {
-		if n := g.used(t, "waiting"); n != 2 {
-			return fmt.Errorf("%v requests wait", n)
-		}
-		return nil
-	})
+	go func() { done <- g.call(t, path, body) }()
+	g.awaitUsed(t, "waiting", 2)
 	c.Close()
 	if err := (<-done).is(200); err != nil {
-		t.Errorf("after the other request was settled: %v", err)
+		t.Errorf("%s after the other request was settled: %v", path, err)
 	}
 }
 
@@ -148,18 +149,7 @@ func TestFeeHeld(t *testing.T) {
 		got.wantWireError(t, test.path, 429, "rate_limit_error", map[string]string{chatPath: "balance_held"}[test.path])
 		got.wantHeader(t, "Retry-After", "1")
 	}
-	done := make(chan reply, 1)
-	go func() { done <- g.call(t, count, `{}`) }()
-	waittest.Eventually(t, 10*time.Second, func() error {
-		if n := g.used(t, "waiting"); n != 2 {
-			return fmt.Errorf("%v requests wait", n)
-		}
-		return nil
-	})
-	c.Close()
-	if err := (<-done).is(200); err != nil {
-		t.Error(err)
-	}
+	g.wantServedAfter(t, c, count, `{}`)
 	g.call(t, chatPath, `{"max_tokens":20}`).wantHeader(t, "X-Cache", "HIT")
 	testRedis.Do(t, "HSET", "apiKey:"+g.key, "tokensLeft", 0)
 	for _, path := range []string{chatPath, count} {

@@ -25,7 +25,7 @@ func TestHistoryCost(t *testing.T) {
 	const history, versions = "{tenant:abc:config}:history", "{tenant:abc:config}:versions"
 	const size = 250_000 // bytes of a config
 	for v := range 22 {
-		s.putConfig(t, "abc", largeConfig(v, size)).want(t, 200, "")
+		s.saveConfig(t, "abc", largeConfig(v, size))
 	}
 	sent := func() (n int) {
 		fmt.Sscan(redistest.Field(r.String(t, "INFO", "stats"), "total_net_output_bytes"), &n)
@@ -57,17 +57,17 @@ func TestHistoryCost(t *testing.T) {
 	t.Run("freed", func(t *testing.T) { wantBytes(t, 20, 20) })
 	t.Run("saved more than once, a config is kept once", func(t *testing.T) {
 		for v := range 24 {
-			s.putConfig(t, "abc", largeConfig(100+v%2, size)).want(t, 200, "")
+			s.saveConfig(t, "abc", largeConfig(100+v%2, size))
 		}
 		wantBytes(t, 2, 20)
 		for _, version := range s.history(t, "abc") {
 			s.admin(t, "GET", "/abc/admin/config/history/"+version.ETag, "").want(t, 200, "")
 		}
 		for v := range 19 {
-			s.putConfig(t, "abc", fmt.Sprintf(`{"v":%d}`, v)).want(t, 200, "")
+			s.saveConfig(t, "abc", fmt.Sprintf(`{"v":%d}`, v))
 		}
 		wantBytes(t, 20, 20)
-		s.putConfig(t, "abc", `{}`).want(t, 200, "")
+		s.saveConfig(t, "abc", `{}`)
 		if bytes := r.Int(t, "MEMORY", "USAGE", versions, "SAMPLES", 0); bytes > size/10 {
 			t.Errorf("20 small versions take %d bytes", bytes)
 		}
@@ -80,7 +80,7 @@ func TestHistoryReaders(t *testing.T) {
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	for v := range 20 {
-		s.putConfig(t, "abc", largeConfig(v, 1_000_000)).want(t, 200, "")
+		s.saveConfig(t, "abc", largeConfig(v, 1_000_000))
 	}
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":1000000}}}`)
 	key := s.login(t, id)

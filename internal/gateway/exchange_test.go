@@ -119,6 +119,9 @@ func TestCharges(t *testing.T) {
 			if isCut != (test.status == 0) || !isCut && (err != nil || response.StatusCode != test.status) {
 				t.Fatalf("got %v, %.200q, %v", response, body, err)
 			}
+			if isBeyond := strings.Contains(test.name, "beyond"); isBeyond != strings.Contains(body, "does not stop at the limit") {
+				t.Errorf("it ends with %q", body[max(len(body)-200, 0):])
+			}
 			got := <-g.outcomes
 			want := test.want
 			want.Endpoint, want.Model, want.FirstByte = "e", "m", got.FirstByte
