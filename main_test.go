@@ -593,32 +593,18 @@ func TestHalfRequests(t *testing.T) {
 	}
 	const sockets = 256
 	s := newService(t, fmt.Sprint("MAX_CONNECTIONS=", sockets))
-	var stop atomic.Bool
-	var clients sync.WaitGroup
 	var cuts atomic.Int64
-	for i := range sockets {
-		clients.Go(func() {
-			for !stop.Load() {
-				c, err := net.Dial("tcp", s.address())
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_ = c.SetDeadline(in(10 * time.Second))
-				if i%2 == 0 { // on a connection that has served a request
-					fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-					if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
-						c.Close()
-						continue
-					}
-				}
-				fmt.Fprint(c, halves[i/2%2])
-				readAll(c)
-				cuts.Add(1)
-				c.Close()
+	stop := s.crowd(t, sockets, func(i int, c net.Conn) {
+		if i%2 == 0 { // on a connection that has served a request
+			fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+			if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+				return
 			}
-		})
-	}
+		}
+		fmt.Fprint(c, halves[i/2%2])
+		readAll(c)
+		cuts.Add(1)
+	})
 	waittest.Eventually(t, 20*time.Second, func() error {
 		if n := cuts.Load(); n < sockets {
 			return fmt.Errorf("%d connections were cut", n)
@@ -630,8 +616,32 @@ func TestHalfRequests(t *testing.T) {
 			t.Errorf("-health: exit code %d, %s", p.exitCode(t), p.log)
 		}
 	}
-	stop.Store(true)
-	clients.Wait()
+	stop()
+}
+
+// crowd lets n clients use one connection after the other, until stop is called.
+func (s *service) crowd(t *testing.T, n int, use func(client int, c net.Conn)) (stop func()) {
+	t.Helper()
+	var stopped atomic.Bool
+	var clients sync.WaitGroup
+	for i := range n {
+		clients.Go(func() {
+			for !stopped.Load() {
+				c, err := net.Dial("tcp", s.address())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = c.SetDeadline(in(10 * time.Second))
+				use(i, c)
+				c.Close()
+			}
+		})
+	}
+	return func() {
+		stopped.Store(true)
+		clients.Wait()
+	}
 }
 
 // TestCrowdedConnections has clients take all connections with half a header each, again and again. A connection between
@@ -649,23 +659,10 @@ func TestCrowdedConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	body := s.begin(t, "PUT", "/abc/admin/config", 2, bearer(testAdminToken))
-	var stop atomic.Bool
-	var crowd sync.WaitGroup
-	for range 16 {
-		crowd.Go(func() {
-			for !stop.Load() {
-				c, err := net.Dial("tcp", s.address())
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_ = c.SetDeadline(in(10 * time.Second))
-				fmt.Fprint(c, request[:10])
-				readAll(c)
-				c.Close()
-			}
-		})
-	}
+	stop := s.crowd(t, 16, func(_ int, c net.Conn) {
+		fmt.Fprint(c, request[:10])
+		readAll(c)
+	})
 	if _, err := idleReader.ReadByte(); err != io.EOF {
 		t.Errorf("a connection between two requests: got %v, want %v", err, io.EOF)
 	}
@@ -674,6 +671,5 @@ func TestCrowdedConnections(t *testing.T) {
 	if got := readAll(body); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
 		t.Errorf("an admin's request whose body was slow got %q", got)
 	}
-	stop.Store(true)
-	crowd.Wait()
+	stop()
 }

@@ -393,6 +393,17 @@ func newCutter(t *testing.T, settings ...string) *cutter {
 	return c
 }
 
+// cut sends a request during which the connection is cut at the n-th reply, and waits until the service has found Redis
+// again. It reports whether the request was interrupted.
+func (c *cutter) cut(t *testing.T, n int64, request func() reply) (got reply, interrupted bool) {
+	t.Helper()
+	c.left.Store(n)
+	got = request()
+	c.left.Store(0)
+	c.awaitReady(t)
+	return got, got.status == 503
+}
+
 // awaitReady waits until the service has found Redis again after a cut.
 func (c *cutter) awaitReady(t *testing.T) {
 	t.Helper()
@@ -412,15 +423,13 @@ func TestInterruptedSignIns(t *testing.T) {
 		subject := fmt.Sprintf("n%d", n)
 		visitor := c.login(t, tenant)
 		c.consume(t, tenant, visitor, `{"tokens":8}`).want(t, 200, "")
-		c.left.Store(n)
-		interrupted := c.signIn(t, tenant, subject, bearer(visitor))
-		c.left.Store(0)
-		if interrupted.status != 200 {
-			interrupted.want(t, 503, "")
+		got, interrupted := c.cut(t, n, func() reply { return c.signIn(t, tenant, subject, bearer(visitor)) })
+		if interrupted {
 			failures++
+		} else {
+			got.want(t, 200, "")
 		}
-		c.awaitReady(t)
-		got := c.signIn(t, tenant, subject) // the visitor's key is not sent again
+		got = c.signIn(t, tenant, subject) // the visitor's key is not sent again
 		got.want(t, 200, "")
 		key := got.text(t, "apiKey")
 		if left := c.redis.Int(t, "EXISTS", "apiKey:"+visitor); left == 1 { // it was interrupted before it was noted
@@ -430,10 +439,8 @@ func TestInterruptedSignIns(t *testing.T) {
 		if listed := c.keysOf(t, tenant, "google:"+subject); !slices.Equal(listed, []string{key}) {
 			t.Errorf("cut %d: got the keys %q", n, listed)
 		}
-		c.left.Store(n) // the same for the revocation, which forgets the user
-		c.admin(t, "DELETE", path+key+"?forget=true", "")
-		c.left.Store(0)
-		c.awaitReady(t)
+		// The same for the revocation, which forgets the user.
+		c.cut(t, n, func() reply { return c.admin(t, "DELETE", path+key+"?forget=true", "") })
 		if gone := c.admin(t, "DELETE", path+key+"?forget=true", ""); gone.status != 204 && gone.status != 404 {
 			t.Errorf("cut %d: %d %s", n, gone.status, gone.body)
 		}

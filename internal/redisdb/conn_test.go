@@ -53,6 +53,17 @@ func wantPing(t *testing.T, c *sharedConn) {
 	waittest.Eventually(t, 2*prompt, func() error { return ping(c, time.Second) })
 }
 
+// wantPromptClose closes c, and waits for its callers, which must not take long.
+func wantPromptClose(t *testing.T, c *sharedConn, callers *sync.WaitGroup) {
+	t.Helper()
+	began := time.Now()
+	c.close()
+	callers.Wait()
+	if took := time.Since(began); took > prompt {
+		t.Errorf("closing took %s", took)
+	}
+}
+
 // wantPending waits until n commands wait to be sent over c or for their reply.
 func wantPending(t *testing.T, c *sharedConn, n int) {
 	t.Helper()
@@ -290,12 +301,7 @@ func TestSharedConnStuck(t *testing.T) {
 		callers.Go(func() { _ = echo(c, time.Now().Add(time.Minute), big) })
 	}
 	wantPending(t, c, 1000)
-	start := time.Now()
-	c.close()
-	callers.Wait()
-	if took := time.Since(start); took > prompt {
-		t.Errorf("closing took %s", took)
-	}
+	wantPromptClose(t, c, &callers)
 }
 
 // Commands that expire while the connection is closed fail once, and their callers learn nothing of others.
@@ -389,12 +395,7 @@ func TestSharedConnClose(t *testing.T) {
 			})
 		}
 		wantPending(t, c, 10)
-		start := time.Now()
-		c.close()
-		callers.Wait()
-		if took := time.Since(start); took > prompt {
-			t.Errorf("closing took %s", took)
-		}
+		wantPromptClose(t, c, &callers)
 		r.Signal(t, syscall.SIGCONT)
 		if err := ping(c, time.Minute); !errors.Is(err, errConnClosed) {
 			t.Errorf("got %v, want %v", err, errConnClosed)
