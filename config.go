@@ -25,13 +25,15 @@ type tenantConfig struct {
 	compact  []byte // the config within json: as it was put, but for white space
 	groups   map[string]userGroup
 	encoded  groupTable
-	busiest  int64             // the largest max_concurrent of the groups; 0 if none has one
-	warnings []string          // sentences on members that are probably misspelled or have no effect
-	compared int               // unknown members that were compared with known ones for warnings
-	text     gateway.Endpoints // of providers.text, the default one first, then in the config's order
+	busiest  int64    // the largest max_concurrent of the groups; 0 if none has one
+	warnings []string // sentences on members that are probably misspelled or have no effect
+	compared int      // unknown members that were compared with known ones for warnings
 	caching  gateway.Caching
 	ignored  []string // sentences on values that a stored config has and that break rules which are newer
 	broken   int      // such values
+
+	// endpoints are those that the gateway can use: of each kind the default one first, then in the config's order.
+	endpoints gateway.Endpoints
 
 	// check is called for each endpoint of a config that is put, and says whether it may be saved: rules that are newer
 	// than configs in Redis. It is nil for those, which are served all the same. So are those with newMembers.
@@ -389,11 +391,12 @@ func (c *tenantConfig) groupModels(dst *gateway.ModelNames) strict.Rule {
 	}
 }
 
-// providerRule returns the rule for one member of providers. The gateway uses the endpoints of text.
+// providerRule returns the rule for one member of providers. The gateway uses the endpoints of the kinds that have
+// formats.
 func (c *tenantConfig) providerRule(kind string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var chosen string
-		var endpoints gateway.Endpoints
+		var all, usable gateway.Endpoints
 		named := false
 		ok := c.membersOf(strict.Rules{
 			"default": func(wrong *strict.Problems, value []byte) bool {
@@ -401,47 +404,57 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 				return named
 			},
 			"endpoints": strict.MapOf(func(name string) strict.Rule {
-				e := gateway.NewEndpoint(name)
-				endpoints = append(endpoints, e)
-				rules := e.Rules()
-				object := c.membersOf
-				if kind == "text" {
-					object = c.knownMembersOf // what it does not know may look like a price or a bound
-					rules = e.TextRules(object)
-				}
-				return func(wrong *strict.Problems, value []byte) bool {
-					broken := c.broken
-					ok := object(rules)(wrong, value)
-					if kind == "text" && c.broken == broken {
-						c.complete(e, wrong)
-					}
-					return (c.check == nil || c.check(e, wrong)) && ok
-				}
+				e := gateway.NewEndpoint(llmwire.Kind(kind), name)
+				all = append(all, e)
+				return c.endpointRule(e, &usable)
 			}),
 		})(wrong, value)
 		isChosen := func(e *gateway.Endpoint) bool { return e.Name == chosen }
-		if named && !slices.ContainsFunc(endpoints, isChosen) {
+		if named && !slices.ContainsFunc(all, isChosen) {
 			ok = wrong.AddMember("default", "must name an endpoint")
 		}
-		if i := slices.IndexFunc(c.text, isChosen); kind == "text" && i > 0 {
-			e := c.text[i]
-			c.text = slices.Insert(slices.Delete(c.text, i, i+1), 0, e)
+		if i := slices.IndexFunc(usable, isChosen); i > 0 {
+			e := usable[i]
+			usable = slices.Insert(slices.Delete(usable, i, i+1), 0, e)
 		}
+		c.endpoints = append(c.endpoints, usable...)
 		return ok
 	}
 }
 
-// complete completes e, an endpoint of text whose object is being read, and adds it to c.text. If its URL is of no
-// format of the gateway, that is a warning instead.
-func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) {
-	switch {
-	case e.Complete():
-		c.text = append(c.text, e)
-	case e.HasURL():
-		c.warn(wrong.MemberPath("url") + " is not used: its path should end in " +
-			strings.Join(llmwire.URLSuffixes(), " or "))
+// endpointRule returns the rule for the object of e, which it adds to usable if the gateway can use it.
+func (c *tenantConfig) endpointRule(e *gateway.Endpoint, usable *gateway.Endpoints) strict.Rule {
+	rules, object := e.Rules(), c.membersOf
+	isUsed := llmwire.IsKind(e.Kind())
+	if isUsed {
+		object = c.knownMembersOf // what it does not know may look like a price or a bound
+		rules = e.GatewayRules(object)
+	}
+	return func(wrong *strict.Problems, value []byte) bool {
+		broken := c.broken
+		ok := object(rules)(wrong, value)
+		if isUsed && c.broken == broken && c.complete(e, wrong) {
+			*usable = append(*usable, e)
+		}
+		return (c.check == nil || c.check(e, wrong)) && ok
+	}
+}
+
+// complete completes e, whose object is being read, and reports whether the gateway can use it. If its URL is of no
+// format of its kind, that is a warning.
+func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) bool {
+	isUsable := e.Complete()
+	if !isUsable && e.HasURL() {
+		suffixes := llmwire.URLSuffixes(e.Kind())
+		last := len(suffixes) - 1
+		names := suffixes[last]
+		if last > 0 {
+			names = strings.Join(suffixes[:last], ", ") + " or " + names
+		}
+		c.warn(wrong.MemberPath("url") + " is not used: its path should end in " + names)
 	}
 	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
+	return isUsable
 }
 
 // readOrigins is the rule for the origins that may call tollgate.

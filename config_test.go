@@ -451,7 +451,7 @@ func TestEndpointOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := ""
-			for _, e := range config.text {
+			for _, e := range config.endpoints {
 				got += e.Name
 			}
 			if got != test.want {

@@ -47,7 +47,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 		Request: request, Body: info.body, CountTokens: countTokens,
 		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
 	}
-	if err := c.Choose(s.gateway.Usable(t.config.text, t.id)); err != nil {
+	if err := c.Choose(s.gateway.Usable(t.config.endpoints, t.id)); err != nil {
 		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
 			return stranger
 		}
@@ -74,7 +74,7 @@ func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *reques
 	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
 	info.place = s.gateway.Place(info.tenantID, info.apiKey)
 	info.place.SetShare(info.tenant.config.groups[info.group].maxConcurrent)
-	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.text, info.tenantID), &gateway.ModelsCall{
+	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.endpoints, info.tenantID), &gateway.ModelsCall{
 		Tenant: info.tenantID, Hops: info.hops, Format: *info.format, Memory: info.memory, Place: info.place,
 	})
 	models = info.tenant.config.groups[info.group].models.Listed(models)
@@ -86,7 +86,7 @@ func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *reques
 
 // showModel sends one model that may be asked for.
 func (s *server) showModel(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	model, err := s.gateway.Usable(info.tenant.config.text, info.tenantID).Model(*info.format, r.PathValue("model"))
+	model, err := s.gateway.Usable(info.tenant.config.endpoints, info.tenantID).Model(*info.format, r.PathValue("model"))
 	if err != nil {
 		return err
 	}

@@ -240,7 +240,7 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 			t.Errorf("%s: %v", test.members, err)
 			continue
 		}
-		if test.at > 0 && len(got.text) > 0 {
+		if test.at > 0 && len(got.endpoints) > 0 {
 			t.Errorf("an endpoint with %s is used", test.members)
 		}
 		if !reflect.DeepEqual(got.groups, plain.groups) || len(got.ignored) != 1 {

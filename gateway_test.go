@@ -978,7 +978,7 @@ func TestGatewayConfig(t *testing.T) {
 		want := `{"success":true}`
 		if !ok {
 			want = `{"success":true,"warnings":["providers.text.endpoints.e.url is not used: ` +
-				`its path should end in /chat/completions or /messages"]}`
+				`its path should end in /chat/completions, /messages or /responses"]}`
 		}
 		put("text", `"url":"`+url+`"`).want(t, 200, want)
 		put("realtime", `"url":"`+url+`"`).want(t, 200, `{"success":true}`)

@@ -79,7 +79,7 @@ func (t *tenant) bytes() int {
 	for _, group := range t.config.groups {
 		size += 32 * len(group.models)
 	}
-	for _, e := range t.config.text {
+	for _, e := range t.config.endpoints {
 		size += e.Bytes()
 	}
 	return size

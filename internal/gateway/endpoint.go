@@ -23,6 +23,7 @@ const (
 type Endpoint struct {
 	Name string // by which a request for the model name/model chooses it; also in the log and in cache keys
 
+	kind   llmwire.Kind
 	rawURL string
 	url    *url.URL
 	format llmwire.Format
@@ -72,10 +73,10 @@ const (
 	cancelOnHangUp                   // it is always cancelled
 )
 
-// NewEndpoint returns the endpoint of that name as it is before its members are read.
-func NewEndpoint(name string) *Endpoint {
+// NewEndpoint returns the endpoint of that kind and name as it is before its members are read.
+func NewEndpoint(kind llmwire.Kind, name string) *Endpoint {
 	return &Endpoint{
-		Name: name, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000},
+		Name: name, kind: kind, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000},
 		maxOutput: 4096, minOutput: 4096,
 	}
 }
@@ -107,9 +108,10 @@ func (e *Endpoint) readURL(wrong *strict.Problems, value []byte) bool {
 	return true
 }
 
-// TextRules returns the rules for the members that a text endpoint has, more than those of Rules. object must return
-// the rule for an object with the given members; the caller decides what it does with others.
-func (e *Endpoint) TextRules(object func(strict.Rules) strict.Rule) strict.Rules {
+// GatewayRules returns the rules for the members that an endpoint has if a Gateway can use endpoints of its kind: more
+// than those of Rules. object must return the rule for an object with the given members; the caller decides what it
+// does with others.
+func (e *Endpoint) GatewayRules(object func(strict.Rules) strict.Rule) strict.Rules {
 	rules := e.Rules()
 	maps.Copy(rules, strict.Rules{
 		"auth":              e.readAuth,
@@ -207,8 +209,8 @@ func (e *Endpoint) modelRule(object func(strict.Rules) strict.Rule, model string
 	}
 }
 
-// Complete works out what the members of an endpoint of text mean together, once they were read. It reports whether a
-// Gateway can use it: its URL must end in the path of a format.
+// Complete works out what the members of an endpoint mean together, once they were read. It reports whether a Gateway
+// can use it: its URL must end in the path of a format of its kind.
 func (e *Endpoint) Complete() bool {
 	if e.defaultModel != "" {
 		p := e.prices.find(e.defaultModel)
@@ -226,9 +228,12 @@ func (e *Endpoint) Complete() bool {
 	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.RawPath, "/")
 	e.url = u
 	var known bool
-	e.format, known = llmwire.FormatOf(u.Path)
+	e.format, known = llmwire.FormatOf(e.kind, u.Path)
 	return known
 }
+
+// Kind returns what the endpoint is for.
+func (e *Endpoint) Kind() llmwire.Kind { return e.kind }
 
 // HasURL reports whether the endpoint has a URL, of whatever format.
 func (e *Endpoint) HasURL() bool { return e.rawURL != "" }

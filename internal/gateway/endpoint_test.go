@@ -108,9 +108,9 @@ func TestComplete(t *testing.T) {
 		`"model":"m"`: false, `"url":"https://h/v1"`: false, `"url":"https://h/v1/messages/"`: true, `"url":"https://h/v1/messages//"`: false,
 		`"url":"https://h/v1/chat/completions/?a=b/"`: true, `"url":"https://h/a%2Fb/messages/"`: true,
 	} {
-		e := NewEndpoint("e")
+		e := NewEndpoint(llmwire.Text, "e")
 		var wrong strict.Problems
-		accepted := objectOf(e.TextRules(objectOf))(&wrong, []byte("{"+members+"}"))
+		accepted := objectOf(e.GatewayRules(objectOf))(&wrong, []byte("{"+members+"}"))
 		if got := e.Complete(); got != ok || !accepted {
 			t.Errorf("%s: %v, %v", members, got, wrong.Sentences)
 		}

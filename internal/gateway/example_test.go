@@ -49,8 +49,8 @@ func ExampleGateway_Serve() {
 	}))
 	defer provider.Close()
 
-	endpoint := gateway.NewEndpoint("main")
-	rules := endpoint.TextRules(func(strict.Rules) strict.Rule { return nil }) // there is no object in the config
+	endpoint := gateway.NewEndpoint(llmwire.Text, "main")
+	rules := endpoint.GatewayRules(func(strict.Rules) strict.Rule { return nil }) // there is no object in the config
 	config := fmt.Sprintf(`{"url":"%s/v1/chat/completions","default_model":"m"}`, provider.URL)
 	if err := strict.Decode([]byte(config), rules); err != nil || !endpoint.Complete() {
 		fmt.Println("the config is wrong:", err)

@@ -281,9 +281,9 @@ func (g *testGateway) post(t testing.TB, body string, headers ...string) (*http.
 // newEndpoint returns the endpoint for an object of a config.
 func newEndpoint(t testing.TB, name, members string) *Endpoint {
 	t.Helper()
-	e := NewEndpoint(name)
+	e := NewEndpoint(llmwire.Text, name)
 	var wrong strict.Problems
-	if !objectOf(e.TextRules(objectOf))(&wrong, []byte("{"+members+"}")) || !e.Complete() {
+	if !objectOf(e.GatewayRules(objectOf))(&wrong, []byte("{"+members+"}")) || !e.Complete() {
 		t.Fatalf("%s cannot be used: %v", members, wrong.Sentences)
 	}
 	return e

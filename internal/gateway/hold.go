@@ -37,10 +37,14 @@ func asInsufficient(err error) (left int64, ok bool) {
 	return spent.Left, ok
 }
 
-// limits returns the limits of output tokens of each choice that the request may be given at e.
+// limits returns the limits of output tokens of each choice that the request may be given at e or, if its format has no
+// such limit, how many are held.
 func (x *exchange) limits(e *Endpoint) (fewest, most int64) {
 	request := x.call.Request
 	switch {
+	case !e.format.HasLimit():
+		output := request.HeldOutput(e.holding)
+		return output, output
 	case !request.HasLimit:
 		return min(max(request.MinLimit, 1), e.maxOutput), e.maxOutput
 	case e.strictLimits:

@@ -8,6 +8,7 @@ import (
 )
 
 var anthropicMessages = format{
+	kind:            Text,
 	urlSuffix:       "/messages",
 	isOwnHost:       func(host string) bool { return strings.EqualFold(host, "api.anthropic.com") },
 	keyHeader:       "X-Api-Key",

@@ -79,7 +79,7 @@ func (b bill) isHalf(before, after bill, half int64) bool {
 }
 
 func formatOf(r *billtest.Response) Format {
-	format, _ := FormatOf(r.Format.Path)
+	format, _ := FormatOf(Text, r.Format.Path)
 	return format
 }
 

@@ -61,7 +61,7 @@ func TestContent(t *testing.T) {
 			`{"content":[{%s}]}`, `{"type":"content_block_start","content_block":{%s}}`,
 			`{"type":"content_block_delta","delta":{%s}}`,
 		} {
-			for format := range formats {
+			for _, format := range textFormats {
 				r := readAll(t, Format(format), fmt.Sprintf(place, test.content))
 				events := min(1, test.bytes)
 				if r.ContentBytes() != test.bytes || r.Hidden != test.hidden || r.ContentEvents != events {
@@ -83,7 +83,7 @@ func TestNoContent(t *testing.T) {
 		`{"choices":[],"prompt_filter_results":[{"content_filter_results":{"hate":{"severity":"safe"}}}]}`,
 		`{"error":{"message":"abc","type":"x"}}`,
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			if r := readAll(t, Format(format), object); r.ContentBytes() > 0 || r.ContentEvents > 0 || r.Hidden {
 				t.Errorf("%s: %d bytes, hidden: %v", object, r.ContentBytes(), r.Hidden)
 			}

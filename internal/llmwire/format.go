@@ -23,18 +23,51 @@ type Format int
 
 // The formats. Their numbers are part of cache keys: add new ones at the end.
 const (
-	OpenAIChat        Format = iota // https://platform.openai.com/docs/api-reference/chat
-	AnthropicMessages               // https://docs.anthropic.com/en/api/messages
+	OpenAIChat           Format = iota // https://platform.openai.com/docs/api-reference/chat
+	AnthropicMessages                  // https://docs.anthropic.com/en/api/messages
+	OpenAIResponses                    // https://platform.openai.com/docs/api-reference/responses
+	OpenAIEmbeddings                   // https://platform.openai.com/docs/api-reference/embeddings
+	OpenAIModerations                  // https://platform.openai.com/docs/api-reference/moderations
+	OpenAIImages                       // https://platform.openai.com/docs/api-reference/images/create
+	OpenAITranscriptions               // https://platform.openai.com/docs/api-reference/audio/createTranscription
+	OpenAITranslations                 // https://platform.openai.com/docs/api-reference/audio/createTranslation
+	OpenAISpeech                       // https://platform.openai.com/docs/api-reference/audio/createSpeech
 )
+
+// A Kind is what endpoints are for, by the name that a config has for it. Each format is of one kind.
+type Kind string
+
+// The kinds.
+const (
+	Text          Kind = "text"
+	Embeddings    Kind = "embeddings"
+	Moderation    Kind = "moderation"
+	Images        Kind = "images"
+	Transcription Kind = "transcription"
+	Speech        Kind = "speech"
+)
+
+// IsKind reports whether there is a format of the kind.
+func IsKind(kind Kind) bool { return len(URLSuffixes(kind)) > 0 }
 
 // formats is the table of formats. A further format is a constant above, a row here, and a file with that row.
 var formats = [...]*format{
 	OpenAIChat:        &openAIChat,
 	AnthropicMessages: &anthropicMessages,
+
+	OpenAIResponses:      &openAIResponses,
+	OpenAIEmbeddings:     &openAIEmbeddings,
+	OpenAIModerations:    &openAIModerations,
+	OpenAIImages:         &openAIImages,
+	OpenAITranscriptions: &openAITranscriptions,
+	OpenAITranslations:   &openAITranslations,
+	OpenAISpeech:         &openAISpeech,
 }
 
 // A format is what distinguishes one format from the others.
 type format struct {
+	kind Kind
+
 	// urlSuffix ends the path of the URL of each endpoint that has the format.
 	urlSuffix string
 
@@ -50,12 +83,19 @@ type format struct {
 	// versionHeader and version say which version of the API a request is for, if providers want to know.
 	versionHeader, version string
 
-	// limitMember returns the member of a request that limits the output, for the provider at host.
+	// limitMember returns the member of a request that limits the output, for the provider at host. It is nil if the
+	// output has no limit that a request can set.
 	limitMember func(host string) string
 
 	// usageOption says that a stream reports its usage only if the request has stream_options.include_usage. An extra
 	// event then reports it.
 	usageOption bool
+
+	// delivery says how the response is relayed if it is no stream of events.
+	delivery Delivery
+
+	// holdIfUnreported says that a response without usage costs what was held. Otherwise it costs an estimate.
+	holdIfUnreported bool
 
 	// safetyID is the member of a request by which a provider can tell users apart.
 	safetyID memberName
@@ -82,10 +122,24 @@ type format struct {
 	modelList func(models []Model, bodies []byte) []byte
 }
 
-// FormatOf returns the format of an endpoint, by the end of its URL's path, and false if no format's path ends so.
-func FormatOf(urlPath string) (Format, bool) {
+// A Delivery is how a response is relayed that is no stream of events.
+type Delivery int
+
+// The deliveries.
+const (
+	Whole     Delivery = iota // JSON that is read to its end first, so that its header can say what it costs
+	AsItComes                 // JSON of any size, of which only the usage is read
+	Binary                    // nothing is read of it
+)
+
+// Delivery returns how responses of the format are relayed.
+func (f Format) Delivery() Delivery { return formats[f].delivery }
+
+// FormatOf returns the format of an endpoint of a kind, by the end of its URL's path, and false if no format of that
+// kind has a path that ends so.
+func FormatOf(kind Kind, urlPath string) (Format, bool) {
 	for i, f := range formats {
-		if strings.HasSuffix(urlPath, f.urlSuffix) {
+		if f.kind == kind && strings.HasSuffix(urlPath, f.urlSuffix) {
 			return Format(i), true
 		}
 	}
@@ -95,10 +149,12 @@ func FormatOf(urlPath string) (Format, bool) {
 // URLSuffix returns what the path of the URL of each endpoint ends in that has the format.
 func (f Format) URLSuffix() string { return formats[f].urlSuffix }
 
-// URLSuffixes returns the URLSuffix of each format.
-func URLSuffixes() (all []string) {
+// URLSuffixes returns the URLSuffix of each format of a kind.
+func URLSuffixes(kind Kind) (all []string) {
 	for _, f := range formats {
-		all = append(all, f.urlSuffix)
+		if f.kind == kind {
+			all = append(all, f.urlSuffix)
+		}
 	}
 	return all
 }
@@ -122,8 +178,16 @@ func (f Format) ModelsQuery() string { return formats[f].modelsQuery }
 func (f Format) RequestIDHeader() string { return formats[f].requestIDHeader }
 
 // LimitMember returns the name of the top-level member of a request in which the provider at host, a name without a
-// port, expects the limit of output tokens.
-func (f Format) LimitMember(host string) string { return formats[f].limitMember(host) }
+// port, expects the limit of output tokens. It is "" if HasLimit reports false.
+func (f Format) LimitMember(host string) string {
+	if !f.HasLimit() {
+		return ""
+	}
+	return formats[f].limitMember(host)
+}
+
+// HasLimit reports whether a request can limit the output tokens of its response.
+func (f Format) HasLimit() bool { return formats[f].limitMember != nil }
 
 // errorText is what an error says. A format leaves out what it has no place for.
 type errorText struct {

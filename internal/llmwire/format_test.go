@@ -10,9 +10,14 @@ import (
 	"testing"
 )
 
+// textFormats are the formats of text. Their constants are the first ones.
+var textFormats = []Format{OpenAIChat, AnthropicMessages}
+
 // Each row of the table of formats is complete, and its suffix is of no other.
 func TestFormats(t *testing.T) {
-	optional := []string{"keyPrefix", "usageOption", "versionHeader", "version", "modelsQuery"}
+	optional := []string{"keyPrefix",
+		"usageOption", "versionHeader", "version", "modelsQuery", "limitMember", "safetyID", "delivery", "holdIfUnreported",
+	}
 	for i, row := range formats {
 		value := reflect.ValueOf(*row)
 		for column := range value.NumField() {
@@ -21,7 +26,7 @@ func TestFormats(t *testing.T) {
 				t.Errorf("%s has no %s", row.urlSuffix, name)
 			}
 		}
-		if format, ok := FormatOf("/v1" + row.urlSuffix); !ok || format != Format(i) {
+		if format, ok := FormatOf(row.kind, "/v1"+row.urlSuffix); !ok || format != Format(i) {
 			t.Errorf("%s is the suffix of format %d, too", row.urlSuffix, format)
 		}
 	}
@@ -36,11 +41,11 @@ func TestFormatOf(t *testing.T) {
 		{"/v1/chat/completions", OpenAIChat, true},
 		{"/openai/deployments/gpt-4o/chat/completions", OpenAIChat, true},
 		{"/v1/messages", AnthropicMessages, true},
-		{"/v1/responses", 0, false},
+		{"/v1/embeddings", 0, false}, // is of another kind
 		{"/v1/messages/count_tokens", 0, false},
 		{"", 0, false},
 	} {
-		if format, ok := FormatOf(test.path); ok != test.ok || ok && format != test.format {
+		if format, ok := FormatOf(Text, test.path); ok != test.ok || ok && format != test.format {
 			t.Errorf("FormatOf(%q) = %v, %v", test.path, format, ok)
 		}
 	}

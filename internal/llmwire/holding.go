@@ -25,6 +25,7 @@ type Holding struct {
 	BytesPerToken int64 // bytes of text that are assumed to be a token; at 1, text never has more tokens; not 0
 	MediaTokens   int64 // tokens of each image and sound
 	FileTokens    int64 // most tokens of each document, file and video; 0 means MaxInput or, without that, 200,000
+	ImageTokens   int64 // output tokens of each image that is generated
 	MaxInput      int64 // the model's context window in tokens; 0 means that it is not known
 }
 
@@ -43,6 +44,9 @@ func (r *Request) HeldInput(h Holding) int64 {
 	}
 	return min(tokens, h.mostInput())
 }
+
+// HeldOutput returns the output tokens to hold for each choice of a request whose format has no limit for them.
+func (r *Request) HeldOutput(Holding) int64 { return 0 }
 
 // EstimatedInput returns the input tokens to charge if the provider does not report them: one for each 4 bytes of the
 // strings that the model reads, and of the JSON of the parameters of tools, 4 for each message, and media as they are

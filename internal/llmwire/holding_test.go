@@ -89,7 +89,7 @@ func TestEstimatedInput(t *testing.T) {
 		{"document", `{"messages":[{"content":[{"type":"document","source":{"type":"base64","data":"QUJDREVG"}}]}]}`, 4 + 6},
 		{"file ID", `{"messages":[{"content":[{"type":"file","file":{"file_id":"a"}}]}]}`, 4 + 9000},
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			r, err := ReadRequest(Format(format), []byte(test.body))
 			if err != nil {
 				t.Fatalf("%s: %v", test.name, err)

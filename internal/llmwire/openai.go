@@ -9,6 +9,25 @@ import (
 
 // This file has what all of OpenAI's formats share.
 
+// openAI returns f with what it shares with the other formats of OpenAI.
+func openAI(f format) format {
+	f.isOwnHost = isOpenAI
+	f.keyHeader, f.keyPrefix = "Authorization", "Bearer "
+	f.requestIDHeader = "X-Request-Id"
+	f.errorBody = openAIErrorBody
+	if f.errorEvent == nil {
+		f.errorEvent = func(status int, message string) []byte {
+			return fmt.Appendf(nil, "data: %s\n\n", openAIErrorBody(status, errorText{message: message}))
+		}
+	}
+	f.isAccountError = isOpenAIAccountError
+	f.modelBody, f.modelList = openAIModelBody, openAIModelList
+	return f
+}
+
+// openAIMembers has the top-level members of requests that all of OpenAI's formats have.
+var openAIMembers = listing{known: []string{"user"}, ruled: []string{"model"}}
+
 // isOpenAI reports whether a host is OpenAI's own or Azure's, which have the same members.
 func isOpenAI(host string) bool {
 	host = strings.ToLower(host)

@@ -1,14 +1,8 @@
 package llmwire
 
-import "fmt"
-
-var openAIChat = format{
+var openAIChat = openAI(format{
+	kind:      Text,
 	urlSuffix: "/chat/completions",
-	isOwnHost: isOpenAI,
-	keyHeader: "Authorization",
-	keyPrefix: "Bearer ",
-
-	requestIDHeader: "X-Request-Id",
 
 	limitMember: func(host string) string {
 		if isOpenAI(host) {
@@ -37,15 +31,7 @@ var openAIChat = format{
 		"object":                  {read: (*Report).readObjectType},
 		"x_groq.error":            {read: (*Report).readError},
 	}),
-
-	errorBody: openAIErrorBody,
-	errorEvent: func(status int, message string) []byte {
-		return fmt.Appendf(nil, "data: %s\n\n", openAIErrorBody(status, errorText{message: message}))
-	},
-	isAccountError: isOpenAIAccountError,
-	modelBody:      openAIModelBody,
-	modelList:      openAIModelList,
-}
+})
 
 // readTemplate reads a template among its own parameters, where older servers take it, too (vLLM until 0.11, SGLang).
 func (r *Request) readTemplate(v jsonValue) {

@@ -50,7 +50,7 @@ func TestReadPart(t *testing.T) {
 		"duplicates":    `{"usage":{"prompt_tokens":7},"usage":{"prompt_tokens":9,"completion_tokens":2}}`,
 		"empty":         `{}`,
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			at := &Report{Format: Format(format)}
 			if _, err := at.Read([]byte(object)); err != nil {
 				t.Fatalf("%s: %v", name, err)

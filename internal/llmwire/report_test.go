@@ -61,7 +61,7 @@ func TestNoResponses(t *testing.T) {
 		`<html>`: false, `{}{}`: false,
 		` {"choices":` + deep + `}`: true, `{"x":` + deep + `}`: true, `[` + deep + `]`: false, `{"choices":` + deep: false,
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			r := Report{Format: Format(format)}
 			if _, err := r.Read([]byte(body)); err == nil || (err == ErrTooDeep) != tooDeep || !r.Unread {
 				t.Errorf("%s was read with %v, unread: %v", body, err, r.Unread)

@@ -52,6 +52,16 @@ type Request struct {
 	HasImages  bool      // the input may have images
 	Twice      bool      // the provider may read the input, and generate output, twice
 
+	// Previous is the ID of the response that the request goes on from, and References are the IDs of other responses'
+	// items that its input refers to, each once: all of them are kept by the provider. Stored says that the response is to
+	// be kept, too.
+	Previous   string
+	References []string
+	Stored     bool
+
+	Characters int64 // to speak: Unicode code points
+	Seconds    int64 // of sound in the request, rounded up
+
 	input inputSize
 	tools toolReader
 	parts []contentPart // the part that is being read, after those around it

@@ -199,7 +199,7 @@ func TestRequestErrors(t *testing.T) {
 
 // What is inside a member without a name is not at the top level: it would set a hold that the provider ignores.
 func TestRequestEmptyName(t *testing.T) {
-	for format := range formats {
+	for _, format := range textFormats {
 		const body = `{"":{"max_tokens":1,"model":"cheap","stream":true,"n":2},"model":"m","messages":[]}`
 		r, err := ReadRequest(Format(format), []byte(body))
 		if err != nil {

@@ -167,7 +167,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, model string, limit int64, flags uint8) {
 		kept := bytes.Clone(body)
-		for format := range formats {
+		for _, format := range textFormats {
 			r, err := ReadRequest(Format(format), body)
 			if err != nil {
 				continue

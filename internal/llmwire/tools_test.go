@@ -36,7 +36,7 @@ func TestServerToolPlaces(t *testing.T) {
 		`{"input":[{"tools":[%s]}]}`,
 		`{"input":[{"role":"user","content":[{"type":"text","tools":[%s]}]}]}`,
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			body := fmt.Sprintf(place, invented)
 			r, err := ReadRequest(Format(format), []byte(body))
 			if err != nil {
@@ -62,7 +62,7 @@ func TestServerToolPlaces(t *testing.T) {
 		`{"tools":[{"googleSearch":{}}]}`, `{"tools":[{"type":"function","function":{"name":"f"},"url_context":{}}]}`,
 		`{"messages":[{"content":[{"type":"tool_addition","tool":{"code_execution":{}}}]}]}`,
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			if r, err := ReadRequest(Format(format), []byte(body)); err != nil || r.ServerTool == "" {
 				t.Errorf("%s: nothing is run by the provider, %v", body, err)
 			}
@@ -93,7 +93,7 @@ func TestClientTools(t *testing.T) {
 		{`{"tools":[{"type":"memory_20250818"}]}`, true, 600, 0},
 		{`{"tools":[{"type":"tool_search_tool_regex_20251119"},{"type":"tool_search_tool_bm25"}]}`, true, 600, 0},
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			r, err := ReadRequest(Format(format), []byte(test.body))
 			if err != nil {
 				t.Fatalf("%s: %v", test.body, err)

@@ -24,7 +24,9 @@ type Usage struct {
 	AudioOutput int64
 	ImageOutput int64
 
-	Searches int64 // that the provider has made, or sources that it bills instead of them
+	Searches   int64 // that the provider has made, or sources that it bills instead of them
+	Seconds    int64 // of sound, rounded up
+	Characters int64 // to speak: Unicode code points
 }
 
 // Add adds other to u. Each sum stays at or below MaxTokens.
@@ -35,10 +37,10 @@ func (u *Usage) Add(other *Usage) {
 	}
 }
 
-func (u *Usage) counts() [11]*int64 {
+func (u *Usage) counts() [13]*int64 {
 	return [...]*int64{
 		&u.Input, &u.CachedInput, &u.CacheWrite, &u.CacheWrite1h, &u.AudioInput, &u.CachedAudioInput, &u.ImageInput,
-		&u.Output, &u.AudioOutput, &u.ImageOutput, &u.Searches,
+		&u.Output, &u.AudioOutput, &u.ImageOutput, &u.Searches, &u.Seconds, &u.Characters,
 	}
 }
 

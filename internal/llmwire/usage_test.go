@@ -103,7 +103,7 @@ func TestUsageKinds(t *testing.T) {
 		{"searches (xAI)", both, `"usage":{` + tokens + `"num_sources_used":0,` +
 			`"server_side_tool_usage_details":{"web_search_calls":2,"x_search_calls":3}}`, searched},
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			if test.format != both && test.format != Format(format) {
 				continue
 			}
@@ -178,7 +178,7 @@ func TestIterations(t *testing.T) {
 			{"", Usage{Output: 92}},
 		}, "claude-a"},
 	} {
-		for format := range formats {
+		for _, format := range textFormats {
 			r := readAll(t, Format(format), whole(top+test.iterations+"}"))
 			used, others, exact := r.Used(1, 0)
 			if used != test.used || !slices.Equal(others, test.others) || !exact || r.Model != test.model {
