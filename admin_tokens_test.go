@@ -107,7 +107,7 @@ func TestAdminTokenList(t *testing.T) {
 		}
 	}
 	wantIDs(t, want)
-	t.Run("what is no ID, and another tenant's, is not found", func(t *testing.T) {
+	t.Run("an invalid ID, and another tenant's, is not found", func(t *testing.T) {
 		for _, wrong := range []string{"x", "*", "%2A", "????????", "", "%00", want[0][:7], tokenHash(tokens[0]), strings.ToUpper(tokens[0]),
 			"0000000g", "00000000"} {
 			s.admin(t, "DELETE", "/"+id+"/admin/tokens/"+wrong, "").wantError(t, 404, "Not found")

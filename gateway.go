@@ -120,7 +120,7 @@ func (s *server) refuseLoop(w http.ResponseWriter, r *http.Request, info *reques
 	return nil
 }
 
-// readHops returns the IDs in the lines of a loopHeader, without what is no ID. ok is false if the lines are too long,
+// readHops returns the IDs in the lines of a loopHeader, and ignores anything that is not an ID. ok is false if the lines are too long,
 // or leave no room for one more.
 func readHops(lines []string) (hops []string, ok bool) {
 	all := strings.Join(lines, ",")

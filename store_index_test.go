@@ -317,7 +317,7 @@ func TestIndexOfChangingKeys(t *testing.T) {
 	}
 }
 
-// A key that is created after a listing has looked it up in vain is listed, and stays in the index.
+// A key that is created after a listing did not find it is listed, and stays in the index.
 func TestIndexOfKeysThatAppear(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)

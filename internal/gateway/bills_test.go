@@ -158,7 +158,7 @@ func (c *billedCase) end() (*billtest.Reading, billtest.End) {
 	if c.leaves >= 0 && c.response.Stream {
 		seen := c.response.Read(c.sent[:c.leaves])
 		switch {
-		case seen.Exact() && seen.Empty: // who leaves does not see whether it fails
+		case seen.Exact() && seen.Empty: // a client that leaves does not see whether it fails
 			return seen, billtest.Left
 		case seen.Done || seen.Exact():
 			return seen, billtest.Complete

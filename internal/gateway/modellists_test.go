@@ -265,7 +265,7 @@ func TestModelListRequests(t *testing.T) {
 	}
 }
 
-// Who writes configs cannot let a process ask many providers, nor remember many lists.
+// Configs cannot make a process ask many providers or keep many lists.
 func TestModelListBounds(t *testing.T) {
 	g := newTestGateway(t)
 	s := newModelServer(t, jsonBody(openAIs))

@@ -73,7 +73,7 @@ func TestContent(t *testing.T) {
 	}
 }
 
-// What is no content does not count.
+// Only content counts.
 func TestNoContent(t *testing.T) {
 	for _, object := range []string{
 		startOf25, endTurn, messageEnd, `{"type":"ping"}`,

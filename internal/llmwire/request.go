@@ -371,8 +371,8 @@ func (r *Request) readReasoningMode(v jsonValue, off string) {
 	r.asksHidden = r.asksHidden || !r.isReasoningOff && !v.isNull()
 }
 
-// readThinkingBudget reads how many tokens may be used for thinking: a limit must be larger. What is no such number is
-// left to the provider to refuse.
+// readThinkingBudget reads how many tokens may be used for thinking: a limit must be larger. Any other
+// value is left to the provider to refuse.
 func (r *Request) readThinkingBudget(v jsonValue) {
 	if n, err := strconv.ParseInt(string(v.text), 10, 64); err == nil && n > 0 {
 		r.MinLimit = max(r.MinLimit, min(n, MaxTokens-1)+1)

@@ -115,7 +115,7 @@ func TestUsageKinds(t *testing.T) {
 	}
 }
 
-// What is no count is as if it were absent.
+// A value that is not a count is ignored.
 func TestNoCounts(t *testing.T) {
 	for _, count := range []string{
 		"null", "-1", "-0.5", "-1e99", `""`, `"-1"`, `"1.5"`, `"1e3"`, `" 1"`, `"NaN"`, "true", "{}", "[]", "[7]", `{"a":7}`,
