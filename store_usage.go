@@ -5,12 +5,213 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
 
+	"tollgate/internal/llmwire"
 	"tollgate/internal/redisdb"
 )
+
+const (
+	usageInterval  = time.Second // between two writings to Redis
+	usageTimeout   = 900 * time.Millisecond
+	usageTTL       = 100 * 24 * time.Hour
+	maxUsageDays   = 92   // that one request may ask for
+	usageStep      = 8    // of them, that are read at a time
+	maxUsageFields = 1000 // of one tenant and day
+	maxUsageNames  = 100  // of groups, and of endpoints, that one tenant's counts have between two writings
+	maxUsageCounts = 1000 // tenants and days that are counted between two writings
+
+	dayLayout  = "2006-01-02"
+	daySeconds = 24 * 60 * 60
+)
+
+// usageEvent is one thing that is counted: a request with what it has used, or tokens that were granted.
+type usageEvent struct {
+	group    string // "" if it concerns none
+	endpoint string // of a provider; "" if it concerns none
+	requests int64
+	charged  int64
+	granted  int64
+	used     llmwire.Usage
+}
+
+// usageSums are the counts of one name: a group or an endpoint.
+type usageSums struct {
+	requests, charged int64
+	input, output     int64 // tokens of models; the kinds that follow are parts of them
+
+	cachedInput, cacheWrite, audioInput, audioOutput int64
+}
+
+// sums returns the counts of one event.
+func (e *usageEvent) sums() usageSums {
+	u := &e.used
+	return usageSums{
+		requests: e.requests, charged: e.charged, input: u.Input, output: u.Output,
+		cachedInput: u.CachedInput + u.CachedAudioInput, cacheWrite: u.CacheWrite + u.CacheWrite1h,
+		audioInput: u.AudioInput + u.CachedAudioInput, audioOutput: u.AudioOutput,
+	}
+}
+
+// dayUsage is what a tenant's keys have used on one day.
+type dayUsage struct {
+	total     usageSums // only requests and charged
+	granted   int64
+	endpoints map[string]*usageSums
+	groups    map[string]*usageSums
+}
+
+// usageDay says whose counts they are.
+type usageDay struct {
+	tenantID, generation string
+	day                  int64 // since 1970, in UTC
+}
+
+// usageStats counts what is used. Counting only adds to memory, so that no request waits for it; what was counted is
+// written to Redis once a second and at the end. It is for an overview: a crash loses the last second of it. Balances
+// do not depend on it.
+type usageStats struct {
+	store *store
+
+	mu     sync.Mutex // guards counts
+	counts map[usageDay]*dayUsage
+}
+
+func newUsageStats(st *store) *usageStats {
+	return &usageStats{store: st, counts: make(map[usageDay]*dayUsage)}
+}
+
+// start begins to write the counts, until stop is called, which writes what is left.
+func (u *usageStats) start() (stop func()) {
+	done := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		tick := time.NewTicker(usageInterval)
+		defer tick.Stop()
+		for running := true; running; {
+			select {
+			case <-done:
+				running = false
+			case <-tick.C:
+			}
+			u.write()
+		}
+	})
+	return func() {
+		close(done)
+		writer.Wait()
+	}
+}
+
+// add counts an event of a tenant that exists.
+func (u *usageStats) add(t *tenant, e usageEvent) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.of(usageDay{t.id, t.generation, time.Now().Unix() / daySeconds}).add(e)
+}
+
+// of returns the counts of a tenant's day. If there are too many, they are not kept. The caller holds u.mu.
+func (u *usageStats) of(day usageDay) *dayUsage {
+	counts := u.counts[day]
+	if counts == nil {
+		counts = new(dayUsage)
+		if len(u.counts) < maxUsageCounts {
+			u.counts[day] = counts
+		}
+	}
+	return counts
+}
+
+func (d *dayUsage) add(e usageEvent) {
+	d.granted = addCount(d.granted, e.granted)
+	sums := e.sums()
+	d.total.add(sums)
+	if e.group != "" {
+		namedSums(&d.groups, e.group).add(sums)
+	}
+	if e.endpoint != "" {
+		namedSums(&d.endpoints, e.endpoint).add(sums)
+	}
+}
+
+// A namedSum is one of the counts of usageSums, with its name in Redis.
+type namedSum struct {
+	name string
+	sum  *int64
+}
+
+// all returns all counts, always in the same order.
+func (s *usageSums) all() [8]namedSum {
+	return [...]namedSum{
+		{"requests", &s.requests}, {"charged", &s.charged}, {"input", &s.input}, {"output", &s.output},
+		{"cached_input", &s.cachedInput}, {"cache_write", &s.cacheWrite}, {"audio_input", &s.audioInput},
+		{"audio_output", &s.audioOutput},
+	}
+}
+
+func (s *usageSums) add(more usageSums) {
+	s.requests = addCount(s.requests, more.requests)
+	s.charged = addCount(s.charged, more.charged)
+	s.input = addCount(s.input, more.input)
+	s.output = addCount(s.output, more.output)
+	s.cachedInput = addCount(s.cachedInput, more.cachedInput)
+	s.cacheWrite = addCount(s.cacheWrite, more.cacheWrite)
+	s.audioInput = addCount(s.audioInput, more.audioInput)
+	s.audioOutput = addCount(s.audioOutput, more.audioOutput)
+}
+
+// addCount adds two counts, which stay at or below maxAmount.
+func addCount(a, b int64) int64 { return min(a+b, maxAmount) }
+
+// namedSums returns the sums of a name, which are those of otherName if the name is long or there are too many.
+func namedSums(all *map[string]*usageSums, name string) *usageSums {
+	if *all == nil {
+		*all = make(map[string]*usageSums)
+	}
+	if len(name) > maxGroupBytes || (*all)[name] == nil && len(*all) >= maxUsageNames {
+		name = otherName
+	}
+	sums := (*all)[name]
+	if sums == nil {
+		sums = new(usageSums)
+		(*all)[name] = sums
+	}
+	return sums
+}
+
+// merge adds the counts of another part of the same day.
+func (d *dayUsage) merge(other *dayUsage) {
+	d.total.add(other.total)
+	d.granted = addCount(d.granted, other.granted)
+	for name, sums := range other.groups {
+		namedSums(&d.groups, name).add(*sums)
+	}
+	for name, sums := range other.endpoints {
+		namedSums(&d.endpoints, name).add(*sums)
+	}
+}
+
+// write writes the counts to Redis. Those that it has certainly not got stay, for the next time.
+func (u *usageStats) write() {
+	u.mu.Lock()
+	counts := u.counts
+	u.counts = make(map[usageDay]*dayUsage, len(counts))
+	u.mu.Unlock()
+	deadline := time.Now().Add(usageTimeout)
+	for day, d := range counts {
+		if time.Now().Before(deadline) && u.store.AddUsage(deadline, day, d) {
+			continue
+		}
+		u.mu.Lock()
+		u.of(day).merge(d)
+		u.mu.Unlock()
+	}
+}
+
+func formatDay(day int64) string { return time.Unix(day*daySeconds, 0).UTC().Format(dayLayout) }
 
 // AddUsage adds counts to those of a tenant's day. ok is false if Redis has certainly not got them. If it may have got
 // them, they are not to be added again.
