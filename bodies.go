@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"tollgate/internal/clientip"
 	"tollgate/internal/connlimit"
 	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
@@ -76,7 +77,7 @@ func (s *server) writePools(p *telemetry.Page) {
 // readPublicBody is the step that reads a body that anybody may send: the share is that of a client address. Errors are
 // those of readBody.
 func (s *server) readPublicBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	address := clientAddress(r, s.options.trustedProxies)
+	address := clientip.Of(r, s.options.trustedProxies)
 	info.memory = s.bodies.public.Claim(address, address)
 	return readBody(w, r, info, smallBodyBytes, maxBodyBytes)
 }

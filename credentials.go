@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/gofrs/uuid/v5"
 
 	"tollgate/internal/bearertoken"
+	"tollgate/internal/clientip"
 )
 
 const (
@@ -128,7 +128,7 @@ func (s *server) delayGuesses(check step) step {
 	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 		err := check(w, r, info)
 		if err == errInvalidCredential {
-			s.guesses.NoteRefusal(clientAddress(r, s.options.trustedProxies), !s.nearCapacity())
+			s.guesses.NoteRefusal(clientip.Of(r, s.options.trustedProxies), !s.nearCapacity())
 		}
 		return err
 	}
@@ -238,7 +238,7 @@ func (s *server) limitLogins(r *http.Request, info *requestInfo) error {
 	if s.options.loginLimit == 0 {
 		return nil
 	}
-	err := s.store.CountLogin(info.deadline, clientAddress(r, s.options.trustedProxies), s.options.loginLimit)
+	err := s.store.CountLogin(info.deadline, clientip.Of(r, s.options.trustedProxies), s.options.loginLimit)
 	if _, limited := errors.AsType[rateLimitError](err); limited {
 		s.warnOfUntrustedProxy(r)
 	}
@@ -248,50 +248,10 @@ func (s *server) limitLogins(r *http.Request, info *requestInfo) error {
 // warnOfUntrustedProxy logs, once, that a login was refused which came through a proxy that is not trusted: all clients
 // of that proxy then share one limit.
 func (s *server) warnOfUntrustedProxy(r *http.Request) {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || len(r.Header["X-Forwarded-For"]) == 0 {
-		return
-	}
-	if address := peer.Addr().Unmap(); !isTrusted(address, s.options.trustedProxies) {
+	if address, ok := clientip.UntrustedProxy(r, s.options.trustedProxies); ok {
 		s.untrustedProxy.Do(func() {
 			s.log.Warnf("A login was refused by the limit for %s, which sends X-Forwarded-For: if that is your proxy, "+
 				"add it to TRUSTED_PROXIES, or all its clients share one limit", address)
 		})
 	}
-}
-
-// clientAddress returns where a request comes from, as logins and guesses are counted: an IPv4 address, or the /64 of
-// an IPv6 one, which is what one customer gets. X-Forwarded-For counts only as far as trusted proxies vouch for it: of
-// its hops, from the last one back, the first that is not trusted itself.
-func clientAddress(r *http.Request, trusted []netip.Prefix) string {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr // not a TCP connection
-	}
-	address := peer.Addr().Unmap()
-	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
-	for i := len(hops) - 1; i >= 0 && isTrusted(address, trusted); i-- {
-		hop, ok := parseHop(strings.TrimSpace(hops[i]))
-		if !ok {
-			break
-		}
-		address = hop
-	}
-	if address.Is4() {
-		return address.String()
-	}
-	return netip.PrefixFrom(address.WithZone(""), 64).Masked().String()
-}
-
-// parseHop parses a hop of X-Forwarded-For, which some proxies write with its port.
-func parseHop(hop string) (netip.Addr, bool) {
-	if withPort, err := netip.ParseAddrPort(hop); err == nil {
-		return withPort.Addr().Unmap(), true
-	}
-	address, err := netip.ParseAddr(hop)
-	return address.Unmap(), err == nil
-}
-
-func isTrusted(address netip.Addr, trusted []netip.Prefix) bool {
-	return slices.ContainsFunc(trusted, func(prefix netip.Prefix) bool { return prefix.Contains(address.WithZone("")) })
 }
