@@ -59,10 +59,8 @@ var newMembers = map[string]string{
 	"user_ids": notUsed, "max_concurrent": noEffect,
 }
 
-const (
-	maxCompared      = 1000 // unknown members of a config that are compared with known ones; of a map, members
-	maxComparedBytes = 64   // of the names of these
-)
+// maxCompared bounds the unknown members of a config that are compared with known ones; of a map, its members.
+const maxCompared = 1000
 
 // A configError lists what is wrong with a config, in the config's order. It names members by their paths, and never
 // quotes a value: configs contain secrets.
@@ -177,7 +175,7 @@ func (c *tenantConfig) readWarning(wrong *strict.Problems, value []byte, rules s
 		if effect := newMembers[name]; rule != nil && effect != "" {
 			return c.newer(rule, effect)
 		}
-		if rule == nil && c.compared < maxCompared && len(name) <= maxComparedBytes {
+		if rule == nil && c.compared < maxCompared && len(name) <= strict.MaxNearestBytes {
 			unknown = append(unknown, name)
 			c.compared++
 		}
@@ -197,7 +195,7 @@ func (c *tenantConfig) mapOf(rule func(name string) strict.Rule, usual ...string
 	return func(wrong *strict.Problems, value []byte) bool {
 		var others []string
 		seen, ok := strict.ReadObject(wrong, value, func(name string) strict.Rule {
-			if len(others) < maxCompared && len(name) <= maxComparedBytes && !slices.Contains(usual, name) {
+			if len(others) < maxCompared && len(name) <= strict.MaxNearestBytes && !slices.Contains(usual, name) {
 				others = append(others, name)
 			}
 			return rule(name)
@@ -217,7 +215,7 @@ func (c *tenantConfig) warnOfMisspelled(wrong *strict.Problems, names, known []s
 			break
 		}
 		warning := other
-		if best := nearest(name, missing); best != "" {
+		if best := strict.Nearest(name, missing); best != "" {
 			warning = fmt.Sprintf("is not known: did you mean %s?", best)
 		}
 		if warning != "" {
@@ -231,47 +229,6 @@ func (c *tenantConfig) warn(sentence string) {
 	if len(c.warnings) < strict.MaxProblems {
 		c.warnings = append(c.warnings, sentence)
 	}
-}
-
-// nearest returns the known name with the least edit distance from name. The distance must be at most 2, and at least
-// two less than the known name's length: x does not stand for url. If no name is as near, nearest returns "".
-func nearest(name string, known []string) (best string) {
-	distance := 3
-	for _, candidate := range known {
-		if max(len(name)-len(candidate), len(candidate)-len(name)) >= distance { // the common case, and cheap
-			continue
-		}
-		if d := editDistance(name, candidate); d < distance && d < len(candidate)-1 {
-			best, distance = candidate, d
-		}
-	}
-	return best
-}
-
-// editDistance returns how many bytes must be inserted, deleted, replaced or swapped with their neighbour to turn a
-// into b (the optimal string alignment distance). Neither may be longer than maxComparedBytes.
-func editDistance(a, b string) int {
-	var rows [3][maxComparedBytes + 1]int // row i, in rows[i%3], has in column j the distance of a[:i] and b[:j]
-	row := &rows[0]
-	for j := range len(b) + 1 {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		before, last := &rows[(i+1)%3], row
-		row = &rows[i%3]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], before[j-2]+1)
-			}
-		}
-	}
-	return row[len(b)]
 }
 
 // rules returns the rules for a config, which read what tollgate uses into c.

@@ -369,9 +369,6 @@ func TestLinearConfig(t *testing.T) {
 	if err != nil || len(c.warnings) != 1 { // the name of the group comes too late
 		t.Errorf("warnings %q; %v", c.warnings, err)
 	}
-	if n := testing.AllocsPerRun(10, func() { nearest("max_outptu_tokens", []string{"max_input_tokens", "max_output_tokens"}) }); n > 0 {
-		t.Errorf("a comparison makes %v allocations", n)
-	}
 	_, err = parseConfig(manyProblems(1 << 18))
 	wrong, _ := err.(*configError)
 	if wrong == nil || wrong.problems.More < 10_000 {
@@ -402,37 +399,6 @@ func BenchmarkConfig(b *testing.B) {
 			}
 		})
 	}
-}
-
-// The distance is what a table without bounds says it is.
-func FuzzEditDistance(f *testing.F) {
-	for _, pair := range [][2]string{{"", ""}, {"url", "ulr"}, {"ab", "ba"}, {"api_key", "apikey"}, {"ca", "abc"}, {"tokens", "token"}} {
-		f.Add(pair[0], pair[1])
-	}
-	f.Fuzz(func(t *testing.T, a, b string) {
-		a, b = a[:min(len(a), maxComparedBytes)], b[:min(len(b), maxComparedBytes)]
-		table := make([][]int, len(a)+1)
-		for i := range table {
-			table[i] = make([]int, len(b)+1)
-			for j := range table[i] {
-				switch {
-				case i == 0 || j == 0:
-					table[i][j] = i + j
-					continue
-				case a[i-1] == b[j-1]:
-					table[i][j] = table[i-1][j-1]
-				default:
-					table[i][j] = 1 + min(table[i-1][j-1], table[i-1][j], table[i][j-1])
-				}
-				if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-					table[i][j] = min(table[i][j], table[i-2][j-2]+1)
-				}
-			}
-		}
-		if got := editDistance(a, b); got != table[len(a)][len(b)] || got != editDistance(b, a) {
-			t.Errorf("editDistance(%q, %q) = %d, want %d", a, b, got, table[len(a)][len(b)])
-		}
-	})
 }
 
 // The default endpoint is tried first, then the others in the order of the config. The default one of another kind has

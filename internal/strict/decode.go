@@ -3,7 +3,7 @@
 // surrogate pair.
 //
 // Decode reads an object by a Rule for each member. Rules for objects and arrays are made from the rules for the values
-// in them. Below them, a Scanner splits JSON into values.
+// in them. Below them, a Scanner splits JSON into values. Nearest finds the name that a misspelled one stands for.
 package strict
 
 import (
