@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -270,51 +268,6 @@ func (s *server) requireTenant(w http.ResponseWriter, r *http.Request, info *req
 		return err
 	}
 	return nil
-}
-
-// maxEmptyObject bounds a {} with its white space, in bytes.
-const maxEmptyObject = 64
-
-// refuseBody is the step of routes that take no body: to ignore one would hide a mistake of the client. {} counts as
-// none, since some HTTP clients send it with each POST.
-func refuseBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	if r.ContentLength == 0 {
-		return nil
-	}
-	if r.ContentLength <= maxEmptyObject { // negative if it is chunked
-		began := time.Now()
-		body, err := io.ReadAll(io.LimitReader(r.Body, maxEmptyObject+1))
-		info.deadline = info.deadline.Add(time.Since(began))
-		if err == nil && len(body) <= maxEmptyObject && (len(body) == 0 || isEmptyObject(body)) {
-			return nil
-		}
-	}
-	endUnread(w)
-	return badRequestError("This route takes no body")
-}
-
-// isEmptyObject reports whether body is {}, perhaps with white space around or in it.
-func isEmptyObject(body []byte) bool {
-	const space = " \t\r\n" // of JSON
-	inner, opened := bytes.CutPrefix(bytes.Trim(body, space), []byte("{"))
-	inner, closed := bytes.CutSuffix(inner, []byte("}"))
-	return opened && closed && len(bytes.Trim(inner, space)) == 0
-}
-
-// refuseAdminBody does what refuseBody does, on routes of a tenant's admins. A {} may be slow to come, so the token is
-// checked again after it.
-func (s *server) refuseAdminBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	if err := refuseBody(w, r, info); err != nil || r.ContentLength == 0 {
-		return err
-	}
-	return s.requireAdmin(w, r, info)
-}
-
-// endUnread makes the response the last of its connection, and does without the rest of the request's body, for which
-// net/http would wait after the response, until readTimeout.
-func endUnread(w http.ResponseWriter) {
-	w.Header().Set("Connection", "close")
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 }
 
 // readQuery returns the parameters in the request's query. One that is not among names, or is given twice, is a
