@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"tollgate/internal/cors"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -40,7 +41,7 @@ type tenantConfig struct {
 	check func(e *gateway.Endpoint, wrong *strict.Problems) bool
 
 	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
-	origins   []string            // whose pages may call tollgate, normalized, or "*"; nil if the config says nothing
+	origins   cors.Origins        // whose pages may call tollgate
 }
 
 // What is done about a member of a stored config that breaks a newer rule.
@@ -236,7 +237,7 @@ func (c *tenantConfig) rules() strict.Rules {
 	return strict.Rules{
 		"auth":        c.mapOf(c.authRule, "google_oauth", "apple_oauth", "stripe"),
 		"user_groups": c.mapOf(c.groupRule, anonymousGroup, "google_logged_in", "apple_logged_in"),
-		"cors":        c.membersOf(strict.Rules{"allowed_origins": c.readOrigins}),
+		"cors":        c.membersOf(strict.Rules{"allowed_origins": c.origins.Read}),
 		"providers":   strict.MapOf(c.providerRule),
 		"caching":     c.readCaching,
 	}
@@ -412,22 +413,4 @@ func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) boo
 	}
 	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
 	return isUsable
-}
-
-// readOrigins is the rule for the origins that may call tollgate.
-func (c *tenantConfig) readOrigins(wrong *strict.Problems, value []byte) bool {
-	c.origins = make([]string, 0, 1)
-	ok := strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
-		origin, _ := strict.Text(value)
-		normalized, ok := normalizeOrigin(origin)
-		if !ok {
-			return wrong.Add("must be an origin such as https://app.example.com, or the only one *")
-		}
-		c.origins = append(c.origins, normalized)
-		return true
-	})(wrong, value)
-	if len(c.origins) > 1 && slices.Contains(c.origins, "*") {
-		return wrong.Add("must have * as its only entry, or not at all")
-	}
-	return ok
 }

@@ -49,6 +49,9 @@ func TestInvalidConfigs(t *testing.T) {
 		{`{"auth":{"stripe":"S3"}}`, "auth.stripe must be an object"},
 		{`{"auth":{"stripe":{"api_key":7}}}`, "auth.stripe.api_key must be a string"},
 		{`{"auth":{"google_oauth":{"client_secret":{}}}}`, "auth.google_oauth.client_secret must be a string"},
+		{`{"cors":{"allowed_origins":["*",7]}}`, "cors.allowed_origins[1] must be an origin such as https://app.example.com, " +
+			"or the only one *"},
+		{`{"cors":{"allowed_origins":["*","https://a.example"]}}`, "cors.allowed_origins must have * as its only entry, or not at all"},
 		{`{"providers":[]}`, "providers must be an object"},
 		{`{"providers":{"text":{"default":7}}}`, "providers.text.default must be a string"},
 		{`{"providers":{"text":{"default":"S3"}}}`, endpoint},

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/cors"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 	"tollgate/internal/telemetry"
@@ -310,7 +311,7 @@ func (s *server) readVerifyKey(w http.ResponseWriter, r *http.Request, info *req
 	if len(methods) == 0 {
 		methods = []string{r.Method}
 	}
-	if len(methods) > 1 || !isPreflight(r, methods[0]) {
+	if len(methods) > 1 || !cors.IsPreflight(r, methods[0]) {
 		return err
 	}
 	if query, wrong := readVerifyQuery(r); wrong != nil || !query.passPreflight {
@@ -323,7 +324,7 @@ func (s *server) readVerifyKey(w http.ResponseWriter, r *http.Request, info *req
 // which are the client's and not the proxy's: a client could pass forever with one that was charged once.
 func (s *server) verify(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	if info.apiKey == "" && isPagesPreflight(w, r) {
-		writePreflight(w, r, verifyMethods)
+		cors.WritePreflight(w, r, verifyMethods)
 		return nil
 	}
 	query, err := readVerifyQuery(r)

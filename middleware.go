@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/cors"
 	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
@@ -326,3 +327,110 @@ func readIdempotentRequest(r *http.Request, body []byte) (idempotentRequest, err
 
 // setReplayed marks a response as that of an earlier request with the same Idempotency-Key.
 func setReplayed(h http.Header) { h.Set("Idempotent-Replayed", "true") }
+
+// exposedHeaders are the headers of responses that pages of other origins may read, if the tenant allows their origin,
+// beside those that every page may. They are never changed.
+var exposedHeaders = []string{"RateLimit, RateLimit-Policy, X-RateLimit-Limit-Requests, " +
+	"X-RateLimit-Remaining-Requests, Retry-After, Retry-After-Ms, X-Should-Retry, Idempotent-Replayed, X-Request-Id, " +
+	"Request-Id, X-Provider-Request-Id, X-Tokens-Charged, X-Tokens-Left, X-Tokens-Held, X-Max-Tokens, X-Cache, Age, " +
+	"OpenAI-Processing-Ms, OpenAI-Version, OpenAI-Model"}
+
+// forBrowsers returns the access of a route that pages of other origins may call.
+func (s *server) forBrowsers(timeout time.Duration, steps ...step) access {
+	all := slices.Concat([]step{s.allowOrigin}, steps, []step{s.varyByOrigin})
+	return access{timeout: timeout, steps: all, browser: true}
+}
+
+// allowOrigin is the first step of routes for browsers: it lets pages of the origins that the tenant allows read the
+// response, whatever it will be. It refuses nothing: that pages of other origins cannot read a response is up to
+// browsers.
+func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if len(r.Header["Origin"]) > 0 {
+		s.setOrigin(w.Header(), r, info, pathTenantID(r))
+	}
+	return nil
+}
+
+// varyByOrigin marks responses as dependent on the origin if the tenant allows any: those to requests without one, too.
+func (s *server) varyByOrigin(w http.ResponseWriter, _ *http.Request, info *requestInfo) error {
+	if t := info.tenant; t != nil && t.config != nil {
+		t.config.origins.SetVary(w.Header())
+	}
+	return nil
+}
+
+// setOrigin sets the headers that a response to r's origin has, and reports whether the tenant allows it. If the tenant
+// cannot be loaded there are none: a later step says why.
+func (s *server) setOrigin(h http.Header, r *http.Request, info *requestInfo, tenantID string) bool {
+	if !validTenantID(tenantID) {
+		return false
+	}
+	t, err := s.store.Tenant(info.deadline, tenantID)
+	return err == nil && t.config.origins.Allow(h, r, exposedHeaders)
+}
+
+// respondToPreflight responds to a preflight for a route that pages of other origins may call, and reports whether r is
+// one. The header Allow has the methods of the path. To a request with another method it lets pages read the 405.
+// browser has the patterns of such routes, all of which are in mux.
+func (s *server) respondToPreflight(w http.ResponseWriter, r *http.Request, mux *http.ServeMux,
+	browser map[string]bool) bool {
+	h, info := w.Header(), requestInfoOf(w)
+	methods := h.Get("Allow")
+	routed := *r
+	routed.Method, _, _ = strings.Cut(methods, ",")
+	_, pattern := mux.Handler(&routed)
+	if !browser[pattern] || len(r.Header["Origin"]) == 0 {
+		return false
+	}
+	tenantID := defaultTenant
+	if strings.Contains(pattern, " /{tenantId}/") {
+		first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
+		tenantID, _ = url.PathUnescape(first)
+	}
+	info.deadline = info.start.Add(publicTimeout)
+	if !s.setOrigin(h, r, info, tenantID) || !cors.IsPreflight(r, r.Method) {
+		return false
+	}
+	cors.WritePreflight(w, r, methods)
+	return true
+}
+
+// respondToLostPreflight lets pages of allowed origins read the 404 of a path that would belong to the gateway if there
+// were such a route. It responds to r, and reports true, if r is such a page's preflight: the 404 comes afterwards.
+func (s *server) respondToLostPreflight(w http.ResponseWriter, r *http.Request) bool {
+	if len(r.Header["Origin"]) == 0 {
+		return false
+	}
+	tenantID, _, _ := strings.Cut(strings.TrimLeft(r.URL.Path, "/"), "/")
+	if tenantID == "v1" {
+		tenantID = defaultTenant
+	}
+	info := requestInfoOf(w)
+	info.deadline = info.start.Add(publicTimeout)
+	if !s.setOrigin(w.Header(), r, info, tenantID) || !cors.IsPreflight(r, r.Method) {
+		return false
+	}
+	cors.WritePreflight(w, r, verifyMethods)
+	return true
+}
+
+// verifyMethods are those with which a page may call verify.
+const verifyMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
+
+// isPagesPreflight reports whether a request for verify is the preflight of an allowed page that calls verify itself.
+// A proxy, which describes its client's request in headers, asks for the service behind it: then the preflight is not
+// such a one, nor is it with preflight=pass. allowOrigin has set the headers of w.
+func isPagesPreflight(w http.ResponseWriter, r *http.Request) bool {
+	allowed := len(w.Header()["Access-Control-Allow-Origin"]) > 0
+	if !allowed || !cors.IsPreflight(r, r.Method) || r.URL.Query().Has("preflight") {
+		return false
+	}
+	for _, name := range []string{
+		"X-Forwarded-Method", "X-Forwarded-Uri", "X-Original-Method", "X-Original-Uri", "X-Original-Url",
+	} {
+		if len(r.Header[name]) > 0 {
+			return false
+		}
+	}
+	return true
+}

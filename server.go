@@ -115,7 +115,7 @@ type step func(w http.ResponseWriter, r *http.Request, info *requestInfo) error
 type access struct {
 	timeout time.Duration   // for the calls of the store
 	steps   []step          // in order
-	browser bool            // pages of other origins may call the route, see cors.go
+	browser bool            // pages of other origins may call the route
 	format  *llmwire.Format // of the responses; nil for tollgate's own
 }
 
