@@ -272,9 +272,9 @@ func TestDocumentedTenantsPay(t *testing.T) {
 func optionDefaults() map[string]string {
 	defaults, s := make(map[string]string), new(settings)
 	for _, o := range s.allOptions() {
-		defaults[o.env] = o.def
-		if o.secretFile {
-			defaults[strings.TrimSuffix(o.env, "_FILE")] = ""
+		defaults[o.Env] = o.Default
+		if o.SecretFile {
+			defaults[o.SecretEnv()] = ""
 		}
 	}
 	return defaults

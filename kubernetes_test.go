@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/options"
 )
 
 // yamlReader reads the YAML of docs/kubernetes.md: block maps and lists, scalars, and comments.
@@ -102,16 +104,16 @@ func kubernetesManifest(t *testing.T) map[string]any {
 func TestKubernetesSettings(t *testing.T) {
 	container := walk(kubernetesManifest(t)["Deployment"], "spec", "template", "spec", "containers", 0)
 	s := new(settings)
-	options := make(map[string]option)
+	table := make(map[string]options.Option)
 	for _, o := range s.allOptions() {
-		options[o.env] = o
+		table[o.Env] = o
 	}
 	runtimes := []string{"GOGC", "GOMEMLIMIT"}
 	page := readFile(t, "docs/kubernetes.md")
 	variables, _ := walk(container, "env").([]any)
 	for _, variable := range variables {
 		name, value := at(variable, "name"), at(variable, "value")
-		o, known := options[name]
+		o, known := table[name]
 		if file, ok := strings.CutPrefix(value, at(container, "volumeMounts", 0, "mountPath")+"/"); ok || value == "" {
 			if file = cmp.Or(file, at(variable, "valueFrom", "secretKeyRef", "key")); !strings.Contains(page, "--from-file="+file) {
 				t.Errorf("%s is not in the secret: %q", name, file)
@@ -120,8 +122,8 @@ func TestKubernetesSettings(t *testing.T) {
 		switch {
 		case !known && !slices.Contains(runtimes, name):
 			t.Errorf("%s is no setting", name)
-		case known && !o.secretFile && value != "":
-			if err := o.set(value); err != nil {
+		case known && !o.SecretFile && value != "":
+			if err := o.Set(value); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

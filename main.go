@@ -20,6 +20,7 @@ import (
 
 	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
+	"tollgate/internal/options"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/telemetry"
 )
@@ -52,7 +53,7 @@ func main() {
 
 // logFailure logs an error of run, and returns the exit status for it.
 func logFailure(log *telemetry.Logger, err error) int {
-	if wrong, ok := errors.AsType[settingsError](err); ok {
+	if wrong, ok := errors.AsType[options.Errors](err); ok {
 		for _, sentence := range wrong {
 			log.Errorf("%s", sentence)
 		}
@@ -62,7 +63,7 @@ func logFailure(log *telemetry.Logger, err error) int {
 	return 1
 }
 
-// run is the whole program. It returns nil after it has stopped because ctx was done, and a settingsError if args or
+// run is the whole program. It returns nil after it has stopped because ctx was done, and an options.Errors if args or
 // the environment are wrong. Each of hangups has it read the files of settings again.
 func run(ctx context.Context, hangups <-chan os.Signal, args []string, getenv func(string) string, stdout io.Writer,
 	log *telemetry.Logger) error {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"tollgate/internal/gateway"
+	"tollgate/internal/options"
 	"tollgate/internal/providertest"
 )
 
@@ -128,11 +129,11 @@ func TestDocumentedDenyList(t *testing.T) {
 	}
 	_, list, _ := strings.Cut(string(document), "tollgate -gateway-deny ")
 	list, _, _ = strings.Cut(list, "```")
-	documented, err := parsePrefixes(strings.TrimSpace(strings.ReplaceAll(list, "\\\n", "")))
+	documented, err := options.Prefixes(strings.TrimSpace(strings.ReplaceAll(list, "\\\n", "")))
 	if err != nil || len(documented) < 10 {
 		t.Fatalf("%q: %v", list, err)
 	}
-	defaults, err := parsePrefixes(gateway.DefaultDeny)
+	defaults, err := options.Prefixes(gateway.DefaultDeny)
 	if err != nil {
 		t.Fatal(err)
 	}
