@@ -120,8 +120,8 @@ func (s *server) refuseLoop(w http.ResponseWriter, r *http.Request, info *reques
 	return nil
 }
 
-// readHops returns the IDs in the lines of a loopHeader, and ignores anything that is not an ID. ok is false if the lines are too long,
-// or leave no room for one more.
+// readHops returns the IDs in the lines of a loopHeader, and ignores anything that is not an ID. ok is false if the
+// lines are too long, or leave no room for one more.
 func readHops(lines []string) (hops []string, ok bool) {
 	all := strings.Join(lines, ",")
 	if len(all) > maxLoopHeader {
