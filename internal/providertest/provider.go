@@ -1,5 +1,7 @@
-// Package providertest is a stand-in for a provider of language models: a real HTTP server that speaks OpenAI Chat and
-// Anthropic Messages, and misbehaves if it is told to.
+// Package providertest is a stand-in for a provider of language models: a real HTTP server that speaks Anthropic
+// Messages and OpenAI's formats, and misbehaves if it is told to.
+//
+// As OpenAI's, it stores responses for one account: with its key, any ID of a response or an item works for anybody.
 package providertest
 
 import (
@@ -25,6 +27,9 @@ const (
 
 	// Events is the number of events with content in a stream, unless a Conduct has another.
 	Events = 3
+
+	// Seconds is how long a recording is, unless a Conduct has another length.
+	Seconds = 3
 )
 
 // Moment is a point in the life of a response. The zero value never comes.
@@ -36,7 +41,16 @@ const (
 	BeforeContent        // headers are sent; of a stream also the event that begins it
 	InContent            // half of the content is sent; of JSON, half of the bytes
 	BeforeUsage          // of a stream: the finish reason is sent
-	BeforeEnd            // of a stream: the usage is sent; not [DONE] or message_stop
+	BeforeEnd            // of a stream: the usage is sent; not [DONE] or message_stop, which not all formats have
+)
+
+// Place is where a body has its usage.
+type Place int
+
+const (
+	Last Place = iota
+	First
+	Middle
 )
 
 // Conduct is how the provider responds to a request. The zero value is a provider that works.
@@ -51,6 +65,11 @@ type Conduct struct {
 	Content       string // of one event of a stream, or the text of a response; the default has 10 bytes: "word ünd "
 	Events        int    // with content in a stream; 0 is the default
 	Reasoning     string // is sent before the content, in an event of its own
+	Failed        bool   // of Responses: the response ends as one that failed
+
+	Size    int     // bytes that embeddings, images or sounds have in all, about; 0 is a few
+	UsageAt Place   // of embeddings and images
+	Seconds float64 // of a recording: it is also the usage then, instead of tokens
 
 	// What goes wrong, and when: at most one of these is set.
 	Cut   Moment // the connection is cut
@@ -99,12 +118,23 @@ func (r Request) Member(t testing.TB, name string) string {
 	return string(members[name])
 }
 
+// Field returns the value of a field of a multipart form, or "" if it is missing. The test fails if the body is none.
+func (r Request) Field(t testing.TB, name string) string {
+	t.Helper()
+	fields, err := readForm(r.Header.Get("Content-Type"), r.Body)
+	if err != nil {
+		t.Fatalf("the provider got %q: %v", r.Body, err)
+	}
+	return fields[name]
+}
+
 // Provider is the stand-in. It is safe for concurrent use.
 type Provider struct {
 	URL string // http://127.0.0.1:port
 
 	server *httptest.Server
 	closed chan struct{}
+	stored storedResponses
 
 	mu        sync.Mutex
 	conducts  map[string]Conduct
@@ -209,8 +239,7 @@ func (p *Provider) CancelledAt() time.Time {
 // serve records a request and responds to it.
 func (p *Provider) serve(w http.ResponseWriter, r *http.Request) {
 	content, _ := io.ReadAll(r.Body)
-	var body requestBody
-	isJSON := json.Unmarshal(content, &body) == nil
+	body, wrong := readBody(r, content)
 	c := p.begin(Request{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone(), content, body.Model, body.Stream})
 	complete := false
 	defer func() {
@@ -224,7 +253,8 @@ func (p *Provider) serve(w http.ResponseWriter, r *http.Request) {
 	}()
 	list := p.list(r)
 	a := &response{
-		conduct: c, request: body, w: w, r: r, closed: p.closed, isMessages: isMessages(r),
+		conduct: c, request: body, content: content, w: w, r: r,
+		closed: p.closed, stored: &p.stored, isMessages: isMessages(r),
 	}
 	a.setHeaders()
 	switch {
@@ -233,12 +263,10 @@ func (p *Provider) serve(w http.ResponseWriter, r *http.Request) {
 			strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 	case list != "":
 		a.send([]byte(list))
-	case r.Method != http.MethodPost || !strings.HasPrefix(r.URL.Path, "/v1/"):
+	case r.Method != http.MethodPost && !isStored(r) || !strings.HasPrefix(r.URL.Path, "/v1/"):
 		a.fail(http.StatusNotFound, "Unknown request URL")
-	case r.Header.Get("Content-Type") != "application/json": // as OpenAI's, which reads a form then
-		a.fail(http.StatusBadRequest, "you must provide a model parameter")
-	case !isJSON:
-		a.fail(http.StatusBadRequest, "We could not parse the JSON body of your request.")
+	case wrong != "":
+		a.fail(http.StatusBadRequest, wrong)
 	case body.StreamOptions != nil && !body.Stream:
 		a.fail(http.StatusBadRequest, "The 'stream_options' parameter is only allowed when 'stream' is enabled.")
 	default:

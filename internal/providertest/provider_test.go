@@ -36,7 +36,16 @@ func post(t *testing.T, p *Provider, path, body string, header http.Header) (sta
 	return response.StatusCode, string(content), cut
 }
 
-// The provider speaks both formats, and each mishap comes at its moment.
+// wantResponse checks one response: has and hasNot are parts of its body.
+func wantResponse(t *testing.T, p *Provider, path, body string, header http.Header, wantStatus int, has, hasNot string, wantCut bool) {
+	t.Helper()
+	status, got, cut := post(t, p, path, body, header)
+	if status != wantStatus || !strings.Contains(got, has) || hasNot != "" && strings.Contains(got, hasNot) || (cut != nil) != wantCut {
+		t.Errorf("%s %s: %v, %d %.2000s\nwant %d, %s", path, body, cut, status, got, wantStatus, has)
+	}
+}
+
+// The provider speaks OpenAI Chat and Anthropic Messages, and each mishap comes at its moment.
 func TestProvider(t *testing.T) {
 	p := New(t)
 	p.On("cut", Conduct{Cut: InContent})
@@ -74,11 +83,7 @@ func TestProvider(t *testing.T) {
 		{messages, `,"model":"thinking","stream":true`, 200, `"thinking_delta","thinking":"hm"`, "", false},
 		{messages, `,"model":"small","stream":true,"max_tokens":20`, 200, `{"output_tokens":20}}` + "\r\r", "\n", false},
 	} {
-		status, got, cut := post(t, p, test.path, `{"messages":[]`+test.members+`}`, nil)
-		if status != test.status || !strings.Contains(got, test.has) ||
-			test.hasNot != "" && strings.Contains(got, test.hasNot) || (cut != nil) != test.isCut {
-			t.Errorf("%s %s: %v, %d %s\nwant %d, %s", test.path, test.members, cut, status, got, test.status, test.has)
-		}
+		wantResponse(t, p, test.path, `{"messages":[]`+test.members+`}`, nil, test.status, test.has, test.hasNot, test.isCut)
 	}
 	if got := p.Last(t); got.Path != messages || got.Model != "small" || got.Member(t, "max_tokens") != "20" || !got.Stream {
 		t.Errorf("the last request is %+v", got)

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// requestBody is what the provider reads of a body, in either format.
+// requestBody is what the provider reads of a body, in any format. The form of a recording has Model and Stream.
 type requestBody struct {
 	Model         string
 	Stream        bool
@@ -32,10 +32,13 @@ type requestBody struct {
 type response struct {
 	conduct    Conduct
 	request    requestBody
+	content    []byte // the body as it came
 	w          http.ResponseWriter
 	r          *http.Request
 	closed     <-chan struct{}
-	isMessages bool // Anthropic's format, not OpenAI's
+	stored     *storedResponses
+	isMessages bool  // Anthropic's format, not OpenAI's
+	carried    int64 // tokens of the input that are not in the body
 }
 
 // isMessages reports whether a request is in Anthropic's format, not OpenAI's.
@@ -99,17 +102,39 @@ func (a *response) respond() {
 	case a.conduct.Body != "":
 		a.w.WriteHeader(cmp.Or(a.conduct.Status, http.StatusOK))
 		a.send([]byte(a.conduct.Body))
-	case strings.HasSuffix(a.r.URL.Path, "/count_tokens"):
-		a.send(fmt.Appendf(nil, `{"input_tokens":%d}`, a.input()))
-	case a.request.Stream && a.isMessages:
-		a.stream(a.messageEvents())
-	case a.request.Stream:
-		a.stream(a.chatEvents())
-	case a.isMessages:
-		a.whole(a.messageBody())
 	default:
-		a.whole(a.chatBody())
+		formatOf(a.r).respond(a)
 	}
+}
+
+// respondChat responds in the format OpenAI Chat.
+func (a *response) respondChat() {
+	if a.request.Stream {
+		a.stream(a.chatEvents())
+		return
+	}
+	a.whole(text(a.chatBody()))
+}
+
+// respondMessages responds in the format Anthropic Messages.
+func (a *response) respondMessages() {
+	if a.request.Stream {
+		a.stream(a.messageEvents())
+		return
+	}
+	a.whole(text(a.messageBody()))
+}
+
+// countMessages says how many tokens a request in the format Anthropic Messages has.
+func (a *response) countMessages() {
+	a.send(fmt.Appendf(nil, `{"input_tokens":%d}`, a.input()))
+}
+
+// refuse responds with an error of OpenAI's that names the member of the request that is wrong, and has a code.
+func (a *response) refuse(status int, param, code, message string) {
+	a.w.WriteHeader(status)
+	a.send(fmt.Appendf(nil, `{"error":{"message":%s,"type":"invalid_request_error","param":%q,"code":%q}}`,
+		quoted(message), param, code))
 }
 
 func (a *response) fail(status int, message string) {
@@ -141,7 +166,7 @@ func (a *response) errorBody(status int, message string) []byte {
 }
 
 // input returns the input tokens that are reported.
-func (a *response) input() int64 { return cmp.Or(a.conduct.Input, InputTokens) }
+func (a *response) input() int64 { return cmp.Or(a.conduct.Input, InputTokens) + a.carried }
 
 // output returns the output tokens that are reported, and whether the request's limit has cut them off.
 func (a *response) output() (tokens int64, cutOff bool) {
@@ -180,9 +205,21 @@ func (a *response) tool() string {
 	return cmp.Or(tools[0].Name, tools[0].Function.Name)
 }
 
+// A part is a part of a body: text, so many times.
+type part struct {
+	text  string
+	times int
+}
+
+func text(s string) part { return part{s, 1} }
+
 // whole sends a response that is not a stream. It is cut short if something goes wrong after its headers.
-func (a *response) whole(body string) {
-	sent := len(body)
+func (a *response) whole(body ...part) {
+	length := 0
+	for _, p := range body {
+		length += len(p.text) * p.times
+	}
+	sent := length
 	wrongAt := max(a.conduct.Cut, a.conduct.Hang, a.conduct.Error, a.conduct.End)
 	switch wrongAt {
 	case BeforeContent:
@@ -190,27 +227,47 @@ func (a *response) whole(body string) {
 	case InContent:
 		sent /= 2
 	}
-	announced := len(body)
+	announced := length
 	if a.conduct.End != never {
 		announced = sent
 	}
 	a.w.Header().Set("Content-Length", strconv.Itoa(announced))
-	a.send([]byte(body[:sent]))
-	if sent < len(body) {
+	a.sendParts(body, sent)
+	if sent < length {
 		a.flush()
 		a.happens(wrongAt)
+	}
+}
+
+// sendParts sends the first n bytes of the parts, without ever having all of them in memory.
+func (a *response) sendParts(body []part, n int) {
+	const atOnce = 32 << 10
+	for _, p := range body {
+		for n > 0 && p.times > 0 && a.r.Context().Err() == nil {
+			times := min(p.times, max(atOnce/max(len(p.text), 1), 1))
+			piece := strings.Repeat(p.text, times)
+			piece = piece[:min(len(piece), n)]
+			a.send([]byte(piece))
+			n -= len(piece)
+			p.times -= times
+		}
 	}
 }
 
 // event is an event of a stream, which comes after a moment.
 type event struct {
 	after      Moment
-	name, data string // OpenAI's events have no name
+	name, data string // of some formats' events there is no name
 }
 
 // stream sends the events one by one.
 func (a *response) stream(events []event) {
-	a.w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+	a.sendAll(events, "text/event-stream; charset=utf-8", a.sendEvent)
+}
+
+// sendAll sends the events one by one, each with send.
+func (a *response) sendAll(events []event, contentType string, send func(name, data string)) {
+	a.w.Header().Set("Content-Type", contentType)
 	a.setOwnHeaders()
 	a.w.WriteHeader(http.StatusOK)
 	a.flush()
@@ -224,7 +281,9 @@ func (a *response) stream(events []event) {
 		if !a.sleep(a.conduct.Pause) {
 			return
 		}
-		a.sendEvent(e.name, e.data)
+		send(e.name, e.data)
+	}
+	for reached++; reached <= BeforeEnd && !a.happens(reached); reached++ {
 	}
 }
 
@@ -258,16 +317,23 @@ func (a *response) happens(m Moment) bool {
 	case a.conduct.Hang:
 		a.sleep(time.Hour)
 	case a.conduct.Error:
-		name := ""
-		if a.isMessages {
-			name = "error"
-		}
-		a.sendEvent(name, string(a.errorBody(http.StatusServiceUnavailable, "The provider gives up.")))
+		a.sendEvent(a.errorEvent("The provider gives up."))
 	case a.conduct.End:
 	default:
 		return false
 	}
 	return true
+}
+
+// errorEvent returns the event with which a stream of the request's format ends that fails.
+func (a *response) errorEvent(message string) (name, data string) {
+	switch {
+	case a.isMessages:
+		name = "error"
+	case isResponses(a.r):
+		return "error", fmt.Sprintf(`{"type":"error","code":"server_error","message":%q,"param":null}`, message)
+	}
+	return name, string(a.errorBody(http.StatusServiceUnavailable, message))
 }
 
 // sleep waits for d and reports whether the caller is still there.
