@@ -14,10 +14,7 @@ import (
 	"tollgate/internal/llmwire"
 )
 
-const (
-	statusHungUp    = 499             // is only logged and counted: the client has gone
-	countTokensPath = "/count_tokens" // below the URL of an endpoint
-)
+const statusHungUp = 499 // is only logged and counted: the client has gone
 
 var (
 	errHungUp  = Error{statusHungUp, "The client has hung up"}
@@ -201,7 +198,7 @@ func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err e
 		body: x.call.Request.Rewrite(x.changes(e, limit)),
 	}
 	if x.call.CountTokens {
-		p.path = countTokensPath
+		p.path = x.call.Request.Format.CountPath()
 	}
 	response, x.sent, err = p.send(x.ctx, x.gateway.transports)
 	return response, err

@@ -87,7 +87,7 @@ func (l *relay) isCount(body []byte) bool {
 	defer l.mu.Unlock()
 	report := &l.stream.Report
 	_, err := report.Read(body)
-	return err == nil && report.ContentEvents == 0 && !report.HasUsage() && llmwire.IsTokenCount(body)
+	return err == nil && report.ContentEvents == 0 && !report.HasUsage() && l.request.Format.IsTokenCount(body)
 }
 
 // writeCached sends a whole response that was cached: a stream as a stream.

@@ -10,6 +10,7 @@ import (
 var anthropicMessages = format{
 	kind:            Text,
 	urlSuffix:       "/messages",
+	countPath:       "/count_tokens",
 	isOwnHost:       func(host string) bool { return strings.EqualFold(host, "api.anthropic.com") },
 	keyHeader:       "X-Api-Key",
 	requestIDHeader: "Request-Id",
@@ -168,13 +169,3 @@ func (r *Report) readType(v jsonValue) {
 		r.fail()
 	}
 }
-
-// IsTokenCount reports whether body says how many tokens a request has, as Anthropic's /v1/messages/count_tokens does.
-func IsTokenCount(body []byte) (ok bool) {
-	var w jsonWalker[bool]
-	return w.walk(body, tokenCountShape, &ok) == nil && ok
-}
-
-var tokenCountShape = newJSONShape(jsonTable[bool]{"input_tokens": {read: func(ok *bool, v jsonValue) {
-	_, *ok = readCount(v.text)
-}}})

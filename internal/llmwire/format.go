@@ -71,6 +71,9 @@ type format struct {
 	// urlSuffix ends the path of the URL of each endpoint that has the format.
 	urlSuffix string
 
+	// countPath, below the URL of an endpoint, is where a provider says how many tokens a request has; "" if nowhere.
+	countPath string
+
 	// isOwnHost reports whether a host is one of the company's whose format it is.
 	isOwnHost func(host string) bool
 
@@ -158,6 +161,20 @@ func URLSuffixes(kind Kind) (all []string) {
 	}
 	return all
 }
+
+// CountPath returns the path below the URL of an endpoint at which a provider says how many tokens a request has. It is
+// "" if the format has none.
+func (f Format) CountPath() string { return formats[f].countPath }
+
+// IsTokenCount reports whether body is a response of CountPath.
+func (f Format) IsTokenCount(body []byte) (ok bool) {
+	var w jsonWalker[bool]
+	return f.CountPath() != "" && w.walk(body, tokenCountShape, &ok) == nil && ok
+}
+
+var tokenCountShape = newJSONShape(jsonTable[bool]{"input_tokens": {read: func(ok *bool, v jsonValue) {
+	_, *ok = readCount(v.text)
+}}})
 
 // Credential returns the header that carries an API key to a provider. Its name is in canonical form.
 func (f Format) Credential(key string) (name, value string) {

@@ -16,7 +16,7 @@ var textFormats = []Format{OpenAIChat, AnthropicMessages}
 // Each row of the table of formats is complete, and its suffix is of no other.
 func TestFormats(t *testing.T) {
 	optional := []string{"keyPrefix",
-		"usageOption", "versionHeader", "version", "modelsQuery", "limitMember", "safetyID", "delivery", "holdIfUnreported",
+		"usageOption", "countPath", "versionHeader", "version", "modelsQuery", "limitMember", "safetyID", "delivery", "holdIfUnreported",
 	}
 	for i, row := range formats {
 		value := reflect.ValueOf(*row)

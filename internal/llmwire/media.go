@@ -87,6 +87,8 @@ type contentPart struct {
 	isRemote bool  // it says that its data is not in the body
 	data     int64 // bytes of its data in the body
 	encoded  int64 // bytes of that which can be base64, as they are spelled
+
+	item inputItem // in formats whose input can refer to what the provider keeps
 }
 
 func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }

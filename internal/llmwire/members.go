@@ -66,6 +66,7 @@ func (t columnTable) of(name []byte) column {
 type requestRules struct {
 	members        columnTable // of the top-level members
 	tools          columnTable // of the types of tools: of those that are known, each runs at the client
+	isStored       bool        // the provider keeps the response, unless the request says otherwise
 	mayLimitToZero bool        // max_tokens may be 0, which fills the provider's cache
 }
 

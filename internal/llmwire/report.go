@@ -23,6 +23,12 @@ type Report struct {
 	Hidden bool   // thinking, media or what is not known was seen: the content may not show all that is billed
 	Model  string // that is named last, of at most 256 bytes; "" if none is
 
+	// ResponseID is the ID of the response, and ItemIDs are those of the items of its output, each once: at most 2,000 of
+	// at most 256 bytes, only of a format whose responses the provider keeps. Those of a stream are known before its end
+	// event is, also if that is too long to be read at once.
+	ResponseID string
+	ItemIDs    []string
+
 	usage        rawUsage
 	extra        *extraUsage // nil without any
 	seesInput    bool        // it was reported with or after the last content, reason for an end, or error

@@ -123,7 +123,10 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 }
 
 func newRequest(format Format, body []byte) *Request {
-	return &Request{Format: format, body: body, N: 1, rules: &formats[format].rules, at: make(map[memberName]span)}
+	rules := &formats[format].rules
+	return &Request{
+		Format: format, body: body, N: 1, Stored: rules.isStored, rules: rules, at: make(map[memberName]span),
+	}
 }
 
 // requestMembers are the members that are read in all formats of text: a provider may understand those of another

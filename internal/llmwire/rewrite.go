@@ -9,7 +9,7 @@ import (
 )
 
 // limitMembers are the top-level members that limit the output.
-var limitMembers = []string{"max_tokens", "max_completion_tokens"}
+var limitMembers = []string{"max_tokens", "max_completion_tokens", "max_output_tokens"}
 
 // Changes are what is changed in a request's body before it is forwarded.
 type Changes struct {
@@ -22,6 +22,7 @@ type Changes struct {
 
 	DropTools          bool   // takes out the tools that the provider runs; Request.CanDropTools must be true
 	LeaveStreamOptions bool   // does not ask for the usage of a stream
+	NoStore            bool   // asks the provider to keep nothing of a response that is stored otherwise
 	SafetyID           string // by which the provider can tell users apart; "" leaves the request's own
 }
 
@@ -38,6 +39,9 @@ func (r *Request) Rewrite(c Changes) [][]byte {
 	}
 	if c.DropTools {
 		w.dropTools()
+	}
+	if c.NoStore && r.Stored {
+		w.set(memberName{"", "store"}, "false")
 	}
 	if c.SafetyID != "" {
 		w.set(formats[r.Format].safetyID, jsonString(c.SafetyID))
