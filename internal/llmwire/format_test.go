@@ -11,7 +11,7 @@ import (
 )
 
 // textFormats are the formats of text. Their constants are the first ones.
-var textFormats = []Format{OpenAIChat, AnthropicMessages}
+var textFormats = []Format{OpenAIChat, AnthropicMessages, OpenAIResponses}
 
 // Each row of the table of formats is complete, and its suffix is of no other.
 func TestFormats(t *testing.T) {

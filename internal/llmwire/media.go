@@ -87,8 +87,6 @@ type contentPart struct {
 	isRemote bool  // it says that its data is not in the body
 	data     int64 // bytes of its data in the body
 	encoded  int64 // bytes of that which can be base64, as they are spelled
-
-	item inputItem // in formats whose input can refer to what the provider keeps
 }
 
 func (r *Request) beginPart() { r.parts = append(r.parts, contentPart{}) }
@@ -149,10 +147,15 @@ func (r *Request) readPartType(v jsonValue) {
 	case "video_url":
 		r.addMedium(video)
 	}
-	if partTypes.of(kind) != known {
+	if !r.knowsPart(kind) {
 		r.addServerType(kind)
 		r.tools.isElsewhere, r.HasAudio, r.HasImages = true, true, true
 	}
+}
+
+// knowsPart reports whether the type of a part is known, and adds nothing to the input that is not counted.
+func (r *Request) knowsPart(kind []byte) bool {
+	return partTypes.of(kind) == known || r.rules.parts.of(kind) == known
 }
 
 func (r *Request) addMedium(m medium) { r.part().medium = max(r.part().medium, m) }

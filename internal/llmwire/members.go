@@ -65,7 +65,8 @@ func (t columnTable) of(name []byte) column {
 // requestRules are what is known of the requests of a format, beside how they are read.
 type requestRules struct {
 	members        columnTable // of the top-level members
-	tools          columnTable // of the types of tools: of those that are known, each runs at the client
+	tools          columnTable // of the types of tools: those that are known run at the client, and the ruled may
+	parts          columnTable // of the types of parts that only this format has, beside partTypes
 	isStored       bool        // the provider keeps the response, unless the request says otherwise
 	mayLimitToZero bool        // max_tokens may be 0, which fills the provider's cache
 }

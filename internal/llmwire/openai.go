@@ -57,11 +57,16 @@ func openAIErrorBody(status int, text errorText) []byte {
 
 // openAIError returns the JSON of an error, whose code is null if it is "".
 func openAIError(kind, code, message string) []byte {
-	if code = jsonString(code); code == `""` {
-		code = "null"
-	}
 	const format = `{"error":{"message":%s,"type":"%s","param":null,"code":%s}}`
-	return fmt.Appendf(nil, format, jsonString(message), kind, code)
+	return fmt.Appendf(nil, format, jsonString(message), kind, nullable(code))
+}
+
+// nullable returns s as a JSON string, and null for "".
+func nullable(s string) string {
+	if s == "" {
+		return "null"
+	}
+	return jsonString(s)
 }
 
 // accountErrors are the codes, or types, of errors that concern the account: of OpenAI

@@ -1,8 +1,8 @@
 package llmwire
 
 import (
+	"fmt"
 	"slices"
-	"strconv"
 )
 
 const (
@@ -17,106 +17,227 @@ var openAIResponses = openAI(format{
 	limitMember: func(string) string { return "max_output_tokens" },
 	safetyID:    memberName{"", "safety_identifier"},
 
-	rules: requestRules{members: newColumnTable(openAIMembers), isStored: true},
-	request: newJSONShape(requestMembers, jsonTable[Request]{
-		"store":                {read: (*Request).readStore},
-		"previous_response_id": {read: (*Request).readPrevious},
-		"prompt":               {read: (*Request).refuse},
-		"context_management":   {read: (*Request).refuse},
-		"max_output_tokens":    {read: (*Request).readLimit},
+	rules: requestRules{
+		members:  newColumnTable(openAIResponsesMembers...),
+		tools:    newColumnTable(openAIResponsesTools),
+		parts:    newColumnTable(openAIResponsesParts),
+		isStored: true,
+	},
+	request: newJSONShape(requestMembers, responsesMembers),
+	report:  newJSONShape(reportMembers, responsesReport),
 
-		"messages[]":      {enter: (*Request).beginPart, read: (*Request).endItem, each: (*Request).checkMemberCase},
-		"messages[].id":   {read: (*Request).readItemID},
-		"messages[].role": {read: (*Request).readItemRole},
-		"messages[].type": {read: (*Request).readItemType},
-	}),
-	report: newJSONShape(reportMembers, jsonTable[Report]{
-		"id":              {read: (*Report).readResponseID},
-		"output[].id":     {read: (*Report).readItemID},
-		"item.id":         {read: (*Report).readItemID},
-		"response.id":     {read: (*Report).readResponseID},
-		"response.output": {same: "output"},
-	}),
+	errorEvent: func(status int, message string) []byte {
+		code := openAIErrorTypes[status].code
+		const format = `{"type":"error","code":%s,"message":%s,"param":null}`
+		return fmt.Appendf(nil, "event: error\ndata: "+format+"\n\n", nullable(code), jsonString(message))
+	},
 })
+
+// responsesMembers are the members of requests that only responses have, or that have another meaning there.
+var responsesMembers = jsonTable[Request]{
+	"store":                {read: (*Request).readStore},
+	"previous_response_id": {read: (*Request).readPrevious},
+	"prompt":               {read: (*Request).refuse},
+	"context_management":   {read: (*Request).refuse},
+	"text":                 {each: (*Request).checkMemberCase},
+	"text.format":          {read: (*Request).readSchema},
+	"instructions":         {same: "messages[]", orArray: true},
+	"reasoning.mode":       {read: (*Request).readExecutionMode},
+
+	"prompt_cache_options.comparison_response_id": {read: (*Request).readReferenceTo},
+
+	// An item of the input is read as a message.
+	"messages[]":           {enter: (*Request).beginItem, read: (*Request).endItem, each: (*Request).checkItemMember},
+	"messages[].id":        {read: (*Request).readItemID},
+	"messages[].role":      {read: (*Request).readItemRole},
+	"messages[].type":      {read: (*Request).readItemType},
+	"messages[].text":      {read: (*Request).readSchema}, // or the format of text, in an update of the configuration
+	"messages[].arguments": {read: (*Request).readSchema},
+	"messages[].action":    {read: (*Request).readSchema},
+	"messages[].actions":   {read: (*Request).readSchema},
+	"messages[].operation": {read: (*Request).readSchema},
+	"messages[].queries":   {read: (*Request).readSchema},
+	"messages[].results":   {read: (*Request).readSchema},
+	"messages[].error":     {read: (*Request).readSchema},
+	"messages[].code":      {read: (*Request).readText},
+	"messages[].logs":      {read: (*Request).readText},
+	"messages[].stdout":    {read: (*Request).readText},
+	"messages[].stderr":    {read: (*Request).readText},
+	"messages[].output":    {same: "messages[]", orArray: true},
+	"messages[].outputs":   {same: "messages[]", orArray: true},
+	"messages[].summary":   {same: "messages[]", orArray: true},
+	"messages[].tools":     {read: (*Request).readArray},
+	"messages[].result":    {read: (*Request).readResult},
+
+	"messages[].encrypted_content": {read: (*Request).readEncrypted},
+
+	"tools[].environment":      {enter: (*Request).beginEnvironment, read: (*Request).endEnvironment},
+	"tools[].environment.type": {read: (*Request).readEnvironmentType},
+	"tools[].execution":        {read: (*Request).readExecution},
+	"tools[].output_schema":    {read: (*Request).readSchema},
+}
 
 func (r *Request) readStore(v jsonValue) { r.Stored = v.isNull() || r.boolean(v) }
 
 func (r *Request) readPrevious(v jsonValue) { r.Previous = r.stateID(v) }
 
-// An inputItem is what is read of an item or part to find out whether it refers to one that the provider keeps.
+// readExecutionMode reads how the model is to reason: it may do so several times over.
+func (r *Request) readExecutionMode(v jsonValue) {
+	if !v.isNull() && string(unquoted(v.text)) != "standard" {
+		r.addUnknown("reasoning")
+	}
+}
+
+// An inputItem is what is read of an item, or of a part of one, to find out whether the provider has to look it up by its
+// ID.
 type inputItem struct {
-	id                      string
-	hasID, hasType, hasRole bool // and not null
-	isReference             bool // by its type
+	id, kind jsonValue // as they are spelled; without text if they are absent or null
+	hasRole  bool
+	isInBody bool  // what the provider has generated is in the body
+	result   int64 // bytes of the result of a tool
+	members  uint8 // a bit for each of uniqueMembers that was read
+}
+
+// uniqueMembers are the members that an item may not have twice, since another parser could read the other one.
+var uniqueMembers = [...]string{"id", "type", "role", "encrypted_content", "result"}
+
+func (r *Request) beginItem() {
+	r.beginPart()
+	r.items = append(r.items, inputItem{})
+}
+
+// item returns the innermost item that is being read.
+func (r *Request) item() *inputItem { return &r.items[len(r.items)-1] }
+
+func (r *Request) checkItemMember(object *jsonShape[Request], name []byte, _ jsonValue) {
+	at := slices.IndexFunc(uniqueMembers[:], func(unique string) bool { return string(name) == unique })
+	if at < 0 {
+		r.checkCase(object, name)
+		return
+	}
+	item, bit := r.item(), uint8(1)<<at
+	if item.members&bit != 0 {
+		r.fail("%s is duplicated", memberName{object.path, uniqueMembers[at]})
+	}
+	item.members |= bit
 }
 
 func (r *Request) readItemID(v jsonValue) {
-	item := &r.part().item
-	if item.hasID {
-		r.fail("%s is duplicated", v.path)
+	if !v.isNull() {
+		r.item().id = v
 	}
-	item.hasID, item.id = !v.isNull(), r.stateID(v)
 }
 
-func (r *Request) readItemRole(v jsonValue) {
-	item := &r.part().item
-	if item.hasRole {
-		r.fail("%s is duplicated", v.path)
-	}
-	item.hasRole = !v.isNull()
-}
+func (r *Request) readItemRole(v jsonValue) { r.item().hasRole = !v.isNull() && string(v.text) != `""` }
 
+// readItemType reads the type of an item or of a part of one.
 func (r *Request) readItemType(v jsonValue) {
-	item := &r.part().item
-	if item.hasType {
-		r.fail("%s is duplicated", v.path)
-	}
-	item.hasType = !v.isNull()
-	if item.isReference = string(unquoted(v.text)) == "item_reference"; !item.isReference {
-		r.readPartType(v)
-	}
-}
-
-// endItem reads the end of an item or part.
-func (r *Request) endItem(v jsonValue) {
-	item := r.part().item
-	r.endPart(v)
-	if item.hasID && (item.isReference || !item.hasType && !item.hasRole) {
-		r.addReference(item.id)
-	}
-}
-
-func (r *Request) addReference(id string) {
-	if slices.Contains(r.References, id) {
+	r.readPartType(v)
+	if v.isNull() {
 		return
 	}
+	r.item().kind = v
+	switch string(unquoted(v.text)) {
+	case "computer_screenshot", "image_generation_call":
+		r.addMedium(image)
+	case "compaction_trigger":
+		r.Twice = true // a summary of the conversation, beside the response
+	case "configuration_update":
+		r.asksHidden = true // of the effort, perhaps
+	}
+}
+
+// readEncrypted and readResult read what the provider has generated earlier.
+func (r *Request) readEncrypted(v jsonValue) {
+	r.readText(v)
+	r.item().isInBody = r.item().isInBody || v.stringBytes() > 0
+}
+
+func (r *Request) readResult(v jsonValue) {
+	r.addData(v, true)
+	r.item().result = v.stringBytes()
+	r.item().isInBody = r.item().isInBody || v.stringBytes() > 0
+}
+
+// endItem reads the end of an item or of a part of one.
+func (r *Request) endItem(v jsonValue) {
+	item := r.item()
+	if r.part().medium == noMedium {
+		r.input.text += item.result
+	}
+	if item.id.text != nil && r.isReference(item) {
+		r.readReferenceTo(item.id)
+	}
+	r.items = r.items[:len(r.items)-1]
+	r.endPart(v)
+}
+
+// isReference reports whether the provider looks an item up by its ID. OpenAI does so with reasoning and images that
+// are not in the body, and what a type means that is not known here is not known either.
+func (r *Request) isReference(item *inputItem) bool {
+	if item.kind.text == nil {
+		return !item.hasRole
+	}
+	switch kind := unquoted(item.kind.text); string(kind) {
+	case "":
+		return !item.hasRole
+	case "item_reference":
+		return true
+	case "reasoning", "image_generation_call":
+		return !item.isInBody
+	default:
+		return !r.knowsPart(kind)
+	}
+}
+
+// readReferenceTo reads a member with the ID of a response.
+func (r *Request) readReferenceTo(v jsonValue) {
+	if id := r.stateID(v); id != "" {
+		r.addReference(id)
+	}
+}
+
+// addReference notes the ID of something that the provider keeps.
+func (r *Request) addReference(id string) {
+	if r.referred[id] {
+		return
+	}
+	if r.referred == nil {
+		r.referred = make(map[string]bool)
+	}
+	r.referred[id] = true
 	if r.References = append(r.References, id); len(r.References) > maxReferences {
 		r.fail("The input refers to more than %d items", maxReferences)
 	}
 }
 
-// stateID returns the ID of what the provider keeps, and "" for null.
+// stateID returns the ID of something that the provider keeps, and "" for null.
 func (r *Request) stateID(v jsonValue) string {
 	if v.isNull() {
 		return ""
 	}
-	id := string(unquoted(v.text))
-	if v.text[0] != '"' || id == "" || len(id) > maxStateID {
-		r.fail("%s must be a string of 1 to %s bytes", v.path, strconv.Itoa(maxStateID))
+	id := unquoted(v.text)
+	if v.text[0] != '"' || len(id) == 0 || len(id) > maxStateID {
+		r.fail("%s must be a string of 1 to %d bytes", v.path, maxStateID)
+		return ""
 	}
-	return id
+	return string(id)
 }
 
-func (r *Report) readResponseID(v jsonValue) {
-	if id := r.modelName(v.text); len(id) > 0 && string(id) != r.ResponseID {
-		r.ResponseID = string(id)
+// beginEnvironment, readEnvironmentType and endEnvironment read where a shell runs.
+func (r *Request) beginEnvironment() { r.tool().environment.hasType = false }
+
+func (r *Request) readEnvironmentType(v jsonValue) {
+	r.tool().environment.set(string(unquoted(v.text)) == "local")
+}
+
+func (r *Request) endEnvironment(jsonValue) {
+	if place := &r.tool().environment; !place.hasType {
+		place.set(false)
 	}
 }
 
-func (r *Report) readItemID(v jsonValue) {
-	id := r.modelName(v.text)
-	if len(id) == 0 || len(r.ItemIDs) == maxReferences || slices.Contains(r.ItemIDs, string(id)) {
-		return
-	}
-	r.ItemIDs = append(r.ItemIDs, string(id))
+// readExecution reads where a search for tools runs.
+func (r *Request) readExecution(v jsonValue) {
+	r.tool().execution.set(string(unquoted(v.text)) == "client")
 }

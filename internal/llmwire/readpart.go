@@ -24,7 +24,17 @@ func (r *Report) ReadPart(part []byte) {
 	if r.parts == nil {
 		r.parts = new(partReader)
 	}
-	r.parts.read(r, part)
+	p := r.parts
+	p.objects++
+	p.bytes += int64(len(part))
+	p.read(r, part)
+	if p.repeats {
+		r.ContentEvents, r.contentBytes = r.ContentEvents-p.objects, r.contentBytes-p.bytes
+		p.objects, p.bytes = 0, 0
+		if p.output > r.contentBytes {
+			r.ContentEvents, r.contentBytes = max(r.ContentEvents, 1), p.output
+		}
+	}
 }
 
 // endParts gives up an object whose end has not come.
@@ -51,6 +61,11 @@ type partReader struct {
 	from     int    // where in kept the string or scalar that is read starts
 	skipping bool   // the value that is read is not kept
 	open     int    // arrays and objects that are open in it
+
+	objects, bytes int64 // that the Report has counted as content of the object
+	repeats        bool  // the object has a response, whose content came before it
+	inOutput       bool  // the value that is read is the output of a response
+	output         int64 // bytes of such values
 }
 
 // A partPlace is where the next byte of an object is.
@@ -65,7 +80,7 @@ const (
 
 func (p *partReader) read(r *Report, part []byte) {
 	for len(part) > 0 {
-		n := 1
+		n, inOutput := 1, p.inOutput
 		switch {
 		case p.place == inName || p.place == inString:
 			n = p.readString(part)
@@ -75,6 +90,10 @@ func (p *partReader) read(r *Report, part []byte) {
 			n = p.skip(part)
 		default:
 			p.readByte(r, part[0])
+		}
+		if inOutput {
+			p.output += int64(n)
+			p.inOutput = p.skipping
 		}
 		part = part[n:]
 	}
@@ -200,6 +219,14 @@ func (p *partReader) nextShape(r *Report, c byte) (shape *jsonShape[Report]) {
 		var name [maxKeptName]byte
 		spelled, _ := strict.AppendUnquoted(name[:0], p.name)
 		shape = outer.member(spelled)
+	}
+	switch {
+	case shape == nil:
+	case shape.path == "output":
+		p.inOutput = p.repeats
+		return nil
+	case shape.path == "response":
+		p.repeats = c == '{'
 	}
 	if shape == nil || !strings.HasPrefix(shape.path, "content") || shape.path == "content.stop_reason" ||
 		shape.path == "content" && c == '{' {

@@ -15,7 +15,7 @@ type Report struct {
 
 	Objects       int64 // that have come, or parts of them that cannot be read; the end marker is one
 	ContentEvents int64 // objects with content: text, thinking, calls of tools, media or what is not known
-	Done          bool  // the end marker was seen: [DONE] or message_stop
+	Done          bool  // the end marker was seen: [DONE], message_stop, or an event that ends a response
 	Failed        bool  // an error was seen
 	FailedAtOnce  bool  // the first object was an error
 	Unread        bool  // a part could not be read, so that what it says is not known
@@ -39,12 +39,17 @@ type Report struct {
 	finished     uint16      // a bit for each choice that has ended
 	worst        ending      // of these choices
 	refused      bool        // the model, or a filter, declined
+	searches     int64       // that were seen, or reported beside the usage
+
+	searchesBegun, searchesEnded int64 // in a stream
 
 	walker     jsonWalker[Report]
 	object     reportObject
 	reading    rawUsage        // the usage that is being read
 	iterations *iterationsRead // in that usage; nil before the first ones
 	name       []byte          // what the last name of a model with escapes spells
+	response   responseRead    // what is read of one of OpenAI's other API
+	itemAt     map[string]int  // where ItemIDs has an ID
 	parts      *partReader     // nil if no object was read in parts
 }
 
@@ -82,6 +87,7 @@ func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage,
 		used.Output = max(used.Output, r.ContentEvents, (r.contentBytes+2)/3)
 	}
 	used.Input, used.Output = min(used.Input, MaxTokens), min(used.Output, MaxTokens)
+	used.Searches = max(used.Searches, r.searches)
 	if r.extra != nil {
 		used.Add(&r.extra.own)
 		others = r.extra.others
@@ -245,12 +251,15 @@ const (
 // endings has the reasons for which choices end, in all formats. A reason that is not here is abnormal.
 var endings = map[string]ending{
 	"stop":          endedNormally,
+	"completed":     endedNormally,
 	"tool_calls":    endedNormally,
 	"end_turn":      endedNormally,
 	"tool_use":      endedNormally,
 	"stop_sequence": endedNormally,
 	"length":        endedAtLimit,
 	"max_tokens":    endedAtLimit,
+
+	"max_output_tokens": endedAtLimit,
 }
 
 // readStop reads why a choice has ended. Absent, null and "" mean that it has not.

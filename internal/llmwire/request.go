@@ -66,6 +66,9 @@ type Request struct {
 	tools toolReader
 	parts []contentPart // the part that is being read, after those around it
 
+	items    []inputItem     // the same, in a format whose input can refer to what the provider keeps
+	referred map[string]bool // References
+
 	asksHidden     bool // for thinking or reasoning
 	isReasoningOff bool // by the type or effort in the thinking or reasoning that is being read
 	includesUsage  bool // the member usage asks for what is there without it
@@ -140,6 +143,7 @@ var requestMembers = joined(jsonTable[Request]{
 	"n":                            {read: (*Request).readChoices},
 	"max_tokens":                   {read: (*Request).readLimit},
 	"max_completion_tokens":        {read: (*Request).readLimit},
+	"max_output_tokens":            {read: (*Request).readLimit},
 
 	"thread":               {read: (*Request).refuse},
 	"previous_response_id": {read: (*Request).refuse},

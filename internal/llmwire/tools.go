@@ -69,6 +69,23 @@ type toolReader struct {
 type tool struct {
 	isServer   bool   // the provider runs it, or one in it
 	kind, name []byte // as they are spelled
+
+	environment, execution toolPlace
+}
+
+// A toolPlace is what a member of a tool says of where it runs.
+type toolPlace struct {
+	decides           bool // for the type of the tool: it runs at the client only if the member says so
+	isClient, isOther bool // it says so, or anything else
+	hasType           bool // the object that is being read has a type
+}
+
+func (p *toolPlace) isServer() bool { return p.decides && (p.isOther || !p.isClient) }
+
+// set notes a value that says where a tool runs.
+func (p *toolPlace) set(isClient bool) {
+	p.hasType = true
+	p.isClient, p.isOther = p.isClient || isClient, p.isOther || !isClient
 }
 
 // A serverTool is a tool that the provider runs.
@@ -88,6 +105,10 @@ func (r *Request) endTool(v jsonValue) {
 	t := &r.tools
 	if v.text[0] != '{' && !v.isNull() {
 		r.addTool(v) // a name, perhaps
+	}
+	if one := r.tool(); one.environment.isServer() || one.execution.isServer() {
+		one.isServer = true
+		r.addServerType(unquoted(one.kind))
 	}
 	last := len(t.reading) - 1
 	read := t.reading[last]
@@ -116,7 +137,13 @@ func (r *Request) readToolType(v jsonValue) {
 	r.tools.needMore = r.tools.needMore || slices.ContainsFunc(definedTools, func(name string) bool {
 		return strings.HasPrefix(string(kind), name)
 	})
-	if r.rules.tools.of(kind) != known && !r.isToolChange(kind) {
+	switch c := r.rules.tools.of(kind); {
+	case c == known, r.isToolChange(kind):
+	case c == ruled && string(kind) == "shell":
+		r.tool().environment.decides = true
+	case c == ruled:
+		r.tool().execution.decides = true
+	default:
 		r.addTool(v)
 	}
 }

@@ -1,0 +1,201 @@
+package llmwire
+
+import "bytes"
+
+// responsesReport are the members of responses and of the events of their streams. An event has the response so far, an
+// item of its output, or a delta of one. The items of a response are its content. In a stream they repeat the deltas,
+// and count only as far as those have left something out.
+var responsesReport = joined(
+	labels.under("item"), responseLabels.under("item"), responseLabels.under("content"),
+	usageMembers.under("tool_usage.image_gen"),
+	jsonTable[Report]{
+		"":         {enter: (*Report).beginResponse, read: (*Report).endResponse},
+		"type":     {read: (*Report).readEventType},
+		"response": {enter: (*Report).beginRepeated, read: (*Report).endRepeated},
+		"id":       {read: (*Report).readResponseID},
+		"status":   {read: (*Report).readStatus},
+
+		"incomplete_details.reason": {read: (*Report).readIncompleteReason},
+
+		"response.id":                        {same: "id"},
+		"response.status":                    {same: "status"},
+		"response.error":                     {same: "error"},
+		"response.model":                     {same: "model"},
+		"response.usage":                     {same: "usage"},
+		"response.tool_usage":                {same: "tool_usage"},
+		"response.incomplete_details.reason": {same: "incomplete_details.reason"},
+		"response.output":                    {same: "output"},
+
+		"output":   {enter: (*Report).beginOutput, read: (*Report).endOutput},
+		"output[]": {same: "item"},
+
+		"item":           {enter: (*Report).beginOutputItem, read: (*Report).endOutputItem},
+		"item.id":        {read: (*Report).readItemID},
+		"item.type":      {read: (*Report).readOutputType},
+		"item.content":   {same: "content"},
+		"item.name":      {read: (*Report).readText},
+		"item.arguments": {read: (*Report).readInput},
+		"item.input":     {read: (*Report).readInput},
+		"item.action":    {same: "content.citation"},
+		"item.actions":   {same: "content.citation"},
+		"item.operation": {same: "content.citation"},
+		"item.*":         {same: "content.*"},
+
+		"partial_image_b64": {read: (*Report).readHidden},
+
+		// What tools have used, whose models are not named.
+		"tool_usage":           {enter: (*Report).beginIterations, read: (*Report).endIterations},
+		"tool_usage.image_gen": {enter: (*Report).beginIteration, read: (*Report).endIteration},
+		"tool_usage.web_search.num_requests": {read: func(r *Report, v jsonValue) {
+			if n, ok := readCount(v.text); ok {
+				r.searches = max(r.searches, n)
+			}
+		}},
+	})
+
+// responseLabels are further labels, that only these responses have.
+var responseLabels = jsonTable[Report]{"logprobs": {}, "namespace": {}, "phase": {}}
+
+// A responseRead is what is known of a response that is being read, or of the event of its stream.
+type responseRead struct {
+	event, status, reason []byte // as they are spelled
+
+	before   int64 // bytes of content before the event
+	repeated int64 // the same, before a response in it
+	inOutput bool  // of such a response, or of a whole one
+	searches int64 // items of it
+
+	item       []byte // type of the item that was read last
+	itemBefore int64  // bytes of content before an item of its own
+	itemBytes  int64  // of such an item
+}
+
+func (r *Report) beginResponse() { r.response = responseRead{before: r.contentBytes} }
+
+func (r *Report) readEventType(v jsonValue) { r.response.event = v.text }
+
+func (r *Report) readStatus(v jsonValue) { r.response.status = v.text }
+
+func (r *Report) readIncompleteReason(v jsonValue) { r.response.reason = v.text }
+
+func (r *Report) beginRepeated() { r.response.repeated = r.contentBytes }
+
+// endRepeated reads the end of the response that an event has. Of its content and that of the events before it, the
+// larger counts.
+func (r *Report) endRepeated(jsonValue) {
+	before := r.response.repeated
+	r.contentBytes = max(before, r.contentBytes-before)
+}
+
+func (r *Report) beginOutput() { r.response.inOutput = true }
+
+func (r *Report) endOutput(jsonValue) { r.response.inOutput = false }
+
+func (r *Report) beginOutputItem() { r.response.item, r.response.itemBefore = nil, r.contentBytes }
+
+// readOutputType reads the type of an item. What is not known to be text, or a call of a tool of the client's, is
+// hidden: more can have been generated than is seen of it.
+func (r *Report) readOutputType(v jsonValue) {
+	r.response.item = v.text
+	switch string(v.text) {
+	case `"message"`, `"function_call"`, `"custom_tool_call"`, `"local_shell_call"`, `"apply_patch_call"`,
+		`"computer_call"`:
+	default:
+		r.Hidden = true
+	}
+}
+
+func (r *Report) endOutputItem(jsonValue) {
+	o := &r.response
+	if !o.inOutput {
+		o.itemBytes = r.contentBytes - o.itemBefore
+		r.contentBytes = o.itemBefore
+	} else if string(o.item) == `"web_search_call"` {
+		o.searches++
+	}
+}
+
+// hasDeltas reports whether what an item of a type says comes in deltas before the item is complete.
+func hasDeltas(item []byte) bool {
+	switch string(item) {
+	case `"message"`, `"function_call"`, `"custom_tool_call"`, `"reasoning"`, `"mcp_call"`, `"code_interpreter_call"`:
+		return true
+	}
+	return false
+}
+
+// endResponse reads the end of a response that is not streamed, or of an event.
+func (r *Report) endResponse(v jsonValue) {
+	r.readObject(v)
+	o := &r.response
+	isSearch := string(o.item) == `"web_search_call"`
+	switch string(o.event) {
+	case `"response.completed"`, `"response.incomplete"`, `"response.failed"`:
+		r.Done = true
+		if o.status == nil {
+			o.status = append([]byte{'"'}, o.event[len(`"response.`):]...)
+		}
+	case `"error"`:
+		r.Done = true
+		r.fail()
+	case `"response.output_item.added"`:
+		if isSearch {
+			r.searchesBegun++
+		}
+	case `"response.output_item.done"`:
+		if isSearch {
+			r.searchesEnded++
+		}
+		if !hasDeltas(o.item) {
+			r.contentBytes += o.itemBytes
+		}
+	case `"response.output_text.delta"`, `"response.function_call_arguments.delta"`,
+		`"response.custom_tool_call_input.delta"`, ``:
+	case `"response.refusal.delta"`:
+		r.refused = true
+	default: // an event that is not known, or of what can be seen only in part
+		r.Hidden = r.Hidden || r.contentBytes > o.before && bytes.HasPrefix(o.event, []byte(`"response.`))
+	}
+	r.searches = max(r.searches, o.searches, r.searchesBegun, r.searchesEnded)
+	r.endWithStatus()
+}
+
+// endWithStatus notes whether, and how, the response has ended.
+func (r *Report) endWithStatus() {
+	o := &r.response
+	switch string(o.status) {
+	case `"failed"`:
+		r.fail()
+	case `"incomplete"`:
+		if len(o.reason) > len(`""`) {
+			o.status = o.reason
+		}
+	case `"completed"`, `"cancelled"`:
+	default:
+		return
+	}
+	r.readStop(o.status, 0)
+}
+
+func (r *Report) readResponseID(v jsonValue) {
+	if id := r.modelName(v.text); len(id) > 0 && string(id) != r.ResponseID {
+		r.ResponseID = string(id)
+	}
+}
+
+func (r *Report) readItemID(v jsonValue) {
+	id := r.modelName(v.text)
+	if len(id) == 0 || len(r.ItemIDs) == maxReferences {
+		return
+	}
+	// The index can have more than ItemIDs, of which a Stream forgets what it has read in vain.
+	if at, ok := r.itemAt[string(id)]; ok && at < len(r.ItemIDs) && r.ItemIDs[at] == string(id) {
+		return
+	}
+	if r.itemAt == nil {
+		r.itemAt = make(map[string]int)
+	}
+	name := string(id)
+	r.itemAt[name] = len(r.ItemIDs)
+	r.ItemIDs = append(r.ItemIDs, name)
+}
