@@ -100,6 +100,13 @@ type format struct {
 	// holdIfUnreported says that a response without usage costs what was held. Otherwise it costs an estimate.
 	holdIfUnreported bool
 
+	// held says what of a request is held as its input. A response to one of which nothing is held has used nothing that
+	// is counted.
+	held heldInput
+
+	// noOutput says that a response has no output tokens, and its usage none but those of the input.
+	noOutput bool
+
 	// safetyID is the member of a request by which a provider can tell users apart.
 	safetyID memberName
 
@@ -137,6 +144,22 @@ const (
 
 // Delivery returns how responses of the format are relayed.
 func (f Format) Delivery() Delivery { return formats[f].delivery }
+
+// Kind returns the kind of endpoints that have the format.
+func (f Format) Kind() Kind { return formats[f].kind }
+
+// HoldsIfUnreported reports whether a response without usage costs what was held for the request. Otherwise it costs an
+// estimate.
+func (f Format) HoldsIfUnreported() bool { return formats[f].holdIfUnreported }
+
+// ReportsUsage reports whether responses of the format are expected to say what they have used.
+func (f Format) ReportsUsage() bool { return formats[f].held != noInput }
+
+// SharesModels reports whether clients of the two formats ask for the same list of models: those of one company's API
+// do, whatever they want the models for.
+func (f Format) SharesModels(other Format) bool {
+	return formats[f].keyHeader == formats[other].keyHeader
+}
 
 // FormatOf returns the format of an endpoint of a kind, by the end of its URL's path, and false if no format of that
 // kind has a path that ends so.

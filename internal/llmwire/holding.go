@@ -29,12 +29,29 @@ type Holding struct {
 	MaxInput      int64 // the model's context window in tokens; 0 means that it is not known
 }
 
+// A heldInput is what of a request is held as its input.
+type heldInput int
+
+const (
+	bodyInput heldInput = iota // all of its body
+	textInput                  // what the model reads of it, or all of the body if a part is not known
+	noInput                    // nothing
+)
+
 // HeldInput returns the input tokens to hold for the request: one for each BytesPerToken bytes of its body without the
 // base64 of media, MediaTokens for each image and sound, and for each document, file and video FileTokens or, if that
 // is less, one for each BytesPerToken bytes of its data in the body; 600 if there are tools, or 3,000 if the provider
-// has defined one of those that the client runs; at most MaxInput.
+// has defined one of those that the client runs; at most MaxInput. Of a request for images only the prompt counts, of one
+// for a moderation nothing.
 func (r *Request) HeldInput(h Holding) int64 {
-	tokens := divideUp(int64(len(r.body))-r.input.base64, h.BytesPerToken)
+	size := int64(len(r.body)) - r.input.base64
+	switch held := formats[r.Format].held; {
+	case held == noInput:
+		return 0
+	case held == textInput && len(r.Unknown) == 0:
+		size = r.input.text
+	}
+	tokens := divideUp(size, h.BytesPerToken)
 	tokens = min(tokens+r.mediaTokens(h), MaxTokens)
 	switch {
 	case r.tools.needMore:
@@ -45,8 +62,14 @@ func (r *Request) HeldInput(h Holding) int64 {
 	return min(tokens, h.mostInput())
 }
 
-// HeldOutput returns the output tokens to hold for each choice of a request whose format has no limit for them.
-func (r *Request) HeldOutput(Holding) int64 { return 0 }
+// HeldOutput returns the output tokens to hold for each choice of a request whose format has no limit for them: those
+// of an image.
+func (r *Request) HeldOutput(h Holding) int64 {
+	if formats[r.Format].kind != Images {
+		return 0
+	}
+	return min(h.ImageTokens+r.partials*partialImageTokens, MaxTokens)
+}
 
 // EstimatedInput returns the input tokens to charge if the provider does not report them: one for each 4 bytes of the
 // strings that the model reads, and of the JSON of the parameters of tools, 4 for each message, and media as they are

@@ -28,6 +28,27 @@ func openAI(f format) format {
 // openAIMembers has the top-level members of requests that all of OpenAI's formats have.
 var openAIMembers = listing{known: []string{"user"}, ruled: []string{"model"}}
 
+// openAIBody are the members that are read in all of OpenAI's formats.
+var openAIBody = jsonTable[Request]{
+	"":      {read: (*Request).readBody, each: (*Request).addMember},
+	"model": {read: (*Request).readModel},
+}
+
+// usageReport are the members that are read of responses whose content is not: an error, the model and the usage.
+var usageReport = joined(usageTable, jsonTable[Report]{
+	"":       {read: (*Report).readObject},
+	"error":  {read: (*Report).readError},
+	"model":  {read: (*Report).readModel},
+	"object": {read: (*Report).readObjectType},
+})
+
+// readResults reads what a response consists of, so that one without usage is not taken for an error.
+func (r *Report) readResults(v jsonValue) {
+	if !v.isOff() {
+		r.hasChoices = true
+	}
+}
+
 // isOpenAI reports whether a host is OpenAI's own or Azure's, which have the same members.
 func isOpenAI(host string) bool {
 	host = strings.ToLower(host)

@@ -1,10 +1,15 @@
 package llmwire
 
+// Moderations are free at OpenAI, and cost what the config asks for a request.
 var openAIModerations = openAI(format{
 	kind:      Moderation,
 	urlSuffix: "/moderations",
+	held:      noInput,
 
-	rules:   requestRules{members: newColumnTable(openAIMembers)},
-	request: newJSONShape(requestMembers),
-	report:  newJSONShape(reportMembers),
+	// OpenAI's SDKs (ModerationCreateParams in resources/moderations.d.ts), Mistral (docs.mistral.ai/api, classifiers).
+	rules: requestRules{members: newColumnTable(openAIMembers, listing{
+		known: []string{"input", "metadata"}, refused: []string{"stream"},
+	})},
+	request: newJSONShape(openAIBody),
+	report:  newJSONShape(usageReport, jsonTable[Report]{"results": {read: (*Report).readResults}}),
 })

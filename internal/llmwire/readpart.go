@@ -37,6 +37,23 @@ func (r *Report) ReadPart(part []byte) {
 	}
 }
 
+// ReadUsage reads the next part of a response of which only the usage is read, as ReadPart does, but without counting it
+// as content. EndUsage is called after the last part.
+func (r *Report) ReadUsage(part []byte) {
+	if r.parts == nil {
+		r.parts = new(partReader)
+	}
+	r.parts.read(r, part)
+}
+
+// EndUsage returns an error unless what ReadUsage has read is one JSON object, with its end.
+func (r *Report) EndUsage() error {
+	if p := r.parts; p == nil || r.Objects != 1 || p.depth > 0 || p.open > 0 || p.place != between || len(p.kept) > 0 {
+		return errNoObject
+	}
+	return nil
+}
+
 // endParts gives up an object whose end has not come.
 func (r *Report) endParts() {
 	if r.parts != nil {

@@ -78,7 +78,11 @@ type reportObject struct {
 //
 // Others is what other models have used beside the response's own.
 func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage, exact bool) {
-	used = r.usage.usage(estimatedInput)
+	f := formats[r.Format]
+	if f.held == noInput {
+		return Usage{}, nil, true
+	}
+	used = r.usage.usage(f.shareOf(estimatedInput))
 	input, output := r.knows(n)
 	if !input {
 		used.Input = max(used.Input, estimatedInput)
@@ -88,11 +92,25 @@ func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage,
 	}
 	used.Input, used.Output = min(used.Input, MaxTokens), min(used.Output, MaxTokens)
 	used.Searches = max(used.Searches, r.searches)
+	switch {
+	case f.noOutput:
+		used.Output, used.AudioOutput, used.ImageOutput = 0, 0, 0
+	case f.kind == Images:
+		used.AudioOutput, used.ImageOutput = 0, used.Output
+	}
 	if r.extra != nil {
 		used.Add(&r.extra.own)
 		others = r.extra.others
 	}
 	return used, others, input && output
+}
+
+// shareOf returns how much of a sum of tokens is input at most, if the usage does not say so, and it is estimated.
+func (f *format) shareOf(estimated int64) int64 {
+	if f.noOutput {
+		return MaxTokens
+	}
+	return estimated
 }
 
 // IsFinal reports whether all that a response with n choices has used is known.
@@ -114,7 +132,8 @@ func (r *Report) knows(n int64) (input, output bool) {
 	used := r.usage.usage(0)
 	hasEnded := !r.isStream || r.Done || (r.Failed || r.HasFinished(n)) && (used.Output > 0 || r.ContentEvents == 0)
 	input, output = r.usage.sees()
-	return input && (used.Input > 0 || hasEnded && r.seesInput), output && hasEnded && r.seesOutput
+	output = output && hasEnded && r.seesOutput || formats[r.Format].noOutput
+	return input && (used.Input > 0 || hasEnded && r.seesInput), output
 }
 
 // HasUsage reports whether tokens were reported, more than 0.
@@ -152,7 +171,13 @@ func (r *Report) HasFinished(n int64) bool { return int64(bits.OnesCount16(r.fin
 // IsReusable reports whether the response, with n choices, may be served to others: it is complete, with usage and
 // without an error, and all choices have ended normally or, if the client has set the limit itself, at the limit.
 func (r *Report) IsReusable(n int64, ownLimit bool) bool {
-	if r.Failed || r.refused || r.Unread || !r.IsFinal(n) || !r.HasFinished(n) {
+	if r.Failed || r.refused || r.Unread || !r.IsFinal(n) {
+		return false
+	}
+	if formats[r.Format].noOutput {
+		return true
+	}
+	if !r.HasFinished(n) {
 		return false
 	}
 	return r.worst == endedNormally || ownLimit && r.worst == endedAtLimit

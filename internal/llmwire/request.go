@@ -62,6 +62,8 @@ type Request struct {
 	Characters int64 // to speak: Unicode code points
 	Seconds    int64 // of sound in the request, rounded up
 
+	partials int64 // images that show each image before it is complete
+
 	input inputSize
 	tools toolReader
 	parts []contentPart // the part that is being read, after those around it
@@ -122,7 +124,10 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 	}
 	r.ReasoningOff = r.ReasoningOff && !r.asksHidden
 	r.CanDropTools = r.tools.canDrop()
-	return r, nil
+	if formats[format].kind == Images {
+		r.endImages()
+	}
+	return r, r.err
 }
 
 func newRequest(format Format, body []byte) *Request {

@@ -43,8 +43,8 @@ func (r *Request) Rewrite(c Changes) [][]byte {
 	if c.NoStore && r.Stored {
 		w.set(memberName{"", "store"}, "false")
 	}
-	if c.SafetyID != "" {
-		w.set(formats[r.Format].safetyID, jsonString(c.SafetyID))
+	if id := formats[r.Format].safetyID; c.SafetyID != "" && id.name != "" {
+		w.set(id, jsonString(c.SafetyID))
 	}
 	if formats[r.Format].usageOption && r.Stream && !r.IncludeUsage && !c.LeaveStreamOptions {
 		w.set(memberName{"stream_options", "include_usage"}, "true")

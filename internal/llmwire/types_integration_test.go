@@ -3,6 +3,7 @@
 package llmwire
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os/exec"
@@ -40,7 +41,10 @@ func TestIntegrationTypes(t *testing.T) {
 	if err := json.Unmarshal(out, &printed); err != nil {
 		t.Fatal(err)
 	}
-	for name, format := range map[string]Format{"chat": OpenAIChat, "messages": AnthropicMessages} {
+	for name, format := range map[string]Format{
+		"chat": OpenAIChat, "messages": AnthropicMessages,
+		"embeddings": OpenAIEmbeddings, "moderations": OpenAIModerations, "images": OpenAIImages,
+	} {
 		t.Run(name, func(t *testing.T) {
 			types := printed[name]
 			wantListed(t, format, types)
@@ -72,8 +76,9 @@ func wantListed(t *testing.T, format Format, types sdkTypes) {
 			}
 		}
 	}
-	if found < 40 {
-		t.Errorf("the types have only %d members, tools and parts", found)
+	least := map[Format]int{OpenAIEmbeddings: 5, OpenAIModerations: 2, OpenAIImages: 19}
+	if least := cmp.Or(least[format], 40); found < least {
+		t.Errorf("the types have only %d members, tools and parts, want %d", found, least)
 	}
 }
 
@@ -86,6 +91,8 @@ func wantPriced(t *testing.T, format Format, types sdkTypes) {
 	t.Helper()
 	sameCost := map[string][]string{
 		"service_tier": {"auto", "default", "flex", "standard_only"}, "speed": {"standard"},
+		"output_format": {"png", "jpeg", "webp"}, "quality": {"auto", "low", "medium", "high", "standard", "hd"},
+		"size": {"auto", "256x256", "512x512", "1024x1024", "1024x1536", "1536x1024"},
 	}
 	for member, values := range types.Values {
 		for _, value := range values {
@@ -98,7 +105,7 @@ func wantPriced(t *testing.T, format Format, types sdkTypes) {
 			}
 		}
 	}
-	read := []string{"advisor_20260301.model", "fallback.from.model", "fallback.to.model", "fallbacks[].model", "moderation.model"}
+	read := []string{"advisor_20260301.model", "fallback.from.model", "fallback.to.model", "fallbacks[].model", "moderation.model", "svg.model"}
 	for _, place := range types.Models {
 		if !slices.Contains(read, place) {
 			t.Errorf("a model is named at %s", place)

@@ -6,4 +6,7 @@ import type OpenAI from "openai7";
 export type Formats = {
   chat: OpenAI.ChatCompletionCreateParams;
   messages: Anthropic.MessageCreateParams | Anthropic.Beta.MessageCreateParams;
+  embeddings: OpenAI.EmbeddingCreateParams;
+  moderations: OpenAI.ModerationCreateParams;
+  images: OpenAI.ImageGenerateParams;
 };
