@@ -64,7 +64,7 @@ type cacheUse struct {
 // lost.
 func (x *exchange) replay() (done bool, err error) {
 	rules := &x.call.Caching
-	ttl := rules.ttl()
+	ttl := rules.ttl(x.call.Request.Format.Kind())
 	if ttl == 0 {
 		return false, nil
 	}

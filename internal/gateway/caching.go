@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 )
 
@@ -57,9 +58,9 @@ func (c *Caching) feeFor(cost int64) int64 {
 	return divideUp(high, low, wholeFee)
 }
 
-// ttl returns for how long a response is served from the cache; 0 is not at all.
-func (c *Caching) ttl() time.Duration {
-	if !c.enabled {
+// ttl returns for how long a response of that kind is served from the cache; 0 is not at all.
+func (c *Caching) ttl(kind llmwire.Kind) time.Duration {
+	if !c.enabled || kind != llmwire.Text && kind != llmwire.Embeddings {
 		return 0
 	}
 	return time.Duration(min(c.textTTL, maxCacheSeconds)) * time.Second

@@ -47,8 +47,8 @@ func TestCachingTTL(t *testing.T) {
 		``: 0, `"enabled":true`: 0, `"text_ttl":5`: 0, `"enabled":true,"text_ttl":5`: 5 * time.Second,
 		`"enabled":true,"text_ttl":9007199254740991`: maxCacheSeconds * time.Second,
 	} {
-		if c := readCaching(t, members); c.ttl() != want {
-			t.Errorf("%s: %s, want %s", members, c.ttl(), want)
+		if c := readCaching(t, members); c.ttl(llmwire.Text) != want {
+			t.Errorf("%s: %s, want %s", members, c.ttl(llmwire.Text), want)
 		}
 	}
 	for member, sentence := range map[string]string{

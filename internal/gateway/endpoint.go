@@ -76,7 +76,7 @@ const (
 // NewEndpoint returns the endpoint of that kind and name as it is before its members are read.
 func NewEndpoint(kind llmwire.Kind, name string) *Endpoint {
 	return &Endpoint{
-		Name: name, kind: kind, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000},
+		Name: name, kind: kind, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000, ImageTokens: 6240},
 		maxOutput: 4096, minOutput: 4096,
 	}
 }
@@ -122,6 +122,7 @@ func (e *Endpoint) GatewayRules(object func(strict.Rules) strict.Rule) strict.Ru
 		"bytes_per_token":   strict.Int(&e.holding.BytesPerToken, 1, 8),
 		"media_tokens":      strict.Int(&e.holding.MediaTokens, 0, strict.MaxInt),
 		"file_tokens":       strict.Int(&e.holding.FileTokens, 1, strict.MaxInt),
+		"image_tokens":      strict.Int(&e.holding.ImageTokens, 0, strict.MaxInt),
 		"limit":             oneOf(&e.strictLimits, map[string]bool{`"clamp"`: false, `"strict"`: true}),
 		"limit_member":      oneOf(&e.limitMember, limitMembers),
 		"allow":             e.readAllow,

@@ -109,9 +109,11 @@ func (x *exchange) ask(relay func(*http.Response) error) error {
 // askEndpoint sends the request to e, and lets relay respond with what comes.
 func (x *exchange) askEndpoint(e *Endpoint, relay func(*http.Response) error) error {
 	limit := x.limitAt(e)
-	x.relay.expect(target{
-		key: e.apiKey, limit: limit * x.outputs(), mayHide: x.mayHide(e), onHangUp: e.onHangUp,
-	})
+	expected := target{key: e.apiKey, limit: llmwire.MaxTokens, mayHide: x.mayHide(e), onHangUp: e.onHangUp}
+	if e.format.HasLimit() {
+		expected.limit = limit * x.outputs()
+	}
+	x.relay.expect(expected)
 	if x.r.Context().Err() != nil { // nobody is there to get what the endpoint would generate
 		x.call.Disconnect() // who has only closed one direction gets nothing either
 		return errHungUp
@@ -153,6 +155,8 @@ func (x *exchange) relayGenerated(response *http.Response) error {
 		return x.providerFailed("its response is compressed, though it was not asked to")
 	case x.relay.isStream(response):
 		return x.relayEvents(response)
+	case x.call.Request.Format.Delivery() == llmwire.AsItComes:
+		return x.relayAsItComes(response)
 	}
 	return x.relayCompletion(response)
 }
@@ -364,6 +368,11 @@ func (x *exchange) relayCompletion(response *http.Response) error {
 	case err != nil:
 		return x.interrupted(err)
 	}
+	return x.relayRead(response, body)
+}
+
+// relayRead relays a response that was read to its end.
+func (x *exchange) relayRead(response *http.Response, body []byte) error {
 	hasFailed, err := x.relay.readUsage(body)
 	switch {
 	case err == errNothing:

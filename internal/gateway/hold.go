@@ -143,18 +143,23 @@ func (x *exchange) setUsage() {
 }
 
 // addUp sets what a response has used and what that costs. An estimate costs no more than was held, but no less than
-// the output if that is known.
+// the output if that is known. In formats that have none, it costs what was held.
 func (x *exchange) addUp(report *llmwire.Report, succeeded bool) {
 	o, request := x.call.Outcome, x.call.Request
 	used, cost, exact := x.billOf(report, request.EstimatedInput(x.endpoint.holding), succeeded)
-	if o.Usage, o.cost = used, cost; !exact {
-		o.cost, o.estimated = min(cost, x.hold.Tokens), true
+	o.Usage, o.cost, o.estimated = used, cost, !exact
+	switch {
+	case exact:
+	case request.Format.HoldsIfUnreported():
+		o.Usage, o.cost = llmwire.Usage{}, x.hold.Tokens
+	default:
+		o.cost = min(cost, x.hold.Tokens)
 		if report.KnowsOutput(request.N) {
 			_, counted, _ := x.billOf(report, 0, succeeded)
 			o.cost = max(o.cost, counted)
 		}
 	}
-	if succeeded && !report.HasUsage() && !report.Unread && context.Cause(x.ctx) == nil {
+	if succeeded && !report.HasUsage() && !report.Unread && request.Format.ReportsUsage() && context.Cause(x.ctx) == nil {
 		x.warnOfNoUsage()
 	}
 }

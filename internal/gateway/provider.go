@@ -70,7 +70,7 @@ func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
 		}
 	}
 	header["Content-Type"], header["Accept"] = jsonType, jsonType
-	if len(header["User-Agent"]) == 0 || c.Caching.ttl() > 0 { // a cached response is for all programs
+	if len(header["User-Agent"]) == 0 || c.Caching.ttl(e.kind) > 0 { // a cached response is for all programs
 		header["User-Agent"] = ownUserAgent
 	}
 	if telemetry.TraceID(client["Traceparent"]) != "" {

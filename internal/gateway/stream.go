@@ -32,12 +32,12 @@ func (l *relay) collect(c *collector) {
 }
 
 // takeCollected returns what collect was called with, nil if it was not. The caller releases it. isWhole reports
-// whether it has the stream with its end marker.
+// whether it has the response to its end, or the stream with its end marker.
 func (l *relay) takeCollected() (c *collector, isWhole bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c, l.collected = l.collected, nil
-	return c, c != nil && !c.tooLong && l.stream.Report.Done
+	return c, c != nil && !c.tooLong && (l.stream.Report.Done || !l.streaming)
 }
 
 // relayStream relays a stream event by event and returns nil after its end. If the stream breaks, it returns an error.

@@ -114,7 +114,7 @@ func (l *relay) noteByte() {
 	l.lastByteAt = time.Now()
 }
 
-// checkSilence sends the header of a stream in which nothing but comments has come. It cancels the request to an
+// checkSilence sends the header of a stream in which nothing but comments has come, or of a response that comes slowly. It cancels the request to an
 // endpoint that has been silent for too long, and lets the client of a stream know that it goes on, which also shows
 // whether the client is still there.
 func (l *relay) checkSilence() {
@@ -124,8 +124,12 @@ func (l *relay) checkSilence() {
 	if l.watchEnded {
 		return
 	}
-	if l.unsent != nil && time.Since(l.watchedSince) >= headerPatience {
+	switch {
+	case !l.isPatienceOver():
+	case l.streaming:
 		l.sendHeader(nil)
+	default:
+		l.sendEarly()
 	}
 	switch {
 	case silent >= l.idle:

@@ -145,7 +145,6 @@ func TestOtherResponses(t *testing.T) {
 		{OpenAIEmbeddings, `{` + vectors + `,"usage":null}`, "1000 (0 images)+0 (0 images) estimated"},
 		{OpenAIEmbeddings, `{"error":{"message":"1"}}`, "1000 (0 images)+0 (0 images) estimated failure"},
 		{OpenAIEmbeddings, `{"object":"error","message":"1"}`, "1000 (0 images)+0 (0 images) estimated failure"},
-		{OpenAIEmbeddings, `{"data":null}`, "1000 (0 images)+0 (0 images) estimated failure"},
 		{OpenAIEmbeddings, `{"error":"1","usage":{"prompt_tokens":8}}`, "8 (0 images)+0 (0 images)"},
 
 		{OpenAIModerations, `{"id":"1","results":[{"flagged":true}],"usage":{"prompt_tokens":8}}`, "0 (0 images)+0 (0 images)"},
@@ -173,6 +172,7 @@ func TestOtherResponses(t *testing.T) {
 				for _, part := range []string{test.body[:first], test.body[first:second], test.body[second:]} {
 					r.ReadUsage([]byte(part))
 				}
+				r.contentBytes, r.ContentEvents = 0, 0 // which only tell a response that has begun from none
 				if got := r.otherResponse(); got != test.want || r.EndUsage() != nil {
 					t.Fatalf("%s, split at %d and %d: %v\ngot  %s\nwant %s", test.body, first, second, r.EndUsage(), got, test.want)
 				}
@@ -196,6 +196,13 @@ func TestEndUsage(t *testing.T) {
 	r := &Report{Format: OpenAIEmbeddings}
 	if r.EndUsage() == nil {
 		t.Error("nothing is whole")
+	}
+	// What says nothing costs something once it was relayed.
+	if _, err := r.Read([]byte(`{"data":null}`)); err != nil || !r.IsFailure() {
+		t.Errorf("an empty response: %v, is a failure: %v", err, r.IsFailure())
+	}
+	if r.ReadUsage([]byte(" ")); r.IsFailure() {
+		t.Error("what was relayed is a failure")
 	}
 }
 
