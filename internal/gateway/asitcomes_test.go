@@ -337,10 +337,11 @@ func TestRelayUsageMemory(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := &countingWriter{discarder: discarder{make(http.Header)}, pause: time.Millisecond}
 			l := newUsageRelay(t, w)
-			before, most := live(), int64(0)
+			before, most, samples := live(), int64(0), 0
 			body.n, body.every = 64<<20, func(read int64) {
 				if read>>20%8 == 0 {
 					most = max(most, live()-before)
+					samples++
 				}
 			}
 			size := body.n + int64(len(body.head)+len(body.tail))
@@ -350,8 +351,8 @@ func TestRelayUsageMemory(t *testing.T) {
 			if !begun || err != nil || !exact || used != (llmwire.Usage{Input: 8}) || w.n != size {
 				t.Errorf("%v, %+v, exact: %v, %d bytes of %d", err, used, exact, w.n, size)
 			}
-			if most == 0 || most > 1<<20 {
-				t.Errorf("%d bytes more are in use meanwhile", most)
+			if samples != 8 || most > 1<<20 {
+				t.Errorf("%d bytes more are in use meanwhile, in %d samples", most, samples)
 			}
 			l.end()
 		})
@@ -418,28 +419,30 @@ func TestRelayUsagePatience(t *testing.T) {
 
 // A response whose client goes is read to its end for its usage.
 func TestRelayUsageHangUp(t *testing.T) {
-	for _, cut := range []error{nil, errors.New("cut")} {
+	long, broken := inflated(vectors, 400_000), errors.New("it broke")
+	for _, end := range []error{nil, broken} {
 		w := httptest.NewRecorder()
 		l := newUsageRelay(t, w)
 		l.cancel = func(err error) { t.Errorf("cancelled with %v", err) }
-		long := inflated(vectors, 200_000)
-		rest := io.MultiReader(strings.NewReader(long[100_000:]), &failingReader{cut})
-		if cut == nil {
-			rest = strings.NewReader(long[100_000:])
+		rest := io.Reader(strings.NewReader(long[200_000:]))
+		if end != nil {
+			rest = &failingReader{end}
 		}
-		l.beginUsage(&http.Response{StatusCode: 200, Header: http.Header{}})
-		l.startWatch()
-		_ = l.receivedUsage([]byte(long[:100_000]))
-		sent := w.Body.Len()
-		l.hangUp()
-		l.stopWatch()
-		l.watchEnded = false
-		_, begun, err := l.relayUsage(&http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(rest)})
-		report := l.outcome().report
-		_, _, exact := report.Used(1, 5)
-		if err != cut || begun && w.Body.Len() != sent || exact != (cut == nil) {
-			t.Errorf("%v, begun: %v, %d bytes after %d, exact: %v", err, begun, w.Body.Len(), sent, exact)
+		body := io.MultiReader(strings.NewReader(long[:200_000]), hook(l.hangUp), rest)
+		_, begun, err := l.relayUsage(&http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(body)})
+		seen := l.outcome()
+		_, _, exact := seen.report.Used(1, 5)
+		if err != end || !begun || w.Body.Len() != 200_000 || exact != (end == nil) || seen.broken != (end != nil) || !seen.costs {
+			t.Errorf("%v, begun: %v, %d bytes, exact: %v, %+v", err, begun, w.Body.Len(), exact, seen.broken)
 		}
 		l.end()
 	}
+}
+
+// hook is a reader that has nothing, and is called for it.
+type hook func()
+
+func (h hook) Read([]byte) (int, error) {
+	h()
+	return 0, io.EOF
 }
