@@ -57,7 +57,7 @@ var newMembers = map[string]string{
 	"image_input": notUsed, "cached_audio_input": notUsed, "audio_output": notUsed, "image_output": notUsed,
 	"search": notUsed, "request": notUsed, "above": notUsed, "reasoning": notUsed, "allow": notUsed, "limit": notUsed,
 	"limit_member": notUsed, "min_output_tokens": notUsed, "file_tokens": notUsed, "stream_usage": notUsed,
-	"user_ids": notUsed, "max_concurrent": noEffect,
+	"user_ids": notUsed, "image_tokens": notUsed, "max_concurrent": noEffect,
 }
 
 // maxCompared bounds the unknown members of a config that are compared with known ones; of a map, its members.
@@ -115,6 +115,7 @@ func parseConfigWith(data []byte, check func(*gateway.Endpoint, *strict.Problems
 	if !isObject || !c.membersOf(c.rules())(&wrong, c.compact) {
 		return nil, &configError{wrong}
 	}
+	c.endpoints.TellApart()
 	return c, nil
 }
 
@@ -388,9 +389,13 @@ func (c *tenantConfig) endpointRule(e *gateway.Endpoint, usable *gateway.Endpoin
 		object = c.knownMembersOf // what it does not know may look like a price or a bound
 		rules = e.GatewayRules(object)
 	}
+	rule := object(rules)
+	if isUsed && e.Kind() != llmwire.Text {
+		rule = c.newer(rule, notUsed) // a kind that had hardly any rules
+	}
 	return func(wrong *strict.Problems, value []byte) bool {
 		broken := c.broken
-		ok := object(rules)(wrong, value)
+		ok := rule(wrong, value)
 		if isUsed && c.broken == broken && c.complete(e, wrong) {
 			*usable = append(*usable, e)
 		}

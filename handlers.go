@@ -71,6 +71,9 @@ func (s *server) gatewayRoutes() []route {
 		{"POST /v1/chat/completions", caller.in(llmwire.OpenAIChat), s.generate},
 		{"POST /v1/messages", caller.in(llmwire.AnthropicMessages), s.generate},
 		{"POST /v1/messages/count_tokens", caller.in(llmwire.AnthropicMessages), s.countTokens},
+		{"POST /v1/embeddings", caller.in(llmwire.OpenAIEmbeddings), s.generate},
+		{"POST /v1/moderations", caller.in(llmwire.OpenAIModerations), s.generate},
+		{"POST /v1/images/generations", caller.in(llmwire.OpenAIImages), s.generate},
 		{"GET /v1/models", lister.in(llmwire.OpenAIChat), s.listModels},
 		{"GET /v1/models/{model}", reader.in(llmwire.OpenAIChat), s.showModel},
 	}

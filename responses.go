@@ -340,7 +340,9 @@ func isFinal(status int) bool {
 // writeNotFound sends the response to a request for which there is no route. If its client seems to be an SDK of a
 // provider, it is in a shape that this one reads, also in a page of an origin that the tenant allows.
 func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
-	sentence := "There is no such route: tollgate has chat/completions, messages, messages/count_tokens and models"
+	known := gatewayResources()
+	last := len(known) - 1
+	sentence := "There is no such route: tollgate has " + strings.Join(known[:last], ", ") + " and " + known[last]
 	if meant, base := meantPath(r); meant != "" {
 		sentence = "There is no such route: did you mean " + meant + "? Then the base URL must " + base
 	} else if formatOfPath(r) == nil {
@@ -359,6 +361,19 @@ func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	_ = writeBody(w, http.StatusNotFound, append(body, '\n'))
 }
 
+// gatewayResources returns the paths of the gateway's routes, below /v1/.
+func gatewayResources() []string {
+	return []string{
+		"chat/completions",
+		"messages",
+		"messages/count_tokens",
+		"embeddings",
+		"moderations",
+		"images/generations",
+		"models",
+	}
+}
+
 // setRequestID repeats the X-Request-Id of a response in the header in which the SDKs of a format look for it. A
 // provider's own takes its place if the response is relayed.
 func setRequestID(w http.ResponseWriter, format llmwire.Format) {
@@ -373,7 +388,8 @@ func setRequestID(w http.ResponseWriter, format llmwire.Format) {
 // says in what the base URL must end. Both are "" if the path does not end as that of such a route.
 func meantPath(r *http.Request) (meant, base string) {
 	requested := path.Clean(r.URL.Path)
-	for _, resource := range []string{"/chat/completions", "/messages", "/messages/count_tokens", "/models"} {
+	for _, resource := range gatewayResources() {
+		resource = "/" + resource
 		before, ok := strings.CutSuffix(requested, resource)
 		if !ok {
 			continue

@@ -23,6 +23,7 @@ const (
 type Endpoint struct {
 	Name string // by which a request for the model name/model chooses it; also in the log and in cache keys
 
+	label  string // the Name, or kind/Name if an endpoint of another kind has it, too: for counts and the log
 	kind   llmwire.Kind
 	rawURL string
 	url    *url.URL
@@ -76,7 +77,7 @@ const (
 // NewEndpoint returns the endpoint of that kind and name as it is before its members are read.
 func NewEndpoint(kind llmwire.Kind, name string) *Endpoint {
 	return &Endpoint{
-		Name: name, kind: kind, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000, ImageTokens: 6240},
+		Name: name, label: name, kind: kind, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000, ImageTokens: 6240},
 		maxOutput: 4096, minOutput: 4096,
 	}
 }
@@ -244,3 +245,20 @@ func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns
 
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint
+
+// TellApart lets each endpoint whose name stands in two kinds be counted, and logged, as kind/name. It is called once for
+// all endpoints of a config, before they are used.
+func (all Endpoints) TellApart() {
+	kinds := make(map[string]llmwire.Kind, len(all))
+	shared := make(map[string]bool)
+	for _, e := range all {
+		kind, exists := kinds[e.Name]
+		shared[e.Name] = shared[e.Name] || exists && kind != e.kind
+		kinds[e.Name] = e.kind
+	}
+	for _, e := range all {
+		if shared[e.Name] {
+			e.label = string(e.kind) + "/" + e.Name
+		}
+	}
+}

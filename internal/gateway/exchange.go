@@ -196,7 +196,7 @@ func (x *exchange) relayCount(response *http.Response) error {
 
 // try sends the request to e with a limit of output tokens, and notes whether e may have got it.
 func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err error) {
-	x.endpoint, x.call.Outcome.Endpoint = e, e.Name
+	x.endpoint, x.call.Outcome.Endpoint = e, e.label
 	p := endpointRequest{
 		to: e, query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
 		body: x.call.Request.Rewrite(x.changes(e, limit)),
@@ -297,7 +297,7 @@ func (x *exchange) hasNothing(response *http.Response) error {
 
 func (x *exchange) logFailure(reason string) {
 	x.gateway.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s",
-		x.endpoint.Name, x.call.Tenant, reason, x.call.ID)
+		x.endpoint.label, x.call.Tenant, reason, x.call.ID)
 }
 
 // isIdentity reports whether a body is sent as it is.

@@ -117,7 +117,7 @@ type Call struct {
 
 // An Outcome is what became of a request. It is complete when Serve returns or panics.
 type Outcome struct {
-	Endpoint  string        // name of the endpoint that was tried last; unchanged if none was
+	Endpoint  string        // that was tried last: its name, or kind/name; unchanged if none was
 	Model     string        // that the endpoint was asked for
 	FirstByte time.Duration // from Call.Start to the header of the endpoint's response; 0 if there was none
 

@@ -184,7 +184,7 @@ func (x *exchange) billOf(report *llmwire.Report, estimatedInput int64, succeede
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.
 func (x *exchange) chargeFee(fee int64) (balance Balance, err error) {
-	used := Usage{Endpoint: x.call.endpoints[0].Name, Cost: fee}
+	used := Usage{Endpoint: x.call.endpoints[0].label, Cost: fee}
 	err = x.patiently(max(fee, 1), func(bool) (err error) {
 		balance, err = x.call.Account.Charge(x.call.Deadline, x.call.models(), used)
 		return err

@@ -37,7 +37,8 @@ type ModelsCall struct {
 	Place  *fairpool.Claim // among the requests that wait, from Gateway.Place; taken while providers are asked
 }
 
-// Models returns the models that may be asked for in a format, each once: those that are named in the config, then
+// Models returns the models of all kinds that may be asked for in a format, or in another one of the same API, each
+// once: those that are named in the config, then
 // those that the providers of endpoints with names such as * list, as far as they are known within 2 s. A list is kept
 // for 5 minutes, and longer if its provider cannot be reached.
 func (g *Gateway) Models(all Endpoints, c *ModelsCall) []llmwire.Model {
@@ -46,7 +47,7 @@ func (g *Gateway) Models(all Endpoints, c *ModelsCall) []llmwire.Model {
 	for _, m := range models {
 		listed[m.Name] = true
 	}
-	open := all.speaking(c.Format).where((*Endpoint).isOpen)
+	open := all.listedFor(c.Format).where((*Endpoint).isOpen)
 	open = open[:min(len(open), maxListed)]
 	for i, names := range g.listsOf(open, c) {
 		for _, name := range names {
@@ -199,7 +200,7 @@ func newModelLists(tenantShare float64) *modelLists {
 
 func newListID(e *Endpoint, tenant string) listID {
 	name, value := e.credential()
-	return sha256.Sum256(appendParts(nil, tenant, e.rawURL, e.keyName, name, value))
+	return sha256.Sum256(appendParts(nil, tenant, e.modelsURL().String(), e.keyName, name, value))
 }
 
 // find returns the list of a tenant with that ID, which is a new one if it was not asked for before.

@@ -83,10 +83,10 @@ func (l *priceList) each(f func(*price)) {
 	}
 }
 
-// named returns the models that the config allows by name in a format, each once.
+// named returns the models that the config allows by name, as clients of a format ask for them, each once.
 func (all Endpoints) named(format llmwire.Format) (models []llmwire.Model) {
 	listed := make(map[string]bool)
-	for _, e := range all.speaking(format) {
+	for _, e := range all.listedFor(format) {
 		for _, name := range e.models {
 			if !listed[name] {
 				listed[name] = true
@@ -97,10 +97,10 @@ func (all Endpoints) named(format llmwire.Format) (models []llmwire.Model) {
 	return models
 }
 
-// Model returns the model of that name, if a request in that format may ask for it. Otherwise it returns an Error of
-// status 404.
+// Model returns the model of that name, if a request in that format or in another one of the same API may ask for it.
+// Otherwise it returns an Error of status 404.
 func (all Endpoints) Model(format llmwire.Format, name string) (llmwire.Model, error) {
-	all = all.speaking(format)
+	all = all.listedFor(format)
 	if len(all) == 0 {
 		return llmwire.Model{}, errNoFormat(format)
 	}
@@ -123,6 +123,11 @@ func errNoModel(name string) Error {
 // speaking returns the endpoints of a format.
 func (all Endpoints) speaking(format llmwire.Format) Endpoints {
 	return all.where(func(e *Endpoint) bool { return e.format == format })
+}
+
+// listedFor returns the endpoints, of whatever kind, whose models a client of a format is shown.
+func (all Endpoints) listedFor(format llmwire.Format) Endpoints {
+	return all.where(func(e *Endpoint) bool { return e.format.SharesModels(format) })
 }
 
 // find returns the endpoints that allow a model, and the model's name there: endpoint/model chooses the endpoint.

@@ -225,7 +225,7 @@ func (g *Gateway) Usable(all Endpoints, tenant string) Endpoints {
 			usable = append(usable, &withKey)
 			e.warned.Store(false) // if it is taken away again, that is logged again
 		} else if !e.warned.Swap(true) {
-			g.log.Warnf("The endpoint %s of tenant %s is not used: its %s %s", e.Name, tenant, member, fault)
+			g.log.Warnf("The endpoint %s of tenant %s is not used: its %s %s", e.label, tenant, member, fault)
 		}
 	}
 	return usable

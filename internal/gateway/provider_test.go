@@ -93,7 +93,7 @@ func TestProviderHeader(t *testing.T) {
 		{Call{}, http.Header{"Traceparent": {traceParent + "x"}, "Tracestate": {traceState}}, http.Header{"User-Agent": {"tollgate"}}},
 	} {
 		test.want["Content-Type"], test.want["Accept"] = []string{"application/json"}, []string{"application/json"}
-		if got := test.c.providerHeader(&Endpoint{}, test.client); fmt.Sprint(got) != fmt.Sprint(test.want) {
+		if got := test.c.providerHeader(&Endpoint{kind: llmwire.Text}, test.client); fmt.Sprint(got) != fmt.Sprint(test.want) {
 			t.Errorf("%v: got %v\nwant %v", test.client, got, test.want)
 		}
 	}

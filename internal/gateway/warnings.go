@@ -120,9 +120,9 @@ func (g *Gateway) NoteRefusal(c *Call) {
 	g.unknownMembers.Add(int64(len(c.refused)))
 	for _, e := range c.endpoints {
 		for _, name := range e.notAllowed(c.refused) {
-			if g.unknownLogged.isNew(c.Tenant, e.Name, name) {
+			if g.unknownLogged.isNew(c.Tenant, e.label, name) {
 				g.log.Warnf("The endpoint %s of tenant %s does not allow %q: requests with this member are refused",
-					e.Name, c.Tenant, name)
+					e.label, c.Tenant, name)
 			}
 		}
 	}
@@ -134,15 +134,15 @@ func (g *Gateway) warnOfNoList(e *Endpoint, tenant string, err error) {
 	if !isPlain {
 		reason = listError(failureReason(err))
 	}
-	if g.noListLogged.isNew(tenant, e.Name) {
-		g.log.Warnf("The endpoint %s of tenant %s does not list its models: %s", e.Name, tenant, reason)
+	if g.noListLogged.isNew(tenant, e.label) {
+		g.log.Warnf("The endpoint %s of tenant %s does not list its models: %s", e.label, tenant, reason)
 	}
 }
 
 // warnOfNoUsage logs that the endpoint does not say what its responses have used.
 func (x *exchange) warnOfNoUsage() {
-	if x.gateway.noUsageLogged.isNew(x.call.Tenant, x.endpoint.Name) {
+	if x.gateway.noUsageLogged.isNew(x.call.Tenant, x.endpoint.label) {
 		x.gateway.log.Warnf("The endpoint %s of tenant %s does not report usage: charges are estimated",
-			x.endpoint.Name, x.call.Tenant)
+			x.endpoint.label, x.call.Tenant)
 	}
 }
