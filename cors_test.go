@@ -309,7 +309,7 @@ func TestGatewayCORS(t *testing.T) {
 		g.do(t, "POST", "/"+g.tenant+path, "{}", fromPage, bearer(someKey)).wantCORS(t, readable(page))
 	}
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", fromPage, bearer(g.key)).wantCORS(t, readable(page))
-	for _, path := range []string{"/v1/embeddings", "/v1/v1/messages", "/chat/completions", "/v1/messages/batches/x"} {
+	for _, path := range []string{"/v1/completions", "/v1/v1/messages", "/chat/completions", "/v1/messages/batches/x"} {
 		path = "/" + g.tenant + path
 		g.do(t, "POST", path, "{}", fromPage, bearer(g.key)).wantCORS(t, readable(page))
 		g.do(t, "POST", path, "{}", otherPage, bearer(g.key)).wantCORS(t, unreadable)

@@ -162,8 +162,10 @@ func TestGatewayMeantPath(t *testing.T) {
 		"/acme//v1/messages":                            {"/acme/v1/messages", tenant},
 		"/acme/v1/chat/completions/chat/completions":    {"/acme/v1/chat/completions", chat},
 		"/acme/v1/messages/v1/messages":                 {"/acme/v1/messages", tenant},
-		"/acme/v1/embeddings":                           {"", ""},
-		"/acme/embeddings":                              {"Not found", ""},
+		"/acme/v1/completions":                          {"", ""},
+		"/acme/completions":                             {"Not found", ""},
+		"/acme/embeddings":                              {"/acme/v1/embeddings", chat},
+		"/acme/v1/v1/images/generations":                {"/acme/v1/images/generations", chat},
 		"/prefix/acme/v1/messages":                      {"Not found", ""}, // tollgate cannot know whose segment is too many
 		"/-/messages":                                   {"Not found", ""},
 		"/" + strings.Repeat("a", 65) + "/v1/messages/": {"There is no such route: tollgate has ", ""},
@@ -246,13 +248,13 @@ func TestGatewayErrors(t *testing.T) {
 		})
 	}
 	t.Run("paths and methods", func(t *testing.T) {
-		for _, path := range []string{"/v1/embeddings", "/v1/", "/v1/messages/batches", "/v1/responses", "/v1/models/a/b",
+		for _, path := range []string{"/v1/completions", "/v1/", "/v1/messages/batches", "/v1/responses", "/v1/models/a/b",
 			"/v1//messages", "//v1/messages", "/x/../v1/messages"} {
 			for _, prefix := range []string{"", "/" + g.tenant} {
 				g.do(t, "POST", prefix+path, `{}`, bearer(g.key)).wantWireError(t, "chat", 404, invalid, "")
 			}
 		}
-		g.do(t, "POST", "/v1/embeddings", `{}`, anthropicVersion).wantWireError(t, messagesPath, 404, "not_found_error", "")
+		g.do(t, "POST", "/v1/completions", `{}`, anthropicVersion).wantWireError(t, messagesPath, 404, "not_found_error", "")
 		g.do(t, "GET", chatPath, "").wantWireError(t, chatPath, 405, invalid, "")
 		g.do(t, "GET", messagesPath, "").wantWireError(t, messagesPath, 405, invalid, "")
 		g.do(t, "POST", "/v1/models", "").wantWireError(t, chatPath, 405, invalid, "")

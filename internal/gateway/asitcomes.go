@@ -37,9 +37,9 @@ func (x *exchange) relayAsItComes(response *http.Response) error {
 	return nil
 }
 
-// relayUsage relays a response as it comes, and reads it to its end, also if the client goes. If the response is
-// complete, begun is false, and whole all of it, nothing was sent yet. The error is errNoJSON if the response is not one
-// JSON object, otherwise that with which it breaks off; nothing was sent then if begun is false.
+// relayUsage relays a response as it comes, and reads it to its end, also if the client goes. If begun is false, nothing
+// was sent yet, and whole is all of the response. The error is errNoJSON if that is not one JSON object, otherwise that
+// with which it breaks off.
 func (l *relay) relayUsage(response *http.Response) (whole []byte, begun bool, err error) {
 	l.beginUsage(response)
 	l.startWatch()
@@ -103,9 +103,9 @@ func (l *relay) sendEarly() {
 	l.relayReported(early)
 }
 
-// isPatienceOver reports whether the header of a response is to be sent though little of it has come. Something must
-// have come of one that is no stream, and nothing that looks like an error: that is read whole, so that another endpoint
-// can be tried, and the key taken out. The caller holds l.mu.
+// isPatienceOver reports whether the header of a response is to be sent though little of it has come. Of one that is no
+// stream something must have come, and nothing that looks like an error: that is read whole, so that another endpoint can
+// be tried, and the key taken out. The caller holds l.mu.
 func (l *relay) isPatienceOver() bool {
 	return l.unsent != nil && time.Since(l.watchedSince) >= headerPatience &&
 		(l.streaming || beginsObject(l.early) && !bytes.Contains(l.early, []byte(`"error"`)))

@@ -77,7 +77,8 @@ const (
 // NewEndpoint returns the endpoint of that kind and name as it is before its members are read.
 func NewEndpoint(kind llmwire.Kind, name string) *Endpoint {
 	return &Endpoint{
-		Name: name, label: name, kind: kind, warned: new(atomic.Bool), holding: llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000, ImageTokens: 6240},
+		Name: name, label: name, kind: kind, warned: new(atomic.Bool),
+		holding:   llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000, ImageTokens: 6240},
 		maxOutput: 4096, minOutput: 4096,
 	}
 }
@@ -246,8 +247,8 @@ func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint
 
-// TellApart lets each endpoint whose name stands in two kinds be counted, and logged, as kind/name. It is called once for
-// all endpoints of a config, before they are used.
+// TellApart lets each endpoint whose name stands in two kinds be counted, and logged, as kind/name. It is called once,
+// for all endpoints of a config, before they are used.
 func (all Endpoints) TellApart() {
 	kinds := make(map[string]llmwire.Kind, len(all))
 	shared := make(map[string]bool)

@@ -114,9 +114,9 @@ func (l *relay) noteByte() {
 	l.lastByteAt = time.Now()
 }
 
-// checkSilence sends the header of a stream in which nothing but comments has come, or of a response that comes slowly. It cancels the request to an
-// endpoint that has been silent for too long, and lets the client of a stream know that it goes on, which also shows
-// whether the client is still there.
+// checkSilence sends the header of a stream in which nothing but comments has come, or of a response that comes slowly.
+// It cancels the request to an endpoint that has been silent for too long, and lets the client of a stream know that it
+// goes on, which also shows whether the client is still there.
 func (l *relay) checkSilence() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -98,7 +98,8 @@ func TestOtherRewrites(t *testing.T) {
 			`{"input": [1, 2], "model":"n", "encoding_format":"base64"}`},
 		{OpenAIEmbeddings, `{"input":"1"}`, "id", `{"model":"n","user":"id","input":"1"}`},
 		{OpenAIModerations, `{"input":"1"}`, "id", `{"model":"n","input":"1"}`},
-		{OpenAIImages, `{"prompt":"1","user":"u","stream":true}`, "id", `{"model":"n","safety_identifier":"id","prompt":"1","user":"u","stream":true}`},
+		{OpenAIImages, `{"prompt":"1","user":"u","stream":true}`, "id",
+			`{"model":"n","safety_identifier":"id","prompt":"1","user":"u","stream":true}`},
 	} {
 		r, err := ReadRequest(test.format, []byte(test.body))
 		if err != nil {

@@ -105,7 +105,9 @@ func wantPriced(t *testing.T, format Format, types sdkTypes) {
 			}
 		}
 	}
-	read := []string{"advisor_20260301.model", "fallback.from.model", "fallback.to.model", "fallbacks[].model", "moderation.model", "svg.model"}
+	read := []string{
+		"advisor_20260301.model", "fallback.from.model", "fallback.to.model", "fallbacks[].model", "moderation.model", "svg.model",
+	}
 	for _, place := range types.Models {
 		if !slices.Contains(read, place) {
 			t.Errorf("a model is named at %s", place)
