@@ -37,9 +37,9 @@ func (x *exchange) relayAsItComes(response *http.Response) error {
 	return nil
 }
 
-// relayUsage relays a response as it comes, and reads it to its end, also if the client goes. If begun is false, nothing
-// was sent yet, and whole is all of the response. The error is errNoJSON if that is not one JSON object, otherwise that
-// with which it breaks off.
+// relayUsage relays a response as it comes, and reads it to its end, also if the client goes. If begun is false,
+// nothing was sent yet, and whole is all of the response. The error is errNoJSON if that is not one JSON object,
+// otherwise that with which it breaks off.
 func (l *relay) relayUsage(response *http.Response) (whole []byte, begun bool, err error) {
 	l.beginUsage(response)
 	l.startWatch()
@@ -104,8 +104,8 @@ func (l *relay) sendEarly() {
 }
 
 // isPatienceOver reports whether the header of a response is to be sent though little of it has come. Of one that is no
-// stream something must have come, and nothing that looks like an error: that is read whole, so that another endpoint can
-// be tried, and the key taken out. The caller holds l.mu.
+// stream something must have come, and nothing that looks like an error: that is read whole, so that another endpoint
+// can be tried, and the key taken out. The caller holds l.mu.
 func (l *relay) isPatienceOver() bool {
 	return l.unsent != nil && time.Since(l.watchedSince) >= headerPatience &&
 		(l.streaming || beginsObject(l.early) && !bytes.Contains(l.early, []byte(`"error"`)))
