@@ -117,14 +117,11 @@ func (l *relay) endUsage(err, failure error) (whole []byte, begun bool, _ error)
 	defer l.mu.Unlock()
 	l.watchEnded = true
 	begun = l.unsent == nil
-	switch {
-	case failure != nil:
-	case err != io.EOF:
+	if failure == nil && err != io.EOF {
 		failure = err
-	case begun:
-		if l.stream.Report.EndUsage() != nil {
-			failure = errNoJSON
-		}
+	}
+	if begun && l.stream.Report.EndUsage() != nil && failure == nil {
+		failure = errNoJSON
 	}
 	l.broken = failure != nil
 	return l.early, begun, failure

@@ -207,6 +207,26 @@ func TestEndUsage(t *testing.T) {
 	}
 }
 
+// Of an object that breaks off, what has come of its usage counts, wherever that is.
+func TestEndUsageOfPart(t *testing.T) {
+	const body = `{"a":[1],"usage":{"prompt_tokens":18,"total_tokens":18},"data":[{"embedding":"AAAA"}]}`
+	at := func(part string) int { return strings.Index(body, part) }
+	for end := range len(body) {
+		r := &Report{Format: OpenAIEmbeddings}
+		r.ReadUsage([]byte(body[:end]))
+		if r.EndUsage() == nil {
+			t.Errorf("%s is whole", body[:end])
+		}
+		want := int64(1000) // as estimated
+		if end > at(`,"total`) { // a number ends with what follows it
+			want = 18
+		}
+		if used, _, _ := r.Used(1, 1000); used.Input != want || used.Output != 0 {
+			t.Errorf("%s: got %+v, want %d", body[:end], used, want)
+		}
+	}
+}
+
 // A stream of images ends with the complete one, whose usage counts, however long its line is.
 func TestImageStream(t *testing.T) {
 	image := func(size int) string { return strings.Repeat("A", size) }

@@ -47,12 +47,28 @@ func (r *Report) ReadUsage(part []byte) {
 	r.parts.read(r, part)
 }
 
-// EndUsage returns an error unless what ReadUsage has read is one JSON object, with its end.
+// EndUsage returns an error unless what ReadUsage has read is one JSON object, with its end. Of an object without its end
+// it adds what has come.
 func (r *Report) EndUsage() error {
-	if p := r.parts; p == nil || r.Objects != 1 || p.depth > 0 || p.open > 0 || p.place != between || len(p.kept) > 0 {
+	p := r.parts
+	if p == nil || r.Objects != 1 || p.depth > 0 || p.open > 0 || p.place != between || len(p.kept) > 0 {
+		if p != nil && p.depth > 0 && !p.lost {
+			_, _ = r.Read(p.completed())
+		}
 		return errNoObject
 	}
 	return nil
+}
+
+// completed returns what is kept of an object whose end is missing, with null for the value that is being read.
+func (p *partReader) completed() []byte {
+	if (p.place == inString || p.place == inScalar) && !p.skipping {
+		p.kept = append(p.kept[:p.from], "null"...)
+	}
+	for ; p.depth > 0; p.depth-- {
+		p.kept = append(p.kept, p.ends[p.depth-1])
+	}
+	return p.kept
 }
 
 // endParts gives up an object whose end has not come.
