@@ -17,7 +17,7 @@ import (
 // noEndpoint is the endpoint, in metrics, of requests that were sent to none: refused, or served from the cache.
 const noEndpoint = "none"
 
-// generate responds to a request for a chat completion or a message.
+// generate responds to a request that lets a model work.
 func (s *server) generate(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	return s.relay(w, r, info, false)
 }

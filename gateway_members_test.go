@@ -229,6 +229,7 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 		{1, `"above":{"input":9}`}, {1, `"above":{"tokens":1,"input":"x"}`},
 		{2, `"reasoning":"low"`}, {2, `"allow":"*"`}, {2, `"allow":["x",""]`}, {2, `"limit":100`}, {2, `"limit_member":"n_predict"`},
 		{2, `"min_output_tokens":0`}, {2, `"file_tokens":"1"`}, {2, `"stream_usage":0`}, {2, `"user_ids":"yes"`},
+		{2, `"image_tokens":"1"`},
 	} {
 		var in [3]string
 		in[test.at] = "," + test.members

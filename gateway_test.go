@@ -944,6 +944,7 @@ func TestGatewayConfig(t *testing.T) {
 		`"server_tools":"yes"`:                  `server_tools must be "drop", false or true`,
 		`"server_tools":null`:                   `server_tools must be "drop", false or true`,
 		`"min_output_tokens":0`:                 "min_output_tokens must be a whole number ≥ 1",
+		`"image_tokens":-1`:                     "image_tokens must be a whole number ≥ 0",
 		`"file_tokens":0`:                       "file_tokens must be a whole number ≥ 1",
 		`"limit":"soft"`:                        `limit must be "clamp" or "strict"`,
 		`"limit":true`:                          `limit must be "clamp" or "strict"`,

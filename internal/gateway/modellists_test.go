@@ -312,3 +312,22 @@ func TestModelListBounds(t *testing.T) {
 		t.Errorf("%d are under way", n)
 	}
 }
+
+// Endpoints of several kinds whose models are listed at the same place, with the same key, share a list. Clients of
+// Anthropic's API do not see it.
+func TestModelListOfKinds(t *testing.T) {
+	s := newModelServer(t, jsonBody(openAIs))
+	g := newTestGateway(t)
+	text := s.endpoint(t, "t", "/v1/chat/completions", anyOf)
+	vectors := newKindEndpoint(t, llmwire.Embeddings, "v", fmt.Sprintf(`"url":"%s/v1/embeddings","default_model":"e"%s`, s.url, anyOf))
+	images := newKindEndpoint(t, llmwire.Images, "i", fmt.Sprintf(`"url":"%s/v1/images/generations"%s`, s.url, anyOf))
+	if got := g.models("acme", llmwire.OpenAIChat, text, vectors, images); got != "{e v} {x t} {y t}" {
+		t.Errorf("got %s", got)
+	}
+	if got := g.models("acme", llmwire.AnthropicMessages, text, vectors, images); got != "" {
+		t.Errorf("Anthropic's clients get %s", got)
+	}
+	if n := s.requests(); n != 1 {
+		t.Errorf("%d requests came, want 1", n)
+	}
+}

@@ -3,6 +3,7 @@ package llmwire
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -207,6 +208,26 @@ func TestEndUsage(t *testing.T) {
 	}
 }
 
+// A name has one column, and one that has a rule is read.
+func TestOtherListings(t *testing.T) {
+	for format, listings := range map[Format][]listing{
+		OpenAIEmbeddings: append(openAIEmbeddingsMembers, openAIMembers), OpenAIImages: append(openAIImagesMembers, openAIMembers),
+	} {
+		seen := make(map[string]bool)
+		for _, l := range listings {
+			for _, name := range slices.Concat(l.known, l.ruled, l.refused) {
+				if seen[name] {
+					t.Errorf("%s has two columns", name)
+				}
+				seen[name] = true
+				if isRead := formats[format].request.members[name] != nil; isRead != slices.Contains(l.ruled, name) {
+					t.Errorf("%s is read: %v", name, isRead)
+				}
+			}
+		}
+	}
+}
+
 // Of an object that breaks off, what has come of its usage counts, wherever that is.
 func TestEndUsageOfPart(t *testing.T) {
 	const body = `{"a":[1],"usage":{"prompt_tokens":18,"total_tokens":18},"data":[{"embedding":"AAAA"}]}`
@@ -217,7 +238,7 @@ func TestEndUsageOfPart(t *testing.T) {
 		if r.EndUsage() == nil {
 			t.Errorf("%s is whole", body[:end])
 		}
-		want := int64(1000) // as estimated
+		want := int64(1000)      // as estimated
 		if end > at(`,"total`) { // a number ends with what follows it
 			want = 18
 		}

@@ -47,8 +47,8 @@ func (r *Report) ReadUsage(part []byte) {
 	r.parts.read(r, part)
 }
 
-// EndUsage returns an error unless what ReadUsage has read is one JSON object, with its end. Of an object without its end
-// it adds what has come.
+// EndUsage returns an error unless what ReadUsage has read is one JSON object, with its end. Of an object without its
+// end it adds what has come.
 func (r *Report) EndUsage() error {
 	p := r.parts
 	if p == nil || r.Objects != 1 || p.depth > 0 || p.open > 0 || p.place != between || len(p.kept) > 0 {
