@@ -160,6 +160,8 @@ func FuzzRequest(f *testing.F) {
 		`{"messages":[{"content":[{"type":"tool_result","content":[{"type":"document","source":{"data":"QUJD"}}]}]}]}`,
 		`{"max_completion_tokens":7 , "max_tokens":5,"tools":[{"type":"x"},{},{"type":"y"}] }`,
 		`{"a":1,"tools":[{"type":"x"}] , "tool_choice":"auto","parallel_tool_calls":true, "max_tokens":-1}`,
+		`{"input":[{"type":"item_reference","id":"msg_1"},{"type":"image_generation_call","result":"QUJD"}],"store":null}`,
+		`{"max_output_tokens":7,"max_tokens":9,"input":{"output":{"type":"computer_screenshot","image_url":"data:,"}}}`,
 		`{"metadata":{"user_id":"x","a":[]},"messages":[{"content":[{"type":"document","source":{"type":"url"}}]}]}`,
 	} {
 		f.Add([]byte(body), "model-1", int64(9), uint8(0))
@@ -173,7 +175,8 @@ func FuzzRequest(f *testing.F) {
 				continue
 			}
 			c := Changes{Model: strings.ToValidUTF8(model, ""), Limit: max(limit, 0), LeaveStreamOptions: flags&1 > 0}
-			c.LimitMember = []string{"", "max_tokens", "max_completion_tokens"}[flags>>1&3%3]
+			c.LimitMember = append([]string{""}, limitMembers...)[flags>>1&3]
+		c.NoStore = flags&32 > 0
 			c.DropTools = flags&8 > 0 && r.CanDropTools
 			c.SafetyID = []string{"", "u\""}[flags>>4&1]
 			checkRewrite(t, r, c)
@@ -219,6 +222,9 @@ func checkRewrite(t *testing.T, r *Request, c Changes) {
 	changeLimit(want, r, c)
 	if c.DropTools {
 		dropTools(want, r.Format)
+	}
+	if c.NoStore && r.Stored {
+		want["store"] = json.RawMessage("false")
 	}
 	set := func(object map[string]json.RawMessage, name, value string) json.RawMessage {
 		object[name] = json.RawMessage(value)

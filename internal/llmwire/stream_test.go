@@ -20,7 +20,9 @@ type streamTest struct {
 	want    string
 }
 
-func streamTests() []streamTest { return slices.Concat(chatStreams(), messageStreams()) }
+func streamTests() []streamTest {
+	return slices.Concat(chatStreams(), messageStreams(), responseStreams())
+}
 
 // relay feeds data to s in pieces that end at the given offsets, and returns what it relays.
 func relay(s *Stream, data []byte, ends ...int) (relayed []byte) {
@@ -291,7 +293,7 @@ func FuzzStream(f *testing.F) {
 
 // A stream of 100 events allocates nothing for an event.
 func TestStreamAllocations(t *testing.T) {
-	for _, format := range []Format{OpenAIChat, AnthropicMessages} {
+	for _, format := range textFormats {
 		events := benchmarkEvents(format)
 		s := &Stream{Report: Report{Format: format}, DropUsage: true}
 		feed := func() {
@@ -318,15 +320,20 @@ func benchmarkEvents(format Format) [][]byte {
 		`"logprobs":null,"finish_reason":null}],"usage":null}` + "\n\n"
 	events := make([][]byte, 100)
 	for i := range events {
-		events[i] = []byte(map[Format]string{OpenAIChat: chunk, AnthropicMessages: textDelta(`word\n\"`)}[format])
+		events[i] = []byte(map[Format]string{
+			OpenAIChat: chunk, AnthropicMessages: textDelta(`word\n\"`), OpenAIResponses: responseDelta("output_text", `word\n\"`),
+		}[format])
 	}
 	events[98] = []byte(chatChunk(0, ``, `"stop"`))
+	if format == OpenAIResponses {
+		events[98] = []byte(responseEnd("response.completed", helloItem, responseUsage))
+	}
 	return events
 }
 
 func BenchmarkStream(b *testing.B) {
-	for _, format := range []Format{OpenAIChat, AnthropicMessages} {
-		b.Run([]string{"OpenAI", "Anthropic"}[format], func(b *testing.B) {
+	for _, format := range textFormats {
+		b.Run([]string{"OpenAI", "Anthropic", "Responses"}[format], func(b *testing.B) {
 			events := benchmarkEvents(format)
 			s := &Stream{Report: Report{Format: format}}
 			b.SetBytes(int64(len(events[0])))
