@@ -132,9 +132,6 @@ func (r *Report) endResponse(v jsonValue) {
 	switch string(o.event) {
 	case `"response.completed"`, `"response.incomplete"`, `"response.failed"`:
 		r.Done = true
-		if o.status == nil {
-			o.status = append([]byte{'"'}, o.event[len(`"response.`):]...)
-		}
 	case `"error"`:
 		r.Done = true
 		r.fail()
@@ -160,21 +157,24 @@ func (r *Report) endResponse(v jsonValue) {
 	r.endWithStatus()
 }
 
-// endWithStatus notes whether, and how, the response has ended.
+// endWithStatus notes whether, and how, the response has ended. An event that ends one says so without a status, too.
 func (r *Report) endWithStatus() {
 	o := &r.response
-	switch string(o.status) {
-	case `"failed"`:
+	switch end := string(o.status); {
+	case end == `"failed"` || end == "" && string(o.event) == `"response.failed"`:
 		r.fail()
-	case `"incomplete"`:
+		r.readStop([]byte(`"failed"`), 0)
+	case end == `"incomplete"` || end == "" && string(o.event) == `"response.incomplete"`:
 		if len(o.reason) > len(`""`) {
-			o.status = o.reason
+			r.readStop(o.reason, 0)
+		} else {
+			r.readStop([]byte(`"incomplete"`), 0)
 		}
-	case `"completed"`, `"cancelled"`:
-	default:
-		return
+	case end == `"completed"` || end == "" && string(o.event) == `"response.completed"`:
+		r.readStop([]byte(`"completed"`), 0)
+	case end == `"cancelled"`:
+		r.readStop(o.status, 0)
 	}
-	r.readStop(o.status, 0)
 }
 
 func (r *Report) readResponseID(v jsonValue) {

@@ -176,7 +176,7 @@ func FuzzRequest(f *testing.F) {
 			}
 			c := Changes{Model: strings.ToValidUTF8(model, ""), Limit: max(limit, 0), LeaveStreamOptions: flags&1 > 0}
 			c.LimitMember = append([]string{""}, limitMembers...)[flags>>1&3]
-		c.NoStore = flags&32 > 0
+			c.NoStore = flags&32 > 0
 			c.DropTools = flags&8 > 0 && r.CanDropTools
 			c.SafetyID = []string{"", "u\""}[flags>>4&1]
 			checkRewrite(t, r, c)
