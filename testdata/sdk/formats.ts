@@ -5,6 +5,10 @@ import type OpenAI from "openai7";
 
 export type Formats = {
   chat: OpenAI.ChatCompletionCreateParams;
+  responses:
+    | OpenAI.Responses.ResponseCreateParams
+    | OpenAI.Responses.ResponseCompactParams
+    | OpenAI.Responses.InputTokenCountParams;
   messages: Anthropic.MessageCreateParams | Anthropic.Beta.MessageCreateParams;
   embeddings: OpenAI.EmbeddingCreateParams;
   moderations: OpenAI.ModerationCreateParams;
