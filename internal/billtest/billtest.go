@@ -15,8 +15,8 @@ type Format struct {
 	larger func(a, b usage) usage
 
 	// request returns the body of a request. A part of its messages can be an image.
-	request func(m *maker) string
-	image   string
+	request     func(m *maker) string
+	text, image string // the type of a part with text, and a part with an image
 
 	// whole returns a response that is not streamed, and stream the data of a stream's events.
 	whole  func(m *maker) string
@@ -28,13 +28,18 @@ func Formats() []Format {
 	return []Format{
 		{
 			Name: "OpenAI Chat", Path: "/chat/completions", read: readChat, larger: largerChat,
-			image:   `{"type":"image_url","image_url":{"url":"data:image/png;base64,QUJDRA=="}}`,
+			text: "text", image: `{"type":"image_url","image_url":{"url":"data:image/png;base64,QUJDRA=="}}`,
 			request: (*maker).chatRequest, whole: (*maker).wholeChat, stream: (*maker).chatStream,
 		},
 		{
 			Name: "Anthropic Messages", Path: "/messages", read: readMessage, larger: largerMessage,
-			image:   `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"QUJDRA=="}}`,
+			text: "text", image: `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"QUJDRA=="}}`,
 			request: (*maker).messageRequest, whole: (*maker).wholeMessage, stream: (*maker).messageStream,
+		},
+		{
+			Name: "OpenAI Responses", Path: "/responses", read: readResponse, larger: largerChat,
+			text: "input_text", image: `{"type":"input_image","image_url":"data:image/png;base64,QUJDRA=="}`,
+			request: (*maker).responseRequest, whole: (*maker).wholeResponse, stream: (*maker).responseStream,
 		},
 	}
 }

@@ -62,7 +62,9 @@ func (c Counts) set(kind string, v any, path ...string) {
 }
 
 // labels are the members of what a model says that it has not said.
-var labels = []string{"id", "type", "role", "index", "stop_reason", "stop_sequence"}
+var labels = []string{
+	"id", "type", "role", "index", "stop_reason", "stop_sequence", "call_id", "status", "phase", "logprobs",
+}
 
 // contentBytes returns the bytes of all strings in v, but for labels, and of the JSON that a tool is called with.
 func contentBytes(v any) (n int64) {

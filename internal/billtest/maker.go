@@ -10,7 +10,8 @@ import (
 // A maker makes one response at random. Nothing of it is in a particular order unless a provider has to keep it.
 type maker struct {
 	*rand.Rand
-	image   string // as a part of a message in a request
+	text    string // type of a part of a message in a request
+	image   string // such a part
 	choices int64
 	stream  bool
 	input   int64 // tokens that the response has used

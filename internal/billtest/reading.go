@@ -66,6 +66,11 @@ type event struct {
 	done      bool    // it is the end marker
 	failed    bool    // it is an error
 	model     string
+
+	tools        Counts // that tools have used beside the usage
+	repeats      int64  // bytes of content, of which those before may have been a part
+	searches     int64  // of the response
+	begins, ends bool   // a search
 }
 
 // has reports whether the input or the output is counted, alone or together with the other.
@@ -93,6 +98,9 @@ type Reading struct {
 
 	FinalTokens int64 // of the usage that came last, if that was with or after the end
 
+	searches, begun, ended int64
+	tools                  Counts
+
 	used        usage
 	inputFinal  bool // the input tokens are no placeholder
 	outputFinal bool // the output tokens are all
@@ -116,7 +124,7 @@ func (r *Response) readEvents(data []string) *Reading {
 	}
 	reading.Finished = int64(len(stopped)) >= r.Choices
 	hasChoice := slices.ContainsFunc(events, func(e event) bool { return e.hasChoice })
-	reading.Empty = !hasChoice && reading.ContentBytes == 0 && reading.used.total() == 0
+	reading.Empty = !hasChoice && reading.ContentBytes == 0 && reading.used.total()+reading.tools[input]+reading.tools[output] == 0
 	if !r.Stream || reading.hasEnded() {
 		reading.findFinal(events)
 	}
@@ -173,6 +181,20 @@ func (r *Reading) add(e event) {
 	if e.content > 0 {
 		r.Events++
 	}
+	if e.repeats > r.ContentBytes {
+		r.ContentBytes = e.repeats
+		r.Events++
+	}
+	if e.begins {
+		r.begun++
+	}
+	if e.ends {
+		r.ended++
+	}
+	if e.tools[input]+e.tools[output] > 0 {
+		r.tools = e.tools
+	}
+	r.searches = max(r.searches, e.searches, r.begun, r.ended)
 	if e.model != "" {
 		r.Model = e.model
 	}
@@ -196,7 +218,10 @@ func (r *Reading) reported(estimatedInput int64) (counts Counts, others []Of) {
 		counts[input] = min(n, estimatedInput)
 		counts[output] = n - counts[input]
 	}
-	return counts, r.used.others
+	if r.searches > counts[search] {
+		counts[search] = r.searches
+	}
+	return counts, append(slices.Clone(r.used.others), Of{"", r.tools})
 }
 
 // Used returns what was used. What is not known of it is estimated.

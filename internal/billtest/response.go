@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 )
 
@@ -23,7 +24,7 @@ type Response struct {
 
 // New returns the response that a seed stands for.
 func New(f Format, seed uint64, stream bool) *Response {
-	m := &maker{Rand: rand.New(rand.NewPCG(seed, uint64(len(f.Path)))), image: f.image, stream: stream, choices: 1}
+	m := &maker{Rand: rand.New(rand.NewPCG(seed, uint64(len(f.Path)))), text: f.text, image: f.image, stream: stream, choices: 1}
 	if m.in(3) {
 		m.choices = 1 + m.Int64N(3)
 	}
@@ -76,12 +77,18 @@ func (r *Response) EstimatedInput(mediaTokens int64) (tokens int64) {
 		panic(err)
 	}
 	bytes := int64(0)
-	for _, message := range elements(body, "messages") {
+	for _, name := range []string{"input", "instructions"} {
+		if said := text(body, name); said != "" {
+			tokens += 4
+			bytes += int64(len(said))
+		}
+	}
+	for _, message := range slices.Concat(elements(body, "messages"), elements(body, "input")) {
 		tokens += 4
 		bytes += int64(len(text(message, "content")))
 		for _, part := range elements(message, "content") {
-			if text(part, "type") == "text" {
-				bytes += int64(len(text(part, "text")))
+			if said := text(part, "text"); said != "" {
+				bytes += int64(len(said))
 			} else {
 				tokens += mediaTokens
 			}
@@ -94,12 +101,15 @@ func (r *Response) EstimatedInput(mediaTokens int64) (tokens int64) {
 func (m *maker) limit() int64 { return oneOf[int64](m, 40, 400, 4000) }
 
 // messages returns the member of a request that has its messages.
-func (m *maker) messages() string {
+func (m *maker) messages() string { return member("messages", "["+m.turns()+"]") }
+
+// turns returns messages, with commas between them.
+func (m *maker) turns() string {
 	var all []string
 	for range 1 + m.IntN(3) {
 		content := m.phrase()
 		if m.in(2) {
-			parts := []string{m.object(member("type", `"text"`), member("text", m.phrase()))}
+			parts := []string{m.object(member("type", m.quoted(m.text)), member("text", m.phrase()))}
 			if m.in(3) {
 				parts = append(parts, m.image)
 			}
@@ -107,5 +117,5 @@ func (m *maker) messages() string {
 		}
 		all = append(all, m.object(member("role", `"user"`), member("content", content)))
 	}
-	return member("messages", "["+strings.Join(all, ",")+"]")
+	return strings.Join(all, ",")
 }

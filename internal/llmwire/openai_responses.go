@@ -39,6 +39,8 @@ var responsesMembers = jsonTable[Request]{
 	"previous_response_id": {read: (*Request).readPrevious},
 	"prompt":               {read: (*Request).refuse},
 	"context_management":   {read: (*Request).refuse},
+	"input":                {read: (*Request).readInput},
+	"input[]":              {same: "messages[]"},
 	"text":                 {each: (*Request).checkMemberCase},
 	"text.format":          {read: (*Request).readSchema},
 	"instructions":         {same: "messages[]", orArray: true},
@@ -75,6 +77,18 @@ var responsesMembers = jsonTable[Request]{
 	"tools[].environment.type": {read: (*Request).readEnvironmentType},
 	"tools[].execution":        {read: (*Request).readExecution},
 	"tools[].output_schema":    {read: (*Request).readSchema},
+}
+
+// readInput reads the end of the input: a text, or items.
+func (r *Request) readInput(v jsonValue) {
+	switch v.text[0] {
+	case '[', 'n':
+	case '"':
+		r.input.messages++
+		r.readText(v)
+	default:
+		r.fail("input must be a string or an array")
+	}
 }
 
 func (r *Request) readStore(v jsonValue) { r.Stored = v.isNull() || r.boolean(v) }

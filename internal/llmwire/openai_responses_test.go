@@ -108,7 +108,6 @@ func TestReferences(t *testing.T) {
 		{"with a role", item(`{"id":"msg_1","role":"assistant","content":"x"}`), ` [] true`},
 		{"reference with a role", item(`{"id":"msg_1","role":"user","type":"item_reference"}`), ` [msg_1] true`},
 		{"each once", item(`{"id":"a"},{"id":"b"},{"id":"a","type":"item_reference"}`), ` [a b] true`},
-		{"alone", `{"input":{"type":"item_reference","id":"msg_1"}}`, ` [msg_1] true`},
 		{"in content", item(`{"role":"user","content":[{"type":"item_reference","id":"msg_1"}]}`), ` [msg_1] true`},
 		{"in output", item(`{"type":"function_call_output","call_id":"c","output":[{"id":"msg_1"}]}`), ` [msg_1] true`},
 		{"in instructions", `{"instructions":[{"id":"msg_1"}]}`, ` [msg_1] true`},
@@ -165,6 +164,7 @@ func TestReferences(t *testing.T) {
 		{`{"prompt_cache_options":{"Comparison_response_id":"a"}}`, "prompt_cache_options.Comparison_response_id must be " +
 			"spelled prompt_cache_options.comparison_response_id"},
 		{`{"store":"no"}`, "store must be true or false"}, {`{"store":true,"store":false}`, "store is duplicated"},
+		{`{"input":{"type":"item_reference","id":"msg_1"}}`, "input must be a string or an array"},
 		{item(`[{"id":"a"}]`), "A message, or a part of one, must not be an array"},
 		{item(`{"type":"additional_tools","tools":{"type":"web_search"}}`), "messages[].tools must be an array"},
 	} {
@@ -253,6 +253,7 @@ func TestResponsesInput(t *testing.T) {
 	}{
 		{`{"input":"` + text + `"}`, 4 + 5}, {`{"instructions":"` + text + `"}`, 4 + 5},
 		{`{"text":{"verbosity":"low","format":{"type":"json_schema","schema":{}}}}`, 9},
+		{item(`"role":"user","content":TEXT},{"role":"user","content":TEXT`), 18},
 		{item(`"role":"user","content":TEXT`), 9}, {item(`"role":"user","content":[{"type":"input_text","text":TEXT}]`), 9},
 		{item(`"type":"message","content":[{"type":"output_text","text":TEXT},{"type":"refusal","refusal":TEXT}]`), 14},
 		{item(`"type":"function_call","call_id":TEXT,"name":"four","arguments":TEXT`), 4 + 6},
