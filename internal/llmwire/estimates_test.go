@@ -37,9 +37,13 @@ func TestEstimates(t *testing.T) {
 		for format, template := range map[Format]string{
 			OpenAIChat:        `{"choices":[{"index":0,"delta":{"content":%s}}]}`,
 			AnthropicMessages: `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":%s}}`,
+			OpenAIResponses:   `{"type":"response.output_text.delta","item_id":"msg_1","delta":%s}`,
 		} {
 			for _, tokens := range []int{1, 2, 7} {
 				body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":%s}]}`, jsonString(r.Prompt))
+				if format == OpenAIResponses {
+					body = fmt.Sprintf(`{"model":"m","input":%s}`, jsonString(r.Prompt))
+				}
 				request, err := ReadRequest(format, []byte(body))
 				if err != nil {
 					t.Fatal(err)

@@ -253,8 +253,8 @@ func (f Format) CodedErrorBody(status int, code, message string) []byte {
 	return formats[f].errorBody(status, errorText{message: message, code: code})
 }
 
-// ErrorEvent returns the server-sent event that tells a client that its stream is broken. Its data is
-// ErrorBody(status, message), and a blank line ends it.
+// ErrorEvent returns the server-sent event that tells a client that its stream is broken, with a blank line at its end.
+// Its data says what ErrorBody(status, message) does.
 func (f Format) ErrorEvent(status int, message string) []byte {
 	return formats[f].errorEvent(status, message)
 }

@@ -42,6 +42,8 @@ func TestFormatOf(t *testing.T) {
 		{"/v1/chat/completions", OpenAIChat, true},
 		{"/openai/deployments/gpt-4o/chat/completions", OpenAIChat, true},
 		{"/v1/messages", AnthropicMessages, true},
+		{"/v1/responses", OpenAIResponses, true},
+		{"/v1/responses/compact", 0, false},
 		{"/v1/embeddings", 0, false}, // is of another kind
 		{"/v1/messages/count_tokens", 0, false},
 		{"", 0, false},
@@ -66,6 +68,8 @@ func TestProviderNames(t *testing.T) {
 		{OpenAIChat, "acme.services.ai.azure.com", "max_completion_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "openai.azure.com.example", "max_tokens", "Authorization", "Bearer sk-1"},
 		{OpenAIChat, "myapi.openai.com", "max_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIResponses, "api.openai.com", "max_output_tokens", "Authorization", "Bearer sk-1"},
+		{OpenAIResponses, "localhost", "max_output_tokens", "Authorization", "Bearer sk-1"},
 		{AnthropicMessages, "api.anthropic.com", "max_tokens", "X-Api-Key", "sk-1"},
 		{AnthropicMessages, "api.openai.com", "max_tokens", "X-Api-Key", "sk-1"},
 	} {

@@ -15,6 +15,8 @@ const (
 	reasoningItem = `{"type":"reasoning","id":"rs_1","summary":[]}`
 )
 
+const responseBegun = `{"type":"response.created","response":{"id":"resp_1","status":"in_progress","output":[],"usage":null}}`
+
 // responseOf returns a response with the given end, items and usage.
 func responseOf(end, items, usage string) string {
 	return `{"id":"resp_1","object":"response",` + end + `,"error":null,"instructions":"abc","model":"gpt-5.2","output":[` + items +
@@ -237,6 +239,9 @@ func TestLongResponses(t *testing.T) {
 			`36+87 tokens, %d events, %d bytes normal done finished complete unread`, "resp_1"},
 		{"instructions at the end", created + hello + strings.Replace(created, `.created"`, `.completed"`, 1),
 			`1000+2 tokens, 1 events, 6 bytes normal estimated done finished unread`, "resp_1"},
+		{"item", responseDelta("image_generation_call.partial", "Hello!") + responseEvent("response.output_item.done",
+			`"item":{"type":"image_generation_call","id":"ig_1","result":"`+long+`"}`) + responseEnd("response.completed", item, usage),
+			`36+87 tokens, %d events, %d bytes normal done finished complete unread`, "resp_1"},
 		{"failed at once", created + failure, `1000+0 tokens, 0 events, 0 bytes abnormal estimated done finished failed unread`, "resp_1"},
 	} {
 		for _, size := range []int{999, 4 << 20} {

@@ -28,7 +28,7 @@ func (r *Report) ReadPart(part []byte) {
 	p.objects++
 	p.bytes += int64(len(part))
 	p.read(r, part)
-	if p.repeats {
+	if p.repeats { // what is said again counts only as far as it is more
 		r.ContentEvents, r.contentBytes = r.ContentEvents-p.objects, r.contentBytes-p.bytes
 		p.objects, p.bytes = 0, 0
 		if p.output > r.contentBytes {
@@ -97,8 +97,8 @@ type partReader struct {
 	open     int    // arrays and objects that are open in it
 
 	objects, bytes int64 // that the Report has counted as content of the object
-	repeats        bool  // the object has a response, whose content came before it
-	inOutput       bool  // the value that is read is the output of a response
+	repeats        bool  // the object has a response or an item of one, whose content came before it
+	inOutput       bool  // the value that is read is such content
 	output         int64 // bytes of such values
 }
 
@@ -254,19 +254,17 @@ func (p *partReader) nextShape(r *Report, c byte) (shape *jsonShape[Report]) {
 		spelled, _ := strict.AppendUnquoted(name[:0], p.name)
 		shape = outer.member(spelled)
 	}
-	switch {
-	case shape == nil:
-	case shape.path == "output":
+	if shape == nil {
+		return nil
+	}
+	switch path := shape.path; {
+	case path == "response", path == "item":
+		p.repeats = p.repeats || p.depth == 1
+	case path == "output", strings.HasPrefix(path, "content") && path != "content.stop_reason" && (path != "content" || c != '{'):
 		p.inOutput = p.repeats
 		return nil
-	case shape.path == "response":
-		p.repeats = c == '{'
 	}
-	if shape == nil || !strings.HasPrefix(shape.path, "content") || shape.path == "content.stop_reason" ||
-		shape.path == "content" && c == '{' {
-		return shape
-	}
-	return nil
+	return shape
 }
 
 // endContainer reads the end of an array or object, and adds the object that is complete then.
