@@ -124,7 +124,8 @@ func (r *Response) readEvents(data []string) *Reading {
 	}
 	reading.Finished = int64(len(stopped)) >= r.Choices
 	hasChoice := slices.ContainsFunc(events, func(e event) bool { return e.hasChoice })
-	reading.Empty = !hasChoice && reading.ContentBytes == 0 && reading.used.total()+reading.tools[input]+reading.tools[output] == 0
+	all := usage{reading.used.counts, nil, append(slices.Clone(reading.used.others), Of{"", reading.tools})}
+	reading.Empty = !hasChoice && reading.ContentBytes == 0 && all.total() == 0
 	if !r.Stream || reading.hasEnded() {
 		reading.findFinal(events)
 	}

@@ -24,7 +24,9 @@ type Response struct {
 
 // New returns the response that a seed stands for.
 func New(f Format, seed uint64, stream bool) *Response {
-	m := &maker{Rand: rand.New(rand.NewPCG(seed, uint64(len(f.Path)))), text: f.text, image: f.image, stream: stream, choices: 1}
+	m := &maker{
+		Rand: rand.New(rand.NewPCG(seed, uint64(len(f.Path)))), text: f.text, image: f.image, stream: stream, choices: 1,
+	}
 	if m.in(3) {
 		m.choices = 1 + m.Int64N(3)
 	}

@@ -78,7 +78,8 @@ func hidesItem(item any) bool {
 			return true
 		}
 	}
-	return !slices.Contains([]string{"message", "function_call", "custom_tool_call", "local_shell_call"}, text(item, "type"))
+	shown := []string{"message", "function_call", "custom_tool_call", "local_shell_call"}
+	return !slices.Contains(shown, text(item, "type"))
 }
 
 // readStatus reads whether a response has ended.
@@ -111,9 +112,9 @@ func (m *maker) responseRequest() string {
 // responseUsage returns the usage of a response, with the details that it has.
 func (m *maker) responseUsage(input, output int64) string {
 	cached := m.upTo(input)
+	details := m.object(m.count("cached_tokens", cached), m.count("cache_write_tokens", input-cached))
 	return m.object(m.count("input_tokens", input), m.count("output_tokens", output),
-		m.maybe("total_tokens", m.number(input+output)),
-		m.maybe("input_tokens_details", m.object(m.count("cached_tokens", cached), m.count("cache_write_tokens", input-cached))),
+		m.maybe("total_tokens", m.number(input+output)), m.maybe("input_tokens_details", details),
 		m.maybe("output_tokens_details", m.object(m.maybe("reasoning_tokens", m.number(m.upTo(output))))))
 }
 
@@ -133,17 +134,19 @@ func (m *maker) response(items []string, status, usage string) string {
 	if status != "in_progress" && !m.plain && m.in(3) {
 		used = member("tool_usage", m.toolUsage()) + "," + used // half a response has this before the rest
 	}
-	return m.object(id, model, used, m.maybe("object", `"response"`), m.maybe("error", "null"), m.maybe("instructions", m.phrase()),
-		member("status", m.quoted(status)), m.maybe("tools", `[{"type":"function","name":"f","description":"It helps."}]`),
+	tools := m.maybe("tools", `[{"type":"function","name":"f","description":"It helps."}]`)
+	return m.object(id, model, used, tools, m.maybe("object", `"response"`), m.maybe("error", "null"),
+		m.maybe("instructions", m.phrase()), member("status", m.quoted(status)),
 		member("output", "["+strings.Join(items, ",")+"]"))
 }
 
-// item returns the type of an item of the output, the item with something that a model says, and the kind and the text of
-// the delta that says it. These are "" if it has none.
+// item returns the type of an item of the output, the item with something that a model says, and the kind and the text
+// of the delta that says it. These are "" if it has none.
 func (m *maker) item() (kind, item, delta, said string) {
 	said = m.phrase()
 	members := []string{
-		member("id", m.quoted(fmt.Sprintf("item_%d", m.IntN(1000)))), m.maybe("call_id", `"call_1"`), m.maybe("status", `"completed"`),
+		member("id", m.quoted(fmt.Sprintf("item_%d", m.IntN(1000)))), m.maybe("call_id", `"call_1"`),
+		m.maybe("status", `"completed"`),
 	}
 	is := func(itemKind, deltaKind string, more ...string) {
 		kind, delta, item = itemKind, deltaKind, m.typed(itemKind, append(members, more...)...)
@@ -223,7 +226,8 @@ func (m *maker) responseStream() (events []string) {
 		kind, item, delta, said := m.item()
 		add("response.output_item.added", member("item", m.typed(kind, m.maybe("status", `"in_progress"`))))
 		if delta != "" {
-			add("response."+delta+".delta", member("delta", said), m.maybe("item_id", `"item_1"`), m.maybe("logprobs", `[{"token":"a"}]`))
+			add("response."+delta+".delta", member("delta", said), m.maybe("item_id", `"item_1"`),
+				m.maybe("logprobs", `[{"token":"a"}]`))
 			add("response."+delta+".done", member("text", said))
 		} else if m.in(3) && !m.plain {
 			add("response.image_generation_call.partial_image", member("partial_image_b64", `"QUJD"`))

@@ -143,10 +143,8 @@ func TestFailures(t *testing.T) {
 		{"error", OpenAIResponses, true, []string{`{"error":{"message":"x"}}`}, true},
 		{"failed", OpenAIResponses, true, []string{responseOf(failed, "", "null")}, true},
 		{"failed with usage", OpenAIResponses, true, []string{responseOf(failed, "", responseUsage)}, false},
-		{"no output", OpenAIResponses, true, []string{responseOf(completed, "", "null")}, true},
 		{"no output, with usage", OpenAIResponses, true, []string{responseOf(completed, "", responseUsage)}, false},
 		{"output", OpenAIResponses, true, []string{responseOf(completed, helloItem, "null")}, false},
-
 		{"created", OpenAIResponses, false, []string{responseBegun}, false},
 		{"error first", OpenAIResponses, false, []string{`{"type":"error","code":"x","message":"x"}`}, true},
 		{"failed first", OpenAIResponses, false, []string{`{"type":"response.failed","response":{"error":{"code":"x"}}}`}, true},

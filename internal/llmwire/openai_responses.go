@@ -102,14 +102,14 @@ func (r *Request) readExecutionMode(v jsonValue) {
 	}
 }
 
-// An inputItem is what is read of an item, or of a part of one, to find out whether the provider has to look it up by its
-// ID.
+// An inputItem is what is read of an item, or of a part of one, to find out whether the provider has to look it up by
+// its ID.
 type inputItem struct {
-	id, kind jsonValue // as they are spelled; without text if they are absent or null
-	hasRole  bool
-	isInBody bool  // what the provider has generated is in the body
-	result   int64 // bytes of the result of a tool
-	members  uint8 // a bit for each of uniqueMembers that was read
+	id, kind  jsonValue // as they are spelled; without text if they are absent or null
+	hasRole   bool
+	encrypted int64 // bytes of what only the provider can read
+	result    int64 // bytes of the result of a tool
+	members   uint8 // a bit for each of uniqueMembers that was read
 }
 
 // uniqueMembers are the members that an item may not have twice, since another parser could read the other one.
@@ -164,13 +164,12 @@ func (r *Request) readItemType(v jsonValue) {
 // readEncrypted and readResult read what the provider has generated earlier.
 func (r *Request) readEncrypted(v jsonValue) {
 	r.readText(v)
-	r.item().isInBody = r.item().isInBody || v.stringBytes() > 0
+	r.item().encrypted = v.stringBytes()
 }
 
 func (r *Request) readResult(v jsonValue) {
 	r.addData(v, true)
 	r.item().result = v.stringBytes()
-	r.item().isInBody = r.item().isInBody || v.stringBytes() > 0
 }
 
 // endItem reads the end of an item or of a part of one.
@@ -197,8 +196,10 @@ func (r *Request) isReference(item *inputItem) bool {
 		return !item.hasRole
 	case "item_reference":
 		return true
-	case "reasoning", "image_generation_call":
-		return !item.isInBody
+	case "reasoning":
+		return item.encrypted == 0
+	case "image_generation_call":
+		return item.result == 0
 	default:
 		return !r.knowsPart(kind)
 	}

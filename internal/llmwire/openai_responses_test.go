@@ -120,6 +120,8 @@ func TestReferences(t *testing.T) {
 			` [rs_1] true`},
 		{"reasoning in the body", item(`{"type":"reasoning","id":"rs_1","summary":[],"encrypted_content":"QUJD"}`), ` [] true`},
 		{"reasoning that is empty", item(`{"type":"reasoning","id":"rs_1","encrypted_content":""}`), ` [rs_1] true`},
+		{"reasoning with another's content", item(`{"type":"reasoning","id":"rs_1","result":"x"},` +
+			`{"type":"image_generation_call","id":"ig_1","encrypted_content":"x"}`), ` [rs_1 ig_1] true`},
 		{"reasoning without an ID", item(`{"type":"reasoning","summary":[]}`), ` [] true`},
 		{"image that is kept", item(`{"type":"image_generation_call","id":"ig_1"}`), ` [ig_1] true`},
 		{"image that is null", item(`{"type":"image_generation_call","id":"ig_1","result":null}`), ` [ig_1] true`},

@@ -260,7 +260,8 @@ func (p *partReader) nextShape(r *Report, c byte) (shape *jsonShape[Report]) {
 	switch path := shape.path; {
 	case path == "response", path == "item":
 		p.repeats = p.repeats || p.depth == 1
-	case path == "output", strings.HasPrefix(path, "content") && path != "content.stop_reason" && (path != "content" || c != '{'):
+	case path == "content.stop_reason", path == "content" && c == '{':
+	case path == "output", strings.HasPrefix(path, "content"):
 		p.inOutput = p.repeats
 		return nil
 	}
