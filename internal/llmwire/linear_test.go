@@ -44,6 +44,9 @@ func hostileRequests(n int) []hostileDocument {
 		{"server tools", `{"tools":[{"type":"x"}` + strings.Repeat(`,{"type":"x"}`, n/13) + `]}`},
 		{"tools in tools", `{"tools":[` + deepArray(n, 245, `{"tools":[`, `{"type":"x"}`, `]}`) + `]}`},
 		{"tools in parts", `{"messages":[` + deepArray(n, 245, `{"tools":[`, `{"definition":{"type":"x"}}`, `]}`) + `]}`},
+		{"references", `{"input":[{"id":"x"}` + strings.Repeat(`,{"id":"x"}`, n/11) + `]}`},
+		{"items in items", `{"input":[` + deepArray(n, 245, `{"output":[`, `{"id":"x"}`, `]}`) + `]}`},
+		{"places of tools", `{"tools":[{}` + strings.Repeat(`,{"environment":{"type":"x"},"execution":"x"}`, n/44) + `]}`},
 		{"choices of tools", `{"tool_choice":{"tools":[{"name":"a"}` + strings.Repeat(`,{"name":"a"}`, n/13) + `]}}`},
 		{"files", `{"messages":[{"content":[{"file":{"file_data":"AA"}}` + strings.Repeat(`,{"file":{"file_data":"AA"}}`, n/28) + `]}]}`},
 	}
@@ -62,6 +65,8 @@ func hostileReports(n int) []hostileDocument {
 		{"content", `{"content":[{"type":"x"}` + strings.Repeat(`,{"text":"a"}`, n/13) + `]}`},
 		{"tools", `{"content":` + deepArray(n, 248, `{"tool_calls":[`, `{"function":{"name":"\n"}}`, `]}`) + `}`},
 		{"escapes", `{"choices":[{"delta":{"content":"` + strings.Repeat(`\n`, n/2) + `"}}]}`},
+		{"items", `{"output":[{"id":"x"}` + strings.Repeat(`,{"id":"x","type":"y","z":"a"}`, n/30) + `]}`},
+		{"responses", `{"response":{}` + strings.Repeat(`,"response":{"id":"x","output":[{}]}`, n/36) + `}`},
 		{"usages", `{"choices":[{}` + strings.Repeat(`,{"usage":{"prompt_tokens":1}}`, n/29) + `]}`},
 		{"models", `{"usage":{"iterations":[{}` + strings.Repeat(`,{"model":"`+strings.Repeat("m", 200)+`"}`, n/213) + `]}}`},
 		{"long model", `{"model":"` + strings.Repeat(`\n`, n/2) + `"}`},

@@ -27,9 +27,10 @@ var openAIResponses = openAI(format{
 	report:  newJSONShape(reportMembers, responsesReport),
 
 	errorEvent: func(status int, message string) []byte {
-		code := openAIErrorTypes[status].code
-		const format = `{"type":"error","code":%s,"message":%s,"param":null}`
-		return fmt.Appendf(nil, "event: error\ndata: "+format+"\n\n", nullable(code), jsonString(message))
+		code, body := openAIErrorTypes[status].code, openAIErrorBody(status, errorText{message: message})
+		// The documentation has no member error. The SDKs raise an error only if there is one.
+		const format = `{"type":"error","code":%s,"message":%s,"param":null,%s`
+		return fmt.Appendf(nil, "event: error\ndata: "+format+"\n\n", nullable(code), jsonString(message), body[1:])
 	},
 })
 

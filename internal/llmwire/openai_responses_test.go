@@ -13,7 +13,7 @@ func TestResponsesErrors(t *testing.T) {
 		429: {"rate_limit_error", `"rate_limit_exceeded"`}, 502: {"api_error", "null"}, 504: {"api_error", "null"},
 	} {
 		body := fmt.Sprintf(`{"error":{"message":"say \"x\"","type":"%s","param":null,"code":%s}}`, codes[0], codes[1])
-		event := fmt.Sprintf(`{"type":"error","code":%s,"message":"say \"x\"","param":null}`, codes[1])
+		event := fmt.Sprintf(`{"type":"error","code":%s,"message":"say \"x\"","param":null,%s`, codes[1], body[1:])
 		checkError(t, OpenAIResponses, status, body, "event: error\ndata: "+event+"\n\n")
 	}
 }
@@ -77,6 +77,16 @@ func TestResponsesRequests(t *testing.T) {
 		{"summary first", `{"input":[{"type":"compaction_trigger"}]}`, ` n=1 limit=0 twice`},
 		{"limit of a sound", `{"modalities":["audio"]}`, ` n=1 limit=0 media`},
 	})
+	for _, name := range []string{ // what chooses another model, price or service, or adds input or output
+		"models", "route", "fallbacks", "provider", "plugins", "search_parameters", "enable_search", "data_sources",
+		"web_search_options", "inference_geo", "container", "n_predict", "best_of", "use_beam_search", "options", "lora",
+		"chat_template_kwargs", "access_programs", "background_options", "vllm_xargs", "priority", "system",
+	} {
+		r, err := ReadRequest(OpenAIResponses, fmt.Appendf(nil, `{%q:{"x":1}}`, name))
+		if err != nil || !slices.Equal(r.Unknown, []string{name}) {
+			t.Errorf("%s: unknown are %v, %v", name, r.Unknown, err)
+		}
+	}
 	for _, member := range []string{"conversation", "prompt", "background", "context_management"} {
 		for _, value := range []string{`{"id":"x"}`, `true`, `"x"`, `[]`, `{}`, `1`} {
 			body := fmt.Sprintf(`{"model":"m",%q:%s}`, member, value)
