@@ -115,13 +115,19 @@ func (r *Report) endOutputItem(jsonValue) {
 	}
 }
 
-// hasDeltas reports whether what an item of a type says comes in deltas before the item is complete.
-func hasDeltas(item []byte) bool {
-	switch string(item) {
-	case `"message"`, `"function_call"`, `"custom_tool_call"`, `"reasoning"`, `"mcp_call"`, `"code_interpreter_call"`:
-		return true
+// endItem reads the end of an event with an item that is complete. What most items say has come in deltas before.
+func (r *Report) endItem() {
+	o := &r.response
+	switch string(o.item) {
+	case `"reasoning"`:
+	case `"message"`, `"function_call"`, `"custom_tool_call"`, `"mcp_call"`, `"code_interpreter_call"`:
+		if r.contentBytes == r.itemsEnd {
+			r.contentBytes += o.itemBytes
+		}
+	default:
+		r.contentBytes += o.itemBytes
 	}
-	return false
+	r.itemsEnd = r.contentBytes
 }
 
 // endResponse reads the end of a response that is not streamed, or of an event.
@@ -143,14 +149,13 @@ func (r *Report) endResponse(v jsonValue) {
 		if isSearch {
 			r.searchesEnded++
 		}
-		if !hasDeltas(o.item) {
-			r.contentBytes += o.itemBytes
-		}
+		r.endItem()
 	case `"response.output_text.delta"`, `"response.function_call_arguments.delta"`,
-		`"response.custom_tool_call_input.delta"`, ``:
+		`"response.custom_tool_call_input.delta"`:
 	case `"response.refusal.delta"`:
 		r.refused = true
 	default: // an event that is not known, or of what can be seen only in part
+		r.contentBytes += o.itemBytes
 		r.Hidden = r.Hidden || r.contentBytes > o.before && bytes.HasPrefix(o.event, []byte(`"response.`))
 	}
 	r.searches = max(r.searches, o.searches, r.searchesBegun, r.searchesEnded)

@@ -133,6 +133,8 @@ func responseStreams() []streamTest {
 			`36+87 tokens, 1 events, 6 bytes abnormal done finished complete failed`},
 		{"response and an error", f, 1, on(hello[:3], "event: error\ndata: {\"type\":\"error\",\"code\":null,\"message\":\"x\"}\n\n"), 0,
 			`1000+2 tokens, 1 events, 6 bytes estimated done failed`},
+		{"response with items without deltas", f, 1, []string{hello[6], hello[2], hello[6], hello[6]}, 0,
+			`1000+9 tokens, 3 events, 26 bytes estimated`},
 		{"response that is called", f, 1, []string{responseDelta("function_call_arguments", `{}`), responseDelta("refusal", "No.")}, 0,
 			`1000+2 tokens, 2 events, 5 bytes estimated refused`},
 	}
@@ -165,8 +167,11 @@ func TestHiddenResponses(t *testing.T) {
 		{data(responseDelta("invented", "ab")), 2, true}, {data(responseDelta("invented", "")), 0, false},
 		{data(responseEvent("response.image_generation_call.partial_image", `"partial_image_b64":"QUJD"`)), 4, true},
 		{data(responseEvent("response.output_text.done", `"text":"ab"`)), 0, false},
-		{done(`"type":"message","content":[{"type":"output_text","text":"ab"}]`), 0, false},
-		{done(`"type":"function_call","name":"f","arguments":"ab"`), 0, false},
+		{done(`"type":"message","content":[{"type":"output_text","text":"ab"}]`), 2, false}, // without deltas
+		{done(`"type":"function_call","name":"f","arguments":"ab"`), 3, false},
+		{`{"item":{"type":"message","content":"ab"}}`, 2, false},
+		{data(responseEvent("response.invented", `"item":{"type":"message","content":"ab"}`)), 2, true},
+		{added("message")[:len(added("message"))-2] + `,"content":"ab"}}`, 0, false},
 		{done(`"type":"reasoning","encrypted_content":"ab"`), 0, true},
 		{done(`"type":"local_shell_call","action":{"type":"exec","command":["ab","c"]}`), 3, false},
 		{done(`"type":"apply_patch_call","operation":{"type":"update_file","diff":"ab"}`), 2, false},

@@ -42,6 +42,7 @@ type Report struct {
 	searches     int64       // that were seen, or reported beside the usage
 
 	searchesBegun, searchesEnded int64 // in a stream
+	itemsEnd                     int64 // bytes of content when the last item of a stream was complete
 
 	walker     jsonWalker[Report]
 	object     reportObject
