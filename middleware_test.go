@@ -745,6 +745,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	withBody := []string{"/auth/verify", "POST /auth/anonymous", "POST /auth/google", "POST /auth/apple",
 		"POST /tokens/consume", "POST /tokens/holds",
 		"POST /tokens/holds/{holdId}/settle", "POST /v1/chat/completions", "POST /v1/messages", "POST /v1/messages/count_tokens",
+		"POST /v1/embeddings", "POST /v1/moderations", "POST /v1/images/generations",
 		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
 	awaitUsage(t, testRedis, id)
 	before := testRedis.Keys(t, "*tenant:"+id+":*")
