@@ -175,6 +175,7 @@ func TestReferences(t *testing.T) {
 		{`{"Previous_response_id":"a"}`, "Previous_response_id must be spelled previous_response_id"},
 		{`{"prompt_cache_options":{"Comparison_response_id":"a"}}`, "prompt_cache_options.Comparison_response_id must be " +
 			"spelled prompt_cache_options.comparison_response_id"},
+		{`{"text":{"Format":{}}}`, "text.Format must be spelled text.format"},
 		{`{"store":"no"}`, "store must be true or false"}, {`{"store":true,"store":false}`, "store is duplicated"},
 		{`{"input":{"type":"item_reference","id":"msg_1"}}`, "input must be a string or an array"},
 		{item(`[{"id":"a"}]`), "A message, or a part of one, must not be an array"},
@@ -276,6 +277,7 @@ func TestResponsesInput(t *testing.T) {
 		{item(`"type":"reasoning","content":[{"type":"reasoning_text","text":TEXT}]`), 9},
 		{item(`"type":"local_shell_call","action":{"a":TEXT}`), 4 + 7}, {item(`"type":"local_shell_call_output","output":TEXT`), 9},
 		{item(`"type":"shell_call_output","output":[{"stdout":TEXT,"stderr":TEXT,"outcome":{"type":"exit"}}]`), 14},
+		{item(`"type":"computer_call","actions":[TEXT]`), 4 + 6}, {item(`"type":"mcp_call","error":{"a":TEXT}`), 4 + 7},
 		{item(`"type":"apply_patch_call","operation":{"diff":TEXT}`), 4 + 8}, {item(`"type":"mcp_call","arguments":TEXT,"output":TEXT`), 14},
 		{item(`"type":"code_interpreter_call","code":TEXT,"outputs":[{"type":"logs","logs":TEXT}]`), 14},
 		{item(`"type":"file_search_call","queries":[TEXT],"results":[{"text":TEXT}]`), 4 + 15},
