@@ -178,6 +178,7 @@ func TestHiddenResponses(t *testing.T) {
 		{added("message")[:len(added("message"))-2] + `,"content":"ab"}}`, 0, false},
 		{done(`"type":"reasoning","encrypted_content":"ab"`), 0, true},
 		{done(`"type":"local_shell_call","action":{"type":"exec","command":["ab","c"]}`), 3, false},
+		{done(`"type":"computer_call","actions":[{"type":"type","text":"ab"}],"pending_safety_checks":[]`), 2, false},
 		{done(`"type":"apply_patch_call","operation":{"type":"update_file","diff":"ab"}`), 2, false},
 		{done(`"type":"image_generation_call","result":"QUJD"`), 4, true}, {done(`"type":"invented","x":[{"y":"ab"}]`), 2, true},
 		{responseOf(completed, `{"type":"function_call","name":"f","namespace":"n","arguments":"ab"}`, "null"), 3, false},
