@@ -17,7 +17,7 @@ var textFormats = []Format{OpenAIChat, AnthropicMessages, OpenAIResponses}
 func TestFormats(t *testing.T) {
 	optional := []string{"keyPrefix",
 		"usageOption", "countPath", "versionHeader", "version", "modelsQuery", "limitMember", "safetyID", "delivery", "holdIfUnreported",
-		"held", "noOutput",
+		"held", "noOutput", "request",
 	}
 	for i, row := range formats {
 		value := reflect.ValueOf(*row)

@@ -33,9 +33,10 @@ type Holding struct {
 type heldInput int
 
 const (
-	bodyInput heldInput = iota // all of its body
-	textInput                  // what the model reads of it, or all of the body if a part is not known
-	noInput                    // nothing
+	bodyInput  heldInput = iota // all of its body
+	textInput                   // what the model reads of it, or all of the body if a part is not known
+	noInput                     // nothing
+	soundInput                  // nothing: the seconds of its sound have a price of their own
 )
 
 // HeldInput returns the input tokens to hold for the request: one for each BytesPerToken bytes of its body without the
@@ -46,7 +47,7 @@ const (
 func (r *Request) HeldInput(h Holding) int64 {
 	size := int64(len(r.body)) - r.input.base64
 	switch held := formats[r.Format].held; {
-	case held == noInput:
+	case held == noInput, held == soundInput:
 		return 0
 	case held == textInput && len(r.Unknown) == 0:
 		size = r.input.text

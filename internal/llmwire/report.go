@@ -31,6 +31,7 @@ type Report struct {
 
 	usage        rawUsage
 	extra        *extraUsage // nil without any
+	seconds      int64       // of sound
 	seesInput    bool        // it was reported with or after the last content, reason for an end, or error
 	seesOutput   bool        // this, too
 	isStream     bool        // not one object
@@ -83,6 +84,10 @@ func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage,
 	if f.held == noInput {
 		return Usage{}, nil, true
 	}
+	if f.held == soundInput {
+		used, exact = r.usedSound()
+		return used, nil, exact
+	}
 	used = r.usage.usage(f.shareOf(estimatedInput))
 	input, output := r.knows(n)
 	if !input {
@@ -130,6 +135,10 @@ func (r *Report) KnowsOutput(n int64) bool {
 // stream are if they came with its end or after it. For the input, others will do, unless they are 0. No output beside
 // content is a placeholder until the end marker: the usage can be in an event of its own, after the end.
 func (r *Report) knows(n int64) (input, output bool) {
+	if formats[r.Format].held == soundInput {
+		known := r.knowsSound()
+		return known, known
+	}
 	used := r.usage.usage(0)
 	hasEnded := !r.isStream || r.Done || (r.Failed || r.HasFinished(n)) && (used.Output > 0 || r.ContentEvents == 0)
 	input, output = r.usage.sees()
@@ -137,10 +146,10 @@ func (r *Report) knows(n int64) (input, output bool) {
 	return input && (used.Input > 0 || hasEnded && r.seesInput), output
 }
 
-// HasUsage reports whether tokens were reported, more than 0.
+// HasUsage reports whether tokens, or seconds of sound, were reported, more than 0.
 func (r *Report) HasUsage() bool {
 	used := r.usage.usage(0)
-	return used.total() > 0 || r.extra.total() > 0
+	return used.total() > 0 || r.extra.total() > 0 || r.seconds > 0
 }
 
 // IsFailure reports whether the response, as far as it was read, is an error, or nothing at all, and costs nothing: the

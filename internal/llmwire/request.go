@@ -62,6 +62,8 @@ type Request struct {
 	Characters int64 // to speak: Unicode code points
 	Seconds    int64 // of sound in the request, rounded up
 
+	ResponseFormat string // of a transcript; "" if the request names none
+
 	partials int64 // images that show each image before it is complete
 
 	input inputSize
@@ -75,6 +77,9 @@ type Request struct {
 	isReasoningOff bool // by the type or effort in the thinking or reasoning that is being read
 	includesUsage  bool // the member usage asks for what is there without it
 	hasEditType    bool // the edit of the context that is being read has a type
+
+	fields    []formField // of a form
+	delimiter string      // between them, with the end of a line before it
 
 	rules   *requestRules
 	walker  jsonWalker[Request]

@@ -30,6 +30,9 @@ type Changes struct {
 // the usage of a stream only on request, a stream asks for it. Everything else that c does not name stays byte for byte
 // as it came.
 func (r *Request) Rewrite(c Changes) [][]byte {
+	if r.fields != nil {
+		return r.rewriteForm(c)
+	}
 	w := rewriter{r: r}
 	if c.Model != "" && c.Model != r.Model {
 		w.set(memberName{"", "model"}, jsonString(c.Model))

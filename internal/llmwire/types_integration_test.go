@@ -45,6 +45,7 @@ func TestIntegrationTypes(t *testing.T) {
 	for name, format := range map[string]Format{
 		"chat": OpenAIChat, "messages": AnthropicMessages, "responses": OpenAIResponses,
 		"embeddings": OpenAIEmbeddings, "moderations": OpenAIModerations, "images": OpenAIImages,
+		"speech": OpenAISpeech, "transcriptions": OpenAITranscriptions, "translations": OpenAITranslations,
 	} {
 		t.Run(name, func(t *testing.T) {
 			types := printed[name]
@@ -77,7 +78,8 @@ func wantListed(t *testing.T, format Format, types sdkTypes) {
 			}
 		}
 	}
-	least := map[Format]int{OpenAIEmbeddings: 5, OpenAIModerations: 2, OpenAIImages: 19}
+	least := map[Format]int{OpenAIEmbeddings: 5, OpenAIModerations: 2, OpenAIImages: 19,
+		OpenAISpeech: 7, OpenAITranscriptions: 14, OpenAITranslations: 5}
 	if least := cmp.Or(least[format], 40); found < least {
 		t.Errorf("the types have only %d members, tools and parts, want %d", found, least)
 	}

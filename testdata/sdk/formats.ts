@@ -13,4 +13,7 @@ export type Formats = {
   embeddings: OpenAI.EmbeddingCreateParams;
   moderations: OpenAI.ModerationCreateParams;
   images: OpenAI.ImageGenerateParams;
+  speech: OpenAI.Audio.SpeechCreateParams;
+  transcriptions: OpenAI.Audio.TranscriptionCreateParams;
+  translations: OpenAI.Audio.TranslationCreateParams;
 };
