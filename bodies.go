@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	maxBodyBytes   = 1 << 20 // on all routes but those of the gateway
-	smallBodyBytes = 4 << 10 // first bytes of a body that need no room in a pool: no charge needs more
+	maxBodyBytes   = 1 << 20  // on all routes but those of the gateway
+	maxFormBytes   = 32 << 20 // of a form with a sound: providers accept files of 25 MB
+	smallBodyBytes = 4 << 10  // first bytes of a body that need no room in a pool: no charge needs more
 
 	// Bytes of bodies that are in memory at a time, beyond the first of each. Anybody may send a body to a public route,
 	// since it is read before Redis is queried for the key.
@@ -97,7 +98,8 @@ func (s *server) readAdminBody(w http.ResponseWriter, r *http.Request, info *req
 	return readBody(w, r, info, smallBodyBytes, maxBodyBytes)
 }
 
-// readGatewayBody is the step that reads the body of a request to the gateway, of up to options.maxGatewayBody bytes.
+// readGatewayBody is the step that reads the body of a request to the gateway, of up to options.maxGatewayBody bytes,
+// or maxFormBytes if it is a form.
 // One over gateway.FreeBodyBytes, or of unknown size, is read only for an API key that exists, so that strangers can
 // take neither memory nor the time that it needs. Such a request has its place among those that wait for a provider
 // from then on. Errors: those of readBody and requireKey; a 503 if the key has no place; errSlowBody.
@@ -107,6 +109,9 @@ func (s *server) readGatewayBody(w http.ResponseWriter, r *http.Request, info *r
 	config := info.tenant.config
 	info.place.SetShare(max(info.place.Share(), config.busiest)) // until the key's group is known
 	limit := s.options.maxGatewayBody
+	if info.format.TakesForm() {
+		limit = maxFormBytes
+	}
 	if r.ContentLength > limit || 0 <= r.ContentLength && r.ContentLength <= gateway.FreeBodyBytes {
 		return readBody(w, r, info, gateway.FreeBodyBytes, limit)
 	}

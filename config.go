@@ -55,7 +55,8 @@ const (
 var newMembers = map[string]string{
 	"cached_input": notUsed, "cache_write": notUsed, "cache_write_1h": notUsed, "audio_input": notUsed,
 	"image_input": notUsed, "cached_audio_input": notUsed, "audio_output": notUsed, "image_output": notUsed,
-	"search": notUsed, "request": notUsed, "above": notUsed, "reasoning": notUsed, "allow": notUsed, "limit": notUsed,
+	"search": notUsed, "request": notUsed, "second": notUsed, "character": notUsed, "above": notUsed,
+	"reasoning": notUsed, "allow": notUsed, "limit": notUsed,
 	"limit_member": notUsed, "min_output_tokens": notUsed, "file_tokens": notUsed, "stream_usage": notUsed,
 	"user_ids": notUsed, "image_tokens": notUsed, "max_concurrent": noEffect,
 }
@@ -248,7 +249,7 @@ func (c *tenantConfig) rules() strict.Rules {
 func (c *tenantConfig) readCaching(wrong *strict.Problems, value []byte) bool {
 	ok := c.membersOf(c.caching.Rules())(wrong, value)
 	if c.caching.IsIdle() && len(c.warnings) < strict.MaxProblems {
-		c.warnings = append(c.warnings, "caching.enabled is true but text_ttl is 0: nothing is cached")
+		c.warnings = append(c.warnings, "caching.enabled is true but text_ttl and transcription_ttl are 0: nothing is cached")
 	}
 	return ok
 }

@@ -258,13 +258,14 @@ func TestUnknownEndpointMembers(t *testing.T) {
 
 // Caching that is enabled and caches nothing is a warning.
 func TestIdleCachingWarning(t *testing.T) {
-	const warning = `{"success":true,"warnings":["caching.enabled is true but text_ttl is 0: nothing is cached"]}`
+	const warning = `{"success":true,"warnings":["caching.enabled is true but text_ttl and transcription_ttl are 0: nothing is cached"]}`
 	s := newService(t)
 	id := newTenant(t, 1)
 	for caching, want := range map[string]string{
 		`{"enabled":true}`:                           warning,
 		`{"text_ttl":0,"enabled":true}`:              warning,
-		`{"enabled":true,"transcription_ttl":60}`:    warning,
+		`{"enabled":true,"transcription_ttl":0}`:     warning,
+		`{"enabled":true,"transcription_ttl":60}`:    `{"success":true}`,
 		`{"enabled":true,"text_ttl":1}`:              `{"success":true}`,
 		`{"enabled":false}`:                          `{"success":true}`,
 		`{"enabled":false,"text_ttl":0,"x":{"y":1}}`: `{"success":true}`,

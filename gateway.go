@@ -31,7 +31,7 @@ func (s *server) countTokens(w http.ResponseWriter, r *http.Request, info *reque
 func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, countTokens bool) error {
 	info.outcome.Endpoint = noEndpoint
 	began := time.Now()
-	request, err := llmwire.ReadRequest(*info.format, info.body)
+	request, err := readRequest(*info.format, r.Header, info.body)
 	info.deadline = info.deadline.Add(time.Since(began)) // which is Redis's, and a large body takes a while
 	switch _, isUnsupported := errors.AsType[llmwire.UnsupportedError](err); {
 	case isUnsupported:
@@ -64,6 +64,14 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 		panic(err)
 	}
 	return err
+}
+
+// readRequest reads the body of a request to the gateway. Errors are those of llmwire.ReadRequest.
+func readRequest(format llmwire.Format, header http.Header, body []byte) (*llmwire.Request, error) {
+	if format.TakesForm() {
+		return llmwire.ReadForm(format, header["Content-Type"], body)
+	}
+	return llmwire.ReadRequest(format, body)
 }
 
 // listedModelBytes is about how much memory a model takes in the response of listModels.

@@ -74,6 +74,9 @@ func (s *server) gatewayRoutes() []route {
 		{"POST /v1/embeddings", caller.in(llmwire.OpenAIEmbeddings), s.generate},
 		{"POST /v1/moderations", caller.in(llmwire.OpenAIModerations), s.generate},
 		{"POST /v1/images/generations", caller.in(llmwire.OpenAIImages), s.generate},
+		{"POST /v1/audio/speech", caller.in(llmwire.OpenAISpeech), s.generate},
+		{"POST /v1/audio/transcriptions", caller.in(llmwire.OpenAITranscriptions), s.generate},
+		{"POST /v1/audio/translations", caller.in(llmwire.OpenAITranslations), s.generate},
 		{"GET /v1/models", lister.in(llmwire.OpenAIChat), s.listModels},
 		{"GET /v1/models/{model}", reader.in(llmwire.OpenAIChat), s.showModel},
 	}

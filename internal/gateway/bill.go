@@ -7,7 +7,7 @@ import (
 )
 
 // A bill adds up what is to be paid for one request, in millionths of a token of the account. It never overflows: each
-// count that it gets is below 2^58, each rate below 2^50, and there are far fewer than 2^20 of them.
+// count that it gets is below 2^58, each rate below 2^54, and there are far fewer than 2^20 of them.
 type bill struct{ high, low uint64 }
 
 // add adds what count of a kind cost. Neither may be negative.
@@ -25,6 +25,13 @@ func (b bill) plus(other bill) bill {
 // isLess reports whether b is less than other.
 func (b bill) isLess(other bill) bool {
 	return b.high < other.high || b.high == other.high && b.low < other.low
+}
+
+func dearer(a, b bill) bill {
+	if a.isLess(b) {
+		return b
+	}
+	return a
 }
 
 // tokens returns the sum in tokens, rounded up, and 2^53-1 if it is more.
@@ -65,6 +72,8 @@ func (p *price) bill(u *llmwire.Usage, requests int64) (b bill) {
 	b.add(r.addParts(&b, u.Input, input[:]), r[kindInput])
 	b.add(r.addParts(&b, u.Output, output[:]), r[kindOutput])
 	b.add(u.Searches, r[kindSearch])
+	b.add(u.Seconds, r[kindSecond])
+	b.add(u.Characters, r[kindCharacter])
 	b.add(requests, r[kindRequest])
 	return b
 }
@@ -94,23 +103,26 @@ func (r *rates) addParts(b *bill, total int64, parts []part) (rest int64) {
 	return rest
 }
 
-// A heldPrice is the most that a request can cost: each token of its input and of its output, and itself, in millionths
-// of a token of the account.
-type heldPrice struct{ input, output, request int64 }
+// A heldPrice is the most that a request can cost: each token of its input and of its output, in millionths of a token
+// of the account, and what else is known before.
+type heldPrice struct {
+	input, output int64
+	known         bill
+}
 
 // held returns the most that a request with that much input can cost: the dearest of the kinds of tokens that it can
 // have.
 func (p *price) held(q *llmwire.Request, input int64) heldPrice {
 	h := p.rates.held(q)
-	if p.above != nil && input > p.aboveTokens {
+	if p.above != nil && max(input, llmwire.SoundInputTokens*q.Seconds) > p.aboveTokens {
 		above := p.above.held(q)
-		h = heldPrice{max(h.input, above.input), max(h.output, above.output), max(h.request, above.request)}
+		h = heldPrice{max(h.input, above.input), max(h.output, above.output), dearer(h.known, above.known)}
 	}
 	return h
 }
 
 func (r *rates) held(q *llmwire.Request) heldPrice {
-	h := heldPrice{max(r[kindInput], r[kindCachedInput]), r[kindOutput], r[kindRequest]}
+	h := heldPrice{input: max(r[kindInput], r[kindCachedInput]), output: r[kindOutput], known: r.known(q)}
 	if q.CacheWrite > llmwire.NotCached || q.Format != llmwire.AnthropicMessages {
 		h.input = max(h.input, r[kindCacheWrite])
 	}
@@ -129,11 +141,24 @@ func (r *rates) held(q *llmwire.Request) heldPrice {
 	return h
 }
 
+// known returns the most that the request itself costs, its characters, and its sound, which is paid for by the second
+// or by the token.
+func (r *rates) known(q *llmwire.Request) bill {
+	var b, tokens bill
+	b.add(q.Seconds, r[kindSecond])
+	tokens.add(q.Seconds, llmwire.SoundInputTokens*r[kindAudioInput])
+	tokens.add(q.Seconds, llmwire.SoundOutputTokens*r[kindOutput])
+	b = dearer(b, tokens)
+	b.add(q.Characters, r[kindCharacter])
+	b.add(1, r[kindRequest])
+	return b
+}
+
 // bill returns what the given tokens cost.
-func (h heldPrice) bill(input, output int64) (b bill) {
+func (h heldPrice) bill(input, output int64) bill {
+	b := h.known
 	b.add(input, h.input)
 	b.add(output, h.output)
-	b.add(1, h.request)
 	return b
 }
 

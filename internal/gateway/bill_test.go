@@ -68,7 +68,7 @@ func TestBill(t *testing.T) {
 // priceMembers are the names of the prices, in the order of the kinds.
 var priceMembers = [...]string{
 	"input", "cached_input", "cache_write", "cache_write_1h", "audio_input", "image_input", "cached_audio_input",
-	"output", "audio_output", "image_output", "search", "request",
+	"output", "audio_output", "image_output", "search", "request", "second", "character",
 }
 
 // randomPrices returns members with random prices, some of which are missing.
@@ -101,6 +101,8 @@ func naiveCost(r *rates, u llmwire.Usage, requests int64) *big.Int {
 	side(u.Output, r[kindOutput], kindOf{u.AudioOutput, r[kindAudioOutput]}, kindOf{u.ImageOutput, r[kindImageOutput]})
 	add(u.Searches, r[kindSearch])
 	add(requests, r[kindRequest])
+	add(u.Seconds, r[kindSecond])
+	add(u.Characters, r[kindCharacter])
 	sum.Add(sum, big.NewInt(priceUnit-1)).Div(sum, big.NewInt(priceUnit))
 	if sum.Cmp(big.NewInt(llmwire.MaxTokens)) > 0 {
 		sum.SetInt64(llmwire.MaxTokens)
@@ -140,28 +142,30 @@ func TestBillProperties(t *testing.T) {
 func TestHeldKinds(t *testing.T) {
 	const prices = `"input":1,"cached_input":2,"cache_write":3,"cache_write_1h":4,"audio_input":5,"cached_audio_input":6,"image_input":7,` +
 		`"output":10,"audio_output":20,"image_output":30,"request":100`
+	type held struct{ input, output, request int64 }
 	const anthropic = llmwire.AnthropicMessages
 	for _, test := range []struct {
 		prices  string
 		request llmwire.Request
-		want    heldPrice // in tokens
+		want    held // in tokens
 	}{
-		{prices, llmwire.Request{Format: anthropic}, heldPrice{2, 10, 100}},
-		{prices, llmwire.Request{Format: anthropic, CacheWrite: llmwire.CachedShort}, heldPrice{3, 10, 100}},
-		{prices, llmwire.Request{Format: anthropic, CacheWrite: llmwire.CachedHour}, heldPrice{4, 10, 100}},
-		{prices, llmwire.Request{Format: anthropic, HasImages: true}, heldPrice{7, 10, 100}},
-		{prices, llmwire.Request{Format: anthropic, HasAudio: true}, heldPrice{6, 10, 100}},
-		{prices, llmwire.Request{Format: anthropic, MediaOutput: true}, heldPrice{2, 30, 100}},
-		{prices, llmwire.Request{}, heldPrice{3, 10, 100}}, // OpenAI's caches are written unasked
-		{`"cache_write_1h":9`, llmwire.Request{}, heldPrice{1, 1, 0}},
-		{`"cache_write_1h":9`, llmwire.Request{CacheWrite: llmwire.CachedHour}, heldPrice{9, 1, 0}},
-		{`"cached_input":0.1`, llmwire.Request{}, heldPrice{1, 1, 0}},
-		{`"above":{"tokens":999,"input":2,"output":3,"request":1}`, llmwire.Request{}, heldPrice{2, 3, 1}},
-		{`"above":{"tokens":1000,"input":2,"output":3}`, llmwire.Request{}, heldPrice{1, 1, 0}},
-		{`"above":{"tokens":999,"input":0.5,"output":3}`, llmwire.Request{}, heldPrice{1, 3, 0}}, // less may be used than is held
+		{prices, llmwire.Request{Format: anthropic}, held{2, 10, 100}},
+		{prices, llmwire.Request{Format: anthropic, CacheWrite: llmwire.CachedShort}, held{3, 10, 100}},
+		{prices, llmwire.Request{Format: anthropic, CacheWrite: llmwire.CachedHour}, held{4, 10, 100}},
+		{prices, llmwire.Request{Format: anthropic, HasImages: true}, held{7, 10, 100}},
+		{prices, llmwire.Request{Format: anthropic, HasAudio: true}, held{6, 10, 100}},
+		{prices, llmwire.Request{Format: anthropic, MediaOutput: true}, held{2, 30, 100}},
+		{prices, llmwire.Request{}, held{3, 10, 100}}, // OpenAI's caches are written unasked
+		{`"cache_write_1h":9`, llmwire.Request{}, held{1, 1, 0}},
+		{`"cache_write_1h":9`, llmwire.Request{CacheWrite: llmwire.CachedHour}, held{9, 1, 0}},
+		{`"cached_input":0.1`, llmwire.Request{}, held{1, 1, 0}},
+		{`"above":{"tokens":999,"input":2,"output":3,"request":1}`, llmwire.Request{}, held{2, 3, 1}},
+		{`"above":{"tokens":1000,"input":2,"output":3}`, llmwire.Request{}, held{1, 1, 0}},
+		{`"above":{"tokens":999,"input":0.5,"output":3}`, llmwire.Request{}, held{1, 3, 0}}, // less may be used than is held
 	} {
 		got := priceOf(t, test.prices).held(&test.request, 1000)
-		if want := (heldPrice{test.want.input * priceUnit, test.want.output * priceUnit, test.want.request * priceUnit}); got != want {
+		want := heldPrice{input: test.want.input * priceUnit, output: test.want.output * priceUnit}
+		if want.known.add(test.want.request, priceUnit); got != want {
 			t.Errorf("%s, %+v: %v, want %v", test.prices, test.request, got, want)
 		}
 	}

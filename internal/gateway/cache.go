@@ -64,8 +64,9 @@ type cacheUse struct {
 // lost.
 func (x *exchange) replay() (done bool, err error) {
 	rules := &x.call.Caching
-	ttl := rules.ttl(x.call.Request.Format.Kind())
-	if ttl == 0 {
+	request := x.call.Request
+	ttl := rules.ttl(request.Format.Kind())
+	if ttl == 0 || request.Stream && request.Format.TakesForm() {
 		return false, nil
 	}
 	x.w.Header()["X-Cache"] = []string{"MISS"}

@@ -23,9 +23,10 @@ const (
 
 // Caching says which responses are cached, and what a cached one costs. The zero value caches nothing.
 type Caching struct {
-	enabled bool
-	textTTL int64 // seconds; 0: nothing is cached
-	fee     int64 // of what a response has cost, in units of which wholeFee is all of it
+	enabled  bool
+	textTTL  int64 // seconds for which text and embeddings are served; 0: they are not cached
+	soundTTL int64 // the same of transcripts
+	fee      int64 // of what a response has cost, in units of which wholeFee is all of it
 }
 
 // Rules returns the rules that read the members of caching.
@@ -33,7 +34,7 @@ func (c *Caching) Rules() strict.Rules {
 	return strict.Rules{
 		"enabled":           strict.Bool(&c.enabled),
 		"text_ttl":          strict.Int(&c.textTTL, 0, strict.MaxInt),
-		"transcription_ttl": strict.AnyInt,
+		"transcription_ttl": strict.Int(&c.soundTTL, 0, strict.MaxInt),
 		"fee_percentage":    c.readFee,
 	}
 }
@@ -60,14 +61,19 @@ func (c *Caching) feeFor(cost int64) int64 {
 
 // ttl returns for how long a response of that kind is served from the cache; 0 is not at all.
 func (c *Caching) ttl(kind llmwire.Kind) time.Duration {
-	if !c.enabled || kind != llmwire.Text && kind != llmwire.Embeddings {
-		return 0
+	seconds := int64(0)
+	switch {
+	case !c.enabled:
+	case kind == llmwire.Text, kind == llmwire.Embeddings:
+		seconds = c.textTTL
+	case kind == llmwire.Transcription:
+		seconds = c.soundTTL
 	}
-	return time.Duration(min(c.textTTL, maxCacheSeconds)) * time.Second
+	return time.Duration(min(seconds, maxCacheSeconds)) * time.Second
 }
 
 // IsIdle reports whether nothing is cached although caching is enabled.
-func (c *Caching) IsIdle() bool { return c.enabled && c.textTTL == 0 }
+func (c *Caching) IsIdle() bool { return c.enabled && c.textTTL == 0 && c.soundTTL == 0 }
 
 // cachedResponse is an endpoint's response as its first client got it.
 type cachedResponse struct {
@@ -137,19 +143,30 @@ var keyedHeaders = []string{
 
 // cacheKey returns the SHA-256 of everything that the response to c may depend on: the generation, where the request
 // goes and for which model, the header that is forwarded, and the query and the body as they came. The body that is
-// forwarded would not do, since its limit may depend on a balance.
+// forwarded would not do, since its limit may depend on a balance. Of a form only the fields count: its boundary, which
+// the type of the body has, too, is another each time.
 func (c *Call) cacheKey(r *http.Request) []byte {
 	e := c.endpoints[0]
 	parts := appendParts(make([]byte, 0, 512),
 		c.Generation, e.Name, e.rawURL, strconv.Itoa(int(e.format)), c.model, r.URL.RawQuery)
-	header := c.providerHeader(e, r.Header)
+	header, isForm := c.providerHeader(e, r.Header), e.format.TakesForm()
+	if isForm {
+		delete(header, "Content-Type")
+	}
 	for _, name := range keyedHeaders {
 		parts = appendParts(parts, strconv.Itoa(len(header[name])))
 		parts = appendParts(parts, header[name]...)
 	}
 	sum := sha256.New()
 	sum.Write(parts)
-	sum.Write(c.Body)
+	if !isForm {
+		sum.Write(c.Body)
+	}
+	for _, part := range c.Request.Fields() {
+		sum.Write(strconv.AppendInt(nil, int64(len(part)), 10))
+		sum.Write([]byte(":"))
+		sum.Write(part)
+	}
 	return sum.Sum(nil)
 }
 

@@ -50,6 +50,19 @@ func TestCachingTTL(t *testing.T) {
 		if c := readCaching(t, members); c.ttl(llmwire.Text) != want {
 			t.Errorf("%s: %s, want %s", members, c.ttl(llmwire.Text), want)
 		}
+		members = strings.ReplaceAll(members, "text_ttl", "transcription_ttl")
+		if c := readCaching(t, members); c.ttl(llmwire.Transcription) != want || c.ttl(llmwire.Text) != 0 {
+			t.Errorf("%s: %s, want %s, and %s for text, want 0",
+				members, c.ttl(llmwire.Transcription), want, c.ttl(llmwire.Text))
+		}
+	}
+	both := readCaching(t, `"enabled":true,"text_ttl":5,"transcription_ttl":6`)
+	for kind, want := range map[llmwire.Kind]time.Duration{
+		llmwire.Text: 5, llmwire.Embeddings: 5, llmwire.Transcription: 6, llmwire.Speech: 0, llmwire.Images: 0, llmwire.Moderation: 0,
+	} {
+		if got := both.ttl(kind); got != want*time.Second {
+			t.Errorf("%s is served for %s, want %d s", kind, got, want)
+		}
 	}
 	for member, sentence := range map[string]string{
 		`"enabled":1`:             "enabled must be true or false",

@@ -40,7 +40,7 @@ func (c *Call) Choose(all Endpoints) error {
 		return errNoModel(c.model)
 	}
 	if !c.CountTokens { // which is free, whatever the request has
-		for _, allow := range []func() error{c.allowMembers, c.allowTools, c.allowAdvisors} {
+		for _, allow := range []func() error{c.allowMembers, c.allowTools, c.allowAdvisors, c.allowSubtitles} {
 			if err := allow(); err != nil {
 				return err
 			}
@@ -113,6 +113,15 @@ func (c *Call) allowAdvisors() error {
 	}
 	return Error{http.StatusBadRequest, "A tool would ask the model " + strconv.Quote(strict.Shorten(missing)) +
 		", which the endpoint does not allow"}
+}
+
+// allowSubtitles leaves out the endpoints where a sound costs something, if the response would not say how long it is.
+func (c *Call) allowSubtitles() error {
+	if !c.Request.WantsSubtitles() || c.keep(func(e *Endpoint) bool { return e.prices.find(c.model).isFreeSound() }) {
+		return nil
+	}
+	return Error{http.StatusBadRequest, "response_format " + c.Request.ResponseFormat +
+		" does not say what the transcript costs: ask for verbose_json, which has the times of its segments"}
 }
 
 // dearBetas are how values of the header anthropic-beta begin that make tokens dearer

@@ -109,7 +109,8 @@ func (x *exchange) ask(relay func(*http.Response) error) error {
 // askEndpoint sends the request to e, and lets relay respond with what comes.
 func (x *exchange) askEndpoint(e *Endpoint, relay func(*http.Response) error) error {
 	limit := x.limitAt(e)
-	expected := target{key: e.apiKey, limit: llmwire.MaxTokens, mayHide: x.mayHide(e), onHangUp: e.onHangUp}
+	expected := target{key: e.apiKey, limit: llmwire.MaxTokens, mayHide: x.mayHide(e), onHangUp: e.onHangUp,
+		isKnown: e.format.Delivery() == llmwire.Binary || x.call.Request.WantsSubtitles()}
 	if e.format.HasLimit() {
 		expected.limit = limit * x.outputs()
 	}
@@ -155,6 +156,8 @@ func (x *exchange) relayGenerated(response *http.Response) error {
 		return x.providerFailed("its response is compressed, though it was not asked to")
 	case x.relay.isStream(response):
 		return x.relayEvents(response)
+	case x.isBinary(response):
+		return x.relayBinary(response)
 	case x.call.Request.Format.Delivery() == llmwire.AsItComes:
 		return x.relayAsItComes(response)
 	}
@@ -218,7 +221,9 @@ func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 	if e.sendsUsers {
 		c.SafetyID = safetyID(x.call.Tenant, x.hold.Owner)
 	}
-	c.LimitMember, c.Limit = cmp.Or(e.limitMember, e.format.LimitMember(e.url.Hostname())), limit
+	if e.format.HasLimit() {
+		c.LimitMember, c.Limit = cmp.Or(e.limitMember, e.format.LimitMember(e.url.Hostname())), limit
+	}
 	h := x.w.Header()
 	delete(h, "X-Max-Tokens")
 	if x.lowered = x.call.Request.HasLimit && limit < x.call.Request.Limit; x.lowered {
@@ -381,6 +386,10 @@ func (x *exchange) relayRead(response *http.Response, body []byte) error {
 		return x.providerFailed("its response is not a JSON object")
 	case hasFailed:
 		body = withoutKey(body, x.endpoint.apiKey)
+	case x.call.Request.WantsText():
+		if text, ok := llmwire.UnpackText(body); ok {
+			body, response.Header["Content-Type"] = text, textType
+		}
 	}
 	x.settle()
 	x.relay.writeWhole(response, body)

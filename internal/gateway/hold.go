@@ -18,7 +18,7 @@ func (x *exchange) takeHold() error {
 		price, input := x.priceAt(e)
 		fewest, most := x.limits(e)
 		r.Least = max(r.Least, price.cost(input, fewest*x.outputs()))
-		r.Most = max(r.Most, price.cost(input, most*x.outputs()))
+		r.Most = max(r.Most, x.mostAt(e))
 		r.Half = r.Half || x.call.Request.HasLimit && fewest < most
 	}
 	err := x.acquire(r)
@@ -29,6 +29,13 @@ func (x *exchange) takeHold() error {
 		return x.unaffordable(r.Least, left)
 	}
 	return err
+}
+
+// mostAt returns the most that the request can cost at e. It may be 0, though at least 1 is held.
+func (x *exchange) mostAt(e *Endpoint) int64 {
+	price, input := x.priceAt(e)
+	_, most := x.limits(e)
+	return price.cost(input, most*x.outputs())
 }
 
 // asInsufficient returns the tokens that are left if err is an InsufficientError.
@@ -151,7 +158,7 @@ func (x *exchange) addUp(report *llmwire.Report, succeeded bool) {
 	switch {
 	case exact:
 	case request.Format.HoldsIfUnreported():
-		o.Usage, o.cost = llmwire.Usage{}, x.hold.Tokens
+		o.Usage, o.cost = llmwire.Usage{}, min(x.mostAt(x.endpoint), x.hold.Tokens)
 	default:
 		o.cost = min(cost, x.hold.Tokens)
 		if report.KnowsOutput(request.N) {
@@ -159,7 +166,8 @@ func (x *exchange) addUp(report *llmwire.Report, succeeded bool) {
 			o.cost = max(o.cost, counted)
 		}
 	}
-	if succeeded && !report.HasUsage() && !report.Unread && request.Format.ReportsUsage() && context.Cause(x.ctx) == nil {
+	isExpected := request.Format.ReportsUsage() && !request.WantsSubtitles()
+	if succeeded && isExpected && !report.HasUsage() && !report.Unread && context.Cause(x.ctx) == nil {
 		x.warnOfNoUsage()
 	}
 }
@@ -170,6 +178,8 @@ func (x *exchange) billOf(report *llmwire.Report, estimatedInput int64, succeede
 	used llmwire.Usage, cost int64, exact bool,
 ) {
 	used, others, exact := report.Used(x.call.Request.N, estimatedInput)
+	used.Characters = x.call.Request.Characters
+	exact = exact || x.call.Request.WantsSubtitles() // which are free
 	requests := int64(0)
 	if succeeded {
 		requests = 1

@@ -9,7 +9,8 @@ import (
 	"tollgate/internal/strict"
 )
 
-// A kind is what has a price of its own: one of the kinds of tokens, a search, or a request.
+// A kind is what has a price of its own: one of the kinds of tokens, a search, a request, a second of sound, or a
+// character to speak.
 type kind int
 
 const (
@@ -25,6 +26,8 @@ const (
 	kindImageOutput
 	kindSearch
 	kindRequest
+	kindSecond
+	kindCharacter
 	kindCount
 )
 
@@ -46,6 +49,8 @@ var kindTable = [kindCount]struct {
 	kindImageOutput:  {kindOutput, 0},
 	kindSearch:       {kindSearch, 0},
 	kindRequest:      {kindRequest, 0},
+	kindSecond:       {kindSecond, priceUnit},
+	kindCharacter:    {kindCharacter, priceUnit},
 }
 
 // rates are what one of each kind costs, in millionths of a token of the account.
@@ -94,6 +99,8 @@ func (r *rates) rules() strict.Rules {
 		"image_output":       priceRule(&r[kindImageOutput]),
 		"search":             priceRule(&r[kindSearch]),
 		"request":            priceRule(&r[kindRequest]),
+		"second":             priceRule(&r[kindSecond]),
+		"character":          priceRule(&r[kindCharacter]),
 	}
 }
 
@@ -161,6 +168,22 @@ func (p *price) of(input int64) *rates {
 	return &p.rates
 }
 
+// isFreeSound reports whether a transcript costs nothing, whatever the sound is, but for the request.
+func (p *price) isFreeSound() bool {
+	all := []*rates{&p.rates}
+	if p.above != nil {
+		all = append(all, p.above)
+	}
+	for _, r := range all {
+		for k, rate := range r {
+			if rate != 0 && kind(k) != kindRequest && kind(k) != kindCharacter {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // mayReason reports whether the model may generate what its responses do not show, at e.
 func (p *price) mayReason(e *Endpoint) bool {
 	if p.reasoning != nil {
@@ -171,7 +194,7 @@ func (p *price) mayReason(e *Endpoint) bool {
 
 // weight returns a number that is larger for a price that is dearer for most requests.
 func (p *price) weight() (sum int64) {
-	for _, rate := range p.rates { // 12 of at most 1e15
+	for _, rate := range p.rates { // 14 of at most 1e15
 		sum += rate
 	}
 	return sum

@@ -40,21 +40,21 @@ func TestHeldPrice(t *testing.T) {
 		price               heldPrice
 		input, output, cost int64
 	}{
-		{heldPrice{1_000_000, 1_000_000, 0}, 10, 20, 30},
-		{heldPrice{100_000, 200_000, 0}, 1, 1, 1},     // 0.3
-		{heldPrice{100_000, 200_000, 0}, 10, 0, 1},    // exactly 1
-		{heldPrice{100_000, 200_000, 0}, 10, 1, 2},    // 1.2
-		{heldPrice{100_000, 200_000, 0}, 11, 22, 6},   // 5.5
-		{heldPrice{100_000, 200_000, 0}, 3, 6, 2},     // 1.5, rounded up only once
-		{heldPrice{1, 1, 0}, 1, 0, 1},                 // a millionth
-		{heldPrice{1, 1, 0}, 999_999, 1, 1},           // exactly 1
-		{heldPrice{0, 0, 0}, llmwire.MaxTokens, 1, 0}, // free
-		{heldPrice{1_000_000, 0, 0}, 0, 5, 0},         // free output
-		{heldPrice{1_000_000, 0, 0}, 0, 0, 0},         // nothing
-		{heldPrice{1_000_000, 0, 0}, 1<<53 - 1, 0, 1<<53 - 1},
-		{heldPrice{1_000_001, 0, 0}, 1<<53 - 1, 0, 1<<53 - 1},
-		{heldPrice{1_000_000, 1_000_000, 0}, 1<<53 - 1, 1, 1<<53 - 1},
-		{heldPrice{maxPrice, maxPrice, 0}, 1<<53 - 1, 16 * (1<<53 - 1), 1<<53 - 1},
+		{heldPrice{input: 1_000_000, output: 1_000_000}, 10, 20, 30},
+		{heldPrice{input: 100_000, output: 200_000}, 1, 1, 1},     // 0.3
+		{heldPrice{input: 100_000, output: 200_000}, 10, 0, 1},    // exactly 1
+		{heldPrice{input: 100_000, output: 200_000}, 10, 1, 2},    // 1.2
+		{heldPrice{input: 100_000, output: 200_000}, 11, 22, 6},   // 5.5
+		{heldPrice{input: 100_000, output: 200_000}, 3, 6, 2},     // 1.5, rounded up only once
+		{heldPrice{input: 1, output: 1}, 1, 0, 1},                 // a millionth
+		{heldPrice{input: 1, output: 1}, 999_999, 1, 1},           // exactly 1
+		{heldPrice{input: 0, output: 0}, llmwire.MaxTokens, 1, 0}, // free
+		{heldPrice{input: 1_000_000, output: 0}, 0, 5, 0},         // free output
+		{heldPrice{input: 1_000_000, output: 0}, 0, 0, 0},         // nothing
+		{heldPrice{input: 1_000_000, output: 0}, 1<<53 - 1, 0, 1<<53 - 1},
+		{heldPrice{input: 1_000_001, output: 0}, 1<<53 - 1, 0, 1<<53 - 1},
+		{heldPrice{input: 1_000_000, output: 1_000_000}, 1<<53 - 1, 1, 1<<53 - 1},
+		{heldPrice{input: maxPrice, output: maxPrice}, 1<<53 - 1, 16 * (1<<53 - 1), 1<<53 - 1},
 	} {
 		if got := test.price.cost(test.input, test.output); got != test.cost {
 			t.Errorf("%v.cost(%d, %d) = %d, want %d", test.price, test.input, test.output, got, test.cost)
@@ -67,11 +67,12 @@ func TestHeldPriceProperties(t *testing.T) {
 	number := func(most int64) int64 { return rand.Int64N(1<<rand.IntN(54)) % (most + 1) }
 	saturated := 0
 	for range 200_000 {
-		price := heldPrice{number(maxPrice), number(maxPrice), number(maxPrice)}
+		price, request := heldPrice{input: number(maxPrice), output: number(maxPrice)}, number(maxPrice)
+		price.known.add(1, request)
 		input, output, balance := number(llmwire.MaxTokens), number(llmwire.MaxTokens), number(llmwire.MaxTokens)
 		exact := new(big.Int).Mul(big.NewInt(price.input), big.NewInt(input))
 		exact.Add(exact, new(big.Int).Mul(big.NewInt(price.output), big.NewInt(output)))
-		exact.Add(exact, big.NewInt(price.request+priceUnit-1)).Div(exact, big.NewInt(priceUnit))
+		exact.Add(exact, big.NewInt(request+priceUnit-1)).Div(exact, big.NewInt(priceUnit))
 		if exact.Cmp(big.NewInt(llmwire.MaxTokens)) > 0 {
 			exact.SetInt64(llmwire.MaxTokens)
 			saturated++

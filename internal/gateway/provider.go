@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"tollgate/internal/llmwire"
 	"tollgate/internal/telemetry"
 )
 
@@ -21,12 +22,14 @@ const (
 	errorPatience = 5 * time.Second // for the body of an error that is read to see whether another endpoint is tried
 )
 
-// Values of headers of each request for a provider. They are never changed.
+// Values of headers of requests for a provider, and of responses. They are never changed.
 //
 // The body was read as JSON, whatever the client says. Another charset, for example, would let the provider read other
 // members than tollgate has. The official SDKs accept application/json also for streams.
 var (
 	jsonType     = []string{"application/json"}
+	anyType      = []string{"*/*"}
+	textType     = []string{"text/plain; charset=utf-8"}
 	ownUserAgent = []string{"tollgate"}
 )
 
@@ -70,7 +73,13 @@ func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
 		}
 	}
 	header["Content-Type"], header["Accept"] = jsonType, jsonType
-	if len(header["User-Agent"]) == 0 || c.Caching.ttl(e.kind) > 0 { // a cached response is for all programs
+	if e.format.TakesForm() {
+		header["Content-Type"] = client["Content-Type"] // has the boundary, and nothing else
+	}
+	if e.format.Delivery() == llmwire.Binary {
+		header["Accept"] = anyType
+	}
+	if len(header["User-Agent"]) == 0 || c.Caching.ttl(e.format.Kind()) > 0 { // a cached response is for all programs
 		header["User-Agent"] = ownUserAgent
 	}
 	if telemetry.TraceID(client["Traceparent"]) != "" {

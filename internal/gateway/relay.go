@@ -59,6 +59,7 @@ type target struct {
 	limit    int64  // of output tokens, of all choices together; MaxTokens if there is none
 	mayHide  bool   // the response may not show all output that it costs
 	onHangUp hangUpRule
+	isKnown  bool // a response that has begun costs what is known from the request
 }
 
 // A relayOutcome is what a relay knows of a response.

@@ -28,7 +28,7 @@ func (l *relay) loseClient() {
 	l.disconnect()
 	report := &l.stream.Report
 	switch {
-	case l.isFree:
+	case l.isFree, l.costs && l.target.isKnown:
 		l.cancel(errClientGone)
 	case l.isWhole, !l.request.Stream && !l.streaming:
 		l.awaitDrain()

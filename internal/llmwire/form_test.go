@@ -45,7 +45,8 @@ func TestReadForm(t *testing.T) {
 		"Python's stream": {form(textField("stream", "True")), "model=, 2 seconds, stream"},
 		"no stream":       {form(textField("stream", "false")), "model=, 2 seconds"},
 		"a format":        {form(textField("response_format", "text")), "model=, 2 seconds, as text"},
-		"known": {form(textField("language", "en"), textField("prompt", "--xY\r\n"), textField("temperature", "0"), textField("include[]", "logprobs"),
+		"known": {form(textField("language", "en"), textField("prompt", "--xY\r\n"), textField("temperature", "0"),
+			textField("include[]", "logprobs"),
 			textField("include[]", "a"), textField("chunking_strategy[type]", "server_vad")), "model=, 2 seconds"},
 		"unknown": {form(textField("url", "https://a.example"), textField("max_completion_tokens", "1")),
 			"model=, 2 seconds, unknown [url max_completion_tokens]"},
@@ -87,6 +88,7 @@ func TestReadForm(t *testing.T) {
 // What two parsers might read differently is refused.
 func TestRefusedForms(t *testing.T) {
 	t.Parallel()
+	const isOdd = "content-disposition"
 	disposition := `Content-Disposition: form-data; name="model"`
 	many := strings.Repeat(textField("include[]", "a"), maxFormFields)
 	for name, test := range map[string]struct{ body, want string }{
@@ -125,23 +127,23 @@ func TestRefusedForms(t *testing.T) {
 		"no colon":              {form(field("m", disposition, "a")), "not known"},
 		"a name alone":          {form(field("m", disposition, "Content-Type")), "not known"},
 		"a space before colon":  {form(field("m", `Content-Disposition : form-data; name="model"`)), "not known"},
-		"attachment":            {form(field("m", `Content-Disposition: attachment; name="model"`)), "content-disposition"},
-		"two names":             {form(field("m", `Content-Disposition: form-data; name="model"; name="prompt"`)), "content-disposition"},
-		"two names, one empty":  {form(field("m", `Content-Disposition: form-data; name=""; name="model"`)), "content-disposition"},
-		"name*":                 {form(field("m", `Content-Disposition: form-data; name*=UTF-8''model`)), "content-disposition"},
-		"filename*":             {form(field("m", `Content-Disposition: form-data; name="file"; filename*=UTF-8''a.mp3`)), "content-disposition"},
-		"two file names":        {form(field("m", `Content-Disposition: form-data; name="file"; filename="a.mp3"; filename="b.wav"`)), "content-disposition"},
-		"an escaped quote":      {form(field("m", `Content-Disposition: form-data; name="prompt"; filename="a\"; name="model"`)), "content-disposition"},
-		"a semicolon in quotes": {form(field("m", `Content-Disposition: form-data; name="file"; filename="a; name=model"`)), "content-disposition"},
-		"an open quote":         {form(field("m", `Content-Disposition: form-data; name="model`)), "content-disposition"},
-		"text behind a quote":   {form(field("m", `Content-Disposition: form-data; name="mod"el`)), "content-disposition"},
-		"a quote within":        {form(field("m", `Content-Disposition: form-data; name=mod"el"`)), "content-disposition"},
-		"a parameter too many":  {form(field("m", `Content-Disposition: form-data; name="model"; size=1`)), "content-disposition"},
-		"a percent sign":        {form(textField("mode%6c", "m")), "content-disposition"},
-		"a backslash":           {form(textField(`mo\del`, "m")), "content-disposition"},
-		"a space in a name":     {form(textField("model ", "m")), "content-disposition"},
-		"letters like others":   {form(textField("ｍodel", "m")), "content-disposition"},
-		"a long name":           {form(textField(strings.Repeat("a", maxFieldName+1), "m")), "content-disposition"},
+		"attachment":            {form(field("m", `Content-Disposition: attachment; name="model"`)), isOdd},
+		"two names":             {form(field("m", `Content-Disposition: form-data; name="model"; name="prompt"`)), isOdd},
+		"two names, one empty":  {form(field("m", `Content-Disposition: form-data; name=""; name="model"`)), isOdd},
+		"name*":                 {form(field("m", `Content-Disposition: form-data; name*=UTF-8''model`)), isOdd},
+		"filename*":             {form(field("m", `Content-Disposition: form-data; name="file"; filename*=UTF-8''a.mp3`)), isOdd},
+		"two file names":        {form(field("m", `Content-Disposition: form-data; name="file"; filename="a.mp3"; filename="b.wav"`)), isOdd},
+		"an escaped quote":      {form(field("m", `Content-Disposition: form-data; name="prompt"; filename="a\"; name="model"`)), isOdd},
+		"a semicolon in quotes": {form(field("m", `Content-Disposition: form-data; name="file"; filename="a; name=model"`)), isOdd},
+		"an open quote":         {form(field("m", `Content-Disposition: form-data; name="model`)), isOdd},
+		"text behind a quote":   {form(field("m", `Content-Disposition: form-data; name="mod"el`)), isOdd},
+		"a quote within":        {form(field("m", `Content-Disposition: form-data; name=mod"el"`)), isOdd},
+		"a parameter too many":  {form(field("m", `Content-Disposition: form-data; name="model"; size=1`)), isOdd},
+		"a percent sign":        {form(textField("mode%6c", "m")), isOdd},
+		"a backslash":           {form(textField(`mo\del`, "m")), isOdd},
+		"a space in a name":     {form(textField("model ", "m")), isOdd},
+		"letters like others":   {form(textField("ｍodel", "m")), isOdd},
+		"a long name":           {form(textField(strings.Repeat("a", maxFieldName+1), "m")), isOdd},
 		"no name":               {form(field("m", "Content-Disposition: form-data")), "has no name"},
 		"no disposition":        {form(field("m", "Content-Type: text/plain")), "has no name"},
 
@@ -229,12 +231,14 @@ func TestRewriteForm(t *testing.T) {
 		want    string
 	}{
 		"the same model": {form(textField("model", "m")), Changes{Model: "m"}, form(textField("model", "m"))},
-		"a model":        {form(textField("model", "e/m"), textField("prompt", "p")), Changes{Model: "m"}, form(textField("model", "m"), textField("prompt", "p"))},
+		"a model": {form(textField("model", "e/m"), textField("prompt", "p")), Changes{Model: "m"},
+			form(textField("model", "m"), textField("prompt", "p"))},
 		"the model last": {strings.TrimSuffix(form(), "--xYz--\r\n") + textField("model", "e/m") + "--xYz--", Changes{Model: "m"},
 			strings.TrimSuffix(form(), "--xYz--\r\n") + textField("model", "m") + "--xYz--"},
 		"a model is added": {form(), Changes{Model: "m"}, form(textField("model", "m"))},
-		"text":             {form(textField("response_format", "text")), Changes{Model: "m"}, form(textField("model", "m"), textField("response_format", "json"))},
-		"srt":              {form(textField("response_format", "srt")), Changes{}, form(textField("response_format", "srt"))},
+		"text": {form(textField("response_format", "text")), Changes{Model: "m"},
+			form(textField("model", "m"), textField("response_format", "json"))},
+		"srt": {form(textField("response_format", "srt")), Changes{}, form(textField("response_format", "srt"))},
 		"an ID and a limit": {form(textField("model", "m")), Changes{Model: "m", SafetyID: "u", LimitMember: "max_tokens", Limit: 1},
 			form(textField("model", "m"))},
 	} {

@@ -17,7 +17,10 @@ var openAISpeech = openAI(format{
 
 	rules: requestRules{members: newColumnTable(
 		// OpenAI's SDKs (SpeechCreateParams in resources/audio/speech.d.ts).
-		listing{known: []string{"response_format", "speed", "stream_format", "voice"}, ruled: []string{"input", "instructions"}},
+		listing{
+			known: []string{"response_format", "speed", "stream_format", "voice"},
+			ruled: []string{"input", "instructions"},
+		},
 		// Groq, vLLM and others.
 		listing{known: []string{"language", "sample_rate"}},
 		openAIMembers,
