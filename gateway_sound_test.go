@@ -74,71 +74,110 @@ func (test *soundCase) request() (body, contentType string) {
 	return soundForm(test.body, strings.Fields(test.fields)...), soundType
 }
 
-// TestSoundCharges is what each response costs. Prices are 1, if the model has no others.
-func TestSoundCharges(t *testing.T) {
+// What each transcript costs. Prices are 1, if the model has no others.
+func TestTranscriptCharges(t *testing.T) {
 	t.Parallel()
-	const granted = 100_000
 	const models = `"seconds":{"second":100},"tokens":{"second":0,"audio_input":4,"input":1000,"output":2,"request":3},` +
-		`"letters":{"character":0.5,"request":2},"free":{"second":0,"input":0,"output":0,"request":7},` +
+		`"free":{"second":0,"input":0,"output":0,"request":7},` +
 		`"above":{"second":0,"above":{"tokens":100,"audio_input":10,"output":0}},"half":{"second":0,"input":0},`
-	g := newService(t).newSoundTest(t, granted, models, "")
 	noUsage := providertest.Conduct{NoUsage: true}
-	cut := func(m providertest.Moment) providertest.Conduct { return providertest.Conduct{Cut: m} }
-	const three = `{"input":"äß😀","voice":"v"}`
-	for i, test := range []soundCase{
+	wantSoundCharges(t, models, []soundCase{
 		{name: "tokens", path: transcriptsPath, body: tenSeconds, held: 150, charged: 18, want: `"type":"tokens"`},
-		{name: "seconds", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Seconds: 2.5}, held: 150, charged: 3},
-		{name: "seconds at a price", path: transcriptsPath, body: tenSeconds, fields: "model=seconds", conduct: providertest.Conduct{Seconds: 9.1},
-			held: 1000, charged: 1000},
-		{name: "tokens at prices", path: transcriptsPath, body: tenSeconds, fields: "model=tokens", held: 10*(10*4+5*2) + 3, charged: 11*4 + 7*2 + 3},
-		{name: "more than the hold", path: transcriptsPath, body: "x", conduct: providertest.Conduct{Seconds: 5000}, held: 15, charged: 5000},
+		{name: "seconds", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Seconds: 2.5},
+			held: 150, charged: 3},
+		{name: "seconds at a price", path: transcriptsPath, body: tenSeconds, fields: "model=seconds",
+			conduct: providertest.Conduct{Seconds: 9.1},
+			held:    1000, charged: 1000},
+		{name: "tokens at prices", path: transcriptsPath, body: tenSeconds, fields: "model=tokens",
+			held: 10*(10*4+5*2) + 3, charged: 11*4 + 7*2 + 3},
+		{name: "more than the hold", path: transcriptsPath, body: "x", conduct: providertest.Conduct{Seconds: 5000},
+			held: 15, charged: 5000},
 		{name: "dear if long", path: transcriptsPath, body: tenSeconds, fields: "model=above", held: 150, charged: 18},
-		{name: "dearer if longer", path: transcriptsPath, body: tenSeconds + tenSeconds, fields: "model=above", held: 2000, charged: 18},
+		{name: "dearer if longer", path: transcriptsPath, body: tenSeconds + tenSeconds, fields: "model=above",
+			held: 2000, charged: 18},
 		{name: "a WAV", path: transcriptsPath, body: wavOf(32000*3 + 2), held: 60, charged: 18},
 		{name: "no usage", path: transcriptsPath, body: tenSeconds, conduct: noUsage, held: 150, charged: 150},
-		{name: "silence", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Body: `{"text":""}`}, held: 150, charged: 150},
-		{name: "an error", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Body: `{"error":{"message":"no"}}`}, status: 502},
-		{name: "no JSON", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Body: "a"}, status: 502},
+		{name: "silence", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Body: `{"text":""}`},
+			held: 150, charged: 150},
+		{name: "an error", path: transcriptsPath, body: tenSeconds,
+			conduct: providertest.Conduct{Body: `{"error":{"message":"no"}}`}, status: 502},
+		{name: "no JSON", path: transcriptsPath, body: tenSeconds, conduct: providertest.Conduct{Body: "a"},
+			status: 502},
 		{name: "refused", path: transcriptsPath, body: tenSeconds, conduct: providertest.Refuse(400), status: 400},
-		{name: "verbose", path: transcriptsPath, body: tenSeconds, fields: "response_format=verbose_json", held: 150, charged: 3, want: `"duration":3,`},
-		{name: "verbose without usage", path: transcriptsPath, body: tenSeconds, fields: "response_format=verbose_json", conduct: noUsage,
-			held: 150, charged: 3},
-		{name: "text", path: transcriptsPath, body: tenSeconds, fields: "response_format=text", held: 150, charged: 18, want: "word ünd \n"},
-		{name: "text without usage", path: transcriptsPath, body: tenSeconds, fields: "response_format=text", conduct: noUsage,
-			held: 150, charged: 150, want: "word ünd \n"},
-		{name: "a stream", path: transcriptsPath, body: tenSeconds, fields: "stream=true", held: 150, charged: 18, isStream: true,
+		{name: "verbose", path: transcriptsPath, body: tenSeconds, fields: "response_format=verbose_json",
+			held: 150, charged: 3, want: `"duration":3,`},
+		{name: "verbose without usage", path: transcriptsPath, body: tenSeconds, fields: "response_format=verbose_json",
+			conduct: noUsage,
+			held:    150, charged: 3},
+		{name: "text", path: transcriptsPath, body: tenSeconds, fields: "response_format=text", held: 150, charged: 18,
+			want: "word ünd \n"},
+		{name: "text without usage", path: transcriptsPath, body: tenSeconds, fields: "response_format=text",
+			conduct: noUsage,
+			held:    150, charged: 150, want: "word ünd \n"},
+		{name: "a stream", path: transcriptsPath, body: tenSeconds, fields: "stream=true",
+			held: 150, charged: 18, isStream: true,
 			want: `"transcript.text.done"`},
-		{name: "a stream of text", path: transcriptsPath, body: tenSeconds, fields: "stream=true response_format=text", held: 150, charged: 18,
+		{name: "a stream of text", path: transcriptsPath, body: tenSeconds, fields: "stream=true response_format=text",
+			held: 150, charged: 18,
 			isStream: true, want: `"transcript.text.done"`},
-		{name: "a stream without usage", path: transcriptsPath, body: tenSeconds, fields: "stream=true", conduct: noUsage, held: 150, charged: 150,
+		{name: "a stream without usage", path: transcriptsPath, body: tenSeconds, fields: "stream=true", conduct: noUsage,
+			held: 150, charged: 150,
 			isStream: true},
-		{name: "no stream though asked for", path: transcriptsPath, body: tenSeconds, fields: "model=whisper-1 stream=true", held: 150, charged: 3},
+		{name: "no stream though asked for", path: transcriptsPath, body: tenSeconds, fields: "model=whisper-1 stream=true",
+			held: 150, charged: 3},
 		{name: "srt", path: transcriptsPath, body: tenSeconds, fields: "response_format=srt", status: 400},
 		{name: "vtt, free but for output", path: transcriptsPath, body: tenSeconds, fields: "model=half response_format=vtt", status: 400},
-		{name: "srt, free", path: transcriptsPath, body: tenSeconds, fields: "model=free response_format=srt", held: 7, charged: 7, want: "00:00:03,000\n"},
-		{name: "vtt, free", path: translatesPath, body: tenSeconds, fields: "model=free response_format=vtt", held: 7, charged: 7, want: "WEBVTT\n"},
-		{name: "json, free", path: transcriptsPath, body: tenSeconds, fields: "model=free", conduct: noUsage, held: 7, charged: 7},
+		{name: "srt, free", path: transcriptsPath, body: tenSeconds, fields: "model=free response_format=srt",
+			held: 7, charged: 7, want: "00:00:03,000\n"},
+		{name: "vtt, free", path: translatesPath, body: tenSeconds, fields: "model=free response_format=vtt",
+			held: 7, charged: 7, want: "WEBVTT\n"},
+		{name: "json, free", path: transcriptsPath, body: tenSeconds, fields: "model=free", conduct: noUsage,
+			held: 7, charged: 7},
 
-		{name: "a translation", path: translatesPath, body: tenSeconds, held: 150, charged: 150, want: `{"text":"word ünd "}`},
-		{name: "a verbose translation", path: translatesPath, body: tenSeconds, fields: "response_format=verbose_json", held: 150, charged: 3},
-		{name: "a translation as text", path: translatesPath, body: tenSeconds, fields: "response_format=text", held: 150, charged: 150, want: "word ünd \n"},
+		{name: "a translation", path: translatesPath, body: tenSeconds, held: 150, charged: 150,
+			want: `{"text":"word ünd "}`},
+		{name: "a verbose translation", path: translatesPath, body: tenSeconds, fields: "response_format=verbose_json",
+			held: 150, charged: 3},
+		{name: "a translation as text", path: translatesPath, body: tenSeconds, fields: "response_format=text",
+			held: 150, charged: 150, want: "word ünd \n"},
+	})
+}
 
+// What each sound costs that is spoken.
+func TestSpeechCharges(t *testing.T) {
+	t.Parallel()
+	cut := func(m providertest.Moment) providertest.Conduct { return providertest.Conduct{Cut: m} }
+	const three = `{"input":"äß😀","voice":"v"}`
+	wantSoundCharges(t, `"letters":{"character":0.5,"request":2},`, []soundCase{
 		{name: "speech", path: speechPath, body: three, held: 3, charged: 3, want: "\xff\xfb\x90\x00\x00\x0b"},
-		{name: "speech at a price", path: speechPath, body: `{"model":"letters","input":"abc","instructions":"loud"}`, held: 4, charged: 4},
-		{name: "speech as events", path: speechPath, body: `{"input":"abc","stream_format":"sse"}`, held: 3, charged: 3, isStream: true,
+		{name: "speech at a price", path: speechPath, body: `{"model":"letters","input":"abc","instructions":"loud"}`,
+			held: 4, charged: 4},
+		{name: "speech as events", path: speechPath, body: `{"input":"abc","stream_format":"sse"}`,
+			held: 3, charged: 3, isStream: true,
 			want: `"speech.audio.done"`},
 		{name: "speech refused", path: speechPath, body: three, conduct: providertest.Refuse(422), status: 422},
-		{name: "speech, an error", path: speechPath, body: three, conduct: providertest.Conduct{Body: `{"error":{"message":"no"}}`,
-			Header: []string{"Content-Type: application/json"}}, status: 502},
-		{name: "speech cut at once", path: speechPath, body: three, conduct: cut(providertest.BeforeContent), status: 502},
-		{name: "speech cut later", path: speechPath, body: three, conduct: cut(providertest.InContent), status: -1, charged: 3},
-	} {
+		{name: "speech, an error", path: speechPath, body: three,
+			conduct: providertest.Conduct{Body: `{"error":{"message":"no"}}`,
+				Header: []string{"Content-Type: application/json"}}, status: 502},
+		{name: "speech cut at once", path: speechPath, body: three, conduct: cut(providertest.BeforeContent),
+			status: 502},
+		{name: "speech cut later", path: speechPath, body: three, conduct: cut(providertest.InContent),
+			status: -1, charged: 3},
+	})
+}
+
+// wantSoundCharges checks what requests cost, each of a new key.
+func wantSoundCharges(t *testing.T, models string, tests []soundCase) {
+	t.Helper()
+	const granted = 100_000
+	g := newService(t).newSoundTest(t, granted, models, "")
+	for _, test := range tests {
 		g.provider.Each(func(providertest.Request) providertest.Conduct { return test.conduct })
 		g.key = g.login(t, g.tenant)
 		body, contentType := test.request()
 		got, err := g.send("POST", "/"+g.tenant+test.path, body, contentType, bearer(g.key))
 		if charged := g.charged(t, granted); charged != test.charged {
-			t.Errorf("%d, %s: charged %d, want %d", i, test.name, charged, test.charged)
+			t.Errorf("%s: charged %d, want %d", test.name, charged, test.charged)
 		}
 		if test.status < 0 {
 			if err == nil {
@@ -385,7 +424,8 @@ func TestSoundFallback(t *testing.T) {
 	endpoint := func(name, model string) string {
 		return fmt.Sprintf(`%q:{"url":"%s%s","models":{"*":{}},"api_key":"%s"}`, name, p.URL, transcriptsPath, model)
 	}
-	g := s.gatewayTest(t, p, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":1000}},"providers":{"transcription":{"endpoints":{%s,%s}}}}`,
+	const config = `{"user_groups":{"anonymous":{"tokens":1000}},"providers":{"transcription":{"endpoints":{%s,%s}}}}`
+	g := s.gatewayTest(t, p, fmt.Sprintf(config,
 		endpoint("first", "wrong"), endpoint("second", providertest.Key)))
 	body := soundForm(tenSeconds, "model=m")
 	got := g.call(t, transcriptsPath, body, soundType)

@@ -370,6 +370,9 @@ func gatewayResources() []string {
 		"embeddings",
 		"moderations",
 		"images/generations",
+		"audio/speech",
+		"audio/transcriptions",
+		"audio/translations",
 		"models",
 	}
 }

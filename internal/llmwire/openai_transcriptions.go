@@ -200,16 +200,14 @@ var transcriptTextShape = newJSONShape(jsonTable[[]byte]{"text": {read: func(tex
 	}
 }}})
 
-// rewriteForm does what Rewrite does for a form.
-func (r *Request) rewriteForm(c Changes) [][]byte {
-	w := rewriter{r: r}
-	if c.Model != "" && c.Model != r.Model {
+// changeForm makes all changes of a form.
+func (w *rewriter) changeForm(c Changes) {
+	if c.Model != "" && c.Model != w.r.Model {
 		w.setField("model", c.Model)
 	}
-	if r.WantsText() {
+	if w.r.WantsText() {
 		w.setField("response_format", "json")
 	}
-	return w.pieces()
 }
 
 // setField sets a field of a form, which is put before all others if the form does not have it.

@@ -30,10 +30,26 @@ type Changes struct {
 // the usage of a stream only on request, a stream asks for it. Everything else that c does not name stays byte for byte
 // as it came.
 func (r *Request) Rewrite(c Changes) [][]byte {
-	if r.fields != nil {
-		return r.rewriteForm(c)
-	}
 	w := rewriter{r: r}
+	if r.fields != nil {
+		w.changeForm(c)
+	} else {
+		w.change(c)
+	}
+	return w.pieces()
+}
+
+// A rewriter collects what is changed in a request's body.
+type rewriter struct {
+	r       *Request
+	edits   []edit
+	added   []string // top-level members that the body does not have
+	removed []span   // top-level members
+}
+
+// change makes all changes of a JSON object.
+func (w *rewriter) change(c Changes) {
+	r := w.r
 	if c.Model != "" && c.Model != r.Model {
 		w.set(memberName{"", "model"}, jsonString(c.Model))
 	}
@@ -52,15 +68,6 @@ func (r *Request) Rewrite(c Changes) [][]byte {
 	if formats[r.Format].usageOption && r.Stream && !r.IncludeUsage && !c.LeaveStreamOptions {
 		w.set(memberName{"stream_options", "include_usage"}, "true")
 	}
-	return w.pieces()
-}
-
-// A rewriter collects what is changed in a request's body.
-type rewriter struct {
-	r       *Request
-	edits   []edit
-	added   []string // top-level members that the body does not have
-	removed []span   // top-level members
 }
 
 // An edit puts text in the place of a span.
