@@ -337,7 +337,8 @@ func TestTranscriptCache(t *testing.T) {
 	first := call(soundForm(tenSeconds, "language=en"), soundType, "MISS", 18)
 	g.key = g.login(t, g.tenant)
 	other := strings.ReplaceAll(soundForm(tenSeconds, "language=en"), "sound", "other-boundary")
-	if got := hit(strings.ReplaceAll(other, "a.wav", "b.wav"), strings.ReplaceAll(soundType, "sound", "other-boundary")); got.body != first.body {
+	other = strings.ReplaceAll(other, "a.wav", "b.wav")
+	if got := hit(other, strings.ReplaceAll(soundType, "sound", "other-boundary")); got.body != first.body {
 		t.Errorf("got %q, want %q", got.body, first.body)
 	}
 	call(soundForm(tenSeconds, "language=de"), soundType, "MISS", 18)

@@ -171,6 +171,57 @@ func TestHeldKinds(t *testing.T) {
 	}
 }
 
+// A sound is held at the dearer of its seconds and of the tokens that these may have, text to speak by the character.
+func TestHeldSounds(t *testing.T) {
+	for _, test := range []struct {
+		prices              string
+		seconds, characters int64
+		want                int64
+	}{
+		{``, 10, 0, 150},
+		{``, 0, 7, 7},
+		{`"second":20`, 10, 0, 200},
+		{`"second":15.1`, 1, 0, 16},
+		{`"second":0,"input":0,"output":0`, 10, 0, 0},
+		{`"second":0,"audio_input":4,"output":2,"input":9,"cached_input":99,"request":3`, 10, 0, 503},
+		{`"second":1,"audio_input":0,"output":0`, 10, 0, 10},
+		{`"character":0.5,"request":0.1,"input":9,"output":9`, 0, 3, 2},
+		{`"character":0`, 0, 3, 0},
+		{`"above":{"tokens":100,"audio_input":2}`, 10, 0, 150},
+		{`"above":{"tokens":100,"audio_input":2}`, 11, 0, 275},
+		{`"above":{"tokens":100,"audio_input":0,"output":0,"second":0}`, 11, 0, 165},
+		{fmt.Sprintf(`"second":%d,"audio_input":%[1]d`, maxPrice/priceUnit), llmwire.MaxTokens, 0, llmwire.MaxTokens},
+	} {
+		request := llmwire.Request{Format: llmwire.OpenAITranscriptions, Seconds: test.seconds, Characters: test.characters}
+		if got := priceOf(t, test.prices).held(&request, 0).cost(0, 0); got != test.want {
+			t.Errorf("%s: %d seconds and %d characters are held at %d, want %d",
+				test.prices, test.seconds, test.characters, got, test.want)
+		}
+	}
+}
+
+// Only where no second and no token costs anything, a transcript may come without saying how long the sound was.
+func TestIsFreeSound(t *testing.T) {
+	for prices, want := range map[string]bool{
+		``:                                false,
+		`"second":0,"input":0,"output":0`: true,
+		`"second":0,"input":0,"output":0,"character":5,"request":5`:        true,
+		`"second":0,"input":0,"output":0,"audio_input":1`:                  false,
+		`"second":0,"input":0,"output":0,"audio_output":1`:                 false,
+		`"second":0,"input":0,"output":0.000001`:                           false,
+		`"second":0,"input":0`:                                             false,
+		`"input":0,"output":0`:                                             false,
+		`"second":0,"input":0,"output":0,"above":{"tokens":1}`:             true,
+		`"second":0,"input":0,"output":0,"above":{"tokens":1,"second":1}`:  false,
+		`"second":0,"input":0,"output":0,"above":{"tokens":1,"request":1}`: true,
+		`"second":1,"input":0,"output":0,"above":{"tokens":1,"second":0}`:  false,
+	} {
+		if got := priceOf(t, prices).isFreeSound(); got != want {
+			t.Errorf("%s: free is %v, want %v", prices, got, want)
+		}
+	}
+}
+
 // Whatever a request can use of what is held, costs no more than that.
 func TestHoldsBound(t *testing.T) {
 	for range 20_000 {
