@@ -105,7 +105,7 @@ func (r *Request) readFields() error {
 	}
 	for at := len(dashes); ; {
 		rest := r.body[at:]
-		if end := string(rest); len(rest) <= len("--\r\n") && (end == "--" || end == "--\r\n") {
+		if string(rest) == "--" || string(rest) == "--\r\n" {
 			return nil
 		}
 		if len(r.fields) == maxFormFields {

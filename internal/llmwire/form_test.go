@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"mime"
 	"mime/multipart"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -250,6 +251,19 @@ func TestRewriteForm(t *testing.T) {
 		if got := string(bytes.Join(r.Rewrite(test.changes), nil)); got != test.want {
 			t.Errorf("%s: got %q\nwant %q", name, got, test.want)
 		}
+	}
+}
+
+// Reading a form copies neither the file nor the fields behind it, however many there are.
+func TestReadFormMemory(t *testing.T) {
+	body := []byte(fileField("a.mp3", strings.Repeat("\r\n--xY", 1<<20)) + strings.Repeat(textField("include[]", "a"), 200) +
+		"--xYz--\r\n")
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := ReadForm(OpenAITranscriptions, []string{formType}, body)
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; err != nil || got > 1<<20 {
+		t.Errorf("%d bytes were allocated for a form of %d: %v", got, len(body), err)
 	}
 }
 

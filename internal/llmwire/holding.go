@@ -43,7 +43,7 @@ const (
 // base64 of media, MediaTokens for each image and sound, and for each document, file and video FileTokens or, if that
 // is less, one for each BytesPerToken bytes of its data in the body; 600 if there are tools, or 3,000 if the provider
 // has defined one of those that the client runs; at most MaxInput. Of a request for images only the prompt counts, of
-// one for a moderation nothing.
+// those for moderations, speech and transcripts nothing.
 func (r *Request) HeldInput(h Holding) int64 {
 	size := int64(len(r.body)) - r.input.base64
 	switch held := formats[r.Format].held; {

@@ -87,6 +87,8 @@ func TestSoundStreams(t *testing.T) {
 			"0+0, 0 s unknown done"},
 
 		"speech":           {OpenAISpeech, spoken + `data: {"type":"speech.audio.done",` + usage + "}\n\n", "0+0, 0 s reusable done"},
+		"unknown events":   {OpenAISpeech, `data: {"x":{"y":"AAAA"}}` + "\n\ndata: [DONE]\n\n", "0+0, 0 s done"},
+		"unknown texts":    {OpenAITranscriptions, `data: {"x":{"y":"AAAA"}}` + "\n\ndata: [DONE]\n\n", "0+0, 0 s unknown done"},
 		"a speech's half":  {OpenAISpeech, spoken, "0+0, 0 s"},
 		"a speech's error": {OpenAISpeech, `data: {"type":"error","error":{"message":"1"}}` + "\n\n", "0+0, 0 s failure"},
 	} {

@@ -30,9 +30,9 @@ var openAISpeech = openAI(format{
 		"instructions": {read: (*Request).readInstructions},
 	}),
 	report: newJSONShape(usageReport, jsonTable[Report]{
+		"":      {read: (*Report).readSoundEvent},
 		"type":  {read: (*Report).readSpeechEvent},
 		"audio": {read: (*Report).readText},
-		"delta": {read: (*Report).readText},
 	}),
 })
 
@@ -78,6 +78,15 @@ func (r *Request) readInstructions(v jsonValue) {
 		r.fail("instructions must be a string")
 	} else if charactersOf(v.text) > maxInstructions {
 		r.fail("instructions must have at most %d characters", maxInstructions)
+	}
+}
+
+// readSoundEvent reads the end of an object. In a stream, every event but an error counts as content, whatever it has: a
+// sound or a transcript in a member that is not known is not free.
+func (r *Report) readSoundEvent(v jsonValue) {
+	r.readObject(v)
+	if r.isStream && !r.Failed {
+		r.contentBytes += int64(len(v.text))
 	}
 }
 

@@ -134,7 +134,7 @@ func secondsOf(file []byte, name string) int64 {
 
 // readTranscript reads the end of an object: a transcript that is no event is complete.
 func (r *Report) readTranscript(v jsonValue) {
-	r.readObject(v)
+	r.readSoundEvent(v)
 	if r.hasChoices && !r.isStream {
 		r.finished, r.worst = 1, max(r.worst, endedNormally)
 	}
