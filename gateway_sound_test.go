@@ -77,7 +77,7 @@ func (test *soundCase) request() (body, contentType string) {
 // What each transcript costs. Prices are 1, if the model has no others.
 func TestTranscriptCharges(t *testing.T) {
 	t.Parallel()
-	const models = `"seconds":{"second":100},"tokens":{"second":0,"audio_input":4,"input":1000,"output":2,"request":3},` +
+	const models = `"timed":{"second":100,"input":0,"output":0},"seconds":{"second":100},"tokens":{"second":0,"audio_input":4,"input":1000,"output":2,"request":3},` +
 		`"free":{"second":0,"input":0,"output":0,"request":7},` +
 		`"above":{"second":0,"above":{"tokens":100,"audio_input":10,"output":0}},"half":{"second":0,"input":0},`
 	noUsage := providertest.Conduct{NoUsage: true}
@@ -90,6 +90,10 @@ func TestTranscriptCharges(t *testing.T) {
 			held:    1000, charged: 1000},
 		{name: "tokens at prices", path: transcriptsPath, body: tenSeconds, fields: "model=tokens",
 			held: 10*(10*4+5*2) + 3, charged: 11*4 + 7*2 + 3},
+		{name: "seconds without a price", path: transcriptsPath, body: tenSeconds, fields: "model=tokens",
+			conduct: providertest.Conduct{Seconds: 3}, held: 503, charged: 503},
+		{name: "tokens without a price", path: transcriptsPath, body: tenSeconds, fields: "model=timed",
+			held: 1000, charged: 1000},
 		{name: "more than the hold", path: transcriptsPath, body: "x", conduct: providertest.Conduct{Seconds: 5000},
 			held: 15, charged: 5000},
 		{name: "dear if long", path: transcriptsPath, body: tenSeconds, fields: "model=above", held: 150, charged: 18},

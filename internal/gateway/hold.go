@@ -179,7 +179,9 @@ func (x *exchange) billOf(report *llmwire.Report, estimatedInput int64, succeede
 ) {
 	used, others, exact := report.Used(x.call.Request.N, estimatedInput)
 	used.Characters = x.call.Request.Characters
-	exact = exact || x.call.Request.WantsSubtitles() // which are free
+	if x.call.Request.Format.TakesForm() {
+		exact = exact && x.isPriced(used) || x.call.Request.WantsSubtitles() // which are free
+	}
 	requests := int64(0)
 	if succeeded {
 		requests = 1
@@ -190,6 +192,12 @@ func (x *exchange) billOf(report *llmwire.Report, estimatedInput int64, succeede
 		used.Add(&others[i].Usage)
 	}
 	return used, total.tokens(), exact
+}
+
+// isPriced reports whether the usage of a sound has a price in its unit, tokens or seconds, if sounds have any price.
+func (x *exchange) isPriced(used llmwire.Usage) bool {
+	p := x.endpoint.prices.find(x.call.model)
+	return p.bill(&used, 0) != bill{} || p.isFreeSound()
 }
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.

@@ -81,8 +81,8 @@ func (r *Request) readInstructions(v jsonValue) {
 	}
 }
 
-// readSoundEvent reads the end of an object. In a stream, every event but an error counts as content, whatever it has: a
-// sound or a transcript in a member that is not known is not free.
+// readSoundEvent reads the end of an object. In a stream, every event but an error counts as content, whatever it has:
+// a sound or a transcript in a member that is not known is not free.
 func (r *Report) readSoundEvent(v jsonValue) {
 	r.readObject(v)
 	if r.isStream && !r.Failed {
