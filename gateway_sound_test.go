@@ -77,7 +77,8 @@ func (test *soundCase) request() (body, contentType string) {
 // What each transcript costs. Prices are 1, if the model has no others.
 func TestTranscriptCharges(t *testing.T) {
 	t.Parallel()
-	const models = `"timed":{"second":100,"input":0,"output":0},"seconds":{"second":100},"tokens":{"second":0,"audio_input":4,"input":1000,"output":2,"request":3},` +
+	const models = `"timed":{"second":100,"input":0,"output":0},"seconds":{"second":100},` +
+		`"tokens":{"second":0,"audio_input":4,"input":1000,"output":2,"request":3},` +
 		`"free":{"second":0,"input":0,"output":0,"request":7},` +
 		`"above":{"second":0,"above":{"tokens":100,"audio_input":10,"output":0}},"half":{"second":0,"input":0},`
 	noUsage := providertest.Conduct{NoUsage: true}
