@@ -241,7 +241,8 @@ func TestUnknownEndpointMembers(t *testing.T) {
 		`"max_tokens_per_day":5`:                               e + ".max_tokens_per_day" + unknown,
 		`"models":{"m":{"input":1,"max_output_tokens":9}}`:     e + ".models.m.max_output_tokens" + unknown,
 		`"models":{"m":{"above":{"tokens":9,"per_minute":1}}}`: e + ".models.m.above.per_minute" + unknown,
-		`"models":{"m":{"second":1}}`:                          e + ".models.m.second" + unknown,
+		`"models":{"m":{"minute":1}}`:                          e + ".models.m.minute" + unknown,
+		`"models":{"m":{"second":1,"character":0.5}}`:          "",
 		`"models":{"*":{},"m":{"input":2}},"url":"http://h/v1/chat/completions"`: e +
 			`.models has "*" cheaper than "m": other spellings of that name cost less`,
 		`"models":{"m":{"input":1,"cached_input":0,"reasoning":true}}`: "",

@@ -225,7 +225,7 @@ func TestNewMembersOfStoredConfigs(t *testing.T) {
 		{0, `"models":null`}, {0, `"max_concurrent":"3"`}, {0, `"max_concurrent":0`},
 		{1, `"cached_input":"x"`}, {1, `"cache_write":-1`}, {1, `"cache_write_1h":null`}, {1, `"audio_input":{}`},
 		{1, `"image_input":1e99`}, {1, `"cached_audio_input":true`}, {1, `"audio_output":[]`}, {1, `"image_output":""`},
-		{1, `"search":"x"`}, {1, `"request":0.0000001`}, {1, `"reasoning":"low"`}, {1, `"above":200000`},
+		{1, `"search":"x"`}, {1, `"request":0.0000001`}, {1, `"second":"1"`}, {1, `"character":-1`}, {1, `"reasoning":"low"`}, {1, `"above":200000`},
 		{1, `"above":{"input":9}`}, {1, `"above":{"tokens":1,"input":"x"}`},
 		{2, `"reasoning":"low"`}, {2, `"allow":"*"`}, {2, `"allow":["x",""]`}, {2, `"limit":100`}, {2, `"limit_member":"n_predict"`},
 		{2, `"min_output_tokens":0`}, {2, `"file_tokens":"1"`}, {2, `"stream_usage":0`}, {2, `"user_ids":"yes"`},

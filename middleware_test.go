@@ -743,16 +743,15 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	id := newTenant(t, 10)
 	key := s.login(t, id)
 	withBody := []string{"/auth/verify", "POST /auth/anonymous", "POST /auth/google", "POST /auth/apple",
-		"POST /tokens/consume", "POST /tokens/holds",
-		"POST /tokens/holds/{holdId}/settle", "POST /v1/chat/completions", "POST /v1/messages", "POST /v1/messages/count_tokens",
-		"POST /v1/embeddings", "POST /v1/moderations", "POST /v1/images/generations",
+		"POST /tokens/consume", "POST /tokens/holds", "POST /tokens/holds/{holdId}/settle",
 		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
 	awaitUsage(t, testRedis, id)
 	before := testRedis.Keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
 	for _, route := range new(server).routes() {
-		if slices.Contains(withBody, strings.Replace(route.pattern, "/{tenantId}/", "/", 1)) {
+		pattern := strings.Replace(route.pattern, "/{tenantId}/", "/", 1)
+		if slices.Contains(withBody, pattern) || strings.HasPrefix(pattern, "POST /v1/") {
 			continue
 		}
 		tested++
