@@ -267,6 +267,47 @@ func TestReadFormMemory(t *testing.T) {
 	}
 }
 
+// The forms that clients write are accepted: those of Go, curl, browsers and Node.js, Python's httpx and requests, .NET
+// and OkHttp.
+func TestFormsOfClients(t *testing.T) {
+	t.Parallel()
+	var written bytes.Buffer
+	w := multipart.NewWriter(&written)
+	_ = w.WriteField("model", "m")
+	file, _ := w.CreateFormFile("file", `ä "b".mp3`)
+	_, _ = file.Write([]byte("a"))
+	w.Close()
+	form := func(boundary string, parts ...string) string {
+		body := ""
+		for _, part := range parts {
+			body += "--" + boundary + "\r\n" + part + "\r\n"
+		}
+		return body + "--" + boundary + "--\r\n"
+	}
+	const model, file1 = "Content-Disposition: form-data; name=\"model\"\r\n\r\nm",
+		"Content-Disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\nContent-Type: audio/mpeg\r\n\r\na"
+	for name, test := range map[string]struct{ contentType, body string }{
+		"Go, without quotes in the name": {w.FormDataContentType(), strings.ReplaceAll(written.String(), `\"b\"`, "b")},
+		"curl": {"multipart/form-data; boundary=------------------------1859e2cbd7f12579",
+			form("------------------------1859e2cbd7f12579", file1, model)},
+		"WebKit": {"multipart/form-data; boundary=----WebKitFormBoundary7MA4YWxk",
+			form("----WebKitFormBoundary7MA4YWxk", model, file1)},
+		"Firefox": {"multipart/form-data; boundary=----geckoformboundary5a9d", form("----geckoformboundary5a9d", model, file1)},
+		"undici":  {"multipart/form-data; boundary=----formdata-undici-012345678901", form("----formdata-undici-012345678901", model, file1)},
+		"httpx":   {"multipart/form-data; boundary=0123456789abcdef0123456789abcdef", form("0123456789abcdef0123456789abcdef", model, file1)},
+		".NET": {`multipart/form-data; boundary="7c8f0f5e-5d2a-4a44"`, form("7c8f0f5e-5d2a-4a44",
+			"Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name=model\r\n\r\nm",
+			"Content-Disposition: form-data; name=file; filename=a.mp3\r\nContent-Type: audio/mpeg\r\n\r\na")},
+		"OkHttp": {"multipart/form-data; boundary=7c8f0f5e-5d2a-4a44", form("7c8f0f5e-5d2a-4a44",
+			"Content-Disposition: form-data; name=\"model\"\r\nContent-Transfer-Encoding: binary\r\n"+
+				"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 1\r\n\r\nm", file1)},
+	} {
+		if r, err := readForm(OpenAITranscriptions, test.contentType, test.body); err != nil || r.Model != "m" || r.Seconds != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // Every form that is accepted has the same fields for the parser of the standard library.
 func FuzzReadForm(f *testing.F) {
 	f.Add(formType, form(textField("model", "m"), textField("include[]", "a")))
