@@ -422,6 +422,47 @@ func TestSpeechHangUpBefore(t *testing.T) {
 	g.awaitUsed(t, "drains", 0)
 }
 
+// A transcript whose client goes is read to its end, since the provider bills it all the same: it costs its usage, or
+// what was held if that does not come.
+func TestTranscriptHangUp(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for name, test := range map[string]struct {
+		fields  string
+		conduct providertest.Conduct
+		text    string // that the client has seen before it goes
+		charged int
+	}{
+		"JSON":            {"model=m", providertest.Conduct{Delay: 300 * time.Millisecond}, "", 18},
+		"a stream":        {"stream=true", providertest.Conduct{Pause: 100 * time.Millisecond}, "delta", 18},
+		"a broken stream": {"stream=true", providertest.Conduct{Pause: 100 * time.Millisecond, Cut: providertest.BeforeUsage}, "delta", 150},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := s.newSoundTest(t, 1000, "", "")
+			g.provider.On("m", test.conduct)
+			body := soundForm(tenSeconds, test.fields, "language=en")
+			c := g.begin(t, "POST", "/"+g.tenant+transcriptsPath, len(body), bearer(g.key), soundType)
+			io.WriteString(c, body)
+			g.awaitRequests(t, 1)
+			seen, part := "", make([]byte, 4096)
+			for !strings.Contains(seen, test.text) {
+				n, err := c.Read(part)
+				if seen += string(part[:n]); err != nil {
+					t.Fatalf("got %q, %v", seen, err)
+				}
+			}
+			c.Close()
+			if charged := g.charged(t, 1000); charged != test.charged {
+				t.Errorf("charged %d, want %d", charged, test.charged)
+			}
+			if _, cancelled := g.provider.Counts(); cancelled != 0 {
+				t.Errorf("%d requests are cancelled", cancelled)
+			}
+		})
+	}
+}
+
 // A form is sent to the next endpoint as it came, if the first one cannot have begun.
 func TestSoundFallback(t *testing.T) {
 	t.Parallel()

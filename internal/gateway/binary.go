@@ -12,7 +12,7 @@ import (
 // may be an error.
 func (x *exchange) isBinary(response *http.Response) bool {
 	kind := strings.ToLower(response.Header.Get("Content-Type"))
-	isSound := x.call.Request.Format.Delivery() == llmwire.Binary && !strings.HasPrefix(kind, "application/json")
+	isSound := x.call.Request.Format.Delivery() == llmwire.Binary && !strings.Contains(kind, "json")
 	return isSound || x.call.Request.WantsSubtitles()
 }
 

@@ -1,8 +1,8 @@
 // Package gateway relays requests to the model servers of others (endpoints) and charges what they cost.
 //
-// A caller parses a request (llmwire.ReadRequest), finds the endpoints that may serve it (Call.Choose) and lets
-// Gateway.Serve respond. Serve holds the most that the request can cost in the caller's Account, relays the response
-// and settles what was used. If the account cannot be reached then, that is repeated in the background.
+// A caller parses a request (llmwire.ReadRequest or ReadForm), finds the endpoints that may serve it (Call.Choose) and
+// lets Gateway.Serve respond. Serve holds the most that the request can cost in the caller's Account, relays the
+// response and settles what was used. If the account cannot be reached then, that is repeated in the background.
 //
 // What all calls share is given out in shares, so that no user and no group of users can take it from the others.
 //
