@@ -40,10 +40,7 @@ func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold,
 	}
 	result, err := a.server.store.Hold(deadline, a.tenant, h)
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
-	hold := gateway.Hold{ID: id, Tokens: result.held, Owner: "k:" + a.holder.first}
-	if result.userID != "" {
-		hold.Owner = "u:" + result.userID
-	}
+	hold := gateway.Hold{ID: id, Tokens: result.held, Owner: ownerName(result.userID, a.holder.first)}
 	return hold, a.refusal(result.decision, err)
 }
 
@@ -96,6 +93,12 @@ func (a *account) Charge(deadline time.Time, models []string, u gateway.Usage) (
 	}
 	a.fee = &usageEvent{group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged}
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
+}
+
+// Count implements gateway.Account.
+func (a *account) Count(deadline time.Time) error {
+	result, err := a.server.store.Charge(deadline, a.tenant, chargeRequest{key: a.key, free: true})
+	return a.refusal(result.decision, err)
 }
 
 // Refund implements gateway.Account.
@@ -212,10 +215,10 @@ func (c tenantCache) Count(result gateway.CacheResult) {
 	c.server.metrics.cacheUsed(c.tenantID, result)
 }
 
-// logFull logs that responses are not cached, but not each time.
+// logFull logs that responses are neither cached nor remembered, but not each time.
 func (s *server) logFull() {
 	last, now := s.loggedFull.Load(), time.Now().UnixNano()
 	if now-last > int64(fullLogPause) && s.loggedFull.CompareAndSwap(last, now) {
-		s.log.Warnf("Redis uses more than three quarters of its memory: responses are not cached")
+		s.log.Warnf("Redis uses more than three quarters of its memory: responses are neither cached nor remembered for their owners")
 	}
 }

@@ -594,7 +594,7 @@ func TestCacheFull(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond) // until Redis's memory is looked at again
 	}
-	const line = "[WARN] Redis uses more than three quarters of its memory: responses are not cached\n"
+	const line = "[WARN] Redis uses more than three quarters of its memory: responses are neither cached nor remembered for their owners\n"
 	if n := s.log.Count(line); n != 1 || s.log.Count("[ERROR]") != 0 {
 		t.Errorf("log:\n%s", s.log)
 	}

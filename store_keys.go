@@ -198,6 +198,7 @@ type chargeRequest struct {
 	key            string
 	tokens         int64  // 0 … maxAmount; 0 takes nothing, but needs a balance of 1
 	upTo           bool   // if fewer tokens are left, take those; then tokens is at least 1
+	free           bool   // take nothing, whatever the balance is; then tokens is 0
 	idempotencyKey string // "" if the charge has none
 	requestID      string // of a forward-auth check, which is remembered for verifyRecordTTL; "" if it has none
 
@@ -350,6 +351,9 @@ func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, first
 
 // amount returns the tokens to take as charge.lua reads them.
 func (c *chargeRequest) amount() any {
+	if c.free {
+		return "free"
+	}
 	if c.upTo {
 		return strconv.FormatInt(c.tokens, 10) + "+"
 	}

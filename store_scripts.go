@@ -56,6 +56,9 @@ var (
 	deleteScript    = newScript("delete", redisdb.AllowOOM, "delete")
 	tokenScript     = newScript("token", redisdb.DenyOOM, "token")
 
+	keepScript   = newScript("keep", redisdb.DenyOOM, "keep")
+	forgetScript = newScript("forget", redisdb.AllowOOM, "forget")
+
 	usageScript = newScript("usage", redisdb.DenyOOM, "usage")
 )
 
@@ -87,6 +90,7 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "tenant:", Commands: "GET"},
 	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HSCAN HSET PEXPIRE UNLINK"},
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
+	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
 	{Prefix: deploymentRedisKey, Commands: "GET SET"},

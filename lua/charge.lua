@@ -7,7 +7,7 @@
 -- ARGV[1] tenant ID
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] tokens to take, a whole number from 0 to 2^53-1, or with '+' after it: these or, if fewer are left, those; 0
---         takes nothing, but needs a balance of 1
+--         takes nothing, but needs a balance of 1; 'free' takes nothing from any balance
 -- ARGV[4] groups of the tenant, each as \255 name \254 and, if it has a rate limit, the requests, a space, and the
 --         window in seconds, if it has a refill, \253, its tokens, a space, and the period in seconds, 'day' or 'month',
 --         and, if it bounds the gateway's open holds, \252 and their number; the bytes 252 to 255 occur in no UTF-8, so
@@ -75,7 +75,9 @@ if outcome == 'charged' then
 		end
 		left = string.format('%.0f', balance)
 	end
-	if not tokens then -- up to
+	if ARGV[3] == 'free' then
+		tokens, charged = 0, '0'
+	elseif not tokens then -- up to
 		tokens = math.min(tonumber(string.sub(ARGV[3], 1, -2)), math.max(balance, 1))
 		charged = string.format('%.0f', tokens)
 	end
@@ -96,7 +98,7 @@ if rate and outcome == 'charged' and isOverRate(rate) then
 	outcome = 'limited'
 end
 
-if outcome == 'charged' and (balance < tokens or balance < 1) then
+if outcome == 'charged' and (balance < tokens or balance < 1) and ARGV[3] ~= 'free' then
 	outcome = 'spent'
 	local holds = call('HMGET', KEYS[1], 'holdsDue', 'tokensHeld', 'leases')
 	if holds[1] and (tonumber(holds[1]) or 0) <= milliseconds() then

@@ -27,6 +27,9 @@ type Account interface {
 	// balance of 1. Errors: InsufficientError; DeniedError; ErrUnavailable.
 	Charge(deadline time.Time, models []string, u Usage) (Balance, error)
 
+	// Count counts a request that is free, whatever the balance is. Error: ErrUnavailable.
+	Count(deadline time.Time) error
+
 	// Refund undoes a Charge of that many tokens, maybe 0: the client does not get what they were for. Errors: any; it is
 	// only logged, and the fee is lost then.
 	Refund(deadline time.Time, tokens int64) error

@@ -66,7 +66,8 @@ func (x *exchange) replay() (done bool, err error) {
 	rules := &x.call.Caching
 	request := x.call.Request
 	ttl := rules.ttl(request.Format.Kind())
-	if ttl == 0 || request.Stream && request.Format.TakesForm() {
+	isOwn := x.call.Compact || request.UsesState() || x.leavesState(x.call.endpoints[0]) // and not for others
+	if ttl == 0 || isOwn || request.Stream && request.Format.TakesForm() {
 		return false, nil
 	}
 	x.w.Header()["X-Cache"] = []string{"MISS"}

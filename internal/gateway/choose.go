@@ -46,7 +46,9 @@ func (c *Call) Choose(all Endpoints) error {
 			}
 		}
 	}
-	c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
+	if !c.Request.UsesState() { // otherwise one endpoint keeps what the request goes on from
+		c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
+	}
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -17,6 +18,9 @@ const (
 	maxModelBytes   = 256
 	maxAllowed      = 1000 // names in allow
 	maxAllowedBytes = 256  // of one of them
+
+	maxStateSeconds = 365 * 24 * 60 * 60 // for which it is remembered whose a response is
+	stateTTL        = 24 * time.Hour     // unless the config says otherwise
 )
 
 // An Endpoint is a model server that a Gateway may call. It is not changed once it is complete.
@@ -51,9 +55,10 @@ type Endpoint struct {
 	allowed      map[string]bool // members of requests beside those that are known, and values of anthropic-beta
 	serverTools  toolRule
 	onHangUp     hangUpRule
-	neverReasons bool // unless a model says otherwise, it generates nothing that its responses do not show
-	leavesUsage  bool // its streams are not asked for their usage
-	sendsUsers   bool // it is told which user a request is of
+	neverReasons bool          // unless a model says otherwise, it generates nothing that its responses do not show
+	leavesUsage  bool          // its streams are not asked for their usage
+	stateTTL     time.Duration // for which it is remembered whose the responses are that it keeps; 0: it keeps none
+	sendsUsers   bool          // it is told which user a request is of
 }
 
 // A toolRule says what becomes of a request with tools that the provider runs.
@@ -79,7 +84,7 @@ func NewEndpoint(kind llmwire.Kind, name string) *Endpoint {
 	return &Endpoint{
 		Name: name, label: name, kind: kind, warned: new(atomic.Bool),
 		holding:   llmwire.Holding{BytesPerToken: 1, MediaTokens: 2000, ImageTokens: 6240},
-		maxOutput: 4096, minOutput: 4096,
+		maxOutput: 4096, minOutput: 4096, stateTTL: stateTTL,
 	}
 }
 
@@ -133,6 +138,7 @@ func (e *Endpoint) GatewayRules(object func(strict.Rules) strict.Rule) strict.Ru
 		"reasoning":         not(&e.neverReasons),
 		"stream_usage":      not(&e.leavesUsage),
 		"user_ids":          strict.Bool(&e.sendsUsers),
+		"state_ttl":         e.readStateTTL,
 	})
 	return rules
 }
@@ -172,6 +178,14 @@ func not(dst *bool) strict.Rule {
 		*dst = !isTrue
 		return ok
 	}
+}
+
+// readStateTTL is the rule for state_ttl.
+func (e *Endpoint) readStateTTL(wrong *strict.Problems, value []byte) bool {
+	var seconds int64
+	ok := strict.Int(&seconds, 0, maxStateSeconds)(wrong, value)
+	e.stateTTL = time.Duration(seconds) * time.Second
+	return ok
 }
 
 // readAllow is the rule for allow.

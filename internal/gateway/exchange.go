@@ -38,6 +38,7 @@ type exchange struct {
 	lease     *lease    // of the hold; nil before it is taken
 	lowered   bool      // the endpoint has got a lower limit than the request has
 	caching   *cacheUse // nil if nothing is cached
+	stateKept bool      // it is remembered whose the response is
 }
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchange {
@@ -48,11 +49,11 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	deadline, _ := limited.Deadline()
 	rest := g.options.TotalTimeout / 20 // a minute by default
 	request := c.Request
-	if c.CountTokens {
+	if c.isFree() {
 		request.Stream = false
 	}
 	x.relay = relay{
-		w: w, client: http.NewResponseController(w), request: request, isFree: c.CountTokens,
+		w: w, client: http.NewResponseController(w), request: request, isFree: c.isFree(),
 		idle: g.options.IdleTimeout, cancel: cancel, latest: deadline.Add(abortGrace),
 		hurry: deadline.Add(-rest), patience: rest / 16,
 		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
@@ -72,6 +73,9 @@ func (x *exchange) end() {
 
 // generate responds to a request for a completion.
 func (x *exchange) generate() error {
+	if err := x.findStates(); err != nil {
+		return err
+	}
 	if done, err := x.replay(); done || err != nil {
 		return err
 	}
@@ -111,8 +115,12 @@ func (x *exchange) askEndpoint(e *Endpoint, relay func(*http.Response) error) er
 	limit := x.limitAt(e)
 	expected := target{key: e.apiKey, limit: llmwire.MaxTokens, mayHide: x.mayHide(e), onHangUp: e.onHangUp,
 		isKnown: e.format.Delivery() == llmwire.Binary || x.call.Request.WantsSubtitles()}
-	if e.format.HasLimit() {
+	if e.format.HasLimit() && !x.call.Compact {
 		expected.limit = limit * x.outputs()
+	}
+	x.stateKept = false
+	if x.leavesState(e) {
+		expected.beforeEnd = x.keepState
 	}
 	x.relay.expect(expected)
 	if x.r.Context().Err() != nil { // nobody is there to get what the endpoint would generate
@@ -140,6 +148,9 @@ func (x *exchange) tryNext(reason string) error {
 // mayHide reports whether e may generate reasoning that its response does not show, for which it bills all the same.
 // Most models do unless they are told not to, and only some providers are known to obey.
 func (x *exchange) mayHide(e *Endpoint) bool {
+	if x.call.isFree() {
+		return false
+	}
 	isOff := x.call.Request.ReasoningOff && e.format.ObeysReasoningOff(e.url.Hostname())
 	return !isOff && e.prices.find(x.call.model).mayReason(e)
 }
@@ -166,6 +177,9 @@ func (x *exchange) relayGenerated(response *http.Response) error {
 
 // countTokens relays a request that generates nothing: it is free, and counts as one request of the rate limit.
 func (x *exchange) countTokens() error {
+	if err := x.findStates(); err != nil {
+		return err
+	}
 	err := x.patiently(1, func(bool) error {
 		_, err := x.call.Account.Charge(x.call.Deadline, x.call.models(), Usage{})
 		return err
@@ -181,16 +195,23 @@ func (x *exchange) countTokens() error {
 
 // relayCount relays the response to the question how many tokens a request has.
 func (x *exchange) relayCount(response *http.Response) error {
+	return x.relayFree(response, x.relay.isCount) // a server that ignores the path may have generated a response
+}
+
+// relayFree relays a response that costs nothing, if its body is as expected.
+func (x *exchange) relayFree(response *http.Response, isExpected func(body []byte) bool) error {
 	switch status := response.StatusCode; {
 	case status >= 400:
 		return x.relayError(response)
-	case status != http.StatusOK || !isIdentity(response.Header):
-		return x.providerFailed("its response is not 200, or compressed")
+	case status != http.StatusOK || !isIdentity(response.Header) || x.relay.isStream(response):
+		return x.providerFailed("its response is not 200, is compressed or is a stream")
 	}
 	body, err := x.relay.readWhole(response, x.call.Memory)
 	switch {
-	case hasMore(err), err == nil && !x.relay.isCount(body): // a server that ignores the path may have generated it
-		return x.providerFailed("its response is no count of tokens")
+	case hasMore(err) && x.call.Stored != nil:
+		return x.relayLarge(response, body)
+	case hasMore(err), err == nil && !isExpected(body):
+		return x.providerFailed("its response is not what was asked for")
 	case err != nil:
 		return x.interrupted(err)
 	}
@@ -201,11 +222,13 @@ func (x *exchange) relayCount(response *http.Response) error {
 func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err error) {
 	x.endpoint, x.call.Outcome.Endpoint = e, e.label
 	p := endpointRequest{
-		to: e, query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
-		body: x.call.Request.Rewrite(x.changes(e, limit)),
+		to: e, path: x.call.path(), query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
 	}
-	if x.call.CountTokens {
-		p.path = x.call.Request.Format.CountPath()
+	if stored := x.call.Stored; stored != nil {
+		p.method = stored.Method
+		delete(p.header, "Content-Type")
+	} else {
+		p.body = x.call.Request.Rewrite(x.changes(e, limit))
 	}
 	response, x.sent, err = p.send(x.ctx, x.gateway.transports)
 	return response, err
@@ -215,9 +238,10 @@ func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err e
 // lower than the request's own, it lets the response say so.
 func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 	c := llmwire.Changes{Model: x.call.model, DropTools: e.drops(x.call), LeaveStreamOptions: e.leavesUsage}
-	if x.call.CountTokens { // providers accept only members of the prompt
+	if x.call.isBare() {
 		return c
 	}
+	c.NoStore = e.stateTTL == 0
 	if e.sendsUsers {
 		c.SafetyID = safetyID(x.call.Tenant, x.hold.Owner)
 	}
@@ -334,6 +358,7 @@ func (x *exchange) relayEvents(response *http.Response) error {
 		return x.interrupted(err)
 	}
 	x.settle()
+	x.keepState() // of one that broke off the client may know the ID
 	if err != nil {
 		return x.relay.abort(x.interrupted(err))
 	}
@@ -392,6 +417,7 @@ func (x *exchange) relayRead(response *http.Response, body []byte) error {
 		}
 	}
 	x.settle()
+	x.keepState()
 	x.relay.writeWhole(response, body)
 	x.storeCompletion(response, body, true)
 	return nil

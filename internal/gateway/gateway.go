@@ -102,6 +102,13 @@ type Call struct {
 	// not empty. It is never streamed: Serve sets Request.Stream to false.
 	CountTokens bool
 
+	// Compact says that the request asks for its input in fewer tokens (OpenAI's /v1/responses/compact). It costs what any
+	// request does.
+	Compact bool
+
+	Stored *StoredRequest // instead of generating something, if it is not nil; Choose is not called then
+	States States         // must not be nil for the format Responses
+
 	Caching    Caching // says whether Cache is used
 	Cache      Cache   // must not be nil if Caching is enabled
 	Generation string  // what was cached under another one is not found
@@ -128,13 +135,16 @@ type Outcome struct {
 }
 
 // Serve responds to a call: with a cached response, with that of an endpoint or, if it returns an error, not at all.
-// Choose must have succeeded; Serve panics otherwise. The error http.ErrAbortHandler says that the response was begun
+// Choose must have succeeded, unless c.Stored is set; Serve panics otherwise. The error http.ErrAbortHandler says that the response was begun
 // and that its connection must be cut. Other errors are an Error or those of c.Account.
 func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
 	x := g.begin(w, r, c)
 	defer x.end()
 	serve := x.generate
-	if c.CountTokens {
+	switch {
+	case c.Stored != nil:
+		serve = x.showStored
+	case c.CountTokens:
 		serve = x.countTokens
 	}
 	for {

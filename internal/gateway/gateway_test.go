@@ -88,6 +88,8 @@ func (a *fakeAccount) Charge(_ time.Time, _ []string, u Usage) (Balance, error) 
 	return a.take(u.Cost), nil
 }
 
+func (a *fakeAccount) Count(time.Time) error { return nil }
+
 func (a *fakeAccount) Refund(_ time.Time, tokens int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

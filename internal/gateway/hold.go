@@ -49,6 +49,8 @@ func asInsufficient(err error) (left int64, ok bool) {
 func (x *exchange) limits(e *Endpoint) (fewest, most int64) {
 	request := x.call.Request
 	switch {
+	case x.call.Compact: // which has no limit that could be lowered
+		return e.maxOutput, e.maxOutput
 	case !e.format.HasLimit():
 		output := request.HeldOutput(e.holding)
 		return output, output
@@ -62,7 +64,7 @@ func (x *exchange) limits(e *Endpoint) (fewest, most int64) {
 
 // limitAt returns the limit of output tokens of each choice that the request gets at e: what is held affords it.
 func (x *exchange) limitAt(e *Endpoint) int64 {
-	if x.call.CountTokens {
+	if x.call.isFree() {
 		return x.call.Request.Limit
 	}
 	fewest, most := x.limits(e)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -53,6 +54,7 @@ var relayedHeaders = []string{
 // endpointRequest is a request for a provider.
 type endpointRequest struct {
 	to     *Endpoint
+	method string   // "" is POST
 	path   string   // below the endpoint's URL; "" is that itself
 	query  string   // of the client
 	body   [][]byte // one after the other
@@ -140,7 +142,7 @@ func (p *endpointRequest) attempt(ctx context.Context, transport *http.Transport
 	}
 	body, _ := newBody()
 	request := (&http.Request{
-		Method: http.MethodPost, URL: p.url(), Host: p.to.url.Host, Header: p.header,
+		Method: cmp.Or(p.method, http.MethodPost), URL: p.url(), Host: p.to.url.Host, Header: p.header,
 		Body: body, GetBody: newBody, ContentLength: int64(size),
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)

@@ -60,6 +60,9 @@ type target struct {
 	mayHide  bool   // the response may not show all output that it costs
 	onHangUp hangUpRule
 	isKnown  bool // a response that has begun costs what is known from the request
+
+	// beforeEnd, unless it is nil, is called when all of a response has come, before the client gets its end.
+	beforeEnd func()
 }
 
 // A relayOutcome is what a relay knows of a response.

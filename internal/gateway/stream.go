@@ -113,6 +113,9 @@ func (l *relay) received(n int) (done bool, err error) {
 	report := &l.stream.Report
 	wasDone := report.Done
 	part := l.stream.Received(n)
+	if report.Done && !wasDone {
+		l.noteEnd()
+	}
 	if report.Failed || report.Unread { // rarely
 		part = withoutKey(part, l.target.key)
 	}
@@ -133,6 +136,16 @@ func (l *relay) received(n int) (done bool, err error) {
 		return false, errTooMuch
 	}
 	return report.Done && !wasDone, nil
+}
+
+// noteEnd calls what is to be called before the end of the response is sent. The caller holds l.mu, which others may
+// have meanwhile: none of them changes the stream.
+func (l *relay) noteEnd() {
+	if f := l.target.beforeEnd; f != nil {
+		l.mu.Unlock()
+		defer l.mu.Lock()
+		f()
+	}
 }
 
 // beginsWithFailure reports whether the first event of a stream is an error that costs nothing, whatever has come with
@@ -166,7 +179,11 @@ func isEventStream(text []byte) bool {
 func (l *relay) finish(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	wasDone := l.stream.Report.Done
 	rest, report := l.stream.Finish(), &l.stream.Report
+	if report.Done && !wasDone {
+		l.noteEnd()
+	}
 	if report.Failed || report.Unread {
 		rest = withoutKey(rest, l.target.key)
 	}

@@ -138,17 +138,26 @@ func (l *relay) writeWhole(response *http.Response, body []byte) {
 }
 
 // relayParts relays a response that is not streamed, of which only body was read, as it comes. It is read to its end,
-// also if the client goes. It returns the error with which it breaks off.
+// also if the client goes. The last byte is sent only when it is known that it is the last one. It returns the error
+// with which the response breaks off.
 func (l *relay) relayParts(response *http.Response, body []byte) error {
 	defer l.stopWatch()
 	l.writeHeader(response, response.Header["Content-Length"])
 	l.relayPart(body)
-	part := make([]byte, maxClientPart)
+	part, kept := make([]byte, 1+maxClientPart), 0
 	for {
-		n, err := response.Body.Read(part)
-		l.relayPart(part[:n])
+		n, err := response.Body.Read(part[kept:])
+		n += kept
 		if err != nil {
+			if err == io.EOF && l.target.beforeEnd != nil {
+				l.target.beforeEnd()
+			}
+			l.relayPart(part[:n])
 			return l.endParts(err)
+		}
+		if n > 0 {
+			l.relayPart(part[:n-1])
+			part[0], kept = part[n-1], 1
 		}
 	}
 }

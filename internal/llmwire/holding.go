@@ -42,8 +42,8 @@ const (
 // HeldInput returns the input tokens to hold for the request: one for each BytesPerToken bytes of its body without the
 // base64 of media, MediaTokens for each image and sound, and for each document, file and video FileTokens or, if that
 // is less, one for each BytesPerToken bytes of its data in the body; 600 if there are tools, or 3,000 if the provider
-// has defined one of those that the client runs; at most MaxInput. Of a request for images only the prompt counts, of
-// those for moderations, speech and transcripts nothing.
+// has defined one of those that the client runs; and KeptTokens; at most MaxInput. Of a request for images only the
+// prompt counts, of those for moderations, speech and transcripts nothing.
 func (r *Request) HeldInput(h Holding) int64 {
 	size := int64(len(r.body)) - r.input.base64
 	switch held := formats[r.Format].held; {
@@ -60,7 +60,7 @@ func (r *Request) HeldInput(h Holding) int64 {
 	case r.tools.exist:
 		tokens += toolTokens
 	}
-	return min(tokens, h.mostInput())
+	return min(tokens+r.KeptTokens, h.mostInput())
 }
 
 // HeldOutput returns the output tokens to hold for each choice of a request whose format has no limit for them: those
@@ -73,11 +73,11 @@ func (r *Request) HeldOutput(h Holding) int64 {
 }
 
 // EstimatedInput returns the input tokens to charge if the provider does not report them: one for each 4 bytes of the
-// strings that the model reads, and of the JSON of the parameters of tools, 4 for each message, and media as they are
-// held; at most MaxInput.
+// strings that the model reads, and of the JSON of the parameters of tools, 4 for each message, media as they are
+// held, and KeptTokens; at most MaxInput.
 func (r *Request) EstimatedInput(h Holding) int64 {
 	tokens := divideUp(r.input.text, bytesOfEstimate) + messageTokens*r.input.messages
-	return min(tokens+r.mediaTokens(h), h.mostInput())
+	return min(tokens+r.mediaTokens(h)+r.KeptTokens, h.mostInput())
 }
 
 // mediaTokens returns the tokens of all media, and MaxTokens if it is more.

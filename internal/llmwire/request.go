@@ -59,6 +59,10 @@ type Request struct {
 	References []string
 	Stored     bool
 
+	// KeptTokens are what the provider reads as input of what Previous and References name, at most MaxTokens. The caller
+	// of ReadRequest sets it.
+	KeptTokens int64
+
 	Characters int64 // to speak: Unicode code points
 	Seconds    int64 // of sound in the request, rounded up
 
@@ -134,6 +138,9 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 	}
 	return r, r.err
 }
+
+// UsesState reports whether the request goes on from what the provider keeps.
+func (r *Request) UsesState() bool { return r.Previous != "" || len(r.References) > 0 }
 
 func newRequest(format Format, body []byte) *Request {
 	rules := &formats[format].rules

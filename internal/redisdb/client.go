@@ -201,12 +201,22 @@ var ErrFull = errors.New("redis is short of memory")
 // and it does not wait for replicas. It is not for requests, since it may have to ask for Redis's memory first. The
 // error is ErrFull if nothing was written for want of memory.
 func (c *Client) WriteIfRoom(deadline time.Time, size int, command, key string, args ...any) error {
+	return c.doIfRoom(deadline, size, key, operation{name: command, args: commandArgs(key, args)})
+}
+
+// EvalIfRoom does what WriteIfRoom does with a script, whose keys and arguments are those of Eval.
+func (c *Client) EvalIfRoom(deadline time.Time, size int, s *Script, keys []string, args ...any) error {
+	return c.doIfRoom(deadline, size, keys[0], operation{name: s.name, script: s, args: scriptArgs(keys, args)})
+}
+
+// doIfRoom runs op, which writes about size bytes to a key.
+func (c *Client) doIfRoom(deadline time.Time, size int, key string, op operation) error {
 	n := c.owner(key)
 	info := func() (string, error) { return n.memoryInfo(deadline) }
 	if n == nil || !n.memory.hasRoom(int64(size), info) {
 		return ErrFull
 	}
-	op := operation{name: command, args: commandArgs(key, args), kind: kindDispensable, large: true}
+	op.kind, op.large = kindDispensable, true
 	_, err := c.route(deadline, key, op)
 	if IsOutOfMemory(err) {
 		return ErrFull

@@ -1,0 +1,208 @@
+package gateway
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/strict"
+)
+
+// A provider of OpenAI's Responses API keeps responses, and lets everybody behind one key of its own fetch, delete and
+// continue them. So it is remembered here whose they are.
+
+const keepTimeout = 2 * time.Second // for remembering a response, before the end of it is sent
+
+// A State is what is known of something that an endpoint keeps: a response, or an item of its output.
+type State struct {
+	ID            string
+	Response      string // ID of the response that it is, or is an item of
+	Endpoint      string // which keeps it: a digest of its name and URL, in hex
+	Input, Output int64  // tokens that the response has used, with all that it went on from
+}
+
+// States remembers what endpoints keep, and whose it is. Each step is given up at its deadline.
+type States interface {
+	// Find returns who pays from the account, and what is known of each of the IDs, in one step. Errors: ErrNotKept if one
+	// of them is not that owner's; any other one if that is not known.
+	Find(deadline time.Time, ids []string) (owner string, states []State, err error)
+	// Keep remembers states for an owner, for ttl or longer. If it fails, they are nobody's.
+	Keep(deadline time.Time, owner string, states []State, ttl time.Duration)
+	// Forget forgets an ID of an owner.
+	Forget(deadline time.Time, owner, id string)
+}
+
+// ErrNotKept means that an ID is not one of an owner's.
+var ErrNotKept = errors.New("it is not known as the owner's")
+
+// A CodedError is an Error with a code of its own, in formats whose errors have codes.
+type CodedError struct {
+	Status        int
+	Code, Message string
+}
+
+// Error returns the message.
+func (e CodedError) Error() string { return e.Message }
+
+// A StoredRequest is what a request does with a response that an endpoint keeps.
+type StoredRequest struct {
+	Method    string // GET or DELETE
+	ID        string // of the response
+	Resource  string // below the response, with a slash before it; "" is the response itself
+	Endpoints Endpoints
+}
+
+// stateID returns the digest by which it is remembered that the endpoint keeps something.
+func (e *Endpoint) stateID() string {
+	sum := sha256.Sum256(appendParts(nil, e.Name, e.rawURL))
+	return hex.EncodeToString(sum[:12])
+}
+
+// keepers returns those of the endpoints that keep all states: one or none.
+func (all Endpoints) keepers(states []State) Endpoints {
+	return all.where(func(e *Endpoint) bool {
+		id := e.stateID()
+		for _, state := range states {
+			if state.Endpoint != id {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// findStates finds what the request goes on from, which must be the account's own, and chooses the endpoint that keeps
+// it. What the provider reads of it is input of the request: all that the previous response has used, and the output of
+// each other response that the input refers to.
+func (x *exchange) findStates() error {
+	request := x.call.Request
+	if !request.UsesState() {
+		return nil
+	}
+	ids := request.References
+	if request.Previous != "" {
+		ids = append([]string{request.Previous}, ids...)
+	}
+	_, states, err := x.call.States.Find(x.call.Deadline, ids)
+	if err == nil {
+		if x.call.endpoints = x.call.endpoints.keepers(states); len(x.call.endpoints) == 0 {
+			err = ErrNotKept
+		}
+	}
+	if errors.Is(err, ErrNotKept) {
+		return CodedError{http.StatusNotFound, "previous_response_not_found",
+			"The previous response, or an item that the input refers to, is not found: it is not one of this API key's " +
+				"responses, was not stored, has expired, or was made by another endpoint or with another model"}
+	}
+	if err != nil {
+		return err
+	}
+	request.KeptTokens = keptTokens(request, states)
+	return nil
+}
+
+// keptTokens returns how many tokens the provider reads of what a request goes on from.
+func keptTokens(request *llmwire.Request, states []State) (tokens int64) {
+	counted := make(map[string]bool, len(states))
+	for i, state := range states {
+		if counted[state.Response] {
+			continue
+		}
+		counted[state.Response] = true
+		if i == 0 && request.Previous != "" {
+			tokens += state.Input
+		}
+		tokens = min(tokens+state.Output, llmwire.MaxTokens)
+	}
+	return tokens
+}
+
+// leavesState reports whether e keeps the response to the request, and it is remembered whose that is.
+func (x *exchange) leavesState(e *Endpoint) bool {
+	c := x.call
+	isKept := c.Request.Stored || c.Compact // whether one that was made compact is kept is not documented
+	return c.Request.Format == llmwire.OpenAIResponses && isKept && e.stateTTL > 0 && !c.isFree()
+}
+
+// keepState remembers whose the response is that was read, as far as it was, once. It takes keepTimeout at most.
+func (x *exchange) keepState() {
+	if x.stateKept || !x.leavesState(x.endpoint) {
+		return
+	}
+	report := x.relay.outcome().report
+	if report.ResponseID == "" || report.IsFailure() {
+		return
+	}
+	x.stateKept = true
+	request := x.call.Request
+	used, _, exact := report.Used(request.N, request.EstimatedInput(x.endpoint.holding))
+	if !exact { // at its dearest: whoever goes on from it is held for all of it
+		used.Input = max(used.Input, request.HeldInput(x.endpoint.holding))
+		used.Output = max(used.Output, x.limitAt(x.endpoint)*x.outputs())
+	}
+	state := State{
+		Response: report.ResponseID, Endpoint: x.endpoint.stateID(),
+		Input: min(used.Input, llmwire.MaxTokens), Output: min(used.Output, llmwire.MaxTokens),
+	}
+	states := make([]State, 0, 1+len(report.ItemIDs))
+	for _, id := range append([]string{report.ResponseID}, report.ItemIDs...) {
+		state.ID = id
+		states = append(states, state)
+	}
+	x.call.States.Keep(time.Now().Add(keepTimeout), x.hold.Owner, states, x.endpoint.stateTTL)
+}
+
+// showStored relays a request about a response that an endpoint keeps, which is free, and counts as one request of the
+// rate limit.
+func (x *exchange) showStored() error {
+	stored := x.call.Stored
+	if err := x.call.Account.Count(x.call.Deadline); err != nil {
+		return err
+	}
+	owner, states, err := x.call.States.Find(x.call.Deadline, []string{stored.ID})
+	if err == nil {
+		if x.call.endpoints = stored.Endpoints.keepers(states); len(x.call.endpoints) == 0 {
+			err = ErrNotKept
+		}
+	}
+	if errors.Is(err, ErrNotKept) {
+		return CodedError{http.StatusNotFound, "response_not_found",
+			"The response " + strconv.Quote(strict.Shorten(stored.ID)) + " is not found among those of this API key"}
+	}
+	if err != nil {
+		return err
+	}
+	return x.ask(func(response *http.Response) error {
+		status := response.StatusCode
+		isGone := status == http.StatusNotFound || stored.Method == http.MethodDelete && status == http.StatusOK
+		if isGone && stored.Resource == "" {
+			x.call.States.Forget(time.Now().Add(keepTimeout), owner, stored.ID)
+		}
+		return x.relayFree(response, func([]byte) bool { return true })
+	})
+}
+
+// path returns where below the endpoint's URL the request goes.
+func (c *Call) path() string {
+	switch {
+	case c.Stored != nil:
+		return "/" + url.PathEscape(c.Stored.ID) + c.Stored.Resource
+	case c.CountTokens:
+		return c.Request.Format.CountPath()
+	case c.Compact:
+		return "/compact"
+	}
+	return ""
+}
+
+// isFree reports whether the request costs nothing.
+func (c *Call) isFree() bool { return c.CountTokens || c.Stored != nil }
+
+// isBare reports whether the request is forwarded without what is added to one that generates a response: providers
+// accept only members of the prompt.
+func (c *Call) isBare() bool { return c.isFree() || c.Compact }
