@@ -58,7 +58,7 @@ var newMembers = map[string]string{
 	"search": notUsed, "request": notUsed, "second": notUsed, "character": notUsed, "above": notUsed,
 	"reasoning": notUsed, "allow": notUsed, "limit": notUsed,
 	"limit_member": notUsed, "min_output_tokens": notUsed, "file_tokens": notUsed, "stream_usage": notUsed,
-	"user_ids": notUsed, "image_tokens": notUsed, "max_concurrent": noEffect,
+	"user_ids": notUsed, "state_ttl": notUsed, "image_tokens": notUsed, "max_concurrent": noEffect,
 }
 
 // maxCompared bounds the unknown members of a config that are compared with known ones; of a map, its members.

@@ -19,19 +19,19 @@ const noEndpoint = "none"
 
 // generate responds to a request that lets a model work.
 func (s *server) generate(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	return s.relay(w, r, info, false)
+	return s.relay(w, r, info, new(gateway.Call))
 }
 
 // countTokens responds to the question how many tokens a request has.
 func (s *server) countTokens(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	return s.relay(w, r, info, true)
+	return s.relay(w, r, info, &gateway.Call{CountTokens: true})
 }
 
-// relay lets the gateway respond to a request.
-func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, countTokens bool) error {
+// relay lets the gateway respond to a request with a body. c says what is asked for, if that is not the usual.
+func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo, c *gateway.Call) (err error) {
 	info.outcome.Endpoint = noEndpoint
 	began := time.Now()
-	request, err := readRequest(*info.format, r.Header, info.body)
+	c.Request, err = readRequest(*info.format, r.Header, info.body)
 	info.deadline = info.deadline.Add(time.Since(began)) // which is Redis's, and a large body takes a while
 	switch _, isUnsupported := errors.AsType[llmwire.UnsupportedError](err); {
 	case isUnsupported:
@@ -39,24 +39,29 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	case err != nil:
 		return badRequestError(err.Error())
 	}
-	t := info.tenant
-	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header(), place: info.place}
-	c := &gateway.Call{
-		ID: info.id, Start: info.start, Deadline: info.deadline, Tenant: t.id, User: info.apiKey, Generation: t.generation,
-		Memory: info.memory, Place: info.place, Disconnect: func() { connlimit.Disconnect(r.Context()) }, Hops: info.hops,
-		Request: request, Body: info.body, CountTokens: countTokens,
-		Account: a, Caching: t.config.caching, Cache: tenantCache{s, t.id}, Outcome: &info.outcome,
-	}
-	if err := c.Choose(s.gateway.Usable(t.config.endpoints, t.id)); err != nil {
+	c.Body, c.Outcome = info.body, &info.outcome
+	if err := c.Choose(s.gateway.Usable(info.tenant.config.endpoints, info.tenantID)); err != nil {
 		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
 			return stranger
 		}
 		s.gateway.NoteRefusal(c)
 		return err
 	}
+	return s.serve(w, r, info, c)
+}
+
+// serve lets the gateway respond to a call, of which the caller has set what differs from one request to the next.
+func (s *server) serve(w http.ResponseWriter, r *http.Request, info *requestInfo, c *gateway.Call) error {
+	t := info.tenant
+	a := &account{server: s, tenant: t, key: info.apiKey, header: w.Header(), place: info.place}
+	c.ID, c.Start, c.Deadline, c.Hops = info.id, info.start, info.deadline, info.hops
+	c.Tenant, c.User, c.Generation = t.id, info.apiKey, t.generation
+	c.Memory, c.Place, c.Disconnect = info.memory, info.place, func() { connlimit.Disconnect(r.Context()) }
+	c.Account, c.States, c.Outcome = a, tenantStates{s, t, info.apiKey}, &info.outcome
+	c.Caching, c.Cache = t.config.caching, tenantCache{s, t.id}
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
-	err = s.gateway.Serve(w, r, c)
+	err := s.gateway.Serve(w, r, c)
 	if err != nil && responseTo(err).refusal == refusedBalance {
 		s.metrics.refusedCharge(t.id, refusedBalance)
 	}

@@ -64,6 +64,8 @@ func (s *server) gatewayRoutes() []route {
 	var (
 		readKey = s.orNoTenant(s.readSDKKey)
 		caller  = s.forBrowsers(publicTimeout, readKey, s.loadTenant, s.refuseLoop, s.readGatewayBody, s.loadTenant)
+		holder  = s.forBrowsers(publicTimeout, readKey, refuseBody, s.loadTenant, s.refuseLoop)
+		anybody = s.forBrowsers(publicTimeout)
 		reader  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.requireKey)
 		lister  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.refuseLoop, s.requireKey)
 	)
@@ -71,6 +73,13 @@ func (s *server) gatewayRoutes() []route {
 		{"POST /v1/chat/completions", caller.in(llmwire.OpenAIChat), s.generate},
 		{"POST /v1/messages", caller.in(llmwire.AnthropicMessages), s.generate},
 		{"POST /v1/messages/count_tokens", caller.in(llmwire.AnthropicMessages), s.countTokens},
+		{"POST /v1/responses", caller.in(llmwire.OpenAIResponses), s.generate},
+		{"POST /v1/responses/compact", caller.in(llmwire.OpenAIResponses), s.compact},
+		{"POST /v1/responses/input_tokens", caller.in(llmwire.OpenAIResponses), s.countTokens},
+		{"GET /v1/responses", anybody.in(llmwire.OpenAIResponses), s.refuseWebSocket},
+		{"GET /v1/responses/{responseId}", holder.in(llmwire.OpenAIResponses), s.stored("")},
+		{"GET /v1/responses/{responseId}/input_items", holder.in(llmwire.OpenAIResponses), s.stored("/input_items")},
+		{"DELETE /v1/responses/{responseId}", holder.in(llmwire.OpenAIResponses), s.stored("")},
 		{"POST /v1/embeddings", caller.in(llmwire.OpenAIEmbeddings), s.generate},
 		{"POST /v1/moderations", caller.in(llmwire.OpenAIModerations), s.generate},
 		{"POST /v1/images/generations", caller.in(llmwire.OpenAIImages), s.generate},

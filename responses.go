@@ -259,6 +259,9 @@ func responseTo(err error) errorResponse {
 		}
 		return refused
 	}
+	if failure, ok := errors.AsType[gateway.CodedError](err); ok {
+		return errorResponse{status: failure.Status, body: errorBody{Error: failure.Message, code: failure.Code}}
+	}
 	if held, ok := errors.AsType[gateway.HeldError](err); ok {
 		return errorResponse{
 			status: http.StatusTooManyRequests, refusal: refusedBalance, retryAfter: 1,
@@ -294,6 +297,10 @@ func (s *server) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if response.authStatus > 0 {
 		h.Set("X-Auth-Status", strconv.Itoa(response.authStatus))
+	}
+	if response.status == http.StatusPaymentRequired && isCodex(r, info) {
+		writeQuotaError(w, response.body.Error)
+		return
 	}
 	writeErrorBody(w, info.format, response.status, response.body)
 }
@@ -367,6 +374,9 @@ func gatewayResources() []string {
 		"chat/completions",
 		"messages",
 		"messages/count_tokens",
+		"responses",
+		"responses/compact",
+		"responses/input_tokens",
 		"embeddings",
 		"moderations",
 		"images/generations",

@@ -19,10 +19,15 @@ const (
 
 // Choose finds those of all endpoints that may serve the call, and the model that they are asked for. It returns an
 // Error of status 404 if no endpoint has the format or the model, and of 400 if none of those allows what the request
-// has.
+// has. Once it is known which endpoint keeps what the request goes on from, that is the only one.
 func (c *Call) Choose(all Endpoints) error {
 	c.all = all
 	all = all.speaking(c.Request.Format)
+	if c.keeper != "" {
+		if all = all.keeping(c.keeper); len(all) == 0 {
+			return errNotKept
+		}
+	}
 	c.model = c.Request.Model
 	if c.model != "" {
 		c.endpoints, c.model = all.find(c.model)
@@ -46,9 +51,7 @@ func (c *Call) Choose(all Endpoints) error {
 			}
 		}
 	}
-	if !c.Request.UsesState() { // otherwise one endpoint keeps what the request goes on from
-		c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
-	}
+	c.endpoints = c.endpoints[:min(len(c.endpoints), maxEndpoints)]
 	return nil
 }
 

@@ -37,6 +37,8 @@ func (p *purse) Charge(_ time.Time, _ []string, u gateway.Usage) (gateway.Balanc
 	return gateway.Balance{Charged: u.Cost, Left: p.left}, nil
 }
 
+func (p *purse) Count(time.Time) error { return nil }
+
 func (p *purse) Refund(_ time.Time, tokens int64) error {
 	p.left += tokens
 	return nil

@@ -225,7 +225,7 @@ func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err e
 		to: e, path: x.call.path(), query: x.r.URL.RawQuery, header: x.call.providerHeader(e, x.r.Header),
 	}
 	if stored := x.call.Stored; stored != nil {
-		p.method = stored.Method
+		p.method, p.query = stored.Method, stored.Query
 		delete(p.header, "Content-Type")
 	} else {
 		p.body = x.call.Request.Rewrite(x.changes(e, limit))

@@ -116,6 +116,7 @@ type Call struct {
 	Outcome *Outcome // where Choose and Serve say what became of the request; must not be nil
 
 	all       Endpoints  // that Choose was called with
+	keeper    string     // stateID of the endpoint that keeps what the request goes on from; "" for none
 	allowed   ModelNames // what the account allows, if the request names no model and the default one was denied; else nil
 	model     string     // as the endpoints know it
 	endpoints Endpoints  // that may be tried, in order
@@ -135,8 +136,9 @@ type Outcome struct {
 }
 
 // Serve responds to a call: with a cached response, with that of an endpoint or, if it returns an error, not at all.
-// Choose must have succeeded, unless c.Stored is set; Serve panics otherwise. The error http.ErrAbortHandler says that the response was begun
-// and that its connection must be cut. Other errors are an Error or those of c.Account.
+// Choose must have succeeded, unless c.Stored is set; Serve panics otherwise. The error http.ErrAbortHandler says that
+// the response was begun and that its connection must be cut. Other errors are an Error, a CodedError or those of
+// c.Account.
 func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
 	x := g.begin(w, r, c)
 	defer x.end()

@@ -50,7 +50,8 @@ func (x *exchange) limits(e *Endpoint) (fewest, most int64) {
 	request := x.call.Request
 	switch {
 	case x.call.Compact: // which has no limit that could be lowered
-		return e.maxOutput, e.maxOutput
+		output := max(e.maxOutput, request.Limit)
+		return output, output
 	case !e.format.HasLimit():
 		output := request.HeldOutput(e.holding)
 		return output, output

@@ -136,7 +136,9 @@ func (p *endpointRequest) attempt(ctx context.Context, transport *http.Transport
 		pieces := append(make(net.Buffers, 0, len(p.body)), p.body...)
 		return io.NopCloser(&pieces), nil
 	}
-	if size <= smallRequest { // http.Transport sends a bytes.Reader in one write with the header
+	if size == 0 {
+		newBody = func() (io.ReadCloser, error) { return http.NoBody, nil }
+	} else if size <= smallRequest { // http.Transport sends a bytes.Reader in one write with the header
 		whole := bytes.Join(p.body, nil)
 		newBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
 	}

@@ -5,8 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
-	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"tollgate/internal/llmwire"
@@ -28,7 +28,7 @@ type State struct {
 
 // States remembers what endpoints keep, and whose it is. Each step is given up at its deadline.
 type States interface {
-	// Find returns who pays from the account, and what is known of each of the IDs, in one step. Errors: ErrNotKept if one
+	// Find returns who pays from the account, and what is known of each of the IDs, of which there is one at least. Errors: ErrNotKept if one
 	// of them is not that owner's; any other one if that is not known.
 	Find(deadline time.Time, ids []string) (owner string, states []State, err error)
 	// Keep remembers states for an owner, for ttl or longer. If it fails, they are nobody's.
@@ -51,10 +51,11 @@ func (e CodedError) Error() string { return e.Message }
 
 // A StoredRequest is what a request does with a response that an endpoint keeps.
 type StoredRequest struct {
-	Method    string // GET or DELETE
-	ID        string // of the response
-	Resource  string // below the response, with a slash before it; "" is the response itself
-	Endpoints Endpoints
+	Method    string    // GET or DELETE
+	ID        string    // of the response
+	Resource  string    // below the response, with a slash before it; "" is the response itself
+	Query     string    // of the request, escaped
+	Endpoints Endpoints // of which one keeps the response
 }
 
 // stateID returns the digest by which it is remembered that the endpoint keeps something.
@@ -63,46 +64,56 @@ func (e *Endpoint) stateID() string {
 	return hex.EncodeToString(sum[:12])
 }
 
-// keepers returns those of the endpoints that keep all states: one or none.
-func (all Endpoints) keepers(states []State) Endpoints {
-	return all.where(func(e *Endpoint) bool {
-		id := e.stateID()
-		for _, state := range states {
-			if state.Endpoint != id {
-				return false
-			}
-		}
-		return true
-	})
+// keeping returns those of the endpoints that have a stateID: one or none of each kind.
+func (all Endpoints) keeping(id string) Endpoints {
+	return all.where(func(e *Endpoint) bool { return e.stateID() == id })
 }
+
+// keeperOf returns the stateID of the endpoint that keeps all states, and false if there is not one that does.
+func keeperOf(states []State) (id string, ok bool) {
+	for _, state := range states {
+		if state.Endpoint != states[0].Endpoint {
+			return "", false
+		}
+	}
+	return states[0].Endpoint, true
+}
+
+// errNotKept is the refusal of a request that goes on from what is not known as the account's own.
+var errNotKept = CodedError{http.StatusNotFound, "previous_response_not_found",
+	"The previous response, or an item that the input refers to, is not found: it is not one of this API key's " +
+		"responses, was not stored, has expired, or is kept by another endpoint"}
 
 // findStates finds what the request goes on from, which must be the account's own, and chooses the endpoint that keeps
 // it. What the provider reads of it is input of the request: all that the previous response has used, and the output of
 // each other response that the input refers to.
 func (x *exchange) findStates() error {
-	request := x.call.Request
-	if !request.UsesState() {
+	c, request := x.call, x.call.Request
+	if !request.UsesState() || c.keeper != "" {
 		return nil
 	}
 	ids := request.References
 	if request.Previous != "" {
 		ids = append([]string{request.Previous}, ids...)
 	}
-	_, states, err := x.call.States.Find(x.call.Deadline, ids)
-	if err == nil {
-		if x.call.endpoints = x.call.endpoints.keepers(states); len(x.call.endpoints) == 0 {
-			err = ErrNotKept
-		}
-	}
+	_, states, err := c.States.Find(c.Deadline, ids)
 	if errors.Is(err, ErrNotKept) {
-		return CodedError{http.StatusNotFound, "previous_response_not_found",
-			"The previous response, or an item that the input refers to, is not found: it is not one of this API key's " +
-				"responses, was not stored, has expired, or was made by another endpoint or with another model"}
+		return errNotKept
 	}
 	if err != nil {
 		return err
 	}
+	keeper, ok := keeperOf(states)
+	if !ok {
+		return errNotKept
+	}
+	c.keeper = keeper
 	request.KeptTokens = keptTokens(request, states)
+	request.HasAudio, request.HasImages = true, true // as far as is known
+	if err := c.Choose(c.all); err != nil {
+		x.gateway.NoteRefusal(c)
+		return err
+	}
 	return nil
 }
 
@@ -135,7 +146,7 @@ func (x *exchange) keepState() {
 		return
 	}
 	report := x.relay.outcome().report
-	if report.ResponseID == "" || report.IsFailure() {
+	if !isStateID(report.ResponseID) || report.IsFailure() {
 		return
 	}
 	x.stateKept = true
@@ -149,10 +160,15 @@ func (x *exchange) keepState() {
 		Response: report.ResponseID, Endpoint: x.endpoint.stateID(),
 		Input: min(used.Input, llmwire.MaxTokens), Output: min(used.Output, llmwire.MaxTokens),
 	}
-	states := make([]State, 0, 1+len(report.ItemIDs))
-	for _, id := range append([]string{report.ResponseID}, report.ItemIDs...) {
-		state.ID = id
-		states = append(states, state)
+	ids := append([]string{report.ResponseID}, report.ItemIDs...)
+	if x.call.Compact { // what it has kept of the input has the IDs that the client gave it, which may be anybody's
+		ids = ids[:1]
+	}
+	states := make([]State, 0, len(ids))
+	for _, id := range ids {
+		if state.ID = id; isStateID(id) {
+			states = append(states, state)
+		}
 	}
 	x.call.States.Keep(time.Now().Add(keepTimeout), x.hold.Owner, states, x.endpoint.stateTTL)
 }
@@ -166,7 +182,8 @@ func (x *exchange) showStored() error {
 	}
 	owner, states, err := x.call.States.Find(x.call.Deadline, []string{stored.ID})
 	if err == nil {
-		if x.call.endpoints = stored.Endpoints.keepers(states); len(x.call.endpoints) == 0 {
+		x.call.endpoints = stored.Endpoints.speaking(x.call.Request.Format).keeping(states[0].Endpoint)
+		if len(x.call.endpoints) == 0 {
 			err = ErrNotKept
 		}
 	}
@@ -187,11 +204,21 @@ func (x *exchange) showStored() error {
 	})
 }
 
+// isStateID reports whether id can be that of a response or an item, and be a segment of a path as it is.
+func isStateID(id string) bool {
+	for i := range len(id) {
+		if !strict.IsWord(id[i]) && strings.IndexByte(".:=+@~", id[i]) < 0 {
+			return false
+		}
+	}
+	return id != "" && id[0] != '.'
+}
+
 // path returns where below the endpoint's URL the request goes.
 func (c *Call) path() string {
 	switch {
 	case c.Stored != nil:
-		return "/" + url.PathEscape(c.Stored.ID) + c.Stored.Resource
+		return "/" + c.Stored.ID + c.Stored.Resource // isStateID is true for it
 	case c.CountTokens:
 		return c.Request.Format.CountPath()
 	case c.Compact:

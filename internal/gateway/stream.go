@@ -181,7 +181,7 @@ func (l *relay) finish(err error) error {
 	defer l.mu.Unlock()
 	wasDone := l.stream.Report.Done
 	rest, report := l.stream.Finish(), &l.stream.Report
-	if report.Done && !wasDone {
+	if !wasDone && (report.Done || err == io.EOF && report.HasFinished(l.request.N)) {
 		l.noteEnd()
 	}
 	if report.Failed || report.Unread {

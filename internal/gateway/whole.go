@@ -149,11 +149,7 @@ func (l *relay) relayParts(response *http.Response, body []byte) error {
 		n, err := response.Body.Read(part[kept:])
 		n += kept
 		if err != nil {
-			if err == io.EOF && l.target.beforeEnd != nil {
-				l.target.beforeEnd()
-			}
-			l.relayPart(part[:n])
-			return l.endParts(err)
+			return l.endParts(part[:n], err)
 		}
 		if n > 0 {
 			l.relayPart(part[:n-1])
@@ -165,18 +161,26 @@ func (l *relay) relayParts(response *http.Response, body []byte) error {
 func (l *relay) relayPart(part []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lastByteAt = time.Now()
-	l.costs = true
-	l.stream.Report.ReadPart(part)
+	l.readPart(part)
 	l.write(part)
 }
 
-func (l *relay) endParts(err error) error {
-	if err == io.EOF {
-		return nil
-	}
+// readPart reads what a part of a response reports. The caller holds l.mu.
+func (l *relay) readPart(part []byte) {
+	l.lastByteAt = time.Now()
+	l.costs = true
+	l.stream.Report.ReadPart(part)
+}
+
+// endParts relays the last part of a response, after which err came, and returns the error with which it breaks off.
+func (l *relay) endParts(part []byte, err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.broken = true
+	if l.readPart(part); err == io.EOF {
+		l.noteEnd()
+		err = nil
+	}
+	l.broken = err != nil
+	l.write(part)
 	return err
 }
