@@ -2,12 +2,13 @@
 --
 -- KEYS[1]  {responses:<tenantId>:<owner>}, a hash: ID -> what is known of the response
 -- KEYS[2]  {responses:<tenantId>:<owner>}:order, a sorted set: ID -> when it was remembered (Unix ms)
--- ARGV[1]  milliseconds until the owner's IDs expire
+-- ARGV[1]  milliseconds until the owner's IDs expire, unless they expire later
 -- ARGV[2]  the most IDs that are kept
 -- ARGV[3…] pairs of an ID and what is known of it: at most as many as are kept
 --
 -- Returns the number of IDs that were forgotten because there were too many, the oldest first.
 
+local isNew = call('ZCARD', KEYS[2]) == 0
 local time = call('TIME')
 local now = string.format('%.0f', math.floor(time[1] * 1000 + time[2] / 1000))
 for first = 3, #ARGV, 1000 do -- Lua's stack bounds the arguments of a call
@@ -28,6 +29,9 @@ if surplus > 0 then
 		call('ZREM', KEYS[2], unpack(oldest, first, last))
 	end
 end
-call('PEXPIRE', KEYS[1], ARGV[1])
-call('PEXPIRE', KEYS[2], ARGV[1])
+for i = 1, 2 do
+	if call('PEXPIRE', KEYS[i], ARGV[1], 'GT') == 0 and isNew then
+		call('PEXPIRE', KEYS[i], ARGV[1])
+	end
+end
 return math.max(surplus, 0)
