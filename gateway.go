@@ -39,7 +39,7 @@ func (s *server) relay(w http.ResponseWriter, r *http.Request, info *requestInfo
 	case err != nil:
 		return badRequestError(err.Error())
 	}
-	c.Body, c.Outcome = info.body, &info.outcome
+	c.Tenant, c.Body, c.Outcome = info.tenantID, info.body, &info.outcome
 	if err := c.Choose(s.gateway.Usable(info.tenant.config.endpoints, info.tenantID)); err != nil {
 		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
 			return stranger

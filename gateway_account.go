@@ -219,6 +219,7 @@ func (c tenantCache) Count(result gateway.CacheResult) {
 func (s *server) logFull() {
 	last, now := s.loggedFull.Load(), time.Now().UnixNano()
 	if now-last > int64(fullLogPause) && s.loggedFull.CompareAndSwap(last, now) {
-		s.log.Warnf("Redis uses more than three quarters of its memory: responses are neither cached nor remembered for their owners")
+		s.log.Warnf("Redis uses more than three quarters of its memory: responses are neither cached nor remembered " +
+			"for their owners")
 	}
 }

@@ -248,7 +248,7 @@ func TestGatewayErrors(t *testing.T) {
 		})
 	}
 	t.Run("paths and methods", func(t *testing.T) {
-		for _, path := range []string{"/v1/completions", "/v1/", "/v1/messages/batches", "/v1/responses", "/v1/models/a/b",
+		for _, path := range []string{"/v1/completions", "/v1/", "/v1/messages/batches", "/v1/responses/r/cancel", "/v1/models/a/b",
 			"/v1//messages", "//v1/messages", "/x/../v1/messages"} {
 			for _, prefix := range []string{"", "/" + g.tenant} {
 				g.do(t, "POST", prefix+path, `{}`, bearer(g.key)).wantWireError(t, "chat", 404, invalid, "")

@@ -103,7 +103,7 @@ func (c *billedCase) serve(t *testing.T, g *testGateway, provider *billedProvide
 	call := &Call{
 		ID: id, Tenant: "acme", User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
 		Request: request, Body: []byte(c.response.Request), Start: time.Now(), Deadline: time.Now().Add(time.Minute),
-		Cache: g.kept, Outcome: &outcome,
+		Cache: g.kept, States: g.states, Outcome: &outcome,
 	}
 	if err := call.Choose(Endpoints{e}); err != nil {
 		t.Fatalf("%s: %v", c.response, err)

@@ -192,11 +192,13 @@ type testGateway struct {
 	log       *logBuffer
 	account   *fakeAccount
 	kept      *fakeCache
+	states    *fakeStates
 	caching   Caching
 	memory    *fairpool.Pool
 	format    llmwire.Format
 	endpoints Endpoints
 	count     bool         // requests ask for the number of their tokens
+	compact   bool         // or for their input in fewer
 	gone      atomic.Int64 // clients
 	writer    func(http.ResponseWriter) http.ResponseWriter
 	outcomes  chan Outcome // of the requests, when they have ended
@@ -214,6 +216,7 @@ func newTestGateway(t testing.TB, endpoints ...*Endpoint) *testGateway {
 		}, log.logger()),
 		memory: fairpool.New(256<<20, 0.5),
 		log:    log, account: &fakeAccount{left: 10_000}, endpoints: endpoints,
+		states:   &fakeStates{known: make(map[string]State)},
 		kept:     &fakeCache{values: make(map[string][]byte), counts: make(map[CacheResult]int)},
 		writer:   func(w http.ResponseWriter) http.ResponseWriter { return w },
 		outcomes: make(chan Outcome, 1000), errors: make(chan error, 1000),
@@ -247,7 +250,8 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &Call{
 		ID: "id", Tenant: "acme", User: "user", Memory: memory, Place: place, Disconnect: func() { g.gone.Add(1) },
 		Account: g.account, Request: request, Body: body, Start: time.Now(),
-		Deadline: time.Now().Add(time.Second), CountTokens: g.count, Caching: g.caching, Cache: g.kept, Outcome: &outcome,
+		Deadline: time.Now().Add(time.Second), CountTokens: g.count, Compact: g.compact, States: g.states,
+		Caching: g.caching, Cache: g.kept, Outcome: &outcome,
 	}
 	w = g.writer(w)
 	if err = c.Choose(g.endpoints); err == nil {

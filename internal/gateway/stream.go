@@ -181,7 +181,8 @@ func (l *relay) finish(err error) error {
 	defer l.mu.Unlock()
 	wasDone := l.stream.Report.Done
 	rest, report := l.stream.Finish(), &l.stream.Report
-	if !wasDone && (report.Done || err == io.EOF && report.HasFinished(l.request.N)) {
+	hasEnded := report.Done || err == io.EOF && report.HasFinished(l.request.N)
+	if hasEnded && !wasDone {
 		l.noteEnd()
 	}
 	if report.Failed || report.Unread {
@@ -195,7 +196,7 @@ func (l *relay) finish(err error) error {
 			return errNoStream
 		}
 		return errNothing
-	case report.Done, err == io.EOF && report.HasFinished(l.request.N):
+	case hasEnded:
 		if l.collected.add(rest); l.unsent != nil {
 			l.sendHeader(rest)
 		} else {
