@@ -16,6 +16,7 @@ import (
 
 	"github.com/gomodule/redigo/redis"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
@@ -27,6 +28,7 @@ func TestCluster(t *testing.T) {
 	t.Parallel()
 	t.Run("commands", testClusterCommands)
 	t.Run("login limit", testClusterLoginLimit)
+	t.Run("responses", testClusterResponses)
 	t.Run("index of keys", testIndexInCluster)
 	t.Run("usage", testUsageInCluster)
 	t.Run("response cache", testCacheInCluster)
@@ -92,6 +94,35 @@ func testClusterCommands(t *testing.T) {
 		if n.IsMaster(t) && s.sample(t, `redis_up{node="`+n.TCP+`"}`) != 1 {
 			t.Errorf("redis_up of %s is not 1", n.TCP)
 		}
+	}
+}
+
+// Whose a response is is known wherever the owner's slot is.
+func testClusterResponses(t *testing.T) {
+	c, p := redistest.SharedCluster(t), providertest.New(t)
+	g := &gatewayTest{service: newService(t, "REDIS_URL="+c.URL()), provider: p}
+	config := textConfig(100_000, endpointJSON(p, "responses", responsesRoute, ""))
+	g.tenant = newClusterTenant(t, g.service, strings.Replace(config, `{"anonymous"`, `{"pro":{"tokens":100000},"anonymous"`, 1))
+	nodes := make(map[string]bool)
+	for user := range 12 {
+		id := fmt.Sprintf("u}%d", user)
+		keys := statesRedisKeys(g.tenant, "u:"+id)
+		if redisdb.Slot(keys[0]) != redisdb.Slot(keys[1]) {
+			t.Errorf("%q are in two slots", keys)
+		}
+		nodes[c.Owner(t, keys[0]).TCP] = true
+		g.key = g.issue(t, g.tenant, fmt.Sprintf(`"userId":%q,"group":"pro"`, id))
+		response, items := g.create(t, "")
+		g.create(t, fmt.Sprintf(`,"previous_response_id":%q`, response))
+		if err := g.call(t, responsesRoute, fmt.Sprintf(`{"input":[{"id":%q}]}`, items[0])).is(200); err != nil {
+			t.Error(err)
+		}
+		if err := g.about(t, "DELETE", response).is(200); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(nodes) < 2 {
+		t.Errorf("all are on %v", nodes)
 	}
 }
 
