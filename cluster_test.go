@@ -105,7 +105,7 @@ func testClusterResponses(t *testing.T) {
 	g.tenant = newClusterTenant(t, g.service, strings.Replace(config, `{"anonymous"`, `{"pro":{"tokens":100000},"anonymous"`, 1))
 	nodes := make(map[string]bool)
 	for user := range 12 {
-		id := fmt.Sprintf("u}%d", user)
+		id := fmt.Sprintf("%d}u", user)
 		keys := statesRedisKeys(g.tenant, "u:"+id)
 		if redisdb.Slot(keys[0]) != redisdb.Slot(keys[1]) {
 			t.Errorf("%q are in two slots", keys)
