@@ -66,8 +66,7 @@ func (x *exchange) replay() (done bool, err error) {
 	rules := &x.call.Caching
 	request := x.call.Request
 	ttl := rules.ttl(request.Format.Kind())
-	isOwn := x.call.Compact || request.UsesState() || x.leavesState(x.call.endpoints[0]) // and not for others
-	if ttl == 0 || isOwn || request.Stream && request.Format.TakesForm() {
+	if ttl == 0 || x.isForOwner() || request.Stream && request.Format.TakesForm() {
 		return false, nil
 	}
 	x.w.Header()["X-Cache"] = []string{"MISS"}

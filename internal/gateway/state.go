@@ -140,6 +140,11 @@ func (x *exchange) leavesState(e *Endpoint) bool {
 	return c.Request.Format == llmwire.OpenAIResponses && isKept && e.stateTTL > 0 && !c.isFree()
 }
 
+// isForOwner reports whether the response must not be served to others, or may be made of what only its owner may read.
+func (x *exchange) isForOwner() bool {
+	return x.call.Compact || x.call.Request.UsesState() || x.leavesState(x.call.endpoints[0])
+}
+
 // keepState remembers whose the response is that was read, as far as it was, once. It takes keepTimeout at most.
 func (x *exchange) keepState() {
 	if x.stateKept || !x.leavesState(x.endpoint) {
