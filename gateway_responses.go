@@ -68,17 +68,22 @@ func storedQueryOf(r *http.Request) (string, error) {
 	return query.Encode(), nil
 }
 
-// refuseWebSocket responds to GET /v1/responses. There is no list of responses, and nothing but HTTP is spoken: clients
-// that try a WebSocket first, as Codex does, use POST at once when they get 426.
-func (s *server) refuseWebSocket(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
-	h := w.Header()
+// refuseWebSocket is the first step of GET /v1/responses. Nothing but HTTP is spoken there: clients that try a WebSocket
+// first, as Codex does, use POST at once when they get 426.
+func refuseWebSocket(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
 	for _, line := range r.Header["Upgrade"] {
 		if strings.Contains(strings.ToLower(line), "websocket") {
+			h := w.Header()
 			h["Upgrade"], h["Connection"] = []string{"HTTP/1.1"}, []string{"Upgrade"} // RFC 9110, section 15.5.22
 			return gateway.Error{Status: http.StatusUpgradeRequired, Message: "There is no WebSocket here: use POST"}
 		}
 	}
-	h["Allow"] = []string{"OPTIONS, POST"}
+	return nil
+}
+
+// listResponses responds to GET /v1/responses without a WebSocket: responses are not listed.
+func listResponses(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
+	w.Header()["Allow"] = []string{"OPTIONS, POST"}
 	return gateway.Error{Status: http.StatusMethodNotAllowed, Message: "Method not allowed"}
 }
 

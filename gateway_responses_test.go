@@ -131,7 +131,8 @@ func TestResponsesRefusals(t *testing.T) {
 		text         string
 	}{
 		{"GET", "", []string{"Upgrade: websocket", "Connection: Upgrade"}, 426, `"error":{"message":"There is no WebSocket`},
-		{"GET", "", nil, 405, `"error":{"message":"Method not allowed"`},
+		{"GET", "", []string{bearer(g.key)}, 405, `"error":{"message":"Method not allowed"`},
+		{"GET", "", nil, 401, "No API key"},
 		{"PUT", "", nil, 405, "Method not allowed"},
 		{"POST", "/" + id + "/cancel", nil, 404, "There is no such route"},
 		{"POST", "/" + id, nil, 405, "Method not allowed"},

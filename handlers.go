@@ -65,7 +65,7 @@ func (s *server) gatewayRoutes() []route {
 		readKey = s.orNoTenant(s.readSDKKey)
 		caller  = s.forBrowsers(publicTimeout, readKey, s.loadTenant, s.refuseLoop, s.readGatewayBody, s.loadTenant)
 		holder  = s.forBrowsers(publicTimeout, readKey, refuseBody, s.loadTenant, s.refuseLoop)
-		anybody = s.forBrowsers(publicTimeout)
+		opener  = s.forBrowsers(publicTimeout, refuseWebSocket, readKey, refuseBody, s.loadTenant, s.requireKey)
 		reader  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.requireKey)
 		lister  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.refuseLoop, s.requireKey)
 	)
@@ -76,7 +76,7 @@ func (s *server) gatewayRoutes() []route {
 		{"POST /v1/responses", caller.in(llmwire.OpenAIResponses), s.generate},
 		{"POST /v1/responses/compact", caller.in(llmwire.OpenAIResponses), s.compact},
 		{"POST /v1/responses/input_tokens", caller.in(llmwire.OpenAIResponses), s.countTokens},
-		{"GET /v1/responses", anybody.in(llmwire.OpenAIResponses), s.refuseWebSocket},
+		{"GET /v1/responses", opener.in(llmwire.OpenAIResponses), listResponses},
 		{"GET /v1/responses/{responseId}", holder.in(llmwire.OpenAIResponses), s.stored("")},
 		{"GET /v1/responses/{responseId}/input_items", holder.in(llmwire.OpenAIResponses), s.stored("/input_items")},
 		{"DELETE /v1/responses/{responseId}", holder.in(llmwire.OpenAIResponses), s.stored("")},
