@@ -68,9 +68,8 @@ func storedQueryOf(r *http.Request) (string, error) {
 	return query.Encode(), nil
 }
 
-			// RFC 9110, section 15.5.22
-// refuseWebSocket is the first step of GET /v1/responses. Nothing but HTTP is spoken there: clients that try a WebSocket
-// first, as Codex does, use POST at once when they get 426.
+// refuseWebSocket is the first step of GET /v1/responses. Nothing but HTTP is spoken there: clients that try a
+// WebSocket first, as Codex does, use POST at once when they get 426.
 func refuseWebSocket(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
 	for _, line := range r.Header["Upgrade"] {
 		if strings.Contains(strings.ToLower(line), "websocket") {
