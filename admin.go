@@ -356,7 +356,7 @@ func (s *server) respondInTurn(w http.ResponseWriter, info *requestInfo, compute
 	return writeBody(w, http.StatusOK, body)
 }
 
-// groupUsage and endpointUsage are what a group and an endpoint have used on a day.
+// groupUsage and endpointUsage are what a group, and what an endpoint or a model, have used on a day.
 type groupUsage struct {
 	Requests      int64 `json:"requests"`
 	TokensCharged int64 `json:"tokensCharged"`
@@ -380,22 +380,26 @@ type usageBody struct {
 	TokensCharged int64                    `json:"tokensCharged"`
 	TokensGranted int64                    `json:"tokensGranted"`
 	ByEndpoint    map[string]endpointUsage `json:"byEndpoint"`
+	ByModel       map[string]endpointUsage `json:"byModel,omitzero"` // nil unless it was asked for
 	ByGroup       map[string]groupUsage    `json:"byGroup"`
 }
 
 func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	from, n, err := readUsageQuery(r)
+	q, err := readUsageQuery(r)
 	if err != nil {
 		return err
 	}
 	return s.respondInTurn(w, info, func() (any, error) {
-		days, err := s.store.Usage(info.deadline, info.tenant, from, n)
+		days, err := s.store.Usage(info.deadline, info.tenant, q.first, q.n)
 		if err != nil {
 			return nil, err
 		}
-		body := make([]usageBody, n)
+		body := make([]usageBody, q.n)
 		for i, d := range days {
-			body[i] = newUsageBody(formatDay(from+int64(i)), d)
+			body[i] = newUsageBody(formatDay(q.first+int64(i)), d)
+			if q.byModel {
+				body[i].ByModel = endpointUsages(d.models)
+			}
 		}
 		return struct {
 			Days []usageBody `json:"days"`
@@ -407,14 +411,7 @@ func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *request
 func newUsageBody(day string, d *dayUsage) usageBody {
 	body := usageBody{
 		Day: day, Requests: d.total.requests, TokensCharged: d.total.charged, TokensGranted: d.granted,
-		ByEndpoint: make(map[string]endpointUsage), ByGroup: make(map[string]groupUsage),
-	}
-	for name, sums := range d.endpoints {
-		body.ByEndpoint[name] = endpointUsage{
-			Requests: sums.requests, InputTokens: sums.input, CachedInputTokens: sums.cachedInput,
-			CacheWriteTokens: sums.cacheWrite, AudioInputTokens: sums.audioInput, OutputTokens: sums.output,
-			AudioOutputTokens: sums.audioOutput, TokensCharged: sums.charged,
-		}
+		ByEndpoint: endpointUsages(d.endpoints), ByGroup: make(map[string]groupUsage),
 	}
 	for name, sums := range d.groups {
 		body.ByGroup[name] = groupUsage{sums.requests, sums.charged}
@@ -422,23 +419,49 @@ func newUsageBody(day string, d *dayUsage) usageBody {
 	return body
 }
 
-// readUsageQuery reads ?from=<day>&to=<day>, and returns the first day, since 1970, and how many there are.
-func readUsageQuery(r *http.Request) (first int64, n int, err error) {
-	query, err := readQuery(r, "from", "to")
+// endpointUsages returns the usage of endpoints or models, as clients get it.
+func endpointUsages(all map[string]*usageSums) map[string]endpointUsage {
+	body := make(map[string]endpointUsage, len(all))
+	for name, sums := range all {
+		body[name] = endpointUsage{
+			Requests: sums.requests, InputTokens: sums.input, CachedInputTokens: sums.cachedInput,
+			CacheWriteTokens: sums.cacheWrite, AudioInputTokens: sums.audioInput, OutputTokens: sums.output,
+			AudioOutputTokens: sums.audioOutput, TokensCharged: sums.charged,
+		}
+	}
+	return body
+}
+
+// A usageQuery says which days of a tenant's usage to show.
+type usageQuery struct {
+	first   int64 // day, since 1970
+	n       int   // days
+	byModel bool  // as well as by endpoint and group
+}
+
+// readUsageQuery reads ?from=<day>&to=<day>, and by=model, which may be missing.
+func readUsageQuery(r *http.Request) (q usageQuery, err error) {
+	query, err := readQuery(r, "from", "to", "by")
 	if err != nil {
-		return 0, 0, err
+		return q, err
+	}
+	for _, by := range query["by"] {
+		if by != "model" {
+			return q, badRequestError("by must be model")
+		}
+		q.byModel = true
 	}
 	var days [2]int64
 	for i, name := range []string{"from", "to"} {
 		day, err := time.Parse(dayLayout, query.Get(name))
 		if err != nil || day.Year() < 1970 {
-			return 0, 0, badRequestError(name + " must be a day in UTC such as 2026-11-25")
+			return q, badRequestError(name + " must be a day in UTC such as 2026-11-25")
 		}
 		days[i] = day.Unix() / daySeconds
 	}
-	n = int(days[1]-days[0]) + 1
-	if n < 1 || n > maxUsageDays {
-		return 0, 0, badRequestError(fmt.Sprintf("from must not be after to, and there may be %d days at most", maxUsageDays))
+	q.first, q.n = days[0], int(days[1]-days[0])+1
+	if q.n < 1 || q.n > maxUsageDays {
+		return q, badRequestError(fmt.Sprintf("from must not be after to, and there may be %d days at most", maxUsageDays))
 	}
-	return days[0], n, nil
+	return q, nil
 }

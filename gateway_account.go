@@ -79,7 +79,7 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 		return gateway.Balance{}, forGateway(err)
 	}
 	a.count(usageEvent{
-		group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged, used: u.Usage,
+		group: result.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: result.charged, used: u.Usage,
 	})
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
 }
@@ -91,7 +91,9 @@ func (a *account) Charge(deadline time.Time, models []string, u gateway.Usage) (
 	if err := a.refusal(result.decision, err); err != nil {
 		return gateway.Balance{}, err
 	}
-	a.fee = &usageEvent{group: result.group, endpoint: u.Endpoint, requests: 1, charged: result.charged}
+	a.fee = &usageEvent{
+		group: result.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: result.charged,
+	}
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
 }
 

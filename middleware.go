@@ -272,7 +272,7 @@ func (s *server) requireTenant(w http.ResponseWriter, r *http.Request, info *req
 }
 
 // readQuery returns the parameters in the request's query. One that is not among names, or is given twice, is a
-// badRequestError.
+// badRequestError. Only by, which is a list, may be repeated.
 func readQuery(r *http.Request, names ...string) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -282,7 +282,7 @@ func readQuery(r *http.Request, names ...string) (url.Values, error) {
 		switch {
 		case !slices.Contains(names, name):
 			return nil, badRequestError("Query " + strconv.Quote(strict.Shorten(name)) + " is unknown")
-		case len(query[name]) > 1:
+		case len(query[name]) > 1 && name != "by":
 			return nil, badRequestError("Query " + strconv.Quote(name) + " is duplicated")
 		}
 	}

@@ -21,7 +21,9 @@ const (
 	maxUsageDays   = 92   // that one request may ask for
 	usageStep      = 8    // of them, that are read at a time
 	maxUsageFields = 1000 // of one tenant and day
-	maxUsageNames  = 100  // of groups, and of endpoints, that one tenant's counts have between two writings
+	maxModelFields = 500  // of these, until which there are further models: clients may invent names
+	maxUsageModel  = 128  // of a model's name, which is longer than those of endpoints and groups
+	maxUsageNames  = 100  // of groups, of endpoints and of models, that one tenant's counts have between two writings
 	maxUsageCounts = 1000 // tenants and days that are counted between two writings
 
 	dayLayout  = "2006-01-02"
@@ -32,13 +34,14 @@ const (
 type usageEvent struct {
 	group    string // "" if it concerns none
 	endpoint string // of a provider; "" if it concerns none
+	model    string // that the endpoint was asked for, if it concerns one; "" if it was asked for none
 	requests int64
 	charged  int64
 	granted  int64
 	used     llmwire.Usage
 }
 
-// usageSums are the counts of one name: a group or an endpoint.
+// usageSums are the counts of one name: a group, an endpoint or a model.
 type usageSums struct {
 	requests, charged int64
 	input, output     int64 // tokens of models; the kinds that follow are parts of them
@@ -61,7 +64,22 @@ type dayUsage struct {
 	total     usageSums // only requests and charged
 	granted   int64
 	endpoints map[string]*usageSums
+	models    map[string]*usageSums
 	groups    map[string]*usageSums
+}
+
+// A usageKind is a kind of names that have counts of their own.
+type usageKind struct {
+	kind    string // in Redis
+	longest int    // bytes of a name
+	all     *map[string]*usageSums
+}
+
+// kinds returns the counts of all kinds, always in the same order.
+func (d *dayUsage) kinds() [3]usageKind {
+	return [...]usageKind{
+		{"group", maxGroupBytes, &d.groups}, {"endpoint", maxGroupBytes, &d.endpoints}, {"model", maxUsageModel, &d.models},
+	}
 }
 
 // usageDay says whose counts they are.
@@ -129,11 +147,14 @@ func (d *dayUsage) add(e usageEvent) {
 	d.granted = addCount(d.granted, e.granted)
 	sums := e.sums()
 	d.total.add(sums)
+	kinds := d.kinds()
+	groups, endpoints, models := &kinds[0], &kinds[1], &kinds[2]
 	if e.group != "" {
-		namedSums(&d.groups, e.group).add(sums)
+		groups.of(e.group).add(sums)
 	}
 	if e.endpoint != "" {
-		namedSums(&d.endpoints, e.endpoint).add(sums)
+		endpoints.of(e.endpoint).add(sums)
+		models.of(strings.ToValidUTF8(e.model, "\uFFFD")).add(sums) // else two names might be one in JSON
 	}
 }
 
@@ -166,18 +187,23 @@ func (s *usageSums) add(more usageSums) {
 // addCount adds two counts, which stay at or below maxAmount.
 func addCount(a, b int64) int64 { return min(a+b, maxAmount) }
 
-// namedSums returns the sums of a name, which are those of otherName if the name is long or there are too many.
-func namedSums(all *map[string]*usageSums, name string) *usageSums {
-	if *all == nil {
-		*all = make(map[string]*usageSums)
-	}
-	if len(name) > maxGroupBytes || (*all)[name] == nil && len(*all) >= maxUsageNames {
+// of returns the sums of a name, which are those of otherName if the name is long or there are too many.
+func (k *usageKind) of(name string) *usageSums {
+	if len(name) > k.longest || (*k.all)[name] == nil && len(*k.all) >= maxUsageNames {
 		name = otherName
 	}
-	sums := (*all)[name]
+	return k.named(name)
+}
+
+// named returns the sums of exactly that name.
+func (k *usageKind) named(name string) *usageSums {
+	if *k.all == nil {
+		*k.all = make(map[string]*usageSums)
+	}
+	sums := (*k.all)[name]
 	if sums == nil {
 		sums = new(usageSums)
-		(*all)[name] = sums
+		(*k.all)[name] = sums
 	}
 	return sums
 }
@@ -186,11 +212,11 @@ func namedSums(all *map[string]*usageSums, name string) *usageSums {
 func (d *dayUsage) merge(other *dayUsage) {
 	d.total.add(other.total)
 	d.granted = addCount(d.granted, other.granted)
-	for name, sums := range other.groups {
-		namedSums(&d.groups, name).add(*sums)
-	}
-	for name, sums := range other.endpoints {
-		namedSums(&d.endpoints, name).add(*sums)
+	others := other.kinds()
+	for i, kind := range d.kinds() {
+		for name, sums := range *others[i].all {
+			kind.of(name).add(*sums)
+		}
 	}
 }
 
@@ -217,7 +243,7 @@ func formatDay(day int64) string { return time.Unix(day*daySeconds, 0).UTC().For
 // them, they are not to be added again.
 func (s *store) AddUsage(deadline time.Time, day usageDay, d *dayUsage) (ok bool) {
 	keys := []string{usageRedisKey(day.tenantID, day.day), generationRedisKey(day.tenantID)}
-	args := []any{day.generation, maxUsageFields, usageTTL.Milliseconds()}
+	args := []any{day.generation, maxUsageFields, maxModelFields, usageTTL.Milliseconds()}
 	d.fields(func(field, instead string, sum *int64) {
 		if *sum > 0 {
 			args = append(args, field, instead, *sum)
@@ -233,10 +259,10 @@ func (d *dayUsage) fields(f func(field, instead string, sum *int64)) {
 	f("requests", "requests", &d.total.requests)
 	f("charged", "charged", &d.total.charged)
 	f("granted", "granted", &d.granted)
-	for kind, all := range map[string]map[string]*usageSums{"group": d.groups, "endpoint": d.endpoints} {
-		for name, sums := range all {
+	for _, kind := range d.kinds() {
+		for name, sums := range *kind.all {
 			for _, one := range sums.all() {
-				head := kind + " " + one.name + " "
+				head := kind.kind + " " + one.name + " "
 				f(head+name, head+otherName, one.sum)
 			}
 		}
@@ -273,6 +299,7 @@ func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*day
 
 // read reads the fields of a hash. It ignores those that it does not know.
 func (d *dayUsage) read(fields map[string]string) {
+	kinds := d.kinds()
 	for field, text := range fields {
 		value, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || value < 0 {
@@ -281,7 +308,6 @@ func (d *dayUsage) read(fields map[string]string) {
 		value = min(value, maxAmount)
 		kind, rest, _ := strings.Cut(field, " ")
 		sum, name, _ := strings.Cut(rest, " ")
-		all := &d.groups
 		switch kind {
 		case "requests":
 			d.total.requests = value
@@ -292,19 +318,12 @@ func (d *dayUsage) read(fields map[string]string) {
 		case "granted":
 			d.granted = value
 			continue
-		case "group":
-		case "endpoint":
-			all = &d.endpoints
-		default:
+		}
+		i := slices.IndexFunc(kinds[:], func(k usageKind) bool { return k.kind == kind })
+		if i < 0 {
 			continue
 		}
-		if *all == nil {
-			*all = make(map[string]*usageSums)
-		}
-		if (*all)[name] == nil {
-			(*all)[name] = new(usageSums)
-		}
-		for _, one := range (*all)[name].all() {
+		for _, one := range kinds[i].named(name).all() {
 			if one.name == sum {
 				*one.sum = value
 			}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,14 +23,9 @@ func today() string { return time.Now().UTC().Format(dayLayout) }
 // usage returns what a tenant has used from the day first until now, in one sum.
 func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 	t.Helper()
-	got := s.admin(t, "GET", "/"+tenant+"/admin/usage?from="+first+"&to="+today(), "")
-	got.want(t, 200, "")
-	var list struct{ Days []usageBody }
-	if err := json.Unmarshal([]byte(got.body), &list); err != nil || len(list.Days) == 0 {
-		t.Fatalf("%s: %v", got.body, err)
-	}
-	sum := list.Days[0]
-	for _, day := range list.Days[1:] { // if a test began yesterday
+	days := s.usageDays(t, "/"+tenant+"/admin/usage?from="+first+"&to="+today())
+	sum := days[0]
+	for _, day := range days[1:] { // if a test began yesterday
 		sum.Requests += day.Requests
 		sum.TokensCharged += day.TokensCharged
 		sum.TokensGranted += day.TokensGranted
@@ -37,15 +34,30 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 			sum.ByGroup[name] = groupUsage{of.Requests + more.Requests, of.TokensCharged + more.TokensCharged}
 		}
 		for name, more := range day.ByEndpoint {
-			of := sum.ByEndpoint[name]
-			sum.ByEndpoint[name] = endpointUsage{of.Requests + more.Requests, of.InputTokens + more.InputTokens,
-				of.CachedInputTokens + more.CachedInputTokens, of.CacheWriteTokens + more.CacheWriteTokens,
-				of.AudioInputTokens + more.AudioInputTokens, of.OutputTokens + more.OutputTokens,
-				of.AudioOutputTokens + more.AudioOutputTokens, of.TokensCharged + more.TokensCharged}
+			sum.ByEndpoint[name] = sum.ByEndpoint[name].plus(more)
 		}
 	}
 	sum.Day = ""
 	return sum
+}
+
+// usageDays returns the days that a path shows, at least one.
+func (s *service) usageDays(t testing.TB, path string) []usageBody {
+	t.Helper()
+	got := s.admin(t, "GET", path, "")
+	got.want(t, 200, "")
+	var list struct{ Days []usageBody }
+	if err := json.Unmarshal([]byte(got.body), &list); err != nil || len(list.Days) == 0 {
+		t.Fatalf("%s: %v", got.body, err)
+	}
+	return list.Days
+}
+
+func (u endpointUsage) plus(more endpointUsage) endpointUsage {
+	return endpointUsage{u.Requests + more.Requests, u.InputTokens + more.InputTokens,
+		u.CachedInputTokens + more.CachedInputTokens, u.CacheWriteTokens + more.CacheWriteTokens,
+		u.AudioInputTokens + more.AudioInputTokens, u.OutputTokens + more.OutputTokens,
+		u.AudioOutputTokens + more.AudioOutputTokens, u.TokensCharged + more.TokensCharged}
 }
 
 // awaitUsage waits until what a tenant has used is written to r for the first time. From then on no key appears for that.
@@ -126,6 +138,53 @@ func TestUsageByDay(t *testing.T) {
 	})
 }
 
+// With by=model each day says what was asked of each model, by the name that its endpoint knows it by.
+func TestUsageByModel(t *testing.T) {
+	t.Parallel()
+	first, p, services := today(), providertest.New(t), newServices(t)
+	s := services[0]
+	g := s.gatewayTest(t, p, cachedConfig(1000, cachingForAnHour, endpointJSON(p, "chat", chatPath, ""),
+		endpointJSON(p, "claude", messagesPath, "")))
+	g.miss(t, chatPath, `{"max_tokens":9}`)
+	g.hit(t, chatPath, `{"max_tokens":9}`)
+	g.call(t, messagesPath, `{"model":"m","max_tokens":9,"stream":true}`).is(200)
+	long := strings.Repeat("l", maxUsageModel)
+	for i, model := range []string{"chat/m", "chat/m", "a b", "a b", " ", `a\nb`, "é🙂", "x/y", "m ", "other", long, long + "l"} {
+		path := "/" + g.tenant + chatPath
+		got := services[i%2].do(t, "POST", path, fmt.Sprintf(`{"model":"%s","max_tokens":9,"n":1}`, model), bearer(g.key))
+		if got.status != 200 {
+			t.Errorf("%s: got %d %s", model, got.status, got.body)
+		}
+	}
+	p.On("bad", providertest.Refuse(400))
+	g.call(t, messagesPath, `{"model":"bad"}`)
+	g.call(t, messagesPath+"/count_tokens", `{"model":"counted"}`).is(200)
+	s.consume(t, g.tenant, g.key, "").want(t, 200, "")
+	one := endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7, TokensCharged: 18}
+	two := endpointUsage{Requests: 2, InputTokens: 22, CachedInputTokens: 10, OutputTokens: 14, TokensCharged: 36}
+	want := map[string]endpointUsage{"a b": {Requests: 2, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7, TokensCharged: 22},
+		"m": {}, " ": one, "a\nb": one, "é🙂": one, "x/y": one, "m ": one, otherName: two, long: one, "bad": {Requests: 1}}
+	// m: a miss, a hit, a stream of Anthropic's, a miss with n and a hit.
+	want["m"] = endpointUsage{Requests: 5, InputTokens: 33, CachedInputTokens: 13, CacheWriteTokens: 2, OutputTokens: 21,
+		TokensCharged: 18 + 4 + 18 + 18 + 4}
+	query := "/" + g.tenant + "/admin/usage?from=" + first + "&to=" + today()
+	waittest.Eventually(t, 20*time.Second, func() error {
+		got := make(map[string]endpointUsage)
+		for _, day := range s.usageDays(t, query+"&by=model&by=model") {
+			for name, more := range day.ByModel {
+				got[name] = got[name].plus(more)
+			}
+		}
+		if !maps.Equal(got, want) {
+			return fmt.Errorf("got %v\nwant %v", got, want)
+		}
+		return nil
+	})
+	if got := s.admin(t, "GET", query, ""); strings.Contains(got.body, "byModel") {
+		t.Errorf("without by=model: %s", got.body)
+	}
+}
+
 // What was counted is written when the process stops.
 func TestUsageAtShutdown(t *testing.T) {
 	t.Parallel()
@@ -156,6 +215,10 @@ func TestUsageQuery(t *testing.T) {
 		"?from=2026-11-01T00:00:00Z&to=2026-11-02": badFrom, "?from=2026-11-02&to=2026-11-01": badRange,
 		"?from=2026-01-01&to=2026-04-03": badRange, "?from=1970-01-01&to=9999-12-31": badRange,
 		"?from=2026-11-01&to=2026-11-02&x=1":             `Query "x" is unknown`,
+		"?from=2026-11-01&to=2026-11-02&by=user":         "by must be model",
+		"?from=2026-11-01&to=2026-11-02&by=":             "by must be model",
+		"?from=2026-11-01&to=2026-11-02&by=model,group":  "by must be model",
+		"?from=2026-11-01&to=2026-11-02&by=model&by=x":   "by must be model",
 		"?from=2026-11-01&from=2026-11-01&to=2026-11-02": `Query "from" is duplicated`,
 		"?from=%zz&to=2026-11-02":                        "Invalid query",
 	} {
@@ -181,6 +244,19 @@ func TestUsageQuery(t *testing.T) {
 			`"e":{"requests":0,"inputTokens":9,"cachedInputTokens":4,"cacheWriteTokens":3,"audioInputTokens":2,`+
 			`"outputTokens":8,"audioOutputTokens":1,"tokensCharged":0}},`+
 			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}}]}`)
+	// An earlier version has written that hash, and counts no models.
+	const noTokens = `"inputTokens":0,"cachedInputTokens":0,"cacheWriteTokens":0,"audioInputTokens":0,"outputTokens":0,"audioOutputTokens":0`
+	byModel := func(want string) {
+		t.Helper()
+		got := s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-01&to=2026-11-01&by=model", "")
+		if got.status != 200 || !strings.Contains(got.body, `}},"byModel":{`+want+`},"byGroup":{`) {
+			t.Errorf("got %d %s, want %s", got.status, got.body, want)
+		}
+	}
+	byModel("")
+	testRedis.Do(t, "HSET", "{tenant:"+id+":config}:usage:2026-11-01", "model requests ", 1, "model requests a\nb c", 2,
+		"model charged a\nb c", 5, "model", 1)
+	byModel(`"":{"requests":1,` + noTokens + `,"tokensCharged":0},"a\nb c":{"requests":2,` + noTokens + `,"tokensCharged":5}`)
 	testRedis.Do(t, "SET", "{tenant:"+id+":config}:usage:2026-11-02", "x")
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-11-02&to=2026-11-02", "").want(t, 500, "")
 }
@@ -268,6 +344,71 @@ func TestUsageBounds(t *testing.T) {
 	if got := days[0]; got.total.requests != 102+maxUsageFields || got.total.charged != maxAmount ||
 		got.groups[otherName].requests < 100 || fields > maxUsageFields+8 {
 		t.Errorf("%+v, other has %+v, %d fields", got.total, got.groups[otherName], fields)
+	}
+}
+
+// Models, whose names clients may invent, take no field from groups and endpoints.
+func TestUsageOfManyModels(t *testing.T) {
+	t.Parallel()
+	r := singleRedis(t)
+	st := newTestStore(t, r)
+	u, tn := newUsageStats(st), &tenant{id: newTenantID()}
+	today := usageDay{tenantID: tn.id, day: 20_000}
+	add := func(e usageEvent) {
+		e.requests, e.endpoint = 1, cmp.Or(e.endpoint, "e")
+		u.of(today).add(e)
+	}
+	write := func() {
+		t.Helper()
+		if !st.AddUsage(in(5*time.Second), today, u.counts[today]) {
+			t.Fatal("it was not written")
+		}
+		delete(u.counts, today)
+	}
+	const rounds, perRound = 8, maxUsageNames + 10
+	for round := range rounds {
+		for i := range perRound {
+			add(usageEvent{model: fmt.Sprint("m", round, " ", i)})
+		}
+		if n := len(u.counts[today].models); n != maxUsageNames+1 {
+			t.Errorf("%d models are counted in memory, want %d", n, maxUsageNames+1)
+		}
+		write()
+	}
+	if n := r.Int(t, "HLEN", usageRedisKey(tn.id, today.day)); n < maxModelFields || n > maxModelFields+8 {
+		t.Errorf("there are %d fields, want about %d", n, maxModelFields)
+	}
+	for i := range maxUsageNames {
+		add(usageEvent{group: fmt.Sprint("g", i), endpoint: fmt.Sprint("e", i), model: "m0 0"})
+	}
+	add(usageEvent{endpoint: "e0", model: ""})
+	add(usageEvent{endpoint: "e0", model: "\xff"})
+	write()
+	days, err := st.Usage(in(5*time.Second), tn, today.day, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, sum := days[0], int64(0)
+	for _, sums := range got.models {
+		sum += sums.requests
+	}
+	if want := int64(rounds*perRound + maxUsageNames + 2); sum != want || got.total.requests != want {
+		t.Errorf("models have %d requests of %d, want %d", sum, got.total.requests, want)
+	}
+	if n := got.models["m0 0"].requests; n != maxUsageNames+1 {
+		t.Errorf("a model that was there has %d requests, want %d", n, maxUsageNames+1)
+	}
+	if len(got.groups) != maxUsageNames || got.groups[otherName] != nil || len(got.endpoints) != maxUsageNames+1 {
+		t.Errorf("there are %d groups and %d endpoints", len(got.groups), len(got.endpoints))
+	}
+	kept := &dayUsage{}
+	kept.add(usageEvent{endpoint: "e", model: "\xff", requests: 1})
+	kept.add(usageEvent{endpoint: "e", model: "\xfe", requests: 1})
+	kept.add(usageEvent{model: "none was asked", requests: 1})
+	other := &dayUsage{}
+	other.merge(kept)
+	if got := other.models; len(got) != 1 || got["\uFFFD"].requests != 2 {
+		t.Errorf("what is not UTF-8 is counted as %v", got)
 	}
 }
 

@@ -58,6 +58,7 @@ type Hold struct {
 // Usage is what is charged for.
 type Usage struct {
 	Endpoint      string // "" if none generates anything
+	Model         string // that it is asked for; "" if none, and cut if it is longer than a config's may be
 	llmwire.Usage        // of all models together
 	Cost          int64  // tokens of the account
 }

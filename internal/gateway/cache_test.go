@@ -61,11 +61,29 @@ func TestReplay(t *testing.T) {
 			if want := strings.Join(test.server.parts, ""); body != strings.Replace(want, usage, "", 1) {
 				t.Errorf("got %d bytes of %d", len(body), len(want))
 			}
-			if a := g.account; len(a.settled) != 1 || len(a.charged) != 2 || a.charged[0] != (Usage{Endpoint: "e", Cost: 4}) {
+			if a := g.account; len(a.settled) != 1 || len(a.charged) != 2 || a.charged[0] != (Usage{Endpoint: "e", Model: "m", Cost: 4}) {
 				t.Errorf("%v was charged, %v settled", a.charged, a.settled)
 			}
 			g.wantNothingHeld(t)
 		})
+	}
+}
+
+// What is charged for names the model, but keeps no more of it than a config's name may have.
+func TestUsageModel(t *testing.T) {
+	server := jsonBody(completion)
+	g := newScripted(t, server, `,"models":{"*":{}}`)
+	long := strings.Repeat("é", maxModelBytes)
+	for model, want := range map[string]string{"": "m", "e/x": "x", "a b/c": "a b/c", long: long[:maxModelBytes]} {
+		body := whole
+		if model != "" {
+			body = strings.Replace(whole, "{", `{"model":"`+model+`",`, 1)
+		}
+		before := len(g.account.settled)
+		_, _, _ = g.post(t, body)
+		if a := g.account; len(a.settled) != before+1 || a.settled[before].Model != want || a.settled[before].Endpoint != "e" {
+			t.Errorf("%.20s: %v was settled, want %.20s", model, a.settled[before:], want)
+		}
 	}
 }
 

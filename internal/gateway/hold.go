@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"tollgate/internal/llmwire"
 )
@@ -124,11 +125,19 @@ func (x *exchange) settle() {
 	if o.estimated {
 		x.gateway.estimated.Add(1)
 	}
-	usage := Usage{o.Endpoint, o.Usage, o.cost}
+	usage := Usage{o.Endpoint, x.call.usageModel(), o.Usage, o.cost}
 	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
 		setBalance(x.w.Header(), balance)
 	}
 	x.gateway.patient.wake(member{x.call.Tenant, x.call.User})
+}
+
+// usageModel returns the model for Usage, which may be kept long after the request.
+func (c *Call) usageModel() string {
+	if len(c.model) > maxModelBytes { // "*" allows it
+		return strings.Clone(c.model[:maxModelBytes])
+	}
+	return c.model
 }
 
 // debt returns what a hold must be settled to.
@@ -205,7 +214,7 @@ func (x *exchange) isPriced(used llmwire.Usage) bool {
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.
 func (x *exchange) chargeFee(fee int64) (balance Balance, err error) {
-	used := Usage{Endpoint: x.call.endpoints[0].label, Cost: fee}
+	used := Usage{Endpoint: x.call.endpoints[0].label, Model: x.call.usageModel(), Cost: fee}
 	err = x.patiently(max(fee, 1), func(bool) (err error) {
 		balance, err = x.call.Account.Charge(x.call.Deadline, x.call.models(), used)
 		return err
