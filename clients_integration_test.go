@@ -18,15 +18,22 @@ import (
 	"tollgate/internal/waittest"
 )
 
-// anyModelTenant creates a tenant whose group pro has that many tokens, and whose two endpoints are p for every model.
+// anyModelTenant creates a tenant whose group pro has that many tokens, and whose endpoints are p for every model, one of
+// each format.
 func anyModelTenant(t *testing.T, p *providertest.Provider, tokens int) string {
 	t.Helper()
-	endpoint := func(path string) string {
-		return fmt.Sprintf(`{"url":"%s%s","api_key":"%s","default_model":"some-model","bytes_per_token":3,"models":{"*":{}}}`,
-			p.URL, path, providertest.Key)
+	kind := func(name string, paths ...string) string {
+		all := make([]string, len(paths))
+		for i, path := range paths {
+			all[i] = endpointJSON(p, fmt.Sprintf("%s-%d", name, i), path, `,"bytes_per_token":3,"server_tools":"drop"`)
+		}
+		return fmt.Sprintf(`%q:{"endpoints":{%s}}`, name, strings.Join(all, ","))
 	}
-	return newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":%d}},"providers":{"text":{"default":"openai",
-		"endpoints":{"openai":%s,"anthropic":%s}}}}`, tokens, endpoint("/v1/chat/completions"), endpoint("/v1/messages")))
+	return newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":%d}},"providers":{%s}}`, tokens, strings.Join([]string{
+		kind("text", chatPath, responsesPath, messagesPath), kind("embeddings", "/v1/embeddings"),
+		kind("images", "/v1/images/generations"), kind("transcription", "/v1/audio/transcriptions"),
+		kind("speech", "/v1/audio/speech"),
+	}, ",")))
 }
 
 // wantAgent checks that the provider has got requests for model, and who sent them.
@@ -60,6 +67,8 @@ func TestIntegrationClients(t *testing.T) {
 		withTool  = `"returned":{"content":"word ünd ","usage":36}`
 		vercel    = `^ai/6\.\d.* ai-sdk/`
 		langchain = `^langchainjs-openai/`
+		agents    = `^Agents/JavaScript 0\.`
+		vector    = `[0.25,-0.5,1]`
 	)
 	tests := []struct {
 		kind, agent, want string
@@ -75,6 +84,20 @@ func TestIntegrationClients(t *testing.T) {
 		{"langchainStream", langchain, streamed, 18},
 		{"langchainTools", langchain,
 			`"returned":{"tool":{"name":"weather","args":{"city":"Zürich"},"type":"tool_call","id":"call_1"},"usage":18}`, 18},
+
+		{"openai", vercel, once, 18},
+		{"openaiStream", `^ai-sdk/openai/3\.`, streamed, 18},
+		{"openaiTools", vercel, withTool, 36},
+		{"openaiTurns", vercel, `"returned":{"content":"word ünd ","usage":[18,25]}`, 18 + 25}, // it refers to the first response
+		{"openaiEmbed", vercel, `"returned":{"embedding":` + vector + `,"usage":11}`, 11},
+		{"openaiTranscribe", vercel, `"returned":"word ünd "`, 3},
+		{"openaiSpeech", vercel, `"returned":{"type":"audio/mpeg","bytes":18}`, len([]rune("How is the weather in Zürich?"))},
+		{"openaiImage", vercel, `"returned":["iVBORw0KGgoA"]`, 18},
+		{"agents", agents, withTool, 36},
+		{"agentsStream", agents, strings.Replace(streamed, "18", "36", 1), 36},
+		{"langchainResponses", langchain, once, 18},
+		{"langchainEmbedQuery", langchain, `"returned":` + vector, 11},
+		{"langchainEmbedDocuments", langchain, `"returned":[` + vector + `,` + vector + `]`, 11},
 	}
 	var calls []sdkCall
 	for _, test := range tests {
@@ -88,32 +111,40 @@ func TestIntegrationClients(t *testing.T) {
 	}
 }
 
-// claude runs Claude Code with a question until it ends, in a home of its own, with nothing of this machine's
-// environment, and returns what it wrote. credential is the variable with the key.
-func claude(t *testing.T, s *service, tenant, credential, model string) (output string, err error) {
+// agent runs an agent of sdkDir until it ends, in an empty directory, with nothing of this machine's environment but
+// env, and returns what it wrote.
+func agent(t *testing.T, env, command []string) (output string, err error) {
 	t.Helper()
 	nodeModules(t)
-	path, err := filepath.Abs(filepath.Join(sdkDir, "node_modules/.bin/claude"))
+	path, err := filepath.Abs(filepath.Join(sdkDir, "node_modules/.bin", command[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "-p", "How is the weather in Zürich?")
+	cmd := exec.CommandContext(ctx, path, command[1:]...)
 	cmd.Dir = t.TempDir()
-	cmd.Env = []string{
-		"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "ANTHROPIC_BASE_URL=" + s.url + "/" + tenant, credential,
-		"ANTHROPIC_MODEL=" + model, "ANTHROPIC_DEFAULT_HAIKU_MODEL=" + model,
-		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "DISABLE_TELEMETRY=1", "DISABLE_ERROR_REPORTING=1", "DISABLE_AUTOUPDATER=1",
-	}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, env...)
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
-		t.Fatalf("Claude Code does not end:\n%s", out)
+		t.Fatalf("%s does not end:\n%s", command[0], out)
 	}
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
-		t.Fatalf("`make integration` installs Claude Code: %v", err)
+		t.Fatalf("`make integration` installs %s: %v", command[0], err)
 	}
 	return string(out), err
+}
+
+const agentQuestion = "How is the weather in Zürich?"
+
+// claude runs Claude Code with a question. credential is the variable with the key.
+func claude(t *testing.T, s *service, tenant, credential, model string) (output string, err error) {
+	t.Helper()
+	return agent(t, []string{
+		"HOME=" + t.TempDir(), "ANTHROPIC_BASE_URL=" + s.url + "/" + tenant, credential,
+		"ANTHROPIC_MODEL=" + model, "ANTHROPIC_DEFAULT_HAIKU_MODEL=" + model,
+		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "DISABLE_TELEMETRY=1", "DISABLE_ERROR_REPORTING=1", "DISABLE_AUTOUPDATER=1",
+	}, []string{"claude", "-p", agentQuestion})
 }
 
 // Claude Code, which sends 50 KB and asks for 128,000 output tokens, works with a balance of 60,000, and each of its

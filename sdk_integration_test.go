@@ -473,7 +473,7 @@ func TestIntegrationDocPrograms(t *testing.T) {
 			}
 		}
 	}
-	if len(programs) != 4 {
+	if len(programs) != 5 {
 		t.Fatalf("the docs have %d programs in TypeScript", len(programs))
 	}
 	built := compile(t, programs...)
@@ -491,8 +491,8 @@ func TestIntegrationDocPrograms(t *testing.T) {
 		}
 		return nil
 	})
-	if n := len(p.Requests()); n != 5 {
-		t.Errorf("the provider got %d requests, want 5", n)
+	if n := len(p.Requests()); n != 6 {
+		t.Errorf("the provider got %d requests, want 6", n)
 	}
 }
 

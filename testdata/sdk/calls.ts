@@ -1,15 +1,10 @@
 // Calls with the official SDKs.
 import Anthropic from "@anthropic-ai/sdk";
 import { betaTool } from "@anthropic-ai/sdk/helpers/beta/json-schema";
-import OpenAI from "openai";
-import { type Call, question, run } from "./run.js";
+import { type Call, openai, question, run } from "./run.js";
 
 const properties = { city: { type: "string" as const } };
 const parameters = { type: "object" as const, properties, required: ["city"] };
-
-function openai(call: Call) {
-  return new OpenAI({ baseURL: call.baseURL + "/v1", apiKey: call.key, maxRetries: call.retries ?? 0 });
-}
 
 function chat(call: Call) {
   return {

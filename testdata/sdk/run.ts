@@ -16,7 +16,17 @@ export type Call = {
 
 export type Kinds = Record<string, (call: Call) => Promise<unknown>>;
 
+export function openai(call: Call) {
+  return new OpenAI({ baseURL: call.baseURL + "/v1", apiKey: call.key, maxRetries: call.retries ?? 0 });
+}
+
 export const question = "How is the weather in Zürich?";
+
+// silence returns a recording of a second.
+export function silence() {
+  const header = "RIFF\x64\x1f\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0data\x40\x1f\0\0";
+  return Buffer.concat([Buffer.from(header, "latin1"), Buffer.alloc(8000, 128)]);
+}
 
 export async function run(kinds: Kinds) {
   for (const call of JSON.parse(await text(process.stdin)) as Call[]) {
