@@ -24,12 +24,12 @@ type responsesRequest struct {
 // madeResponse is a response of the format Responses.
 type madeResponse struct {
 	*response
-	id      string
-	request responsesRequest
-	input   []item
-	output  []item
-	text    string
-	tool    string
+	id          string
+	asked       responsesRequest
+	inputItems  []item
+	outputItems []item
+	said        string // the whole text
+	called      string // the tool that is called, or ""
 }
 
 // isResponses reports whether a request is in the format Responses.
@@ -38,23 +38,23 @@ func isResponses(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/
 // readResponses reads a request of the format Responses. It responds to one that names what is not stored, and reports
 // false.
 func (a *response) readResponses() (m *madeResponse, ok bool) {
-	m = &madeResponse{response: a, id: a.stored.newID("resp"), text: a.text()}
-	if err := json.Unmarshal(a.content, &m.request); err != nil {
+	m = &madeResponse{response: a, id: a.stored.newID("resp"), said: a.text()}
+	if err := json.Unmarshal(a.content, &m.asked); err != nil {
 		a.fail(http.StatusBadRequest, "Invalid type: "+err.Error())
 		return nil, false
 	}
-	if _, found := m.request.StreamOptions["include_usage"]; found {
+	if _, found := m.asked.StreamOptions["include_usage"]; found {
 		a.refuse(http.StatusBadRequest, "stream_options.include_usage", "unknown_parameter",
 			"Unknown parameter: 'stream_options.include_usage'.")
 		return nil, false
 	}
-	a.request.MaxTokens = m.request.MaxOutputTokens
-	input, carried, missing := a.readInput(m.request.Input, m.request.Previous)
+	a.request.MaxTokens = m.asked.MaxOutputTokens
+	input, carried, missing := a.readInput(m.asked.Input, m.asked.Previous)
 	if missing != nil {
 		missing()
 		return nil, false
 	}
-	m.input, a.carried, m.tool = input, carried, toolOf(m.request.Tools, input)
+	m.inputItems, a.carried, m.called = input, carried, toolOf(m.asked.Tools, input)
 	return m, true
 }
 
@@ -81,14 +81,14 @@ func (a *response) respondResponses() {
 		return
 	}
 	if a.request.Stream {
-		m.text = strings.Repeat(m.text, len(a.contents()))
+		m.said = strings.Repeat(m.said, len(a.contents()))
 	}
 	m.makeOutput()
-	whole := m.object(m.status(), join(m.output), m.usage())
-	if m.request.Store == nil || *m.request.Store {
+	whole := m.object(m.status(), join(m.outputItems), m.usage())
+	if m.asked.Store == nil || *m.asked.Store {
 		output, _ := a.output()
 		a.stored.put(&storedResponse{
-			id: m.id, json: whole, input: m.input, output: m.output, all: a.input() + output, made: output,
+			id: m.id, json: whole, input: m.inputItems, output: m.outputItems, all: a.input() + output, made: output,
 		})
 	}
 	if a.request.Stream {
@@ -104,7 +104,7 @@ func (a *response) compact() {
 	if !ok {
 		return
 	}
-	kept := slices.Clone(m.input)
+	kept := slices.Clone(m.inputItems)
 	kept = slices.DeleteFunc(kept, func(i item) bool { return !strings.Contains(i.json, `"role":"user"`) })
 	kept = append(kept, item{json: fmt.Sprintf(`{"id":%q,"type":"compaction","encrypted_content":"Z0FBQUFB"}`,
 		a.stored.newID("cmp"))})
@@ -124,7 +124,7 @@ func (m *madeResponse) status() string {
 	if m.conduct.Failed {
 		return "failed"
 	}
-	if _, cutOff := m.response.output(); cutOff {
+	if _, cutOff := m.output(); cutOff {
 		return "incomplete"
 	}
 	return "completed"
@@ -135,8 +135,8 @@ func (m *madeResponse) usage() string {
 	if m.conduct.NoUsage {
 		return "null"
 	}
-	input := m.response.input()
-	output, _ := m.response.output()
+	input := m.input()
+	output, _ := m.output()
 	reasoning := int64(0)
 	if m.conduct.Reasoning != "" {
 		reasoning = output / 2
@@ -156,20 +156,20 @@ func (m *madeResponse) object(status, output, usage string) string {
 		details = `{"reason":"max_output_tokens"}`
 	}
 	previous, limit := "null", "null"
-	if m.request.Previous != "" {
-		previous = quoted(m.request.Previous)
+	if m.asked.Previous != "" {
+		previous = quoted(m.asked.Previous)
 	}
-	if m.request.MaxOutputTokens > 0 {
-		limit = fmt.Sprint(m.request.MaxOutputTokens)
+	if m.asked.MaxOutputTokens > 0 {
+		limit = fmt.Sprint(m.asked.MaxOutputTokens)
 	}
-	store := m.request.Store == nil || *m.request.Store
+	store := m.asked.Store == nil || *m.asked.Store
 	return fmt.Sprintf(`{"id":%q,"object":"response","created_at":1764000000,"status":%q,"background":false,`+
 		`"error":%s,"incomplete_details":%s,"instructions":%s,"max_output_tokens":%s,"model":%s,"output":[%s],`+
 		`"parallel_tool_calls":true,"previous_response_id":%s,"reasoning":{"effort":null,"summary":null},"store":%t,`+
 		`"temperature":1.0,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":%s,"top_p":1.0,`+
 		`"truncation":"disabled","usage":%s,"user":null,"metadata":{}}`,
-		m.id, status, fault, details, orElse(m.request.Instructions, "null"), limit, quoted(m.response.request.Model), output,
-		previous, store, orElse(m.request.Tools, "[]"), usage)
+		m.id, status, fault, details, orElse(m.asked.Instructions, "null"), limit, quoted(m.request.Model), output,
+		previous, store, orElse(m.asked.Tools, "[]"), usage)
 }
 
 func orElse(text json.RawMessage, other string) string { return cmp.Or(string(text), other) }
@@ -178,25 +178,25 @@ func orElse(text json.RawMessage, other string) string { return cmp.Or(string(te
 func (m *madeResponse) makeOutput() {
 	add := func(prefix, format string, values ...any) {
 		id := m.stored.newID(prefix)
-		m.output = append(m.output, item{id, fmt.Sprintf(format, append([]any{id}, values...)...)})
+		m.outputItems = append(m.outputItems, item{id, fmt.Sprintf(format, append([]any{id}, values...)...)})
 	}
 	if reasoning := m.conduct.Reasoning; reasoning != "" {
 		encrypted := ""
-		if slices.Contains(m.request.Include, "reasoning.encrypted_content") {
+		if slices.Contains(m.asked.Include, "reasoning.encrypted_content") {
 			encrypted = `,"encrypted_content":"Z0FBQUFB"`
 		}
 		add("rs", `{"id":%q,"type":"reasoning","summary":[%s]%s}`, summary(reasoning), encrypted)
 	}
-	if m.tool != "" {
+	if m.called != "" {
 		add("fc", `{"id":%q,"type":"function_call","status":"completed","call_id":"call_1","name":%s,"arguments":%s}`,
-			quoted(m.tool), quoted(toolArguments))
+			quoted(m.called), quoted(toolArguments))
 		return
 	}
 	status := "completed"
 	if m.status() == "incomplete" {
 		status = "incomplete"
 	}
-	add("msg", `{"id":%q,"type":"message","status":%q,"role":"assistant","content":[%s]}`, status, outputText(m.text))
+	add("msg", `{"id":%q,"type":"message","status":%q,"role":"assistant","content":[%s]}`, status, outputText(m.said))
 }
 
 func summary(s string) string { return `{"type":"summary_text","text":` + quoted(s) + `}` }
@@ -229,9 +229,9 @@ func (m *madeResponse) events(whole string) []event {
 	begun := m.object("in_progress", "", "null")
 	s.add(never, "response.created", `"response":%s`, begun)
 	s.add(never, "response.in_progress", `"response":%s`, begun)
-	for i, one := range m.output {
+	for i, one := range m.outputItems {
 		s.added, s.done = BeforeContent, BeforeContent
-		if i == len(m.output)-1 {
+		if i == len(m.outputItems)-1 {
 			s.done = InContent
 		}
 		prefix, _, _ := strings.Cut(one.id, "_")
@@ -241,7 +241,7 @@ func (m *madeResponse) events(whole string) []event {
 			send, begin = s.reasoning, `"type":"reasoning","summary":[]`
 		case "fc":
 			const call = `"type":"function_call","status":"in_progress","call_id":"call_1","arguments":"","name":`
-			send, begin = s.call, call+quoted(m.tool)
+			send, begin = s.call, call+quoted(m.called)
 		}
 		s.place = fmt.Sprintf(`"item_id":%q,"output_index":%d`, one.id, i)
 		s.add(s.added, "response.output_item.added", `"output_index":%d,"item":{"id":%q,%s}`, i, one.id, begin)
@@ -265,15 +265,15 @@ func (s *responseEvents) call() {
 	const name, half = "response.function_call_arguments.", len(toolArguments) / 2
 	s.delta(s.added, name+"delta", toolArguments[:half])
 	s.delta(s.done, name+"delta", toolArguments[half:])
-	s.add(s.done, name+"done", `%s,"name":%s,"arguments":%s`, s.place, quoted(s.tool), quoted(toolArguments))
+	s.add(s.done, name+"done", `%s,"name":%s,"arguments":%s`, s.place, quoted(s.called), quoted(toolArguments))
 }
 
 func (s *responseEvents) message() {
 	s.place += `,"content_index":0`
 	s.add(s.added, "response.content_part.added", `%s,"part":%s`, s.place, outputText(""))
 	for _, after := range s.contents() {
-		s.delta(after, "response.output_text.delta", s.response.text())
+		s.delta(after, "response.output_text.delta", s.text())
 	}
-	s.add(s.done, "response.output_text.done", `%s,"text":%s,"logprobs":[]`, s.place, quoted(s.text))
-	s.add(s.done, "response.content_part.done", `%s,"part":%s`, s.place, outputText(s.text))
+	s.add(s.done, "response.output_text.done", `%s,"text":%s,"logprobs":[]`, s.place, quoted(s.said))
+	s.add(s.done, "response.content_part.done", `%s,"part":%s`, s.place, outputText(s.said))
 }
