@@ -25,7 +25,7 @@ func anyModelTenant(t *testing.T, p *providertest.Provider, tokens int) string {
 	kind := func(name string, paths ...string) string {
 		all := make([]string, len(paths))
 		for i, path := range paths {
-			all[i] = endpointJSON(p, fmt.Sprintf("%s-%d", name, i), path, `,"bytes_per_token":3,"server_tools":"drop"`)
+			all[i] = endpointJSON(p, fmt.Sprintf("%s-%d", name, i), path, `,"bytes_per_token":3,"server_tools":"drop","image_tokens":100`)
 		}
 		return fmt.Sprintf(`%q:{"endpoints":{%s}}`, name, strings.Join(all, ","))
 	}

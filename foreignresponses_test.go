@@ -31,7 +31,7 @@ func (s *storedTest) store(t *testing.T, u user, model, members string) (id stri
 	t.Helper()
 	body := fmt.Sprintf(`{"model":%q,"input":%q%s}`, model, secret, members)
 	got := s.do(t, "POST", "/"+u.tenant+responsesPath, body, bearer(u.key))
-	got.want(t, 200, "")
+	got.wantSuccess(t)
 	var response struct {
 		ID     string
 		Output []struct{ ID string }
@@ -43,6 +43,14 @@ func (s *storedTest) store(t *testing.T, u user, model, members string) (id stri
 		items = append(items, item.ID)
 	}
 	return response.ID, items
+}
+
+// wantSuccess checks that a provider's response has come.
+func (got reply) wantSuccess(t *testing.T) {
+	t.Helper()
+	if got.status != 200 {
+		t.Fatalf("got %d %s", got.status, got.body)
+	}
 }
 
 // percent returns text with every byte percent-encoded.
@@ -173,17 +181,17 @@ func TestForeignResponses(t *testing.T) {
 	// The owner's other key still reaches all of it.
 	second := user{tenant: one, key: s.issue(t, one, name)}
 	for _, path := range []string{s.response, percent(s.response), s.response + "/input_items"} {
-		s.do(t, "GET", "/"+one+responsesPath+"/"+path, "", bearer(second.key)).want(t, 200, "")
+		s.do(t, "GET", "/"+one+responsesPath+"/"+path, "", bearer(second.key)).wantSuccess(t)
 	}
 	for _, route := range []string{"", "/compact", "/input_tokens"} {
 		for _, body := range []string{
 			fmt.Sprintf(`{"input":"more","previous_response_id":%q}`, s.response),
 			fmt.Sprintf(`{"input":[{"type":"item_reference","id":"%s"}]}`, escaped(s.items[0])),
 		} {
-			s.do(t, "POST", "/"+one+responsesPath+route, body, bearer(second.key)).want(t, 200, "")
+			s.do(t, "POST", "/"+one+responsesPath+route, body, bearer(second.key)).wantSuccess(t)
 		}
 	}
-	s.do(t, "DELETE", "/"+one+responsesPath+"/"+s.response, "", bearer(second.key)).want(t, 200, "")
+	s.do(t, "DELETE", "/"+one+responsesPath+"/"+s.response, "", bearer(second.key)).wantSuccess(t)
 }
 
 // A response that comes from the cache has the ID of no response that is stored, and a request that names a stored one
@@ -209,9 +217,9 @@ func TestForeignResponsesCache(t *testing.T) {
 		}
 	}
 	const unstored = `{"model":"m","input":"more","store":false}`
-	create(one, unstored).want(t, 200, "")
+	create(one, unstored).wantSuccess(t)
 	hit := create(other, unstored)
-	if hit.want(t, 200, ""); hit.header.Get("X-Cache") != "HIT" {
+	if hit.wantSuccess(t); hit.header.Get("X-Cache") != "HIT" {
 		t.Fatalf("X-Cache is %q", hit.header.Get("X-Cache"))
 	}
 	id := hit.text(t, "id")
@@ -220,7 +228,7 @@ func TestForeignResponsesCache(t *testing.T) {
 	}
 	first, _ := s.store(t, one, "m", "")
 	continued := fmt.Sprintf(`{"model":"m","input":"more","store":false,"previous_response_id":%q}`, first)
-	create(one, continued).want(t, 200, "")
+	create(one, continued).wantSuccess(t)
 	before := len(s.provider.Requests())
 	for name, got := range map[string]reply{
 		"the ID of a hit":               s.do(t, "GET", "/"+tenant+responsesPath+"/"+id, "", bearer(other.key)),
