@@ -90,7 +90,7 @@ func TestIntegrationClients(t *testing.T) {
 		{"openaiTools", vercel, withTool, 36},
 		{"openaiTurns", vercel, `"returned":{"content":"word ünd ","usage":[18,25]}`, 18 + 25}, // it refers to the first response
 		{"openaiEmbed", vercel, `"returned":{"embedding":` + vector + `,"usage":11}`, 11},
-		{"openaiTranscribe", vercel, `"returned":"word ünd "`, 3},
+		{"openaiTranscribe", vercel, `"returned":"word ünd "`, 18},
 		{"openaiSpeech", vercel, `"returned":{"type":"audio/mpeg","bytes":18}`, len([]rune("How is the weather in Zürich?"))},
 		{"openaiImage", vercel, `"returned":["iVBORw0KGgoA"]`, 18},
 		{"agents", agents, withTool, 36},
