@@ -76,6 +76,9 @@ func TestIntegrationCodex(t *testing.T) {
 				t.Errorf("the provider got %d requests, want %d", len(requests), test.requests)
 			}
 			for _, r := range requests {
+				if r.Header.Get("Originator") != "codex_exec" || r.Header.Get("Session-Id") == "" {
+					t.Errorf("the provider got the headers %v", r.Header)
+				}
 				if strings.Contains(string(r.Body), `"web_search"`) {
 					t.Errorf("the provider got the tool that it would run: %s", r.Member(t, "tools"))
 				}

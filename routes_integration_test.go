@@ -18,18 +18,19 @@ func routesTenant(t *testing.T, p *providertest.Provider) string {
 	endpoint := func(name, path, members string) string {
 		return fmt.Sprintf(`"%s":{"url":"%s%s","api_key":"%s","default_model":"m",%s}`, name, p.URL, path, providertest.Key, members)
 	}
-	const whisper = `"whisper-1":{"second":4}`
+	const whisper, faulty = `"whisper-1":{"second":4}`, `"cut":{},"error":{},"busy":{}`
 	kinds := map[string]string{
 		"text": endpoint("responses", responsesPath,
-			`"models":{"gpt-6-luna":{},"gpt-6-sol":{"input":2,"cached_input":1,"cache_write":3,"output":4}}`),
-		"embeddings": endpoint("embeddings", "/v1/embeddings", `"models":{"text-embedding-3-small":{"input":2}}`),
+			`"models":{"gpt-6-luna":{},"gpt-6-sol":{"input":2,"cached_input":1,"cache_write":3,"output":4},`+faulty+`}`),
+		"embeddings": endpoint("embeddings", "/v1/embeddings", `"models":{"text-embedding-3-small":{"input":2},`+faulty+`}`),
 		"moderation": endpoint("moderation", "/v1/moderations", `"models":{"omni-moderation-latest":{"request":5}}`),
 		"images": endpoint("images", "/v1/images/generations",
 			`"image_tokens":100,"models":{"gpt-image-1":{"image_output":3}}`),
 		"transcription": endpoint("transcription", "/v1/audio/transcriptions",
-			`"models":{"gpt-4o-transcribe":{"audio_input":2,"output":3},`+whisper+`}`) + "," +
+			`"models":{"gpt-4o-transcribe":{"audio_input":2,"output":3},`+whisper+","+faulty+`}`) + "," +
 			endpoint("translation", "/v1/audio/translations", `"models":{`+whisper+`}`),
-		"speech": endpoint("speech", "/v1/audio/speech", `"models":{"tts-1":{"character":2},"gpt-4o-mini-tts":{"character":3}}`),
+		"speech": endpoint("speech", "/v1/audio/speech",
+			`"models":{"tts-1":{"character":2},"gpt-4o-mini-tts":{"character":3},`+faulty+`}`),
 	}
 	var providers []string
 	for kind, endpoints := range kinds {
@@ -85,14 +86,26 @@ func TestIntegrationRoutes(t *testing.T) {
 			charged: 33 * 2},
 		{Name: "speechStream", Model: "gpt-4o-mini-tts", charged: 3 * 3,
 			want: `"returned":{"types":["speech.audio.delta",…"speech.audio.done"],"usage":18}`},
-		{Name: "response without money", want: `"threw":"APIError","status":402,"code":"insufficient_quota",…`},
-		{Name: "embedding of another kind's model", Model: "gpt-6-luna",
-			want: `"threw":"NotFoundError","status":404,"code":"model_not_found",…`},
 	}
+	s.runRoutes(t, tenant, script, calls)
+	for _, call := range calls {
+		wantCharged(t, call)
+	}
+	for _, r := range p.Requests() {
+		if agent := r.Header.Get("User-Agent"); !regexp.MustCompile(`^OpenAI/JS 6\.`).MatchString(agent) {
+			t.Errorf("%s: the provider got the User-Agent %q", r.Path, agent)
+		}
+	}
+}
+
+// runRoutes makes the calls with a tenant, each with a key of its own, which is one of the group poor if that is its
+// model.
+func (s *service) runRoutes(t *testing.T, tenant, script string, calls []sdkCall) {
+	t.Helper()
 	for i := range calls {
 		group := "pro"
-		if strings.HasSuffix(calls[i].Name, "without money") {
-			group = "poor"
+		if calls[i].Model == "poor" {
+			group, calls[i].Model = "poor", ""
 		}
 		calls[i].Key = s.issue(t, tenant, fmt.Sprintf(`"userId":"u-%d","group":%q`, i, group))
 		calls[i].BaseURL = s.url + "/" + tenant
@@ -101,14 +114,28 @@ func TestIntegrationRoutes(t *testing.T) {
 		}
 	}
 	runSDK(t, script, calls)
-	for _, call := range calls {
-		if !strings.HasSuffix(call.Name, "without money") {
-			wantCharged(t, call)
-		}
-	}
-	for _, r := range p.Requests() {
-		if agent := r.Header.Get("User-Agent"); !regexp.MustCompile(`^OpenAI/JS 6\.`).MatchString(agent) {
-			t.Errorf("%s: the provider got the User-Agent %q", r.Path, agent)
-		}
-	}
+}
+
+// What goes wrong reaches a program as the error that the SDK has for it, and never as a response that is shorter.
+func TestIntegrationRoutesErrors(t *testing.T) {
+	script := compileCalls(t, "routes")
+	p := providertest.New(t)
+	p.On("cut", providertest.Conduct{Cut: providertest.InContent})
+	p.On("error", providertest.Conduct{Error: providertest.InContent})
+	p.On("busy", providertest.Refuse(429, "Retry-After: 7"))
+	s := newService(t)
+	s.runRoutes(t, routesTenant(t, p), script, []sdkCall{
+		{Name: "response without money", Model: "poor", want: `"threw":"APIError","status":402,"code":"insufficient_quota",…`},
+		{Name: "response of an unknown model", Model: "other", want: `"threw":"NotFoundError","status":404,"code":"model_not_found",…`},
+		{Name: "responseStream that is cut", Model: "cut", want: `"threw":"APIError",…`},
+		{Name: "responseStream with an error", Model: "error", want: `"threw":"Error: The provider gives up."`},
+		{Name: "responseStreamHelper that is cut", Model: "cut", want: `"threw":"…`},
+		{Name: "response of a busy provider", Model: "busy", want: `"threw":"RateLimitError","status":429,…"retryAfter":"7"`},
+		{Name: "embedding that is cut", Model: "cut", want: `"threw":"…`},
+		{Name: "embedding with a model of text", want: `"threw":"NotFoundError","status":404,"code":"model_not_found",…`},
+		{Name: "transcriptionSubtitles", Model: "whisper-1", want: `"threw":"BadRequestError","status":400,…`},
+		{Name: "transcriptionStream that is cut", Model: "cut", want: `"threw":"…`},
+		{Name: "speech that is cut", Model: "cut", want: `"threw":"…`},
+		{Name: "speech of a busy provider", Model: "busy", want: `"threw":"RateLimitError","status":429,…"retryAfter":"7"`},
+	})
 }

@@ -37,6 +37,7 @@ await run({
     const types = new Set<string>();
     for await (const event of stream) {
       types.add(event.type);
+      if (event.type === "error") throw new Error(event.message); // which the SDK leaves to the program
       if (event.type === "response.output_text.delta") content += event.delta;
       if (event.type === "response.completed") usage += event.response.usage?.total_tokens ?? 0;
     }
@@ -154,6 +155,11 @@ await run({
       model: call.model,
       response_format: "text",
     });
+  },
+
+  async transcriptionSubtitles(call) {
+    const body = { file: await recording(), model: call.model, response_format: "srt" as const };
+    return openai(call).audio.transcriptions.create(body);
   },
 
   async transcriptionVerbose(call) {
