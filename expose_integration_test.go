@@ -145,7 +145,8 @@ func TestIntegrationExposedRoutes(t *testing.T) {
 			{"POST", "/abc/auth/anonymous", 200}, {"GET", "/abc/auth/key", 200}, {"POST", "/abc/tokens/consume", 200},
 			{"GET", "/abc/v1/models", 200}, {"GET", "/abc/v1/models/gpt-4o", 200}, {"GET", "/abc/v1/models/a%2Fb?x=1", 404},
 			{"GET", "/abc/v1/models/..%2f..%2fadmin%2fconfig", 404}, {"GET", `/abc/v1/models/..\..\admin`, 404}, // names of models
-			{"GET", "/abc/auth/verify?tokens=1", 200}, {"POST", "/abc/v1/embeddings", 404}, {"GET", "/abc/v1/responses/x", 404},
+			{"GET", "/abc/auth/verify?tokens=1", 200}, {"POST", "/abc/v1/embeddings", 400}, {"GET", "/abc/v1/files", 404},
+			{"GET", "/abc/v1/responses/x", 404}, {"DELETE", "/abc/v1/responses/x", 404}, // not stored
 			{"POST", "/auth/anonymous", 400}, {"POST", "/tokens/consume", 400}, {"GET", "/v1/models", 400}, // no tenant default
 			{"DELETE", "/abc/tokens/holds/hold_11111111-2222-4333-8444-555555555555", 404},
 		} {
