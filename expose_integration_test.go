@@ -158,6 +158,19 @@ func TestIntegrationExposedRoutes(t *testing.T) {
 	})
 }
 
+// A client that tries a WebSocket first is told at once to do without, though the proxies take the upgrade out.
+func TestIntegrationExposedUpgrade(t *testing.T) {
+	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
+	key := s.issue(t, "abc", `"userId":"u","group":"stripe_basic"`)
+	forEachExposed(t, func(t *testing.T, start func(tollgate, admins string) *exposed) {
+		status, tollgates := start(s.address(), "203.0.113.0/24").status(t, exposedHost, "GET", "/abc/v1/responses", "", bearer(key),
+			"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+		if status != 426 || !tollgates {
+			t.Errorf("got %d, from tollgate: %t, want 426 from tollgate", status, tollgates)
+		}
+	})
+}
+
 // Admins reach their routes under the name for them, from their addresses, and no others.
 func TestIntegrationExposedAdmins(t *testing.T) {
 	s := newService(t, "REDIS_URL="+redistest.New(t).URL())
