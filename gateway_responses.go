@@ -71,14 +71,16 @@ func storedQueryOf(r *http.Request) (string, error) {
 // refuseWebSocket is the first step of GET /v1/responses. Nothing but HTTP is spoken there: clients that try a
 // WebSocket first, as Codex does, use POST at once when they get 426.
 func refuseWebSocket(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	isHandshake := len(r.Header["Sec-Websocket-Key"]) > 0 // nginx takes the header Upgrade out
 	for _, line := range r.Header["Upgrade"] {
-		if strings.Contains(strings.ToLower(line), "websocket") {
-			h := w.Header()
-			h["Upgrade"], h["Connection"] = []string{"HTTP/1.1"}, []string{"Upgrade"} // RFC 9110, section 15.5.22
-			return gateway.Error{Status: http.StatusUpgradeRequired, Message: "There is no WebSocket here: use POST"}
-		}
+		isHandshake = isHandshake || strings.Contains(strings.ToLower(line), "websocket")
 	}
-	return nil
+	if !isHandshake {
+		return nil
+	}
+	h := w.Header()
+	h["Upgrade"], h["Connection"] = []string{"HTTP/1.1"}, []string{"Upgrade"} // RFC 9110, section 15.5.22
+	return gateway.Error{Status: http.StatusUpgradeRequired, Message: "There is no WebSocket here: use POST"}
 }
 
 // listResponses responds to GET /v1/responses without a WebSocket: responses are not listed.

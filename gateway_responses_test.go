@@ -131,6 +131,7 @@ func TestResponsesRefusals(t *testing.T) {
 		text         string
 	}{
 		{"GET", "", []string{"Upgrade: websocket", "Connection: Upgrade"}, 426, `"error":{"message":"There is no WebSocket`},
+		{"GET", "", []string{"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}, 426, "There is no WebSocket"}, // behind nginx
 		{"GET", "", []string{bearer(g.key)}, 405, `"error":{"message":"Method not allowed"`},
 		{"GET", "", nil, 401, "No API key"},
 		{"PUT", "", nil, 405, "Method not allowed"},
