@@ -68,9 +68,10 @@ func TestIntegrationPromtool(t *testing.T) {
 	}
 }
 
-// The linter that most users of OpenAPI documents know finds nothing.
+// The linter that most users of OpenAPI documents know finds nothing, but for the GET that always refuses.
 func TestIntegrationOpenAPILint(t *testing.T) {
-	lint := exec.Command(program(t, "npx"), "--yes", "@redocly/cli@2.77.0", "lint", "--max-problems=20", "openapi.json")
+	lint := exec.Command(program(t, "npx"), "--yes", "@redocly/cli@2.77.0", "lint", "--max-problems=20",
+		"--skip-rule=operation-2xx-response", "openapi.json")
 	lint.Env = append(os.Environ(), "REDOCLY_TELEMETRY=off", "REDOCLY_SUPPRESS_UPDATE_NOTICE=true")
 	out, err := lint.CombinedOutput()
 	if clean := "Your API description is valid"; err != nil || !strings.Contains(string(out), clean) ||
