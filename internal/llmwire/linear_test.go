@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // hostileBytes is the size of the documents that are made to be slow to read.
@@ -337,4 +338,53 @@ func BenchmarkHostileStream(b *testing.B) {
 			}
 		})
 	}
+}
+
+// Names in another case are compared with those that are read as fast as others are looked up.
+func TestLinearCases(t *testing.T) {
+	const most = 5 // times; 1.5 are usual
+	for _, f := range formats {
+		if f.request == nil {
+			continue
+		}
+		eachShape(f.request, make(map[*jsonShape[Request]]bool), func(shape *jsonShape[Request]) {
+			for name := range shape.members {
+				if name != strings.ToLower(name) || len(name) >= maxFolded {
+					t.Errorf("%s.%s has capitals, or more than %d letters", shape.path, name, maxFolded-1)
+				}
+			}
+		})
+	}
+	read := func(name string) time.Duration {
+		const n = 20_000
+		body := []byte(`{"model":"m","messages":[{"role":"user","content":"x"` + strings.Repeat(`,"`+name+`":0`, n) + `}]}`)
+		began := time.Now()
+		if _, err := ReadRequest(OpenAIChat, body); err != nil {
+			t.Error(err)
+		}
+		return time.Since(began)
+	}
+	for _, name := range []string{"A", "é"} {
+		usual, slow := time.Hour, time.Hour
+		for i := 0; i < 5 || i < 100 && slow > most*usual; i++ { // until nothing else has slowed it down
+			usual, slow = min(usual, read("a")), min(slow, read(name))
+		}
+		if slow > most*usual {
+			t.Errorf("%s takes %v, a takes %v", name, slow, usual)
+		}
+	}
+}
+
+// eachShape calls f with a shape and all shapes in it, each once.
+func eachShape[T any](shape *jsonShape[T], seen map[*jsonShape[T]]bool, f func(*jsonShape[T])) {
+	if shape == nil || seen[shape] {
+		return
+	}
+	seen[shape] = true
+	f(shape)
+	for _, member := range shape.members {
+		eachShape(member, seen, f)
+	}
+	eachShape(shape.elements, seen, f)
+	eachShape(shape.other, seen, f)
 }

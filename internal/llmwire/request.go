@@ -1,7 +1,6 @@
 package llmwire
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -220,7 +219,7 @@ func (r *Request) checkMemberCase(object *jsonShape[Request], name []byte, _ jso
 	r.checkCase(object, name)
 }
 
-// checkCase refuses the name of a member that differs only in case from one that is read.
+// checkCase refuses the name of a member that differs only in case from one that is read. Those are in lower case.
 func (r *Request) checkCase(object *jsonShape[Request], name []byte) {
 	isLower := true
 	for _, c := range name {
@@ -229,11 +228,32 @@ func (r *Request) checkCase(object *jsonShape[Request], name []byte) {
 	if isLower {
 		return
 	}
-	for exact, shape := range object.members {
-		if bytes.EqualFold(name, []byte(exact)) {
-			r.fail("%s must be spelled %s", memberName{object.path, string(name)}, shape.path)
-		}
+	var room [maxFolded]byte
+	if shape := object.members[string(appendFolded(room[:0], name))]; shape != nil {
+		r.fail("%s must be spelled %s", memberName{object.path, string(name)}, shape.path)
 	}
+}
+
+// maxFolded is more bytes than any name has that is read.
+const maxFolded = 64
+
+// appendFolded appends the first maxFolded letters of a name in lower case, and 0x80 for each that is not in ASCII. The
+// letters ſ and K (U+212A) are s and k in another case.
+func appendFolded(to, name []byte) []byte {
+	for i := 0; i < len(name) && len(to) < maxFolded; {
+		c, size := utf8.DecodeRune(name[i:])
+		i += size
+		switch {
+		case 'A' <= c && c <= 'Z':
+			c += 'a' - 'A'
+		case c == 'ſ':
+			c = 's'
+		case c == '\u212a':
+			c = 'k'
+		}
+		to = append(to, byte(min(c, utf8.RuneSelf)))
+	}
+	return to
 }
 
 // String returns the member's path.
