@@ -2,6 +2,9 @@ package llmwire
 
 import "bytes"
 
+// maxItemIDBytes bounds the IDs of the items of a response together, whose memory nobody counts: OpenAI's have 54 bytes.
+const maxItemIDBytes = 64 << 10
+
 // responsesReport are the members of responses and of the events of their streams. An event has the response so far, an
 // item of its output, or a delta of one. The items of a response are its content. In a stream they repeat the deltas,
 // and count only as far as those have left something out.
@@ -190,17 +193,21 @@ func (r *Report) readResponseID(v jsonValue) {
 
 func (r *Report) readItemID(v jsonValue) {
 	id := r.modelName(v.text)
-	if len(id) == 0 || len(r.ItemIDs) == maxReferences {
+	if len(id) == 0 || r.hasItem[string(id)] || len(r.ItemIDs) == maxReferences || r.itemIDBytes+len(id) > maxItemIDBytes {
 		return
 	}
-	// The index can have more than ItemIDs, of which a Stream forgets what it has read in vain.
-	if at, ok := r.itemAt[string(id)]; ok && at < len(r.ItemIDs) && r.ItemIDs[at] == string(id) {
-		return
-	}
-	if r.itemAt == nil {
-		r.itemAt = make(map[string]int)
+	if r.hasItem == nil {
+		r.hasItem = make(map[string]bool)
 	}
 	name := string(id)
-	r.itemAt[name] = len(r.ItemIDs)
+	r.hasItem[name] = true
 	r.ItemIDs = append(r.ItemIDs, name)
+	r.itemIDBytes += len(name)
+}
+
+// forgetItems forgets the IDs of items beyond the first n.
+func (r *Report) forgetItems(n int) {
+	for _, id := range r.ItemIDs[n:] {
+		delete(r.hasItem, id)
+	}
 }

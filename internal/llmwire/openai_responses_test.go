@@ -398,3 +398,23 @@ func TestItemIDs(t *testing.T) {
 		t.Errorf("a chat completion has %s and %v", r.ResponseID, r.ItemIDs)
 	}
 }
+
+// The IDs that are noted of a response take little memory, whatever the provider sends.
+func TestItemIDBounds(t *testing.T) {
+	long := make([]string, 1000)
+	for i := range long {
+		long[i] = fmt.Sprintf(`{"item":{"id":"%0250d"}}`, i)
+	}
+	if r := readAll(t, OpenAIResponses, long...); len(r.ItemIDs) != maxItemIDBytes/250 || len(r.hasItem) != len(r.ItemIDs) {
+		t.Errorf("%d IDs of 250 bytes are noted, want %d", len(r.ItemIDs), maxItemIDBytes/250)
+	}
+	s := &Stream{Report: Report{Format: OpenAIResponses}}
+	relay(s, []byte(`data: {"item":{"id":"kept"}}`+"\n\n"))
+	for i := range 3 * maxReferences { // lines that are no object together, and none of which is one
+		relay(s, fmt.Appendf(nil, "data: {\ndata: \"item\":{\"id\":\"kept\"},\"item\":{\"id\":\"x%d\"},\n\n", i))
+	}
+	relay(s, []byte(`data: {"item":{"id":"kept"}}`+"\n\n"))
+	if got := s.Report.ItemIDs; len(got) != 1 || len(s.Report.hasItem) != 1 {
+		t.Errorf("got %d IDs and an index of %d, want 1", len(got), len(s.Report.hasItem))
+	}
+}

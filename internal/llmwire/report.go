@@ -24,8 +24,8 @@ type Report struct {
 	Model  string // that is named last, of at most 256 bytes; "" if none is
 
 	// ResponseID is the ID of the response, and ItemIDs are those of the items of its output, each once: at most 2,000 of
-	// at most 256 bytes, only of a format whose responses the provider keeps. Those of a stream are known before its end
-	// event is, also if that is too long to be read at once.
+	// at most 256 bytes, 64 KiB together, only of a format whose responses the provider keeps. Those of a stream are
+	// known before its end event is, also if that is too long to be read at once.
 	ResponseID string
 	ItemIDs    []string
 
@@ -43,6 +43,7 @@ type Report struct {
 	searches     int64       // that were seen, or reported beside the usage
 
 	searchesBegun, searchesEnded int64 // in a stream
+	itemIDBytes                  int   // of ItemIDs
 	itemsEnd                     int64 // bytes of content when the last item of a stream was complete
 
 	walker     jsonWalker[Report]
@@ -51,7 +52,7 @@ type Report struct {
 	iterations *iterationsRead // in that usage; nil before the first ones
 	name       []byte          // what the last name of a model with escapes spells
 	response   responseRead    // what is read of one of OpenAI's other API
-	itemAt     map[string]int  // where ItemIDs has an ID
+	hasItem    map[string]bool // the IDs in ItemIDs
 	parts      *partReader     // nil if no object was read in parts
 }
 

@@ -304,6 +304,7 @@ func (s *Stream) readLines(event []byte) (isUsage bool) {
 	if err == nil {
 		return isUsage
 	}
+	s.Report.forgetItems(len(before.ItemIDs))
 	s.Report = before
 	for line := range s.data(event) {
 		s.read(line)
