@@ -74,7 +74,10 @@ var responsesMembers = jsonTable[Request]{
 
 	"messages[].encrypted_content": {read: (*Request).readEncrypted},
 
-	"tools[].environment":      {enter: (*Request).beginEnvironment, read: (*Request).endEnvironment},
+	"tools[].tools": {read: (*Request).readArray},
+	"tools[].environment": {
+		enter: (*Request).beginEnvironment, read: (*Request).endEnvironment, each: (*Request).checkMemberCase,
+	},
 	"tools[].environment.type": {read: (*Request).readEnvironmentType},
 	"tools[].execution":        {read: (*Request).readExecution},
 	"tools[].output_schema":    {read: (*Request).readSchema},
@@ -111,6 +114,8 @@ type inputItem struct {
 	encrypted int64 // bytes of what only the provider can read
 	result    int64 // bytes of the result of a tool
 	members   uint8 // a bit for each of uniqueMembers that was read
+
+	hasContent bool // it has a member beside these, but for its status
 }
 
 // uniqueMembers are the members that an item may not have twice, since another parser could read the other one.
@@ -124,13 +129,15 @@ func (r *Request) beginItem() {
 // item returns the innermost item that is being read.
 func (r *Request) item() *inputItem { return &r.items[len(r.items)-1] }
 
-func (r *Request) checkItemMember(object *jsonShape[Request], name []byte, _ jsonValue) {
+func (r *Request) checkItemMember(object *jsonShape[Request], name []byte, v jsonValue) {
+	item := r.item() // or, if the member is a part, that
 	at := slices.IndexFunc(uniqueMembers[:], func(unique string) bool { return string(name) == unique })
 	if at < 0 {
+		item.hasContent = item.hasContent || !v.isNull() && string(name) != "status"
 		r.checkCase(object, name)
 		return
 	}
-	item, bit := r.item(), uint8(1)<<at
+	bit := uint8(1) << at
 	if item.members&bit != 0 {
 		r.fail("%s is duplicated", memberName{object.path, uniqueMembers[at]})
 	}
@@ -183,26 +190,30 @@ func (r *Request) endItem(v jsonValue) {
 		r.readReferenceTo(item.id)
 	}
 	r.items = r.items[:len(r.items)-1]
+	if len(r.items) > 0 && !v.isNull() {
+		r.item().hasContent = true
+	}
 	r.endPart(v)
 }
 
 // isReference reports whether the provider looks an item up by its ID. OpenAI does so with reasoning and images that
-// are not in the body, and what a type means that is not known here is not known either.
+// are not in the body. What a type means that is not known here is not known either, and an item with nothing in it has
+// its content elsewhere.
 func (r *Request) isReference(item *inputItem) bool {
 	if item.kind.text == nil {
-		return !item.hasRole
+		return !item.hasRole || !item.hasContent
 	}
 	switch kind := unquoted(item.kind.text); string(kind) {
 	case "":
-		return !item.hasRole
+		return !item.hasRole || !item.hasContent
 	case "item_reference":
 		return true
-	case "reasoning":
+	case "reasoning", "compaction":
 		return item.encrypted == 0
 	case "image_generation_call":
 		return item.result == 0
 	default:
-		return !r.knowsPart(kind)
+		return !item.hasContent || !r.knowsPart(kind)
 	}
 }
 
