@@ -234,6 +234,9 @@ func (r *Request) readField(f *formField) {
 	} else if !f.isFile && !utf8.Valid(value) {
 		r.fail("%s is not valid UTF-8", strict.Shorten(f.name))
 	}
+	if !f.isFile && !strings.HasPrefix(f.name, "known_speaker_references") { // which count as sounds
+		r.input.text += int64(len(value))
+	}
 	switch r.rules.members.of([]byte(f.name)) {
 	case known:
 	case ruled:

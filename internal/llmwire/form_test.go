@@ -338,3 +338,28 @@ func FuzzReadForm(f *testing.F) {
 		}
 	})
 }
+
+// A model may read the text of all fields, which is held as far as it is long.
+func TestHeldFields(t *testing.T) {
+	long := strings.Repeat("x", freeFieldBytes-3)
+	for _, test := range []struct {
+		body string
+		want int64
+	}{
+		{form(), 0},
+		{form(textField("model", "m"), textField("prompt", long)), 0},
+		{form(textField("model", "m"), textField("prompt", long+"xx")), 0},
+		{form(textField("model", "m"), textField("prompt", long+"xxx")), 1},
+		{form(textField("prompt", long), textField("keywords[]", "123"), textField("keywords[]", "1234567890")), 4},
+		{form(textField("invented", strings.Repeat("x", freeFieldBytes)), textField("language", "en")), 1},
+		{form(textField("known_speaker_references[]", "data:audio/wav;base64,"+long+long)), 0},
+	} {
+		r, err := readForm(OpenAITranscriptions, formType, test.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.HeldInput(Holding{BytesPerToken: 3}); got != test.want {
+			t.Errorf("%.200q: %d tokens are held, want %d", test.body, got, test.want)
+		}
+	}
+}

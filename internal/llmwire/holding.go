@@ -8,6 +8,7 @@ const (
 	unknownFile     = 200_000 // tokens of a file whose size is not known, if nothing else bounds it
 	messageTokens   = 4       // estimated for what is around a message
 	bytesOfEstimate = 4       // of text in a token
+	freeFieldBytes  = 1 << 10 // of the text in the fields of a form, about what whisper-1 reads of a prompt
 )
 
 // An inputSize is what has been counted of the input of a request.
@@ -36,19 +37,22 @@ const (
 	bodyInput  heldInput = iota // all of its body
 	textInput                   // what the model reads of it, or all of the body if a part is not known
 	noInput                     // nothing
-	soundInput                  // nothing: the seconds of its sound have a price of their own
+	soundInput                  // long texts in its fields: the seconds of its sound have a price of their own
 )
 
 // HeldInput returns the input tokens to hold for the request: one for each BytesPerToken bytes of its body without the
 // base64 of media, MediaTokens for each image and sound, and for each document, file and video FileTokens or, if that
 // is less, one for each BytesPerToken bytes of its data in the body; 600 if there are tools, or 3,000 if the provider
 // has defined one of those that the client runs; and KeptTokens; at most MaxInput. Of a request for images only the
-// prompt counts, of those for moderations, speech and transcripts nothing.
+// prompt counts, of one for a transcript the text of its fields beyond 1 KiB, of those for moderations and speech
+// nothing.
 func (r *Request) HeldInput(h Holding) int64 {
 	size := int64(len(r.body)) - r.input.base64
 	switch held := formats[r.Format].held; {
-	case held == noInput, held == soundInput:
+	case held == noInput:
 		return 0
+	case held == soundInput:
+		size = max(0, r.input.text-freeFieldBytes)
 	case held == textInput && len(r.Unknown) == 0:
 		size = r.input.text
 	}
