@@ -358,7 +358,9 @@ func (x *exchange) relayEvents(response *http.Response) error {
 		return x.interrupted(err)
 	}
 	x.settle()
-	x.keepState() // of one that broke off the client may know the ID
+	if context.Cause(x.ctx) != errClientGone { // then what the provider has generated since is not paid for
+		x.keepState() // of one that broke off the client may know the ID
+	}
 	if err != nil {
 		return x.relay.abort(x.interrupted(err))
 	}

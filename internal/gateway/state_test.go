@@ -144,6 +144,29 @@ func TestKeepStateUnlocked(t *testing.T) {
 	}
 }
 
+// A stream that is cancelled, since its client has gone, costs what was seen of it: the client gets nothing more.
+func TestKeepStateCancelled(t *testing.T) {
+	t.Parallel()
+	g := newFormatted(t, llmwire.OpenAIResponses, `,"on_hangup":"cancel"`, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = fmt.Fprint(w, `data: {"type":"response.created","response":{"id":"resp_1"}}`+"\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	ctx, hangUp := context.WithCancel(t.Context())
+	r, _ := http.NewRequestWithContext(ctx, "POST", g.url, strings.NewReader(`{"stream":true}`))
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hangUp()
+	_ = response.Body.Close()
+	<-g.errors
+	if got := g.states.ids(); len(got) > 0 {
+		t.Errorf("got %q", got)
+	}
+}
+
 // What a request goes on from counts once: all of the response that it continues, and the output of others.
 func TestKeptTokens(t *testing.T) {
 	t.Parallel()
