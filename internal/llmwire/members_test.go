@@ -98,6 +98,8 @@ func TestUnknownMembers(t *testing.T) {
 		{`"guided_json":{}`, "-", "guided_json"}, {`"random_seed":1`, "-", "random_seed"}, {`"modalities":[]`, "-", "modalities"},
 		{`"prompt_cache_options":{"mode":"explicit","ttl":"30m"}`, "-", "prompt_cache_options"},
 		{`"prompt_cache_options":{"ttl":"12h"}`, "prompt_cache_options", ""},
+		{`"prompt_cache_options":{"comparison_response_id":"a"}`, "prompt_cache_options", ""},
+		{`"prompt_cache_options":{"comparison_response_id":null}`, "-", "prompt_cache_options"},
 		{`"messages":[{"content":[{"type":"text","prompt_cache_breakpoint":{"ttl":"30m"}}]}]`, "-", ""},
 		{`"messages":[{"content":[{"type":"text","prompt_cache_breakpoint":{"ttl":"12h"}}]}]`, "prompt_cache_options", ""},
 		{`"system":"x"`, "system", "-"}, {`"context_management":{}`, "context_management", "-"},

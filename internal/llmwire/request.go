@@ -177,6 +177,8 @@ var requestMembers = joined(jsonTable[Request]{
 	"prompt_cache_options":     {each: (*Request).checkMemberCase},
 	"prompt_cache_options.ttl": {read: (*Request).readPromptTTL},
 
+	"prompt_cache_options.comparison_response_id": {read: (*Request).readComparison},
+
 	// What the model reads beside the messages.
 	"documents":          {read: (*Request).readSchema},
 	"guided_json":        {read: (*Request).readSchema},
@@ -386,6 +388,13 @@ func (r *Request) readCacheTTL(v jsonValue) {
 // usage does not tell the two apart.
 func (r *Request) readPromptTTL(v jsonValue) {
 	if !v.isNull() && string(unquoted(v.text)) != "30m" {
+		r.addUnknown("prompt_cache_options")
+	}
+}
+
+// readComparison reads the ID of a response that the provider keeps, which may be anybody's.
+func (r *Request) readComparison(v jsonValue) {
+	if !v.isNull() {
 		r.addUnknown("prompt_cache_options")
 	}
 }
