@@ -2,7 +2,7 @@ package llmwire
 
 import "bytes"
 
-// maxItemIDBytes bounds the IDs of the items of a response together, whose memory nobody counts: OpenAI's have 54 bytes.
+// maxItemIDBytes bounds the IDs of the items of a response together, whose memory nobody counts. OpenAI's have 54 each.
 const maxItemIDBytes = 64 << 10
 
 // responsesReport are the members of responses and of the events of their streams. An event has the response so far, an
