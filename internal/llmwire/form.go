@@ -23,6 +23,7 @@ type formField struct {
 	name     string
 	isFile   bool
 	fileName string
+	header   span // without the line end behind it
 	value    span
 }
 
@@ -119,23 +120,23 @@ func (r *Request) readFields() error {
 		if err != nil {
 			return err
 		}
-		field.value.from += at
-		field.value.to += at
+		field.header = span{at + field.header.from, at + field.header.to}
+		field.value = span{at + field.value.from, at + field.value.to}
 		r.fields = append(r.fields, field)
 		at += size + len(dashes)
 	}
 }
 
-// readFormField reads what is between two boundaries. The span is that in part.
+// readFormField reads what is between two boundaries. Its spans are those in part.
 func readFormField(part []byte) (f formField, err error) {
 	const end = "\r\n\r\n"
 	size := bytes.Index(part[:min(len(part), maxFieldHeader)], []byte(end))
 	if size < 0 || string(part[:2]) != "\r\n" {
 		return f, fmt.Errorf("a field has no header of at most %d bytes, or no line behind its boundary", maxFieldHeader)
 	}
-	f.value = span{size + len(end), len(part)}
+	f.header, f.value = span{len("\r\n"), max(size, len("\r\n"))}, span{size + len(end), len(part)}
 	seen := make(map[string]bool, 4)
-	for line := range strings.SplitSeq(string(part[2:max(size, 2)]), "\r\n") {
+	for line := range strings.SplitSeq(string(part[f.header.from:f.header.to]), "\r\n") {
 		name, value, found := strings.Cut(line, ":")
 		name, value = strings.ToLower(name), strings.Trim(value, " ")
 		if seen[name] || strings.ContainsFunc(line, func(c rune) bool { return c < ' ' || c == 0x7f }) {

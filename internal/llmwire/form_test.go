@@ -80,9 +80,6 @@ func TestReadForm(t *testing.T) {
 		if got != test.want {
 			t.Errorf("%s: got %s\nwant %s", name, got, test.want)
 		}
-		if pieces := bytes.Join(r.Rewrite(Changes{}), nil); !r.WantsText() && string(pieces) != test.body {
-			t.Errorf("%s: forwarded as %q", name, pieces)
-		}
 	}
 }
 
@@ -223,9 +220,10 @@ func TestFormBoundary(t *testing.T) {
 	}
 }
 
-// A form is forwarded byte for byte, but for what changes.
+// A form is forwarded byte for byte, but for what changes, and for headers that some servers read otherwise.
 func TestRewriteForm(t *testing.T) {
 	t.Parallel()
+	const modelHeader = `Content-Disposition: form-data; name="model"`
 	for name, test := range map[string]struct {
 		body    string
 		changes Changes
@@ -240,6 +238,16 @@ func TestRewriteForm(t *testing.T) {
 		"text": {form(textField("response_format", "text")), Changes{Model: "m"},
 			form(textField("model", "m"), textField("response_format", "json"))},
 		"srt": {form(textField("response_format", "srt")), Changes{}, form(textField("response_format", "srt"))},
+		"any file": {field("--xY\r\n", `content-disposition:FORM-DATA; filename=a;name=file;`, "Content-Length: 6") + "--xYz--", Changes{},
+			field("--xY\r\n", `content-disposition:FORM-DATA; filename=a;name=file;`, "Content-Length: 6") + "--xYz--"},
+
+		// Servers that take a field for a file, or do not find it, would choose the model themselves.
+		"a type":      {form(field("m", modelHeader, "Content-Type: application/octet-stream")), Changes{}, form(textField("model", "m"))},
+		"no quotes":   {form(field("m", "Content-Disposition: form-data; name=model")), Changes{}, form(textField("model", "m"))},
+		"a semicolon": {form(field("m", modelHeader+";")), Changes{}, form(textField("model", "m"))},
+		"in capitals": {form(field("m", "CONTENT-DISPOSITION:form-data;NAME=\"model\"")), Changes{}, form(textField("model", "m"))},
+		"a length": {form(field("e/m", "Content-Length: 3", modelHeader), field("", `Content-Disposition: form-data; name=a `)),
+			Changes{Model: "m"}, form(textField("model", "m"), textField("a", ""))},
 		"an ID and a limit": {form(textField("model", "m")), Changes{Model: "m", SafetyID: "u", LimitMember: "max_tokens", Limit: 1},
 			form(textField("model", "m"))},
 	} {

@@ -202,6 +202,9 @@ var transcriptTextShape = newJSONShape(jsonTable[[]byte]{"text": {read: func(tex
 
 // changeForm makes all changes of a form.
 func (w *rewriter) changeForm(c Changes) {
+	for i := range w.r.fields {
+		w.setHeader(&w.r.fields[i])
+	}
 	if c.Model != "" && c.Model != w.r.Model {
 		w.setField("model", c.Model)
 	}
@@ -210,13 +213,27 @@ func (w *rewriter) changeForm(c Changes) {
 	}
 }
 
+// setHeader lets the header of a field that is no file be the one line that every server understands. Some take a field
+// with a type for a file, or pass over a name without quotes or with a semicolon behind it: another model would be
+// asked than the one that the form names. A Content-Length may be wrong once the value has changed.
+func (w *rewriter) setHeader(f *formField) {
+	header := formHeader(f.name)
+	if !f.isFile && string(w.r.body[f.header.from:f.header.to]) != header {
+		w.edits = append(w.edits, edit{f.header, header})
+	}
+}
+
+// formHeader returns the header of a field that is no file, as most clients write it.
+func formHeader(name string) string {
+	return "Content-Disposition: form-data; name=" + strconv.Quote(name)
+}
+
 // setField sets a field of a form, which is put before all others if the form does not have it.
 func (w *rewriter) setField(name, value string) {
 	if at, exists := w.r.at[memberName{"", name}]; exists {
 		w.edits = append(w.edits, edit{at, value})
 		return
 	}
-	const head = "\r\nContent-Disposition: form-data; name="
 	dashes := w.r.delimiter[len("\r\n"):]
-	w.edits = append(w.edits, edit{text: dashes + head + strconv.Quote(name) + "\r\n\r\n" + value + "\r\n"})
+	w.edits = append(w.edits, edit{text: dashes + "\r\n" + formHeader(name) + "\r\n\r\n" + value + "\r\n"})
 }
