@@ -2,7 +2,7 @@ package gateway
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"strconv"
@@ -22,7 +22,7 @@ const keepTimeout = 2 * time.Second // for remembering a response, before the en
 type State struct {
 	ID            string
 	Response      string // ID of the response that it is, or is an item of
-	Endpoint      string // which keeps it: a digest of its name and URL, in hex
+	Endpoint      string // which keeps it: a digest of its name and URL, in base64
 	Input, Output int64  // tokens that the response has used, with all that it went on from
 }
 
@@ -58,10 +58,11 @@ type StoredRequest struct {
 	Endpoints Endpoints // of which one keeps the response
 }
 
-// stateID returns the digest by which it is remembered that the endpoint keeps something.
+// stateID returns the digest by which it is remembered that the endpoint keeps something. Nobody can find two endpoints
+// with the same one: what a server of a tenant's own says to have kept would be fetched from the other one.
 func (e *Endpoint) stateID() string {
 	sum := sha256.Sum256(appendParts(nil, e.Name, e.rawURL))
-	return hex.EncodeToString(sum[:12])
+	return base64.RawURLEncoding.EncodeToString(sum[:24])
 }
 
 // keeping returns those of the endpoints that have a stateID: one or none of each kind.

@@ -119,6 +119,26 @@ func TestKeepState(t *testing.T) {
 	}
 }
 
+// The digest of an endpoint is too long for two with the same one to be found: that takes 2^(bits / 2) attempts.
+func TestStateID(t *testing.T) {
+	t.Parallel()
+	const url = "https://api.example.com/v1/responses"
+	seen := make(map[string]*Endpoint)
+	for _, e := range []*Endpoint{
+		{Name: "a", rawURL: url}, {Name: "b", rawURL: url}, {Name: "a", rawURL: url + "?a"}, {Name: "a1:", rawURL: url[1:]},
+		{rawURL: "a" + url}, {Name: "a" + url},
+	} {
+		id := e.stateID()
+		if got := 6 * len(id); got < 160 || strings.Contains(id, " ") {
+			t.Errorf("%s %s: got %q with %d bits, want 160 or more", e.Name, e.rawURL, id, got)
+		}
+		if other, exists := seen[id]; exists {
+			t.Errorf("%s %s has the ID of %s %s", e.Name, e.rawURL, other.Name, other.rawURL)
+		}
+		seen[id] = e
+	}
+}
+
 // While it is noted whose a response is, the client may hang up: the watchdogs are not held up.
 func TestKeepStateUnlocked(t *testing.T) {
 	t.Parallel()
