@@ -73,6 +73,13 @@ func TestStatesBounds(t *testing.T) {
 	if !has("brief") { // what is to last longer takes the others along
 		t.Error("the shorter time counts for all")
 	}
+	for _, key := range statesRedisKeys(tenant.id, owner) { // as an eviction does
+		testRedis.Do(t, "DEL", key)
+		keep(time.Hour, "brief")
+		if got := testRedis.Int(t, "PTTL", key); got < 1 {
+			t.Errorf("%s never expires: %d", key, got)
+		}
+	}
 	later := *tenant
 	later.generation = "g"
 	if _, err := s.States(in(5*time.Second), &later, owner, []string{"brief"}); !errors.Is(err, gateway.ErrNotKept) {

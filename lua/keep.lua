@@ -8,7 +8,6 @@
 --
 -- Returns the number of IDs that were forgotten because there were too many, the oldest first.
 
-local isNew = call('ZCARD', KEYS[2]) == 0
 local time = call('TIME')
 local now = string.format('%.0f', math.floor(time[1] * 1000 + time[2] / 1000))
 for first = 3, #ARGV, 1000 do -- Lua's stack bounds the arguments of a call
@@ -30,7 +29,7 @@ if surplus > 0 then
 	end
 end
 for i = 1, 2 do
-	if call('PEXPIRE', KEYS[i], ARGV[1], 'GT') == 0 and isNew then
+	if call('PEXPIRE', KEYS[i], ARGV[1], 'GT') == 0 and call('PEXPIRETIME', KEYS[i]) == -1 then
 		call('PEXPIRE', KEYS[i], ARGV[1])
 	end
 end
