@@ -123,7 +123,7 @@ func (p *price) held(q *llmwire.Request, input int64) heldPrice {
 
 func (r *rates) held(q *llmwire.Request) heldPrice {
 	h := heldPrice{input: max(r[kindInput], r[kindCachedInput]), output: r[kindOutput], known: r.known(q)}
-	if q.CacheWrite > llmwire.NotCached || q.Format != llmwire.AnthropicMessages {
+	if q.CacheWrite > llmwire.NotCached || q.Format.CachesUnasked() {
 		h.input = max(h.input, r[kindCacheWrite])
 	}
 	if q.CacheWrite == llmwire.CachedHour {

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 
-	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 )
 
@@ -44,9 +43,10 @@ func (e *Endpoint) anyMayReason() (any bool) {
 }
 
 // withoutCacheWrite returns the first model whose input and output have different prices, and whose writes to a cache
-// have none of their own, though the endpoint speaks Anthropic's format. It returns "" if there is no such model.
+// have none of their own, though the endpoint's format lets requests ask for these (Anthropic's, where a write is dearer
+// than other input). It returns "" if there is no such model.
 func (e *Endpoint) withoutCacheWrite() string {
-	if e.format != llmwire.AnthropicMessages {
+	if e.format.CachesUnasked() { // OpenAI's, where most models do not ask more for writes
 		return ""
 	}
 	for _, names := range [][]string{e.models, e.patterns} {

@@ -9,6 +9,7 @@ import (
 
 var anthropicMessages = format{
 	kind:            Text,
+	company:         "anthropic",
 	urlSuffix:       "/messages",
 	countPath:       "/count_tokens",
 	isOwnHost:       func(host string) bool { return strings.EqualFold(host, "api.anthropic.com") },

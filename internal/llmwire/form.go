@@ -27,9 +27,6 @@ type formField struct {
 	value    span
 }
 
-// TakesForm reports whether requests of the format are forms with a file. ReadForm reads these, ReadRequest others.
-func (f Format) TakesForm() bool { return formats[f].kind == Transcription }
-
 // ReadForm reads the body of a request that is a form (multipart/form-data, RFC 7578), whose Content-Type is given with
 // all of its values. The Request keeps the body, so nobody may change it afterwards.
 //

@@ -68,6 +68,9 @@ var formats = [...]*format{
 type format struct {
 	kind Kind
 
+	// company is whose API the format belongs to.
+	company string
+
 	// urlSuffix ends the path of the URL of each endpoint that has the format.
 	urlSuffix string
 
@@ -94,6 +97,9 @@ type format struct {
 	// event then reports it.
 	usageOption bool
 
+	// takesForm says that requests are forms with a file, and no JSON.
+	takesForm bool
+
 	// delivery says how the response is relayed if it is no stream of events.
 	delivery Delivery
 
@@ -104,8 +110,11 @@ type format struct {
 	// is counted.
 	held heldInput
 
-	// noOutput says that a response has no output tokens, and its usage none but those of the input.
-	noOutput bool
+	// output says what the output tokens of a response are.
+	output outputKind
+
+	// cachesUnasked says that a provider may write to its cache what the request does not ask it to keep.
+	cachesUnasked bool
 
 	// safetyID is the member of a request by which a provider can tell users apart.
 	safetyID memberName
@@ -115,6 +124,9 @@ type format struct {
 	rules   requestRules
 	request *jsonShape[Request]
 	report  *jsonShape[Report]
+
+	// complete, unless it is nil, is called when all of a request was read.
+	complete func(r *Request)
 
 	errorBody  func(status int, e errorText) []byte
 	errorEvent func(status int, message string) []byte
@@ -132,6 +144,15 @@ type format struct {
 	modelList func(models []Model, bodies []byte) []byte
 }
 
+// An outputKind is what output tokens are.
+type outputKind int
+
+const (
+	textOutput  outputKind = iota // text and, as far as the usage says so, other media
+	imageOutput                   // of images alone
+	noOutput                      // there are none: all tokens of a usage are input
+)
+
 // A Delivery is how a response is relayed that is no stream of events.
 type Delivery int
 
@@ -148,6 +169,13 @@ func (f Format) Delivery() Delivery { return formats[f].delivery }
 // Kind returns the kind of endpoints that have the format.
 func (f Format) Kind() Kind { return formats[f].kind }
 
+// TakesForm reports whether requests of the format are forms with a file. ReadForm reads these, ReadRequest others.
+func (f Format) TakesForm() bool { return formats[f].takesForm }
+
+// CachesUnasked reports whether a provider may write to its cache, which can have a price of its own, though a request
+// does not ask for it.
+func (f Format) CachesUnasked() bool { return formats[f].cachesUnasked }
+
 // HoldsIfUnreported reports whether a response without usage costs what was held for the request. Otherwise it costs an
 // estimate.
 func (f Format) HoldsIfUnreported() bool { return formats[f].holdIfUnreported }
@@ -158,7 +186,7 @@ func (f Format) ReportsUsage() bool { return formats[f].held != noInput }
 // SharesModels reports whether clients of the two formats ask for the same list of models: those of one company's API
 // do, whatever they want the models for.
 func (f Format) SharesModels(other Format) bool {
-	return formats[f].keyHeader == formats[other].keyHeader
+	return formats[f].company == formats[other].company
 }
 
 // FormatOf returns the format of an endpoint of a kind, by the end of its URL's path, and false if no format of that

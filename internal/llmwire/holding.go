@@ -70,7 +70,7 @@ func (r *Request) HeldInput(h Holding) int64 {
 // HeldOutput returns the output tokens to hold for each choice of a request whose format has no limit for them: those
 // of an image.
 func (r *Request) HeldOutput(h Holding) int64 {
-	if formats[r.Format].kind != Images {
+	if formats[r.Format].output != imageOutput {
 		return 0
 	}
 	return min(h.ImageTokens+r.partials*partialImageTokens, MaxTokens)

@@ -11,7 +11,8 @@ import (
 
 // openAI returns f with what it shares with the other formats of OpenAI.
 func openAI(f format) format {
-	f.isOwnHost = isOpenAI
+	f.company, f.isOwnHost = "openai", isOpenAI
+	f.cachesUnasked = true
 	f.keyHeader, f.keyPrefix = "Authorization", "Bearer "
 	f.requestIDHeader = "X-Request-Id"
 	f.errorBody = openAIErrorBody

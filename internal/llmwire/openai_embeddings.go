@@ -4,7 +4,7 @@ var openAIEmbeddings = openAI(format{
 	kind:      Embeddings,
 	urlSuffix: "/embeddings",
 	delivery:  AsItComes,
-	noOutput:  true,
+	output:    noOutput,
 	safetyID:  memberName{"", "user"},
 
 	rules: requestRules{members: newColumnTable(append(openAIEmbeddingsMembers, openAIMembers)...)},

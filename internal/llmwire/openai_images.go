@@ -18,6 +18,8 @@ var openAIImages = openAI(format{
 	delivery:         AsItComes,
 	holdIfUnreported: true,
 	held:             textInput,
+	output:           imageOutput,
+	complete:         (*Request).endImages,
 	safetyID:         memberName{"", "safety_identifier"},
 
 	rules: requestRules{members: newColumnTable(append(openAIImagesMembers, openAIMembers)...)},

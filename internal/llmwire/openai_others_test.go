@@ -289,14 +289,24 @@ func TestImageStream(t *testing.T) {
 	}
 }
 
-func TestSharesModels(t *testing.T) {
+// What the other packages ask of a format that has no test of its own.
+func TestFormatProperties(t *testing.T) {
+	isForm := []Format{OpenAITranscriptions, OpenAITranslations}
+	hasNoUsage := []Format{OpenAIModerations, OpenAISpeech}
 	for f := range formats {
 		format := Format(f)
-		if got, want := format.SharesModels(OpenAIChat), format != AnthropicMessages; got != want {
-			t.Errorf("%s shares models with chat: %v, want %v", format.URLSuffix(), got, want)
-		}
-		if got, want := format.ReportsUsage(), format != OpenAIModerations; got != want && format < OpenAITranscriptions {
-			t.Errorf("%s reports usage: %v, want %v", format.URLSuffix(), got, want)
+		for _, test := range []struct {
+			what      string
+			got, want bool
+		}{
+			{"shares models with chat", format.SharesModels(OpenAIChat), format != AnthropicMessages},
+			{"caches unasked", format.CachesUnasked(), format != AnthropicMessages},
+			{"takes forms", format.TakesForm(), slices.Contains(isForm, format)},
+			{"reports usage", format.ReportsUsage(), !slices.Contains(hasNoUsage, format)},
+		} {
+			if test.got != test.want {
+				t.Errorf("%s %s: got %v, want %v", format.URLSuffix(), test.what, test.got, test.want)
+			}
 		}
 	}
 }

@@ -36,6 +36,7 @@ func transcriptions(urlSuffix string, members ...listing) format {
 	return openAI(format{
 		kind:             Transcription,
 		urlSuffix:        urlSuffix,
+		takesForm:        true,
 		holdIfUnreported: true,
 		held:             soundInput,
 

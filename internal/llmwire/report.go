@@ -99,10 +99,10 @@ func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage,
 	}
 	used.Input, used.Output = min(used.Input, MaxTokens), min(used.Output, MaxTokens)
 	used.Searches = max(used.Searches, r.searches)
-	switch {
-	case f.noOutput:
+	switch f.output {
+	case noOutput:
 		used.Output, used.AudioOutput, used.ImageOutput = 0, 0, 0
-	case f.kind == Images:
+	case imageOutput:
 		used.AudioOutput, used.ImageOutput = 0, used.Output
 	}
 	if r.extra != nil {
@@ -114,7 +114,7 @@ func (r *Report) Used(n, estimatedInput int64) (used Usage, others []ModelUsage,
 
 // shareOf returns how much of a sum of tokens is input at most, if the usage does not say so, and it is estimated.
 func (f *format) shareOf(estimated int64) int64 {
-	if f.noOutput {
+	if f.output == noOutput {
 		return MaxTokens
 	}
 	return estimated
@@ -143,7 +143,7 @@ func (r *Report) knows(n int64) (input, output bool) {
 	used := r.usage.usage(0)
 	hasEnded := !r.isStream || r.Done || (r.Failed || r.HasFinished(n)) && (used.Output > 0 || r.ContentEvents == 0)
 	input, output = r.usage.sees()
-	output = output && hasEnded && r.seesOutput || formats[r.Format].noOutput
+	output = output && hasEnded && r.seesOutput || formats[r.Format].output == noOutput
 	return input && (used.Input > 0 || hasEnded && r.seesInput), output
 }
 
@@ -185,7 +185,7 @@ func (r *Report) IsReusable(n int64, ownLimit bool) bool {
 	if r.Failed || r.refused || r.Unread || !r.IsFinal(n) {
 		return false
 	}
-	if formats[r.Format].noOutput {
+	if formats[r.Format].output == noOutput {
 		return true
 	}
 	if !r.HasFinished(n) {

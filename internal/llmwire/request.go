@@ -132,8 +132,8 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 	}
 	r.ReasoningOff = r.ReasoningOff && !r.asksHidden
 	r.CanDropTools = r.tools.canDrop()
-	if formats[format].kind == Images {
-		r.endImages()
+	if complete := formats[format].complete; complete != nil {
+		complete(r)
 	}
 	return r, r.err
 }
