@@ -188,11 +188,16 @@ func (m *maker) item() (kind, item, delta, said string) {
 // responseEnd returns how a response ends.
 func (m *maker) responseEnd() string { return oneOf(m, "completed", "completed", "incomplete") }
 
-func (m *maker) wholeResponse() string {
-	usage := "null"
-	if m.final != nowhere {
-		usage = m.responseUsage(m.input, m.output)
+// finalUsage returns the usage with which a response ends, null without one.
+func (m *maker) finalUsage() string {
+	if m.final == nowhere {
+		return "null"
 	}
+	return m.responseUsage(m.input, m.output)
+}
+
+func (m *maker) wholeResponse() string {
+	usage := m.finalUsage()
 	switch {
 	case m.in(10):
 		return m.object(member("error", m.object(member("code", `"server_error"`), member("message", `"Overloaded"`))))
@@ -240,10 +245,7 @@ func (m *maker) responseStream() (events []string) {
 			progress(i, n)
 		}
 	}
-	usage := "null"
-	if m.final != nowhere {
-		usage = m.responseUsage(m.input, m.output)
-	}
+	usage := m.finalUsage()
 	switch {
 	case m.in(10):
 		add("error", m.maybe("code", "null"), member("message", `"Overloaded"`), m.maybe("param", "null"))

@@ -43,10 +43,10 @@ func (e *Endpoint) anyMayReason() (any bool) {
 }
 
 // withoutCacheWrite returns the first model whose input and output have different prices, and whose writes to a cache
-// have none of their own, though the endpoint's format lets requests ask for these (Anthropic's, where a write is dearer
-// than other input). It returns "" if there is no such model.
+// have no price, at an endpoint that writes only what a request asks it to: Anthropic's, who charges more for these. It
+// returns "" if there is no such model.
 func (e *Endpoint) withoutCacheWrite() string {
-	if e.format.CachesUnasked() { // OpenAI's, where most models do not ask more for writes
+	if e.format.CachesUnasked() {
 		return ""
 	}
 	for _, names := range [][]string{e.models, e.patterns} {

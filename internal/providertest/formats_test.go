@@ -30,12 +30,7 @@ func TestFormats(t *testing.T) {
 		function = `,"tools":[{"type":"web_search"},{"type":"function","name":"weather"}]`
 		usage    = `"usage":{"input_tokens":11,"input_tokens_details":{"cached_tokens":5,"cache_write_tokens":2},"output_tokens":7,`
 	)
-	for _, test := range []struct {
-		path, members string
-		status        int
-		has, hasNot   string
-		isCut         bool
-	}{
+	for _, test := range []responseTest{
 		{responses, ``, 200, usage, "", false},
 		{responses, `,"max_output_tokens":3`, 200, `"incomplete_details":{"reason":`, "", false},
 		{responses, stream, 200, "event: response.created\ndata: {\"type\":\"response.created\",\"sequence_number\":0,", "[DONE]", false},

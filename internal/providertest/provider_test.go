@@ -45,6 +45,14 @@ func wantResponse(t *testing.T, p *Provider, path, body string, header http.Head
 	}
 }
 
+// A responseTest is a request, and what its response has.
+type responseTest struct {
+	path, members string
+	status        int
+	has, hasNot   string
+	isCut         bool
+}
+
 // The provider speaks OpenAI Chat and Anthropic Messages, and each mishap comes at its moment.
 func TestProvider(t *testing.T) {
 	p := New(t)
@@ -56,12 +64,7 @@ func TestProvider(t *testing.T) {
 	p.On("thinking", Conduct{Reasoning: "hm"})
 	const tools, chatTools = `,"tools":[{"name":"weather"}]`, `,"tools":[{"type":"function","function":{"name":"weather"}}]`
 	const stream, streamUsage = `,"stream":true`, `,"stream":true,"stream_options":{"include_usage":true}`
-	for _, test := range []struct {
-		path, members string
-		status        int
-		has, hasNot   string
-		isCut         bool
-	}{
+	for _, test := range []responseTest{
 		{chat, ``, 200, `"usage":{"prompt_tokens":11,"completion_tokens":7,"total_tokens":18,`, "", false},
 		{chat, `,"n":2,"max_tokens":3`, 200, `"completion_tokens":6,`, `"finish_reason":"stop"`, false},
 		{chat, stream, 200, "\n\ndata: [DONE]\n\n", `"usage"`, false},

@@ -161,9 +161,6 @@ func Int(dst *int64, lo, hi int64) Rule {
 	}
 }
 
-// AnyInt accepts a whole number from 0 to MaxInt.
-func AnyInt(wrong *Problems, value []byte) bool { return Int(new(int64), 0, MaxInt)(wrong, value) }
-
 // Seconds accepts what Int accepts, and words its refusal for a duration in seconds.
 func Seconds(dst *int64, lo, hi int64) Rule {
 	return func(wrong *Problems, value []byte) bool {

@@ -130,11 +130,11 @@ func TestRules(t *testing.T) {
 	}{
 		"Bool":      {Bool(new(bool)), "must be true or false", []string{`true`, `false`}},
 		"AnyNumber": {AnyNumber, "must be a number", []string{`0`, `1`, `-1.5e3`, `100`, `101`}},
-		"AnyInt":    {AnyInt, "must be a whole number ≥ 0", []string{`0`, `1`, `100`, `101`}},
+		"Int":       {anyInt, "must be a whole number ≥ 0", []string{`0`, `1`, `100`, `101`}},
 		"Seconds":   {Seconds(new(int64), 1, 100), "must be a whole number of seconds from 1 to 100", []string{`1`, `100`}},
 		"AnyString": {AnyString, "must be a string", []string{`"a"`, `"true"`, `"1"`}},
 		"Number":    {Number(new(float64), 0, 100), "must be a number from 0 to 100", []string{`0`, `1`, `100`}},
-		"MapOf":     {MapOf(func(string) Rule { return AnyInt }), "must be an object", []string{`{}`, `{"a":1}`}},
+		"MapOf":     {MapOf(func(string) Rule { return anyInt }), "must be an object", []string{`{}`, `{"a":1}`}},
 		"ArrayOf":   {ArrayOf(MapOf(func(string) Rule { return nil })), "must be an array", []string{`[]`, `[{}]`}},
 		"Raw":       {Raw(new([]byte)), "", values},
 	} {
