@@ -68,7 +68,7 @@ type event struct {
 	model     string
 
 	tools        Counts // that tools have used beside the usage
-	repeats      int64  // bytes of content, of which those before may have been a part
+	repeats      int64  // bytes of content, which may include that of earlier events
 	searches     int64  // of the response
 	begins, ends bool   // a search
 }

@@ -10,9 +10,9 @@ import (
 
 var errNoJSON = errors.New("the response is not a JSON object")
 
-// relayAsItComes relays a response of which only the usage is read, however long it is. One that is complete within
-// maxEarly bytes, and within headerPatience from its first byte, is settled before it is sent: its header says what it
-// costs, and another endpoint is tried if it is an error.
+// relayAsItComes relays a response however long it is, and reads only its usage. One that is complete within maxEarly
+// bytes, and within headerPatience from its first byte, is settled before it is sent: its header says what it costs,
+// and another endpoint is tried if it is an error.
 func (x *exchange) relayAsItComes(response *http.Response) error {
 	if x.isCacheable() {
 		x.relay.collect(&collector{room: x.gateway.cache.collected.Claim(x.call.Tenant, x.call.User)})
@@ -62,8 +62,8 @@ func (l *relay) beginUsage(response *http.Response) {
 	l.isWhole, l.unsent = true, response
 }
 
-// receivedUsage relays a part of the response, or keeps it until the header is sent. It returns errNoJSON if what has
-// come by then does not begin an object.
+// receivedUsage relays a part of the response, or keeps it until the header is sent. It returns errNoJSON if the
+// response does not begin as an object does.
 func (l *relay) receivedUsage(part []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -103,8 +103,8 @@ func (l *relay) sendEarly() {
 	l.relayReported(early)
 }
 
-// isPatienceOver reports whether the header of a response is to be sent though little of it has come. Of one that is no
-// stream something must have come, and nothing that looks like an error: that is read whole, so that another endpoint
+// isPatienceOver reports whether the header of a response is to be sent though little of it has come. If it is not a
+// stream, something must have come that does not look like an error: an error is read whole, so that another endpoint
 // can be tried, and the key taken out. The caller holds l.mu.
 func (l *relay) isPatienceOver() bool {
 	return l.unsent != nil && time.Since(l.watchedSince) >= headerPatience &&

@@ -8,16 +8,16 @@ import (
 	"tollgate/internal/llmwire"
 )
 
-// isBinary reports whether nothing of a response is to be read: what it costs is known from the request. A JSON object
-// may be an error.
+// isBinary reports whether a response is relayed unread, since what it costs is known from the request. JSON is read:
+// it may be an error.
 func (x *exchange) isBinary(response *http.Response) bool {
 	kind := strings.ToLower(response.Header.Get("Content-Type"))
 	isSound := x.call.Request.Format.Delivery() == llmwire.Binary && !strings.Contains(kind, "json")
 	return isSound || x.call.Request.WantsSubtitles()
 }
 
-// relayBinary relays a response of which nothing is read as it comes. It is settled with its first byte, so that its
-// header says what it costs. When the client has gone then, the rest is not awaited.
+// relayBinary relays a response as it comes, unread. It is settled with its first byte, so that its header says what it
+// costs. If the client has gone by then, the rest is not awaited.
 func (x *exchange) relayBinary(response *http.Response) error {
 	part, err := x.relay.readFirst(response)
 	switch {

@@ -26,7 +26,7 @@ type Caching struct {
 	enabled  bool
 	textTTL  int64 // seconds for which text and embeddings are served; 0: they are not cached
 	soundTTL int64 // the same of transcripts
-	fee      int64 // of what a response has cost, in units of which wholeFee is all of it
+	fee      int64 // for a response, as a part of what that has cost: wholeFee is all of it
 }
 
 // Rules returns the rules that read the members of caching.

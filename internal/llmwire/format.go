@@ -100,14 +100,13 @@ type format struct {
 	// takesForm says that requests are forms with a file, and no JSON.
 	takesForm bool
 
-	// delivery says how the response is relayed if it is no stream of events.
+	// delivery says how a response is relayed that is not a stream of events.
 	delivery Delivery
 
 	// holdIfUnreported says that a response without usage costs what was held. Otherwise it costs an estimate.
 	holdIfUnreported bool
 
-	// held says what of a request is held as its input. A response to one of which nothing is held has used nothing that
-	// is counted.
+	// held says what of a request is held as its input. If that is nothing, no tokens of its response are counted.
 	held heldInput
 
 	// output says what the output tokens of a response are.
@@ -150,17 +149,17 @@ type outputKind int
 const (
 	textOutput  outputKind = iota // text and, as far as the usage says so, other media
 	imageOutput                   // of images alone
-	noOutput                      // there are none: all tokens of a usage are input
+	noOutput                      // not counted: all tokens of a usage are input
 )
 
-// A Delivery is how a response is relayed that is no stream of events.
+// A Delivery is how a response is relayed that is not a stream of events.
 type Delivery int
 
 // The deliveries.
 const (
 	Whole     Delivery = iota // JSON that is read to its end first, so that its header can say what it costs
-	AsItComes                 // JSON of any size, of which only the usage is read
-	Binary                    // nothing is read of it
+	AsItComes                 // JSON of any size: only its usage is read
+	Binary                    // not read at all
 )
 
 // Delivery returns how responses of the format are relayed.

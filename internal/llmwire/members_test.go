@@ -138,7 +138,7 @@ func TestUnsupportedMembers(t *testing.T) {
 			{`{"background":true}`, "background"},
 		} {
 			if test.member == "previous_response_id" && format == OpenAIResponses {
-				continue // is for whoever has that response
+				continue // has a test of its own
 			}
 			r, err := ReadRequest(Format(format), []byte(test.body))
 			if refused, ok := errors.AsType[UnsupportedError](err); !ok || refused.Member != test.member || r != nil {

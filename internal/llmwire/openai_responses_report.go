@@ -59,18 +59,18 @@ var responsesReport = joined(
 // responseLabels are further labels, that only these responses have.
 var responseLabels = jsonTable[Report]{"logprobs": {}, "namespace": {}, "phase": {}}
 
-// A responseRead is what is known of a response that is being read, or of the event of its stream.
+// A responseRead is what is known of a response that is being read, or of an event of its stream.
 type responseRead struct {
 	event, status, reason []byte // as they are spelled
 
-	before   int64 // bytes of content before the event
-	repeated int64 // the same, before a response in it
-	inOutput bool  // of such a response, or of a whole one
-	searches int64 // items of it
+	before   int64 // bytes of content when the object began
+	repeated int64 // the same when the response in an event began
+	inOutput bool  // the output of a response is being read
+	searches int64 // items of this output that are searches
 
 	item       []byte // type of the item that was read last
-	itemBefore int64  // bytes of content before an item of its own
-	itemBytes  int64  // of such an item
+	itemBefore int64  // bytes of content when that began
+	itemBytes  int64  // of that, if it is an event's own and not in an output
 }
 
 func (r *Report) beginResponse() { r.response = responseRead{before: r.contentBytes} }

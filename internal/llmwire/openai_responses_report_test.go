@@ -228,7 +228,7 @@ func TestToolUsage(t *testing.T) {
 	}
 }
 
-// An event of more than 1 MiB that repeats a response is no content of its own, and says what the response has used.
+// An event of more than 1 MiB that repeats a response adds no content, and says what the response has used.
 func TestLongResponses(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 2200<<10)

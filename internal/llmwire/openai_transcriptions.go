@@ -12,11 +12,11 @@ import (
 	"tollgate/internal/strict"
 )
 
-// leastByteRate is how many bytes of a file are taken for a second of sound, if its header does not say how long it is:
-// 6 kbit/s, at which speech is hardly understood.
+// leastByteRate is how many bytes of a file count as a second of sound, if its header does not say how long it is. At 6
+// kbit/s speech can hardly be understood.
 const leastByteRate = 750
 
-// What 10 and 5 of which are taken for a second of sound: tokens of the input and of the output (OpenAI's models).
+// The tokens of the input and of the output that are held for a second of sound, as OpenAI's models count it.
 const (
 	SoundInputTokens  = 10
 	SoundOutputTokens = 5
@@ -133,7 +133,7 @@ func secondsOf(file []byte, name string) int64 {
 	return seconds
 }
 
-// readTranscript reads the end of an object: a transcript that is no event is complete.
+// readTranscript reads the end of an object, which is a complete transcript unless it is an event.
 func (r *Report) readTranscript(v jsonValue) {
 	r.readSoundEvent(v)
 	if r.hasChoices && !r.isStream {

@@ -37,8 +37,8 @@ func (r *Report) ReadPart(part []byte) {
 	}
 }
 
-// ReadUsage reads the next part of a response of which only the usage is read, as ReadPart does, but counts it as no
-// more than some content. EndUsage is called after the last part.
+// ReadUsage reads the next part of a response as ReadPart does, for its usage alone: however much has come counts as
+// one piece of content. EndUsage is called after the last part.
 func (r *Report) ReadUsage(part []byte) {
 	r.ContentEvents = 1
 	if r.parts == nil {

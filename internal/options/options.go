@@ -22,7 +22,7 @@ type Option struct {
 	Set     func(value string) error
 
 	// PortEnv is a variable with the port of an address, as platforms set it for what they run. It stands for :port if
-	// Env is not set. "" if there is none.
+	// Env is not set. "" stands for no variable.
 	PortEnv string
 
 	// SecretFile means that the value is read from the file that the flag or the variable names, or else from the

@@ -85,7 +85,7 @@ func HTTPURL(value string) (string, error) {
 }
 
 // Prefixes accepts CIDRs separated by commas. IPv4 networks written as IPv6 become IPv4, so that IPv4 addresses are in
-// them. The error is an Errors, with a sentence for each that is no CIDR.
+// them. The error is an Errors, with a sentence for each that is not a CIDR.
 func Prefixes(value string) (prefixes []netip.Prefix, err error) {
 	if value == "" {
 		return nil, nil

@@ -118,7 +118,8 @@ func (r Request) Member(t testing.TB, name string) string {
 	return string(members[name])
 }
 
-// Field returns the value of a field of a multipart form, or "" if it is missing. The test fails if the body is none.
+// Field returns the value of a field of a multipart form, or "" if it is missing. The test fails if the body is not a
+// form.
 func (r Request) Field(t testing.TB, name string) string {
 	t.Helper()
 	fields, err := readForm(r.Header.Get("Content-Type"), r.Body)
