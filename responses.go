@@ -347,10 +347,9 @@ func isFinal(status int) bool {
 // writeNotFound sends the response to a request for which there is no route. If its client seems to be an SDK of a
 // provider, it is in a shape that this one reads, also in a page of an origin that the tenant allows.
 func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
-	known := gatewayResources()
-	last := len(known) - 1
-	sentence := "There is no such route: tollgate has " + strings.Join(known[:last], ", ") + " and " + known[last]
-	if meant, base := meantPath(r); meant != "" {
+	others, last := s.resources[:len(s.resources)-1], s.resources[len(s.resources)-1]
+	sentence := "There is no such route: tollgate has " + strings.Join(others, ", ") + " and " + last
+	if meant, base := s.meantPath(r); meant != "" {
 		sentence = "There is no such route: did you mean " + meant + "? Then the base URL must " + base
 	} else if formatOfPath(r) == nil {
 		_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})
@@ -368,25 +367,6 @@ func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	_ = writeBody(w, http.StatusNotFound, append(body, '\n'))
 }
 
-// gatewayResources returns the paths of the gateway's routes, below /v1/.
-func gatewayResources() []string {
-	return []string{
-		"chat/completions",
-		"messages",
-		"messages/count_tokens",
-		"responses",
-		"responses/compact",
-		"responses/input_tokens",
-		"embeddings",
-		"moderations",
-		"images/generations",
-		"audio/speech",
-		"audio/transcriptions",
-		"audio/translations",
-		"models",
-	}
-}
-
 // setRequestID repeats the X-Request-Id of a response in the header in which the SDKs of a format look for it. A
 // provider's own takes its place if the response is relayed.
 func setRequestID(w http.ResponseWriter, format llmwire.Format) {
@@ -399,9 +379,9 @@ func setRequestID(w http.ResponseWriter, format llmwire.Format) {
 // meantPath returns the path of the gateway's route to which a request without a route would have gone if its client's
 // base URL had no segment too many or too few: /acme/v1/messages for /acme/messages and for /acme/v1/v1/messages. base
 // says in what the base URL must end. Both are "" if the path does not end as that of such a route.
-func meantPath(r *http.Request) (meant, base string) {
+func (s *server) meantPath(r *http.Request) (meant, base string) {
 	requested := path.Clean(r.URL.Path)
-	for _, resource := range gatewayResources() {
+	for _, resource := range s.resources {
 		resource = "/" + resource
 		before, ok := strings.CutSuffix(requested, resource)
 		if !ok {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,6 +35,7 @@ type server struct {
 	usage          *usageStats
 	gateway        *gateway.Gateway
 	handler        http.Handler // serves all routes
+	resources      []string     // paths of the gateway's routes, below /v1/, without those that have an ID
 	nearCapacity   func() bool  // reports whether connections are scarce
 	operatorTokens *bearertoken.Set
 	metricsTokens  *bearertoken.Set     // each opens /metrics and nothing else
@@ -92,6 +94,7 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		patterns[i] = r.pattern
 	}
 	s.metrics = newMetrics(patterns)
+	s.resources = resourcesOf(s.gatewayRoutes())
 	s.handler = s.serveRoutes(routes)
 	return s, nil
 }
@@ -105,6 +108,18 @@ func (s *server) serveRoutes(routes []route) http.Handler {
 		browser[r.pattern] = r.access.browser
 	}
 	return s.middleware(mux, browser)
+}
+
+// resourcesOf returns the paths of routes below /v1/, each once, without those that have a wildcard.
+func resourcesOf(routes []route) (resources []string) {
+	for _, r := range routes {
+		_, path := routeOf(r.pattern)
+		resource := strings.TrimPrefix(path, "/v1/")
+		if !strings.Contains(resource, "{") && !slices.Contains(resources, resource) {
+			resources = append(resources, resource)
+		}
+	}
+	return resources
 }
 
 // A step is one thing that is done for a request: it adds to info, or refuses the request with an error, before it has

@@ -137,8 +137,8 @@ func keptTokens(request *llmwire.Request, states []State) (tokens int64) {
 // leavesState reports whether e keeps the response to the request, and it is remembered whose that is.
 func (x *exchange) leavesState(e *Endpoint) bool {
 	c := x.call
-	isKept := c.Request.Stored || c.Compact // whether one that was made compact is kept is not documented
-	return c.Request.Format == llmwire.OpenAIResponses && isKept && e.stateTTL > 0 && !c.isFree()
+	isKept := c.Request.Stored || c.Compact // whether the response to compact is kept is not documented
+	return isKept && e.stateTTL > 0 && !c.isFree()
 }
 
 // isForOwner reports whether the response must not be served to others, or may be made of what only its owner may read.
