@@ -118,7 +118,7 @@ func TestResponsesRoutes(t *testing.T) {
 	}
 }
 
-// What is no route of ours says so, before anything is asked of a provider or of a key.
+// Requests that no route serves, or only for others, are refused before anything is asked of a provider.
 func TestResponsesRefusals(t *testing.T) {
 	t.Parallel()
 	g := newResponsesTest(t, 100_000, "")

@@ -13,7 +13,7 @@ import (
 	"tollgate/internal/strict"
 )
 
-// A provider of OpenAI's Responses API keeps responses, and lets everybody behind one key of its own fetch, delete and
+// A provider of OpenAI's Responses API keeps responses, and lets everybody behind one of its keys fetch, delete and
 // continue them. So it is remembered here whose they are.
 
 const keepTimeout = 2 * time.Second // for remembering a response, before the end of it is sent
@@ -28,8 +28,8 @@ type State struct {
 
 // States remembers what endpoints keep, and whose it is. Each step is given up at its deadline.
 type States interface {
-	// Find returns who pays from the account, and what is known of each of the IDs, one at least, in one step. Errors:
-	// ErrNotKept if one of them is not that owner's; any other one if that is not known.
+	// Find returns the owner of what the account pays for, and what is known of each of the IDs, of which there is at
+	// least one. Errors: ErrNotKept if one of them is not that owner's; any other error if that is not known.
 	Find(deadline time.Time, ids []string) (owner string, states []State, err error)
 	// Keep remembers states for an owner, for ttl or longer. If it fails, they are nobody's.
 	Keep(deadline time.Time, owner string, states []State, ttl time.Duration)
@@ -55,7 +55,7 @@ type StoredRequest struct {
 	ID        string    // of the response
 	Resource  string    // below the response, with a slash before it; "" is the response itself
 	Query     string    // of the request, escaped
-	Endpoints Endpoints // of which one keeps the response
+	Endpoints Endpoints // that may keep the response
 }
 
 // stateID returns the digest by which it is remembered that the endpoint keeps something. Nobody can find two endpoints
@@ -80,7 +80,7 @@ func keeperOf(states []State) (id string, ok bool) {
 	return states[0].Endpoint, true
 }
 
-// errNotKept is the refusal of a request that goes on from what is not known as the account's own.
+// errNotKept refuses a request that refers to something that is not known as the account's own.
 var errNotKept = CodedError{http.StatusNotFound, "previous_response_not_found",
 	"The previous response, or an item that the input refers to, is not found: it is not one of this API key's " +
 		"responses, was not stored, has expired, or is kept by another endpoint"}
@@ -146,7 +146,8 @@ func (x *exchange) isForOwner() bool {
 	return x.call.Compact || x.call.Request.UsesState() || x.leavesState(x.call.endpoints[0])
 }
 
-// keepState remembers whose the response is that was read, as far as it was, once. It takes keepTimeout at most.
+// keepState remembers whose the response is, as far as it was read. Calls after the first do nothing. It takes
+// keepTimeout at most.
 func (x *exchange) keepState() {
 	if x.stateKept || !x.leavesState(x.endpoint) {
 		return
@@ -158,7 +159,7 @@ func (x *exchange) keepState() {
 	x.stateKept = true
 	request := x.call.Request
 	used, _, exact := report.Used(request.N, request.EstimatedInput(x.endpoint.holding))
-	if !exact { // at its dearest: whoever goes on from it is held for all of it
+	if !exact { // the most it can be: a request that continues it holds all of it
 		used.Input = max(used.Input, request.HeldInput(x.endpoint.holding))
 		used.Output = max(used.Output, x.limitAt(x.endpoint)*x.outputs())
 	}
@@ -167,7 +168,7 @@ func (x *exchange) keepState() {
 		Input: min(used.Input, llmwire.MaxTokens), Output: min(used.Output, llmwire.MaxTokens),
 	}
 	ids := append([]string{report.ResponseID}, report.ItemIDs...)
-	if x.call.Compact { // what it has kept of the input has the IDs that the client gave it, which may be anybody's
+	if x.call.Compact { // its output repeats items of the input, whose IDs the client has chosen
 		ids = ids[:1]
 	}
 	states := make([]State, 0, len(ids))

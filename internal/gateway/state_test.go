@@ -69,8 +69,8 @@ const keptBody = `{"id":"resp_1","object":"response","status":"completed","model
 
 const keptUsage = `,"usage":{"input_tokens":5,"output_tokens":6,"total_tokens":11}`
 
-// What is remembered of a response: its IDs, unless they are none that a path can have, and its usage or, if that is
-// not reported, the most that it can be.
+// What is remembered of a response: those of its IDs that a path can have, and its usage or, if that is not reported,
+// the most that it can be.
 func TestKeepState(t *testing.T) {
 	t.Parallel()
 	const request = `{"input":"hi"}`

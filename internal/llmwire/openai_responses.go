@@ -196,9 +196,8 @@ func (r *Request) endItem(v jsonValue) {
 	r.endPart(v)
 }
 
-// isReference reports whether the provider looks an item up by its ID. OpenAI does so with reasoning and images that
-// are not in the body. What a type means that is not known here is not known either, and an item with nothing in it has
-// its content elsewhere.
+// isReference reports whether the provider looks an item up by its ID, or may do so: OpenAI with reasoning, summaries
+// and images that are not in the body, and anybody with an item of a type that is not known here, or with nothing in it.
 func (r *Request) isReference(item *inputItem) bool {
 	if item.kind.text == nil {
 		return !item.hasRole || !item.hasContent
