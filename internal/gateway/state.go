@@ -28,8 +28,8 @@ type State struct {
 
 // States remembers what endpoints keep, and whose it is. Each step is given up at its deadline.
 type States interface {
-	// Find returns the owner of what the account pays for, and what is known of each of the IDs, of which there is at
-	// least one. Errors: ErrNotKept if one of them is not that owner's; any other error if that is not known.
+	// Find returns the owner of what the account pays for, and what is known of each ID, at least one. Errors: ErrNotKept
+	// if one of them is not that owner's; any other error if that is not known.
 	Find(deadline time.Time, ids []string) (owner string, states []State, err error)
 	// Keep remembers states for an owner, for ttl or longer. If it fails, they are nobody's.
 	Keep(deadline time.Time, owner string, states []State, ttl time.Duration)
