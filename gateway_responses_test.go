@@ -155,6 +155,45 @@ func TestResponsesRefusals(t *testing.T) {
 	}
 }
 
+// Requests that are free count for the rate limit of the key's group, and are only for keys that are enabled.
+func TestResponsesFree(t *testing.T) {
+	t.Parallel()
+	p := providertest.New(t)
+	config := strings.Replace(textConfig(100_000, endpointJSON(p, "responses", responsesRoute, "")),
+		`{"tokens"`, `{"rate_limit":5,"rate_limit_window":3600,"tokens"`, 1)
+	g := newService(t).gatewayTest(t, p, config)
+	id, _ := g.create(t, "")
+	inputTokens := func() reply { return g.call(t, responsesRoute+"/input_tokens", `{"input":"hi"}`) }
+	show := func() reply { return g.about(t, "GET", id) }
+	items := func() reply { return g.about(t, "GET", id+"/input_items") }
+	remove := func() reply { return g.about(t, "DELETE", id) }
+	for i, request := range []func() reply{inputTokens, show, items} {
+		got := request()
+		if err := got.is(200); err != nil {
+			t.Fatal(err)
+		}
+		got.wantHeader(t, "X-RateLimit-Remaining-Requests", fmt.Sprint(3-i))
+	}
+	if err := g.about(t, "GET", "resp_of_others").is(404); err != nil { // which is as good as a guess
+		t.Error(err)
+	}
+	before := len(p.Requests())
+	for _, request := range []func() reply{inputTokens, show, items, remove} {
+		got := request()
+		got.wantWireError(t, responsesRoute, 429, "rate_limit_error", "rate_limit_exceeded")
+		if got.header.Get("Retry-After") == "" {
+			t.Errorf("the header is %v", got.header)
+		}
+	}
+	g.admin(t, "PATCH", "/"+g.tenant+"/admin/keys/"+g.key, `{"enabled":false}`).want(t, 200, "")
+	for _, request := range []func() reply{inputTokens, show, items, remove} {
+		request().wantWireError(t, responsesRoute, 403, "invalid_request_error", "key_disabled")
+	}
+	if n := len(p.Requests()); n != before {
+		t.Errorf("%d requests came to the provider", n-before)
+	}
+}
+
 // newKey returns an API key that does not exist.
 func newKey(t testing.TB) string {
 	t.Helper()

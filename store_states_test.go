@@ -20,7 +20,7 @@ func statesOf(ids ...string) []gateway.State {
 	return states
 }
 
-// An owner has at most maxStates IDs, of which the oldest are forgotten, and they expire together after the last.
+// An owner has at most maxStates IDs: the oldest are forgotten. They expire together, after the last.
 func TestStatesBounds(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t, testRedis)
