@@ -30,7 +30,7 @@ func anyModelTenant(t *testing.T, p *providertest.Provider, tokens int) string {
 		return fmt.Sprintf(`%q:{"endpoints":{%s}}`, name, strings.Join(all, ","))
 	}
 	return newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":%d}},"providers":{%s}}`, tokens, strings.Join([]string{
-		kind("text", chatPath, responsesPath, messagesPath), kind("embeddings", "/v1/embeddings"),
+		kind("text", chatPath, responsesRoute, messagesPath), kind("embeddings", "/v1/embeddings"),
 		kind("images", "/v1/images/generations"), kind("transcription", "/v1/audio/transcriptions"),
 		kind("speech", "/v1/audio/speech"),
 	}, ",")))

@@ -10,8 +10,6 @@ import (
 	"tollgate/internal/providertest"
 )
 
-const responsesPath = "/v1/responses"
-
 // storedTest is what a user has stored at a provider, behind a key that others use too.
 type storedTest struct {
 	*service
@@ -30,26 +28,14 @@ const secret = "where the treasure is"
 func (s *storedTest) store(t *testing.T, u user, model, members string) (id string, items []string) {
 	t.Helper()
 	body := fmt.Sprintf(`{"model":%q,"input":%q%s}`, model, secret, members)
-	got := s.do(t, "POST", "/"+u.tenant+responsesPath, body, bearer(u.key))
-	got.wantSuccess(t)
-	var response struct {
-		ID     string
-		Output []struct{ ID string }
-	}
-	if err := json.Unmarshal([]byte(got.body), &response); err != nil || len(response.Output) == 0 {
-		t.Fatalf("got %s", got.body)
-	}
-	for _, item := range response.Output {
-		items = append(items, item.ID)
-	}
-	return response.ID, items
+	return s.do(t, "POST", "/"+u.tenant+responsesRoute, body, bearer(u.key)).storedIDs(t)
 }
 
 // wantSuccess checks that a provider's response has come.
 func (got reply) wantSuccess(t *testing.T) {
 	t.Helper()
-	if got.status != 200 {
-		t.Fatalf("got %d %s", got.status, got.body)
+	if err := got.is(200); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -154,7 +140,7 @@ func TestForeignResponses(t *testing.T) {
 	s.provider.On("thinking", providertest.Conduct{Reasoning: "hm"})
 	config := fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":100000},"pro":{"tokens":100000}},
 		"providers":{"text":{"endpoints":{%s,%s}}}}`,
-		endpointJSON(s.provider, "responses", responsesPath, `,"allow":["*"]`), endpointJSON(s.provider, "chat", chatPath, ""))
+		endpointJSON(s.provider, "responses", responsesRoute, `,"allow":["*"]`), endpointJSON(s.provider, "chat", chatPath, ""))
 	one, other := newTenantIn(t, testRedis, config), newTenantIn(t, testRedis, config)
 	const name = `"userId":"u-1","group":"pro"`
 	owner := user{tenant: one, key: s.issue(t, one, name)}
@@ -167,31 +153,31 @@ func TestForeignResponses(t *testing.T) {
 		u.response, _ = s.store(t, u, "m", "")
 		for _, path := range u.paths(s.response) {
 			for _, method := range []string{"GET", "DELETE", "HEAD", "POST"} {
-				s.attack(t, u, method, responsesPath+"/"+path, "")
+				s.attack(t, u, method, responsesRoute+"/"+path, "")
 			}
 		}
 		for _, body := range u.bodies(s.response, s.items[len(s.items)-1]) {
 			for _, route := range []string{"", "/compact", "/input_tokens"} {
-				s.attack(t, u, "POST", responsesPath+route, body)
+				s.attack(t, u, "POST", responsesRoute+route, body)
 			}
-			s.attack(t, u, "POST", responsesPath, strings.Replace(body, "{", `{"stream":true,`, 1))
+			s.attack(t, u, "POST", responsesRoute, strings.Replace(body, "{", `{"stream":true,`, 1))
 			s.attack(t, u, "POST", chatPath, strings.Replace(body, "{", `{"messages":[],`, 1))
 		}
 	}
 	// The owner's other key still reaches all of it.
 	second := user{tenant: one, key: s.issue(t, one, name)}
 	for _, path := range []string{s.response, percent(s.response), s.response + "/input_items"} {
-		s.do(t, "GET", "/"+one+responsesPath+"/"+path, "", bearer(second.key)).wantSuccess(t)
+		s.do(t, "GET", "/"+one+responsesRoute+"/"+path, "", bearer(second.key)).wantSuccess(t)
 	}
 	for _, route := range []string{"", "/compact", "/input_tokens"} {
 		for _, body := range []string{
 			fmt.Sprintf(`{"input":"more","previous_response_id":%q}`, s.response),
 			fmt.Sprintf(`{"input":[{"type":"item_reference","id":"%s"}]}`, escaped(s.items[0])),
 		} {
-			s.do(t, "POST", "/"+one+responsesPath+route, body, bearer(second.key)).wantSuccess(t)
+			s.do(t, "POST", "/"+one+responsesRoute+route, body, bearer(second.key)).wantSuccess(t)
 		}
 	}
-	s.do(t, "DELETE", "/"+one+responsesPath+"/"+s.response, "", bearer(second.key)).wantSuccess(t)
+	s.do(t, "DELETE", "/"+one+responsesRoute+"/"+s.response, "", bearer(second.key)).wantSuccess(t)
 }
 
 // A response that comes from the cache has the ID of no response that is stored, and a request that names a stored one
@@ -200,11 +186,11 @@ func TestForeignResponsesCache(t *testing.T) {
 	t.Parallel()
 	s := &storedTest{service: newService(t), provider: providertest.New(t)}
 	tenant := newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":100000}},"caching":{"enabled":true,"text_ttl":60},
-		"providers":{"text":{"endpoints":{%s}}}}`, endpointJSON(s.provider, "responses", responsesPath, "")))
+		"providers":{"text":{"endpoints":{%s}}}}`, endpointJSON(s.provider, "responses", responsesRoute, "")))
 	one := user{tenant: tenant, key: s.issue(t, tenant, `"userId":"u-1","group":"pro"`)}
 	other := user{tenant: tenant, key: s.issue(t, tenant, `"userId":"u-2","group":"pro"`)}
 	create := func(u user, body string) reply {
-		return s.do(t, "POST", "/"+tenant+responsesPath, body, bearer(u.key))
+		return s.do(t, "POST", "/"+tenant+responsesRoute, body, bearer(u.key))
 	}
 	stored := make(map[string]bool)
 	for _, u := range []user{one, other, one} {
@@ -231,8 +217,8 @@ func TestForeignResponsesCache(t *testing.T) {
 	create(one, continued).wantSuccess(t)
 	before := len(s.provider.Requests())
 	for name, got := range map[string]reply{
-		"the ID of a hit":               s.do(t, "GET", "/"+tenant+responsesPath+"/"+id, "", bearer(other.key)),
-		"the ID of a hit, by the first": s.do(t, "GET", "/"+tenant+responsesPath+"/"+id, "", bearer(one.key)),
+		"the ID of a hit":               s.do(t, "GET", "/"+tenant+responsesRoute+"/"+id, "", bearer(other.key)),
+		"the ID of a hit, by the first": s.do(t, "GET", "/"+tenant+responsesRoute+"/"+id, "", bearer(one.key)),
 		"a hit that is continued":       create(other, fmt.Sprintf(`{"input":"more","previous_response_id":%q}`, id)),
 		"another's request":             create(other, continued),
 	} {

@@ -20,7 +20,7 @@ func routesTenant(t *testing.T, p *providertest.Provider) string {
 	}
 	const whisper, faulty = `"whisper-1":{"second":4}`, `"cut":{},"error":{},"busy":{}`
 	kinds := map[string]string{
-		"text": endpoint("responses", responsesPath,
+		"text": endpoint("responses", responsesRoute,
 			`"models":{"gpt-6-luna":{},"gpt-6-sol":{"input":2,"cached_input":1,"cache_write":3,"output":4},`+faulty+`}`),
 		"embeddings": endpoint("embeddings", "/v1/embeddings", `"models":{"text-embedding-3-small":{"input":2},`+faulty+`}`),
 		"moderation": endpoint("moderation", "/v1/moderations", `"models":{"omni-moderation-latest":{"request":5}}`),
