@@ -197,7 +197,8 @@ func (r *Request) endItem(v jsonValue) {
 }
 
 // isReference reports whether the provider looks an item up by its ID, or may do so: OpenAI with reasoning, summaries
-// and images that are not in the body, and anybody with an item of a type that is not known here, or with nothing in it.
+// and images that are not in the body, and any provider with an item that has nothing in it, or a type that is not
+// known here.
 func (r *Request) isReference(item *inputItem) bool {
 	if item.kind.text == nil {
 		return !item.hasRole || !item.hasContent
