@@ -86,6 +86,7 @@ func (u user) bodies(response, item string) []string {
 		`{"previous_response_id":` + quoted + `,"previous\u005fresponse_id":null}`,
 		`{"Previous_Response_ID":` + quoted + `}`, `{"PREVIOUS_RESPONSE_ID":` + quoted + `}`,
 		`{"conversation":` + quoted + `}`, `{"conversation":{"id":` + quoted + `}}`, `{"prompt":{"id":` + quoted + `}}`,
+		`{"prompt_cache_options":{"comparison_response_id":` + quoted + `}}`,
 		`{"input":` + quoted + `,"background":true,"previous_response_id":` + quoted + `}`,
 	}
 	for _, id := range []string{item, response} {
@@ -94,6 +95,8 @@ func (u user) bodies(response, item string) []string {
 			`{"type":"item\u005freference","id":"%s"}`, `{"type":"message","type":"item_reference","id":"%s"}`,
 			`{"type":"item_reference","id":"x","id":"%s"}`, `{"type":"item_reference","i\u0064":"%s"}`, `{"Type":"item_reference","ID":"%s"}`,
 			`{"id":"%s","role":null}`, `{"id":"%s","type":""}`, `{"id":"%s","content":"more"}`,
+			`{"id":"%s","role":"assistant"}`, `{"type":"message","id":"%s","role":"assistant","status":"completed","content":null}`,
+			`{"type":"function_call","id":"%s"}`, `{"type":"compaction","id":"%s"}`, `{"type":"reasoning","id":"%s","summary":[]}`,
 		} {
 			all = append(all, `{"input":[`+fmt.Sprintf(reference, id)+`]}`, `{"input":[`+fmt.Sprintf(reference, escaped(id))+`]}`,
 				`{"input":[{"role":"user","content":"more"},`+fmt.Sprintf(reference, id)+`]}`)
