@@ -2,6 +2,7 @@ package llmwire
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 )
 
@@ -93,15 +94,9 @@ func (r *Request) readSize(v jsonValue) {
 
 // readValue reads a member that may raise the cost unless it has one of the given values.
 func (r *Request) readValue(v jsonValue, same ...string) {
-	if v.isNull() {
-		return
+	if !v.isNull() && !slices.Contains(same, string(unquoted(v.text))) {
+		r.addUnknown(v.path)
 	}
-	for _, value := range same {
-		if string(unquoted(v.text)) == value {
-			return
-		}
-	}
-	r.addUnknown(v.path)
 }
 
 // endImages completes what was read of a request for images. Of a stream with several it is not known whether it has a
