@@ -62,7 +62,7 @@ func newGatewayTest(t testing.TB, tokens int64, members string, settings ...stri
 func (s *service) newGatewayTest(t testing.TB, tokens int64, members string) *gatewayTest {
 	t.Helper()
 	p := providertest.New(t)
-	return s.gatewayTest(t, p, textConfig(tokens, endpointsJSON(p, members)...))
+	return s.gatewayTest(t, p, formatsConfig(p, tokens, members, ""))
 }
 
 // gatewayTest creates a tenant with that config in testRedis, and a key.
@@ -199,9 +199,9 @@ func TestGatewayMeantPath(t *testing.T) {
 func TestGatewayErrors(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 1_000_000, "", "MAX_GATEWAY_BODY=100000")
-	poor := g.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":20`)
-	limited := g.service.gatewayTest(t, g.provider, strings.Replace(textConfig(1000, endpointJSON(g.provider, "chat", chatPath, ""),
-		endpointJSON(g.provider, "claude", messagesPath, "")), `{"tokens":1000}`, `{"tokens":1000,"rate_limit":0,"rate_limit_window":9}`, 1))
+	poor := g.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":2`)
+	limited := g.service.gatewayTest(t, g.provider, strings.Replace(formatsConfig(g.provider, 1000, "", ""),
+		`{"tokens":1000}`, `{"tokens":1000,"rate_limit":0,"rate_limit_window":9}`, 1))
 	broken := newTenantIn(t, testRedis, `{"providers":{"text":{"endpoints":{"x":{"on_hangup":"never"}}}}}`)
 	ungrouped := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
 	testRedis.Do(t, "HSET", "apiKey:"+ungrouped, "group", "gone")
@@ -224,25 +224,26 @@ func TestGatewayErrors(t *testing.T) {
 		{"thread", g.tenant, g.key, `{"thread":{"type":"create"}}`, 400, invalid, "", invalid},
 		{"earlier response", g.tenant, g.key, `{"previous_response_id":"resp_1"}`, 400, invalid, "", invalid},
 		{"server tool", g.tenant, g.key, `{"tools":[{"type":"web_search_20250305"}]}`, 400, invalid, "", invalid},
-		{"unknown tenant", "nobody", g.key, `{}`, 400, invalid, "", invalid},
+		{"unknown tenant", "nobody", g.key, `{ASK}`, 400, invalid, "", invalid},
 		{"unknown key and tool", g.tenant, someKey, `{"tools":[{"type":"mcp"}]}`, 401, invalid, "invalid_api_key", "authentication_error"},
-		{"unknown key", g.tenant, someKey, `{}`, 401, invalid, "invalid_api_key", "authentication_error"},
-		{"no key", g.tenant, "sk-other", `{}`, 401, invalid, "invalid_api_key", "authentication_error"},
-		{"poor", g.tenant, poor, `{"max_tokens":100}`, 402, "insufficient_quota", "insufficient_quota", "billing_error"},
-		{"group", g.tenant, ungrouped, `{}`, 403, invalid, "key_disabled", "permission_error"},
-		{"disabled", g.tenant, disabled, `{}`, 403, invalid, "key_disabled", "permission_error"},
+		{"unknown key", g.tenant, someKey, `{ASK}`, 401, invalid, "invalid_api_key", "authentication_error"},
+		{"no key", g.tenant, "sk-other", `{ASK}`, 401, invalid, "invalid_api_key", "authentication_error"},
+		{"poor", g.tenant, poor, `{ASK}`, 402, "insufficient_quota", "insufficient_quota", "billing_error"},
+		{"group", g.tenant, ungrouped, `{ASK}`, 403, invalid, "key_disabled", "permission_error"},
+		{"disabled", g.tenant, disabled, `{ASK}`, 403, invalid, "key_disabled", "permission_error"},
 		{"too large", g.tenant, g.key, `{"a":"` + strings.Repeat("a", 100_000) + `"}`, 413, invalid, "", "request_too_large"},
-		{"rate", limited.tenant, limited.key, `{}`, 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
-		{"broken config", broken, g.key, `{}`, 500, "api_error", "", "api_error"},
+		{"rate", limited.tenant, limited.key, `{ASK}`, 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
+		{"broken config", broken, g.key, `{ASK}`, 500, "api_error", "", "api_error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for path, want := range map[string][2]string{
-				chatPath: {test.openAI, test.code}, messagesPath: {test.anthropic}, messagesPath + "?beta=true": {test.anthropic},
-			} {
-				got := g.do(t, "POST", "/"+test.tenant+path, test.body, bearer(test.key))
-				got.wantWireError(t, path, test.status, want[0], want[1])
-				if test.status == 429 && got.header.Get("Retry-After") == "" {
-					t.Errorf("%v", got.header)
+			for _, f := range wireFormats() {
+				body := f.fill(test.body)
+				for _, query := range []string{"", "?beta=true"} {
+					got := g.do(t, "POST", "/"+test.tenant+f.path+query, body, bearer(test.key))
+					f.wantError(t, got, test.status, test.openAI, test.code, test.anthropic)
+					if test.status == 429 && got.header.Get("Retry-After") == "" {
+						t.Errorf("%v", got.header)
+					}
 				}
 			}
 		})
@@ -340,18 +341,17 @@ func TestGatewayCredential(t *testing.T) {
 		{malformed, []string{bearer("sk-1"), "x-api-key: sk-2", "api-key: sk-3"}}, {malformed, []string{bearer(g.key + "x")}},
 		{unknown, []string{"api-key: " + someKey}}, {unknown, []string{bearer(foreign)}},
 	} {
-		for _, path := range []string{chatPath, messagesPath} {
-			got := g.do(t, "POST", "/"+g.tenant+path, `{}`, test.headers...)
+		for _, f := range wireFormats() {
+			got := g.do(t, "POST", "/"+g.tenant+f.path, f.body(), test.headers...)
 			if test.refusal == "" {
 				if err := got.is(200); err != nil {
-					t.Errorf("%s with %q: %v", path, test.headers, err)
+					t.Errorf("%s with %q: %v", f.path, test.headers, err)
 				}
 				continue
 			}
-			got.wantWireError(t, path, 401, map[string]string{chatPath: "invalid_request_error", messagesPath: "authentication_error"}[path],
-				map[string]string{chatPath: "invalid_api_key"}[path])
+			f.wantError(t, got, 401, "invalid_request_error", "invalid_api_key", "authentication_error")
 			if !strings.Contains(got.body, `"message":"`+test.refusal+`"`) {
-				t.Errorf("%s with %q: got %s, want %s", path, test.headers, got.body, test.refusal)
+				t.Errorf("%s with %q: got %s, want %s", f.path, test.headers, got.body, test.refusal)
 			}
 		}
 	}
@@ -534,12 +534,12 @@ func TestGatewayProviderErrors(t *testing.T) {
 	t.Parallel()
 	const granted = 10_000
 	g := newGatewayTest(t, granted, "")
-	for _, path := range []string{chatPath, messagesPath} {
+	for _, f := range wireFormats() {
 		for _, status := range []int{400, 404, 422, 429, 500, 529} {
 			g.provider.On("", providertest.Refuse(status, "Retry-After: 7", "x-should-retry: true", "Set-Cookie: a=b"))
-			got := g.call(t, path, `{}`)
+			got := g.call(t, f.path, f.body())
 			if err := got.is(status); err != nil || !strings.Contains(got.body, "The provider refuses.") {
-				t.Errorf("%s: %v %s", path, err, got.body)
+				t.Errorf("%s: %v %s", f.path, err, got.body)
 			}
 			got.wantHeader(t, "Retry-After", "7")
 			got.wantHeader(t, "X-Should-Retry", "true")
@@ -547,7 +547,7 @@ func TestGatewayProviderErrors(t *testing.T) {
 			got.wantHeader(t, "X-Tokens-Charged", "0")
 		}
 		refusals := []providertest.Conduct{providertest.Refuse(401), providertest.Refuse(402), providertest.Refuse(403)}
-		if path == messagesPath {
+		if f.path == messagesPath {
 			refusals = append(refusals, providertest.Conduct{Status: 400, Body: providertest.EmptyCredit})
 		} else {
 			refusals = append(refusals, providertest.Conduct{Status: 429, Body: providertest.InsufficientQuota},
@@ -557,8 +557,8 @@ func TestGatewayProviderErrors(t *testing.T) {
 		}
 		for _, refusal := range refusals {
 			g.provider.On("", refusal)
-			got := g.call(t, path, `{}`)
-			got.wantWireError(t, path, 502, "api_error", "")
+			got := g.call(t, f.path, f.body())
+			got.wantWireError(t, f.path, 502, "api_error", "")
 			got.wantHeader(t, "X-Should-Retry", "false")
 		}
 	}
@@ -587,37 +587,44 @@ func TestGatewayFallback(t *testing.T) {
 	down := &providertest.Provider{URL: "http://127.0.0.1:1"} // nobody listens there
 	const granted = 100_000
 	for _, test := range []struct {
-		name    string
-		first   providertest.Conduct
-		status  int
-		tried   int // of the second provider
-		charged int
+		name   string
+		first  providertest.Conduct
+		status int
+		tried  int // of the second provider
 	}{
-		{"works", providertest.Conduct{}, 200, 0, 18},
-		{"408", providertest.Refuse(408), 200, 1, 18},
-		{"429", providertest.Refuse(429), 200, 1, 18},
-		{"500", providertest.Refuse(500), 200, 1, 18},
-		{"529", providertest.Refuse(529), 200, 1, 18},
-		{"400", providertest.Refuse(400), 400, 0, 0},
-		{"404", providertest.Refuse(404), 404, 0, 0},
-		{"401", providertest.Refuse(401), 200, 1, 18},
-		{"402", providertest.Refuse(402), 200, 1, 18},
-		{"403", providertest.Refuse(403), 200, 1, 18},
-		{"quota", providertest.Conduct{Status: 429, Body: providertest.InsufficientQuota}, 200, 1, 18},
-		{"hard limit", providertest.Conduct{Status: 400, Body: openAIRefusal("billing_hard_limit_reached")}, 200, 1, 18},
-		{"error in a 200", providertest.Conduct{Body: `{"error":{"message":"no"}}`}, 200, 1, 18},
-		{"error in a 200, with usage", providertest.Conduct{Body: errorWithUsage}, 200, 0, 18},
-		{"unusable 200", providertest.Conduct{Body: "<html>"}, 502, 0, 0},
-		{"lost", providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, 0, 0},
-		{"slow", providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, 0, 0},
+		{"works", providertest.Conduct{}, 200, 0},
+		{"408", providertest.Refuse(408), 200, 1},
+		{"429", providertest.Refuse(429), 200, 1},
+		{"500", providertest.Refuse(500), 200, 1},
+		{"529", providertest.Refuse(529), 200, 1},
+		{"400", providertest.Refuse(400), 400, 0},
+		{"404", providertest.Refuse(404), 404, 0},
+		{"401", providertest.Refuse(401), 200, 1},
+		{"402", providertest.Refuse(402), 200, 1},
+		{"403", providertest.Refuse(403), 200, 1},
+		{"quota", providertest.Conduct{Status: 429, Body: providertest.InsufficientQuota}, 200, 1},
+		{"hard limit", providertest.Conduct{Status: 400, Body: openAIRefusal("billing_hard_limit_reached")}, 200, 1},
+		{"error in a 200", providertest.Conduct{Body: `{"error":{"message":"no"}}`}, 200, 1},
+		{"error in a 200, with usage", providertest.Conduct{Body: errorWithUsage}, 200, 0},
+		{"unusable 200", providertest.Conduct{Body: "<html>"}, 502, 0},
+		{"lost", providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, 0},
+		{"slow", providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, 0},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			first := providertest.New(t)
-			first.On("", test.first)
-			s.testFallback(t, first, test.status, test.tried, test.charged)
-		})
+		for _, f := range wireFormats() {
+			if !f.can(test.name) {
+				continue
+			}
+			t.Run(test.name+" "+f.path, func(t *testing.T) {
+				t.Parallel()
+				first := providertest.New(t)
+				first.On("", test.first)
+				s.testFallback(t, f, first, test.status, test.tried)
+			})
+		}
 	}
-	t.Run("unreachable", func(t *testing.T) { s.testFallback(t, down, 200, 1, 18) })
+	for _, f := range wireFormats() {
+		t.Run("unreachable "+f.path, func(t *testing.T) { s.testFallback(t, f, down, 200, 1) })
+	}
 	t.Run("at most three", func(t *testing.T) {
 		p := providertest.New(t)
 		p.On("", providertest.Refuse(503, "Retry-After: 3"))
@@ -637,31 +644,33 @@ func TestGatewayFallback(t *testing.T) {
 		}
 	})
 	t.Run("none reachable", func(t *testing.T) {
-		g := s.gatewayTest(t, down, textConfig(granted, endpointJSON(down, "a", chatPath, ""), endpointJSON(down, "b", messagesPath, "")))
-		got := g.call(t, chatPath, `{}`)
-		got.wantWireError(t, chatPath, 502, "api_error", "")
-		got.wantHeader(t, "X-Should-Retry", "")
-		g.call(t, messagesPath, `{}`).wantWireError(t, messagesPath, 502, "api_error", "")
+		g := s.gatewayTest(t, down, formatsConfig(down, granted, "", ""))
+		for _, f := range wireFormats() {
+			got := g.call(t, f.path, f.body())
+			got.wantWireError(t, f.path, 502, "api_error", "")
+			got.wantHeader(t, "X-Should-Retry", "")
+		}
 	})
 }
 
 // testFallback makes a call whose first endpoint is first. It checks the response's status, how often the second endpoint
 // was tried, and what was charged.
-func (s *service) testFallback(t *testing.T, first *providertest.Provider, status, tried, charged int) {
+func (s *service) testFallback(t *testing.T, f wireFormat, first *providertest.Provider, status, tried int) {
 	t.Helper()
 	const granted = 100_000
 	second := providertest.New(t)
 	// The second is earlier in the config, and not the default.
-	g := s.gatewayTest(t, first, strings.Replace(textConfig(granted, endpointJSON(second, "b", chatPath, ""),
-		endpointJSON(first, "a", chatPath, `,"max_output_tokens":50`)), `"text":{`, `"text":{"default":"a",`, 1))
-	if err := g.call(t, chatPath, `{"messages":[]}`).is(status); err != nil {
+	g := s.gatewayTest(t, first, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{%q:{"default":"a","endpoints":{%s,%s}}}}`,
+		granted, f.kind, f.endpointOf(second, "b", ""), f.endpointOf(first, "a", `,"max_output_tokens":50`)))
+	if err := g.call(t, f.path, f.body()).is(status); err != nil {
 		t.Error(err)
 	}
 	if n := len(second.Requests()); n != tried {
 		t.Errorf("the second endpoint was tried %d times", n)
 	}
+	charged := map[bool]int{true: f.charged}[status == 200]
 	if n := g.charged(t, granted); n != charged {
-		t.Errorf("charged %d", n)
+		t.Errorf("charged %d, want %d", n, charged)
 	}
 }
 
@@ -1098,9 +1107,10 @@ func TestGatewaySettings(t *testing.T) {
 func TestGatewayCompressedError(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 1000, "")
-	for _, path := range []string{chatPath, messagesPath} {
+	for _, f := range wireFormats() {
+		path := f.path
 		g.provider.On("", providertest.Conduct{Status: 400, Header: []string{"Content-Encoding: gzip"}, Body: "\x1f\x8bkey"})
-		got := g.call(t, path, `{}`)
+		got := g.call(t, path, f.body())
 		if got.status != 400 || strings.Contains(got.body, "key") || !strings.Contains(got.body, "The provider responded with 400") {
 			t.Errorf("%s: got %d %q", path, got.status, got.body)
 		}

@@ -24,14 +24,17 @@ const (
 	complete    relayEnd = "a stream with the marker of its end"
 	endsEarlier relayEnd = "a stream without the marker, and without an error"
 	broken      relayEnd = "a stream with one error, which is cut"
+	cutShort    relayEnd = "no stream, which is cut"
 )
 
-// relayEndOf returns how the response got ends; err is the error that ended its body.
-func relayEndOf(got reply, err error) relayEnd {
-	isMarked := strings.Contains(got.body, "[DONE]") || strings.Contains(got.body, "message_stop")
+// relayEnd returns how the response got ends; err is the error that ended its body.
+func (f wireFormat) relayEnd(got reply, err error) relayEnd {
+	isMarked := f.end != "" && strings.Contains(got.body, f.end)
 	isError, errors := strings.Contains(got.body, `"error"`), strings.Count(got.body, `"error":{`)
-	switch {
-	case err == nil && (got.status != 200 || got.header.Get("Content-Type") == "application/json"):
+	switch isJSON := got.header.Get("Content-Type") == "application/json"; {
+	case err != nil && isJSON && !isError:
+		return cutShort
+	case err == nil && (got.status != 200 || isJSON):
 		return noStream
 	case err == nil && !isError && isMarked:
 		return complete
@@ -48,9 +51,9 @@ func relayEndOf(got reply, err error) relayEnd {
 func TestGatewayCharges(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
-	patient, hasty := newService(t), newService(t, "PROVIDER_IDLE_TIMEOUT=1s", "PROVIDER_TIMEOUT=1s")
+	patient, hasty := newService(t), newService(t, "PROVIDER_IDLE_TIMEOUT=2s", "PROVIDER_TIMEOUT=1s")
 	// A message has an estimated input of 4 tokens.
-	const streamed, whole = `{"stream":true,"messages":[{}]}`, `{"messages":[{}]}`
+	const streamed, whole = `{ASK,STREAM}`, `{ASK}`
 	const input, all, half = 4, 10, 4 // estimates: of the input, of three events of 10 bytes, of one
 	type cost struct {
 		tokens int
@@ -59,81 +62,87 @@ func TestGatewayCharges(t *testing.T) {
 	refused, full := cost{0, noStream}, cost{18, noStream}
 	t.Run("conducts", func(t *testing.T) {
 		for _, test := range []struct {
-			name           string
-			s              *service
-			body           string
-			conduct        providertest.Conduct
-			status         int
-			retry          string // X-Should-Retry
-			chat, messages cost
+			name    string
+			s       *service
+			body    string
+			conduct providertest.Conduct
+			status  int
+			retry   string // X-Should-Retry
+			chat    cost   // and of the formats that say no other
 		}{
-			{"whole", patient, whole, providertest.Conduct{}, 200, "", full, full},
+			{"whole", patient, whole, providertest.Conduct{}, 200, "", full},
 			{"no usage", patient, whole, providertest.Conduct{NoUsage: true}, 200, "",
-				cost{input + half, noStream}, cost{input + half, noStream}},
-			{"cut", patient, whole, providertest.Conduct{Cut: providertest.InContent}, 502, "false", refused, refused},
-			{"cut before headers", patient, whole, providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, "false", refused, refused},
-			{"ended early", patient, whole, providertest.Conduct{End: providertest.InContent}, 502, "false", refused, refused},
-			{"silent", hasty, whole, providertest.Conduct{Hang: providertest.InContent}, 504, "false", refused, refused},
-			{"silent before headers", hasty, whole, providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, "false", refused, refused},
-			{"not JSON", patient, whole, providertest.Conduct{Body: "<html>"}, 502, "false", refused, refused},
-			{"error", patient, whole, providertest.Refuse(500), 500, "", refused, refused},
-			{"redirect", patient, whole, providertest.Refuse(307, "Location: /v1/other"), 502, "false", refused, refused},
-			{"array", patient, whole, providertest.Conduct{Body: "[1]"}, 502, "false", refused, refused},
-			{"no account", patient, whole, providertest.Refuse(401), 502, "false", refused, refused},
+				cost{input + half, noStream}},
+			{"cut", patient, whole, providertest.Conduct{Cut: providertest.InContent}, 502, "false", refused},
+			{"cut before headers", patient, whole, providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, "false", refused},
+			{"ended early", patient, whole, providertest.Conduct{End: providertest.InContent}, 502, "false", refused},
+			{"silent", hasty, whole, providertest.Conduct{Hang: providertest.InContent}, 504, "false", refused},
+			{"silent before headers", hasty, whole, providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, "false", refused},
+			{"not JSON", patient, whole, providertest.Conduct{Body: "<html>"}, 502, "false", refused},
+			{"error", patient, whole, providertest.Refuse(500), 500, "", refused},
+			{"redirect", patient, whole, providertest.Refuse(307, "Location: /v1/other"), 502, "false", refused},
+			{"array", patient, whole, providertest.Conduct{Body: "[1]"}, 502, "false", refused},
+			{"no account", patient, whole, providertest.Refuse(401), 502, "false", refused},
 			{"compressed", patient, whole, providertest.Conduct{Body: gzipped(`{}`), Header: []string{"Content-Encoding: gzip"}},
-				502, "false", refused, refused},
-			{"error in it", patient, whole, providertest.Conduct{Body: `{"error":{"message":"no"}}`}, 502, "", refused, refused},
+				502, "false", refused},
+			{"error in it", patient, whole, providertest.Conduct{Body: `{"error":{"message":"no"}}`}, 502, "", refused},
 			{"no choice and no content", patient, whole, providertest.Conduct{Body: `{"id":"g","choices":[],"content":[]}`}, 502, "",
-				refused, refused},
-			{"error with usage in it", patient, whole, providertest.Conduct{Body: errorWithUsage}, 200, "", full, full},
-			{"more than was held", patient, `{"max_tokens":1}`, providertest.Conduct{
+				refused},
+			{"error with usage in it", patient, whole, providertest.Conduct{Body: errorWithUsage}, 200, "", full},
+			{"more than was held", patient, whole, providertest.Conduct{
 				Body: `{"usage":{"prompt_tokens":50,"completion_tokens":60,"input_tokens":50,"output_tokens":60}}`,
-			}, 200, "", cost{110, noStream}, cost{110, noStream}},
+			}, 200, "", cost{110, noStream}},
 
-			{"stream", patient, streamed, providertest.Conduct{}, 200, "", cost{18, complete}, cost{18, complete}},
+			{"stream", patient, streamed, providertest.Conduct{}, 200, "", cost{18, complete}},
 			{"stream without usage", patient, streamed, providertest.Conduct{NoUsage: true}, 200, "",
-				cost{input + all, complete}, cost{input + all, complete}},
+				cost{input + all, complete}},
 			{"stream cut before headers", patient, streamed, providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, "false",
-				refused, refused},
+				refused},
 			{"stream cut before content", patient, streamed, providertest.Conduct{Cut: providertest.BeforeContent}, 200, "",
-				cost{0, broken}, cost{0, broken}},
+				cost{0, broken}},
 			{"stream cut", patient, streamed, providertest.Conduct{Cut: providertest.InContent}, 200, "",
-				cost{input + half, broken}, cost{11 + half, broken}},
+				cost{input + half, broken}},
 			{"stream cut with usage", patient, streamed, providertest.Conduct{Cut: providertest.BeforeEnd}, 200, "",
-				cost{18, broken}, cost{18, broken}},
+				cost{18, broken}},
 			{"stream ended early", patient, streamed, providertest.Conduct{End: providertest.InContent}, 200, "",
-				cost{input + half, broken}, cost{11 + half, broken}},
+				cost{input + half, broken}},
 			{"stream ended after its reason", patient, streamed, providertest.Conduct{End: providertest.BeforeUsage}, 200, "",
-				cost{input + all, endsEarlier}, cost{11 + all, broken}},
+				cost{input + all, endsEarlier}},
 			{"stream ended without a marker", patient, streamed, providertest.Conduct{End: providertest.BeforeEnd}, 200, "",
-				cost{18, endsEarlier}, cost{18, endsEarlier}},
+				cost{18, endsEarlier}},
 			{"stream with an error", patient, streamed, providertest.Conduct{Error: providertest.InContent}, 200, "",
-				cost{input + half, broken}, cost{11 + half, broken}},
+				cost{input + half, broken}},
 			{"stream with an error before content", patient, streamed, providertest.Conduct{Error: providertest.BeforeContent}, 200, "",
-				cost{0, broken}, cost{0, broken}},
+				cost{0, broken}},
 			{"stream silent", hasty, streamed, providertest.Conduct{Hang: providertest.InContent}, 200, "",
-				cost{input + half, broken}, cost{11 + half, broken}},
+				cost{input + half, broken}},
 			{"stream that begins with an error", patient, streamed, providertest.Conduct{
 				Body: `data: {"type":"error","error":{"message":"no"}}` + "\n\n", Header: []string{"Content-Type: text/event-stream"},
-			}, 502, "", refused, refused},
-			{"stream refused", patient, streamed, providertest.Refuse(529), 529, "", refused, refused},
+			}, 502, "", refused},
+			{"stream refused", patient, streamed, providertest.Refuse(529), 529, "", refused},
 		} {
-			t.Run(test.name, func(t *testing.T) {
-				t.Parallel()
-				g := test.s.newGatewayTest(t, granted, "")
-				g.provider.On("", test.conduct)
-				for path, want := range map[string]cost{chatPath: test.chat, messagesPath: test.messages} {
-					g.key = g.login(t, g.tenant)
-					got, err := g.send("POST", "/"+g.tenant+path, test.body, bearer(g.key))
-					if end := relayEndOf(got, err); got.status != test.status || end != want.end {
-						t.Errorf("%s: got %d, %s: %s\nwant %d, %s", path, got.status, end, got.body, test.status, want.end)
+			for _, f := range wireFormats() {
+				if !f.can(test.name) {
+					continue
+				}
+				want, differs := f.ends[test.name]
+				if !differs {
+					want = ending{test.status, test.retry, test.chat.tokens, test.chat.end}
+				}
+				t.Run(test.name+" "+f.path, func(t *testing.T) {
+					t.Parallel()
+					g := test.s.newGatewayTest(t, granted, "")
+					g.provider.On("", test.conduct)
+					got, err := g.send("POST", "/"+g.tenant+f.path, f.fill(test.body), bearer(g.key))
+					if end := f.relayEnd(got, err); got.status != want.status || end != want.end {
+						t.Errorf("got %d, %s: %s\nwant %d, %s", got.status, end, got.body, want.status, want.end)
 					}
 					if n := g.charged(t, granted); n != want.tokens {
-						t.Errorf("%s: charged %d, want %d: %s", path, n, want.tokens, got.body)
+						t.Errorf("charged %d, want %d: %s", n, want.tokens, got.body)
 					}
-					got.wantHeader(t, "X-Should-Retry", test.retry)
-				}
-			})
+					got.wantHeader(t, "X-Should-Retry", want.retry)
+				})
+			}
 		}
 	})
 	if n := patient.sample(t, "gateway_holds") + hasty.sample(t, "gateway_holds"); n != 0 {
@@ -214,67 +223,72 @@ func TestGatewayHangUps(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
 	s := newService(t)
-	const streamed, shown, cancel = `{"stream":true,"messages":[{}]}`, `,"reasoning":false`, `,"on_hangup":"cancel"`
+	const streamed, shown, cancel = `{ASK,STREAM}`, `,"reasoning":false`, `,"on_hangup":"cancel"`
 	slow := providertest.Conduct{Pause: 60 * time.Millisecond}
 	hang := providertest.Conduct{Hang: providertest.InContent}
 	thinking, hidden := slow, slow
 	thinking.Reasoning = "hmm"
 	hidden.Output = 6000
 	type hangUp struct {
-		seen   string // by the client before it hangs up
+		seen   string // by the client before it hangs up; SEEN is the end of the first content, END that of a stream
 		tokens int    // charged
 	}
 	never, always, maybe := []int{0}, []int{1}, []int{0, 1}
 	for _, test := range []struct {
 		name, members, body string
 		conduct             providertest.Conduct
-		chat, messages      hangUp
-		ended               bool  // the response has when the client hangs up, whatever it has seen
-		cancelled           []int // how many of the provider's responses may be, for each of the two
+		chat                hangUp // and of the formats that say no other charge
+		ended               bool   // the response has when the client hangs up, whatever it has seen
+		cancelled           []int  // how many of the provider's responses may be
 	}{
-		{"not streamed", "", `{"stream":null}`, providertest.Conduct{Delay: 300 * time.Millisecond},
-			hangUp{"", 18}, hangUp{"", 18}, false, never},
-		{"in mid-stream", shown, streamed, hang, hangUp{"ünd ", 4 + 4}, hangUp{"ünd ", 11 + 4}, false, always},
-		{"after the end", "", streamed, providertest.Conduct{}, hangUp{"[DONE]", 18}, hangUp{"message_stop", 18}, true, never},
-		{"after the reason", "", streamed, slow, // the end may come before the hang-up is noticed
-			hangUp{`"finish_reason":"stop"`, 18}, hangUp{"message_delta", 18}, false, maybe},
-		{"hidden reasoning", "", `{"stream":true,"max_tokens":8000}`, hidden, hangUp{"ünd ", 6011}, hangUp{"ünd ", 6011}, false, never},
-		{"thinking that was seen", shown, streamed, thinking, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
-		{"drain", shown + `,"on_hangup":"drain"`, streamed, slow, hangUp{"ünd ", 18}, hangUp{"ünd ", 18}, false, never},
-		{"cancel", cancel, streamed, hang, hangUp{"ünd ", 4 + 4}, hangUp{"ünd ", 11 + 4}, false, always},
-		{"before the response", "", streamed, providertest.Conduct{Delay: 300 * time.Millisecond},
-			hangUp{"", 18}, hangUp{"", 18}, false, never},
-		{"before the response, nothing hidden", shown, streamed, providertest.Conduct{Hang: providertest.BeforeHeaders},
-			hangUp{"", 4}, hangUp{"", 4}, false, always},
+		{"left, not streamed", "", `{ASK}`, providertest.Conduct{Delay: 300 * time.Millisecond},
+			hangUp{"", 18}, false, never},
+		{"stream left in its middle", shown, streamed, hang, hangUp{"SEEN", 4 + 4}, false, always},
+		{"stream left after its end", "", streamed, providertest.Conduct{}, hangUp{"END", 18}, true, never},
+		{"stream left after its reason", "", streamed, slow, // the end may come before the hang-up is noticed
+			hangUp{"REASON", 18}, false, maybe},
+		{"stream left, hidden reasoning", "", `{ASK,STREAM,"max_tokens":8000}`, hidden, hangUp{"SEEN", 6011}, false, never},
+		{"stream left, thinking that was seen", shown, streamed, thinking, hangUp{"SEEN", 18}, false, never},
+		{"stream left, drain", shown + `,"on_hangup":"drain"`, streamed, slow, hangUp{"SEEN", 18}, false, never},
+		{"stream left, cancel", cancel, streamed, hang, hangUp{"SEEN", 4 + 4}, false, always},
+		{"stream left before it comes", "", streamed, providertest.Conduct{Delay: 300 * time.Millisecond},
+			hangUp{"", 18}, false, never},
+		{"stream left before it comes, nothing hidden", shown, streamed, providertest.Conduct{Hang: providertest.BeforeHeaders},
+			hangUp{"", 4}, false, always},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			g := s.newGatewayTest(t, granted, test.members)
-			g.provider.On("", test.conduct)
-			for path, client := range map[string]hangUp{chatPath: test.chat, messagesPath: test.messages} {
-				g.key = g.login(t, g.tenant)
-				_, before := g.provider.Counts()
-				requests := len(g.provider.Requests()) + 1
-				c := g.open(t, path, test.body, client.seen)
+		for _, f := range wireFormats() {
+			if !f.can(test.name) {
+				continue
+			}
+			t.Run(test.name+" "+f.path, func(t *testing.T) {
+				t.Parallel()
+				g := s.newGatewayTest(t, granted, test.members)
+				g.provider.On("", test.conduct)
+				seen := strings.NewReplacer("SEEN", f.seen, "REASON", f.reason, "END", f.end).Replace(test.chat.seen)
+				c := g.open(t, f.path, f.fill(test.body), seen)
 				waittest.Eventually(t, 10*time.Second, func() error {
-					if open, _ := g.provider.Counts(); len(g.provider.Requests()) < requests || test.ended && open > 0 {
+					if open, _ := g.provider.Counts(); len(g.provider.Requests()) == 0 || test.ended && open > 0 {
 						return fmt.Errorf("%d requests came to the provider, %d are open", len(g.provider.Requests()), open)
 					}
 					return nil
 				})
 				c.Close()
-				if got := g.charged(t, granted); got != client.tokens {
-					t.Errorf("%s: charged %d, want %d", path, got, client.tokens)
+				want, differs := f.leaves[test.name]
+				if !differs {
+					want = test.chat.tokens
+				}
+				if got := g.charged(t, granted); got != want {
+					t.Errorf("charged %d, want %d", got, want)
 				}
 				waittest.Eventually(t, 10*time.Second, func() error {
-					open, after := g.provider.Counts()
-					if open > 0 || !slices.Contains(test.cancelled, after-before) {
-						return fmt.Errorf("%s: %d open, %d cancelled", path, open, after-before)
+					open, cancelled := g.provider.Counts()
+					if open > 0 || !slices.Contains(test.cancelled, cancelled) {
+						return fmt.Errorf("%d open, %d cancelled", open, cancelled)
 					}
 					return nil
 				})
-			}
-		})
+			})
+		}
 	}
 }
 
