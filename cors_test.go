@@ -294,19 +294,27 @@ func TestGatewayCORS(t *testing.T) {
 	p.Each(func(providertest.Request) providertest.Conduct {
 		return providertest.Conduct{Header: []string{"Access-Control-Allow-Origin: *", "Access-Control-Expose-Headers: X-Other", "Vary: Cookie"}}
 	})
-	config := textConfig(10_000, endpointsJSON(p, "")...)
+	config := formatsConfig(p, 10_000, "", "")
 	g := newService(t).gatewayTest(t, p, strings.Replace(config, "{", `{"cors":{"allowed_origins":["`+page+`"]},`, 1))
-	for _, path := range []string{chatPath, messagesPath, messagesPath + "/count_tokens", "/v1/models", "/v1/models/m"} {
+	paths := []string{messagesPath + "/count_tokens", "/v1/models", "/v1/models/m"}
+	for _, f := range wireFormats() {
+		paths = append(paths, f.path)
+	}
+	for _, path := range paths {
 		got := g.do(t, "OPTIONS", "/"+g.tenant+path, "", fromPage, asksPOST)
 		got.want(t, 204, "")
 		got.wantHeader(t, "Access-Control-Allow-Origin", page)
 	}
-	for _, path := range []string{chatPath, messagesPath} {
-		for _, body := range []string{`{}`, `{"stream":true}`, `{"model":7}`} {
-			g.call(t, path, body, fromPage).wantCORS(t, readable(page))
-			g.call(t, path, body, otherPage).wantCORS(t, unreadable)
+	for _, f := range wireFormats() {
+		for body, status := range map[string]int{`{ASK}`: 200, `{ASK,STREAM}`: 200, `{"model":7}`: 400} {
+			got := g.call(t, f.path, f.fill(body), fromPage)
+			got.wantCORS(t, readable(page))
+			if err := got.is(status); err != nil {
+				t.Errorf("%s: %v", f.path, err)
+			}
+			g.call(t, f.path, f.fill(body), otherPage).wantCORS(t, unreadable)
 		}
-		g.do(t, "POST", "/"+g.tenant+path, "{}", fromPage, bearer(someKey)).wantCORS(t, readable(page))
+		g.do(t, "POST", "/"+g.tenant+f.path, f.body(), fromPage, bearer(someKey)).wantCORS(t, readable(page))
 	}
 	g.do(t, "GET", "/"+g.tenant+"/v1/models", "", fromPage, bearer(g.key)).wantCORS(t, readable(page))
 	for _, path := range []string{"/v1/completions", "/v1/v1/messages", "/chat/completions", "/v1/messages/batches/x"} {

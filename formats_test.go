@@ -3,11 +3,14 @@ package main
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"tollgate/internal/providertest"
+	"tollgate/internal/waittest"
 )
 
 // A wireFormat is a row of the table over which the tests of the gateway run: a format, and what is its own in them. A
@@ -24,8 +27,9 @@ type wireFormat struct {
 	reason     string // what the event has that says why a stream ends
 	end        string // what the end of a stream has
 
-	held    int // for a request of ask and nothing else, at the least
-	charged int // for a response of a provider that works, which has the usage used
+	limit   string // a member, behind a comma, with a limit of 10 output tokens, "" if it has none
+	held    int    // for a request of ask and limit
+	charged int    // for a response of a provider that works, which has the usage used
 	used    endpointUsage
 	ends    map[string]ending // of the conducts of TestGatewayCharges, if they are others than those of chat
 	leaves  map[string]int    // charges of TestGatewayHangUps, if they are others than those of chat
@@ -49,11 +53,11 @@ func wireFormats() []wireFormat {
 	return []wireFormat{
 		{
 			endpoint: "chat", kind: "text", path: chatPath, prices: "{}", ask: `"messages":[{}]`,
-			stream: `,"stream":true`, seen: "ünd ", reason: `"finish_reason":"stop"`, end: "[DONE]", held: 18, charged: 18, used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7, TokensCharged: 18},
+			stream: `,"stream":true`, seen: "ünd ", reason: `"finish_reason":"stop"`, end: "[DONE]", limit: `,"max_tokens":10`, held: 43, charged: 18, used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7, TokensCharged: 18},
 		},
 		{
 			endpoint: "claude", kind: "text", path: messagesPath, prices: "{}", ask: `"messages":[{}]`,
-			stream: `,"stream":true`, seen: "ünd ", reason: "message_delta", end: "message_stop", held: 18, charged: 18,
+			stream: `,"stream":true`, seen: "ünd ", reason: "message_delta", end: "message_stop", limit: `,"max_tokens":10`, held: 43, charged: 18,
 			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 3, CacheWriteTokens: 2, OutputTokens: 7, TokensCharged: 18},
 			ends: map[string]ending{ // the input comes first
 				"stream cut":                    {200, "", 11 + 4, broken},
@@ -89,6 +93,7 @@ func wireFormats() []wireFormat {
 			leaves: map[string]int{"left, not streamed": 3},
 			cannot: map[string]string{
 				"stream":             noStreams,
+				"cache":              "moderations are not cached",
 				"more than was held": "its price is that of a request, which is held", "error in a 200, with usage": "it has no usage",
 			},
 		},
@@ -113,7 +118,8 @@ func wireFormats() []wireFormat {
 			},
 			leaves: map[string]int{"stream left, cancel": 351},
 			cannot: map[string]string{
-				"stream left in its middle":                   "it is drained, since nobody can estimate it",
+				"cache":                     "images are not cached",
+				"stream left in its middle": "it is drained, since nobody can estimate it",
 				"stream left before it comes, nothing hidden": "it is drained, since nobody can estimate it",
 				"stream left after its reason":                "it ends with the event that has its usage",
 				"stream left, hidden reasoning":               "images are not reasoned about",
@@ -146,7 +152,7 @@ func (f wireFormat) fill(body string) string {
 // wireError is the status, type and code of an error, as the format has them.
 func (f wireFormat) wantError(t testing.TB, got reply, status int, openAI, code, anthropic string) {
 	t.Helper()
-	if f.path == messagesPath {
+	if strings.HasPrefix(f.path, messagesPath) {
 		openAI, code = anthropic, ""
 	}
 	got.wantWireError(t, f.path, status, openAI, code)
@@ -169,4 +175,107 @@ func formatsConfig(p *providertest.Provider, tokens int64, members, more string)
 		kinds = append(kinds, fmt.Sprintf(`%q:{"endpoints":{%s}}`, kind, strings.Join(endpoints[kind], ",")))
 	}
 	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{%s}%s}`, tokens, strings.Join(kinds, ","), more)
+}
+
+// What a request of a format holds, costs and has used is what the row says: in its headers, in the balance, by day, in
+// the metrics and in the access log. One token fewer is refused.
+func TestFormatCharges(t *testing.T) {
+	t.Parallel()
+	const granted = 10_000
+	g := newGatewayTest(t, granted, "", "ACCESS_LOG=true")
+	want, charged := make(map[string]endpointUsage), 0
+	for _, f := range wireFormats() {
+		t.Run(f.path, func(t *testing.T) {
+			key := func(tokens int) string {
+				return g.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":"anonymous","tokens":%d`, tokens))
+			}
+			got := g.do(t, "POST", "/"+g.tenant+f.path, f.body(f.limit), bearer(key(f.held-1)))
+			f.wantError(t, got, 402, "insufficient_quota", "insufficient_quota", "billing_error")
+			got = g.do(t, "POST", "/"+g.tenant+f.path, f.body(f.limit), bearer(key(f.held)))
+			if err := got.is(200); err != nil {
+				t.Fatal(err)
+			}
+			got.wantHeader(t, "X-Tokens-Held", fmt.Sprint(f.held))
+			got.wantHeader(t, "X-Tokens-Charged", fmt.Sprint(f.charged))
+			got.wantHeader(t, "X-Tokens-Left", fmt.Sprint(f.held-f.charged))
+			want[f.endpoint], charged = f.used, charged+f.charged
+			waittest.Eventually(t, 10*time.Second, func() error {
+				if n := g.log.Count(fmt.Sprintf(` endpoint=%q model="m"`, f.endpoint)); n != 1 {
+					return fmt.Errorf("%d lines of the access log", n)
+				}
+				return nil
+			})
+			labels := fmt.Sprintf(`{tenant=%q,endpoint=%q,status="200"}`, g.tenant, f.endpoint)
+			if n := g.sample(t, "gateway_requests_total"+labels); n != 1 {
+				t.Errorf("gateway_requests_total is %v", n)
+			}
+			route := fmt.Sprintf(`http_requests_total{route="/{tenantId}%s",method="POST",status="200"}`, f.path)
+			if n := g.sample(t, route); n != 1 {
+				t.Errorf("%s is %v", route, n)
+			}
+			if !f.can("stream") {
+				return
+			}
+			g.key = g.login(t, g.tenant)
+			got = g.call(t, f.path, f.fill("{ASK,STREAM}"))
+			got.wantHeader(t, "X-Tokens-Charged", "") // it comes too early to be known
+			if n := g.charged(t, granted); n != f.charged {
+				t.Errorf("a stream costs %d, want %d", n, f.charged)
+			}
+			double := reflect.ValueOf(&f.used).Elem()
+			for i := range double.NumField() {
+				double.Field(i).SetInt(2 * double.Field(i).Int())
+			}
+			want[f.endpoint], charged = f.used, charged+f.charged
+		})
+	}
+	waittest.Eventually(t, 10*time.Second, func() error {
+		got := g.usage(t, g.tenant, today())
+		if !maps.Equal(got.ByEndpoint, want) || got.TokensCharged != int64(charged) {
+			return fmt.Errorf("got %+v, want %v and %d", got, want, charged)
+		}
+		return nil
+	})
+	if n := g.sample(t, `tokens_charged_total{tenant="`+g.tenant+`"}`); n != float64(charged) {
+		t.Errorf("%v are charged in all, want %d", n, charged)
+	}
+}
+
+// The same request is served from the cache to each key of the tenant, for the fee, in formats whose responses are kept.
+func TestFormatCache(t *testing.T) {
+	t.Parallel()
+	const granted = 10_000
+	p := providertest.New(t)
+	g := newService(t).gatewayTest(t, p, formatsConfig(p, granted, "", `,"caching":{`+cachingForAnHour+`}`))
+	for _, f := range wireFormats() {
+		for _, body := range []string{"{ASK}", "{ASK,STREAM}"} {
+			if strings.Contains(body, "STREAM") && !f.can("stream") {
+				continue
+			}
+			t.Run(f.path+body, func(t *testing.T) {
+				body := f.fill(body)
+				g.key = g.login(t, g.tenant)
+				if !f.can("cache") {
+					for range 2 {
+						got := g.call(t, f.path, body)
+						got.wantHeader(t, "X-Cache", "")
+						if n := g.charged(t, granted); got.status != 200 || n == 0 {
+							t.Errorf("got %d, charged %d", got.status, n)
+						}
+					}
+					return
+				}
+				g.call(t, f.path, body, "Cache-Control: no-store").wantHeader(t, "X-Cache", "MISS")
+				first := g.miss(t, f.path, body)
+				g.key = g.login(t, g.tenant)
+				got := g.hit(t, f.path, body)
+				fee := (f.charged + 4) / 5
+				got.wantHeader(t, "X-Tokens-Charged", fmt.Sprint(fee))
+				if n := g.charged(t, granted); n != fee || got.body != first.body {
+					t.Errorf("charged %d, want %d; got %q, want %q", n, fee, got.body, first.body)
+				}
+				g.miss(t, f.path, body, "Cache-Control: no-cache")
+			})
+		}
+	}
 }

@@ -166,16 +166,16 @@ func TestMaxConcurrent(t *testing.T) {
 	p := providertest.New(t)
 	p.On("slow", providertest.Conduct{Hang: providertest.InContent})
 	services := newServices(t)
-	config := textConfig(10_000, endpointsJSON(p, `,"on_hangup":"cancel"`)...)
+	config := formatsConfig(p, 10_000, `,"on_hangup":"cancel"`, "")
 	g := services[0].gatewayTest(t, p, strings.Replace(config, `{"tokens":10000}`, `{"tokens":10000,"max_concurrent":2}`, 1))
 	h, _ := g.hold(t, g.tenant, g.key, `{"tokens":5}`)
 	open := func() net.Conn { return g.open(t, chatPath, `{"model":"slow","stream":true,"max_tokens":50}`, "ünd") }
 	first, second := open(), open()
 	wantBusy := func() {
 		t.Helper()
-		for i, path := range []string{chatPath, messagesPath} {
-			got := services[i].do(t, "POST", "/"+g.tenant+path, `{"max_tokens":50}`, bearer(g.key))
-			got.wantWireError(t, path, 429, "rate_limit_error", map[string]string{chatPath: "rate_limit_exceeded"}[path])
+		for i, f := range wireFormats() {
+			got := services[i%2].do(t, "POST", "/"+g.tenant+f.path, f.body(), bearer(g.key))
+			f.wantError(t, got, 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error")
 			got.wantHeader(t, "Retry-After", "1")
 		}
 	}
@@ -206,13 +206,10 @@ func TestMaxConcurrent(t *testing.T) {
 	third.Close()
 }
 
-// modelsConfig has two endpoints of a format, and a group with some of their models for each of groups.
+// modelsConfig has an endpoint of each format, and a group with some of their models for each of groups.
 func modelsConfig(p *providertest.Provider, groups string) string {
-	models := `,"models":{"old-1":{},"new-1":{},"new-2":{},"other":{}}`
-	chat := strings.Replace(endpointJSON(p, "chat", chatPath, models), `"models":{"*":{}},`, "", 1)
-	claude := strings.Replace(endpointJSON(p, "claude", messagesPath, models), `"models":{"*":{}},`, "", 1)
-	return strings.Replace(textConfig(10_000, chat, claude), `{"anonymous":{"tokens":10000}}`,
-		`{"anonymous":{"tokens":10000},`+groups+`}`, 1)
+	config := strings.ReplaceAll(formatsConfig(p, 10_000, "", ""), `"*":`, `"old-1":{},"new-1":{},"new-2":{},"other":`)
+	return strings.Replace(config, `{"anonymous":{"tokens":10000}}`, `{"anonymous":{"tokens":10000},`+groups+`}`, 1)
 }
 
 // A group has only its models, in requests of all kinds and in the list.
@@ -241,11 +238,13 @@ func TestGroupModels(t *testing.T) {
 			{"one", "", "other"}, {"one", "old-1", ""}, {"none", "", ""}, {"none", "m", ""},
 		} {
 			key := s.issue(t, g.tenant, fmt.Sprintf(`"userId":"u","group":%q,"tokens":10000`, test.group))
-			for _, path := range []string{chatPath, messagesPath, messagesPath + "/count_tokens"} {
-				t.Run(fmt.Sprint(name, " ", test.group, " ", test.model, path), func(t *testing.T) {
-					endpoint := map[bool]string{true: "chat", false: "claude"}[path == chatPath]
+			formats := wireFormats()
+			count := formats[slices.IndexFunc(formats, func(f wireFormat) bool { return f.path == messagesPath })]
+			count.path += "/count_tokens"
+			for _, f := range append(formats, count) {
+				t.Run(fmt.Sprint(name, " ", test.group, " ", test.model, f.path), func(t *testing.T) {
 					g := &gatewayTest{s, p, g.tenant, key}
-					g.testGroupModel(t, path, strings.Replace(test.model, "ENDPOINT", endpoint, 1), test.got)
+					g.testGroupModel(t, f, strings.Replace(test.model, "ENDPOINT", f.endpoint, 1), test.got)
 				})
 			}
 		}
@@ -260,22 +259,18 @@ func TestGroupModels(t *testing.T) {
 
 // testGroupModel asks for a model, or for none if it is "". The provider must be asked for got or, if that is "", not be
 // asked, which takes neither tokens nor rate.
-func (g *gatewayTest) testGroupModel(t *testing.T, path, model, got string) {
+func (g *gatewayTest) testGroupModel(t *testing.T, f wireFormat, model, got string) {
 	t.Helper()
-	body := `{"max_tokens":50}`
+	body := f.body()
 	if model != "" {
-		body = fmt.Sprintf(`{"max_tokens":50,"model":%q}`, model)
+		body = f.body(fmt.Sprintf(`,"model":%q`, model))
 	}
-	before := len(g.provider.Requests())
-	response := g.call(t, path, body)
+	before, left := len(g.provider.Requests()), tokensLeft(t, g.key)
+	response := g.call(t, f.path, body)
 	if got == "" {
-		kind, code := "not_found_error", ""
-		if path == chatPath {
-			kind, code = "invalid_request_error", "model_not_found"
-		}
-		response.wantWireError(t, path, 404, kind, code)
-		if n := len(g.provider.Requests()) - before; n != 0 || tokensLeft(t, g.key) != 10_000 {
-			t.Errorf("the provider got %d requests, %d tokens are left", n, tokensLeft(t, g.key))
+		f.wantError(t, response, 404, "invalid_request_error", "model_not_found", "not_found_error")
+		if n := len(g.provider.Requests()) - before; n != 0 || tokensLeft(t, g.key) != left {
+			t.Errorf("the provider got %d requests, %d tokens are left of %d", n, tokensLeft(t, g.key), left)
 		}
 		return
 	}

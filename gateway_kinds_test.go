@@ -94,37 +94,6 @@ func TestGatewayOtherKinds(t *testing.T) {
 	})
 }
 
-// Requests that these routes refuse get errors in OpenAI's shape.
-func TestGatewayKindErrors(t *testing.T) {
-	t.Parallel()
-	p := providertest.New(t)
-	s := newService(t)
-	g := s.gatewayTest(t, p, kindsConfig(p, 40, "", ""))
-	poor := s.gatewayTest(t, p, kindsConfig(p, 0, "", ""))
-	text := s.newGatewayTest(t, 100, "")
-	const invalid = "invalid_request_error"
-	for _, path := range []string{embeddingsPath, moderationsPath, imagesPath} {
-		ask := strings.Replace(`{"input":"a"}`, "input", map[bool]string{true: "prompt"}[path == imagesPath]+
-			map[bool]string{false: "input"}[path == imagesPath], 1)
-		g.call(t, path, `{"x":1}`).wantWireError(t, path, 400, invalid, "")
-		g.call(t, path, `[]`).wantWireError(t, path, 400, invalid, "")
-		g.do(t, "POST", "/"+g.tenant+path, ask, bearer(someKey)).wantWireError(t, path, 401, invalid, "invalid_api_key")
-		poor.call(t, path, ask).wantWireError(t, path, 402, "insufficient_quota", "insufficient_quota")
-		g.do(t, "GET", "/"+g.tenant+path, "", bearer(g.key)).wantWireError(t, path, 405, invalid, "")
-		got := text.call(t, path, ask)
-		got.wantWireError(t, path, 404, invalid, "model_not_found")
-		sentence := "No endpoint has this format: the path of its URL would end in " + strings.TrimPrefix(path, "/v1")
-		if !strings.Contains(got.body, sentence) {
-			t.Errorf("got %s, want %s", got.body, sentence)
-		}
-		p.On("bad", providertest.Refuse(500))
-		want := map[bool]int{true: 402, false: 500}[path == imagesPath]
-		if got := g.call(t, path, strings.Replace(ask, "{", `{"model":"bad",`, 1)); got.status != want {
-			t.Errorf("%s: got %d %s, want %d", path, got.status, got.body, want)
-		}
-	}
-}
-
 // A long response passes, and is charged at its end; one that is cut ends with its connection.
 func TestGatewayLongEmbeddings(t *testing.T) {
 	t.Parallel()

@@ -726,13 +726,22 @@ func TestGatewayCountTokens(t *testing.T) {
 	g.call(t, path, `{}`).wantWireError(t, path, 402, "billing_error", "")
 }
 
-// A charge that Redis does not take is made when it can be reached again.
+// A charge that Redis does not take is made when it can be reached again, once.
 func TestGatewayWithoutRedis(t *testing.T) {
 	t.Parallel()
+	for _, f := range wireFormats() {
+		t.Run(f.path, func(t *testing.T) {
+			t.Parallel()
+			f.testWithoutRedis(t)
+		})
+	}
+}
+
+func (f wireFormat) testWithoutRedis(t *testing.T) {
 	r := redistest.New(t)
 	p := providertest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
-	tenant := newTenantIn(t, r, textConfig(1000, endpointJSON(p, "chat", chatPath, "")))
+	tenant := newTenantIn(t, r, formatsConfig(p, 1000, "", ""))
 	key := s.login(t, tenant)
 	frozen := make(chan struct{})
 	p.Each(func(providertest.Request) providertest.Conduct {
@@ -744,7 +753,7 @@ func TestGatewayWithoutRedis(t *testing.T) {
 		}
 		return providertest.Conduct{}
 	})
-	got := s.do(t, "POST", "/"+tenant+chatPath, `{"max_tokens":100}`, bearer(key))
+	got := s.do(t, "POST", "/"+tenant+f.path, f.body(), bearer(key))
 	if err := got.is(200); err != nil {
 		t.Error(err) // it was paid for
 	}
@@ -752,13 +761,13 @@ func TestGatewayWithoutRedis(t *testing.T) {
 	if n := s.sample(t, "gateway_settlements_waiting"); n != 1 {
 		t.Errorf("%v settlements wait", n)
 	}
-	got = s.do(t, "POST", "/"+tenant+chatPath, `{"max_tokens":100}`, bearer(key))
-	got.wantWireError(t, chatPath, 503, "api_error", "")
+	got = s.do(t, "POST", "/"+tenant+f.path, f.body(), bearer(key))
+	f.wantError(t, got, 503, "api_error", "", "overloaded_error")
 	got.wantHeader(t, "Retry-After", "1")
 	r.Signal(t, syscall.SIGCONT)
 	waittest.Eventually(t, 20*time.Second, func() error {
-		if n, waiting := tokensLeftIn(t, r, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-18 || waiting != 0 {
-			return fmt.Errorf("%d tokens are left, %v settlements wait", n, waiting)
+		if n, waiting := tokensLeftIn(t, r, key), s.sample(t, "gateway_settlements_waiting"); n != 1000-f.charged || waiting != 0 {
+			return fmt.Errorf("%d tokens are left, want %d; %v settlements wait", n, 1000-f.charged, waiting)
 		}
 		return nil
 	})

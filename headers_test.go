@@ -103,7 +103,7 @@ func TestExposedHeaders(t *testing.T) {
 	t.Parallel()
 	p := providertest.New(t)
 	p.On("busy", providertest.Refuse(429, "Retry-After: 1", "retry-after-ms: 900", "x-should-retry: true", "openai-model: m"))
-	config := cachedConfig(1000, cachingForAnHour, endpointsJSON(p, "")...)
+	config := formatsConfig(p, 1000, "", `,"caching":{`+cachingForAnHour+`}`)
 	config = strings.Replace(config, `{"tokens":1000}`, `{"tokens":1000,"rate_limit":100,"rate_limit_window":60}`, 1)
 	g := newService(t).gatewayTest(t, p, strings.Replace(config, "{", `{"cors":{"allowed_origins":["*"]},`, 1))
 	exposed := make(map[string]bool)
@@ -130,18 +130,18 @@ func TestExposedHeaders(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{chatPath, messagesPath} {
+	for _, f := range wireFormats() {
 		g.decided(t, 0)
-		for _, body := range []string{`{}`, `{"stream":true}`, `{"model":"busy"}`, `{"model":7}`, `{"max_tokens":5000}`} {
-			check(g.call(t, path, body, fromPage))
+		for _, body := range []string{`{ASK}`, `{ASK,STREAM}`, `{"model":"busy",ASK}`, `{"model":7}`, `{"max_tokens":5000}`} {
+			check(g.call(t, f.path, f.fill(body), fromPage))
 		}
-		check(g.do(t, "POST", "/"+g.tenant+path, `{}`, fromPage))
-		check(g.do(t, "POST", "/"+g.tenant+path+"/x", `{}`, fromPage, anthropicVersion))
+		check(g.do(t, "POST", "/"+g.tenant+f.path, f.body(), fromPage))
+		check(g.do(t, "POST", "/"+g.tenant+f.path+"/x", `{}`, fromPage, anthropicVersion))
 		waittest.Eventually(t, 10*time.Second, func() error {
-			got := g.call(t, path, `{}`, fromPage)
+			got := g.call(t, f.path, f.body(), fromPage)
 			check(got)
-			if got.header.Get("X-Cache") != "HIT" {
-				return fmt.Errorf("%s is not cached", path)
+			if f.can("cache") && got.header.Get("X-Cache") != "HIT" {
+				return fmt.Errorf("%s is not cached", f.path)
 			}
 			return nil
 		})
@@ -157,15 +157,15 @@ func TestExposedHeaders(t *testing.T) {
 	}
 }
 
-// What repeating cannot change says so, in either format; what it may change does not.
+// What repeating cannot change says so, in each format; what it may change does not.
 func TestShouldRetry(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 1000, "", "PROVIDER_TIMEOUT=1s", "MAX_GATEWAY_BODY=1000")
-	down := g.service.gatewayTest(t, g.provider, textConfig(1000,
-		endpointsJSON(&providertest.Provider{URL: "http://127.0.0.1:1"}, "")...))
-	limited := g.service.gatewayTest(t, g.provider, strings.Replace(textConfig(1000, endpointsJSON(g.provider, "")...),
+	down := g.service.gatewayTest(t, g.provider, formatsConfig(&providertest.Provider{URL: "http://127.0.0.1:1"}, 1000, "", ""))
+	limited := g.service.gatewayTest(t, g.provider, strings.Replace(formatsConfig(g.provider, 1000, "", ""),
 		`{"tokens":1000}`, `{"tokens":1000,"rate_limit":0,"rate_limit_window":9}`, 1))
 	disabled := g.issue(t, g.tenant, `"userId":"u","group":"anonymous"`)
+	spent := g.issue(t, g.tenant, `"userId":"u","group":"anonymous","tokens":0`)
 	g.admin(t, "PATCH", "/"+g.tenant+"/admin/keys/"+disabled, `{"enabled":false}`).want(t, 200, "")
 	for model, conduct := range map[string]providertest.Conduct{
 		"slow": {Hang: providertest.BeforeHeaders}, "lost": {Cut: providertest.BeforeHeaders}, "account": providertest.Refuse(401),
@@ -182,38 +182,38 @@ func TestShouldRetry(t *testing.T) {
 		want      string
 	}{
 		{400, g, g.key, `{"model":7}`, nil, "false"},
-		{401, g, someKey, `{}`, nil, "false"},
-		{402, g, g.key, `{"max_tokens":5000}`, nil, "false"},
-		{403, g, disabled, `{}`, nil, "false"},
+		{401, g, someKey, `{ASK}`, nil, "false"},
+		{402, g, spent, `{ASK}`, nil, "false"},
+		{403, g, disabled, `{ASK}`, nil, "false"},
 		{413, g, g.key, strings.Repeat(" ", 1001), nil, "false"},
-		{415, g, g.key, `{}`, []string{"Content-Encoding: gzip"}, "false"},
-		{508, g, g.key, `{}`, []string{"Tollgate-Loop: " + strings.Repeat("x,", maxHops)}, "false"},
-		{504, g, g.key, `{"model":"slow"}`, nil, "false"},
-		{502, g, g.key, `{"model":"lost"}`, nil, "false"},
-		{502, g, g.key, `{"model":"account"}`, nil, "false"},
-		{502, g, g.key, `{"model":"redirect"}`, nil, "false"},
-		{502, g, g.key, `{"model":"html"}`, nil, "false"},
-		{502, down, down.key, `{}`, nil, ""},
-		{429, limited, limited.key, `{}`, nil, ""},
-		{429, g, g.key, `{"model":"busy"}`, nil, ""},
-		{500, g, g.key, `{"model":"broken"}`, nil, ""},
-		{200, g, g.key, `{}`, nil, ""},
+		{415, g, g.key, `{ASK}`, []string{"Content-Encoding: gzip"}, "false"},
+		{508, g, g.key, `{ASK}`, []string{"Tollgate-Loop: " + strings.Repeat("x,", maxHops)}, "false"},
+		{504, g, g.key, `{"model":"slow",ASK}`, nil, "false"},
+		{502, g, g.key, `{"model":"lost",ASK}`, nil, "false"},
+		{502, g, g.key, `{"model":"account",ASK}`, nil, "false"},
+		{502, g, g.key, `{"model":"redirect",ASK}`, nil, "false"},
+		{502, g, g.key, `{"model":"html",ASK}`, nil, "false"},
+		{502, down, down.key, `{ASK}`, nil, ""},
+		{429, limited, limited.key, `{ASK}`, nil, ""},
+		{429, g, g.key, `{"model":"busy",ASK}`, nil, ""},
+		{500, g, g.key, `{"model":"broken",ASK}`, nil, ""},
+		{200, g, g.key, `{ASK}`, nil, ""},
 	} {
-		for _, path := range []string{chatPath, messagesPath} {
-			got := test.on.do(t, "POST", "/"+test.on.tenant+path, test.body, append(test.headers, bearer(test.key))...)
+		for _, f := range wireFormats() {
+			got := test.on.do(t, "POST", "/"+test.on.tenant+f.path, f.fill(test.body), append(test.headers, bearer(test.key))...)
 			if err := got.is(test.status); err != nil {
-				t.Errorf("%s %.100s: %v", path, test.body, err)
+				t.Errorf("%s %.100s: %v", f.path, test.body, err)
 			}
 			if h := got.header.Get("X-Should-Retry"); h != test.want {
-				t.Errorf("%s %.100s: X-Should-Retry of %d is %q, want %q", path, test.body, got.status, h, test.want)
+				t.Errorf("%s %.100s: X-Should-Retry of %d is %q, want %q", f.path, test.body, got.status, h, test.want)
 			}
 		}
 	}
-	only := g.service.gatewayTest(t, g.provider, textConfig(1000, `"x":{"url":"http://h/v1/responses"}`))
-	for _, path := range []string{chatPath, messagesPath} {
-		got := only.call(t, path, `{}`)
-		if got.status != 404 || !strings.Contains(got.body, "No endpoint has this format: the path of its URL would end in "+path[3:]) {
-			t.Errorf("%s: got %d %s", path, got.status, got.body)
+	only := g.service.gatewayTest(t, g.provider, textConfig(1000, `"x":{"url":"http://h/v1/other"}`))
+	for _, f := range wireFormats() {
+		got := only.call(t, f.path, f.body())
+		if got.status != 404 || !strings.Contains(got.body, "No endpoint has this format: the path of its URL would end in "+f.path[3:]) {
+			t.Errorf("%s: got %d %s", f.path, got.status, got.body)
 		}
 		got.wantHeader(t, "X-Should-Retry", "false")
 	}
