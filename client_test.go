@@ -51,6 +51,9 @@ func (s *service) send(method, path, body string, headers ...string) (reply, err
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Add(name, value)
 	}
+	if kind := contentTypeOf(body); kind != "" && r.Header["Content-Type"] == nil {
+		r.Header.Set("Content-Type", kind)
+	}
 	isNew := true
 	response, err := client.Do(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		GotConn: func(c httptrace.GotConnInfo) { isNew = !c.Reused },

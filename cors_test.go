@@ -306,7 +306,7 @@ func TestGatewayCORS(t *testing.T) {
 		got.wantHeader(t, "Access-Control-Allow-Origin", page)
 	}
 	for _, f := range wireFormats() {
-		for body, status := range map[string]int{`{ASK}`: 200, `{ASK,STREAM}`: 200, `{"model":7}`: 400} {
+		for body, status := range map[string]int{`{ASK}`: 200, `{ASK,STREAM}`: 200, `{"stream":7}`: 400} {
 			got := g.call(t, f.path, f.fill(body), fromPage)
 			got.wantCORS(t, readable(page))
 			if err := got.is(status); err != nil {

@@ -31,10 +31,10 @@ const (
 func (f wireFormat) relayEnd(got reply, err error) relayEnd {
 	isMarked := f.end != "" && strings.Contains(got.body, f.end)
 	isError, errors := strings.Contains(got.body, `"error"`), strings.Count(got.body, `"error":{`)
-	switch isJSON := got.header.Get("Content-Type") == "application/json"; {
-	case err != nil && isJSON && !isError:
+	switch isStream := strings.HasPrefix(got.header.Get("Content-Type"), "text/event-stream"); {
+	case err != nil && !isStream && !isError:
 		return cutShort
-	case err == nil && (got.status != 200 || isJSON):
+	case err == nil && (got.status != 200 || !isStream):
 		return noStream
 	case err == nil && !isError && isMarked:
 		return complete

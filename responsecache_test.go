@@ -20,7 +20,7 @@ func cachedConfig(tokens int64, caching string, endpoints ...string) string {
 	return strings.TrimSuffix(textConfig(tokens, endpoints...), "}") + `,"caching":{` + caching + `}}`
 }
 
-const cachingForAnHour = `"enabled":true,"text_ttl":3600,"fee_percentage":20`
+const cachingForAnHour = `"enabled":true,"text_ttl":3600,"transcription_ttl":3600,"fee_percentage":20`
 
 // newCacheTest is newGatewayTest with caching for an hour, at a fee of 20 %.
 func (s *service) newCacheTest(t testing.TB, tokens int64) *gatewayTest {
