@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,6 +135,22 @@ func TestWholeBills(t *testing.T) {
 			if got, want := billOf(&report, r.Choices), plainBill(r.Read(body)); fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("%s\ngot  %+v\nwant %+v", r, got, want)
 			}
+		}
+	}
+}
+
+// Random responses are made of every format.
+func TestBillsOfEveryFormat(t *testing.T) {
+	var made []string
+	for _, format := range billtest.Formats() {
+		made = append(made, format.Path)
+	}
+	for _, kind := range billtest.Kinds() {
+		made = append(made, kind.Path)
+	}
+	for f := range formats {
+		if !slices.Contains(made, Format(f).URLSuffix()) {
+			t.Errorf("billtest makes nothing in the format of %s", Format(f).URLSuffix())
 		}
 	}
 }
