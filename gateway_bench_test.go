@@ -30,6 +30,11 @@ const (
 		`"delta":{"content":" token"},"finish_reason":null}]}` + "\n\n"
 	benchEnd = `data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n" +
 		`data: {"id":"c","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":100}}` + "\n\ndata: [DONE]\n\n"
+	benchVectors = `{"object":"list","data":[{"object":"embedding","index":0,"embedding":"%s"}],"model":"m",` +
+		`"usage":{"prompt_tokens":9,"total_tokens":9}}`
+	benchVector = 8 << 10 // bytes of an embedding of 1,536 numbers, in base64
+	manyVectors = 4 << 20 // bytes of a long response
+
 	benchEvents = 100
 	sentAt      = ": sent at " // begins the comment with the time of a stream's first event
 )
@@ -38,6 +43,21 @@ const (
 // after its first event.
 func benchProvider(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
+	if strings.HasSuffix(r.URL.Path, embeddingsPath) {
+		w.Header().Set("Content-Type", "application/json")
+		size := benchVector
+		if bytes.Contains(body, []byte("dimensions")) {
+			size = manyVectors
+		}
+		before, after, _ := strings.Cut(benchVectors, "%s")
+		part := strings.Repeat("A", benchVector)
+		_, _ = io.WriteString(w, before)
+		for range size / len(part) {
+			_, _ = io.WriteString(w, part)
+		}
+		_, _ = io.WriteString(w, after)
+		return
+	}
 	if !bytes.Contains(body, []byte(`"stream":true`)) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, benchReply)
@@ -112,18 +132,15 @@ func BenchmarkGateway(b *testing.B) {
 
 		fmt.Print("\n| | connections | by way of | requests/s | of the proxy | median ms | first event ms | server µs |\n" +
 			"|---|---|---|---|---|---|---|---|\n")
-		for _, kind := range []struct{ name, body string }{
-			{"completion", `{"model":"m","max_tokens":100,"messages":[{"role":"user","content":"Hello!"}]}`},
-			{"stream of 100 events", `{"model":"m","max_tokens":200,"stream":true,"messages":[{"role":"user","content":"Hello!"}]}`},
-		} {
+		for _, kind := range benchKinds() {
 			for _, connections := range []int{1, 64} {
 				ways := []*benchWay{
-					{name: "a bare proxy", process: proxy, path: chatPath},
-					{name: "nothing", process: provider, path: chatPath},
-					{name: "tollgate", process: p, path: "/" + tenant + chatPath},
+					{name: "a bare proxy", process: proxy, path: kind.path},
+					{name: "nothing", process: provider, path: kind.path},
+					{name: "tollgate", process: p, path: "/" + tenant + kind.path},
 				}
-				if former != nil {
-					ways = append(ways, &benchWay{name: "tollgate, at BASE", process: former, path: "/" + tenant + chatPath})
+				if former != nil && kind.isServedBy(b, former, tenant, key) {
+					ways = append(ways, &benchWay{name: "tollgate, at BASE", process: former, path: "/" + tenant + kind.path})
 				}
 				for round := range speedRounds {
 					order := slices.Clone(ways)
@@ -148,6 +165,30 @@ func BenchmarkGateway(b *testing.B) {
 			}
 		}
 	}
+}
+
+// A benchKind is a kind of request that is measured.
+type benchKind struct{ name, path, body string }
+
+func benchKinds() []benchKind {
+	const messages = `"messages":[{"role":"user","content":"Hello!"}]}`
+	return []benchKind{
+		{"completion", chatPath, `{"model":"m","max_tokens":100,` + messages},
+		{"stream of 100 events", chatPath, `{"model":"m","max_tokens":200,"stream":true,` + messages},
+		{"embedding", embeddingsPath, `{"model":"m","encoding_format":"base64","input":"Hello!"}`},
+		{"embeddings of 4 MB", embeddingsPath, `{"model":"m","encoding_format":"base64","dimensions":3072,"input":"Hello!"}`},
+	}
+}
+
+// isServedBy reports whether the service of p has the route: an earlier one may not.
+func (kind benchKind) isServedBy(b *testing.B, p *process, tenant, key string) bool {
+	b.Helper()
+	s := &service{url: "http://" + p.address(b)}
+	got, err := s.send("POST", "/"+tenant+kind.path, kind.body, bearer(key))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return got.status == http.StatusOK
 }
 
 // openSilentStreams opens that many streams of the benchmarks' provider, which are silent after their first event.
@@ -182,8 +223,10 @@ func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider s
 
 // gatewayConfig is the config of a tenant whose requests go to the benchmarks' provider.
 func gatewayConfig(provider string) string {
-	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"text":{"endpoints":{`+
-		`"a":{"url":"http://%s%s","default_model":"m"}}}}}`, int64(maxAmount), provider, chatPath)
+	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%[1]d}},"providers":{"text":{"endpoints":{`+
+		`"a":{"url":"http://%[2]s%[3]s","default_model":"m"}}},`+
+		`"embeddings":{"endpoints":{"v":{"url":"http://%[2]s%[4]s","default_model":"m"}}}}}`,
+		int64(maxAmount), provider, chatPath, embeddingsPath)
 }
 
 func milliseconds(times []time.Duration) float64 {
