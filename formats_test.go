@@ -72,6 +72,24 @@ func wireFormats() []wireFormat {
 			cannot: map[string]string{"hard limit": "only OpenAI refuses an account so"},
 		},
 		{
+			endpoint: "agent", kind: "text", path: responsesRoute, prices: "{}", ask: `"input":[{"role":"user","content":""}],"store":false`,
+			stream: `,"stream":true`, seen: "ünd ", end: "response.completed",
+			limit: `,"max_output_tokens":16`, held: 93, charged: 18,
+			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, CacheWriteTokens: 2, OutputTokens: 7, TokensCharged: 18},
+			ends: map[string]ending{
+				"stream with an error":                {200, "", 4 + 4, failed}, // which is its end
+				"stream with an error before content": {200, "", 0, failed},
+				"stream ended after its reason":       {200, "", 4 + 10, broken},
+				// It ends with the event that has its usage.
+				"stream ended without a marker": {200, "", 18, complete},
+				"stream cut with usage":         {200, "", 18, complete},
+			},
+			cannot: map[string]string{
+				"earlier response":             "it may go on from one of its own",
+				"stream left after its reason": "it ends with the event that has its usage",
+			},
+		},
+		{
 			endpoint: "vectors", kind: "embeddings", path: embeddingsPath, prices: "{}", ask: `"input":"a"`,
 			held: 13, charged: 11, used: endpointUsage{Requests: 1, InputTokens: 11, TokensCharged: 11},
 			ends: map[string]ending{

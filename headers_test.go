@@ -118,7 +118,7 @@ func TestExposedHeaders(t *testing.T) {
 	}
 	// The first are readable without (https://fetch.spec.whatwg.org/#cors-safelisted-response-header-name).
 	others := []string{
-		"Cache-Control", "Content-Length", "Content-Type", "Connection", "Date", "Vary", "Www-Authenticate", "X-Accel-Buffering",
+		"Allow", "Cache-Control", "Content-Length", "Content-Type", "Connection", "Date", "Vary", "Www-Authenticate", "X-Accel-Buffering",
 		"Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "X-Content-Type-Options", "X-Frame-Options",
 	}
 	seen := make(map[string]bool)

@@ -24,13 +24,15 @@ const (
 	complete    relayEnd = "a stream with the marker of its end"
 	endsEarlier relayEnd = "a stream without the marker, and without an error"
 	broken      relayEnd = "a stream with one error, which is cut"
+	failed      relayEnd = "a stream with one error, which ends"
 	cutShort    relayEnd = "no stream, which is cut"
 )
 
 // relayEnd returns how the response got ends; err is the error that ended its body.
 func (f wireFormat) relayEnd(got reply, err error) relayEnd {
 	isMarked := f.end != "" && strings.Contains(got.body, f.end)
-	isError, errors := strings.Contains(got.body, `"error"`), strings.Count(got.body, `"error":{`)
+	errors := max(strings.Count(got.body, `"error":{`), strings.Count(got.body, `"type":"error"`))
+	isError := errors > 0 || strings.Contains(got.body, `"error":"`)
 	switch isStream := strings.HasPrefix(got.header.Get("Content-Type"), "text/event-stream"); {
 	case err != nil && !isStream && !isError:
 		return cutShort
@@ -40,6 +42,8 @@ func (f wireFormat) relayEnd(got reply, err error) relayEnd {
 		return complete
 	case err == nil && !isError:
 		return endsEarlier
+	case err == nil && errors == 1 && !isMarked:
+		return failed
 	case err != nil && errors == 1 && !isMarked:
 		return broken
 	default:
