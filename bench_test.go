@@ -531,16 +531,23 @@ func (run *speedRun) measureMemory(b *testing.B) {
 	provider := startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=provider"}).address(b)
 	pid := run.service.cmd.Process.Pid
 	charged := residentKiB(b, pid)
-	closeStreams := openSilentStreams(b, s, run.r, provider, 200)
+	closeStreams := openSilentStreams(b, s, run.r, provider, chatPath, 200)
 	fmt.Printf("resident after at least %d charges with 1,000 tenants: %d KiB, with 200 streams: %d KiB\n",
 		run.charges, charged, residentKiB(b, pid))
 	closeStreams()
 
+	for _, path := range []string{chatPath, responsesRoute} {
+		run.measureConnections(b, provider, path)
+	}
+}
+
+// measureConnections prints what a connection takes, and a stream at the path that is silent.
+func (run *speedRun) measureConnections(b *testing.B, provider, path string) {
 	// With little garbage: what counts is what a connection needs.
 	fresh := startCommand(b, exec.Command(run.binary), append(slices.Clone(run.settings), "GOGC=25"))
 	defer fresh.kill()
-	s = &service{url: "http://" + fresh.address(b)}
-	pid = fresh.cmd.Process.Pid
+	s := &service{url: "http://" + fresh.address(b)}
+	pid := fresh.cmd.Process.Pid
 	const connections = 1000
 	before := residentKiB(b, pid)
 	for range connections {
@@ -555,9 +562,9 @@ func (run *speedRun) measureMemory(b *testing.B) {
 		}
 	}
 	idle := residentKiB(b, pid)
-	defer openSilentStreams(b, s, run.r, provider, connections)()
-	fmt.Printf("resident: %d KiB, with %d idle connections %d KiB, with as many silent streams beside them %d KiB\n",
-		before, connections, idle, residentKiB(b, pid))
+	defer openSilentStreams(b, s, run.r, provider, path, connections)()
+	fmt.Printf("resident: %d KiB, with %d idle connections %d KiB, with as many silent streams of %s beside them %d KiB\n",
+		before, connections, idle, path, residentKiB(b, pid))
 }
 
 // result is what the rounds of one workload gave.

@@ -30,6 +30,14 @@ const (
 		`"delta":{"content":" token"},"finish_reason":null}]}` + "\n\n"
 	benchEnd = `data: {"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n" +
 		`data: {"id":"c","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":100}}` + "\n\ndata: [DONE]\n\n"
+	benchResponse = `{"id":"resp_%d","object":"response","status":"completed","model":"m","output":[{"id":"msg_%[1]d",` +
+		`"type":"message","status":"completed","role":"assistant","content":[{"type":"output_text","annotations":[],` +
+		`"text":"Hello! How can I help you today?"}]}],` +
+		`"usage":{"input_tokens":9,"output_tokens":9,"total_tokens":18}}`
+	benchDelta = `event: response.output_text.delta` + "\n" + `data: {"type":"response.output_text.delta","item_id":"msg_1",` +
+		`"output_index":0,"content_index":0,"delta":" token","logprobs":[],"obfuscation":"aB3"}` + "\n\n"
+	benchCompleted = "event: response.completed\n" + `data: {"type":"response.completed","response":%s}` + "\n\n"
+
 	benchVectors = `{"object":"list","data":[{"object":"embedding","index":0,"embedding":"%s"}],"model":"m",` +
 		`"usage":{"prompt_tokens":9,"total_tokens":9}}`
 	benchVector = 8 << 10 // bytes of an embedding of 1,536 numbers, in base64
@@ -43,6 +51,11 @@ const (
 // after its first event.
 func benchProvider(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
+	reply, event, end := benchReply, benchEvent, benchEnd
+	if strings.HasSuffix(r.URL.Path, responsesRoute) {
+		reply = fmt.Sprintf(benchResponse, time.Now().UnixNano())
+		event, end = benchDelta, fmt.Sprintf(benchCompleted, reply)
+	}
 	if strings.HasSuffix(r.URL.Path, embeddingsPath) {
 		w.Header().Set("Content-Type", "application/json")
 		size := benchVector
@@ -60,11 +73,11 @@ func benchProvider(w http.ResponseWriter, r *http.Request) {
 	}
 	if !bytes.Contains(body, []byte(`"stream":true`)) {
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, benchReply)
+		_, _ = io.WriteString(w, reply)
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
-	fmt.Fprintf(w, "%s%d\n%s", sentAt, time.Now().UnixNano(), benchEvent)
+	fmt.Fprintf(w, "%s%d\n%s", sentAt, time.Now().UnixNano(), event)
 	flush := http.NewResponseController(w).Flush
 	_ = flush()
 	if bytes.Contains(body, []byte("silent")) {
@@ -72,10 +85,10 @@ func benchProvider(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for range benchEvents - 1 {
-		_, _ = io.WriteString(w, benchEvent)
+		_, _ = io.WriteString(w, event)
 		_ = flush()
 	}
-	_, _ = io.WriteString(w, benchEnd)
+	_, _ = io.WriteString(w, end)
 }
 
 // runBenchServer serves in a process of its own, as startCommand starts it: the provider, or a bare proxy to the URL role.
@@ -172,9 +185,12 @@ type benchKind struct{ name, path, body string }
 
 func benchKinds() []benchKind {
 	const messages = `"messages":[{"role":"user","content":"Hello!"}]}`
+	const input = `"input":[{"role":"user","content":"Hello!"}]}`
 	return []benchKind{
 		{"completion", chatPath, `{"model":"m","max_tokens":100,` + messages},
 		{"stream of 100 events", chatPath, `{"model":"m","max_tokens":200,"stream":true,` + messages},
+		{"response", responsesRoute, `{"model":"m","max_output_tokens":100,` + input},
+		{"response as a stream", responsesRoute, `{"model":"m","max_output_tokens":200,"stream":true,` + input},
 		{"embedding", embeddingsPath, `{"model":"m","encoding_format":"base64","input":"Hello!"}`},
 		{"embeddings of 4 MB", embeddingsPath, `{"model":"m","encoding_format":"base64","dimensions":3072,"input":"Hello!"}`},
 	}
@@ -192,7 +208,7 @@ func (kind benchKind) isServedBy(b *testing.B, p *process, tenant, key string) b
 }
 
 // openSilentStreams opens that many streams of the benchmarks' provider, which are silent after their first event.
-func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider string, n int) (closeAll func()) {
+func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider, path string, n int) (closeAll func()) {
 	b.Helper()
 	tenant := newTenantIn(b, r, gatewayConfig(provider))
 	key := ""
@@ -206,9 +222,12 @@ func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider s
 			b.Fatal(err)
 		}
 		opened = append(opened, c)
-		const body = `{"stream":true,"max_tokens":10,"silent":1}`
+		body := `{"stream":true,"max_tokens":10,"user":"silent"}`
+		if path == responsesRoute {
+			body = `{"stream":true,"max_output_tokens":16,"user":"silent"}`
+		}
 		fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
-			tenant, chatPath, key, len(body), body)
+			tenant, path, key, len(body), body)
 		head, err := bufio.NewReader(c).ReadString('}')
 		if err != nil || !strings.HasPrefix(head, "HTTP/1.1 200 ") {
 			b.Fatalf("%q, %v", head, err)
@@ -224,9 +243,9 @@ func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider s
 // gatewayConfig is the config of a tenant whose requests go to the benchmarks' provider.
 func gatewayConfig(provider string) string {
 	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%[1]d}},"providers":{"text":{"endpoints":{`+
-		`"a":{"url":"http://%[2]s%[3]s","default_model":"m"}}},`+
+		`"a":{"url":"http://%[2]s%[3]s","default_model":"m"},"r":{"url":"http://%[2]s%[5]s","default_model":"m"}}},`+
 		`"embeddings":{"endpoints":{"v":{"url":"http://%[2]s%[4]s","default_model":"m"}}}}}`,
-		int64(maxAmount), provider, chatPath, embeddingsPath)
+		int64(maxAmount), provider, chatPath, embeddingsPath, responsesRoute)
 }
 
 func milliseconds(times []time.Duration) float64 {
