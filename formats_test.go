@@ -51,16 +51,23 @@ const (
 )
 
 // wireFormats returns the table. Responses are cut, fail and are left as those of chat are, but for what a row says.
-func wireFormats() []wireFormat {
+func wireFormats() []wireFormat { return slices.Concat(textFormats(), otherFormats(), soundFormats()) }
+
+func textFormats() []wireFormat {
 	return []wireFormat{
 		{
 			endpoint: "chat", kind: "text", path: chatPath, prices: "{}", ask: `"messages":[{}]`,
-			stream: `,"stream":true`, seen: "ünd ", reason: `"finish_reason":"stop"`, end: "[DONE]", limit: `,"max_tokens":10`, held: 43, charged: 18, used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7, TokensCharged: 18},
+			stream: `,"stream":true`, seen: "ünd ",
+			reason: `"finish_reason":"stop"`, end: "[DONE]", limit: `,"max_tokens":10`, held: 43, charged: 18,
+			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7,
+				TokensCharged: 18},
 		},
 		{
 			endpoint: "claude", kind: "text", path: messagesPath, prices: "{}", ask: `"messages":[{}]`,
-			stream: `,"stream":true`, seen: "ünd ", reason: "message_delta", end: "message_stop", limit: `,"max_tokens":10`, held: 43, charged: 18,
-			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 3, CacheWriteTokens: 2, OutputTokens: 7, TokensCharged: 18},
+			stream: `,"stream":true`, seen: "ünd ",
+			reason: "message_delta", end: "message_stop", limit: `,"max_tokens":10`, held: 43, charged: 18,
+			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 3, CacheWriteTokens: 2, OutputTokens: 7,
+				TokensCharged: 18},
 			ends: map[string]ending{ // the input comes first
 				"stream cut":                    {200, "", 11 + 4, broken},
 				"stream ended early":            {200, "", 11 + 4, broken},
@@ -75,7 +82,8 @@ func wireFormats() []wireFormat {
 			endpoint: "agent", kind: "text", path: responsesRoute, prices: "{}", ask: `"input":[{"role":"user","content":""}],"store":false`,
 			stream: `,"stream":true`, seen: "ünd ", end: "response.completed",
 			limit: `,"max_output_tokens":16`, held: 93, charged: 18,
-			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, CacheWriteTokens: 2, OutputTokens: 7, TokensCharged: 18},
+			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, CacheWriteTokens: 2, OutputTokens: 7,
+				TokensCharged: 18},
 			ends: map[string]ending{
 				"stream with an error":                {200, "", 4 + 4, failed}, // which is its end
 				"stream with an error before content": {200, "", 0, failed},
@@ -89,6 +97,11 @@ func wireFormats() []wireFormat {
 				"stream left after its reason": "it ends with the event that has its usage",
 			},
 		},
+	}
+}
+
+func otherFormats() []wireFormat {
+	return []wireFormat{
 		{
 			endpoint: "vectors", kind: "embeddings", path: embeddingsPath, prices: "{}", ask: `"input":"a"`,
 			held: 13, charged: 11, used: endpointUsage{Requests: 1, InputTokens: 11, TokensCharged: 11},
@@ -119,7 +132,9 @@ func wireFormats() []wireFormat {
 		},
 		{
 			endpoint: "painter", kind: "images", path: imagesPath, prices: "{}", members: `,"image_tokens":50`, ask: `"prompt":"a"`,
-			stream: `,"stream":true,"partial_images":3`, seen: "partial_image_index", end: "image_generation.completed", held: 51, charged: 18, used: endpointUsage{Requests: 1, InputTokens: 11, OutputTokens: 7, TokensCharged: 18},
+			stream: `,"stream":true,"partial_images":3`, seen: "partial_image_index", end: "image_generation.completed", held: 51, charged: 18,
+			used: endpointUsage{Requests: 1, InputTokens: 11, OutputTokens: 7,
+				TokensCharged: 18},
 			ends: merged(unseenStreams(351), map[string]ending{
 				"no usage":             {200, "", 51, noStream},
 				"silent":               {200, "", 51, cutShort}, // which is relayed as it comes
@@ -132,10 +147,17 @@ func wireFormats() []wireFormat {
 				"stream left before it comes, nothing hidden": "it is drained, since nobody can estimate it",
 			}),
 		},
+	}
+}
+
+func soundFormats() []wireFormat {
+	return []wireFormat{
 		{
-			endpoint: "ear", kind: "transcription", path: transcriptsPath, prices: "{}", isForm: true, ask: `"file":"` + tenSeconds + `"`,
+			endpoint: "ear", kind: "transcription", path: transcriptsPath, prices: "{}", isForm: true,
+			ask:    `"file":"` + tenSeconds + `"`,
 			stream: `,"stream":true`, seen: "transcript.text.delta", end: "transcript.text.done", held: 150, charged: 18,
-			used: endpointUsage{Requests: 1, InputTokens: 11, AudioInputTokens: 11, OutputTokens: 7, TokensCharged: 18},
+			used: endpointUsage{Requests: 1, InputTokens: 11, AudioInputTokens: 11, OutputTokens: 7,
+				TokensCharged: 18},
 			ends: merged(unseenStreams(150), map[string]ending{
 				"no usage":             {200, "", 150, noStream},
 				"stream without usage": {200, "", 150, complete},
@@ -149,7 +171,8 @@ func wireFormats() []wireFormat {
 			}),
 		},
 		{
-			endpoint: "interpreter", kind: "transcription", path: translatesPath, prices: "{}", isForm: true, ask: `"file":"` + tenSeconds + `"`,
+			endpoint: "interpreter", kind: "transcription", path: translatesPath, prices: "{}", isForm: true,
+			ask:  `"file":"` + tenSeconds + `"`,
 			held: 150, charged: 150, used: endpointUsage{Requests: 1, TokensCharged: 150}, // it has no usage
 			ends:   map[string]ending{"whole": {200, "", 150, noStream}, "no usage": {200, "", 150, noStream}},
 			leaves: map[string]int{"left, not streamed": 150},

@@ -663,8 +663,9 @@ func (s *service) testFallback(t *testing.T, f wireFormat, first *providertest.P
 	const granted = 100_000
 	second := providertest.New(t)
 	// The second is earlier in the config, and not the default.
-	g := s.gatewayTest(t, first, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{%q:{"default":"a","endpoints":{%s,%s}}}}`,
-		granted, f.kind, f.endpointOf(second, "b", ""), f.endpointOf(first, "a", `,"max_output_tokens":50`)))
+	const config = `{"user_groups":{"anonymous":{"tokens":%d}},"providers":{%q:{"default":"a","endpoints":{%s,%s}}}}`
+	g := s.gatewayTest(t, first, fmt.Sprintf(config, granted, f.kind,
+		f.endpointOf(second, "b", ""), f.endpointOf(first, "a", `,"max_output_tokens":50`)))
 	if err := g.call(t, f.path, f.body()).is(status); err != nil {
 		t.Error(err)
 	}

@@ -138,13 +138,7 @@ func TestGatewayCharges(t *testing.T) {
 					g := test.s.newGatewayTest(t, granted, "")
 					g.provider.On("", test.conduct)
 					got, err := g.send("POST", "/"+g.tenant+f.path, f.fill(test.body), bearer(g.key))
-					if end := f.relayEnd(got, err); got.status != want.status || end != want.end {
-						t.Errorf("got %d, %s: %s\nwant %d, %s", got.status, end, got.body, want.status, want.end)
-					}
-					if n := g.charged(t, granted); n != want.tokens {
-						t.Errorf("charged %d, want %d: %s", n, want.tokens, got.body)
-					}
-					got.wantHeader(t, "X-Should-Retry", want.retry)
+					f.wantEnding(t, got, err, want, g.charged(t, granted))
 				})
 			}
 		}
@@ -155,6 +149,18 @@ func TestGatewayCharges(t *testing.T) {
 	if n := patient.sample(t, "gateway_estimated_total") + hasty.sample(t, "gateway_estimated_total"); n < 10 {
 		t.Errorf("%v charges are estimates", n)
 	}
+}
+
+// wantEnding compares a response, the error that ended its body and what it was charged with want.
+func (f wireFormat) wantEnding(t *testing.T, got reply, err error, want ending, charged int) {
+	t.Helper()
+	if end := f.relayEnd(got, err); got.status != want.status || end != want.end {
+		t.Errorf("got %d, %s: %s\nwant %d, %s", got.status, end, got.body, want.status, want.end)
+	}
+	if charged != want.tokens {
+		t.Errorf("charged %d, want %d: %s", charged, want.tokens, got.body)
+	}
+	got.wantHeader(t, "X-Should-Retry", want.retry)
 }
 
 func gzipped(text string) string {

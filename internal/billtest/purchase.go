@@ -137,8 +137,8 @@ func (p *Purchase) cost(used Counts, succeeds bool) int64 {
 	return sum.Int64()
 }
 
-// respond makes a response of an object with the members and the usage, unless that is "". It is sent in three parts, of
-// which the second is the usage, or in two, of which one is short.
+// respond makes a response of an object with the members and the usage, unless that is "". It is sent in three parts,
+// of which the second is the usage, or in two, of which one is short.
 func (p *Purchase) respond(usage string, members ...string) {
 	if p.relayed && p.in(2) {
 		members = append(members, member("filler", `"`+strings.Repeat("x", 2*fillerBytes)+`"`))
@@ -189,7 +189,8 @@ func (p *Purchase) makeImages() {
 		ofImages := p.upTo(p.input)
 		p.reported = Counts{input: p.input, imageInput: ofImages, output: p.output, imageOutput: p.output}
 		usage = p.object(p.count("input_tokens", p.input), p.count("output_tokens", p.output),
-			member("input_tokens_details", p.object(p.count("image_tokens", ofImages), p.count("text_tokens", p.input-ofImages))))
+			member("input_tokens_details",
+				p.object(p.count("image_tokens", ofImages), p.count("text_tokens", p.input-ofImages))))
 	}
 	if !p.stream {
 		p.Request, p.relayed = p.object(member("prompt", p.phrase()), p.maybe("n", fmt.Sprint(1+p.IntN(3)))), true
