@@ -138,8 +138,6 @@ func TestReferences(t *testing.T) {
 		{"reasoning that is empty", item(`{"type":"reasoning","id":"rs_1","encrypted_content":""}`), ` [rs_1] true`},
 		{"reasoning with another's content", item(`{"type":"reasoning","id":"rs_1","result":"x"},` +
 			`{"type":"image_generation_call","id":"ig_1","encrypted_content":"x"}`), ` [rs_1 ig_1] true`},
-		{"summary that is kept", item(`{"type":"compaction","id":"cmp_1"}`), ` [cmp_1] true`},
-		{"summary in the body", item(`{"type":"compaction","id":"cmp_1","encrypted_content":"QUJD"}`), ` [] true`},
 		{"reasoning without an ID", item(`{"type":"reasoning","summary":[]}`), ` [] true`},
 		{"image that is kept", item(`{"type":"image_generation_call","id":"ig_1"}`), ` [ig_1] true`},
 		{"image that is null", item(`{"type":"image_generation_call","id":"ig_1","result":null}`), ` [ig_1] true`},
