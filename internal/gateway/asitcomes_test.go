@@ -148,7 +148,11 @@ func TestAsItComesCharges(t *testing.T) {
 				t.Errorf("settled %d times, %d are left", n, g.account.left)
 			}
 			hasWarned := test.want.estimated && test.status == 200 && !strings.Contains(body, `"usage"`)
-			if n := g.log.count("does not report usage"); n != map[bool]int{true: 1}[hasWarned] {
+			line := "does not report usage: charges are estimated\n"
+			if test.format == llmwire.OpenAIImages {
+				line = "does not report usage: what is held is charged\n"
+			}
+			if n := g.log.count(line); n != map[bool]int{true: 1}[hasWarned] {
 				t.Errorf("%d warnings of no usage", n)
 			}
 		})

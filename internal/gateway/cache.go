@@ -66,7 +66,7 @@ func (x *exchange) replay() (done bool, err error) {
 	rules := &x.call.Caching
 	request := x.call.Request
 	ttl := rules.ttl(request.Format.Kind())
-	if ttl == 0 || x.isForOwner() || request.Stream && request.Format.TakesForm() {
+	if ttl == 0 || x.isForOwner() || request.Stream && request.Format.IsTranscript() {
 		return false, nil
 	}
 	x.w.Header()["X-Cache"] = []string{"MISS"}

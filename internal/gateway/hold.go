@@ -191,7 +191,7 @@ func (x *exchange) billOf(report *llmwire.Report, estimatedInput int64, succeede
 ) {
 	used, others, exact := report.Used(x.call.Request.N, estimatedInput)
 	used.Characters = x.call.Request.Characters
-	if x.call.Request.Format.TakesForm() {
+	if x.call.Request.Format.IsTranscript() {
 		exact = exact && x.isPriced(used) || x.call.Request.WantsSubtitles() // which are free
 	}
 	requests := int64(0)

@@ -142,7 +142,11 @@ func (g *Gateway) warnOfNoList(e *Endpoint, tenant string, err error) {
 // warnOfNoUsage logs that the endpoint does not say what its responses have used.
 func (x *exchange) warnOfNoUsage() {
 	if x.gateway.noUsageLogged.isNew(x.call.Tenant, x.endpoint.label) {
-		x.gateway.log.Warnf("The endpoint %s of tenant %s does not report usage: charges are estimated",
-			x.endpoint.label, x.call.Tenant)
+		charged := "charges are estimated"
+		if x.endpoint.format.HoldsIfUnreported() {
+			charged = "what is held is charged"
+		}
+		x.gateway.log.Warnf("The endpoint %s of tenant %s does not report usage: %s",
+			x.endpoint.label, x.call.Tenant, charged)
 	}
 }

@@ -171,6 +171,9 @@ func (f Format) Kind() Kind { return formats[f].kind }
 // TakesForm reports whether requests of the format are forms with a file. ReadForm reads these, ReadRequest others.
 func (f Format) TakesForm() bool { return formats[f].takesForm }
 
+// IsTranscript reports whether responses of the format are transcripts of sounds, which cost seconds or tokens.
+func (f Format) IsTranscript() bool { return formats[f].held == soundInput }
+
 // CachesUnasked reports whether a provider may write to its cache, which can have a price of its own, though a request
 // does not ask for it.
 func (f Format) CachesUnasked() bool { return formats[f].cachesUnasked }

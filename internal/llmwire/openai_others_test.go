@@ -302,6 +302,7 @@ func TestFormatProperties(t *testing.T) {
 			{"shares models with chat", format.SharesModels(OpenAIChat), format != AnthropicMessages},
 			{"caches unasked", format.CachesUnasked(), format != AnthropicMessages},
 			{"takes forms", format.TakesForm(), slices.Contains(isForm, format)},
+			{"is a transcript", format.IsTranscript(), slices.Contains(isForm, format)},
 			{"reports usage", format.ReportsUsage(), !slices.Contains(hasNoUsage, format)},
 		} {
 			if test.got != test.want {
