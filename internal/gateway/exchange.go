@@ -118,7 +118,6 @@ func (x *exchange) askEndpoint(e *Endpoint, relay func(*http.Response) error) er
 	if e.format.HasLimit() && !x.call.Compact {
 		expected.limit = limit * x.outputs()
 	}
-	x.stateKept = false
 	if x.leavesState(e) {
 		expected.beforeEnd = x.keepState
 	}
