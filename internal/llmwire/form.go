@@ -40,7 +40,6 @@ type formField struct {
 func ReadForm(format Format, contentType []string, body []byte) (*Request, error) {
 	boundary, ok := formBoundary(contentType)
 	if !ok {
-		//lint:ignore ST1005 a sentence for the client
 		return nil, errors.New("Content-Type must be multipart/form-data with a boundary")
 	}
 	r := newRequest(format, body)
