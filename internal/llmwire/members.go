@@ -67,6 +67,7 @@ type requestRules struct {
 	members        columnTable // of the top-level members
 	tools          columnTable // of the types of tools: those that are known run at the client, and the ruled may
 	parts          columnTable // of the types of parts that only this format has, beside partTypes
+	messages       string      // what requests have instead of messages[]; "" if they have these
 	isStored       bool        // the provider keeps the response, unless the request says otherwise
 	mayLimitToZero bool        // max_tokens may be 0, which fills the provider's cache
 }

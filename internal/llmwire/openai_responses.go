@@ -21,6 +21,7 @@ var openAIResponses = openAI(format{
 		members:  newColumnTable(openAIResponsesMembers...),
 		tools:    newColumnTable(openAIResponsesTools),
 		parts:    newColumnTable(openAIResponsesParts),
+		messages: "input[]",
 		isStored: true,
 	},
 	request: newJSONShape(requestMembers, responsesMembers),

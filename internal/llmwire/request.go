@@ -461,8 +461,12 @@ func (r *Request) number(v jsonValue, least, most int64) int64 {
 
 // fail ends the reading with an error, unless there is one already.
 func (r *Request) fail(format string, args ...any) {
-	if r.err == nil {
-		r.err = fmt.Errorf(format, args...)
-		r.walker.stop()
+	if r.err != nil {
+		return
 	}
+	r.err = fmt.Errorf(format, args...)
+	if name := r.rules.messages; name != "" {
+		r.err = errors.New(strings.ReplaceAll(r.err.Error(), "messages[]", name))
+	}
+	r.walker.stop()
 }
