@@ -194,6 +194,34 @@ func TestResponsesFree(t *testing.T) {
 	}
 }
 
+// A response is forgotten when it is deleted, or is found to be, but not because a provider does not show it.
+func TestResponsesForgotten(t *testing.T) {
+	t.Parallel()
+	g := newResponsesTest(t, 100_000, "")
+	for _, test := range []struct {
+		method, resource string
+		status           int // of the provider's response
+		kept             bool
+	}{
+		{"GET", "", 404, true}, {"GET", "/input_items", 404, true}, {"DELETE", "", 500, true}, {"DELETE", "", 404, false},
+		{"DELETE", "", 200, false},
+	} {
+		id, _ := g.create(t, "")
+		g.provider.Each(func(r providertest.Request) providertest.Conduct {
+			if r.Method == "POST" || test.status == 200 {
+				return providertest.Conduct{}
+			}
+			return providertest.Refuse(test.status)
+		})
+		if err := g.about(t, test.method, id+test.resource).is(test.status); err != nil {
+			t.Error(err)
+		}
+		if got := testRedis.Int(t, "HEXISTS", g.responsesKey("k:"+g.key), id) == 1; got != test.kept {
+			t.Errorf("%+v: kept is %v", test, got)
+		}
+	}
+}
+
 // newKey returns an API key that does not exist.
 func newKey(t testing.TB) string {
 	t.Helper()

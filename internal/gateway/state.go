@@ -202,9 +202,9 @@ func (x *exchange) showStored() error {
 		return err
 	}
 	return x.ask(func(response *http.Response) error {
-		status := response.StatusCode
-		isGone := status == http.StatusNotFound || stored.Method == http.MethodDelete && status == http.StatusOK
-		if isGone && stored.Resource == "" {
+		// A server that shows no responses says 404 to GET, too.
+		isGone := response.StatusCode == http.StatusOK || response.StatusCode == http.StatusNotFound
+		if isGone && stored.Method == http.MethodDelete {
 			x.call.States.Forget(time.Now().Add(keepTimeout), owner, stored.ID)
 		}
 		return x.relayFree(response, func([]byte) bool { return true })
