@@ -90,7 +90,7 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "tenant:", Commands: "GET"},
 	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HSCAN HSET PEXPIRE UNLINK"},
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
-	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE TIME ZADD ZCARD ZRANGE ZREM"},
+	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE PEXPIRETIME TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
 	{Prefix: deploymentRedisKey, Commands: "GET SET"},
