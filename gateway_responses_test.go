@@ -194,6 +194,57 @@ func TestResponsesFree(t *testing.T) {
 	}
 }
 
+// Nobody else reaches a response, however its ID is spelled: not another user of the tenant, not another tenant with the
+// same endpoint and key, and not one whose own server has said to keep a response of that ID.
+func TestResponsesStrangers(t *testing.T) {
+	t.Parallel()
+	p, hostile := providertest.New(t), providertest.New(t)
+	endpoint := endpointJSON(p, "responses", responsesRoute, `,"allow":["*"],"server_tools":true`)
+	victim := newService(t).gatewayTest(t, p, textConfig(100_000, endpoint))
+	id, items := victim.create(t, "")
+	another := *victim
+	another.key = another.login(t, another.tenant)
+	evil := strings.Replace(endpoint, p.URL, hostile.URL, 1)
+	tenant := victim.gatewayTest(t, p, textConfig(100_000, evil))
+	claim := fmt.Sprintf(`{"id":%q,"object":"response","status":"completed","output":[{"id":%q,"type":"message"}],`+
+		`"usage":{"input_tokens":1,"output_tokens":1,"total_tokens":2}}`, id, items[0])
+	hostile.On("", providertest.Conduct{Body: claim})
+	if got, _ := tenant.create(t, ""); got != id {
+		t.Fatalf("the ID is %s", got)
+	}
+	tenant.saveConfig(t, tenant.tenant, textConfig(100_000, endpoint))
+	before := len(p.Requests())
+	for _, g := range []*gatewayTest{&another, tenant} {
+		for _, path := range []string{
+			id, "%72" + id[1:], "./" + id, id + "/", "/" + id, "x%2F..%2F" + id, id + "%00", id + "%2Finput_items", id + "/input_items",
+			id + "/%69nput_items", id + "%3F", id + ";a", id + "%23", items[0], "%ff" + id, strings.Repeat("a", 8000) + id, "%2e%2e%2fmodels",
+			"compact", "input_tokens", "ｒ" + id[1:],
+		} {
+			for _, method := range []string{"GET", "DELETE", "HEAD"} {
+				if got := g.about(t, method, path); got.status != 404 && got.status != 405 {
+					t.Errorf("%s %.80s: got %d %s", method, path, got.status, got.body)
+				}
+			}
+		}
+		escaped := fmt.Sprintf(`"\u00%x%s"`, id[0], id[1:])
+		for _, body := range []string{
+			`"previous_response_id":` + escaped, `"\u0070revious_response_id":"` + id + `"`,
+			`"input":[{"type":"item_reference","id":"` + id + `"}]`, `"input":[{"\u0069d":` + escaped + `}]`,
+			`"input":[{"id":"` + items[0] + `","type":null}]`, `"input":[{"id":"` + items[0] + `","type":"\u0072easoning","summary":[]}]`,
+			`"input":[{"id":"` + items[0] + `","type":"image_generation_call"}]`,
+			`"prompt_cache_options":{"comparison_response_id":"` + id + `"}`,
+			`"input":[{"role":"user","content":[{"type":"item_reference","id":"` + id + `"}]}]`,
+		} {
+			for _, path := range []string{"", "/compact", "/input_tokens"} {
+				g.call(t, responsesRoute+path, "{"+body+"}").wantNotKept(t)
+			}
+		}
+	}
+	if n := len(p.Requests()); n != before {
+		t.Errorf("%d requests came to the provider: %s", n-before, p.Last(t).Path)
+	}
+}
+
 // A response is forgotten when it is deleted, or is found to be, but not because a provider does not show it.
 func TestResponsesForgotten(t *testing.T) {
 	t.Parallel()
