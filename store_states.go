@@ -17,6 +17,8 @@ import (
 const (
 	maxStates    = 2000 // IDs that are remembered for one owner
 	noGeneration = "-"  // in what Redis has of a state
+
+	keepPause = 25 * time.Millisecond // before a step that has failed is repeated the first time; then twice as long
 )
 
 // statesRedisKeys returns where the IDs are that endpoints of a tenant keep for an owner, and their order.
@@ -73,7 +75,8 @@ func (s *store) States(deadline time.Time, t *tenant, owner string, ids []string
 }
 
 // KeepStates remembers states for an owner, until ttl after it remembers the last one for that owner. It forgets the
-// oldest beyond maxStates. Errors: redisdb.ErrFull if Redis has no memory to spare; ErrUnavailable.
+// oldest beyond maxStates. As long as Redis is unavailable it is asked again, which does no harm, until the deadline.
+// Errors: redisdb.ErrFull if Redis has no memory to spare; ErrUnavailable.
 func (s *store) KeepStates(deadline time.Time, t *tenant, owner string, states []gateway.State,
 	ttl time.Duration) error {
 	now, size := time.Now(), 0
@@ -83,7 +86,13 @@ func (s *store) KeepStates(deadline time.Time, t *tenant, owner string, states [
 		args = append(args, state.ID, value)
 		size += 3*len(state.ID) + len(value)
 	}
-	return s.redis.EvalIfRoom(deadline, size, keepScript, statesRedisKeys(t.id, owner), args...)
+	for pause := keepPause; ; pause *= 2 {
+		err := s.redis.EvalIfRoom(deadline, size, keepScript, statesRedisKeys(t.id, owner), args...)
+		if !errors.Is(err, ErrUnavailable) || time.Until(deadline) < pause {
+			return err
+		}
+		time.Sleep(pause)
+	}
 }
 
 // ForgetState forgets an ID of an owner. Error: ErrUnavailable.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tollgate/internal/gateway"
+	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
 )
 
@@ -90,6 +91,32 @@ func TestStatesBounds(t *testing.T) {
 	}
 	if err := s.ForgetState(in(5*time.Second), tenant, owner, "brief"); err != nil || has("brief") {
 		t.Errorf("forgotten: %v", err)
+	}
+}
+
+// A Redis that comes back before the deadline, as after a failover, remembers what came meanwhile.
+func TestStatesOutage(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	s, tenant := newTestStore(t, r), &tenant{id: "acme"}
+	r.Kill()
+	const owner = "u:a"
+	if err := s.KeepStates(in(100*time.Millisecond), tenant, owner, statesOf("a"), time.Hour); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	began := make(chan error)
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		began <- r.Start()
+	}()
+	if err := s.KeepStates(in(20*time.Second), tenant, owner, statesOf("b"), time.Hour); err != nil {
+		t.Error(err)
+	}
+	if err := <-began; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.States(in(5*time.Second), tenant, owner, []string{"b"}); err != nil {
+		t.Error(err)
 	}
 }
 

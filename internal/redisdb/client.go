@@ -198,8 +198,8 @@ var ErrFull = errors.New("redis is short of memory")
 
 // WriteIfRoom runs one command that writes about size bytes to a key, over a connection of the pool, if that leaves a
 // quarter of Redis's memory (maxmemory) free. It is for what can be done without: a failure says nothing about Redis,
-// and it does not wait for replicas. It is not for requests, since it may have to ask for Redis's memory first. The
-// error is ErrFull if nothing was written for want of memory.
+// and it does not wait for replicas. It is not for requests, since it may have to ask for Redis's memory first.
+// Errors: ErrFull if nothing was written for want of memory; ErrUnavailable.
 func (c *Client) WriteIfRoom(deadline time.Time, size int, command, key string, args ...any) error {
 	return c.doIfRoom(deadline, size, key, operation{name: command, args: commandArgs(key, args)})
 }
@@ -212,9 +212,16 @@ func (c *Client) EvalIfRoom(deadline time.Time, size int, s *Script, keys []stri
 // doIfRoom runs op, which writes about size bytes to a key.
 func (c *Client) doIfRoom(deadline time.Time, size int, key string, op operation) error {
 	n := c.owner(key)
-	info := func() (string, error) { return n.memoryInfo(deadline) }
-	if n == nil || !n.memory.hasRoom(int64(size), info) {
-		return ErrFull
+	if n == nil {
+		c.refreshSoon()
+		return fmt.Errorf("%w: %w", ErrUnavailable, errNoOwner)
+	}
+	switch err := n.memory.claim(int64(size), func() (string, error) { return n.memoryInfo(deadline) }); {
+	case err == ErrFull:
+		return err
+	case err != nil:
+		c.refreshSoon()
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	op.kind, op.large = kindDispensable, true
 	_, err := c.route(deadline, key, op)

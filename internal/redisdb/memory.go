@@ -39,23 +39,23 @@ type memoryGauge struct {
 // gaugeMaxAge is how long what a server has said of its memory is used.
 const gaugeMaxAge = time.Second
 
-// hasRoom reports whether size more bytes leave a quarter of the memory free, and counts them if so. info, which
-// returns the reply of INFO, is called if the last one is too old.
-func (g *memoryGauge) hasRoom(size int64, info func() (string, error)) bool {
+// claim counts size more bytes if they leave a quarter of the memory free. info, which returns the reply of INFO, is
+// called if the last one is too old. Errors: ErrFull; that of info.
+func (g *memoryGauge) claim(size int64, info func() (string, error)) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if time.Since(g.readAt) > gaugeMaxAge {
 		reply, err := info()
 		if err != nil {
-			return false
+			return err
 		}
 		g.used, _ = strconv.ParseInt(infoField(reply, "used_memory"), 10, 64) // 0 if it is not known
 		g.max, _ = strconv.ParseInt(infoField(reply, "maxmemory"), 10, 64)
 		g.readAt = time.Now()
 	}
 	if g.max > 0 && g.used+size > g.max/4*3 {
-		return false
+		return ErrFull
 	}
 	g.used += size
-	return true
+	return nil
 }

@@ -1,6 +1,7 @@
 package redisdb
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -18,21 +19,21 @@ func TestMemoryGauge(t *testing.T) {
 	}
 	for _, step := range []struct {
 		size int64
-		want bool
-	}{{251, false}, {100, true}, {151, false}, {150, true}, {1, false}} {
-		if got := g.hasRoom(step.size, info); got != step.want {
-			t.Errorf("%d: %v", step.size, got)
+		want error
+	}{{251, ErrFull}, {100, nil}, {151, ErrFull}, {150, nil}, {1, ErrFull}} {
+		if got := g.claim(step.size, info); got != step.want {
+			t.Errorf("%d: got %v, want %v", step.size, got, step.want)
 		}
 	}
 	if asked != 1 {
 		t.Errorf("Redis was asked %d times", asked)
 	}
 	g.readAt = time.Time{}
-	if g.hasRoom(1, func() (string, error) { return "", ErrUnavailable }) {
-		t.Error("there is room in a Redis that does not respond")
+	if got := g.claim(1, func() (string, error) { return "", ErrUnavailable }); got != ErrUnavailable {
+		t.Errorf("got %v of a Redis that does not respond", got)
 	}
-	if !g.hasRoom(1<<40, func() (string, error) { return "", nil }) { // it does not say
-		t.Error("there is no room in a Redis without a limit")
+	if got := g.claim(1<<40, func() (string, error) { return "", nil }); got != nil { // it does not say
+		t.Errorf("got %v of a Redis without a limit", got)
 	}
 }
 
@@ -56,5 +57,10 @@ func TestWriteIfRoom(t *testing.T) {
 	gauge.readAt = time.Time{}
 	if err := write(); err != ErrFull {
 		t.Errorf("got %v", err)
+	}
+	r.Kill()
+	gauge.readAt = time.Time{}
+	if err := write(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("got %v of a Redis that has ended", err)
 	}
 }
