@@ -252,13 +252,25 @@ func (f wireFormat) can(name string) bool {
 	return true
 }
 
-// body returns a request with further members, each of which begins with a comma.
+// forFormats runs a case, in parallel, for each format that can have it.
+func forFormats(t *testing.T, name string, test func(t *testing.T, f wireFormat)) {
+	for _, f := range wireFormats() {
+		if f.can(name) {
+			t.Run(name+" "+f.path, func(t *testing.T) {
+				t.Parallel()
+				test(t, f)
+			})
+		}
+	}
+}
+
+// body returns a request with further members, which begin with commas.
 func (f wireFormat) body(members ...string) string {
 	return f.fill("{ASK" + strings.Join(members, "") + "}")
 }
 
 // fill returns a body in which ASK and ,STREAM stand for what the format needs. If its bodies are forms, the members of
-// an object become fields; what is no object stays as it is.
+// an object become fields; anything else stays as it is.
 func (f wireFormat) fill(body string) string {
 	body = strings.NewReplacer("ASK", f.ask, ",STREAM", f.stream).Replace(body)
 	decoder := json.NewDecoder(strings.NewReader(body))

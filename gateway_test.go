@@ -613,17 +613,11 @@ func TestGatewayFallback(t *testing.T) {
 		{"lost", providertest.Conduct{Cut: providertest.BeforeHeaders}, 502, 0},
 		{"slow", providertest.Conduct{Hang: providertest.BeforeHeaders}, 504, 0},
 	} {
-		for _, f := range wireFormats() {
-			if !f.can(test.name) {
-				continue
-			}
-			t.Run(test.name+" "+f.path, func(t *testing.T) {
-				t.Parallel()
-				first := providertest.New(t)
-				first.On("", test.first)
-				s.testFallback(t, f, first, test.status, test.tried)
-			})
-		}
+		forFormats(t, test.name, func(t *testing.T, f wireFormat) {
+			first := providertest.New(t)
+			first.On("", test.first)
+			s.testFallback(t, f, first, test.status, test.tried)
+		})
 	}
 	for _, f := range wireFormats() {
 		t.Run("unreachable "+f.path, func(t *testing.T) { s.testFallback(t, f, down, 200, 1) })

@@ -266,39 +266,33 @@ func TestGatewayHangUps(t *testing.T) {
 		{"stream left before it comes, nothing hidden", shown, streamed, providertest.Conduct{Hang: providertest.BeforeHeaders},
 			hangUp{"", 4}, false, always},
 	} {
-		for _, f := range wireFormats() {
-			if !f.can(test.name) {
-				continue
-			}
-			t.Run(test.name+" "+f.path, func(t *testing.T) {
-				t.Parallel()
-				g := s.newGatewayTest(t, granted, test.members)
-				g.provider.On("", test.conduct)
-				seen := strings.NewReplacer("SEEN", f.seen, "REASON", f.reason, "END", f.end).Replace(test.chat.seen)
-				c := g.open(t, f.path, f.fill(test.body), seen)
-				waittest.Eventually(t, 10*time.Second, func() error {
-					if open, _ := g.provider.Counts(); len(g.provider.Requests()) == 0 || test.ended && open > 0 {
-						return fmt.Errorf("%d requests came to the provider, %d are open", len(g.provider.Requests()), open)
-					}
-					return nil
-				})
-				c.Close()
-				want, differs := f.leaves[test.name]
-				if !differs {
-					want = test.chat.tokens
+		forFormats(t, test.name, func(t *testing.T, f wireFormat) {
+			g := s.newGatewayTest(t, granted, test.members)
+			g.provider.On("", test.conduct)
+			seen := strings.NewReplacer("SEEN", f.seen, "REASON", f.reason, "END", f.end).Replace(test.chat.seen)
+			c := g.open(t, f.path, f.fill(test.body), seen)
+			waittest.Eventually(t, 10*time.Second, func() error {
+				if open, _ := g.provider.Counts(); len(g.provider.Requests()) == 0 || test.ended && open > 0 {
+					return fmt.Errorf("%d requests came to the provider, %d are open", len(g.provider.Requests()), open)
 				}
-				if got := g.charged(t, granted); got != want {
-					t.Errorf("charged %d, want %d", got, want)
-				}
-				waittest.Eventually(t, 10*time.Second, func() error {
-					open, cancelled := g.provider.Counts()
-					if open > 0 || !slices.Contains(test.cancelled, cancelled) {
-						return fmt.Errorf("%d open, %d cancelled", open, cancelled)
-					}
-					return nil
-				})
+				return nil
 			})
-		}
+			c.Close()
+			want, differs := f.leaves[test.name]
+			if !differs {
+				want = test.chat.tokens
+			}
+			if got := g.charged(t, granted); got != want {
+				t.Errorf("charged %d, want %d", got, want)
+			}
+			waittest.Eventually(t, 10*time.Second, func() error {
+				open, cancelled := g.provider.Counts()
+				if open > 0 || !slices.Contains(test.cancelled, cancelled) {
+					return fmt.Errorf("%d open, %d cancelled", open, cancelled)
+				}
+				return nil
+			})
+		})
 	}
 }
 
