@@ -252,6 +252,14 @@ func (e *Endpoint) Complete() bool {
 // Kind returns what the endpoint is for.
 func (e *Endpoint) Kind() llmwire.Kind { return e.kind }
 
+// limitName returns the member of a request in which the endpoint expects the limit of output tokens.
+func (e *Endpoint) limitName() string {
+	if e.limitMember != "" && e.format.LimitVaries() {
+		return e.limitMember
+	}
+	return e.format.LimitMember(e.url.Hostname())
+}
+
 // HasURL reports whether the endpoint has a URL, of whatever format.
 func (e *Endpoint) HasURL() bool { return e.rawURL != "" }
 

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -245,7 +244,7 @@ func (x *exchange) changes(e *Endpoint, limit int64) llmwire.Changes {
 		c.SafetyID = safetyID(x.call.Tenant, x.hold.Owner)
 	}
 	if e.format.HasLimit() {
-		c.LimitMember, c.Limit = cmp.Or(e.limitMember, e.format.LimitMember(e.url.Hostname())), limit
+		c.LimitMember, c.Limit = e.limitName(), limit
 	}
 	h := x.w.Header()
 	delete(h, "X-Max-Tokens")

@@ -102,6 +102,9 @@ func TestWarn(t *testing.T) {
 		{chatURL + `,"on_hangup":"cancel","models":{"m":{"reasoning":false}}`, ""},
 		{chatURL + `,"on_hangup":"cancel","reasoning":false,"default_model":"m"`, ""},
 		{chatURL + `,"on_hangup":"drain","default_model":"m"`, ""},
+		{chatURL + `,"limit_member":"max_tokens"`, ""},
+		{messagesURL + `,"limit_member":"max_completion_tokens"`,
+			"limit_member has no effect: all servers with that path expect the limit in the same member"},
 	} {
 		var got []string
 		newEndpoint(t, "e", test.members).Warn(func(member, sentence string) { got = append(got, member+" "+sentence) })

@@ -23,6 +23,9 @@ func (e *Endpoint) Warn(add func(member, sentence string)) {
 	if e.onHangUp == cancelOnHangUp && e.anyMayReason() {
 		add("on_hangup", `is "cancel" though reasoning is not false: what a model thinks for a client that has gone is free`)
 	}
+	if e.limitMember != "" && !e.format.LimitVaries() {
+		add("limit_member", "has no effect: all servers with that path expect the limit in the same member")
+	}
 	if model := e.withoutCacheWrite(); model != "" {
 		add("models", fmt.Sprintf("has %s without cache_write: Anthropic asks 1.25 or 2 times the input price for a write",
 			quoteName(model)))

@@ -93,6 +93,9 @@ type format struct {
 	// output has no limit that a request can set.
 	limitMember func(host string) string
 
+	// limitVaries says that some servers expect the limit in another member than limitMember says.
+	limitVaries bool
+
 	// usageOption says that a stream reports its usage only if the request has stream_options.include_usage. An extra
 	// event then reports it.
 	usageOption bool
@@ -255,6 +258,9 @@ func (f Format) LimitMember(host string) string {
 	}
 	return formats[f].limitMember(host)
 }
+
+// LimitVaries reports whether some servers expect the limit of output tokens in another member than LimitMember says.
+func (f Format) LimitVaries() bool { return formats[f].limitVaries }
 
 // HasLimit reports whether a request can limit the output tokens of its response.
 func (f Format) HasLimit() bool { return formats[f].limitMember != nil }

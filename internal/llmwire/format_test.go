@@ -16,7 +16,7 @@ var textFormats = []Format{OpenAIChat, AnthropicMessages, OpenAIResponses}
 // Each row of the table of formats is complete, and its suffix is of no other.
 func TestFormats(t *testing.T) {
 	optional := []string{
-		"keyPrefix", "usageOption", "countPath", "versionHeader", "version", "modelsQuery", "limitMember", "safetyID",
+		"keyPrefix", "usageOption", "countPath", "versionHeader", "version", "modelsQuery", "limitMember", "limitVaries", "safetyID",
 		"takesForm", "delivery", "holdIfUnreported", "held", "output", "cachesUnasked", "request", "complete",
 	}
 	for i, row := range formats {

@@ -10,6 +10,7 @@ var openAIChat = openAI(format{
 		}
 		return "max_tokens"
 	},
+	limitVaries: true,
 	usageOption: true,
 	safetyID:    memberName{"", "safety_identifier"},
 
