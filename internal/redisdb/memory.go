@@ -40,22 +40,36 @@ type memoryGauge struct {
 const gaugeMaxAge = time.Second
 
 // claim counts size more bytes if they leave a quarter of the memory free. info, which returns the reply of INFO, is
-// called if the last one is too old. Errors: ErrFull; that of info.
+// called if the last one is too old. Nobody waits for that of another caller, whose deadline may be later. Errors:
+// ErrFull; that of info.
 func (g *memoryGauge) claim(size int64, info func() (string, error)) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if time.Since(g.readAt) > gaugeMaxAge {
+	if g.isOld() {
 		reply, err := info()
 		if err != nil {
 			return err
 		}
-		g.used, _ = strconv.ParseInt(infoField(reply, "used_memory"), 10, 64) // 0 if it is not known
-		g.max, _ = strconv.ParseInt(infoField(reply, "maxmemory"), 10, 64)
-		g.readAt = time.Now()
+		g.set(reply)
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.max > 0 && g.used+size > g.max/4*3 {
 		return ErrFull
 	}
 	g.used += size
 	return nil
+}
+
+func (g *memoryGauge) isOld() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Since(g.readAt) > gaugeMaxAge
+}
+
+// set notes what INFO says; numbers that it does not have are 0.
+func (g *memoryGauge) set(info string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.used, _ = strconv.ParseInt(infoField(info, "used_memory"), 10, 64)
+	g.max, _ = strconv.ParseInt(infoField(info, "maxmemory"), 10, 64)
+	g.readAt = time.Now()
 }

@@ -37,6 +37,34 @@ func TestMemoryGauge(t *testing.T) {
 	}
 }
 
+// A caller is not held up by another one that waits for Redis longer.
+func TestMemoryGaugeWait(t *testing.T) {
+	t.Parallel()
+	var g memoryGauge
+	asks, replies, done := make(chan bool), make(chan bool), make(chan error)
+	go func() {
+		done <- g.claim(1, func() (string, error) {
+			close(asks)
+			<-replies
+			return "", nil
+		})
+	}()
+	<-asks
+	go func() { done <- g.claim(1, func() (string, error) { return "", ErrUnavailable }) }()
+	select {
+	case err := <-done:
+		if err != ErrUnavailable {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it waits for the other one")
+	}
+	close(replies)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // A Redis whose memory is full refuses what can be done without, and is not unavailable because of that.
 func TestWriteIfRoom(t *testing.T) {
 	t.Parallel()
