@@ -23,7 +23,7 @@ func (e *Endpoint) Warn(add func(member, sentence string)) {
 	if e.onHangUp == cancelOnHangUp && e.anyMayReason() {
 		add("on_hangup", `is "cancel" though reasoning is not false: what a model thinks for a client that has gone is free`)
 	}
-	if e.limitMember != "" && !e.format.LimitVaries() {
+	if e.limitMember != "" && !e.format.LimitVaries() && e.limitMember != e.format.LimitMember("") {
 		add("limit_member", "has no effect: all servers with that path expect the limit in the same member")
 	}
 	if model := e.withoutCacheWrite(); model != "" {
