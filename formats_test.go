@@ -24,6 +24,8 @@ type wireFormat struct {
 	prices     string // of every model
 	isForm     bool
 	ask        string // members that a request needs, or fields
+	odd        string // ask as it may be spelled too, "" if there is no other spelling
+	added      string // what the provider gets first, if a request has no more than ask
 	stream     string // members that ask for a stream, each behind a comma; "" if it has none
 	seen       string // what the first event with content has
 	reason     string // what the event has that says why a stream ends
@@ -57,6 +59,7 @@ func textFormats() []wireFormat {
 	return []wireFormat{
 		{
 			endpoint: "chat", kind: "text", path: chatPath, prices: "{}", ask: `"messages":[{}]`,
+			odd: `"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],"temperature":1.0e0`, added: `"model":"m","max_tokens":4096,`,
 			stream: `,"stream":true`, seen: "ünd ",
 			reason: `"finish_reason":"stop"`, end: "[DONE]", limit: `,"max_tokens":10`, held: 43, charged: 18,
 			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7,
@@ -64,6 +67,7 @@ func textFormats() []wireFormat {
 		},
 		{
 			endpoint: "claude", kind: "text", path: messagesPath, prices: "{}", ask: `"messages":[{}]`,
+			odd: `"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],"temperature":1.0e0`, added: `"model":"m","max_tokens":4096,`,
 			stream: `,"stream":true`, seen: "ünd ",
 			reason: "message_delta", end: "message_stop", limit: `,"max_tokens":10`, held: 43, charged: 18,
 			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 3, CacheWriteTokens: 2, OutputTokens: 7,
@@ -80,6 +84,8 @@ func textFormats() []wireFormat {
 		},
 		{
 			endpoint: "agent", kind: "text", path: responsesRoute, prices: "{}", ask: `"input":[{"role":"user","content":""}],"store":false`,
+			odd:    `"input" : [ {"role":"user","content":"\u00fcnd ünd"} ], "store" : false,"temperature":1.0e0`,
+			added:  `"model":"m","max_output_tokens":4096,`,
 			stream: `,"stream":true`, seen: "ünd ", end: "response.completed",
 			limit: `,"max_output_tokens":16`, held: 93, charged: 18,
 			used: endpointUsage{Requests: 1, InputTokens: 11, CachedInputTokens: 5, CacheWriteTokens: 2, OutputTokens: 7,
@@ -104,6 +110,7 @@ func otherFormats() []wireFormat {
 	return []wireFormat{
 		{
 			endpoint: "vectors", kind: "embeddings", path: embeddingsPath, prices: "{}", ask: `"input":"a"`,
+			odd: `"input" : "\u00fcnd ünd"`, added: `"model":"m",`,
 			held: 13, charged: 11, used: endpointUsage{Requests: 1, InputTokens: 11, TokensCharged: 11},
 			ends: map[string]ending{
 				"whole":                  {200, "", 11, noStream},
@@ -117,6 +124,7 @@ func otherFormats() []wireFormat {
 		},
 		{
 			endpoint: "guard", kind: "moderation", path: moderationsPath, prices: `{"request":3}`, ask: `"input":"a"`,
+			odd: `"input" : "\u00fcnd ünd"`, added: `"model":"m",`,
 			held: 3, charged: 3, used: endpointUsage{Requests: 1, TokensCharged: 3},
 			ends: map[string]ending{
 				"whole":                  {200, "", 3, noStream},
@@ -132,6 +140,7 @@ func otherFormats() []wireFormat {
 		},
 		{
 			endpoint: "painter", kind: "images", path: imagesPath, prices: "{}", members: `,"image_tokens":50`, ask: `"prompt":"a"`,
+			odd: `"prompt" : "\u00fcnd ünd"`, added: `"model":"m",`,
 			stream: `,"stream":true,"partial_images":3`, seen: "partial_image_index", end: "image_generation.completed", held: 51, charged: 18,
 			used: endpointUsage{Requests: 1, InputTokens: 11, OutputTokens: 7,
 				TokensCharged: 18},
@@ -154,7 +163,7 @@ func soundFormats() []wireFormat {
 	return []wireFormat{
 		{
 			endpoint: "ear", kind: "transcription", path: transcriptsPath, prices: "{}", isForm: true,
-			ask:    `"file":"` + tenSeconds + `"`,
+			ask: `"file":"` + tenSeconds + `"`, added: `"model":"m",`,
 			stream: `,"stream":true`, seen: "transcript.text.delta", end: "transcript.text.done", held: 150, charged: 18,
 			used: endpointUsage{Requests: 1, InputTokens: 11, AudioInputTokens: 11, OutputTokens: 7,
 				TokensCharged: 18},
@@ -172,7 +181,7 @@ func soundFormats() []wireFormat {
 		},
 		{
 			endpoint: "interpreter", kind: "transcription", path: translatesPath, prices: "{}", isForm: true,
-			ask:  `"file":"` + tenSeconds + `"`,
+			ask: `"file":"` + tenSeconds + `"`, added: `"model":"m",`,
 			held: 150, charged: 150, used: endpointUsage{Requests: 1, TokensCharged: 150}, // it has no usage
 			ends:   map[string]ending{"whole": {200, "", 150, noStream}, "no usage": {200, "", 150, noStream}},
 			leaves: map[string]int{"left, not streamed": 150},
@@ -183,6 +192,7 @@ func soundFormats() []wireFormat {
 		},
 		{
 			endpoint: "voice", kind: "speech", path: speechPath, prices: "{}", ask: `"input":"abcd"`,
+			odd: `"input" : "\u00fcndü"`, added: `"model":"m",`,
 			stream: `,"stream_format":"sse"`, seen: "speech.audio.delta", end: "speech.audio.done", held: 4, charged: 4,
 			used: endpointUsage{Requests: 1, TokensCharged: 4},
 			ends: merged(unseenStreams(4), map[string]ending{

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -53,56 +54,91 @@ func TestProviderGetsOnePiece(t *testing.T) {
 func TestGatewayForwards(t *testing.T) {
 	t.Parallel()
 	g := newGatewayTest(t, 1_000_000, `,"allow":["unknown"]`)
-	const body = ` {"messages" : [ {"role":"user","content":"\u00fcnd ünd"} ],` + "\n" + `"temperature":1.0e0, "unknown":{"a":[1,  2]} } `
 	headers := []string{
 		"User-Agent: sdk/1", "OpenAI-Beta: b", "anthropic-version: 2023-06-01", "anthropic-beta: x", "Accept: */*",
-		"Content-Type: application/x-www-form-urlencoded", "Cookie: c=1", "originator: codex_cli_rs", "session-id: s", traceParent,
+		"Cookie: c=1", "originator: codex_cli_rs", "session-id: s", traceParent,
 		"tracestate: a=1", "tracestate: b=2", "api-key: other", "baggage: a=b", "Idempotency-Key: k", "OpenAI-Organization: o",
 		"X-Stainless-Lang: js", "Accept-Encoding: gzip", "X-Forwarded-For: 1.2.3.4", "X-Request-Id: mine",
 		"x-api-key: sk-ant-other", "Origin: https://a.example",
 	}
-	credentials := map[string][2]string{
-		chatPath: {"Authorization", "Bearer " + providertest.Key}, messagesPath: {"X-Api-Key", providertest.Key},
-	}
-	for path, key := range credentials {
-		got := g.call(t, path+"?beta=true&x=%2F", body, headers...)
-		if err := got.is(200); err != nil {
-			t.Fatal(err)
+	charged := 0
+	for _, f := range wireFormats() {
+		f.ask = cmp.Or(f.odd, f.ask)
+		const template = ` {ASK,` + "\n" + `"unknown":{"a":[1.0e0,  2],"b":"\u00fcnd ünd"} } `
+		body, want := f.fill(template), f.fill(strings.Replace(template, "{", "{"+f.added, 1))
+		sentType, wantType := "application/x-www-form-urlencoded", "application/json"
+		if f.isForm { // its boundary may be spelled in other ways
+			sentType = `Multipart/Form-Data; boundary="sound"`
+			wantType = sentType
 		}
+		got := g.call(t, f.path+"?beta=true&x=%2F", body, append(headers, "Content-Type: "+sentType)...)
+		if err := got.is(200); err != nil {
+			t.Fatalf("%s: %v", f.path, err)
+		}
+		charged += f.charged
 		sent := g.provider.Last(t)
-		want := strings.Replace(body, "{", `{"model":"m","max_tokens":4096,`, 1)
-		if string(sent.Body) != want || sent.Path != path || sent.Query != "beta=true&x=%2F" {
+		if string(sent.Body) != want || sent.Path != f.path || sent.Query != "beta=true&x=%2F" {
 			t.Errorf("%s?%s got %s\nwant %s", sent.Path, sent.Query, sent.Body, want)
 		}
 		wantHeader := http.Header{
-			key[0]: {key[1]}, "User-Agent": {"sdk/1"}, "Openai-Beta": {"b"}, "Anthropic-Version": {"2023-06-01"}, "Anthropic-Beta": {"x"},
-			"Accept": {"application/json"}, "Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(want))},
+			"Authorization": {"Bearer " + providertest.Key}, "User-Agent": {"sdk/1"}, "Openai-Beta": {"b"},
+			"Anthropic-Version": {"2023-06-01"}, "Anthropic-Beta": {"x"},
+			"Accept": {"application/json"}, "Content-Type": {wantType}, "Content-Length": {strconv.Itoa(len(want))},
 			"Originator": {"codex_cli_rs"}, "Session-Id": {"s"}, "Traceparent": {strings.TrimPrefix(traceParent, "traceparent: ")},
 			"Tracestate":    {"a=1,b=2"},
 			"Tollgate-Loop": {testRedis.String(t, "GET", "deployment")},
 		}
-		if fmt.Sprint(sent.Header) != fmt.Sprint(wantHeader) {
-			t.Errorf("the provider got %v\nwant %v", sent.Header, wantHeader)
-		}
-		id := "X-Provider-Request-Id"
-		if path == messagesPath {
-			id = "Request-Id"
-		}
-		for name, value := range map[string]string{
-			id: "req_provider", "X-Request-Id": "mine", "Content-Type": "application/json", "X-Tokens-Charged": "18",
+		wantReply := map[string]string{
+			"X-Provider-Request-Id": "req_provider", "Request-Id": "", "Openai-Processing-Ms": "42", "Openai-Version": "2020-10-01",
+			"X-Request-Id": "mine", "Content-Type": "application/json", "X-Tokens-Charged": strconv.Itoa(f.charged),
 			"Content-Length": strconv.Itoa(len(got.body)), "Set-Cookie": "", "Alt-Svc": "", "Openai-Organization": "",
 			"Anthropic-Organization-Id": "", "X-Ratelimit-Remaining-Requests": "", "Anthropic-Ratelimit-Tokens-Remaining": "",
-		} {
+		}
+		switch f.path {
+		case messagesPath:
+			delete(wantHeader, "Authorization")
+			wantHeader["X-Api-Key"] = []string{providertest.Key}
+			wantReply["X-Provider-Request-Id"], wantReply["Request-Id"] = "", "req_provider"
+			wantReply["Openai-Processing-Ms"], wantReply["Openai-Version"] = "", ""
+		case speechPath: // a sound, which is relayed as it comes
+			wantHeader["Accept"] = []string{"*/*"}
+			wantReply["Content-Type"], wantReply["Content-Length"] = "audio/mpeg", ""
+		}
+		if fmt.Sprint(sent.Header) != fmt.Sprint(wantHeader) {
+			t.Errorf("%s: the provider got %v\nwant %v", f.path, sent.Header, wantHeader)
+		}
+		for name, value := range wantReply {
 			got.wantHeader(t, name, value)
 		}
 	}
-	if left := strconv.Itoa(1_000_000 - 36); g.charged(t, 1_000_000) != 36 {
-		t.Errorf("not %s tokens are left", left)
+	if n := g.charged(t, 1_000_000); n != charged {
+		t.Errorf("charged %d, want %d", n, charged)
+	}
+}
+
+// The model and the limit that reach the provider are those of the request, as its endpoint has them.
+func TestGatewayForwardsMembers(t *testing.T) {
+	t.Parallel()
+	g := newGatewayTest(t, 1_000_000, "")
+	formats := wireFormats()
+	for i, f := range formats {
+		other := formats[(i+1)%len(formats)].endpoint // of another format
+		for asked, want := range map[string]string{other + "/x": other + "/x", f.endpoint + "/x": "x", "x/y": "x/y"} {
+			if err := g.call(t, f.path, f.fill(fmt.Sprintf(`{"model":%q,ASK}`, asked))).is(200); err != nil {
+				t.Errorf("%s: %v", f.path, err)
+			}
+			if got := g.provider.Last(t).Model; got != want {
+				t.Errorf("%s: the model %s became %s, want %s", f.path, asked, got, want)
+			}
+		}
+		if err := g.call(t, f.path, f.body(f.limit)).is(200); err != nil {
+			t.Errorf("%s: %v", f.path, err)
+		}
+		if got := g.provider.Last(t).Body; !strings.Contains(string(got), f.limit) {
+			t.Errorf("%s: got %s, want its limit%s", f.path, got, f.limit)
+		}
 	}
 	for _, test := range []struct{ body, member, want string }{
-		{`{"model":"claude/x"}`, "model", `"claude/x"`}, // an endpoint of the other format
-		{`{"model":"chat/x"}`, "model", `"x"`},
-		{`{"model":"x/y"}`, "model", `"x/y"`},
 		{`{"max_tokens":7}`, "max_tokens", `7`},
 		{`{"max_completion_tokens":7}`, "max_completion_tokens", ``}, // which this provider may not obey
 		{`{"max_completion_tokens":7}`, "max_tokens", `7`},
