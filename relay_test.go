@@ -175,45 +175,65 @@ func gzipped(text string) string {
 func TestGatewayStreams(t *testing.T) {
 	t.Parallel()
 	const granted = 10_000_000
-	g := newGatewayTest(t, granted, "")
-	direct := &service{url: g.provider.URL}
-	for _, test := range []struct {
-		name    string
-		conduct providertest.Conduct
-	}{
-		{"plain", providertest.Conduct{}},
-		{"bytes one by one", providertest.Conduct{Piece: 1}},
-		{"CR LF", providertest.Conduct{LineEnd: "\r\n", Piece: 7}},
-		{"CR", providertest.Conduct{LineEnd: "\r"}},
-		{"no space", providertest.Conduct{Prefix: "data:"}},
-		{"events of 900 kB", providertest.Conduct{Content: strings.Repeat("ü", 450_000)}},
-		{"events of 3 MB", providertest.Conduct{Content: strings.Repeat("y", 3_000_000), Events: 1}},
-		{"many", providertest.Conduct{Events: 500}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			g.provider.On("", test.conduct)
-			for _, c := range []struct{ path, sent, equals string }{
-				{chatPath, `{"model":"m","stream":true,"stream_options":{"include_usage":true}}`, ""},
-				{messagesPath, `{"model":"m","stream":true}`, ""},
+	s := newService(t)
+	for _, f := range wireFormats() {
+		if !f.can("stream") {
+			continue
+		}
+		t.Run(f.path, func(t *testing.T) {
+			t.Parallel()
+			g := s.newGatewayTest(t, granted, "")
+			provider := providertest.New(t) // asked directly: it gives its responses the same IDs
+			direct, want := &service{url: provider.URL}, 0
+			for _, test := range []struct {
+				name    string
+				conduct providertest.Conduct
+			}{
+				{"plain", providertest.Conduct{}},
+				{"bytes one by one", providertest.Conduct{Piece: 1}},
+				{"CR LF", providertest.Conduct{LineEnd: "\r\n", Piece: 7}},
+				{"CR", providertest.Conduct{LineEnd: "\r"}},
+				{"no space", providertest.Conduct{Prefix: "data:"}},
+				{"events of 900 kB", providertest.Conduct{Content: strings.Repeat("ü", 450_000), Size: 900_000}},
+				{"events of 3 MB", providertest.Conduct{Content: strings.Repeat("y", 3_000_000), Size: 3_000_000, Events: 1}},
+				{"many", providertest.Conduct{Events: 500}},
 			} {
-				want := direct.do(t, "POST", c.path, c.sent, "Content-Type: application/json",
-					"x-api-key: "+map[string]string{messagesPath: providertest.Key}[c.path])
-				got := g.call(t, c.path, c.sent)
-				if got.body != want.body {
-					t.Errorf("%s: %d bytes differ from the provider's %d", c.path, len(got.body), len(want.body))
-				}
-				got.wantHeader(t, "Cache-Control", "no-cache")
-				got.wantHeader(t, "X-Accel-Buffering", "no")
-				got.wantHeader(t, "Content-Type", "text/event-stream; charset=utf-8")
+				t.Run(test.name, func(t *testing.T) {
+					g.provider.On("", test.conduct)
+					provider.On("", test.conduct)
+					body, headers := "ASK,STREAM}", []string(nil)
+					switch f.path {
+					case chatPath: // which has its usage only on request
+						body = `ASK,STREAM,"stream_options":{"include_usage":true}}`
+					case messagesPath:
+						headers = []string{"x-api-key: " + providertest.Key}
+					}
+					if !f.isForm {
+						headers = append(headers, "Content-Type: application/json")
+					}
+					sent := direct.do(t, "POST", f.path, f.fill("{"+f.added+body), headers...)
+					got := g.call(t, f.path, f.fill("{"+body))
+					if got.body != sent.body || got.status != 200 || f.relayEnd(got, nil) != complete {
+						t.Errorf("%d: %d bytes differ from the provider's %d", got.status, len(got.body), len(sent.body))
+					}
+					want += f.charged
+					got.wantHeader(t, "Cache-Control", "no-cache")
+					got.wantHeader(t, "X-Accel-Buffering", "no")
+					got.wantHeader(t, "Content-Type", "text/event-stream; charset=utf-8")
+					if f.path != chatPath {
+						return
+					}
+					got = g.call(t, f.path, f.fill(`{ASK,STREAM}`))
+					if strings.Contains(got.body, `"usage":{`) || !strings.Contains(got.body, "[DONE]") {
+						t.Errorf("%.2000s", got.body)
+					}
+					want += f.charged
+				})
 			}
-			got := g.call(t, chatPath, `{"stream":true}`)
-			if strings.Contains(got.body, `"usage":{`) || !strings.Contains(got.body, "[DONE]") {
-				t.Errorf("%.2000s", got.body)
+			if n := g.charged(t, granted); n != want {
+				t.Errorf("charged %d, want %d", n, want)
 			}
 		})
-	}
-	if n := g.charged(t, granted); n != 8*3*18 {
-		t.Errorf("charged %d", n)
 	}
 }
 
