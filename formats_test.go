@@ -49,7 +49,10 @@ type ending struct {
 }
 
 const (
-	noStreams = "the format has no streams"
+	noStreams   = "the format has no streams"
+	noTools     = "the format has no tools"
+	noLimit     = "the format has no limit of output tokens"
+	asksNoUsage = "its streams have their usage without being asked"
 )
 
 // wireFormats returns the table. Responses are cut, fail and are left as those of chat are, but for what a row says.
@@ -80,7 +83,10 @@ func textFormats() []wireFormat {
 				"stream silent":                 {200, "", 11 + 4, broken},
 			},
 			leaves: map[string]int{"stream left in its middle": 11 + 4, "stream left, cancel": 11 + 4},
-			cannot: map[string]string{"hard limit": "only OpenAI refuses an account so"},
+			cannot: map[string]string{
+				"hard limit":              "only OpenAI refuses an account so",
+				"cache of streams, usage": asksNoUsage,
+			},
 		},
 		{
 			endpoint: "agent", kind: "text", path: responsesRoute, prices: "{}", ask: `"input":[{"role":"user","content":""}],"store":false`,
@@ -100,6 +106,7 @@ func textFormats() []wireFormat {
 			},
 			cannot: map[string]string{
 				"earlier response":             "it may go on from one of its own",
+				"cache of streams, usage":      asksNoUsage,
 				"stream left after its reason": "it ends with the event that has its usage",
 			},
 		},
@@ -120,7 +127,7 @@ func otherFormats() []wireFormat {
 				"more than was held":     {200, "", 50, noStream},
 			},
 			leaves: map[string]int{"left, not streamed": 11},
-			cannot: map[string]string{"stream": noStreams},
+			cannot: map[string]string{"stream": noStreams, "cache, tool": noTools, "cache, limit": noLimit},
 		},
 		{
 			endpoint: "guard", kind: "moderation", path: moderationsPath, prices: `{"request":3}`, ask: `"input":"a"`,
@@ -177,6 +184,8 @@ func soundFormats() []wireFormat {
 			cannot: merged(notText(), map[string]string{
 				"too large":        "forms may be larger",
 				"cache of streams": "streams of transcripts are not cached",
+				"cache, tool":      noTools,
+				"cache, limit":     noLimit,
 			}),
 		},
 		{

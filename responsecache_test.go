@@ -22,6 +22,15 @@ func cachedConfig(tokens int64, caching string, endpoints ...string) string {
 
 const cachingForAnHour = `"enabled":true,"text_ttl":3600,"transcription_ttl":3600,"fee_percentage":20`
 
+// newCacheService is newService, for requests that come at once: the service knows the ID of its deployment, which each
+// key of the cache has. Else only the first of them would wait for it.
+func newCacheService(t testing.TB) *service {
+	t.Helper()
+	s := newService(t)
+	s.newCacheTest(t, 1).call(t, chatPath, "{}")
+	return s
+}
+
 // newCacheTest is newGatewayTest with caching for an hour, at a fee of 20 %.
 func (s *service) newCacheTest(t testing.TB, tokens int64) *gatewayTest {
 	t.Helper()
@@ -90,53 +99,69 @@ func (g *gatewayTest) hit(t testing.TB, path, body string, headers ...string) re
 // A response is replayed byte for byte to another key of the tenant, a stream as a stream, for the fee.
 func TestCacheReplays(t *testing.T) {
 	t.Parallel()
-	g := newService(t).newCacheTest(t, 10_000)
-	g.provider.On("odd", providertest.Conduct{
-		Piece: 7, LineEnd: "\r\n", Reasoning: "hm", Header: []string{"Content-Type: text/event-stream"},
-	})
-	g.provider.On("long", providertest.Conduct{Content: strings.Repeat("ünd ", 2000), Events: 20})
+	s := newCacheService(t)
 	const tool = `,"tools":[{"type":"function","name":"weather","function":{"name":"weather"}}]`
-	both, chat := []string{chatPath, messagesPath}, []string{chatPath}
-	for _, test := range []struct {
-		members   string
-		paths     []string
-		buffering string // X-Accel-Buffering
-		fee       int    // a fifth of the cost, rounded up
-	}{
-		{``, both, "", 4},
-		{`,"stream":true`, both, "no", 4},
-		{tool, both, "", 4},
-		{tool + `,"stream":true`, both, "no", 4},
-		{`,"model":"odd","stream":true`, both, "no", 4},
-		{`,"model":"long"`, both, "", 4},
-		{`,"model":"long","stream":true`, both, "no", 4},
-		{`,"stream":true,"stream_options":{"include_usage":true}`, chat, "no", 4},
-		{`,"max_tokens":1`, both, "", 3},
-	} {
-		for _, path := range test.paths {
-			body := `{"messages":[]` + test.members + `}`
-			first := g.miss(t, path, body)
-			g.key = g.login(t, g.tenant)
-			got := g.hit(t, path, body)
-			if got.body != first.body || got.body == "" {
-				t.Errorf("%s %s: got %q\nwant %q", path, body, got.body, first.body)
-			}
-			for _, name := range []string{"Content-Type", "Cache-Control", "X-Accel-Buffering", "Content-Length"} {
-				got.wantHeader(t, name, first.header.Get(name))
-			}
-			got.wantHeader(t, "X-Accel-Buffering", test.buffering)
-			got.wantHeader(t, "X-Tokens-Charged", strconv.Itoa(test.fee))
-			got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(10_000-test.fee))
-			if left := tokensLeft(t, g.key); left != 10_000-test.fee {
-				t.Errorf("%d tokens are left", left)
-			}
-			if age := seconds(t, got, "Age"); age < 0 || age > 60 {
-				t.Errorf("Age is %d", age)
-			}
+	for _, f := range wireFormats() {
+		if !f.can("cache") {
+			continue
 		}
-	}
-	if hits, misses := g.cacheSample(t, "hit"), g.cacheSample(t, "miss"); hits != 17 || misses != 17 || g.cacheSample(t, "skipped") != 0 {
-		t.Errorf("%d hits, %d misses", hits, misses)
+		t.Run(f.path, func(t *testing.T) {
+			t.Parallel()
+			p := providertest.New(t)
+			g := s.gatewayTest(t, p, formatsConfig(p, 10_000, "", `,"caching":{`+cachingForAnHour+`}`))
+			p.On("odd", providertest.Conduct{
+				Piece: 7, LineEnd: "\r\n", Reasoning: "hm", Header: []string{"Content-Type: text/event-stream"},
+			})
+			p.On("long", providertest.Conduct{Content: strings.Repeat("ünd ", 2000), Events: 20, Size: 20_000})
+			replayed := 0
+			for _, test := range []struct {
+				name, members string
+				buffering     string // X-Accel-Buffering
+			}{
+				{"cache", ``, ""},
+				{"cache of streams", `,STREAM`, "no"},
+				{"cache, tool", tool, ""},
+				{"cache of streams, tool", tool + `,STREAM`, "no"},
+				{"cache of streams, odd", `,"model":"odd",STREAM`, "no"},
+				{"cache, long", `,"model":"long"`, ""},
+				{"cache of streams, long", `,"model":"long",STREAM`, "no"},
+				{"cache of streams, usage", `,STREAM,"stream_options":{"include_usage":true}`, "no"},
+				{"cache, limit", `,"max_tokens":1`, ""},
+			} {
+				if !f.can(test.name) || strings.Contains(test.members, "STREAM") && !f.can("stream") {
+					continue
+				}
+				replayed++
+				t.Run(test.name, func(t *testing.T) {
+					body, fee := f.fill("{ASK"+test.members+"}"), (f.charged+4)/5 // a fifth of the cost, rounded up
+					if test.name == "cache, limit" {
+						fee = 3 // of 11 + 1
+					}
+					first := g.miss(t, f.path, body)
+					g.key = g.login(t, g.tenant)
+					got := g.hit(t, f.path, body)
+					if got.body != first.body || got.body == "" {
+						t.Errorf("got %q\nwant %q", got.body, first.body)
+					}
+					for _, name := range []string{"Content-Type", "Cache-Control", "X-Accel-Buffering", "Content-Length"} {
+						got.wantHeader(t, name, first.header.Get(name))
+					}
+					got.wantHeader(t, "X-Accel-Buffering", test.buffering)
+					got.wantHeader(t, "X-Tokens-Charged", strconv.Itoa(fee))
+					got.wantHeader(t, "X-Tokens-Left", strconv.Itoa(10_000-fee))
+					if left := tokensLeft(t, g.key); left != 10_000-fee {
+						t.Errorf("%d tokens are left", left)
+					}
+					if age := seconds(t, got, "Age"); age < 0 || age > 60 {
+						t.Errorf("Age is %d", age)
+					}
+				})
+			}
+			hits, misses, skipped := g.cacheSample(t, "hit"), g.cacheSample(t, "miss"), g.cacheSample(t, "skipped")
+			if hits != replayed || misses != replayed || skipped != 0 {
+				t.Errorf("%d hits, %d misses, %d skipped, want %d, %[4]d and none", hits, misses, skipped, replayed)
+			}
+		})
 	}
 }
 
@@ -376,8 +401,7 @@ type cacheCase struct {
 // time, and the second response has again as its X-Cache.
 func testCacheCases(t *testing.T, stored int, again string, cases []cacheCase) {
 	t.Helper()
-	s := newService(t)
-	s.newCacheTest(t, 1).call(t, chatPath, "{}") // the ID of the deployment, which each key has, is known from then on
+	s := newCacheService(t)
 	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
