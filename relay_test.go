@@ -321,30 +321,40 @@ func TestGatewayHangUps(t *testing.T) {
 func TestGatewayHalfClosed(t *testing.T) {
 	t.Parallel()
 	const granted = 100_000
-	g := newGatewayTest(t, granted, "")
+	s := newService(t)
+	slow := providertest.Conduct{Delay: time.Second}
 	for _, test := range []struct {
-		body, seen string
-		conduct    providertest.Conduct
+		name, body, seen string // by the client before it closes; SEEN is the end of the first content
+		conduct          providertest.Conduct
 	}{
-		{`{}`, "", providertest.Conduct{Delay: time.Second}},
-		{`{"stream":true}`, "", providertest.Conduct{Delay: time.Second}},
-		{`{"stream":true}`, "ünd ", providertest.Conduct{Pause: 60 * time.Millisecond}},
+		{"left, not streamed", `{ASK}`, "", slow},
+		{"stream left before it comes", `{ASK,STREAM}`, "", slow},
+		{"stream half-closed", `{ASK,STREAM}`, "SEEN", providertest.Conduct{Pause: 60 * time.Millisecond}},
 	} {
-		for _, path := range []string{chatPath, messagesPath} {
-			g.key = g.login(t, g.tenant)
-			g.provider.On("", test.conduct)
-			requests := len(g.provider.Requests())
-			c := g.open(t, path, test.body, test.seen)
-			g.awaitRequests(t, requests+1)
-			if err := c.CloseWrite(); err != nil {
-				t.Fatal(err)
+		for _, f := range wireFormats() {
+			if !f.can(test.name) {
+				continue
 			}
-			if rest := readAll(c); strings.Contains(rest, "HTTP/1.1") || strings.Contains(rest, "499") {
-				t.Errorf("%s with %s: got %s", path, test.body, rest)
-			}
-			if n := g.charged(t, granted); n != 18 {
-				t.Errorf("%s with %s: charged %d", path, test.body, n)
-			}
+			t.Run(test.name+" "+f.path, func(t *testing.T) {
+				t.Parallel()
+				g := s.newGatewayTest(t, granted, "")
+				g.provider.On("", test.conduct)
+				c := g.open(t, f.path, f.fill(test.body), strings.Replace(test.seen, "SEEN", f.seen, 1))
+				g.awaitRequests(t, 1)
+				if err := c.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				if rest := readAll(c); strings.Contains(rest, "HTTP/1.1") || strings.Contains(rest, "499") {
+					t.Errorf("got %s", rest)
+				}
+				want, differs := f.leaves[test.name]
+				if !differs {
+					want = f.charged
+				}
+				if n := g.charged(t, granted); n != want {
+					t.Errorf("charged %d, want %d", n, want)
+				}
+			})
 		}
 	}
 }
