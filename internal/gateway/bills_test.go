@@ -97,11 +97,11 @@ func (c *billedCase) serve(t *testing.T, g *testGateway, provider *billedProvide
 		t.Fatalf("%s: %v", c.response, err)
 	}
 	account = &restAccount{isPoor: c.isPoor, rest: c.rest}
-	memory, place := g.memory.Claim("acme", id), g.Place("acme", id)
+	memory, place := g.memory.Claim(id, id), g.Place(id, id)
 	defer memory.Release()
 	defer place.Release()
 	call := &Call{
-		ID: id, Tenant: "acme", User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
+		ID: id, Tenant: id, User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
 		Request: request, Body: []byte(c.response.Request), Start: time.Now(), Deadline: time.Now().Add(time.Minute),
 		Cache: g.kept, States: g.states, Outcome: &outcome,
 	}

@@ -67,11 +67,11 @@ func (c purchaseCase) check(t *testing.T, g *testGateway, provider *purchaseProv
 		t.Fatalf("%s: %v", c, err)
 	}
 	id, outcome, account := provider.add(c), Outcome{}, &restAccount{rest: 1 << 40}
-	memory, place := g.memory.Claim("acme", id), g.Place("acme", id)
+	memory, place := g.memory.Claim(id, id), g.Place(id, id)
 	defer memory.Release()
 	defer place.Release()
 	call := &Call{
-		ID: id, Tenant: "acme", User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
+		ID: id, Tenant: id, User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
 		Request: request, Body: []byte(c.Request), Start: time.Now(), Deadline: time.Now().Add(time.Minute),
 		Cache: g.kept, Outcome: &outcome,
 	}
