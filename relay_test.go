@@ -199,6 +199,9 @@ func TestGatewayStreams(t *testing.T) {
 				{"many", providertest.Conduct{Events: 500}},
 			} {
 				t.Run(test.name, func(t *testing.T) {
+					if test.conduct.Size > 0 && f.path != chatPath && f.path != messagesPath {
+						test.conduct.Events = 1 // others repeat them at the end
+					}
 					g.provider.On("", test.conduct)
 					provider.On("", test.conduct)
 					body, headers := "ASK,STREAM}", []string(nil)
