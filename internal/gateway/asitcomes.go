@@ -55,7 +55,7 @@ func (l *relay) relayUsage(response *http.Response) (whole []byte, begun bool, e
 	}
 }
 
-// beginUsage says that the response is no stream, and keeps its header until enough of it has come.
+// beginUsage marks the response as not streamed, and keeps its header until enough of it has come.
 func (l *relay) beginUsage(response *http.Response) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

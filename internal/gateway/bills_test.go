@@ -21,7 +21,7 @@ type billedCase struct {
 	endpoint billtest.Endpoint
 	sent     string // of the response
 	isCut    bool   // the connection breaks after it
-	leaves   int    // after so many bytes of it the client leaves; −1 if it stays
+	leaves   int    // bytes of it after which the client leaves; −1 if the client stays
 	isPoor   bool   // the balance covers no more than it must
 	rest     int64  // of the balance, beside what is held
 
@@ -86,7 +86,7 @@ func (a *restAccount) Hold(deadline time.Time, r HoldRequest) (_ Hold, err error
 }
 
 // serve serves the case with g, and returns what it was charged.
-func (c *billedCase) serve(t *testing.T, g *testGateway, provider *billedProvider) (outcome Outcome, account *restAccount) {
+func (c *billedCase) serve(t *testing.T, g *testGateway, provider *caseProvider) (outcome Outcome, account *restAccount) {
 	t.Helper()
 	id := provider.add(c)
 	target, _ := url.Parse(provider.url)
@@ -97,14 +97,9 @@ func (c *billedCase) serve(t *testing.T, g *testGateway, provider *billedProvide
 		t.Fatalf("%s: %v", c.response, err)
 	}
 	account = &restAccount{isPoor: c.isPoor, rest: c.rest}
-	memory, place := g.memory.Claim(id, id), g.Place(id, id)
-	defer memory.Release()
-	defer place.Release()
-	call := &Call{
-		ID: id, Tenant: id, User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
-		Request: request, Body: []byte(c.response.Request), Start: time.Now(), Deadline: time.Now().Add(time.Minute),
-		Cache: g.kept, States: g.states, Outcome: &outcome,
-	}
+	call, release := g.callOf(id, request, c.response.Request, account)
+	defer release()
+	call.Outcome = &outcome
 	if err := call.Choose(Endpoints{e}); err != nil {
 		t.Fatalf("%s: %v", c.response, err)
 	}
@@ -129,21 +124,39 @@ func (c *billedCase) serve(t *testing.T, g *testGateway, provider *billedProvide
 	return outcome, account
 }
 
-// billedProvider is the provider of all cases.
-type billedProvider struct {
-	url   string
-	mu    sync.Mutex
-	cases []*billedCase
+// callOf returns the call of a case, whose tenant has no other, and what releases its claims.
+func (g *testGateway) callOf(id string, request *llmwire.Request, body string, account Account) (c *Call, release func()) {
+	memory, place := g.memory.Claim(id, id), g.Place(id, id)
+	c = &Call{
+		ID: id, Tenant: id, User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
+		Request: request, Body: []byte(body), Start: time.Now(), Deadline: time.Now().Add(time.Minute),
+		Cache: g.kept, States: g.states,
+	}
+	return c, func() {
+		memory.Release()
+		place.Release()
+	}
 }
 
-func (p *billedProvider) add(c *billedCase) (id string) {
+// A caseProvider is the provider of all cases of a test, each of which says how it responds.
+type caseProvider struct {
+	url   string
+	mu    sync.Mutex
+	cases []responder
+}
+
+type responder interface {
+	respond(w http.ResponseWriter, r *http.Request)
+}
+
+func (p *caseProvider) add(c responder) (id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cases = append(p.cases, c)
 	return fmt.Sprint(len(p.cases) - 1)
 }
 
-func (p *billedProvider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (p *caseProvider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var id int
 	_, _ = fmt.Sscan(r.URL.Query().Get("case"), &id)
 	_, _ = io.Copy(io.Discard, r.Body)
@@ -175,7 +188,7 @@ func (c *billedCase) end() (*billtest.Reading, billtest.End) {
 }
 
 // check serves the case and compares the charge.
-func (c *billedCase) check(t *testing.T, g *testGateway, provider *billedProvider) {
+func (c *billedCase) check(t *testing.T, g *testGateway, provider *caseProvider) {
 	t.Helper()
 	reading, end := c.end()
 	outcome, account := c.serve(t, g, provider)
@@ -229,7 +242,7 @@ func casesOf(r *billtest.Response) (cases []*billedCase) {
 
 // Whatever a provider sends and wherever it breaks off or the client leaves, the charge is what a plain computation finds.
 func TestBills(t *testing.T) {
-	provider := new(billedProvider)
+	provider := new(caseProvider)
 	provider.url = newServer(t, provider)
 	g := newTestGateway(t)
 	for _, format := range billtest.Formats() {

@@ -5,39 +5,19 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"tollgate/internal/billtest"
 	"tollgate/internal/llmwire"
 )
 
-// A purchaseProvider responds to each case with as many parts as that says, and cuts the connection if that is not all.
-type purchaseProvider struct {
-	mu    sync.Mutex
-	cases []purchaseCase
-}
-
+// A purchaseCase is a purchase of which a number of parts come. If these are not all, the connection is cut then.
 type purchaseCase struct {
 	*billtest.Purchase
 	parts int
 }
 
-func (p *purchaseProvider) add(c purchaseCase) (id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cases = append(p.cases, c)
-	return fmt.Sprint(len(p.cases) - 1)
-}
-
-func (p *purchaseProvider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var id int
-	_, _ = fmt.Sscan(r.URL.Query().Get("case"), &id)
-	_, _ = io.Copy(io.Discard, r.Body)
-	p.mu.Lock()
-	c := p.cases[id]
-	p.mu.Unlock()
+func (c purchaseCase) respond(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", c.Type)
 	for _, part := range c.Parts[:c.parts] {
 		_, _ = io.WriteString(w, part)
@@ -49,13 +29,13 @@ func (p *purchaseProvider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // check serves the case and compares the charge.
-func (c purchaseCase) check(t *testing.T, g *testGateway, provider *purchaseProvider, url string) {
+func (c purchaseCase) check(t *testing.T, g *testGateway, provider *caseProvider) {
 	t.Helper()
 	format, ok := llmwire.FormatOf(llmwire.Kind(c.Name), c.Path)
 	if !ok {
-		t.Fatalf("%s is no format of %s", c.Path, c.Name)
+		t.Fatalf("%s is not a format of %s", c.Path, c.Name)
 	}
-	e := newKindEndpoint(t, format.Kind(), "e", fmt.Sprintf(`"url":%q,%s`, url+"/v1"+c.Path, c.Config()))
+	e := newKindEndpoint(t, format.Kind(), "e", fmt.Sprintf(`"url":%q,%s`, provider.url+"/v1"+c.Path, c.Config()))
 	var request *llmwire.Request
 	var err error
 	if format.TakesForm() {
@@ -67,14 +47,9 @@ func (c purchaseCase) check(t *testing.T, g *testGateway, provider *purchaseProv
 		t.Fatalf("%s: %v", c, err)
 	}
 	id, outcome, account := provider.add(c), Outcome{}, &restAccount{rest: 1 << 40}
-	memory, place := g.memory.Claim(id, id), g.Place(id, id)
-	defer memory.Release()
-	defer place.Release()
-	call := &Call{
-		ID: id, Tenant: id, User: id, Memory: memory, Place: place, Disconnect: func() {}, Account: account,
-		Request: request, Body: []byte(c.Request), Start: time.Now(), Deadline: time.Now().Add(time.Minute),
-		Cache: g.kept, Outcome: &outcome,
-	}
+	call, release := g.callOf(id, request, c.Request, account)
+	defer release()
+	call.Outcome = &outcome
 	if err := call.Choose(Endpoints{e}); err != nil {
 		t.Fatalf("%s: %v", c, err)
 	}
@@ -99,8 +74,8 @@ func (c purchaseCase) check(t *testing.T, g *testGateway, provider *purchaseProv
 // Whatever a provider of another service than text sends, and wherever it breaks off, the charge is what a plain
 // computation finds.
 func TestPurchases(t *testing.T) {
-	provider := new(purchaseProvider)
-	url := strings.TrimSuffix(newServer(t, provider), "/v1/chat/completions")
+	provider := new(caseProvider)
+	provider.url = strings.TrimSuffix(newServer(t, provider), "/v1/chat/completions")
 	g := newTestGateway(t)
 	for _, kind := range billtest.Kinds() {
 		for _, stream := range []bool{false, true} {
@@ -112,7 +87,7 @@ func TestPurchases(t *testing.T) {
 				for seed := range uint64(100) {
 					p := billtest.NewPurchase(kind, seed, stream)
 					for parts := range len(p.Parts) + 1 {
-						purchaseCase{p, parts}.check(t, g, provider, url)
+						purchaseCase{p, parts}.check(t, g, provider)
 					}
 				}
 			})

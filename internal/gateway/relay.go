@@ -56,7 +56,7 @@ type relay struct {
 // A target is what a relay knows of an endpoint before its response comes.
 type target struct {
 	key      string // which no client must see; "" if it needs no key
-	limit    int64  // of output tokens, of all choices together; MaxTokens if there is none
+	limit    int64  // of output tokens, of all choices together; MaxTokens without a limit
 	mayHide  bool   // the response may not show all output that it costs
 	onHangUp hangUpRule
 	isKnown  bool // a response that has begun costs what is known from the request

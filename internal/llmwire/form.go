@@ -108,7 +108,7 @@ func (r *Request) readFields() error {
 		if len(r.fields) == maxFormFields {
 			return fmt.Errorf("it has more than %d fields", maxFormFields)
 		}
-		size := bytes.Index(rest, dashes) // also where it is no boundary for a strict parser
+		size := bytes.Index(rest, dashes) // anywhere, even where a strict parser finds no boundary
 		if size < len("\r\n") || string(rest[size-len("\r\n"):size]) != "\r\n" {
 			return errors.New("it must have its boundary between two lines, and end with it")
 		}

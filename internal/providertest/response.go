@@ -205,7 +205,7 @@ func (a *response) tool() string {
 	return cmp.Or(tools[0].Name, tools[0].Function.Name)
 }
 
-// A part is a part of a body: text, so many times.
+// A part is a part of a body: text that is repeated a number of times.
 type part struct {
 	text  string
 	times int

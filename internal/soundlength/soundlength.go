@@ -92,7 +92,7 @@ func ofFLAC(file []byte) (seconds int64, ok bool) {
 	return max(seconds, least), ok
 }
 
-// divideUp returns n / unit, rounded up, and false if unit is no number to divide by.
+// divideUp returns n / unit, rounded up, and false if unit is not positive.
 func divideUp(n, unit int64) (int64, bool) {
 	if unit <= 0 {
 		return 0, false
