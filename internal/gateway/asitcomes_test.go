@@ -337,17 +337,26 @@ func TestRelayUsageMemory(t *testing.T) {
 		runtime.ReadMemStats(&stats)
 		return int64(stats.HeapAlloc)
 	}
-	for name, body := range map[string]*filledBody{
-		"first":  {head: `{` + usage + `,"data":[{"embedding":"`, tail: `"}]}`},
-		"middle": {head: `{"a":"` + strings.Repeat("x", 100_000) + `",` + usage + `,"data":[{"embedding":"`, tail: `"}]}`},
-		"last":   {head: `{"data":[{"embedding":"`, tail: `"}],` + usage + `}`},
+	const first, last = `"data":[{"embedding":"`, `"}]`
+	for _, test := range []struct {
+		name, head, tail string
+		size             int64         // of what is between them
+		pause            time.Duration // of the client before each 64 KiB
+	}{
+		{"first", `{` + usage + `,` + first, last + `}`, 64 << 20, time.Millisecond},
+		{"middle", `{"a":"` + strings.Repeat("x", 100_000) + `",` + usage + `,` + first, last + `}`, 64 << 20, time.Millisecond},
+		{"last", `{` + first, last + `,` + usage + `}`, 64 << 20, time.Millisecond},
+		{"a client that reads 1 MiB a second", `{` + first, last + `,` + usage + `}`, 3 << 20, time.Second / 16},
 	} {
-		t.Run(name, func(t *testing.T) {
-			w := &countingWriter{discarder: discarder{make(http.Header)}, pause: time.Millisecond}
+		t.Run(test.name, func(t *testing.T) {
+			body := &filledBody{head: test.head, tail: test.tail}
+			w := &countingWriter{discarder: discarder{make(http.Header)}, pause: test.pause}
 			l := newUsageRelay(t, w)
 			before, most, samples := live(), int64(0), 0
-			body.n, body.every = 64<<20, func(read int64) {
-				if read>>20%8 == 0 {
+			mebibytes := test.size >> 20
+			step := max(mebibytes/8, 1)
+			body.n, body.every = test.size, func(read int64) {
+				if read>>20%step == 0 {
 					most = max(most, live()-before)
 					samples++
 				}
@@ -359,7 +368,7 @@ func TestRelayUsageMemory(t *testing.T) {
 			if !begun || err != nil || !exact || used != (llmwire.Usage{Input: 8}) || w.n != size {
 				t.Errorf("%v, %+v, exact: %v, %d bytes of %d", err, used, exact, w.n, size)
 			}
-			if samples != 8 || most > 1<<20 {
+			if int64(samples) != mebibytes/step || most > 1<<20 {
 				t.Errorf("%d bytes more are in use meanwhile, in %d samples", most, samples)
 			}
 			l.end()
