@@ -151,6 +151,16 @@ func (c *Conn) Finish() {
 	}
 }
 
+// isOver reports whether nothing can be sent any more: a close frame was, or the connection was cut.
+func (c *Conn) isOver() bool {
+	if c.isClosing() {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil
+}
+
 // endBy sets when the peer must have closed, unless that is set.
 func (c *Conn) endBy(at time.Time) {
 	c.mu.Lock()

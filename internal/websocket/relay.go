@@ -1,39 +1,43 @@
 package websocket
 
+import "errors"
+
 // A Relay carries messages between a client and a server until both connections have ended.
 type Relay struct {
 	Client *Conn // accepted
 	Server *Conn // dialled
 
-	// FromClient is called with each part that comes from the client, and sends to the server what is to be sent. If it
-	// is nil, all is passed on. After an error, which Run returns, both sides are closed: with its code and reason if
-	// it is a *CloseError. What still comes from the client is dropped then.
+	// FromClient is called with each part that comes from the client, and sends to the server what is to be sent; nil
+	// passes all on. If it returns an error, which Run then returns, both sides are closed, with the code and reason of
+	// the error if it is a *CloseError, and what still comes from the client is dropped. An error of writing to a server
+	// that is closing or gone is no reason for that: how the server ended is.
 	FromClient func(Part) error
 	// FromServer is called with each part that comes from the server, and does the same in the other direction.
 	FromServer func(Part) error
 
-	// ClientEnded is called when nothing more comes from the client, with the error that Next has returned. It sees to
-	// it that the server is closed. If it is nil, that is done at once, with the client's code and reason, or with
-	// CloseGoingAway if it has sent none.
+	// ClientEnded is called when nothing more comes from the client, with the error that Next has returned, and sees to
+	// it that the server is closed. nil closes it at once, with the client's code and reason, or with CloseGoingAway if
+	// the client has sent none.
 	ClientEnded func(error)
-	// ServerEnded is called when nothing more comes from the server. If it is nil, the client is closed with the
-	// server's code and reason, or with CloseInternal.
+	// ServerEnded is called when nothing more comes from the server, and sees to it that the client is closed. nil closes
+	// it at once, with the server's code and reason, or with CloseInternal.
 	ServerEnded func(error)
 }
 
-// A direction of a Relay is what comes from one side.
+// A direction of a Relay is what comes from one side. Each side is told a code of its own if the other is lost.
 type direction struct {
-	from, to *Conn
-	pass     func(Part) error
-	ended    func(error)
-	lost     Code // for to, if from has sent none
+	from, to         *Conn
+	fromCode, toCode Code
+	pass             func(Part) error
+	ended            func(error)
 }
 
 // Run carries messages, each direction in a goroutine of its own, until both sides are closed, and closes their
 // connections. It returns why each has ended: what Next has returned, or FromClient or FromServer before.
 func (r *Relay) Run() (client, server error) {
-	fromClient := direction{r.Client, r.Server, r.FromClient, r.ClientEnded, CloseGoingAway}
-	fromServer := direction{r.Server, r.Client, r.FromServer, r.ServerEnded, CloseInternal}
+	const clientCode, serverCode = CloseInternal, CloseGoingAway
+	fromClient := direction{r.Client, r.Server, clientCode, serverCode, r.FromClient, r.ClientEnded}
+	fromServer := direction{r.Server, r.Client, serverCode, clientCode, r.FromServer, r.ServerEnded}
 	done := make(chan error, 1)
 	go func() { done <- fromServer.run() }()
 	client = fromClient.run()
@@ -41,25 +45,23 @@ func (r *Relay) Run() (client, server error) {
 }
 
 func (d *direction) run() error {
+	defer d.from.Finish()
 	pass := d.pass
 	if pass == nil {
 		pass = d.to.WritePart
 	}
-	var refused error
+	var refusal error
 	for {
 		part, err := d.from.Next()
-		switch {
-		case err != nil:
+		if err != nil {
 			d.end(err)
-			d.from.Finish()
-			if refused != nil {
-				return refused
+			if refusal != nil {
+				return refusal
 			}
 			return err
-		case refused == nil:
-			if refused = pass(part); refused != nil {
-				d.refuse(refused)
-			}
+		}
+		if refusal == nil {
+			refusal = d.refuse(pass(part))
 		}
 	}
 }
@@ -70,14 +72,19 @@ func (d *direction) end(err error) {
 		d.ended(err)
 		return
 	}
-	code, reason := Forward(err, d.lost)
+	code, reason := Forward(err, d.toCode)
 	_ = d.to.Close(code, reason)
 }
 
-// refuse closes both sides because a part could not be passed on.
-func (d *direction) refuse(err error) {
-	code, reason := Forward(err, d.lost)
+// refuse closes both sides because of what the function has returned that passes parts on, unless that is no reason.
+func (d *direction) refuse(err error) error {
+	var closed *CloseError
+	if err == nil || d.to.isOver() && !errors.As(err, &closed) {
+		return nil
+	}
+	code, reason := Forward(err, d.toCode)
 	_ = d.to.Close(code, reason)
-	code, reason = Forward(err, CloseInternal)
+	code, reason = Forward(err, d.fromCode)
 	_ = d.from.Close(code, reason)
+	return err
 }

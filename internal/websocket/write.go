@@ -115,7 +115,7 @@ func (c *Conn) isClosing() bool {
 }
 
 // writeFrame writes a frame with data. The caller holds out.mu. The frame is copied to a buffer, in several steps if it
-// is long, so that it's masked there and goes out in one write.
+// is long, so that it is masked there and goes out in one write.
 func (c *Conn) writeFrame(h header, data []byte) error {
 	h.length, h.masked = uint64(len(data)), !c.isServer
 	if h.masked {
@@ -161,4 +161,3 @@ func newKey() uint32 {
 	_, _ = rand.Read(p[:]) // it never fails
 	return binary.LittleEndian.Uint32(p[:])
 }
-
