@@ -231,8 +231,8 @@ func TestTimeouts(t *testing.T) {
 		run  func(c *Conn, there net.Conn) error
 		want string
 	}{
-		{"silent", &Side{IdleTimeout: soon}, func(c *Conn, _ net.Conn) error { return readAll(c) }, "no frame has come in time"},
-		{"silent behind a ping", &Side{IdleTimeout: soon, PingInterval: soon / 4}, func(c *Conn, there net.Conn) error {
+		{"silent", &Side{IdleTimeout: soon, CloseTimeout: soon}, func(c *Conn, _ net.Conn) error { return readAll(c) }, "no frame has come in time"},
+		{"silent behind a ping", &Side{IdleTimeout: soon, PingInterval: soon / 4, CloseTimeout: soon}, func(c *Conn, there net.Conn) error {
 			_, _ = there.Write(ping("").encode(true))
 			return readAll(c)
 		}, "no frame has come in time"},
@@ -310,7 +310,7 @@ func TestPings(t *testing.T) {
 	for _, isChatty := range []bool{false, true} {
 		t.Run(fmt.Sprint("chatty=", isChatty), func(t *testing.T) {
 			t.Parallel()
-			c, p := newPeer(t, &Side{PingInterval: 20 * time.Millisecond, IdleTimeout: time.Second}, true)
+			c, p := newPeer(t, &Side{PingInterval: 20 * time.Millisecond, IdleTimeout: 500 * time.Millisecond}, true)
 			ended := make(chan error, 1)
 			go func() { ended <- readAll(c) }()
 			began := time.Now()
