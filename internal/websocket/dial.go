@@ -40,21 +40,16 @@ func (s *Side) Dial(
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			response.Body.Close()
-		}
-	}()
 	if response.StatusCode != http.StatusSwitchingProtocols {
-		err = fmt.Errorf("the server refuses to open a WebSocket: %d", response.StatusCode)
-		return nil, copyRefusal(response), err
+		defer response.Body.Close()
+		return nil, copyRefusal(response), fmt.Errorf("the server refuses to open a WebSocket: %d", response.StatusCode)
 	}
-	var protocol string
-	if protocol, err = checkResponse(response.Header, key, protocols); err != nil {
-		return nil, nil, err
-	}
-	if conn == nil { // without it there would be no deadlines
+	protocol, err := checkResponse(response.Header, key, protocols)
+	if err == nil && conn == nil { // without which there would be no deadlines
 		err = errors.New("the transport does not tell which connection it uses")
+	}
+	if err != nil {
+		response.Body.Close()
 		return nil, nil, err
 	}
 	// The body has what came right behind the header. Its Close closes the connection, and is of no use besides.
@@ -82,7 +77,7 @@ func newRequest(
 		return nil, "", err
 	}
 	for name, values := range header {
-		if !strings.HasPrefix(http.CanonicalHeaderKey(name), "Sec-Websocket-") {
+		if name = http.CanonicalHeaderKey(name); !strings.HasPrefix(name, "Sec-Websocket-") {
 			request.Header[name] = slices.Clone(values)
 		}
 	}

@@ -26,22 +26,25 @@ func newRelay(t testing.TB) (r *Relay, client, server *peer) {
 // join returns the messages that frames are the fragments of, without what is between them.
 func join(t testing.TB, frames []wire) (messages []wire) {
 	t.Helper()
-	isOpen := false
+	var first byte // of the message that has begun
+	var payload strings.Builder
 	for _, w := range frames {
 		op := w.first & opcodeBits
-		switch {
-		case op >= opClose:
+		if op >= opClose {
 			continue
-		case isOpen != (op == opContinuation):
-			t.Fatalf("a message within another, or a continuation of none: %s", show(frames))
-		case isOpen:
-			messages[len(messages)-1].payload += w.payload
-		default:
-			messages = append(messages, wire{first: finBit | op, payload: w.payload})
 		}
-		isOpen = w.first&finBit == 0
+		if (first != 0) != (op == opContinuation) {
+			t.Fatalf("a message within another, or a continuation of none: %s", show(frames))
+		}
+		first |= finBit | op
+		payload.WriteString(w.payload)
+		if w.first&finBit != 0 {
+			messages = append(messages, wire{first: first, payload: payload.String()})
+			first = 0
+			payload.Reset()
+		}
 	}
-	if isOpen {
+	if first != 0 {
 		t.Fatalf("the last message has no end: %s", show(frames))
 	}
 	return messages
@@ -149,24 +152,28 @@ func TestRelayedEqualsSent(t *testing.T) {
 
 // Messages of 16 MiB pass in both directions, in one frame or many, of text or not.
 func TestLargeMessages(t *testing.T) {
-	for _, first := range []byte{byte(Text), byte(Binary)} {
-		for _, fragment := range []int{4 << 10, 1 << 20, 16 << 20} {
-			t.Run(fmt.Sprint(first, " in frames of ", fragment), func(t *testing.T) {
+	data := strings.Repeat("0123456789abcdé", 1<<20)
+	for _, kind := range []Kind{Text, Binary} {
+		for _, fragment := range []int{64 << 10, len(data)} {
+			t.Run(fmt.Sprintf("kind %d in frames of %d bytes", kind, fragment), func(t *testing.T) {
+				t.Parallel()
 				r, client, server := newRelay(t)
 				ended := startRelay(r)
-				data := strings.Repeat("0123456789abcdé", 1<<20)
-				for _, pair := range [][2]*peer{{client, server}, {server, client}} {
-					op := first
-					for rest := data; rest != ""; rest, op = rest[fragment:], 0 {
-						if len(rest) == fragment {
-							op |= finBit
+				for _, p := range []*peer{client, server} {
+					go func() {
+						w := wire{first: byte(kind)}
+						for rest := data; rest != ""; w.first = 0 {
+							w.payload, rest = rest[:fragment], rest[fragment:]
+							if rest == "" {
+								w.first |= finBit
+							}
+							p.send(t, w)
 						}
-						pair[0].send(t, wire{first: op, payload: rest[:fragment]})
-					}
+					}()
 				}
 				waittest.Eventually(t, patience, func() error {
-					if client, server := r.Client.Sent(), r.Server.Sent(); min(client, server) < int64(len(data)) {
-						return fmt.Errorf("%d and %d bytes were passed on", client, server)
+					if client, server := countMessages(client), countMessages(server); client+server < 2 {
+						return fmt.Errorf("the client has got %d messages, the server %d", client, server)
 					}
 					return nil
 				})
