@@ -64,8 +64,8 @@ func CheckRequest(r *http.Request) error {
 // the answer, one that the client has offered, or "" for none. Extensions are never agreed to. header, which may be
 // nil, is sent along.
 //
-// The error is that of CheckRequest, after which the caller responds, or else the connection is lost. The handler may
-// return when it has the Conn.
+// The error is that of CheckRequest, after which the caller responds, or else the connection is lost. A handler
+// that returns when it has the Conn frees some 15 KB that net/http keeps for it.
 func (s *Side) Accept(w http.ResponseWriter, r *http.Request, protocol string, header http.Header) (*Conn, error) {
 	if err := CheckRequest(r); err != nil {
 		return nil, err

@@ -67,16 +67,6 @@ func TestHeader(t *testing.T) {
 
 // A text is valid as a whole if it is in parts, wherever they end, and found invalid at the first byte that is wrong.
 func TestTextCheck(t *testing.T) {
-	isPrefix := func(p []byte) bool { // of a valid text; the slow way
-		for len(p) > 0 {
-			r, size := utf8.DecodeRune(p)
-			if r == utf8.RuneError && size == 1 {
-				return !utf8.FullRune(p)
-			}
-			p = p[size:]
-		}
-		return true
-	}
 	check := func(text []byte, cuts ...int) {
 		t.Helper()
 		var c textCheck

@@ -260,20 +260,20 @@ func (in *input) buffer() []byte {
 	return in.small[:]
 }
 
-// makeRoom prepares the buffer for n bytes, fewer of which it has. It uses the small one if that is enough.
+// makeRoom prepares the buffer for n bytes, fewer of which it has. It uses the small one if that is enough, but keeps the
+// large one within a message.
 func (in *input) makeRoom(n int, side *Side) {
 	unread := in.buffer()[in.from:in.to]
 	in.from, in.to = 0, len(unread)
-	switch {
-	case n > smallSize && in.large == nil:
-		in.large = side.buffer()
-		copy(in.large[:], unread)
-	case n > smallSize:
-		copy(in.large[:], unread)
-	default:
+	if n <= smallSize && !in.isOpen {
 		copy(in.small[:], unread)
 		in.release(side)
+		return
 	}
+	if n > smallSize && in.large == nil {
+		in.large = side.buffer()
+	}
+	copy(in.buffer(), unread)
 }
 
 // release gives back the large buffer.

@@ -78,8 +78,11 @@ func (d *direction) end(err error) {
 
 // refuse closes both sides because of what the function has returned that passes parts on, unless that is no reason.
 func (d *direction) refuse(err error) error {
+	if err == nil {
+		return nil
+	}
 	var closed *CloseError
-	if err == nil || d.to.isOver() && !errors.As(err, &closed) {
+	if d.to.isOver() && !errors.As(err, &closed) {
 		return nil
 	}
 	code, reason := Forward(err, d.toCode)
