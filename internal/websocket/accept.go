@@ -45,7 +45,7 @@ func CheckRequest(r *http.Request) error {
 		return refuse(http.StatusUpgradeRequired, "the WebSocket's version is not 13", "Sec-WebSocket-Version", version)
 	}
 	key, ok := only(r.Header, "Sec-WebSocket-Key")
-	if nonce, err := base64.StdEncoding.Strict().DecodeString(key); !ok || err != nil || len(nonce) != 16 {
+	if nonce, err := base64.StdEncoding.DecodeString(key); !ok || err != nil || len(nonce) != 16 {
 		return refuse(http.StatusBadRequest, "Sec-WebSocket-Key is not 16 bytes in base64")
 	}
 	if r.ContentLength != 0 {

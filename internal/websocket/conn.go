@@ -7,7 +7,7 @@
 //
 // A Conn answers pings, checks all that the RFC lets a receiver check, and closes with the code that it demands. It
 // never compresses. Its methods end by deadlines alone: the end of the context of a handshake changes nothing later.
-// A Conn that waits for a frame takes about a kilobyte; buffers for larger frames are taken while one is read.
+// A Conn that waits for a message takes about a kilobyte; a buffer of 16 KiB is taken while a longer one is read.
 package websocket
 
 import (
@@ -58,8 +58,8 @@ type Side struct {
 	// PingInterval is how often a ping is sent. The peer's answer is a frame, so one that lives is not idle. 0 means
 	// never.
 	PingInterval time.Duration
-	// WriteTimeout is for how long the peer may take nothing of what is written, up to bufferSize bytes at a time.
-	// Then the connection is cut. 0 means 30 s.
+	// WriteTimeout is how long a frame may take to be written, with what has waited for its end. Then the connection is
+	// cut. A call that writes may have to wait as long before that for another one. 0 means 30 s.
 	WriteTimeout time.Duration
 	// CloseTimeout is how long the peer may take to close after a close frame was sent to it. 0 means 5 s.
 	CloseTimeout time.Duration

@@ -249,6 +249,24 @@ func TestTimeouts(t *testing.T) {
 				}
 			}
 		}, "i/o timeout"},
+		{"sends a frame byte by byte", &Side{IdleTimeout: soon, CloseTimeout: soon}, func(c *Conn, there net.Conn) error {
+			go func() {
+				frame := bin(strings.Repeat("*", 1000)).encode(true)
+				for err := error(nil); err == nil && len(frame) > 0; time.Sleep(soon / 10) {
+					_, err = there.Write(frame[:1])
+					frame = frame[1:]
+				}
+			}()
+			return readAll(c)
+		}, "no frame has come in time"},
+		{"reads a frame bit by bit", &Side{WriteTimeout: soon}, func(c *Conn, there net.Conn) error {
+			go func() {
+				for err := error(nil); err == nil; time.Sleep(soon / 10) {
+					_, err = there.Read(make([]byte, 64<<10))
+				}
+			}()
+			return c.Send(Binary, make([]byte, 64<<20))
+		}, "i/o timeout"},
 		{"does not close", &Side{CloseTimeout: soon, IdleTimeout: time.Hour}, func(c *Conn, _ net.Conn) error {
 			_ = c.Close(CloseNormal, "")
 			c.Finish()

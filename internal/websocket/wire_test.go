@@ -2,6 +2,7 @@ package websocket
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -45,9 +46,12 @@ func (w wire) encode(masked bool) []byte {
 	p[1] |= maskBit
 	key := []byte{0x37, 0xfa, 0x21, 0x3d}
 	p = append(p, key...)
-	for i := range len(w.payload) {
-		p = append(p, w.payload[i]^key[i%4])
-	}
+	return append(p, xor([]byte(w.payload), key)...)
+}
+
+// xor masks p in place, in another way than mask does.
+func xor(p, key []byte) []byte {
+	subtle.XORBytes(p, p, bytes.Repeat(key, len(p)/len(key)+1))
 	return p
 }
 
@@ -92,10 +96,7 @@ func readWire(r io.Reader, masked bool) (wire, error) {
 	}
 	payload := make([]byte, length)
 	_, err := io.ReadFull(r, payload)
-	for i := range payload {
-		payload[i] ^= key[i%4]
-	}
-	return wire{first: start[0], payload: string(payload)}, err
+	return wire{first: start[0], payload: string(xor(payload, key))}, err
 }
 
 // String shows a frame: T for text, B for binary, C for a continuation, P and Q for ping and pong, in lower case if it is

@@ -28,14 +28,14 @@ type message struct {
 }
 
 // WritePart sends a part as one frame. The parts of a message must be written in order, from the first to the last, and
-// may be cut in another way than they came. Data is only read. An error means that the connection can send no more
-// messages: it was cut, or it is ErrClosing.
+// may be cut in another way than they came. Data is only read. An error means that no more messages can be sent: the
+// connection was cut, or it is ErrClosing.
 func (c *Conn) WritePart(p Part) error {
 	out := &c.out
 	out.mu.Lock()
 	defer out.mu.Unlock()
-	if out.closing {
-		return ErrClosing
+	if err := c.beginWrite(); err != nil {
+		return err
 	}
 	if p.First == out.isOpen {
 		return errOrder
@@ -45,31 +45,33 @@ func (c *Conn) WritePart(p Part) error {
 		h.opcode = opContinuation
 	}
 	out.isOpen = !p.Last
-	if err := c.writeFrame(h, p.Data); err != nil || out.isOpen {
+	err := c.writeFrame(h, p.Data)
+	if out.isOpen {
 		return err
 	}
 	for _, m := range out.queue {
-		if err := c.writeFrame(header{opcode: byte(m.kind), fin: true}, m.data); err != nil {
-			return err
+		if err == nil {
+			err = c.writeFrame(header{opcode: byte(m.kind), fin: true}, m.data)
 		}
 	}
 	out.queue, out.queued = nil, 0
-	return nil
+	return err
 }
 
-// Send sends a message of the caller's own. Within a message of WritePart, it keeps a copy, which is sent when that
-// message has ended, and dropped if it never does. Up to 64 KiB may wait like that, else the error is ErrQueueFull.
-// Data is only read.
+// Send sends a message of the caller's own, in one frame. If it is Text, it must be UTF-8. Within a message of WritePart,
+// Send keeps a copy, which is sent when that message has ended, and dropped if it never does. Up to 64 KiB may wait like
+// that, else the error is ErrQueueFull. Data is only read.
 func (c *Conn) Send(kind Kind, data []byte) error {
 	out := &c.out
 	out.mu.Lock()
 	defer out.mu.Unlock()
-	switch {
-	case out.closing:
-		return ErrClosing
-	case !out.isOpen:
+	if err := c.beginWrite(); err != nil {
+		return err
+	}
+	if !out.isOpen {
 		return c.writeFrame(header{opcode: byte(kind), fin: true}, data)
-	case len(data)+maxHeader > maxQueue-out.queued:
+	}
+	if len(data)+maxHeader > maxQueue-out.queued {
 		return ErrQueueFull
 	}
 	out.queue = append(out.queue, message{kind, slices.Clone(data)})
@@ -83,8 +85,8 @@ func (c *Conn) Ping() error { return c.writeControl(opPing, nil) }
 func (c *Conn) writeControl(opcode byte, data []byte) error {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
-	if c.out.closing {
-		return ErrClosing
+	if err := c.beginWrite(); err != nil {
+		return err
 	}
 	return c.writeFrame(header{opcode: opcode, fin: true}, data)
 }
@@ -98,13 +100,23 @@ func (c *Conn) writeControl(opcode byte, data []byte) error {
 func (c *Conn) Close(code Code, reason string) error {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
-	if c.out.closing {
+	if c.beginWrite() != nil {
 		return nil
 	}
 	c.out.closing, c.out.queue = true, nil
 	err := c.writeFrame(header{opcode: opClose, fin: true}, appendClose(nil, code, reason))
 	c.endBy(time.Now().Add(c.side.closeTimeout()))
 	return err
+}
+
+// beginWrite sets until when all may take that the caller writes before it unlocks out.mu, which it holds. So nobody
+// waits longer for the lock. The error is ErrClosing or nil.
+func (c *Conn) beginWrite() error {
+	if c.out.closing {
+		return ErrClosing
+	}
+	_ = c.conn.SetWriteDeadline(time.Now().Add(c.side.writeTimeout())) // if that fails, writing does
+	return nil
 }
 
 // isClosing reports whether a close frame was sent.
@@ -143,12 +155,8 @@ func (c *Conn) writeFrame(h header, data []byte) error {
 
 // write writes p. If that fails, the peer may have got half a frame: the connection is cut.
 func (c *Conn) write(p []byte) error {
-	err := c.conn.SetWriteDeadline(time.Now().Add(c.side.writeTimeout()))
-	if err == nil {
-		var n int
-		n, err = c.conn.Write(p)
-		c.sent.Add(int64(n))
-	}
+	n, err := c.conn.Write(p)
+	c.sent.Add(int64(n))
 	if err != nil {
 		return c.cut(fmt.Errorf("writing: %w", err))
 	}
