@@ -1,83 +1,99 @@
 package websocket_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"time"
 
 	"tollgate/internal/websocket"
 )
 
-// A relay that counts what the server says, and shouts what the client says.
+var (
+	clients = &websocket.Side{PingInterval: 25 * time.Second, IdleTimeout: time.Minute}
+	servers = &websocket.Side{}
+)
+
+// echo is a server that sends back what it gets.
+func echo(w http.ResponseWriter, r *http.Request) {
+	conn, err := clients.Accept(w, r, "", nil)
+	if err != nil {
+		return
+	}
+	defer conn.Finish()
+	for {
+		part, err := conn.Next()
+		if err != nil {
+			return
+		}
+		_ = conn.WritePart(part) // if it fails, Next does
+	}
+}
+
+// open accepts a client once the server has accepted us, so that a refusal is a plain response.
+func open(w http.ResponseWriter, r *http.Request, server string) (*websocket.Relay, error) {
+	var refused *websocket.HandshakeError
+	if err := websocket.CheckRequest(r); errors.As(err, &refused) {
+		for name, values := range refused.Header {
+			w.Header()[name] = values
+		}
+		http.Error(w, refused.Reason, refused.Status)
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
+	defer cancel()
+	out, _, err := servers.Dial(ctx, http.DefaultTransport, server, nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return nil, err
+	}
+	in, err := clients.Accept(w, r, "", nil)
+	if err != nil {
+		out.Abort()
+		return nil, err
+	}
+	return &websocket.Relay{Client: in, Server: out}, nil
+}
+
+// A relay changes what the client says, counts what the server says, and ends the session after five bytes.
 func Example() {
-	clients := &websocket.Side{PingInterval: 25 * time.Second, IdleTimeout: time.Minute}
-	servers := &websocket.Side{}
-
-	// A server that repeats what it is told.
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conn, err := clients.Accept(w, r, "", nil)
-		if err != nil {
-			fmt.Println(err)
-			return
-		}
-		for part, err := conn.Next(); err == nil; part, err = conn.Next() {
-			_ = conn.WritePart(part) // if it fails, Next does
-		}
-		conn.Finish()
-	}))
+	server := httptest.NewServer(http.HandlerFunc(echo))
 	defer server.Close()
-
-	counted := make(chan int, 1)
-	relay := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := websocket.CheckRequest(r); err != nil {
-			http.Error(w, err.Error(), err.(*websocket.HandshakeError).Status)
-			return
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
-		defer cancel()
-		out, _, err := servers.Dial(ctx, http.DefaultTransport, server.URL, nil)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		relay, err := open(w, r, server.URL)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
-		in, err := clients.Accept(w, r, "", nil)
-		if err != nil {
-			out.Abort()
-			return
+		relay.FromClient = func(p websocket.Part) error {
+			p.Data = bytes.ToUpper(p.Data)
+			return relay.Server.WritePart(p)
 		}
-		count := 0
-		r2 := websocket.Relay{Client: in, Server: out}
-		r2.FromClient = func(p websocket.Part) error {
-			p.Data = []byte(strings.ToUpper(string(p.Data)))
-			return out.WritePart(p)
+		left := 5
+		relay.FromServer = func(p websocket.Part) error {
+			if left -= len(p.Data); left < 0 {
+				return &websocket.CloseError{Code: websocket.ClosePolicy, Reason: "that is enough"}
+			}
+			return relay.Client.WritePart(p)
 		}
-		r2.FromServer = func(p websocket.Part) error {
-			count += len(p.Data)
-			return in.WritePart(p)
-		}
-		_, _ = r2.Run()
-		counted <- count
+		go relay.Run()
 	}))
-	defer relay.Close()
+	defer front.Close()
 
-	conn, _, err := servers.Dial(context.Background(), http.DefaultTransport, "ws"+strings.TrimPrefix(relay.URL, "http"), nil)
+	conn, _, err := servers.Dial(context.Background(), http.DefaultTransport, front.URL, nil)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	_ = conn.Send(websocket.Text, []byte("hello"))
-	part, err := conn.Next()
-	fmt.Printf("%s %t %v\n", part.Data, part.Last, err)
-	_ = conn.Close(websocket.CloseNormal, "bye")
-	_, err = conn.Next()
-	fmt.Println(err)
-	conn.Finish()
-	fmt.Println(<-counted, "bytes")
+	defer conn.Finish()
+	for range 2 {
+		_ = conn.Send(websocket.Text, []byte("hello"))
+		part, err := conn.Next()
+		fmt.Printf("%q %v\n", part.Data, err)
+	}
 	// Output:
-	// HELLO true <nil>
-	// the peer has closed the connection: 1000 ""
-	// 5 bytes
+	// "HELLO" <nil>
+	// "" the peer has closed the connection: 1008 "that is enough"
 }

@@ -152,6 +152,9 @@ func TestRelayedEqualsSent(t *testing.T) {
 
 // Messages of 16 MiB pass in both directions, in one frame or many, of text or not.
 func TestLargeMessages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	data := strings.Repeat("0123456789abcdé", 1<<20)
 	for _, kind := range []Kind{Text, Binary} {
 		for _, fragment := range []int{64 << 10, len(data)} {
