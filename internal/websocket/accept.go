@@ -44,20 +44,33 @@ func CheckRequest(r *http.Request) error {
 	if v, ok := only(r.Header, "Sec-WebSocket-Version"); !ok || v != version {
 		return refuse(http.StatusUpgradeRequired, "the WebSocket's version is not 13", "Sec-WebSocket-Version", version)
 	}
-	key, ok := only(r.Header, "Sec-WebSocket-Key")
-	if nonce, err := base64.StdEncoding.DecodeString(key); !ok || err != nil || len(nonce) != 16 {
+	if !hasKey(r.Header) {
 		return refuse(http.StatusBadRequest, "Sec-WebSocket-Key is not 16 bytes in base64")
 	}
 	if r.ContentLength != 0 {
 		return refuse(http.StatusBadRequest, "the request has a body")
 	}
-	protocols := Protocols(r)
-	for i, p := range protocols {
-		if !isToken(p) || slices.Contains(protocols[:i], p) {
-			return refuse(http.StatusBadRequest, "Sec-WebSocket-Protocol is not a list of different tokens")
-		}
+	if !areProtocols(Protocols(r)) {
+		return refuse(http.StatusBadRequest, "Sec-WebSocket-Protocol is not a list of different tokens")
 	}
 	return nil
+}
+
+// hasKey reports whether a header has the key of a client.
+func hasKey(h http.Header) bool {
+	key, ok := only(h, "Sec-WebSocket-Key")
+	nonce, err := base64.StdEncoding.DecodeString(key)
+	return ok && err == nil && len(nonce) == 16
+}
+
+// areProtocols reports whether a client may offer these subprotocols.
+func areProtocols(offered []string) bool {
+	for i, p := range offered {
+		if !isToken(p) || slices.Contains(offered[:i], p) {
+			return false
+		}
+	}
+	return true
 }
 
 // Accept opens a WebSocket for a client, and takes its connection from the HTTP server. protocol is the subprotocol for

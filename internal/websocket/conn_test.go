@@ -232,8 +232,8 @@ func TestTimeouts(t *testing.T) {
 		want string
 	}{
 		{"silent", &Side{IdleTimeout: soon, CloseTimeout: soon}, func(c *Conn, _ net.Conn) error { return readAll(c) }, "no frame has come in time"},
-		{"silent behind a ping", &Side{IdleTimeout: soon, PingInterval: soon / 4, CloseTimeout: soon}, func(c *Conn, there net.Conn) error {
-			_, _ = there.Write(ping("").encode(true))
+		{"silent behind a ping", &Side{IdleTimeout: soon, PingInterval: soon / 4, CloseTimeout: soon}, func(c *Conn, p net.Conn) error {
+			_, _ = p.Write(ping("").encode(true))
 			return readAll(c)
 		}, "no frame has come in time"},
 		{"deaf", &Side{WriteTimeout: soon}, func(c *Conn, _ net.Conn) error {

@@ -84,23 +84,19 @@ func (h *header) isControl() bool { return h.opcode >= opClose }
 // problem returns how the first two bytes break the protocol, "" if they do not. wantMask says whether the peer is a
 // client, and inMessage whether a message has begun whose last frame has not come.
 func (h *header) problem(wantMask, inMessage bool) string {
-	switch isStart := h.opcode == byte(Text) || h.opcode == byte(Binary); {
+	switch isContinuation := h.opcode == opContinuation; {
 	case h.rsv:
 		return "a reserved bit is set"
-	case h.opcode > opPong || !h.isControl() && !isStart && h.opcode != opContinuation:
+	case h.opcode > byte(Binary) && !h.isControl() || h.opcode > opPong:
 		return "the opcode is reserved"
-	case h.masked && !wantMask:
-		return "a server must not mask"
-	case !h.masked && wantMask:
-		return "a client must mask"
+	case h.masked != wantMask:
+		return "a client must mask, and a server must not"
 	case h.isControl() && !h.fin:
 		return "a control frame is fragmented"
 	case h.isControl() && h.short > maxControl:
 		return "a control frame is too long"
-	case isStart && inMessage:
-		return "a message begins within another"
-	case h.opcode == opContinuation && !inMessage:
-		return "no message to continue"
+	case !h.isControl() && isContinuation != inMessage:
+		return "a message begins within another, or there is none to continue"
 	}
 	return ""
 }

@@ -341,12 +341,14 @@ func TestDialRequest(t *testing.T) {
 		r.Header.Del("Sec-WebSocket-Key")
 		r.Header.Del("User-Agent") // the Transport's, as is Accept-Encoding
 		r.Header.Del("Accept-Encoding")
-		want := http.Header{"Authorization": {"Bearer sk-1"}, "Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}}
+		want := http.Header{"Authorization": {"Bearer sk-1"}, "Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
+		want.Set("Sec-WebSocket-Version", "13")
 		if protocols != nil {
 			want["Sec-Websocket-Protocol"] = []string{"a, b"}
 		}
-		if r.Method != "GET" || r.RequestURI != "/v1?model=m" || fmt.Sprint(r.Header) != fmt.Sprint(want) || len(key) != 24 || key == sampleKey {
-			t.Errorf("got %s %s %v, key %s, want %v", r.Method, r.RequestURI, r.Header, key, want)
+		got, wanted := fmt.Sprint(r.Method, r.RequestURI, r.Header), fmt.Sprint("GET", "/v1?model=m", want)
+		if got != wanted || len(key) != 24 || key == sampleKey {
+			t.Errorf("got %s, key %s, want %s", got, key, wanted)
 		}
 	}
 	if len(keys) != 2 {
@@ -367,8 +369,9 @@ func TestDialRefused(t *testing.T) {
 			t.Fatalf("got %v, %v, %v", c, response, err)
 		}
 		body, err := io.ReadAll(response.Body)
-		if want := min(size, maxRefusal); response.StatusCode != 429 || response.Header.Get("Retry-After") != "7" || len(body) != want || err != nil {
-			t.Errorf("got %d, %d bytes, want %d, %v", response.StatusCode, len(body), want, err)
+		got := fmt.Sprint(response.StatusCode, response.Header.Get("Retry-After"), len(body), err)
+		if want := fmt.Sprint(429, "7", min(size, maxRefusal), nil); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 }
@@ -424,7 +427,8 @@ func TestDialWithoutConnection(t *testing.T) {
 		header.Set("Sec-WebSocket-Accept", acceptKey(r.Header.Get("Sec-WebSocket-Key")))
 		return &http.Response{StatusCode: 101, Header: header, Body: here}, nil
 	})
-	if _, _, err := (&Side{}).Dial(t.Context(), transport, "ws://example.com", nil); err == nil || !strings.Contains(err.Error(), "which connection") {
+	_, _, err := (&Side{}).Dial(t.Context(), transport, "ws://example.com", nil)
+	if err == nil || !strings.Contains(err.Error(), "which connection") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := there.Read(make([]byte, 1)); err != io.EOF {
@@ -454,7 +458,7 @@ func TestTLS(t *testing.T) {
 	transport := newTransport(t)
 	transport.ForceAttemptHTTP2 = true
 	transport.TLSClientConfig = &tls.Config{RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}
-	c, _, err := (&Side{IdleTimeout: patience, PingInterval: 20 * time.Millisecond}).Dial(t.Context(), transport, "wss"+server.URL[len("https"):], nil)
+	c, _, err := side.Dial(t.Context(), transport, "wss"+server.URL[len("https"):], nil)
 	if err != nil {
 		t.Fatal(err)
 	}

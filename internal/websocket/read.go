@@ -158,8 +158,8 @@ func (c *Conn) readHeader() (header, error) {
 	return h, nil
 }
 
-// control reads the payload of a control frame and does what that demands. Of a close frame, the error says what it
-// has.
+// control reads the payload of a control frame and does what that demands. The error is, or is also, what a close frame
+// says.
 func (c *Conn) control(h header) error {
 	p, err := c.take(int(h.length))
 	if err != nil {
@@ -260,8 +260,8 @@ func (in *input) buffer() []byte {
 	return in.small[:]
 }
 
-// makeRoom prepares the buffer for n bytes, fewer of which it has. It uses the small one if that is enough, but keeps the
-// large one within a message.
+// makeRoom prepares the buffer for n bytes, fewer of which it has. The small one is used if that is enough, but
+// within a message the large one is kept.
 func (in *input) makeRoom(n int, side *Side) {
 	unread := in.buffer()[in.from:in.to]
 	in.from, in.to = 0, len(unread)

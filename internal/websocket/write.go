@@ -58,9 +58,9 @@ func (c *Conn) WritePart(p Part) error {
 	return err
 }
 
-// Send sends a message of the caller's own, in one frame. If it is Text, it must be UTF-8. Within a message of WritePart,
-// Send keeps a copy, which is sent when that message has ended, and dropped if it never does. Up to 64 KiB may wait like
-// that, else the error is ErrQueueFull. Data is only read.
+// Send sends a message of the caller's own, in one frame. If it is Text, it must be UTF-8. Within a message of
+// WritePart, Send keeps a copy, which is sent when that message has ended, and dropped if it never does. Up to 64 KiB
+// may wait like that, else the error is ErrQueueFull. Data is only read.
 func (c *Conn) Send(kind Kind, data []byte) error {
 	out := &c.out
 	out.mu.Lock()
