@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -168,7 +169,13 @@ func TestConformance(t *testing.T) {
 		for _, sender := range []string{"client", "server"} {
 			t.Run(test.group+" "+test.name+" from the "+sender, func(t *testing.T) {
 				t.Parallel()
-				test.run(t, sender == "client")
+				if strings.Contains(test.reply, "X1001") { // after a time
+					synctest.Test(t, func(t *testing.T) { test.run(t, sender == "client", newPiped) })
+					return
+				}
+				test.run(t, sender == "client", func(side *Side, isServer bool) (*Conn, *peer) {
+					return newPeer(t, side, isServer)
+				})
 			})
 		}
 	}
@@ -182,19 +189,17 @@ func TestConformance(t *testing.T) {
 // protocolReason is the reason of a close frame that says what is wrong.
 var protocolReason = regexp.MustCompile(`(X(?:1001|1002|1007|1009|1011))"[^"]*"`)
 
-func (test conformanceCase) run(t *testing.T, isClient bool) {
-	sending, receiving := &Side{}, &Side{}
-	if strings.Contains(test.reply, "X1001") {
-		sending.IdleTimeout = 100 * time.Millisecond
-	}
+// run runs a case between the peers that newPeer makes.
+func (test conformanceCase) run(t *testing.T, isClient bool, newPeer func(*Side, bool) (*Conn, *peer)) {
+	sending, receiving := &Side{IdleTimeout: time.Minute}, &Side{}
 	relay, lost := &Relay{}, "X1001"
 	var sender, other *peer
 	if isClient {
-		relay.Client, sender = newPeer(t, sending, true)
-		relay.Server, other = newPeer(t, receiving, false)
+		relay.Client, sender = newPeer(sending, true)
+		relay.Server, other = newPeer(receiving, false)
 	} else {
-		relay.Client, other = newPeer(t, receiving, true)
-		relay.Server, sender = newPeer(t, sending, false)
+		relay.Client, other = newPeer(receiving, true)
+		relay.Server, sender = newPeer(sending, false)
 		lost = "X1011"
 	}
 	ended := startRelay(relay)
@@ -202,7 +207,8 @@ func (test conformanceCase) run(t *testing.T, isClient bool) {
 	if got := protocolReason.ReplaceAllString(show(sender.wait(t)), "$1"); got != test.reply {
 		t.Errorf("the sender gets\n%s, want\n%s", got, test.reply)
 	}
-	if got, want := protocolReason.ReplaceAllString(show(other.wait(t)), "$1"), strings.Replace(test.passed, "X!", lost, 1); got != want {
+	want := strings.Replace(test.passed, "X!", lost, 1)
+	if got := protocolReason.ReplaceAllString(show(other.wait(t)), "$1"); got != want {
 		t.Errorf("the other side gets\n%s, want\n%s", got, want)
 	}
 	waitFor(t, ended)

@@ -1,6 +1,7 @@
 package websocket
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,9 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
-
-	"tollgate/internal/waittest"
 )
 
 // readAll calls Next until it fails, and returns the error.
@@ -224,137 +224,176 @@ func TestBrokenPeerReadsWhy(t *testing.T) {
 
 // What is silent, deaf or does not close is not waited for longer than the Side says.
 func TestTimeouts(t *testing.T) {
-	const soon = 100 * time.Millisecond
+	const limit = time.Second
+	hears := func(p net.Conn) { go func() { _, _ = io.Copy(io.Discard, p) }() }
+	says := func(p net.Conn, w wire) { go func() { _, _ = p.Write(w.encode(true)) }() }
 	for _, test := range []struct {
-		name string
-		side *Side
-		run  func(c *Conn, there net.Conn) error
-		want string
+		name  string
+		side  *Side
+		run   func(c *Conn, p net.Conn) error
+		after time.Duration
+		want  string
 	}{
-		{"silent", &Side{IdleTimeout: soon, CloseTimeout: soon}, func(c *Conn, _ net.Conn) error { return readAll(c) }, "no frame has come in time"},
-		{"silent behind a ping", &Side{IdleTimeout: soon, PingInterval: soon / 4, CloseTimeout: soon}, func(c *Conn, p net.Conn) error {
-			_, _ = p.Write(ping("").encode(true))
+		{"silent", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
+			hears(p)
 			return readAll(c)
-		}, "no frame has come in time"},
-		{"deaf", &Side{WriteTimeout: soon}, func(c *Conn, _ net.Conn) error {
-			for {
-				if err := c.Send(Binary, make([]byte, 1<<20)); err != nil {
-					if second := c.Ping(); second == nil {
-						err = errors.New("a ping goes out after half a frame")
-					}
-					if _, third := c.Next(); third.Error() != err.Error() {
-						err = fmt.Errorf("Next: %w", third)
-					}
-					return err
-				}
-			}
-		}, "i/o timeout"},
-		{"sends a frame byte by byte", &Side{IdleTimeout: soon, CloseTimeout: soon}, func(c *Conn, there net.Conn) error {
+		}, limit, "no frame has come in time"},
+		{"silent behind a ping", &Side{IdleTimeout: limit, PingInterval: limit / 4}, func(c *Conn, p net.Conn) error {
+			hears(p)
+			says(p, ping(""))
+			return readAll(c)
+		}, limit, "no frame has come in time"},
+		{"silent and deaf", &Side{IdleTimeout: limit, WriteTimeout: 2 * limit}, func(c *Conn, _ net.Conn) error {
+			return readAll(c)
+		}, 3 * limit, "no frame has come in time"},
+		{"sends a frame byte by byte", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
+			hears(p)
 			go func() {
 				frame := bin(strings.Repeat("*", 1000)).encode(true)
-				for err := error(nil); err == nil && len(frame) > 0; time.Sleep(soon / 10) {
-					_, err = there.Write(frame[:1])
+				for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit / 10) {
+					_, err = p.Write(frame[:1])
 					frame = frame[1:]
 				}
 			}()
 			return readAll(c)
-		}, "no frame has come in time"},
-		{"reads a frame bit by bit", &Side{WriteTimeout: soon}, func(c *Conn, there net.Conn) error {
+		}, limit, "no frame has come in time"},
+		{"takes its time for each part", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
+			hears(p)
 			go func() {
-				for err := error(nil); err == nil; time.Sleep(soon / 10) {
-					_, err = there.Read(make([]byte, 64<<10))
+				frame := bin(strings.Repeat("*", 3*MaxPart)).encode(true)
+				for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit * 3 / 4) {
+					n := min(len(frame), MaxPart)
+					_, err = p.Write(frame[:n])
+					frame = frame[n:]
 				}
 			}()
-			return c.Send(Binary, make([]byte, 64<<20))
-		}, "i/o timeout"},
-		{"does not close", &Side{CloseTimeout: soon, IdleTimeout: time.Hour}, func(c *Conn, _ net.Conn) error {
-			_ = c.Close(CloseNormal, "")
-			c.Finish()
-			_, err := c.Next()
-			return err
-		}, "the peer has not closed the connection in time"},
-		{"does not close while it is read", &Side{CloseTimeout: soon}, func(c *Conn, _ net.Conn) error {
-			go func() { _ = c.Close(CloseNormal, "") }()
 			return readAll(c)
-		}, "the peer has not closed the connection in time"},
-		{"sends and does not close", &Side{CloseTimeout: soon}, func(c *Conn, there net.Conn) error {
+		}, 3*limit*3/4 + limit, "no frame has come in time"},
+		{"deaf", &Side{WriteTimeout: limit}, func(c *Conn, _ net.Conn) error {
+			err := c.Send(Text, []byte("a"))
+			if second := c.Ping(); second == nil || second.Error() != err.Error() {
+				return fmt.Errorf("Ping: %w", second)
+			}
+			if _, third := c.Next(); third.Error() != err.Error() {
+				return fmt.Errorf("Next: %w", third)
+			}
+			return err
+		}, limit, "writing: write pipe: i/o timeout"},
+		{"reads a frame bit by bit", &Side{WriteTimeout: limit}, func(c *Conn, p net.Conn) error {
 			go func() {
-				for err := error(nil); err == nil; {
-					_, err = there.Write(text("more").encode(true))
+				for err := error(nil); err == nil; time.Sleep(limit / 10) {
+					_, err = p.Read(make([]byte, MaxPart))
+				}
+			}()
+			return c.Send(Binary, make([]byte, 100*MaxPart))
+		}, limit, "writing: write pipe: i/o timeout"},
+		{"does not close", &Side{CloseTimeout: limit, IdleTimeout: time.Hour}, func(c *Conn, p net.Conn) error {
+			hears(p)
+			_ = c.Close(CloseNormal, "")
+			c.Finish()
+			_, err := c.Next()
+			return err
+		}, limit, "the peer has not closed the connection in time"},
+		{"does not close while it is read", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
+			hears(p)
+			time.AfterFunc(limit, func() { _ = c.Close(CloseNormal, "") })
+			return readAll(c)
+		}, 2 * limit, "the peer has not closed the connection in time"},
+		{"sends and does not close", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
+			hears(p)
+			go func() {
+				for err := error(nil); err == nil; time.Sleep(limit / 10) {
+					_, err = p.Write(text("more").encode(true))
 				}
 			}()
 			_ = c.Close(CloseNormal, "")
 			c.Finish()
 			_, err := c.Next()
 			return err
-		}, "the peer has not closed the connection in time"},
-		{"closes half", &Side{CloseTimeout: soon}, func(c *Conn, there net.Conn) error {
-			_, _ = there.Write(wire{first: 0x83}.encode(true))
+		}, limit, "the peer has not closed the connection in time"},
+		{"breaks the protocol and stays", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
+			hears(p)
+			says(p, wire{first: 0x83})
 			err := readAll(c)
 			c.Finish()
 			return err
-		}, "the peer has broken the protocol: 1002 the opcode is reserved"},
-		{"gone", &Side{}, func(c *Conn, there net.Conn) error {
-			there.Close()
+		}, limit, "the peer has broken the protocol: 1002 the opcode is reserved"},
+		{"gone", &Side{}, func(c *Conn, p net.Conn) error {
+			p.Close()
 			return readAll(c)
-		}, "EOF"},
+		}, 0, "io: read/write on closed pipe"},
 		{"aborted", &Side{}, func(c *Conn, _ net.Conn) error {
-			go c.Abort()
+			time.AfterFunc(limit, c.Abort)
 			return readAll(c)
-		}, "use of closed network connection"},
+		}, limit, "use of closed network connection"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			here, there := newConns(t)
-			c := test.side.newConn(here, true, "")
-			ended := make(chan error, 1)
-			go func() {
-				err := test.run(c, there)
+			synctest.Test(t, func(t *testing.T) {
+				here, there := net.Pipe()
+				defer time.Sleep(limit) // in which the peer ends
+				defer there.Close()
+				c := test.side.newConn(here, true, "")
+				began := time.Now()
+				if err := test.run(c, there); err == nil || err.Error() != test.want {
+					t.Errorf("got %v, want %s", err, test.want)
+				}
+				if got := time.Since(began); got != test.after {
+					t.Errorf("it takes %s, want %s", got, test.after)
+				}
 				c.Finish()
-				ended <- err
-			}()
-			if err := waitFor(t, ended); err == nil || !strings.HasSuffix(err.Error(), test.want) {
-				t.Errorf("got %v, want …%s", err, test.want)
-			}
-			if _, err := here.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-				t.Errorf("the connection is not closed: %v", err)
-			}
+				if _, err := here.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
+					t.Errorf("the connection is not closed: %v", err)
+				}
+			})
 		})
 	}
 }
 
 // A ping is sent each PingInterval, whatever comes meanwhile, and a peer that answers is not idle.
 func TestPings(t *testing.T) {
-	for _, isChatty := range []bool{false, true} {
-		t.Run(fmt.Sprint("chatty=", isChatty), func(t *testing.T) {
-			t.Parallel()
-			c, p := newPeer(t, &Side{PingInterval: 20 * time.Millisecond, IdleTimeout: 500 * time.Millisecond}, true)
-			ended := make(chan error, 1)
-			go func() { ended <- readAll(c) }()
-			began := time.Now()
-			for answered := 0; answered < 5 || time.Since(began) < 2*c.side.IdleTimeout; {
-				waittest.Eventually(t, patience, func() error {
-					if isChatty {
+	const interval = 25 * time.Second
+	for _, test := range []struct {
+		name    string
+		answers bool
+		every   time.Duration // it sends a message; 0: never
+		lasts   time.Duration // until the connection is closed
+		pings   int
+		want    string
+	}{
+		{"answers", true, 0, 605 * time.Second, 24, `the peer has closed the connection: 1000 "bye"`},
+		{"talks", false, 3 * time.Second, 605 * time.Second, 24, `the peer has closed the connection: 1000 "bye"`},
+		{"talks without a pause", true, 100 * time.Millisecond, 605 * time.Second, 24, `the peer has closed the connection: 1000 "bye"`},
+		{"is silent", false, 0, time.Minute, 2, "no frame has come in time"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, p := newPiped(&Side{PingInterval: interval, IdleTimeout: time.Minute}, true)
+				ended := make(chan error, 1)
+				began := time.Now()
+				go func() {
+					ended <- readAll(c)
+					c.Finish()
+				}()
+				for answered := 0; time.Since(began) < test.lasts; {
+					time.Sleep(cmp.Or(test.every, time.Second))
+					if test.every > 0 {
 						p.send(t, text("a"))
 					}
-					if pings := len(p.got()); pings <= answered {
-						return fmt.Errorf("%d pings, %d of them answered", pings, answered)
+					if test.answers && len(p.got()) > answered {
+						answered++
+						p.send(t, pong(""))
 					}
-					return nil
-				})
-				if answered++; !isChatty {
-					p.send(t, pong(""))
 				}
-			}
-			pings := p.got()
-			if most := int(time.Since(began)/c.side.PingInterval) + 1; len(pings) > most || pings[0].String() != `P""` {
-				t.Errorf("%d pings, at most %d are due: %s", len(pings), most, show(pings[:1]))
-			}
-			p.send(t, bye)
-			if err := waitFor(t, ended); err.Error() != `the peer has closed the connection: 1000 "bye"` {
-				t.Error(err)
-			}
-			c.Finish()
+				if test.lasts > time.Minute {
+					p.send(t, bye)
+				}
+				if err := <-ended; err.Error() != test.want {
+					t.Errorf("got %v, want %s", err, test.want)
+				}
+				if got := strings.Count(show(p.wait(t)), `P""`); got != test.pings {
+					t.Errorf("got %d pings, want %d", got, test.pings)
+				}
+			})
 		})
 	}
 }

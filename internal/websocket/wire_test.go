@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for what should come at once.
-const patience = 20 * time.Second
+// patience is how long a test waits for what should come at once, or within a minute of fake time.
+const patience = 2 * time.Minute
 
 // A wire is a frame as a peer of any kind may write it. It is encoded without the code under test.
 type wire struct {
@@ -162,9 +162,19 @@ func newConns(t testing.TB) (here, there net.Conn) {
 func newPeer(t testing.TB, side *Side, isServer bool) (*Conn, *peer) {
 	t.Helper()
 	here, there := newConns(t)
-	p := &peer{Conn: there, masks: isServer, ended: make(chan struct{})}
+	return side.newConn(here, isServer, ""), startPeer(there, isServer)
+}
+
+// newPiped does what newPeer does without a network, in a bubble of synctest, where time is fake.
+func newPiped(side *Side, isServer bool) (*Conn, *peer) {
+	here, there := net.Pipe()
+	return side.newConn(here, isServer, ""), startPeer(there, isServer)
+}
+
+func startPeer(there net.Conn, masks bool) *peer {
+	p := &peer{Conn: there, masks: masks, ended: make(chan struct{})}
 	go p.read()
-	return side.newConn(here, isServer, ""), p
+	return p
 }
 
 func (p *peer) read() {
