@@ -2,7 +2,9 @@ package websocket
 
 import "errors"
 
-// A Relay carries messages between a client and a server until both connections have ended.
+// A Relay carries messages between a client and a server until both connections have ended. Either may be closed from
+// elsewhere. If that is to close both with codes or reasons of their own, the client comes first: the code with which one
+// side answers is forwarded to the other, if that is not yet closed.
 type Relay struct {
 	Client *Conn // accepted
 	Server *Conn // dialled
@@ -85,9 +87,9 @@ func (d *direction) refuse(err error) error {
 	if d.to.isOver() && !errors.As(err, &closed) {
 		return nil
 	}
-	code, reason := Forward(err, d.toCode)
-	_ = d.to.Close(code, reason)
-	code, reason = Forward(err, d.fromCode)
+	code, reason := Forward(err, d.fromCode) // first: what to answers to its close frame would be forwarded
 	_ = d.from.Close(code, reason)
+	code, reason = Forward(err, d.toCode)
+	_ = d.to.Close(code, reason)
 	return err
 }
