@@ -222,111 +222,119 @@ func TestBrokenPeerReadsWhy(t *testing.T) {
 	}
 }
 
+// limit is the timeout in timeouts.
+const limit = time.Second
+
+// hears has a peer read what comes, and says has it write a frame, at some time.
+var (
+	hears = func(p net.Conn) { go func() { _, _ = io.Copy(io.Discard, p) }() }
+	says  = func(p net.Conn, w wire) { go func() { _, _ = p.Write(w.encode(true)) }() }
+)
+
+var timeouts = []struct {
+	name  string
+	side  *Side
+	run   func(c *Conn, p net.Conn) error
+	after time.Duration
+	want  string
+}{
+	{"silent", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		return readAll(c)
+	}, limit, "no frame has come in time"},
+	{"silent behind a ping", &Side{IdleTimeout: limit, PingInterval: limit / 4}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		says(p, ping(""))
+		return readAll(c)
+	}, limit, "no frame has come in time"},
+	{"silent and deaf", &Side{IdleTimeout: limit, WriteTimeout: 2 * limit}, func(c *Conn, _ net.Conn) error {
+		return readAll(c)
+	}, 3 * limit, "no frame has come in time"},
+	{"sends a frame byte by byte", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		go func() {
+			frame := bin(strings.Repeat("*", 1000)).encode(true)
+			for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit / 10) {
+				_, err = p.Write(frame[:1])
+				frame = frame[1:]
+			}
+		}()
+		return readAll(c)
+	}, limit, "no frame has come in time"},
+	{"takes its time for each part", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		go func() {
+			frame := bin(strings.Repeat("*", 3*MaxPart)).encode(true)
+			for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit * 3 / 4) {
+				n := min(len(frame), MaxPart)
+				_, err = p.Write(frame[:n])
+				frame = frame[n:]
+			}
+		}()
+		return readAll(c)
+	}, 3*limit*3/4 + limit, "no frame has come in time"},
+	{"deaf", &Side{WriteTimeout: limit}, func(c *Conn, _ net.Conn) error {
+		err := c.Send(Text, []byte("a"))
+		if second := c.Ping(); second == nil || second.Error() != err.Error() {
+			return fmt.Errorf("Ping: %w", second)
+		}
+		if _, third := c.Next(); third.Error() != err.Error() {
+			return fmt.Errorf("Next: %w", third)
+		}
+		return err
+	}, limit, "writing: write pipe: i/o timeout"},
+	{"reads a frame bit by bit", &Side{WriteTimeout: limit}, func(c *Conn, p net.Conn) error {
+		go func() {
+			for err := error(nil); err == nil; time.Sleep(limit / 10) {
+				_, err = p.Read(make([]byte, MaxPart))
+			}
+		}()
+		return c.Send(Binary, make([]byte, 100*MaxPart))
+	}, limit, "writing: write pipe: i/o timeout"},
+	{"does not close", &Side{CloseTimeout: limit, IdleTimeout: time.Hour}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		_ = c.Close(CloseNormal, "")
+		c.Finish()
+		_, err := c.Next()
+		return err
+	}, limit, "the peer has not closed the connection in time"},
+	{"does not close while it is read", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		time.AfterFunc(limit, func() { _ = c.Close(CloseNormal, "") })
+		return readAll(c)
+	}, 2 * limit, "the peer has not closed the connection in time"},
+	{"sends and does not close", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		go func() {
+			for err := error(nil); err == nil; time.Sleep(limit / 10) {
+				_, err = p.Write(text("more").encode(true))
+			}
+		}()
+		_ = c.Close(CloseNormal, "")
+		c.Finish()
+		_, err := c.Next()
+		return err
+	}, limit, "the peer has not closed the connection in time"},
+	{"breaks the protocol and stays", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
+		hears(p)
+		says(p, wire{first: 0x83})
+		err := readAll(c)
+		c.Finish()
+		return err
+	}, limit, "the peer has broken the protocol: 1002 the opcode is reserved"},
+	{"gone", &Side{}, func(c *Conn, p net.Conn) error {
+		p.Close()
+		return readAll(c)
+	}, 0, "io: read/write on closed pipe"},
+	{"aborted", &Side{}, func(c *Conn, _ net.Conn) error {
+		time.AfterFunc(limit, c.Abort)
+		return readAll(c)
+	}, limit, "use of closed network connection"},
+}
+
 // What is silent, deaf or does not close is not waited for longer than the Side says.
 func TestTimeouts(t *testing.T) {
-	const limit = time.Second
-	hears := func(p net.Conn) { go func() { _, _ = io.Copy(io.Discard, p) }() }
-	says := func(p net.Conn, w wire) { go func() { _, _ = p.Write(w.encode(true)) }() }
-	for _, test := range []struct {
-		name  string
-		side  *Side
-		run   func(c *Conn, p net.Conn) error
-		after time.Duration
-		want  string
-	}{
-		{"silent", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			return readAll(c)
-		}, limit, "no frame has come in time"},
-		{"silent behind a ping", &Side{IdleTimeout: limit, PingInterval: limit / 4}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			says(p, ping(""))
-			return readAll(c)
-		}, limit, "no frame has come in time"},
-		{"silent and deaf", &Side{IdleTimeout: limit, WriteTimeout: 2 * limit}, func(c *Conn, _ net.Conn) error {
-			return readAll(c)
-		}, 3 * limit, "no frame has come in time"},
-		{"sends a frame byte by byte", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			go func() {
-				frame := bin(strings.Repeat("*", 1000)).encode(true)
-				for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit / 10) {
-					_, err = p.Write(frame[:1])
-					frame = frame[1:]
-				}
-			}()
-			return readAll(c)
-		}, limit, "no frame has come in time"},
-		{"takes its time for each part", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			go func() {
-				frame := bin(strings.Repeat("*", 3*MaxPart)).encode(true)
-				for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit * 3 / 4) {
-					n := min(len(frame), MaxPart)
-					_, err = p.Write(frame[:n])
-					frame = frame[n:]
-				}
-			}()
-			return readAll(c)
-		}, 3*limit*3/4 + limit, "no frame has come in time"},
-		{"deaf", &Side{WriteTimeout: limit}, func(c *Conn, _ net.Conn) error {
-			err := c.Send(Text, []byte("a"))
-			if second := c.Ping(); second == nil || second.Error() != err.Error() {
-				return fmt.Errorf("Ping: %w", second)
-			}
-			if _, third := c.Next(); third.Error() != err.Error() {
-				return fmt.Errorf("Next: %w", third)
-			}
-			return err
-		}, limit, "writing: write pipe: i/o timeout"},
-		{"reads a frame bit by bit", &Side{WriteTimeout: limit}, func(c *Conn, p net.Conn) error {
-			go func() {
-				for err := error(nil); err == nil; time.Sleep(limit / 10) {
-					_, err = p.Read(make([]byte, MaxPart))
-				}
-			}()
-			return c.Send(Binary, make([]byte, 100*MaxPart))
-		}, limit, "writing: write pipe: i/o timeout"},
-		{"does not close", &Side{CloseTimeout: limit, IdleTimeout: time.Hour}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			_ = c.Close(CloseNormal, "")
-			c.Finish()
-			_, err := c.Next()
-			return err
-		}, limit, "the peer has not closed the connection in time"},
-		{"does not close while it is read", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			time.AfterFunc(limit, func() { _ = c.Close(CloseNormal, "") })
-			return readAll(c)
-		}, 2 * limit, "the peer has not closed the connection in time"},
-		{"sends and does not close", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			go func() {
-				for err := error(nil); err == nil; time.Sleep(limit / 10) {
-					_, err = p.Write(text("more").encode(true))
-				}
-			}()
-			_ = c.Close(CloseNormal, "")
-			c.Finish()
-			_, err := c.Next()
-			return err
-		}, limit, "the peer has not closed the connection in time"},
-		{"breaks the protocol and stays", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
-			hears(p)
-			says(p, wire{first: 0x83})
-			err := readAll(c)
-			c.Finish()
-			return err
-		}, limit, "the peer has broken the protocol: 1002 the opcode is reserved"},
-		{"gone", &Side{}, func(c *Conn, p net.Conn) error {
-			p.Close()
-			return readAll(c)
-		}, 0, "io: read/write on closed pipe"},
-		{"aborted", &Side{}, func(c *Conn, _ net.Conn) error {
-			time.AfterFunc(limit, c.Abort)
-			return readAll(c)
-		}, limit, "use of closed network connection"},
-	} {
+	for _, test := range timeouts {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				here, there := net.Pipe()

@@ -171,6 +171,8 @@ func FuzzFrames(f *testing.F) {
 	for _, size := range []int{smallSize, MaxPart, MaxPart + 1, fuzzMaxMessage, fuzzMaxMessage + 1} {
 		f.Add(encodeAll([]wire{text("a"), {first: 0x82, payload: string(make([]byte, size))}, bye}, false), false, uint16(1000))
 	}
+	third := wire{payload: string(make([]byte, fuzzMaxMessage/3))}
+	f.Add(encodeAll([]wire{begin(third.payload), third, third, more("x"), more("y"), more("z")}, true), true, uint16(1000))
 	f.Fuzz(func(t *testing.T, p []byte, isServer bool, piece uint16) {
 		messages, pongs, code := reference(p, isServer)
 		want := fmt.Sprint(messages, pongs, code)

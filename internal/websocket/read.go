@@ -33,14 +33,14 @@ type input struct {
 	waitsFrom time.Time // since when the present frame, or part of one, is awaited
 	pingedAt  time.Time // when the last ping was sent
 
-	left    uint64 // bytes of the present data frame that were not read
-	key     uint32 // its mask, for the next of these
-	isFinal bool   // it is the last of its message
-	kind    Kind   // of the present message
-	isFirst bool   // nothing of that was returned
-	isOpen  bool   // its last frame has not begun
-	length  uint64 // of its frames so far
-	text    textCheck
+	left    uint64    // bytes of the present data frame that were not read
+	key     uint32    // its mask, for the next of these
+	isFinal bool      // it is the last of its message
+	kind    Kind      // of the present message
+	isFirst bool      // nothing of that was returned
+	isOpen  bool      // its last frame has not begun
+	length  uint64    // of its frames so far
+	text    textCheck // a complete text leaves it as it was before
 
 	err error // what Next has returned
 }
@@ -122,7 +122,7 @@ func (c *Conn) nextFrame() error {
 			continue
 		}
 		if h.opcode != opContinuation {
-			in.kind, in.isFirst, in.length, in.text = Kind(h.opcode), true, 0, textCheck{}
+			in.kind, in.isFirst, in.length = Kind(h.opcode), true, 0
 		}
 		if h.length > uint64(c.side.maxMessage())-in.length {
 			return &ProtocolError{CloseTooBig, fmt.Sprintf("a message has more than %d bytes", c.side.maxMessage())}

@@ -3,8 +3,8 @@ package websocket
 import "errors"
 
 // A Relay carries messages between a client and a server until both connections have ended. Either may be closed from
-// elsewhere. If that is to close both with codes or reasons of their own, the client comes first: the code with which one
-// side answers is forwarded to the other, if that is not yet closed.
+// elsewhere. To close both, close the client first: the code with which one side answers is forwarded to the other, if
+// that was not yet closed, without the reason.
 type Relay struct {
 	Client *Conn // accepted
 	Server *Conn // dialled
