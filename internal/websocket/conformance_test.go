@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// autobahnGroups are the groups of cases of Autobahn's test suite, which cannot be had here, and what covers each.
+// autobahnGroups are the groups of cases of Autobahn's test suite, and what covers each.
 var autobahnGroups = []struct{ id, about, by string }{
 	{"1.1", "text messages of all lengths", "TestConformance, TestRelayedEqualsSent"},
 	{"1.2", "binary messages of all lengths", "TestConformance, TestRelayedEqualsSent"},
