@@ -90,7 +90,7 @@ func TestQueue(t *testing.T) {
 	if err := c.WritePart(Part{Kind: Text, First: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Send(Text, []byte("lost")); err != nil {
+	if err := c.Send(Text, data); err != nil { // there is room again, but it will be lost
 		t.Fatal(err)
 	}
 	if err := c.Close(CloseTryAgain, ""); err != nil {
@@ -206,20 +206,31 @@ func TestNextAfterClose(t *testing.T) {
 	}
 }
 
-// A peer that has broken the protocol and goes on sending still gets to read why.
+// A peer that has broken the protocol can send to the end what it is sending, and still gets to read why.
 func TestBrokenPeerReadsWhy(t *testing.T) {
-	c, p := newPeer(t, &Side{}, true)
-	junk := make([]byte, 1<<20)
-	go func() { // the peer sends more than the buffers of the connection take before it reads
-		_, _ = p.Write(append(wire{first: 0x83}.encode(true), junk...))
+	here, there := newConns(t)
+	c := (&Side{CloseTimeout: patience}).newConn(here, true, "")
+	sent := make(chan error, 1)
+	go func() { // more than the buffers of the connection take, before it reads anything
+		_, err := there.Write(append(wire{first: 0x83}.encode(true), make([]byte, 32<<20)...))
+		sent <- err
 	}()
 	if err := readAll(c); err.Error() != "the peer has broken the protocol: 1002 the opcode is reserved" {
 		t.Errorf("got %v", err)
 	}
-	c.Finish()
-	if got, want := show(p.wait(t)), `X1002"the opcode is reserved"`; got != want {
-		t.Errorf("got %s, want %s (%v)", got, want, p.err)
+	finished := make(chan struct{})
+	go func() { defer close(finished); c.Finish() }()
+	if err := waitFor(t, sent); err != nil {
+		t.Error(err)
 	}
+	if w, err := readWire(there, false); w.String() != `X1002"the opcode is reserved"` {
+		t.Errorf("got %s, %v", w, err)
+	}
+	if n, err := there.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("after the close came %d bytes, %v", n, err)
+	}
+	there.Close()
+	waitFor(t, finished)
 }
 
 // limit is the timeout in timeouts.
@@ -445,7 +456,7 @@ func TestManyWriters(t *testing.T) {
 	}
 }
 
-// A Conn that waits for a frame, or for the rest of a short one, has no large buffer.
+// A Conn that waits for a message, or for the rest of a short one, has no large buffer, nor has one that has ended.
 func TestBuffersAreGivenBack(t *testing.T) {
 	side := &Side{}
 	c := side.newConn(&script{piece: 1 << 20}, true, "")
@@ -466,5 +477,12 @@ func TestBuffersAreGivenBack(t *testing.T) {
 			t.Errorf("%d bytes: the buffer is still held", size)
 		}
 		c.in.from, c.in.to = 0, 0
+	}
+	conn.say = begin(strings.Repeat("*", MaxPart)).encode(true)
+	if part, err := c.Next(); len(part.Data) != MaxPart || c.in.large == nil {
+		t.Errorf("got %d bytes, %v", len(part.Data), err)
+	}
+	if _, err := c.Next(); c.in.large != nil {
+		t.Errorf("after %v the buffer is still held", err)
 	}
 }
