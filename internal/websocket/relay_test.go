@@ -150,45 +150,51 @@ func TestRelayedEqualsSent(t *testing.T) {
 	}
 }
 
-// Messages of 16 MiB pass in both directions, in one frame or many, of text or not.
+// Messages of up to 16 MiB pass in both directions, in one frame or many, of text or not.
 func TestLargeMessages(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
-	data := strings.Repeat("0123456789abcdé", 1<<20)
-	for _, kind := range []Kind{Text, Binary} {
-		for _, fragment := range []int{64 << 10, len(data)} {
-			t.Run(fmt.Sprintf("kind %d in frames of %d bytes", kind, fragment), func(t *testing.T) {
-				t.Parallel()
-				r, client, server := newRelay(t)
-				ended := startRelay(r)
-				for _, p := range []*peer{client, server} {
-					go func() {
-						w := wire{first: byte(kind)}
-						for rest := data; rest != ""; w.first = 0 {
-							w.payload, rest = rest[:fragment], rest[fragment:]
-							if rest == "" {
-								w.first |= finBit
-							}
-							p.send(t, w)
+	for _, test := range []struct {
+		kind           Kind
+		size, fragment int
+	}{
+		{Text, 16 << 20, 16 << 20},
+		{Text, 1 << 20, 64 << 10},
+		{Binary, 1 << 20, 1 << 20},
+		{Binary, 16 << 20, 64 << 10},
+	} {
+		t.Run(fmt.Sprintf("kind %d, %d bytes in frames of %d", test.kind, test.size, test.fragment), func(t *testing.T) {
+			t.Parallel()
+			data := strings.Repeat("0123456789abcdé", test.size/16)
+			r, client, server := newRelay(t)
+			ended := startRelay(r)
+			for _, p := range []*peer{client, server} {
+				go func() {
+					w := wire{first: byte(test.kind)}
+					for rest := data; rest != ""; w.first = 0 {
+						w.payload, rest = rest[:test.fragment], rest[test.fragment:]
+						if rest == "" {
+							w.first |= finBit
 						}
-					}()
-				}
-				waittest.Eventually(t, patience, func() error {
-					if client, server := countMessages(client), countMessages(server); client+server < 2 {
-						return fmt.Errorf("the client has got %d messages, the server %d", client, server)
+						p.send(t, w)
 					}
-					return nil
-				})
-				server.send(t, bye)
-				for _, p := range []*peer{client, server} {
-					if got := join(t, p.wait(t)); len(got) != 1 || got[0].payload != data {
-						t.Errorf("got %d messages", len(got))
-					}
+				}()
+			}
+			waittest.Eventually(t, patience, func() error {
+				if client, server := countMessages(client), countMessages(server); client+server < 2 {
+					return fmt.Errorf("the client has got %d messages, the server %d", client, server)
 				}
-				waitFor(t, ended)
+				return nil
 			})
-		}
+			server.send(t, bye)
+			for _, p := range []*peer{client, server} {
+				if got := join(t, p.wait(t)); len(got) != 1 || got[0].payload != data {
+					t.Errorf("got %d messages", len(got))
+				}
+			}
+			waitFor(t, ended)
+		})
 	}
 }
 
