@@ -101,7 +101,7 @@ func serveRelay(t *testing.T, server string) string {
 	return "ws://" + address
 }
 
-// conversation is what each client prints, and closes what each server does.
+// conversation is what each client prints.
 var conversation = []string{
 	"open, protocol realtime, extensions ",
 	"text: aé€😀",
@@ -118,7 +118,8 @@ var conversation = []string{
 	"too large: closed 1009 a message has more than 16777216 bytes",
 }
 
-var closes = []string{"closed 4001 bye", "closed 4002 ", "closed 1006 ", "closed 1001 "}
+// closes is what each server prints, sorted.
+var closes = []string{"closed 1001 ", "closed 1006 ", "closed 4001 bye", "closed 4002 "}
 
 // Clients and servers of other libraries, and a browser, talk through a relay as they would without it.
 func TestIntegrationPeers(t *testing.T) {
@@ -140,10 +141,13 @@ func TestIntegrationPeers(t *testing.T) {
 				if got != strings.Join(want, "\n")+"\n" {
 					t.Errorf("the client prints\n%s, want\n%s", got, strings.Join(want, "\n"))
 				}
-				for _, want := range closes {
-					if !printed.Scan() || printed.Text() != want {
-						t.Errorf("the server prints %q, want %q", printed.Text(), want)
-					}
+				var closed []string
+				for len(closed) < len(closes) && printed.Scan() {
+					closed = append(closed, printed.Text())
+				}
+				slices.Sort(closed) // a connection may end after the next has begun
+				if !slices.Equal(closed, closes) {
+					t.Errorf("the server prints %q, want %q", closed, closes)
 				}
 			})
 		}
