@@ -116,6 +116,20 @@ func plainBytes(word uint64) int {
 	return bits.TrailingZeros64(special&highest) / 8
 }
 
+// PlainBytes returns how many bytes at the start of text stand for themselves in a string.
+func PlainBytes(text []byte) (n int) {
+	for len(text)-n >= wordBytes {
+		plain := plainBytes(binary.LittleEndian.Uint64(text[n:]))
+		if n += plain; plain < wordBytes {
+			return n
+		}
+	}
+	for n < len(text) && isPlain[text[n]] {
+		n++
+	}
+	return n
+}
+
 // string reads a string.
 func (s *Scanner) string() bool {
 	data := s.Data
