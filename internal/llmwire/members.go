@@ -62,6 +62,16 @@ func (t columnTable) of(name []byte) column {
 	return unlisted
 }
 
+// names returns the names in a column, in no order.
+func (t columnTable) names(c column) (names []string) {
+	for name, of := range t.exact {
+		if of == c {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // requestRules are what is known of the requests of a format, beside how they are read.
 type requestRules struct {
 	members        columnTable // of the top-level members

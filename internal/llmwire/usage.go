@@ -18,7 +18,7 @@ type Usage struct {
 	CacheWrite1h     int64 // written to it for an hour
 	AudioInput       int64 // without what was read from the cache
 	CachedAudioInput int64
-	ImageInput       int64
+	ImageInput       int64 // without what was read from the cache
 
 	Output      int64
 	AudioOutput int64
@@ -68,6 +68,7 @@ const (
 	written1hTokens
 	audioTokens
 	cachedAudioTokens
+	cachedImageTokens
 	imageTokens
 
 	outputTokens
@@ -151,7 +152,7 @@ func (u *rawUsage) usage(estimatedInput int64) Usage {
 		CacheWrite1h:     written1h,
 		AudioInput:       max(0, u.get(audioTokens)-cachedAudio),
 		CachedAudioInput: cachedAudio,
-		ImageInput:       u.get(imageTokens),
+		ImageInput:       max(0, u.get(imageTokens)-min(u.get(cachedImageTokens), cached-cachedAudio)),
 
 		Output:      max(output, both-input),
 		AudioOutput: u.get(audioOutputTokens),
@@ -224,6 +225,7 @@ var promptDetails = jsonTable[Report]{
 	"audio_tokens":                       count(audioTokens),
 	"image_tokens":                       count(imageTokens),
 	"cached_tokens_details.audio_tokens": count(cachedAudioTokens),
+	"cached_tokens_details.image_tokens": count(cachedImageTokens),
 }
 
 var outputDetails = jsonTable[Report]{
