@@ -242,7 +242,9 @@ func TestRealtimeRefused(t *testing.T) {
 // Of an event, at most 64 KiB are held before it is known what to do with it, and 1 MiB if it is read whole, whatever
 // parts it comes in.
 func TestRealtimeTooLong(t *testing.T) {
-	pad := func(event string, size int) string { return strings.Replace(event, "A", strings.Repeat("A", size-len(event)+1), 1) }
+	pad := func(event string, size int) string {
+		return strings.Replace(event, "A", strings.Repeat("A", size-len(event)+1), 1)
+	}
 	for _, test := range []struct {
 		event string
 		want  bool
