@@ -170,7 +170,6 @@ func (e *providerEvent) readType(kind []byte) {
 // End reads the end of an event. If Read has returned ReadEvent for it, event is all of it, else nil.
 func (r *RealtimeReport) End(event []byte) RealtimeEvent {
 	e := &r.event
-	read := RealtimeEvent{Kind: e.kind}
 	if e.isText || e.isSound {
 		one := r.response(e.response[:e.responseLen])
 		if e.isText {
@@ -179,16 +178,17 @@ func (r *RealtimeReport) End(event []byte) RealtimeEvent {
 			one.sound += e.delta / 4 * 3 // base64
 		}
 	}
+	var read RealtimeEvent
 	if e.kind != OtherRealtime {
-		r.readWhole(event, &read)
+		read = *r.readWhole(event)
 	}
 	r.event = providerEvent{}
 	return read
 }
 
 // readWhole reads an event that is read whole, or nothing if it was too long.
-func (r *RealtimeReport) readWhole(event []byte, read *RealtimeEvent) {
-	reader := &r.reader
+func (r *RealtimeReport) readWhole(event []byte) *RealtimeEvent {
+	read, reader := &RealtimeEvent{Kind: r.event.kind}, &r.reader
 	*reader = realtimeEventReader{walker: reader.walker, to: read}
 	if err := reader.walker.walk(event, realtimeEventShape, reader); err != nil {
 		*read = RealtimeEvent{Kind: read.Kind}
@@ -209,6 +209,7 @@ func (r *RealtimeReport) readWhole(event []byte, read *RealtimeEvent) {
 	case InputTranscribed:
 		reader.endTranscription(r.event.bytes)
 	}
+	return read
 }
 
 // response returns the response with an ID, which is added if it is not there. An ID that is "" is that of the latest.
