@@ -78,11 +78,7 @@ func (j *jsonParts) next(part []byte) (n int, token jsonToken) {
 				return n, noToken
 			}
 		}
-		c := part[n]
-		if j.endsNumber(c) {
-			j.state = afterValue
-		}
-		token = j.step(c)
+		token = j.step(part[n])
 		n++
 	}
 	return n, token
@@ -137,26 +133,43 @@ func (j *jsonParts) step(c byte) jsonToken {
 
 // stepStructure reads a byte that is not white space between strings and other scalars.
 func (j *jsonParts) stepStructure(c byte) jsonToken {
-	switch {
-	case j.state == atStart && c == '{':
-		return j.open(c)
-	case j.state == atColon && c == ':':
-		j.state = atValue
-		return noToken
-	case j.state == afterValue && c == ',' && j.inArray():
-		j.state = atValue
-		return noToken
-	case j.state == afterValue && c == ',':
-		j.state = atName
-		return noToken
-	case c == ']' && j.inArray() && (j.state == afterValue || j.state == atFirstElement):
-		return j.close()
-	case c == '}' && !j.inArray() && (j.state == afterValue || j.state == atFirstName):
-		return j.close()
-	case j.state == atFirstName || j.state == atName:
+	switch j.state {
+	case atStart:
+		if c == '{' {
+			return j.open(c)
+		}
+	case atFirstName, atName:
+		if c == '}' && j.state == atFirstName {
+			return j.close()
+		}
 		return j.beginText(c, true)
-	case j.state == atValue || j.state == atFirstElement:
+	case atColon:
+		if c == ':' {
+			j.state = atValue
+			return noToken
+		}
+	case atFirstElement, atValue:
+		if c == ']' && j.state == atFirstElement {
+			return j.close()
+		}
 		return j.beginValue(c)
+	case afterValue:
+		return j.stepAfterValue(c)
+	}
+	return invalidToken
+}
+
+func (j *jsonParts) stepAfterValue(c byte) jsonToken {
+	end, next := byte('}'), atName
+	if j.inArray() {
+		end, next = ']', atValue
+	}
+	switch c {
+	case ',':
+		j.state = next
+		return noToken
+	case end:
+		return j.close()
 	}
 	return invalidToken
 }
@@ -293,41 +306,55 @@ func unitBytes(unit int) int64 {
 	return 3
 }
 
-// endsNumber reports whether a number is being read that is complete before c.
-func (j *jsonParts) endsNumber(c byte) bool {
-	switch j.state {
-	case afterZero:
-		return c != '.' && c != 'e' && c != 'E'
-	case inDigits:
-		return !isDigit(c) && c != '.' && c != 'e' && c != 'E'
-	case inFraction:
-		return !isDigit(c) && c != 'e' && c != 'E'
-	case inExponent:
-		return !isDigit(c)
+// Kinds of bytes in a number.
+const (
+	zeroByte = iota
+	digitByte
+	pointByte
+	exponentByte
+	signByte
+	otherByte
+	kindsOfBytes
+)
+
+func numberByte(c byte) int {
+	switch {
+	case c == '0':
+		return zeroByte
+	case '1' <= c && c <= '9':
+		return digitByte
+	case c == '.':
+		return pointByte
+	case c == 'e' || c == 'E':
+		return exponentByte
+	case c == '+' || c == '-':
+		return signByte
 	}
-	return false
+	return otherByte
 }
 
-// stepNumber reads a byte of a number that does not end it.
+// numberSteps has the state in a number after a byte of a kind. A byte that does not belong there has none.
+var numberSteps = [...][kindsOfBytes]partsState{
+	afterMinus: {zeroByte: afterZero, digitByte: inDigits},
+	afterZero:  {pointByte: afterPoint, exponentByte: afterE},
+	inDigits:   {zeroByte: inDigits, digitByte: inDigits, pointByte: afterPoint, exponentByte: afterE},
+	afterPoint: {zeroByte: inFraction, digitByte: inFraction},
+	inFraction: {zeroByte: inFraction, digitByte: inFraction, exponentByte: afterE},
+	afterE:     {zeroByte: inExponent, digitByte: inExponent, signByte: afterESign},
+	afterESign: {zeroByte: inExponent, digitByte: inExponent},
+	inExponent: {zeroByte: inExponent, digitByte: inExponent},
+}
+
+// stepNumber reads a byte in or after a number.
 func (j *jsonParts) stepNumber(c byte) jsonToken {
-	switch digit := isDigit(c); {
-	case digit && j.state == afterMinus && c == '0':
-		j.state = afterZero
-	case digit && j.state == afterMinus:
-		j.state = inDigits
-	case digit && j.state == afterPoint:
-		j.state = inFraction
-	case digit && (j.state == afterE || j.state == afterESign):
-		j.state = inExponent
-	case digit: // in the midst of them
-	case c == '.' && j.state != afterMinus && j.state < afterPoint:
-		j.state = afterPoint
-	case (c == 'e' || c == 'E') && (j.state == afterZero || j.state == inDigits || j.state == inFraction):
-		j.state = afterE
-	case (c == '+' || c == '-') && j.state == afterE:
-		j.state = afterESign
-	default:
-		return invalidToken
+	if next := numberSteps[j.state][numberByte(c)]; next != atStart {
+		j.state = next
+		return noToken
 	}
-	return noToken
+	switch j.state {
+	case afterZero, inDigits, inFraction, inExponent:
+		j.state = afterValue
+		return j.step(c)
+	}
+	return invalidToken
 }
