@@ -87,7 +87,8 @@ func (j *jsonParts) next(part []byte) (n int, token jsonToken) {
 // isDone reports whether the object has ended.
 func (j *jsonParts) isDone() bool { return j.state == atEnd }
 
-// text returns what the last string or name spells, in the memory of buf, and ok false if it is too long to be kept.
+// text returns what the last string or name spells, in the memory of j or buf. If it is too long to be kept, text is
+// nil, and if it has half of a surrogate pair, text has U+FFFD instead: ok is false then.
 func (j *jsonParts) text(buf []byte) (text []byte, ok bool) {
 	if j.keptLen > maxKeptString {
 		return nil, false

@@ -190,9 +190,8 @@ func (r *RealtimeReport) End(event []byte) RealtimeEvent {
 func (r *RealtimeReport) readWhole(event []byte) *RealtimeEvent {
 	read, reader := &RealtimeEvent{Kind: r.event.kind}, &r.reader
 	*reader = realtimeEventReader{walker: reader.walker, to: read}
-	if err := reader.walker.walk(event, realtimeEventShape, reader); err != nil {
-		*read = RealtimeEvent{Kind: read.Kind}
-		*reader = realtimeEventReader{walker: reader.walker, to: read}
+	if event != nil {
+		_ = reader.walker.walk(event, realtimeEventShape, reader) // is valid, or Read would have passed it on
 	}
 	switch read.Kind {
 	case SessionCreated, SessionUpdated:

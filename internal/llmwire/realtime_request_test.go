@@ -76,6 +76,9 @@ func TestRealtimeRead(t *testing.T) {
 	if err != nil || !request.CreatesResponse || request.EventID != "e" || request.Limit != 4096 {
 		t.Errorf("got %+v, %v", request, err)
 	}
+	if _, err := (RealtimeRules{Model: "m", Limit: 9, Default: 9}).Read([]byte(`{"type":"session.update","session":{"model":""}}`)); err == nil {
+		t.Error("a model without a name was not refused")
+	}
 	request, err = testRealtimeRules.Read([]byte(`{"type":"session.update","session":{"max_output_tokens":7}}`))
 	if err != nil || request.CreatesResponse || request.EventID != "" || request.Limit != 7 {
 		t.Errorf("got %+v, %v", request, err)

@@ -272,16 +272,12 @@ func (s *RealtimeScan) readToken(token jsonToken) {
 
 // readName reads the name of a member of an object at a place.
 func (s *RealtimeScan) readName(place scanPlace) {
-	text, ok := s.json.text(s.scratch[:])
+	text, _ := s.json.text(s.scratch[:])
 	s.member = scanNames[place][string(text)]
 	depth := s.json.depth
 	switch {
-	case !ok || s.member == 0:
-		name := "a member"
-		if ok {
-			name = quoted(text)
-		}
-		s.refuse("unknown_parameter", placePaths[place], "The event has "+name+", which is not known here.")
+	case s.member == 0:
+		s.refuse("unknown_parameter", placePaths[place], "The event has the member "+quoted(text)+", which is not supported.")
 	case s.seen[depth]&s.member != 0:
 		s.refuse("invalid_value", placePaths[place], "The event has "+quoted(text)+" twice.")
 	case s.member != typeName: // which is known once its value was read
@@ -351,15 +347,10 @@ func (s *RealtimeScan) readString() {
 	if s.err != nil || s.member&(typeName|eventIDName) == 0 {
 		return
 	}
-	text, ok := s.json.text(s.scratch[:])
+	text, _ := s.json.text(s.scratch[:])
 	if s.member == eventIDName {
-		if ok && place == inEvent {
-			s.eventIDLen = copy(s.eventID[:], text)
-		}
+		s.eventIDLen = copy(s.eventID[:], text)
 		return
-	}
-	if !ok {
-		text = nil
 	}
 	s.seen[s.json.depth] |= typeName
 	s.readType(place, text)

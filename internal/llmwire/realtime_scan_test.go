@@ -39,6 +39,9 @@ func relayEvent(t *testing.T, event string, size int) (to relayedEvent) {
 		action, err = s.End()
 	}
 	to.passed = event[:to.early]
+	if err != nil && s.Released() != 0 {
+		t.Errorf("%.200q: %d bytes are released after %v", event, s.Released(), err)
+	}
 	if err == nil && action == PassEvent {
 		to.passed = event
 	} else if err == nil && action == ReadEvent {
@@ -220,6 +223,12 @@ func TestRealtimeRefused(t *testing.T) {
 		{"conversation.item.create", `"item":{"type":"message","content":{"type":"x"}}`},
 		{"conversation.item.create", `"item":{"type":"message","content":["x"]}`},
 		{"conversation.item.create", `"item":{"type":"message","content":[null]}`},
+		{"conversation.item.create", `"item":{"type":"message","content":[{"type":"input_text"},"input_text"]}`},
+		{"conversation.item.create", `"item":{"type":"message","content":[{"type":"input_text"},null]}`},
+		{"conversation.item.create", `"item":{"type":"message","content":"x"}`},
+		{"conversation.item.create", `"item":{"type":"message","content":5}`},
+		{"conversation.item.create", `"item":{"type":"message","` + strings.Repeat("x", 300) + `":5}`},
+		{strings.Repeat("x", 300), ``},
 		{"conversation.item.create", `"item":{"type":"message","content":[[]]}`},
 		{"conversation.item.create", `"item":{"type":"message","content":[{}]}`},
 		{"conversation.item.create", `"item":{"type":"message","content":[{"type":"input_file"}]}`},

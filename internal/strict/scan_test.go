@@ -164,3 +164,16 @@ func checkString(t *testing.T, spelling []byte) {
 		t.Fatalf("%q: that it is whole is %t", spelling, ok)
 	}
 }
+
+func TestPlainBytes(t *testing.T) {
+	for n := range 20 {
+		for _, end := range []string{"", `"`, `\`, "\n", "\x00", "\x1f"} {
+			for _, plain := range []string{" ", "a", "\x7f", "\xff"} {
+				text := strings.Repeat(plain, n) + end
+				if got := PlainBytes([]byte(text + strings.Repeat("a", len(end)))); got != n {
+					t.Errorf("%q: got %d, want %d", text, got, n)
+				}
+			}
+		}
+	}
+}
