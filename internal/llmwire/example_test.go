@@ -2,8 +2,10 @@ package llmwire_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing/iotest"
 
@@ -54,4 +56,40 @@ func ExampleStream() {
 	// data: [DONE]
 	//
 	// 9 input tokens, 2 output tokens, exact: true
+}
+
+// An event that a client sends to OpenAI's Realtime API is passed on as it comes, or read.
+func ExampleRealtimeScan() {
+	rules := llmwire.RealtimeRules{Model: "gpt-realtime", Limit: 4096, Default: 4096}
+	for _, event := range []string{
+		`{"type": "input_audio_buffer.append", "audio": "AAAA"}`,
+		`{"type": "session.update", "session": {"type": "realtime", "max_output_tokens": "inf"}}`,
+		`{"type": "response.create", "response": {"tools": [{"type": "mcp"}]}}`,
+	} {
+		var scan llmwire.RealtimeScan
+		passed := int64(0)
+		for part := range slices.Chunk([]byte(event), 40) {
+			_, _ = scan.Read(part) // End returns the error, too
+			fmt.Printf("%s", event[passed:max(passed, scan.Released())])
+			passed = max(passed, scan.Released())
+		}
+		action, err := scan.End()
+		rest := []byte(event[passed:])
+		if err == nil && action == llmwire.ReadEvent {
+			var request *llmwire.RealtimeRequest
+			if request, err = rules.Read(rest); err == nil {
+				rest = bytes.Join(request.Pieces, nil)
+			}
+		}
+		var refusal *llmwire.RealtimeError
+		if errors.As(err, &refusal) {
+			fmt.Println("refused:", refusal)
+		} else {
+			fmt.Printf("|%s\n", rest)
+		}
+	}
+	// Output:
+	// {"type": "input_audio_buffer.append", "audio": "AAAA"|}
+	// |{"type": "session.update", "session": {"type": "realtime", "max_output_tokens": 4096}}
+	// refused: The value "mcp" of response.tools[].type is not supported.
 }

@@ -10,6 +10,9 @@
 // runs, data as text unless it certainly is the base64 of a medium, and what cannot be read of a response as content.
 //
 // Each wire format is a [Format], a row in the table of formats, and a file with that row.
+//
+// OpenAI's Realtime API has events instead of requests and responses: a [RealtimeScan] and [RealtimeRules] read those
+// of the client, and a [RealtimeReport] those of the provider.
 package llmwire
 
 import (

@@ -76,7 +76,8 @@ func TestRealtimeRead(t *testing.T) {
 	if err != nil || !request.CreatesResponse || request.EventID != "e" || request.Limit != 4096 {
 		t.Errorf("got %+v, %v", request, err)
 	}
-	if _, err := (RealtimeRules{Model: "m", Limit: 9, Default: 9}).Read([]byte(`{"type":"session.update","session":{"model":""}}`)); err == nil {
+	noAlias, noModel := RealtimeRules{Model: "m", Limit: 9, Default: 9}, []byte(`{"type":"session.update","session":{"model":""}}`)
+	if _, err := noAlias.Read(noModel); err == nil {
 		t.Error("a model without a name was not refused")
 	}
 	request, err = testRealtimeRules.Read([]byte(`{"type":"session.update","session":{"max_output_tokens":7}}`))
@@ -179,6 +180,40 @@ func TestRealtimeReadRefused(t *testing.T) {
 	} {
 		if _, err := testRealtimeRules.Read([]byte(event)); err == nil {
 			t.Errorf("%q was not refused", event)
+		}
+	}
+}
+
+// A value costs what its own name and text do, whatever it is in.
+func TestLinearRealtime(t *testing.T) {
+	for _, n := range []int{1 << 14, 1 << 16} {
+		session := func(name, members string) hostileDocument {
+			return hostileDocument{name, `{"type":"session.update","session":{` + members + `}}`}
+		}
+		response := func(name, members string) hostileDocument {
+			return hostileDocument{name, `{"type":"response.create","response":{` + members + `}}`}
+		}
+		items := func(item string) string { return `"input":[` + item + strings.Repeat(","+item, n/len(item)) + `]` }
+		for _, d := range []hostileDocument{
+			session("tools", `"tools":[{"type":"function"}`+strings.Repeat(`,{"type":"function"}`, n/20)+`]`),
+			session("deep", `"tools":[{"type":"function","parameters":`+deepArray(n, 490, `[`, `1`, `]`)+`}]`),
+			session("modalities", `"output_modalities":["text"`+strings.Repeat(`,"\u0074ext"`, n/12)+`]`),
+			session("long limit", `"max_output_tokens":1`+strings.Repeat("0", n)),
+			session("long name", `"instructions":`+longName(n, "model")),
+			response("items", items(`{"type":"message"}`)),
+			response("parts", `"input":[{"type":"message","content":[{"type":"text"}`+strings.Repeat(`,{"type":"text"}`, n/16)+`]}]`),
+			response("metadata", `"metadata":`+longName(n, "model")),
+		} {
+			var got calls
+			r := &realtimeReader{rules: testRealtimeRules, seen: make(map[string]map[string]bool)}
+			r.Request = Request{body: []byte(d.text), at: make(map[memberName]span)}
+			err := r.walker.walk(r.body, counted(realtimeShape, &got), r)
+			if isRefused := d.name == "long limit"; (err != nil) != isRefused {
+				t.Errorf("%s: %v", d.name, r.refusal)
+			}
+			if size := len(d.text); got.n > size/4+64 || got.bytes > 8*size+1024 || len(r.at) > 4 || len(r.seen) > 4 {
+				t.Errorf("%s of %d bytes: %+v, %d members are noted", d.name, size, got, len(r.at)+len(r.seen))
+			}
 		}
 	}
 }

@@ -85,6 +85,10 @@ func TestUsageKinds(t *testing.T) {
 		{"images", both, `"usage":{` + tokens + `"prompt_tokens_details":{"image_tokens":40},` +
 			`"completion_tokens_details":{"image_tokens":20}}`,
 			Usage{Input: 100, ImageInput: 40, Output: 50, ImageOutput: 20}},
+		{"cached images", both, `"usage":{` + tokens + `"prompt_tokens_details":{"image_tokens":40,"cached_tokens":30,` +
+			`"cached_tokens_details":{"image_tokens":10}}}`, Usage{Input: 100, CachedInput: 30, ImageInput: 30, Output: 50}},
+		{"more cached images than images", both, `"usage":{` + tokens + `"prompt_tokens_details":{"image_tokens":5,"cached_tokens":30,` +
+			`"cached_tokens_details":{"image_tokens":10}}}`, Usage{Input: 100, CachedInput: 30, Output: 50}},
 
 		{"Anthropic", both, `"usage":{"input_tokens":10,"cache_creation_input_tokens":30,"cache_read_input_tokens":60,` +
 			`"cache_creation":{"ephemeral_5m_input_tokens":10,"ephemeral_1h_input_tokens":20},"output_tokens":50}`,
