@@ -1,6 +1,7 @@
 package llmwire
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -13,7 +14,7 @@ type RealtimeRules struct {
 	Alias string // by which the client knows it, "" for none; Model takes its place
 
 	Limit   int64 // the most output tokens of a response; also for "inf"
-	Default int64 // for an event without a limit: the one that the session has
+	Default int64 // for an event without a limit: the one that the session has; 0 means Limit, which it cannot exceed
 }
 
 // A RealtimeRequest is a session.update or response.create of a client.
@@ -29,7 +30,8 @@ type RealtimeRequest struct {
 // cost. A member that is null counts as absent. What is passed on has a limit of output tokens and no tracing.
 // Everything else stays byte for byte as it came. The error is a *RealtimeError.
 func (l RealtimeRules) Read(event []byte) (*RealtimeRequest, error) {
-	r := &realtimeReader{rules: l, seen: make(map[string]map[string]bool), limit: l.Default}
+	r := &realtimeReader{rules: l, seen: make(map[string]map[string]bool)}
+	r.limit = min(cmp.Or(l.Default, l.Limit), l.Limit)
 	r.Request = Request{body: event, at: make(map[memberName]span)}
 	err := r.walker.walk(event, realtimeShape, r)
 	if r.refusal == nil && (err != nil || !utf8.Valid(event)) {

@@ -76,6 +76,11 @@ func TestRealtimeRead(t *testing.T) {
 	if err != nil || !request.CreatesResponse || request.EventID != "e" || request.Limit != 4096 {
 		t.Errorf("got %+v, %v", request, err)
 	}
+	for _, rules := range []RealtimeRules{{Limit: 9}, {Limit: 9, Default: 10}} {
+		if request, err := rules.Read([]byte(`{"type":"response.create"}`)); err != nil || request.Limit != 9 {
+			t.Errorf("%+v: got %+v, %v", rules, request, err)
+		}
+	}
 	noAlias, noModel := RealtimeRules{Model: "m", Limit: 9, Default: 9}, []byte(`{"type":"session.update","session":{"model":""}}`)
 	if _, err := noAlias.Read(noModel); err == nil {
 		t.Error("a model without a name was not refused")

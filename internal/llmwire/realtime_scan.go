@@ -153,7 +153,7 @@ type RealtimeScan struct {
 	kind     realtimeType
 	err      error
 
-	needsItem bool // the event creates an item, whose type is not known yet
+	needsItem bool // the event creates an item, whose type must be known
 	hasItem   bool // the type of an item is known
 
 	places  [maxPlaceDepth + 1]scanPlace // by depth
@@ -244,11 +244,14 @@ func (s *RealtimeScan) refuse(code, param, message string) {
 }
 
 // place returns where the innermost open array or object is.
-func (s *RealtimeScan) place() scanPlace {
-	if s.json.depth > maxPlaceDepth {
+func (s *RealtimeScan) place() scanPlace { return s.placeAt(s.json.depth) }
+
+// placeAt returns where the open array or object at a depth is.
+func (s *RealtimeScan) placeAt(depth int) scanPlace {
+	if depth > maxPlaceDepth {
 		return elsewhere
 	}
-	return s.places[s.json.depth]
+	return s.places[depth]
 }
 
 func (s *RealtimeScan) readToken(token jsonToken) {
@@ -299,13 +302,6 @@ func (s *RealtimeScan) wantNo(depth int, members scanName) {
 	case place != elsewhere && s.member&members != 0:
 		s.refuse("invalid_type", placePaths[place], "The event has a member of a wrong type.")
 	}
-}
-
-func (s *RealtimeScan) placeAt(depth int) scanPlace {
-	if depth > maxPlaceDepth {
-		return elsewhere
-	}
-	return s.places[depth]
 }
 
 // open reads the start of an array or object.
