@@ -374,7 +374,7 @@ func (s *settings) limitConnections(openFiles int64, log *telemetry.Logger) {
 // find another.
 func (s *settings) setMaxConnections(n int64) {
 	s.maxConnections = n
-	s.server.gateway.MaxWaiting = max(n/2, 1)
+	s.server.gateway.MaxWaiting, s.server.gateway.MaxSessions = max(n/2, 1), max(n/8, 1)
 	s.server.gateway.MaxDrains, s.server.gateway.MaxIdle = maxDrains, maxIdle
 }
 

@@ -35,11 +35,34 @@ type Account interface {
 	Refund(deadline time.Time, tokens int64) error
 }
 
+// A SessionAccount is what one session is paid from. Its methods may be called at the same time.
+type SessionAccount interface {
+	Account
+
+	// Check returns the refusal that Hold would return now, whatever the balance, the rate and the requests under way are,
+	// and nil if the account may go on with the models. Errors: DeniedError; ErrNoHold if the account is gone;
+	// ErrUnavailable; other refusals.
+	Check(deadline time.Time, models []string) error
+
+	// Exchange settles a hold as Settle does, and takes another one in its place, in one step, which counts neither for
+	// the rate limit nor among the requests under way. To repeat it with the same arguments, and the ID of the hold that
+	// it has returned, changes nothing more: if the hold was taken, it is returned again. Errors are those of Hold, after
+	// which no hold was taken, and ErrNoHold if the account is gone. After all of them but ErrUnavailable the first hold is
+	// settled, and the Balance says what that has led to.
+	Exchange(deadline time.Time, holdID string, u Usage, next HoldRequest) (Balance, Hold, error)
+}
+
 // A HoldRequest says what to hold: Most, or everything that is left if that is at least Least.
 type HoldRequest struct {
 	Least, Most int64 // tokens of the account, at least 1
 	TTL         time.Duration
 	Models      []string // that the request may use: the account must allow all of them
+
+	// Further says that the hold is one more of a session. It counts neither for the rate limit nor among the requests
+	// that the account has under way.
+	Further bool
+	// ID is "", except to repeat an Exchange: then it is the ID that this has returned.
+	ID string
 
 	// Half leaves something to others: between Least and Most, only Least and half of what is left beyond it are held.
 	Half bool
@@ -61,6 +84,7 @@ type Usage struct {
 	Model         string // that it is asked for; "" if none, and cut if it is longer than a config's may be
 	llmwire.Usage        // of all models together
 	Cost          int64  // tokens of the account
+	IsPart        bool   // of what a session uses, which counts as one request at its end
 }
 
 // A Balance is what a charge led to.

@@ -59,6 +59,22 @@ type Endpoint struct {
 	leavesUsage  bool          // its streams are not asked for their usage
 	stateTTL     time.Duration // for which it is remembered whose the responses are that it keeps; 0: it keeps none
 	sendsUsers   bool          // it is told which user a request is of
+
+	session *sessionRules // of an endpoint of the kind realtime; else nil
+}
+
+// sessionRules are the members that only endpoints of the kind realtime have.
+type sessionRules struct {
+	isUltravox bool
+	model      string // OpenAI: if the client names none, and always allowed; Ultravox: "" is the provider's default
+	voice      string // "" is the provider's default
+
+	maxInput, maxOutput int64 // OpenAI: tokens that one response is held for
+	maxSession          time.Duration
+	transcription       rates
+
+	inputRate, outputRate int64  // Ultravox: samples a second
+	call                  []byte // Ultravox: an object with further members of the call to create; nil if there are none
 }
 
 // A toolRule says what becomes of a request with tools that the provider runs.

@@ -128,7 +128,7 @@ func TestCharges(t *testing.T) {
 			if got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
-			used := Usage{"e", "m", want.Usage, want.cost}
+			used := Usage{Endpoint: "e", Model: "m", Usage: want.Usage, Cost: want.cost}
 			if a := g.account; len(a.settled) != 1 || a.settled[0] != used || a.left != 10_000-want.cost {
 				t.Errorf("%v was settled, want %v; %d are left", a.settled, used, a.left)
 			}

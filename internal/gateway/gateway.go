@@ -37,6 +37,7 @@ type Options struct {
 	KeepAlive     time.Duration  // for which an idle connection to an http:// endpoint is kept
 	MaxWaiting    int64          // requests that wait for an endpoint, or whose response is sent, at a time; ≥ 1
 	MaxDrains     int64          // responses that are awaited or read at a time though their clients have gone; ≥ 1
+	MaxSessions   int64          // sessions that are open at a time; ≥ 1
 	MaxIdle       int64          // idle connections to http:// endpoints, and to https:// ones; ≥ 1
 	TenantShare   float64        // the part of what all calls share that is one Tenant's, above 0 and at most 1
 }
@@ -55,6 +56,7 @@ type Gateway struct {
 	lists      *modelLists
 	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
 	drains     *fairpool.Pool // those of them whose clients have gone, instead
+	sessions   sessions
 	estimated  atomic.Int64   // charges without reported usage
 
 	unknownMembers atomic.Int64 // for which requests were refused
@@ -72,6 +74,7 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 		lists:      newModelLists(options.TenantShare),
 		waiting:    fairpool.New(options.MaxWaiting, options.TenantShare),
 		drains:     fairpool.New(options.MaxDrains, options.TenantShare),
+		sessions:   newSessions(options),
 
 		unknownLogged: firsts{most: maxUnknownWarnings}, noUsageLogged: firsts{most: maxUsageWarnings},
 		noListLogged: firsts{most: maxUsageWarnings},
@@ -128,6 +131,7 @@ type Outcome struct {
 	Endpoint  string        // that was tried last: its name, or kind/name; unchanged if none was
 	Model     string        // that the endpoint was asked for
 	FirstByte time.Duration // from Call.Start to the header of the endpoint's response; 0 if there was none
+	Session   time.Duration // for which a session was open; 0 if none was
 
 	llmwire.Usage // tokens of models that were used, all together
 
@@ -199,7 +203,7 @@ func TakePlace(place *fairpool.Claim) error {
 // Pools returns the state of what all calls share, by name.
 func (g *Gateway) Pools() map[string]fairpool.Stats {
 	return map[string]fairpool.Stats{
-		"waiting": g.waiting.Stats(), "drains": g.drains.Stats(),
+		"waiting": g.waiting.Stats(), "drains": g.drains.Stats(), "sessions": g.sessions.pool.Stats(),
 		"cache_bytes": g.cache.collected.Stats(), "cache_writes": g.cache.waiting.Stats(),
 		"model_lists": g.lists.fetches.Stats(),
 	}

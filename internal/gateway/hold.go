@@ -125,7 +125,7 @@ func (x *exchange) settle() {
 	if o.estimated {
 		x.gateway.estimated.Add(1)
 	}
-	usage := Usage{o.Endpoint, x.call.usageModel(), o.Usage, o.cost}
+	usage := Usage{Endpoint: o.Endpoint, Model: x.call.usageModel(), Usage: o.Usage, Cost: o.cost}
 	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
 		setBalance(x.w.Header(), balance)
 	}

@@ -48,6 +48,9 @@ const (
 	Images        Kind = "images"
 	Transcription Kind = "transcription"
 	Speech        Kind = "speech"
+
+	// Realtime endpoints serve sessions over WebSockets, which have no Format.
+	Realtime Kind = "realtime"
 )
 
 // IsKind reports whether there is a format of the kind.
