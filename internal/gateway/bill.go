@@ -115,10 +115,14 @@ type heldPrice struct {
 func (p *price) held(q *llmwire.Request, input int64) heldPrice {
 	h := p.rates.held(q)
 	if p.above != nil && max(input, llmwire.SoundInputTokens*q.Seconds) > p.aboveTokens {
-		above := p.above.held(q)
-		h = heldPrice{max(h.input, above.input), max(h.output, above.output), dearer(h.known, above.known)}
+		h = h.dearer(p.above.held(q))
 	}
 	return h
+}
+
+// dearer returns the most that a request can cost that costs h or other.
+func (h heldPrice) dearer(other heldPrice) heldPrice {
+	return heldPrice{max(h.input, other.input), max(h.output, other.output), dearer(h.known, other.known)}
 }
 
 func (r *rates) held(q *llmwire.Request) heldPrice {
