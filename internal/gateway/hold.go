@@ -125,19 +125,19 @@ func (x *exchange) settle() {
 	if o.estimated {
 		x.gateway.estimated.Add(1)
 	}
-	usage := Usage{Endpoint: o.Endpoint, Model: x.call.usageModel(), Usage: o.Usage, Cost: o.cost}
+	usage := Usage{Endpoint: o.Endpoint, Model: usageModel(x.call.model), Usage: o.Usage, Cost: o.cost}
 	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
 		setBalance(x.w.Header(), balance)
 	}
 	x.gateway.patient.wake(member{x.call.Tenant, x.call.User})
 }
 
-// usageModel returns the model for Usage, which may be kept long after the request.
-func (c *Call) usageModel() string {
-	if len(c.model) > maxModelBytes { // "*" allows it
-		return strings.Clone(c.model[:maxModelBytes])
+// usageModel returns a model for Usage, which may be kept long after the request.
+func usageModel(model string) string {
+	if len(model) > maxModelBytes { // "*" allows it
+		return strings.Clone(model[:maxModelBytes])
 	}
-	return c.model
+	return model
 }
 
 // debt returns what a hold must be settled to.
@@ -214,7 +214,7 @@ func (x *exchange) isPriced(used llmwire.Usage) bool {
 
 // chargeFee charges the fee for a cached response, under the same conditions as any charge.
 func (x *exchange) chargeFee(fee int64) (balance Balance, err error) {
-	used := Usage{Endpoint: x.call.endpoints[0].label, Model: x.call.usageModel(), Cost: fee}
+	used := Usage{Endpoint: x.call.endpoints[0].label, Model: usageModel(x.call.model), Cost: fee}
 	err = x.patiently(max(fee, 1), func(bool) (err error) {
 		balance, err = x.call.Account.Charge(x.call.Deadline, x.call.models(), used)
 		return err

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"errors"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -13,6 +14,25 @@ const (
 	leaseRenewal = 30 * time.Second // between renewals
 	leaseRetry   = time.Second      // after a renewal that has failed
 )
+
+// hold takes a hold for a tenant, if the account grants it now, and starts its lease. After an error nothing is held, or
+// it is returned in the background. Errors: an Error of status 503; those of Account.Hold.
+func (g *Gateway) hold(account Account, tenant string, deadline time.Time, r HoldRequest) (Hold, *lease, error) {
+	if g.settler.isFull() {
+		return Hold{}, nil, Error{http.StatusServiceUnavailable, "Too many charges wait for Redis"}
+	}
+	g.settler.begin()
+	hold, err := account.Hold(deadline, r)
+	switch {
+	case err == nil:
+		return hold, startLease(account, hold, g.renewal), nil
+	case errors.Is(err, ErrUnavailable): // the hold may have been taken
+		g.settler.settleLater(debt{account, tenant, hold.ID, Usage{IsPart: r.Further}, nil})
+	default:
+		g.settler.holdRefused()
+	}
+	return Hold{}, nil, err
+}
 
 // A lease renews a hold until it is ended.
 type lease struct {

@@ -99,21 +99,8 @@ func (x *exchange) wait(woken <-chan struct{}, d time.Duration) error {
 }
 
 // tryHold takes a hold, if the account grants it now, and starts its lease.
-func (x *exchange) tryHold(r HoldRequest) error {
-	g := x.gateway
-	if g.settler.isFull() {
-		return Error{http.StatusServiceUnavailable, "Too many charges wait for Redis"}
-	}
-	g.settler.begin()
-	hold, err := x.call.Account.Hold(x.call.Deadline, r)
-	switch {
-	case err == nil:
-		x.hold, x.lease = hold, startLease(x.call.Account, hold, g.renewal)
-	case errors.Is(err, ErrUnavailable): // the hold may have been taken
-		g.settler.settleLater(x.debt(hold.ID, Usage{}))
-	default:
-		g.settler.holdRefused()
-	}
+func (x *exchange) tryHold(r HoldRequest) (err error) {
+	x.hold, x.lease, err = x.gateway.hold(x.call.Account, x.call.Tenant, x.call.Deadline, r)
 	return err
 }
 
