@@ -68,6 +68,15 @@ func (l *lease) renew() {
 	}
 }
 
+// hurry lets the next renewal be at once.
+func (l *lease) hurry() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.timer != nil {
+		l.timer.Reset(0)
+	}
+}
+
 // end ends the lease. A renewal that is under way then may still reach the account. A nil lease has ended.
 func (l *lease) end() {
 	if l == nil {

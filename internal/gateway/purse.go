@@ -1,43 +1,181 @@
 package gateway
 
 import (
+	"cmp"
+	"errors"
+	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"tollgate/internal/llmwire"
 )
 
+// maxResponses is how many responses of one session are held for at a time.
+const maxResponses = 9
+
+var errTooManyResponses = Error{http.StatusTooManyRequests, "Too many responses are under way"}
+
 // A purse pays for the responses of one session out of its account. It holds what one response can cost, and as much
 // again for each further one that is under way; each time that something was used, one of these holds is settled and
 // another is taken in its place. Its methods may be called at the same time, unless they say otherwise.
+//
+// An exchange of holds that may or may not have been done is repeated in the background. What is used meanwhile is owed:
+// the next hold pays for it. The session goes on while the hold that is being exchanged would cover both and the least.
 type purse struct {
 	gateway *Gateway
 	call    *SessionCall
 	price   *sessionPrice
+
+	mu        sync.Mutex     // guards what follows, also while the account is awaited
+	holds     []*sessionHold // one for each response, at least one; the first stands for the session
+	lastInput int64          // tokens of the last response
+	pending   *sessionHold   // one of holds, whose exchange is repeated; nil: none
+	charging  int64          // tokens that this exchange charges
+	owed      Usage          // what was used since; once the purse is closed, what pending is settled to
+	refusal   error          // why the session must end
+	closed    bool
 }
 
-// open takes the first hold, before the provider is asked for anything. Errors: an Error of status 402, a HeldError,
-// those of Account.Hold.
-func (p *purse) open() error { panic("not built yet") }
+// open takes the first hold, before the provider is asked for anything. Errors: an Error of status 402 or 503, a
+// HeldError, those of Account.Hold.
+func (p *purse) open() error {
+	first, err := p.gateway.openSession(p.call, p.next(false))
+	if err == nil {
+		p.holds = []*sessionHold{first}
+	}
+	return err
+}
+
+// next returns what to hold for a response.
+func (p *purse) next(isFurther bool) HoldRequest {
+	return HoldRequest{
+		Least: p.price.least(p.lastInput), Most: p.price.full(), Half: true, TTL: leaseTTL,
+		Models: p.models(), Further: isFurther,
+	}
+}
+
+func (p *purse) models() []string { return []string{p.call.model} }
 
 // limit returns the limit of output tokens that the next response needs so that what is held covers it.
-func (p *purse) limit() int64 { panic("not built yet") }
+func (p *purse) limit() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.price.limit(max(p.unspent(p.smallest()), 0), p.lastInput)
+}
+
+// unspent returns what is left of a hold, less than 0 if it does not cover what is owed.
+func (p *purse) unspent(h *sessionHold) int64 {
+	if h == p.pending {
+		return h.Tokens - p.charging - p.owed.Cost
+	}
+	return h.Tokens
+}
+
+func (p *purse) smallest() *sessionHold {
+	return slices.MinFunc(p.holds, func(a, b *sessionHold) int { return cmp.Compare(p.unspent(a), p.unspent(b)) })
+}
 
 // cover sees to it that n responses (≥ 1) are held for, and takes further holds if need be. After an error fewer are;
-// what was held before still is. Errors: those of Account.Hold.
-func (p *purse) cover(n int) error { panic("not built yet") }
+// what was held before still is. Errors: an Error, if n is too many; those of Account.Hold.
+func (p *purse) cover(n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holdFor(n)
+}
+
+func (p *purse) holdFor(n int) error {
+	switch {
+	case p.refusal != nil:
+		return p.refusal
+	case n > maxResponses:
+		return errTooManyResponses
+	case p.pending != nil && (len(p.holds) < n || p.unspent(p.pending) < p.price.least(p.lastInput)):
+		return ErrUnavailable
+	}
+	for len(p.holds) < n {
+		h, err := p.gateway.holdFor(p.call, time.Now().Add(settleStep), p.next(true))
+		if err != nil {
+			return err
+		}
+		p.holds = append(p.holds, h)
+	}
+	return nil
+}
 
 // spend pays for something that was used and cost that much. Afterwards n responses (≥ 1) are held for: holds beyond
 // that are given back. lastInput is the input of the last response. The error says that the session must end:
 // ErrUnavailable if Redis has not responded and what is still held does not cover what was used and the least, or the
-// refusal of Exchange. What was used is paid for, or will be, in any case.
+// refusal of Exchange or Hold. What was used is paid for, or will be, in any case.
 func (p *purse) spend(u llmwire.Usage, cost int64, isEstimate bool, n int, lastInput llmwire.Usage) error {
-	panic("not built yet")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lastInput = lastInput.Input
+	used := p.holds[0].use(u, cost, isEstimate, true)
+	if p.refusal != nil || p.pending != nil {
+		p.owe(used)
+		return p.holdFor(n)
+	}
+	n = max(n, 1)
+	needed := min(n, len(p.holds))
+	surplus := p.holds[needed:]
+	p.holds = p.holds[:needed:needed]
+	for i, h := range surplus {
+		if i < len(surplus)-1 {
+			h.settle(used.withoutCost())
+		} else {
+			h.settle(used)
+			used = used.withoutCost()
+		}
+	}
+	if h := p.smallest(); len(surplus) == 0 || h.Tokens < p.price.least(p.lastInput) {
+		p.exchange(h, used)
+	}
+	return p.holdFor(n)
+}
+
+// owe adds something that was used to what is paid for later.
+func (p *purse) owe(used Usage) {
+	used.Add(&p.owed.Usage)
+	used.Cost = min(used.Cost+p.owed.Cost, llmwire.MaxTokens)
+	p.owed = used
 }
 
 // check returns why the account may not go on, or nil; also if Redis does not respond. It is called now and then while
 // nothing is spent.
-func (p *purse) check(deadline time.Time) error { panic("not built yet") }
+func (p *purse) check(deadline time.Time) error {
+	p.mu.Lock()
+	refusal, isAway := p.refusal, p.pending != nil
+	p.mu.Unlock()
+	if refusal != nil || isAway {
+		return refusal
+	}
+	if err := p.call.Account.Check(deadline, p.models()); !errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return nil
+}
 
 // close ends the session: it pays for what has used last, if that is not 0, and gives back everything else that is held.
 // It adds the session to the outcome of the call. Nothing may be called after it.
-func (p *purse) close(u llmwire.Usage, cost int64, isEstimate bool) { panic("not built yet") }
+func (p *purse) close(u llmwire.Usage, cost int64, isEstimate bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	first := p.holds[0]
+	p.owe(first.use(u, cost, isEstimate, false))
+	last, nothing := p.owed, p.owed.withoutCost()
+	nothing.IsPart = true
+	var further sync.WaitGroup // whose tokens may have to pay for what was used last
+	for _, h := range p.holds[1:] {
+		if h == p.pending {
+			p.owed = nothing
+		} else {
+			further.Go(func() { h.settle(nothing) })
+		}
+	}
+	further.Wait()
+	if first != p.pending {
+		first.settle(last)
+	}
+}

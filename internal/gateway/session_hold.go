@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"net/http"
+	"time"
 
 	"tollgate/internal/llmwire"
 )
@@ -18,13 +19,19 @@ type sessionHold struct {
 // openSession takes the first hold of a session, without waiting for what others hold. Errors: an Error of status 402 or
 // 503; a HeldError; those of Account.Hold but InsufficientError.
 func (g *Gateway) openSession(c *SessionCall, r HoldRequest) (*sessionHold, error) {
-	hold, lease, err := g.hold(c.Account, c.Tenant, c.Deadline, r)
+	h, err := g.holdFor(c, c.Deadline, r)
 	if spent, isHeld := onlyHeld(err, r.Least); isHeld {
 		return nil, HeldError{r.Least, spent.Left, spent.Held}
 	}
 	if left, spent := asInsufficient(err); spent {
 		return nil, Error{http.StatusPaymentRequired, fmt.Sprintf("The session needs %d tokens, %d are left", r.Least, left)}
 	}
+	return h, err
+}
+
+// holdFor takes a hold for a session. Errors: those of Gateway.hold.
+func (g *Gateway) holdFor(c *SessionCall, deadline time.Time, r HoldRequest) (*sessionHold, error) {
+	hold, lease, err := g.hold(c.Account, c.Tenant, deadline, r)
 	if err != nil {
 		return nil, err
 	}
@@ -57,4 +64,9 @@ func (h *sessionHold) use(u llmwire.Usage, cost int64, isEstimate, isPart bool) 
 	return Usage{
 		Endpoint: h.call.endpoint.label, Model: usageModel(h.call.model), Usage: u, Cost: cost, IsPart: isPart,
 	}
+}
+
+// withoutCost returns u as if nothing had been used.
+func (u Usage) withoutCost() Usage {
+	return Usage{Endpoint: u.Endpoint, Model: u.Model, IsPart: u.IsPart}
 }

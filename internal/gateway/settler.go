@@ -60,26 +60,30 @@ func (d *debt) settle() (Balance, error) {
 	return d.account.Settle(time.Now().Add(settleStep), d.holdID, d.usage)
 }
 
-// settleLater repeats a settlement in the background until the account responds, for settleTimeout at most. That does
-// no harm if it was made before.
+// settleLater settles d in the background, as repeat says. That does no harm if it was made before.
 func (s *settler) settleLater(d debt) {
+	var balance Balance
+	s.repeat(func() (err error) {
+		balance, err = d.settle()
+		return err
+	}, func(err error) { s.settled(d, balance, err) })
+}
+
+// repeat calls step in the background, with pauses, until the account responds, for settleTimeout at most: after that it
+// may have forgotten what was done. Then it calls done with the last error of step, or ErrUnavailable.
+func (s *settler) repeat(step func() error, done func(error)) {
 	s.waiting.Add(1)
 	go func() {
 		defer s.waiting.Add(-1)
-		pause := settlePause
-		err := ErrUnavailable
-		for giveUp := time.Now().Add(settleTimeout); ; pause = min(2*pause, maxSettlePause) {
+		pause, err := settlePause, ErrUnavailable
+		for giveUp := time.Now().Add(settleTimeout); errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)
-			if time.Now().After(giveUp) || s.stopped.Load() { // the account may have forgotten that it was settled
-				s.settled(d, Balance{}, err)
-				return
+			if time.Now().After(giveUp) || s.stopped.Load() {
+				break
 			}
-			var balance Balance
-			if balance, err = d.settle(); !errors.Is(err, ErrUnavailable) {
-				s.settled(d, balance, err)
-				return
-			}
+			err = step()
 		}
+		done(err)
 	}()
 }
 
