@@ -1,5 +1,6 @@
 // Package providertest is a stand-in for a provider of language models: a real HTTP server that speaks Anthropic
-// Messages and OpenAI's formats, and misbehaves if it is told to.
+// Messages and OpenAI's formats, and misbehaves if it is told to. Realtime and Ultravox stand in for those that speak
+// over WebSockets.
 //
 // As OpenAI's, it stores responses for one account: with its key, any ID of a response or an item works for anybody.
 package providertest
