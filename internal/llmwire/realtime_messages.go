@@ -8,22 +8,24 @@ import (
 // This file has the events that a gateway sends itself.
 
 // RealtimeUpdate returns the session.update that limits the output tokens of each response and, unless voice is "",
-// sets the voice, which cannot be changed once a session has spoken.
-func RealtimeUpdate(limit int64, voice string) []byte {
+// sets the voice, which cannot be changed once a session has spoken. An error about it names the event's ID.
+func RealtimeUpdate(eventID string, limit int64, voice string) []byte {
 	audio := ""
 	if voice != "" {
 		audio = `,"audio":{"output":{"voice":` + jsonString(voice) + `}}`
 	}
-	const format = `{"type":"session.update","session":{"type":"realtime","max_output_tokens":%d%s}}`
-	return fmt.Appendf(nil, format, limit, audio)
+	const format = `{"type":"session.update","event_id":%s,"session":{"type":"realtime","max_output_tokens":%d%s}}`
+	return fmt.Appendf(nil, format, jsonString(eventID), limit, audio)
 }
 
-// RealtimeCancel returns the response.cancel for a response, or for the one of the conversation if id is "".
-func RealtimeCancel(id string) []byte {
-	if id == "" {
-		return []byte(`{"type":"response.cancel"}`)
+// RealtimeCancel returns the response.cancel for a response, or for the one of the conversation if id is "". An error
+// about it names the event's ID.
+func RealtimeCancel(eventID, id string) []byte {
+	response := ""
+	if id != "" {
+		response = `,"response_id":` + jsonString(id)
 	}
-	return fmt.Appendf(nil, `{"type":"response.cancel","response_id":%s}`, jsonString(id))
+	return fmt.Appendf(nil, `{"type":"response.cancel","event_id":%s%s}`, jsonString(eventID), response)
 }
 
 // RealtimeFailure returns the error that an error with an HTTP status is in a session, as insufficient_quota for 402

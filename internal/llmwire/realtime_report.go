@@ -63,6 +63,8 @@ type RealtimeEvent struct {
 	Estimates []Usage
 
 	ErrorType, ErrorCode, ErrorMessage string // of an error, or of a response that has failed
+
+	ErrorEventID string // of the event that an error is about; "" if it names none
 }
 
 // An UnfinishedResponse is one whose end has not come.
@@ -250,8 +252,8 @@ func (r *RealtimeReport) endResponse(read *RealtimeEvent) {
 // LastInput returns the input of the last response that had any.
 func (r *RealtimeReport) LastInput() Usage { return r.lastInput }
 
-// IsResponding reports whether there are responses whose end has not come.
-func (r *RealtimeReport) IsResponding() bool { return len(r.unfinished) > 0 }
+// Responding returns how many responses there are whose end has not come; at most 32.
+func (r *RealtimeReport) Responding() int { return len(r.unfinished) }
 
 // Unfinished returns the responses whose end has not come, the oldest first; at most 32.
 func (r *RealtimeReport) Unfinished() []UnfinishedResponse {
@@ -301,6 +303,7 @@ var realtimeEventShape = newJSONShape(realtimeUsage.under("usage"), realtimeUsag
 		"error.type":                        textRow(func(e *RealtimeEvent) *string { return &e.ErrorType }),
 		"error.code":                        textRow(func(e *RealtimeEvent) *string { return &e.ErrorCode }),
 		"error.message":                     textRow(func(e *RealtimeEvent) *string { return &e.ErrorMessage }),
+		"error.event_id":                    textRow(func(e *RealtimeEvent) *string { return &e.ErrorEventID }),
 		"transcript":                        {read: (*realtimeEventReader).readTranscript},
 	})
 

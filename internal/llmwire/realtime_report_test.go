@@ -33,7 +33,7 @@ func wantRealtime(t *testing.T, events []string, want RealtimeEvent, unfinished 
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%.200s, %d at a time\ngot  %+v\nwant %+v", events, size, got, want)
 		}
-		if all := r.Unfinished(); !reflect.DeepEqual(all, unfinished) || r.IsResponding() != (len(unfinished) > 0) {
+		if all := r.Unfinished(); !reflect.DeepEqual(all, unfinished) || r.Responding() != len(unfinished) {
 			t.Errorf("%.200s, %d at a time\ngot  %+v\nwant %+v", events, size, all, unfinished)
 		}
 	}
@@ -149,8 +149,8 @@ func TestRealtimeEvents(t *testing.T) {
 	for event, want := range map[string]RealtimeEvent{
 		`{"type":"session.created","session":{"model":"m","max_output_tokens":"inf"}}`: {Kind: SessionCreated, Model: "m"},
 		`{"session":{"model":"m","max_output_tokens":9},"type":"session.updated"}`:     {Kind: SessionUpdated, Model: "m", Limit: 9},
-		`{"type":"error","error":{"type":"t","code":"c","message":"m\n"}}`: {
-			Kind: RealtimeErrorEvent, ErrorType: "t", ErrorCode: "c", ErrorMessage: "m\n"},
+		`{"type":"error","error":{"type":"t","code":"c","message":"m\n","event_id":"e"}}`: {
+			Kind: RealtimeErrorEvent, ErrorType: "t", ErrorCode: "c", ErrorMessage: "m\n", ErrorEventID: "e"},
 		`{"type":"error","error":{"type":null,"code":5}}`: {Kind: RealtimeErrorEvent},
 		`{"type":"response.done","response":{"id":"x","status":"failed","status_details":{"error":{"type":"t","code":"c"}},` +
 			`"usage":{"input_tokens":1,"output_tokens":0}}}`: {
@@ -218,8 +218,8 @@ func TestRealtimeLost(t *testing.T) {
 		for _, event := range events {
 			got, _ = readRealtime(&r, event, 1<<16)
 		}
-		if isExact := name == "begin"; got.Kind != ResponseDone || r.IsResponding() || (got.Estimates == nil) != isExact {
-			t.Errorf("%s: %+v, responding %v", name, got, r.IsResponding())
+		if isExact := name == "begin"; got.Kind != ResponseDone || r.Responding() > 0 || (got.Estimates == nil) != isExact {
+			t.Errorf("%s: %+v, responding %d", name, got, r.Responding())
 		}
 	}
 }

@@ -225,11 +225,11 @@ func TestLinearRealtime(t *testing.T) {
 
 func TestRealtimeMessages(t *testing.T) {
 	for got, want := range map[string]string{
-		string(RealtimeUpdate(9, "")): `{"type":"session.update","session":{"type":"realtime","max_output_tokens":9}}`,
-		string(RealtimeUpdate(9, `m"`)): `{"type":"session.update","session":{"type":"realtime","max_output_tokens":9,` +
+		string(RealtimeUpdate("e", 9, "")): `{"type":"session.update","event_id":"e","session":{"type":"realtime","max_output_tokens":9}}`,
+		string(RealtimeUpdate("e", 9, `m"`)): `{"type":"session.update","event_id":"e","session":{"type":"realtime","max_output_tokens":9,` +
 			`"audio":{"output":{"voice":"m\""}}}}`,
-		string(RealtimeCancel("")):   `{"type":"response.cancel"}`,
-		string(RealtimeCancel(`r"`)): `{"type":"response.cancel","response_id":"r\""}`,
+		string(RealtimeCancel("e", "")):    `{"type":"response.cancel","event_id":"e"}`,
+		string(RealtimeCancel(`e"`, `r"`)): `{"type":"response.cancel","event_id":"e\"","response_id":"r\""}`,
 	} {
 		if got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
