@@ -35,13 +35,17 @@ func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold,
 	if err != nil {
 		return gateway.Hold{}, err
 	}
-	h := holdRequest{
-		key: a.key, id: id, most: r.Most, least: r.Least, ttl: r.TTL, half: r.Half, patient: r.Patient, models: r.Models,
-	}
-	result, err := a.server.store.Hold(deadline, a.tenant, h)
+	result, err := a.server.store.Hold(deadline, a.tenant, newHoldRequest(a.key, id, r))
 	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
 	hold := gateway.Hold{ID: id, Tokens: result.held, Owner: ownerName(result.userID, a.holder.first)}
 	return hold, a.refusal(result.decision, err)
+}
+
+// newHoldRequest returns what r asks for, of an API key.
+func newHoldRequest(key, id string, r gateway.HoldRequest) holdRequest {
+	return holdRequest{
+		key: key, id: id, most: r.Most, least: r.Least, ttl: r.TTL, half: r.Half, patient: r.Patient, models: r.Models,
+	}
 }
 
 // onHolder calls f with what is known of the key, and keeps what f finds out, unless it fails in the middle of a move.
@@ -78,10 +82,19 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 	if err != nil {
 		return gateway.Balance{}, forGateway(err)
 	}
-	a.count(usageEvent{
-		group: result.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: result.charged, used: u.Usage,
-	})
+	a.countUsage(result, u)
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
+}
+
+// countUsage counts what a settlement has charged for.
+func (a *account) countUsage(s settlement, u gateway.Usage) {
+	e := usageEvent{
+		group: s.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: s.charged, used: u.Usage,
+	}
+	if u.IsPart {
+		e.requests = 0
+	}
+	a.count(e)
 }
 
 // Charge implements gateway.Account. It leaves it to countFee to count the charge, since Refund may undo it.
@@ -156,7 +169,8 @@ func forGateway(err error) error {
 		return gateway.InsufficientError{Left: spent.tokensLeft, Held: spent.tokensHeld}
 	case errors.Is(err, ErrUnavailable):
 		return storeError{err, gateway.ErrUnavailable}
-	case errors.Is(err, ErrNoKey), errors.Is(err, ErrNoHold): // a key that was revoked has no holds
+	case errors.Is(err, ErrNoKey), errors.Is(err, ErrNoHold), // a key that was revoked has no holds
+		errors.Is(err, ErrNoTenant): // nor has a tenant that was deleted
 		return storeError{err, gateway.ErrNoHold}
 	}
 	return err

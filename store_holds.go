@@ -14,6 +14,7 @@ import (
 const (
 	holdPrefix  = "hold_"  // of the IDs of holds
 	leasePrefix = "lease_" // of those of the gateway, which scripts tell apart by it, see holds.lua
+	extraPrefix = "extra_" // of the further ones of a session of the gateway, see holds.lua
 
 	// The outcome of a hold is remembered for holdRecordTTL, that of one of the gateway, whose settling is repeated for a
 	// few minutes, for leaseRecordTTL. If a hold charged nothing, it is remembered for 10 minutes, see settle.lua.
@@ -26,7 +27,7 @@ const (
 // holdRequest is what to hold.
 type holdRequest struct {
 	key   string
-	id    string // a hold ID that no other hold has, which begins with holdPrefix or leasePrefix
+	id    string // a hold ID that no other hold has, which begins with one of the prefixes above
 	most  int64  // tokens to hold, 1 … maxAmount
 	least int64  // if the balance is between the two, all of it is held
 	ttl   time.Duration
@@ -181,8 +182,8 @@ func (s *store) RenewHold(deadline time.Time, t *tenant, h *holder, holdID strin
 	return withTenant(err, "renew a hold of an API key", t)
 }
 
-// holdStep is what to do with a hold: the script, settle.lua or renew.lua, and those of its arguments that onHold does
-// not know.
+// holdStep is what to do with a hold: the script, settle.lua or one that takes its keys, and those of its arguments that
+// onHold does not know.
 type holdStep struct {
 	script *redisdb.Script
 	holdID string
@@ -190,6 +191,9 @@ type holdStep struct {
 	tokens int64
 	late   string // as settle.lua takes it
 	follow bool   // the key may have been rotated since the caller has read it
+
+	next    *holdRequest // as exchange.lua and check.lua take it; nil for other scripts
+	settled string       // ARGV[17] of exchange.lua; "" if that is omitted
 }
 
 // onHold runs a script on a hold of h, and follows the key wherever it has gone. It returns the script's reply, whose
@@ -202,6 +206,9 @@ func (s *store) onHold(deadline time.Time, t *tenant, h *holder, step holdStep) 
 				return reply, nil
 			}
 			moved, _ := redis.Strings(reply, nil)
+			if len(moved) > 4 {
+				step.settled = moved[4]
+			}
 			to := moved[1]
 			if moved[3] != "-" { // the hold may not have reached the user's key yet
 				who := signInIdentity{tenant: t, userID: moved[2]}
@@ -230,7 +237,11 @@ func (s *store) onHold(deadline time.Time, t *tenant, h *holder, step holdStep) 
 // onHoldOf runs a script on a hold of the key that h names.
 func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep) (reply []any, err error) {
 	digest := "" // of the hold's Idempotency-Key
-	_, err = s.withGroups(deadline, t.refillGroups(), h.key, anonymousGroup,
+	table := t.refillGroups()
+	if step.next != nil {
+		table = &t.config.encoded
+	}
+	_, err = s.withGroups(deadline, table, h.key, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
 			keys := []string{apiKeyRedisKey(h.key), settledRedisKey(h.first, step.holdID), holdsRedisKey(h.key),
 				closedRedisKey(h.key), firstRedisKey(h.key)}
@@ -239,6 +250,14 @@ func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep
 			}
 			args := []any{t.id, t.generation, groups, only, step.holdID, step.ttl.Milliseconds(), h.first, digest,
 				step.tokens, step.late}
+			if next := step.next; next != nil {
+				keys = append(keys, settledRedisKey(h.first, next.id))
+				args = append(args, next.most, next.least, next.id, next.ttl.Milliseconds(), next.words(),
+					t.config.encoded.denying(next.models, only))
+				if step.settled != "" {
+					args = append(args, step.settled)
+				}
+			}
 			reply, err = redis.Values(s.redis.Eval(deadline, step.script, keys, args...))
 			if err != nil {
 				return "", "", err

@@ -56,11 +56,19 @@ func (m *ledgerModel) held() (sum int) {
 	return sum
 }
 
-// leases returns how many open holds are the gateway's, and their tokens.
+// isGateways reports whether a hold is the gateway's.
+func isGateways(id string) bool {
+	return strings.HasPrefix(id, leasePrefix) || strings.HasPrefix(id, extraPrefix)
+}
+
+// leases returns how many requests of the gateway have holds, and the tokens of all that are the gateway's.
 func (m *ledgerModel) leases() (n, sum int) {
 	for id, h := range m.holds {
 		if strings.HasPrefix(id, leasePrefix) {
-			n, sum = n+1, sum+h.tokens
+			n++
+		}
+		if isGateways(id) {
+			sum += h.tokens
 		}
 	}
 	return n, sum
@@ -247,13 +255,20 @@ func (w *ledgerWalk) hold(key string, m *ledgerModel) {
 	w.wantLeft(got, m)
 }
 
-// lease is a hold of the gateway.
-func (w *ledgerWalk) lease(key string, m *ledgerModel) {
+// newLease returns a request for a hold of the gateway.
+func (w *ledgerWalk) newLease(key, prefix string) holdRequest {
 	r := holdRequest{key: key, most: int64(1 + w.random.IntN(90)), ttl: time.Hour}
 	r.least, r.half, r.patient = 1+w.random.Int64N(r.most), w.random.IntN(2) == 0, w.random.IntN(2) == 0
-	r.id, _ = newCredential(leasePrefix)
-	concurrent := 0
-	if key == w.key {
+	r.id, _ = newCredential(prefix)
+	return r
+}
+
+// lease is a hold of the gateway, the first or a further one of a session.
+func (w *ledgerWalk) lease(key string, m *ledgerModel) {
+	r, concurrent := w.newLease(key, leasePrefix), 0
+	if w.random.IntN(3) == 0 {
+		r = w.newLease(key, extraPrefix)
+	} else if key == w.key {
 		concurrent = walkConcurrent
 	}
 	m.refill()
@@ -331,7 +346,7 @@ func (w *ledgerWalk) settle(key string, m *ledgerModel) {
 	m.refill()
 	charged := m.end(id, used)
 	w.charged[id] = charged
-	if strings.HasPrefix(id, leasePrefix) {
+	if isGateways(id) {
 		w.settleLease(key, id, used, charged, m)
 		return
 	}
@@ -349,6 +364,39 @@ func (w *ledgerWalk) settleLease(key, id string, used, charged int, m *ledgerMod
 		settleRequest{holdID: id, used: int64(used), isLease: true})
 	if err != nil || int(got.charged) != charged || int(got.tokensLeft) != m.left {
 		w.Fatalf("got %+v, %v; want %d charged and %d left; after\n%s", got, err, charged, m.left, strings.Join(w.steps, "\n"))
+	}
+	m.mayLag = false
+}
+
+// exchange settles a hold of the gateway, which may have been settled by expiry, and takes another in its place. It does
+// so up to three times.
+func (w *ledgerWalk) exchange(key string, m *ledgerModel) {
+	id := w.anyHold(m)
+	if !isGateways(id) {
+		return
+	}
+	key = cmp.Or(w.moved[id], key)
+	used := w.random.IntN(2 + m.holds[id].tokens*3/2)
+	next := w.newLease("", id[:len(leasePrefix)])
+	m.refill()
+	charged := m.end(id, used)
+	w.charged[id] = charged
+	left := m.left
+	held, refusal := m.lease(next, 0)
+	if refusal == nil {
+		m.hold(next.id, held)
+	}
+	for range 1 + w.random.IntN(3) {
+		store := w.stores[w.random.IntN(len(w.stores))]
+		got, err := store.Exchange(in(10*time.Second), store.wantTenant(w.T, w.tenant), newHolder(key),
+			settleRequest{holdID: id, used: int64(used), isLease: true}, next)
+		want := exchange{settlement: settlement{int64(charged), int64(left), got.group, got.replayed}, isSettled: true}
+		if refusal == nil {
+			want.held = int64(held)
+		}
+		if got != want || !errors.Is(err, refusal) {
+			w.Fatalf("got %+v, %v; want %+v, %v; after\n%s", got, err, want, refusal, strings.Join(w.steps, "\n"))
+		}
 	}
 	m.mayLag = false
 }
@@ -413,8 +461,8 @@ func (w *ledgerWalk) merge() {
 	visitor := w.service().login(w.T, w.tenant)
 	m := newLedgerModel(60, 50)
 	for range w.random.IntN(12) {
-		step := []func(string, *ledgerModel){w.hold, w.hold, w.lease, w.lease, w.earlier, w.charge, w.settle, w.look, w.expire, w.age,
-			w.age}[w.random.IntN(11)]
+		step := []func(string, *ledgerModel){w.hold, w.hold, w.lease, w.lease, w.earlier, w.charge, w.settle, w.exchange, w.look,
+			w.expire, w.age, w.age}[w.random.IntN(12)]
 		step(visitor, m)
 	}
 	w.model.refill()
@@ -446,6 +494,7 @@ func (w *ledgerWalk) walk(n int) {
 		{"earlier", func() { w.earlier(w.key, m) }},
 		{"charge", func() { w.charge(w.key, m) }}, {"charge", func() { w.charge(w.key, m) }},
 		{"settle", func() { w.settle(w.key, m) }}, {"settle", func() { w.settle(w.key, m) }},
+		{"exchange", func() { w.exchange(w.key, m) }}, {"exchange", func() { w.exchange(w.key, m) }},
 		{"look", func() { w.look(w.key, m) }}, {"expire", func() { w.expire(w.key, m) }}, {"age", func() { w.age(w.key, m) }},
 		{"rotate", func() { w.rotate(m) }}, {"merge", w.merge}, {"set", func() { w.set(m) }},
 	}

@@ -24,10 +24,15 @@ var (
 	refillChargeScript        = newScript("refill charge", redisdb.AllowOOM, "balance", "refill", "norate", "charge")
 	growingRefillChargeScript = newScript("growing refill charge", redisdb.DenyOOM, "balance", "refill", "rate", "charge")
 
-	holdScript    = newScript("hold", redisdb.DenyOOM, "balance", "refill", "rate", "holds", "hold")
-	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "settle")
+	holdScript    = newScript("hold", redisdb.DenyOOM, "balance", "refill", "rate", "holds", "taking", "hold")
+	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "settling", "settle")
 	renewScript   = newScript("renew", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "renew")
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
+
+	// A session leaves one more record each time, so that a full Redis takes only its end: a settlement.
+	exchangeScript = newScript("exchange", redisdb.DenyOOM, "balance", "refill", "holds", "visitor", "taking", "settling",
+		"exchange")
+	checkScript = newScript("check", redisdb.NoWrites, "balance", "visitor", "taking", "check")
 
 	loginScript        = newScript("login", redisdb.AllowOOM, "login") // to refuse
 	growingLoginScript = newScript("growing login", redisdb.DenyOOM, "login")

@@ -10,7 +10,8 @@
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] the most tokens to hold, a whole number from 1 to 2^53-1
 -- ARGV[4] the fewest: if the balance is between the two, all of it is held
--- ARGV[5] hold ID, which begins with lease_ if the hold is one of the gateway
+-- ARGV[5] hold ID, which begins with lease_ or extra_ if the hold is one of the gateway, see holds.lua: an extra_ one
+--         counts neither for the rate nor among the requests under way
 -- ARGV[6] time to live of the hold in milliseconds
 -- ARGV[7] groups of the tenant, as charge.lua takes them
 -- ARGV[8] the name that the key had first, as far as the caller knows
@@ -35,8 +36,6 @@
 --   off       an admin has disabled the key
 --   disabled  ARGV[7] does not have the key's group
 --   denied    ARGV[10] has it
-
-local mostHolds = 1000
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
 	'repaid', 'group', 'userId', 'enabled', 'first', 'leases')
@@ -69,17 +68,15 @@ if KEYS[4] then
 		return reply('replayed', tonumber(held), tonumber(left), tonumber(deadline), id)
 	end
 end
-if key[10] == '0' then
-	return reply('off', 0, ledger.balance, 0, '')
+local refused, found = refusal(key[10], group, ARGV[7], ARGV[10])
+if refused then
+	return reply(refused, 0, ledger.balance, 0, '')
 end
-local _, found = string.find(ARGV[7], '\255' .. group .. '\254', 1, true)
-if not found then
-	return reply('disabled', 0, ledger.balance, 0, '')
+local kind = string.sub(ARGV[5], 1, 6)
+local limit, window
+if kind ~= 'extra_' then
+	limit, window = string.match(ARGV[7], '^(%d+) (%d+)', found + 1)
 end
-if string.find(ARGV[10], '\255' .. group .. '\254', 1, true) then
-	return reply('denied', 0, ledger.balance, 0, '')
-end
-local limit, window = string.match(ARGV[7], '^(%d+) (%d+)', found + 1)
 local rate = limit and measureRate(limit, window)
 if rate and isOverRate(rate) then
 	return reply('limited', 0, ledger.balance, 0, '', describeRate(rate))
@@ -90,21 +87,13 @@ end
 if call('HLEN', KEYS[3]) >= mostHolds then
 	return reply('crowded', 0, ledger.balance, 0, '', rate and describeRate(rate))
 end
-local concurrent = string.sub(ARGV[5], 1, 6) == 'lease_' and string.match(ARGV[7], '^[^\252\255]*\252(%d+)', found + 1)
+local concurrent = kind == 'lease_' and string.match(ARGV[7], '^[^\252\255]*\252(%d+)', found + 1)
 if concurrent and ledger.leases >= tonumber(concurrent) then
 	return reply('busy', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
 end
-local most, least = tonumber(ARGV[3]), tonumber(ARGV[4])
-local held = math.min(most, ledger.balance)
-if held < most and string.find(ARGV[9], 'patient', 1, true) and ledger.balance + ledger.leased >= most then
-	least = most
-end
-if ledger.balance < least or held < 1 then
+local held = tokensToHold(ledger, tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[9])
+if not held then
 	return reply('spent', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
-end
-
-if held < most and string.find(ARGV[9], 'half', 1, true) then
-	held = least + math.floor((held - least) / 2)
 end
 local left, deadline = ledger.balance - held, milliseconds() + ARGV[6]
 if rate then

@@ -2,9 +2,9 @@
 --
 -- KEYS[1] apiKey:<apiKey>, of whose fields these say what its open holds have taken out of the balance:
 --         tokensHeld      their tokens together; absent if there are none
---         leases          '<open holds of the gateway> <their tokens> <tokensHeld>': what is part of tokensHeld. An
---                         earlier version does not keep it up, and then its last number is wrong; absent if there are
---                         none
+--         leases          '<open holds lease_> <tokens of all the gateway's> <tokensHeld>': what is part of
+--                         tokensHeld. An earlier version does not keep it up, and then its last number is wrong;
+--                         absent if nothing is held
 --         holdsDue        when the first of them is to be ended (Unix ms), or earlier; absent if there are none
 --         advanced        tokens that the balance was given, by refills or because an admin has set it, in place of
 --                         what open holds may give back; counted since the key last had no open hold; absent: 0
@@ -20,7 +20,8 @@
 -- the balance; the second adds 30, since it was opened when 60 were advanced, and nothing was since.
 --
 -- {apiKey:<apiKey>}:holds, at another place in KEYS, has hold ID → '<tokens> <deadline in Unix ms>' of each open hold.
--- Earlier versions know only this hash and holdsDue. The IDs of the gateway's holds begin with lease_.
+-- Earlier versions know only this hash and holdsDue. The IDs of the gateway's holds begin with lease_, and each of these
+-- stands for one request under way, or with extra_: these are further ones of a session, which has one lease_.
 
 -- malformed ends the script, see lib.lua.
 local function malformed(what)
@@ -66,8 +67,11 @@ end
 
 -- countLease counts a hold, if it is one of the gateway, or counts it out: then n is -1, else 1.
 local function countLease(ledger, id, tokens, n)
-	if string.sub(id, 1, 6) == 'lease_' then
+	local kind = string.sub(id, 1, 6)
+	if kind == 'lease_' then
 		ledger.leases = math.max(ledger.leases + n, 0)
+	end
+	if kind == 'lease_' or kind == 'extra_' then
 		ledger.leased = math.max(ledger.leased + n * tokens, 0)
 	end
 end

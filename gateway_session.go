@@ -1,0 +1,244 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"tollgate/internal/fairpool"
+	"tollgate/internal/gateway"
+)
+
+// A sessionAccount is the gateway.SessionAccount of a session. That may last for an hour, so what is held anew is held
+// under the config of that time, with the API key by the name that it has then.
+type sessionAccount struct {
+	account // for the first hold; its mu also guards what follows, and its holder is where the key was last seen
+
+	latest *tenant                // as it was last seen
+	holds  map[string]sessionHold // by ID: those that may be open, and those that were settled, but not exchanged
+}
+
+// A sessionHold is what is known of one hold. Each has its own holder, since a settlement that is repeated must not miss
+// the record that the first attempt has left with the key of a visitor.
+type sessionHold struct {
+	holder  holder
+	counted bool // what was used is counted
+}
+
+// newSessionAccount returns the account of a session that an API key of t asks for. The first hold sets headers of the
+// response, and the share of place.
+func (s *server) newSessionAccount(t *tenant, key string, h http.Header, place *fairpool.Claim) *sessionAccount {
+	return &sessionAccount{
+		account: account{server: s, tenant: t, key: key, header: h, place: place, holder: *newHolder(key)},
+		latest:  t, holds: make(map[string]sessionHold),
+	}
+}
+
+// Hold implements gateway.SessionAccount. The first hold is like that of a request.
+func (a *sessionAccount) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
+	if r.Further {
+		return a.holdFurther(deadline, r)
+	}
+	hold, err := a.account.Hold(deadline, r)
+	if err == nil || errors.Is(err, gateway.ErrUnavailable) {
+		a.found(hold.ID, a.holder)
+	}
+	return hold, err
+}
+
+// holdFurther takes one more hold.
+func (a *sessionAccount) holdFurther(deadline time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
+	id, err := newCredential(extraPrefix)
+	if err != nil {
+		return gateway.Hold{}, err
+	}
+	hold := gateway.Hold{ID: id}
+	t, err := a.present(deadline)
+	for err == nil {
+		h := a.lastSeen()
+		var result holdResult
+		result, err = a.server.store.Hold(deadline, t, newHoldRequest(h.key, id, r))
+		if errors.Is(err, ErrNoKey) { // it may have been rotated or merged
+			if _, err = a.look(deadline, t, nil); err == nil {
+				continue
+			}
+		}
+		first := cmp.Or(result.firstKey, h.first)
+		if err == nil || errors.Is(err, ErrUnavailable) {
+			a.found(id, holder{h.key, first})
+		}
+		hold.Tokens, hold.Owner = result.held, ownerName(result.userID, first)
+		return hold, a.refused(t, result.group, err)
+	}
+	return hold, a.refused(t, "", err)
+}
+
+// Renew implements gateway.Account.
+func (a *sessionAccount) Renew(deadline time.Time, hold gateway.Hold, ttl time.Duration) error {
+	t, h := a.known(hold.ID)
+	err := a.server.store.RenewHold(deadline, t, &h, hold.ID, hold.Tokens, ttl)
+	if err == nil || errors.Is(err, ErrNoHold) {
+		a.found(hold.ID, h)
+	}
+	return forGateway(err)
+}
+
+// Settle implements gateway.Account. What Exchange has settled is counted once.
+func (a *sessionAccount) Settle(deadline time.Time, holdID string, u gateway.Usage) (gateway.Balance, error) {
+	balance, err := a.settle(deadline, holdID, u)
+	if !errors.Is(err, ErrUnavailable) {
+		a.forget(holdID)
+	}
+	return balance, forGateway(err)
+}
+
+// settle does what Settle does, but remembers the hold. Errors are those of the store.
+func (a *sessionAccount) settle(deadline time.Time, holdID string, u gateway.Usage) (gateway.Balance, error) {
+	t, h := a.known(holdID)
+	result, err := a.server.store.Settle(deadline, t, &h, settleRequest{holdID: holdID, used: u.Cost, isLease: true})
+	if err != nil {
+		return gateway.Balance{}, err
+	}
+	return a.paid(holdID, result, u), nil
+}
+
+// Exchange implements gateway.SessionAccount.
+func (a *sessionAccount) Exchange(deadline time.Time, holdID string, u gateway.Usage, next gateway.HoldRequest) (
+	gateway.Balance, gateway.Hold, error) {
+	hold := gateway.Hold{ID: next.ID}
+	if hold.ID == "" {
+		prefix := leasePrefix
+		if strings.HasPrefix(holdID, extraPrefix) {
+			prefix = extraPrefix
+		}
+		var err error
+		if hold.ID, err = newCredential(prefix); err != nil {
+			return gateway.Balance{}, gateway.Hold{}, err
+		}
+	}
+	t, err := a.present(deadline)
+	if errors.Is(err, ErrUnavailable) {
+		return gateway.Balance{}, hold, forGateway(err)
+	}
+	if err != nil { // there is nothing to take a hold by
+		balance, unsettled := a.settle(deadline, holdID, u)
+		return balance, hold, a.refused(t, "", cmp.Or(unsettled, err))
+	}
+	_, h := a.known(holdID)
+	r := settleRequest{holdID: holdID, used: u.Cost, isLease: true}
+	result, err := a.server.store.Exchange(deadline, t, &h, r, newHoldRequest("", hold.ID, next))
+	var balance gateway.Balance
+	if result.isSettled {
+		balance = a.paid(holdID, result.settlement, u)
+	}
+	if err == nil {
+		a.forget(holdID)
+		a.found(hold.ID, h)
+	}
+	hold.Tokens = result.held
+	return balance, hold, a.refused(t, result.group, err)
+}
+
+// Check implements gateway.SessionAccount.
+func (a *sessionAccount) Check(deadline time.Time, models []string) error {
+	t, err := a.present(deadline)
+	group := ""
+	if err == nil {
+		group, err = a.look(deadline, t, models)
+	}
+	return a.forSession(t, group, err)
+}
+
+// look returns what the store's Check does, and learns where the key is.
+func (a *sessionAccount) look(deadline time.Time, t *tenant, models []string) (group string, err error) {
+	h := a.lastSeen()
+	group, err = a.server.store.Check(deadline, t, &h, models)
+	if err == nil {
+		a.mu.Lock()
+		a.holder = h
+		a.mu.Unlock()
+	}
+	return group, err
+}
+
+// present returns the tenant as it is now. Errors: those of store.Tenant, also if it was deleted and created anew.
+func (a *sessionAccount) present(deadline time.Time) (*tenant, error) {
+	t, err := a.server.store.Tenant(deadline, a.tenant.id)
+	if t != nil && t.generation != a.tenant.generation {
+		return nil, ErrNoTenant
+	}
+	if err == nil {
+		a.mu.Lock()
+		a.latest = t
+		a.mu.Unlock()
+	}
+	return t, err
+}
+
+// lastSeen returns where the key was last seen.
+func (a *sessionAccount) lastSeen() holder {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.holder
+}
+
+// known returns the tenant as it was last seen, and who has a hold. One of which nothing is known is looked for from
+// where the key was at first.
+func (a *sessionAccount) known(holdID string) (*tenant, holder) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if hold, ok := a.holds[holdID]; ok {
+		return a.latest, hold.holder
+	}
+	return a.latest, *newHolder(a.key)
+}
+
+// found remembers who has a hold.
+func (a *sessionAccount) found(holdID string, h holder) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.holds[holdID] = sessionHold{h, a.holds[holdID].counted}
+	a.holder = h
+}
+
+// forget forgets a hold of which nothing more is to be asked.
+func (a *sessionAccount) forget(holdID string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.holds, holdID)
+}
+
+// paid counts what settling a hold has led to, unless that was counted before, and returns it.
+func (a *sessionAccount) paid(holdID string, s settlement, u gateway.Usage) gateway.Balance {
+	a.mu.Lock()
+	hold, ok := a.holds[holdID]
+	if !ok {
+		hold.holder = *newHolder(a.key)
+	}
+	isNew := !hold.counted
+	hold.counted = true
+	a.holds[holdID] = hold
+	a.mu.Unlock()
+	if isNew {
+		a.countUsage(s, u)
+	}
+	return gateway.Balance{Charged: s.charged, Left: s.tokensLeft}
+}
+
+// refused counts err, with which the store has refused a hold, and returns it as the gateway understands it.
+func (a *sessionAccount) refused(t *tenant, group string, err error) error {
+	if err != nil {
+		a.server.countRefusal(a.tenant.id, err)
+	}
+	return a.forSession(t, group, err)
+}
+
+// forSession returns err, an error of the store about a key of that group, as the gateway understands it.
+func (a *sessionAccount) forSession(t *tenant, group string, err error) error {
+	if errors.Is(err, ErrModelDenied) {
+		return gateway.DeniedError{Allowed: t.config.groups[group].models}
+	}
+	return forGateway(err)
+}
