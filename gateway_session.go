@@ -20,8 +20,8 @@ type sessionAccount struct {
 	holds  map[string]sessionHold // by ID: those that may be open, and those that were settled, but not exchanged
 }
 
-// A sessionHold is what is known of one hold. Each has its own holder, since a settlement that is repeated must not miss
-// the record that the first attempt has left with the key of a visitor.
+// A sessionHold is what is known of one hold. Each has its own holder, since a repeated settlement must not miss the
+// record that the first attempt has left under the name of a visitor's key.
 type sessionHold struct {
 	holder  holder
 	counted bool // what was used is counted
