@@ -30,11 +30,13 @@ type tenantConfig struct {
 	warnings []string // sentences on members that are probably misspelled or have no effect
 	compared int      // unknown members that were compared with known ones for warnings
 	caching  gateway.Caching
+	standing []string // those of warnings that are logged whenever the config is loaded, as nobody may have put it
 	ignored  []string // sentences on values that a stored config has and that break rules which are newer
 	broken   int      // such values
 
 	// endpoints are those that the gateway can use: of each kind the default one first, then in the config's order.
 	endpoints gateway.Endpoints
+	realtime  gateway.Endpoints // the same for sessions, which no other request uses
 
 	// check is called for each endpoint of a config that is put, and says whether it may be saved: rules that are newer
 	// than configs in Redis. It is nil for those, which are served all the same. So are those with newMembers.
@@ -116,9 +118,12 @@ func parseConfigWith(data []byte, check func(*gateway.Endpoint, *strict.Problems
 	if !isObject || !c.membersOf(c.rules())(&wrong, c.compact) {
 		return nil, &configError{wrong}
 	}
-	c.endpoints.TellApart()
+	c.all().TellApart()
 	return c, nil
 }
+
+// all returns the endpoints that the gateway can use, those for sessions last.
+func (c *tenantConfig) all() gateway.Endpoints { return slices.Concat(c.endpoints, c.realtime) }
 
 // membersOf returns the rule for an object whose members keep rules. It accepts unknown members, and warns of those
 // that are probably misspelled.
@@ -352,7 +357,7 @@ func (c *tenantConfig) groupModels(dst *gateway.ModelNames) strict.Rule {
 }
 
 // providerRule returns the rule for one member of providers. The gateway uses the endpoints of the kinds that have
-// formats.
+// formats, and those for sessions.
 func (c *tenantConfig) providerRule(kind string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var chosen string
@@ -377,26 +382,21 @@ func (c *tenantConfig) providerRule(kind string) strict.Rule {
 			e := usable[i]
 			usable = slices.Insert(slices.Delete(usable, i, i+1), 0, e)
 		}
-		c.endpoints = append(c.endpoints, usable...)
+		if llmwire.Kind(kind) == llmwire.Realtime {
+			c.realtime = usable
+		} else {
+			c.endpoints = append(c.endpoints, usable...)
+		}
 		return ok
 	}
 }
 
 // endpointRule returns the rule for the object of e, which it adds to usable if the gateway can use it.
 func (c *tenantConfig) endpointRule(e *gateway.Endpoint, usable *gateway.Endpoints) strict.Rule {
-	rules, object := e.Rules(), c.membersOf
-	isUsed := llmwire.IsKind(e.Kind())
-	if isUsed {
-		object = c.knownMembersOf // what it does not know may look like a price or a bound
-		rules = e.GatewayRules(object)
-	}
-	rule := object(rules)
-	if isUsed && e.Kind() != llmwire.Text {
-		rule = c.newer(rule, notUsed) // a kind that had hardly any rules
-	}
+	isUsed := llmwire.IsKind(e.Kind()) || e.Kind() == llmwire.Realtime
 	return func(wrong *strict.Problems, value []byte) bool {
 		broken := c.broken
-		ok := rule(wrong, value)
+		ok := c.endpointMembers(e, value)(wrong, value)
 		if isUsed && c.broken == broken && c.complete(e, wrong) {
 			*usable = append(*usable, e)
 		}
@@ -404,12 +404,33 @@ func (c *tenantConfig) endpointRule(e *gateway.Endpoint, usable *gateway.Endpoin
 	}
 }
 
-// complete completes e, whose object is being read, and reports whether the gateway can use it. If its URL is of no
-// format of its kind, that is a warning.
+// endpointMembers returns the rule for value, which is the object of e. What is not known of an endpoint that can be
+// used is a warning: it may look like a price or a bound. Text is the kind that has always had rules.
+func (c *tenantConfig) endpointMembers(e *gateway.Endpoint, value []byte) strict.Rule {
+	switch known := c.knownMembersOf; {
+	case e.Kind() == llmwire.Text:
+		return known(e.GatewayRules(known))
+	case llmwire.IsKind(e.Kind()):
+		return c.newer(known(e.GatewayRules(known)), notUsed)
+	case e.Kind() == llmwire.Realtime:
+		rules, hasType := e.SessionRules(value, known)
+		if hasType {
+			return c.newer(known(rules), notUsed)
+		}
+		return c.newer(c.membersOf(rules), notUsed)
+	}
+	return c.membersOf(e.Rules())
+}
+
+// complete completes e, whose object is being read, and reports whether the gateway can use it. If it cannot, though it
+// looks so, that is a warning.
 func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) bool {
 	isUsable := e.Complete()
-	if !isUsable && e.HasURL() {
-		suffixes := llmwire.URLSuffixes(e.Kind())
+	switch suffixes := llmwire.URLSuffixes(e.Kind()); {
+	case isUsable:
+	case e.Kind() == llmwire.Realtime:
+		c.warn(wrong.MemberPath("type") + ` is missing: without "openai" or "ultravox" the endpoint is not used`)
+	case e.HasURL():
 		last := len(suffixes) - 1
 		names := suffixes[last]
 		if last > 0 {
@@ -418,5 +439,9 @@ func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) boo
 		c.warn(wrong.MemberPath("url") + " is not used: its path should end in " + names)
 	}
 	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
+	if e.IsSwitchedOff() && len(c.warnings) < strict.MaxProblems {
+		c.warn(wrong.MemberPath("model") + " is of the beta API, which OpenAI has switched off: sessions fail")
+		c.standing = append(c.standing, c.warnings[len(c.warnings)-1])
+	}
 	return isUsable
 }

@@ -87,7 +87,7 @@ func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *reques
 	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
 	info.place = s.gateway.Place(info.tenantID, info.apiKey)
 	info.place.SetShare(info.tenant.config.groups[info.group].maxConcurrent)
-	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.endpoints, info.tenantID), &gateway.ModelsCall{
+	models := s.gateway.Models(s.gateway.Usable(info.tenant.config.all(), info.tenantID), &gateway.ModelsCall{
 		Tenant: info.tenantID, Hops: info.hops, Format: *info.format, Memory: info.memory, Place: info.place,
 	})
 	models = info.tenant.config.groups[info.group].models.Listed(models)
@@ -99,7 +99,7 @@ func (s *server) listModels(w http.ResponseWriter, _ *http.Request, info *reques
 
 // showModel sends one model that may be asked for.
 func (s *server) showModel(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	model, err := s.gateway.Usable(info.tenant.config.endpoints, info.tenantID).Model(*info.format, r.PathValue("model"))
+	model, err := s.gateway.Usable(info.tenant.config.all(), info.tenantID).Model(*info.format, r.PathValue("model"))
 	if err != nil {
 		return err
 	}

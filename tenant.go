@@ -79,7 +79,7 @@ func (t *tenant) bytes() int {
 	for _, group := range t.config.groups {
 		size += 32 * len(group.models)
 	}
-	for _, e := range t.config.endpoints {
+	for _, e := range t.config.all() {
 		size += e.Bytes()
 	}
 	return size

@@ -7,7 +7,7 @@ import (
 )
 
 // authHeaders are the headers in which an endpoint's API key can be sent, behind a prefix, by the value of its member
-// auth. Without the member, that of the endpoint's format counts.
+// auth. Without the member, that of the endpoint's format or API counts.
 var authHeaders = map[string]struct{ name, prefix string }{
 	"bearer":    {"Authorization", "Bearer "},
 	"x-api-key": {"X-Api-Key", ""},
@@ -29,7 +29,11 @@ func (e *Endpoint) readAuth(_ *strict.Problems, value []byte) bool {
 
 // credential returns the header that carries the endpoint's API key. Its name is in canonical form.
 func (e *Endpoint) credential() (name, value string) {
-	if header, ok := authHeaders[e.auth]; ok {
+	auth := e.auth
+	if auth == "" && e.session != nil && e.session.isUltravox {
+		auth = "x-api-key"
+	}
+	if header, ok := authHeaders[auth]; ok {
 		return header.name, header.prefix + e.apiKey
 	}
 	return e.format.Credential(e.apiKey)

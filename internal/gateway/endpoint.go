@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/url"
@@ -61,20 +62,6 @@ type Endpoint struct {
 	sendsUsers   bool          // it is told which user a request is of
 
 	session *sessionRules // of an endpoint of the kind realtime; else nil
-}
-
-// sessionRules are the members that only endpoints of the kind realtime have.
-type sessionRules struct {
-	isUltravox bool
-	model      string // OpenAI: if the client names none, and always allowed; Ultravox: "" is the provider's default
-	voice      string // "" is the provider's default
-
-	maxInput, maxOutput int64 // OpenAI: tokens that one response is held for
-	maxSession          time.Duration
-	transcription       rates
-
-	inputRate, outputRate int64  // Ultravox: samples a second
-	call                  []byte // Ultravox: an object with further members of the call to create; nil if there are none
 }
 
 // A toolRule says what becomes of a request with tools that the provider runs.
@@ -231,7 +218,7 @@ func (e *Endpoint) modelRule(object func(strict.Rules) strict.Rule, model string
 		if model == "" || len(model) > maxModelBytes {
 			return wrong.Add(fmt.Sprintf("must have a name of 1 to %d bytes", maxModelBytes))
 		}
-		p, ok := readPrice(object, wrong, value)
+		p, ok := e.readPrice(object, wrong, value)
 		if strings.HasSuffix(model, "*") {
 			e.patterns = append(e.patterns, model)
 		} else {
@@ -243,16 +230,13 @@ func (e *Endpoint) modelRule(object func(strict.Rules) strict.Rule, model string
 }
 
 // Complete works out what the members of an endpoint mean together, once they were read. It reports whether a Gateway
-// can use it: its URL must end in the path of a format of its kind.
+// can use it: its URL must end in the path of a format of its kind or, if it is for sessions, its API must be known.
 func (e *Endpoint) Complete() bool {
+	if e.kind == llmwire.Realtime {
+		return e.completeSession()
+	}
 	if e.defaultModel != "" {
-		p := e.prices.find(e.defaultModel)
-		if p == nil {
-			p = onePrice()
-		}
-		e.prices.addNamed(e.defaultModel, p)
-		e.models = slices.DeleteFunc(e.models, func(model string) bool { return model == e.defaultModel })
-		e.models = slices.Insert(e.models, 0, e.defaultModel)
+		e.allowFirst(e.defaultModel, cmp.Or(e.prices.find(e.defaultModel), onePrice()))
 	}
 	u, err := url.Parse(e.rawURL)
 	if err != nil || u.Host == "" {
@@ -263,6 +247,13 @@ func (e *Endpoint) Complete() bool {
 	var known bool
 	e.format, known = llmwire.FormatOf(e.kind, u.Path)
 	return known
+}
+
+// allowFirst allows a model, before all others, at a price.
+func (e *Endpoint) allowFirst(model string, p *price) {
+	e.prices.addNamed(model, p)
+	e.models = slices.DeleteFunc(e.models, func(other string) bool { return other == model })
+	e.models = slices.Insert(e.models, 0, model)
 }
 
 // Kind returns what the endpoint is for.
@@ -280,7 +271,13 @@ func (e *Endpoint) limitName() string {
 func (e *Endpoint) HasURL() bool { return e.rawURL != "" }
 
 // Bytes returns about how much memory the endpoint takes.
-func (e *Endpoint) Bytes() int { return 1024 + 512*(len(e.models)+len(e.patterns)) + 64*len(e.allowed) }
+func (e *Endpoint) Bytes() int {
+	size := 1024 + 512*(len(e.models)+len(e.patterns)) + 64*len(e.allowed)
+	if e.session != nil {
+		size += 512 + 128*(len(e.models)+len(e.patterns)) // prices of transcriptions
+	}
+	return size
+}
 
 // Endpoints are endpoints in the order in which they are tried.
 type Endpoints []*Endpoint

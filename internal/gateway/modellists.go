@@ -60,8 +60,9 @@ func (g *Gateway) Models(all Endpoints, c *ModelsCall) []llmwire.Model {
 	return models
 }
 
-// isOpen reports whether the endpoint allows models that the config does not name.
-func (e *Endpoint) isOpen() bool { return len(e.patterns) > 0 }
+// isOpen reports whether the endpoint allows models that the config does not name, and its provider can be asked for
+// them. The provider of sessions has other models, too, which cannot be told apart.
+func (e *Endpoint) isOpen() bool { return len(e.patterns) > 0 && e.session == nil }
 
 // listsOf returns the names that the provider of each endpoint lists. All providers are asked at the same time.
 func (g *Gateway) listsOf(open Endpoints, c *ModelsCall) [][]string {

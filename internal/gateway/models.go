@@ -127,7 +127,12 @@ func (all Endpoints) speaking(format llmwire.Format) Endpoints {
 
 // listedFor returns the endpoints, of whatever kind, whose models a client of a format is shown.
 func (all Endpoints) listedFor(format llmwire.Format) Endpoints {
-	return all.where(func(e *Endpoint) bool { return e.format.SharesModels(format) })
+	return all.where(func(e *Endpoint) bool {
+		if e.session != nil && e.session.isUltravox {
+			return false
+		}
+		return e.format.SharesModels(format) // that of a session is the zero Format, which is OpenAI's
+	})
 }
 
 // find returns the endpoints that allow a model, and the model's name there: endpoint/model chooses the endpoint.

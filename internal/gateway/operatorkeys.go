@@ -179,7 +179,7 @@ func (k *OperatorKeys) keyFor(e *Endpoint, tenant string) (key, member, fault st
 	if named == nil || !slices.Contains(named.tenants, tenant) && !slices.Contains(named.tenants, anyTenant) {
 		return "", "api_key_name", "must name a key that the operator has for this tenant"
 	}
-	if u, err := url.Parse(e.rawURL); err != nil || !named.covers(u) {
+	if u, err := e.address(); err != nil || !named.covers(u) {
 		return "", "url", "must be below the URL that the operator has set for the key of api_key_name"
 	}
 	return named.apiKey, "", ""

@@ -69,8 +69,10 @@ type price struct {
 	aboveTokens int64  // with more input than this, a request costs what above says
 	above       *rates // nil: it never does
 
-	pricesWrites bool  // the config has a cache_write
-	reasoning    *bool // what the config says about the model; nil: what it says about the endpoint
+	pricesWrites bool   // the config has a cache_write
+	reasoning    *bool  // what the config says about the model; nil: what it says about the endpoint
+	ofTranscript *rates // what the config says of the transcription of a session's input; nil: nothing
+	isOfTextOnly bool   // the config has an input, and no audio_input
 }
 
 // newRates returns rates none of which is given.
@@ -104,10 +106,11 @@ func (r *rates) rules() strict.Rules {
 	}
 }
 
-// readPrice reads an object of models. object must return the rule for an object with the given members.
-func readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, value []byte) (*price, bool) {
-	given, above := newRates(), newRates()
-	p := new(price)
+// readPrice reads what a model costs. object must return the rule for an object with the given members.
+func (e *Endpoint) readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, value []byte) (*price, bool) {
+	given, above, ofTranscript := newRates(), newRates(), newRates()
+	p, anyObject := new(price), object
+	object = e.session.pricesOnly(object)
 	rules := given.rules()
 	maps.Copy(rules, strict.Rules{
 		"reasoning": func(wrong *strict.Problems, value []byte) bool {
@@ -133,9 +136,18 @@ func readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, va
 			}
 			return ok
 		},
+		"transcription": func(wrong *strict.Problems, value []byte) bool {
+			p.ofTranscript = &ofTranscript
+			return anyObject(strict.Rules{
+				"input":  priceRule(&ofTranscript[kindInput]),
+				"output": priceRule(&ofTranscript[kindOutput]),
+				"second": priceRule(&ofTranscript[kindSecond]),
+			})(wrong, value)
+		},
 	})
 	ok := object(rules)(wrong, value)
 	p.rates, p.pricesWrites = given.completed(), given[kindCacheWrite] != noRate
+	p.isOfTextOnly = given[kindInput] != noRate && given[kindAudioInput] == noRate
 	if p.above != nil {
 		for k, rate := range above {
 			if rate == noRate {

@@ -26,8 +26,10 @@ type SessionCall struct {
 
 	Outcome *Outcome // where ChooseEndpoint and ServeSession say what became of the session; must not be nil
 
+	all      Endpoints  // that ChooseEndpoint was called with
+	allowed  ModelNames // what the account allows, if the client names no model and the first one was denied; else nil
 	endpoint *Endpoint
-	model    string // as the endpoint knows it
+	model    string // as the endpoint knows it, and the account allows it; of an Ultravox endpoint without one, its name
 }
 
 // sessions is what all sessions share.

@@ -20,6 +20,9 @@ const (
 // Warn calls add for each member of a complete endpoint that is accepted, but is probably not meant so: with the name
 // of the member and what there is to say about it.
 func (e *Endpoint) Warn(add func(member, sentence string)) {
+	if e.session != nil {
+		e.warnOfSession(add)
+	}
 	if e.onHangUp == cancelOnHangUp && e.anyMayReason() {
 		add("on_hangup", `is "cancel" though reasoning is not false: what a model thinks for a client that has gone is free`)
 	}
