@@ -111,27 +111,36 @@ func (p *purse) spend(u llmwire.Usage, cost int64, isEstimate bool, n int, lastI
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lastInput = lastInput.Input
-	used := p.holds[0].use(u, cost, isEstimate, true)
+	used := p.use(u, cost, isEstimate, true)
 	if p.refusal != nil || p.pending != nil {
 		p.owe(used)
 		return p.holdFor(n)
 	}
-	n = max(n, 1)
-	needed := min(n, len(p.holds))
+	needed := min(max(n, 1), len(p.holds))
 	surplus := p.holds[needed:]
 	p.holds = p.holds[:needed:needed]
-	for i, h := range surplus {
-		if i < len(surplus)-1 {
-			h.settle(used.withoutCost())
-		} else {
-			h.settle(used)
-			used = used.withoutCost()
-		}
+	if i := len(surplus) - 1; i >= 0 {
+		settleAll(surplus[:i], used.withoutCost())
+		surplus[i].settle(used)
+		used = used.withoutCost()
 	}
 	if h := p.smallest(); len(surplus) == 0 || h.Tokens < p.price.least(p.lastInput) {
 		p.exchange(h, used)
 	}
 	return p.holdFor(n)
+}
+
+// use adds something that was used to the outcome, and returns it as it is charged. An estimate costs at most what is
+// held for one response, if that is known.
+func (p *purse) use(u llmwire.Usage, cost int64, isEstimate, isPart bool) Usage {
+	if isEstimate {
+		most := p.price.full()
+		if p.refusal == nil {
+			most = slices.MaxFunc(p.holds, func(a, b *sessionHold) int { return cmp.Compare(a.Tokens, b.Tokens) }).Tokens
+		}
+		cost = min(cost, most)
+	}
+	return p.holds[0].use(u, cost, isEstimate, isPart)
 }
 
 // owe adds something that was used to what is paid for later.
@@ -162,20 +171,15 @@ func (p *purse) close(u llmwire.Usage, cost int64, isEstimate bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	first := p.holds[0]
-	p.owe(first.use(u, cost, isEstimate, false))
+	p.owe(p.use(u, cost, isEstimate, false))
 	last, nothing := p.owed, p.owed.withoutCost()
 	nothing.IsPart = true
-	var further sync.WaitGroup // whose tokens may have to pay for what was used last
-	for _, h := range p.holds[1:] {
-		if h == p.pending {
-			p.owed = nothing
-		} else {
-			further.Go(func() { h.settle(nothing) })
-		}
+	if p.pending != nil && p.pending != p.holds[0] {
+		p.owed = nothing
 	}
-	further.Wait()
-	if first != p.pending {
+	// What the further holds give back may have to pay for what was used last.
+	settleAll(slices.DeleteFunc(p.holds[1:], func(h *sessionHold) bool { return h == p.pending }), nothing)
+	if first := p.holds[0]; first != p.pending {
 		first.settle(last)
 	}
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"time"
 )
@@ -13,6 +14,7 @@ func (p *purse) exchange(h *sessionHold, used Usage) {
 	var taken Hold
 	step := func() (err error) {
 		balance, taken, err = p.call.Account.Exchange(time.Now().Add(settleStep), h.ID, used, next)
+		taken.ID = cmp.Or(taken.ID, next.ID)
 		next.ID = taken.ID // so that a repetition takes no other
 		return err
 	}
@@ -37,8 +39,8 @@ func (p *purse) exchanged(h *sessionHold, used Usage, balance Balance, taken Hol
 	s := &p.gateway.settler
 	s.begin() // before the other one is counted out: Stop must wait for what is charged next
 	unsettled := err
-	if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrNoHold) {
-		unsettled = nil // a refusal of the next hold
+	if balance.Charged > 0 || used.Cost == 0 {
+		unsettled = nil // only the next hold was refused
 	}
 	s.settled(h.debt(used), balance, unsettled)
 	h.wake()

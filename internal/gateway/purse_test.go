@@ -306,7 +306,7 @@ func TestPurseByChance(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			chance := rand.New(rand.NewPCG(seed, 1))
 			p := opened(t, 2_000+chance.Int64N(300_000))
-			badness, mishaps := chance.IntN(3)*chance.IntN(50), rand.New(rand.NewPCG(seed, 2))
+			badness, mishaps := chance.IntN(3)*chance.IntN(30), rand.New(rand.NewPCG(seed, 2))
 			p.account.setChance(func() mishap {
 				if mishaps.IntN(100) >= badness {
 					return fine

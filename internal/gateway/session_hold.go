@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"tollgate/internal/llmwire"
@@ -42,6 +43,15 @@ func (g *Gateway) holdFor(c *SessionCall, deadline time.Time, r HoldRequest) (*s
 func (h *sessionHold) settle(used Usage) {
 	h.gateway.settler.settle(h.debt(used))
 	h.wake()
+}
+
+// settleAll settles holds, each to the same, at the same time.
+func settleAll(holds []*sessionHold, used Usage) {
+	var all sync.WaitGroup
+	for _, h := range holds {
+		all.Go(func() { h.settle(used) })
+	}
+	all.Wait()
 }
 
 func (h *sessionHold) debt(used Usage) debt {
