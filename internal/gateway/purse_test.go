@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -33,6 +36,7 @@ type fakeSessionAccount struct {
 	expected []string      // models
 
 	left, charged, missing int64
+	others                 int64 // held by other requests
 	open                   map[string]*fakeHold
 	settled                map[string]Usage // by hold
 	balances               map[string]Balance
@@ -99,7 +103,7 @@ func (a *fakeSessionAccount) take(id string, r HoldRequest) (Hold, error) {
 		return Hold{ID: id}, a.refuse
 	}
 	if a.left < r.Least {
-		return Hold{ID: id}, InsufficientError{Left: a.left}
+		return Hold{ID: id}, InsufficientError{Left: a.left, Held: a.others}
 	}
 	tokens := min(r.Most, a.left)
 	if tokens < r.Most {
@@ -237,6 +241,13 @@ func (a *fakeSessionAccount) held() (tokens []int64) {
 	return tokens
 }
 
+// paid returns the tokens that were charged.
+func (a *fakeSessionAccount) paid() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.charged
+}
+
 // A purseTest is a purse of an account, where a token costs 1: a response is held at 32,768, and at least at 1,256.
 type purseTest struct {
 	*purse
@@ -246,6 +257,7 @@ type purseTest struct {
 }
 
 func newPurseTest(t testing.TB, left int64) *purseTest {
+	t.Helper()
 	log := new(logBuffer)
 	g := &Gateway{renewal: leaseRenewal, settler: settler{log: log.logger()}}
 	account := newFakeSessionAccount(left)
@@ -300,6 +312,214 @@ func (p *purseTest) wantPaid(t testing.TB) {
 	}
 }
 
+// A session begins with a hold for one response, or is refused with nothing held.
+func TestPurseOpens(t *testing.T) {
+	insufficient := Error{402, "The session needs 1256 tokens, 1255 are left"}
+	for name, test := range map[string]struct {
+		left, others int64
+		refuse       error
+		mishap       mishap
+		waiting      int64 // settlements
+		held, limit  int64
+		want         error
+	}{
+		"all":           {left: 1_000_000, held: 32_768, limit: 4096},
+		"just all":      {left: 32_768, held: 32_768, limit: 4096},
+		"half":          {left: 32_767, held: 1256 + 15_755, limit: 4096},
+		"little":        {left: 3_256, held: 2_256, limit: 1_256},
+		"the least":     {left: 1_256, held: 1_256, limit: 256},
+		"too little":    {left: 1_255, want: insufficient},
+		"others hold":   {left: 1_255, others: 1, want: HeldError{1_256, 1_255, 1}},
+		"but too few":   {left: 1_254, others: 1, want: Error{402, "The session needs 1256 tokens, 1254 are left"}},
+		"denied":        {left: 9_000, refuse: DeniedError{}, want: DeniedError{}},
+		"no such key":   {left: 9_000, refuse: ErrNoHold, want: ErrNoHold},
+		"lost":          {left: 9_000, mishap: lost, want: ErrUnavailable},
+		"away":          {left: 9_000, mishap: away, want: ErrUnavailable},
+		"too much debt": {left: 9_000, waiting: maxSettlements, want: Error{503, "Too many charges wait for Redis"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPurseTest(t, test.left)
+				a, s := p.account, &p.gateway.settler
+				a.others, a.refuse, a.mishaps = test.others, test.refuse, []mishap{test.mishap}
+				s.waiting.Store(test.waiting)
+				err := p.open()
+				if test.want == nil && err == nil {
+					want := HoldRequest{Least: 1256, Most: 32_768, TTL: leaseTTL, Models: []string{"m"}, Half: true}
+					if held, limit := a.held(), p.limit(); !slices.Equal(held, []int64{test.held}) || limit != test.limit ||
+						!reflect.DeepEqual(a.asked, want) {
+						t.Errorf("%d are held, the limit is %d; want %d, %d; asked for %+v", held, limit, test.held, test.limit, a.asked)
+					}
+					p.end(0)
+					p.wantPaid(t)
+					return
+				}
+				if fmt.Sprint(err) != fmt.Sprint(test.want) && !errors.Is(err, test.want) {
+					t.Errorf("got %v, want %v", err, test.want)
+				}
+				time.Sleep(time.Minute)
+				if held := a.held(); len(held) > 0 || s.holds.Load() != 0 || a.left != test.left {
+					t.Errorf("%d are held, %d counted, %d left", held, s.holds.Load(), a.left)
+				}
+			})
+		})
+	}
+}
+
+// A purseStep is something that a session does, and what it leads to.
+type purseStep struct {
+	cover   int // that many responses; 0: it spends
+	spend   int64
+	of      int   // responses that are under way after it has spent; 0: 1
+	input   int64 // of the last response
+	mishaps []mishap
+	refuse  error         // from now on
+	sleep   time.Duration // before
+
+	want    error
+	held    []int64 // by the account, in order
+	charged int64   // altogether
+	limit   int64   // 0: 4096
+}
+
+var errDisabled = errors.New("the key is disabled")
+
+// Holds are settled and taken with each use.
+func TestPurseSteps(t *testing.T) {
+	const full = 32_768
+	for name, test := range map[string]struct {
+		left  int64
+		steps []purseStep
+		last  int64 // that is used when the session ends
+	}{
+		"one after the other": {left: 100_000, steps: []purseStep{
+			{spend: 500, held: []int64{full}, charged: 500},
+			{cover: 1, held: []int64{full}, charged: 500},
+			{spend: 0, held: []int64{full}, charged: 500},
+			{spend: full, held: []int64{full}, charged: full + 500},
+		}, last: 70},
+		"two at a time": {left: 100_000, steps: []purseStep{
+			{cover: 2, held: []int64{full, full}},
+			{cover: 2, held: []int64{full, full}},
+			{spend: 10, of: 2, held: []int64{full, full}, charged: 10},
+			{spend: 20, of: 1, held: []int64{full}, charged: 30},
+			{spend: 30, of: 1, held: []int64{full}, charged: 60},
+		}, last: 5},
+		"all at a time": {left: 400_000, steps: []purseStep{
+			{cover: maxResponses, held: slices.Repeat([]int64{full}, maxResponses)},
+			{cover: maxResponses + 1, want: errTooManyResponses, held: slices.Repeat([]int64{full}, maxResponses)},
+			{spend: 10, of: 1, held: []int64{full}, charged: 10},
+		}},
+		"more than were covered": {left: 100_000, steps: []purseStep{
+			{spend: 10, of: 2, held: []int64{full, full}, charged: 10},
+		}},
+		"a further one is refused": {left: full + 1_255, steps: []purseStep{
+			{cover: 2, want: InsufficientError{Left: 1_255}, held: []int64{full}},
+			{spend: 10, held: []int64{full}, charged: 10},
+		}},
+		"a small further one": {left: full + 3_256, steps: []purseStep{
+			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
+			{cover: 3, want: InsufficientError{Left: 1_000}, held: []int64{2_256, full}, limit: 1_256},
+			{spend: 100, of: 2, held: []int64{1_256 + 950, full}, limit: 1_206, charged: 100}, // the small one is exchanged
+			{spend: 100, of: 1, held: []int64{full}, charged: 200},
+			{spend: 100, of: 1, held: []int64{full}, charged: 300},
+		}},
+		"what is left is too small": {left: 5_512, steps: []purseStep{
+			{cover: 2, held: []int64{1_256 + 436, 1_256 + 2_128}, limit: 692},
+			{spend: 100, input: 3_000, held: []int64{4_256 + 578}, limit: 834, charged: 100},
+		}},
+		"the balance goes down": {left: 5_256, steps: []purseStep{
+			{spend: 256, held: []int64{1_256 + 1_872}, limit: 2_128, charged: 256},
+			{spend: 2_000, held: []int64{1_256 + 872}, limit: 1_128, charged: 2_256},
+			{spend: 1_000, input: 500, held: []int64{1_756 + 122}, limit: 378, charged: 3_256},
+			{spend: 1_000, input: 500, want: InsufficientError{Left: 1_000}, limit: 1, charged: 4_256},
+			{cover: 1, want: InsufficientError{Left: 1_000}, limit: 1, charged: 4_256},
+		}, last: 300},
+		"more than there is": {left: 2_000, steps: []purseStep{
+			{spend: 2_001, want: InsufficientError{}, limit: 1, charged: 2_000},
+		}, last: 10},
+		"disabled": {left: 100_000, steps: []purseStep{
+			{cover: 3, held: []int64{full, full, full}},
+			{spend: 10, of: 3, refuse: errDisabled, want: errDisabled, held: []int64{full, full}, limit: 1, charged: 10},
+			{spend: 20, of: 2, want: errDisabled, held: []int64{full, full}, limit: 1, charged: 10},
+		}, last: 300},
+		"lost": {left: 100_000, steps: []purseStep{
+			{spend: 10, mishaps: []mishap{lost}, held: []int64{full}, limit: 4096, charged: 10},
+			{spend: 20, held: []int64{full}, limit: 4096, charged: 10}, // it is owed
+			{sleep: time.Second, cover: 1, held: []int64{full}, charged: 30},
+		}},
+		"away": {left: 5_256, steps: []purseStep{
+			{spend: 256, mishaps: []mishap{away, away}, held: []int64{1_256 + 2_000}, limit: 2_000},
+			{spend: 1_000, held: []int64{1_256 + 2_000}, limit: 1_000},
+			{cover: 2, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 1_000},
+			{spend: 744, held: []int64{1_256 + 2_000}, limit: 256},
+			{spend: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 255},
+			{cover: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 255},
+			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 255},
+			{sleep: time.Second, cover: 1, held: []int64{1_256 + 999}, limit: 1_255, charged: 2_001}, // and it goes on
+		}, last: 7},
+		"away, and again": {left: 100_000, steps: []purseStep{
+			{spend: 10, mishaps: []mishap{lost, away, fine, away, lost}, held: []int64{full}, charged: 10},
+			{spend: 20, held: []int64{full}, charged: 10},
+			{sleep: 900 * time.Millisecond, spend: 40, held: []int64{full}, charged: 10},
+			{sleep: time.Minute, spend: 80, held: []int64{full}, charged: 150},
+		}, last: 7},
+		"refused in the background": {left: 100_000, steps: []purseStep{
+			{spend: 10, refuse: errDisabled, mishaps: []mishap{away}, held: []int64{full}},
+			{spend: 20, held: []int64{full}},
+			{sleep: time.Second, spend: 40, want: errDisabled, limit: 1, charged: 10},
+		}, last: 80},
+		"a further one is lost": {left: 100_000, steps: []purseStep{
+			{cover: 2, mishaps: []mishap{lost}, want: ErrUnavailable, held: []int64{full, full}},
+			{sleep: time.Second, cover: 2, held: []int64{full, full}},
+		}},
+		"settling a further one is lost": {left: 100_000, steps: []purseStep{
+			{cover: 2, held: []int64{full, full}},
+			{spend: 10, mishaps: []mishap{lost}, held: []int64{full}, charged: 10},
+			{spend: 20, held: []int64{full}, charged: 30},
+		}, last: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := opened(t, test.left)
+				for i, step := range test.steps {
+					p.take(t, i, step)
+				}
+				p.end(test.last)
+				time.Sleep(time.Minute)
+				p.wantPaid(t)
+			})
+		})
+	}
+}
+
+// take takes one step and checks what it leads to.
+func (p *purseTest) take(t *testing.T, i int, step purseStep) {
+	t.Helper()
+	a := p.account
+	time.Sleep(step.sleep)
+	synctest.Wait()
+	a.mu.Lock()
+	a.mishaps = append(a.mishaps, step.mishaps...)
+	a.refuse = cmp.Or(step.refuse, a.refuse)
+	a.mu.Unlock()
+	var err error
+	if step.cover > 0 {
+		err = p.cover(step.cover)
+	} else {
+		p.costs += step.spend
+		err = p.spend(llmwire.Usage{Output: step.spend}, step.spend, false, cmp.Or(step.of, 1), llmwire.Usage{Input: step.input})
+	}
+	if err != step.want && !errors.Is(err, step.want) {
+		t.Errorf("step %d: got %v, want %v", i, err, step.want)
+	}
+	held, charged, limit, want := a.held(), a.paid(), p.limit(), cmp.Or(step.limit, 4096)
+	if !slices.Equal(held, step.held) || limit != want || charged != step.charged {
+		t.Errorf("step %d: %d are held, %d charged, the limit is %d; want %d, %d, %d",
+			i, held, charged, limit, step.held, step.charged, want)
+	}
+}
+
 // Whatever is used, and however the account fails, everything is charged once.
 func TestPurseByChance(t *testing.T) {
 	for seed := range uint64(500) {
@@ -330,12 +550,11 @@ func TestPurseByChance(t *testing.T) {
 				if limit := p.limit(); limit < 1 || limit > 4_096 {
 					t.Errorf("the limit is %d", limit)
 				}
-				p.account.mu.Lock()
-				if p.account.charged < before || p.account.charged > p.costs {
-					t.Errorf("%d are charged, after %d", p.account.charged, before)
+				if charged := p.account.paid(); charged < before || charged > p.costs {
+					t.Errorf("%d are charged, after %d", charged, before)
+				} else {
+					before = charged
 				}
-				before = p.account.charged
-				p.account.mu.Unlock()
 			}
 			p.end(chance.Int64N(3_000))
 			time.Sleep(10 * time.Second)
