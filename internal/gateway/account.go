@@ -48,7 +48,8 @@ type SessionAccount interface {
 	// the rate limit nor among the requests under way. To repeat it with the same arguments, and the ID of the hold that
 	// it has returned, changes nothing more: if the hold was taken, it is returned again. Errors are those of Hold, after
 	// which no hold was taken, and ErrNoHold if the account is gone. After all of them but ErrUnavailable the first hold is
-	// settled, and the Balance says what that has led to.
+	// settled, and the Balance says what that has led to. The Hold has an ID in any case; Settle charges for one that was
+	// refused as for one whose time has passed.
 	Exchange(deadline time.Time, holdID string, u Usage, next HoldRequest) (Balance, Hold, error)
 }
 

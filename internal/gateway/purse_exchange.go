@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"errors"
 	"time"
 )
@@ -14,7 +13,6 @@ func (p *purse) exchange(h *sessionHold, used Usage) {
 	var taken Hold
 	step := func() (err error) {
 		balance, taken, err = p.call.Account.Exchange(time.Now().Add(settleStep), h.ID, used, next)
-		taken.ID = cmp.Or(taken.ID, next.ID)
 		next.ID = taken.ID // so that a repetition takes no other
 		return err
 	}
@@ -45,8 +43,7 @@ func (p *purse) exchanged(h *sessionHold, used Usage, balance Balance, taken Hol
 	s.settled(h.debt(used), balance, unsettled)
 	h.wake()
 	if err != nil {
-		p.refusal = err
-		h.Hold, h.lease = Hold{ID: taken.ID}, nil
+		h.Hold, p.refusal = Hold{ID: taken.ID}, err
 		return
 	}
 	h.Hold, h.lease = taken, startLease(p.call.Account, taken, p.gateway.renewal)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -62,12 +63,7 @@ func newFakeSessionAccount(left int64) *fakeSessionAccount {
 // step begins a step, and returns what goes wrong with it. The caller holds a.mu.
 func (a *fakeSessionAccount) step() (m mishap) {
 	a.steps++
-	for id, hold := range a.open {
-		if time.Now().After(hold.expires) {
-			a.left += hold.tokens
-			delete(a.open, id)
-		}
-	}
+	a.expire()
 	if len(a.mishaps) > 0 {
 		m, a.mishaps = a.mishaps[0], a.mishaps[1:]
 	} else if a.chance != nil {
@@ -76,15 +72,25 @@ func (a *fakeSessionAccount) step() (m mishap) {
 	return m
 }
 
+// expire returns the tokens of holds that were not renewed. The caller holds a.mu.
+func (a *fakeSessionAccount) expire() {
+	for id, hold := range a.open {
+		if time.Now().After(hold.expires) {
+			a.left += hold.tokens
+			delete(a.open, id)
+		}
+	}
+}
+
 func (a *fakeSessionAccount) setChance(chance func() mishap) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.chance = chance
 }
 
-func (a *fakeSessionAccount) newID() string {
+func (a *fakeSessionAccount) newID(isFurther bool) string {
 	a.ids++
-	return fmt.Sprint("h", a.ids)
+	return fmt.Sprint(isFurther, a.ids)
 }
 
 func (m mishap) or(err error) error {
@@ -118,7 +124,7 @@ func (a *fakeSessionAccount) Hold(_ time.Time, r HoldRequest) (hold Hold, err er
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	m := a.step()
-	hold.ID = a.newID()
+	hold.ID = a.newID(r.Further)
 	if m != away {
 		if hold, err = a.take(hold.ID, r); err == nil && !r.Further {
 			a.requests++
@@ -195,13 +201,13 @@ func (a *fakeSessionAccount) Exchange(_ time.Time, id string, u Usage, r HoldReq
 	defer a.mu.Unlock()
 	m := a.step()
 	if r.ID == "" {
-		r.ID = a.newID()
+		r.ID = a.newID(r.Further)
 	}
 	if m == away {
 		return Balance{}, Hold{ID: r.ID}, m.or(nil)
 	}
-	if !u.IsPart {
-		a.wrong = append(a.wrong, "an exchange that ends the session")
+	if !u.IsPart || !strings.HasPrefix(id, fmt.Sprint(r.Further)) {
+		a.wrong = append(a.wrong, fmt.Sprintf("exchange of %s, settled to %+v, for %+v", id, u, r))
 	}
 	balance, err = a.settle(id, u)
 	_, isSettled := a.settled[r.ID]
@@ -234,11 +240,24 @@ func (a *fakeSessionAccount) Check(_ time.Time, models []string) error {
 func (a *fakeSessionAccount) held() (tokens []int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.expire()
 	for _, hold := range a.open {
 		tokens = append(tokens, hold.tokens)
 	}
 	slices.Sort(tokens)
 	return tokens
+}
+
+func (a *fakeSessionAccount) setMishaps(mishaps ...mishap) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.mishaps = mishaps
+}
+
+func (a *fakeSessionAccount) stepsDone() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.steps
 }
 
 // paid returns the tokens that were charged.
@@ -302,6 +321,9 @@ func (p *purseTest) wantPaid(t testing.TB) {
 	}
 	if a.requests != 1 || a.ends != 1 {
 		t.Errorf("it counts as %d requests and ends %d times", a.requests, a.ends)
+	}
+	if p.log.count("\n") > 0 {
+		t.Errorf("log:\n%s", p.log.text.String())
 	}
 	var used llmwire.Usage
 	for _, u := range a.settled {
@@ -375,6 +397,7 @@ type purseStep struct {
 	mishaps []mishap
 	refuse  error         // from now on
 	sleep   time.Duration // before
+	refill  int64         // tokens that the account gets before
 
 	want    error
 	held    []int64 // by the account, in order
@@ -454,9 +477,10 @@ func TestPurseSteps(t *testing.T) {
 			{cover: 2, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 1_000},
 			{spend: 744, held: []int64{1_256 + 2_000}, limit: 256},
 			{spend: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 255},
-			{cover: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 255},
-			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 255},
-			{sleep: time.Second, cover: 1, held: []int64{1_256 + 999}, limit: 1_255, charged: 2_001}, // and it goes on
+			{spend: 1_256, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 1},
+			{cover: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 1},
+			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{1_256 + 2_000}, limit: 1},
+			{sleep: time.Second, cover: 1, held: []int64{1_256 + 371}, limit: 627, charged: 3_257}, // and it goes on
 		}, last: 7},
 		"away, and again": {left: 100_000, steps: []purseStep{
 			{spend: 10, mishaps: []mishap{lost, away, fine, away, lost}, held: []int64{full}, charged: 10},
@@ -469,6 +493,16 @@ func TestPurseSteps(t *testing.T) {
 			{spend: 20, held: []int64{full}},
 			{sleep: time.Second, spend: 40, want: errDisabled, limit: 1, charged: 10},
 		}, last: 80},
+		"refused without a cost": {left: 100_000, steps: []purseStep{
+			{spend: 0, refuse: errDisabled, want: errDisabled, limit: 1},
+		}},
+		"away, while a further one is used": {left: full + 3_256, steps: []purseStep{
+			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
+			{spend: 1_000, of: 2, mishaps: []mishap{away}, refill: 2 * full, held: []int64{2_256, full}, limit: 256},
+			{spend: 32_000, of: 2, mishaps: []mishap{fine, away}, want: ErrUnavailable, held: []int64{2_256, full}, limit: 1},
+			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{full, full}, limit: 1, charged: 1_000},
+			{sleep: time.Second, cover: 2, held: []int64{full, full}, charged: 33_000},
+		}},
 		"a further one is lost": {left: 100_000, steps: []purseStep{
 			{cover: 2, mishaps: []mishap{lost}, want: ErrUnavailable, held: []int64{full, full}},
 			{sleep: time.Second, cover: 2, held: []int64{full, full}},
@@ -502,6 +536,7 @@ func (p *purseTest) take(t *testing.T, i int, step purseStep) {
 	a.mu.Lock()
 	a.mishaps = append(a.mishaps, step.mishaps...)
 	a.refuse = cmp.Or(step.refuse, a.refuse)
+	a.left += step.refill
 	a.mu.Unlock()
 	var err error
 	if step.cover > 0 {
@@ -604,4 +639,178 @@ func TestPurseAtTheSameTime(t *testing.T) {
 		return nil
 	})
 	p.wantPaid(t)
+}
+
+// Each hold is renewed until it is settled, and no longer, also the one of an exchange that took a while.
+func TestPurseLeases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const full = 32_768
+		p := opened(t, 100_000)
+		want := func(held ...int64) {
+			t.Helper()
+			time.Sleep(10 * time.Minute)
+			synctest.Wait()
+			if got := p.account.held(); !slices.Equal(got, held) {
+				t.Errorf("%d are held, want %d", got, held)
+			}
+		}
+		want(full)
+		_ = p.cover(2)
+		want(full, full)
+		_ = p.use(10, 2)
+		want(full, full)
+		_ = p.use(10, 1)
+		want(full)
+		p.account.setMishaps(lost)
+		p.account.setChance(func() mishap { return away })
+		_ = p.use(10, 1)
+		time.Sleep(82 * time.Second)
+		p.account.setChance(nil)
+		for range 30 { // the exchange is decided soon before the hold that it has taken would expire
+			time.Sleep(time.Second)
+			if got := p.account.held(); !slices.Equal(got, []int64{full}) {
+				t.Fatalf("%d are held", got)
+			}
+		}
+		want(full)
+		p.end(1)
+		steps := p.account.stepsDone()
+		want()
+		if more := p.account.stepsDone() - steps; more > 0 {
+			t.Errorf("%d steps after the end", more)
+		}
+		p.wantPaid(t)
+	})
+}
+
+// An exchange is given up after 4 minutes. What it would have charged is unpaid, and the session must end.
+func TestPurseGivesUp(t *testing.T) {
+	for name, test := range map[string]struct {
+		first   mishap
+		unpaid  uint64
+		charged int64
+	}{
+		"lost": {lost, 70, 73}, // it was charged
+		"away": {away, 70, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := opened(t, 100_000)
+				p.account.setMishaps(test.first)
+				p.account.setChance(func() mishap { return away })
+				for i, cost := range []int64{70, 1} {
+					if err := p.use(cost, 1); err != nil {
+						t.Errorf("use %d: %v", i, err)
+					}
+				}
+				time.Sleep(settleTimeout - time.Second)
+				if err := p.check(time.Now()); err != nil {
+					t.Errorf("it was given up too early: %v", err)
+				}
+				time.Sleep(10 * time.Second)
+				if err := p.check(time.Now()); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("got %v, want ErrUnavailable", err)
+				}
+				p.account.setChance(nil)
+				p.end(2)
+				time.Sleep(time.Hour)
+				const line = "[ERROR] A charge of 70 tokens of tenant acme was given up: a timeout: the account cannot be reached\n"
+				s := &p.gateway.settler
+				if s.unpaid.Load() != test.unpaid || p.account.paid() != test.charged || p.log.count(line) != 1 {
+					t.Errorf("%d are unpaid, %d charged; log:\n%s", s.unpaid.Load(), p.account.paid(), p.log.text.String())
+				}
+				if held := p.account.held(); len(held) > 0 || s.holds.Load() != 0 {
+					t.Errorf("%d are held, %d counted", held, s.holds.Load())
+				}
+			})
+		})
+	}
+}
+
+// When the process stops, it waits for what sessions still have to pay.
+func TestPurseIsStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := opened(t, 100_000)
+		p.account.setMishaps(lost, away, away)
+		_ = p.use(10, 1)
+		_ = p.use(20, 1)
+		p.end(40)
+		p.gateway.settler.stop()
+		p.wantPaid(t)
+	})
+}
+
+// An estimate costs what is held at most, if something is. Estimates are counted.
+func TestPurseEstimates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := opened(t, 5_256) // of which 3,256 are held
+		estimate := func(cost, costs int64, want error) {
+			t.Helper()
+			before := p.account.paid()
+			err := p.spend(llmwire.Usage{}, cost, true, 1, llmwire.Usage{})
+			if got := p.account.paid() - before; got != costs || !errors.Is(err, want) {
+				t.Errorf("an estimate of %d costs %d, %v; want %d, %v", cost, got, err, costs, want)
+			}
+		}
+		estimate(100, 100, nil)                                // then 3,206 are held
+		estimate(100_000, 3_206, nil)                          // then 1,603
+		estimate(100_000, 1_603, InsufficientError{Left: 347}) // then nothing
+		p.close(llmwire.Usage{}, 100_000, true)                // at full price
+		o := p.call.Outcome
+		if want := int64(100 + 3_206 + 1_603 + 32_768); o.cost != want || !o.estimated || p.gateway.estimated.Load() != 4 {
+			t.Errorf("the outcome is %+v, %d are counted; it should cost %d", o, p.gateway.estimated.Load(), want)
+		}
+	})
+}
+
+// What is looked at now and then is only whether the account may go on.
+func TestPurseCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := opened(t, 100_000)
+		for _, test := range []struct {
+			refuse error
+			mishap mishap
+			want   error
+		}{{}, {mishap: away}, {errDisabled, away, nil}, {errDisabled, fine, errDisabled}, {DeniedError{}, fine, DeniedError{}}} {
+			p.account.refuse = test.refuse
+			p.account.setMishaps(test.mishap)
+			if err := p.check(time.Now().Add(time.Second)); !reflect.DeepEqual(err, test.want) {
+				t.Errorf("%v, %d: got %v, want %v", test.refuse, test.mishap, err, test.want)
+			}
+		}
+		p.account.refuse = nil
+		p.account.setMishaps(away)
+		_ = p.use(10, 1)
+		steps := p.account.stepsDone()
+		if err := p.check(time.Now()); err != nil || p.account.stepsDone() != steps {
+			t.Errorf("while an exchange is repeated: %v", err)
+		}
+		p.end(0)
+		time.Sleep(time.Minute)
+		p.wantPaid(t)
+	})
+}
+
+// A request of the user that waits for tokens is woken each time that some come back.
+func TestPurseWakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := opened(t, 100_000)
+		turn := p.gateway.patient.join(member{"acme", "user"})
+		defer turn.leave()
+		want := func(what string) {
+			t.Helper()
+			select {
+			case <-turn.woken:
+			default:
+				t.Errorf("nobody is woken after %s", what)
+			}
+		}
+		_ = p.use(1, 1)
+		want("an exchange")
+		_ = p.cover(2)
+		_ = p.use(1, 1)
+		want("a further hold was settled")
+		p.end(0)
+		want("the end")
+	})
 }
