@@ -23,6 +23,39 @@ func readAll(c *Conn) error {
 	}
 }
 
+// A last message stands before the close frame, and not within a text. A binary message ends where it is.
+func TestCloseAfter(t *testing.T) {
+	for name, want := range map[string]string{
+		"between messages": `T"last" ` + goodbye,
+		"within a binary":  `b"a" C"" T"last" ` + goodbye,
+		"within a text":    `t"a" ` + goodbye,
+		"after a close":    `X1001""`,
+	} {
+		for _, isServer := range []bool{true, false} {
+			c, p := newPeer(t, &Side{}, isServer)
+			var err error
+			switch name {
+			case "within a binary":
+				err = c.WritePart(Part{Kind: Binary, First: true, Data: []byte("a")})
+			case "within a text":
+				err = c.WritePart(Part{Kind: Text, First: true, Data: []byte("a")})
+			case "after a close":
+				err = c.Close(CloseGoingAway, "")
+			}
+			if err = errors.Join(err, c.CloseAfter([]byte("last"), CloseNormal, "bye")); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := c.WritePart(Part{Kind: Binary, Last: true}); !errors.Is(err, ErrClosing) {
+				t.Errorf("%s: WritePart after it: %v", name, err)
+			}
+			c.Finish()
+			if got := show(p.wait(t)); got != want {
+				t.Errorf("%s: got %s, want %s", name, got, want)
+			}
+		}
+	}
+}
+
 // A message of the caller's own stands between messages; a ping may also stand within one.
 func TestSendBetweenMessages(t *testing.T) {
 	for _, isServer := range []bool{true, false} {

@@ -17,6 +17,7 @@ type output struct {
 	mu      sync.Mutex // held while a frame is written
 	closing bool       // a close frame was sent
 	isOpen  bool       // the last part of WritePart's present message was not written
+	kind    Kind       // of that message
 	queue   []message  // what is sent when it was
 	queued  int        // bytes in the queue
 }
@@ -44,7 +45,7 @@ func (c *Conn) WritePart(p Part) error {
 	if !p.First {
 		h.opcode = opContinuation
 	}
-	out.isOpen = !p.Last
+	out.isOpen, out.kind = !p.Last, p.Kind
 	err := c.writeFrame(h, p.Data)
 	if out.isOpen {
 		return err
@@ -103,6 +104,34 @@ func (c *Conn) Close(code Code, reason string) error {
 	if c.beginWrite() != nil {
 		return nil
 	}
+	return c.writeClose(code, reason)
+}
+
+// CloseAfter sends a text as Send does, and closes the connection as Close does. A binary message of WritePart that is
+// under way ends before the text, where it is. Within a text message, which could end within a character, only the close
+// frame is sent. CloseAfter does nothing if a close frame was sent before.
+func (c *Conn) CloseAfter(text []byte, code Code, reason string) error {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	if c.beginWrite() != nil {
+		return nil
+	}
+	if c.out.isOpen && c.out.kind == Binary {
+		if err := c.writeFrame(header{opcode: opContinuation, fin: true}, nil); err != nil {
+			return err
+		}
+		c.out.isOpen = false
+	}
+	if !c.out.isOpen {
+		if err := c.writeFrame(header{opcode: byte(Text), fin: true}, text); err != nil {
+			return err
+		}
+	}
+	return c.writeClose(code, reason)
+}
+
+// writeClose writes the close frame. The caller holds out.mu.
+func (c *Conn) writeClose(code Code, reason string) error {
 	c.out.closing, c.out.queue = true, nil
 	err := c.writeFrame(header{opcode: opClose, fin: true}, appendClose(nil, code, reason))
 	c.endBy(time.Now().Add(c.side.closeTimeout()))
