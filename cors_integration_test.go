@@ -95,10 +95,20 @@ func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[st
 		}
 	}))
 	defer server.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
 	origin := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
 	prepare(origin)
+	var report map[string]fetched
+	if body := browse(t, origin, reports); json.Unmarshal(body, &report) != nil {
+		t.Fatalf("the page reports %s", body)
+	}
+	return report
+}
+
+// browse opens a page in a real browser, and returns what comes from reports.
+func browse(t *testing.T, origin string, reports <-chan []byte) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	profile, err := os.MkdirTemp("", "tollgate-browser")
 	if err != nil {
 		t.Fatal(err)
@@ -123,11 +133,7 @@ func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[st
 	}()
 	select {
 	case body := <-reports:
-		var report map[string]fetched
-		if err := json.Unmarshal(body, &report); err != nil {
-			t.Fatalf("%s: %v", body, err)
-		}
-		return report
+		return body
 	case <-ended:
 		t.Fatal("the browser ended without a report of the page")
 	}
