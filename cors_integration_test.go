@@ -105,7 +105,7 @@ func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[st
 }
 
 // browse opens a page in a real browser, and returns what comes from reports.
-func browse(t *testing.T, origin string, reports <-chan []byte) []byte {
+func browse(t *testing.T, origin string, reports <-chan []byte, flags ...string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -113,8 +113,8 @@ func browse(t *testing.T, origin string, reports <-chan []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(ctx, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-		"--no-first-run", "--user-data-dir="+profile, "--remote-debugging-port=0", origin+"/")
+	cmd := exec.CommandContext(ctx, "chromium", append(flags, "--headless", "--no-sandbox", "--disable-gpu",
+		"--disable-dev-shm-usage", "--no-first-run", "--user-data-dir="+profile, "--remote-debugging-port=0", origin+"/")...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a browser is many processes
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second

@@ -87,10 +87,15 @@ func compile(t *testing.T, files ...string) string {
 	return dir
 }
 
-// compileCalls compiles one of the programs of testdata/sdk that make calls, and returns its path.
-func compileCalls(t *testing.T, name string) string {
+// compileCalls compiles one of the programs of testdata/sdk that make calls, with what else it imports, and returns its
+// path.
+func compileCalls(t *testing.T, name string, imports ...string) string {
 	t.Helper()
-	return filepath.Join(compile(t, filepath.Join(sdkDir, name+".ts"), filepath.Join(sdkDir, "run.ts")), name+".js")
+	var files []string
+	for _, file := range append(imports, name, "run") {
+		files = append(files, filepath.Join(sdkDir, file+".ts"))
+	}
+	return filepath.Join(compile(t, files...), name+".js")
 }
 
 // sdkCall is a call with a client. The first word of its name says which; calls.ts and clients.ts of testdata/sdk have
@@ -108,8 +113,15 @@ type sdkCall struct {
 	charged int
 }
 
-// runSDK makes the calls and checks what came back.
-func runSDK(t *testing.T, script string, calls []sdkCall) {
+// nodeCommand returns the command that makes the calls that input has.
+func nodeCommand(ctx context.Context, script string, input []byte) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "node", script)
+	cmd.Stdin = bytes.NewReader(input)
+	return cmd
+}
+
+// runSDK makes the calls, in that environment, and checks what came back.
+func runSDK(t *testing.T, script string, calls []sdkCall, env ...string) {
 	t.Helper()
 	input, err := json.Marshal(calls)
 	if err != nil {
@@ -117,9 +129,8 @@ func runSDK(t *testing.T, script string, calls []sdkCall) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "node", script)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // without proxies, and without what would have a client report calls
-	cmd.Stdin = bytes.NewReader(input)
+	cmd := nodeCommand(ctx, script, input)
+	cmd.Env = append(env, "PATH="+os.Getenv("PATH")) // without proxies, and without what would have a client report calls
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
