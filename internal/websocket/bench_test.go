@@ -36,7 +36,7 @@ func (e *endless) Write(p []byte) (int, error) { return len(p), nil }
 // network: it is read, unmasked, checked, masked anew and written.
 func newEndless(tb testing.TB, w wire, fromClient bool) (relayOne func()) {
 	side := &Side{PingInterval: time.Minute, IdleTimeout: time.Minute}
-	from := side.newConn(&endless{frame: w.encode(fromClient)}, fromClient, "")
+	from := side.newConn(&endless{frame: w.Encode(fromClient)}, fromClient, "")
 	to := side.newConn(&endless{}, !fromClient, "")
 	return func() {
 		part, err := from.Next()
@@ -68,7 +68,7 @@ func BenchmarkRelayedFrame(b *testing.B) {
 	for _, from := range []string{"client", "server"} {
 		for _, size := range []int{100, 4000, MaxPart} {
 			for _, w := range []wire{text(strings.Repeat("a", size)), bin(strings.Repeat("a", size))} {
-				b.Run(fmt.Sprintf("from=%s/kind=%d/bytes=%d", from, w.first&opcodeBits, size), func(b *testing.B) {
+				b.Run(fmt.Sprintf("from=%s/kind=%d/bytes=%d", from, w.First&opcodeBits, size), func(b *testing.B) {
 					relayOne := newEndless(b, w, from == "client")
 					b.SetBytes(int64(size))
 					b.ReportAllocs()
@@ -171,7 +171,7 @@ func newIdleSessions(b *testing.B, handlerWaits bool) (start func() *Relay) {
 			go relay.Run()
 		}
 	})
-	message := text(strings.Repeat("*", 10_000)).encode(true)
+	message := text(strings.Repeat("*", 10_000)).Encode(true)
 	return func() *Relay {
 		c, _, _ := exchange(b, address, handshakeOf("GET / HTTP/1.1"))
 		relay := waitFor(b, started)

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tollgate/internal/websockettest"
 )
 
 // autobahnGroups are the groups of cases of Autobahn's test suite, and what covers each.
@@ -47,13 +49,13 @@ type conformanceCase struct {
 }
 
 var (
-	text    = func(s string) wire { return wire{first: 0x81, payload: s} }
-	begin   = func(s string) wire { return wire{first: 0x01, payload: s} }
-	more    = func(s string) wire { return wire{first: 0x00, payload: s} }
-	end     = func(s string) wire { return wire{first: 0x80, payload: s} }
-	bin     = func(s string) wire { return wire{first: 0x82, payload: s} }
-	ping    = func(s string) wire { return wire{first: 0x89, payload: s} }
-	pong    = func(s string) wire { return wire{first: 0x8a, payload: s} }
+	text    = func(s string) wire { return wire{First: 0x81, Payload: s} }
+	begin   = func(s string) wire { return wire{First: 0x01, Payload: s} }
+	more    = func(s string) wire { return wire{First: 0x00, Payload: s} }
+	end     = func(s string) wire { return wire{First: 0x80, Payload: s} }
+	bin     = func(s string) wire { return wire{First: 0x82, Payload: s} }
+	ping    = func(s string) wire { return wire{First: 0x89, Payload: s} }
+	pong    = func(s string) wire { return wire{First: 0x8a, Payload: s} }
 	bye     = closeFrame(CloseNormal, "bye")
 	goodbye = `X1000"bye"`
 	reply   = `X1000""`
@@ -78,29 +80,29 @@ var conformanceCases = []conformanceCase{
 	{"2", "pings in order", []wire{ping("1"), ping("2"), ping("3"), bye}, `Q"1" Q"2" Q"3" ` + reply, goodbye},
 	{"2", "pong that nobody asked for", []wire{pong("a"), text("b"), bye}, reply, `T"b" ` + goodbye},
 	{"2", "pong of 126 bytes", []wire{pong(long), bye}, "X1002", "X!"},
-	{"2", "ping that claims 64 bits of length", []wire{{first: 0x89, form: length64, claims: 1 << 16}}, "X1002", "X!"},
+	{"2", "ping that claims 64 bits of length", []wire{{First: 0x89, Form: websockettest.Length64, Claims: 1 << 16}}, "X1002", "X!"},
 
-	{"3", "RSV1", []wire{text("a"), {first: 0xc1, payload: "b"}}, "X1002", `T"a" X!`},
-	{"3", "RSV2", []wire{{first: 0xa2, payload: "b"}}, "X1002", "X!"},
-	{"3", "RSV3", []wire{{first: 0x91, payload: "b"}}, "X1002", "X!"},
-	{"3", "all of them on a ping", []wire{{first: 0xf9}}, "X1002", "X!"},
-	{"3", "RSV1 on a continuation", []wire{begin("a"), {first: 0xc0, payload: "b"}}, "X1002", `t"a" X!`},
-	{"3", "RSV1 on a close", []wire{{first: 0xc8}}, "X1002", "X!"},
+	{"3", "RSV1", []wire{text("a"), {First: 0xc1, Payload: "b"}}, "X1002", `T"a" X!`},
+	{"3", "RSV2", []wire{{First: 0xa2, Payload: "b"}}, "X1002", "X!"},
+	{"3", "RSV3", []wire{{First: 0x91, Payload: "b"}}, "X1002", "X!"},
+	{"3", "all of them on a ping", []wire{{First: 0xf9}}, "X1002", "X!"},
+	{"3", "RSV1 on a continuation", []wire{begin("a"), {First: 0xc0, Payload: "b"}}, "X1002", `t"a" X!`},
+	{"3", "RSV1 on a close", []wire{{First: 0xc8}}, "X1002", "X!"},
 
-	{"4.1", "opcode 3", []wire{text("a"), {first: 0x83}}, "X1002", `T"a" X!`},
-	{"4.1", "opcode 4", []wire{{first: 0x84, payload: "a"}}, "X1002", "X!"},
-	{"4.1", "opcode 5", []wire{{first: 0x85}}, "X1002", "X!"},
-	{"4.1", "opcode 6", []wire{{first: 0x86}}, "X1002", "X!"},
-	{"4.1", "opcode 7 within a message", []wire{begin("a"), {first: 0x87}}, "X1002", `t"a" X!`},
-	{"4.2", "opcode 11", []wire{{first: 0x8b}}, "X1002", "X!"},
-	{"4.2", "opcode 12", []wire{{first: 0x8c, payload: "a"}}, "X1002", "X!"},
-	{"4.2", "opcode 13", []wire{{first: 0x8d}}, "X1002", "X!"},
-	{"4.2", "opcode 14", []wire{{first: 0x8e}}, "X1002", "X!"},
-	{"4.2", "opcode 15 within a message", []wire{begin("a"), {first: 0x8f}}, "X1002", `t"a" X!`},
+	{"4.1", "opcode 3", []wire{text("a"), {First: 0x83}}, "X1002", `T"a" X!`},
+	{"4.1", "opcode 4", []wire{{First: 0x84, Payload: "a"}}, "X1002", "X!"},
+	{"4.1", "opcode 5", []wire{{First: 0x85}}, "X1002", "X!"},
+	{"4.1", "opcode 6", []wire{{First: 0x86}}, "X1002", "X!"},
+	{"4.1", "opcode 7 within a message", []wire{begin("a"), {First: 0x87}}, "X1002", `t"a" X!`},
+	{"4.2", "opcode 11", []wire{{First: 0x8b}}, "X1002", "X!"},
+	{"4.2", "opcode 12", []wire{{First: 0x8c, Payload: "a"}}, "X1002", "X!"},
+	{"4.2", "opcode 13", []wire{{First: 0x8d}}, "X1002", "X!"},
+	{"4.2", "opcode 14", []wire{{First: 0x8e}}, "X1002", "X!"},
+	{"4.2", "opcode 15 within a message", []wire{begin("a"), {First: 0x8f}}, "X1002", `t"a" X!`},
 
-	{"5", "fragmented ping", []wire{{first: 0x09, payload: "a"}, end("b")}, "X1002", "X!"},
-	{"5", "fragmented pong", []wire{{first: 0x0a, payload: "a"}}, "X1002", "X!"},
-	{"5", "fragmented close", []wire{{first: 0x08}}, "X1002", "X!"},
+	{"5", "fragmented ping", []wire{{First: 0x09, Payload: "a"}, end("b")}, "X1002", "X!"},
+	{"5", "fragmented pong", []wire{{First: 0x0a, Payload: "a"}}, "X1002", "X!"},
+	{"5", "fragmented close", []wire{{First: 0x08}}, "X1002", "X!"},
 	{"5", "two fragments", []wire{begin("a"), end("b"), bye}, reply, `t"a" C"b" ` + goodbye},
 	{"5", "ping between fragments", []wire{begin("a"), ping("p"), end("b"), bye}, `Q"p" ` + reply, `t"a" C"b" ` + goodbye},
 	{"5", "empty fragments", []wire{begin(""), more(""), more("x"), end(""), bye}, reply, `t"" c"" c"x" C"" ` + goodbye},
@@ -108,8 +110,8 @@ var conformanceCases = []conformanceCase{
 	{"5", "first of a continuation of nothing", []wire{more("a"), text("b")}, "X1002", "X!"},
 	{"5", "continuation after a message", []wire{begin("a"), end("b"), end("c")}, "X1002", `t"a" C"b" X!`},
 	{"5", "text within a text", []wire{begin("a"), text("b")}, "X1002", `t"a" X!`},
-	{"5", "binary within a text", []wire{begin("a"), {first: 0x02, payload: "b"}}, "X1002", `t"a" X!`},
-	{"5", "fragmented binary", []wire{{first: 0x02, payload: "\xff"}, end("\xfe"), bye}, reply, `b"\xff" C"\xfe" ` + goodbye},
+	{"5", "binary within a text", []wire{begin("a"), {First: 0x02, Payload: "b"}}, "X1002", `t"a" X!`},
+	{"5", "fragmented binary", []wire{{First: 0x02, Payload: "\xff"}, end("\xfe"), bye}, reply, `b"\xff" C"\xfe" ` + goodbye},
 
 	{"6", "characters of all lengths", []wire{text("aé€\U0001f600"), bye}, reply, `T"aé€😀" ` + goodbye},
 	{"6", "split within characters", []wire{begin("\xe2"), more("\x82"), end("\xac"), bye}, reply, `t"\xe2" c"\x82" C"\xac" ` + goodbye},
@@ -131,33 +133,33 @@ var conformanceCases = []conformanceCase{
 	{"7.1", "ping after a close", []wire{bye, ping("a")}, reply, goodbye},
 	{"7.1", "close twice", []wire{bye, bye}, reply, goodbye},
 	{"7.1", "close within a message", []wire{begin("a"), bye, end("b")}, reply, `t"a" ` + goodbye},
-	{"7.3", "empty close", []wire{{first: 0x88}}, `X""`, `X""`},
-	{"7.3", "one byte", []wire{{first: 0x88, payload: "\x03"}}, "X1002", "X!"},
+	{"7.3", "empty close", []wire{{First: 0x88}}, `X""`, `X""`},
+	{"7.3", "one byte", []wire{{First: 0x88, Payload: "\x03"}}, "X1002", "X!"},
 	{"7.3", "code without reason", []wire{closeFrame(4001, "")}, `X4001""`, `X4001""`},
 	{"7.3", "reason of 123 bytes", []wire{closeFrame(1000, long[3:])}, reply, `X1000"` + long[3:] + `"`},
 	{"7.3", "reason of 124 bytes", []wire{closeFrame(1000, long[2:])}, "X1002", "X!"},
 	{"7.5", "reason that is not UTF-8", []wire{closeFrame(1000, "a\xff")}, "X1007", "X!"},
 	{"7.5", "reason that ends within a character", []wire{closeFrame(1000, "a\xe2\x82")}, "X1007", "X!"},
 
-	{"–", "mask the wrong way round", []wire{{first: 0x81, payload: "a", flip: true}}, "X1002", "X!"},
-	{"–", "mask the wrong way round on a ping", []wire{{first: 0x89, flip: true}}, "X1002", "X!"},
-	{"–", "mask the wrong way round on a close", []wire{{first: 0x88, flip: true}}, "X1002", "X!"},
-	{"–", "mask the wrong way round on a continuation", []wire{begin("a"), {first: 0x80, flip: true}}, "X1002", `t"a" X!`},
-	{"–", "125 in 16 bits", []wire{{first: 0x81, payload: long[1:], form: length16}}, "X1002", "X!"},
-	{"–", "0 in 64 bits", []wire{{first: 0x81, form: length64}}, "X1002", "X!"},
-	{"–", "126 in 64 bits", []wire{{first: 0x81, payload: long, form: length64}}, "X1002", "X!"},
-	{"–", "65,535 in 64 bits", []wire{{first: 0x82, claims: 65535, form: length64}}, "X1002", "X!"},
-	{"–", "a length of 2^63", []wire{{first: 0x82, claims: 1 << 63}}, "X1009", "X!"},
-	{"–", "a length of 2^64-1", []wire{{first: 0x81, claims: 1<<64 - 1}}, "X1009", "X!"},
-	{"–", "a frame beyond 16 MiB", []wire{{first: 0x82, claims: 16<<20 + 1}}, "X1009", "X!"},
-	{"–", "a message beyond 16 MiB", []wire{begin("a"), {first: 0x00, claims: 16 << 20}}, "X1009", `t"a" X!`},
-	{"–", "lengths whose sum overflows", []wire{begin("a"), {first: 0x00, claims: 1<<64 - 1}}, "X1009", `t"a" X!`},
+	{"–", "mask the wrong way round", []wire{{First: 0x81, Payload: "a", Flip: true}}, "X1002", "X!"},
+	{"–", "mask the wrong way round on a ping", []wire{{First: 0x89, Flip: true}}, "X1002", "X!"},
+	{"–", "mask the wrong way round on a close", []wire{{First: 0x88, Flip: true}}, "X1002", "X!"},
+	{"–", "mask the wrong way round on a continuation", []wire{begin("a"), {First: 0x80, Flip: true}}, "X1002", `t"a" X!`},
+	{"–", "125 in 16 bits", []wire{{First: 0x81, Payload: long[1:], Form: websockettest.Length16}}, "X1002", "X!"},
+	{"–", "0 in 64 bits", []wire{{First: 0x81, Form: websockettest.Length64}}, "X1002", "X!"},
+	{"–", "126 in 64 bits", []wire{{First: 0x81, Payload: long, Form: websockettest.Length64}}, "X1002", "X!"},
+	{"–", "65,535 in 64 bits", []wire{{First: 0x82, Claims: 65535, Form: websockettest.Length64}}, "X1002", "X!"},
+	{"–", "a length of 2^63", []wire{{First: 0x82, Claims: 1 << 63}}, "X1009", "X!"},
+	{"–", "a length of 2^64-1", []wire{{First: 0x81, Claims: 1<<64 - 1}}, "X1009", "X!"},
+	{"–", "a frame beyond 16 MiB", []wire{{First: 0x82, Claims: 16<<20 + 1}}, "X1009", "X!"},
+	{"–", "a message beyond 16 MiB", []wire{begin("a"), {First: 0x00, Claims: 16 << 20}}, "X1009", `t"a" X!`},
+	{"–", "lengths whose sum overflows", []wire{begin("a"), {First: 0x00, Claims: 1<<64 - 1}}, "X1009", `t"a" X!`},
 
 	{"–", "silence", nil, "X1001", "X!"},
-	{"–", "half a header", []wire{text("a"), {first: 0x81, claims: 300}}, "X1001", `T"a" X!`},
-	{"–", "half a payload", []wire{{first: 0x81, payload: "abc", claims: 4}}, "X1001", "X!"},
-	{"–", "half a control frame", []wire{begin("a"), {first: 0x89, payload: "abc", claims: 4}}, "X1001", `t"a" X!`},
-	{"–", "half a long frame", []wire{{first: 0x82, payload: strings.Repeat("*", MaxPart+1), claims: MaxPart + 2}}, "X1001", "b(16370) X!"},
+	{"–", "half a header", []wire{text("a"), {First: 0x81, Claims: 300}}, "X1001", `T"a" X!`},
+	{"–", "half a payload", []wire{{First: 0x81, Payload: "abc", Claims: 4}}, "X1001", "X!"},
+	{"–", "half a control frame", []wire{begin("a"), {First: 0x89, Payload: "abc", Claims: 4}}, "X1001", `t"a" X!`},
+	{"–", "half a long frame", []wire{{First: 0x82, Payload: strings.Repeat("*", MaxPart+1), Claims: MaxPart + 2}}, "X1001", "b(16370) X!"},
 	{"–", "pings within a message that never ends", []wire{begin("a"), ping("1"), ping("2")}, `Q"1" Q"2" X1001`, `t"a" X!`},
 }
 
@@ -203,12 +205,12 @@ func (test conformanceCase) run(t *testing.T, isClient bool, newPeer func(*Side,
 		lost = "X1011"
 	}
 	ended := startRelay(relay)
-	sender.send(t, test.frames...)
-	if got := protocolReason.ReplaceAllString(show(sender.wait(t)), "$1"); got != test.reply {
+	sender.Send(t, test.frames...)
+	if got := protocolReason.ReplaceAllString(show(sender.Wait(t)), "$1"); got != test.reply {
 		t.Errorf("the sender gets\n%s, want\n%s", got, test.reply)
 	}
 	want := strings.Replace(test.passed, "X!", lost, 1)
-	if got := protocolReason.ReplaceAllString(show(other.wait(t)), "$1"); got != want {
+	if got := protocolReason.ReplaceAllString(show(other.Wait(t)), "$1"); got != want {
 		t.Errorf("the other side gets\n%s, want\n%s", got, want)
 	}
 	waitFor(t, ended)

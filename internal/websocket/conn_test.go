@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tollgate/internal/websockettest"
 )
 
 // readAll calls Next until it fails, and returns the error.
@@ -79,13 +81,13 @@ func TestSendBetweenMessages(t *testing.T) {
 		}
 		want := `T"1" t"a" P"" c"b" C"" T"2" B"3" B"c" T"" ` + goodbye
 		c.Finish()
-		if got := show(p.wait(t)); got != want {
+		if got := show(p.Wait(t)); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
-		if got, want := c.Sent(), int64(len(encodeAll(p.got(), !isServer))); got != want {
+		if got, want := c.Sent(), int64(len(websockettest.EncodeAll(p.Got(), !isServer))); got != want {
 			t.Errorf("sent %d bytes, want %d", got, want)
 		}
-		if got, want := c.Received(), int64(len(bye.encode(isServer))); got != want {
+		if got, want := c.Received(), int64(len(bye.Encode(isServer))); got != want {
 			t.Errorf("received %d bytes, want %d", got, want)
 		}
 		for name, err := range map[string]error{
@@ -131,11 +133,11 @@ func TestQueue(t *testing.T) {
 	}
 	c.Finish()
 	want := `t"a" C"" ` + strings.Repeat("T(1000) ", sent) + `t"" X1013""`
-	got := p.wait(t)
+	got := p.Wait(t)
 	if show(got) != want {
 		t.Errorf("got %s, want %s", show(got), want)
 	}
-	if strings.Contains(got[2].payload, "!") {
+	if strings.Contains(got[2].Payload, "!") {
 		t.Error("the message was changed after it was sent")
 	}
 }
@@ -162,7 +164,7 @@ func TestPartOrder(t *testing.T) {
 	}
 	_ = c.Close(CloseNormal, "")
 	c.Finish()
-	if got, want := show(p.wait(t)), `t"" C"" X1000""`; got != want {
+	if got, want := show(p.Wait(t)), `t"" C"" X1000""`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -185,12 +187,12 @@ func TestWrittenData(t *testing.T) {
 		}
 		_ = c.Close(CloseNoCode, "nobody reads this")
 		c.Finish()
-		got := p.wait(t)
+		got := p.Wait(t)
 		if last := got[len(got)-1].String(); len(got) != len(want)+1 || last != `X""` {
 			t.Fatalf("%d frames, the last is %s", len(got), last)
 		}
 		for i, data := range want {
-			if got[i].payload != data {
+			if got[i].Payload != data {
 				t.Errorf("%d bytes came out wrong", len(data))
 			}
 		}
@@ -205,10 +207,10 @@ func TestNextAfterClose(t *testing.T) {
 		if err := c.Close(ClosePolicy, "enough"); err != nil {
 			t.Fatal(err)
 		}
-		if w, err := readWire(there, !isServer); w.String() != `X1008"enough"` {
+		if w, err := websockettest.Read(there, !isServer); w.String() != `X1008"enough"` {
 			t.Fatalf("got %v, %v", w, err)
 		}
-		if _, err := there.Write(encodeAll([]wire{text("late"), ping(""), closeFrame(4000, "so be it")}, isServer)); err != nil {
+		if _, err := there.Write(websockettest.EncodeAll([]wire{text("late"), ping(""), closeFrame(4000, "so be it")}, isServer)); err != nil {
 			t.Fatal(err)
 		}
 		part, err := c.Next()
@@ -245,7 +247,7 @@ func TestBrokenPeerReadsWhy(t *testing.T) {
 	c := (&Side{CloseTimeout: patience}).newConn(here, true, "")
 	sent := make(chan error, 1)
 	go func() { // more than the buffers of the connection take, before it reads anything
-		_, err := there.Write(append(wire{first: 0x83}.encode(true), make([]byte, 32<<20)...))
+		_, err := there.Write(append(wire{First: 0x83}.Encode(true), make([]byte, 32<<20)...))
 		sent <- err
 	}()
 	if err := readAll(c); err.Error() != "the peer has broken the protocol: 1002 the opcode is reserved" {
@@ -256,7 +258,7 @@ func TestBrokenPeerReadsWhy(t *testing.T) {
 	if err := waitFor(t, sent); err != nil {
 		t.Error(err)
 	}
-	if w, err := readWire(there, false); w.String() != `X1002"the opcode is reserved"` {
+	if w, err := websockettest.Read(there, false); w.String() != `X1002"the opcode is reserved"` {
 		t.Errorf("got %s, %v", w, err)
 	}
 	if n, err := there.Read(make([]byte, 1)); err != io.EOF {
@@ -272,7 +274,7 @@ const limit = time.Second
 // hears has a peer read what comes, and says has it write a frame, at some time.
 var (
 	hears = func(p net.Conn) { go func() { _, _ = io.Copy(io.Discard, p) }() }
-	says  = func(p net.Conn, w wire) { go func() { _, _ = p.Write(w.encode(true)) }() }
+	says  = func(p net.Conn, w wire) { go func() { _, _ = p.Write(w.Encode(true)) }() }
 )
 
 var timeouts = []struct {
@@ -297,7 +299,7 @@ var timeouts = []struct {
 	{"sends a frame byte by byte", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
 		hears(p)
 		go func() {
-			frame := bin(strings.Repeat("*", 1000)).encode(true)
+			frame := bin(strings.Repeat("*", 1000)).Encode(true)
 			for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit / 10) {
 				_, err = p.Write(frame[:1])
 				frame = frame[1:]
@@ -308,7 +310,7 @@ var timeouts = []struct {
 	{"takes its time for each part", &Side{IdleTimeout: limit}, func(c *Conn, p net.Conn) error {
 		hears(p)
 		go func() {
-			frame := bin(strings.Repeat("*", 3*MaxPart)).encode(true)
+			frame := bin(strings.Repeat("*", 3*MaxPart)).Encode(true)
 			for err := error(nil); err == nil && len(frame) > 0; time.Sleep(limit * 3 / 4) {
 				n := min(len(frame), MaxPart)
 				_, err = p.Write(frame[:n])
@@ -351,7 +353,7 @@ var timeouts = []struct {
 		hears(p)
 		go func() {
 			for err := error(nil); err == nil; time.Sleep(limit / 10) {
-				_, err = p.Write(text("more").encode(true))
+				_, err = p.Write(text("more").Encode(true))
 			}
 		}()
 		_ = c.Close(CloseNormal, "")
@@ -361,7 +363,7 @@ var timeouts = []struct {
 	}, limit, "the peer has not closed the connection in time"},
 	{"breaks the protocol and stays", &Side{CloseTimeout: limit}, func(c *Conn, p net.Conn) error {
 		hears(p)
-		says(p, wire{first: 0x83})
+		says(p, wire{First: 0x83})
 		err := readAll(c)
 		c.Finish()
 		return err
@@ -429,20 +431,20 @@ func TestPings(t *testing.T) {
 				for answered := 0; time.Since(began) < test.lasts; {
 					time.Sleep(cmp.Or(test.every, time.Second))
 					if test.every > 0 {
-						p.send(t, text("a"))
+						p.Send(t, text("a"))
 					}
-					if test.answers && len(p.got()) > answered {
+					if test.answers && len(p.Got()) > answered {
 						answered++
-						p.send(t, pong(""))
+						p.Send(t, pong(""))
 					}
 				}
 				if test.lasts > time.Minute {
-					p.send(t, bye)
+					p.Send(t, bye)
 				}
 				if err := <-ended; err.Error() != test.want {
 					t.Errorf("got %v, want %s", err, test.want)
 				}
-				if got := strings.Count(show(p.wait(t)), `P""`); got != test.pings {
+				if got := strings.Count(show(p.Wait(t)), `P""`); got != test.pings {
 					t.Errorf("got %d pings, want %d", got, test.pings)
 				}
 			})
@@ -475,9 +477,9 @@ func TestManyWriters(t *testing.T) {
 	c.Finish()
 	count := make(map[string]int)
 	var order strings.Builder
-	for _, w := range p.wait(t) {
+	for _, w := range p.Wait(t) {
 		count[w.String()]++
-		if w.first&opcodeBits < opClose {
+		if w.First&opcodeBits < opClose {
 			order.WriteByte(w.String()[0])
 		}
 	}
@@ -495,7 +497,7 @@ func TestBuffersAreGivenBack(t *testing.T) {
 	c := side.newConn(&script{piece: 1 << 20}, true, "")
 	conn := c.conn.(*script)
 	for _, size := range []int{10, 1000, MaxPart, smallSize, 3 * MaxPart} {
-		conn.say = append(bin(strings.Repeat("*", size)).encode(true), 0x82)
+		conn.say = append(bin(strings.Repeat("*", size)).Encode(true), 0x82)
 		for {
 			part, err := c.Next()
 			if err != nil {
@@ -511,7 +513,7 @@ func TestBuffersAreGivenBack(t *testing.T) {
 		}
 		c.in.from, c.in.to = 0, 0
 	}
-	conn.say = begin(strings.Repeat("*", MaxPart)).encode(true)
+	conn.say = begin(strings.Repeat("*", MaxPart)).Encode(true)
 	if part, err := c.Next(); len(part.Data) != MaxPart || c.in.large == nil {
 		t.Errorf("got %d bytes, %v", len(part.Data), err)
 	}

@@ -123,10 +123,10 @@ func TestCloseCodes(t *testing.T) {
 			if row.valid {
 				want, sent = &CloseError{Code(code), "é"}, Code(code)
 			}
-			if got := parseClose([]byte(closeFrame(Code(code), "é").payload)); fmt.Sprint(got) != fmt.Sprint(want) {
+			if got := parseClose([]byte(closeFrame(Code(code), "é").Payload)); fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("%d: got %v, want %v", code, got, want)
 			}
-			payload := closeFrame(sent, "é").payload
+			payload := closeFrame(sent, "é").Payload
 			if code == int(CloseNoCode) {
 				payload = ""
 			}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"testing"
 	"unicode/utf8"
+
+	"tollgate/internal/websockettest"
 )
 
 // fuzzMaxMessage is the longest message in FuzzFrames.
@@ -139,16 +141,16 @@ func observe(t *testing.T, p []byte, isServer bool, piece int) (messages, pongs 
 	}
 	sent := CloseLost
 	for s.heard.Len() > 0 {
-		w, err := readWire(&s.heard, !isServer)
+		w, err := websockettest.Read(&s.heard, !isServer)
 		switch {
 		case err != nil:
 			t.Fatal(err)
-		case w.first == 0x8a:
-			pongs = append(pongs, w.payload)
-		case w.first == 0x88 && len(w.payload) == 0:
+		case w.First == 0x8a:
+			pongs = append(pongs, w.Payload)
+		case w.First == 0x88 && len(w.Payload) == 0:
 			sent = CloseNoCode
-		case w.first == 0x88:
-			sent = Code(binary.BigEndian.Uint16([]byte(w.payload)))
+		case w.First == 0x88:
+			sent = Code(binary.BigEndian.Uint16([]byte(w.Payload)))
 		default:
 			t.Fatalf("it sends %s", w)
 		}
@@ -163,16 +165,16 @@ func observe(t *testing.T, p []byte, isServer bool, piece int) (messages, pongs 
 func FuzzFrames(f *testing.F) {
 	for _, test := range conformanceCases {
 		for _, isServer := range []bool{true, false} {
-			if p := encodeAll(test.frames, isServer); len(p) < 2*MaxPart { // longer ones take long to minimize
+			if p := websockettest.EncodeAll(test.frames, isServer); len(p) < 2*MaxPart { // longer ones take long to minimize
 				f.Add(p, isServer, uint16(len(test.name)))
 			}
 		}
 	}
 	for _, size := range []int{smallSize, MaxPart, MaxPart + 1, fuzzMaxMessage, fuzzMaxMessage + 1} {
-		f.Add(encodeAll([]wire{text("a"), {first: 0x82, payload: string(make([]byte, size))}, bye}, false), false, uint16(1000))
+		f.Add(websockettest.EncodeAll([]wire{text("a"), {First: 0x82, Payload: string(make([]byte, size))}, bye}, false), false, uint16(1000))
 	}
-	third := wire{payload: string(make([]byte, fuzzMaxMessage/3))}
-	f.Add(encodeAll([]wire{begin(third.payload), third, third, more("x"), more("y"), more("z")}, true), true, uint16(1000))
+	third := wire{Payload: string(make([]byte, fuzzMaxMessage/3))}
+	f.Add(websockettest.EncodeAll([]wire{begin(third.Payload), third, third, more("x"), more("y"), more("z")}, true), true, uint16(1000))
 	f.Fuzz(func(t *testing.T, p []byte, isServer bool, piece uint16) {
 		messages, pongs, code := reference(p, isServer)
 		want := fmt.Sprint(messages, pongs, code)

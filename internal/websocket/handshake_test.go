@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/websockettest"
 )
 
 // sampleKey and sampleAccept are those of RFC 6455, section 1.3.
@@ -146,7 +148,7 @@ func TestAccept(t *testing.T) {
 				t.Errorf("got %s: %s, want %s", name, got, value)
 			}
 			if response.StatusCode == ok {
-				if w, err := readWire(r, false); w.String() != `X1000""` {
+				if w, err := websockettest.Read(r, false); w.String() != `X1000""` {
 					t.Errorf("got %s, %v", w, err)
 				}
 			}
@@ -194,7 +196,7 @@ func TestAcceptEarlyFrames(t *testing.T) {
 		conns <- c
 	})
 	for _, size := range []int{0, 10, 1000, 4000, 5000, 20000} {
-		sent := string(bin(strings.Repeat("*", size)).encode(true)) + string(text("second").encode(true))
+		sent := string(bin(strings.Repeat("*", size)).Encode(true)) + string(text("second").Encode(true))
 		c, _, _ := exchange(t, address, handshakeOf("GET / HTTP/1.1")+sent)
 		conn := waitFor(t, conns)
 		var got int
@@ -211,13 +213,13 @@ func TestAcceptEarlyFrames(t *testing.T) {
 		if got != size {
 			t.Errorf("got %d bytes, want %d", got, size)
 		}
-		if _, err := c.Write(text("third").encode(true)); err != nil {
+		if _, err := c.Write(text("third").Encode(true)); err != nil {
 			t.Error(err)
 		}
 		if part, err := conn.Next(); string(part.Data) != "third" {
 			t.Errorf("got %q, %v", part.Data, err)
 		}
-		if got := conn.Received(); got != int64(len(sent)+len(text("third").encode(true))) {
+		if got := conn.Received(); got != int64(len(sent)+len(text("third").Encode(true))) {
 			t.Errorf("received %d bytes", got)
 		}
 		conn.Abort()
@@ -396,7 +398,7 @@ func TestDialContext(t *testing.T) {
 	}
 	address := rawServer(t, func(r *http.Request) string {
 		return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" + acceptLine(r) + "\r\n" +
-			string(encodeAll([]wire{text("early"), bin(strings.Repeat("*", 10000)), bye}, false))
+			string(websockettest.EncodeAll([]wire{text("early"), bin(strings.Repeat("*", 10000)), bye}, false))
 	})
 	ctx, cancel = context.WithCancel(t.Context())
 	c, _, err := (&Side{IdleTimeout: patience}).Dial(ctx, newTransport(t), "ws://"+address, nil)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tollgate/internal/waittest"
+	"tollgate/internal/websockettest"
 )
 
 // newRelay returns a Relay between two peers.
@@ -29,7 +30,7 @@ func join(t testing.TB, frames []wire) (messages []wire) {
 	var first byte // of the message that has begun
 	var payload strings.Builder
 	for _, w := range frames {
-		op := w.first & opcodeBits
+		op := w.First & opcodeBits
 		if op >= opClose {
 			continue
 		}
@@ -37,9 +38,9 @@ func join(t testing.TB, frames []wire) (messages []wire) {
 			t.Fatalf("a message within another, or a continuation of none: %s", show(frames))
 		}
 		first |= finBit | op
-		payload.WriteString(w.payload)
-		if w.first&finBit != 0 {
-			messages = append(messages, wire{first: first, payload: payload.String()})
+		payload.WriteString(w.Payload)
+		if w.First&finBit != 0 {
+			messages = append(messages, wire{First: first, Payload: payload.String()})
 			first = 0
 			payload.Reset()
 		}
@@ -52,8 +53,8 @@ func join(t testing.TB, frames []wire) (messages []wire) {
 
 // countMessages returns how many messages have come to a peer.
 func countMessages(p *peer) (n int) {
-	for _, w := range p.got() {
-		if w.first&finBit != 0 && w.first&opcodeBits < opClose {
+	for _, w := range p.Got() {
+		if w.First&finBit != 0 && w.First&opcodeBits < opClose {
 			n++
 		}
 	}
@@ -65,29 +66,29 @@ func traffic(random *rand.Rand, masked bool) (messages []wire, sent []byte) {
 	sizes := []int{0, 1, 125, 126, 127, 500, smallSize - 1, smallSize, smallSize + 1, MaxPart - 1, MaxPart, MaxPart + 1, 2*MaxPart + 1, 65535,
 		65536, 100000}
 	for range 20 {
-		m := wire{first: 0x82}
+		m := wire{First: 0x82}
 		size := sizes[random.IntN(len(sizes))]
 		if random.IntN(2) == 0 {
-			m.first, m.payload = 0x81, strings.Repeat("aé€\U0001f600", size/10+1)[:size/10*10]
+			m.First, m.Payload = 0x81, strings.Repeat("aé€\U0001f600", size/10+1)[:size/10*10]
 		} else {
 			p := make([]byte, size)
 			for i := range p {
 				p[i] = byte(random.Uint32())
 			}
-			m.payload = string(p)
+			m.Payload = string(p)
 		}
 		messages = append(messages, m)
-		w, rest := wire{first: m.first &^ finBit}, m.payload
-		for isLast := false; !isLast; w.first = 0 {
+		w, rest := wire{First: m.First &^ finBit}, m.Payload
+		for isLast := false; !isLast; w.First = 0 {
 			if random.IntN(4) == 0 {
-				sent = append(sent, ping("still there?").encode(masked)...)
+				sent = append(sent, ping("still there?").Encode(masked)...)
 			}
 			n := random.IntN(len(rest) + 1)
 			if isLast = random.IntN(3) == 0; isLast {
-				n, w.first = len(rest), w.first|finBit
+				n, w.First = len(rest), w.First|finBit
 			}
-			w.payload, rest = rest[:n], rest[n:]
-			sent = append(sent, w.encode(masked)...)
+			w.Payload, rest = rest[:n], rest[n:]
+			sent = append(sent, w.Encode(masked)...)
 		}
 	}
 	return messages, sent
@@ -106,7 +107,7 @@ func TestRelayedEqualsSent(t *testing.T) {
 			for i, p := range []*peer{client, server} {
 				random := rand.New(rand.NewPCG(seed, uint64(i)))
 				var raw []byte
-				sent[i], raw = traffic(random, p.masks)
+				sent[i], raw = traffic(random, p.Masks)
 				go func() {
 					var err error
 					for len(raw) > 0 && err == nil {
@@ -129,9 +130,9 @@ func TestRelayedEqualsSent(t *testing.T) {
 				}
 				return nil
 			})
-			client.send(t, bye)
+			client.Send(t, bye)
 			for i, p := range []*peer{server, client} {
-				got := join(t, p.wait(t))
+				got := join(t, p.Wait(t))
 				if len(got) != len(sent[i]) {
 					t.Fatalf("%d messages, want %d", len(got), len(sent[i]))
 				}
@@ -171,13 +172,13 @@ func TestLargeMessages(t *testing.T) {
 			ended := startRelay(r)
 			for _, p := range []*peer{client, server} {
 				go func() {
-					w := wire{first: byte(test.kind)}
-					for rest := data; rest != ""; w.first = 0 {
-						w.payload, rest = rest[:test.fragment], rest[test.fragment:]
+					w := wire{First: byte(test.kind)}
+					for rest := data; rest != ""; w.First = 0 {
+						w.Payload, rest = rest[:test.fragment], rest[test.fragment:]
 						if rest == "" {
-							w.first |= finBit
+							w.First |= finBit
 						}
-						p.send(t, w)
+						p.Send(t, w)
 					}
 				}()
 			}
@@ -187,9 +188,9 @@ func TestLargeMessages(t *testing.T) {
 				}
 				return nil
 			})
-			server.send(t, bye)
+			server.Send(t, bye)
 			for _, p := range []*peer{client, server} {
-				if got := join(t, p.wait(t)); len(got) != 1 || got[0].payload != data {
+				if got := join(t, p.Wait(t)); len(got) != 1 || got[0].Payload != data {
 					t.Errorf("got %d messages", len(got))
 				}
 			}
@@ -206,10 +207,10 @@ func TestLongFramesPassInParts(t *testing.T) {
 			sender, other = other, sender
 		}
 		ended := startRelay(r)
-		sender.send(t, wire{first: 0x82, payload: strings.Repeat("*", 2*MaxPart), claims: 16 << 20})
+		sender.Send(t, wire{First: 0x82, Payload: strings.Repeat("*", 2*MaxPart), Claims: 16 << 20})
 		waitFrames(t, other, "b(16370) c(16370)")
 		sender.Close()
-		other.wait(t)
+		other.Wait(t)
 		waitFor(t, ended)
 	}
 }
@@ -218,7 +219,7 @@ func TestLongFramesPassInParts(t *testing.T) {
 func waitFrames(t testing.TB, p *peer, want string) {
 	t.Helper()
 	waittest.Eventually(t, patience, func() error {
-		if got := show(p.got()); got != want {
+		if got := show(p.Got()); got != want {
 			return fmt.Errorf("got %s, want %s", got, want)
 		}
 		return nil
@@ -229,7 +230,7 @@ func waitFrames(t testing.TB, p *peer, want string) {
 func TestRelayEnds(t *testing.T) {
 	cut := func(p *peer) { p.Close() }
 	say := func(frames ...wire) func(*peer) {
-		return func(p *peer) { _, _ = p.Write(encodeAll(frames, p.masks)) }
+		return func(p *peer) { _, _ = p.Write(websockettest.EncodeAll(frames, p.Masks)) }
 	}
 	for _, test := range []struct {
 		name         string
@@ -241,11 +242,11 @@ func TestRelayEnds(t *testing.T) {
 		{"the client closes", func(c, _ *peer) { say(bye)(c) }, reply, goodbye, "1000 \"bye\"", "1000 \"bye\""},
 		{"the server closes", func(_, s *peer) { say(bye)(s) }, goodbye, reply, "1000 \"bye\"", "1000 \"bye\""},
 		{"the client has a code of its own", func(c, _ *peer) { say(closeFrame(4001, "é"))(c) }, `X4001""`, `X4001"é"`, `4001 "é"`, `4001 "é"`},
-		{"the server has nothing to say", func(_, s *peer) { say(wire{first: 0x88})(s) }, `X""`, `X""`, "1005 \"\"", "1005 \"\""},
+		{"the server has nothing to say", func(_, s *peer) { say(wire{First: 0x88})(s) }, `X""`, `X""`, "1005 \"\"", "1005 \"\""},
 		{"the client is gone", func(c, _ *peer) { cut(c) }, "", `X1001""`, "EOF", "1001 \"\""},
 		{"the server is gone", func(_, s *peer) { cut(s) }, `X1011""`, "", "1011 \"\"", "EOF"},
 		{"the client is gone within a message", func(c, _ *peer) { say(begin("a"))(c); cut(c) }, "", `t"a" X1001""`, "EOF", "1001 \"\""},
-		{"the server is gone within a frame", func(_, s *peer) { say(wire{first: 0x81, claims: 9})(s); cut(s) }, `X1011""`, "",
+		{"the server is gone within a frame", func(_, s *peer) { say(wire{First: 0x81, Claims: 9})(s); cut(s) }, `X1011""`, "",
 			"1011 \"\"", "EOF"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -253,10 +254,10 @@ func TestRelayEnds(t *testing.T) {
 			r, client, server := newRelay(t)
 			ended := startRelay(r)
 			test.end(client, server)
-			if got := show(client.wait(t)); got != test.toClient {
+			if got := show(client.Wait(t)); got != test.toClient {
 				t.Errorf("the client gets %s, want %s", got, test.toClient)
 			}
-			if got := show(server.wait(t)); got != test.toServer {
+			if got := show(server.Wait(t)); got != test.toServer {
 				t.Errorf("the server gets %s, want %s", got, test.toServer)
 			}
 			for i, err := range waitFor(t, ended) {
@@ -295,14 +296,14 @@ func TestRelayHooks(t *testing.T) {
 		return r.Client.WritePart(p)
 	}
 	ended := startRelay(r)
-	client.send(t, text("drop this"), begin("a"), more("b"), ping(""), end("c"), text("d"))
+	client.Send(t, text("drop this"), begin("a"), more("b"), ping(""), end("c"), text("d"))
 	waitFrames(t, client, `T"dropped" Q""`)
 	waitFrames(t, server, `T"ABC" T"d"`)
-	server.send(t, text("1"), text("enough"), text("2"))
-	if got, want := show(client.wait(t)), `T"dropped" Q"" T"1" X1008"no more"`; got != want {
+	server.Send(t, text("1"), text("enough"), text("2"))
+	if got, want := show(client.Wait(t)), `T"dropped" Q"" T"1" X1008"no more"`; got != want {
 		t.Errorf("the client gets %s, want %s", got, want)
 	}
-	if got, want := show(server.wait(t)), `T"ABC" T"d" X1008"no more"`; got != want {
+	if got, want := show(server.Wait(t)), `T"ABC" T"d" X1008"no more"`; got != want {
 		t.Errorf("the server gets %s, want %s", got, want)
 	}
 	errs := waitFor(t, ended)
@@ -318,8 +319,8 @@ func TestRelayRefuses(t *testing.T) {
 	broken := errors.New("broken")
 	r.FromClient = func(Part) error { calls++; return broken }
 	ended := startRelay(r)
-	client.send(t, text("a"), text("b"))
-	if got, want := show(client.wait(t))+show(server.wait(t)), `X1011""X1001""`; got != want {
+	client.Send(t, text("a"), text("b"))
+	if got, want := show(client.Wait(t))+show(server.Wait(t)), `X1011""X1001""`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if errs := waitFor(t, ended); errs[0] != broken || calls != 1 {
@@ -354,8 +355,8 @@ func TestRelayDrains(t *testing.T) {
 		t.Errorf("the client has ended with %v", err)
 	}
 	waitFrames(t, server, `T"cancel"`)
-	server.send(t, text("more"), text("done"))
-	if got, want := show(server.wait(t)), `T"cancel" X1001""`; got != want {
+	server.Send(t, text("more"), text("done"))
+	if got, want := show(server.Wait(t)), `T"cancel" X1001""`; got != want {
 		t.Errorf("the server gets %s, want %s", got, want)
 	}
 	waitFor(t, ended)
@@ -372,16 +373,16 @@ func TestRelayWhileClosing(t *testing.T) {
 	var client *peer
 	r.Client, client = newPeer(t, &Side{}, true)
 	r.ServerEnded = func(err error) { // late
-		client.send(t, text("a"), text("b"), ping("c"))
+		client.Send(t, text("a"), text("b"), ping("c"))
 		waitFrames(t, client, `Q"c"`)
 		code, reason := Forward(err, CloseInternal)
 		_ = r.Client.Close(code, reason)
 	}
 	ended := startRelay(r)
-	if _, err := server.Write(closeFrame(3000, "over").encode(false)); err != nil {
+	if _, err := server.Write(closeFrame(3000, "over").Encode(false)); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := show(client.wait(t)), `Q"c" X3000"over"`; got != want {
+	if got, want := show(client.Wait(t)), `Q"c" X3000"over"`; got != want {
 		t.Errorf("the client gets %s, want %s", got, want)
 	}
 	server.Close()
@@ -398,7 +399,7 @@ func TestRelayBackpressure(t *testing.T) {
 	ended := startRelay(r)
 	var sent int
 	_ = server.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
-	frame := bin(strings.Repeat("*", 1<<20)).encode(false)
+	frame := bin(strings.Repeat("*", 1<<20)).Encode(false)
 	var err error
 	for err == nil {
 		var n int
@@ -413,7 +414,7 @@ func TestRelayBackpressure(t *testing.T) {
 	if !errors.As(errs[0], &timeout) || !timeout.Timeout() {
 		t.Errorf("the client has ended with %v", errs[0])
 	}
-	if got, want := show(server.got()), `X1001""`; got != want {
+	if got, want := show(server.Got()), `X1001""`; got != want {
 		t.Errorf("the server gets %s, want %s", got, want)
 	}
 	client.Close()
