@@ -67,7 +67,7 @@ func docCommands(t *testing.T, file string) (commands []docCommand) {
 				continue
 			}
 			commands[len(commands)-1].output = block.text
-		case "text", "nginx", "caddyfile", "yaml", "toml", "python", "typescript":
+		case "text", "nginx", "caddyfile", "yaml", "toml", "python", "typescript", "html":
 		default:
 			t.Errorf("%s:%d: unknown language %q", file, block.line, block.language)
 		}
