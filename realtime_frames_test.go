@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -231,4 +232,52 @@ func (g *realtimeTest) wantUntouched(t *testing.T, n int) {
 	if strings.Contains(log, "[ERROR]") || strings.Contains(log, "panic") {
 		t.Errorf("the log has an error:\n%s", log)
 	}
+}
+
+// Messages of 16 MiB pass in both directions, and no more of them is held than a part.
+func TestRealtimeLargeMessages(t *testing.T) {
+	g := newService(t).newRealtimeTest(t, websockettest.NewServer(t, nil))
+	live := func() int64 {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	for _, test := range []struct {
+		name, head, tail string
+		fromClient       bool
+	}{
+		{"sound", `{"type":"input_audio_buffer.append","audio":"`, `"}`, true},
+		{"an image", `{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_image",` +
+			`"image_url":"data:image/png;base64,`, `"}]}}`, true},
+		{"the provider's sound", `{"type":"response.output_audio.delta","response_id":"resp_1","delta":"`, `"}`, false},
+		{"an event that nobody knows", `{"type":"response.output_smell.delta","delta":"`, `"}`, false},
+	} {
+		client, provider := g.open(t, false)
+		sender, other := client, provider
+		if !test.fromClient {
+			sender, other = provider, client
+		}
+		other.Count()
+		const size = 16 << 20
+		before, most := live(), int64(0)
+		sender.SendLong(t, test.head, test.tail, size, func(sent int) {
+			if sent%(1<<20) == 0 {
+				most = max(most, live()-before)
+			}
+		})
+		waittest.Eventually(t, 30*time.Second, func() error {
+			if got := other.Counted(); got != size {
+				return fmt.Errorf("%s: %d bytes have come, want %d", test.name, got, size)
+			}
+			return nil
+		})
+		if most > 2<<20 {
+			t.Errorf("%s: %d bytes more are in use meanwhile", test.name, most)
+		}
+		client.Send(t, websockettest.Close(1000, ""))
+		client.Wait(t)
+		provider.Wait(t)
+	}
+	g.wantUntouched(t, 0)
 }

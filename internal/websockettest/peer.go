@@ -3,6 +3,7 @@ package websockettest
 import (
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ type Peer struct {
 
 	mu     sync.Mutex
 	frames []Frame       // that have come; guarded by mu
+	counts bool          // frames with data are only counted; guarded by mu
+	data   int           // bytes of those; guarded by mu
 	ended  chan struct{} // closed when no more come
 	err    error         // why; read after ended
 }
@@ -37,9 +40,7 @@ func (p *Peer) read() {
 		if w, p.err = Read(p, !p.Masks); p.err != nil {
 			return
 		}
-		p.mu.Lock()
-		p.frames = append(p.frames, w)
-		p.mu.Unlock()
+		p.note(w)
 		if w.First == 0x88 {
 			_, _ = p.Write(w.Encode(p.Masks)) // to an end that may have gone
 			if p.Masks {                      // the server closes first
@@ -50,10 +51,58 @@ func (p *Peer) read() {
 	}
 }
 
+// note keeps a frame, or counts it.
+func (p *Peer) note(w Frame) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.counts && w.First&opcodeBits < 8 {
+		p.data += len(w.Payload)
+		return
+	}
+	p.frames = append(p.frames, w)
+}
+
+// Count lets p only count the data that comes from now on, for messages that would fill the memory.
+func (p *Peer) Count() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.counts = true
+}
+
+// Counted returns how many bytes of data have come since Count.
+func (p *Peer) Counted() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.data
+}
+
 // Send writes frames.
 func (p *Peer) Send(t testing.TB, frames ...Frame) {
 	t.Helper()
 	if _, err := p.Write(EncodeAll(frames, p.Masks)); err != nil {
+		t.Error(err)
+	}
+}
+
+// SendLong writes a text of size bytes, in one frame, without holding it: head, then As, then tail. It calls each after
+// each 64 KiB.
+func (p *Peer) SendLong(t testing.TB, head, tail string, size int, each func(sent int)) {
+	t.Helper()
+	const step = 64 << 10 // and a multiple of the mask's length
+	start := head + strings.Repeat("A", step-len(head))
+	part := Frame{Payload: strings.Repeat("A", step)}.Encode(p.Masks)
+	part = part[len(part)-step:]
+	end := Frame{Payload: strings.Repeat("A", (size-len(tail))%step) + tail}
+	_, err := p.Write(Frame{First: 0x81, Payload: start, Claims: uint64(size)}.Encode(p.Masks))
+	for sent := step; err == nil && sent+step <= size-len(tail); sent += step {
+		each(sent)
+		_, err = p.Write(part)
+	}
+	if err == nil {
+		rest := end.Encode(p.Masks)
+		_, err = p.Write(rest[len(rest)-len(end.Payload):])
+	}
+	if err != nil {
 		t.Error(err)
 	}
 }
