@@ -380,13 +380,18 @@ func (x *exchange) relayError(response *http.Response) error {
 		x.logFailure(accountRefused + strconv.Itoa(status))
 		return Error{http.StatusBadGateway, "The provider refuses this service's account"}
 	}
-	if isIdentity(response.Header) {
-		body = withoutKey(body, key)
-	} else { // the key could not be found in it
-		body = x.call.Request.Format.ErrorBody(status, "The provider responded with "+strconv.Itoa(status))
-		response.Header["Content-Type"] = []string{"application/json"}
-	}
+	body = shownError(x.call.Request.Format, response, body, key)
 	return x.respond(response, body[:min(len(body), maxErrorBody)])
+}
+
+// shownError returns the body of a provider's error without the endpoint's key. If that could not be found in it, it is
+// another body, whose type is set in the response.
+func shownError(format llmwire.Format, response *http.Response, body []byte, key string) []byte {
+	if isIdentity(response.Header) {
+		return withoutKey(body, key)
+	}
+	response.Header["Content-Type"] = []string{"application/json"}
+	return format.ErrorBody(response.StatusCode, "The provider responded with "+strconv.Itoa(response.StatusCode))
 }
 
 // relayCompletion relays a response that is not streamed.

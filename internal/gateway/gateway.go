@@ -56,8 +56,8 @@ type Gateway struct {
 	lists      *modelLists
 	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
 	drains     *fairpool.Pool // those of them whose clients have gone, instead
-	sessions   sessions
-	estimated  atomic.Int64   // charges without reported usage
+	sessions   *sessions
+	estimated  atomic.Int64 // charges without reported usage
 
 	unknownMembers atomic.Int64 // for which requests were refused
 	unknownLogged  firsts       // of these, with their endpoints

@@ -2,12 +2,25 @@ package gateway
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
+	"sync"
 	"time"
 
 	"tollgate/internal/fairpool"
+	"tollgate/internal/llmwire"
 	"tollgate/internal/websocket"
 )
+
+const (
+	sessionIdle  = 60 * time.Second // without a frame, after which a side is gone
+	sessionPing  = 25 * time.Second // between pings
+	sessionWrite = 30 * time.Second // for a frame, after which a side that does not read is gone
+)
+
+var errTooManySessions = Error{http.StatusServiceUnavailable, "Too many sessions are open"}
 
 // A SessionCall is a client's request for a session: a WebSocket to an endpoint of the kind realtime.
 type SessionCall struct {
@@ -19,8 +32,13 @@ type SessionCall struct {
 	Model    string // that the client names; "" for the default endpoint
 	Protocol string // the subprotocol that the client is answered with; "" for none
 
-	Account  SessionAccount
+	Account SessionAccount
+	// Refusal returns the status, the code ("" for that of the status) and the sentence of an error of Account that the
+	// Gateway does not know. nil: it is 403, and says itself what is wrong.
+	Refusal func(error) (status int, code, message string)
+
 	Place    *fairpool.Claim // from Gateway.SessionPlace
+	Memory   *fairpool.Claim // for events that are read whole; nil: it is not bounded. The caller releases it
 	Start    time.Time       // when the request came
 	Deadline time.Time       // for the steps of Account that come before the session is open
 
@@ -37,21 +55,26 @@ type sessions struct {
 	pool    *fairpool.Pool // of sessions that are open
 	clients websocket.Side
 	servers websocket.Side
+	events  sync.Pool // of *[]byte: what is kept of an event until it is complete
 }
 
-func newSessions(options Options) sessions {
-	return sessions{pool: fairpool.New(max(options.MaxSessions, 1), options.TenantShare)}
+func newSessions(options Options) *sessions {
+	s := &sessions{pool: fairpool.New(max(options.MaxSessions, 1), options.TenantShare)}
+	for _, side := range []*websocket.Side{&s.clients, &s.servers} {
+		side.IdleTimeout, side.PingInterval, side.WriteTimeout = sessionIdle, sessionPing, sessionWrite
+	}
+	return s
 }
 
 // A provider is the provider's side of one session, and how that is paid for.
 type provider interface {
 	// open holds what the session needs first, and connects to the provider. If it returns an error, nothing is held any
-	// more. Errors: an Error, a HeldError or those of the account.
+	// more. Errors: an Error, a *refusedSession, a HeldError or those of the account.
 	open(ctx context.Context) (*websocket.Conn, error)
 	// run carries messages between the client and the provider until both connections are closed and everything is
 	// settled. It ends soon after the Gateway is stopped.
 	run(client, server *websocket.Conn)
-	// abandon settles everything if the client cannot be accepted after open.
+	// abandon settles everything, and closes the connection to the provider, if the client cannot be accepted after open.
 	abandon()
 }
 
@@ -63,5 +86,112 @@ func (g *Gateway) SessionPlace(tenant, user string) *fairpool.Claim {
 // ServeSession opens a session for the client and carries it to its end. c.ChooseEndpoint must have succeeded. If it
 // returns an error, the client has got no response. Errors: an Error, a HeldError, or those of the account.
 func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *SessionCall) error {
-	panic("not built yet")
+	defer c.Place.Release()
+	if c.Place.AddUpTo(1) != nil {
+		return errTooManySessions
+	}
+	c.Outcome.Endpoint, c.Outcome.Model = c.endpoint.label, c.model
+	p := g.newProvider(c, w.Header())
+	server, err := g.openProvider(r, p)
+	if refused, ok := errors.AsType[*refusedSession](err); ok {
+		refused.send(w, c.endpoint.apiKey)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.Outcome.FirstByte = time.Since(c.Start)
+	client, err := g.acceptClient(w, r, c)
+	if err != nil {
+		p.abandon()
+		return err
+	}
+	began := time.Now()
+	p.run(client, server)
+	c.Outcome.Session = time.Since(began)
+	return nil
+}
+
+// newProvider returns the provider's side of a session. Until the client is accepted, header is that of the response.
+func (g *Gateway) newProvider(c *SessionCall, header http.Header) provider {
+	return newOpenAISession(g, c, header)
+}
+
+// openProvider connects to the provider, unless the client hangs up meanwhile.
+func (g *Gateway) openProvider(r *http.Request, p provider) (*websocket.Conn, error) {
+	limited, stop := context.WithTimeoutCause(g.ctx, g.options.HeaderTimeout, errSilent)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(limited)
+	defer cancel(nil)
+	defer context.AfterFunc(r.Context(), func() { cancel(errClientGone) })()
+	return p.open(ctx)
+}
+
+// acceptClient opens the client's WebSocket. If that fails, it has gone.
+func (g *Gateway) acceptClient(w http.ResponseWriter, r *http.Request, c *SessionCall) (*websocket.Conn, error) {
+	if r.Context().Err() != nil {
+		return nil, errHungUp
+	}
+	client, err := g.sessions.clients.Accept(w, r, c.Protocol, nil)
+	if refused, ok := errors.AsType[*websocket.HandshakeError](err); ok {
+		return nil, Error{refused.Status, refused.Reason}
+	}
+	if err != nil {
+		return nil, errHungUp
+	}
+	return client, nil
+}
+
+// A refusedSession is the response of a provider that refuses to open a session, which the client gets.
+type refusedSession struct {
+	response *http.Response
+	body     []byte
+}
+
+func (e *refusedSession) Error() string {
+	return "the provider refuses to open a session: " + strconv.Itoa(e.response.StatusCode)
+}
+
+// send sends the response, without the endpoint's key.
+func (e *refusedSession) send(w http.ResponseWriter, key string) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(clientTimeout))
+	h := w.Header()
+	copyHeaders(h, e.response.Header, key)
+	h["Cache-Control"] = noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(e.body))}
+	w.WriteHeader(e.response.StatusCode)
+	_, _ = w.Write(e.body)
+}
+
+// failure returns what the client of a session is told of an error that ends it.
+func (c *SessionCall) failure(err error) *llmwire.RealtimeError {
+	return llmwire.RealtimeFailure(c.refusal(err))
+}
+
+// refusal returns the status, the code ("" for that of the status) and the sentence of an error.
+func (c *SessionCall) refusal(err error) (status int, code, message string) {
+	if coded, ok := errors.AsType[CodedError](err); ok {
+		return coded.Status, coded.Code, coded.Message
+	}
+	if held, ok := errors.AsType[HeldError](err); ok {
+		return http.StatusTooManyRequests, "balance_held", held.Error()
+	}
+	if left, ok := asInsufficient(err); ok {
+		return http.StatusPaymentRequired, "", fmt.Sprintf("The balance does not cover another response: %d tokens are left", left)
+	}
+	if _, ok := errors.AsType[DeniedError](err); ok {
+		err = DeniedModel(c.model)
+	}
+	plain, isPlain := errors.AsType[Error](err)
+	switch {
+	case isPlain:
+		return plain.Status, "", plain.Message
+	case errors.Is(err, ErrNoHold):
+		return http.StatusUnauthorized, "", "The API key is gone"
+	case errors.Is(err, ErrUnavailable):
+		return http.StatusServiceUnavailable, "", "The account cannot be reached"
+	case c.Refusal != nil:
+		return c.Refusal(err)
+	}
+	return http.StatusForbidden, "", err.Error()
 }

@@ -1,0 +1,225 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tollgate/internal/fairpool"
+	"tollgate/internal/llmwire"
+	"tollgate/internal/websocket"
+)
+
+const (
+	createdTimeout = 10 * time.Second // for session.created, without which nothing of the client is passed on
+	updateID       = "tollgate-update"
+	cancelID       = "tollgate-cancel"
+)
+
+// An openAISession is a session of OpenAI's Realtime API. What the client sends is checked before it is passed on, and
+// what the provider reports is paid for before it is.
+//
+// Each direction has a goroutine, which alone writes messages of the other side. What both need, and what ends the
+// session, is guarded by mu, which is never held while something is written.
+type openAISession struct {
+	gateway *Gateway
+	call    *SessionCall
+	price   *sessionPrice
+	purse   *purse
+	header  http.Header // of the response to the client, before that is accepted
+
+	client, server *websocket.Conn
+	ready          chan struct{} // closed when the provider was sent our limit, or the session ends
+	done           chan struct{} // closed when both sides are closed and everything is settled
+	ending         atomic.Bool   // there is a cause
+
+	clientSide clientEvents
+	serverSide serverEvents
+
+	mu       sync.Mutex // guards what follows, also while the account is asked
+	report   llmwire.RealtimeReport
+	asked    []string      // the IDs of response.creates that were passed on and not answered, the oldest first
+	limit    int64         // of output tokens, which what is held covers
+	wanted   int64         // the lower limit that the client has set for the session; 0: none
+	dearer   *sessionPrice // of the model that the provider says it is, if that is another one of the endpoint
+	cause    *openAIEnd    // why the session ends; nil: it does not
+	settled  bool          // nothing more is paid for
+	checking *time.Timer   // of the next check of the account
+
+	// While responses are awaited in the end: until then, and until the client must have read something. Else nil.
+	patience, unblocking *time.Timer
+
+	readyOnce, hangUpOnce sync.Once
+}
+
+// newOpenAISession returns a session for a call whose endpoint was chosen. header is that of the response to the client.
+func newOpenAISession(g *Gateway, c *SessionCall, header http.Header) *openAISession {
+	rules := c.endpoint.session
+	p := &sessionPrice{
+		price: c.endpoint.prices.find(c.model), transcription: &price{rates: rules.transcription},
+		maxInput: rules.maxInput, maxOutput: rules.maxOutput,
+	}
+	s := &openAISession{
+		gateway: g, call: c, header: header, price: p, purse: &purse{gateway: g, call: c, price: p},
+		ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	s.clientSide.buffer = eventBuffer{pool: &g.sessions.events, memory: c.Memory}
+	s.serverSide.buffer = s.clientSide.buffer
+	if c.Memory != nil {
+		s.serverSide.buffer.memory = c.Memory.Another()
+	}
+	return s
+}
+
+// open implements provider.
+func (s *openAISession) open(ctx context.Context) (*websocket.Conn, error) {
+	if err := s.purse.open(); err != nil {
+		return nil, err
+	}
+	s.limit = s.purse.limit()
+	server, err := s.dial(ctx)
+	if err != nil {
+		s.purse.close(llmwire.Usage{}, 0, false)
+		return nil, err
+	}
+	s.server, s.header = server, nil
+	return server, nil
+}
+
+// abandon implements provider.
+func (s *openAISession) abandon() {
+	s.purse.close(llmwire.Usage{}, 0, false)
+	_ = s.server.Close(websocket.CloseGoingAway, "")
+	s.server.Finish()
+}
+
+// run implements provider.
+func (s *openAISession) run(client, server *websocket.Conn) {
+	s.client, s.server = client, server
+	defer context.AfterFunc(s.gateway.ctx, func() { s.end(endStopping) })()
+	defer time.AfterFunc(s.call.endpoint.session.maxSession, func() { s.end(endTooLong) }).Stop()
+	s.mu.Lock()
+	s.checking = time.AfterFunc(s.gateway.renewal, s.check)
+	s.mu.Unlock()
+	relay := websocket.Relay{
+		Client: client, Server: server, FromClient: s.fromClient, FromServer: s.fromServer,
+		ClientEnded: s.clientEnded, ServerEnded: s.serverEnded,
+	}
+	relay.Run()
+	<-s.done
+	s.clientSide.buffer.release()
+	s.serverSide.buffer.release()
+}
+
+// check ends the session if its account may not go on, and otherwise plans the next check. What is held may have changed
+// if the account could not be reached before.
+func (s *openAISession) check() {
+	if err := s.purse.check(time.Now().Add(settleStep)); err != nil {
+		s.end(s.refusal(err))
+		return
+	}
+	s.mu.Lock()
+	hasLimit := s.hasNewLimit()
+	if s.cause == nil {
+		s.checking.Reset(s.gateway.renewal)
+	}
+	s.mu.Unlock()
+	if hasLimit {
+		s.sendLimit("")
+	}
+}
+
+// underWay returns how many responses are under way: those that were created and are not done, and those that were asked
+// for and not created. The caller holds s.mu.
+func (s *openAISession) underWay() int { return s.report.Responding() + len(s.asked) }
+
+// limitLocked returns the limit of the output tokens of a response that names none. The caller holds s.mu.
+func (s *openAISession) limitLocked() int64 {
+	if s.wanted > 0 {
+		return min(s.wanted, s.limit)
+	}
+	return s.limit
+}
+
+// sendLimit tells the provider the limit of output tokens and, unless it is "", the voice. Another limit may be sent at
+// the same time, so it is sent again until it is the one that counts. The client sees the session.updated with which
+// the provider answers, as it would see one of its own.
+func (s *openAISession) sendLimit(voice string) {
+	for {
+		s.mu.Lock()
+		limit := s.limitLocked()
+		s.mu.Unlock()
+		if err := s.server.Send(websocket.Text, llmwire.RealtimeUpdate(updateID, limit, voice)); err != nil {
+			if err == websocket.ErrQueueFull { // of other updates, while the client does not end a message
+				s.end(endNotLimited)
+			}
+			return
+		}
+		s.mu.Lock()
+		isSame := limit == s.limitLocked()
+		s.mu.Unlock()
+		if isSame {
+			return
+		}
+	}
+}
+
+// An eventBuffer keeps what has come of an event. Its first FreeBodyBytes are in memory that sessions have in common, the
+// rest is counted.
+type eventBuffer struct {
+	pool   *sync.Pool      // of *[]byte, of FreeBodyBytes at most
+	memory *fairpool.Claim // nil: it is not counted
+	kept   *[]byte         // nil: nothing
+}
+
+// add adds a copy of data, and reports false if there is no memory for it.
+func (b *eventBuffer) add(data []byte) bool {
+	if len(data) == 0 {
+		return true
+	}
+	if b.kept == nil {
+		b.kept, _ = b.pool.Get().(*[]byte)
+		if b.kept == nil {
+			b.kept = new([]byte)
+		}
+	}
+	size := len(*b.kept) + len(data)
+	if size > FreeBodyBytes && b.memory != nil && b.memory.AddUpTo(int64(size-FreeBodyBytes)) != nil {
+		return false
+	}
+	*b.kept = append(*b.kept, data...)
+	return true
+}
+
+// bytes returns what is kept.
+func (b *eventBuffer) bytes() []byte {
+	if b.kept == nil {
+		return nil
+	}
+	return *b.kept
+}
+
+// drop drops the first n bytes of what is kept.
+func (b *eventBuffer) drop(n int) {
+	if n == len(*b.kept) {
+		b.release()
+	} else if n > 0 {
+		*b.kept = append((*b.kept)[:0], (*b.kept)[n:]...)
+	}
+}
+
+// release drops what is kept.
+func (b *eventBuffer) release() {
+	if b.kept == nil {
+		return
+	}
+	if cap(*b.kept) <= FreeBodyBytes {
+		*b.kept = (*b.kept)[:0]
+		b.pool.Put(b.kept)
+	} else {
+		b.memory.Release()
+	}
+	b.kept = nil
+}

@@ -1,0 +1,282 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/websocket"
+)
+
+// clientEvents is what is known of the event that the client sends. It is used by the goroutine that reads from the
+// client alone, but for what is behind mu.
+type clientEvents struct {
+	isReady   bool // the provider was sent our limit
+	scan      llmwire.RealtimeScan
+	buffer    eventBuffer // what was not passed on
+	passed    int64       // bytes that were
+	isDropped bool        // the event was refused: what still comes of it is dropped
+
+	mu     sync.Mutex // guards what follows; held while a part of the event is passed on
+	isOpen bool       // the provider has got a part of the event, and not all of it
+	isCut  bool       // nothing more is passed on
+}
+
+// fromClient passes on a part of an event of the client as far as it is known what that asks for.
+func (s *openAISession) fromClient(p websocket.Part) error {
+	c := &s.clientSide
+	if !s.awaitReady() || s.ending.Load() {
+		return nil
+	}
+	if p.Kind != websocket.Text {
+		s.end(endBinary)
+		return nil
+	}
+	if p.First {
+		c.scan.Reset()
+		c.passed, c.isDropped = 0, false
+	}
+	if c.isDropped {
+		return nil
+	}
+	action, err := c.scan.Read(p.Data)
+	if err == nil && p.Last {
+		action, err = c.scan.End()
+	}
+	switch {
+	case err != nil:
+		s.refuse(err)
+	case action == llmwire.PassEvent:
+		err = s.passOn(p)
+	case !p.Last:
+		if !c.buffer.add(p.Data) {
+			s.refuse(errNoEventMemory)
+		}
+	default:
+		s.readEvent(p.Data)
+	}
+	if p.Last {
+		c.buffer.release()
+	}
+	return err
+}
+
+// errNoEventMemory is the refusal of an event that is to be read, for which there is no memory.
+var errNoEventMemory = llmwire.RealtimeFailure(http.StatusServiceUnavailable, "",
+	"There is too little memory to read the event")
+
+// awaitReady waits until the provider was sent our limit: what the client asks for comes after it. It returns false if
+// the session ends.
+func (s *openAISession) awaitReady() bool {
+	if s.clientSide.isReady {
+		return true
+	}
+	timer := time.NewTimer(createdTimeout)
+	defer timer.Stop()
+	select {
+	case <-s.ready:
+		s.clientSide.isReady = true
+	case <-timer.C:
+		s.end(endNotCreated)
+	}
+	return s.clientSide.isReady
+}
+
+// passOn passes on as much of an event as may be, up to the end of a character: so the event can be ended anywhere.
+func (s *openAISession) passOn(p websocket.Part) error {
+	c := &s.clientSide
+	data, isKept := p.Data, c.buffer.kept != nil
+	if isKept {
+		if !c.buffer.add(data) {
+			s.refuse(errNoEventMemory)
+			return nil
+		}
+		data = c.buffer.bytes()
+	}
+	n := len(data)
+	if !p.Last {
+		n = wholeCharacters(data[:c.scan.Released()-c.passed])
+	}
+	if rest := data[n:]; len(rest) > FreeBodyBytes { // spaces behind the event
+		s.refuse(llmwire.ErrEventTooLong)
+		return nil
+	}
+	var err error
+	if n > 0 || p.Last {
+		err = s.write(data[:n], p.Last)
+		c.passed += int64(n)
+	}
+	switch {
+	case isKept:
+		c.buffer.drop(n)
+	case !c.buffer.add(data[n:]):
+		s.refuse(errNoEventMemory)
+	}
+	return err
+}
+
+// wholeCharacters returns how many bytes of text are left without a character at its end that is not complete.
+func wholeCharacters(text []byte) int {
+	for i := len(text) - 1; i >= max(len(text)-utf8.UTFMax, 0); i-- {
+		if utf8.RuneStart(text[i]) {
+			if !utf8.FullRune(text[i:]) {
+				return i
+			}
+			break
+		}
+	}
+	return len(text)
+}
+
+// write sends a part of the client's event to the provider, unless the session ends.
+func (s *openAISession) write(data []byte, isLast bool) error {
+	c := &s.clientSide
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isCut {
+		return nil
+	}
+	err := s.server.WritePart(websocket.Part{Kind: websocket.Text, First: !c.isOpen, Last: isLast, Data: data})
+	c.isOpen = !isLast
+	return err
+}
+
+// refuse drops an event. The client is told why, and the session goes on unless the provider has got a part of it.
+func (s *openAISession) refuse(err error) {
+	c := &s.clientSide
+	c.isDropped = true
+	c.buffer.release()
+	wrong, isEvent := errors.AsType[*llmwire.RealtimeError](err)
+	switch {
+	case !isEvent:
+		s.end(endTooBig)
+	case c.passed > 0:
+		s.end(endRefused(wrong))
+	default:
+		s.tell(wrong)
+	}
+}
+
+// tell sends the client an error.
+func (s *openAISession) tell(wrong *llmwire.RealtimeError) {
+	if s.client.Send(websocket.Text, wrong.Event()) == websocket.ErrQueueFull { // the client does not read, and goes on
+		s.end(endFlooded)
+	}
+}
+
+// readEvent reads an event that is complete but for its last part, which is data, and passes it on as the rules allow.
+func (s *openAISession) readEvent(data []byte) {
+	c := &s.clientSide
+	if c.buffer.kept != nil {
+		if !c.buffer.add(data) {
+			s.refuse(errNoEventMemory)
+			return
+		}
+		data = c.buffer.bytes()
+	}
+	s.mu.Lock()
+	rules := llmwire.RealtimeRules{Model: s.call.model, Limit: s.limit, Default: s.limitLocked()}
+	s.mu.Unlock()
+	if s.call.Model != s.call.model {
+		rules.Alias = s.call.Model
+	}
+	request, err := rules.Read(data)
+	switch {
+	case err != nil:
+		s.refuse(err)
+	case request.CreatesResponse:
+		s.createResponse(request)
+	default:
+		s.updateSession(request, rules)
+	}
+}
+
+// createResponse asks the provider for a response, if it is held for.
+func (s *openAISession) createResponse(request *llmwire.RealtimeRequest) {
+	s.mu.Lock()
+	var err error
+	switch n := s.underWay(); {
+	case s.cause != nil:
+		s.mu.Unlock()
+		return
+	case n > 0:
+		err = s.purse.cover(n + 1)
+	}
+	if err == nil {
+		s.asked = append(s.asked, request.EventID)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		wrong := s.notCovered(err)
+		wrong.EventID = request.EventID
+		s.tell(wrong)
+	} else if !s.send(request) { // the session has begun to end, and awaits the response
+		s.mu.Lock()
+		isOver := s.answered(request.EventID) && s.underWay() == 0
+		if isOver {
+			s.settle()
+		}
+		s.mu.Unlock()
+		if isOver {
+			s.hangUp()
+		}
+	}
+}
+
+// notCovered returns what the client is told if another response beside those under way is not held for.
+func (s *openAISession) notCovered(err error) *llmwire.RealtimeError {
+	if errors.Is(err, ErrUnavailable) {
+		return s.call.failure(err)
+	}
+	_, _, message := s.call.refusal(err)
+	return llmwire.RealtimeFailure(http.StatusTooManyRequests, "balance_held",
+		"The balance does not cover another response beside those under way: "+message)
+}
+
+// answered forgets a response.create that the provider has answered, and reports whether there was one with the ID. The
+// caller holds s.mu.
+func (s *openAISession) answered(eventID string) bool {
+	at := slices.Index(s.asked, eventID)
+	if at >= 0 {
+		s.asked = slices.Delete(s.asked, at, at+1)
+	}
+	return at >= 0
+}
+
+// updateSession passes on a session.update, and lets the limit that it has count from then on. It was read by the given
+// rules. If our limit was lowered meanwhile, that is sent once more.
+func (s *openAISession) updateSession(request *llmwire.RealtimeRequest, rules llmwire.RealtimeRules) {
+	s.mu.Lock()
+	switch request.Limit {
+	case rules.Default: // it names none, or the same
+	case rules.Limit:
+		s.wanted = 0
+	default:
+		s.wanted = request.Limit
+	}
+	s.mu.Unlock()
+	s.send(request)
+	s.mu.Lock()
+	isOutdated := s.limit < rules.Limit
+	s.mu.Unlock()
+	if isOutdated {
+		s.sendLimit("")
+	}
+}
+
+// send passes on an event that was read, and returns false if the session ends.
+func (s *openAISession) send(request *llmwire.RealtimeRequest) bool {
+	c := &s.clientSide
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isCut {
+		return false
+	}
+	_ = s.server.Send(websocket.Text, bytes.Join(request.Pieces, nil)) // if that fails, the relay ends
+	return true
+}

@@ -1,0 +1,244 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/websocket"
+)
+
+const (
+	cancelPatience  = 5 * time.Second // for the response.done of what was cancelled
+	messagePatience = 2 * time.Second // for the end of an event that the client is getting, before it is told of the end
+	closePatience   = 5 * time.Second // for a side to take a close frame, before its connection is cut
+)
+
+// An openAIEnd is how a session ends. Only the first cause counts.
+type openAIEnd struct {
+	event          *llmwire.RealtimeError // that the client is told; nil: none
+	client, server closing
+	isLost         bool // nothing is awaited of the provider any more
+}
+
+// closing is how one side is closed, unless it has ended itself.
+type closing struct {
+	code   websocket.Code
+	reason string
+}
+
+// The ends that do not depend on anything. They are never changed.
+var (
+	endStopping = bothEnd(nil, websocket.CloseGoingAway, "the service is stopping")
+	endTooLong  = bothEnd(nil, websocket.CloseNormal, "the session has reached its longest duration")
+
+	endBinary   = clientEnd(websocket.CloseUnsupported, "events are text")
+	endTooBig   = clientEnd(websocket.CloseTooBig, llmwire.ErrEventTooLong.Error())
+	endFlooded  = clientEnd(websocket.ClosePolicy, "the errors are not read")
+	endNoMemory = &openAIEnd{
+		client: closing{websocket.CloseTryAgain, "too little memory"},
+		server: closing{websocket.CloseGoingAway, ""}, isLost: true,
+	}
+
+	endNotLimited = providerEnd("The provider does not take the limit of output tokens")
+	endNotCreated = providerEnd("The provider does not create the session")
+	endUnmetered  = providerEnd("The provider has sent a message that is not text")
+)
+
+// bothEnd returns an end with the same code for both sides.
+func bothEnd(event *llmwire.RealtimeError, code websocket.Code, reason string) *openAIEnd {
+	both := closing{code, reason}
+	return &openAIEnd{event: event, client: both, server: both}
+}
+
+// clientEnd returns the end of a session whose client does what it must not.
+func clientEnd(code websocket.Code, reason string) *openAIEnd {
+	return &openAIEnd{client: closing{code, reason}, server: closing{websocket.CloseGoingAway, ""}}
+}
+
+// providerEnd returns the end of a session whose provider fails.
+func providerEnd(message string) *openAIEnd {
+	return &openAIEnd{
+		event:  llmwire.RealtimeFailure(http.StatusBadGateway, "", message),
+		client: closing{websocket.CloseInternal, message}, server: closing{websocket.CloseGoingAway, ""},
+	}
+}
+
+// endRefused returns the end of a session whose client has sent an event that must not be passed on, some of which was.
+func endRefused(wrong *llmwire.RealtimeError) *openAIEnd {
+	return bothEnd(wrong, websocket.ClosePolicy, wrong.Message)
+}
+
+// refusal returns the end of a session whose account may not go on, or cannot be reached.
+func (s *openAISession) refusal(err error) *openAIEnd {
+	event, code := s.call.failure(err), websocket.ClosePolicy
+	if errors.Is(err, ErrUnavailable) {
+		code = websocket.CloseTryAgain
+	}
+	return bothEnd(event, code, event.Message)
+}
+
+// clientEnded ends the session when nothing more comes from the client. The provider is told how it has ended.
+func (s *openAISession) clientEnded(err error) {
+	code, reason := websocket.Forward(err, websocket.CloseGoingAway)
+	s.end(&openAIEnd{client: closing{code, ""}, server: closing{code, reason}})
+}
+
+// serverEnded ends the session when nothing more comes from the provider. The client is told how it has ended, unless
+// that was in the middle of a response, or without a close frame.
+func (s *openAISession) serverEnded(err error) {
+	code, reason := websocket.Forward(err, websocket.CloseInternal)
+	reason = string(withoutKey([]byte(reason), s.call.endpoint.apiKey))
+	closed, isClosed := errors.AsType[*websocket.CloseError](err)
+	s.mu.Lock()
+	isNews, isResponding := s.cause == nil, s.underWay() > 0
+	end := &openAIEnd{client: closing{code, reason}, server: closing{code, ""}}
+	if isResponding || !isClosed {
+		end = providerEnd("The provider has ended the session")
+	}
+	end.isLost = true
+	s.endLocked(end)
+	s.settle()
+	s.mu.Unlock()
+	if isNews && (isResponding || !isClosed) {
+		how := "it closed the session"
+		if isClosed {
+			how += fmt.Sprintf(" with %d", closed.Code)
+		}
+		s.logFailure(how)
+	}
+	go s.hangUp()
+}
+
+// end ends the session, unless it ends already.
+func (s *openAISession) end(cause *openAIEnd) {
+	s.mu.Lock()
+	isOver := s.endLocked(cause)
+	s.mu.Unlock()
+	if isOver {
+		go s.hangUp()
+	}
+}
+
+// endLocked does what end does, but that it only reports whether both sides are to be closed, since everything is
+// settled. Responses that are under way are cancelled instead, and what they have used is awaited. The caller holds s.mu.
+func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
+	if s.cause != nil {
+		return false
+	}
+	s.cause = cause
+	s.ending.Store(true)
+	s.readyOnce.Do(func() { close(s.ready) })
+	if cause.isLost || s.underWay() == 0 {
+		s.settle()
+		return true
+	}
+	written := s.serverSide.parts.Load()
+	s.unblocking = time.AfterFunc(cancelPatience/2, func() { s.unblock(written) })
+	s.patience = time.AfterFunc(cancelPatience, s.giveUp)
+	ids := make([]string, 0, 1)
+	for _, response := range s.report.Unfinished() {
+		ids = append(ids, response.ID)
+	}
+	if len(s.asked) > 0 {
+		ids = append(ids, "")
+	}
+	go s.cancelAll(ids)
+	return false
+}
+
+// cancelAll ends the event that the client was sending, and cancels responses.
+func (s *openAISession) cancelAll(ids []string) {
+	c := &s.clientSide
+	c.mu.Lock()
+	c.isCut = true
+	if c.isOpen { // nothing else can be sent before its end; half of an event asks for nothing
+		_ = s.server.WritePart(websocket.Part{Kind: websocket.Text, Last: true})
+	}
+	c.mu.Unlock()
+	for _, id := range ids {
+		s.cancel(id)
+	}
+}
+
+// cancel asks the provider to end a response.
+func (s *openAISession) cancel(id string) {
+	_ = s.server.Send(websocket.Text, llmwire.RealtimeCancel(cancelID, id)) // if that fails, it is not awaited for long
+}
+
+// unblock cuts the client's connection if the client has not read a part since the session has begun to end, when that
+// many were written: what the provider reports could not be read.
+func (s *openAISession) unblock(written int64) {
+	if e := &s.serverSide; e.isOpen.Load() && e.parts.Load() == written {
+		s.client.Abort()
+	}
+}
+
+// giveUp ends a session whose provider does not end its responses.
+func (s *openAISession) giveUp() {
+	s.mu.Lock()
+	s.settle()
+	s.mu.Unlock()
+	s.hangUp()
+}
+
+// settle pays for the responses whose end has not come, as far as is known of them. One that was only asked for has
+// cost nothing. The caller holds s.mu.
+func (s *openAISession) settle() {
+	var all llmwire.Usage
+	var sum int64
+	unfinished := s.report.Unfinished()
+	for _, response := range unfinished {
+		u, cost := s.cost(llmwire.Usage{}, response.Estimates)
+		all.Add(&u)
+		sum = min(sum+cost, llmwire.MaxTokens)
+	}
+	s.closePurse(all, sum, len(unfinished) > 0)
+}
+
+// closePurse pays for what was used last, and gives back what is held, when it is called first. The caller holds s.mu.
+func (s *openAISession) closePurse(u llmwire.Usage, cost int64, isEstimate bool) {
+	if s.settled {
+		return
+	}
+	s.settled = true
+	for _, timer := range []*time.Timer{s.checking, s.patience, s.unblocking} {
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+	s.purse.close(u, cost, isEstimate)
+}
+
+// hangUp closes both sides, once everything is settled. The client is closed first, after the event that it is getting,
+// if that ends soon.
+func (s *openAISession) hangUp() {
+	s.hangUpOnce.Do(func() {
+		defer close(s.done)
+		s.mu.Lock()
+		end := s.cause
+		s.mu.Unlock()
+		e := &s.serverSide
+		e.isQuiet.Store(true)
+		if !end.isLost {
+			waitUntil(messagePatience, func() bool { return !e.isOpen.Load() })
+		}
+		event := end.event
+		if e.isOpen.Load() { // Close would drop what comes after it
+			event = nil
+		}
+		closeSide(s.client, event, end.client)
+		closeSide(s.server, nil, end.server)
+	})
+}
+
+// closeSide closes one side, after an event unless that is nil, and cuts its connection if it does not take that in time.
+func closeSide(side *websocket.Conn, event *llmwire.RealtimeError, how closing) {
+	defer time.AfterFunc(closePatience, side.Abort).Stop()
+	if event != nil {
+		_ = side.Send(websocket.Text, event.Event()) // if that fails, so does Close, and the connection has ended
+	}
+	_ = side.Close(how.code, how.reason)
+}

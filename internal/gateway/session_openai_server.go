@@ -1,0 +1,239 @@
+package gateway
+
+import (
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"tollgate/internal/llmwire"
+	"tollgate/internal/websocket"
+)
+
+// serverEvents is what is known of the event that the provider sends. It is used by the goroutine that reads from the
+// provider alone, but for the atomic members.
+type serverEvents struct {
+	buffer    eventBuffer // what was not passed on
+	isDropped bool        // what still comes of the event is dropped
+
+	isOpen  atomic.Bool  // the client has got a part of the event, or gets one now, and not all of it
+	isQuiet atomic.Bool  // no event is begun any more
+	parts   atomic.Int64 // that the client has got
+}
+
+// fromServer passes on a part of an event of the provider. What an event reports is paid for before its end is passed
+// on.
+func (s *openAISession) fromServer(p websocket.Part) error {
+	e := &s.serverSide
+	if p.Kind != websocket.Text {
+		s.end(endUnmetered)
+		return nil
+	}
+	if e.isDropped = e.isDropped && !p.First; e.isDropped {
+		return nil
+	}
+	action, data := s.report.Read(p.Data), p.Data
+	isHeld := !p.Last && (action == llmwire.HoldEvent || action == llmwire.ReadEvent)
+	if isHeld || e.buffer.kept != nil {
+		if !e.buffer.add(data) {
+			e.isDropped = true
+			s.end(endNoMemory)
+			return nil
+		}
+		data = e.buffer.bytes()
+	}
+	if isHeld {
+		return nil
+	}
+	err := s.passOnOrDrop(data, action, p.Last)
+	e.buffer.release()
+	return err
+}
+
+// passOnOrDrop passes on what has come of an event and was not passed on, which may be the end of it.
+func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction, isLast bool) error {
+	isDropped := action == llmwire.DropEvent
+	if !isLast {
+		if isDropped {
+			return nil
+		}
+		return s.show(data, false)
+	}
+	var whole []byte
+	if action == llmwire.ReadEvent {
+		whole = data
+	}
+	next := s.meter(whole)
+	if next.isError {
+		data = withoutKey(data, s.call.endpoint.apiKey)
+	}
+	var err error
+	if !isDropped && !next.isOurs {
+		err = s.show(data, true)
+	}
+	s.follow(next)
+	return err
+}
+
+// show sends a part of an event to the client, unless the event would be the first after the session's last.
+func (s *openAISession) show(data []byte, isLast bool) error {
+	e := &s.serverSide
+	isFirst := !e.isOpen.Load()
+	if e.isOpen.Store(true); isFirst && e.isQuiet.Load() {
+		e.isOpen.Store(false)
+		e.isDropped = true
+		return nil
+	}
+	err := s.client.WritePart(websocket.Part{Kind: websocket.Text, First: isFirst, Last: isLast, Data: data})
+	e.parts.Add(1)
+	e.isOpen.Store(!isLast)
+	return err
+}
+
+// An afterEvent says what is to be done about an event once it is paid for.
+type afterEvent struct {
+	isError, isOurs bool // it is an error, and one about an event of ours, which the client does not get
+
+	// When it was passed on:
+	isCreated bool   // the provider is told the limit of output tokens and the voice
+	hasLimit  bool   // it is told the limit, which has changed
+	isLate    bool   // the response with the ID is cancelled, since the session ends
+	id        string // of a response
+	hangUp    bool   // both sides are closed
+}
+
+// follow does what is to be done when an event was passed on.
+func (s *openAISession) follow(next afterEvent) {
+	switch {
+	case next.isCreated:
+		s.sendLimit(s.call.endpoint.session.voice)
+		s.readyOnce.Do(func() { close(s.ready) })
+	case next.hasLimit:
+		s.sendLimit("")
+	}
+	if next.isLate {
+		s.cancel(next.id)
+	}
+	if next.hangUp {
+		go s.hangUp()
+	}
+}
+
+// meter reads the end of an event, which is whole if it is to be read, and pays for what it reports.
+func (s *openAISession) meter(whole []byte) (next afterEvent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.report.End(whole)
+	if e.Kind == llmwire.OtherRealtime || s.settled {
+		return next
+	}
+	switch e.Kind {
+	case llmwire.SessionCreated, llmwire.SessionUpdated:
+		s.noteModel(e.Model)
+		next.isCreated = e.Kind == llmwire.SessionCreated
+	case llmwire.ResponseCreated:
+		s.responseCreated()
+		next.isLate, next.id = s.cause != nil, e.ID
+	case llmwire.ResponseDone:
+		u, cost := s.cost(e.Usage, e.Estimates)
+		s.spend(u, cost, e.Estimates != nil)
+	case llmwire.InputTranscribed:
+		s.transcribed(&e)
+	case llmwire.RealtimeErrorEvent:
+		next.isError, next.isOurs = true, s.errorCame(e.ErrorEventID)
+	}
+	if s.cause != nil && s.underWay() == 0 {
+		s.settle()
+	}
+	next.hangUp = s.settled
+	next.hasLimit = s.hasNewLimit()
+	return next
+}
+
+// hasNewLimit notes the limit that what is held covers, and reports whether it is another one. The caller holds s.mu.
+func (s *openAISession) hasNewLimit() bool {
+	if s.cause != nil {
+		return false
+	}
+	before := s.limit
+	s.limit = s.purse.limit()
+	return s.limit != before
+}
+
+// noteModel notes the model that the provider says it is. If that is another one of the endpoint, and no snapshot of the
+// same, the session costs what the dearer one does, as a response of billOf. The caller holds s.mu.
+func (s *openAISession) noteModel(model string) {
+	if s.dearer = nil; withoutSnapshot(model) == withoutSnapshot(s.call.model) {
+		return
+	}
+	if other := s.call.endpoint.prices.listed(model); other != nil {
+		p := *s.price
+		p.price = other
+		s.dearer = &p
+	}
+}
+
+// responseCreated sees to it that a response is held for which nobody has asked. The caller holds s.mu.
+func (s *openAISession) responseCreated() {
+	if len(s.asked) > 0 {
+		s.asked = slices.Delete(s.asked, 0, 1)
+		return
+	}
+	if n := s.underWay(); n > 1 && s.cause == nil {
+		if err := s.purse.cover(n); err != nil {
+			s.endLocked(s.refusal(err))
+		}
+	}
+}
+
+// cost returns what a response has used, and what that costs: the dearest of the estimates if there are some.
+func (s *openAISession) cost(u llmwire.Usage, estimates []llmwire.Usage) (llmwire.Usage, int64) {
+	if estimates == nil {
+		estimates = []llmwire.Usage{u}
+	}
+	used, cost := s.price.dearest(estimates)
+	if s.dearer != nil {
+		if other, more := s.dearer.dearest(estimates); more > cost {
+			return other, more
+		}
+	}
+	return used, cost
+}
+
+// transcribed pays for the transcription of a part of the input. The caller holds s.mu.
+func (s *openAISession) transcribed(e *llmwire.RealtimeEvent) {
+	u, cost := e.Usage, int64(0)
+	if e.Estimates != nil {
+		u = e.Estimates[0]
+	}
+	cost = s.price.transcript(&u, e.Duration)
+	u.Seconds = int64((e.Duration + time.Second - 1) / time.Second) // only to be counted: they are paid for as they are
+	s.spend(u, cost, e.Estimates != nil)
+}
+
+// spend pays for what was used. The caller holds s.mu.
+func (s *openAISession) spend(u llmwire.Usage, cost int64, isEstimate bool) {
+	n := s.underWay()
+	if s.cause != nil && n == 0 {
+		s.closePurse(u, cost, isEstimate)
+		return
+	}
+	if err := s.purse.spend(u, cost, isEstimate, max(n, 1), s.report.LastInput()); err != nil {
+		s.endLocked(s.refusal(err))
+	}
+}
+
+// errorCame reads an error about the event with an ID, and reports whether that is one of ours. The caller holds s.mu.
+func (s *openAISession) errorCame(eventID string) bool {
+	switch eventID {
+	case cancelID: // nothing was to be cancelled any more
+		return true
+	case updateID: // then a response can cost more than is held
+		if s.cause == nil {
+			s.logFailure("it refuses the session's limit of output tokens or voice")
+		}
+		s.endLocked(endNotLimited)
+		return true
+	}
+	s.answered(eventID)
+	return false
+}
