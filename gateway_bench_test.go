@@ -47,9 +47,13 @@ const (
 	sentAt      = ": sent at " // begins the comment with the time of a stream's first event
 )
 
-// benchProvider responds as fast as net/http can: whole, with a stream of benchEvents events, or with one that is silent
-// after its first event.
+// benchProvider responds as fast as net/http can: whole, with a stream of benchEvents events, with one that is silent
+// after its first event, or with a session.
 func benchProvider(w http.ResponseWriter, r *http.Request) {
+	if strings.HasSuffix(r.URL.Path, realtimePath) {
+		benchSession(w, r)
+		return
+	}
 	body, _ := io.ReadAll(r.Body)
 	reply, event, end := benchReply, benchEvent, benchEnd
 	if strings.HasSuffix(r.URL.Path, responsesRoute) {

@@ -44,10 +44,16 @@ func forEachProxy(t *testing.T, test func(t *testing.T, start func(tollgate stri
 	}
 }
 
-// proxyRecipe returns the recipe in that section and language, with other addresses.
+// proxyRecipe returns the recipe in that section and language of docs/proxies.md, with other addresses.
 func proxyRecipe(t *testing.T, section, language string, addresses ...string) string {
 	t.Helper()
-	blocks := slices.DeleteFunc(docBlocks(t, "docs/proxies.md"), func(b docBlock) bool {
+	return recipe(t, "docs/proxies.md", section, language, addresses...)
+}
+
+// recipe returns the one block in that section and language of a page, with other addresses.
+func recipe(t *testing.T, page, section, language string, addresses ...string) string {
+	t.Helper()
+	blocks := slices.DeleteFunc(docBlocks(t, page), func(b docBlock) bool {
 		return b.section != section || b.language != language
 	})
 	if len(blocks) != 1 {
