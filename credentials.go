@@ -58,7 +58,16 @@ func (s *server) readAPIKey(_ http.ResponseWriter, r *http.Request, info *reques
 // header, so what does not have the form of a key of ours is ignored, and the word Bearer may be missing. Two different
 // keys of ours are refused.
 func (s *server) readSDKKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	sent := slices.Concat(r.Header["Authorization"], r.Header["X-Api-Key"], r.Header["Api-Key"])
+	return info.readKey(keyHeaders(r))
+}
+
+// keyHeaders returns what a request has in the headers in which SDKs send API keys.
+func keyHeaders(r *http.Request) []string {
+	return slices.Concat(r.Header["Authorization"], r.Header["X-Api-Key"], r.Header["Api-Key"])
+}
+
+// readKey finds the API key among what the SDK of a provider has sent.
+func (info *requestInfo) readKey(sent []string) error {
 	if len(sent) == 0 {
 		return errNoCredential
 	}
@@ -92,7 +101,7 @@ func keySentence(r *http.Request, info *requestInfo, err error) string {
 	case info.apiKey != "":
 		return "The API key is not one" + tenant
 	case errors.Is(err, errNoCredential):
-		return "No API key was sent: send one" + tenant + " in Authorization: Bearer, x-api-key or api-key"
+		return "No API key was sent: send one" + tenant + " in " + keyPlaces(r)
 	case errors.Is(err, errInvalidCredential):
 		return "Two different API keys were sent"
 	}

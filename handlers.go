@@ -67,7 +67,9 @@ func (s *server) gatewayRoutes() []route {
 		holder  = s.forBrowsers(publicTimeout, readKey, refuseBody, s.loadTenant, s.refuseLoop)
 		opener  = s.forBrowsers(publicTimeout, refuseWebSocket, readKey, refuseBody, s.loadTenant, s.requireKey)
 		reader  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.requireKey)
-		lister  = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.refuseLoop, s.requireKey)
+		session = s.forBrowsers(publicTimeout, refuseBody, requireWebSocket, s.orNoTenant(s.readSessionKey), s.loadTenant,
+			s.refuseOrigin, s.refuseLoop)
+		lister = s.forBrowsers(publicTimeout, formatOfHeader, readKey, refuseBody, s.loadTenant, s.refuseLoop, s.requireKey)
 	)
 	return []route{
 		{"POST /v1/chat/completions", caller.in(llmwire.OpenAIChat), s.generate},
@@ -86,6 +88,7 @@ func (s *server) gatewayRoutes() []route {
 		{"POST /v1/audio/speech", caller.in(llmwire.OpenAISpeech), s.generate},
 		{"POST /v1/audio/transcriptions", caller.in(llmwire.OpenAITranscriptions), s.generate},
 		{"POST /v1/audio/translations", caller.in(llmwire.OpenAITranslations), s.generate},
+		{"GET /v1/realtime", session.in(llmwire.OpenAIChat), s.openSession},
 		{"GET /v1/models", lister.in(llmwire.OpenAIChat), s.listModels},
 		{"GET /v1/models/{model}", reader.in(llmwire.OpenAIChat), s.showModel},
 	}
@@ -472,6 +475,7 @@ func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestI
 	s.metrics.write(e)
 	e.Single("log_lines_dropped_total", "counter", "Lines of the log that were not written.", float64(s.log.Dropped()))
 	s.gateway.WriteMetrics(e)
+	e.Single("gateway_realtime_sessions", "gauge", "Realtime sessions that are open.", float64(s.sessions.Load()))
 	s.writePools(e)
 	s.store.writeMetrics(e)
 	telemetry.WriteProcess(e)

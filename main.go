@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"tollgate/internal/connlimit"
-	"tollgate/internal/gateway"
 	"tollgate/internal/options"
 	"tollgate/internal/redisdb"
 	"tollgate/internal/telemetry"
@@ -134,7 +133,7 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	}
 	_ = listener.Close()
 	<-ended
-	drain(httpServer, listener, server.gateway, settings.drainTimeout, log)
+	drain(httpServer, listener, server, settings.drainTimeout, log)
 	log.Infof("Stopped")
 	return nil
 }
@@ -251,20 +250,31 @@ func seedStore(deadline time.Time, store *store, settings *settings, log *teleme
 	return store.SeedTenant(deadline, seedTenant, config)
 }
 
-// drain waits for the requests that run, until timeout, and cuts off those that still run then.
-func drain(httpServer *http.Server, listener *connlimit.Listener, gateway *gateway.Gateway, timeout time.Duration,
+// endTimeout is for the sessions that a drain has closed: what they have used last is settled, and logged.
+const endTimeout = 10 * time.Second
+
+// drain waits for the requests and sessions that run, until timeout, and cuts off those that still run then.
+func drain(httpServer *http.Server, listener *connlimit.Listener, server *server, timeout time.Duration,
 	log *telemetry.Logger) {
-	defer gateway.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	// Shutdown drops a request whose header it finds on a connection that was kept alive. One that is on its way is
 	// served if it comes within this grace.
 	listener.Wait(keepAliveGrace)
-	if err := httpServer.Shutdown(ctx); err != nil {
+	err := httpServer.Shutdown(ctx) // which does not wait for sessions
+	if open := server.waitSessions(ctx); open > 0 {
+		log.Infof("%d realtime sessions were still open after %s and are closed", open, timeout)
+	}
+	ctx, cancelEnd := context.WithTimeout(context.Background(), endTimeout)
+	defer cancelEnd()
+	if err != nil {
 		log.Warnf("Requests still ran after %s and were cut off", timeout)
-		gateway.Stop() // before the connections are closed, so that the clients of streams learn of it
+	}
+	server.gateway.Stop() // before connections are closed, so that the clients of streams learn of it
+	if err != nil {
 		_ = httpServer.Close()
 	}
+	server.waitSessions(ctx)
 }
 
 // buildVersion returns the module's version if it was built from a tagged or committed state, else (devel).
@@ -365,7 +375,7 @@ func (s *settings) limitConnections(openFiles int64, log *telemetry.Logger) {
 	}
 	// The rest is for connections to providers without a client's: drains, and those that are idle, of two kinds.
 	g := &s.server.gateway
-	rest := openFiles - spareFiles - s.maxConnections - g.MaxWaiting
+	rest := openFiles - spareFiles - s.maxConnections - g.MaxWaiting - g.MaxSessions
 	g.MaxDrains = min(max(rest/2, 1), g.MaxDrains)
 	g.MaxIdle = min(max(rest/4, 1), g.MaxIdle)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,7 +46,7 @@ type routeMetrics struct {
 
 // statuses are the statuses counted by themselves. All others are counted together.
 var statuses = [...]int{
-	200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 431,
+	101, 200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 431,
 	500, 502, 503, 504, 529,
 }
 
@@ -292,6 +293,7 @@ type endpointLabels struct{ tenant, endpoint string }
 type endpointMetrics struct {
 	responses map[int]int64           // by status; 0: any that is not in statuses
 	tokens    [len(tokenKinds)]uint64 // in the order of tokenKinds
+	sessions  time.Duration           // of all sessions that have ended
 }
 
 // tokenKinds are the kinds of tokens, of which each token has one, and how many of each were used.
@@ -354,7 +356,21 @@ func (g *gatewayMetrics) timesOf(name string) *endpointTimes {
 	return times
 }
 
-// count counts a request of the gateway, with what came of it.
+// countTokens counts tokens that a session has used, when they are settled.
+func (g *gatewayMetrics) countTokens(tenantID, endpoint string, u *llmwire.Usage) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.endpoint(tenantID, endpoint).add(u)
+}
+
+func (m *endpointMetrics) add(u *llmwire.Usage) {
+	for i, row := range tokenKinds {
+		m.tokens[i] += uint64(max(row.of(u), 0))
+	}
+}
+
+// count counts a request of the gateway, with what came of it. The tokens of a session were counted before. took is the
+// time until its end or, if it has opened a session, until then.
 func (g *gatewayMetrics) count(tenantID string, o *gateway.Outcome, status int, took time.Duration) {
 	if !slices.Contains(statuses[:], status) {
 		status = 0
@@ -363,9 +379,10 @@ func (g *gatewayMetrics) count(tenantID string, o *gateway.Outcome, status int, 
 	defer g.mu.Unlock()
 	m := g.endpoint(tenantID, o.Endpoint)
 	m.responses[status]++
-	for i, row := range tokenKinds {
-		m.tokens[i] += uint64(max(row.of(&o.Usage), 0))
+	if status != http.StatusSwitchingProtocols {
+		m.add(&o.Usage)
 	}
+	m.sessions += o.Session
 	times := g.timesOf(o.Endpoint)
 	times.whole.Observe(took)
 	if o.FirstByte > 0 {
@@ -397,6 +414,13 @@ func (g *gatewayMetrics) writeRequests(p *telemetry.Page) {
 			}
 			p.Sample("gateway_requests_total", float64(responses[status]),
 				"tenant", labels.tenant, "endpoint", labels.endpoint, "status", name)
+		}
+	}
+	const seconds = "gateway_realtime_seconds_total"
+	p.Family(seconds, "counter", "Time for which realtime sessions were open that have ended.")
+	for _, labels := range all {
+		if took := g.endpoints[labels].sessions; took > 0 {
+			p.Sample(seconds, took.Seconds(), "tenant", labels.tenant, "endpoint", labels.endpoint)
 		}
 	}
 	p.Family("gateway_tokens_total", "counter", "Tokens of models that the gateway has charged, before prices.")

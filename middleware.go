@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -10,8 +12,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"tollgate/internal/connlimit"
 	"tollgate/internal/cors"
 	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
@@ -35,7 +39,8 @@ type requestInfo struct {
 	body     []byte          // set by the steps that read it
 	memory   *fairpool.Claim // for body, and what a provider responds; nil on routes without a body
 	place    *fairpool.Claim // among the requests that wait for a provider; nil on other routes than theirs
-	outcome  gateway.Outcome // filled in by relay; its Endpoint is "" on other routes
+	outcome  gateway.Outcome // filled in by relay and openSession; its Endpoint is "" on other routes
+	session  *account        // that a session is paid from; nil on other routes
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.
@@ -56,7 +61,7 @@ func (s *server) withRequestInfo(next http.Handler) http.Handler {
 		if s.draining.Load() || s.nearCapacity() {
 			w.Header().Set("Connection", "close")
 		}
-		next.ServeHTTP(&responseRecorder{ResponseWriter: w, method: r.Method, info: info}, r)
+		next.ServeHTTP(&responseRecorder{ResponseWriter: w, method: r.Method, info: info, sessions: &s.sessions}, r)
 	})
 }
 
@@ -94,9 +99,12 @@ type responseRecorder struct {
 	info     requestInfo
 	method   string // of the request
 	status   int    // what was sent; 0 if nothing was
-	bytes    int    // of the body
 	routing  bool   // no handler has been called yet: what is sent is ServeMux's own
 	heldBack int    // the status of what ServeMux has sent; 0 if it has sent nothing
+
+	bytes     atomic.Int64  // of the body or, on a connection that was taken over, all
+	takenOver time.Duration // from the request's header until its handler took over the connection; 0: it has not
+	sessions  *atomic.Int64 // counts the connections that handlers have taken over
 }
 
 func (w *responseRecorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -119,10 +127,46 @@ func (w *responseRecorder) Write(p []byte) (int, error) {
 	if w.heldBack != 0 {
 		return len(p), nil
 	}
+	if w.takenOver > 0 {
+		return 0, http.ErrHijacked
+	}
 	if w.method != http.MethodHead {
-		w.bytes += len(p)
+		w.bytes.Add(int64(len(p)))
 	}
 	return w.ResponseWriter.Write(p)
+}
+
+// Hijack implements http.Hijacker, for a handler that opens a WebSocket: what it sends over the connection counts as a
+// response with status 101, to which nothing else is added.
+func (w *responseRecorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.sessions.Add(1) // before http.Server.Shutdown no longer waits for the connection
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		w.sessions.Add(-1)
+		return nil, nil, err
+	}
+	w.status, w.takenOver = http.StatusSwitchingProtocols, max(time.Since(w.info.start), 1)
+	return countedConn{conn, &w.bytes}, buffered, nil
+}
+
+// A countedConn is a connection that counts the bytes that are written.
+type countedConn struct {
+	net.Conn
+	written *atomic.Int64
+}
+
+func (c countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite ends the connection so that the client still gets what was written.
+func (c countedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // withJSONErrors replaces what ServeMux sends by itself, in plain text or HTML, by the JSON error of that status or the
@@ -183,9 +227,15 @@ func (s *server) withObservation(next http.Handler) http.Handler {
 			info.memory.Release()
 			info.place.Release()
 			took := time.Since(info.start)
-			s.metrics.request(r.Pattern, r.Method, response.status, took)
+			counted := took
+			if response.takenOver > 0 {
+				connlimit.Disconnect(r.Context()) // net/http no longer closes it, even after a panic
+				defer s.sessions.Add(-1)          // when nothing more is done for it
+				counted = response.takenOver      // a session may last for an hour, for which nobody has waited
+			}
+			s.metrics.request(r.Pattern, r.Method, response.status, counted)
 			if info.outcome.Endpoint != "" {
-				s.metrics.gateway.count(info.tenantID, &info.outcome, response.status, took)
+				s.metrics.gateway.count(info.tenantID, &info.outcome, response.status, counted)
 			}
 			if s.options.accessLog {
 				s.logAccess(r, response, took)
@@ -219,8 +269,11 @@ func (s *server) logAccess(r *http.Request, response *responseRecorder, took tim
 	if o := &info.outcome; o.Endpoint != "" { // quoted, since the model may be any text of the client
 		more += fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(o.Model))
 	}
+	if response.takenOver > 0 {
+		more += sessionText(info)
+	}
 	s.log.Infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,
-		response.status, response.bytes, float64(took)/float64(time.Millisecond), remote, info.id, more)
+		response.status, response.bytes.Load(), float64(took)/float64(time.Millisecond), remote, info.id, more)
 }
 
 // pathTenantID returns the tenant ID in the path, valid or not, or the default one.

@@ -349,7 +349,9 @@ func isFinal(status int) bool {
 func (s *server) writeNotFound(w http.ResponseWriter, r *http.Request) {
 	others, last := s.resources[:len(s.resources)-1], s.resources[len(s.resources)-1]
 	sentence := "There is no such route: tollgate has " + strings.Join(others, ", ") + " and " + last
-	if meant, base := s.meantPath(r); meant != "" {
+	if isUnmetered(r.URL.Path) {
+		sentence = unmeteredSentence
+	} else if meant, base := s.meantPath(r); meant != "" {
 		sentence = "There is no such route: did you mean " + meant + "? Then the base URL must " + base
 	} else if formatOfPath(r) == nil {
 		_ = writeJSON(w, http.StatusNotFound, errorBody{Error: "Not found"})

@@ -45,7 +45,8 @@ type server struct {
 	bodies         bodyPools
 	turns          fairpool.Turns // of tenants, to expensive requests
 	deployment     deployment
-	draining       atomic.Bool // the server is about to stop
+	draining       atomic.Bool  // the server is about to stop
+	sessions       atomic.Int64 // connections that are WebSockets now
 	google, apple  *signInProvider
 	defaultTenant  sync.Once    // logs that the tenant default does not exist
 	untrustedProxy sync.Once    // logs that logins come through a proxy that is not trusted

@@ -60,6 +60,13 @@ func (o Origins) Allow(h http.Header, r *http.Request, exposed []string) bool {
 	return true
 }
 
+// Refuse reports whether r comes from a page whose origin is not allowed, though somebody has said which are. It is for
+// requests to which browsers do not apply CORS.
+func (o Origins) Refuse(r *http.Request) bool {
+	origin := r.Header["Origin"]
+	return o != nil && len(origin) > 0 && (len(origin) > 1 || o.allowed(origin[0]) == "")
+}
+
 // allowed returns the value of Access-Control-Allow-Origin for an origin, "" if it is not allowed.
 func (o Origins) allowed(origin string) string {
 	switch {

@@ -170,7 +170,11 @@ func (g *Gateway) Serve(w http.ResponseWriter, r *http.Request, c *Call) error {
 // written. It may be called more than once.
 func (g *Gateway) Stop() {
 	g.cut(errStopping)
-	g.settler.stop()
+	timeout := stopTimeout
+	if g.sessions.pool.Stats().Used > 0 {
+		timeout += usageGrace // for the last response of each
+	}
+	g.settler.stop(timeout)
 	g.cache.stop()
 	g.transports.closeIdle()
 }

@@ -97,12 +97,12 @@ func (s *settler) settled(d debt, balance Balance, err error) {
 	s.unpaid.Add(uint64(d.usage.Cost - min(d.usage.Cost, balance.Charged)))
 }
 
-// stop waits until everything is settled.
-func (s *settler) stop() {
+// stop waits until everything is settled, for timeout at most.
+func (s *settler) stop(timeout time.Duration) {
 	if s.stopped.Load() {
 		return
 	}
-	waitUntil(stopTimeout, func() bool { return s.holds.Load() == 0 })
+	waitUntil(timeout, func() bool { return s.holds.Load() == 0 })
 	s.stopped.Store(true)
 	if n := s.holds.Load(); n > 0 {
 		s.log.Warnf("%d holds were not settled: they return to their API keys when they expire", n)

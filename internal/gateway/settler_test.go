@@ -63,7 +63,7 @@ func TestSettlerGivesUp(t *testing.T) {
 		s.begin()
 		s.settle(debt{a, "acme", "h", Usage{Cost: 70}, nil})
 		began := time.Now()
-		s.stop()
+		s.stop(stopTimeout)
 		if took := time.Since(began); took < stopTimeout || took > stopTimeout+time.Second {
 			t.Errorf("it stopped after %s", took)
 		}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"tollgate/internal/connlimit"
+	"tollgate/internal/gateway"
+	"tollgate/internal/websocket"
+)
+
+const (
+	realtimeProtocol  = "realtime"                 // the subprotocol of OpenAI's Realtime API
+	keyProtocolPrefix = "openai-insecure-api-key." // of a subprotocol that is not one: it has the key of a browser
+)
+
+// requireWebSocket is a step of routes that open a WebSocket. It refuses a request that does not ask for one.
+func requireWebSocket(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	refused, ok := errors.AsType[*websocket.HandshakeError](websocket.CheckRequest(r))
+	if !ok {
+		return nil
+	}
+	maps.Copy(w.Header(), refused.Header)
+	return gateway.Error{Status: refused.Status, Message: "This route opens a WebSocket: " + refused.Reason}
+}
+
+// readSessionKey reads the request's API key as readSDKKey does, and from among the subprotocols: pages cannot set the
+// headers of a WebSocket, so OpenAI's SDK sends the key of a browser there.
+func (s *server) readSessionKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	sent := keyHeaders(r)
+	for _, protocol := range websocket.Protocols(r) {
+		if key, ok := strings.CutPrefix(protocol, keyProtocolPrefix); ok {
+			sent = append(sent, key)
+		}
+	}
+	return info.readKey(sent)
+}
+
+// keyPlaces says where a client of the gateway may send its API key.
+func keyPlaces(r *http.Request) string {
+	const headers = "Authorization: Bearer, x-api-key or api-key"
+	if strings.HasSuffix(r.Pattern, "/v1/realtime") {
+		return headers + ", or as the subprotocol " + keyProtocolPrefix + "<key> beside " + realtimeProtocol
+	}
+	return headers
+}
+
+// refuseOrigin is a step of routes that open a WebSocket. Any page may open one, and read it, without a preflight: so
+// the server has to refuse those of origins that the tenant does not allow.
+func (s *server) refuseOrigin(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if info.tenant.config.origins.Refuse(r) {
+		return gateway.CodedError{
+			Status: http.StatusForbidden, Code: "origin_not_allowed", Message: "The tenant does not allow this origin",
+		}
+	}
+	return nil
+}
+
+// sessionModel returns the model, or endpoint, that the query of a session names, "" if it names none. The error is a
+// badRequestError.
+func sessionModel(r *http.Request) (string, error) {
+	query, err := readQuery(r, "model", "intent", "call_id")
+	switch {
+	case err != nil:
+		return "", err
+	case query.Has("intent"):
+		return "", badRequestError("Sessions with an intent, which only transcribe, are not served: leave out intent")
+	case query.Has("call_id"):
+		return "", badRequestError("There are no calls to observe: leave out call_id")
+	}
+	return query.Get("model"), nil
+}
+
+// sessionProtocol returns the subprotocol of the response, "" for none. The error is a badRequestError: browsers, and
+// most other clients, close a WebSocket without a subprotocol if they have offered one, and the one that has the key
+// must not be sent back.
+func sessionProtocol(r *http.Request) (string, error) {
+	offered := websocket.Protocols(r)
+	isKey := func(protocol string) bool { return strings.HasPrefix(protocol, keyProtocolPrefix) }
+	switch {
+	case slices.Contains(offered, realtimeProtocol):
+		return realtimeProtocol, nil
+	case slices.ContainsFunc(offered, isKey):
+		return "", badRequestError("The subprotocol " + realtimeProtocol + " is missing beside the one with the key")
+	}
+	return "", nil
+}
+
+// openSession lets the gateway open a WebSocket for a client, and carry its session to the end.
+func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	info.outcome.Endpoint = noEndpoint
+	model, err := sessionModel(r)
+	if err != nil {
+		return err
+	}
+	protocol, err := sessionProtocol(r)
+	if err != nil {
+		return err
+	}
+	t := info.tenant
+	info.place = s.gateway.SessionPlace(t.id, info.apiKey)
+	info.session = &account{
+		server: s, tenant: t, key: info.apiKey, header: w.Header(), place: info.place, isSession: true,
+	}
+	c := &gateway.SessionCall{
+		ID: info.id, Tenant: t.id, User: info.apiKey, Hops: info.hops, Model: model, Protocol: protocol,
+		Account: info.session, Place: info.place, Start: info.start, Deadline: info.deadline, Outcome: &info.outcome,
+	}
+	if err := c.ChooseEndpoint(s.gateway.Usable(t.config.realtime, t.id)); err != nil {
+		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
+			return stranger
+		}
+		return err
+	}
+	connlimit.Admit(r.Context()) // the gateway bounds what takes long
+	err = s.gateway.ServeSession(w, r, c)
+	if err == nil {
+		return nil
+	}
+	if responseTo(err).refusal == refusedBalance {
+		s.metrics.refusedCharge(t.id, refusedBalance)
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // the provider may have taken long
+	return err
+}
+
+// sessionText returns what the line of the access log says of a session.
+func sessionText(info *requestInfo) string {
+	o, charged := &info.outcome, int64(0)
+	if info.session != nil {
+		charged = info.session.charged.Load()
+	}
+	return fmt.Sprintf(" seconds=%.1f input=%d output=%d charged=%d", o.Session.Seconds(), o.Input, o.Output, charged)
+}
+
+// waitSessions waits until no session is open, or ctx is done, and returns how many still are.
+func (s *server) waitSessions(ctx context.Context) int64 {
+	for {
+		open := s.sessions.Load()
+		if open == 0 || ctx.Err() != nil {
+			return open
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// unmeteredSentence says why there are no routes with which a client would go past the gateway.
+const unmeteredSentence = "There is no such route: a session that does not go through the gateway, as with a client " +
+	"secret, WebRTC or SIP, cannot be metered. Open a WebSocket to /v1/realtime instead"
+
+// isUnmetered reports whether a path is that of a resource of OpenAI's Realtime API with which a client would talk to
+// the provider past the gateway.
+func isUnmetered(path string) bool {
+	_, below, _ := strings.Cut(path, "/realtime/")
+	resource, _, _ := strings.Cut(below, "/")
+	return slices.Contains([]string{"client_secrets", "sessions", "transcription_sessions", "calls"}, resource)
+}
