@@ -41,14 +41,14 @@ func TestUnknownTenantWithoutKey(t *testing.T) {
 		t.Run(route[1], func(t *testing.T) {
 			for _, headers := range credentials {
 				for _, tenant := range []string{"/nobody", "/a%3Ab", ""} {
-					got := s.do(t, route[0], tenant+route[1], "", headers...)
+					got := s.do(t, route[0], tenant+route[1], "", openingOf(route[1], headers...)...)
 					if strings.HasPrefix(route[1], "/v1/") {
 						got.wantWireError(t, route[1], 400, "invalid_request_error", "")
 					} else {
 						got.want(t, 400, `{"error":"Invalid tenant ID"}`)
 					}
 				}
-				if got := s.do(t, route[0], "/abc"+route[1], "", headers...); got.status != 401 {
+				if got := s.do(t, route[0], "/abc"+route[1], "", openingOf(route[1], headers...)...); got.status != 401 {
 					t.Errorf("%q: got %d %s", headers, got.status, got.body)
 				}
 			}

@@ -46,7 +46,7 @@ func (s *server) readSessionKey(_ http.ResponseWriter, r *http.Request, info *re
 func keyPlaces(r *http.Request) string {
 	const headers = "Authorization: Bearer, x-api-key or api-key"
 	if strings.HasSuffix(r.Pattern, "/v1/realtime") {
-		return headers + ", or as the subprotocol " + keyProtocolPrefix + "<key> beside " + realtimeProtocol
+		return headers + ", or as the subprotocol " + keyProtocolPrefix + "KEY beside " + realtimeProtocol
 	}
 	return headers
 }

@@ -874,7 +874,7 @@ func TestMetricsToken(t *testing.T) {
 			if route.access.browser && !strings.Contains(route.pattern, "{tenantId}") {
 				status = 400 // the tenant default, which does not exist
 			}
-			s.do(t, method, path, "", bearer(token), fromElsewhere()).want(t, status, "")
+			s.do(t, method, path, "", openingOf(path, bearer(token), fromElsewhere())...).want(t, status, "")
 		}
 		for _, wrong := range []string{"", token + "x", strings.ToUpper(token), someKey} {
 			s.do(t, "GET", "/metrics", "", bearer(wrong)).want(t, 401, "")

@@ -236,29 +236,31 @@ func TestIdleTimeout(t *testing.T) {
 
 // Connections are limited by the open files that the process may have: one for the client, one for a provider.
 func TestLimitConnections(t *testing.T) {
-	for _, test := range []struct{ max, files, want, waiting, drains, idle int64 }{
-		{4096, 0, 4096, 2048, 1024, 1024}, // the limit is not known
-		{4096, 20000, 4096, 2048, 1024, 1024},
-		{4096, 8292, 4096, 2048, 1024, 512},
-		{4096, 8291, 4095, 2047, 1024, 512},
-		{4096, 1024, 462, 231, 115, 57},
-		{4096, 256, 78, 39, 19, 9},
-		{4096, 104, 2, 1, 1, 1},
-		{4096, 100, 1, 1, 1, 1},
-		{4096, 3, 1, 1, 1, 1},
-		{1, 102, 1, 1, 1, 1},
-		{200, 500, 200, 100, 50, 25},
+	for _, test := range []struct{ max, files, want, waiting, sessions, drains, idle int64 }{
+		{4096, 0, 4096, 2048, 512, 1024, 1024}, // the limit is not known
+		{4096, 20000, 4096, 2048, 512, 1024, 1024},
+		{4096, 8292, 4096, 2048, 512, 768, 384},
+		{4096, 8291, 4095, 2047, 511, 769, 384},
+		{4096, 1024, 462, 231, 57, 87, 43},
+		{4096, 256, 78, 39, 9, 15, 7},
+		{4096, 104, 2, 1, 1, 1, 1},
+		{4096, 100, 1, 1, 1, 1, 1},
+		{4096, 3, 1, 1, 1, 1, 1},
+		{1, 102, 1, 1, 1, 1, 1},
+		{200, 500, 200, 100, 25, 37, 18},
 	} {
 		log := new(telemetrytest.Log)
 		s := &settings{}
 		s.setMaxConnections(test.max)
 		s.limitConnections(test.files, log.Logger())
 		g := s.server.gateway
-		if s.maxConnections != test.want || g.MaxWaiting != test.waiting || g.MaxDrains != test.drains || g.MaxIdle != test.idle {
-			t.Errorf("%d connections with %d files: got %d, %d that wait, %d drains, %d idle, want %+v", test.max, test.files,
-				s.maxConnections, g.MaxWaiting, g.MaxDrains, g.MaxIdle, test)
+		got := [...]int64{s.maxConnections, g.MaxWaiting, g.MaxSessions, g.MaxDrains, g.MaxIdle}
+		if want := [...]int64{test.want, test.waiting, test.sessions, test.drains, test.idle}; got != want {
+			t.Errorf("%d connections with %d files: got %d connections, that wait, sessions, drains and idle, want %d",
+				test.max, test.files, got, want)
 		}
-		if test.files > 200 && s.maxConnections+g.MaxWaiting+g.MaxDrains+2*g.MaxIdle+spareFiles > test.files {
+		needed := s.maxConnections + g.MaxWaiting + g.MaxSessions + g.MaxDrains + 2*g.MaxIdle + spareFiles
+		if test.files > 200 && needed > test.files {
 			t.Errorf("%d files are too few for %+v", test.files, test)
 		}
 		if warned := log.Count("[WARN]") == 1; warned != (test.files > 0 && test.files < 2*test.max+100) {

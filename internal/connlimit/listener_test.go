@@ -297,6 +297,71 @@ func TestDisconnect(t *testing.T) {
 	Admit(t.Context())
 }
 
+// TestHijackedConnection keeps its place until it is closed. While its handler runs it is not closed for others, however
+// long either side is silent or does not read, and what comes over it is no header.
+func TestHijackedConnection(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]string{"new": "", "kept": "GET / HTTP/1.1\r\nHost: x\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := listen(t, 1)
+			lines := strings.Repeat("\n", 2*maxHeaderLines)
+			serveHijacked(t, l, len(lines))
+			c := dial(t, l, before)
+			r := bufio.NewReader(c)
+			if before != "" {
+				if _, err := http.ReadResponse(r, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, _ = io.WriteString(c, "GET /hijacked HTTP/1.1\r\nHost: x\r\n\r\n"+lines[:1])
+			time.Sleep(2 * crowdedTimeout)
+			_, _ = io.WriteString(c, lines[1:])
+			if _, err := r.Peek(1); err != nil {
+				t.Fatalf("it was cut while it was silent: %v", err)
+			}
+			waiting := dial(t, l, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			time.Sleep(2 * crowdedTimeout)
+			if n := l.Connections(); n != 1 {
+				t.Errorf("%d places are taken", n)
+			}
+			if n, err := io.Copy(io.Discard, r); n != largeBody || err != nil {
+				t.Errorf("got %d bytes of %d, %v", n, largeBody, err)
+			}
+			if _, err := http.ReadResponse(bufio.NewReader(waiting), nil); err != nil {
+				t.Errorf("its place is not given back: %v", err)
+			}
+		})
+	}
+}
+
+// serveHijacked serves l. For /hijacked the handler takes over the connection, reads n bytes of it, writes largeBody and
+// closes it.
+func serveHijacked(t *testing.T, l *Listener, n int) {
+	server := &http.Server{
+		Handler: l.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/hijacked" {
+				return
+			}
+			Admit(r.Context())
+			c, buffered, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			if _, err := io.CopyN(io.Discard, buffered, int64(n)); err != nil {
+				t.Error(err)
+			}
+			_, _ = c.Write(make([]byte, largeBody))
+		})),
+		ConnContext: ConnContext, ConnState: ConnState,
+	}
+	go l.KeepRoom()
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+}
+
 // While connections are scarce a request must come within a second, on a new connection and on one that was kept, and its
 // response must be read. A request that is admitted may take longer. While there are enough connections all may.
 func TestSlowRequests(t *testing.T) {

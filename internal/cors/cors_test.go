@@ -147,3 +147,25 @@ func TestWritePreflight(t *testing.T) {
 		}
 	}
 }
+
+// A request is refused if it has an origin, and only if somebody has said which are allowed.
+func TestRefuse(t *testing.T) {
+	const a, b = "Origin: https://a.example", "Origin: https://b.example"
+	for _, test := range []struct {
+		origins Origins
+		headers []string
+		want    bool
+	}{
+		{nil, nil, false}, {nil, []string{a}, false}, {nil, []string{"Origin: null"}, false},
+		{Origins{}, nil, false}, {Origins{}, []string{a}, true},
+		{Origins{"*"}, []string{a}, false}, {Origins{"*"}, []string{"Origin: null"}, false},
+		{Origins{"https://a.example"}, nil, false}, {Origins{"https://a.example"}, []string{a}, false},
+		{Origins{"https://a.example"}, []string{"Origin: HTTPS://A.example"}, false},
+		{Origins{"https://a.example"}, []string{b}, true}, {Origins{"https://a.example"}, []string{"Origin: null"}, true},
+		{Origins{"https://a.example"}, []string{"Origin: "}, true}, {Origins{"https://a.example"}, []string{a, a}, true},
+	} {
+		if got := test.origins.Refuse(request("GET", test.headers...)); got != test.want {
+			t.Errorf("%q, %q: got %v, want %v", test.origins, test.headers, got, test.want)
+		}
+	}
+}
