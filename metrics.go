@@ -235,7 +235,7 @@ func (m *metrics) writeRequests(p *telemetry.Page) {
 
 func (m *metrics) writeDurations(p *telemetry.Page) {
 	const name = "http_request_duration_seconds"
-	p.Family(name, "histogram", "Time from a request's header to the end of its response.")
+	p.Family(name, "histogram", "Time from a request's header to the end of its response, or until a WebSocket is open.")
 	for _, r := range m.sorted {
 		if r.durations.Count() > 0 {
 			p.Histogram(name, r.durations, "route", r.path)
@@ -394,7 +394,8 @@ func (g *gatewayMetrics) write(p *telemetry.Page) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.writeRequests(p)
-	g.writeTimes(p, "gateway_request_duration_seconds", "Time from a request's header to the end of its response.",
+	g.writeTimes(p, "gateway_request_duration_seconds",
+		"Time from a request's header to the end of its response, or until a session is open.",
 		func(t *endpointTimes) *telemetry.Histogram { return t.whole })
 	g.writeTimes(p, "gateway_time_to_first_byte_seconds", "Time from a request's header to that of its response.",
 		func(t *endpointTimes) *telemetry.Histogram { return t.firstByte })
