@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -25,9 +24,6 @@ type account struct {
 	header http.Header     // of the response
 	place  *fairpool.Claim // of the request, whose share is what the key's group may have under way
 	fee    *usageEvent     // a charge that is not counted yet; nil: none
-
-	isSession bool         // the tokens of models count when they are settled, not when the request ends
-	charged   atomic.Int64 // all that count has counted
 
 	mu     sync.Mutex // guards holder
 	holder holder     // what is known of the key since Hold
@@ -144,11 +140,7 @@ func (a *account) countFee() {
 
 // count counts what was charged.
 func (a *account) count(e usageEvent) {
-	a.charged.Add(e.charged)
 	a.server.metrics.charged(a.tenant.id, e.charged)
-	if a.isSession && e.endpoint != "" {
-		a.server.metrics.gateway.countTokens(a.tenant.id, e.endpoint, &e.used)
-	}
 	a.server.usage.add(a.tenant, e)
 }
 

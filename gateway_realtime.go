@@ -105,9 +105,7 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 	}
 	t := info.tenant
 	info.place = s.gateway.SessionPlace(t.id, info.apiKey)
-	info.session = &account{
-		server: s, tenant: t, key: info.apiKey, header: w.Header(), place: info.place, isSession: true,
-	}
+	info.session = s.newSessionAccount(t, info.apiKey, w.Header(), info.place)
 	c := &gateway.SessionCall{
 		ID: info.id, Tenant: t.id, User: info.apiKey, Hops: info.hops, Model: model, Protocol: protocol,
 		Account: info.session, Place: info.place, Start: info.start, Deadline: info.deadline, Outcome: &info.outcome,

@@ -432,14 +432,12 @@ func TestSessionMetrics(t *testing.T) {
 	m := newMetrics(nil)
 	s := &server{metrics: m, usage: newUsageStats(nil)}
 	used := llmwire.Usage{Input: 100, CachedInput: 40, AudioInput: 20, CachedAudioInput: 10, Output: 50, AudioOutput: 30}
-	for _, isSession := range []bool{true, true, false} { // what is not a session counts when the request ends
-		a := &account{server: s, tenant: &tenant{id: "t"}, isSession: isSession}
-		a.count(usageEvent{endpoint: "e", charged: 7, used: used})
-		a.count(usageEvent{charged: 0}) // a hold that was given back
-		if got := a.charged.Load(); got != 7 {
-			t.Errorf("%d tokens are known to be charged", got)
-		}
+	session := s.newSessionAccount(&tenant{id: "t"}, someKey, nil, nil)
+	for _, isPart := range []bool{true, false} {
+		session.countUsage(settlement{charged: 7}, gateway.Usage{Endpoint: "e", Model: "m", Usage: used, IsPart: isPart})
+		session.countUsage(settlement{}, gateway.Usage{IsPart: isPart}) // a hold that was given back
 	}
+	session.account.countUsage(settlement{charged: 7}, gateway.Usage{Endpoint: "e", Usage: used}) // counts at its end
 	o := &gateway.Outcome{Endpoint: "e", Model: "m", Session: 90 * time.Minute, FirstByte: time.Second}
 	o.Usage = used
 	o.Add(&used)
@@ -460,8 +458,8 @@ func TestSessionMetrics(t *testing.T) {
 	if strings.Contains(e.String(), `endpoint=""`) {
 		t.Errorf("tokens count without an endpoint:\n%s", e)
 	}
-	got := sessionText(&requestInfo{outcome: *o, session: &account{}})
-	if want := " seconds=5400.0 input=200 output=100 charged=0"; got != want {
+	got := sessionText(&requestInfo{outcome: *o, session: session})
+	if want := " seconds=5400.0 input=200 output=100 charged=14"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"tollgate/internal/fairpool"
@@ -18,6 +19,8 @@ type sessionAccount struct {
 
 	latest *tenant                // as it was last seen
 	holds  map[string]sessionHold // by ID: those that may be open, and those that were settled, but not exchanged
+
+	charged atomic.Int64 // by all settlements together
 }
 
 // A sessionHold is what is known of one hold. Each has its own holder, since a repeated settlement must not miss the
@@ -225,6 +228,15 @@ func (a *sessionAccount) paid(holdID string, s settlement, u gateway.Usage) gate
 		a.countUsage(s, u)
 	}
 	return gateway.Balance{Charged: s.charged, Left: s.tokensLeft}
+}
+
+// countUsage counts what a settlement has charged for, also among the tokens of models: a session may last for an hour.
+func (a *sessionAccount) countUsage(s settlement, u gateway.Usage) {
+	a.charged.Add(s.charged)
+	a.account.countUsage(s, u)
+	if u.Endpoint != "" {
+		a.server.metrics.gateway.countTokens(a.tenant.id, u.Endpoint, &u.Usage)
+	}
 }
 
 // refused counts err, with which the store has refused a hold, and returns it as the gateway understands it.

@@ -40,7 +40,7 @@ type requestInfo struct {
 	memory   *fairpool.Claim // for body, and what a provider responds; nil on routes without a body
 	place    *fairpool.Claim // among the requests that wait for a provider; nil on other routes than theirs
 	outcome  gateway.Outcome // filled in by relay and openSession; its Endpoint is "" on other routes
-	session  *account        // that a session is paid from; nil on other routes
+	session  *sessionAccount // that a session is paid from; nil on other routes
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.
