@@ -109,7 +109,7 @@ func benchTollgate(b *testing.B, settings ...string) (p *process, provider strin
 	tenant, key, opened := "", "", 0
 	open = func() benchTalk {
 		if opened%250 == 0 { // within the share of one tenant
-			tenant = newTenantIn(b, r, realtimeConfig(maxAmount, provider))
+			tenant = newTenantIn(b, r, framesConfig(maxAmount, provider))
 		}
 		if opened%50 == 0 { // within the share of one key
 			key = s.login(b, tenant)

@@ -13,11 +13,9 @@ import (
 	"tollgate/internal/websockettest"
 )
 
-const realtimePath = "/v1/realtime"
-
-// realtimeConfig returns the config of a tenant whose anonymous users get that many tokens, and whose sessions go to a
+// framesConfig returns the config of a tenant whose anonymous users get that many tokens, and whose sessions go to a
 // server at address.
-func realtimeConfig(tokens int64, address string) string {
+func framesConfig(tokens int64, address string) string {
 	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"realtime":{"endpoints":{"openai":{`+
 		`"url":"ws://%s%s","model":"gpt-realtime","api_key":"%s"}}}}}`, tokens, address, realtimePath, providertest.Key)
 }
@@ -33,7 +31,7 @@ const realtimeTokens = 1_000_000
 
 func (s *service) newRealtimeTest(t testing.TB, server *websockettest.Server) *realtimeTest {
 	t.Helper()
-	return &realtimeTest{s.gatewayTest(t, nil, realtimeConfig(realtimeTokens, server.Address)), server}
+	return &realtimeTest{s.gatewayTest(t, nil, framesConfig(realtimeTokens, server.Address)), server}
 }
 
 const (

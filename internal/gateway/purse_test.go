@@ -735,7 +735,7 @@ func TestPurseIsStopped(t *testing.T) {
 		_ = p.use(10, 1)
 		_ = p.use(20, 1)
 		p.end(40)
-		p.gateway.settler.stop()
+		p.gateway.settler.stop(stopTimeout)
 		p.wantPaid(t)
 	})
 }

@@ -114,6 +114,9 @@ func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *Sessio
 
 // newProvider returns the provider's side of a session. Until the client is accepted, header is that of the response.
 func (g *Gateway) newProvider(c *SessionCall, header http.Header) provider {
+	if c.endpoint.session.isUltravox {
+		return newUltravoxSession(g, c)
+	}
 	return newOpenAISession(g, c, header)
 }
 

@@ -56,11 +56,7 @@ type openAISession struct {
 
 // newOpenAISession returns a session for a call whose endpoint was chosen. header is that of the response to the client.
 func newOpenAISession(g *Gateway, c *SessionCall, header http.Header) *openAISession {
-	rules := c.endpoint.session
-	p := &sessionPrice{
-		price: c.endpoint.prices.find(c.model), transcription: &price{rates: rules.transcription},
-		maxInput: rules.maxInput, maxOutput: rules.maxOutput,
-	}
+	p := c.price()
 	s := &openAISession{
 		gateway: g, call: c, header: header, price: p, purse: &purse{gateway: g, call: c, price: p},
 		ready: make(chan struct{}), done: make(chan struct{}),

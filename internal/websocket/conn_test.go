@@ -51,7 +51,7 @@ func TestCloseAfter(t *testing.T) {
 				t.Errorf("%s: WritePart after it: %v", name, err)
 			}
 			c.Finish()
-			if got := show(p.wait(t)); got != want {
+			if got := show(p.Wait(t)); got != want {
 				t.Errorf("%s: got %s, want %s", name, got, want)
 			}
 		}
