@@ -121,16 +121,17 @@ func (a *sessionAccount) Exchange(deadline time.Time, holdID string, u gateway.U
 			return gateway.Balance{}, gateway.Hold{}, err
 		}
 	}
+	_, from := a.known(holdID)
+	a.remember(hold.ID, from) // also if it is refused: it may be settled all the same
 	t, err := a.present(deadline)
 	if errors.Is(err, ErrUnavailable) {
 		return gateway.Balance{}, hold, forGateway(err)
 	}
-	if err != nil { // there is nothing to take a hold by
+	if err != nil { // there is no config to hold anything under
 		balance, unsettled := a.settle(deadline, holdID, u)
 		return balance, hold, a.refused(t, "", cmp.Or(unsettled, err))
 	}
-	_, h := a.known(holdID)
-	r := settleRequest{holdID: holdID, used: u.Cost, isLease: true}
+	h, r := from, settleRequest{holdID: holdID, used: u.Cost, isLease: true}
 	result, err := a.server.store.Exchange(deadline, t, &h, r, newHoldRequest("", hold.ID, next))
 	var balance gateway.Balance
 	if result.isSettled {
@@ -198,11 +199,18 @@ func (a *sessionAccount) known(holdID string) (*tenant, holder) {
 	return a.latest, *newHolder(a.key)
 }
 
-// found remembers who has a hold.
-func (a *sessionAccount) found(holdID string, h holder) {
+// remember remembers from where a hold is to be looked for.
+func (a *sessionAccount) remember(holdID string, h holder) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.holds[holdID] = sessionHold{h, a.holds[holdID].counted}
+}
+
+// found remembers who has a hold, which says where the key is.
+func (a *sessionAccount) found(holdID string, h holder) {
+	a.remember(holdID, h)
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.holder = h
 }
 

@@ -359,6 +359,34 @@ func TestExchangeFollowsTheKey(t *testing.T) {
 			third := s.mustHold(t, furtherOf(takes(10)))
 			s.wantEnd(t, 970+more, second, further, third)
 		})
+		t.Run(name+" before a further hold", func(t *testing.T) {
+			t.Parallel()
+			s := newSessionTest(t, sessionConfig)
+			first := s.mustHold(t, takes(100))
+			key := move(t, s, s.key)
+			further := s.mustHold(t, furtherOf(takes(50)))
+			if s.presentKey() != key {
+				t.Errorf("the key is %s, want %s", s.presentKey(), key)
+			}
+			more := tokensLeft(t, key) - 850
+			s.wantEnd(t, 1000+more, further, first)
+		})
+		t.Run(name+" before a refusal", func(t *testing.T) {
+			t.Parallel()
+			s := newSessionTest(t, sessionConfig)
+			first := s.mustHold(t, takes(100))
+			key := move(t, s, s.key)
+			more := int64(tokensLeft(t, key)) - 900
+			refused := s.wantRefusal(t, first, 30, takes(5000), gateway.Balance{Charged: 30, Left: 970 + more},
+				gateway.InsufficientError{Left: 970 + more})
+			testRedis.Do(t, "DEL", "{apiKey:"+s.key+"}:current") // as if it was long ago
+			for range 2 {                                        // what is used afterwards is charged by the hold that was refused
+				balance, err := s.Settle(soon(), refused, gateway.Usage{Cost: 20})
+				if err != nil || balance != (gateway.Balance{Charged: 20, Left: 950 + more}) {
+					t.Errorf("got %+v, %v", balance, err)
+				}
+			}
+		})
 		t.Run(name+" between attempts", func(t *testing.T) {
 			t.Parallel()
 			for _, taken := range []bool{true, false} {
@@ -567,19 +595,24 @@ func TestExchangesAndRefills(t *testing.T) {
 	s.wantEnd(t, 900, second) // 1,000 - 100, which no refill raises
 }
 
+// newSessionIn returns the account of a session with a new API key in r.
+func newSessionIn(t *testing.T, r *redistest.Server) *sessionAccount {
+	t.Helper()
+	newService(t, "REDIS_URL="+r.URL())
+	id, st := newTenantIn(t, r, sessionConfig), newTestStore(t, r)
+	k := apiKey{group: anonymousGroup, createdAt: time.Now(), tokensLeft: 1000}
+	issued, err := st.NewKey(soon(), st.wantTenant(t, id), k, idempotentRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newSessionOf(t, &server{store: st, metrics: newMetrics(nil), usage: newUsageStats(st)}, id, issued.key)
+}
+
 // A full Redis neither settles nor holds anew: the session lives on what it holds, and is paid for at its end.
 func TestExchangeInAFullRedis(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
-	newService(t, "REDIS_URL="+r.URL())
-	id := newTenantIn(t, r, sessionConfig)
-	st := newTestStore(t, r)
-	tn := st.wantTenant(t, id)
-	issued, err := st.NewKey(soon(), tn, apiKey{group: anonymousGroup, createdAt: time.Now(), tokensLeft: 1000}, idempotentRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := newSessionOf(t, &server{store: st, metrics: newMetrics(nil), usage: newUsageStats(st)}, id, issued.key)
+	a := newSessionIn(t, r)
 	first, err := a.Hold(soon(), takes(100))
 	if err != nil {
 		t.Fatal(err)
@@ -596,7 +629,7 @@ func TestExchangeInAFullRedis(t *testing.T) {
 	if err := a.Renew(soon(), first, time.Minute); err != nil {
 		t.Error(err)
 	}
-	if left := tokensLeftIn(t, r, issued.key); left != 900 {
+	if left := tokensLeftIn(t, r, a.key); left != 900 {
 		t.Errorf("%d are left", left)
 	}
 	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
@@ -609,6 +642,43 @@ func TestExchangeInAFullRedis(t *testing.T) {
 	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	if balance, err = a.Settle(soon(), second.ID, u); err != nil || balance != (gateway.Balance{Charged: 30, Left: 940}) {
 		t.Errorf("got %+v, %v", balance, err)
+	}
+}
+
+// What a session holds is settled and renewed under the config that was last seen.
+func TestSessionSeesAnotherRefill(t *testing.T) {
+	t.Parallel()
+	config := `{"user_groups":{"anonymous":{"tokens":1000,"refill":{"tokens":800,"every":3600}}}}`
+	s := newSessionTest(t, config)
+	first := s.mustHold(t, takes(600))
+	s.change(t, strings.Replace(config, "800", "500", 1))
+	if err := s.Check(soon(), []string{"m"}); err != nil {
+		t.Error(err)
+	}
+	age(t, s.key, 90*time.Minute) // 400 of 1,000 become 500
+	balance, err := s.Settle(soon(), first.ID, gateway.Usage{Cost: 600})
+	if err != nil || balance != (gateway.Balance{Charged: 600, Left: 500}) {
+		t.Errorf("got %+v, %v", balance, err)
+	}
+}
+
+// As long as the config cannot be read, nothing is settled by an exchange either, so that the session keeps its hold.
+func TestExchangeWithoutConfig(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	other := newSessionIn(t, r)
+	server := &server{store: newTestStore(t, r), metrics: newMetrics(nil), usage: newUsageStats(nil)}
+	a := server.newSessionAccount(other.tenant, other.key, make(http.Header), other.place)
+	first, err := a.Hold(soon(), takes(100))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Do(t, "ACL", "SETUSER", "tollgate", "resetkeys", "~apiKey:*", "~{apiKey:*")
+	if _, _, err = a.Exchange(soon(), first.ID, gateway.Usage{Cost: 30}, takes(10)); !errors.Is(err, gateway.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if left := tokensLeftIn(t, r, a.key); left != 900 {
+		t.Errorf("%d are left", left)
 	}
 }
 

@@ -44,12 +44,14 @@ type SessionAccount interface {
 	// ErrUnavailable; other refusals.
 	Check(deadline time.Time, models []string) error
 
-	// Exchange settles a hold as Settle does, and takes another one in its place, in one step, which counts neither for
-	// the rate limit nor among the requests under way. To repeat it with the same arguments, and the ID of the hold that
-	// it has returned, changes nothing more: if the hold was taken, it is returned again. Errors are those of Hold, after
-	// which no hold was taken, and ErrNoHold if the account is gone. After all of them but ErrUnavailable the first hold is
-	// settled, and the Balance says what that has led to. The Hold has an ID in any case; Settle charges for one that was
-	// refused as for one whose time has passed.
+	// Exchange settles a hold as Settle does, and takes another one in its place, in one step. The other one stands for
+	// what the first did: the session, or nothing if that was a further one. The rate limit and the requests under way
+	// do not refuse it. To repeat Exchange with the same arguments, and the ID of the hold that it has returned, changes
+	// nothing more: if that was taken, it is returned again, and else tried again. Errors are those of Hold, after which
+	// no hold was taken, and ErrNoHold if the account is gone or the other hold was settled before. After all of them but
+	// ErrUnavailable the first hold is settled, and the Balance says what that has led to: Left is what was left before
+	// the other one was taken. The Hold has an ID in any case, and no Owner; Settle charges for one that was refused as
+	// for one whose time has passed.
 	Exchange(deadline time.Time, holdID string, u Usage, next HoldRequest) (Balance, Hold, error)
 }
 
