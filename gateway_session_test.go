@@ -377,9 +377,14 @@ func TestExchangeFollowsTheKey(t *testing.T) {
 			first := s.mustHold(t, takes(100))
 			key := move(t, s, s.key)
 			more := int64(tokensLeft(t, key)) - 900
+			if err := s.Renew(soon(), first, time.Minute); err != nil {
+				t.Error(err)
+			}
 			refused := s.wantRefusal(t, first, 30, takes(5000), gateway.Balance{Charged: 30, Left: 970 + more},
 				gateway.InsufficientError{Left: 970 + more})
-			testRedis.Do(t, "DEL", "{apiKey:"+s.key+"}:current") // as if it was long ago
+			for _, name := range []string{"current", "successor", "closed"} { // as if it was long ago
+				testRedis.Do(t, "DEL", "{apiKey:"+s.key+"}:"+name)
+			}
 			for range 2 {                                        // what is used afterwards is charged by the hold that was refused
 				balance, err := s.Settle(soon(), refused, gateway.Usage{Cost: 20})
 				if err != nil || balance != (gateway.Balance{Charged: 20, Left: 950 + more}) {
