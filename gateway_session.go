@@ -10,6 +10,7 @@ import (
 
 	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
+	"tollgate/internal/redisdb"
 )
 
 // A sessionAccount is the gateway.SessionAccount of a session. That may last for an hour, so what is held anew is held
@@ -257,8 +258,11 @@ func (a *sessionAccount) refused(t *tenant, group string, err error) error {
 
 // forSession returns err, an error of the store about a key of that group, as the gateway understands it.
 func (a *sessionAccount) forSession(t *tenant, group string, err error) error {
-	if errors.Is(err, ErrModelDenied) {
+	switch {
+	case errors.Is(err, ErrModelDenied):
 		return gateway.DeniedError{Allowed: t.config.groups[group].models}
+	case errors.Is(err, redisdb.ErrFull):
+		return gateway.Error{Status: http.StatusServiceUnavailable, Message: "Too little memory is left to hold tokens"}
 	}
 	return forGateway(err)
 }

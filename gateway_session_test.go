@@ -611,7 +611,7 @@ func newSessionIn(t *testing.T, r *redistest.Server) *sessionAccount {
 	return newSessionOf(t, &server{store: st, metrics: newMetrics(nil), usage: newUsageStats(st)}, id, issued.key)
 }
 
-// A full Redis neither settles nor holds anew: the session lives on what it holds, and is paid for at its end.
+// A full Redis settles and holds nothing anew, so that the session ends, and is paid for.
 func TestExchangeInAFullRedis(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
@@ -621,25 +621,26 @@ func TestExchangeInAFullRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
-	u := gateway.Usage{Cost: 30}
-	_, second, err := a.Exchange(soon(), first.ID, u, takes(200))
-	if !errors.Is(err, gateway.ErrUnavailable) || second.ID == "" {
-		t.Errorf("got %+v, %v", second, err)
-	}
 	if err := a.Check(soon(), []string{"m"}); err != nil {
 		t.Error(err)
 	}
 	if err := a.Renew(soon(), first, time.Minute); err != nil {
 		t.Error(err)
 	}
-	if left := tokensLeftIn(t, r, a.key); left != 900 {
-		t.Errorf("%d are left", left)
+	u, next, settled := gateway.Usage{Cost: 30}, takes(200), gateway.Balance{Charged: 30, Left: 970}
+	for range 2 {
+		balance, second, err := a.Exchange(soon(), first.ID, u, next)
+		if full, ok := err.(gateway.Error); !ok || full.Status != 503 || balance != settled || second.Tokens != 0 {
+			t.Errorf("got %+v, %+v, %v", balance, second, err)
+		}
+		next.ID = second.ID
+	}
+	if _, err := a.Hold(soon(), furtherOf(takes(1))); !errors.Is(err, gateway.ErrUnavailable) {
+		t.Errorf("a further hold: %v", err)
 	}
 	r.Do(t, "CONFIG", "SET", "maxmemory", 0)
-	next := takes(200)
-	next.ID = second.ID
 	balance, second, err := a.Exchange(soon(), first.ID, u, next)
-	if err != nil || balance != (gateway.Balance{Charged: 30, Left: 970}) || second.Tokens != 200 {
+	if err != nil || balance != settled || second.Tokens != 200 {
 		t.Errorf("got %+v, %+v, %v", balance, second, err)
 	}
 	r.Do(t, "CONFIG", "SET", "maxmemory", 1)

@@ -29,7 +29,6 @@ var (
 	renewScript   = newScript("renew", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "renew")
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
-	// A session leaves one more record each time, so that a full Redis takes only its end: a settlement.
 	exchangeScript = newScript("exchange", redisdb.DenyOOM, "balance", "refill", "holds", "visitor", "taking", "settling",
 		"exchange")
 	checkScript = newScript("check", redisdb.NoWrites, "balance", "visitor", "taking", "check")

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
 // exchange is what settling one hold and taking another in its place led to.
@@ -16,15 +18,22 @@ type exchange struct {
 // Exchange settles a hold of h's API key as Settle does one of the gateway, and takes next in its place, in one atomic
 // step. next.key is not used: it is the present name of the key that counts, which Exchange changes h to. The rate and
 // the requests under way do not matter. To repeat it with the same arguments settles nothing more, and returns the same
-// hold or, if that was refused, tries to take it again. A full Redis does neither. The config of t must not be broken.
-// Errors: those of Settle; if the first hold is settled, why next is not held: those of Hold, or ErrNoHold if next was
-// settled before.
+// hold or, if that was refused, tries to take it again. The config of t must not be broken. Errors: those of Settle; if
+// the first hold is settled, why next is not held: those of Hold, ErrNoHold if next was settled before, or
+// redisdb.ErrFull if Redis has no memory for it.
 func (s *store) Exchange(deadline time.Time, t *tenant, h *holder, r settleRequest, next holdRequest) (
 	result exchange, err error) {
 	reply, err := s.onHold(deadline, t, h, holdStep{
 		script: exchangeScript, holdID: r.holdID, ttl: leaseRecordTTL, tokens: r.used, late: "late", follow: true,
 		next: &next,
 	})
+	if redisdb.IsOutOfMemory(err) { // a session leaves one more record each time, which a full Redis takes only at its end
+		result.settlement, err = s.Settle(deadline, t, h, r)
+		if result.isSettled = err == nil; result.isSettled {
+			err = redisdb.ErrFull
+		}
+		return result, err
+	}
 	if err != nil {
 		return exchange{}, withTenant(err, "exchange a hold of an API key", t)
 	}
