@@ -324,119 +324,136 @@ func TestExchangeOfAnExpiredHold(t *testing.T) {
 	}
 }
 
-// A session goes on with its key when that is rotated or merged, also between two attempts.
-func TestExchangeFollowsTheKey(t *testing.T) {
-	t.Parallel()
+// forEachMove runs a test of a session whose key is rotated, merged into a user's, or both. move does that, and returns
+// the new key and how many tokens that has got.
+func forEachMove(t *testing.T, test func(t *testing.T, s *sessionTest, move func() (key string, more int))) {
+	t.Helper()
 	rotate := func(t *testing.T, s *sessionTest, key string) string { return s.service.rotate(t, s.id, key) }
 	merge := func(t *testing.T, s *sessionTest, key string) string {
 		return s.service.signIn(t, s.id, "u", bearer(key)).text(t, "apiKey")
 	}
-	both := func(t *testing.T, s *sessionTest, key string) string {
-		return rotate(t, s, merge(t, s, rotate(t, s, key)))
-	}
-	for name, move := range map[string]func(*testing.T, *sessionTest, string) string{"rotated": rotate, "merged": merge, "both": both} {
+	for name, move := range map[string]func(*testing.T, *sessionTest, string) string{
+		"rotated": rotate, "merged": merge,
+		"both": func(t *testing.T, s *sessionTest, key string) string {
+			return rotate(t, s, merge(t, s, rotate(t, s, key)))
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newSessionTest(t, sessionConfig)
-			more := 500
-			if name == "rotated" {
-				more = 0
-			}
-			first, further := s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(50)))
-			key := move(t, s, s.key)
-			second := s.wantExchange(t, first, 30, takes(200), gateway.Balance{Charged: 30, Left: int64(920 + more)})
-			s.wantLedger(t, key, 720+more, 250, "1 250 250")
-			if s.presentKey() != key {
-				t.Errorf("the key is %s, want %s", s.presentKey(), key)
-			}
-			again := takes(200)
-			again.ID = second.ID
-			s.holds[first.ID] = sessionHold{holder: *newHolder(s.key)} // as if its reply was lost
-			s.wantExchange(t, first, 30, again, gateway.Balance{Charged: 30, Left: int64(920 + more)})
-			if more > 0 && s.Check(soon(), []string{"other"}) == nil {
-				t.Error("the model other is allowed, which the user's group does not have")
-			}
-			third := s.mustHold(t, furtherOf(takes(10)))
-			s.wantEnd(t, 970+more, second, further, third)
-		})
-		t.Run(name+" before a further hold", func(t *testing.T) {
-			t.Parallel()
-			s := newSessionTest(t, sessionConfig)
-			first := s.mustHold(t, takes(100))
-			key := move(t, s, s.key)
-			further := s.mustHold(t, furtherOf(takes(50)))
-			if s.presentKey() != key {
-				t.Errorf("the key is %s, want %s", s.presentKey(), key)
-			}
-			more := tokensLeft(t, key) - 850
-			s.wantEnd(t, 1000+more, further, first)
-		})
-		t.Run(name+" before a refusal", func(t *testing.T) {
-			t.Parallel()
-			s := newSessionTest(t, sessionConfig)
-			first := s.mustHold(t, takes(100))
-			key := move(t, s, s.key)
-			more := int64(tokensLeft(t, key)) - 900
-			if err := s.Renew(soon(), first, time.Minute); err != nil {
-				t.Error(err)
-			}
-			refused := s.wantRefusal(t, first, 30, takes(5000), gateway.Balance{Charged: 30, Left: 970 + more},
-				gateway.InsufficientError{Left: 970 + more})
-			for _, name := range []string{"current", "successor", "closed"} { // as if it was long ago
-				testRedis.Do(t, "DEL", "{apiKey:"+s.key+"}:"+name)
-			}
-			balance, err := s.Settle(soon(), refused, gateway.Usage{Cost: 20}) // what was used afterwards
-			if err != nil || balance != (gateway.Balance{Charged: 20, Left: 950 + more}) {
-				t.Errorf("got %+v, %v", balance, err)
-			}
-		})
-		t.Run(name+" between attempts", func(t *testing.T) {
-			t.Parallel()
-			for _, taken := range []bool{true, false} {
-				s := newSessionTest(t, sessionConfig)
-				first, further := s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(50)))
-				next, settled := takes(200), gateway.Balance{Charged: 30, Left: 920}
-				if taken {
-					next.ID = s.wantExchange(t, first, 30, next, settled).ID
-					s.holds[first.ID] = sessionHold{holder: *newHolder(s.key)} // as if its reply was lost
-				} else {
-					next.Least, next.Most = 1600, 1600
-					next.ID = s.wantRefusal(t, first, 30, next, settled, gateway.InsufficientError{Left: 920, Held: 50})
-					next.Least, next.Most = 200, 200
-				}
-				move(t, s, s.key)
-				if err := s.Renew(soon(), further, time.Minute); err != nil { // so that it is known where the key is
-					t.Error(err)
-				}
-				second := s.wantExchange(t, first, 30, next, settled)
-				left := 970
-				if name != "rotated" {
-					left += 500
-				}
-				s.wantEnd(t, left, second, further)
-			}
-		})
-		t.Run(name+" after settling", func(t *testing.T) {
-			t.Parallel()
-			s := newSessionTest(t, sessionConfig)
-			first, further := s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(50)))
-			for i := range 3 {
-				if i > 0 { // its reply was lost
-					s.holds[first.ID] = sessionHold{holder: *newHolder(s.key)}
-				}
-				balance, err := s.Settle(soon(), first.ID, gateway.Usage{Cost: 30})
-				if err != nil || balance != (gateway.Balance{Charged: 30, Left: 920}) {
-					t.Errorf("got %+v, %v", balance, err)
-				}
-				if i == 0 {
-					move(t, s, s.key)
-				}
-				if err := s.Renew(soon(), further, time.Minute); err != nil {
-					t.Error(err)
-				}
-			}
+			test(t, s, func() (string, int) {
+				before := tokensLeft(t, s.key)
+				key := move(t, s, s.key)
+				return key, tokensLeft(t, key) - before
+			})
 		})
 	}
+}
+
+// lose lets a hold be as if the reply to what was last done with it was lost.
+func (s *sessionTest) lose(hold gateway.Hold) {
+	s.holds[hold.ID] = sessionHold{holder: *newHolder(s.key)}
+}
+
+// A session goes on with its key when that is rotated or merged.
+func TestExchangeFollowsTheKey(t *testing.T) {
+	t.Parallel()
+	forEachMove(t, func(t *testing.T, s *sessionTest, move func() (string, int)) {
+		first, further := s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(50)))
+		key, more := move()
+		settled, next := gateway.Balance{Charged: 30, Left: int64(920 + more)}, takes(200)
+		second := s.wantExchange(t, first, 30, next, settled)
+		s.wantLedger(t, key, 720+more, 250, "1 250 250")
+		if s.presentKey() != key {
+			t.Errorf("the key is %s, want %s", s.presentKey(), key)
+		}
+		s.lose(first)
+		next.ID = second.ID
+		s.wantExchange(t, first, 30, next, settled)
+		if more > 0 && s.Check(soon(), []string{"other"}) == nil {
+			t.Error("the model other is allowed, which the user's group does not have")
+		}
+		s.wantEnd(t, 970+more, second, further, s.mustHold(t, furtherOf(takes(10))))
+	})
+}
+
+// So it does if the key moves between two attempts.
+func TestRepeatedExchangeFollowsTheKey(t *testing.T) {
+	t.Parallel()
+	for _, taken := range []bool{true, false} {
+		forEachMove(t, func(t *testing.T, s *sessionTest, move func() (string, int)) {
+			first, further := s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(50)))
+			next, settled := takes(200), gateway.Balance{Charged: 30, Left: 920}
+			if taken {
+				next.ID = s.wantExchange(t, first, 30, next, settled).ID
+				s.lose(first)
+			} else {
+				next.Least, next.Most = 1600, 1600
+				next.ID = s.wantRefusal(t, first, 30, next, settled, gateway.InsufficientError{Left: 920, Held: 50})
+				next.Least, next.Most = 200, 200
+			}
+			_, more := move()
+			if err := s.Renew(soon(), further, time.Minute); err != nil { // so that it is known where the key is
+				t.Error(err)
+			}
+			s.wantEnd(t, 970+more, s.wantExchange(t, first, 30, next, settled), further)
+		})
+	}
+}
+
+func TestRepeatedSettlementFollowsTheKey(t *testing.T) {
+	t.Parallel()
+	forEachMove(t, func(t *testing.T, s *sessionTest, move func() (string, int)) {
+		first, further := s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(50)))
+		for i := range 3 {
+			balance, err := s.Settle(soon(), first.ID, gateway.Usage{Cost: 30})
+			if err != nil || balance != (gateway.Balance{Charged: 30, Left: 920}) {
+				t.Errorf("got %+v, %v", balance, err)
+			}
+			s.lose(first)
+			if i == 0 {
+				move()
+			}
+			if err := s.Renew(soon(), further, time.Minute); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestFurtherHoldFollowsTheKey(t *testing.T) {
+	t.Parallel()
+	forEachMove(t, func(t *testing.T, s *sessionTest, move func() (string, int)) {
+		first := s.mustHold(t, takes(100))
+		key, more := move()
+		further := s.mustHold(t, furtherOf(takes(50)))
+		if s.presentKey() != key {
+			t.Errorf("the key is %s, want %s", s.presentKey(), key)
+		}
+		s.wantEnd(t, 1000+more, further, first)
+	})
+}
+
+// What is used after a refusal is charged by the ID of the hold that was refused, also long after the key has moved.
+func TestSettledRefusalFollowsTheKey(t *testing.T) {
+	t.Parallel()
+	forEachMove(t, func(t *testing.T, s *sessionTest, move func() (string, int)) {
+		first := s.mustHold(t, takes(100))
+		_, more := move()
+		if err := s.Renew(soon(), first, time.Minute); err != nil {
+			t.Error(err)
+		}
+		left := int64(970 + more)
+		refused := s.wantRefusal(t, first, 30, takes(5000), gateway.Balance{Charged: 30, Left: left},
+			gateway.InsufficientError{Left: left})
+		for _, name := range []string{"current", "successor", "closed"} { // as if it was long ago
+			testRedis.Do(t, "DEL", "{apiKey:"+s.key+"}:"+name)
+		}
+		balance, err := s.Settle(soon(), refused, gateway.Usage{Cost: 20})
+		if err != nil || balance != (gateway.Balance{Charged: 20, Left: left - 20}) {
+			t.Errorf("got %+v, %v", balance, err)
+		}
+	})
 }
 
 func furtherOf(r gateway.HoldRequest) gateway.HoldRequest {

@@ -182,8 +182,8 @@ func (s *store) RenewHold(deadline time.Time, t *tenant, h *holder, holdID strin
 	return withTenant(err, "renew a hold of an API key", t)
 }
 
-// holdStep is what to do with a hold: the script, settle.lua or one that takes the same keys, and those of its arguments
-// that onHold does not know.
+// holdStep is what to do with a hold: the script, settle.lua or one that takes the same keys, and those of its
+// arguments that onHold does not know.
 type holdStep struct {
 	script *redisdb.Script
 	holdID string
