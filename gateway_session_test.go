@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,9 +23,7 @@ import (
 type sessionTest struct {
 	*sessionAccount
 	service *service // another process
-	redis   *redistest.Server
-	id      string // of the tenant
-	config  string
+	id      string   // of the tenant
 }
 
 const sessionConfig = `{"auth":{"google_oauth":{"client_id":"web-client"}},"user_groups":{
@@ -34,7 +34,7 @@ const sessionConfig = `{"auth":{"google_oauth":{"client_id":"web-client"}},"user
 func newSessionTest(t *testing.T, config string) *sessionTest {
 	t.Helper()
 	services, _ := signInServices(t, 1)
-	s := &sessionTest{service: services[0], redis: testRedis, id: newTenantIn(t, testRedis, config), config: config}
+	s := &sessionTest{service: services[0], id: newTenantIn(t, testRedis, config)}
 	s.sessionAccount = newSessionOf(t, newBareServer(t, new(telemetrytest.Log)), s.id, s.service.login(t, s.id))
 	return s
 }
@@ -613,6 +613,72 @@ func TestExchangesAndRefills(t *testing.T) {
 	second := s.wantExchange(t, first, 100, takes(600), gateway.Balance{Charged: 100, Left: 900})
 	s.wantLedger(t, s.key, 300, 600, "1 600 600")
 	s.wantEnd(t, 900, second) // 1,000 - 100, which no refill raises
+}
+
+// Whatever replies of Redis are lost, and wherever the key goes meanwhile, a session pays for each use once.
+func TestInterruptedExchanges(t *testing.T) {
+	t.Parallel()
+	service, r := ownSignInService(t)
+	config := strings.Replace(sessionConfig, `,"rate_limit":3,"rate_limit_window":3600`, "", 1)
+	var isArmed atomic.Bool
+	proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate {
+		if isArmed.Load() && rand.IntN(4) == 0 {
+			return redistest.Cut
+		}
+		return redistest.Pass
+	})
+	st := newTestStoreAt(t, proxy.URL)
+	server := &server{store: st, metrics: newMetrics(nil), usage: newUsageStats(st)}
+	s := &sessionTest{service: service, id: newTenantIn(t, r, config)}
+	key, left, cuts := s.service.login(t, s.id), 1000, 0
+	s.sessionAccount = newSessionOf(t, server, s.id, key)
+	again := func(step func() error) {
+		waittest.Eventually(t, time.Minute, func() error {
+			err := step()
+			if errors.Is(err, gateway.ErrUnavailable) {
+				cuts++
+				return err
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			return nil
+		})
+	}
+	holds := []gateway.Hold{s.mustHold(t, takes(100)), s.mustHold(t, furtherOf(takes(100)))}
+	isArmed.Store(true)
+	for i := range 30 {
+		hold, next, cost := &holds[i%2], takes(int64(100+i)), int64(i%3)
+		var other gateway.Hold
+		again(func() (err error) {
+			switch rand.IntN(20) {
+			case 0:
+				key = s.service.rotate(t, s.id, key)
+			case 1:
+				if strings.HasPrefix(key, anonymousKeyPrefix) {
+					key, left = s.service.signIn(t, s.id, "u", bearer(key)).text(t, "apiKey"), left+500
+				}
+			}
+			_, other, err = s.Exchange(soon(), hold.ID, gateway.Usage{Cost: cost, IsPart: true}, next)
+			next.ID = other.ID
+			return err
+		})
+		again(func() error { return s.Renew(soon(), other, time.Minute) })
+		*hold, left = other, left-int(cost)
+	}
+	again(func() error { return s.Check(soon(), []string{"m"}) })
+	for _, hold := range holds {
+		again(func() error {
+			_, err := s.Settle(soon(), hold.ID, gateway.Usage{})
+			return err
+		})
+	}
+	if got := tokensLeftIn(t, r, key); got != left || r.Int(t, "HEXISTS", "apiKey:"+key, "tokensHeld") == 1 {
+		t.Errorf("%d are left, want %d, and nothing held", got, left)
+	}
+	if got := s.countedUsage(); got.charged != 30 || cuts < 10 {
+		t.Errorf("%d tokens were counted, want 30; %d steps were interrupted", got.charged, cuts)
+	}
 }
 
 // newSessionIn returns the account of a session with a new API key in r.

@@ -378,6 +378,10 @@ func (w *ledgerWalk) exchange(key string, m *ledgerModel) {
 	key = cmp.Or(w.moved[id], key)
 	used := w.random.IntN(2 + m.holds[id].tokens*3/2)
 	next := w.newLease("", id[:len(leasePrefix)])
+	first := w.stores[0]
+	if _, err := first.Check(in(10*time.Second), first.wantTenant(w.T, w.tenant), newHolder(key), []string{"m"}); err != nil {
+		w.Fatalf("Check: %v; after\n%s", err, strings.Join(w.steps, "\n"))
+	}
 	m.refill()
 	charged := m.end(id, used)
 	w.charged[id] = charged
