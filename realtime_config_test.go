@@ -158,7 +158,8 @@ func TestRealtimeConfigAccepted(t *testing.T) {
 		{"ultravox", `"models":{},"max_input_tokens":1,"price":{"input":1,"request":1}`, true, []string{
 			"price.input" + unknown, "price.request" + unknown, "models is not known: did you mean model?", "max_input_tokens" + unknown}},
 		{"openai", `"model":"m","max_sesion":9`, true, []string{"max_sesion is not known: did you mean max_session?"}},
-		{"openai", `"model":"gpt-4o-mini-realtime-preview"`, true, []string{"model is of the beta API, which OpenAI has switched off: sessions fail"}},
+		{"openai", `"model":"gpt-4o-mini-realtime-preview"`, true,
+			[]string{"model is of the beta API, which OpenAI has switched off: sessions fail"}},
 		{"openai", `"model":"gpt-4o-realtime-preview","url":"wss://x.example/v1/realtime"`, true, nil}, // whoever serves it
 		{"e", `"auth":"basic","max_session":"x","call":7`, false,
 			[]string{`type is missing: without "openai" or "ultravox" the endpoint is not used`}},
@@ -261,4 +262,18 @@ func TestRealtimeModels(t *testing.T) {
 		s.do(t, "GET", "/"+id+"/v1/models/"+path, "", bearer(all)).want(t, status, "")
 	}
 	s.do(t, "GET", "/"+id+"/v1/models/gpt-realtime-mini", "", bearer(few)).want(t, 404, "")
+}
+
+// The endpoint in the documentation is used, and there is nothing to say against it.
+func TestDocumentedRealtimeEndpoint(t *testing.T) {
+	for _, block := range docBlocks(t, "docs/configuration.md") {
+		if block.section == "Endpoints for sessions" {
+			c, err := parseNew([]byte(`{"providers":{` + block.text + `}}`))
+			if err != nil || len(c.realtime) != 1 || len(c.warnings) > 0 {
+				t.Errorf("line %d: %+v, %v", block.line, c, err)
+			}
+			return
+		}
+	}
+	t.Error("no endpoint is documented")
 }

@@ -107,7 +107,9 @@ func (r *rates) rules() strict.Rules {
 }
 
 // readPrice reads what a model costs. object must return the rule for an object with the given members.
-func (e *Endpoint) readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, value []byte) (*price, bool) {
+func (e *Endpoint) readPrice(object func(strict.Rules) strict.Rule, wrong *strict.Problems, value []byte) (
+	*price, bool,
+) {
 	given, above, ofTranscript := newRates(), newRates(), newRates()
 	p, anyObject := new(price), object
 	object = e.session.pricesOnly(object)

@@ -52,8 +52,8 @@ func (p *sessionPrice) least(lastInput int64) int64 {
 // nextInput returns how much input the response after one with lastInput is assumed to have.
 func (p *sessionPrice) nextInput(lastInput int64) int64 { return min(lastInput+moreInput, p.maxInput) }
 
-// limit returns how many output tokens of a response the given tokens cover, beside 1,000 tokens of input beyond that of
-// the last response, all at their dearest: 1 to p.maxOutput.
+// limit returns how many output tokens of a response the given tokens cover, beside 1,000 tokens of input beyond that
+// of the last response, all at their dearest: 1 to p.maxOutput.
 func (p *sessionPrice) limit(tokens, lastInput int64) int64 {
 	output, _ := p.held().affords(tokens, p.nextInput(lastInput))
 	return max(min(output, p.maxOutput), 1)

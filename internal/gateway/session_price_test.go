@@ -264,7 +264,8 @@ func checkLimit(t *testing.T, p *sessionPrice, tokens, lastInput int64) {
 	held, input, limit := p.held(), min(lastInput+1000, p.maxInput), p.limit(tokens, lastInput)
 	if limit < 1 || limit > p.maxOutput || p.limit(tokens+1, lastInput) < limit || p.limit(p.full(), lastInput) != p.maxOutput &&
 		p.full() < llmwire.MaxTokens {
-		t.Fatalf("limit %d of %d; %d for one token more, %d for all", limit, p.maxOutput, p.limit(tokens+1, lastInput), p.limit(p.full(), lastInput))
+		t.Fatalf("limit %d of %d; %d for one token more, %d for all",
+			limit, p.maxOutput, p.limit(tokens+1, lastInput), p.limit(p.full(), lastInput))
 	}
 	// Costs end at 2^53-1.
 	if cost := exactCost(held, input, limit); limit > 1 && cost.Cmp(big.NewInt(tokens)) > 0 {

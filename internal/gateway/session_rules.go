@@ -44,8 +44,8 @@ const (
 	ultravoxType = "ultravox"
 )
 
-// SessionRules returns the rules for the members of an endpoint of the kind realtime, whose object is value. ok is false
-// if it is not known which API the endpoint has: then nothing can use it. object is as in GatewayRules.
+// SessionRules returns the rules for the members of an endpoint of the kind realtime, whose object is value. ok is
+// false if it is not known which API the endpoint has: then nothing can use it. object is as in GatewayRules.
 func (e *Endpoint) SessionRules(value []byte, object func(strict.Rules) strict.Rule) (rules strict.Rules, ok bool) {
 	api, isGiven := "", false
 	readType := oneOf(&api, map[string]string{`"openai"`: openAIType, `"ultravox"`: ultravoxType})
@@ -173,7 +173,7 @@ func (e *Endpoint) address() (*url.URL, error) {
 	return u, nil
 }
 
-// callMembers are the members that call may have, with the rules for their values. Ultravox needs none of them to call a
+// callMembers are the members that call may have, with the rules for their values. With none of them Ultravox calls a
 // URL, and none costs more than the seconds of the call. (https://docs.ultravox.ai/api-reference/calls/calls-post)
 var callMembers = strict.Rules{
 	"systemPrompt": strict.AnyString, "languageHint": strict.AnyString, "temperature": strict.AnyNumber,
