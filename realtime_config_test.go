@@ -268,7 +268,7 @@ func TestRealtimeModels(t *testing.T) {
 func TestDocumentedRealtimeEndpoint(t *testing.T) {
 	for _, block := range docBlocks(t, "docs/configuration.md") {
 		if block.section == "Endpoints for sessions" {
-			c, err := parseNew([]byte(`{"providers":{` + block.text + `}}`))
+			c, err := parseNew([]byte(`{"providers":{` + strings.ReplaceAll(block.text, "…", "") + `}}`))
 			if err != nil || len(c.realtime) != 1 || len(c.warnings) > 0 {
 				t.Errorf("line %d: %+v, %v", block.line, c, err)
 			}
