@@ -426,9 +426,9 @@ func (c *tenantConfig) endpointMembers(e *gateway.Endpoint, value []byte) strict
 // looks so, that is a warning.
 func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) bool {
 	isUsable := e.Complete()
-	switch suffixes := llmwire.URLSuffixes(e.Kind()); {
+	switch suffixes := e.URLSuffixes(); {
 	case isUsable:
-	case e.Kind() == llmwire.Realtime:
+	case suffixes == nil:
 		c.warn(wrong.MemberPath("type") + ` is missing: without "openai" or "ultravox" the endpoint is not used`)
 	case e.HasURL():
 		last := len(suffixes) - 1

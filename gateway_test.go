@@ -1000,7 +1000,7 @@ func TestGatewayConfig(t *testing.T) {
 				`its path should end in /chat/completions, /messages or /responses"]}`
 		}
 		put("text", `"url":"`+url+`"`).want(t, 200, want)
-		put("realtime", `"type":"openai","model":"m","url":"`+url+`"`).want(t, 200, `{"success":true}`)
+		put("other", `"url":"`+url+`"`).want(t, 200, `{"success":true}`)
 	}
 	put("text", `"allow":["x"`+strings.Repeat(`,"x"`, 999)+`]`).want(t, 200, "")
 	put("text", `"allow":["x"`+strings.Repeat(`,"x"`, 1000)+`]`).wantError(t, 400,

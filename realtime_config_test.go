@@ -156,13 +156,23 @@ func TestRealtimeConfigAccepted(t *testing.T) {
 			"price.above.second" + unknown, "price.transcription.request" + unknown, "price.second" + unknown, "price.search" + unknown,
 			"price.character" + unknown, "price.cache_write" + unknown, "price.image_output" + unknown, "price.reasoning" + unknown}},
 		{"ultravox", `"models":{},"max_input_tokens":1,"price":{"input":1,"request":1}`, true, []string{
-			"price.input" + unknown, "price.request" + unknown, "models is not known: did you mean model?", "max_input_tokens" + unknown}},
+			"price.input" + unknown, "price.request" + unknown, "max_input_tokens" + unknown}},
+		{"ultravox", `"models":{"*":{"second":12}}`, true, nil},
+		{"ultravox", `"models":{"uv-1":{"second":12}}`, true,
+			[]string{`models has no price for "ultravox": a token or a second of it costs 1`}},
+		{"openai", `"model":"m","models":{"n":{}}`, true, []string{`models has no price for "m": a token or a second of it costs 1`}},
 		{"openai", `"model":"m","max_sesion":9`, true, []string{"max_sesion is not known: did you mean max_session?"}},
 		{"openai", `"model":"gpt-4o-mini-realtime-preview"`, true,
 			[]string{"model is of the beta API, which OpenAI has switched off: sessions fail"}},
 		{"openai", `"model":"gpt-4o-realtime-preview","url":"wss://x.example/v1/realtime"`, true, nil}, // whoever serves it
 		{"e", `"auth":"basic","max_session":"x","call":7`, false,
 			[]string{`type is missing: without "openai" or "ultravox" the endpoint is not used`}},
+		{"openai", `"model":"m","url":"wss://api.openai.com/v1/live/sessions"`, false,
+			[]string{"url is not used: its path should end in /realtime"}},
+		{"openai", `"model":"m","url":"wss://h/v1/realtime/translations"`, false,
+			[]string{"url is not used: its path should end in /realtime"}},
+		{"ultravox", `"url":"https://api.ultravox.ai/api/tools"`, false, []string{"url is not used: its path should end in /calls"}},
+		{"u", `"type":"ultravox","url":"https://api.ultravox.ai/api/agents/a/calls/"`, true, nil},
 		{"Openai", `"url":"wss://h"`, false, []string{`type is missing: without "openai" or "ultravox" the endpoint is not used`}},
 	} {
 		config := realtimeConfig(test.name, test.members)

@@ -13,9 +13,9 @@ func (c *SessionCall) ChooseEndpoint(all Endpoints) error {
 	} else if found, model := all.find(c.Model); len(found) > 0 {
 		c.endpoint, c.model = found[0], model
 	}
-	c.Outcome.Model = c.model
 	switch {
 	case c.endpoint != nil:
+		c.Outcome.Model = c.model // is logged: what is no model may be a key
 		return nil
 	case len(all) == 0:
 		return Error{http.StatusNotFound, "No endpoint of providers.realtime can be used"}

@@ -28,6 +28,7 @@ type sessionRules struct {
 	isUltravox bool
 	model      string // OpenAI: if the client names none, and always allowed; Ultravox: "" is the provider's default
 	hasDefault bool   // the config has a default_model
+	isUnpriced bool   // the config has prices of other models only
 	voice      string // "" is the provider's default
 	price      *price // of the model; nil if the config does not give it beside it
 
@@ -89,13 +90,13 @@ func (s *sessionRules) rules(e *Endpoint, object func(strict.Rules) strict.Rule)
 			s.price, ok = e.readPrice(object, wrong, value)
 			return ok
 		},
+		"models":      strict.MapOf(func(model string) strict.Rule { return e.modelRule(object, model) }),
 		"max_session": s.readMaxSession,
 	}
 	if s.isUltravox {
 		maps.Copy(rules, strict.Rules{"sampleRate": s.readSampleRate, "encoding": readPCM, "call": s.readCall})
 	} else {
 		maps.Copy(rules, strict.Rules{
-			"models":            strict.MapOf(func(model string) strict.Rule { return e.modelRule(object, model) }),
 			"max_input_tokens":  strict.Int(&s.maxInput, 1, strict.MaxInt),
 			"max_output_tokens": strict.Int(&s.maxOutput, 1, strict.MaxInt),
 		})
@@ -217,8 +218,8 @@ func anyObjects(wrong *strict.Problems, value []byte) bool {
 	return strict.ArrayOf(anyObject)(wrong, value)
 }
 
-// completeSession does what Complete does for an endpoint of the kind realtime. A call at Ultravox without a model goes
-// by the name of the endpoint.
+// completeSession does what Complete does for an endpoint of the kind realtime. Calls at Ultravox have one model, which
+// goes by the name of the endpoint if the config does not name it.
 func (e *Endpoint) completeSession() bool {
 	s := e.session
 	if s == nil {
@@ -229,7 +230,12 @@ func (e *Endpoint) completeSession() bool {
 		e.defaultModel = cmp.Or(s.model, e.Name)
 	}
 	if model := e.defaultModel; model != "" {
-		e.allowFirst(model, cmp.Or(e.prices.named[model], s.price, e.prices.find(model), onePrice()))
+		p := cmp.Or(e.prices.named[model], s.price, e.prices.find(model))
+		s.isUnpriced = p == nil && len(e.models)+len(e.patterns) > 0
+		if s.isUltravox {
+			e.prices, e.models, e.patterns = priceList{}, nil, nil
+		}
+		e.allowFirst(model, cmp.Or(p, onePrice()))
 	}
 	u, err := e.address()
 	if err != nil || u.Host == "" {
@@ -237,7 +243,21 @@ func (e *Endpoint) completeSession() bool {
 	}
 	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.RawPath, "/")
 	e.url = u
-	return true
+	return strings.HasSuffix(u.Path, e.URLSuffixes()[0])
+}
+
+// URLSuffixes returns what the path of the URL of e has to end in for a Gateway to use it, nil if it cannot use e at
+// all. Beside /realtime, for example, OpenAI has sessions that are billed in other ways.
+func (e *Endpoint) URLSuffixes() []string {
+	switch {
+	case e.kind != llmwire.Realtime:
+		return llmwire.URLSuffixes(e.kind)
+	case e.session == nil:
+		return nil
+	case e.session.isUltravox:
+		return []string{"/calls"}
+	}
+	return []string{"/realtime"}
 }
 
 // sessionPrices are the members of the prices of sessions: of kinds of tokens that a response can report, and of it.
@@ -300,6 +320,9 @@ func (e *Endpoint) warnOfSession(add func(member, sentence string)) {
 	} else if s.price != nil && e.prices.named[e.defaultModel] != s.price {
 		add("price", fmt.Sprintf("has no effect: models has %s", quoteName(s.model)))
 	}
+	if s.isUnpriced {
+		add("models", fmt.Sprintf("has no price for %s: a token or a second of it costs 1", quoteName(e.defaultModel)))
+	}
 	if len(e.models)+len(e.patterns) == 0 {
 		add("model", "is missing, and so is models: no session can have a model")
 	}
@@ -309,7 +332,8 @@ func (e *Endpoint) warnOfSession(add func(member, sentence string)) {
 			if s.price != nil && name == e.defaultModel {
 				member = "price"
 			}
-			add(member, fmt.Sprintf("has no audio_input for %s: a token of sound costs what one of text does", quoteName(name)))
+			add(member, fmt.Sprintf("has no audio_input for %s: a token of sound costs what one of text does",
+				quoteName(name)))
 			break
 		}
 	}

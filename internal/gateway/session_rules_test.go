@@ -30,7 +30,7 @@ func TestSessionEndpoint(t *testing.T) {
 	for _, test := range []struct{ name, members, url, header, key string }{
 		{"openai", `"api_key":"k"`, "https://api.openai.com/v1/realtime", "Authorization", "Bearer k"},
 		{"ultravox", `"api_key":"k"`, "https://api.ultravox.ai/api/calls", "X-Api-Key", "k"},
-		{"e", `"type":"openai","url":"wss://h:1/x/?a=b","auth":"api-key","api_key":"k"`, "https://h:1/x?a=b", "Api-Key", "k"},
+		{"e", `"type":"openai","url":"wss://h:1/x/realtime/?a=b","auth":"api-key","api_key":"k"`, "https://h:1/x/realtime?a=b", "Api-Key", "k"},
 		{"openai", `"type":"ultravox","url":"ws://h/calls/","api_key":"k"`, "http://h/calls", "X-Api-Key", "k"},
 		{"ultravox", `"type":"openai","url":"http://h/v1/realtime","api_key":"k"`, "http://h/v1/realtime", "Authorization", "Bearer k"},
 		{"ultravox", `"auth":"bearer","api_key":"k"`, "https://api.ultravox.ai/api/calls", "Authorization", "Bearer k"},
@@ -97,6 +97,8 @@ func TestSessionPriceOfModel(t *testing.T) {
 		{"openai", `"models":{"m":{"output":7,"transcription":{"output":5,"second":0}}}`, "m", [3]int64{1, 7, 1}, [3]int64{1, 5, 0}},
 		{"openai", `"model":"m","price":{"transcription":{}}`, "m", [3]int64{1, 1, 1}, [3]int64{1, 1, 1}},
 		{"ultravox", ``, "ultravox", [3]int64{1, 1, 1}, [3]int64{1, 1, 1}},
+		{"ultravox", `"models":{"*":{"second":3}}`, "ultravox", [3]int64{1, 1, 3}, [3]int64{1, 1, 1}},
+		{"ultravox", `"model":"uv","models":{"uv":{"second":3}}`, "uv", [3]int64{1, 1, 3}, [3]int64{1, 1, 1}},
 		{"ultravox", `"price":{"second":4}`, "ultravox", [3]int64{1, 1, 4}, [3]int64{1, 1, 1}},
 		{"ultravox", `"model":"uv","price":{"second":4,"input":9}`, "uv", [3]int64{1, 1, 4}, [3]int64{1, 1, 1}},
 	} {
@@ -128,8 +130,8 @@ func TestChooseEndpoint(t *testing.T) {
 	all := Endpoints{
 		newSessionEndpoint(t, "openai_open", `"models":{"gpt-*":{},"a/b":{}}`),
 		newSessionEndpoint(t, "openai", `"model":"gpt-realtime","models":{"mini":{},"ultravox":{}}`),
-		newSessionEndpoint(t, "ultravox", ``),
-		newSessionEndpoint(t, "ultravox_new", `"model":"uv-1"`),
+		newSessionEndpoint(t, "ultravox", `"models":{"*":{}}`), // has no other model all the same
+		newSessionEndpoint(t, "ultravox_new", `"model":"uv-1","models":{"uv-2":{}}`),
 	}
 	some := all[1:]
 	for _, test := range []struct {
@@ -147,6 +149,7 @@ func TestChooseEndpoint(t *testing.T) {
 		{all, "ultravox_new", "ultravox_new uv-1"},
 		{all, "uv-1", "ultravox_new uv-1"},
 		{all, "ultravox_new/uv-1", "ultravox_new uv-1"},
+		{all, "uv-2", `404 No endpoint allows the model "uv-2"`},
 		{all, "mini", "openai mini"},
 		{all, "mini-2026-01-01", "openai mini-2026-01-01"},
 		{all, "gpt-9", "openai_open gpt-9"},
@@ -162,11 +165,12 @@ func TestChooseEndpoint(t *testing.T) {
 		{nil, "m", "404 No endpoint of providers.realtime can be used"},
 	} {
 		c := &SessionCall{Model: test.model, Outcome: new(Outcome)}
-		if got := c.chosen(c.ChooseEndpoint(test.all)); got != test.want {
+		err := c.ChooseEndpoint(test.all)
+		if got := c.chosen(err); got != test.want {
 			t.Errorf("%q of %d endpoints: got %s, want %s", test.model, len(test.all), got, test.want)
 		}
-		if c.Outcome.Model != c.model {
-			t.Errorf("%q: the outcome has the model %q, want %q", test.model, c.Outcome.Model, c.model)
+		if got := c.Outcome.Model; err == nil && got != c.model || err != nil && got != "" {
+			t.Errorf("%q: the outcome has the model %q; %v", test.model, got, err)
 		}
 	}
 }
