@@ -327,7 +327,7 @@ func FuzzParseConfig(f *testing.F) {
 		}
 		again, err := parseConfig(config.compact)
 		if err != nil || string(again.compact) != string(config.compact) ||
-			!reflect.DeepEqual(again.groups, config.groups) {
+			!reflect.DeepEqual(again.groups, config.groups) || len(again.realtime) != len(config.realtime) {
 			t.Errorf("%q: %v", data, err)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 
 	"tollgate/internal/gateway"
 	"tollgate/internal/strict"
+	"tollgate/internal/telemetrytest"
 )
 
 const switchedOff = "providers.realtime.endpoints.openai_realtime.model is of the beta API, " +
@@ -198,7 +199,8 @@ func TestRealtimeConfigAccepted(t *testing.T) {
 // The default endpoint for sessions is tried first. A name that another kind has, too, is told apart.
 func TestRealtimeEndpointOrder(t *testing.T) {
 	const text = `"text":{"endpoints":{"openai_b":{"url":"https://h/v1/chat/completions"}}}`
-	const realtime = `"realtime":{"default":"openai_b","endpoints":{"openai_a":{"model":"m"},"other":{},"openai_b":{"model":"m"}}}`
+	const realtime = `"realtime":{"default":"openai_b","endpoints":{"openai_a":{"model":"m"},"other":{},` +
+		`"openai_b":{"model":"m","api_key_name":"k"}}}`
 	for _, providers := range []string{text + "," + realtime, realtime + "," + text} {
 		c, err := parseConfig([]byte(`{"providers":{` + providers + `}}`))
 		if err != nil {
@@ -210,6 +212,11 @@ func TestRealtimeEndpointOrder(t *testing.T) {
 		}
 		if len(c.endpoints) != 1 || !slices.Equal(names, []string{"openai_b", "openai_a"}) {
 			t.Errorf("%s: %d endpoints, and for sessions %q", providers, len(c.endpoints), names)
+		}
+		log := new(telemetrytest.Log)
+		gateway.New(gateway.Options{}, log.Logger()).Usable(c.realtime, "acme")
+		if n := log.Count("[WARN] The endpoint realtime/openai_b of tenant acme is not used: its api_key_name must name"); n != 1 {
+			t.Errorf("the log is %s", log)
 		}
 		small, _ := parseConfig([]byte(`{"providers":{` + text + `}}`))
 		if with, without := (&tenant{config: c}).bytes(), (&tenant{config: small}).bytes(); with < without+2*1024 {
