@@ -61,8 +61,11 @@ func newFakeSessionAccount(left int64) *fakeSessionAccount {
 }
 
 // step begins a step, and returns what goes wrong with it. The caller holds a.mu.
-func (a *fakeSessionAccount) step() (m mishap) {
+func (a *fakeSessionAccount) step(deadline time.Time) (m mishap) {
 	a.steps++
+	if left := time.Until(deadline); left <= 0 || left > time.Second {
+		a.wrong = append(a.wrong, fmt.Sprintf("%s for a step", left))
+	}
 	a.expire()
 	if len(a.mishaps) > 0 {
 		m, a.mishaps = a.mishaps[0], a.mishaps[1:]
@@ -120,10 +123,10 @@ func (a *fakeSessionAccount) take(id string, r HoldRequest) (Hold, error) {
 	return Hold{ID: id, Tokens: tokens, Owner: "owner"}, nil
 }
 
-func (a *fakeSessionAccount) Hold(_ time.Time, r HoldRequest) (hold Hold, err error) {
+func (a *fakeSessionAccount) Hold(deadline time.Time, r HoldRequest) (hold Hold, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	m := a.step()
+	m := a.step(deadline)
 	hold.ID = a.newID(r.Further)
 	if m != away {
 		if hold, err = a.take(hold.ID, r); err == nil && !r.Further {
@@ -133,10 +136,10 @@ func (a *fakeSessionAccount) Hold(_ time.Time, r HoldRequest) (hold Hold, err er
 	return hold, m.or(err)
 }
 
-func (a *fakeSessionAccount) Renew(_ time.Time, hold Hold, ttl time.Duration) error {
+func (a *fakeSessionAccount) Renew(deadline time.Time, hold Hold, ttl time.Duration) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	m := a.step()
+	m := a.step(deadline)
 	if m == away {
 		return m.or(nil)
 	}
@@ -156,10 +159,10 @@ func (a *fakeSessionAccount) Renew(_ time.Time, hold Hold, ttl time.Duration) er
 	return m.or(nil)
 }
 
-func (a *fakeSessionAccount) Settle(_ time.Time, id string, u Usage) (balance Balance, err error) {
+func (a *fakeSessionAccount) Settle(deadline time.Time, id string, u Usage) (balance Balance, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	m := a.step()
+	m := a.step(deadline)
 	if m != away {
 		balance, err = a.settle(id, u)
 	}
@@ -196,10 +199,10 @@ func (a *fakeSessionAccount) settle(id string, u Usage) (Balance, error) {
 	return balance, nil
 }
 
-func (a *fakeSessionAccount) Exchange(_ time.Time, id string, u Usage, r HoldRequest) (balance Balance, hold Hold, err error) {
+func (a *fakeSessionAccount) Exchange(deadline time.Time, id string, u Usage, r HoldRequest) (balance Balance, hold Hold, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	m := a.step()
+	m := a.step(deadline)
 	if r.ID == "" {
 		r.ID = a.newID(r.Further)
 	}
@@ -229,10 +232,10 @@ func (a *fakeSessionAccount) Exchange(_ time.Time, id string, u Usage, r HoldReq
 	return balance, hold, m.or(err)
 }
 
-func (a *fakeSessionAccount) Check(_ time.Time, models []string) error {
+func (a *fakeSessionAccount) Check(deadline time.Time, models []string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	m := a.step()
+	m := a.step(deadline)
 	return m.or(a.refuse)
 }
 
@@ -578,7 +581,7 @@ func TestPurseByChance(t *testing.T) {
 					time.Sleep(time.Duration(chance.Int64N(int64(100 * time.Second))))
 					synctest.Wait()
 				case 3:
-					_ = p.check(time.Now())
+					_ = p.check(time.Now().Add(time.Second))
 				default:
 					_ = p.use(cost, n)
 				}
@@ -616,7 +619,7 @@ func TestPurseAtTheSameTime(t *testing.T) {
 			for n := range 200 {
 				_ = p.cover(1 + n%maxResponses)
 				_ = p.limit()
-				_ = p.check(time.Now())
+				_ = p.check(time.Now().Add(time.Second))
 			}
 		})
 	}
@@ -704,11 +707,11 @@ func TestPurseGivesUp(t *testing.T) {
 					}
 				}
 				time.Sleep(settleTimeout - time.Second)
-				if err := p.check(time.Now()); err != nil {
+				if err := p.check(time.Now().Add(time.Second)); err != nil {
 					t.Errorf("it was given up too early: %v", err)
 				}
 				time.Sleep(10 * time.Second)
-				if err := p.check(time.Now()); !errors.Is(err, ErrUnavailable) {
+				if err := p.check(time.Now().Add(time.Second)); !errors.Is(err, ErrUnavailable) {
 					t.Errorf("got %v, want ErrUnavailable", err)
 				}
 				p.account.setChance(nil)
@@ -782,7 +785,7 @@ func TestPurseCheck(t *testing.T) {
 		p.account.setMishaps(away)
 		_ = p.use(10, 1)
 		steps := p.account.stepsDone()
-		if err := p.check(time.Now()); err != nil || p.account.stepsDone() != steps {
+		if err := p.check(time.Now().Add(time.Second)); err != nil || p.account.stepsDone() != steps {
 			t.Errorf("while an exchange is repeated: %v", err)
 		}
 		p.end(0)
