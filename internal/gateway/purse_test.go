@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -285,7 +286,7 @@ func newPurseTest(t testing.TB, left int64) *purseTest {
 	account := newFakeSessionAccount(left)
 	return &purseTest{account: account, log: log, purse: &purse{gateway: g, price: sessionPriceOf(t, "", ""), call: &SessionCall{
 		Tenant: "acme", User: "user", Account: account, Outcome: new(Outcome), Deadline: time.Now().Add(time.Second),
-		endpoint: &Endpoint{label: "e"}, model: "m",
+		endpoint: &Endpoint{label: "e"}, model: "m", header: make(http.Header),
 	}}}
 }
 
@@ -381,6 +382,10 @@ func TestPurseOpens(t *testing.T) {
 				}
 				if fmt.Sprint(err) != fmt.Sprint(test.want) && !errors.Is(err, test.want) {
 					t.Errorf("got %v, want %v", err, test.want)
+				}
+				isSpent := test.left < 1_256
+				if got := p.call.header.Get("X-Tokens-Left"); isSpent != (got == fmt.Sprint(test.left)) {
+					t.Errorf("the header says that %q are left", got)
 				}
 				time.Sleep(time.Minute)
 				if held := a.held(); len(held) > 0 || s.holds.Load() != 0 || a.left != test.left {

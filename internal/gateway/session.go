@@ -44,8 +44,9 @@ type SessionCall struct {
 
 	Outcome *Outcome // where ChooseEndpoint and ServeSession say what became of the session; must not be nil
 
-	all      Endpoints  // that ChooseEndpoint was called with
-	allowed  ModelNames // what the account allows, if the client names no model and the first one was denied; else nil
+	header   http.Header // of the response to the client, unless that is accepted
+	all      Endpoints   // that ChooseEndpoint was called with
+	allowed  ModelNames  // what the account allows, if the client names no model and the first one was denied; else nil
 	endpoint *Endpoint
 	model    string // as the endpoint knows it, and the account allows it; of an Ultravox endpoint without one, its name
 }
@@ -90,8 +91,8 @@ func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *Sessio
 	if c.Place.AddUpTo(1) != nil {
 		return errTooManySessions
 	}
-	c.Outcome.Endpoint, c.Outcome.Model = c.endpoint.label, c.model
-	p := g.newProvider(c, w.Header())
+	c.Outcome.Endpoint, c.Outcome.Model, c.header = c.endpoint.label, c.model, w.Header()
+	p := g.newProvider(c, c.header)
 	server, err := g.openProvider(r, p)
 	if refused, ok := errors.AsType[*refusedSession](err); ok {
 		refused.send(w, c.endpoint.apiKey)

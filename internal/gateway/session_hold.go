@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,13 +22,15 @@ type sessionHold struct {
 // 503; a HeldError; those of Account.Hold but InsufficientError.
 func (g *Gateway) openSession(c *SessionCall, r HoldRequest) (*sessionHold, error) {
 	h, err := g.holdFor(c, c.Deadline, r)
+	left, isSpent := asInsufficient(err)
+	if !isSpent {
+		return h, err
+	}
+	c.header.Set("X-Tokens-Left", strconv.FormatInt(left, 10))
 	if spent, isHeld := onlyHeld(err, r.Least); isHeld {
-		return nil, HeldError{r.Least, spent.Left, spent.Held}
+		return nil, HeldError{r.Least, left, spent.Held}
 	}
-	if left, spent := asInsufficient(err); spent {
-		return nil, Error{http.StatusPaymentRequired, fmt.Sprintf("The session needs %d tokens, %d are left", r.Least, left)}
-	}
-	return h, err
+	return nil, Error{http.StatusPaymentRequired, fmt.Sprintf("The session needs %d tokens, %d are left", r.Least, left)}
 }
 
 // holdFor takes a hold for a session. Errors: those of Gateway.hold.
