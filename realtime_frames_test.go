@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"runtime"
@@ -159,18 +160,21 @@ func hostileCases() []hostileCase {
 // closeCode matches a close frame, as Show writes it at the end of what a peer has got.
 var closeCode = regexp.MustCompile(`(?:^| )X(\d+)"[^ ]*(?: [^ ]+)*"$`)
 
-// sessionEnd returns how many whole messages with data are in frames, after the first frame, and the code of the close
-// frame that ends them: 0 if they do not end with one.
-func sessionEnd(frames []websockettest.Frame) (messages, code int) {
+// sessionEnd returns how many whole messages with data are in frames, after the first frame, of them errors that tollgate
+// itself sends, and the code of the close frame that ends them: 0 if they do not end with one.
+func sessionEnd(frames []websockettest.Frame) (messages, told, code int) {
 	for _, f := range frames[1:] {
-		if f.First&0x80 != 0 && f.First&0x0f < 8 {
+		switch {
+		case strings.HasPrefix(f.Payload, `{"type":"error",`):
+			told++
+		case f.First&0x80 != 0 && f.First&0x0f < 8:
 			messages++
 		}
 	}
 	if found := closeCode.FindStringSubmatch(frames[len(frames)-1].String()); found != nil {
 		fmt.Sscan(found[1], &code)
 	}
-	return messages, code
+	return messages, told, code
 }
 
 // Whoever breaks the protocol of a session gets the close code that RFC 6455 demands, the other side learns that it is
@@ -184,16 +188,19 @@ func TestRealtimeHostileFrames(t *testing.T) {
 		for _, fromClient := range []bool{true, false} {
 			n++
 			client, provider := g.open(t, n%4 < 2)
-			sender, other, otherCode := client, provider, 1001
+			sender, other, told, otherCode := client, provider, 0, 1001
 			if !fromClient {
-				sender, other, otherCode = provider, client, 1011
+				sender, other, told, otherCode = provider, client, 1, 1011
+				if test.frames[0].First == 0x01 { // none can be sent within a message
+					told = 0
+				}
 			}
 			sender.Send(t, test.frames...)
-			got, want := fmt.Sprint(sessionEnd(sender.Wait(t))), fmt.Sprint(0, test.code)
+			got, want := fmt.Sprint(sessionEnd(sender.Wait(t))), fmt.Sprint(0, 0, test.code)
 			if got != want {
 				t.Errorf("%s from the client (%t): the sender gets %s, want %s", test.name, fromClient, websockettest.Show(sender.Got()), want)
 			}
-			got, want = fmt.Sprint(sessionEnd(other.Wait(t))), fmt.Sprint(test.passed, otherCode)
+			got, want = fmt.Sprint(sessionEnd(other.Wait(t))), fmt.Sprint(test.passed, told, otherCode)
 			if got != want {
 				t.Errorf("%s from the client (%t): the other side gets %s, want %s", test.name, fromClient,
 					websockettest.Show(other.Got()), want)
@@ -235,6 +242,7 @@ func (g *realtimeTest) wantUntouched(t *testing.T, n int) {
 // Messages of 16 MiB pass in both directions, and no more of them is held than a part.
 func TestRealtimeLargeMessages(t *testing.T) {
 	g := newService(t).newRealtimeTest(t, websockettest.NewServer(t, nil))
+	const soundID = "resp_1"
 	live := func() int64 {
 		runtime.GC()
 		var stats runtime.MemStats
@@ -248,8 +256,8 @@ func TestRealtimeLargeMessages(t *testing.T) {
 		{"sound", `{"type":"input_audio_buffer.append","audio":"`, `"}`, true},
 		{"an image", `{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[{"type":"input_image",` +
 			`"image_url":"data:image/png;base64,`, `"}]}}`, true},
-		{"the provider's sound", `{"type":"response.output_audio.delta","response_id":"resp_1","delta":"`, `"}`, false},
-		{"an event that nobody knows", `{"type":"response.output_smell.delta","delta":"`, `"}`, false},
+		{"the provider's sound", `{"type":"response.output_audio.delta","response_id":"` + soundID + `","delta":"`, `"}`, false},
+		{"an event that nobody knows", `{"type":"conversation.smelled","smell":"`, `"}`, false},
 	} {
 		client, provider := g.open(t, false)
 		sender, other := client, provider
@@ -260,7 +268,7 @@ func TestRealtimeLargeMessages(t *testing.T) {
 		const size = 16 << 20
 		before, most := live(), int64(0)
 		sender.SendLong(t, test.head, test.tail, size, func(sent int) {
-			if sent%(1<<20) == 0 {
+			if sent%(4<<20) == 0 {
 				most = max(most, live()-before)
 			}
 		})
@@ -272,6 +280,16 @@ func TestRealtimeLargeMessages(t *testing.T) {
 		})
 		if most > 2<<20 {
 			t.Errorf("%s: %d bytes more are in use meanwhile", test.name, most)
+		}
+		if strings.Contains(test.head, soundID) { // without the usage, what was said would be estimated
+			provider.Send(t, websockettest.Frame{First: 0x81, Payload: `{"type":"response.done","response":{"id":"` + soundID +
+				`","status":"completed","usage":{"input_tokens":0,"output_tokens":0,"total_tokens":0}}}`})
+			waittest.Eventually(t, 10*time.Second, func() error {
+				if other.Counted() == size {
+					return errors.New("response.done has not come")
+				}
+				return nil
+			})
 		}
 		client.Send(t, websockettest.Close(1000, ""))
 		client.Wait(t)

@@ -78,33 +78,51 @@ func EncodeAll(frames []Frame, masked bool) (p []byte) {
 
 // Read reads a frame that must be masked, or must not be, and must use the shortest length.
 func Read(r io.Reader, masked bool) (Frame, error) {
-	start := make([]byte, 2)
-	if _, err := io.ReadFull(r, start); err != nil {
+	h, err := readHeader(r, masked)
+	if err != nil {
 		return Frame{}, err
 	}
-	if got := start[1]&maskBit != 0; got != masked {
-		return Frame{}, fmt.Errorf("a frame has masked %t, want %t", got, masked)
+	return h.readPayload(r)
+}
+
+// A header is what comes before the payload of a frame.
+type header struct {
+	first  byte
+	length uint64
+	key    []byte // of the mask; 0 if there is none
+}
+
+func readHeader(r io.Reader, masked bool) (header, error) {
+	start := make([]byte, 2)
+	if _, err := io.ReadFull(r, start); err != nil {
+		return header{}, err
 	}
-	length, least := uint64(start[1]&lengthBits), uint64(0)
-	if size := map[uint64]int{Length16: 2, Length64: 8}[length]; size > 0 {
+	if got := start[1]&maskBit != 0; got != masked {
+		return header{}, fmt.Errorf("a frame has masked %t, want %t", got, masked)
+	}
+	h, least := header{start[0], uint64(start[1] & lengthBits), make([]byte, 4)}, uint64(0)
+	if size := map[uint64]int{Length16: 2, Length64: 8}[h.length]; size > 0 {
 		p := make([]byte, 8)
 		if _, err := io.ReadFull(r, p[8-size:]); err != nil {
-			return Frame{}, err
+			return header{}, err
 		}
-		length, least = binary.BigEndian.Uint64(p), map[int]uint64{2: maxControl + 1, 8: 1 << 16}[size]
+		h.length, least = binary.BigEndian.Uint64(p), map[int]uint64{2: maxControl + 1, 8: 1 << 16}[size]
 	}
-	if length < least {
-		return Frame{}, fmt.Errorf("the length %d is not in its shortest form", length)
+	if h.length < least {
+		return header{}, fmt.Errorf("the length %d is not in its shortest form", h.length)
 	}
-	key := make([]byte, 4)
 	if masked {
-		if _, err := io.ReadFull(r, key); err != nil {
-			return Frame{}, err
+		if _, err := io.ReadFull(r, h.key); err != nil {
+			return header{}, err
 		}
 	}
-	payload := make([]byte, length)
+	return h, nil
+}
+
+func (h header) readPayload(r io.Reader) (Frame, error) {
+	payload := make([]byte, h.length)
 	_, err := io.ReadFull(r, payload)
-	return Frame{First: start[0], Payload: string(xor(payload, key))}, err
+	return Frame{First: h.first, Payload: string(xor(payload, h.key))}, err
 }
 
 // String shows a frame: T for text, B for binary, C for a continuation, P and Q for ping and pong, in lower case if it is

@@ -36,11 +36,23 @@ func (p *Peer) read() {
 	defer close(p.ended)
 	defer p.Close()
 	for {
-		var w Frame
-		if w, p.err = Read(p, !p.Masks); p.err != nil {
+		var h header
+		if h, p.err = readHeader(p, !p.Masks); p.err != nil {
 			return
 		}
-		p.note(w)
+		if p.isCounted(h) {
+			if _, p.err = io.CopyN(io.Discard, p, int64(h.length)); p.err != nil {
+				return
+			}
+			continue
+		}
+		var w Frame
+		if w, p.err = h.readPayload(p); p.err != nil {
+			return
+		}
+		p.mu.Lock()
+		p.frames = append(p.frames, w)
+		p.mu.Unlock()
 		if w.First == 0x88 {
 			_, _ = p.Write(w.Encode(p.Masks)) // to an end that may have gone
 			if p.Masks {                      // the server closes first
@@ -51,15 +63,15 @@ func (p *Peer) read() {
 	}
 }
 
-// note keeps a frame, or counts it.
-func (p *Peer) note(w Frame) {
+// isCounted reports whether a frame is to be counted and dropped, and counts it.
+func (p *Peer) isCounted(h header) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.counts && w.First&opcodeBits < 8 {
-		p.data += len(w.Payload)
-		return
+	isCounted := p.counts && h.first&opcodeBits < 8
+	if isCounted {
+		p.data += int(h.length)
 	}
-	p.frames = append(p.frames, w)
+	return isCounted
 }
 
 // Count lets p only count the data that comes from now on, for messages that would fill the memory.
@@ -69,7 +81,7 @@ func (p *Peer) Count() {
 	p.counts = true
 }
 
-// Counted returns how many bytes of data have come since Count.
+// Counted returns how many bytes of data have come since Count, or are coming.
 func (p *Peer) Counted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
