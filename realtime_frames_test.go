@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"regexp"
 	"runtime"
 	"strings"
@@ -208,6 +209,59 @@ func TestRealtimeHostileFrames(t *testing.T) {
 		}
 	}
 	g.wantUntouched(t, n)
+}
+
+// What comes behind a close frame is dropped. The other side gets the code and the reason.
+func TestRealtimeBytesAfterClose(t *testing.T) {
+	t.Parallel()
+	g := newService(t, "ACCESS_LOG=true").newRealtimeTest(t, websockettest.NewServer(t, nil))
+	text := websockettest.Frame{First: 0x81, Payload: `{"type":"input_audio_buffer.append","audio":"AAAA"}`}
+	bye := websockettest.Close(4001, "bye")
+	for _, behind := range [][]websockettest.Frame{{text}, {{First: 0x89, Payload: "a"}}, {bye}, {{First: 0xff, Payload: "garbage", Flip: true}}} {
+		for _, fromClient := range []bool{true, false} {
+			client, provider := g.open(t, false)
+			sender, other := client, provider
+			if !fromClient {
+				sender, other = provider, client
+			}
+			sender.Send(t, append([]websockettest.Frame{bye}, behind...)...)
+			if messages, _, code := sessionEnd(sender.Wait(t)); messages != 0 || code != 4001 {
+				t.Errorf("%s from the client (%t): the sender gets %s", behind, fromClient, websockettest.Show(sender.Got()))
+			}
+			if got := other.Wait(t); len(got) != 2 || got[1].String() != `X4001"bye"` {
+				t.Errorf("%s from the client (%t): the other side gets %s", behind, fromClient, websockettest.Show(got))
+			}
+		}
+	}
+	g.wantUntouched(t, 8)
+}
+
+// A provider whose handshake is wrong is one that fails: nothing is held for it.
+func TestRealtimeHostileHandshakes(t *testing.T) {
+	t.Parallel()
+	s := newService(t, "ACCESS_LOG=true")
+	accepted := func(more string) func(*http.Request) string {
+		return func(r *http.Request) string { return websockettest.Accepted + websockettest.AcceptLine(r) + more }
+	}
+	for name, respond := range map[string]func(*http.Request) string{
+		"another key":                func(*http.Request) string { return websockettest.Accepted + "Sec-WebSocket-Accept: AAAA\r\n" },
+		"no key":                     func(*http.Request) string { return websockettest.Accepted },
+		"compression":                accepted("Sec-WebSocket-Extensions: permessage-deflate\r\n"),
+		"a subprotocol":              accepted("Sec-WebSocket-Protocol: realtime\r\n"),
+		"another protocol":           func(*http.Request) string { return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n" },
+		"no WebSocket":               func(*http.Request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" },
+		"a redirect":                 func(*http.Request) string { return "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n" },
+		"a response that is no HTTP": func(*http.Request) string { return "\x81\x05hello" },
+		"a header that does not end": func(*http.Request) string { return websockettest.Accepted + strings.Repeat("X: y\r\n", 1<<20) },
+		"nothing":                    func(*http.Request) string { return "" },
+	} {
+		g := s.newRealtimeTest(t, websockettest.NewServer(t, respond))
+		response, client := websockettest.Upgrade(t, g.dial(t), "/"+g.tenant+realtimePath, bearer(g.key))
+		if client != nil || response.StatusCode != 502 {
+			t.Errorf("%s: got %s, want 502", name, response.Status)
+		}
+		g.wantUntouched(t, 1)
+	}
 }
 
 // wantUntouched checks that n sessions have left nothing behind, cost nothing, and are in the log, which has no key.

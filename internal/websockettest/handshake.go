@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"crypto/sha1"
 	"encoding/base64"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -70,22 +69,33 @@ func (s *Server) serve(conn net.Conn, respond func(*http.Request) string) {
 	s.Peers <- NewPeer(conn, false)
 }
 
-// Upgrade sends a client's handshake on conn and returns the response and, if that agrees, the client. Each header is
-// written "Name: value". The client offers compression.
+// Upgrade sends a client's handshake on conn and returns the response and, if that agrees, the client.
 func Upgrade(t testing.TB, conn net.Conn, path string, headers ...string) (*http.Response, *Peer) {
 	t.Helper()
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"+
-		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n%s\r\n\r\n",
-		path, strings.Join(headers, "\r\n"))
+	response := Shake(t, conn, path, headers...)
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		return response, nil
+	}
+	return response, NewPeer(conn, true)
+}
+
+// Shake sends a client's handshake on conn and returns the response. Each header is written "Name: value". The client
+// offers compression.
+func Shake(t testing.TB, conn net.Conn, path string, headers ...string) *http.Response {
+	t.Helper()
+	lines := append([]string{
+		"GET " + path + " HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Extensions: permessage-deflate",
+	}, headers...)
+	if _, err := io.WriteString(conn, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
 	head := readHead(conn)
 	response, err := http.ReadResponse(bufio.NewReader(io.MultiReader(strings.NewReader(head), conn)), nil)
 	if err != nil {
 		t.Fatalf("%q: %v", head, err)
 	}
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		return response, nil
-	}
-	return response, NewPeer(conn, true)
+	return response
 }
 
 // readHead reads the head of a request or a response, and nothing behind it.
