@@ -3,6 +3,7 @@
 import { RealtimeAgent, RealtimeSession, tool } from "@openai/agents/realtime";
 import { OpenAIRealtimeWebSocket } from "openai/realtime/websocket";
 import { OpenAIRealtimeWS } from "openai/realtime/ws";
+import type { RealtimeClientEvent } from "openai/resources/realtime/realtime";
 import { WebSocket } from "ws";
 import { converse, Talk } from "./realtime-talk.js";
 import { type Call, openai, question, run } from "./run.js";
@@ -10,6 +11,13 @@ import { type Call, openai, question, run } from "./run.js";
 const ws = (call: Call) => new OpenAIRealtimeWS({ model: call.model }, openai(call));
 const native = (call: Call) => new OpenAIRealtimeWebSocket({ model: call.model }, openai(call));
 const socketURL = (call: Call) => `${call.baseURL.replace("http", "ws")}/v1/realtime?model=${call.model}`;
+
+async function stay(call: Call, event: RealtimeClientEvent) {
+  const talk = new Talk(ws(call));
+  await talk.until("session.created");
+  talk.client.send(event);
+  return [await talk.ended, talk.failures];
+}
 
 run({
   ws: (call) => converse(ws(call)),
@@ -20,17 +28,13 @@ run({
     const talk = new Talk(ws(call));
     return [await talk.ended, talk.failures];
   },
-  nativeRefused: async (call) => {
-    const talk = new Talk(native(call));
-    return [(await talk.ended).split(" ")[0], talk.failures];
-  },
+  nativeRefused: (call) => new Promise((resolve) => {
+    native(call).on("error", (error) => resolve(error.message.split("\n")[0]));
+  }),
 
-  // Begins a response, says so, and stays until the end of the session.
-  wsStays: async (call) => {
-    const talk = new Talk(ws(call));
-    talk.create("x");
-    return talk.ended;
-  },
+  // Begins a response, or clears what the user has said, and stays until the end of the session.
+  wsStays: (call) => stay(call, { type: "response.create" }),
+  wsIdles: (call) => stay(call, { type: "input_audio_buffer.clear" }),
 
   agents: async (call) => {
     const called: unknown[] = [];
