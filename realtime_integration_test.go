@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -61,7 +62,8 @@ func realtimeTenant(t *testing.T, url string) string {
 		talkTokens, url, realtimeModel, providertest.Key, text))
 }
 
-// certificate makes a certificate for localhost. env lets Node.js trust it, and have a WebSocket as browsers do.
+// certificate makes a certificate for localhost. env lets Node.js trust it, and have a WebSocket as browsers do: before
+// version 22 it must be told to, and some versions cannot.
 func certificate(t *testing.T) (config *tls.Config, env []string) {
 	t.Helper()
 	certFile, keyFile := redistest.NewCertificate(t)
@@ -69,7 +71,11 @@ func certificate(t *testing.T) (config *tls.Config, env []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	env = []string{"NODE_EXTRA_CA_CERTS=" + certFile, "NODE_OPTIONS=--experimental-websocket --disable-warning=ExperimentalWarning"}
+	env = []string{"NODE_EXTRA_CA_CERTS=" + certFile}
+	const flag = "--experimental-websocket"
+	if exec.Command("node", flag, "-e", "").Run() == nil {
+		env = append(env, "NODE_OPTIONS="+flag)
+	}
 	return &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}, env
 }
 

@@ -1,5 +1,5 @@
 // Calls that are sessions: of the Realtime API with the classes for Node.js and for browsers and with the agents SDK, and
-// of Ultravox. Node.js has a WebSocket of its own since version 22, and before if --experimental-websocket says so.
+// of Ultravox. Where Node.js has no WebSocket of its own, the class for browsers gets that of ws.
 import { RealtimeAgent, RealtimeSession, tool } from "@openai/agents/realtime";
 import { OpenAIRealtimeWebSocket } from "openai/realtime/websocket";
 import { OpenAIRealtimeWS } from "openai/realtime/ws";
@@ -11,6 +11,8 @@ import { type Call, openai, question, run } from "./run.js";
 const ws = (call: Call) => new OpenAIRealtimeWS({ model: call.model }, openai(call));
 const native = (call: Call) => new OpenAIRealtimeWebSocket({ model: call.model }, openai(call));
 const socketURL = (call: Call) => `${call.baseURL.replace("http", "ws")}/v1/realtime?model=${call.model}`;
+
+globalThis.WebSocket ??= WebSocket as unknown as typeof globalThis.WebSocket;
 
 async function stay(call: Call, event: RealtimeClientEvent) {
   const talk = new Talk(ws(call));
