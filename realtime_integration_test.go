@@ -26,29 +26,20 @@ import (
 
 const realtimeModel = "gpt-realtime"
 
-// realtimePrice returns what sessions cost in these tests: each kind of token has a price of its own.
-func realtimePrice() (price, transcription map[string]int64) {
+// talkPrice returns what sessions cost in these tests: each kind of token has a price of its own.
+func talkPrice() (price, transcription map[string]int64) {
 	return map[string]int64{
 		"input": 4, "cached_input": 1, "audio_input": 32, "cached_audio_input": 2, "image_input": 5, "output": 16, "audio_output": 64,
 	}, map[string]int64{"input": 6, "output": 10, "second": 3}
 }
 
-// realtimeCost returns what the usages cost.
-func realtimeCost(usages []providertest.RealtimeUsage) (sum int) {
-	price, transcription := realtimePrice()
-	for _, u := range usages {
-		sum += int(u.Cost(price, transcription))
-	}
-	return sum
-}
-
-// talkTokens is what a key of realtimeTenant has: enough for some sessions at once.
+// talkTokens is what a key of the group pro has: enough for some sessions at once.
 const talkTokens = 10_000_000
 
-// realtimeTenant creates a tenant whose sessions go to that URL.
-func realtimeTenant(t *testing.T, url string) string {
+// newTalkTenant creates a tenant whose sessions go to that URL.
+func newTalkTenant(t *testing.T, url string) string {
 	t.Helper()
-	price, transcription := realtimePrice()
+	price, transcription := talkPrice()
 	members := map[string]any{"transcription": transcription}
 	for kind, rate := range price {
 		members[kind] = rate
@@ -62,21 +53,72 @@ func realtimeTenant(t *testing.T, url string) string {
 		talkTokens, url, realtimeModel, providertest.Key, text))
 }
 
-// certificate makes a certificate for localhost. env lets Node.js trust it, and have a WebSocket as browsers do: before
-// version 22 it must be told to, and some versions cannot.
-func certificate(t *testing.T) (config *tls.Config, env []string) {
+// talkClients are the programs of testdata/sdk that open sessions, and what they need to reach tollgate over TLS.
+type talkClients struct {
+	script string
+	tls    *tls.Config
+	env    []string
+}
+
+// newTalkClients makes a certificate for localhost, which Node.js is to trust. It is also to have a WebSocket as browsers
+// do: before version 22 it must be told to, and some versions cannot.
+func newTalkClients(t *testing.T) *talkClients {
 	t.Helper()
 	certFile, keyFile := redistest.NewCertificate(t)
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	env = []string{"NODE_EXTRA_CA_CERTS=" + certFile}
+	c := &talkClients{
+		script: compileCalls(t, "realtime", "realtime-talk"),
+		tls:    &tls.Config{Certificates: []tls.Certificate{pair}}, env: []string{"NODE_EXTRA_CA_CERTS=" + certFile},
+	}
 	const flag = "--experimental-websocket"
 	if exec.Command("node", flag, "-e", "").Run() == nil {
-		env = append(env, "NODE_OPTIONS="+flag)
+		c.env = append(c.env, "NODE_OPTIONS="+flag)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}, env
+	return c
+}
+
+// A talker is a key of a tenant whose sessions go to a provider of its own.
+type talker struct {
+	*gatewayTest
+	*talkClients
+	provider *providertest.Realtime
+	url      string // of the tenant, over TLS
+}
+
+func (c *talkClients) newTalker(t *testing.T, s *service, conduct providertest.RealtimeConduct) *talker {
+	t.Helper()
+	p := providertest.NewRealtime(t)
+	p.On(conduct)
+	tenant := newTalkTenant(t, p.URL)
+	g := &gatewayTest{service: s, tenant: tenant, key: s.issue(t, tenant, `"userId":"u-1","group":"pro"`)}
+	return &talker{g, c, p, s.behindTLS(t, c.tls) + "/" + tenant}
+}
+
+// call returns a call of realtime.ts, and what it is to return.
+func (k *talker) call(name, want string) sdkCall {
+	return sdkCall{Name: name, BaseURL: k.url, Key: k.key, Model: realtimeModel, want: `"returned":` + want}
+}
+
+// talk makes calls, one after the other.
+func (k *talker) talk(t *testing.T, calls ...sdkCall) {
+	t.Helper()
+	runSDK(t, k.script, calls, k.env...)
+}
+
+// stay begins a response in the background, which the provider does not end, and returns the session as that has it.
+func (k *talker) stay(t *testing.T) (client *process, session *providertest.RealtimeSession) {
+	t.Helper()
+	input, err := json.Marshal([]sdkCall{k.call("wsStays", "")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client = startCommand(t, nodeCommand(t.Context(), k.script, input), k.env)
+	session = k.provider.Session(t, 1)
+	session.Wait(t, `"response.create"`, 1)
+	return client, session
 }
 
 // behindTLS returns the URL at which the service is reached over TLS, as behind a load balancer.
@@ -114,15 +156,35 @@ func passOn(c net.Conn, address string) {
 	_, _ = io.Copy(c, out)
 }
 
-// wantPaid waits until nothing is held of the key, and checks that it has paid for all usages and for nothing else.
-func wantPaid(t *testing.T, key string, usages []providertest.RealtimeUsage) {
+// wantPaid waits until nothing is held of the key, and checks that it has paid for all usages and for nothing else, and
+// that neither the log nor the provider has seen it.
+func (k *talker) wantPaid(t *testing.T) {
 	t.Helper()
-	if len(usages) == 0 {
-		t.Error("nothing was used")
+	price, transcription := talkPrice()
+	usages, want := k.provider.Usages(), 0
+	for _, u := range usages {
+		want += int(u.Cost(price, transcription))
 	}
-	g := &gatewayTest{key: key}
-	if got, want := g.charged(t, talkTokens), realtimeCost(usages); got != want {
+	if got := k.charged(t, talkTokens); got != want || want == 0 {
 		t.Errorf("%d tokens were charged, want %d, for %+v", got, want, usages)
+	}
+	k.wantSecret(t, k.key)
+}
+
+// wantSecret checks that a key is neither in the log nor in what the provider has got, and that this has got no offer of
+// an extension or a subprotocol.
+func (k *talker) wantSecret(t *testing.T, key string) {
+	t.Helper()
+	if strings.Contains(k.log.String(), key) {
+		t.Errorf("the key is in the log:\n%s", k.log)
+	}
+	for _, r := range k.provider.Requests() {
+		text := fmt.Sprint(r.URL, r.Header)
+		for _, no := range []string{key, "Sec-Websocket-Protocol", "Sec-Websocket-Extensions"} {
+			if strings.Contains(text, no) {
+				t.Errorf("the provider got %s", text)
+			}
+		}
 	}
 }
 
@@ -204,119 +266,66 @@ func agentConduct() providertest.RealtimeConduct {
 
 const agentTalked = `{"text":"word …","called":[{"city":"Zürich"}],"interrupted":"cancelled","sound":true,"tokens":587,"errors":[]}`
 
-// What the other tests compare with is what the SDKs make of the stand-in for the provider alone.
-func TestIntegrationRealtimeStandIn(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p := providertest.NewRealtime(t)
-	server := httptest.NewUnstartedServer(p)
-	server.TLS = config
-	server.StartTLS()
-	defer server.Close()
-	defer p.Stop()
-	url := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
-	for i, name := range []string{"ws", "native", "agents"} {
-		p.On(talkConduct(transcripts()[i%2]))
-		want := talked
-		if name == "agents" {
-			p.On(agentConduct())
-			want = agentTalked
-		}
-		runSDK(t, script, []sdkCall{{Name: name, BaseURL: url, Key: providertest.Key, Model: realtimeModel, want: `"returned":` + want}}, env...)
-		if name != "agents" {
-			wantTalk(t, p.Session(t, i+1))
-		}
-	}
-	p.On(talkConduct(transcripts()[0]))
-	talkInBrowser(t, filepath.Dir(script), url, providertest.Key)
-}
-
-// The SDK's classes for Node.js and for browsers have the same conversation through tollgate as without it, and pay for
-// what the provider reports.
+// Sessions of all clients are charged exactly what the providers report.
 func TestIntegrationRealtime(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	s := newService(t)
-	url := s.behindTLS(t, config)
-	for i, name := range []string{"ws", "native"} {
-		t.Run(name, func(t *testing.T) {
+	c := newTalkClients(t)
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *talkClients)
+	}{
+		{"stand-in", testTalkStandIn}, {"classes", testTalkClasses}, {"agents", testTalkAgents}, {"browser", testTalkBrowser},
+		{"handshakes", testTalkHandshakes}, {"client gone", testTalkClientGone}, {"killed", testTalkKilled},
+		{"two processes", testTalkTwoProcesses}, {"closes", testTalkCloses}, {"Ultravox", testTalkUltravox},
+	} {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			p := providertest.NewRealtime(t)
-			p.On(talkConduct(transcripts()[i]))
-			tenant := realtimeTenant(t, p.URL)
-			key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-			runSDK(t, script, []sdkCall{{Name: name, BaseURL: url + "/" + tenant, Key: key, Model: realtimeModel,
-				want: `"returned":` + talked}}, env...)
-			wantTalk(t, p.Session(t, 1))
-			wantPaid(t, key, p.Usages())
-			wantNoKey(t, s, p, key)
+			test.run(t, c)
 		})
 	}
 }
 
-// wantNoKey checks that neither the log nor the provider has seen the key, and that the provider has got no offer of an
-// extension or a subprotocol.
-func wantNoKey(t *testing.T, s *service, p *providertest.Realtime, key string) {
-	t.Helper()
-	if strings.Contains(s.log.String(), key) {
-		t.Errorf("the key is in the log:\n%s", s.log)
-	}
-	for _, r := range p.Requests() {
-		if text := fmt.Sprint(r.URL, r.Header); strings.Contains(text, key) || strings.Contains(text, "Sec-Websocket-Protocol") ||
-			strings.Contains(text, "Sec-Websocket-Extensions") {
-			t.Errorf("the provider got %s", text)
+// What the other tests compare with is what the clients make of the stand-in for the provider alone.
+func testTalkStandIn(t *testing.T, c *talkClients) {
+	for name, want := range map[string]string{"ws": talked, "native": talked, "agents": agentTalked, "browser": talked} {
+		p := providertest.NewRealtime(t)
+		p.On(talkConduct(transcripts()[0]))
+		if name == "agents" {
+			p.On(agentConduct())
+		}
+		server := httptest.NewUnstartedServer(p)
+		server.TLS = c.tls
+		server.StartTLS()
+		defer server.Close()
+		defer p.Stop()
+		k := &talker{&gatewayTest{key: providertest.Key}, c, p, strings.Replace(server.URL, "127.0.0.1", "localhost", 1)}
+		if name == "browser" {
+			k.browse(t)
+		} else {
+			k.talk(t, k.call(name, want))
+		}
+		if name != "agents" {
+			wantTalk(t, p.Session(t, 1))
 		}
 	}
 }
 
-// A session that is refused is, before the 101; the answer to a browser names the subprotocol and no more.
-func TestIntegrationRealtimeHandshakes(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p, s := providertest.NewRealtime(t), newService(t)
-	tenant := realtimeTenant(t, p.URL)
-	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-	poor := s.issue(t, tenant, `"userId":"u-2","group":"poor"`)
-	refused := func(status int) string {
-		return fmt.Sprintf(`"returned":["1006",["Unexpected server response: %d"]]`, status)
-	}
-	calls := []sdkCall{
-		{Name: "handshake", Key: key, want: `"returned":{"protocol":"realtime","extensions":"","names":["connection",…` +
-			`"sec-websocket-accept","sec-websocket-protocol","upgrade"…],"hasKey":false}`},
-		{Name: "wsRefused 401", Key: someKey, want: refused(401)},
-		{Name: "wsRefused 402", Key: poor, want: refused(402)},
-		{Name: "wsRefused 404", Key: key, Model: "other", want: refused(404)},
-		{Name: "nativeRefused 402", Key: poor, want: `"returned":"…"`},
-	}
-	url := s.behindTLS(t, config) + "/" + tenant
-	for i := range calls {
-		calls[i].BaseURL = url
-		if calls[i].Model == "" {
-			calls[i].Model = realtimeModel
-		}
-	}
-	runSDK(t, script, calls, env...)
-	if n := len(p.Requests()); n != 1 {
-		t.Errorf("the provider got %d requests", n)
-	}
-	wantNoKey(t, s, p, poor)
-	if got := (&gatewayTest{key: key}).charged(t, talkTokens); got != 0 {
-		t.Errorf("%d tokens were charged", got)
+// The SDK's classes for Node.js and for browsers have the same conversation as without tollgate.
+func testTalkClasses(t *testing.T, c *talkClients) {
+	s := newService(t)
+	for i, name := range []string{"ws", "native"} {
+		k := c.newTalker(t, s, talkConduct(transcripts()[i]))
+		k.talk(t, k.call(name, talked))
+		wantTalk(t, k.provider.Session(t, 1))
+		k.wantPaid(t)
 	}
 }
 
 // An agent of OpenAI's agents SDK talks, calls a function and is interrupted.
-func TestIntegrationRealtimeAgents(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p, s := providertest.NewRealtime(t), newService(t)
-	p.On(agentConduct())
-	tenant := realtimeTenant(t, p.URL)
-	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-	runSDK(t, script, []sdkCall{{Name: "agents", BaseURL: s.behindTLS(t, config) + "/" + tenant, Key: key, Model: realtimeModel,
-		want: `"returned":` + agentTalked}}, env...)
-	wantPaid(t, key, p.Usages())
-	session := p.Session(t, 1)
+func testTalkAgents(t *testing.T, c *talkClients) {
+	k := c.newTalker(t, newService(t), agentConduct())
+	k.talk(t, k.call("agents", agentTalked))
+	k.wantPaid(t)
+	session := k.provider.Session(t, 1)
 	session.Wait(t, `"function_call_output"`, 1)
 	if traced := session.Texts(`"tracing"`); len(traced) > 0 {
 		t.Errorf("the provider got %s", traced)
@@ -324,22 +333,15 @@ func TestIntegrationRealtimeAgents(t *testing.T) {
 }
 
 // A page in Chromium has the same conversation, with the SDK and with the key in the subprotocol.
-func TestIntegrationRealtimeBrowser(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, _ := certificate(t)
-	s, p := newService(t), providertest.NewRealtime(t)
-	p.On(talkConduct(transcripts()[0]))
-	tenant := realtimeTenant(t, p.URL)
-	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-	talkInBrowser(t, filepath.Dir(script), s.behindTLS(t, config)+"/"+tenant, key)
-	wantTalk(t, p.Session(t, 1))
-	wantPaid(t, key, p.Usages())
-	wantNoKey(t, s, p, key)
+func testTalkBrowser(t *testing.T, c *talkClients) {
+	k := c.newTalker(t, newService(t), talkConduct(transcripts()[0]))
+	k.browse(t)
+	wantTalk(t, k.provider.Session(t, 1))
+	k.wantPaid(t)
 }
 
-// talkInBrowser opens a page that has the conversation of realtime-talk.ts, which was compiled into dir, and checks what
-// came of it.
-func talkInBrowser(t *testing.T, dir, url, key string) {
+// browse opens a page that has the conversation of realtime-talk.ts, and checks what comes of it.
+func (k *talker) browse(t *testing.T) {
 	t.Helper()
 	page := fmt.Sprintf(`<!doctype html><script type="importmap">{"imports": {"openai": "/files/node_modules/openai/index.mjs",
 "openai/realtime/websocket": "/files/node_modules/openai/realtime/websocket.mjs"}}</script><script type="module">
@@ -351,7 +353,7 @@ const report = async () => {
 	return converse(new OpenAIRealtimeWebSocket({ model: %q, dangerouslyAllowBrowser: true }, client));
 };
 await fetch("/report", { method: "POST", body: JSON.stringify(await report().catch((error) => String(error.stack))) });</script>`,
-		filepath.Base(dir), url+"/v1", key, realtimeModel)
+		filepath.Base(filepath.Dir(k.script)), k.url+"/v1", k.key, realtimeModel)
 	reports := make(chan []byte, 1)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -372,96 +374,107 @@ await fetch("/report", { method: "POST", body: JSON.stringify(await report().cat
 	}
 }
 
-// A client that is killed in mid-response has what it has used cancelled, and charged as the provider reports it.
-func TestIntegrationRealtimeClientGone(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p, s := providertest.NewRealtime(t), newService(t)
-	p.On(providertest.RealtimeConduct{Response: providertest.RealtimeResponse{Hang: providertest.InContent}})
-	tenant := realtimeTenant(t, p.URL)
-	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-	client := startNode(t, script, sdkCall{Name: "wsStays", BaseURL: s.behindTLS(t, config) + "/" + tenant, Key: key, Model: realtimeModel}, env)
-	session := p.Session(t, 1)
-	session.Wait(t, `"response.create"`, 1)
+// A session that is refused is, before the 101; the answer to a browser names the subprotocol and no more.
+func testTalkHandshakes(t *testing.T, c *talkClients) {
+	s := newService(t)
+	k := c.newTalker(t, s, providertest.RealtimeConduct{})
+	poor := s.issue(t, k.tenant, `"userId":"u-2","group":"poor"`)
+	call := func(name, key, model, want string) sdkCall {
+		return sdkCall{Name: name, BaseURL: k.url, Key: key, Model: model, want: `"returned":` + want}
+	}
+	const refused = `["1006",["Unexpected server response: %d"]]`
+	k.talk(t,
+		k.call("handshake", `{"protocol":"realtime","extensions":"",`+
+			`"names":["connection","sec-websocket-accept","sec-websocket-protocol","upgrade"],"hasKey":false}`),
+		call("wsRefused 401", someKey, realtimeModel, fmt.Sprintf(refused, 401)),
+		call("wsRefused 402", poor, realtimeModel, fmt.Sprintf(refused, 402)),
+		call("wsRefused 404", k.key, "other", fmt.Sprintf(refused, 404)),
+		call("nativeRefused 402", poor, realtimeModel, `"…"`),
+	)
+	if n := len(k.provider.Requests()); n != 1 {
+		t.Errorf("the provider got %d requests", n)
+	}
+	k.wantSecret(t, k.key)
+	k.wantSecret(t, poor)
+	if got := k.charged(t, talkTokens); got != 0 {
+		t.Errorf("%d tokens were charged", got)
+	}
+}
+
+// hangConduct is that of a provider whose responses do not end.
+func hangConduct() providertest.RealtimeConduct {
+	return providertest.RealtimeConduct{Response: providertest.RealtimeResponse{Hang: providertest.InContent}}
+}
+
+// When a client is killed in mid-response, the response is cancelled, and charged as the provider reports it.
+func testTalkClientGone(t *testing.T, c *talkClients) {
+	k := c.newTalker(t, newService(t), hangConduct())
+	client, session := k.stay(t)
 	client.kill()
 	session.Ended(t)
-	wantPaid(t, key, p.Usages())
+	k.wantPaid(t)
 	if got := len(session.Texts(`"response.cancel"`)); got != 1 {
 		t.Errorf("the provider got %d cancellations", got)
 	}
 }
 
+// startTalkProcess starts tollgate in a process of its own.
+func startTalkProcess(t *testing.T) *process {
+	t.Helper()
+	return startProcess(t, []string{"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken})
+}
+
 // When tollgate is killed in mid-response, the client learns of it, and has its tokens back within 90 s.
-func TestIntegrationRealtimeKilled(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p := providertest.NewRealtime(t)
-	p.On(providertest.RealtimeConduct{Response: providertest.RealtimeResponse{Hang: providertest.InContent}})
-	process := startRealtimeProcess(t)
-	s := process.service(t)
-	tenant := realtimeTenant(t, p.URL)
-	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-	client := startNode(t, script, sdkCall{Name: "wsStays", BaseURL: s.behindTLS(t, config) + "/" + tenant, Key: key, Model: realtimeModel}, env)
-	session := p.Session(t, 1)
-	session.Wait(t, `"response.create"`, 1)
+func testTalkKilled(t *testing.T, c *talkClients) {
+	process := startTalkProcess(t)
+	k := c.newTalker(t, process.service(t), hangConduct())
+	client, session := k.stay(t)
 	process.kill()
 	<-client.done
-	if got := client.stdout.String(); !strings.Contains(got, `"returned":["1006"`) {
+	if got := client.stdout.String(); !strings.Contains(got, `"returned":["1006",`) {
 		t.Errorf("the client got %s", got)
 	}
 	if code := session.Ended(t); code != websocket.CloseLost {
 		t.Errorf("the provider's side has ended with %d", code)
 	}
-	due := testRedis.Int(t, "HGET", "apiKey:"+key, "holdsDue")
-	if until := time.Until(time.UnixMilli(int64(due))); until > 90*time.Second || until < 0 {
+	if left := tokensLeft(t, k.key); left == talkTokens {
+		t.Error("nothing is held")
+	}
+	due := testRedis.Int(t, "HGET", "apiKey:"+k.key, "holdsDue")
+	if until := time.Until(time.UnixMilli(int64(due))); until > 90*time.Second {
 		t.Errorf("the tokens are held for another %s", until)
 	}
-	(&gatewayTest{key: key}).expireHolds(t) // the time is over
-	got := newService(t).do(t, "GET", "/"+tenant+"/auth/key", "", bearer(key))
+	k.expireHolds(t) // the time is over
+	got := newService(t).do(t, "GET", "/"+k.tenant+"/auth/key", "", bearer(k.key))
 	if got.field(t, "tokensLeft") != float64(talkTokens) || strings.Contains(got.body, "tokensHeld") {
 		t.Errorf("got %s", got.body)
 	}
 }
 
-// startRealtimeProcess starts tollgate in a process of its own.
-func startRealtimeProcess(t *testing.T) *process {
-	t.Helper()
-	return startProcess(t, []string{
-		"REDIS_URL=" + testRedis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "LOGIN_LIMIT=0"})
-}
-
-// Two sessions with one key, in two processes at the same time, are charged exactly.
-func TestIntegrationRealtimeTwoProcesses(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p := providertest.NewRealtime(t)
-	p.On(talkConduct(transcripts()[1]))
-	tenant := realtimeTenant(t, p.URL)
-	services := []*service{startRealtimeProcess(t).service(t), startRealtimeProcess(t).service(t)}
-	key := services[0].issue(t, tenant, `"userId":"u-1","group":"pro"`)
+// Sessions with one key, in two processes at the same time, are charged exactly.
+func testTalkTwoProcesses(t *testing.T, c *talkClients) {
+	one, other := startTalkProcess(t).service(t), startTalkProcess(t).service(t)
+	k := c.newTalker(t, one, talkConduct(transcripts()[1]))
+	beside := &talker{&gatewayTest{service: other, tenant: k.tenant, key: k.key}, c, k.provider, other.behindTLS(t, c.tls) + "/" + k.tenant}
 	var running sync.WaitGroup
-	for _, s := range services {
-		url := s.behindTLS(t, config)
+	for _, k := range []*talker{k, beside} {
 		running.Add(1)
 		go func() {
 			defer running.Done()
-			call := sdkCall{Name: "ws", BaseURL: url + "/" + tenant, Key: key, Model: realtimeModel, want: `"returned":` + talked}
-			runSDK(t, script, []sdkCall{call, call}, env...)
+			k.talk(t, k.call("ws", talked), k.call("ws", talked))
 		}()
 	}
 	running.Wait()
-	if n := len(p.Sessions()); n != 4 {
+	if n := len(k.provider.Sessions()); n != 4 {
 		t.Errorf("%d sessions, want 4", n)
 	}
-	wantPaid(t, key, p.Usages())
+	k.wantPaid(t)
+	beside.wantPaid(t)
 }
 
-// The code and the reason with which the provider ends a session reach the SDK, unless that is in mid-response or
+// The code and the reason with which the provider ends a session reach the client, unless that is in mid-response or
 // without a close frame.
-func TestIntegrationRealtimeCloses(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
-	config, env := certificate(t)
-	p, s := providertest.NewRealtime(t), newService(t)
+func testTalkCloses(t *testing.T, c *talkClients) {
 	ends := []struct {
 		kind string
 		code websocket.Code // CloseLost: the connection is cut
@@ -470,69 +483,52 @@ func TestIntegrationRealtimeCloses(t *testing.T) {
 		{"wsIdles", websocket.CloseNormal, `["1000 bye",[]]`}, {"wsIdles", websocket.CloseGoingAway, `["1001 bye",[]]`},
 		{"wsIdles", websocket.CloseInternal, `["1011 bye",[]]`}, {"wsIdles", 3000, `["3000 bye",[]]`},
 		{"wsIdles", 4001, `["4001 bye",[]]`}, {"wsIdles", websocket.CloseNoCode, `["1005",[]]`},
-		{"wsIdles", websocket.CloseLost, `["1011…",[…]]`},
+		{"wsIdles", websocket.CloseLost, `["1011…",["…"]]`},
 		{"wsStays", websocket.CloseNormal, `["1011…",["…"]]`}, {"wsStays", 4001, `["1011…",["…"]]`},
 		{"wsStays", websocket.CloseLost, `["1011…",["…"]]`},
 	}
 	var n atomic.Int32
-	p.On(providertest.RealtimeConduct{OnEvent: func(s *providertest.RealtimeSession, kind string, _ []byte) bool {
-		if kind == "session.update" {
-			return false
-		}
-		if end := ends[n.Add(1)-1]; end.code == websocket.CloseLost {
-			s.Abort()
-		} else {
-			s.Close(end.code, "bye")
-		}
-		return true
-	}})
-	tenant := realtimeTenant(t, p.URL)
-	key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-	url := s.behindTLS(t, config) + "/" + tenant
+	k := c.newTalker(t, newService(t), providertest.RealtimeConduct{
+		OnEvent: func(s *providertest.RealtimeSession, kind string, _ []byte) bool {
+			if kind == "session.update" {
+				return false
+			}
+			if end := ends[n.Add(1)-1]; end.code == websocket.CloseLost {
+				s.Abort()
+			} else {
+				s.Close(end.code, "bye")
+			}
+			return true
+		}})
 	var calls []sdkCall
 	for _, end := range ends {
-		calls = append(calls, sdkCall{Name: fmt.Sprint(end.kind, " until ", end.code), BaseURL: url, Key: key, Model: realtimeModel,
-			want: `"returned":` + end.want})
+		calls = append(calls, k.call(fmt.Sprint(end.kind, " until ", end.code), end.want))
 	}
-	runSDK(t, script, calls, env...)
-	if got := (&gatewayTest{key: key}).charged(t, talkTokens); got != 0 {
+	k.talk(t, calls...)
+	if got := k.charged(t, talkTokens); got != 0 {
 		t.Errorf("%d tokens were charged", got)
 	}
 }
 
 // Calls to Ultravox are timed, and charged in steps of 6 s.
-func TestIntegrationUltravox(t *testing.T) {
-	script := compileCalls(t, "realtime", "realtime-talk")
+func testTalkUltravox(t *testing.T, c *talkClients) {
 	s := newService(t)
 	for seconds, millis := range map[int]string{6: "0", 12: "6500"} {
-		t.Run(fmt.Sprint(seconds), func(t *testing.T) {
-			t.Parallel()
-			p := providertest.NewUltravox(t)
-			tenant := newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"realtime":{"endpoints":{
-				"ultravox":{"url":%q,"model":"ultravox-v0.7","sampleRate":16000,"encoding":"pcm_s16le","api_key":%q,"price":{"second":7}}}}}}`,
-				p.URL, providertest.Key))
-			key := s.issue(t, tenant, `"userId":"u-1","group":"pro"`)
-			runSDK(t, script, []sdkCall{{Name: "ultravox", BaseURL: s.url + "/" + tenant, Key: key, Model: "ultravox", Prompt: millis,
-				want: `"returned":{"got":["call_started","listening","How?","word"],"sound":6400,"code":1000}`}})
-			call := p.Call(t, 1)
-			call.Ended(t)
-			_, billed, reason := call.Bill()
-			if charged := (&gatewayTest{key: key}).charged(t, 5000); charged != 7*seconds || billed.Seconds() != float64(seconds) {
-				t.Errorf("%d tokens were charged, and %s billed, want %d s", charged, billed, seconds)
-			}
-			if reason != "hangup" || len(call.Sound()) != 6400 || call.Max != 714*time.Second {
-				t.Errorf("the call of at most %s has ended with %q and %d bytes", call.Max, reason, len(call.Sound()))
-			}
-		})
+		p := providertest.NewUltravox(t)
+		tenant := newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"pro":{"tokens":5000}},"providers":{"realtime":{"endpoints":{
+			"ultravox":{"url":%q,"model":"ultravox-v0.7","sampleRate":16000,"encoding":"pcm_s16le","api_key":%q,"price":{"second":7}}}}}}`,
+			p.URL, providertest.Key))
+		g := &gatewayTest{key: s.issue(t, tenant, `"userId":"u-1","group":"pro"`)}
+		runSDK(t, c.script, []sdkCall{{Name: "ultravox", BaseURL: s.url + "/" + tenant, Key: g.key, Model: "ultravox", Prompt: millis,
+			want: `"returned":{"got":["call_started","listening","How?","word"],"sound":6400,"code":1000}`}})
+		call := p.Call(t, 1)
+		call.Ended(t)
+		_, billed, reason := call.Bill()
+		if charged := g.charged(t, 5000); charged != 7*seconds || billed.Seconds() != float64(seconds) {
+			t.Errorf("%d tokens were charged, and %s billed, want %d s", charged, billed, seconds)
+		}
+		if reason != "hangup" || len(call.Sound()) != 6400 || call.Max != 714*time.Second { // which 5,000 tokens pay for
+			t.Errorf("the call of at most %s has ended with %q and %d bytes", call.Max, reason, len(call.Sound()))
+		}
 	}
-}
-
-// startNode makes a call with a program of testdata/sdk in the background.
-func startNode(t *testing.T, script string, call sdkCall, env []string) *process {
-	t.Helper()
-	input, err := json.Marshal([]sdkCall{call})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return startCommand(t, nodeCommand(t.Context(), script, input), env)
 }

@@ -3,6 +3,7 @@ package providertest
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 )
 
 // realtimeEvent is what is read of an event of the client.
@@ -40,16 +41,20 @@ func (s *RealtimeSession) obey(e realtimeEvent, text []byte) {
 		s.append()
 	case "input_audio_buffer.commit":
 		s.commit()
-	case "input_audio_buffer.clear":
-		s.SendEvent("input_audio_buffer.cleared", nil)
 	case "conversation.item.create":
 		if e.Item == nil {
 			s.SendError("missing_required_parameter", "Missing required parameter: 'item'.", e.EventID)
 			return
 		}
 		s.addItem(e.Item)
-	case "conversation.item.truncate":
-		s.SendEvent("conversation.item.truncated", object{"item_id": e.ItemID, "content_index": 0, "audio_end_ms": 0})
+	case "conversation.item.retrieve":
+		s.SendEvent("conversation.item.retrieved", object{"item": object{
+			"id": e.ItemID, "object": "realtime.item", "type": "message", "role": "assistant", "status": "incomplete",
+			"content": []any{},
+		}})
+	case "conversation.item.truncate", "conversation.item.delete", "input_audio_buffer.clear":
+		done := strings.TrimSuffix(e.Type, "e") + "ed" // as its answers are named
+		s.SendEvent(done, object{"item_id": e.ItemID, "content_index": 0, "audio_end_ms": 0})
 	case "response.create":
 		s.create(e, text)
 	case "response.cancel":
