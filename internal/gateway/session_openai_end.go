@@ -184,21 +184,23 @@ func (s *openAISession) giveUp() {
 	s.hangUp()
 }
 
-// settle pays for the responses whose end has not come, as far as is known of them. One that was only asked for has
-// cost nothing. The caller holds s.mu.
+// settle pays for the responses whose end has not come, as far as is known of them, when it is called first. One that was
+// only asked for has cost nothing. The caller holds s.mu.
 func (s *openAISession) settle() {
-	var all llmwire.Usage
-	var sum int64
 	unfinished := s.report.Unfinished()
-	for _, response := range unfinished {
-		u, cost := s.cost(llmwire.Usage{}, response.Estimates)
-		all.Add(&u)
-		sum = min(sum+cost, llmwire.MaxTokens)
+	for i := range unfinished {
+		u, cost := s.cost(llmwire.Usage{}, unfinished[i].Estimates)
+		if n := len(unfinished) - 1 - i; n > 0 && !s.settled {
+			_ = s.purse.spend(u, cost, true, n, s.report.LastInput()) // the session ends already
+		} else {
+			s.closePurse(u, cost, true)
+		}
 	}
-	s.closePurse(all, sum, len(unfinished) > 0)
+	s.closePurse(llmwire.Usage{}, 0, false)
 }
 
-// closePurse pays for what was used last, and gives back what is held, when it is called first. The caller holds s.mu.
+// closePurse pays for what was used last, and gives back what is held, unless everything is settled. The caller holds
+// s.mu.
 func (s *openAISession) closePurse(u llmwire.Usage, cost int64, isEstimate bool) {
 	if s.settled {
 		return
