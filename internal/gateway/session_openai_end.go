@@ -135,8 +135,8 @@ func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 		s.settle()
 		return true
 	}
-	written := s.serverSide.parts.Load()
-	s.unblocking = time.AfterFunc(cancelPatience/2, func() { s.unblock(written) })
+	writes := s.serverSide.writes.Load()
+	s.unblocking = time.AfterFunc(cancelPatience/2, func() { s.unblock(writes) })
 	s.patience = time.AfterFunc(cancelPatience, s.giveUp)
 	ids := make([]string, 0, 1)
 	for _, response := range s.report.Unfinished() {
@@ -168,10 +168,10 @@ func (s *openAISession) cancel(id string) {
 	_ = s.server.Send(websocket.Text, llmwire.RealtimeCancel(cancelID, id)) // if that fails, it is not awaited for long
 }
 
-// unblock cuts the client's connection if the client has not read a part since the session has begun to end, when that
-// many were written: what the provider reports could not be read.
-func (s *openAISession) unblock(written int64) {
-	if e := &s.serverSide; e.isOpen.Load() && e.parts.Load() == written {
+// unblock cuts the client's connection if a part that it was sent when the session began to end, after that many writes,
+// is still not written: what the provider reports could not be read.
+func (s *openAISession) unblock(writes int64) {
+	if writes%2 == 1 && s.serverSide.writes.Load() == writes {
 		s.client.Abort()
 	}
 }

@@ -22,7 +22,7 @@ const (
 	whenPaying     sessionMoment = "between response.done and the new hold"
 )
 
-// A sessionEnd is a row of the table of ends: who ends a session, and what each side gets to see.
+// A sessionEndRow is a row of the table of ends: who ends a session, and what each side gets to see.
 type sessionEndRow struct {
 	name string
 	end  func(*testSession, *sessionClient, *providertest.RealtimeSession) // nil: the account does
@@ -36,7 +36,7 @@ type sessionEndRow struct {
 	client, server websocket.Code // that each side gets; CloseLost: none
 	event          string         // in the error that the client gets; "" for none
 
-	isProvider bool // it is the provider that ends the session
+	isClient, isProvider bool // it is the client, or the provider, that ends the session
 }
 
 var errGroupGone = errors.New("group is disabled")
@@ -44,11 +44,11 @@ var errGroupGone = errors.New("group is disabled")
 // sessionEndRows is the table of who ends a session.
 var sessionEndRows = []sessionEndRow{
 	{
-		name: "client closes", client: 4001, server: 4001,
+		name: "client closes", client: 4001, server: 4001, isClient: true,
 		end: func(_ *testSession, c *sessionClient, _ *providertest.RealtimeSession) { _ = c.Close(4001, "bye") },
 	},
 	{
-		name: "client is gone", client: websocket.CloseLost, server: websocket.CloseGoingAway,
+		name: "client is gone", client: websocket.CloseLost, server: websocket.CloseGoingAway, isClient: true,
 		end: func(_ *testSession, c *sessionClient, _ *providertest.RealtimeSession) { c.Abort() },
 	},
 	{
@@ -157,7 +157,7 @@ func (row *sessionEndRow) run(t *testing.T, when sessionMoment) {
 		})
 		c.send(`{"type":"response.create"}`)
 		s.Wait(t, "response.create", 1)
-		if row.client != websocket.CloseLost {
+		if !row.isClient {
 			c.wait(t, `"response.done"`, 1)
 		}
 	}
@@ -209,7 +209,7 @@ func (row *sessionEndRow) want(t *testing.T, when sessionMoment, g *testSession,
 		if n := len(s.Texts(`"response.cancel"`)); n != 1 {
 			t.Errorf("the provider got %d cancels", n)
 		}
-		if client != websocket.CloseLost && row.name != "client closes" {
+		if !row.isClient {
 			waittest.Eventually(t, time.Second, func() error {
 				if len(c.having(`"cancelled"`)) == 0 {
 					return fmt.Errorf("the client got no response.done: %q", c.having(""))

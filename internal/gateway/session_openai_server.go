@@ -14,10 +14,11 @@ import (
 type serverEvents struct {
 	buffer    eventBuffer // what was not passed on
 	isDropped bool        // what still comes of the event is dropped
+	isBegun   bool        // the client has got a part of the event, and not all of it
 
-	isOpen  atomic.Bool  // the client has got a part of the event, or gets one now, and not all of it
+	isOpen  atomic.Bool  // the client has got a part of the event, or is about to, and not all of it
 	isQuiet atomic.Bool  // no event is begun any more
-	parts   atomic.Int64 // that the client has got
+	writes  atomic.Int64 // of parts for the client: an odd number while one is written
 }
 
 // fromServer passes on a part of an event of the provider. What an event reports is paid for before its end is passed
@@ -51,11 +52,16 @@ func (s *openAISession) fromServer(p websocket.Part) error {
 
 // passOnOrDrop passes on what has come of an event and was not passed on, which may be the end of it.
 func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction, isLast bool) error {
-	isDropped := action == llmwire.DropEvent
+	e, isDropped := &s.serverSide, action == llmwire.DropEvent
+	if !isLast && isDropped {
+		return nil
+	}
+	if e.isOpen.Store(true); !e.isBegun && e.isQuiet.Load() {
+		e.isOpen.Store(false)
+		e.isDropped = true
+		return nil
+	}
 	if !isLast {
-		if isDropped {
-			return nil
-		}
 		return s.show(data, false)
 	}
 	var whole []byte
@@ -70,23 +76,19 @@ func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction,
 	if !isDropped && !next.isOurs {
 		err = s.show(data, true)
 	}
+	e.isOpen.Store(false)
 	s.follow(next)
 	return err
 }
 
-// show sends a part of an event to the client, unless the event would be the first after the session's last.
+// show sends a part of an event to the client.
 func (s *openAISession) show(data []byte, isLast bool) error {
 	e := &s.serverSide
-	isFirst := !e.isOpen.Load()
-	if e.isOpen.Store(true); isFirst && e.isQuiet.Load() {
-		e.isOpen.Store(false)
-		e.isDropped = true
-		return nil
-	}
-	err := s.client.WritePart(websocket.Part{Kind: websocket.Text, First: isFirst, Last: isLast, Data: data})
-	e.parts.Add(1)
-	e.isOpen.Store(!isLast)
-	return err
+	e.writes.Add(1)
+	defer e.writes.Add(1)
+	isFirst := !e.isBegun
+	e.isBegun = !isLast
+	return s.client.WritePart(websocket.Part{Kind: websocket.Text, First: isFirst, Last: isLast, Data: data})
 }
 
 // An afterEvent says what is to be done about an event once it is paid for.
