@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -25,10 +26,12 @@ type clientEvents struct {
 	mu     sync.Mutex // guards what follows; held while a part of the event is passed on
 	isOpen bool       // the provider has got a part of the event, and not all of it
 	isCut  bool       // nothing more is passed on
+
+	isHalf atomic.Bool // the provider has got an event that was ended in the middle, and has not told so
 }
 
 // fromClient passes on a part of an event of the client as far as it is known what that asks for.
-func (s *openAISession) fromClient(p websocket.Part) error {
+func (s *openAISession) fromClient(p websocket.Part) (err error) {
 	c := &s.clientSide
 	if !s.awaitReady() || s.ending.Load() {
 		return nil
@@ -44,13 +47,13 @@ func (s *openAISession) fromClient(p websocket.Part) error {
 	if c.isDropped {
 		return nil
 	}
-	action, err := c.scan.Read(p.Data)
-	if err == nil && p.Last {
-		action, err = c.scan.End()
+	action, wrong := c.scan.Read(p.Data)
+	if wrong == nil && p.Last {
+		action, wrong = c.scan.End()
 	}
 	switch {
-	case err != nil:
-		s.refuse(err)
+	case wrong != nil:
+		s.refuse(wrong)
 	case action == llmwire.PassEvent:
 		err = s.passOn(p)
 	case !p.Last:

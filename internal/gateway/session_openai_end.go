@@ -155,6 +155,7 @@ func (s *openAISession) cancelAll(ids []string) {
 	c.mu.Lock()
 	c.isCut = true
 	if c.isOpen { // nothing else can be sent before its end; half of an event asks for nothing
+		c.isHalf.Store(true)
 		_ = s.server.WritePart(websocket.Part{Kind: websocket.Text, Last: true})
 	}
 	c.mu.Unlock()

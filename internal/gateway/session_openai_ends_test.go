@@ -199,7 +199,7 @@ func (row *sessionEndRow) want(t *testing.T, when sessionMoment, g *testSession,
 	}
 	want := g.costs()
 	if isBroken { // half of ten words
-		want += 9 * sessionPrices["output"] // 25 bytes
+		want += 9 * tokenPrices["output"] // 25 bytes
 	}
 	o := g.wantCharged(t, want)
 	if o.estimated != isBroken {

@@ -235,6 +235,10 @@ func (s *openAISession) errorCame(eventID string) bool {
 		}
 		s.endLocked(endNotLimited)
 		return true
+	case "":
+		if s.clientSide.isHalf.CompareAndSwap(true, false) {
+			return true
+		}
 	}
 	s.answered(eventID)
 	return false

@@ -2,45 +2,46 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"tollgate/internal/fairpool"
-	"tollgate/internal/llmwire"
 	"tollgate/internal/providertest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/waittest"
 	"tollgate/internal/websocket"
 )
 
-// The prices of the model m of a testSession.
+// The prices of the model m of a testSession, and of transcriptions.
 var (
-	sessionPrices = map[string]int64{
+	tokenPrices = map[string]int64{
 		"input": 4, "cached_input": 1, "audio_input": 32, "cached_audio_input": 2, "image_input": 5, "output": 16, "audio_output": 64,
 	}
 	transcriptPrices = map[string]int64{"input": 3, "output": 5, "second": 7}
 )
 
-// ratesOf returns the rates for prices as a config names them.
-func ratesOf(prices map[string]int64) rates {
-	r := newRates()
-	for name, to := range map[string]kind{
-		"input": kindInput, "cached_input": kindCachedInput, "audio_input": kindAudioInput, "cached_audio_input": kindCachedAudio,
-		"image_input": kindImageInput, "output": kindOutput, "audio_output": kindAudioOutput, "second": kindSecond,
-	} {
-		if price, ok := prices[name]; ok {
-			r[to] = price * priceUnit
-		}
+// testEndpoint returns an endpoint with the model m at a URL, and further members.
+func testEndpoint(t testing.TB, url, members string) *Endpoint {
+	t.Helper()
+	price := make(map[string]any)
+	for name, n := range tokenPrices {
+		price[name] = n
 	}
-	return r.completed()
+	price["transcription"] = transcriptPrices
+	prices, err := json.Marshal(map[string]any{"m": price})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newSessionEndpoint(t, "e", fmt.Sprintf(`"type":"openai","url":%q,"api_key":%q,"model":"m","models":%s,`+
+		`"max_input_tokens":1000,"max_output_tokens":400%s`, url, providertest.Key, prices, members))
 }
 
 // testSession is an HTTP server in front of a Gateway for sessions, with a provider and an account.
@@ -61,7 +62,7 @@ type testSession struct {
 func newTestSession(t testing.TB, conduct providertest.RealtimeConduct) *testSession {
 	t.Helper()
 	g := &testSession{
-		provider: providertest.NewRealtime(t), account: newFakeSessionAccount(1_000_000), endpoint: NewEndpoint(llmwire.Realtime, "e"),
+		provider: providertest.NewRealtime(t), account: newFakeSessionAccount(1_000_000),
 		memory: fairpool.New(16<<20, 0.5), log: new(logBuffer), outcomes: make(chan Outcome, 1000),
 	}
 	g.Gateway = New(Options{
@@ -69,15 +70,7 @@ func newTestSession(t testing.TB, conduct providertest.RealtimeConduct) *testSes
 		MaxSessions: 100, MaxIdle: 100, KeepAlive: time.Minute,
 	}, g.log.logger())
 	g.provider.On(conduct)
-	u, err := url.Parse(g.provider.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.endpoint.url, g.endpoint.apiKey = u, providertest.Key
-	g.endpoint.prices.add("m", &price{rates: ratesOf(sessionPrices)})
-	g.endpoint.session = &sessionRules{
-		model: "m", maxInput: 1000, maxOutput: 400, maxSession: time.Hour, transcription: ratesOf(transcriptPrices),
-	}
+	g.endpoint = testEndpoint(t, g.provider.URL, "")
 	server := httptest.NewUnstartedServer(g)
 	server.Config.ErrorLog = telemetry.NewLogger(io.Discard).Warnings()
 	server.Start()
@@ -93,9 +86,11 @@ func (g *testSession) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.ID, c.Tenant, c.User, c.Model, c.Account = "id", "acme", "user", r.URL.Query().Get("model"), g.account
 	c.Place, c.Memory = g.SessionPlace("acme", "user"), g.memory.Claim("acme", "user")
 	c.Start, c.Deadline, c.Outcome = time.Now(), time.Now().Add(time.Second), &outcome
-	c.endpoint, c.model = g.endpoint, "m"
 	defer c.Memory.Release()
-	err := g.ServeSession(w, r, &c)
+	err := c.ChooseEndpoint(Endpoints{g.endpoint})
+	if err == nil {
+		err = g.ServeSession(w, r, &c)
+	}
 	g.outcomes <- outcome
 	if err == nil {
 		return
@@ -240,7 +235,7 @@ func (g *testSession) wantCharged(t testing.TB, want int64) Outcome {
 // costs returns what the provider's usages cost.
 func (g *testSession) costs() (sum int64) {
 	for _, u := range g.provider.Usages() {
-		sum += u.Cost(sessionPrices, transcriptPrices)
+		sum += u.Cost(tokenPrices, transcriptPrices)
 	}
 	return sum
 }
