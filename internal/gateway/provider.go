@@ -185,7 +185,7 @@ func failureReason(err error) string {
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return "its name cannot be resolved"
 	}
-	if isTimeout(err) {
+	if isTimeout(err) || errors.Is(err, errSilent) {
 		return "it does not respond in time"
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {

@@ -164,14 +164,13 @@ func (s *openAISession) hasNewLimit() bool {
 // noteModel notes the model that the provider says it is. If that is another one of the endpoint, and no snapshot of the
 // same, the session costs what the dearer one does, as a response of billOf. The caller holds s.mu.
 func (s *openAISession) noteModel(model string) {
-	if s.dearer = nil; withoutSnapshot(model) == withoutSnapshot(s.call.model) {
+	other := s.call.endpoint.prices.listed(model)
+	if other == nil || withoutSnapshot(model) == withoutSnapshot(s.call.model) {
 		return
 	}
-	if other := s.call.endpoint.prices.listed(model); other != nil {
-		p := *s.price
-		p.price = other
-		s.dearer = &p
-	}
+	p := *s.price
+	p.price = other
+	s.dearer = &p
 }
 
 // responseCreated sees to it that a response is held for which nobody has asked. The caller holds s.mu.
