@@ -104,11 +104,12 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 		return err
 	}
 	t := info.tenant
-	info.place = s.gateway.SessionPlace(t.id, info.apiKey)
+	info.place, info.memory = s.gateway.SessionPlace(t.id, info.apiKey), s.bodies.gateway.Claim(t.id, info.apiKey)
 	info.session = s.newSessionAccount(t, info.apiKey, w.Header(), info.place)
 	c := &gateway.SessionCall{
 		ID: info.id, Tenant: t.id, User: info.apiKey, Hops: info.hops, Model: model, Protocol: protocol,
-		Account: info.session, Place: info.place, Start: info.start, Deadline: info.deadline, Outcome: &info.outcome,
+		Account: info.session, Refusal: sessionRefusal, Place: info.place, Memory: info.memory,
+		Start: info.start, Deadline: info.deadline, Outcome: &info.outcome,
 	}
 	if err := c.ChooseEndpoint(s.gateway.Usable(t.config.realtime, t.id)); err != nil {
 		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
@@ -126,6 +127,15 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // the provider may have taken long
 	return err
+}
+
+// sessionRefusal returns what the client of a session that is open is told of an error of its account.
+func sessionRefusal(err error) (status int, code, message string) {
+	response := responseTo(err)
+	if code = response.body.code; errors.Is(err, ErrGroupDisabled) {
+		code = "group_disabled"
+	}
+	return response.status, code, response.body.Error
 }
 
 // sessionText returns what the line of the access log says of a session.
