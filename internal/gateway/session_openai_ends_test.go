@@ -56,7 +56,7 @@ var sessionEndRows = []sessionEndRow{
 		end: func(_ *testSession, _ *sessionClient, s *providertest.RealtimeSession) { s.Close(4002, "enough") },
 	},
 	{
-		name: "provider is gone", client: websocket.CloseInternal, server: websocket.CloseLost, isProvider: true, event: `"api_error"`,
+		name: "provider is gone", client: websocket.CloseInternal, server: websocket.CloseLost, isProvider: true,
 		end: func(_ *testSession, _ *sessionClient, s *providertest.RealtimeSession) { s.Abort() },
 	},
 	{
