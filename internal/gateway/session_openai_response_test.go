@@ -1,0 +1,200 @@
+package gateway
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tollgate/internal/providertest"
+	"tollgate/internal/waittest"
+	"tollgate/internal/websocket"
+)
+
+const (
+	fullHold = 57_600 // of one response of a testSession
+	apart    = `{"type":"response.create","response":{"conversation":"none"}}`
+)
+
+// wantHeld waits until holds of these tokens are open.
+func (g *testSession) wantHeld(t testing.TB, want ...int64) {
+	t.Helper()
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if got := g.account.held(); !slices.Equal(got, want) {
+			return fmt.Errorf("%d tokens are held, want %d", got, want)
+		}
+		return nil
+	})
+}
+
+// Each response that is under way is held for, whoever has begun it. What is held beyond that is given back.
+func TestSessionResponsesAreHeld(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		Response: providertest.RealtimeResponse{Text: "a", Hang: providertest.BeforeHeaders},
+	})
+	c := g.open(t)
+	s := g.provider.Session(t, 1)
+	g.wantHeld(t, fullHold)
+	c.send(`{"type":"response.create"}`)
+	s.Wait(t, "response.create", 1)
+	g.wantHeld(t, fullHold)
+	c.send(apart)
+	s.Wait(t, "response.create", 2)
+	g.wantHeld(t, fullHold, fullHold)
+	c.send(`{"type":"response.create","event_id":"third"}`) // the provider refuses it
+	c.wait(t, "conversation_already_has_active_response", 1)
+	g.wantHeld(t, fullHold, fullHold, fullHold)
+	s.Continue()
+	c.wait(t, `"response.done"`, 2)
+	g.wantHeld(t, fullHold)
+	// One that nobody has asked for, beside one that somebody has.
+	c.send(apart)
+	s.Wait(t, `"conversation":"none"`, 2)
+	s.Continue()
+	c.wait(t, `"response.created"`, 3)
+	c.wait(t, `"response.done"`, 3)
+	s.SendEvent("response.created", object{"response": object{"id": "x"}})
+	s.SendEvent("response.created", object{"response": object{"id": "y"}})
+	c.wait(t, `"response.created"`, 5)
+	g.wantHeld(t, fullHold, fullHold)
+	for _, id := range []string{"x", "y"} {
+		s.SendEvent("response.done", object{"response": object{"id": id, "usage": object{"input_tokens": 0, "output_tokens": 0}}})
+	}
+	c.wait(t, `"response.done"`, 5)
+	g.wantHeld(t, fullHold)
+	_ = c.Close(1000, "")
+	g.wantCharged(t, g.costs())
+}
+
+// A response beside another one for which the balance does not suffice is not asked for, and the session goes on.
+func TestSessionBalanceHeld(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		Response: providertest.RealtimeResponse{Text: "a", Deltas: 2, Hang: providertest.InContent},
+	})
+	g.account.left = fullHold + 40_000
+	c := g.open(t)
+	c.send(`{"type":"response.create"}`)
+	c.wait(t, ".delta", 1)
+	c.send(`{"type":"response.create","event_id":"second","response":{"conversation":"none"}}`)
+	got := c.wait(t, `"balance_held"`, 1)
+	if !strings.Contains(got, `"event_id":"second"`) || !strings.Contains(got, `"rate_limit_error"`) {
+		t.Errorf("the client got %s", got)
+	}
+	s := g.provider.Session(t, 1)
+	s.Continue()
+	c.wait(t, `"response.done"`, 1)
+	if n := len(s.Texts("response.create")); n != 1 {
+		t.Errorf("the provider got %d events", n)
+	}
+	// The provider does not ask.
+	c.send(`{"type":"response.create"}`)
+	c.wait(t, ".delta", 3)
+	s.SendEvent("response.created", object{"response": object{"id": "x"}})
+	s.Wait(t, `"response_id":"x"`, 1)
+	s.SendEvent("response.done", object{"response": object{"id": "x", "usage": object{"input_tokens": 0, "output_tokens": 0}}})
+	if code, _ := c.end(t); code != websocket.ClosePolicy || len(c.having("insufficient_quota")) != 1 {
+		t.Errorf("the client got %d, %q", code, c.having(`"type":"error"`))
+	}
+	g.wantCharged(t, g.costs())
+}
+
+// So many responses at a time are refused, whatever the balance is.
+func TestSessionManyResponses(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		Response: providertest.RealtimeResponse{Text: "a", Hang: providertest.InContent},
+	})
+	c := g.open(t)
+	for range maxResponses + 1 {
+		c.send(apart)
+	}
+	c.wait(t, `"balance_held"`, 1)
+	c.wait(t, ".delta", maxResponses)
+	if n := len(g.provider.Session(t, 1).Texts("response.create")); n != maxResponses {
+		t.Errorf("the provider got %d events", n)
+	}
+	_ = c.Close(1000, "")
+	s := g.provider.Session(t, 1)
+	if code := s.Ended(t); code != 1000 {
+		t.Errorf("the provider got %d", code)
+	}
+	g.wantCharged(t, g.costs())
+}
+
+// Nobody can keep a session from ending: neither a provider that does not cancel, nor a client that does not read.
+func TestSessionEndsInTime(t *testing.T) {
+	flood := providertest.RealtimeResponse{Text: strings.Repeat("a", 60<<10), Deltas: 10_000}
+	deafFlood := flood
+	deafFlood.Deaf = true
+	hang := providertest.RealtimeResponse{Text: "abc", Deltas: 2, Hang: providertest.InContent, Deaf: true}
+	late := hang
+	late.Hang = providertest.BeforeHeaders
+	for name, row := range map[string]struct {
+		response        providertest.RealtimeResponse
+		isSlow, hasGone bool // the client does not read; it is the one that ends the session
+		want            int64
+		isEstimate      bool
+		within          time.Duration
+	}{
+		"the provider does not cancel":     {hang, false, false, 1 * tokenPrices["output"], true, 7 * time.Second},
+		"nor when the client hangs up":     {hang, false, true, 1 * tokenPrices["output"], true, 7 * time.Second},
+		"it does not even begin":           {late, false, true, 0, false, 7 * time.Second},
+		"the client does not read":         {flood, true, false, -1, false, 12 * time.Second},
+		"the client does not read, either": {deafFlood, true, false, fullHold, true, 20 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newTestSession(t, providertest.RealtimeConduct{Response: row.response})
+			conn, _ := g.dial(t, "?model=m")
+			c := &sessionClient{Conn: conn, ended: make(chan struct{})}
+			if !row.isSlow {
+				go c.read()
+			}
+			c.send(`{"type":"response.create"}`)
+			s := g.provider.Session(t, 1)
+			s.Wait(t, "response.create", 1)
+			switch {
+			case row.isSlow:
+				time.Sleep(time.Second) // the buffers between them are full
+			case row.response.Hang == providertest.InContent:
+				c.wait(t, ".delta", 1)
+			}
+			began := time.Now()
+			if row.hasGone {
+				_ = c.Close(4001, "")
+			} else {
+				go g.Stop()
+			}
+			want := row.want
+			o := <-g.outcomes
+			if took := time.Since(began); took > row.within {
+				t.Errorf("the session took %s to end", took)
+			}
+			if g.outcomes <- o; want < 0 {
+				want = g.costs()
+			}
+			if o := g.wantCharged(t, want); o.estimated != row.isEstimate {
+				t.Errorf("the outcome is %+v", o)
+			}
+			c.Abort()
+		})
+	}
+}
+
+// A session whose account cannot be reached goes on as long as what is held covers what it uses.
+func TestSessionOutlivesRedis(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{Response: providertest.RealtimeResponse{Text: "a"}}) // costs 1,180
+	c := g.open(t)
+	c.wait(t, "session.updated", 1)
+	g.account.setChance(func() mishap { return away })
+	c.respond(t, 1)
+	c.respond(t, 2)
+	c.send(`{"type":"response.create"}`)
+	c.send(apart)
+	g.account.setChance(nil)
+	c.wait(t, `"response.done"`, 3)
+	_ = c.Close(1000, "")
+	s := g.provider.Session(t, 1)
+	_ = s.Ended(t)
+	g.wantCharged(t, g.costs())
+}
