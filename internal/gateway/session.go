@@ -91,9 +91,8 @@ func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *Sessio
 	if c.Place.AddUpTo(1) != nil {
 		return errTooManySessions
 	}
-	c.Outcome.Endpoint, c.Outcome.Model, c.header = c.endpoint.label, c.model, w.Header()
-	p := g.newProvider(c, c.header)
-	server, err := g.openProvider(r, p)
+	c.header = w.Header()
+	p, server, err := g.openAllowed(w, r, c)
 	if refused, ok := errors.AsType[*refusedSession](err); ok {
 		refused.send(w, c.endpoint.apiKey)
 		return nil
@@ -113,10 +112,27 @@ func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *Sessio
 	return nil
 }
 
+// openAllowed connects to the provider of the endpoint that was chosen. If the account denies its model, which the client
+// has not named, it does that once more for one that the account allows.
+func (g *Gateway) openAllowed(w http.ResponseWriter, r *http.Request, c *SessionCall) (provider, *websocket.Conn, error) {
+	for {
+		c.Outcome.Endpoint, c.Outcome.Model = c.endpoint.label, c.model
+		p := g.newProvider(c, w.Header())
+		server, err := g.openProvider(r, p)
+		denied, isDenied := errors.AsType[DeniedError](err)
+		if !isDenied {
+			return p, server, err
+		}
+		if err := c.chooseAllowed(denied.Allowed); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
 // newProvider returns the provider's side of a session. Until the client is accepted, header is that of the response.
 func (g *Gateway) newProvider(c *SessionCall, header http.Header) provider {
 	if c.endpoint.session.isUltravox {
-		return newUltravoxSession(g, c)
+		return newUltravoxSession(g, c, header)
 	}
 	return newOpenAISession(g, c, header)
 }

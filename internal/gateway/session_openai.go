@@ -24,11 +24,9 @@ const (
 // Each direction has a goroutine, which alone writes messages of the other side. What both need, and what ends the
 // session, is guarded by mu, which is never held while something is written.
 type openAISession struct {
-	gateway *Gateway
-	call    *SessionCall
-	price   *sessionPrice
-	purse   *purse
-	header  http.Header // of the response to the client, before that is accepted
+	sessionOpening
+	price *sessionPrice
+	purse *purse
 
 	client, server *websocket.Conn
 	ready          chan struct{} // closed when the provider was sent our limit, or the session ends
@@ -58,7 +56,7 @@ type openAISession struct {
 func newOpenAISession(g *Gateway, c *SessionCall, header http.Header) *openAISession {
 	p := c.price()
 	s := &openAISession{
-		gateway: g, call: c, header: header, price: p, purse: &purse{gateway: g, call: c, price: p},
+		sessionOpening: sessionOpening{g, c, header}, price: p, purse: &purse{gateway: g, call: c, price: p},
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	s.clientSide.buffer = eventBuffer{pool: &g.sessions.events, memory: c.Memory}

@@ -12,18 +12,9 @@ import (
 
 // dial connects to OpenAI. Nothing of the client's request is sent. Errors: an Error; a *refusedSession.
 func (s *openAISession) dial(ctx context.Context) (*websocket.Conn, error) {
-	e := s.call.endpoint
-	if member, fault := e.credentialFault(); fault != "" {
-		wrong := credentialError(member + " " + fault)
-		return nil, s.failed(failureReason(wrong), "The endpoint's key cannot be sent: its "+wrong.Error())
-	}
-	header := http.Header{"User-Agent": ownUserAgent}
-	if s.call.Hops != "" {
-		header[loopHeader] = []string{s.call.Hops}
-	}
-	if e.apiKey != "" {
-		name, value := e.credential()
-		header[name] = []string{value}
+	header, err := s.keyHeader()
+	if err != nil {
+		return nil, err
 	}
 	g := s.gateway
 	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, s.address(), header)
@@ -61,31 +52,4 @@ func (s *openAISession) refused(response *http.Response) error {
 		body = body[:max(maxErrorBody-maxSpelling*len(key), 0)]
 	}
 	return &refusedSession{response, shownError(format, response, body, key)}
-}
-
-// failed logs that the provider has failed, and returns the error of status 502 for the client, who is not to try again.
-func (s *openAISession) failed(reason, message string) error {
-	s.header["X-Should-Retry"] = []string{"false"}
-	s.logFailure(reason)
-	return Error{http.StatusBadGateway, message}
-}
-
-func (s *openAISession) logFailure(reason string) {
-	s.gateway.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s",
-		s.call.endpoint.label, s.call.Tenant, reason, s.call.ID)
-}
-
-// unreachable returns the error for a provider that could not be reached, or does not respond.
-func (s *openAISession) unreachable(ctx context.Context, err error) error {
-	switch context.Cause(ctx) {
-	case errClientGone:
-		return errHungUp
-	case errStopping:
-		return Error{http.StatusServiceUnavailable, "The server is stopping"}
-	}
-	s.logFailure(failureReason(err))
-	if isTimeout(err) || context.Cause(ctx) == errSilent {
-		return Error{http.StatusGatewayTimeout, "The provider does not respond in time"}
-	}
-	return Error{http.StatusBadGateway, "The provider cannot be reached"}
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync"
 	"time"
 
@@ -18,10 +19,9 @@ const (
 
 // An ultravoxSession is a call at Ultravox, which costs what it lasts. Its provider limits it to what was held for it.
 type ultravoxSession struct {
-	gateway *Gateway
-	call    *SessionCall
-	price   *sessionPrice
-	hold    *sessionHold
+	sessionOpening
+	price *sessionPrice
+	hold  *sessionHold
 
 	seconds int64     // that the call may last, in whole steps
 	opened  time.Time // when the call was joined
@@ -37,13 +37,9 @@ type ultravoxSession struct {
 	cause   *sessionEnd // why it ends here; nil if it does not
 }
 
-// newUltravoxSession returns the session of a call whose endpoint was chosen.
-func newUltravoxSession(g *Gateway, c *SessionCall) *ultravoxSession {
-	p := c.endpoint.prices.find(c.model)
-	if p == nil {
-		p = onePrice()
-	}
-	return &ultravoxSession{gateway: g, call: c, price: &sessionPrice{price: p}}
+// newUltravoxSession returns a session for a call whose endpoint was chosen. header is that of the response to the client.
+func newUltravoxSession(g *Gateway, c *SessionCall, header http.Header) *ultravoxSession {
+	return &ultravoxSession{sessionOpening: sessionOpening{g, c, header}, price: c.price()}
 }
 
 // open holds what a call of up to max_session costs, or everything that is left if that pays for one step, and joins a
@@ -63,7 +59,7 @@ func (s *ultravoxSession) open(ctx context.Context) (*websocket.Conn, error) {
 		s.settle()
 		return nil, err
 	}
-	s.server, s.opened = server, time.Now()
+	s.server, s.header, s.opened = server, nil, time.Now()
 	return server, nil
 }
 
@@ -89,7 +85,7 @@ func (s *ultravoxSession) settle() {
 	s.hold.settle(s.hold.use(used, s.price.seconds(used.Seconds), false, false))
 }
 
-// run carries the call to its end.
+// run implements provider.
 func (s *ultravoxSession) run(client, server *websocket.Conn) {
 	s.client = client
 	defer context.AfterFunc(s.gateway.ctx, func() { s.end(sessionEnd{websocket.CloseGoingAway, nil}) })()
@@ -217,7 +213,7 @@ func (s *ultravoxSession) closeClient(cause sessionEnd) {
 		_ = s.client.Close(cause.code, "")
 		return
 	}
-	failure := sessionFailure(cause.why)
+	failure := s.call.failure(cause.why)
 	_ = s.client.CloseAfter(failure.Event(), cause.code, failure.Code)
 }
 

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,72 +10,74 @@ import (
 	"strconv"
 	"time"
 
+	"tollgate/internal/llmwire"
 	"tollgate/internal/websocket"
 )
 
 const maxCreatedCall = 64 << 10 // bytes of the response to the creation of a call
 
-// errNoJoinURL means that the response to the creation of a call has no URL that may be dialled.
-var errNoJoinURL = errors.New("no joinUrl")
+// noSession is what the client is told of a provider that does not do what it should.
+const noSession = "The provider opens no session"
 
-// join creates a call and joins it. The errors are an Error; those of the provider are logged. A call that was created
-// and not joined costs nothing: it ends by itself.
+// join creates a call and joins it. Errors: an Error; a *refusedSession. A call that was created and not joined costs
+// nothing: it ends by itself.
 func (s *ultravoxSession) join(ctx context.Context) (*websocket.Conn, error) {
 	address, err := s.create(ctx)
 	if err != nil {
 		return nil, err
 	}
-	header := make(http.Header)
-	s.setCommon(header)
-	transport := s.gateway.transports.plain
-	if address.Scheme == "wss" {
-		transport = s.gateway.transports.secure
-	}
-	server, response, err := s.gateway.sessions.servers.Dial(ctx, transport, address.String(), header)
+	g := s.gateway
+	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, address, s.ownHeader())
 	switch {
 	case err == nil:
 		return server, nil
 	case response != nil:
-		return nil, s.failed("it refuses to let its call be joined with " + strconv.Itoa(response.StatusCode))
+		return nil, s.failed("its call cannot be joined: it responds with "+strconv.Itoa(response.StatusCode), noSession)
 	}
-	return nil, s.failed("its call cannot be joined: " + failureReason(err))
+	return nil, s.unreachable(ctx, err)
 }
 
-// create creates a call, and returns where it is joined. Whoever knows that can join it, so it is told nobody.
-func (s *ultravoxSession) create(ctx context.Context) (*url.URL, error) {
-	e := s.call.endpoint
-	header := http.Header{"Content-Type": jsonType, "Accept": jsonType}
-	s.setCommon(header)
-	if e.apiKey != "" {
-		name, value := e.credential()
-		header[name] = []string{value}
+// create creates a call, and returns the URL at which it is joined. Whoever knows that can join it, so it is told nobody.
+func (s *ultravoxSession) create(ctx context.Context) (address string, err error) {
+	header, err := s.keyHeader()
+	if err != nil {
+		return "", err
 	}
+	header["Content-Type"], header["Accept"] = jsonType, jsonType
+	e := s.call.endpoint
 	p := endpointRequest{to: e, body: [][]byte{s.newCall()}, header: header}
 	response, _, err := p.send(ctx, s.gateway.transports)
 	if err != nil {
-		return nil, s.failed(failureReason(err))
+		return "", s.unreachable(ctx, err)
 	}
 	defer response.Body.Close()
 	if status := response.StatusCode; status != http.StatusCreated && status != http.StatusOK {
-		return nil, s.refused(status)
+		return "", s.refused(response)
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxCreatedCall+1))
 	if err != nil {
-		return nil, s.failed(failureReason(err))
+		return "", s.unreachable(ctx, err)
 	}
-	address, err := joinURL(body, e.url.Scheme)
-	if err != nil || len(body) > maxCreatedCall {
-		return nil, s.failed("its response has no joinUrl that may be dialled")
+	address, ok := joinURL(body, e.url.Scheme)
+	if !ok || len(body) > maxCreatedCall {
+		return "", s.failed("its response has no joinUrl that may be dialled", noSession)
 	}
 	return address, nil
 }
 
-// setCommon sets the headers of all requests of the session.
-func (s *ultravoxSession) setCommon(header http.Header) {
-	header["User-Agent"] = ownUserAgent
-	if s.call.Hops != "" {
-		header[loopHeader] = []string{s.call.Hops}
+// refused returns the error for a response that creates no call. Its body is not shown: it is about the config.
+func (s *ultravoxSession) refused(response *http.Response) error {
+	const format = llmwire.OpenAIChat // in whose errors clients are told
+	status := strconv.Itoa(response.StatusCode)
+	switch response.StatusCode {
+	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden:
+		return s.failed(accountRefused+status, "The provider refuses this service's account")
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		s.logFailure("it responds with " + status)
+		response.Header["Content-Type"] = jsonType
+		return &refusedSession{response, format.ErrorBody(response.StatusCode, "The provider has too many calls")}
 	}
+	return s.failed("it responds with "+status+" to the request for a call", noSession)
 }
 
 // newCall returns the request for a call.
@@ -103,37 +104,17 @@ func (s *ultravoxSession) newCall() []byte {
 	return body
 }
 
-// joinURL returns the URL with which a call is joined, which is one of a WebSocket, over TLS unless the calls are created
-// without.
-func joinURL(body []byte, scheme string) (*url.URL, error) {
+// joinURL returns the URL with which a call is joined. It must be one of a WebSocket, over TLS unless the calls are
+// created without.
+func joinURL(body []byte, scheme string) (address string, ok bool) {
 	var created struct{ JoinURL string }
 	if err := json.Unmarshal(body, &created); err != nil {
-		return nil, errNoJoinURL
+		return "", false
 	}
 	u, err := url.Parse(created.JoinURL)
 	if err != nil || u.Hostname() == "" || u.Scheme != "wss" && (u.Scheme != "ws" || scheme != "http") {
-		return nil, errNoJoinURL
+		return "", false
 	}
 	u.User, u.Fragment = nil, ""
-	return u, nil
-}
-
-// failed logs a failure of the provider, and returns the error for the client.
-func (s *ultravoxSession) failed(reason string) error {
-	s.gateway.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s",
-		s.call.endpoint.label, s.call.Tenant, reason, s.call.ID)
-	return Error{http.StatusBadGateway, "The provider does not open a session"}
-}
-
-// refused returns the error for a client after the provider has refused to create a call.
-func (s *ultravoxSession) refused(status int) error {
-	switch status {
-	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden:
-		_ = s.failed(accountRefused + strconv.Itoa(status))
-		return Error{http.StatusBadGateway, "The provider refuses this service's account"}
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		_ = s.failed("it responds with " + strconv.Itoa(status))
-		return Error{status, "The provider has too many sessions"}
-	}
-	return s.failed("it responds with " + strconv.Itoa(status) + " to the creation of a call")
+	return u.String(), true
 }

@@ -4,12 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,7 +77,9 @@ func numbersOf(t *testing.T, text string) (members map[string]any) {
 // gets a secret.
 func TestUltravoxRefused(t *testing.T) {
 	const (
-		noSession = "The provider does not open a session"
+		tooMany   = `{"error":{"message":"The provider has too many calls"`
+		noReach   = "The provider cannot be reached"
+		noJoining = "its call cannot be joined: it responds with "
 		noAccount = "The provider refuses this service's account"
 		noJoin    = "its response has no joinUrl that may be dialled"
 		echo      = `{"detail":"` + ultravoxKey + " " + joinToken + `"}`
@@ -88,33 +91,36 @@ func TestUltravoxRefused(t *testing.T) {
 		message string
 		log     string
 	}{
-		{"400", func(c *callTest) { c.status, c.created = 400, echo }, 502, noSession, "it responds with 400 to the creation of a call"},
+		{"400", func(c *callTest) { c.status, c.created = 400, echo }, 502, noSession, "it responds with 400 to the request for a call"},
 		{"401", func(c *callTest) { c.status, c.created = 401, echo }, 502, noAccount, accountRefused + "401"},
 		{"402", func(c *callTest) { c.status, c.created = 402, echo }, 502, noAccount, accountRefused + "402"},
 		{"403", func(c *callTest) { c.status, c.created = 403, echo }, 502, noAccount, accountRefused + "403"},
 		{"404", func(c *callTest) { c.status, c.created = 404, echo }, 502, noSession, "it responds with 404"},
-		{"429", func(c *callTest) { c.status, c.created = 429, echo }, 429, "The provider has too many sessions", "it responds with 429"},
+		{"429", func(c *callTest) { c.status, c.created = 429, echo }, 429, tooMany, "it responds with 429"},
 		{"500", func(c *callTest) { c.status, c.created = 500, echo }, 502, noSession, "it responds with 500"},
-		{"503", func(c *callTest) { c.status, c.created = 503, echo }, 503, "The provider has too many sessions", "it responds with 503"},
+		{"503", func(c *callTest) { c.status, c.created = 503, echo }, 503, tooMany, "it responds with 503"},
 		{"a redirect", func(c *callTest) { c.status = 302 }, 502, noSession, "it responds with 302"},
 		{"202", func(c *callTest) { c.status = 202 }, 502, noSession, "it responds with 202"},
 		{"no body", func(c *callTest) { c.created = "" }, 502, noSession, noJoin},
 		{"no URL", func(c *callTest) { c.created = echo }, 502, noSession, noJoin},
 		{"a long body", func(c *callTest) { c.created += strings.Repeat(" ", maxCreatedCall) }, 502, noSession, noJoin},
-		{"joining refused", func(c *callTest) { c.joins = 404 }, 502, noSession, "it refuses to let its call be joined with 404"},
-		{"joining redirected", func(c *callTest) { c.joins = 302 }, 502, noSession, "it refuses to let its call be joined with 302"},
-		{"no WebSocket", func(c *callTest) { c.joins = 200 }, 502, noSession, "it refuses to let its call be joined with 200"},
-		{"no server", func(c *callTest) { c.transports.plain.DialContext = noNetwork }, 502, noSession, "the connection failed"},
-		{"a key that cannot be sent", func(c *callTest) { c.key = ultravoxKey + "\n" }, 502, noSession, "its api_key must be printable"},
+		{"joining refused", func(c *callTest) { c.joins = 404 }, 502, noSession, noJoining + "404"},
+		{"joining redirected", func(c *callTest) { c.joins = 302 }, 502, noSession, noJoining + "302"},
+		{"no WebSocket", func(c *callTest) { c.joins = 200 }, 502, noSession, noJoining + "200"},
+		{"no server", func(c *callTest) { c.transports.plain.DialContext = noNetwork }, 502, noReach, "the connection failed"},
+		{"a key that cannot be sent", func(c *callTest) { c.key = ultravoxKey + "\n" }, 502, "The endpoint's key cannot be sent: its api_key must be printable ASCII without white space",
+			"its api_key must be printable ASCII without white space"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			inCall(t, func(c *callTest) {
 				test.set(c)
 				_, err := c.begin()
-				if want := (Error{test.status, test.message}); err != want {
-					t.Errorf("got %v, want %v", err, want)
+				status, message, mayRetry := c.refusal(err)
+				if status != test.status || !strings.HasPrefix(message, test.message) || mayRetry != (status != 502 || message == noReach) {
+					t.Errorf("got %d %s, may retry: %v; want %d %s", status, message, mayRetry, test.status, test.message)
 				}
+				c.wantSecret(message)
 				if c.log.count("[WARN] The endpoint u of tenant acme failed: "+test.log) != 1 || c.log.count(" id=id\n") != 1 {
 					t.Errorf("logged %s, want %s", c.log.text.String(), test.log)
 				}
@@ -122,6 +128,25 @@ func TestUltravoxRefused(t *testing.T) {
 			})
 		})
 	}
+}
+
+// refusal returns what a client is told of an error of begin, and whether it may try again.
+func (c *callTest) refusal(err error) (status int, message string, mayRetry bool) {
+	mayRetry = c.header.Get("X-Should-Retry") != "false"
+	if plain, ok := errors.AsType[Error](err); ok {
+		return plain.Status, plain.Message, mayRetry
+	}
+	refused, ok := errors.AsType[*refusedSession](err)
+	if !ok {
+		c.t.Fatalf("got %v", err)
+	}
+	w := httptest.NewRecorder()
+	refused.send(w, ultravoxKey)
+	if got, want := w.Header()["Retry-After"], []string{"7"}; !slices.Equal(got, want) {
+		c.t.Errorf("got Retry-After %q, want %q", got, want)
+	}
+	c.wantSecret(fmt.Sprint(w.Header()))
+	return w.Code, w.Body.String(), mayRetry
 }
 
 func noNetwork(context.Context, string, string) (net.Conn, error) { return nil, errors.New(joinToken) }
@@ -148,13 +173,8 @@ func TestJoinURL(t *testing.T) {
 		{`["wss://h/a"]`, "https", ""},
 		{``, "https", ""},
 	} {
-		u, err := joinURL([]byte(test.body), test.scheme)
-		got := ""
-		if err == nil {
-			got = u.String()
-		}
-		if got != test.want {
-			t.Errorf("%s, %s: got %q, %v, want %q", test.body, test.scheme, got, err, test.want)
+		if got, ok := joinURL([]byte(test.body), test.scheme); got != test.want || ok != (test.want != "") {
+			t.Errorf("%s, %s: got %q, %v, want %q", test.body, test.scheme, got, ok, test.want)
 		}
 	}
 }
@@ -167,31 +187,47 @@ func TestUltravoxDeniedJoinURL(t *testing.T) {
 	defer provider.Close()
 	log := new(logBuffer)
 	c := &callTest{
-		t: t, log: log, account: &callAccount{fakeAccount: fakeAccount{left: 1000}}, price: priceUnit, key: ultravoxKey,
+		t: t, ctx: t.Context(), log: log, account: &callAccount{fakeAccount: fakeAccount{left: 1000}}, price: priceUnit, key: ultravoxKey,
 		Gateway: New(Options{HeaderTimeout: time.Minute, TenantShare: 0.5, Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}},
 			log.logger()),
 		rules: &sessionRules{isUltravox: true, maxSession: time.Hour}, url: provider.URL,
 	}
 	_, err := c.begin()
-	if err == nil || c.log.count("failed: its call cannot be joined: its address is within -gateway-deny id=id") != 1 {
+	if err == nil || c.log.count("failed: its address is within -gateway-deny id=id") != 1 {
 		t.Errorf("got %v, logged %s", err, c.log.text.String())
 	}
 	c.wantSecret(err.Error())
 }
 
-// A provider that does not respond is given up in time, and nothing is held any more.
+// A provider that does not respond is given up in time, or when nobody waits for it any more, and nothing is held then.
 func TestUltravoxSilentProvider(t *testing.T) {
-	inCall(t, func(c *callTest) {
-		c.transports.plain.ResponseHeaderTimeout = 10 * time.Second
-		c.transports.plain.DialContext = servePiped(c.t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-			_, _ = io.Copy(io.Discard, r.Body)
-			<-r.Context().Done()
-		})).dial
-		began := time.Now()
-		_, err := c.begin()
-		if took := time.Since(began); err == nil || took != 10*time.Second {
-			t.Errorf("got %v after %v", err, took)
+	for _, test := range []struct {
+		cause  error // for which it is given up after 3 s; nil: it is not
+		after  time.Duration
+		status int
+	}{
+		{nil, 10 * time.Second, 504}, {errClientGone, 3 * time.Second, 499}, {errStopping, 3 * time.Second, 503},
+	} {
+		for _, isCreated := range []bool{false, true} {
+			inCall(t, func(c *callTest) {
+				c.isSilent, c.isJoinSilent = !isCreated, isCreated
+				for _, transport := range []*http.Transport{c.transports.plain, c.transports.fresh} {
+					transport.ResponseHeaderTimeout = 10 * time.Second
+				}
+				ctx, cancel := context.WithCancelCause(c.t.Context())
+				c.ctx = ctx
+				if test.cause != nil {
+					time.AfterFunc(3*time.Second, func() { cancel(test.cause) })
+				}
+				began := time.Now()
+				_, err := c.begin()
+				cancel(nil)
+				plain, _ := errors.AsType[Error](err)
+				if took := time.Since(began); plain.Status != test.status || took != test.after {
+					t.Errorf("%v: got %v after %v, want %d after %v", test.cause, err, took, test.status, test.after)
+				}
+				c.wantCharged(0)
+			})
 		}
-		c.wantCharged(0)
-	})
+	}
 }

@@ -165,13 +165,17 @@ type callTest struct {
 	rules   *sessionRules
 	price   int64 // millionths of a token a second
 	call    *SessionCall
+	header  http.Header // of the response to the client
 
 	url     string // of the endpoint
 	key     string
 	status  int    // of the response to the creation of a call
 	created string // its body
 	joins   int    // with which status joining is refused; 0: it is not
-	isDeaf  bool   // it starts the call and reads nothing
+	ctx     context.Context
+	isDeaf  bool // it starts the call and reads nothing
+
+	isSilent, isJoinSilent bool // it does not respond
 
 	requests  []*http.Request
 	bodies    []string
@@ -184,7 +188,7 @@ func inCall(t *testing.T, test func(c *callTest)) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(logBuffer)
 		c := &callTest{
-			t: t, log: log, account: &callAccount{fakeAccount: fakeAccount{left: 100_000}}, price: 10 * priceUnit,
+			t: t, ctx: t.Context(), log: log, account: &callAccount{fakeAccount: fakeAccount{left: 100_000}}, price: 10 * priceUnit,
 			Gateway:   New(Options{HeaderTimeout: time.Minute, TenantShare: 0.5, MaxWaiting: 1, MaxDrains: 1}, log.logger()),
 			rules:     &sessionRules{isUltravox: true, inputRate: 16000, outputRate: 24000, maxSession: time.Hour},
 			providers: make(chan *wsPeer, 1), done: make(chan struct{}),
@@ -204,7 +208,10 @@ func (c *callTest) serveProvider(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	c.requests, c.bodies = append(c.requests, r), append(c.bodies, string(body))
 	switch {
+	case c.isSilent, c.isJoinSilent && r.Method == http.MethodGet:
+		<-r.Context().Done()
 	case r.Method == http.MethodPost:
+		w.Header().Set("Retry-After", "7")
 		w.WriteHeader(c.status)
 		_, _ = io.WriteString(w, c.created)
 	case c.joins != 0:
@@ -232,8 +239,9 @@ func (c *callTest) begin() (*ultravoxSession, error) {
 		ID: "id", Tenant: "acme", User: "user", Hops: "hop", Account: c.account, Start: time.Now(),
 		Deadline: time.Now().Add(time.Second), Outcome: new(Outcome), endpoint: e, model: "u",
 	}
-	s := newUltravoxSession(c.Gateway, c.call)
-	_, err := s.open(c.t.Context())
+	c.header = make(http.Header)
+	s := newUltravoxSession(c.Gateway, c.call, c.header)
+	_, err := s.open(c.ctx)
 	return s, err
 }
 
@@ -296,7 +304,7 @@ func (c *callTest) wantSecret(shown ...string) {
 }
 
 // eventOf returns what a client gets of an error that ends its session.
-func eventOf(err error) string { return "T" + string(sessionFailure(err).Event()) }
+func eventOf(err error) string { return "T" + string(new(SessionCall).failure(err).Event()) }
 
 // Whoever ends a call, its length is charged exactly, Ultravox is asked to hang up, and both sides get the code.
 func TestUltravoxEnds(t *testing.T) {
@@ -412,6 +420,7 @@ func TestUltravoxOverdue(t *testing.T) {
 func TestUltravoxDeafProvider(t *testing.T) {
 	inCall(t, func(c *callTest) {
 		c.isDeaf = true
+		c.sessions.servers.PingInterval = 0 // a ping would wait for a mutex, during which time stands still
 		client, _ := c.connect()
 		client.want(t, "client", "T"+callStarted)
 		began := time.Now()

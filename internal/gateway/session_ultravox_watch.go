@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"time"
 
-	"tollgate/internal/llmwire"
 	"tollgate/internal/websocket"
 )
 
@@ -68,18 +67,4 @@ func (s *ultravoxSession) deadline() (time.Time, sessionEnd) {
 		return spent, sessionEnd{websocket.ClosePolicy, errCallPaid}
 	}
 	return at, sessionEnd{websocket.CloseNormal, nil}
-}
-
-// sessionFailure returns what the client of a session is told of an error that ends it.
-func sessionFailure(err error) *llmwire.RealtimeError {
-	if coded, ok := errors.AsType[CodedError](err); ok {
-		return llmwire.RealtimeFailure(coded.Status, coded.Code, coded.Message)
-	}
-	if plain, ok := errors.AsType[Error](err); ok {
-		return llmwire.RealtimeFailure(plain.Status, "", plain.Message)
-	}
-	if errors.Is(err, ErrNoHold) {
-		return llmwire.RealtimeFailure(http.StatusUnauthorized, "", "The API key is gone")
-	}
-	return llmwire.RealtimeFailure(http.StatusForbidden, "", err.Error())
 }

@@ -1,0 +1,63 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+)
+
+// A sessionOpening is what the provider's side of any session needs to connect to its provider.
+type sessionOpening struct {
+	gateway *Gateway
+	call    *SessionCall
+	header  http.Header // of the response to the client, before that is accepted
+}
+
+// ownHeader returns the header of a request to the provider: nothing of the client's is sent.
+func (s *sessionOpening) ownHeader() http.Header {
+	header := http.Header{"User-Agent": ownUserAgent}
+	if s.call.Hops != "" {
+		header[loopHeader] = []string{s.call.Hops}
+	}
+	return header
+}
+
+// keyHeader returns the header of a request with the endpoint's key. The error is an Error.
+func (s *sessionOpening) keyHeader() (http.Header, error) {
+	e, header := s.call.endpoint, s.ownHeader()
+	if member, fault := e.credentialFault(); fault != "" {
+		wrong := credentialError(member + " " + fault)
+		return nil, s.failed(failureReason(wrong), "The endpoint's key cannot be sent: its "+wrong.Error())
+	}
+	if e.apiKey != "" {
+		name, value := e.credential()
+		header[name] = []string{value}
+	}
+	return header, nil
+}
+
+// failed logs that the provider has failed, and returns the error of status 502 for the client, who is not to try again.
+func (s *sessionOpening) failed(reason, message string) error {
+	s.header["X-Should-Retry"] = []string{"false"}
+	s.logFailure(reason)
+	return Error{http.StatusBadGateway, message}
+}
+
+func (s *sessionOpening) logFailure(reason string) {
+	s.gateway.log.Warnf("The endpoint %s of tenant %s failed: %s id=%s",
+		s.call.endpoint.label, s.call.Tenant, reason, s.call.ID)
+}
+
+// unreachable returns the error for a provider that could not be reached, or does not respond.
+func (s *sessionOpening) unreachable(ctx context.Context, err error) error {
+	switch context.Cause(ctx) {
+	case errClientGone:
+		return errHungUp
+	case errStopping:
+		return Error{http.StatusServiceUnavailable, "The server is stopping"}
+	}
+	s.logFailure(failureReason(err))
+	if isTimeout(err) || context.Cause(ctx) == errSilent {
+		return Error{http.StatusGatewayTimeout, "The provider does not respond in time"}
+	}
+	return Error{http.StatusBadGateway, "The provider cannot be reached"}
+}
