@@ -129,13 +129,13 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 	return err
 }
 
-// sessionRefusal returns what the client of a session that is open is told of an error of its account.
+// sessionRefusal returns how the client of an open session is told of err, with which its account has refused something.
 func sessionRefusal(err error) (status int, code, message string) {
 	response := responseTo(err)
-	if code = response.body.code; errors.Is(err, ErrGroupDisabled) {
-		code = "group_disabled"
+	if errors.Is(err, ErrGroupDisabled) {
+		response.body.code = "group_disabled"
 	}
-	return response.status, code, response.body.Error
+	return response.status, response.body.code, response.body.Error
 }
 
 // sessionText returns what the line of the access log says of a session.

@@ -19,6 +19,7 @@ type sessionAccount struct {
 	account // for the first hold; its mu also guards what follows, and its holder is where the key was last seen
 
 	latest *tenant                // as it was last seen
+	group  string                 // of the key, when something was last paid; "" if nothing was
 	holds  map[string]sessionHold // by ID: those that may be open, and those that were settled, but not exchanged
 
 	charged atomic.Int64 // by all settlements together
@@ -94,6 +95,12 @@ func (a *sessionAccount) Settle(deadline time.Time, holdID string, u gateway.Usa
 	balance, err := a.settle(deadline, holdID, u)
 	if !errors.Is(err, ErrUnavailable) {
 		a.forget(holdID)
+	}
+	if !u.IsPart && (errors.Is(err, ErrNoKey) || errors.Is(err, ErrNoHold)) { // the request was one all the same
+		a.mu.Lock()
+		group := a.group
+		a.mu.Unlock()
+		a.countUsage(settlement{group: group}, gateway.Usage{Endpoint: u.Endpoint, Model: u.Model})
 	}
 	return balance, forGateway(err)
 }
@@ -231,7 +238,7 @@ func (a *sessionAccount) paid(holdID string, s settlement, u gateway.Usage) gate
 	}
 	isNew := !hold.counted
 	hold.counted = true
-	a.holds[holdID] = hold
+	a.holds[holdID], a.group = hold, s.group
 	a.mu.Unlock()
 	if isNew {
 		a.countUsage(s, u)

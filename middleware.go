@@ -267,7 +267,11 @@ func (s *server) logAccess(r *http.Request, response *responseRecorder, took tim
 		more = " trace=" + trace
 	}
 	if o := &info.outcome; o.Endpoint != "" { // quoted, since the model may be any text of the client
-		more += fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(o.Model))
+		model := o.Model
+		if validAPIKey(model) { // in the wrong place
+			model = "-"
+		}
+		more += fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(model))
 	}
 	if response.takenOver > 0 {
 		more += sessionText(info)

@@ -152,7 +152,9 @@ func (g *Gateway) acceptClient(w http.ResponseWriter, r *http.Request, c *Sessio
 	if r.Context().Err() != nil {
 		return nil, errHungUp
 	}
-	client, err := g.sessions.clients.Accept(w, r, c.Protocol, nil)
+	header := w.Header().Clone()
+	header.Del("Connection") // which has another value for a WebSocket
+	client, err := g.sessions.clients.Accept(w, r, c.Protocol, header)
 	if refused, ok := errors.AsType[*websocket.HandshakeError](err); ok {
 		return nil, Error{refused.Status, refused.Reason}
 	}
