@@ -417,7 +417,7 @@ func TestDrainSessions(t *testing.T) {
 			default:
 				t.Errorf("after %s the session has not ended", time.Since(began))
 			}
-			if n := in.log.Count("1 realtime sessions were still open after 300ms and are closed"); n != test.closed {
+			if n := in.log.Count("Realtime sessions that were still open after 300ms and are closed: 1\n"); n != test.closed {
 				t.Errorf("log:\n%s", in.log)
 			}
 			if n := in.log.Count("status=101"); n != 1 {
@@ -511,5 +511,24 @@ func TestWaitSessions(t *testing.T) {
 	defer cancel()
 	if open := s.waitSessions(ctx); open != 2 {
 		t.Errorf("%d sessions are open", open)
+	}
+}
+
+// The client of an open session is told why its account refuses to go on.
+func TestSessionRefusal(t *testing.T) {
+	for _, test := range []struct {
+		err           error
+		status        int
+		code, message string
+	}{
+		{ErrKeyDisabled, 403, "", "API key is disabled"},
+		{ErrGroupDisabled, 403, "group_disabled", "Group is disabled"},
+		{fmt.Errorf("hold tokens: %w", ErrGroupDisabled), 403, "group_disabled", "Group is disabled"},
+		{ErrTooManyRequests, 429, "", "Too many requests at a time"},
+		{errors.New("a secret"), 500, "", "Internal error"},
+	} {
+		if status, code, message := sessionRefusal(test.err); status != test.status || code != test.code || message != test.message {
+			t.Errorf("%v: got %d, %q, %q, want %+v", test.err, status, code, message, test)
+		}
 	}
 }

@@ -263,7 +263,7 @@ func drain(httpServer *http.Server, listener *connlimit.Listener, server *server
 	listener.Wait(keepAliveGrace)
 	err := httpServer.Shutdown(ctx) // which does not wait for sessions
 	if open := server.waitSessions(ctx); open > 0 {
-		log.Infof("%d realtime sessions were still open after %s and are closed", open, timeout)
+		log.Infof("Realtime sessions that were still open after %s and are closed: %d", timeout, open)
 	}
 	ctx, cancelEnd := context.WithTimeout(context.Background(), endTimeout)
 	defer cancelEnd()

@@ -46,7 +46,7 @@ type routeMetrics struct {
 
 // statuses are the statuses counted by themselves. All others are counted together.
 var statuses = [...]int{
-	101, 200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 429, 431,
+	101, 200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 426, 429, 431,
 	500, 502, 503, 504, 529,
 }
 

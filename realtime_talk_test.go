@@ -352,7 +352,7 @@ func TestSessionsWhenStopped(t *testing.T) {
 				t.Error("tokens are still held")
 			}
 			wantLine(t, s.log, fmt.Sprintf(`\[INFO\] GET /\{tenantId\}/v1/realtime tenant=%s status=101 .* charged=%d`, s.tenant, charged))
-			if s.log.Count("1 realtime sessions were still open after 700ms and are closed\n") != 1 ||
+			if s.log.Count("Realtime sessions that were still open after 700ms and are closed: 1\n") != 1 ||
 				s.log.Count("[WARN] Requests still ran")+s.log.Count("not settled") > 0 {
 				t.Errorf("log:\n%s", s.log)
 			}
