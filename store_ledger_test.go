@@ -368,8 +368,7 @@ func (w *ledgerWalk) settleLease(key, id string, used, charged int, m *ledgerMod
 	m.mayLag = false
 }
 
-// exchange settles a hold of the gateway, which may have been settled by expiry, and takes another in its place. It does
-// so up to three times.
+// exchange settles a hold of the gateway and takes another in its place, up to three times.
 func (w *ledgerWalk) exchange(key string, m *ledgerModel) {
 	id := w.anyHold(m)
 	if !isGateways(id) {
