@@ -237,7 +237,7 @@ func (c *callTest) begin() (*ultravoxSession, error) {
 	e.prices.add("u", &price{rates: given.completed()})
 	c.call = &SessionCall{
 		ID: "id", Tenant: "acme", User: "user", Hops: "hop", Account: c.account, Start: time.Now(),
-		Deadline: time.Now().Add(time.Second), Outcome: new(Outcome), endpoint: e, model: "u",
+		Deadline: time.Now().Add(time.Second), Outcome: new(Outcome), endpoint: e, model: "u", header: make(http.Header),
 	}
 	c.header = make(http.Header)
 	s := newUltravoxSession(c.Gateway, c.call, c.header)
