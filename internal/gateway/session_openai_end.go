@@ -86,8 +86,8 @@ func (s *openAISession) clientEnded(err error) {
 	s.end(&openAIEnd{client: closing{code, ""}, server: closing{code, reason}})
 }
 
-// serverEnded ends the session when nothing more comes from the provider. The client is told how it has ended or, in the
-// middle of a response, that it has.
+// serverEnded ends the session when nothing more comes from the provider. The client is told how it has ended, unless
+// that was in the middle of a response, or without a close frame.
 func (s *openAISession) serverEnded(err error) {
 	code, reason := websocket.Forward(err, websocket.CloseInternal)
 	reason = string(withoutKey([]byte(reason), s.call.endpoint.apiKey))
@@ -95,7 +95,7 @@ func (s *openAISession) serverEnded(err error) {
 	s.mu.Lock()
 	isNews, isResponding := s.cause == nil, s.underWay() > 0
 	end := &openAIEnd{client: closing{code, reason}, server: closing{code, ""}}
-	if isResponding {
+	if isResponding || !isClosed {
 		end = providerEnd("The provider has ended the session")
 	}
 	end.isLost = true

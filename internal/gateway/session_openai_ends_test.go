@@ -56,7 +56,7 @@ var sessionEndRows = []sessionEndRow{
 		end: func(_ *testSession, _ *sessionClient, s *providertest.RealtimeSession) { s.Close(4002, "enough") },
 	},
 	{
-		name: "provider is gone", client: websocket.CloseInternal, server: websocket.CloseLost, isProvider: true,
+		name: "provider is gone", client: websocket.CloseInternal, server: websocket.CloseLost, isProvider: true, event: `"api_error"`,
 		end: func(_ *testSession, _ *sessionClient, s *providertest.RealtimeSession) { s.Abort() },
 	},
 	{
@@ -122,7 +122,7 @@ func (row *sessionEndRow) run(t *testing.T, when sessionMoment) {
 		}
 		return http.StatusForbidden, "", err.Error()
 	}
-	if row.refuse != nil && row.spend == nil {
+	if row.refuse != nil && row.spend == nil && when != whenPaying {
 		g.renewal = 20 * time.Millisecond
 	}
 	if row.session > 0 {
