@@ -76,7 +76,8 @@ func (s *settler) repeat(step func() error, done func(error)) {
 	go func() {
 		defer s.waiting.Add(-1)
 		pause, err := settlePause, ErrUnavailable
-		for giveUp := time.Now().Add(settleTimeout); errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
+		giveUp := time.Now().Add(settleTimeout)
+		for ; errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)
 			if time.Now().After(giveUp) || s.stopped.Load() {
 				break
