@@ -44,7 +44,7 @@ type SessionCall struct {
 
 	Outcome *Outcome // where ChooseEndpoint and ServeSession say what became of the session; must not be nil
 
-	header   http.Header // of the response to the client, unless that is accepted
+	header   http.Header // of the response to the client, before that is accepted
 	all      Endpoints   // that ChooseEndpoint was called with
 	allowed  ModelNames  // what the account allows, if the client names no model and the first one was denied; else nil
 	endpoint *Endpoint
@@ -92,7 +92,7 @@ func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *Sessio
 		return errTooManySessions
 	}
 	c.header = w.Header()
-	p, server, err := g.openAllowed(w, r, c)
+	p, server, err := g.openAllowed(r, c)
 	if refused, ok := errors.AsType[*refusedSession](err); ok {
 		refused.send(w, c.endpoint.apiKey)
 		return nil
@@ -114,10 +114,10 @@ func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *Sessio
 
 // openAllowed connects to the provider of the endpoint that was chosen. If the account denies its model, which the client
 // has not named, it does that once more for one that the account allows.
-func (g *Gateway) openAllowed(w http.ResponseWriter, r *http.Request, c *SessionCall) (provider, *websocket.Conn, error) {
+func (g *Gateway) openAllowed(r *http.Request, c *SessionCall) (provider, *websocket.Conn, error) {
 	for {
 		c.Outcome.Endpoint, c.Outcome.Model = c.endpoint.label, c.model
-		p := g.newProvider(c, w.Header())
+		p := g.newProvider(c)
 		server, err := g.openProvider(r, p)
 		denied, isDenied := errors.AsType[DeniedError](err)
 		if !isDenied {
@@ -129,12 +129,12 @@ func (g *Gateway) openAllowed(w http.ResponseWriter, r *http.Request, c *Session
 	}
 }
 
-// newProvider returns the provider's side of a session. Until the client is accepted, header is that of the response.
-func (g *Gateway) newProvider(c *SessionCall, header http.Header) provider {
+// newProvider returns the provider's side of a session.
+func (g *Gateway) newProvider(c *SessionCall) provider {
 	if c.endpoint.session.isUltravox {
-		return newUltravoxSession(g, c, header)
+		return newUltravoxSession(g, c)
 	}
-	return newOpenAISession(g, c, header)
+	return newOpenAISession(g, c)
 }
 
 // openProvider connects to the provider, unless the client hangs up meanwhile.

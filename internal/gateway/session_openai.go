@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,11 +51,11 @@ type openAISession struct {
 	readyOnce, hangUpOnce sync.Once
 }
 
-// newOpenAISession returns a session for a call whose endpoint was chosen. header is that of the response to the client.
-func newOpenAISession(g *Gateway, c *SessionCall, header http.Header) *openAISession {
+// newOpenAISession returns a session for a call whose endpoint was chosen.
+func newOpenAISession(g *Gateway, c *SessionCall) *openAISession {
 	p := c.price()
 	s := &openAISession{
-		sessionOpening: sessionOpening{g, c, header}, price: p, purse: &purse{gateway: g, call: c, price: p},
+		sessionOpening: sessionOpening{g, c}, price: p, purse: &purse{gateway: g, call: c, price: p},
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	s.clientSide.buffer = eventBuffer{pool: &g.sessions.events, memory: c.Memory}
@@ -78,7 +77,7 @@ func (s *openAISession) open(ctx context.Context) (*websocket.Conn, error) {
 		s.purse.close(llmwire.Usage{}, 0, false)
 		return nil, err
 	}
-	s.server, s.header = server, nil
+	s.server, s.call.header = server, nil
 	return server, nil
 }
 

@@ -9,7 +9,6 @@ import (
 type sessionOpening struct {
 	gateway *Gateway
 	call    *SessionCall
-	header  http.Header // of the response to the client, before that is accepted
 }
 
 // ownHeader returns the header of a request to the provider: nothing of the client's is sent.
@@ -37,7 +36,7 @@ func (s *sessionOpening) keyHeader() (http.Header, error) {
 
 // failed logs that the provider has failed, and returns the error of status 502 for the client, who is not to try again.
 func (s *sessionOpening) failed(reason, message string) error {
-	s.header["X-Should-Retry"] = []string{"false"}
+	s.call.header["X-Should-Retry"] = []string{"false"}
 	s.logFailure(reason)
 	return Error{http.StatusBadGateway, message}
 }

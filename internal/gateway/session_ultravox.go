@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"net/http"
 	"sync"
 	"time"
 
@@ -37,9 +36,9 @@ type ultravoxSession struct {
 	cause   *sessionEnd // why it ends here; nil if it does not
 }
 
-// newUltravoxSession returns a session for a call whose endpoint was chosen. header is that of the response to the client.
-func newUltravoxSession(g *Gateway, c *SessionCall, header http.Header) *ultravoxSession {
-	return &ultravoxSession{sessionOpening: sessionOpening{g, c, header}, price: c.price()}
+// newUltravoxSession returns a session for a call whose endpoint was chosen.
+func newUltravoxSession(g *Gateway, c *SessionCall) *ultravoxSession {
+	return &ultravoxSession{sessionOpening: sessionOpening{g, c}, price: c.price()}
 }
 
 // open holds what a call of up to max_session costs, or everything that is left if that pays for one step, and joins a
@@ -59,7 +58,7 @@ func (s *ultravoxSession) open(ctx context.Context) (*websocket.Conn, error) {
 		s.settle()
 		return nil, err
 	}
-	s.server, s.header, s.opened = server, nil, time.Now()
+	s.server, s.call.header, s.opened = server, nil, time.Now()
 	return server, nil
 }
 

@@ -132,7 +132,7 @@ func TestUltravoxRefused(t *testing.T) {
 
 // refusal returns what a client is told of an error of begin, and whether it may try again.
 func (c *callTest) refusal(err error) (status int, message string, mayRetry bool) {
-	mayRetry = c.header.Get("X-Should-Retry") != "false"
+	mayRetry = c.call.header.Get("X-Should-Retry") != "false"
 	if plain, ok := errors.AsType[Error](err); ok {
 		return plain.Status, plain.Message, mayRetry
 	}

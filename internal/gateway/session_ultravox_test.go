@@ -165,7 +165,6 @@ type callTest struct {
 	rules   *sessionRules
 	price   int64 // millionths of a token a second
 	call    *SessionCall
-	header  http.Header // of the response to the client
 
 	url     string // of the endpoint
 	key     string
@@ -239,8 +238,7 @@ func (c *callTest) begin() (*ultravoxSession, error) {
 		ID: "id", Tenant: "acme", User: "user", Hops: "hop", Account: c.account, Start: time.Now(),
 		Deadline: time.Now().Add(time.Second), Outcome: new(Outcome), endpoint: e, model: "u", header: make(http.Header),
 	}
-	c.header = make(http.Header)
-	s := newUltravoxSession(c.Gateway, c.call, c.header)
+	s := newUltravoxSession(c.Gateway, c.call)
 	_, err := s.open(c.ctx)
 	return s, err
 }
