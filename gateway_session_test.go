@@ -275,6 +275,25 @@ func TestRefusedExchange(t *testing.T) {
 	}
 }
 
+// What a session uses while it ends is charged once, down to 0, though no hold is left.
+func TestChargeAfterRefusal(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ cost, charged int64 }{{20, 20}, {5000, 970}} {
+		s := newSessionTest(t, sessionConfig)
+		first := s.mustHold(t, takes(100))
+		s.service.admin(t, "PATCH", "/"+s.id+"/admin/keys/"+s.key, `{"enabled":false}`).want(t, 200, "")
+		id := s.wantRefusal(t, first, 30, takes(200), gateway.Balance{Charged: 30, Left: 970}, ErrKeyDisabled)
+		want := gateway.Balance{Charged: test.charged, Left: 970 - test.charged}
+		for range 2 {
+			balance, err := s.Settle(soon(), id, gateway.Usage{Cost: test.cost})
+			if err != nil || balance != want {
+				t.Errorf("got %+v, %v; want %+v", balance, err, want)
+			}
+		}
+		s.wantLedger(t, s.key, int(want.Left), 0, "-")
+	}
+}
+
 func (s *sessionTest) mustTenant(t *testing.T) *tenant { return s.server.store.wantTenant(t, s.id) }
 
 func (s *sessionTest) deleteTenant(t *testing.T) {
