@@ -69,15 +69,14 @@ func (s *settler) settleLater(d debt) {
 	}, func(err error) { s.settled(d, balance, err) })
 }
 
-// repeat calls step in the background, with pauses, until the account responds, for settleTimeout at most: after that it
-// may have forgotten what was done. Then it calls done with the last error of step, or ErrUnavailable.
+// repeat calls step in the background, with pauses, until the account responds, for settleTimeout at most: after that
+// it may have forgotten what was done. Then it calls done with the last error of step, or ErrUnavailable.
 func (s *settler) repeat(step func() error, done func(error)) {
 	s.waiting.Add(1)
 	go func() {
 		defer s.waiting.Add(-1)
 		pause, err := settlePause, ErrUnavailable
-		giveUp := time.Now().Add(settleTimeout)
-		for ; errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
+		for giveUp := time.Now().Add(settleTimeout); errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)
 			if time.Now().After(giveUp) || s.stopped.Load() {
 				break
