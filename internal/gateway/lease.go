@@ -15,8 +15,8 @@ const (
 	leaseRetry   = time.Second      // after a renewal that has failed
 )
 
-// hold takes a hold for a tenant, if the account grants it now, and starts its lease. After an error nothing is held, or
-// it is returned in the background. Errors: an Error of status 503; those of Account.Hold.
+// hold takes a hold for a tenant, if the account grants it now, and starts its lease. After an error nothing is held,
+// or it is returned in the background. Errors: an Error of status 503; those of Account.Hold.
 func (g *Gateway) hold(account Account, tenant string, deadline time.Time, r HoldRequest) (Hold, *lease, error) {
 	if g.settler.isFull() {
 		return Hold{}, nil, Error{http.StatusServiceUnavailable, "Too many charges wait for Redis"}

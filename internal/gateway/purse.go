@@ -20,8 +20,9 @@ var errTooManyResponses = Error{http.StatusTooManyRequests, "Too many responses 
 // again for each further one that is under way; each time that something was used, one of these holds is settled and
 // another is taken in its place. Its methods may be called at the same time, unless they say otherwise.
 //
-// An exchange of holds that may or may not have been done is repeated in the background. What is used meanwhile is owed:
-// the next hold pays for it. The session goes on while the hold that is being exchanged would cover both and the least.
+// An exchange of holds that may or may not have been done is repeated in the background. What is used meanwhile is
+// owed: the next hold pays for it. The session goes on while the hold that is being exchanged would cover both and the
+// least.
 type purse struct {
 	gateway *Gateway
 	call    *SessionCall
@@ -165,8 +166,8 @@ func (p *purse) check(deadline time.Time) error {
 	return nil
 }
 
-// close ends the session: it pays for what has used last, if that is not 0, and gives back everything else that is held.
-// It adds the session to the outcome of the call. Nothing may be called after it.
+// close ends the session: it pays for what was used last, and gives back everything else that is held. The account
+// counts the session then, also if it has used nothing. Nothing may be called after it.
 func (p *purse) close(u llmwire.Usage, cost int64, isEstimate bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -415,14 +415,29 @@ type purseStep struct {
 
 var errDisabled = errors.New("the key is disabled")
 
+// A purseCase is what a session does, and uses last, with an account of that many tokens.
+type purseCase struct {
+	left  int64
+	steps []purseStep
+	last  int64
+}
+
+func (c purseCase) test(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := opened(t, c.left)
+		for i, step := range c.steps {
+			p.take(t, i, step)
+		}
+		p.end(c.last)
+		time.Sleep(time.Minute)
+		p.wantPaid(t)
+	})
+}
+
 // Holds are settled and taken with each use.
 func TestPurseSteps(t *testing.T) {
 	const full = 32_768
-	for name, test := range map[string]struct {
-		left  int64
-		steps []purseStep
-		last  int64 // that is used when the session ends
-	}{
+	for name, test := range map[string]purseCase{
 		"one after the other": {left: 100_000, steps: []purseStep{
 			{spend: 500, held: []int64{full}, charged: 500},
 			{cover: 1, held: []int64{full}, charged: 500},
@@ -474,6 +489,18 @@ func TestPurseSteps(t *testing.T) {
 			{spend: 10, of: 3, refuse: errDisabled, want: errDisabled, held: []int64{full, full}, limit: 1, charged: 10},
 			{spend: 20, of: 2, want: errDisabled, held: []int64{full, full}, limit: 1, charged: 10},
 		}, last: 300},
+		"refused without a cost": {left: 100_000, steps: []purseStep{
+			{spend: 0, refuse: errDisabled, want: errDisabled, limit: 1},
+		}},
+	} {
+		t.Run(name, test.test)
+	}
+}
+
+// If the account cannot be reached, the session goes on while what it used and the next response are covered.
+func TestPurseWithoutAccount(t *testing.T) {
+	const full = 32_768
+	for name, test := range map[string]purseCase{
 		"lost": {left: 100_000, steps: []purseStep{
 			{spend: 10, mishaps: []mishap{lost}, held: []int64{full}, limit: 4096, charged: 10},
 			{spend: 20, held: []int64{full}, limit: 4096, charged: 10}, // it is owed
@@ -501,9 +528,6 @@ func TestPurseSteps(t *testing.T) {
 			{spend: 20, held: []int64{full}},
 			{sleep: time.Second, spend: 40, want: errDisabled, limit: 1, charged: 10},
 		}, last: 80},
-		"refused without a cost": {left: 100_000, steps: []purseStep{
-			{spend: 0, refuse: errDisabled, want: errDisabled, limit: 1},
-		}},
 		"away, while a further one is used": {left: full + 3_256, steps: []purseStep{
 			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
 			{spend: 1_000, of: 2, mishaps: []mishap{away}, refill: 2 * full, held: []int64{2_256, full}, limit: 256},
@@ -521,17 +545,7 @@ func TestPurseSteps(t *testing.T) {
 			{spend: 20, held: []int64{full}, charged: 30},
 		}, last: 1},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := opened(t, test.left)
-				for i, step := range test.steps {
-					p.take(t, i, step)
-				}
-				p.end(test.last)
-				time.Sleep(time.Minute)
-				p.wantPaid(t)
-			})
-		})
+		t.Run(name, test.test)
 	}
 }
 
