@@ -217,7 +217,9 @@ func TestRealtimeBytesAfterClose(t *testing.T) {
 	g := newService(t, "ACCESS_LOG=true").newRealtimeTest(t, websockettest.NewServer(t, nil))
 	text := websockettest.Frame{First: 0x81, Payload: `{"type":"input_audio_buffer.append","audio":"AAAA"}`}
 	bye := websockettest.Close(4001, "bye")
-	for _, behind := range [][]websockettest.Frame{{text}, {{First: 0x89, Payload: "a"}}, {bye}, {{First: 0xff, Payload: "garbage", Flip: true}}} {
+	for _, behind := range [][]websockettest.Frame{
+		{text}, {{First: 0x89, Payload: "a"}}, {bye}, {{First: 0xff, Payload: "garbage", Flip: true}},
+	} {
 		for _, fromClient := range []bool{true, false} {
 			client, provider := g.open(t, false)
 			sender, other := client, provider
