@@ -92,6 +92,11 @@ func (c *talkClients) newTalker(t *testing.T, s *service, conduct providertest.R
 	t.Helper()
 	p := providertest.NewRealtime(t)
 	p.On(conduct)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s", s.log)
+		}
+	})
 	tenant := newTalkTenant(t, p.URL)
 	g := &gatewayTest{service: s, tenant: tenant, key: s.issue(t, tenant, `"userId":"u-1","group":"pro"`)}
 	return &talker{g, c, p, s.behindTLS(t, c.tls) + "/" + tenant}
@@ -277,10 +282,7 @@ func TestIntegrationRealtime(t *testing.T) {
 		{"handshakes", testTalkHandshakes}, {"client gone", testTalkClientGone}, {"killed", testTalkKilled},
 		{"two processes", testTalkTwoProcesses}, {"closes", testTalkCloses}, {"Ultravox", testTalkUltravox},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			test.run(t, c)
-		})
+		t.Run(test.name, func(t *testing.T) { test.run(t, c) })
 	}
 }
 
