@@ -1,10 +1,8 @@
 package providertest
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -30,7 +28,6 @@ type Peer struct {
 	Request *http.Request // with which it was opened; its body was read
 
 	conn  *websocket.Conn
-	wire  net.Conn
 	piece int // bytes of a frame; 0: a message is one frame
 
 	writing sync.Mutex
@@ -53,13 +50,12 @@ type peerServer struct {
 
 // serve opens a WebSocket and calls read with each message that comes, until none comes any more.
 func (s *peerServer) serve(w http.ResponseWriter, p *Peer, protocol string, opened func(), read func(Message)) {
-	hijacked := &hijacker{ResponseWriter: w}
-	conn, err := s.side.Accept(hijacked, p.Request, protocol, http.Header{"Set-Cookie": {"__cf_bm=1; path=/"}})
+	conn, err := s.side.Accept(w, p.Request, protocol, http.Header{"Set-Cookie": {"__cf_bm=1; path=/"}})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	p.conn, p.wire = conn, hijacked.conn
+	p.conn = conn
 	defer conn.Finish()
 	if !s.add(p) {
 		return
@@ -120,19 +116,6 @@ func (s *peerServer) stop() {
 	s.serving.Wait()
 }
 
-// A hijacker keeps the connection that is taken from an HTTP server.
-type hijacker struct {
-	http.ResponseWriter
-	conn net.Conn
-}
-
-// Hijack takes the connection.
-func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffered, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	h.conn = conn
-	return conn, buffered, err
-}
-
 // Send sends a text message. That nobody reads it any more is no reason for the test to fail.
 func (p *Peer) Send(text string) { p.send(websocket.Text, []byte(text)) }
 
@@ -155,13 +138,6 @@ func (p *Peer) send(kind websocket.Kind, data []byte) {
 
 // SendBinary sends a binary message.
 func (p *Peer) SendBinary(data []byte) { p.send(websocket.Binary, data) }
-
-// SendRaw writes bytes to the connection as they are, between messages.
-func (p *Peer) SendRaw(bytes []byte) {
-	p.writing.Lock()
-	defer p.writing.Unlock()
-	_, _ = p.wire.Write(bytes)
-}
 
 // Close sends a close frame. A code of 1005 stands for none.
 func (p *Peer) Close(code websocket.Code, reason string) { _ = p.conn.Close(code, reason) }
@@ -218,8 +194,8 @@ func (p *Peer) Ended(t testing.TB) websocket.Code {
 	return websocket.CloseLost
 }
 
-// IsOpen reports whether messages may still come.
-func (p *Peer) IsOpen() bool {
+// isOpen reports whether messages may still come.
+func (p *Peer) isOpen() bool {
 	select {
 	case <-p.ended:
 		return false

@@ -320,7 +320,7 @@ func (s *RealtimeSession) finish(run *realtimeRun, share float64) {
 	s.mu.Unlock()
 	if run.RawUsage != "" {
 		response["usage"] = json.RawMessage(run.RawUsage)
-	} else if s.IsOpen() {
+	} else if s.isOpen() {
 		s.spend(usage)
 	}
 	s.SendEvent("response.done", object{"response": response})

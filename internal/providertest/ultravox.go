@@ -29,11 +29,7 @@ type UltravoxConduct struct {
 
 	JoinStatus int  // with which joining is refused; 0: it is not
 	Mute       bool // no call_started comes
-	Silent     bool // no sound comes back
 	Deaf       bool // hang_up does not end the call
-
-	// OnMessage is called with each message of the client, and returns true if nothing else is to be done about it.
-	OnMessage func(c *UltravoxCall, m Message) bool
 }
 
 // Ultravox is a stand-in for Ultravox: calls are created over HTTP and joined over a WebSocket. It is safe for
@@ -96,7 +92,7 @@ func (u *Ultravox) Call(t testing.TB, n int) *UltravoxCall {
 	t.Helper()
 	waittest.Eventually(t, patience, func() error {
 		calls := u.Calls()
-		if len(calls) < n || !calls[n-1].Joined() {
+		if len(calls) < n || !calls[n-1].joined() {
 			return fmt.Errorf("call %d was not joined; there are %d", n, len(calls))
 		}
 		return nil
@@ -210,7 +206,7 @@ func (u *Ultravox) join(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call.Request = r
-	timer := time.AfterFunc(call.Max, call.Expire)
+	timer := time.AfterFunc(call.Max, call.expire)
 	timer.Stop()
 	defer timer.Stop()
 	u.peers.serve(w, &call.Peer, "", func() { call.begin(timer) }, call.read)
@@ -235,8 +231,8 @@ func (c *UltravoxCall) setEnd(reason string) {
 	}
 }
 
-// Expire ends the call as it ends after its maxDuration.
-func (c *UltravoxCall) Expire() {
+// expire ends the call as it ends after its maxDuration.
+func (c *UltravoxCall) expire() {
 	c.setEnd("timeout")
 	c.Close(websocket.CloseNormal, "")
 }
@@ -258,13 +254,8 @@ func (c *UltravoxCall) begin(timer *time.Timer) {
 
 // read responds to a message.
 func (c *UltravoxCall) read(m Message) {
-	if c.conduct.OnMessage != nil && c.conduct.OnMessage(c, m) {
-		return
-	}
 	if m.Kind == websocket.Binary {
-		if !c.conduct.Silent {
-			c.SendBinary(m.Data)
-		}
+		c.SendBinary(m.Data)
 		return
 	}
 	var event struct {
@@ -287,8 +278,8 @@ func (c *UltravoxCall) read(m Message) {
 	}
 }
 
-// Joined reports whether the WebSocket of the call was opened.
-func (c *UltravoxCall) Joined() bool {
+// joined reports whether the WebSocket of the call was opened.
+func (c *UltravoxCall) joined() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.isOpen
