@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"tollgate/internal/connlimit"
@@ -92,7 +95,7 @@ func sessionProtocol(r *http.Request) (string, error) {
 	return "", nil
 }
 
-// openSession lets the gateway open a WebSocket for a client, and carry its session to the end.
+// openSession lets the gateway open a WebSocket for a client. The session goes on when openSession has returned.
 func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
 	info.outcome.Endpoint = noEndpoint
 	model, err := sessionModel(r)
@@ -118,7 +121,7 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 		return err
 	}
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
-	err = s.gateway.ServeSession(w, r, c)
+	info.run, err = s.gateway.OpenSession(w, r, c)
 	if err == nil {
 		return nil
 	}
@@ -127,6 +130,51 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // the provider may have taken long
 	return err
+}
+
+// Hijack implements http.Hijacker, for a handler that opens a WebSocket: what it sends over the connection counts as a
+// response with status 101, to which nothing else is added.
+func (w *responseRecorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.sessions.Add(1) // before http.Server.Shutdown no longer waits for the connection
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		w.sessions.Add(-1)
+		return nil, nil, err
+	}
+	w.status, w.conn, w.takenOver = http.StatusSwitchingProtocols, conn, time.Since(w.info.start)
+	return countedConn{conn, &w.bytes}, buffered, nil
+}
+
+// A countedConn is a connection that counts the bytes that are written.
+type countedConn struct {
+	net.Conn
+	written *atomic.Int64
+}
+
+func (c countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite ends the connection so that the client still gets what was written.
+func (c countedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// runSession carries a session to its end, when net/http has let go of what it keeps for a request. r and response have
+// only what observe needs.
+func (s *server) runSession(run func(), r *http.Request, response *responseRecorder) {
+	defer s.observe(r, response)
+	defer func() {
+		if p := recover(); p != nil {
+			s.logPanic(r, response, p)
+		}
+	}()
+	run()
 }
 
 // sessionRefusal returns how the client of an open session is told of err, with which its account has refused something.

@@ -250,7 +250,7 @@ func TestRealtimeLostRoutes(t *testing.T) {
 	}
 }
 
-// standIn is a server with one route, /x, whose handler opens a WebSocket and has a session of its own.
+// standIn is a server with one route, /x, which opens a WebSocket for a session of its own.
 type standIn struct {
 	*server
 	log  *telemetrytest.Log
@@ -258,8 +258,9 @@ type standIn struct {
 	at   *connlimit.Listener
 }
 
-// newStandIn serves GET /x until the test ends. session gets what is sent to the client.
-func newStandIn(t *testing.T, session func(c *websocket.Conn, w http.ResponseWriter, r *http.Request) error) *standIn {
+// newStandIn serves GET /x until the test ends. session is what the handler does with the WebSocket or, if it is to go on
+// without the handler, what happens then: w is nil.
+func newStandIn(t *testing.T, goesOn bool, session func(c *websocket.Conn, w http.ResponseWriter) error) *standIn {
 	t.Helper()
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -278,7 +279,11 @@ func newStandIn(t *testing.T, session func(c *websocket.Conn, w http.ResponseWri
 		if err != nil {
 			return err
 		}
-		return session(c, w, r)
+		if goesOn {
+			requestInfoOf(w).run = func() { _ = session(c, nil) }
+			return nil
+		}
+		return session(c, w)
 	}}})
 	in.http = newHTTPServer(in.at.Handler(in.handler), time.Minute, logger)
 	go func() { _ = in.http.Serve(in.at) }()
@@ -312,8 +317,8 @@ func wantLine(t *testing.T, log *telemetrytest.Log, pattern string) {
 	})
 }
 
-// A WebSocket counts as a response with status 101. However its handler ends, nothing more is sent, and the connection
-// is closed.
+// A WebSocket counts as a response with status 101. However its handler ends, or the session that goes on without it,
+// nothing more is sent, and the connection is closed.
 func TestTakenOverConnection(t *testing.T) {
 	t.Parallel()
 	const greeting = "hello"
@@ -321,17 +326,20 @@ func TestTakenOverConnection(t *testing.T) {
 		end  func(w http.ResponseWriter) error
 		want string // in the log
 	}{
-		"nil":                {func(http.ResponseWriter) error { return nil }, ""},
-		"an error":           {func(http.ResponseWriter) error { return errors.New("oops") }, `\[ERROR\] GET /x id=\S+: oops`},
-		"a refusal":          {func(http.ResponseWriter) error { return ErrNoKey }, ""},
-		"a panic":            {func(http.ResponseWriter) error { panic("oops") }, `\[ERROR\] panic in GET /x id=\S+: oops`},
-		"http.ErrAbort":      {func(http.ResponseWriter) error { panic(http.ErrAbortHandler) }, ""},
-		"a response":         {func(w http.ResponseWriter) error { return writeBody(w, 200, []byte("x")) }, ""},
-		"a response by hand": {func(w http.ResponseWriter) error { w.WriteHeader(500); _, _ = w.Write([]byte("x")); return nil }, ""},
+		"without its handler":         {func(http.ResponseWriter) error { return nil }, ""},
+		"a panic without its handler": {func(http.ResponseWriter) error { panic("oops") }, `\[ERROR\] panic in GET /x id=\S+: oops`},
+		"nil":                         {func(http.ResponseWriter) error { return nil }, ""},
+		"an error":                    {func(http.ResponseWriter) error { return errors.New("oops") }, `\[ERROR\] GET /x id=\S+: oops`},
+		"a refusal":                   {func(http.ResponseWriter) error { return ErrNoKey }, ""},
+		"a panic":                     {func(http.ResponseWriter) error { panic("oops") }, `\[ERROR\] panic in GET /x id=\S+: oops`},
+		"http.ErrAbort":               {func(http.ResponseWriter) error { panic(http.ErrAbortHandler) }, ""},
+		"a response":                  {func(w http.ResponseWriter) error { return writeBody(w, 200, []byte("x")) }, ""},
+		"a response by hand":          {func(w http.ResponseWriter) error { w.WriteHeader(500); _, _ = w.Write([]byte("x")); return nil }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			in := newStandIn(t, func(c *websocket.Conn, w http.ResponseWriter, _ *http.Request) error {
+			goesOn := strings.HasSuffix(name, "without its handler")
+			in := newStandIn(t, goesOn, func(c *websocket.Conn, w http.ResponseWriter) error {
 				_ = c.Send(websocket.Text, []byte(greeting))
 				time.Sleep(1200 * time.Millisecond) // longer than what the histogram counts as a second
 				return test.end(w)
@@ -386,7 +394,7 @@ func TestDrainSessions(t *testing.T) {
 			opened, ended := make(chan struct{}), make(chan struct{})
 			var in *standIn
 			stopped := make(chan struct{})
-			in = newStandIn(t, func(c *websocket.Conn, _ http.ResponseWriter, _ *http.Request) error {
+			in = newStandIn(t, true, func(c *websocket.Conn, _ http.ResponseWriter) error {
 				place := in.gateway.SessionPlace("t", "u")
 				defer place.Release()
 				_ = place.Add(1)

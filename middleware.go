@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -15,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tollgate/internal/connlimit"
 	"tollgate/internal/cors"
 	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
@@ -41,6 +38,7 @@ type requestInfo struct {
 	place    *fairpool.Claim // among the requests that wait for a provider; nil on other routes than theirs
 	outcome  gateway.Outcome // filled in by relay and openSession; its Endpoint is "" on other routes
 	session  *sessionAccount // that a session is paid from; nil on other routes
+	run      func()          // carries the session that was opened to its end; nil: none was
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.
@@ -103,7 +101,8 @@ type responseRecorder struct {
 	heldBack int    // the status of what ServeMux has sent; 0 if it has sent nothing
 
 	bytes     atomic.Int64  // of the body or, on a connection that was taken over, all
-	takenOver time.Duration // from the request's header until its handler took over the connection; 0: it has not
+	conn      net.Conn      // that the handler has taken over; nil: none
+	takenOver time.Duration // from the request's header until then
 	sessions  *atomic.Int64 // counts the connections that handlers have taken over
 }
 
@@ -127,46 +126,13 @@ func (w *responseRecorder) Write(p []byte) (int, error) {
 	if w.heldBack != 0 {
 		return len(p), nil
 	}
-	if w.takenOver > 0 {
+	if w.conn != nil {
 		return 0, http.ErrHijacked
 	}
 	if w.method != http.MethodHead {
 		w.bytes.Add(int64(len(p)))
 	}
 	return w.ResponseWriter.Write(p)
-}
-
-// Hijack implements http.Hijacker, for a handler that opens a WebSocket: what it sends over the connection counts as a
-// response with status 101, to which nothing else is added.
-func (w *responseRecorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	w.sessions.Add(1) // before http.Server.Shutdown no longer waits for the connection
-	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if err != nil {
-		w.sessions.Add(-1)
-		return nil, nil, err
-	}
-	w.status, w.takenOver = http.StatusSwitchingProtocols, max(time.Since(w.info.start), 1)
-	return countedConn{conn, &w.bytes}, buffered, nil
-}
-
-// A countedConn is a connection that counts the bytes that are written.
-type countedConn struct {
-	net.Conn
-	written *atomic.Int64
-}
-
-func (c countedConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	return n, err
-}
-
-// CloseWrite ends the connection so that the client still gets what was written.
-func (c countedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
 }
 
 // withJSONErrors replaces what ServeMux sends by itself, in plain text or HTML, by the JSON error of that status or the
@@ -203,10 +169,7 @@ func (s *server) withRecovery(next http.Handler) http.Handler {
 			}
 			response := w.(*responseRecorder)
 			if p != http.ErrAbortHandler {
-				s.log.Errorf("panic in %s id=%s: %v", r.Pattern, response.info.id, p)
-				for line := range strings.Lines(string(debug.Stack())) {
-					s.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
-				}
+				s.logPanic(r, response, p)
 			}
 			if response.status != 0 {
 				panic(http.ErrAbortHandler)
@@ -218,31 +181,55 @@ func (s *server) withRecovery(next http.Handler) http.Handler {
 	})
 }
 
-// withObservation counts responses and, if enabled, logs them, after what the request held was given back.
+// logPanic logs what a request has panicked with, and the stack.
+func (s *server) logPanic(r *http.Request, response *responseRecorder, p any) {
+	s.log.Errorf("panic in %s id=%s: %v", r.Pattern, response.info.id, p)
+	for line := range strings.Lines(string(debug.Stack())) {
+		s.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
+	}
+}
+
+// withObservation observes responses. A session that was opened goes on until its end first, without its handler.
 func (s *server) withObservation(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			response := w.(*responseRecorder)
-			info := &response.info
-			info.memory.Release()
-			info.place.Release()
-			took := time.Since(info.start)
-			counted := took
-			if response.takenOver > 0 {
-				connlimit.Disconnect(r.Context()) // net/http no longer closes it, even after a panic
-				defer s.sessions.Add(-1)          // when nothing more is done for it
-				counted = response.takenOver      // a session may last for an hour, for which nobody has waited
+			run := response.info.run
+			if run == nil {
+				s.observe(r, response)
+				return
 			}
-			s.metrics.request(r.Pattern, r.Method, response.status, counted)
-			if info.outcome.Endpoint != "" {
-				s.metrics.gateway.count(info.tenantID, &info.outcome, response.status, counted)
+			response.ResponseWriter = nil // which has the buffers of the connection
+			r := &http.Request{
+				Pattern: r.Pattern, Method: r.Method, RemoteAddr: r.RemoteAddr,
+				Header: http.Header{"Traceparent": r.Header["Traceparent"]},
 			}
-			if s.options.accessLog {
-				s.logAccess(r, response, took)
-			}
+			go s.runSession(run, r, response)
 		}()
 		next.ServeHTTP(w, r)
 	})
+}
+
+// observe counts a response and, if enabled, logs it, after what its request held was given back. A connection that was
+// taken over is closed.
+func (s *server) observe(r *http.Request, response *responseRecorder) {
+	info := &response.info
+	info.memory.Release()
+	info.place.Release()
+	took := time.Since(info.start)
+	counted := took
+	if response.conn != nil {
+		response.conn.Close()        // net/http no longer does, even after a panic
+		defer s.sessions.Add(-1)     // when nothing more is done for it
+		counted = response.takenOver // a session may last for an hour, for which nobody has waited
+	}
+	s.metrics.request(r.Pattern, r.Method, response.status, counted)
+	if info.outcome.Endpoint != "" {
+		s.metrics.gateway.count(info.tenantID, &info.outcome, response.status, counted)
+	}
+	if s.options.accessLog {
+		s.logAccess(r, response, took)
+	}
 }
 
 // logAccess writes the line of one request. It names the pattern of the route, since a path may hold a key.
@@ -273,7 +260,7 @@ func (s *server) logAccess(r *http.Request, response *responseRecorder, took tim
 		}
 		more += fmt.Sprintf(" endpoint=%q model=%q", strict.Shorten(o.Endpoint), strict.Shorten(model))
 	}
-	if response.takenOver > 0 {
+	if response.conn != nil {
 		more += sessionText(info)
 	}
 	s.log.Infof("%s %s tenant=%s status=%d bytes=%d duration=%.2fms remote=%s id=%s%s", method, route, tenant,

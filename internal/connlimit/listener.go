@@ -160,6 +160,7 @@ type conn struct {
 	writeSince  atomic.Int64 // since when the client has taken nothing of what is written; 0: nothing is
 	idleSince   atomic.Int64 // since when it has waited for another request
 	admitted    atomic.Bool  // the present request may take its time
+	hijacked    atomic.Bool  // a handler has taken it over; there is no further request
 	header      headerScan   // used by the reader alone, while headerSince is not 0
 }
 
@@ -212,14 +213,18 @@ func (c *conn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// ConnState is for the server's field of that name: it notes that a request has ended and the next header may begin.
-// StateActive is of no use for that, since net/http sets it when it has read the header.
+// ConnState is for the server's field of that name: it notes that a request has ended and the next header may begin, and
+// that a handler has taken over the connection. StateActive is of no use for the former, since net/http sets it when it
+// has read the header.
 func ConnState(c net.Conn, state http.ConnState) {
-	if state == http.StateIdle {
-		c := c.(*conn)
-		c.idleSince.Store(time.Now().UnixNano())
-		c.bodySince.Store(0)
-		c.headerSince.Store(betweenRequests)
+	limited := c.(*conn)
+	switch state {
+	case http.StateIdle:
+		limited.idleSince.Store(time.Now().UnixNano())
+		limited.bodySince.Store(0)
+		limited.headerSince.Store(betweenRequests)
+	case http.StateHijacked:
+		limited.hijacked.Store(true)
 	}
 }
 
@@ -241,7 +246,9 @@ func (l *Listener) Handler(next http.Handler) http.Handler {
 			r = &watched
 		}
 		c.headerSince.Store(0)
-		defer c.admitted.Store(false) // what is written after the handler, of this response or others, is not admitted
+		defer func() { // what is written after the handler, of this response or others, is not admitted
+			c.admitted.Store(c.admitted.Load() && c.hijacked.Load())
+		}()
 		next.ServeHTTP(w, r)
 	})
 }
@@ -260,8 +267,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Admit lets the body of the request with ctx and its response take their time, even while connections are scarce. It
-// does nothing if the request did not come through a Listener.
+// Admit lets the body of the request with ctx and its response take their time, even while connections are scarce. If its
+// handler takes over the connection, that holds until the connection is closed. Admit does nothing if the request did not come through a Listener.
 func Admit(ctx context.Context) {
 	if c, ok := ctx.Value(connKey{}).(*conn); ok {
 		c.admitted.Store(true)

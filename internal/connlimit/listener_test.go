@@ -297,8 +297,8 @@ func TestDisconnect(t *testing.T) {
 	Admit(t.Context())
 }
 
-// TestHijackedConnection keeps its place until it is closed. While its handler runs it is not closed for others, however
-// long either side is silent or does not read, and what comes over it is no header.
+// TestHijackedConnection keeps its place until it is closed, also when its handler has returned. If it was admitted it
+// is not closed for others, however long either side is silent or does not read, and what comes over it is no header.
 func TestHijackedConnection(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]string{"new": "", "kept": "GET / HTTP/1.1\r\nHost: x\r\n\r\n"} {
@@ -349,11 +349,13 @@ func serveHijacked(t *testing.T, l *Listener, n int) {
 				t.Error(err)
 				return
 			}
-			defer c.Close()
-			if _, err := io.CopyN(io.Discard, buffered, int64(n)); err != nil {
-				t.Error(err)
-			}
-			_, _ = c.Write(make([]byte, largeBody))
+			go func() {
+				defer c.Close()
+				if _, err := io.CopyN(io.Discard, buffered, int64(n)); err != nil {
+					t.Error(err)
+				}
+				_, _ = c.Write(make([]byte, largeBody))
+			}()
 		})),
 		ConnContext: ConnContext, ConnState: ConnState,
 	}

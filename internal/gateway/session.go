@@ -42,7 +42,7 @@ type SessionCall struct {
 	Start    time.Time       // when the request came
 	Deadline time.Time       // for the steps of Account that come before the session is open
 
-	Outcome *Outcome // where ChooseEndpoint and ServeSession say what became of the session; must not be nil
+	Outcome *Outcome // where ChooseEndpoint, OpenSession and run say what became of the session; must not be nil
 
 	header   http.Header // of the response to the client, before that is accepted
 	all      Endpoints   // that ChooseEndpoint was called with
@@ -84,32 +84,40 @@ func (g *Gateway) SessionPlace(tenant, user string) *fairpool.Claim {
 	return g.sessions.pool.Claim(tenant, user)
 }
 
-// ServeSession opens a session for the client and carries it to its end. c.ChooseEndpoint must have succeeded. If it
-// returns an error, the client has got no response. Errors: an Error, a HeldError, or those of the account.
-func (g *Gateway) ServeSession(w http.ResponseWriter, r *http.Request, c *SessionCall) error {
-	defer c.Place.Release()
+// OpenSession opens a session for the client. c.ChooseEndpoint must have succeeded. run carries the session to its end,
+// and must be called once: best when the handler of r has returned, so that net/http keeps nothing for the session. run
+// is nil if there is an error, and the client has got no response, or if the client has got the provider's refusal.
+// Errors: an Error, a HeldError, or those of the account.
+func (g *Gateway) OpenSession(w http.ResponseWriter, r *http.Request, c *SessionCall) (run func(), err error) {
 	if c.Place.AddUpTo(1) != nil {
-		return errTooManySessions
+		return nil, errTooManySessions
 	}
+	defer func() {
+		if run == nil {
+			c.Place.Release()
+		}
+	}()
 	c.header = w.Header()
 	p, server, err := g.openAllowed(r, c)
 	if refused, ok := errors.AsType[*refusedSession](err); ok {
 		refused.send(w, c.endpoint.apiKey)
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.Outcome.FirstByte = time.Since(c.Start)
 	client, err := g.acceptClient(w, r, c)
 	if err != nil {
 		p.abandon()
-		return err
+		return nil, err
 	}
-	began := time.Now()
-	p.run(client, server)
-	c.Outcome.Session = time.Since(began)
-	return nil
+	return func() {
+		defer c.Place.Release()
+		began := time.Now()
+		p.run(client, server)
+		c.Outcome.Session = time.Since(began)
+	}, nil
 }
 
 // openAllowed connects to the provider of the endpoint that was chosen. If the account denies its model, which the client
