@@ -109,12 +109,10 @@ func (s *server) audit(info *requestInfo, tenantID, format string, args ...any) 
 // keyName returns how the log names an API key: by the first 8 hex digits of its SHA-256.
 func keyName(key string) string { return fmt.Sprintf("%.4x", sha256.Sum256([]byte(key))) }
 
-// logConfigWarnings logs the warnings of a config that was saved, but for those that are logged when it is loaded.
+// logConfigWarnings logs the warnings of a config that was saved.
 func (s *server) logConfigWarnings(tenantID string, config *tenantConfig) {
 	for _, warning := range config.warnings {
-		if !slices.Contains(config.standing, warning) {
-			s.log.Warnf("The config of tenant %s: %s", tenantID, warning)
-		}
+		s.log.Warnf("The config of tenant %s: %s", tenantID, warning)
 	}
 }
 

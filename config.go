@@ -30,8 +30,7 @@ type tenantConfig struct {
 	warnings []string // sentences on members that are probably misspelled or have no effect
 	compared int      // unknown members that were compared with known ones for warnings
 	caching  gateway.Caching
-	standing []string // those of warnings that are logged whenever the config is loaded, as nobody may have put it
-	ignored  []string // sentences on values that a stored config has and that break rules which are newer
+	ignored  []string // sentences for the log whenever the config is loaded: on members without effect, and models that are gone
 	broken   int      // such values
 
 	// endpoints are those that the gateway can use: of each kind the default one first, then in the config's order.
@@ -439,9 +438,9 @@ func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) boo
 		c.warn(wrong.MemberPath("url") + " is not used: its path should end in " + names)
 	}
 	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
-	if e.IsSwitchedOff() && len(c.warnings) < strict.MaxProblems {
-		c.warn(wrong.MemberPath("model") + " is of the beta API, which OpenAI has switched off: sessions fail")
-		c.standing = append(c.standing, c.warnings[len(c.warnings)-1])
+	if e.IsSwitchedOff() && len(c.ignored) < strict.MaxProblems {
+		c.ignored = append(c.ignored, wrong.MemberPath("model")+
+			" is of the beta API, which OpenAI has switched off: sessions fail")
 	}
 	return isUsable
 }

@@ -163,8 +163,6 @@ func TestRealtimeConfigAccepted(t *testing.T) {
 			[]string{`models has no price for "ultravox": a token or a second of it costs 1`}},
 		{"openai", `"model":"m","models":{"n":{}}`, true, []string{`models has no price for "m": a token or a second of it costs 1`}},
 		{"openai", `"model":"m","max_sesion":9`, true, []string{"max_sesion is not known: did you mean max_session?"}},
-		{"openai", `"model":"gpt-4o-mini-realtime-preview"`, true,
-			[]string{"model is of the beta API, which OpenAI has switched off: sessions fail"}},
 		{"openai", `"model":"gpt-4o-realtime-preview","url":"wss://x.example/v1/realtime"`, true, nil}, // whoever serves it
 		{"e", `"auth":"basic","max_session":"x","call":7`, false,
 			[]string{`type is missing: without "openai" or "ultravox" the endpoint is not used`}},
@@ -225,12 +223,11 @@ func TestRealtimeEndpointOrder(t *testing.T) {
 	}
 }
 
-// The example's config loads without errors. That its model is switched off is a warning of PUT, and in the log whenever
-// a process loads the config.
+// The example's config loads without errors. That its model is switched off is in the log whenever a process loads it.
 func TestSeedRealtime(t *testing.T) {
 	s := newService(t)
 	id := newTenantID()
-	want := `{"success":true,"warnings":["` + switchedOff + `"]}`
+	want := `{"success":true}`
 	s.createTenant(t, id, string(seedConfig)).want(t, 201, want)
 	s.putConfig(t, newTenant(t, 1), string(seedConfig)).want(t, 200, want)
 	for range 2 {
@@ -240,8 +237,15 @@ func TestSeedRealtime(t *testing.T) {
 		t.Errorf("the log has the warning %d times:\n%s", n, s.log)
 	}
 	c, err := parseConfig(seedConfig)
-	if err != nil || len(c.realtime) != 2 || c.realtime[0].Name != "openai_realtime" || len(c.ignored) > 0 {
+	if err != nil || len(c.realtime) != 2 || c.realtime[0].Name != "openai_realtime" || !slices.Equal(c.ignored, []string{switchedOff}) {
 		t.Errorf("%d endpoints, %q, %v", len(c.realtime), c.ignored, err)
+	}
+	for model, want := range map[string]int{
+		"gpt-4o-mini-realtime-preview-2024-12-17": 1, "gpt-4o-realtime-preview": 1, "gpt-realtime": 0,
+	} {
+		if c, err := parseConfig(realtimeConfig("openai", fmt.Sprintf(`"model":%q`, model))); err != nil || len(c.ignored) != want {
+			t.Errorf("%s: %q, %v", model, c.ignored, err)
+		}
 	}
 }
 

@@ -244,7 +244,7 @@ func (s *store) loadTenant(deadline time.Time, tenantID string) (*tenant, error)
 		return t, ErrBrokenConfig
 	}
 	s.log.Infof("Loaded tenant config for %s", tenantID)
-	for _, sentence := range slices.Concat(t.config.ignored, t.config.standing) {
+	for _, sentence := range t.config.ignored {
 		s.log.Warnf("The config of tenant %s: %s", tenantID, sentence)
 	}
 	s.loads.Add(1)

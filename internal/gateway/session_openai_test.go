@@ -89,7 +89,10 @@ func (g *testSession) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.Memory.Release()
 	err := c.ChooseEndpoint(Endpoints{g.endpoint})
 	if err == nil {
-		err = g.ServeSession(w, r, &c)
+		var run func()
+		if run, err = g.OpenSession(w, r, &c); run != nil {
+			run()
+		}
 	}
 	g.outcomes <- outcome
 	if err == nil {
