@@ -387,7 +387,7 @@ func testTalkHandshakes(t *testing.T, c *talkClients) {
 	const refused = `["1006",["Unexpected server response: %d"]]`
 	k.talk(t,
 		k.call("handshake", `{"protocol":"realtime","extensions":"",`+
-			`"names":["connection","sec-websocket-accept","sec-websocket-protocol","upgrade"],"hasKey":false}`),
+			`"names":["connection","sec-websocket-accept","sec-websocket-protocol","upgrade","x-request-id"],"hasKey":false}`),
 		call("wsRefused 401", someKey, realtimeModel, fmt.Sprintf(refused, 401)),
 		call("wsRefused 402", poor, realtimeModel, fmt.Sprintf(refused, 402)),
 		call("wsRefused 404", k.key, "other", fmt.Sprintf(refused, 404)),

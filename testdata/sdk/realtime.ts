@@ -54,16 +54,16 @@ run({
     let sound = 0;
     session.on("error", (error) => errors.push(error));
     session.on("audio", ({ data }) => (sound += data.byteLength));
-    const turn = () => new Promise((resolve) => session.on("agent_end", (_context, _agent, text) => text && resolve(text)));
     await session.connect({ apiKey: call.key, url: socketURL(call) });
-    const answered = turn();
+
+    const answered = new Promise((resolve) => session.on("agent_end", (_context, _agent, text) => text && resolve(text)));
     session.sendMessage(question);
     const text = await answered;
+
     const interrupted = new Promise((resolve) => {
-      session.on("audio_interrupted", () => {});
-      session.on("transport_event", (event) => event.type === "response.done" && resolve((event as any).response.status));
-      session.once("audio", () => session.interrupt());
+      session.on("transport_event", (event) => event.type === "response.done" && resolve(event.response.status));
     });
+    session.once("audio", () => session.interrupt());
     session.sendMessage(question);
     const result = { text, called, interrupted: await interrupted, sound: sound > 0, tokens: session.usage.totalTokens, errors };
     session.close();
