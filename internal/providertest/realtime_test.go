@@ -240,7 +240,7 @@ func TestUltravox(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = conn.Send(websocket.Binary, []byte{1, 2})
-	m, err := next(t, conn)
+	m, _ := next(t, conn)
 	want(t, "the sound", m, Message{websocket.Binary, []byte{1, 2}})
 	want(t, "the sound that came", call.Sound(), []byte{1, 2})
 	_ = conn.Send(websocket.Text, []byte(`{"type":"hang_up"}`))
