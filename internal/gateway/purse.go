@@ -41,7 +41,7 @@ type purse struct {
 // open takes the first hold, before the provider is asked for anything. Errors: an Error of status 402 or 503, a
 // HeldError, those of Account.Hold.
 func (p *purse) open() error {
-	first, err := p.gateway.openSession(p.call, p.next(false))
+	first, err := p.gateway.firstHold(p.call, p.next(false))
 	if err == nil {
 		p.holds = []*sessionHold{first}
 	}

@@ -18,9 +18,9 @@ type sessionHold struct {
 	lease   *lease // nil if nothing is known to be held
 }
 
-// openSession takes the first hold of a session, without waiting for what others hold. Errors: an Error of status 402
+// firstHold takes the first hold of a session, without waiting for what others hold. Errors: an Error of status 402
 // or 503; a HeldError; those of Account.Hold but InsufficientError.
-func (g *Gateway) openSession(c *SessionCall, r HoldRequest) (*sessionHold, error) {
+func (g *Gateway) firstHold(c *SessionCall, r HoldRequest) (*sessionHold, error) {
 	h, err := g.holdFor(c, c.Deadline, r)
 	left, isSpent := asInsufficient(err)
 	if !isSpent {

@@ -46,7 +46,7 @@ func newUltravoxSession(g *Gateway, c *SessionCall) *ultravoxSession {
 func (s *ultravoxSession) open(ctx context.Context) (*websocket.Conn, error) {
 	most := inSteps(int64(s.call.endpoint.session.maxSession / time.Second))
 	var err error
-	s.hold, err = s.gateway.openSession(s.call, HoldRequest{
+	s.hold, err = s.gateway.firstHold(s.call, HoldRequest{
 		Least: max(s.price.seconds(ultravoxStep), 1), Most: max(s.price.seconds(most), 1), TTL: leaseTTL, Models: s.models(),
 	})
 	if err != nil {
