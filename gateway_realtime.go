@@ -177,7 +177,7 @@ func (s *server) runSession(run func(), r *http.Request, response *responseRecor
 	run()
 }
 
-// sessionRefusal returns how the client of an open session is told of err, with which its account has refused something.
+// sessionRefusal returns how the client of an open session is told of err, which is a refusal of its account.
 func sessionRefusal(err error) (status int, code, message string) {
 	response := responseTo(err)
 	if errors.Is(err, ErrGroupDisabled) {

@@ -21,7 +21,9 @@ type talkTest struct {
 }
 
 // talkPrices are those of the model m.
-var talkPrices = map[string]int64{"input": 4, "cached_input": 1, "audio_input": 32, "cached_audio_input": 2, "output": 16, "audio_output": 64}
+var talkPrices = map[string]int64{
+	"input": 4, "cached_input": 1, "audio_input": 32, "cached_audio_input": 2, "output": 16, "audio_output": 64,
+}
 
 // newTalkTest starts a service, and creates a tenant whose anonymous users get that many tokens.
 func newTalkTest(t testing.TB, tokens int, conduct providertest.RealtimeConduct, settings ...string) *talkTest {
@@ -34,7 +36,8 @@ func newTalkTest(t testing.TB, tokens int, conduct providertest.RealtimeConduct,
 	}
 	s := &talkTest{service: newService(t, append(settings, "ACCESS_LOG=true")...), provider: p}
 	s.tenant = newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"realtime":{"endpoints":{`+
-		`"realtime":{"type":"openai","url":%q,"api_key":"%s","model":"m","models":{"m":{%s}},"max_input_tokens":1000,"max_output_tokens":100}}}}}`,
+		`"realtime":{"type":"openai","url":%q,"api_key":"%s","model":"m","models":{"m":{%s}},`+
+		`"max_input_tokens":1000,"max_output_tokens":100}}}}}`,
 		tokens, p.URL, providertest.Key, strings.Join(prices, ",")))
 	s.key = s.login(t, s.tenant)
 	return s

@@ -213,9 +213,9 @@ func (c *conn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// ConnState is for the server's field of that name: it notes that a request has ended and the next header may begin, and
-// that a handler has taken over the connection. StateActive is of no use for the former, since net/http sets it when it
-// has read the header.
+// ConnState is for the server's field of that name: it notes that a request has ended and the next header may begin,
+// and that a handler has taken over the connection. StateActive is of no use for the former, since net/http sets it
+// when it has read the header.
 func ConnState(c net.Conn, state http.ConnState) {
 	limited := c.(*conn)
 	switch state {
@@ -267,8 +267,9 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Admit lets the body of the request with ctx and its response take their time, even while connections are scarce. If its
-// handler takes over the connection, that holds until the connection is closed. Admit does nothing if the request did not come through a Listener.
+// Admit lets the body of the request with ctx and its response take their time, even while connections are scarce. If
+// its handler takes over the connection, that holds until the connection is closed. Admit does nothing if the request
+// did not come through a Listener.
 func Admit(ctx context.Context) {
 	if c, ok := ctx.Value(connKey{}).(*conn); ok {
 		c.admitted.Store(true)
