@@ -215,7 +215,8 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest) {
 	}
 	s.mu.Unlock()
 	if err != nil {
-		wrong := s.notCovered(err)
+		_, _, message := s.call.refusal(err)
+		wrong := llmwire.RealtimeFailure(http.StatusTooManyRequests, "balance_held", message)
 		wrong.EventID = request.EventID
 		s.tell(wrong)
 	} else if !s.send(request) { // the session has begun to end, and awaits the response
@@ -229,16 +230,6 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest) {
 			s.hangUp()
 		}
 	}
-}
-
-// notCovered returns what the client is told if another response beside those under way is not held for.
-func (s *openAISession) notCovered(err error) *llmwire.RealtimeError {
-	if errors.Is(err, ErrUnavailable) {
-		return s.call.failure(err)
-	}
-	_, _, message := s.call.refusal(err)
-	return llmwire.RealtimeFailure(http.StatusTooManyRequests, "balance_held",
-		"The balance does not cover another response beside those under way: "+message)
 }
 
 // answered forgets a response.create that the provider has answered, and reports whether there was one with the ID. The

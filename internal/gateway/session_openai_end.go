@@ -20,7 +20,8 @@ const (
 type openAIEnd struct {
 	event          *llmwire.RealtimeError // that the client is told; nil: none
 	client, server closing
-	isLost         bool // nothing is awaited of the provider any more
+	isLost         bool   // nothing is awaited of the provider any more
+	failure        string // of the provider, for the log; "" if it has not failed
 }
 
 // closing is how one side is closed, unless it has ended itself.
@@ -42,9 +43,10 @@ var (
 		server: closing{websocket.CloseGoingAway, ""}, isLost: true,
 	}
 
-	endNotLimited = providerEnd("The provider does not take the limit of output tokens")
-	endNotCreated = providerEnd("The provider does not create the session")
-	endUnmetered  = providerEnd("The provider has sent a message that is not text")
+	endNotLimited = providerEnd("The provider does not take the limit of output tokens",
+		"it refuses the session's limit of output tokens or voice")
+	endNotCreated = providerEnd("The provider does not create the session", "it does not create the session")
+	endUnmetered  = providerEnd("The provider has sent a message that is not text", "it has sent a binary message")
 )
 
 // bothEnd returns an end with the same code for both sides.
@@ -58,11 +60,11 @@ func clientEnd(code websocket.Code, reason string) *openAIEnd {
 	return &openAIEnd{client: closing{code, reason}, server: closing{websocket.CloseGoingAway, ""}}
 }
 
-// providerEnd returns the end of a session whose provider fails.
-func providerEnd(message string) *openAIEnd {
+// providerEnd returns the end of a session whose provider fails, with a sentence for the client and a reason for the log.
+func providerEnd(message, failure string) *openAIEnd {
 	return &openAIEnd{
 		event:  llmwire.RealtimeFailure(http.StatusBadGateway, "", message),
-		client: closing{websocket.CloseInternal, message}, server: closing{websocket.CloseGoingAway, ""},
+		client: closing{websocket.CloseInternal, message}, server: closing{websocket.CloseGoingAway, ""}, failure: failure,
 	}
 }
 
@@ -93,22 +95,17 @@ func (s *openAISession) serverEnded(err error) {
 	reason = string(withoutKey([]byte(reason), s.call.endpoint.apiKey))
 	closed, isClosed := errors.AsType[*websocket.CloseError](err)
 	s.mu.Lock()
-	isNews, isResponding := s.cause == nil, s.underWay() > 0
 	end := &openAIEnd{client: closing{code, reason}, server: closing{code, ""}}
-	if isResponding || !isClosed {
-		end = providerEnd("The provider has ended the session")
+	switch {
+	case !isClosed:
+		end = providerEnd("The connection to the provider was lost", "it closed the connection of a session")
+	case s.underWay() > 0:
+		end = providerEnd("The provider has ended the session", fmt.Sprintf("it closed a session with %d", closed.Code))
 	}
 	end.isLost = true
 	s.endLocked(end)
 	s.settle()
 	s.mu.Unlock()
-	if isNews && (isResponding || !isClosed) {
-		how := "it closed the session"
-		if isClosed {
-			how += fmt.Sprintf(" with %d", closed.Code)
-		}
-		s.logFailure(how)
-	}
 	go s.hangUp()
 }
 
@@ -129,6 +126,9 @@ func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 		return false
 	}
 	s.cause = cause
+	if cause.failure != "" {
+		s.logFailure(cause.failure)
+	}
 	s.ending.Store(true)
 	s.readyOnce.Do(func() { close(s.ready) })
 	if cause.isLost || s.underWay() == 0 {

@@ -197,6 +197,10 @@ func (row *sessionEndRow) want(t *testing.T, when sessionMoment, g *testSession,
 	if row.isAway {
 		g.account.setChance(nil)
 	}
+	isFailure := isBroken || row.server == websocket.CloseLost
+	if n := g.log.count("[WARN] The endpoint e of tenant acme failed: it closed"); (n == 1) != isFailure || g.log.count("WARN") != n {
+		t.Errorf("the log is %s", g.log.text.String())
+	}
 	want := g.costs()
 	if isBroken { // half of ten words
 		want += 9 * tokenPrices["output"] // 25 bytes

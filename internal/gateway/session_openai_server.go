@@ -229,9 +229,6 @@ func (s *openAISession) errorCame(eventID string) bool {
 	case cancelID: // nothing was to be cancelled any more
 		return true
 	case updateID: // then a response can cost more than is held
-		if s.cause == nil {
-			s.logFailure("it refuses the session's limit of output tokens or voice")
-		}
 		s.endLocked(endNotLimited)
 		return true
 	case "":
