@@ -120,8 +120,8 @@ func (g *Gateway) OpenSession(w http.ResponseWriter, r *http.Request, c *Session
 	}, nil
 }
 
-// openAllowed connects to the provider of the endpoint that was chosen. If the account denies its model, which the client
-// has not named, it does that once more for one that the account allows.
+// openAllowed connects to the provider of the endpoint that was chosen. If the account denies its model, which the
+// client has not named, it does that once more for one that the account allows.
 func (g *Gateway) openAllowed(r *http.Request, c *SessionCall) (provider, *websocket.Conn, error) {
 	for {
 		c.Outcome.Endpoint, c.Outcome.Model = c.endpoint.label, c.model
@@ -207,7 +207,8 @@ func (c *SessionCall) refusal(err error) (status int, code, message string) {
 		return http.StatusTooManyRequests, "balance_held", held.Error()
 	}
 	if left, ok := asInsufficient(err); ok {
-		return http.StatusPaymentRequired, "", fmt.Sprintf("The balance does not cover another response: %d tokens are left", left)
+		message = fmt.Sprintf("The balance does not cover another response: %d tokens are left", left)
+		return http.StatusPaymentRequired, "", message
 	}
 	if _, ok := errors.AsType[DeniedError](err); ok {
 		err = DeniedModel(c.model)

@@ -106,8 +106,8 @@ func (s *openAISession) run(client, server *websocket.Conn) {
 	s.serverSide.buffer.release()
 }
 
-// check ends the session if its account may not go on, and otherwise plans the next check. What is held may have changed
-// if the account could not be reached before.
+// check ends the session if its account may not go on, and otherwise plans the next check. What is held may have
+// changed if the account could not be reached before.
 func (s *openAISession) check() {
 	if err := s.purse.check(time.Now().Add(settleStep)); err != nil {
 		s.end(s.refusal(err))
@@ -124,8 +124,8 @@ func (s *openAISession) check() {
 	}
 }
 
-// underWay returns how many responses are under way: those that were created and are not done, and those that were asked
-// for and not created. The caller holds s.mu.
+// underWay returns how many responses are under way: those that were created and are not done, and those that were
+// asked for and not created. The caller holds s.mu.
 func (s *openAISession) underWay() int { return s.report.Responding() + len(s.asked) }
 
 // limitLocked returns the limit of the output tokens of a response that names none. The caller holds s.mu.
@@ -159,8 +159,8 @@ func (s *openAISession) sendLimit(voice string) {
 	}
 }
 
-// An eventBuffer keeps what has come of an event. Its first FreeBodyBytes are in memory that sessions have in common, the
-// rest is counted.
+// An eventBuffer keeps what has come of an event. Its first FreeBodyBytes are in memory that sessions have in common,
+// the rest is counted.
 type eventBuffer struct {
 	pool   *sync.Pool      // of *[]byte, of FreeBodyBytes at most
 	memory *fairpool.Claim // nil: it is not counted

@@ -60,7 +60,8 @@ func clientEnd(code websocket.Code, reason string) *openAIEnd {
 	return &openAIEnd{client: closing{code, reason}, server: closing{websocket.CloseGoingAway, ""}}
 }
 
-// providerEnd returns the end of a session whose provider fails, with a sentence for the client and a reason for the log.
+// providerEnd returns the end of a session whose provider fails, with a sentence for the client and a reason for the
+// log.
 func providerEnd(message, failure string) *openAIEnd {
 	return &openAIEnd{
 		event:  llmwire.RealtimeFailure(http.StatusBadGateway, "", message),
@@ -120,7 +121,8 @@ func (s *openAISession) end(cause *openAIEnd) {
 }
 
 // endLocked does what end does, but that it only reports whether both sides are to be closed, since everything is
-// settled. Responses that are under way are cancelled instead, and what they have used is awaited. The caller holds s.mu.
+// settled. Responses that are under way are cancelled instead, and what they have used is awaited. The caller holds
+// s.mu.
 func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 	if s.cause != nil {
 		return false
@@ -169,8 +171,8 @@ func (s *openAISession) cancel(id string) {
 	_ = s.server.Send(websocket.Text, llmwire.RealtimeCancel(cancelID, id)) // if that fails, it is not awaited for long
 }
 
-// unblock cuts the client's connection if a part that it was sent when the session began to end, after that many writes,
-// is still not written: what the provider reports could not be read.
+// unblock cuts the client's connection if a part that it was sent when the session began to end, after that many
+// writes, is still not written: what the provider reports could not be read.
 func (s *openAISession) unblock(writes int64) {
 	if writes%2 == 1 && s.serverSide.writes.Load() == writes {
 		s.client.Abort()
@@ -185,8 +187,8 @@ func (s *openAISession) giveUp() {
 	s.hangUp()
 }
 
-// settle pays for the responses whose end has not come, as far as is known of them, when it is called first. One that was
-// only asked for has cost nothing. The caller holds s.mu.
+// settle pays for the responses whose end has not come, as far as is known of them, when it is called first. One that
+// was only asked for has cost nothing. The caller holds s.mu.
 func (s *openAISession) settle() {
 	unfinished := s.report.Unfinished()
 	for i := range unfinished {
@@ -237,7 +239,8 @@ func (s *openAISession) hangUp() {
 	})
 }
 
-// closeSide closes one side, after an event unless that is nil, and cuts its connection if it does not take that in time.
+// closeSide closes one side, after an event unless that is nil, and cuts its connection if it does not take that in
+// time.
 func closeSide(side *websocket.Conn, event *llmwire.RealtimeError, how closing) {
 	defer time.AfterFunc(closePatience, side.Abort).Stop()
 	if event != nil {

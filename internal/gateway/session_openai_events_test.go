@@ -126,7 +126,8 @@ func TestSessionFragments(t *testing.T) {
 	s := g.provider.Session(t, 1)
 	events := []string{
 		` { "type" : "conversation.item.create" , "item":{"type":"message","role":"user","content":[{"type":"input_text","text":"wörd€😀"}]}}  `,
-		`{"item":{"content":[{"text":"` + strings.Repeat("€", 20_000) + `","type":"input_text"}],"type":"message"},"type":"conversation.item.create"}`,
+		`{"item":{"content":[{"text":"` + strings.Repeat("€", 20_000) + `","type":"input_text"}],"type":"message"},` +
+			`"type":"conversation.item.create"}`,
 		`{"audio":"` + strings.Repeat("A", 50_000) + `","type":"input_audio_buffer.append"}`,
 	}
 	n := 1 // our session.update
@@ -165,6 +166,7 @@ func TestSessionMisuse(t *testing.T) {
 			_ = c.WritePart(websocket.Part{Kind: websocket.Text, First: true, Data: []byte(s)})
 		}
 	}
+	long := strings.Repeat("A", 20<<10)
 	const item = `{"type":"conversation.item.create","item":{"type":"message","content":[`
 	for name, row := range map[string]struct {
 		do             func(*sessionClient)
@@ -175,8 +177,8 @@ func TestSessionMisuse(t *testing.T) {
 		"no type":        {text(`{"audio":"` + strings.Repeat("A", 65<<10) + `"}`), 1009, 1001, ""},
 		"long update":    {text(`{"type":"session.update","session":{"instructions":"` + strings.Repeat("A", 1<<20) + `"}}`), 1009, 1001, ""},
 		"spaces behind":  {text(`{"type":"input_audio_buffer.clear"}` + strings.Repeat(" ", 200<<10)), 1009, 1001, ""},
-		"late refusal":   {text(item + `{"type":"input_text","text":"` + strings.Repeat("A", 20<<10) + `"},{"type":"x"}]}}`), 1008, 1008, "invalid_value"},
-		"late bad JSON":  {text(`{"type":"input_audio_buffer.append","audio":"` + strings.Repeat("A", 20<<10) + `"]`), 1008, 1008, "invalid_json"},
+		"late refusal":   {text(item + `{"type":"input_text","text":"` + long + `"},{"type":"x"}]}}`), 1008, 1008, "invalid_value"},
+		"late bad JSON":  {text(`{"type":"input_audio_buffer.append","audio":"` + long + `"]`), 1008, 1008, "invalid_json"},
 		"bad UTF-8":      {text("{\"type\":\"\xff"), 1007, 1001, ""},
 		"half an event":  {half(`{"type":"input_audio_buffer.append","audio":"AAAA`), 1000, 1000, ""},
 		"half character": {half(item + "{\"type\":\"input_text\",\"text\":\"\xf0\x9f\x98"), 1000, 1000, ""},

@@ -104,7 +104,8 @@ func TestSessionProviderFails(t *testing.T) {
 	}{
 		"no limit": {onUpdate(func(s *providertest.RealtimeSession) { s.SendError("invalid_value", "no", updateID) }),
 			1011, 1001, "does not take the limit", "refuses the session's limit", 0},
-		"binary":     {onUpdate(func(s *providertest.RealtimeSession) { s.SendBinary([]byte("{}")) }), 1011, 1001, "not text", "sent a binary message", 0},
+		"binary": {onUpdate(func(s *providertest.RealtimeSession) { s.SendBinary([]byte("{}")) }),
+			1011, 1001, "not text", "sent a binary message", 0},
 		"no session": {providertest.RealtimeConduct{Mute: true}, 1011, 1001, "does not create", "not create the session", 0},
 		"too large for the memory": {onUpdate(func(s *providertest.RealtimeSession) {
 			s.SendEvent("response.created", object{"response": object{"id": "r"}})

@@ -49,8 +49,11 @@ func TestSessionRefusals(t *testing.T) {
 		"compressed": {refusing(500, key, "Content-Encoding: gzip"), 500, "The provider responded with 500", "", ""},
 		"redirect":   {refusing(302, "", "Location: /x"), 502, "opens no session", "X-Should-Retry: false", "with 302"},
 		"no upgrade": {refusing(200, ""), 502, "opens no session", "X-Should-Retry: false", "with 200"},
-		"not there":  {func(t *testing.T, g *testSession) { g.endpoint = testEndpoint(t, closed.URL+"/v1/realtime", "") }, 502, "cannot be reached", "", "connection refused"},
-		"bad key":    {func(_ *testing.T, g *testSession) { g.endpoint.apiKey = "a b" }, 502, "key cannot be sent", "X-Should-Retry: false", "api_key"},
+		"not there": {func(t *testing.T, g *testSession) {
+			g.endpoint = testEndpoint(t, closed.URL+"/v1/realtime", "")
+		}, 502, "cannot be reached", "", "connection refused"},
+		"bad key": {func(_ *testing.T, g *testSession) { g.endpoint.apiKey = "a b" }, 502, "key cannot be sent",
+			"X-Should-Retry: false", "api_key"},
 		"silent": {func(_ *testing.T, g *testSession) {
 			g.options.HeaderTimeout = 50 * time.Millisecond
 			g.provider.On(providertest.RealtimeConduct{Delay: 10 * time.Second})

@@ -161,8 +161,8 @@ func (s *openAISession) hasNewLimit() bool {
 	return s.limit != before
 }
 
-// noteModel notes the model that the provider says it is. If that is another one of the endpoint, and no snapshot of the
-// same, the session costs what the dearer one does, as a response of billOf. The caller holds s.mu.
+// noteModel notes the model that the provider says it is. If that is another one of the endpoint, and no snapshot of
+// the same, the session costs what the dearer one does, as a response of billOf. The caller holds s.mu.
 func (s *openAISession) noteModel(model string) {
 	other := s.call.endpoint.prices.listed(model)
 	if other == nil || withoutSnapshot(model) == withoutSnapshot(s.call.model) {

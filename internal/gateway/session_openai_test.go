@@ -57,8 +57,8 @@ type testSession struct {
 	outcomes chan Outcome // of the sessions, when they have ended
 }
 
-// newTestSession returns a gateway for sessions of the model m, whose account has a million tokens. One response is held
-// at 1,000 × 32 + 400 × 64 = 57,600 tokens.
+// newTestSession returns a gateway for sessions of the model m, whose account has a million tokens. One response is
+// held at 1,000 × 32 + 400 × 64 = 57,600 tokens.
 func newTestSession(t testing.TB, conduct providertest.RealtimeConduct) *testSession {
 	t.Helper()
 	g := &testSession{
@@ -286,7 +286,8 @@ func TestSession(t *testing.T) {
 	for _, name := range []string{"Connection", "Upgrade", "Sec-Websocket-Key", "Sec-Websocket-Version"} {
 		delete(h, name)
 	}
-	if got := fmt.Sprint(h); got != fmt.Sprintf("map[Authorization:[Bearer %s] Tollgate-Loop:[a, b] User-Agent:[tollgate]]", providertest.Key) {
+	want = "map[Authorization:[Bearer " + providertest.Key + "] Tollgate-Loop:[a, b] User-Agent:[tollgate]]"
+	if got := fmt.Sprint(h); got != want {
 		t.Errorf("the provider got the header %s", got)
 	}
 	if n := g.log.count("WARN"); n > 0 {

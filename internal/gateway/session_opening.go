@@ -34,7 +34,8 @@ func (s *sessionOpening) keyHeader() (http.Header, error) {
 	return header, nil
 }
 
-// failed logs that the provider has failed, and returns the error of status 502 for the client, who is not to try again.
+// failed logs that the provider has failed, and returns the error of status 502 for the client, who is not to try
+// again.
 func (s *sessionOpening) failed(reason, message string) error {
 	s.call.header["X-Should-Retry"] = []string{"false"}
 	s.logFailure(reason)
