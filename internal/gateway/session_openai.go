@@ -145,8 +145,8 @@ func (s *openAISession) sendLimit(voice string) {
 		limit := s.limitLocked()
 		s.mu.Unlock()
 		if err := s.server.Send(websocket.Text, llmwire.RealtimeUpdate(updateID, limit, voice)); err != nil {
-			if err == websocket.ErrQueueFull { // of other updates, while the client does not end a message
-				s.end(endNotLimited)
+			if err == websocket.ErrQueueFull { // of other limits
+				s.end(endHalf)
 			}
 			return
 		}

@@ -38,6 +38,7 @@ var (
 	endBinary   = clientEnd(websocket.CloseUnsupported, "events are text")
 	endTooBig   = clientEnd(websocket.CloseTooBig, llmwire.ErrEventTooLong.Error())
 	endFlooded  = clientEnd(websocket.ClosePolicy, "the errors are not read")
+	endHalf     = clientEnd(websocket.ClosePolicy, "an event is not ended, and others wait for that")
 	endNoMemory = &openAIEnd{
 		client: closing{websocket.CloseTryAgain, "too little memory"},
 		server: closing{websocket.CloseGoingAway, ""}, isLost: true,

@@ -11,6 +11,7 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/waittest"
 	"tollgate/internal/websocket"
+	"tollgate/internal/websockettest"
 )
 
 // sendPieces sends a message in fragments of n bytes.
@@ -248,4 +249,47 @@ func TestSessionLargeMessages(t *testing.T) {
 		t.Error("the provider got what is too long")
 	}
 	g.wantCharged(t, 2*tokenPrices["output"])
+}
+
+// A side that leaves a message open, and so keeps what is to be told it from being sent, is told only so much.
+func TestSessionQueues(t *testing.T) {
+	t.Run("errors for the client", func(t *testing.T) {
+		t.Parallel()
+		g, server := newFrameSession(t)
+		c := g.open(t)
+		provider := <-server.Peers
+		provider.Send(t, websockettest.Frame{First: 0x81, Payload: frameCreated}, websockettest.Frame{First: 0x01, Payload: `{"type":"x","y":"`})
+		c.wait(t, "session.created", 1)
+		for range 1000 {
+			c.send(`{"type":"z"}`)
+		}
+		if code, reason := c.end(t); code != websocket.ClosePolicy {
+			t.Errorf("the client got %d %s", code, reason)
+		}
+		g.wantCharged(t, 0)
+	})
+	t.Run("limits for the provider", func(t *testing.T) {
+		t.Parallel()
+		g := newTestSession(t, providertest.RealtimeConduct{})
+		c := g.open(t)
+		c.wait(t, "session.updated", 1)
+		half := websocket.Part{Kind: websocket.Text, First: true, Data: []byte(`{"type":"input_audio_buffer.append","audio":"`)}
+		_ = c.WritePart(half)
+		s := g.provider.Session(t, 1)
+		n := 0
+		g.account.setChance(func() mishap { // the limit changes each time
+			n++
+			g.account.left = 50_000 + 20_000*int64(n%2)
+			for _, hold := range g.account.open {
+				g.account.left -= hold.tokens // which come back now
+			}
+			return fine
+		})
+		for range 1000 {
+			s.SendEvent("response.done", object{"response": object{"usage": object{"input_tokens": 0, "output_tokens": 1}}})
+		}
+		if code, reason := c.end(t); code != websocket.ClosePolicy {
+			t.Errorf("the client got %d %s", code, reason)
+		}
+	})
 }

@@ -14,6 +14,7 @@ import (
 
 	"tollgate/internal/fairpool"
 	"tollgate/internal/providertest"
+	"tollgate/internal/telemetry"
 	"tollgate/internal/waittest"
 	"tollgate/internal/websocket"
 )
@@ -143,5 +144,25 @@ func TestSessionAddress(t *testing.T) {
 	r := g.provider.Requests()[0]
 	if got := r.URL.String(); got != "/v1/realtime?a=%26&api-version=1&model=m" || r.Header.Get("Api-Key") != providertest.Key {
 		t.Errorf("the provider got %s %v", got, r.Header)
+	}
+}
+
+// A provider that also speaks HTTP/2 is dialled over TLS with HTTP/1.1, and only if its certificate is trusted.
+func TestSessionOverTLS(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{})
+	server := httptest.NewUnstartedServer(g.provider)
+	server.Config.ErrorLog = telemetry.NewLogger(io.Discard).Warnings()
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	g.endpoint = testEndpoint(t, "wss"+strings.TrimPrefix(server.URL, "https")+"/v1/realtime", "")
+	if conn, response := g.dial(t, "?model=m"); conn != nil || response.StatusCode != 502 {
+		t.Errorf("got %d", response.StatusCode)
+	}
+	g.transports.fresh.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	c := g.open(t)
+	c.respond(t, 1)
+	if r := g.provider.Requests()[0]; r.ProtoMajor != 1 || r.TLS == nil {
+		t.Errorf("the provider got a request of %s", r.Proto)
 	}
 }
