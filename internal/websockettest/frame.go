@@ -125,8 +125,8 @@ func (h header) readPayload(r io.Reader) (Frame, error) {
 	return Frame{First: h.first, Payload: string(xor(payload, h.key))}, err
 }
 
-// String shows a frame: T for text, B for binary, C for a continuation, P and Q for ping and pong, in lower case if it is
-// not the last of its message; X and the code for a close.
+// String shows a frame: T for text, B for binary, C for a continuation, P and Q for ping and pong, in lower case if it
+// is not the last of its message; X and the code for a close.
 func (w Frame) String() string {
 	if w.First == 0x88 {
 		if len(w.Payload) < 2 {
