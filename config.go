@@ -30,7 +30,7 @@ type tenantConfig struct {
 	warnings []string // sentences on members that are probably misspelled or have no effect
 	compared int      // unknown members that were compared with known ones for warnings
 	caching  gateway.Caching
-	ignored  []string // sentences for the log whenever the config is loaded: on members without effect, and models that are gone
+	ignored  []string // sentences for the log whenever the config is loaded, on what has no effect or is switched off
 	broken   int      // such values
 
 	// endpoints are those that the gateway can use: of each kind the default one first, then in the config's order.

@@ -155,14 +155,15 @@ func (s *rawSession) pass(t testing.TB, up bool) {
 
 // A frame with sound is relayed, scanned and counted without an allocation.
 func TestSessionFramesAllocateNothing(t *testing.T) {
+	most := 0.0
 	info, _ := debug.ReadBuildInfo()
 	if slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		t.Skip("the race detector makes a sync.Pool forget some of what it has")
+		most = 1 // the race detector makes a sync.Pool forget a quarter of what it has, and a frame uses up to four
 	}
 	for _, size := range []int{400, 4096, 16_000} {
 		s := newRawSession(t, size)
 		for _, up := range []bool{true, false} {
-			if n := testing.AllocsPerRun(1000, func() { s.pass(t, up) }); n > 0 {
+			if n := testing.AllocsPerRun(1000, func() { s.pass(t, up) }); n > most {
 				t.Errorf("%d bytes, from the client %t: %v allocations", size, up, n)
 			}
 		}

@@ -37,7 +37,7 @@ func (s *ultravoxSession) join(ctx context.Context) (*websocket.Conn, error) {
 	return nil, s.unreachable(ctx, err)
 }
 
-// create creates a call, and returns the URL at which it is joined. Whoever knows that can join it, so it is told nobody.
+// create creates a call, and returns the URL at which it is joined. That is a secret: it opens the call to anybody.
 func (s *ultravoxSession) create(ctx context.Context) (address string, err error) {
 	header, err := s.keyHeader()
 	if err != nil {

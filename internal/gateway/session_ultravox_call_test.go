@@ -108,7 +108,8 @@ func TestUltravoxRefused(t *testing.T) {
 		{"joining redirected", func(c *callTest) { c.joins = 302 }, 502, noSession, noJoining + "302"},
 		{"no WebSocket", func(c *callTest) { c.joins = 200 }, 502, noSession, noJoining + "200"},
 		{"no server", func(c *callTest) { c.transports.plain.DialContext = noNetwork }, 502, noReach, "the connection failed"},
-		{"a key that cannot be sent", func(c *callTest) { c.key = ultravoxKey + "\n" }, 502, "The endpoint's key cannot be sent: its api_key must be printable ASCII without white space",
+		{"a key that cannot be sent", func(c *callTest) { c.key = ultravoxKey + "\n" }, 502,
+			"The endpoint's key cannot be sent: its api_key must be printable ASCII without white space",
 			"its api_key must be printable ASCII without white space"},
 	}
 	for _, test := range tests {

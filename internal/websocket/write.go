@@ -108,8 +108,8 @@ func (c *Conn) Close(code Code, reason string) error {
 }
 
 // CloseAfter sends a text as Send does, and closes the connection as Close does. A binary message of WritePart that is
-// under way ends before the text, where it is. Within a text message, which could end within a character, only the close
-// frame is sent. CloseAfter does nothing if a close frame was sent before.
+// under way is ended where it is, before the text. Within a text message, which could end within a character, only the
+// close frame is sent. CloseAfter does nothing if a close frame was sent before.
 func (c *Conn) CloseAfter(text []byte, code Code, reason string) error {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
