@@ -285,8 +285,14 @@ func TestSessionQueues(t *testing.T) {
 			}
 			return fine
 		})
-		for range 1000 {
-			s.SendEvent("response.done", object{"response": object{"usage": object{"input_tokens": 0, "output_tokens": 1}}})
+		done := object{"response": object{"usage": object{"input_tokens": 0, "output_tokens": 1}}}
+		for isOpen := true; isOpen; { // the part may take a while to be passed on
+			s.SendEvent("response.done", done)
+			select {
+			case <-c.ended:
+				isOpen = false
+			case <-time.After(time.Millisecond):
+			}
 		}
 		if code, reason := c.end(t); code != websocket.ClosePolicy {
 			t.Errorf("the client got %d %s", code, reason)

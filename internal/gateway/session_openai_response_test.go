@@ -125,7 +125,7 @@ func TestSessionManyResponses(t *testing.T) {
 func TestSessionEndsInTime(t *testing.T) {
 	flood := providertest.RealtimeResponse{Text: strings.Repeat("a", 60<<10), Deltas: 10_000}
 	deafFlood := flood
-	deafFlood.Deaf = true
+	deafFlood.Deaf, deafFlood.Deltas, deafFlood.Hang = true, 500, providertest.BeforeEnd
 	hang := providertest.RealtimeResponse{Text: "abc", Deltas: 2, Hang: providertest.InContent, Deaf: true}
 	late := hang
 	late.Hang = providertest.BeforeHeaders
