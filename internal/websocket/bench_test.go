@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"tollgate/internal/waittest"
 )
 
 // An endless connection says the same frame again and again, and takes what is written.
@@ -149,7 +147,7 @@ func BenchmarkIdleSession(b *testing.B) {
 // to be free again.
 func newIdleSessions(b *testing.B, handlerWaits bool) (start func() *Relay) {
 	clients, servers := &Side{PingInterval: 25 * time.Second, IdleTimeout: time.Minute}, &Side{}
-	transport, started := newTransport(b), make(chan *Relay, 1)
+	transport, started, passed := newTransport(b), make(chan *Relay, 1), make(chan error, 1)
 	server := rawServer(b, func(r *http.Request) string {
 		return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" + acceptLine(r) + "\r\n"
 	})
@@ -163,6 +161,13 @@ func newIdleSessions(b *testing.B, handlerWaits bool) (start func() *Relay) {
 		if relay.Client, err = clients.Accept(w, r, "", nil); err != nil {
 			b.Error(err)
 			return
+		}
+		relay.FromClient = func(p Part) error {
+			err := relay.Server.WritePart(p)
+			if p.Last {
+				passed <- err
+			}
+			return err
 		}
 		started <- relay
 		if handlerWaits {
@@ -178,12 +183,9 @@ func newIdleSessions(b *testing.B, handlerWaits bool) (start func() *Relay) {
 		if _, err := c.Write(message); err != nil {
 			b.Fatal(err)
 		}
-		waittest.Eventually(b, patience, func() error {
-			if sent := relay.Server.Sent(); sent < int64(len(message)) {
-				return fmt.Errorf("%d bytes of %d were passed on", sent, len(message))
-			}
-			return nil
-		})
+		if err := waitFor(b, passed); err != nil {
+			b.Fatal(err)
+		}
 		return relay
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -83,8 +82,6 @@ type Conn struct {
 	conn     net.Conn
 	isServer bool // this end is the server: the peer masks what it sends, and this end does not
 	protocol string
-	received atomic.Int64
-	sent     atomic.Int64
 
 	in  input  // used by Next and Finish alone
 	out output // guarded by its mutex
@@ -102,12 +99,6 @@ func (s *Side) newConn(conn net.Conn, isServer bool, protocol string) *Conn {
 
 // Protocol returns the subprotocol that the handshake has chosen, "" if none.
 func (c *Conn) Protocol() string { return c.protocol }
-
-// Received returns how many bytes of frames have come, headers included.
-func (c *Conn) Received() int64 { return c.received.Load() }
-
-// Sent returns how many bytes of frames were sent, headers included.
-func (c *Conn) Sent() int64 { return c.sent.Load() }
 
 // Abort cuts the connection at once, without a close frame. What waits for it fails with net.ErrClosed.
 func (c *Conn) Abort() { c.cut(net.ErrClosed) }

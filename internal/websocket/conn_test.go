@@ -66,7 +66,7 @@ func TestSendBetweenMessages(t *testing.T) {
 			c.Send(Text, []byte("1")),
 			c.WritePart(Part{Kind: Text, First: true, Data: []byte("a")}),
 			c.Send(Text, []byte("2")),
-			c.Ping(),
+			c.writeControl(opPing, nil),
 			c.Send(Binary, []byte("3")),
 			c.WritePart(Part{Kind: Text, Data: []byte("b")}),
 			c.WritePart(Part{Kind: Text, Last: true}),
@@ -84,14 +84,8 @@ func TestSendBetweenMessages(t *testing.T) {
 		if got := show(p.Wait(t)); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
-		if got, want := c.Sent(), int64(len(websockettest.EncodeAll(p.Got(), !isServer))); got != want {
-			t.Errorf("sent %d bytes, want %d", got, want)
-		}
-		if got, want := c.Received(), int64(len(bye.Encode(isServer))); got != want {
-			t.Errorf("received %d bytes, want %d", got, want)
-		}
 		for name, err := range map[string]error{
-			"WritePart": c.WritePart(Part{Kind: Text, First: true}), "Send": c.Send(Text, nil), "Ping": c.Ping(),
+			"WritePart": c.WritePart(Part{Kind: Text, First: true}), "Send": c.Send(Text, nil), "a ping": c.writeControl(opPing, nil),
 		} {
 			if !errors.Is(err, ErrClosing) {
 				t.Errorf("%s after Close: %v", name, err)
@@ -321,8 +315,8 @@ var timeouts = []struct {
 	}, 3*limit*3/4 + limit, "no frame has come in time"},
 	{"deaf", &Side{WriteTimeout: limit}, func(c *Conn, _ net.Conn) error {
 		err := c.Send(Text, []byte("a"))
-		if second := c.Ping(); second == nil || second.Error() != err.Error() {
-			return fmt.Errorf("Ping: %w", second)
+		if second := c.writeControl(opPing, nil); second == nil || second.Error() != err.Error() {
+			return fmt.Errorf("a ping: %w", second)
 		}
 		if _, third := c.Next(); third.Error() != err.Error() {
 			return fmt.Errorf("Next: %w", third)
@@ -459,7 +453,7 @@ func TestManyWriters(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for range 50 {
-				if err := errors.Join(c.Send(Text, []byte(long)), c.Ping()); err != nil && !errors.Is(err, ErrQueueFull) {
+				if err := errors.Join(c.Send(Text, []byte(long)), c.writeControl(opPing, nil)); err != nil && !errors.Is(err, ErrQueueFull) {
 					t.Error(err)
 				}
 			}

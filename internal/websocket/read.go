@@ -197,7 +197,6 @@ func (c *Conn) fill(n int) error {
 		}
 		m, err := c.conn.Read(in.buffer()[in.to:])
 		in.to += m
-		c.received.Add(int64(m))
 		if m == 0 && err != nil {
 			if err = c.afterError(err); err != nil {
 				return err

@@ -80,9 +80,7 @@ func (c *Conn) Send(kind Kind, data []byte) error {
 	return nil
 }
 
-// Ping sends a ping without a payload, also within a message.
-func (c *Conn) Ping() error { return c.writeControl(opPing, nil) }
-
+// writeControl sends a control frame, also within a message.
 func (c *Conn) writeControl(opcode byte, data []byte) error {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
@@ -184,9 +182,7 @@ func (c *Conn) writeFrame(h header, data []byte) error {
 
 // write writes p. If that fails, the peer may have got half a frame: the connection is cut.
 func (c *Conn) write(p []byte) error {
-	n, err := c.conn.Write(p)
-	c.sent.Add(int64(n))
-	if err != nil {
+	if _, err := c.conn.Write(p); err != nil {
 		return c.cut(fmt.Errorf("writing: %w", err))
 	}
 	return nil
