@@ -50,10 +50,7 @@ type RealtimeEvent struct {
 	Kind RealtimeKind
 
 	Model string // of a session that was created or updated
-	Limit int64  // of its output tokens; 0 if it has none
-
-	ID     string // of a response
-	Status string // of one that is done: completed, cancelled, failed or incomplete
+	ID    string // of a response
 
 	// Usage is what a response, or the transcription of a part of the input, has used. Duration is the length of the
 	// sound if that is what a transcription is charged for. If the provider did not report what was used, there are
@@ -61,8 +58,6 @@ type RealtimeEvent struct {
 	Usage     Usage
 	Duration  time.Duration
 	Estimates []Usage
-
-	ErrorType, ErrorCode, ErrorMessage string // of an error, or of a response that has failed
 
 	ErrorEventID string // of the event that an error is about; "" if it names none
 }
@@ -294,15 +289,9 @@ type realtimeEventReader struct {
 var realtimeEventShape = newJSONShape(realtimeUsage.under("usage"), realtimeUsage.under("response.usage"),
 	jsonTable[realtimeEventReader]{
 		"session.model":                     textRow(func(e *RealtimeEvent) *string { return &e.Model }),
-		"session.max_output_tokens":         {read: (*realtimeEventReader).readLimit},
 		"session.audio.output.format.type":  {read: (*realtimeEventReader).readFormat},
 		"response.audio.output.format.type": {read: (*realtimeEventReader).readFormat},
 		"response.id":                       textRow(func(e *RealtimeEvent) *string { return &e.ID }),
-		"response.status":                   textRow(func(e *RealtimeEvent) *string { return &e.Status }),
-		"response.status_details.error":     {same: "error"},
-		"error.type":                        textRow(func(e *RealtimeEvent) *string { return &e.ErrorType }),
-		"error.code":                        textRow(func(e *RealtimeEvent) *string { return &e.ErrorCode }),
-		"error.message":                     textRow(func(e *RealtimeEvent) *string { return &e.ErrorMessage }),
 		"error.event_id":                    textRow(func(e *RealtimeEvent) *string { return &e.ErrorEventID }),
 		"transcript":                        {read: (*realtimeEventReader).readTranscript},
 	})
@@ -354,11 +343,6 @@ func (r *realtimeEventReader) readInputPart(v jsonValue) {
 func (r *realtimeEventReader) readOutputPart(v jsonValue) {
 	n, _ := readCount(v.text)
 	r.outputParts = n
-}
-
-func (r *realtimeEventReader) readLimit(v jsonValue) {
-	n, _ := strconv.ParseInt(string(v.text), 10, 64)
-	r.to.Limit = max(n, 0)
 }
 
 // readFormat reads the format of the sound that is generated. One that is not known may be as short as G.711.

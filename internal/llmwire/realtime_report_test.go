@@ -74,7 +74,7 @@ func TestRealtimeUsage(t *testing.T) {
 	} {
 		for _, status := range []string{"completed", "cancelled", "failed", "incomplete"} {
 			wantRealtime(t, []string{realtimeCreated, realtimeDone(status, usage)},
-				RealtimeEvent{Kind: ResponseDone, ID: "r", Status: status, Usage: want})
+				RealtimeEvent{Kind: ResponseDone, ID: "r", Usage: want})
 		}
 	}
 }
@@ -131,13 +131,13 @@ func TestRealtimeEstimates(t *testing.T) {
 			last := test.events[len(test.events)-1]
 			want := RealtimeEvent{}
 			if last == realtimeCreated {
-				want = RealtimeEvent{Kind: ResponseCreated, ID: "r", Status: "in_progress"}
+				want = RealtimeEvent{Kind: ResponseCreated, ID: "r"}
 			}
 			wantRealtime(t, test.events, want, test.want...)
 			for _, usage := range []string{"null", "{}", `"x"`, `{"input_tokens":null}`, `{"output_tokens":-1}`} {
 				if len(test.want) == 1 {
 					wantRealtime(t, append(slices.Clone(test.events), realtimeDone("failed", usage)),
-						RealtimeEvent{Kind: ResponseDone, ID: "r", Status: "failed", Estimates: test.want[0].Estimates})
+						RealtimeEvent{Kind: ResponseDone, ID: "r", Estimates: test.want[0].Estimates})
 				}
 			}
 		})
@@ -148,13 +148,13 @@ func TestRealtimeEvents(t *testing.T) {
 	const done = `{"type":"conversation.item.input_audio_transcription.completed","item_id":"i","transcript":"abc\n","usage":`
 	for event, want := range map[string]RealtimeEvent{
 		`{"type":"session.created","session":{"model":"m","max_output_tokens":"inf"}}`: {Kind: SessionCreated, Model: "m"},
-		`{"session":{"model":"m","max_output_tokens":9},"type":"session.updated"}`:     {Kind: SessionUpdated, Model: "m", Limit: 9},
+		`{"session":{"model":"m","max_output_tokens":9},"type":"session.updated"}`:     {Kind: SessionUpdated, Model: "m"},
 		`{"type":"error","error":{"type":"t","code":"c","message":"m\n","event_id":"e"}}`: {
-			Kind: RealtimeErrorEvent, ErrorType: "t", ErrorCode: "c", ErrorMessage: "m\n", ErrorEventID: "e"},
+			Kind: RealtimeErrorEvent, ErrorEventID: "e"},
 		`{"type":"error","error":{"type":null,"code":5}}`: {Kind: RealtimeErrorEvent},
 		`{"type":"response.done","response":{"id":"x","status":"failed","status_details":{"error":{"type":"t","code":"c"}},` +
 			`"usage":{"input_tokens":1,"output_tokens":0}}}`: {
-			Kind: ResponseDone, ID: "x", Status: "failed", ErrorType: "t", ErrorCode: "c", Usage: Usage{Input: 1}},
+			Kind: ResponseDone, ID: "x", Usage: Usage{Input: 1}},
 		done + `{"type":"tokens","input_tokens":9,"output_tokens":4,"total_tokens":13,` +
 			`"input_token_details":{"text_tokens":2,"audio_tokens":7}}}`: {
 			Kind: InputTranscribed, Usage: Usage{Input: 9, AudioInput: 7, Output: 4}},
