@@ -35,8 +35,8 @@ type sessionRules struct {
 	maxInput, maxOutput int64 // OpenAI: tokens that one response is held for
 	maxSession          time.Duration
 
-	inputRate, outputRate int64  // Ultravox: samples a second
-	call                  []byte // Ultravox: an object with further members of the call to create; nil if there are none
+	sampleRate int64  // Ultravox: samples a second, in both directions
+	call       []byte // Ultravox: an object with further members of the call to create; nil if there are none
 }
 
 // The APIs that endpoints of the kind realtime can have. Names that begin so have that API unless type says otherwise.
@@ -70,7 +70,7 @@ func (e *Endpoint) SessionRules(value []byte, object func(strict.Rules) strict.R
 	e.session = &sessionRules{
 		isUltravox: api == ultravoxType, maxSession: time.Hour,
 		maxInput: 28_672, maxOutput: 4_096, // what gpt-realtime can have
-		inputRate: highestRate, outputRate: highestRate,
+		sampleRate: highestRate,
 	}
 	maps.Copy(rules, e.session.rules(e, object))
 	return rules, true
@@ -94,7 +94,9 @@ func (s *sessionRules) rules(e *Endpoint, object func(strict.Rules) strict.Rule)
 		"max_session": s.readMaxSession,
 	}
 	if s.isUltravox {
-		maps.Copy(rules, strict.Rules{"sampleRate": s.readSampleRate, "encoding": readPCM, "call": s.readCall})
+		maps.Copy(rules, strict.Rules{
+			"sampleRate": strict.Int(&s.sampleRate, lowestRate, highestRate), "encoding": readPCM, "call": s.readCall,
+		})
 	} else {
 		maps.Copy(rules, strict.Rules{
 			"max_input_tokens":  strict.Int(&s.maxInput, 1, strict.MaxInt),
@@ -112,13 +114,6 @@ func (s *sessionRules) readMaxSession(wrong *strict.Problems, value []byte) bool
 	}
 	ok := strict.Seconds(&seconds, lo, hi)(wrong, value)
 	s.maxSession = time.Duration(seconds) * time.Second
-	return ok
-}
-
-// readSampleRate is the rule for sampleRate at Ultravox.
-func (s *sessionRules) readSampleRate(wrong *strict.Problems, value []byte) bool {
-	ok := strict.Int(&s.inputRate, lowestRate, highestRate)(wrong, value)
-	s.outputRate = s.inputRate
 	return ok
 }
 

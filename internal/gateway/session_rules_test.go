@@ -46,7 +46,7 @@ func TestSessionEndpoint(t *testing.T) {
 // What the members of an endpoint for sessions are if they are missing, and what is read of them.
 func TestSessionRules(t *testing.T) {
 	defaults := sessionRules{
-		maxSession: time.Hour, maxInput: 28_672, maxOutput: 4_096, inputRate: 48_000, outputRate: 48_000,
+		maxSession: time.Hour, maxInput: 28_672, maxOutput: 4_096, sampleRate: 48_000,
 	}
 	with := func(change func(s *sessionRules)) sessionRules {
 		s := defaults
@@ -64,7 +64,7 @@ func TestSessionRules(t *testing.T) {
 				s.model, s.voice, s.maxSession, s.maxInput, s.maxOutput = "m", "v", time.Minute, 96_000, 32_000
 			})},
 		{"ultravox", `"model":"m","voice":"v","max_session":7200,"sampleRate":16000`, with(func(s *sessionRules) {
-			s.isUltravox, s.model, s.voice, s.maxSession, s.inputRate, s.outputRate = true, "m", "v", 2*time.Hour, 16_000, 16_000
+			s.isUltravox, s.model, s.voice, s.maxSession, s.sampleRate = true, "m", "v", 2*time.Hour, 16_000
 		})},
 	} {
 		if got := *newSessionEndpoint(t, test.name, test.members).session; fmt.Sprint(got) != fmt.Sprint(test.want) {

@@ -90,7 +90,7 @@ func (s *ultravoxSession) newCall() []byte {
 		call[name] = value
 	}
 	call["medium"] = map[string]any{"serverWebSocket": map[string]int64{
-		"inputSampleRate": rules.inputRate, "outputSampleRate": rules.outputRate,
+		"inputSampleRate": rules.sampleRate, "outputSampleRate": rules.sampleRate,
 	}}
 	call["maxDuration"] = fmt.Sprintf("%ds", s.seconds)
 	call["joinTimeout"] = fmt.Sprintf("%ds", startTimeout/time.Second)

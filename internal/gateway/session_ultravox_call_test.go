@@ -18,7 +18,7 @@ import (
 
 // The call is created with the operator's key and what the config says, and joined without the key.
 func TestUltravoxCall(t *testing.T) {
-	const medium = `"medium":{"serverWebSocket":{"inputSampleRate":16000,"outputSampleRate":24000}},"joinTimeout":"30s","maxDuration":"3600s"`
+	const medium = `"medium":{"serverWebSocket":{"inputSampleRate":16000,"outputSampleRate":16000}},"joinTimeout":"30s","maxDuration":"3600s"`
 	for _, test := range []struct{ model, voice, call, want string }{
 		{"", "", "", `{` + medium + `}`},
 		{"ultravox-v0.7", "Mark", `{}`, `{"model":"ultravox-v0.7","voice":"Mark",` + medium + `}`},

@@ -189,7 +189,7 @@ func inCall(t *testing.T, test func(c *callTest)) {
 		c := &callTest{
 			t: t, ctx: t.Context(), log: log, account: &callAccount{fakeAccount: fakeAccount{left: 100_000}}, price: 10 * priceUnit,
 			Gateway:   New(Options{HeaderTimeout: time.Minute, TenantShare: 0.5, MaxWaiting: 1, MaxDrains: 1}, log.logger()),
-			rules:     &sessionRules{isUltravox: true, inputRate: 16000, outputRate: 24000, maxSession: time.Hour},
+			rules:     &sessionRules{isUltravox: true, sampleRate: 16000, maxSession: time.Hour},
 			providers: make(chan *wsPeer, 1), done: make(chan struct{}),
 			url: anyUltravox, key: ultravoxKey, status: http.StatusCreated, created: createdByTest,
 		}
