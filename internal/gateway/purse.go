@@ -52,11 +52,9 @@ func (p *purse) open() error {
 func (p *purse) next(isFurther bool) HoldRequest {
 	return HoldRequest{
 		Least: p.price.least(p.lastInput), Most: p.price.full(), Half: true, TTL: leaseTTL,
-		Models: p.models(), Further: isFurther,
+		Models: p.call.models(), Further: isFurther,
 	}
 }
-
-func (p *purse) models() []string { return []string{p.call.model} }
 
 // limit returns the limit of output tokens that the next response needs so that what is held covers it.
 func (p *purse) limit() int64 {
@@ -160,7 +158,7 @@ func (p *purse) check(deadline time.Time) error {
 	if refusal != nil || isAway {
 		return refusal
 	}
-	if err := p.call.Account.Check(deadline, p.models()); !errors.Is(err, ErrUnavailable) {
+	if err := p.call.Account.Check(deadline, p.call.models()); !errors.Is(err, ErrUnavailable) {
 		return err
 	}
 	return nil

@@ -42,6 +42,9 @@ func (c *SessionCall) chooseAllowed(allowed ModelNames) error {
 	return c.ChooseEndpoint(c.all)
 }
 
+// models returns what the account must allow.
+func (c *SessionCall) models() []string { return []string{c.model} }
+
 // price returns what the session costs, once its endpoint is chosen.
 func (c *SessionCall) price() *sessionPrice {
 	p, s := c.endpoint.prices.find(c.model), c.endpoint.session

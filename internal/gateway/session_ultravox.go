@@ -47,7 +47,7 @@ func (s *ultravoxSession) open(ctx context.Context) (*websocket.Conn, error) {
 	most := inSteps(int64(s.call.endpoint.session.maxSession / time.Second))
 	var err error
 	s.hold, err = s.gateway.firstHold(s.call, HoldRequest{
-		Least: max(s.price.seconds(ultravoxStep), 1), Most: max(s.price.seconds(most), 1), TTL: leaseTTL, Models: s.models(),
+		Least: max(s.price.seconds(ultravoxStep), 1), Most: max(s.price.seconds(most), 1), TTL: leaseTTL, Models: s.call.models(),
 	})
 	if err != nil {
 		return nil, err
@@ -71,9 +71,6 @@ func billedSeconds(d time.Duration, most int64) int64 {
 	const step = ultravoxStep * time.Second
 	return min(max(int64((d+step-1)/step), 1)*ultravoxStep, most)
 }
-
-// models returns what the account must allow.
-func (s *ultravoxSession) models() []string { return []string{s.call.model} }
 
 // settle charges for the call, which is over. One that has not started costs nothing.
 func (s *ultravoxSession) settle() {

@@ -39,7 +39,7 @@ func (s *ultravoxSession) look() {
 		s.end(end)
 		return
 	}
-	err := s.call.Account.Check(time.Now().Add(settleStep), s.models())
+	err := s.call.Account.Check(time.Now().Add(settleStep), s.call.models())
 	if err != nil && !errors.Is(err, ErrUnavailable) {
 		s.end(sessionEnd{websocket.ClosePolicy, err})
 		return
