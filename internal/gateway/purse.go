@@ -115,18 +115,42 @@ func (p *purse) spend(u llmwire.Usage, cost int64, isEstimate bool, n int, lastI
 		p.owe(used)
 		return p.holdFor(n)
 	}
-	needed := min(max(n, 1), len(p.holds))
-	surplus := p.holds[needed:]
-	p.holds = p.holds[:needed:needed]
-	if i := len(surplus) - 1; i >= 0 {
-		settleAll(surplus[:i], used.withoutCost())
-		surplus[i].settle(used)
-		used = used.withoutCost()
-	}
-	if h := p.smallest(); len(surplus) == 0 || h.Tokens < p.price.least(p.lastInput) {
-		p.exchange(h, used)
+	p.pay(used, n)
+	if h := p.smallest(); p.refusal == nil && p.pending == nil && h.Tokens < p.price.least(p.lastInput) {
+		p.exchange(h, used.withoutCost())
 	}
 	return p.holdFor(n)
+}
+
+// pay settles one of the holds to what was used. Further holds beyond n are given back; if that one must stay, another is
+// taken in its place.
+func (p *purse) pay(used Usage, n int) {
+	payer, kept := p.payer(used.Cost), min(n, len(p.holds))
+	if at, last := slices.Index(p.holds, payer), len(p.holds)-1; at > 0 {
+		p.holds[at], p.holds[last] = p.holds[last], payer
+	}
+	surplus := p.holds[kept:]
+	p.holds = p.holds[:kept:kept]
+	if i := len(surplus) - 1; i >= 0 && surplus[i] == payer {
+		settleAll(surplus[:i], used.withoutCost())
+		payer.settle(used)
+		return
+	}
+	settleAll(surplus, used.withoutCost())
+	p.exchange(payer, used)
+}
+
+// payer returns the hold that a cost is paid from: the smallest that covers it or, if none does, the largest. What it
+// lacks would be taken from the balance, which may be empty because of the other holds.
+func (p *purse) payer(cost int64) *sessionHold {
+	best := p.holds[0]
+	for _, h := range p.holds[1:] {
+		isLarger, isSmaller := h.Tokens >= best.Tokens, h.Tokens <= best.Tokens
+		if best.Tokens < cost && isLarger || h.Tokens >= cost && isSmaller {
+			best = h
+		}
+	}
+	return best
 }
 
 // use adds something that was used to the outcome, and returns it as it is charged. An estimate costs at most what is

@@ -60,7 +60,7 @@ func (p *purse) payOwed(h *sessionHold) {
 		h.lease.hurry() // the hold may have been taken long ago
 		if owed != (Usage{}) {
 			p.owed = Usage{}
-			p.exchange(h, owed)
+			p.exchange(p.payer(owed.Cost), owed)
 		}
 	}
 }

@@ -44,6 +44,7 @@ type fakeSessionAccount struct {
 	balances               map[string]Balance
 	after                  map[string]string // hold → the one that Exchange has taken in its place
 	ids, steps             int
+	lacking                int      // settlements that were not covered, though another hold would have done
 	requests, ends         int      // holds that are not further ones, but for exchanges; settlements that are no parts
 	wrong                  []string // what no caller may do
 	asked                  HoldRequest
@@ -186,6 +187,11 @@ func (a *fakeSessionAccount) settle(id string, u Usage) (Balance, error) {
 		delete(a.open, id)
 	}
 	balance := Balance{Charged: min(u.Cost, a.left)}
+	for _, other := range a.open {
+		if u.Cost > a.left && other.tokens >= u.Cost {
+			a.lacking++
+		}
+	}
 	a.left -= balance.Charged
 	a.charged += balance.Charged
 	a.missing += u.Cost - balance.Charged
@@ -470,6 +476,14 @@ func TestPurseSteps(t *testing.T) {
 			{spend: 100, of: 1, held: []int64{full}, charged: 200},
 			{spend: 100, of: 1, held: []int64{full}, charged: 300},
 		}},
+		"the larger one is done first": {left: full + 3_256, steps: []purseStep{
+			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
+			{spend: 32_000, of: 1, held: []int64{1_256 + 1_384}, limit: 1_640, charged: 32_000},
+		}},
+		"the largest one is done first": {left: full + 3_256, steps: []purseStep{
+			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
+			{spend: 32_000, of: 2, held: []int64{1_256 + 256, 2_256}, limit: 512, charged: 32_000},
+		}},
 		"what is left is too small": {left: 5_512, steps: []purseStep{
 			{cover: 2, held: []int64{1_256 + 436, 1_256 + 2_128}, limit: 692},
 			{spend: 100, input: 3_000, held: []int64{4_256 + 578}, limit: 834, charged: 100},
@@ -534,6 +548,12 @@ func TestPurseWithoutAccount(t *testing.T) {
 			{spend: 32_000, of: 2, mishaps: []mishap{fine, away}, want: ErrUnavailable, held: []int64{2_256, full}, limit: 1},
 			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{full, full}, limit: 1, charged: 1_000},
 			{sleep: time.Second, cover: 2, held: []int64{full, full}, charged: 33_000},
+		}},
+		"away, while a further one is small": {left: full + 3_256, steps: []purseStep{
+			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
+			{spend: 100, of: 2, mishaps: []mishap{away}, held: []int64{2_256, full}, limit: 1_156},
+			{spend: 32_000, of: 2, want: ErrUnavailable, held: []int64{2_256, full}, limit: 1},
+			{sleep: time.Second, cover: 2, held: []int64{1_256 + 231, 1_256 + 950}, limit: 487, charged: 32_100},
 		}},
 		"a further one is lost": {left: 100_000, steps: []purseStep{
 			{cover: 2, mishaps: []mishap{lost}, want: ErrUnavailable, held: []int64{full, full}},
@@ -618,6 +638,9 @@ func TestPurseByChance(t *testing.T) {
 			p.account.setChance(nil)
 			time.Sleep(time.Hour)
 			p.wantPaid(t)
+			if n := p.account.lacking; n > 0 && badness == 0 {
+				t.Errorf("%d settlements were not covered, though another hold would have done", n)
+			}
 		})
 		if t.Failed() {
 			t.Fatalf("with seed %d", seed)
