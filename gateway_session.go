@@ -65,7 +65,7 @@ func (a *sessionAccount) holdFurther(deadline time.Time, r gateway.HoldRequest) 
 		h := a.lastSeen()
 		var result holdResult
 		result, err = a.server.store.Hold(deadline, t, newHoldRequest(h.key, id, r))
-		if errors.Is(err, ErrNoKey) { // it may have been rotated or merged
+		if errors.Is(err, ErrNoKey) { // it may have been rotated or merged: look follows it
 			if _, err = a.look(deadline, t, nil); err == nil {
 				continue
 			}
@@ -196,8 +196,8 @@ func (a *sessionAccount) lastSeen() holder {
 	return a.holder
 }
 
-// known returns the tenant as it was last seen, and who has a hold. One of which nothing is known is looked for from
-// where the key was at first.
+// known returns the tenant as it was last seen, and where to look for a hold: if nothing is known of it, where the key
+// was at first.
 func (a *sessionAccount) known(holdID string) (*tenant, holder) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -222,7 +222,7 @@ func (a *sessionAccount) found(holdID string, h holder) {
 	a.holder = h
 }
 
-// forget forgets a hold of which nothing more is to be asked.
+// forget forgets a hold that is settled.
 func (a *sessionAccount) forget(holdID string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -19,7 +19,7 @@ func realtimeConfig(name, members string) []byte {
 	return fmt.Appendf(nil, `{"providers":{"realtime":{"endpoints":{%q:{%s}}}}}`, name, members)
 }
 
-// parseNew parses a config that is put, by whoever has no key of the operator's.
+// parseNew parses a config that is put by a tenant without keys of the operator.
 func parseNew(config []byte) (*tenantConfig, error) {
 	return parseConfigWith(config, func(e *gateway.Endpoint, wrong *strict.Problems) bool {
 		ok := new(gateway.OperatorKeys).Check(e, "acme", wrong)
@@ -163,7 +163,7 @@ func TestRealtimeConfigAccepted(t *testing.T) {
 			[]string{`models has no price for "ultravox": a token or a second of it costs 1`}},
 		{"openai", `"model":"m","models":{"n":{}}`, true, []string{`models has no price for "m": a token or a second of it costs 1`}},
 		{"openai", `"model":"m","max_sesion":9`, true, []string{"max_sesion is not known: did you mean max_session?"}},
-		{"openai", `"model":"gpt-4o-realtime-preview","url":"wss://x.example/v1/realtime"`, true, nil}, // whoever serves it
+		{"openai", `"model":"gpt-4o-realtime-preview","url":"wss://x.example/v1/realtime"`, true, nil}, // another server may have it
 		{"e", `"auth":"basic","max_session":"x","call":7`, false,
 			[]string{`type is missing: without "openai" or "ultravox" the endpoint is not used`}},
 		{"openai", `"model":"m","url":"wss://api.openai.com/v1/live/sessions"`, false,

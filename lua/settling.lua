@@ -1,6 +1,6 @@
--- The part that settle.lua and exchange.lua have in common. It is no function, since it would have to capture a dozen
--- locals. It takes the KEYS and the ARGV of settle.lua, and returns if nothing is to be done by this key. Else it leaves
--- these locals:
+-- The part that settle.lua and exchange.lua have in common. As a function it would have to return a dozen values. It
+-- takes the KEYS and the ARGV of settle.lua, and returns if nothing is to be done by this key. Else it leaves these
+-- locals:
 --   group                   of the key
 --   ledger                  of the key, as it was written
 --   outcome, charged, left  of settling, 'settled', 'replayed' or 'mismatch', as settle.lua returns them

@@ -75,8 +75,8 @@ func (p *purse) smallest() *sessionHold {
 	return slices.MinFunc(p.holds, func(a, b *sessionHold) int { return cmp.Compare(p.unspent(a), p.unspent(b)) })
 }
 
-// cover sees to it that n responses (≥ 1) are held for, and takes further holds if need be. After an error fewer are;
-// what was held before still is. Errors: an Error, if n is too many; those of Account.Hold.
+// cover takes further holds until n responses (≥ 1) are held for. After an error, what was held before still is.
+// Errors: an Error, if n is too many; those of Account.Hold.
 func (p *purse) cover(n int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,8 +122,8 @@ func (p *purse) spend(u llmwire.Usage, cost int64, isEstimate bool, n int, lastI
 	return p.holdFor(n)
 }
 
-// pay settles one of the holds to what was used. Further holds beyond n are given back; if that one must stay, another is
-// taken in its place.
+// pay settles one of the holds to what was used. Further holds beyond n are given back; if that one is to stay, another
+// is taken in its place.
 func (p *purse) pay(used Usage, n int) {
 	payer, kept := p.payer(used.Cost), min(n, len(p.holds))
 	if at, last := slices.Index(p.holds, payer), len(p.holds)-1; at > 0 {

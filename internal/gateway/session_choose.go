@@ -15,7 +15,7 @@ func (c *SessionCall) ChooseEndpoint(all Endpoints) error {
 	}
 	switch {
 	case c.endpoint != nil:
-		c.Outcome.Model = c.model // is logged: what is no model may be a key
+		c.Outcome.Model = c.model // not before: a name that is not known may be a key, and this is logged
 		return nil
 	case len(all) == 0:
 		return Error{http.StatusNotFound, "No endpoint of providers.realtime can be used"}

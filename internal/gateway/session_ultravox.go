@@ -32,7 +32,7 @@ type ultravoxSession struct {
 
 	mu      sync.Mutex  // guards what follows
 	started time.Time   // when call_started came; zero before
-	watch   *time.Timer // of the next look at the session; nil if there is none any more
+	watch   *time.Timer // of the next look at the session; nil once run has returned
 	cause   *sessionEnd // why it ends here; nil if it does not
 }
 
@@ -47,7 +47,8 @@ func (s *ultravoxSession) open(ctx context.Context) (*websocket.Conn, error) {
 	most := inSteps(int64(s.call.endpoint.session.maxSession / time.Second))
 	var err error
 	s.hold, err = s.gateway.firstHold(s.call, HoldRequest{
-		Least: max(s.price.seconds(ultravoxStep), 1), Most: max(s.price.seconds(most), 1), TTL: leaseTTL, Models: s.call.models(),
+		Least: max(s.price.seconds(ultravoxStep), 1), Most: max(s.price.seconds(most), 1), TTL: leaseTTL,
+		Models: s.call.models(),
 	})
 	if err != nil {
 		return nil, err

@@ -200,7 +200,7 @@ func TestUltravoxDeniedJoinURL(t *testing.T) {
 	c.wantSecret(err.Error())
 }
 
-// A provider that does not respond is given up in time, or when nobody waits for it any more, and nothing is held then.
+// A provider that does not respond is given up in time, or when its client has gone, and nothing is held then.
 func TestUltravoxSilentProvider(t *testing.T) {
 	for _, test := range []struct {
 		cause  error // for which it is given up after 3 s; nil: it is not

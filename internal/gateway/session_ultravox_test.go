@@ -304,7 +304,7 @@ func (c *callTest) wantSecret(shown ...string) {
 // eventOf returns what a client gets of an error that ends its session.
 func eventOf(err error) string { return "T" + string(new(SessionCall).failure(err).Event()) }
 
-// Whoever ends a call, its length is charged exactly, Ultravox is asked to hang up, and both sides get the code.
+// However a call ends, its length is charged exactly, Ultravox is asked to hang up, and both sides get the code.
 func TestUltravoxEnds(t *testing.T) {
 	disabled := Error{http.StatusForbidden, "The API key is disabled"}
 	after := func(seconds float64) { time.Sleep(time.Duration(seconds * float64(time.Second))) }

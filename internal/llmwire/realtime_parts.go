@@ -64,7 +64,7 @@ const (
 	scalarToken                   // the first byte of another scalar
 	openToken                     // the start of an array or object, which depth includes
 	closeToken                    // the end of one, which depth does not include any more
-	invalidToken                  // the byte at which it is clear that this is no such object
+	invalidToken                  // the byte that no such object can have there
 )
 
 // next reads the part up to the next token, and returns how many bytes of the part it has read.

@@ -54,7 +54,7 @@ func relayEvent(t *testing.T, event string, size int) (to relayedEvent) {
 	}
 	to.tooLong = errors.Is(err, ErrEventTooLong)
 	if !errors.As(err, &to.refusal) && err != nil && !to.tooLong {
-		t.Errorf("%.200q: %v is no RealtimeError", event, err)
+		t.Errorf("%.200q: %v is not a RealtimeError", event, err)
 	}
 	return to
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A HandshakeError says why a request is no opening handshake of a client, and how to respond to it.
+// A HandshakeError says what is wrong with the opening handshake of a client, and how to respond to it.
 type HandshakeError struct {
 	Status int
 	Header http.Header // which belongs to the response

@@ -135,7 +135,7 @@ func TestAccept(t *testing.T) {
 		{"a body", handshakeOf(get, "Content-Length: 1") + "x", 400, ""},
 		{"a body of unknown length", handshakeOf(get, "Transfer-Encoding: chunked") + "0\r\n\r\n", 400, ""},
 		{"a subprotocol twice", handshakeOf(get, "Sec-WebSocket-Protocol: a, b, a"), 400, ""},
-		{"a subprotocol that is no token", handshakeOf(get, "Sec-WebSocket-Protocol: a, b/c"), 400, ""},
+		{"a subprotocol that is not a token", handshakeOf(get, "Sec-WebSocket-Protocol: a, b/c"), 400, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c, r, response := exchange(t, address, test.request)

@@ -12,17 +12,17 @@ type Relay struct {
 	// FromClient is called with each part that comes from the client, and sends to the server what is to be sent; nil
 	// passes all on. If it returns an error, which Run then returns, both sides are closed, with the code and reason of
 	// the error if it is a *CloseError, and what still comes from the client is dropped. An error of writing to a server
-	// that is closing or gone is no reason for that: how the server ended is.
+	// that is closing or gone does not count: the end of the server's own direction tells why.
 	FromClient func(Part) error
 	// FromServer is called with each part that comes from the server, and does the same in the other direction.
 	FromServer func(Part) error
 
-	// ClientEnded is called when nothing more comes from the client, with the error that Next has returned, and sees to
-	// it that the server is closed. nil closes it at once, with the client's code and reason, or with CloseGoingAway if
-	// the client has sent none.
+	// ClientEnded is called when nothing more comes from the client, with the error that Next has returned. It must close
+	// the server, now or later. nil closes it at once, with the client's code and reason, or with CloseGoingAway if the
+	// client has sent none.
 	ClientEnded func(error)
-	// ServerEnded is called when nothing more comes from the server, and sees to it that the client is closed. nil closes
-	// it at once, with the server's code and reason, or with CloseInternal.
+	// ServerEnded is called when nothing more comes from the server, and must close the client. nil closes it at once,
+	// with the server's code and reason, or with CloseInternal.
 	ServerEnded func(error)
 }
 
@@ -78,7 +78,7 @@ func (d *direction) end(err error) {
 	_ = d.to.Close(code, reason)
 }
 
-// refuse closes both sides because of what the function has returned that passes parts on, unless that is no reason.
+// refuse closes both sides because of an error of the function that passes parts on, unless that does not count.
 func (d *direction) refuse(err error) error {
 	if err == nil {
 		return nil

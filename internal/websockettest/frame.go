@@ -89,7 +89,7 @@ func Read(r io.Reader, masked bool) (Frame, error) {
 type header struct {
 	first  byte
 	length uint64
-	key    []byte // of the mask; 0 if there is none
+	key    []byte // of the mask; 0 without one
 }
 
 func readHeader(r io.Reader, masked bool) (header, error) {
