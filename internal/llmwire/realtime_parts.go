@@ -87,17 +87,18 @@ func (j *jsonParts) next(part []byte) (n int, token jsonToken) {
 // isDone reports whether the object has ended.
 func (j *jsonParts) isDone() bool { return j.state == atEnd }
 
-// text returns what the last string or name spells, in the memory of j or buf. If it is too long to be kept, text is
-// nil, and if it has half of a surrogate pair, text has U+FFFD instead: ok is false then.
-func (j *jsonParts) text(buf []byte) (text []byte, ok bool) {
+// text returns what the last string or name spells, in the memory of j or buf. It is nil if that is too long to be
+// kept, and has U+FFFD for half of a surrogate pair.
+func (j *jsonParts) text(buf []byte) []byte {
 	if j.keptLen > maxKeptString {
-		return nil, false
+		return nil
 	}
 	spelling := j.kept[:j.keptLen]
 	if bytes.IndexByte(spelling, '\\') < 0 {
-		return spelling[1 : len(spelling)-1], true
+		return spelling[1 : len(spelling)-1]
 	}
-	return strict.AppendUnquoted(buf[:0], spelling)
+	text, _ := strict.AppendUnquoted(buf[:0], spelling)
+	return text
 }
 
 func (j *jsonParts) keep(text []byte) {

@@ -133,7 +133,7 @@ func (e *providerEvent) readToken(token jsonToken) {
 	if token != nameToken && token != stringToken {
 		return
 	}
-	text, _ := e.json.text(e.scratch[:])
+	text := e.json.text(e.scratch[:])
 	switch {
 	case token == nameToken:
 		e.member = ""

@@ -275,7 +275,7 @@ func (s *RealtimeScan) readToken(token jsonToken) {
 
 // readName reads the name of a member of an object at a place.
 func (s *RealtimeScan) readName(place scanPlace) {
-	text, _ := s.json.text(s.scratch[:])
+	text := s.json.text(s.scratch[:])
 	s.member = scanNames[place][string(text)]
 	depth := s.json.depth
 	switch {
@@ -343,7 +343,7 @@ func (s *RealtimeScan) readString() {
 	if s.err != nil || s.member&(typeName|eventIDName) == 0 {
 		return
 	}
-	text, _ := s.json.text(s.scratch[:])
+	text := s.json.text(s.scratch[:])
 	if s.member == eventIDName {
 		s.eventIDLen = copy(s.eventID[:], text)
 		return

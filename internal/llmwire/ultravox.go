@@ -132,7 +132,7 @@ func (s *UltravoxScan) Read(part []byte, last bool) bool {
 		if s.json.depth != 1 || token != nameToken && token != stringToken {
 			continue
 		}
-		text, _ := s.json.text(s.scratch[:])
+		text := s.json.text(s.scratch[:])
 		s.started = token == stringToken && s.isType && string(text) == "call_started"
 		s.isType = token == nameToken && string(text) == "type"
 	}
