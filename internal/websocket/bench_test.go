@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/websockettest"
 )
 
 // An endless connection says the same frame again and again, and takes what is written.
@@ -149,7 +151,7 @@ func newIdleSessions(b *testing.B, handlerWaits bool) (start func() *Relay) {
 	clients, servers := &Side{PingInterval: 25 * time.Second, IdleTimeout: time.Minute}, &Side{}
 	transport, started, passed := newTransport(b), make(chan *Relay, 1), make(chan error, 1)
 	server := rawServer(b, func(r *http.Request) string {
-		return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" + acceptLine(r) + "\r\n"
+		return websockettest.Accepted + websockettest.AcceptLine(r) + "\r\n"
 	})
 	address := serve(b, func(w http.ResponseWriter, r *http.Request) {
 		relay := &Relay{}

@@ -258,11 +258,6 @@ func newTransport(t testing.TB) *http.Transport {
 	return transport
 }
 
-// acceptLine returns the header with which a server agrees to a request.
-func acceptLine(r *http.Request) string {
-	return "Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n"
-}
-
 // A client believes a server only if its answer is right in all points.
 func TestDial(t *testing.T) {
 	const start = "HTTP/1.1 101 Switching Protocols\r\n"
@@ -272,33 +267,39 @@ func TestDial(t *testing.T) {
 		respond func(*http.Request) string
 		want    string // the protocol, or the end of the error
 	}{
-		{"right", func(r *http.Request) string { return agreed + acceptLine(r) + "\r\n" }, "protocol "},
+		{"right", func(r *http.Request) string { return agreed + websockettest.AcceptLine(r) + "\r\n" }, "protocol "},
 		{"a subprotocol", func(r *http.Request) string {
-			return agreed + acceptLine(r) + "Sec-WebSocket-Protocol: b\r\n\r\n"
+			return agreed + websockettest.AcceptLine(r) + "Sec-WebSocket-Protocol: b\r\n\r\n"
 		}, "protocol b"},
 		{"a subprotocol that was not offered", func(r *http.Request) string {
-			return agreed + acceptLine(r) + "Sec-WebSocket-Protocol: B\r\n\r\n"
+			return agreed + websockettest.AcceptLine(r) + "Sec-WebSocket-Protocol: B\r\n\r\n"
 		}, "a subprotocol that was not offered"},
 		{"an empty subprotocol", func(r *http.Request) string {
-			return agreed + acceptLine(r) + "Sec-WebSocket-Protocol:\r\n\r\n"
+			return agreed + websockettest.AcceptLine(r) + "Sec-WebSocket-Protocol:\r\n\r\n"
 		}, "a subprotocol that was not offered"},
 		{"two subprotocols", func(r *http.Request) string {
-			return agreed + acceptLine(r) + "Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: b\r\n\r\n"
+			return agreed + websockettest.AcceptLine(r) + "Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: b\r\n\r\n"
 		}, "a subprotocol that was not offered"},
 		{"an extension", func(r *http.Request) string {
-			return agreed + acceptLine(r) + "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+			return agreed + websockettest.AcceptLine(r) + "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
 		}, "an extension that was not offered"},
 		{"no accept", func(*http.Request) string { return agreed + "\r\n" }, "not that of the key"},
 		{"another key's accept", func(*http.Request) string {
 			return agreed + "Sec-WebSocket-Accept: " + sampleAccept + "\r\n\r\n"
 		}, "not that of the key"},
-		{"two accepts", func(r *http.Request) string { return agreed + acceptLine(r) + acceptLine(r) + "\r\n" }, "not that of the key"},
-		{"no Upgrade", func(r *http.Request) string { return start + "Connection: Upgrade\r\n" + acceptLine(r) + "\r\n" },
+		{"two accepts", func(r *http.Request) string {
+			return agreed + websockettest.AcceptLine(r) + websockettest.AcceptLine(r) + "\r\n"
+		}, "not that of the key"},
+		{"no Upgrade", func(r *http.Request) string {
+			return start + "Connection: Upgrade\r\n" + websockettest.AcceptLine(r) + "\r\n"
+		},
 			"something else than a WebSocket"},
 		{"another Upgrade", func(r *http.Request) string {
-			return start + "Connection: Upgrade\r\nUpgrade: h2c\r\n" + acceptLine(r) + "\r\n"
+			return start + "Connection: Upgrade\r\nUpgrade: h2c\r\n" + websockettest.AcceptLine(r) + "\r\n"
 		}, "something else than a WebSocket"},
-		{"no Connection", func(r *http.Request) string { return start + "Upgrade: websocket\r\n" + acceptLine(r) + "\r\n" },
+		{"no Connection", func(r *http.Request) string {
+			return start + "Upgrade: websocket\r\n" + websockettest.AcceptLine(r) + "\r\n"
+		},
 			"something else than a WebSocket"},
 		{"200", func(r *http.Request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" },
 			"the server refuses to open a WebSocket: 200"},
@@ -394,7 +395,7 @@ func TestDialContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	address := rawServer(t, func(r *http.Request) string {
-		return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n" + acceptLine(r) + "\r\n" +
+		return websockettest.Accepted + websockettest.AcceptLine(r) + "\r\n" +
 			string(websockettest.EncodeAll([]wire{text("early"), bin(strings.Repeat("*", 10000)), bye}, false))
 	})
 	ctx, cancel = context.WithCancel(t.Context())
