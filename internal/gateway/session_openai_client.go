@@ -193,35 +193,42 @@ func (s *openAISession) readEvent(data []byte) {
 	case err != nil:
 		s.refuse(err)
 	case request.CreatesResponse:
-		s.createResponse(request)
+		s.createResponse(request, data, rules)
 	default:
 		s.updateSession(request, rules)
 	}
 }
 
-// createResponse asks the provider for a response, if it is held for.
-func (s *openAISession) createResponse(request *llmwire.RealtimeRequest) {
+// createResponse asks the provider for a response, if it is held for. The event was read by the given rules. If what is
+// held covers less by now, since another response is under way, it is read again.
+func (s *openAISession) createResponse(request *llmwire.RealtimeRequest, event []byte, rules llmwire.RealtimeRules) {
+	eventID := request.EventID
 	s.mu.Lock()
-	var err error
-	switch n := s.underWay(); {
-	case s.cause != nil:
+	if s.cause != nil {
 		s.mu.Unlock()
 		return
-	case n > 0:
+	}
+	var err error
+	if n := s.underWay(); n > 0 {
 		err = s.purse.cover(n + 1)
 	}
+	hasLimit := s.hasNewLimit()
+	if err == nil && s.limit < rules.Limit {
+		rules.Limit, rules.Default = s.limit, s.limitLocked()
+		request, err = rules.Read(event)
+	}
 	if err == nil {
-		s.asked = append(s.asked, request.EventID)
+		s.asked = append(s.asked, eventID)
 	}
 	s.mu.Unlock()
+	if hasLimit {
+		s.sendLimit("")
+	}
 	if err != nil {
-		_, _, message := s.call.refusal(err)
-		wrong := llmwire.RealtimeFailure(http.StatusTooManyRequests, "balance_held", message)
-		wrong.EventID = request.EventID
-		s.tell(wrong)
+		s.tellNotAsked(err, eventID)
 	} else if !s.send(request) { // the session has begun to end, and awaits the response
 		s.mu.Lock()
-		isOver := s.answered(request.EventID) && s.underWay() == 0
+		isOver := s.answered(eventID) && s.underWay() == 0
 		if isOver {
 			s.settle()
 		}
@@ -230,6 +237,18 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest) {
 			s.hangUp()
 		}
 	}
+}
+
+// tellNotAsked tells the client that a response was not asked for: it is not held for, or wants more output than that
+// covers.
+func (s *openAISession) tellNotAsked(err error, eventID string) {
+	wrong, isRead := errors.AsType[*llmwire.RealtimeError](err)
+	if !isRead {
+		_, _, message := s.call.refusal(err)
+		wrong = llmwire.RealtimeFailure(http.StatusTooManyRequests, "balance_held", message)
+		wrong.EventID = eventID
+	}
+	s.tell(wrong)
 }
 
 // answered forgets a response.create that the provider has answered, and reports whether there was one with the ID. The

@@ -84,6 +84,32 @@ func TestSessionLimitIsSent(t *testing.T) {
 	g.wantCharged(t, g.costs())
 }
 
+// A response beside another one is asked for with the limit that its own hold covers, which may be a small one.
+func TestSessionLimitOfFurtherResponse(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		Response: providertest.RealtimeResponse{Text: "a", Hang: providertest.BeforeHeaders},
+	})
+	g.account.left = fullHold + 50_000
+	c := g.open(t)
+	s := g.provider.Session(t, 1)
+	c.send(`{"type":"response.create"}`)
+	s.Wait(t, "response.create", 1)
+	c.send(`{"type":"response.create","event_id":"much","response":{"conversation":"none","max_output_tokens":400}}`)
+	if got := c.wait(t, `"type":"error"`, 1); !strings.Contains(got, "from 1 to 268") || !strings.Contains(got, `"event_id":"much"`) {
+		t.Errorf("got %s", got)
+	}
+	wantLimits(t, s, "400", "268")
+	c.send(apart)
+	s.Wait(t, `"conversation":"none"`, 1)
+	if got := s.Texts(`"conversation":"none"`); len(got) != 1 || !strings.Contains(got[0], `"max_output_tokens":268`) {
+		t.Errorf("the provider got %q", got)
+	}
+	s.Continue()
+	c.wait(t, `"response.done"`, 2)
+	_ = c.Close(1000, "")
+	g.wantCharged(t, g.costs())
+}
+
 // A provider that does not take our limit could let a response cost more than is held.
 func TestSessionProviderFails(t *testing.T) {
 	onUpdate := func(do func(*providertest.RealtimeSession)) providertest.RealtimeConduct {
