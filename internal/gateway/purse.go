@@ -31,6 +31,7 @@ type purse struct {
 	mu        sync.Mutex     // guards what follows, also while the account is awaited
 	holds     []*sessionHold // one for each response, at least one; the first stands for the session
 	lastInput int64          // tokens of the last response
+	underWay  int            // responses, when something was used last
 	pending   *sessionHold   // one of holds, whose exchange is repeated; nil: none
 	charging  int64          // tokens that this exchange charges
 	owed      Usage          // what was used since; once the purse is closed, what pending is settled to
@@ -41,17 +42,18 @@ type purse struct {
 // open takes the first hold, before the provider is asked for anything. Errors: an Error of status 402 or 503, a
 // HeldError, those of Account.Hold.
 func (p *purse) open() error {
-	first, err := p.gateway.firstHold(p.call, p.next(false))
+	first, err := p.gateway.firstHold(p.call, p.next(false, true))
 	if err == nil {
 		p.holds = []*sessionHold{first}
 	}
 	return err
 }
 
-// next returns what to hold for a response.
-func (p *purse) next(isFurther bool) HoldRequest {
+// next returns what to hold for a response. If that has not begun, part of a small balance is left to others, and the
+// response gets a limit that what is held covers.
+func (p *purse) next(isFurther, isLimited bool) HoldRequest {
 	return HoldRequest{
-		Least: p.price.least(p.lastInput), Most: p.price.full(), Half: true, TTL: leaseTTL,
+		Least: p.price.least(p.lastInput), Most: p.price.full(), Half: isLimited, TTL: leaseTTL,
 		Models: p.call.models(), Further: isFurther,
 	}
 }
@@ -75,15 +77,16 @@ func (p *purse) smallest() *sessionHold {
 	return slices.MinFunc(p.holds, func(a, b *sessionHold) int { return cmp.Compare(p.unspent(a), p.unspent(b)) })
 }
 
-// cover takes further holds until n responses (≥ 1) are held for. After an error, what was held before still is.
-// Errors: an Error, if n is too many; those of Account.Hold.
-func (p *purse) cover(n int) error {
+// cover takes further holds until n responses (≥ 1) are held for. isLimited says that the last of them has not begun, and
+// will get the present limit. After an error, what was held before still is. Errors: an Error, if n is too many; those of
+// Account.Hold.
+func (p *purse) cover(n int, isLimited bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.holdFor(n)
+	return p.holdFor(n, isLimited)
 }
 
-func (p *purse) holdFor(n int) error {
+func (p *purse) holdFor(n int, isLimited bool) error {
 	switch {
 	case p.refusal != nil:
 		return p.refusal
@@ -93,7 +96,7 @@ func (p *purse) holdFor(n int) error {
 		return ErrUnavailable
 	}
 	for len(p.holds) < n {
-		h, err := p.gateway.holdFor(p.call, time.Now().Add(settleStep), p.next(true))
+		h, err := p.gateway.holdFor(p.call, time.Now().Add(settleStep), p.next(true, isLimited))
 		if err != nil {
 			return err
 		}
@@ -102,24 +105,25 @@ func (p *purse) holdFor(n int) error {
 	return nil
 }
 
-// spend pays for something that was used and cost that much. Afterwards n responses (≥ 1) are held for: holds beyond
-// that are given back. lastInput is the input of the last response. The error says that the session must end:
+// spend pays for something that was used and cost that much, while n responses are under way. Afterwards these are held
+// for, or one if there is none: holds beyond that are given back. lastInput is the input of the last response. The error
+// says that the session must end:
 // ErrUnavailable if Redis has not responded and what is still held does not cover what was used and the least, or the
 // refusal of Exchange or Hold. What was used is paid for, or will be, in any case.
 func (p *purse) spend(u llmwire.Usage, cost int64, isEstimate bool, n int, lastInput llmwire.Usage) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.lastInput = lastInput.Input
+	p.lastInput, p.underWay, n = lastInput.Input, n, max(n, 1)
 	used := p.use(u, cost, isEstimate, true)
 	if p.refusal != nil || p.pending != nil {
 		p.owe(used)
-		return p.holdFor(n)
+		return p.holdFor(n, false)
 	}
 	p.pay(used, n)
 	if h := p.smallest(); p.refusal == nil && p.pending == nil && h.Tokens < p.price.least(p.lastInput) {
 		p.exchange(h, used.withoutCost())
 	}
-	return p.holdFor(n)
+	return p.holdFor(n, false)
 }
 
 // pay settles one of the holds to what was used. Further holds beyond n are given back; if that one is to stay, another

@@ -8,7 +8,10 @@ import (
 // exchange settles one of the holds, h, and takes another one in its place. If the account cannot be reached, that is
 // repeated in the background. The caller holds p.mu, and nothing is pending.
 func (p *purse) exchange(h *sessionHold, used Usage) {
-	next := p.next(h != p.holds[0])
+	next := p.next(h != p.holds[0], p.underWay == 0)
+	if p.underWay > 0 { // with limits that are not lowered any more: as much stays held, as far as the balance has it
+		next.Most = max(h.Tokens, next.Least)
+	}
 	var balance Balance
 	var taken Hold
 	step := func() (err error) {

@@ -107,7 +107,7 @@ func (m mishap) or(err error) error {
 
 func (a *fakeSessionAccount) take(id string, r HoldRequest) (Hold, error) {
 	a.asked = r
-	if !slices.Equal(r.Models, []string{"m"}) || !r.Half && r.Least != r.Most || r.TTL != leaseTTL || r.Patient {
+	if !slices.Equal(r.Models, []string{"m"}) || r.TTL != leaseTTL || r.Patient {
 		a.wrong = append(a.wrong, fmt.Sprintf("hold of %+v", r))
 	}
 	if a.refuse != nil {
@@ -117,7 +117,7 @@ func (a *fakeSessionAccount) take(id string, r HoldRequest) (Hold, error) {
 		return Hold{ID: id}, InsufficientError{Left: a.left, Held: a.others}
 	}
 	tokens := min(r.Most, a.left)
-	if tokens < r.Most {
+	if r.Half && tokens < r.Most {
 		tokens = r.Least + (tokens-r.Least)/2
 	}
 	a.left -= tokens
@@ -306,7 +306,7 @@ func opened(t testing.TB, left int64) *purseTest {
 	return p
 }
 
-// use spends tokens of output, after which n responses are held for.
+// use spends tokens of output, after which n responses are under way.
 func (p *purseTest) use(tokens int64, n int) error {
 	p.costs += tokens
 	return p.spend(llmwire.Usage{Output: tokens}, tokens, false, n, llmwire.Usage{})
@@ -406,7 +406,7 @@ func TestPurseOpens(t *testing.T) {
 type purseStep struct {
 	cover   int // that many responses; 0: it spends
 	spend   int64
-	of      int   // responses that are under way after it has spent; 0: 1
+	of      int   // responses that are under way after it has spent
 	input   int64 // of the last response
 	mishaps []mishap
 	refuse  error         // from now on
@@ -472,17 +472,24 @@ func TestPurseSteps(t *testing.T) {
 		"a small further one": {left: full + 3_256, steps: []purseStep{
 			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
 			{cover: 3, want: InsufficientError{Left: 1_000}, held: []int64{2_256, full}, limit: 1_256},
-			{spend: 100, of: 2, held: []int64{1_256 + 950, full}, limit: 1_206, charged: 100}, // the small one is exchanged
+			{spend: 100, of: 2, held: []int64{2_256, full}, limit: 1_256, charged: 100}, // the small one is exchanged
 			{spend: 100, of: 1, held: []int64{full}, charged: 200},
 			{spend: 100, of: 1, held: []int64{full}, charged: 300},
 		}},
 		"the larger one is done first": {left: full + 3_256, steps: []purseStep{
 			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
-			{spend: 32_000, of: 1, held: []int64{1_256 + 1_384}, limit: 1_640, charged: 32_000},
+			{spend: 32_000, held: []int64{1_256 + 1_384}, limit: 1_640, charged: 32_000},
 		}},
 		"the largest one is done first": {left: full + 3_256, steps: []purseStep{
 			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
-			{spend: 32_000, of: 2, held: []int64{1_256 + 256, 2_256}, limit: 512, charged: 32_000},
+			{spend: 32_000, of: 2, held: []int64{1_768, 2_256}, limit: 768, charged: 32_000},
+		}},
+		"in the middle of a response": {left: 2 * full, steps: []purseStep{
+			{cover: 2, held: []int64{full, full}},
+			{spend: 20_000, of: 1, held: []int64{full}, charged: 20_000},
+			{spend: 10_000, of: 1, held: []int64{full}, charged: 30_000},
+			{spend: 4_000, of: 1, held: []int64{2*full - 34_000}, charged: 34_000}, // all that is left
+			{spend: 1_000, held: []int64{1_256 + (2*full-36_256)/2}, charged: 35_000},
 		}},
 		"what is left is too small": {left: 5_512, steps: []purseStep{
 			{cover: 2, held: []int64{1_256 + 436, 1_256 + 2_128}, limit: 692},
@@ -546,14 +553,14 @@ func TestPurseWithoutAccount(t *testing.T) {
 			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
 			{spend: 1_000, of: 2, mishaps: []mishap{away}, refill: 2 * full, held: []int64{2_256, full}, limit: 256},
 			{spend: 32_000, of: 2, mishaps: []mishap{fine, away}, want: ErrUnavailable, held: []int64{2_256, full}, limit: 1},
-			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{full, full}, limit: 1, charged: 1_000},
-			{sleep: time.Second, cover: 2, held: []int64{full, full}, charged: 33_000},
+			{sleep: 300 * time.Millisecond, cover: 1, want: ErrUnavailable, held: []int64{2_256, full}, limit: 1, charged: 1_000},
+			{sleep: time.Second, cover: 2, held: []int64{2_256, full}, limit: 1_256, charged: 33_000},
 		}},
 		"away, while a further one is small": {left: full + 3_256, steps: []purseStep{
 			{cover: 2, held: []int64{2_256, full}, limit: 1_256},
 			{spend: 100, of: 2, mishaps: []mishap{away}, held: []int64{2_256, full}, limit: 1_156},
 			{spend: 32_000, of: 2, want: ErrUnavailable, held: []int64{2_256, full}, limit: 1},
-			{sleep: time.Second, cover: 2, held: []int64{1_256 + 231, 1_256 + 950}, limit: 487, charged: 32_100},
+			{sleep: time.Second, cover: 2, held: []int64{1_668, 2_256}, limit: 668, charged: 32_100},
 		}},
 		"a further one is lost": {left: 100_000, steps: []purseStep{
 			{cover: 2, mishaps: []mishap{lost}, want: ErrUnavailable, held: []int64{full, full}},
@@ -582,10 +589,10 @@ func (p *purseTest) take(t *testing.T, i int, step purseStep) {
 	a.mu.Unlock()
 	var err error
 	if step.cover > 0 {
-		err = p.cover(step.cover)
+		err = p.cover(step.cover, true)
 	} else {
 		p.costs += step.spend
-		err = p.spend(llmwire.Usage{Output: step.spend}, step.spend, false, cmp.Or(step.of, 1), llmwire.Usage{Input: step.input})
+		err = p.spend(llmwire.Usage{Output: step.spend}, step.spend, false, step.of, llmwire.Usage{Input: step.input})
 	}
 	if err != step.want && !errors.Is(err, step.want) {
 		t.Errorf("step %d: got %v, want %v", i, err, step.want)
@@ -615,7 +622,7 @@ func TestPurseByChance(t *testing.T) {
 				n, cost := 1+chance.IntN(maxResponses+1), chance.Int64N(9_000)
 				switch chance.IntN(6) {
 				case 0, 1:
-					_ = p.cover(n)
+					_ = p.cover(n, true)
 				case 2:
 					time.Sleep(time.Duration(chance.Int64N(int64(100 * time.Second))))
 					synctest.Wait()
@@ -659,7 +666,7 @@ func TestPurseAtTheSameTime(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for n := range 200 {
-				_ = p.cover(1 + n%maxResponses)
+				_ = p.cover(1+n%maxResponses, n%2 == 0)
 				_ = p.limit()
 				_ = p.check(time.Now().Add(time.Second))
 			}
@@ -700,7 +707,7 @@ func TestPurseLeases(t *testing.T) {
 			}
 		}
 		want(full)
-		_ = p.cover(2)
+		_ = p.cover(2, true)
 		want(full, full)
 		_ = p.use(10, 2)
 		want(full, full)
@@ -792,7 +799,7 @@ func TestPurseEstimates(t *testing.T) {
 		estimate := func(cost, costs int64, want error) {
 			t.Helper()
 			before := p.account.paid()
-			err := p.spend(llmwire.Usage{}, cost, true, 1, llmwire.Usage{})
+			err := p.spend(llmwire.Usage{}, cost, true, 0, llmwire.Usage{})
 			if got := p.account.paid() - before; got != costs || !errors.Is(err, want) {
 				t.Errorf("an estimate of %d costs %d, %v; want %d, %v", cost, got, err, costs, want)
 			}
@@ -852,7 +859,7 @@ func TestPurseWakes(t *testing.T) {
 		}
 		_ = p.use(1, 1)
 		want("an exchange")
-		_ = p.cover(2)
+		_ = p.cover(2, true)
 		_ = p.use(1, 1)
 		want("a further hold was settled")
 		p.end(0)

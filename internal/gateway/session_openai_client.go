@@ -210,7 +210,7 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest, event [
 	}
 	var err error
 	if n := s.underWay(); n > 0 {
-		err = s.purse.cover(n + 1)
+		err = s.purse.cover(n+1, true)
 	}
 	hasLimit := s.hasNewLimit()
 	if err == nil && s.limit < rules.Limit {

@@ -180,7 +180,7 @@ func (s *openAISession) responseCreated() {
 		return
 	}
 	if n := s.underWay(); n > 1 && s.cause == nil {
-		if err := s.purse.cover(n); err != nil {
+		if err := s.purse.cover(n, false); err != nil {
 			s.endLocked(s.refusal(err))
 		}
 	}
@@ -218,7 +218,7 @@ func (s *openAISession) spend(u llmwire.Usage, cost int64, isEstimate bool) {
 		s.closePurse(u, cost, isEstimate)
 		return
 	}
-	if err := s.purse.spend(u, cost, isEstimate, max(n, 1), s.report.LastInput()); err != nil {
+	if err := s.purse.spend(u, cost, isEstimate, n, s.report.LastInput()); err != nil {
 		s.endLocked(s.refusal(err))
 	}
 }
