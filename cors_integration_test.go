@@ -81,27 +81,33 @@ type fetched struct {
 // the origin of the page.
 func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[string]fetched {
 	t.Helper()
-	reports := make(chan []byte, 1)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/":
-			w.Header().Set("Content-Type", "text/html; charset=utf-8")
-			fmt.Fprint(w, strings.ReplaceAll(pageScript, "TOLLGATE", fmt.Sprintf("%q", tollgate)))
-		case "/report":
-			body, _ := io.ReadAll(r.Body)
-			reports <- body
-		default:
-			http.NotFound(w, r)
-		}
-	}))
-	defer server.Close()
-	origin := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
+	origin, reports := servePage(t, strings.ReplaceAll(pageScript, "TOLLGATE", fmt.Sprintf("%q", tollgate)))
 	prepare(origin)
 	var report map[string]fetched
 	if body := browse(t, origin, reports); json.Unmarshal(body, &report) != nil {
 		t.Fatalf("the page reports %s", body)
 	}
 	return report
+}
+
+// servePage serves a page until the test ends, and the SDKs below /files/. It returns the page's origin, and what the page
+// posts to /report.
+func servePage(t *testing.T, page string) (origin string, reports <-chan []byte) {
+	t.Helper()
+	posted := make(chan []byte, 1)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, page)
+	})
+	mux.HandleFunc("POST /report", func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		posted <- body
+	})
+	mux.Handle("GET /files/", http.StripPrefix("/files/", http.FileServer(http.Dir(sdkDir))))
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	return strings.Replace(server.URL, "127.0.0.1", "localhost", 1), posted
 }
 
 // browse opens a page in a real browser, and returns what comes from reports.

@@ -5,9 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,20 +78,7 @@ func TestIntegrationRealtimePage(t *testing.T) {
 	r, s := newWrittenRealtime(t), newService(t)
 	tenant := newTenantID()
 	page := strings.Replace(blocks[0].text, "http://localhost:8080/voice", s.url+"/"+tenant, 1) + pageDriver
-	reports := make(chan []byte, 1)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/":
-			_, _ = io.WriteString(w, page)
-		case "/report":
-			body, _ := io.ReadAll(r.Body)
-			reports <- body
-		default:
-			http.NotFound(w, r)
-		}
-	}))
-	defer server.Close()
-	origin := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
+	origin, reports := servePage(t, page)
 	testRedis.Do(t, "SET", "tenant:"+tenant+":config", realtimeDocsConfig(r, origin))
 	if got, want := string(browse(t, origin, reports)), strings.Repeat("word ünd ", providertest.Events)+"\n"; got != want {
 		t.Errorf("the page shows %q, want %q", got, want)

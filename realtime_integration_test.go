@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
@@ -356,20 +355,8 @@ const report = async () => {
 };
 await fetch("/report", { method: "POST", body: JSON.stringify(await report().catch((error) => String(error.stack))) });</script>`,
 		filepath.Base(filepath.Dir(k.script)), k.url+"/v1", k.key, realtimeModel)
-	reports := make(chan []byte, 1)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		fmt.Fprint(w, page)
-	})
-	mux.HandleFunc("POST /report", func(_ http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		reports <- body
-	})
-	mux.Handle("GET /files/", http.StripPrefix("/files/", http.FileServer(http.Dir(sdkDir))))
-	server := httptest.NewServer(mux)
-	defer server.Close()
-	report := browse(t, server.URL, reports, "--ignore-certificate-errors")
+	origin, reports := servePage(t, page)
+	report := browse(t, origin, reports, "--ignore-certificate-errors")
 	pattern := strings.ReplaceAll(regexp.QuoteMeta(talked), "…", ".*")
 	if !regexp.MustCompile("^" + pattern + "$").Match(report) {
 		t.Errorf("got  %s\nwant %s", report, talked)

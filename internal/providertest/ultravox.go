@@ -40,10 +40,9 @@ type Ultravox struct {
 	server *httptest.Server
 	peers  peerServer
 
-	mu       sync.Mutex
-	conduct  UltravoxConduct
-	requests []Request
-	calls    []*UltravoxCall
+	mu      sync.Mutex
+	conduct UltravoxConduct
+	calls   []*UltravoxCall
 }
 
 // NewUltravox starts a server that works, until the test ends.
@@ -71,13 +70,6 @@ func (u *Ultravox) On(c UltravoxConduct) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.conduct = c
-}
-
-// Requests returns the requests for a call so far, those included that were refused, the oldest first.
-func (u *Ultravox) Requests() []Request {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return slices.Clone(u.requests)
 }
 
 // Calls returns the calls that were created so far, the oldest first.
@@ -123,8 +115,6 @@ func (u *Ultravox) create(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	u.mu.Lock()
 	c := u.conduct
-	u.requests = append(u.requests,
-		Request{Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, Header: r.Header.Clone(), Body: body})
 	u.mu.Unlock()
 	if c.Delay > 0 {
 		select {
