@@ -1,6 +1,10 @@
 package websocket
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+)
 
 // A Relay carries messages between a client and a server until both connections have ended. Either may be closed from
 // elsewhere. To close both, close the client first: the code with which one side answers is forwarded to the other, if
@@ -32,22 +36,34 @@ type direction struct {
 	fromCode, toCode Code
 	pass             func(Part) error
 	ended            func(error)
+	panicked         string // what with, and where; "" if nothing has
 }
 
 // Run carries messages, each direction in a goroutine of its own, until both sides are closed, and closes their
-// connections. It returns why each has ended: what Next has returned, or FromClient or FromServer before.
+// connections. It returns why each has ended: what Next has returned, or FromClient or FromServer before. If one of the
+// functions panics, both connections are cut and, when both directions have ended, Run panics in its place.
 func (r *Relay) Run() (client, server error) {
 	const clientCode, serverCode = CloseInternal, CloseGoingAway
-	fromClient := direction{r.Client, r.Server, clientCode, serverCode, r.FromClient, r.ClientEnded}
-	fromServer := direction{r.Server, r.Client, serverCode, clientCode, r.FromServer, r.ServerEnded}
-	done := make(chan error, 1)
-	go func() { done <- fromServer.run() }()
+	fromClient := direction{r.Client, r.Server, clientCode, serverCode, r.FromClient, r.ClientEnded, ""}
+	fromServer := direction{r.Server, r.Client, serverCode, clientCode, r.FromServer, r.ServerEnded, ""}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		server = fromServer.run()
+	}()
 	client = fromClient.run()
-	return client, <-done
+	<-done
+	for _, d := range []*direction{&fromClient, &fromServer} {
+		if d.panicked != "" {
+			panic(d.panicked)
+		}
+	}
+	return client, server
 }
 
 func (d *direction) run() error {
 	defer d.from.Finish()
+	defer d.catch() // before Finish, which need not wait then
 	pass := d.pass
 	if pass == nil {
 		pass = d.to.WritePart
@@ -65,6 +81,15 @@ func (d *direction) run() error {
 		if refusal == nil {
 			refusal = d.refuse(pass(part))
 		}
+	}
+}
+
+// catch is deferred, and keeps a panic for the caller of Run: in another goroutine it would end the process.
+func (d *direction) catch() {
+	if p := recover(); p != nil {
+		d.panicked = fmt.Sprintf("%v\n%s", p, debug.Stack())
+		d.from.Abort()
+		d.to.Abort()
 	}
 }
 

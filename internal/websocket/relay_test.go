@@ -419,3 +419,48 @@ func TestRelayBackpressure(t *testing.T) {
 	}
 	client.Close()
 }
+
+// A panic of a function in either direction ends both connections, and is that of Run: in a goroutine of its own it would
+// end the process.
+func TestRelayPanics(t *testing.T) {
+	boom := func() { panic("boom") }
+	for name, set := range map[string]func(*Relay){
+		"FromClient":  func(r *Relay) { r.FromClient = func(Part) error { boom(); return nil } },
+		"FromServer":  func(r *Relay) { r.FromServer = func(Part) error { boom(); return nil } },
+		"ClientEnded": func(r *Relay) { r.ClientEnded = func(error) { boom() } },
+		"ServerEnded": func(r *Relay) { r.ServerEnded = func(error) { boom() } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, client, server := newRelay(t)
+			set(r)
+			panicked := make(chan any, 1)
+			go func() {
+				defer func() { panicked <- recover() }()
+				r.Run()
+			}()
+			for _, p := range []*peer{client, server} {
+				_, _ = p.Write(text("hello").Encode(p.Masks))
+			}
+			switch name {
+			case "ClientEnded":
+				client.Close()
+			case "ServerEnded":
+				server.Close()
+			}
+			select {
+			case got := <-panicked:
+				if s, _ := got.(string); !strings.HasPrefix(s, "boom\n") || !strings.Contains(s, "relay_test.go") {
+					t.Errorf("Run panics with %v", got)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("Run does not end")
+			}
+			for _, c := range []*Conn{r.Client, r.Server} {
+				if !c.isOver() {
+					t.Error("a connection is open")
+				}
+			}
+		})
+	}
+}
