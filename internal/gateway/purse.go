@@ -193,10 +193,13 @@ func (p *purse) check(deadline time.Time) error {
 }
 
 // close ends the session: it pays for what was used last, and gives back everything else that is held. The account
-// counts the session then, also if it has used nothing. Nothing may be called after it.
+// counts the session then, also if it has used nothing. Nothing may be called after it; a second close does nothing.
 func (p *purse) close(u llmwire.Usage, cost int64, isEstimate bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
 	p.closed = true
 	p.owe(p.use(u, cost, isEstimate, false))
 	last, nothing := p.owed, p.owed.withoutCost()

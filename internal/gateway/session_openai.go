@@ -100,8 +100,18 @@ func (s *openAISession) run(client, server *websocket.Conn) {
 		Client: client, Server: server, FromClient: s.fromClient, FromServer: s.fromServer,
 		ClientEnded: s.clientEnded, ServerEnded: s.serverEnded,
 	}
+	defer s.finish()
 	relay.Run()
-	<-s.done
+}
+
+// finish waits until everything is settled, once both connections have ended. After a panic, what cannot be settled any
+// more is given back.
+func (s *openAISession) finish() {
+	select {
+	case <-s.done:
+	case <-time.After(endPatience):
+		s.purse.close(llmwire.Usage{}, 0, false)
+	}
 	s.clientSide.buffer.release()
 	s.serverSide.buffer.release()
 }
@@ -109,6 +119,7 @@ func (s *openAISession) run(client, server *websocket.Conn) {
 // check ends the session if its account may not go on, and otherwise plans the next check. What is held may have
 // changed if the account could not be reached before.
 func (s *openAISession) check() {
+	defer s.catch(s.client, s.server)
 	if err := s.purse.check(time.Now().Add(settleStep)); err != nil {
 		s.end(s.refusal(err))
 		return

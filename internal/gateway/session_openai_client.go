@@ -199,34 +199,16 @@ func (s *openAISession) readEvent(data []byte) {
 	}
 }
 
-// createResponse asks the provider for a response, if it is held for. The event was read by the given rules. If what is
-// held covers less by now, since another response is under way, it is read again.
+// createResponse asks the provider for a response, if it is held for. The event was read by the given rules.
 func (s *openAISession) createResponse(request *llmwire.RealtimeRequest, event []byte, rules llmwire.RealtimeRules) {
 	eventID := request.EventID
-	s.mu.Lock()
-	if s.cause != nil {
-		s.mu.Unlock()
-		return
-	}
-	var err error
-	if n := s.underWay(); n > 0 {
-		err = s.purse.cover(n+1, true)
-	}
-	hasLimit := s.hasNewLimit()
-	if err == nil && s.limit < rules.Limit {
-		rules.Limit, rules.Default = s.limit, s.limitLocked()
-		request, err = rules.Read(event)
-	}
-	if err == nil {
-		s.asked = append(s.asked, eventID)
-	}
-	s.mu.Unlock()
+	request, hasLimit, err := s.ask(request, event, rules)
 	if hasLimit {
 		s.sendLimit("")
 	}
 	if err != nil {
 		s.tellNotAsked(err, eventID)
-	} else if !s.send(request) { // the session has begun to end, and awaits the response
+	} else if request != nil && !s.send(request) { // the session has begun to end, and awaits the response
 		s.mu.Lock()
 		isOver := s.answered(eventID) && s.underWay() == 0
 		if isOver {
@@ -237,6 +219,30 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest, event [
 			s.hangUp()
 		}
 	}
+}
+
+// ask sees to it that a response is held for that is about to be asked for. If what is held covers less by now, since
+// another response is under way, the event is read again. It returns what to send, nil if the session ends.
+func (s *openAISession) ask(request *llmwire.RealtimeRequest, event []byte, rules llmwire.RealtimeRules) (
+	_ *llmwire.RealtimeRequest, hasLimit bool, err error) {
+	eventID := request.EventID
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cause != nil {
+		return nil, false, nil
+	}
+	if n := s.underWay(); n > 0 {
+		err = s.purse.cover(n+1, true)
+	}
+	hasLimit = s.hasNewLimit()
+	if err == nil && s.limit < rules.Limit {
+		rules.Limit, rules.Default = s.limit, s.limitLocked()
+		request, err = rules.Read(event)
+	}
+	if err == nil {
+		s.asked = append(s.asked, eventID)
+	}
+	return request, hasLimit, err
 }
 
 // tellNotAsked tells the client that a response was not asked for: it is not held for, or wants more output than that

@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	cancelPatience  = 5 * time.Second // for the response.done of what was cancelled
-	messagePatience = 2 * time.Second // for the end of an event that the client is getting, before it is told of the end
-	closePatience   = 5 * time.Second // for a side to take a close frame, before its connection is cut
+	cancelPatience  = 5 * time.Second  // for the response.done of what was cancelled
+	messagePatience = 2 * time.Second  // for the end of an event that the client is getting, before it is told of the end
+	endPatience     = 30 * time.Second // for both sides to be closed and everything to be settled, at most
+	closePatience   = 5 * time.Second  // for a side to take a close frame, before its connection is cut
 )
 
 // An openAIEnd is how a session ends. Only the first cause counts.
@@ -97,6 +98,7 @@ func (s *openAISession) serverEnded(err error) {
 	reason = string(withoutKey([]byte(reason), s.call.endpoint.apiKey))
 	closed, isClosed := errors.AsType[*websocket.CloseError](err)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	end := &openAIEnd{client: closing{code, reason}, server: closing{code, ""}}
 	switch {
 	case !isClosed:
@@ -107,18 +109,24 @@ func (s *openAISession) serverEnded(err error) {
 	end.isLost = true
 	s.endLocked(end)
 	s.settle()
-	s.mu.Unlock()
 	go s.hangUp()
 }
 
 // end ends the session, unless it ends already.
 func (s *openAISession) end(cause *openAIEnd) {
-	s.mu.Lock()
-	isOver := s.endLocked(cause)
-	s.mu.Unlock()
+	defer s.catch(s.client, s.server)
+	isOver := false
+	s.locked(func() { isOver = s.endLocked(cause) })
 	if isOver {
 		go s.hangUp()
 	}
+}
+
+// locked calls f while it holds s.mu, also if f panics.
+func (s *openAISession) locked(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
 }
 
 // endLocked does what end does, but that it only reports whether both sides are to be closed, since everything is
@@ -154,6 +162,7 @@ func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 
 // cancelAll ends the event that the client was sending, and cancels responses.
 func (s *openAISession) cancelAll(ids []string) {
+	defer s.catch(s.client, s.server)
 	c := &s.clientSide
 	c.mu.Lock()
 	c.isCut = true
@@ -182,9 +191,8 @@ func (s *openAISession) unblock(writes int64) {
 
 // giveUp ends a session whose provider does not end its responses.
 func (s *openAISession) giveUp() {
-	s.mu.Lock()
-	s.settle()
-	s.mu.Unlock()
+	defer s.catch(s.client, s.server)
+	s.locked(s.settle)
 	s.hangUp()
 }
 
@@ -221,6 +229,7 @@ func (s *openAISession) closePurse(u llmwire.Usage, cost int64, isEstimate bool)
 // hangUp closes both sides, once everything is settled. The client is closed first, after the event that it is getting,
 // if that ends soon.
 func (s *openAISession) hangUp() {
+	defer s.catch(s.client, s.server)
 	s.hangUpOnce.Do(func() {
 		defer close(s.done)
 		s.mu.Lock()

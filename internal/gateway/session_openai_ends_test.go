@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -221,5 +222,43 @@ func (row *sessionEndRow) want(t *testing.T, when sessionMoment, g *testSession,
 				return nil
 			})
 		}
+	}
+}
+
+// A panic ends the session that it is in, wherever that is, and nothing else. What it
+// holds is given back.
+func TestSessionPanics(t *testing.T) {
+	for name, row := range map[string]struct {
+		hang   providertest.Moment
+		events []string
+	}{
+		"when a response is paid for": {events: []string{`{"type":"response.create"}`}},
+		"when one is held for":        {hang: providertest.BeforeHeaders, events: []string{`{"type":"response.create"}`, apart}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newTestSession(t, providertest.RealtimeConduct{
+				Response: providertest.RealtimeResponse{Text: "a", Deltas: 2, Hang: row.hang},
+			})
+			c := g.open(t)
+			c.wait(t, `"session.updated"`, 1)
+			var isBroken atomic.Bool
+			g.account.setChance(func() mishap {
+				if isBroken.CompareAndSwap(false, true) {
+					panic("boom")
+				}
+				return fine
+			})
+			for _, event := range row.events {
+				c.send(event)
+			}
+			c.end(t)
+			waittest.Eventually(t, 20*time.Second, func() error {
+				if held, used := g.account.held(), g.sessions.pool.Stats().Used; len(held) > 0 || used > 0 {
+					return fmt.Errorf("%d tokens are held, and %d places are taken", held, used)
+				}
+				return nil
+			})
+		})
 	}
 }

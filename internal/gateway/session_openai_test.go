@@ -87,6 +87,7 @@ func (g *testSession) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.Place, c.Memory = g.SessionPlace("acme", "user"), g.memory.Claim("acme", "user")
 	c.Start, c.Deadline, c.Outcome = time.Now(), time.Now().Add(time.Second), &outcome
 	defer c.Memory.Release()
+	defer func() { g.outcomes <- outcome }() // also after a panic
 	err := c.ChooseEndpoint(Endpoints{g.endpoint})
 	if err == nil {
 		var run func()
@@ -94,7 +95,6 @@ func (g *testSession) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			run()
 		}
 	}
-	g.outcomes <- outcome
 	if err == nil {
 		return
 	}

@@ -3,6 +3,10 @@ package gateway
 import (
 	"context"
 	"net/http"
+	"runtime/debug"
+	"strings"
+
+	"tollgate/internal/websocket"
 )
 
 // A sessionOpening is what the provider's side of any session needs to connect to its provider.
@@ -60,4 +64,22 @@ func (s *sessionOpening) unreachable(ctx context.Context, err error) error {
 		return Error{http.StatusGatewayTimeout, "The provider does not respond in time"}
 	}
 	return Error{http.StatusBadGateway, "The provider cannot be reached"}
+}
+
+// catch is deferred in what a session does in goroutines of its own, where a panic would end the process: it is logged,
+// and the connections are cut.
+func (s *sessionOpening) catch(conns ...*websocket.Conn) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	s.gateway.log.Errorf("panic in a session id=%s: %v", s.call.ID, p)
+	for line := range strings.Lines(string(debug.Stack())) {
+		s.gateway.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
+	}
+	for _, c := range conns {
+		if c != nil { // the client of a call may not have come
+			c.Abort()
+		}
+	}
 }

@@ -30,6 +30,8 @@ type ultravoxSession struct {
 	tooLong bool                 // it was, and nothing more is read
 	scan    llmwire.UltravoxScan // of what Ultravox sends, until the call has started
 
+	settleOnce sync.Once // of what was opened
+
 	mu      sync.Mutex  // guards what follows
 	started time.Time   // when call_started came; zero before
 	watch   *time.Timer // of the next look at the session; nil once run has returned
@@ -92,6 +94,7 @@ func (s *ultravoxSession) run(client, server *websocket.Conn) {
 		Client: client, Server: server, FromClient: s.fromClient, FromServer: s.fromServer,
 		ClientEnded: s.clientEnded, ServerEnded: s.serverEnded,
 	}
+	defer s.settleOnce.Do(s.settle) // it is, unless something has panicked
 	relay.Run()
 }
 
@@ -163,7 +166,7 @@ func (s *ultravoxSession) clientEnded(err error) {
 
 // serverEnded charges for the call, which is over when nothing more comes from Ultravox, and then lets the client know.
 func (s *ultravoxSession) serverEnded(err error) {
-	s.settle()
+	s.settleOnce.Do(s.settle)
 	s.mu.Lock()
 	cause := s.cause
 	s.mu.Unlock()
@@ -191,6 +194,7 @@ type sessionEnd struct {
 
 // end ends the call and the session, unless it did before. Neither side has to wait until the other has read it.
 func (s *ultravoxSession) end(cause sessionEnd) {
+	defer s.catch(s.client, s.server)
 	s.mu.Lock()
 	isFirst := s.cause == nil
 	if isFirst {
@@ -216,5 +220,6 @@ func (s *ultravoxSession) closeClient(cause sessionEnd) {
 
 // hangUp asks Ultravox to end the call, and closes the connection in any case.
 func (s *ultravoxSession) hangUp(code websocket.Code, reason string) {
+	defer s.catch(s.client, s.server)
 	_ = s.server.CloseAfter([]byte(llmwire.UltravoxHangUp), code, reason)
 }

@@ -32,6 +32,7 @@ func (s *ultravoxSession) stopWatch() {
 // look ends the session if its time is over, or if its account may not go on. If the account cannot be reached, it goes
 // on: the call is paid for.
 func (s *ultravoxSession) look() {
+	defer s.catch(s.client, s.server)
 	s.mu.Lock()
 	at, end := s.deadline()
 	s.mu.Unlock()
