@@ -13,8 +13,9 @@ import (
 
 const (
 	createdTimeout = 10 * time.Second // for session.created, without which nothing of the client is passed on
-	updateID       = "tollgate-update"
-	cancelID       = "tollgate-cancel"
+	updateID       = llmwire.OwnRealtimeID + "update"
+	cancelID       = llmwire.OwnRealtimeID + "cancel"
+	createID       = llmwire.OwnRealtimeID + "create-" // and a number
 )
 
 // An openAISession is a session of OpenAI's Realtime API. What the client sends is checked before it is passed on, and
@@ -37,7 +38,7 @@ type openAISession struct {
 
 	mu       sync.Mutex // guards what follows, also while the account is asked
 	report   llmwire.RealtimeReport
-	asked    []string      // the IDs of response.creates that were passed on and not answered, the oldest first
+	asked    []askedFor    // response.creates that were passed on and not answered, the oldest first
 	limit    int64         // of output tokens, which what is held covers
 	wanted   int64         // the lower limit that the client has set for the session; 0: none
 	dearer   *sessionPrice // of the model that the provider says it is, if that is another one of the endpoint
@@ -49,6 +50,13 @@ type openAISession struct {
 	patience, unblocking *time.Timer
 
 	readyOnce, hangUpOnce sync.Once
+}
+
+// An askedFor is a response.create of the client. It is passed on with an ID that no other event has: an error about
+// another event that is taken for the answer would leave a response that is not held for.
+type askedFor struct {
+	id     string
+	client string // the ID that the client knows it by; "" for none
 }
 
 // newOpenAISession returns a session for a call whose endpoint was chosen.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,7 @@ type clientEvents struct {
 	scan      llmwire.RealtimeScan
 	buffer    eventBuffer // what was not passed on
 	passed    int64       // bytes that were
+	created   int64       // response.creates and session.updates that were read: each has another ID
 	isDropped bool        // the event was refused: what still comes of it is dropped
 
 	mu     sync.Mutex // guards what follows; held while a part of the event is passed on
@@ -185,6 +187,8 @@ func (s *openAISession) readEvent(data []byte) {
 	s.mu.Lock()
 	rules := llmwire.RealtimeRules{Model: s.call.model, Limit: s.limit, Default: s.limitLocked()}
 	s.mu.Unlock()
+	c.created++
+	rules.ResponseID = createID + strconv.FormatInt(c.created, 10)
 	if s.call.Model != s.call.model {
 		rules.Alias = s.call.Model
 	}
@@ -210,7 +214,7 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest, event [
 		s.tellNotAsked(err, eventID)
 	} else if request != nil && !s.send(request) { // the session has begun to end, and awaits the response
 		s.mu.Lock()
-		isOver := s.answered(eventID) && s.underWay() == 0
+		isOver := s.answered(rules.ResponseID) != nil && s.underWay() == 0
 		if isOver {
 			s.settle()
 		}
@@ -240,7 +244,7 @@ func (s *openAISession) ask(request *llmwire.RealtimeRequest, event []byte, rule
 		request, err = rules.Read(event)
 	}
 	if err == nil {
-		s.asked = append(s.asked, eventID)
+		s.asked = append(s.asked, askedFor{rules.ResponseID, eventID})
 	}
 	return request, hasLimit, err
 }
@@ -257,14 +261,16 @@ func (s *openAISession) tellNotAsked(err error, eventID string) {
 	s.tell(wrong)
 }
 
-// answered forgets a response.create that the provider has answered, and reports whether there was one with the ID. The
-// caller holds s.mu.
-func (s *openAISession) answered(eventID string) bool {
-	at := slices.Index(s.asked, eventID)
-	if at >= 0 {
-		s.asked = slices.Delete(s.asked, at, at+1)
+// answered forgets a response.create that the provider has answered, and returns it, or nil if there is none with the ID.
+// The caller holds s.mu.
+func (s *openAISession) answered(id string) *askedFor {
+	at := slices.IndexFunc(s.asked, func(a askedFor) bool { return a.id == id })
+	if at < 0 {
+		return nil
 	}
-	return at >= 0
+	one := s.asked[at]
+	s.asked = slices.Delete(s.asked, at, at+1)
+	return &one
 }
 
 // updateSession passes on a session.update, and lets the limit that it has count from then on. It was read by the given

@@ -198,3 +198,74 @@ func TestSessionOutlivesRedis(t *testing.T) {
 	_ = s.Ended(t)
 	g.wantCharged(t, g.costs())
 }
+
+// An error about another event of the client does not answer a response.create: what was asked for stays held for,
+// whatever IDs the client gives its events.
+func TestSessionOtherErrors(t *testing.T) {
+	for name, row := range map[string]struct{ create, other, errorID string }{
+		"no IDs":   {`{"type":"response.create"}`, `{"type":"conversation.item.delete","item_id":"x"}`, ""},
+		"same IDs": {`{"type":"response.create","event_id":"x"}`, `{"type":"conversation.item.delete","item_id":"x","event_id":"x"}`, "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newTestSession(t, providertest.RealtimeConduct{
+				Response: providertest.RealtimeResponse{Text: "a", Hang: providertest.BeforeHeaders},
+				OnEvent: func(s *providertest.RealtimeSession, kind string, _ []byte) bool {
+					if kind == "conversation.item.delete" {
+						s.SendError("item_delete_invalid_item_id", "no such item", row.errorID)
+					}
+					return kind == "conversation.item.delete"
+				},
+			})
+			c := g.open(t)
+			c.send(row.create)
+			c.send(row.other)
+			c.wait(t, "no such item", 1)
+			c.send(apart)
+			g.provider.Session(t, 1).Wait(t, "response.create", 2)
+			g.wantHeld(t, fullHold, fullHold)
+			c.Abort()
+			o := <-g.outcomes // when the responses were cancelled
+			g.outcomes <- o
+			g.wantCharged(t, g.costs())
+		})
+	}
+}
+
+// An error about a response.create has the ID that the client has given it, and answers it.
+func TestSessionResponseErrors(t *testing.T) {
+	for name, row := range map[string]struct{ create, want string }{
+		"with an ID": {`{"type":"response.create","event_id":"a\"b"}`, `"event_id":"a\"b"`},
+		"without":    {`{"type":"response.create"}`, `"event_id":null`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newTestSession(t, providertest.RealtimeConduct{Response: providertest.RealtimeResponse{Error: "refused"}})
+			c := g.open(t)
+			for n := 1; n <= maxResponses+1; n++ {
+				c.send(row.create)
+				if got := c.wait(t, `"refused"`, n); !strings.Contains(got, row.want) || strings.Contains(got, "tollgate") {
+					t.Fatalf("the client got %s", got)
+				}
+			}
+			g.wantHeld(t, fullHold)
+			_ = c.Close(1000, "")
+			g.wantCharged(t, 0)
+		})
+	}
+}
+
+// A client cannot give an event the ID of one of the gateway's.
+func TestSessionOwnIDs(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{})
+	c := g.open(t)
+	for n, id := range []string{"tollgate-update", "\\u0074ollgate-create-1"} {
+		c.send(`{"event_id":"` + id + `","type":"conversation.item.delete","item_id":"x"}`)
+		c.wait(t, `"param":"event_id","event_id":"tollgate-`, n+1)
+	}
+	_ = c.Close(1000, "")
+	if got := g.provider.Session(t, 1).Texts("item.delete"); len(got) > 0 {
+		t.Errorf("the provider got %q", got)
+	}
+	g.wantCharged(t, 0)
+}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -8,6 +9,9 @@ import (
 	"tollgate/internal/llmwire"
 	"tollgate/internal/websocket"
 )
+
+// activeResponse is the code of an error that nothing but a response.create leads to.
+const activeResponse = "conversation_already_has_active_response"
 
 // serverEvents is what is known of the event that the provider sends. It is used by the goroutine that reads from the
 // provider alone, but for the atomic members.
@@ -72,6 +76,9 @@ func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction,
 	if next.isError {
 		data = withoutKey(data, s.call.endpoint.apiKey)
 	}
+	if a := next.refused; a != nil {
+		data = bytes.ReplaceAll(data, llmwire.RealtimeID(a.id), llmwire.RealtimeID(a.client))
+	}
 	var err error
 	if !isDropped && !next.isOurs {
 		err = s.show(data, true)
@@ -93,7 +100,8 @@ func (s *openAISession) show(data []byte, isLast bool) error {
 
 // An afterEvent says what is to be done about an event once it is paid for.
 type afterEvent struct {
-	isError, isOurs bool // it is an error, and one about an event of ours, which the client does not get
+	isError, isOurs bool      // it is an error, and one about an event of ours, which the client does not get
+	refused         *askedFor // it is an error about this one; else nil
 
 	// When it was passed on:
 	isCreated bool   // the provider is told the limit of output tokens and the voice
@@ -141,7 +149,8 @@ func (s *openAISession) meter(whole []byte) (next afterEvent) {
 	case llmwire.InputTranscribed:
 		s.transcribed(&e)
 	case llmwire.RealtimeErrorEvent:
-		next.isError, next.isOurs = true, s.errorCame(e.ErrorEventID)
+		next.isError = true
+		next.isOurs, next.refused = s.errorCame(&e)
 	}
 	if s.cause != nil && s.underWay() == 0 {
 		s.settle()
@@ -223,19 +232,23 @@ func (s *openAISession) spend(u llmwire.Usage, cost int64, isEstimate bool) {
 	}
 }
 
-// errorCame reads an error about the event with an ID, and reports whether that is one of ours. The caller holds s.mu.
-func (s *openAISession) errorCame(eventID string) bool {
-	switch eventID {
+// errorCame reads an error, and reports whether it is about an event of ours, or about which response.create. The caller
+// holds s.mu.
+func (s *openAISession) errorCame(e *llmwire.RealtimeEvent) (isOurs bool, refused *askedFor) {
+	id := e.ErrorEventID
+	switch id {
 	case cancelID: // nothing was to be cancelled any more
-		return true
+		return true, nil
 	case updateID: // then a response can cost more than is held
 		s.endLocked(endNotLimited)
-		return true
+		return true, nil
 	case "":
 		if s.clientSide.isHalf.CompareAndSwap(true, false) {
-			return true
+			return true, nil
+		}
+		if len(s.asked) > 0 && e.ErrorCode == activeResponse {
+			id = s.asked[0].id
 		}
 	}
-	s.answered(eventID)
-	return false
+	return false, s.answered(id)
 }

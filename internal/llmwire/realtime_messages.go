@@ -7,6 +7,10 @@ import (
 
 // This file has the events that a gateway sends itself.
 
+// OwnRealtimeID is how the IDs of a gateway's own events begin. Events of clients with such an ID are refused: errors about
+// them would be taken for errors about the gateway's.
+const OwnRealtimeID = "tollgate-"
+
 // RealtimeUpdate returns the session.update that limits the output tokens of each response and, unless voice is "",
 // sets the voice, which cannot be changed once a session has spoken. An error about it names the event's ID.
 func RealtimeUpdate(eventID string, limit int64, voice string) []byte {
@@ -27,6 +31,9 @@ func RealtimeCancel(eventID, id string) []byte {
 	}
 	return fmt.Appendf(nil, `{"type":"response.cancel","event_id":%s%s}`, jsonString(eventID), response)
 }
+
+// RealtimeID returns an event's ID as JSON, null for "".
+func RealtimeID(id string) []byte { return []byte(nullable(id)) }
 
 // RealtimeFailure returns the error that an error with an HTTP status is in a session, as insufficient_quota for 402
 // and key_disabled for 403. The code is that of the status if it is "".

@@ -60,6 +60,7 @@ type RealtimeEvent struct {
 	Estimates []Usage
 
 	ErrorEventID string // of the event that an error is about; "" if it names none
+	ErrorCode    string // of an error
 }
 
 // An UnfinishedResponse is one whose end has not come.
@@ -293,6 +294,7 @@ var realtimeEventShape = newJSONShape(realtimeUsage.under("usage"), realtimeUsag
 		"response.audio.output.format.type": {read: (*realtimeEventReader).readFormat},
 		"response.id":                       textRow(func(e *RealtimeEvent) *string { return &e.ID }),
 		"error.event_id":                    textRow(func(e *RealtimeEvent) *string { return &e.ErrorEventID }),
+		"error.code":                        textRow(func(e *RealtimeEvent) *string { return &e.ErrorCode }),
 		"transcript":                        {read: (*realtimeEventReader).readTranscript},
 	})
 

@@ -15,12 +15,14 @@ type RealtimeRules struct {
 
 	Limit   int64 // the most output tokens of a response; also for "inf"
 	Default int64 // for an event without a limit: the one that the session has; 0 means Limit, which it cannot exceed
+
+	ResponseID string // of the response.create that is passed on, in place of the client's; "" keeps that
 }
 
 // A RealtimeRequest is a session.update or response.create of a client.
 type RealtimeRequest struct {
 	CreatesResponse bool
-	EventID         string   // "" if it has none
+	EventID         string   // the client's; "" if it has none
 	Limit           int64    // of output tokens, as it is passed on
 	Pieces          [][]byte // the event to pass on; they share the memory of what was read
 }
@@ -323,6 +325,9 @@ func (r *realtimeReader) rewrite() [][]byte {
 	object := r.object()
 	if r.rename {
 		w.set(memberName{object, "model"}, jsonString(r.rules.Model))
+	}
+	if id := r.rules.ResponseID; id != "" && object == "response" {
+		w.set(memberName{"", "event_id"}, jsonString(id))
 	}
 	limit := strconv.FormatInt(r.limit, 10)
 	at, hasLimit := r.at[memberName{object, "max_output_tokens"}]

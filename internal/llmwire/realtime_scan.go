@@ -1,6 +1,7 @@
 package llmwire
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strconv"
@@ -346,6 +347,9 @@ func (s *RealtimeScan) readString() {
 	text := s.json.text(s.scratch[:])
 	if s.member == eventIDName {
 		s.eventIDLen = copy(s.eventID[:], text)
+		if bytes.HasPrefix(text, []byte(OwnRealtimeID)) {
+			s.refuse("invalid_value", "event_id", "The IDs that begin with "+OwnRealtimeID+" are the gateway's.")
+		}
 		return
 	}
 	s.seen[s.json.depth] |= typeName
