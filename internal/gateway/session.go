@@ -198,6 +198,14 @@ func (c *SessionCall) failure(err error) *llmwire.RealtimeError {
 	return llmwire.RealtimeFailure(c.refusal(err))
 }
 
+// closeCode returns the code with which a session is closed because of an error of its account.
+func (c *SessionCall) closeCode(err error) websocket.Code {
+	if status, _, _ := c.refusal(err); status == http.StatusServiceUnavailable { // it is not the account's fault
+		return websocket.CloseTryAgain
+	}
+	return websocket.ClosePolicy
+}
+
 // refusal returns the status, the code ("" for that of the status) and the sentence of an error.
 func (c *SessionCall) refusal(err error) (status int, code, message string) {
 	if coded, ok := errors.AsType[CodedError](err); ok {

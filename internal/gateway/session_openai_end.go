@@ -78,11 +78,8 @@ func endRefused(wrong *llmwire.RealtimeError) *openAIEnd {
 
 // refusal returns the end of a session whose account may not go on, or cannot be reached.
 func (s *openAISession) refusal(err error) *openAIEnd {
-	event, code := s.call.failure(err), websocket.ClosePolicy
-	if errors.Is(err, ErrUnavailable) {
-		code = websocket.CloseTryAgain
-	}
-	return bothEnd(event, code, event.Message)
+	event := s.call.failure(err)
+	return bothEnd(event, s.call.closeCode(err), event.Message)
 }
 
 // clientEnded ends the session when nothing more comes from the client. The provider is told how it has ended.

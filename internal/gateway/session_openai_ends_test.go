@@ -89,6 +89,10 @@ var sessionEndRows = []sessionEndRow{
 		client: websocket.CloseTryAgain, server: websocket.CloseTryAgain, event: `"api_error"`,
 	},
 	{
+		name: "Redis is full", refuse: Error{503, "Too little memory is left to hold tokens"}, spend: transcribe(10),
+		client: websocket.CloseTryAgain, server: websocket.CloseTryAgain, event: `"api_error"`,
+	},
+	{
 		name: "max_session", session: 300 * time.Millisecond, client: websocket.CloseNormal, server: websocket.CloseNormal,
 		end: func(*testSession, *sessionClient, *providertest.RealtimeSession) {},
 	},

@@ -42,7 +42,7 @@ func (s *ultravoxSession) look() {
 	}
 	err := s.call.Account.Check(time.Now().Add(settleStep), s.call.models())
 	if err != nil && !errors.Is(err, ErrUnavailable) {
-		s.end(sessionEnd{websocket.ClosePolicy, err})
+		s.end(sessionEnd{s.call.closeCode(err), err})
 		return
 	}
 	s.mu.Lock()
