@@ -178,11 +178,21 @@ func (s *openAISession) cancel(id string) {
 	_ = s.server.Send(websocket.Text, llmwire.RealtimeCancel(cancelID, id)) // if that fails, it is not awaited for long
 }
 
-// unblock cuts the client's connection if a part that it was sent when the session began to end, after that many
-// writes, is still not written: what the provider reports could not be read.
+// unblock sees to it that the client does not keep what the provider reports from being read. It cuts the client's
+// connection if a part that it was sent when the session began to end, after that many writes, is still not written. Else
+// it gets no other event and, if it then has not got all of the present one in time, it is cut off as well.
 func (s *openAISession) unblock(writes int64) {
-	if writes%2 == 1 && s.serverSide.writes.Load() == writes {
+	defer s.catch(s.client, s.server)
+	e := &s.serverSide
+	isStuck := writes%2 == 1 && e.writes.Load() == writes
+	if wasMuted := e.isMuted.Swap(true); isStuck || wasMuted && e.isOpen.Load() {
 		s.client.Abort()
+	} else if !wasMuted {
+		s.locked(func() {
+			if !s.settled {
+				s.unblocking.Reset(cancelPatience / 4)
+			}
+		})
 	}
 }
 

@@ -131,16 +131,18 @@ func TestSessionEndsInTime(t *testing.T) {
 	late.Hang = providertest.BeforeHeaders
 	for name, row := range map[string]struct {
 		response        providertest.RealtimeResponse
-		isSlow, hasGone bool // the client does not read; it is the one that ends the session
+		isSlow, hasGone bool          // the client does not read; it is the one that ends the session
+		reads           time.Duration // after which it reads some, again and again; 0: never
 		want            int64
 		isEstimate      bool
 		within          time.Duration
 	}{
-		"the provider does not cancel":     {hang, false, false, 1 * tokenPrices["output"], true, 7 * time.Second},
-		"nor when the client hangs up":     {hang, false, true, 1 * tokenPrices["output"], true, 7 * time.Second},
-		"it does not even begin":           {late, false, true, 0, false, 7 * time.Second},
-		"the client does not read":         {flood, true, false, -1, false, 12 * time.Second},
-		"the client does not read, either": {deafFlood, true, false, fullHold, true, 20 * time.Second},
+		"the provider does not cancel":     {hang, false, false, 0, 1 * tokenPrices["output"], true, 7 * time.Second},
+		"nor when the client hangs up":     {hang, false, true, 0, 1 * tokenPrices["output"], true, 7 * time.Second},
+		"it does not even begin":           {late, false, true, 0, 0, false, 7 * time.Second},
+		"the client does not read":         {flood, true, false, 0, -1, false, 12 * time.Second},
+		"the client reads slowly":          {flood, true, false, 40 * time.Millisecond, -1, false, 12 * time.Second},
+		"the client does not read, either": {deafFlood, true, false, 0, fullHold, true, 20 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -156,6 +158,9 @@ func TestSessionEndsInTime(t *testing.T) {
 			switch {
 			case row.isSlow:
 				time.Sleep(time.Second) // the buffers between them are full
+				if row.reads > 0 {
+					go readSlowly(conn, row.reads)
+				}
 			case row.response.Hang == providertest.InContent:
 				c.wait(t, ".delta", 1)
 			}
@@ -178,6 +183,18 @@ func TestSessionEndsInTime(t *testing.T) {
 			}
 			c.Abort()
 		})
+	}
+}
+
+// readSlowly reads a few parts each time that the pause has passed.
+func readSlowly(conn *websocket.Conn, pause time.Duration) {
+	for {
+		time.Sleep(pause)
+		for range 3 {
+			if _, err := conn.Next(); err != nil {
+				return
+			}
+		}
 	}
 }
 

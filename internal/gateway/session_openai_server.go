@@ -18,9 +18,11 @@ const activeResponse = "conversation_already_has_active_response"
 type serverEvents struct {
 	buffer    eventBuffer // what was not passed on
 	isDropped bool        // what still comes of the event is dropped
+	isHidden  bool        // the client gets nothing of the event
 	isBegun   bool        // the client has got a part of the event, and not all of it
 
 	isOpen  atomic.Bool  // the client has got a part of the event, or is about to, and not all of it
+	isMuted atomic.Bool  // events that come are hidden: the client takes too long to read them
 	isQuiet atomic.Bool  // no event is begun any more
 	writes  atomic.Int64 // of parts for the client: an odd number while one is written
 }
@@ -35,6 +37,9 @@ func (s *openAISession) fromServer(p websocket.Part) error {
 	}
 	if e.isDropped = e.isDropped && !p.First; e.isDropped {
 		return nil
+	}
+	if p.First {
+		e.isHidden = e.isMuted.Load()
 	}
 	action, data := s.report.Read(p.Data), p.Data
 	isHeld := !p.Last && (action == llmwire.HoldEvent || action == llmwire.ReadEvent)
@@ -56,11 +61,12 @@ func (s *openAISession) fromServer(p websocket.Part) error {
 
 // passOnOrDrop passes on what has come of an event and was not passed on, which may be the end of it.
 func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction, isLast bool) error {
-	e, isDropped := &s.serverSide, action == llmwire.DropEvent
+	e := &s.serverSide
+	isDropped := action == llmwire.DropEvent || e.isHidden
 	if !isLast && isDropped {
 		return nil
 	}
-	if e.isOpen.Store(true); !e.isBegun && e.isQuiet.Load() {
+	if e.isOpen.Store(!e.isHidden); !e.isBegun && e.isQuiet.Load() {
 		e.isOpen.Store(false)
 		e.isDropped = true
 		return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -115,12 +116,21 @@ type sessionClient struct {
 
 var clientSide websocket.Side
 
+// smallBuffers lets little be on its way to a client that does not read.
+var smallBuffers = &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err == nil {
+		err = conn.(*net.TCPConn).SetReadBuffer(32 << 10)
+	}
+	return conn, err
+}}
+
 // dial opens a session, or returns the response that refuses it.
 func (g *testSession) dial(t testing.TB, query string) (*websocket.Conn, *http.Response) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	conn, response, err := clientSide.Dial(ctx, http.DefaultTransport, g.url+"/"+query, http.Header{
+	conn, response, err := clientSide.Dial(ctx, smallBuffers, g.url+"/"+query, http.Header{
 		"Authorization": {"Bearer client-key"}, "X-Client": {"secret"}, "User-Agent": {"client"}, "Cookie": {"a=b"},
 	})
 	if response == nil {
