@@ -203,19 +203,29 @@ func (s *openAISession) giveUp() {
 	s.hangUp()
 }
 
-// settle pays for the responses whose end has not come, as far as is known of them, when it is called first. One that
-// was only asked for has cost nothing. The caller holds s.mu.
+// settle pays for the responses and transcriptions whose end has not come, as far as is known of them, when it is called
+// first. A response that was only asked for has cost nothing. The caller holds s.mu.
 func (s *openAISession) settle() {
 	unfinished := s.report.Unfinished()
+	if u, ok := s.report.Transcribing(); ok {
+		cost := s.price.transcript(&u, 0)
+		s.payRest(u, cost, len(unfinished))
+	}
 	for i := range unfinished {
 		u, cost := s.cost(llmwire.Usage{}, unfinished[i].Estimates)
-		if n := len(unfinished) - 1 - i; n > 0 && !s.settled {
-			_ = s.purse.spend(u, cost, true, n, s.report.LastInput()) // the session ends already
-		} else {
-			s.closePurse(u, cost, true)
-		}
+		s.payRest(u, cost, len(unfinished)-1-i)
 	}
 	s.closePurse(llmwire.Usage{}, 0, false)
+}
+
+// payRest pays for what may have been used when the session ends, before n responses, unless everything is settled. The
+// caller holds s.mu.
+func (s *openAISession) payRest(u llmwire.Usage, cost int64, n int) {
+	if n > 0 && !s.settled {
+		_ = s.purse.spend(u, cost, true, n, s.report.LastInput()) // the session ends already
+	} else {
+		s.closePurse(u, cost, true)
+	}
 }
 
 // closePurse pays for what was used last, and gives back what is held, unless everything is settled. The caller holds

@@ -286,3 +286,24 @@ func TestSessionOwnIDs(t *testing.T) {
 	}
 	g.wantCharged(t, 0)
 }
+
+// What was transcribed of the input when a session ends is not free because its usage has not come: as many tokens of
+// sound as its text has bytes are paid for.
+func TestSessionTranscribing(t *testing.T) {
+	const kind = "conversation.item.input_audio_transcription."
+	g := newTestSession(t, providertest.RealtimeConduct{})
+	c := g.open(t)
+	c.wait(t, `"session.updated"`, 1)
+	s := g.provider.Session(t, 1)
+	for _, id := range []string{"item_speech", "failed", "open", "open", "other"} {
+		s.SendEvent(kind+"delta", object{"item_id": id, "content_index": 0, "delta": "four"})
+	}
+	s.Transcribe(providertest.RealtimeUsage{Audio: 100, OutputText: 10}) // of item_speech
+	s.SendEvent(kind+"failed", object{"item_id": "failed", "error": object{"code": "audio_unintelligible"}})
+	c.wait(t, kind, 7)
+	_ = c.Close(1000, "")
+	const open = 12
+	if o := g.wantCharged(t, g.costs()+open*transcriptPrices["input"]+open/3*transcriptPrices["output"]); !o.estimated {
+		t.Errorf("the outcome is %+v", o)
+	}
+}

@@ -42,8 +42,15 @@ var realtimeKinds = map[string]RealtimeKind{
 	"response.done":    ResponseDone,
 	"error":            RealtimeErrorEvent,
 
-	"conversation.item.input_audio_transcription.completed": InputTranscribed,
+	transcriptCompleted: InputTranscribed,
 }
+
+// The types of events of a transcription. Their text comes before it is known what it has used.
+const (
+	transcriptDelta     = "conversation.item.input_audio_transcription.delta"
+	transcriptCompleted = "conversation.item.input_audio_transcription.completed"
+	transcriptFailed    = "conversation.item.input_audio_transcription.failed"
+)
 
 // A RealtimeEvent is what a meter must know of an event of the provider.
 type RealtimeEvent struct {
@@ -78,7 +85,14 @@ type RealtimeReport struct {
 	bytesPerToken int64 // of the sound that a session generates; 0 if it is not known
 	lastInput     Usage // of the last response that had any
 	unfinished    []unfinishedResponse
+	transcripts   []transcript // whose end has not come, the oldest first
 	reader        realtimeEventReader
+}
+
+// A transcript counts what has come of the transcription of an item.
+type transcript struct {
+	item string
+	text int64 // bytes
 }
 
 // An unfinishedResponse counts what has come of a response.
@@ -99,6 +113,10 @@ type providerEvent struct {
 	isSound bool   // it is sound, in base64
 	delta   int64  // bytes that it spells
 	scratch [maxKeptString]byte
+
+	transcription string // what the event says of one, as transcriptDelta; "" if nothing
+	item          [maxKeptString]byte
+	itemLen       int
 
 	response    [maxKeptString]byte // its ID
 	responseLen int
@@ -138,7 +156,7 @@ func (e *providerEvent) readToken(token jsonToken) {
 	switch {
 	case token == nameToken:
 		e.member = ""
-		for _, name := range []string{"type", "delta", "response_id"} {
+		for _, name := range []string{"type", "delta", "response_id", "item_id"} {
 			if string(text) == name {
 				e.member = name
 			}
@@ -147,6 +165,8 @@ func (e *providerEvent) readToken(token jsonToken) {
 		e.delta = max(e.delta, e.json.length)
 	case e.member == "response_id":
 		e.responseLen = copy(e.response[:], text)
+	case e.member == "item_id":
+		e.itemLen = copy(e.item[:], text)
 	case e.member == "type" && e.action == HoldEvent:
 		e.readType(text)
 	}
@@ -158,6 +178,11 @@ func (e *providerEvent) readType(kind []byte) {
 		e.action = ReadEvent
 	} else if string(kind) == "rate_limits.updated" { // those of the operator's account
 		e.action = DropEvent
+	}
+	for _, what := range []string{transcriptDelta, transcriptCompleted, transcriptFailed} {
+		if string(kind) == what {
+			e.transcription = what
+		}
 	}
 	if bytes.HasPrefix(kind, []byte("response.")) && bytes.HasSuffix(kind, []byte(".delta")) {
 		e.isSound = bytes.HasSuffix(kind, []byte("audio.delta"))
@@ -176,12 +201,50 @@ func (r *RealtimeReport) End(event []byte) RealtimeEvent {
 			one.sound += e.delta / 4 * 3 // base64
 		}
 	}
+	if e.transcription != "" {
+		r.countTranscript(e)
+	}
 	var read RealtimeEvent
 	if e.kind != OtherRealtime {
 		read = *r.readWhole(event)
 	}
 	r.event = providerEvent{}
 	return read
+}
+
+// countTranscript counts what an event has of a transcription, or forgets the one that it ends.
+func (r *RealtimeReport) countTranscript(e *providerEvent) {
+	id := e.item[:e.itemLen]
+	at := slices.IndexFunc(r.transcripts, func(t transcript) bool { return t.item == string(id) })
+	switch {
+	case e.transcription != transcriptDelta:
+		if at >= 0 {
+			r.transcripts = slices.Delete(r.transcripts, at, at+1)
+		}
+		return
+	case at < 0 && len(r.transcripts) < maxUnfinished:
+		r.transcripts = append(r.transcripts, transcript{item: string(id)})
+		at = len(r.transcripts) - 1
+	case at < 0:
+		at = len(r.transcripts) - 1
+	}
+	r.transcripts[at].text += e.delta
+}
+
+// Transcribing returns what may have been used by the transcriptions whose end has not come. ok is false if there are
+// none.
+func (r *RealtimeReport) Transcribing() (usage Usage, ok bool) {
+	size := int64(0)
+	for _, t := range r.transcripts {
+		size += t.text
+	}
+	return transcriptUsage(size), size > 0
+}
+
+// transcriptUsage returns what the transcription of a text of that many bytes may have used: as many tokens of sound.
+func transcriptUsage(size int64) Usage {
+	size = min(size, MaxTokens)
+	return Usage{Input: size, AudioInput: size, Output: divideUp(size, bytesOfTranscript)}
 }
 
 // readWhole reads an event that is read whole, or nothing if it was too long.
@@ -396,6 +459,5 @@ func (r *realtimeEventReader) endTranscription(size int64) {
 	if r.hasTranscript {
 		size = r.transcript
 	}
-	size = min(size, MaxTokens)
-	r.to.Estimates = []Usage{{Input: size, AudioInput: size, Output: divideUp(size, bytesOfTranscript)}}
+	r.to.Estimates = []Usage{transcriptUsage(size)}
 }
