@@ -150,7 +150,7 @@ func TestRealtimeEvents(t *testing.T) {
 		`{"type":"session.created","session":{"model":"m","max_output_tokens":"inf"}}`: {Kind: SessionCreated, Model: "m"},
 		`{"session":{"model":"m","max_output_tokens":9},"type":"session.updated"}`:     {Kind: SessionUpdated, Model: "m"},
 		`{"type":"error","error":{"type":"t","code":"c","message":"m\n","event_id":"e"}}`: {
-			Kind: RealtimeErrorEvent, ErrorEventID: "e"},
+			Kind: RealtimeErrorEvent, ErrorEventID: "e", ErrorCode: "c"},
 		`{"type":"error","error":{"type":null,"code":5}}`: {Kind: RealtimeErrorEvent},
 		`{"type":"response.done","response":{"id":"x","status":"failed","status_details":{"error":{"type":"t","code":"c"}},` +
 			`"usage":{"input_tokens":1,"output_tokens":0}}}`: {
