@@ -307,3 +307,20 @@ func TestSessionTranscribing(t *testing.T) {
 		t.Errorf("the outcome is %+v", o)
 	}
 }
+
+// No event that is read whole shows the endpoint's key: a failed response can quote what the provider was sent.
+func TestSessionEventsHaveNoKey(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{})
+	c := g.open(t)
+	c.wait(t, `"session.updated"`, 1)
+	s := g.provider.Session(t, 1)
+	wrong := object{"message": "the key " + providertest.Key + " is wrong"}
+	s.SendError("invalid_api_key", wrong["message"].(string), "")
+	s.SendEvent("response.done", object{"response": object{"id": "x", "status": "failed", "status_details": object{"error": wrong}}})
+	c.wait(t, "the key [removed] is wrong", 2)
+	if got := c.having(providertest.Key); len(got) > 0 {
+		t.Errorf("the client got %q", got)
+	}
+	_ = c.Close(1000, "")
+	g.wantCharged(t, 0)
+}

@@ -79,7 +79,7 @@ func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction,
 		whole = data
 	}
 	next := s.meter(whole)
-	if next.isError {
+	if whole != nil {
 		data = withoutKey(data, s.call.endpoint.apiKey)
 	}
 	if a := next.refused; a != nil {
@@ -106,8 +106,8 @@ func (s *openAISession) show(data []byte, isLast bool) error {
 
 // An afterEvent says what is to be done about an event once it is paid for.
 type afterEvent struct {
-	isError, isOurs bool      // it is an error, and one about an event of ours, which the client does not get
-	refused         *askedFor // it is an error about this one; else nil
+	isOurs  bool      // it is an error about an event of ours, which the client does not get
+	refused *askedFor // it is an error about this one; else nil
 
 	// When it was passed on:
 	isCreated bool   // the provider is told the limit of output tokens and the voice
@@ -155,7 +155,6 @@ func (s *openAISession) meter(whole []byte) (next afterEvent) {
 	case llmwire.InputTranscribed:
 		s.transcribed(&e)
 	case llmwire.RealtimeErrorEvent:
-		next.isError = true
 		next.isOurs, next.refused = s.errorCame(&e)
 	}
 	if s.cause != nil && s.underWay() == 0 {

@@ -174,7 +174,8 @@ func (s *ultravoxSession) serverEnded(err error) {
 		cause = &sessionEnd{websocket.CloseInternal, errCallLost}
 	}
 	if cause == nil {
-		_ = s.client.Close(websocket.Forward(err, websocket.CloseInternal))
+		code, reason := websocket.Forward(err, websocket.CloseInternal)
+		_ = s.client.Close(code, string(withoutKey([]byte(reason), s.call.endpoint.apiKey)))
 		return
 	}
 	s.closeClient(*cause)
