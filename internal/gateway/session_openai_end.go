@@ -40,10 +40,7 @@ var (
 	endTooBig   = clientEnd(websocket.CloseTooBig, llmwire.ErrEventTooLong.Error())
 	endFlooded  = clientEnd(websocket.ClosePolicy, "the errors are not read")
 	endHalf     = clientEnd(websocket.ClosePolicy, "an event is not ended, and others wait for that")
-	endNoMemory = &openAIEnd{
-		client: closing{websocket.CloseTryAgain, "too little memory"},
-		server: closing{websocket.CloseGoingAway, ""}, isLost: true,
-	}
+	endNoMemory = clientEnd(websocket.CloseTryAgain, "too little memory")
 
 	endNotLimited = providerEnd("The provider does not take the limit of output tokens",
 		"it refuses the session's limit of output tokens or voice")

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/providertest"
 	"tollgate/internal/waittest"
 	"tollgate/internal/websocket"
@@ -323,4 +324,25 @@ func TestSessionEventsHaveNoKey(t *testing.T) {
 	}
 	_ = c.Close(1000, "")
 	g.wantCharged(t, 0)
+}
+
+// A session whose client lets the provider send more than there is memory for ends when its response is done, which is
+// charged exactly.
+func TestSessionMemoryWhileResponding(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		Response: providertest.RealtimeResponse{Text: "a", Deltas: 2, Hang: providertest.InContent},
+	})
+	g.memory = fairpool.New(1, 1)
+	c := g.open(t)
+	c.send(`{"type":"response.create"}`)
+	c.wait(t, ".delta", 1)
+	s := g.provider.Session(t, 1)
+	s.SendEvent("session.updated", object{"session": object{"instructions": strings.Repeat("a", 200<<10)}})
+	if code, _ := c.end(t); code != websocket.CloseTryAgain {
+		t.Errorf("the client got %d", code)
+	}
+	s.Ended(t)
+	if o := g.wantCharged(t, g.costs()); o.estimated || o.cost == 0 {
+		t.Errorf("the outcome is %+v", o)
+	}
 }

@@ -18,6 +18,7 @@ const activeResponse = "conversation_already_has_active_response"
 type serverEvents struct {
 	buffer    eventBuffer // what was not passed on
 	isDropped bool        // what still comes of the event is dropped
+	isUnread  bool        // there is no memory for the event
 	isHidden  bool        // the client gets nothing of the event
 	isBegun   bool        // the client has got a part of the event, and not all of it
 
@@ -39,14 +40,13 @@ func (s *openAISession) fromServer(p websocket.Part) error {
 		return nil
 	}
 	if p.First {
-		e.isHidden = e.isMuted.Load()
+		e.isHidden, e.isUnread = e.isMuted.Load(), false
 	}
 	action, data := s.report.Read(p.Data), p.Data
 	isHeld := !p.Last && (action == llmwire.HoldEvent || action == llmwire.ReadEvent)
-	if isHeld || e.buffer.kept != nil {
-		if !e.buffer.add(data) {
-			e.isDropped = true
-			s.end(endNoMemory)
+	if isHeld || e.isUnread || e.buffer.kept != nil {
+		if e.isUnread = e.isUnread || !e.buffer.add(data); e.isUnread {
+			s.dropUnread(p.Last)
 			return nil
 		}
 		data = e.buffer.bytes()
@@ -57,6 +57,15 @@ func (s *openAISession) fromServer(p websocket.Part) error {
 	err := s.passOnOrDrop(data, action, p.Last)
 	e.buffer.release()
 	return err
+}
+
+// dropUnread drops what has come of an event for which there is no memory, and counts it when it is complete.
+func (s *openAISession) dropUnread(isLast bool) {
+	s.serverSide.buffer.release()
+	s.end(endNoMemory)
+	if isLast {
+		s.follow(s.meter(nil))
+	}
 }
 
 // passOnOrDrop passes on what has come of an event and was not passed on, which may be the end of it.
