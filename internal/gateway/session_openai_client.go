@@ -261,8 +261,8 @@ func (s *openAISession) tellNotAsked(err error, eventID string) {
 	s.tell(wrong)
 }
 
-// answered forgets a response.create that the provider has answered, and returns it, or nil if there is none with the ID.
-// The caller holds s.mu.
+// answered forgets a response.create that the provider has answered, and returns it, or nil if none has the ID. The
+// caller holds s.mu.
 func (s *openAISession) answered(id string) *askedFor {
 	at := slices.IndexFunc(s.asked, func(a askedFor) bool { return a.id == id })
 	if at < 0 {

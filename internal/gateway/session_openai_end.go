@@ -176,8 +176,8 @@ func (s *openAISession) cancel(id string) {
 }
 
 // unblock sees to it that the client does not keep what the provider reports from being read. It cuts the client's
-// connection if a part that it was sent when the session began to end, after that many writes, is still not written. Else
-// it gets no other event and, if it then has not got all of the present one in time, it is cut off as well.
+// connection if a part that it was sent when the session began to end, after that many writes, is still not written.
+// Else it gets no other event and, if it then has not got all of the present one in time, it is cut off as well.
 func (s *openAISession) unblock(writes int64) {
 	defer s.catch(s.client, s.server)
 	e := &s.serverSide
@@ -200,8 +200,8 @@ func (s *openAISession) giveUp() {
 	s.hangUp()
 }
 
-// settle pays for the responses and transcriptions whose end has not come, as far as is known of them, when it is called
-// first. A response that was only asked for has cost nothing. The caller holds s.mu.
+// settle pays for the responses and transcriptions whose end has not come, as far as is known of them, when it is
+// called first. A response that was only asked for has cost nothing. The caller holds s.mu.
 func (s *openAISession) settle() {
 	unfinished := s.report.Unfinished()
 	if u, ok := s.report.Transcribing(); ok {

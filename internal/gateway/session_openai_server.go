@@ -246,8 +246,8 @@ func (s *openAISession) spend(u llmwire.Usage, cost int64, isEstimate bool) {
 	}
 }
 
-// errorCame reads an error, and reports whether it is about an event of ours, or about which response.create. The caller
-// holds s.mu.
+// errorCame reads an error, and reports whether it is about an event of ours, or about which response.create. The
+// caller holds s.mu.
 func (s *openAISession) errorCame(e *llmwire.RealtimeEvent) (isOurs bool, refused *askedFor) {
 	id := e.ErrorEventID
 	switch id {

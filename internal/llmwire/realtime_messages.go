@@ -7,8 +7,8 @@ import (
 
 // This file has the events that a gateway sends itself.
 
-// OwnRealtimeID is how the IDs of a gateway's own events begin. Events of clients with such an ID are refused: errors about
-// them would be taken for errors about the gateway's.
+// OwnRealtimeID is how the IDs of a gateway's own events begin. Events of clients with such an ID are refused: errors
+// about them would be taken for errors about the gateway's.
 const OwnRealtimeID = "tollgate-"
 
 // RealtimeUpdate returns the session.update that limits the output tokens of each response and, unless voice is "",
