@@ -241,3 +241,19 @@ func TestSessionErrors(t *testing.T) {
 		t.Error("the provider got what could not be read")
 	}
 }
+
+// A provider that does not keep to the limit is paid for all of its output, from the balance beyond what was held.
+func TestSessionAboveTheLimit(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{OnEvent: func(s *providertest.RealtimeSession, kind string, _ []byte) bool {
+		if kind == "response.create" {
+			s.SendEvent("response.created", object{"response": object{"id": "r"}})
+			s.SendEvent("response.done", object{"response": object{"id": "r", "usage": object{"input_tokens": 10, "output_tokens": 9_000}}})
+		}
+		return kind == "response.create" || kind == "session.update" // which it does not answer, either
+	}})
+	c := g.open(t)
+	c.send(`{"type":"response.create"}`)
+	c.wait(t, `"response.done"`, 1)
+	_ = c.Close(1000, "")
+	g.wantCharged(t, 10*tokenPrices["input"]+9_000*tokenPrices["output"])
+}
