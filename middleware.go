@@ -183,8 +183,8 @@ func (s *server) withRecovery(next http.Handler) http.Handler {
 
 // logPanic logs what a request has panicked with, and the stack.
 func (s *server) logPanic(r *http.Request, response *responseRecorder, p any) {
-	what := fmt.Sprintf("panic in %s id=%s: %v\n", r.Pattern, response.info.id, p) // in lines, if it was a goroutine's
-	for line := range strings.Lines(what + string(debug.Stack())) {
+	s.log.Errorf("panic in %s id=%s: %v", r.Pattern, response.info.id, p)
+	for line := range strings.Lines(string(debug.Stack())) {
 		s.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
 	}
 }
