@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"errors"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -75,6 +76,11 @@ func (s *settler) repeat(step func() error, done func(error)) {
 	s.waiting.Add(1)
 	go func() {
 		defer s.waiting.Add(-1)
+		defer func() {
+			if p := recover(); p != nil { // here it would end the process
+				s.log.Errorf("panic while a hold was settled: %v\n%s", p, debug.Stack())
+			}
+		}()
 		pause, err := settlePause, ErrUnavailable
 		for giveUp := time.Now().Add(settleTimeout); errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tollgate/internal/waittest"
 )
 
 // unavailable returns as many errors of an account that cannot be reached.
@@ -104,4 +106,17 @@ func TestSettlerBounds(t *testing.T) {
 	if s.unpaid.Load() != 230 || s.holds.Load() != 0 {
 		t.Errorf("%d are unpaid, %d held", s.unpaid.Load(), s.holds.Load())
 	}
+}
+
+// A panic in what is repeated in the background does not end the process.
+func TestSettlerPanics(t *testing.T) {
+	log := new(logBuffer)
+	s := settler{log: log.logger()}
+	s.repeat(func() error { panic("boom") }, func(error) {})
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if n := s.waiting.Load(); n > 0 || log.count("boom") == 0 {
+			return fmt.Errorf("%d wait; the log has no panic", n)
+		}
+		return nil
+	})
 }
