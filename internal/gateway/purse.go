@@ -77,9 +77,9 @@ func (p *purse) smallest() *sessionHold {
 	return slices.MinFunc(p.holds, func(a, b *sessionHold) int { return cmp.Compare(p.unspent(a), p.unspent(b)) })
 }
 
-// cover takes further holds until n responses (≥ 1) are held for. isLimited says that the last of them has not begun, and
-// will get the present limit. After an error, what was held before still is. Errors: an Error, if n is too many; those of
-// Account.Hold.
+// cover takes further holds until n responses (≥ 1) are held for. isLimited says that the last of them has not begun,
+// and will get the present limit. After an error, what was held before still is. Errors: an Error, if n is too many;
+// those of Account.Hold.
 func (p *purse) cover(n int, isLimited bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,10 +106,9 @@ func (p *purse) holdFor(n int, isLimited bool) error {
 }
 
 // spend pays for something that was used and cost that much, while n responses are under way. Afterwards these are held
-// for, or one if there is none: holds beyond that are given back. lastInput is the input of the last response. The error
-// says that the session must end:
-// ErrUnavailable if Redis has not responded and what is still held does not cover what was used and the least, or the
-// refusal of Exchange or Hold. What was used is paid for, or will be, in any case.
+// for, and one at least: holds beyond that are given back. lastInput is the input of the last response. The error says
+// that the session must end: ErrUnavailable if Redis has not responded and what is still held does not cover what was
+// used and the least, or the refusal of Exchange or Hold. What was used is paid for, or will be, in any case.
 func (p *purse) spend(u llmwire.Usage, cost int64, isEstimate bool, n int, lastInput llmwire.Usage) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
