@@ -178,7 +178,7 @@ func sessionEnd(frames []websockettest.Frame) (messages, told, code int) {
 	return messages, told, code
 }
 
-// Whoever breaks the protocol of a session gets the close code that RFC 6455 demands, the other side learns that it is
+// A side that breaks the protocol of a session gets the close code that RFC 6455 demands, the other side learns that it is
 // gone, and nothing of it stays: no hold, no charge, no place and no connection.
 func TestRealtimeHostileFrames(t *testing.T) {
 	t.Parallel()

@@ -248,7 +248,7 @@ func (s *talkTest) spent() (cost int64) {
 	return cost
 }
 
-// A session counts as one request, whoever ends it.
+// A session counts as one request, no matter which side ends it.
 func TestSessionIsOneRequest(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

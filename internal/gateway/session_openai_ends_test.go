@@ -103,7 +103,7 @@ func transcribe(tokens int64) func(*providertest.RealtimeSession) {
 	return func(s *providertest.RealtimeSession) { s.Transcribe(providertest.RealtimeUsage{Audio: tokens}) }
 }
 
-// Whoever ends a session, and when: what was used is charged to the token, and each side learns why.
+// No matter how and when a session ends, what was used is charged to the token, and each side learns why.
 func TestSessionEnds(t *testing.T) {
 	for _, row := range sessionEndRows {
 		for _, when := range []sessionMoment{whenIdle, whenResponding, whenPaying} {

@@ -29,7 +29,7 @@ func (g *testSession) wantHeld(t testing.TB, want ...int64) {
 	})
 }
 
-// Each response that is under way is held for, whoever has begun it. What is held beyond that is given back.
+// Each response that is under way is held for, no matter which side has begun it. What is held beyond that is given back.
 func TestSessionResponsesAreHeld(t *testing.T) {
 	g := newTestSession(t, providertest.RealtimeConduct{
 		Response: providertest.RealtimeResponse{Text: "a", Hang: providertest.BeforeHeaders},
@@ -100,7 +100,7 @@ func TestSessionBalanceHeld(t *testing.T) {
 	g.wantCharged(t, g.costs())
 }
 
-// So many responses at a time are refused, whatever the balance is.
+// More than nine responses at a time are refused, whatever the balance is.
 func TestSessionManyResponses(t *testing.T) {
 	g := newTestSession(t, providertest.RealtimeConduct{
 		Response: providertest.RealtimeResponse{Text: "a", Hang: providertest.InContent},

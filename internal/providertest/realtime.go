@@ -32,7 +32,8 @@ type RealtimeConduct struct {
 	// Turn is after how many input_audio_buffer.append the server finds the end of a turn: it cancels what it is saying,
 	// commits the input and responds. 0: it never does.
 	Turn int
-	// Transcript is what the transcription of each input that is committed has used; the zero value: there is none.
+	// Transcript is what the transcription of each input that is committed has used. If it is zero, nothing is
+	// transcribed.
 	Transcript RealtimeUsage
 
 	// Respond returns how to respond to a response.create, or to a turn, for which event is nil. nil: always as Response

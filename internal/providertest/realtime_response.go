@@ -157,7 +157,7 @@ func (s *RealtimeSession) create(e realtimeEvent, text []byte) {
 	go s.respond(run)
 }
 
-// outputLimit returns the limit that JSON says, or another if that is none.
+// outputLimit returns the limit in JSON, or other if it is not a number.
 func outputLimit(value any, other int64) int64 {
 	if n, ok := value.(float64); ok {
 		return int64(n)

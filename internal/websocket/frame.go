@@ -96,7 +96,7 @@ func (h *header) problem(wantMask, inMessage bool) string {
 	case h.isControl() && h.short > maxControl:
 		return "a control frame is too long"
 	case !h.isControl() && isContinuation != inMessage:
-		return "a message begins within another, or there is none to continue"
+		return "a message begins within another, or none has begun"
 	}
 	return ""
 }
