@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Eventually calls condition every 2 ms until it returns nil. The test fails with its last error if that takes longer
-// than within. It is called once more after that time, so that a slow machine is no reason to fail.
+// Eventually calls condition until it returns nil: every 2 ms at first and, the longer it takes, less often, for up to a
+// twentieth of the time so far. The test fails with its last error if that takes longer than within. It is called once
+// more after that time, so that a slow machine is no reason to fail.
 func Eventually(t testing.TB, within time.Duration, condition func() error) {
 	t.Helper()
 	if err := Until(within, condition); err != nil {
@@ -17,10 +18,11 @@ func Eventually(t testing.TB, within time.Duration, condition func() error) {
 
 // Until does what Eventually does, and returns the error.
 func Until(within time.Duration, condition func() error) error {
-	for deadline := time.Now().Add(within); ; time.Sleep(2 * time.Millisecond) {
-		late := time.Now().After(deadline)
+	for began := time.Now(); ; {
+		late := time.Since(began) > within
 		if err := condition(); err == nil || late {
 			return err
 		}
+		time.Sleep(min(max(time.Since(began)/20, 2*time.Millisecond), 25*time.Millisecond))
 	}
 }
