@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,8 +66,9 @@ func (s *service) send(method, path, body string, headers ...string) (reply, err
 		return reply{}, err
 	}
 	defer response.Body.Close()
-	content, err := io.ReadAll(response.Body)
-	return reply{response.StatusCode, response.Header, string(content)}, err
+	var content bytes.Buffer
+	_, err = content.ReadFrom(response.Body)
+	return reply{response.StatusCode, response.Header, content.String()}, err
 }
 
 // errNewConn means that a request failed before, or on, the first use of a connection.
