@@ -458,7 +458,7 @@ func TestGatewayStuckClient(t *testing.T) {
 	long(t)
 	const granted = 100_000
 	g := newGatewayTest(t, granted, `,"reasoning":false`)
-	g.provider.On("", providertest.Conduct{Content: strings.Repeat("y", 900_000), Events: 1000, NoUsage: true})
+	g.provider.On("", providertest.Conduct{Content: strings.Repeat("y", 900_000), Events: 100, NoUsage: true})
 	began := time.Now()
 	stuck := g.open(t, chatPath, `{"stream":true}`, "HTTP/1.1 200")
 	t.Parallel() // only now: the tests that come first run meanwhile

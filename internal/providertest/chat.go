@@ -72,8 +72,9 @@ func (a *response) chatEvents() (events []event) {
 		add(BeforeContent, `{"tool_calls":[{"index":0,`+strings.TrimPrefix(call, "{")+`]}`, "null")
 		add(InContent, `{"tool_calls":[{"index":0,"function":{"arguments":`+quoted(toolArguments)+`}}]}`, "null")
 	} else {
+		delta := `{"content":` + quoted(a.text()) + `}`
 		for _, after := range a.contents() {
-			add(after, `{"content":`+quoted(a.text())+`}`, "null")
+			add(after, delta, "null")
 		}
 	}
 	add(InContent, `{}`, strconv.Quote(a.finishReason()))
