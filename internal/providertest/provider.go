@@ -6,9 +6,9 @@
 package providertest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -240,7 +240,9 @@ func (p *Provider) CancelledAt() time.Time {
 
 // serve records a request and responds to it.
 func (p *Provider) serve(w http.ResponseWriter, r *http.Request) {
-	content, _ := io.ReadAll(r.Body)
+	buffer := bytes.NewBuffer(make([]byte, 0, max(r.ContentLength, 0)+bytes.MinRead))
+	_, _ = buffer.ReadFrom(r.Body)
+	content := buffer.Bytes()
 	body, wrong := readBody(r, content)
 	c := p.begin(Request{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone(), content, body.Model, body.Stream})
 	complete := false
