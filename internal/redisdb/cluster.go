@@ -351,8 +351,12 @@ func (c *Client) logMasters(masters map[string]*node) {
 	}
 }
 
-// probeKeyOf returns a key that does not exist and would be in a slot of the master at address.
+// probeKeyOf returns a key that does not exist and would be in a slot of the master at address. If that has no slots, it
+// returns any.
 func (c *Client) probeKeyOf(address string) string {
+	if !slices.ContainsFunc(c.allMasters(), func(n *node) bool { return n.address == address }) {
+		return c.anyProbeKey() // none of the many keys would be right
+	}
 	for i := range slotCount * 16 { // enough that all slots are among them
 		key := c.options.ProbeKey(i)
 		if n := c.slots[Slot(key)].Load(); n != nil && n.address == address {
