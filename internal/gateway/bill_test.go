@@ -123,17 +123,19 @@ func randomUsage() (u llmwire.Usage) {
 
 // Charges are exact for numbers of all sizes, and the usage that is counted never has more of a kind than there are.
 func TestBillProperties(t *testing.T) {
-	for range 20_000 {
+	for range 2000 {
 		p := priceOf(t, randomPrices(1<<rand.IntN(50))+fmt.Sprintf(`"above":{%s"tokens":%d}`, randomPrices(1<<20), 1+rand.Int64N(1<<40)))
-		u := randomUsage()
-		before := u
-		got, want := p.bill(&u, 3).tokens(), naiveCost(p.of(u.Input), u, 3)
-		if got != want.Int64() {
-			t.Fatalf("%+v costs %d at %v, want %d", before, got, p.of(u.Input), want)
-		}
-		if in := u.CachedInput + u.CacheWrite + u.CacheWrite1h + u.AudioInput + u.ImageInput + u.CachedAudioInput; in > u.Input ||
-			u.AudioOutput+u.ImageOutput > u.Output || u.Input != before.Input || u.Output != before.Output {
-			t.Fatalf("%+v became %+v", before, u)
+		for range 10 { // to read prices takes longer than to use them
+			u := randomUsage()
+			before := u
+			got, want := p.bill(&u, 3).tokens(), naiveCost(p.of(u.Input), u, 3)
+			if got != want.Int64() {
+				t.Fatalf("%+v costs %d at %v, want %d", before, got, p.of(u.Input), want)
+			}
+			if in := u.CachedInput + u.CacheWrite + u.CacheWrite1h + u.AudioInput + u.ImageInput + u.CachedAudioInput; in > u.Input ||
+				u.AudioOutput+u.ImageOutput > u.Output || u.Input != before.Input || u.Output != before.Output {
+				t.Fatalf("%+v became %+v", before, u)
+			}
 		}
 	}
 }
@@ -224,33 +226,41 @@ func TestIsFreeSound(t *testing.T) {
 
 // Whatever a request can use of what is held, costs no more than that.
 func TestHoldsBound(t *testing.T) {
-	for range 20_000 {
+	for range 2000 {
 		p := priceOf(t, randomPrices(1<<40)+fmt.Sprintf(`"above":{%s"tokens":%d}`, randomPrices(1<<40), 1+rand.Int64N(2000)))
-		request := llmwire.Request{
-			Format: llmwire.Format(rand.IntN(2)), CacheWrite: llmwire.CacheTime(rand.IntN(3)),
-			HasAudio: rand.IntN(2) > 0, HasImages: rand.IntN(2) > 0, MediaOutput: rand.IntN(2) > 0,
+		for range 10 {
+			testHoldBounds(t, p)
 		}
-		input, output := rand.Int64N(2000), rand.Int64N(2000)
-		held := p.held(&request, input).cost(input, output)
-		u := llmwire.Usage{Input: rand.Int64N(input + 1), Output: rand.Int64N(output + 1), CachedInput: rand.Int64N(2000)}
-		if request.Format != llmwire.AnthropicMessages || request.CacheWrite > llmwire.NotCached {
-			u.CacheWrite = rand.Int64N(2000)
-		}
-		if request.CacheWrite == llmwire.CachedHour {
-			u.CacheWrite1h = rand.Int64N(2000)
-		}
-		if request.HasAudio {
-			u.AudioInput, u.CachedAudioInput = rand.Int64N(2000), rand.Int64N(2000)
-		}
-		if request.HasImages {
-			u.ImageInput = rand.Int64N(2000)
-		}
-		if request.MediaOutput {
-			u.AudioOutput, u.ImageOutput = rand.Int64N(2000), rand.Int64N(2000)
-		}
-		if cost := p.bill(&u, 1).tokens(); cost > held {
-			t.Fatalf("%+v costs %d, and %d are held for %+v with %d and %d tokens", u, cost, held, request, input, output)
-		}
+	}
+}
+
+// testHoldBounds compares what a random request is held at with the cost of a random usage that it may have.
+func testHoldBounds(t *testing.T, p *price) {
+	t.Helper()
+	request := llmwire.Request{
+		Format: llmwire.Format(rand.IntN(2)), CacheWrite: llmwire.CacheTime(rand.IntN(3)),
+		HasAudio: rand.IntN(2) > 0, HasImages: rand.IntN(2) > 0, MediaOutput: rand.IntN(2) > 0,
+	}
+	input, output := rand.Int64N(2000), rand.Int64N(2000)
+	held := p.held(&request, input).cost(input, output)
+	u := llmwire.Usage{Input: rand.Int64N(input + 1), Output: rand.Int64N(output + 1), CachedInput: rand.Int64N(2000)}
+	if request.Format != llmwire.AnthropicMessages || request.CacheWrite > llmwire.NotCached {
+		u.CacheWrite = rand.Int64N(2000)
+	}
+	if request.CacheWrite == llmwire.CachedHour {
+		u.CacheWrite1h = rand.Int64N(2000)
+	}
+	if request.HasAudio {
+		u.AudioInput, u.CachedAudioInput = rand.Int64N(2000), rand.Int64N(2000)
+	}
+	if request.HasImages {
+		u.ImageInput = rand.Int64N(2000)
+	}
+	if request.MediaOutput {
+		u.AudioOutput, u.ImageOutput = rand.Int64N(2000), rand.Int64N(2000)
+	}
+	if cost := p.bill(&u, 1).tokens(); cost > held {
+		t.Fatalf("%+v costs %d, and %d are held for %+v with %d and %d tokens", u, cost, held, request, input, output)
 	}
 }
 
