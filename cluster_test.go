@@ -154,8 +154,8 @@ type ledger struct {
 }
 
 // startLedger begins to charge keys of a new tenant over two processes, perMaster of them on each master of the cluster
-// that tests share.
-func startLedger(t testing.TB, perMaster int) *ledger {
+// that tests share. Each of 12 clients pauses after a charge.
+func startLedger(t testing.TB, perMaster int, pause time.Duration) *ledger {
 	t.Helper()
 	l := &ledger{cluster: redistest.SharedCluster(t), started: 1_000_000}
 	l.services = newServices(t, "REDIS_URL="+l.cluster.URL())
@@ -167,11 +167,25 @@ func startLedger(t testing.TB, perMaster int) *ledger {
 	var n atomic.Int64
 	l.running = load{
 		services: l.services, clients: 12, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
+		pause: pause,
 		request: func(client, i int) request {
 			return consumeRequest(l.tenant, l.keys[(client*7+i)%len(l.keys)], 1, retryKey+strconv.FormatInt(n.Add(1), 10))
 		},
 	}.start(t)
 	return l
+}
+
+// slotsOf returns that many of the first slots of a master, and those of the keys that are charged there.
+func (l *ledger) slotsOf(t testing.TB, master *redistest.Server, first int) []int {
+	t.Helper()
+	owned := master.Slots(t)
+	slots := owned[:first:first]
+	for _, key := range l.keys {
+		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(owned, slot) && !slices.Contains(slots, slot) {
+			slots = append(slots, slot)
+		}
+	}
+	return slots
 }
 
 // stop ends the load and returns how many tokens were acknowledged, how many were taken, and how many requests were 503.
@@ -220,17 +234,12 @@ const ledgerConfig = `{"user_groups":{"anonymous":{"tokens":50},"pro":{"tokens":
 // Slots may be moved while their keys are charged: each charge is taken once, and none fails.
 func testClusterResharding(t *testing.T) {
 	long(t)
-	l := startLedger(t, 40)
+	l := startLedger(t, 20, 10*time.Millisecond)
 	c := l.cluster
 	l.running.more(t, 500)
 	masters := c.MastersNow(t)
 	from, to := masters[0], masters[1]
-	slots := from.Slots(t)[:1000]
-	for _, key := range l.keys { // those that are charged are among them
-		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(from.Slots(t), slot) && !slices.Contains(slots, slot) {
-			slots = append(slots, slot)
-		}
-	}
+	slots := l.slotsOf(t, from, 50)
 	c.MoveSlots(t, from, to, slots)
 	c.MoveSlots(t, to, from, slots)
 	l.running.more(t, 500)
@@ -302,7 +311,7 @@ func testClusterHalfMovedSlot(t *testing.T) {
 // A planned failover loses no charge, and fails none.
 func testClusterPlannedFailover(t *testing.T) {
 	long(t)
-	l := startLedger(t, 5)
+	l := startLedger(t, 5, 20*time.Millisecond)
 	c := l.cluster
 	c.ExpectFailures(t)
 	for range 3 {
@@ -321,13 +330,14 @@ func testClusterPlannedFailover(t *testing.T) {
 func testClusterKilledMaster(t *testing.T) {
 	long(t)
 	redistest.AwaitVotes()
-	l := startLedger(t, 5)
+	l := startLedger(t, 5, 20*time.Millisecond)
 	c, s, tenant := l.cluster, l.services[0], l.tenant
 	c.ExpectFailures(t)
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[0]
 	replica := c.ReplicaOf(t, victim)
 	key := keysOn(t, c, s, tenant, 1, `"userId":"u","group":"pro"`)[victim.TCP][0]
+	redistest.AwaitCopy(t, victim, replica)
 	victim.Kill()
 	wantMaster(t, replica)
 	promoted := time.Now()
@@ -487,12 +497,13 @@ func disownSlots(t *testing.T, c *redistest.Cluster, owner *redistest.Server, sl
 // A master that is frozen and comes back after its replica was promoted neither loses nor repeats what was acknowledged.
 func testClusterFrozenMaster(t *testing.T) {
 	long(t)
-	l := startLedger(t, 5)
+	l := startLedger(t, 5, 20*time.Millisecond)
 	c := l.cluster
 	c.ExpectFailures(t)
 	l.running.more(t, 200)
 	victim := c.MastersNow(t)[1]
 	replica := c.ReplicaOf(t, victim)
+	redistest.AwaitCopy(t, victim, replica)
 	victim.Signal(t, syscall.SIGSTOP)
 	wantMaster(t, replica)
 	victim.Signal(t, syscall.SIGCONT)
@@ -503,7 +514,7 @@ func testClusterFrozenMaster(t *testing.T) {
 // A node may be added and another one removed while their keys are charged. Afterwards nothing is sent to the latter.
 func testClusterNodes(t *testing.T) {
 	long(t)
-	l := startLedger(t, 20)
+	l := startLedger(t, 20, 10*time.Millisecond)
 	c, s := l.cluster, l.services[0]
 	l.running.more(t, 200)
 	added, err := redistest.StartClusterNode("--cluster-node-timeout", "5000") // as the others now have
@@ -516,13 +527,7 @@ func testClusterNodes(t *testing.T) {
 	}
 	waittest.Eventually(t, 20*time.Second, c.Check)
 	from := c.Owner(t, apiKeyRedisKey(l.keys[0]))
-	slots := from.Slots(t)
-	slots = slots[len(slots)-300:]
-	for _, key := range l.keys {
-		if slot := redisdb.Slot(apiKeyRedisKey(key)); slices.Contains(from.Slots(t), slot) && !slices.Contains(slots, slot) {
-			slots = append(slots, slot)
-		}
-	}
+	slots := l.slotsOf(t, from, 50)
 	c.MoveSlots(t, from, added, slots)
 	l.running.more(t, 200)
 	waittest.Eventually(t, 5*time.Second, func() error {

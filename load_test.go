@@ -35,6 +35,7 @@ type load struct {
 	within   time.Duration               // of which every response must come; 0: any time
 	retry    bool                        // repeat a request, at the next service, until its response is not 503
 	until    func(outcome) bool          // reports whether the client has finished with this
+	pause    time.Duration               // of a client between two requests
 }
 
 // outcome is what became of a request.
@@ -61,6 +62,7 @@ func (l load) start(t testing.TB) *runningLoad {
 				if !running.send(t, g, i) {
 					return
 				}
+				time.Sleep(l.pause)
 			}
 		})
 	}

@@ -200,6 +200,23 @@ func (c *Cluster) ReplicaOf(t testing.TB, master *Server) *Server {
 	return nil
 }
 
+// AwaitCopy waits until replica has what master has now. Redis 7.0 sends a replica that it has just filled nothing more
+// for up to a second, though each calls the other in sync.
+func AwaitCopy(t testing.TB, master, replica *Server) {
+	t.Helper()
+	offset := func(r *Server, name string) (n int) {
+		n, _ = strconv.Atoi(Field(r.String(t, "INFO", "replication"), name))
+		return n
+	}
+	sent := offset(master, "master_repl_offset")
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if got := offset(replica, "slave_repl_offset"); got < sent {
+			return fmt.Errorf("the replica has %d bytes of %d", got, sent)
+		}
+		return nil
+	})
+}
+
 // heal starts the nodes that are down and waits until the cluster is complete.
 func (c *Cluster) heal(t testing.TB) {
 	t.Helper()
@@ -213,7 +230,8 @@ func (c *Cluster) heal(t testing.TB) {
 	waittest.Eventually(t, 30*time.Second, c.Check)
 }
 
-// MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does.
+// MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does. Those that have
+// keys are half moved for a moment, in which commands for these are redirected with ASK.
 func (c *Cluster) MoveSlots(t testing.TB, from, to *Server, slots []int) {
 	t.Helper()
 	source, target := from.MustDial(t), to.MustDial(t)
@@ -223,7 +241,7 @@ func (c *Cluster) MoveSlots(t testing.TB, from, to *Server, slots []int) {
 	for _, slot := range slots {
 		MustDo(t, target, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID)
 		MustDo(t, source, "CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
-		for {
+		for batch := 0; ; batch++ {
 			keys, err := redis.Values(MustDo(t, source, "CLUSTER", "GETKEYSINSLOT", slot, 10), nil)
 			if err != nil {
 				t.Fatal(err)
@@ -232,6 +250,9 @@ func (c *Cluster) MoveSlots(t testing.TB, from, to *Server, slots []int) {
 				break
 			}
 			MustDo(t, source, "MIGRATE", append([]any{"127.0.0.1", to.Port, "", 0, 5000, "KEYS"}, keys...)...)
+			if batch < 3 {
+				time.Sleep(30 * time.Millisecond)
+			}
 		}
 		MustDo(t, target, "CLUSTER", "SETSLOT", slot, "NODE", toID)
 		MustDo(t, source, "CLUSTER", "SETSLOT", slot, "NODE", toID)
