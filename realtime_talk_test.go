@@ -30,17 +30,21 @@ func newTalkTest(t testing.TB, tokens int, conduct providertest.RealtimeConduct,
 	t.Helper()
 	p := providertest.NewRealtime(t)
 	p.On(conduct)
+	s := &talkTest{service: newService(t, append(settings, "ACCESS_LOG=true")...), provider: p}
+	s.tenant = newTenantIn(t, testRedis, talkConfig(p, tokens))
+	s.key = s.login(t, s.tenant)
+	return s
+}
+
+// talkConfig is the config of that tenant.
+func talkConfig(p *providertest.Realtime, tokens int) string {
 	prices := make([]string, 0, len(talkPrices))
 	for kind, price := range talkPrices {
 		prices = append(prices, fmt.Sprintf("%q:%d", kind, price))
 	}
-	s := &talkTest{service: newService(t, append(settings, "ACCESS_LOG=true")...), provider: p}
-	s.tenant = newTenantIn(t, testRedis, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"realtime":{"endpoints":{`+
+	return fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}},"providers":{"realtime":{"endpoints":{`+
 		`"realtime":{"type":"openai","url":%q,"api_key":"%s","model":"m","models":{"m":{%s}},`+
-		`"max_input_tokens":1000,"max_output_tokens":100}}}}}`,
-		tokens, p.URL, providertest.Key, strings.Join(prices, ",")))
-	s.key = s.login(t, s.tenant)
-	return s
+		`"max_input_tokens":1000,"max_output_tokens":100}}}}}`, tokens, p.URL, providertest.Key, strings.Join(prices, ","))
 }
 
 // talkClient is a client of a session.

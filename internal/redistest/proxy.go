@@ -7,18 +7,20 @@ import (
 	"testing"
 )
 
-// Proxy stands between a service and Redis, and does to replies what a bad network does.
+// Proxy stands between a service and Redis, and does to replies, and to requests, what a bad network does.
 type Proxy struct {
 	Address string       // host:port
 	URL     string       // for the services under test
 	Cuts    atomic.Int64 // connections that were cut
+
+	requests atomic.Pointer[func([]byte) Fate]
 }
 
-// Fate is what becomes of a reply.
+// Fate is what becomes of a reply, or of a request.
 type Fate int
 
 const (
-	Pass    Fate = iota // the reply reaches the service
+	Pass    Fate = iota // the reply reaches the service, or the request Redis
 	Swallow             // neither it nor any that follows on the connection does; the connection stays open
 	Cut                 // the connection ends before it
 )
@@ -50,33 +52,39 @@ func NewProxyTo(t *testing.T, target func() *Server, judge func(reply []byte) Fa
 				client.Close()
 				continue
 			}
-			go func() {
-				_, _ = io.Copy(server, client)
-				server.Close()
-			}()
-			go p.replies(client, server, judge)
+			go p.carry(client, server, func(request []byte) Fate {
+				if judge := p.requests.Load(); judge != nil {
+					return (*judge)(request)
+				}
+				return Pass
+			})
+			go p.carry(server, client, judge)
 		}
 	}()
 	return p
 }
 
-// replies carries replies from server to client.
-func (p *Proxy) replies(client, server net.Conn, judge func(reply []byte) Fate) {
-	defer client.Close()
-	defer server.Close()
+// OnRequest lets judge decide, from several goroutines, about what services send from now on, before Redis gets it: a
+// request, or several that come together. It may take its time.
+func (p *Proxy) OnRequest(judge func(request []byte) Fate) { p.requests.Store(&judge) }
+
+// carry carries what one side sends to the other.
+func (p *Proxy) carry(from, to net.Conn, judge func([]byte) Fate) {
+	defer from.Close()
+	defer to.Close()
 	buffer := make([]byte, 64<<10)
 	for {
-		n, err := server.Read(buffer)
+		n, err := from.Read(buffer)
 		if err != nil {
 			return
 		}
 		switch judge(buffer[:n]) {
 		case Pass:
-			if _, err := client.Write(buffer[:n]); err != nil {
+			if _, err := to.Write(buffer[:n]); err != nil {
 				return
 			}
 		case Swallow:
-			_, _ = io.Copy(io.Discard, server)
+			_, _ = io.Copy(io.Discard, from)
 			return
 		case Cut:
 			p.Cuts.Add(1)
