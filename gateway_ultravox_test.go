@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,5 +123,62 @@ func TestUltravoxRefusals(t *testing.T) {
 	}
 	if s.log.Count(providertest.Key) > 0 {
 		t.Error("the key was logged")
+	}
+}
+
+// No matter what ends a call, 6 s are charged for it, nothing more is held, and each side gets the code. A key that may
+// not go on ends one after 30 s: see the tests of the gateway.
+func TestUltravoxSessionEnds(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		tokens         int
+		end            func(g *gatewayTest, client *endClient, call *providertest.UltravoxCall)
+		client, server websocket.Code
+		event          string // as endRow has it
+	}{
+		"client closes": {1000, func(_ *gatewayTest, client *endClient, _ *providertest.UltravoxCall) {
+			_ = client.Close(4001, "bye")
+		}, 4001, 4001, ""},
+		"client is gone": {1000, func(_ *gatewayTest, client *endClient, _ *providertest.UltravoxCall) {
+			client.Abort()
+		}, websocket.CloseLost, websocket.CloseGoingAway, ""},
+		"provider closes": {1000, func(_ *gatewayTest, _ *endClient, call *providertest.UltravoxCall) {
+			call.Close(4002, "enough")
+		}, 4002, 4002, ""},
+		"provider is gone": {1000, func(_ *gatewayTest, _ *endClient, call *providertest.UltravoxCall) {
+			call.Abort()
+		}, websocket.CloseInternal, websocket.CloseLost, "api_error"},
+		"SIGTERM": {1000, func(g *gatewayTest, _ *endClient, _ *providertest.UltravoxCall) {
+			go func() { _ = g.stop() }()
+		}, websocket.CloseGoingAway, websocket.CloseGoingAway, ""},
+		"balance, which Ultravox knows": {50, func(*gatewayTest, *endClient, *providertest.UltravoxCall) {},
+			websocket.CloseNormal, websocket.CloseNormal, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := providertest.NewUltravox(t)
+			config := strings.Replace(ultravoxConfig(p), `"tokens":1000`, fmt.Sprintf(`"tokens":%d`, test.tokens), 1)
+			g := newService(t, "DRAIN_TIMEOUT=100ms").gatewayTest(t, nil, config)
+			conn, response := g.callUltravox(t, "")
+			if conn == nil {
+				t.Fatalf("got %s", response.Status)
+			}
+			client := newEndClient(&talkClient{conn, response})
+			client.wait(t, `"call_started"`, 1)
+			call := p.Call(t, 1)
+			test.end(g, client, call)
+			if code := client.end(t); code != test.client {
+				t.Errorf("the client got the code %d, want %d", code, test.client)
+			}
+			if code := call.Ended(t); code != test.server {
+				t.Errorf("the provider got the code %d, want %d", code, test.server)
+			}
+			if got, want := client.errors(t), strings.Fields(test.event); !slices.Equal(got, want) {
+				t.Errorf("the client got the errors %q, want %q", got, want)
+			}
+			if got := g.charged(t, test.tokens); got != 42 {
+				t.Errorf("%d tokens were charged, want 42", got)
+			}
+		})
 	}
 }

@@ -61,6 +61,10 @@ var endRows = []endRow{
 		end: func(_ *testing.T, e *endTest) { e.client.Abort() },
 	},
 	{
+		name: "client breaks a rule", client: websocket.CloseUnsupported, server: websocket.CloseGoingAway,
+		end: func(_ *testing.T, e *endTest) { _ = e.client.Send(websocket.Binary, []byte("x")) },
+	},
+	{
 		name: "provider closes", client: 4002, server: 4002, isProvider: true,
 		end: func(_ *testing.T, e *endTest) { e.session.Close(4002, "enough") },
 	},
@@ -161,8 +165,8 @@ type endTest struct {
 	reached, released chan struct{}
 }
 
-// Whoever ends a session, and when: what was used is charged to the token, nothing more is held, and each side learns
-// why.
+// No matter what ends a session, and when, what was used is charged to the token, nothing more is held, and each side
+// learns why.
 func TestSessionEnds(t *testing.T) {
 	t.Parallel()
 	others, _ := signInServices(t, 1)
@@ -300,7 +304,8 @@ func (e *endTest) goOn(t *testing.T, row *endRow, when endMoment) {
 func (e *endTest) wantEnd(t *testing.T, row *endRow, when endMoment) {
 	t.Helper()
 	client, event := row.client, row.event
-	if row.isProvider && when == whenResponding {
+	isBroken := row.isProvider && when == whenResponding
+	if isBroken {
 		client, event = websocket.CloseInternal, "api_error"
 	}
 	if code := e.client.end(t); code != client {
@@ -325,6 +330,10 @@ func (e *endTest) wantEnd(t *testing.T, row *endRow, when endMoment) {
 	if got := e.client.count(`"cancelled"`); got < done {
 		t.Errorf("the client got %d cancelled responses, want %d", got, done)
 	}
+	failed := e.log.Count("[WARN] The endpoint realtime of tenant " + e.tenant + " failed: it closed")
+	if isFailure := isBroken || row.server == websocket.CloseLost; (failed == 1) != isFailure || e.log.Count("WARN") != failed {
+		t.Errorf("log:\n%s", e.log)
+	}
 }
 
 // wantCharged waits until what was used is charged and counted, and nothing is held any more.
@@ -344,7 +353,7 @@ func (e *endTest) wantCharged(t *testing.T, row *endRow, when endMoment, first s
 		estimate.OutputText, estimate.OutputAudio = 9, 0
 		want += estimate.Cost(talkPrices, nil)
 	}
-	waittest.Eventually(t, 30*time.Second, func() error {
+	waittest.Eventually(t, 20*time.Second, func() error {
 		if err := e.wantBalance(t, row, want); err != nil || row.isDeleted {
 			return err
 		}

@@ -252,68 +252,6 @@ func (s *talkTest) spent() (cost int64) {
 	return cost
 }
 
-// A session counts as one request, no matter which side ends it.
-func TestSessionIsOneRequest(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		tokens int64
-		end    func(s *talkTest, c *talkClient)
-		code   websocket.Code
-	}{
-		"the client":   {1_000_000, func(_ *talkTest, c *talkClient) { _ = c.Close(4001, "") }, 4001},
-		"the provider": {1_000_000, func(s *talkTest, _ *talkClient) { s.provider.Session(t, 1).Close(4002, "") }, 4002},
-		"the balance":  {2*usedCost() + 36_000, func(_ *talkTest, c *talkClient) { c.respondUntilEnd(t) }, websocket.ClosePolicy},
-		"a protocol error": {1_000_000, func(_ *talkTest, c *talkClient) {
-			_ = c.Send(websocket.Binary, []byte("x"))
-		}, websocket.CloseUnsupported},
-		"a key that is revoked": {1_000_000, func(s *talkTest, c *talkClient) {
-			s.admin(t, "DELETE", "/"+s.tenant+"/admin/keys/"+s.key, "").want(t, 204, "")
-			c.respondUntilEnd(t)
-		}, websocket.ClosePolicy},
-		"a key that is disabled": {1_000_000, func(s *talkTest, c *talkClient) {
-			s.admin(t, "PATCH", "/"+s.tenant+"/admin/keys/"+s.key, `{"enabled":false}`).want(t, 200, "")
-			c.respondUntilEnd(t)
-		}, websocket.ClosePolicy},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, first := newTalkTest(t, int(test.tokens), works()), today()
-			c := s.open(t)
-			c.respond(t)
-			test.end(s, c)
-			if code := c.end(t); code != test.code {
-				t.Errorf("it was closed with %d, want %d", code, test.code)
-			}
-			waittest.Eventually(t, 20*time.Second, func() error {
-				if got := s.usage(t, s.tenant, first); got.Requests != 1 || got.ByEndpoint["realtime"].Requests != 1 {
-					return fmt.Errorf("got %+v", got)
-				}
-				return nil
-			})
-		})
-	}
-}
-
-// respondUntilEnd asks for responses until nothing can be sent any more.
-func (c *talkClient) respondUntilEnd(t testing.TB) {
-	t.Helper()
-	for range 20 {
-		if c.Send(websocket.Text, []byte(`{"type":"response.create"}`)) != nil {
-			return
-		}
-		for {
-			part, err := c.Next()
-			if err != nil {
-				return
-			}
-			if strings.Contains(string(part.Data), `"response.done"`) {
-				break
-			}
-		}
-	}
-	t.Error("the session goes on")
-}
-
 // When the service stops, sessions go on for the drain timeout, and are then closed with 1001. What is being generated is
 // cancelled, and paid for, before the connections to Redis are closed.
 func TestSessionsWhenStopped(t *testing.T) {
