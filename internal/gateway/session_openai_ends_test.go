@@ -14,112 +14,30 @@ import (
 	"tollgate/internal/websocket"
 )
 
-// A sessionMoment is when a session ends.
-type sessionMoment string
-
-const (
-	whenIdle       sessionMoment = "idle"
-	whenResponding sessionMoment = "responding"
-	whenPaying     sessionMoment = "between response.done and the new hold"
-)
-
-// A sessionEndRow is a row of the table of ends: who ends a session, and what each side gets to see.
-type sessionEndRow struct {
-	name string
-	end  func(*testSession, *sessionClient, *providertest.RealtimeSession) // nil: the account does
-
-	refuse  error                                 // what the account says from then on
-	isAway  bool                                  // the account cannot be reached from then on
-	spend   func(s *providertest.RealtimeSession) // afterwards, so that the account is asked; nil: it is checked
-	isLate  bool                                  // spend also follows if the account was asked because of a response
-	session time.Duration                         // after which it is too long; 0: an hour
-
-	client, server websocket.Code // that each side gets; CloseLost: none
-	event          string         // in the error that the client gets; "" for none
-
-	isClient, isProvider bool // it is the client, or the provider, that ends the session
-}
-
 var errGroupGone = errors.New("group is disabled")
 
-// sessionEndRows is the table of who ends a session.
-var sessionEndRows = []sessionEndRow{
-	{
-		name: "client closes", client: 4001, server: 4001, isClient: true,
-		end: func(_ *testSession, c *sessionClient, _ *providertest.RealtimeSession) { _ = c.Close(4001, "bye") },
-	},
-	{
-		name: "client is gone", client: websocket.CloseLost, server: websocket.CloseGoingAway, isClient: true,
-		end: func(_ *testSession, c *sessionClient, _ *providertest.RealtimeSession) { c.Abort() },
-	},
-	{
-		name: "provider closes", client: 4002, server: 4002, isProvider: true,
-		end: func(_ *testSession, _ *sessionClient, s *providertest.RealtimeSession) { s.Close(4002, "enough") },
-	},
-	{
-		name: "provider is gone", client: websocket.CloseInternal, server: websocket.CloseLost, isProvider: true, event: `"api_error"`,
-		end: func(_ *testSession, _ *sessionClient, s *providertest.RealtimeSession) { s.Abort() },
-	},
-	{
-		name: "balance", refuse: InsufficientError{Left: 3}, spend: transcribe(10),
-		client: websocket.ClosePolicy, server: websocket.ClosePolicy, event: `"insufficient_quota"`,
-	},
-	{
-		name: "key revoked", refuse: fmt.Errorf("no such key: %w", ErrNoHold),
-		client: websocket.ClosePolicy, server: websocket.ClosePolicy, event: `"invalid_api_key"`,
-	},
-	{
-		name: "key disabled", refuse: errors.New("API key is disabled"),
-		client: websocket.ClosePolicy, server: websocket.ClosePolicy, event: `"key_disabled"`,
-	},
-	{
-		name: "group gone", refuse: errGroupGone,
-		client: websocket.ClosePolicy, server: websocket.ClosePolicy, event: `"group_disabled"`,
-	},
-	{
-		name: "model no longer allowed", refuse: DeniedError{ModelNames{"x"}},
-		client: websocket.ClosePolicy, server: websocket.ClosePolicy, event: `"model_not_found"`,
-	},
-	{
-		name: "SIGTERM", client: websocket.CloseGoingAway, server: websocket.CloseGoingAway,
-		end: func(g *testSession, _ *sessionClient, _ *providertest.RealtimeSession) { go g.Stop() },
-	},
-	{
-		name: "Redis away", isAway: true, spend: transcribe(100_000), isLate: true,
-		client: websocket.CloseTryAgain, server: websocket.CloseTryAgain, event: `"api_error"`,
-	},
-	{
-		name: "Redis is full", refuse: Error{503, "Too little memory is left to hold tokens"}, spend: transcribe(10),
-		client: websocket.CloseTryAgain, server: websocket.CloseTryAgain, event: `"api_error"`,
-	},
-	{
-		name: "max_session", session: 300 * time.Millisecond, client: websocket.CloseNormal, server: websocket.CloseNormal,
-		end: func(*testSession, *sessionClient, *providertest.RealtimeSession) {},
-	},
-}
-
-// transcribe reports that a transcription has used that many tokens.
-func transcribe(tokens int64) func(*providertest.RealtimeSession) {
-	return func(s *providertest.RealtimeSession) { s.Transcribe(providertest.RealtimeUsage{Audio: tokens}) }
-}
-
-// No matter how and when a session ends, what was used is charged to the token, and each side learns why.
-func TestSessionEnds(t *testing.T) {
-	for _, row := range sessionEndRows {
-		for _, when := range []sessionMoment{whenIdle, whenResponding, whenPaying} {
-			t.Run(row.name+", "+string(when), func(t *testing.T) {
+// The account of a session is checked now and then, also if nothing is to be paid. What is generating when that refuses
+// is cancelled and paid for. Ends of all kinds, over a real Redis, are a table of the service's tests.
+func TestSessionIsChecked(t *testing.T) {
+	for event, refusal := range map[string]error{ // nil: it cannot be reached
+		`"invalid_api_key"`: fmt.Errorf("no such key: %w", ErrNoHold),
+		`"key_disabled"`:    errors.New("API key is disabled"),
+		`"group_disabled"`:  errGroupGone,
+		`"model_not_found"`: DeniedError{ModelNames{"x"}},
+		`"api_error"`:       Error{http.StatusServiceUnavailable, "Too little memory is left to hold tokens"},
+		"none":              nil,
+	} {
+		for _, isResponding := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, responding: %t", event, isResponding), func(t *testing.T) {
 				t.Parallel()
-				row.run(t, when)
+				testCheck(t, event, refusal, isResponding)
 			})
 		}
 	}
 }
 
-func (row *sessionEndRow) run(t *testing.T, when sessionMoment) {
-	response := providertest.RealtimeResponse{Text: "word ", Deltas: 10}
-	if when == whenResponding {
-		response.Hang = providertest.InContent
-	}
+func testCheck(t *testing.T, event string, refusal error, isResponding bool) {
+	response := providertest.RealtimeResponse{Text: "word ", Deltas: 10, Hang: providertest.InContent}
 	g := newTestSession(t, providertest.RealtimeConduct{Response: response})
 	g.call.Refusal = func(err error) (int, string, string) {
 		if err == errGroupGone {
@@ -127,106 +45,58 @@ func (row *sessionEndRow) run(t *testing.T, when sessionMoment) {
 		}
 		return http.StatusForbidden, "", err.Error()
 	}
-	if row.refuse != nil && row.spend == nil && when != whenPaying {
-		g.renewal = 20 * time.Millisecond
-	}
-	if row.session > 0 {
-		g.endpoint.session.maxSession = row.session
-	}
+	g.renewal = 20 * time.Millisecond
 	c := g.open(t)
 	c.wait(t, `"session.updated"`, 1)
 	s := g.provider.Session(t, 1)
-	switch when {
-	case whenIdle:
-		g.account.mu.Lock()
-		row.change(g, c, s)
-		g.account.mu.Unlock()
-	case whenResponding:
+	if isResponding {
 		c.send(`{"type":"response.create"}`)
 		c.wait(t, ".delta", 5)
-		g.account.mu.Lock()
-		row.change(g, c, s)
-		g.account.mu.Unlock()
-	case whenPaying:
-		isDone := false
-		g.account.setChance(func() mishap {
-			if isDone {
-				return fine
-			}
-			isDone = true
-			row.change(g, c, s)
-			if row.isAway {
-				return away
-			}
-			return fine
-		})
-		c.send(`{"type":"response.create"}`)
-		s.Wait(t, "response.create", 1)
-		if !row.isClient {
-			c.wait(t, `"response.done"`, 1)
-		}
 	}
-	if row.spend != nil && (when != whenPaying || row.isLate) {
-		row.spend(s)
+	code, errs := websocket.ClosePolicy, 1
+	if plain, ok := errors.AsType[Error](refusal); ok && plain.Status == http.StatusServiceUnavailable {
+		code = websocket.CloseTryAgain
 	}
-	row.want(t, when, g, c, s)
-}
-
-// change ends the session, or changes its account. The caller holds the account's mutex.
-func (row *sessionEndRow) change(g *testSession, c *sessionClient, s *providertest.RealtimeSession) {
-	g.account.refuse = row.refuse
-	if row.isAway {
-		g.account.chance = func() mishap { return away }
+	if refusal == nil {
+		g.outliveChecks(t)
+		code, errs = 4001, 0
+		_ = c.Close(code, "")
 	}
-	if row.end != nil {
-		row.end(g, c, s)
+	g.account.mu.Lock()
+	g.account.refuse = refusal
+	g.account.mu.Unlock()
+	if got, reason := c.end(t); got != code {
+		t.Errorf("the client got the code %d %q, want %d", got, reason, code)
 	}
-}
-
-// want checks what each side gets to see, and what is charged.
-func (row *sessionEndRow) want(t *testing.T, when sessionMoment, g *testSession, c *sessionClient, s *providertest.RealtimeSession) {
-	isBroken := row.isProvider && when == whenResponding
-	client, event := row.client, row.event
-	if isBroken {
-		client, event = websocket.CloseInternal, `"api_error"`
+	if got := s.Ended(t); got != code {
+		t.Errorf("the provider got the code %d, want %d", got, code)
 	}
-	if code, reason := c.end(t); code != client || len(reason) > 123 {
-		t.Errorf("the client got the code %d %q, want %d", code, reason, client)
+	if got := c.having(`"type":"error"`); len(got) != errs || errs > 0 && !strings.Contains(got[0], event) {
+		t.Errorf("the client got %q, want %s", got, event)
 	}
-	if code := s.Ended(t); code != row.server {
-		t.Errorf("the provider got the code %d, want %d", code, row.server)
+	if n := len(s.Texts(`"response.cancel"`)); (n == 1) != isResponding {
+		t.Errorf("the provider got %d cancels", n)
 	}
-	if got := c.having(`"type":"error"`); len(got) != min(len(event), 1) || len(got) > 0 && !strings.Contains(got[0], event) {
-		t.Errorf("the client got %q, want %q", got, event)
-	}
-	if row.isAway {
-		g.account.setChance(nil)
-	}
-	isFailure := isBroken || row.server == websocket.CloseLost
-	if n := g.log.count("[WARN] The endpoint e of tenant acme failed: it closed"); (n == 1) != isFailure || g.log.count("WARN") != n {
-		t.Errorf("the log is %s", g.log.text.String())
-	}
-	want := g.costs()
-	if isBroken { // half of ten words
-		want += 9 * tokenPrices["output"] // 25 bytes
-	}
-	o := g.wantCharged(t, want)
-	if o.estimated != isBroken {
+	if o := g.wantCharged(t, g.costs()); o.estimated {
 		t.Errorf("the outcome is %+v", o)
 	}
-	if when == whenResponding && !isBroken {
-		if n := len(s.Texts(`"response.cancel"`)); n != 1 {
-			t.Errorf("the provider got %d cancels", n)
+}
+
+// outliveChecks lets the account be away for some checks.
+func (g *testSession) outliveChecks(t *testing.T) {
+	t.Helper()
+	var steps atomic.Int64
+	g.account.setChance(func() mishap {
+		steps.Add(1)
+		return away
+	})
+	waittest.Eventually(t, 20*time.Second, func() error {
+		if n := steps.Load(); n < 5 { // one renewal comes with the first check, and others much later
+			return fmt.Errorf("the account was asked %d times", n)
 		}
-		if !row.isClient {
-			waittest.Eventually(t, time.Second, func() error {
-				if len(c.having(`"cancelled"`)) == 0 {
-					return fmt.Errorf("the client got no response.done: %q", c.having(""))
-				}
-				return nil
-			})
-		}
-	}
+		return nil
+	})
+	g.account.setChance(nil)
 }
 
 // A panic ends the session that it is in, wherever that is, and nothing else. What it
