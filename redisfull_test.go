@@ -62,11 +62,11 @@ func TestChargesInFullRedis(t *testing.T) {
 	s.consume(t, id, plain, "", retryKey+"first").want(t, 200, `{"tokensLeft":999999}`)
 	s.consume(t, id, limited, "").want(t, 200, "")
 	used, _ := memoryOf(t, r)
-	r.Do(t, "CONFIG", "SET", "maxmemory", used+500_000)
+	r.Do(t, "CONFIG", "SET", "maxmemory", used+200_000)
 	long := strings.Repeat("k", 240)
 	for _, prefix := range []string{"a", "b", "c"} {
 		load{
-			services: []*service{s}, clients: 8, requests: 400, statuses: []int{200, 503},
+			services: []*service{s}, clients: 8, requests: 160, statuses: []int{200, 503},
 			request: func(client, i int) request {
 				return consumeRequest(id, plain, 1, fmt.Sprintf("%s%s%s%d-%d", retryKey, prefix, long, client, i))
 			},
@@ -81,7 +81,7 @@ func TestChargesInFullRedis(t *testing.T) {
 			t.Fatalf("a record is called %s", record)
 		}
 	}
-	if n := len(records); n < 100 || n == 3*8*400+1 {
+	if n := len(records); n < 100 || n == 3*8*160+1 {
 		t.Errorf("%d charges were remembered: that proves little", n)
 	}
 

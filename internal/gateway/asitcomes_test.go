@@ -328,7 +328,7 @@ func (b *filledBody) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// A response of 64 MB takes less than 1 MiB of memory, wherever its usage is, with a client that reads slowly.
+// A response of 32 MB takes less than 1 MiB of memory, wherever its usage is, with a client that reads slowly.
 func TestRelayUsageMemory(t *testing.T) {
 	const usage = `"usage":{"prompt_tokens":8,"total_tokens":8}`
 	live := func() int64 {
@@ -343,9 +343,9 @@ func TestRelayUsageMemory(t *testing.T) {
 		size             int64         // of what is between them
 		pause            time.Duration // of the client before each 64 KiB
 	}{
-		{"first", `{` + usage + `,` + first, last + `}`, 64 << 20, time.Millisecond},
-		{"middle", `{"a":"` + strings.Repeat("x", 100_000) + `",` + usage + `,` + first, last + `}`, 64 << 20, time.Millisecond},
-		{"last", `{` + first, last + `,` + usage + `}`, 64 << 20, time.Millisecond},
+		{"first", `{` + usage + `,` + first, last + `}`, 32 << 20, time.Millisecond},
+		{"middle", `{"a":"` + strings.Repeat("x", 100_000) + `",` + usage + `,` + first, last + `}`, 32 << 20, time.Millisecond},
+		{"last", `{` + first, last + `,` + usage + `}`, 32 << 20, time.Millisecond},
 		{"a client that reads 1 MiB a second", `{` + first, last + `,` + usage + `}`, 3 << 20, time.Second / 16},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -367,6 +367,9 @@ func TestByteOrderMarks(t *testing.T) {
 		for _, step := range []int{1, 7, len(test.stream)} {
 			s := &Stream{}
 			for rest := []byte(test.stream); len(rest) > 0; {
+				if len(test.stream)-len(rest) > 500 { // within the long text
+					step = len(rest)
+				}
 				n := copy(s.Room(), rest[:min(step, len(rest))])
 				s.Received(n)
 				rest = rest[n:]

@@ -37,10 +37,16 @@ func TestSlotDigits(t *testing.T) {
 	}
 	missing := 0
 	for slot, all := range numbers {
+		if len(all) == 0 {
+			missing++
+			if missing%8 > 0 { // to try all digits takes long
+				continue
+			}
+		}
 		first := slot * 40503 % (1 << 16)
 		got, ok := SlotDigits(prefix, slot, uint16(first))
 		if len(all) == 0 {
-			if missing++; ok {
+			if ok {
 				t.Errorf("slot %d: got %q, but there are none", slot, got)
 			}
 			continue
