@@ -31,11 +31,10 @@ const (
 type fakeSessionAccount struct {
 	Account // whose other methods are not called
 
-	mu       sync.Mutex
-	mishaps  []mishap      // of the next steps
-	chance   func() mishap // of those after them; nil: fine
-	refuse   error         // what Hold, Exchange and Check return
-	expected []string      // models
+	mu      sync.Mutex
+	mishaps []mishap      // of the next steps
+	chance  func() mishap // of those after them; nil: fine
+	refuse  error         // what Hold, Exchange and Check return
 
 	left, charged, missing int64
 	others                 int64 // held by other requests

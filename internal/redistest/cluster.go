@@ -230,8 +230,8 @@ func (c *Cluster) heal(t testing.TB) {
 	waittest.Eventually(t, 30*time.Second, c.Check)
 }
 
-// MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does. Those that have
-// keys are half moved for a moment, in which commands for these are redirected with ASK.
+// MoveSlots moves slots with their keys from one master to another, as redis-cli --cluster reshard does. Those that
+// have keys are half moved for a moment, in which commands for these are redirected with ASK.
 func (c *Cluster) MoveSlots(t testing.TB, from, to *Server, slots []int) {
 	t.Helper()
 	source, target := from.MustDial(t), to.MustDial(t)
