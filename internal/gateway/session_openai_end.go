@@ -206,22 +206,22 @@ func (s *openAISession) settle() {
 	unfinished := s.report.Unfinished()
 	if u, ok := s.report.Transcribing(); ok {
 		cost := s.price.transcript(&u, 0)
-		s.payRest(u, cost, len(unfinished))
+		s.payRest(u, cost, true, len(unfinished))
 	}
 	for i := range unfinished {
 		u, cost := s.cost(llmwire.Usage{}, unfinished[i].Estimates)
-		s.payRest(u, cost, len(unfinished)-1-i)
+		s.payRest(u, cost, true, len(unfinished)-1-i)
 	}
 	s.closePurse(llmwire.Usage{}, 0, false)
 }
 
-// payRest pays for what may have been used when the session ends, before n responses, unless everything is settled. The
-// caller holds s.mu.
-func (s *openAISession) payRest(u llmwire.Usage, cost int64, n int) {
+// payRest pays for what was used when the session ends, before n other payments, unless everything is settled. The caller
+// holds s.mu.
+func (s *openAISession) payRest(u llmwire.Usage, cost int64, isEstimate bool, n int) {
 	if n > 0 && !s.settled {
-		_ = s.purse.spend(u, cost, true, n, s.report.LastInput()) // the session ends already
+		_ = s.purse.spend(u, cost, isEstimate, n, s.report.LastInput()) // the session ends already
 	} else {
-		s.closePurse(u, cost, true)
+		s.closePurse(u, cost, isEstimate)
 	}
 }
 

@@ -237,8 +237,11 @@ func (s *openAISession) transcribed(e *llmwire.RealtimeEvent) {
 // spend pays for what was used. The caller holds s.mu.
 func (s *openAISession) spend(u llmwire.Usage, cost int64, isEstimate bool) {
 	n := s.underWay()
-	if s.cause != nil && n == 0 {
-		s.closePurse(u, cost, isEstimate)
+	if s.cause != nil && n == 0 { // meter settles
+		if _, ok := s.report.Transcribing(); ok {
+			n = 1
+		}
+		s.payRest(u, cost, isEstimate, n)
 		return
 	}
 	if err := s.purse.spend(u, cost, isEstimate, n, s.report.LastInput()); err != nil {
