@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ type openAISession struct {
 	mu       sync.Mutex // guards what follows, also while the account is asked
 	report   llmwire.RealtimeReport
 	asked    []askedFor    // response.creates that were passed on and not answered, the oldest first
+	begun    []askedFor    // the last of those that a response seems to have answered, the oldest first
 	limit    int64         // of output tokens, which what is held covers
 	wanted   int64         // the lower limit that the client has set for the session; 0: none
 	dearer   *sessionPrice // of the model that the provider says it is, if that is another one of the endpoint
@@ -57,6 +59,7 @@ type openAISession struct {
 type askedFor struct {
 	id     string
 	client string // the ID that the client knows it by; "" for none
+	when   time.Time
 }
 
 // newOpenAISession returns a session for a call whose endpoint was chosen.
@@ -134,6 +137,7 @@ func (s *openAISession) check() {
 	}
 	s.mu.Lock()
 	hasLimit := s.hasNewLimit()
+	s.forgetUnanswered()
 	if s.cause == nil {
 		s.checking.Reset(s.gateway.renewal)
 	}
@@ -141,6 +145,13 @@ func (s *openAISession) check() {
 	if hasLimit {
 		s.sendLimit("")
 	}
+}
+
+// forgetUnanswered forgets response.creates that the provider has not answered for long, or another one in their place:
+// they would be held for until the end. A response that comes nevertheless is held for as one that nobody has asked for.
+// The caller holds s.mu.
+func (s *openAISession) forgetUnanswered() {
+	s.asked = slices.DeleteFunc(s.asked, func(a askedFor) bool { return time.Since(a.when) > 2*s.gateway.renewal })
 }
 
 // underWay returns how many responses are under way: those that were created and are not done, and those that were

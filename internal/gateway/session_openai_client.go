@@ -244,7 +244,7 @@ func (s *openAISession) ask(request *llmwire.RealtimeRequest, event []byte, rule
 		request, err = rules.Read(event)
 	}
 	if err == nil {
-		s.asked = append(s.asked, askedFor{rules.ResponseID, eventID})
+		s.asked = append(s.asked, askedFor{rules.ResponseID, eventID, time.Now()})
 	}
 	return request, hasLimit, err
 }
@@ -261,16 +261,17 @@ func (s *openAISession) tellNotAsked(err error, eventID string) {
 	s.tell(wrong)
 }
 
-// answered forgets a response.create that the provider has answered, and returns it, or nil if none has the ID. The
-// caller holds s.mu.
+// answered forgets a response.create that the provider has answered, and returns it, or nil if none has the ID. One that
+// a response seems to have answered is found, too: the provider may have begun that by itself. The caller holds s.mu.
 func (s *openAISession) answered(id string) *askedFor {
-	at := slices.IndexFunc(s.asked, func(a askedFor) bool { return a.id == id })
-	if at < 0 {
-		return nil
+	for _, all := range []*[]askedFor{&s.asked, &s.begun} {
+		if at := slices.IndexFunc(*all, func(a askedFor) bool { return a.id == id }); at >= 0 {
+			one := (*all)[at]
+			*all = slices.Delete(*all, at, at+1)
+			return &one
+		}
 	}
-	one := s.asked[at]
-	s.asked = slices.Delete(s.asked, at, at+1)
-	return &one
+	return nil
 }
 
 // updateSession passes on a session.update, and lets the limit that it has count from then on. It was read by the given

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -307,6 +308,76 @@ func TestSessionTranscribing(t *testing.T) {
 	if o := g.wantCharged(t, g.costs()+open*transcriptPrices["input"]+open/3*transcriptPrices["output"]); !o.estimated {
 		t.Errorf("the outcome is %+v", o)
 	}
+}
+
+// What is transcribed while a session ends in mid-response is paid for beside the response.
+func TestSessionTranscribingWhileResponding(t *testing.T) {
+	const kind = "conversation.item.input_audio_transcription.delta"
+	g := newTestSession(t, providertest.RealtimeConduct{
+		Response: providertest.RealtimeResponse{Text: "a", Deltas: 2, Hang: providertest.InContent},
+	})
+	c := g.open(t)
+	c.send(`{"type":"response.create"}`)
+	c.wait(t, ".output_text.delta", 1)
+	g.provider.Session(t, 1).SendEvent(kind, object{"item_id": "x", "content_index": 0, "delta": "four"})
+	c.wait(t, kind, 1)
+	_ = c.Close(1000, "")
+	o := <-g.outcomes // when the response was cancelled
+	g.outcomes <- o
+	g.wantCharged(t, g.costs()+4*transcriptPrices["input"]+2*transcriptPrices["output"])
+}
+
+// An error about a response.create has the client's ID, also if a response that the provider has begun by itself has
+// come between.
+func TestSessionResponseErrorAfterTurn(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		OnEvent: func(s *providertest.RealtimeSession, kind string, event []byte) bool {
+			if kind != "response.create" {
+				return false
+			}
+			var e struct {
+				EventID string `json:"event_id"`
+			}
+			_ = json.Unmarshal(event, &e)
+			s.SendEvent("response.created", object{"response": object{"id": "turn"}})
+			s.SendError(activeResponse, "a response is active", e.EventID)
+			return true
+		},
+	})
+	c := g.open(t)
+	c.send(`{"type":"response.create","event_id":"mine"}`)
+	if got := c.wait(t, "a response is active", 1); !strings.Contains(got, `"event_id":"mine"`) {
+		t.Errorf("the client got %s", got)
+	}
+	g.wantHeld(t, fullHold)
+	s := g.provider.Session(t, 1)
+	s.SendEvent("response.done", object{"response": object{"id": "turn", "usage": object{"input_tokens": 0, "output_tokens": 0}}})
+	c.wait(t, "response.done", 1)
+	_ = c.Close(1000, "")
+	g.wantCharged(t, 0)
+}
+
+// What the provider never answers is not held for until the end, and does not keep the client from asking for more.
+func TestSessionUnanswered(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{
+		OnEvent: func(_ *providertest.RealtimeSession, kind string, _ []byte) bool { return kind == "response.create" },
+	})
+	g.renewal = 100 * time.Millisecond
+	c := g.open(t)
+	for range maxResponses {
+		c.send(apart)
+	}
+	s := g.provider.Session(t, 1)
+	s.Wait(t, "response.create", maxResponses)
+	waittest.Eventually(t, 10*time.Second, func() error {
+		c.send(apart)
+		if got := len(s.Texts("response.create")); got <= maxResponses {
+			return fmt.Errorf("the provider got %d events", got)
+		}
+		return nil
+	})
+	_ = c.Close(1000, "")
+	g.wantCharged(t, 0)
 }
 
 // No event that is read whole shows the endpoint's key: a failed response can quote what the provider was sent.

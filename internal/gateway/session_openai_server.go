@@ -199,6 +199,10 @@ func (s *openAISession) noteModel(model string) {
 // responseCreated sees to it that a response is held for which nobody has asked. The caller holds s.mu.
 func (s *openAISession) responseCreated() {
 	if len(s.asked) > 0 {
+		if len(s.begun) == maxResponses {
+			s.begun = slices.Delete(s.begun, 0, 1)
+		}
+		s.begun = append(s.begun, s.asked[0])
 		s.asked = slices.Delete(s.asked, 0, 1)
 		return
 	}
