@@ -352,7 +352,7 @@ func (c *Client) logMasters(masters map[string]*node) {
 }
 
 // probeKeyOf returns a key that does not exist and would be in a slot of the master at address. If that has no slots,
-// any key will do.
+// it returns any.
 func (c *Client) probeKeyOf(address string) string {
 	if !slices.ContainsFunc(c.allMasters(), func(n *node) bool { return n.address == address }) {
 		return c.anyProbeKey() // none of the many keys would be right

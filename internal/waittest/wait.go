@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Eventually calls condition until it returns nil: every 2 ms at first and, the longer it takes, less often, for up to
-// a twentieth of the time so far. The test fails with its last error if that takes longer than within. It is called once
-// more after that time, so that a slow machine is no reason to fail.
+// Eventually calls condition until it returns nil: every 2 ms at first and, the longer it takes, less often, at most
+// every 25 ms. The test fails with its last error if that takes longer than within. It is called once more after that
+// time, so that a slow machine is no reason to fail.
 func Eventually(t testing.TB, within time.Duration, condition func() error) {
 	t.Helper()
 	if err := Until(within, condition); err != nil {
