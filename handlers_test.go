@@ -707,7 +707,7 @@ func TestUntrustedProxy(t *testing.T) {
 			login(s, fmt.Sprint(from, i)).want(t, 200, "")
 			login(s, fmt.Sprint(from, i)).want(t, 429, "")
 		}
-		if n := s.log.Count("[WARN]"); n != 0 {
+		if n := s.log.Count("[WARN] A login"); n != 0 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})
@@ -715,13 +715,13 @@ func TestUntrustedProxy(t *testing.T) {
 		s := newService(t, "REDIS_URL="+r.URL(), "LOGIN_LIMIT=1")
 		login(s).want(t, 200, "")
 		login(s).want(t, 429, "")
-		if n := s.log.Count("[WARN]"); n != 0 {
+		if n := s.log.Count("[WARN] A login"); n != 0 {
 			t.Errorf("without a proxy: log:\n%s", s.log)
 		}
 		for i := range 3 {
 			login(s, fmt.Sprint(from, i)).want(t, 429, "")
 		}
-		if n := s.log.Count(warning); n != 1 || s.log.Count("[WARN]") != 1 || s.log.Count("192.0.2.") != 0 {
+		if n := s.log.Count(warning); n != 1 || s.log.Count("[WARN] A login") != 1 || s.log.Count("192.0.2.") != 0 {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})

@@ -148,7 +148,7 @@ func (s *openAISession) check() {
 }
 
 // forgetUnanswered forgets response.creates that the provider has not answered for long, or another one in their place:
-// they would be held for until the end. A response that comes nevertheless is held for as one that nobody has asked for.
+// they would be held for until the end. A response that comes nevertheless is held for like one that was not asked for.
 // The caller holds s.mu.
 func (s *openAISession) forgetUnanswered() {
 	s.asked = slices.DeleteFunc(s.asked, func(a askedFor) bool { return time.Since(a.when) > 2*s.gateway.renewal })

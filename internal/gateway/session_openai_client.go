@@ -261,8 +261,8 @@ func (s *openAISession) tellNotAsked(err error, eventID string) {
 	s.tell(wrong)
 }
 
-// answered forgets a response.create that the provider has answered, and returns it, or nil if none has the ID. One that
-// a response seems to have answered is found, too: the provider may have begun that by itself. The caller holds s.mu.
+// answered forgets a response.create that the provider has answered, and returns it, or nil if none has the ID. It also
+// finds one that a response seems to have answered: the provider may have begun that by itself. The caller holds s.mu.
 func (s *openAISession) answered(id string) *askedFor {
 	for _, all := range []*[]askedFor{&s.asked, &s.begun} {
 		if at := slices.IndexFunc(*all, func(a askedFor) bool { return a.id == id }); at >= 0 {

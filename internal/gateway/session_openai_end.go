@@ -215,8 +215,8 @@ func (s *openAISession) settle() {
 	s.closePurse(llmwire.Usage{}, 0, false)
 }
 
-// payRest pays for what was used when the session ends, before n other payments, unless everything is settled. The caller
-// holds s.mu.
+// payRest pays for what was used when the session ends, before n other payments, unless everything is settled. The
+// caller holds s.mu.
 func (s *openAISession) payRest(u llmwire.Usage, cost int64, isEstimate bool, n int) {
 	if n > 0 && !s.settled {
 		_ = s.purse.spend(u, cost, isEstimate, n, s.report.LastInput()) // the session ends already
