@@ -455,7 +455,7 @@ func TestRateLogFromTheFuture(t *testing.T) {
 		ages []time.Duration
 	}{
 		{"all", []time.Duration{-hour, -hour, -hour}},
-		{"the newest", []time.Duration{1500 * time.Millisecond, -hour, -hour}},
+		{"the newest", []time.Duration{time.Second, -hour, -hour}},
 		{"the oldest", []time.Duration{-hour, 200 * time.Millisecond, 100 * time.Millisecond}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
