@@ -153,8 +153,10 @@ type ledger struct {
 	running  *runningLoad
 }
 
+const ledgerClients = 12
+
 // startLedger begins to charge keys of a new tenant over two processes, perMaster of them on each master of the cluster
-// that tests share. Each of 12 clients pauses after a charge.
+// that tests share. Each of the clients pauses after a charge.
 func startLedger(t testing.TB, perMaster int, pause time.Duration) *ledger {
 	t.Helper()
 	l := &ledger{cluster: redistest.SharedCluster(t), started: 1_000_000}
@@ -166,7 +168,7 @@ func startLedger(t testing.TB, perMaster int, pause time.Duration) *ledger {
 	}
 	var n atomic.Int64
 	l.running = load{
-		services: l.services, clients: 12, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
+		services: l.services, clients: ledgerClients, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
 		pause: pause,
 		request: func(client, i int) request {
 			return consumeRequest(l.tenant, l.keys[(client*7+i)%len(l.keys)], 1, retryKey+strconv.FormatInt(n.Add(1), 10))
@@ -199,11 +201,11 @@ func (l *ledger) stop(t testing.TB) (acknowledged, taken, failed int) {
 }
 
 // wantExact ends the load and checks that each charge was taken once, at least that many, and that none failed, but for
-// one in a thousand whose deadline a busy machine may miss.
+// those whose deadline a busy machine may miss: one in a thousand, or one of each client.
 func (l *ledger) wantExact(t testing.TB, least int) {
 	t.Helper()
 	acknowledged, taken, failed := l.stop(t)
-	if acknowledged != taken || 1000*failed > acknowledged || acknowledged < least {
+	if acknowledged != taken || failed > max(acknowledged/1000, ledgerClients) || acknowledged < least {
 		t.Errorf("%d charges were acknowledged and %d taken; %d requests were 503", acknowledged, taken, failed)
 	}
 }
