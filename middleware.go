@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -183,10 +182,7 @@ func (s *server) withRecovery(next http.Handler) http.Handler {
 
 // logPanic logs what a request has panicked with, and the stack.
 func (s *server) logPanic(r *http.Request, response *responseRecorder, p any) {
-	s.log.Errorf("panic in %s id=%s: %v", r.Pattern, response.info.id, p)
-	for line := range strings.Lines(string(debug.Stack())) {
-		s.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
-	}
+	s.log.Panicf(p, "panic in %s id=%s", r.Pattern, response.info.id)
 }
 
 // withObservation observes responses. A session that was opened goes on until its end first, without its handler.

@@ -3,8 +3,6 @@ package gateway
 import (
 	"context"
 	"net/http"
-	"runtime/debug"
-	"strings"
 
 	"tollgate/internal/websocket"
 )
@@ -73,10 +71,7 @@ func (s *sessionOpening) catch(conns ...*websocket.Conn) {
 	if p == nil {
 		return
 	}
-	s.gateway.log.Errorf("panic in a session id=%s: %v", s.call.ID, p)
-	for line := range strings.Lines(string(debug.Stack())) {
-		s.gateway.log.Errorf("%s", strings.TrimSuffix(line, "\n"))
-	}
+	s.gateway.log.Panicf(p, "panic in a session id=%s", s.call.ID)
 	for _, c := range conns {
 		if c != nil { // the client of a call may not have come
 			c.Abort()

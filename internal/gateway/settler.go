@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"errors"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -78,7 +77,7 @@ func (s *settler) repeat(step func() error, done func(error)) {
 		defer s.waiting.Add(-1)
 		defer func() {
 			if p := recover(); p != nil { // here it would end the process
-				s.log.Errorf("panic while a hold was settled: %v\n%s", p, debug.Stack())
+				s.log.Panicf(p, "panic while a hold was settled")
 			}
 		}()
 		pause, err := settlePause, ErrUnavailable

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,6 +78,15 @@ func (l *Logger) Warnf(format string, args ...any) { l.add(warnEighths, "[WARN] 
 
 // Errorf writes what keeps the service from doing its work.
 func (l *Logger) Errorf(format string, args ...any) { l.add(errorEighths, "[ERROR] ", format, args) }
+
+// Panicf writes what was recovered from a panic, after a text that says where, and the stack, a line each. It is for
+// deferred functions that recover: the stack has the frames of the panic then.
+func (l *Logger) Panicf(p any, format string, args ...any) {
+	l.Errorf("%s: %v", fmt.Sprintf(format, args...), p)
+	for line := range strings.Lines(string(debug.Stack())) {
+		l.Errorf("%s", strings.TrimSuffix(line, "\n"))
+	}
+}
 
 // Dropped returns how many lines were not written: there was no room for them, or the writer has returned an error.
 func (l *Logger) Dropped() int64 { return l.dropped.Load() }

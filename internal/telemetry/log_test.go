@@ -179,3 +179,26 @@ func TestLogCannotBeWritten(t *testing.T) {
 		t.Errorf("%d lines were dropped, want 200", n)
 	}
 }
+
+// What was recovered from a panic is in one line, and each line of the stack in one of its own.
+func TestLogPanic(t *testing.T) {
+	var out bytes.Buffer
+	l := NewLogger(&out)
+	func() {
+		defer func() { l.Panicf(recover(), "panic in %s", "a\nb") }()
+		panic("oops\n[INFO] forged")
+	}()
+	l.Flush(10 * time.Second)
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	if want := `[ERROR] panic in a\nb: oops\n[INFO] forged`; lines[0] != want {
+		t.Errorf("got %s, want %s", lines[0], want)
+	}
+	if len(lines) < 5 || !strings.Contains(out.String(), "log_test.go:") || strings.Contains(out.String(), `)\n`) {
+		t.Errorf("the stack is %s", &out)
+	}
+	for _, line := range lines {
+		if !strings.HasPrefix(line, "[ERROR] ") {
+			t.Errorf("a line begins in another way: %s", line)
+		}
+	}
+}
