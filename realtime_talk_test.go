@@ -229,6 +229,56 @@ func TestSessionIsCounted(t *testing.T) {
 	})
 }
 
+// A session is one request of the rate limit, one of max_concurrent until its end, and one of the sessions that an eighth
+// of the connections may be.
+func TestSessionIsBounded(t *testing.T) {
+	t.Parallel()
+	const noSetting = "MAX_CONNECTIONS=4096" // the default
+	for name, row := range map[string]struct {
+		limits, setting string // of the group, and of the service
+		status          int    // of a second session
+		code, phrase    string
+		isOver          bool // a third one, after the end of the first, is opened
+	}{
+		"rate limit":     {`"rate_limit":1,"rate_limit_window":999`, noSetting, 429, "rate_limit_exceeded", "", false},
+		"max_concurrent": {`"max_concurrent":1`, noSetting, 429, "rate_limit_exceeded", "at a time", true},
+		"sessions":       {`"rate_limit":9,"rate_limit_window":999`, "MAX_CONNECTIONS=15", 503, "", "Too many sessions", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTalkTest(t, 1_000_000, works(), row.setting)
+			config := talkConfig(s.provider, 1_000_000)
+			s.saveConfig(t, s.tenant, strings.Replace(config, `"tokens":`, row.limits+`,"tokens":`, 1))
+			c := s.open(t)
+			second := func() reply {
+				return s.do(t, "GET", "/"+s.tenant+realtimePath, "", handshake(bearer(s.key))...)
+			}
+			got := second()
+			if got.status != row.status || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, row.code) ||
+				!strings.Contains(got.body, row.phrase) {
+				t.Errorf("got %d %q %s, want %d %s", got.status, got.header, got.body, row.status, row.code)
+			}
+			limited := strings.Contains(row.limits, "rate_limit")
+			if remaining := c.response.Header.Get("X-RateLimit-Remaining-Requests"); (remaining != "") != limited {
+				t.Errorf("%q requests remain", remaining)
+			}
+			reply{c.response.StatusCode, c.response.Header, ""}.wantDocumented(t, "GET", "/"+s.tenant+realtimePath)
+			_ = c.Close(websocket.CloseNormal, "")
+			c.end(t)
+			waittest.Eventually(t, 10*time.Second, func() error {
+				again, err := s.connect(t, "", http.Header{"Authorization": {"Bearer " + s.key}})
+				if (err == nil) != row.isOver {
+					return fmt.Errorf("after the end, another session: %v", err)
+				}
+				if err == nil {
+					again.Abort()
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // wantUsed waits until that was used of the endpoint on the day first or since, and checks the sums.
 func (s *talkTest) wantUsed(t *testing.T, first string, want endpointUsage) {
 	t.Helper()
