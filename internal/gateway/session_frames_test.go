@@ -14,6 +14,7 @@ import (
 
 	"tollgate/internal/providertest"
 	"tollgate/internal/waittest"
+	"tollgate/internal/websocket"
 	"tollgate/internal/websockettest"
 )
 
@@ -85,6 +86,17 @@ func TestSessionSilence(t *testing.T) {
 				}
 				g.wantCharged(t, 0)
 			})
+		}
+	}
+}
+
+// Both sides are pinged every 25 s, gone after 60 s without a frame, and after 30 s in which they take none.
+func TestSessionTimeouts(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{})
+	for _, side := range []*websocket.Side{&g.sessions.clients, &g.sessions.servers} {
+		got := [...]time.Duration{side.PingInterval, side.IdleTimeout, side.WriteTimeout}
+		if want := [...]time.Duration{25 * time.Second, time.Minute, 30 * time.Second}; got != want {
+			t.Errorf("got %v, want %v", got, want)
 		}
 	}
 }
