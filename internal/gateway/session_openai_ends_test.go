@@ -99,8 +99,7 @@ func (g *testSession) outliveChecks(t *testing.T) {
 	g.account.setChance(nil)
 }
 
-// A panic ends the session that it is in, wherever that is, and nothing else. What it
-// holds is given back.
+// A panic ends the session that it is in, wherever that is, and nothing else. What it holds is given back.
 func TestSessionPanics(t *testing.T) {
 	for name, row := range map[string]struct {
 		hang   providertest.Moment
