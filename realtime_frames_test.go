@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"regexp"
 	"runtime"
@@ -209,6 +211,46 @@ func TestRealtimeHostileFrames(t *testing.T) {
 		}
 	}
 	g.wantUntouched(t, n)
+}
+
+// An earlyConn is a connection whose first write has more behind it.
+type earlyConn struct {
+	net.Conn
+	more string
+}
+
+func (c *earlyConn) Write(p []byte) (int, error) {
+	if c.more == "" {
+		return c.Conn.Write(p)
+	}
+	_, err := io.WriteString(c.Conn, string(p)+c.more)
+	c.more = ""
+	return len(p), err
+}
+
+// What a client sends right behind its request, before the 101, is not lost.
+func TestRealtimeEarlyFrames(t *testing.T) {
+	t.Parallel()
+	g := newService(t, "ACCESS_LOG=true").newRealtimeTest(t, websockettest.NewServer(t, nil))
+	for _, size := range []int{4, 10_000} { // net/http reads 4 KiB at once
+		event := `{"type":"input_audio_buffer.append","audio":"` + strings.Repeat("A", size) + `"}`
+		early := &earlyConn{g.dial(t), string(websockettest.Frame{First: 0x81, Payload: event}.Encode(true))}
+		response, client := websockettest.Upgrade(t, early, "/"+g.tenant+realtimePath, bearer(g.key))
+		if client == nil {
+			t.Fatalf("the handshake is %s", response.Status)
+		}
+		provider := <-g.server.Peers
+		provider.Send(t, websockettest.Frame{First: 0x81, Payload: createdEvent})
+		waittest.Eventually(t, 10*time.Second, func() error {
+			if got := provider.Got(); len(got) != 2 || got[1].Payload != event {
+				return fmt.Errorf("the provider got %s", websockettest.Show(got))
+			}
+			return nil
+		})
+		client.Send(t, websockettest.Close(1000, ""))
+		client.Wait(t)
+	}
+	g.wantUntouched(t, 2)
 }
 
 // What comes behind a close frame is dropped. The other side gets the code and the reason.
