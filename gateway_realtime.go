@@ -115,7 +115,7 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 		Start: info.start, Deadline: info.deadline, Outcome: &info.outcome,
 	}
 	if err := c.ChooseEndpoint(s.gateway.Usable(t.config.realtime, t.id)); err != nil {
-		if stranger := s.requireKey(w, r, info); stranger != nil { // who learns nothing about models
+		if stranger := s.requireKey(w, r, info); stranger != nil { // strangers learn nothing about models
 			return stranger
 		}
 		return err

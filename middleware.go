@@ -217,7 +217,7 @@ func (s *server) observe(r *http.Request, response *responseRecorder) {
 	if response.conn != nil {
 		response.conn.Close()        // net/http no longer does, even after a panic
 		defer s.sessions.Add(-1)     // when nothing more is done for it
-		counted = response.takenOver // a session may last for an hour, for which nobody has waited
+		counted = response.takenOver // not the hour that a session may last
 	}
 	s.metrics.request(r.Pattern, r.Method, response.status, counted)
 	if info.outcome.Endpoint != "" {
