@@ -418,7 +418,7 @@ func (g *gatewayMetrics) writeRequests(p *telemetry.Page) {
 		}
 	}
 	const seconds = "gateway_realtime_seconds_total"
-	p.Family(seconds, "counter", "Time for which realtime sessions were open that have ended.")
+	p.Family(seconds, "counter", "Time that realtime sessions were open, counted when they end.")
 	for _, labels := range all {
 		if took := g.endpoints[labels].sessions; took > 0 {
 			p.Sample(seconds, took.Seconds(), "tenant", labels.tenant, "endpoint", labels.endpoint)

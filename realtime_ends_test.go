@@ -151,7 +151,7 @@ var endRows = []endRow{
 
 // An endTest is a session that ends. Its service reaches Redis over a proxy.
 type endTest struct {
-	*talkTest          // of which key is the present name
+	*talkTest          // its key is the present one
 	other     *service // another process, which Redis is never away from
 	client    *endClient
 	session   *providertest.RealtimeSession
@@ -191,7 +191,7 @@ func TestSessionEnds(t *testing.T) {
 	}
 }
 
-// newEndTest opens a session, of which one response is paid for.
+// newEndTest opens a session, and waits until one response of it is done.
 func newEndTest(t *testing.T, row *endRow, when endMoment, other *service) *endTest {
 	t.Helper()
 	e := &endTest{other: other, reached: make(chan struct{}), released: make(chan struct{})}

@@ -131,7 +131,7 @@ type Outcome struct {
 	Endpoint  string        // that was tried last: its name, or kind/name; unchanged if none was
 	Model     string        // that the endpoint was asked for
 	FirstByte time.Duration // from Call.Start to the header of the endpoint's response; 0 if there was none
-	Session   time.Duration // for which a session was open; 0 if none was
+	Session   time.Duration // that a session was open; 0 if none was
 
 	llmwire.Usage // tokens of models that were used, all together
 

@@ -25,7 +25,7 @@ var errTooManySessions = Error{http.StatusServiceUnavailable, "Too many sessions
 // A SessionCall is a client's request for a session: a WebSocket to an endpoint of the kind realtime.
 type SessionCall struct {
 	ID     string // of the request, for the log
-	Tenant string // whom the endpoints belong to: for the log, and a group of users as fairpool has it
+	Tenant string // the owner of the endpoints: for the log, and a group of users as fairpool has it
 	User   string // who makes the call, a member of the group
 	Hops   string // that the request has come through, with this service, as endpoints are told
 

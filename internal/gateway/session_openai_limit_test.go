@@ -186,7 +186,7 @@ func TestSessionDearerModel(t *testing.T) {
 	}
 }
 
-// What a response has used that does not say so is estimated, and what nobody has priced costs what it says.
+// What a response has used is estimated if it does not say so. Tokens without details are text.
 func TestSessionEstimates(t *testing.T) {
 	response := providertest.RealtimeResponse{Text: "123", Deltas: 3}
 	for usage, want := range map[string]int64{

@@ -69,7 +69,7 @@ func TestSessionResponsesAreHeld(t *testing.T) {
 	g.wantCharged(t, g.costs())
 }
 
-// A response beside another one for which the balance does not suffice is not asked for, and the session goes on.
+// A response that the balance does not cover beside another is not asked for, and the session goes on.
 func TestSessionBalanceHeld(t *testing.T) {
 	g := newTestSession(t, providertest.RealtimeConduct{
 		Response: providertest.RealtimeResponse{Text: "a", Deltas: 2, Hang: providertest.InContent},

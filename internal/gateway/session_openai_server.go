@@ -196,7 +196,7 @@ func (s *openAISession) noteModel(model string) {
 	s.dearer = &p
 }
 
-// responseCreated sees to it that a response is held for which nobody has asked. The caller holds s.mu.
+// responseCreated sees to it that a response that the client has not asked for is held for, too. The caller holds s.mu.
 func (s *openAISession) responseCreated() {
 	if len(s.asked) > 0 {
 		if len(s.begun) == maxResponses {

@@ -309,9 +309,7 @@ func (s *RealtimeSession) finish(run *realtimeRun, share float64) {
 		status, details = "incomplete", object{"type": "incomplete", "reason": "max_output_tokens"}
 	}
 	response := run.json(status, usage.json())
-	if response["status_details"] = details; details == nil {
-		response["status_details"] = nil
-	}
+	response["status_details"] = details
 	s.mu.Lock()
 	delete(s.active, run.id)
 	if s.current == run {
