@@ -252,9 +252,11 @@ func TestSessionOtherErrors(t *testing.T) {
 
 // An error about a response.create has the ID that the client has given it, and answers it.
 func TestSessionResponseErrors(t *testing.T) {
+	long := strings.Repeat("a", 512)
 	for name, row := range map[string]struct{ create, want string }{
 		"with an ID": {`{"type":"response.create","event_id":"a\"b"}`, `"event_id":"a\"b"`},
 		"without":    {`{"type":"response.create"}`, `"event_id":null`},
+		"a long one": {`{"type":"response.create","event_id":"` + long + `"}`, `"event_id":"` + long + `"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
