@@ -45,6 +45,7 @@ type openAISession struct {
 	wanted   int64         // the lower limit that the client has set for the session; 0: none
 	dearer   *sessionPrice // of the model that the provider says it is, if that is another one of the endpoint
 	cause    *openAIEnd    // why the session ends; nil: it does not
+	isOver   bool          // it ends, and no response is under way any more: both sides are closed
 	settled  bool          // nothing more is paid for
 	checking *time.Timer   // of the next check of the account
 
@@ -121,8 +122,8 @@ func (s *openAISession) finish() {
 	select {
 	case <-s.done:
 	case <-time.After(endPatience):
-		s.purse.close(llmwire.Usage{}, 0, false)
 	}
+	s.purse.close(llmwire.Usage{}, 0, false)
 	s.clientSide.buffer.release()
 	s.serverSide.buffer.release()
 }

@@ -215,9 +215,7 @@ func (s *openAISession) createResponse(request *llmwire.RealtimeRequest, event [
 	} else if request != nil && !s.send(request) { // the session has begun to end, and awaits the response
 		s.mu.Lock()
 		isOver := s.answered(rules.ResponseID) != nil && s.underWay() == 0
-		if isOver {
-			s.settle()
-		}
+		s.isOver = s.isOver || isOver
 		s.mu.Unlock()
 		if isOver {
 			s.hangUp()

@@ -123,9 +123,9 @@ func (s *openAISession) locked(f func()) {
 	f()
 }
 
-// endLocked does what end does, but that it only reports whether both sides are to be closed, since everything is
-// settled. Responses that are under way are cancelled instead, and what they have used is awaited. The caller holds
-// s.mu.
+// endLocked does what end does, but that it only reports whether both sides are to be closed. Responses that are under
+// way are cancelled instead, and what they have used is awaited. What the provider has sent before it answers the close
+// frame is paid for, too: it may have begun a response by itself. The caller holds s.mu.
 func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 	if s.cause != nil {
 		return false
@@ -137,7 +137,7 @@ func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 	s.ending.Store(true)
 	s.readyOnce.Do(func() { close(s.ready) })
 	if cause.isLost || s.underWay() == 0 {
-		s.settle()
+		s.isOver = true
 		return true
 	}
 	writes := s.serverSide.writes.Load()
@@ -186,7 +186,7 @@ func (s *openAISession) unblock(writes int64) {
 		s.client.Abort()
 	} else if !wasMuted {
 		s.locked(func() {
-			if !s.settled {
+			if !s.isOver && !s.settled {
 				s.unblocking.Reset(cancelPatience / 4)
 			}
 		})
@@ -206,22 +206,22 @@ func (s *openAISession) settle() {
 	unfinished := s.report.Unfinished()
 	if u, ok := s.report.Transcribing(); ok {
 		cost := s.price.transcript(&u, 0)
-		s.payRest(u, cost, true, len(unfinished))
+		s.payRest(u, cost, len(unfinished))
 	}
 	for i := range unfinished {
 		u, cost := s.cost(llmwire.Usage{}, unfinished[i].Estimates)
-		s.payRest(u, cost, true, len(unfinished)-1-i)
+		s.payRest(u, cost, len(unfinished)-1-i)
 	}
 	s.closePurse(llmwire.Usage{}, 0, false)
 }
 
-// payRest pays for what was used when the session ends, before n other payments, unless everything is settled. The
+// payRest pays for what may have been used when the session ends, before n responses, unless everything is settled. The
 // caller holds s.mu.
-func (s *openAISession) payRest(u llmwire.Usage, cost int64, isEstimate bool, n int) {
+func (s *openAISession) payRest(u llmwire.Usage, cost int64, n int) {
 	if n > 0 && !s.settled {
-		_ = s.purse.spend(u, cost, isEstimate, n, s.report.LastInput()) // the session ends already
+		_ = s.purse.spend(u, cost, true, n, s.report.LastInput()) // the session ends already
 	} else {
-		s.closePurse(u, cost, isEstimate)
+		s.closePurse(u, cost, true)
 	}
 }
 

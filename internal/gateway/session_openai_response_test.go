@@ -380,6 +380,33 @@ func TestSessionUnanswered(t *testing.T) {
 	g.wantCharged(t, 0)
 }
 
+// What the provider has begun by itself when a session ends is paid for if it comes before the provider's close frame,
+// and the client learns of no cancel.
+func TestSessionResponseBehindTheEnd(t *testing.T) {
+	g := newTestSession(t, providertest.RealtimeConduct{})
+	c := g.open(t)
+	c.wait(t, `"session.updated"`, 1)
+	s := g.provider.Session(t, 1)
+	sent := make(chan struct{})
+	g.account.setChance(func() (none mishap) {
+		<-sent
+		return none
+	})
+	g.account.mu.Lock()
+	g.account.refuse = ErrNoHold
+	g.account.mu.Unlock()
+	s.Transcribe(providertest.RealtimeUsage{Audio: 10})
+	s.SendEvent("response.created", object{"response": object{"id": "turn"}})
+	s.SendEvent("response.done", object{"response": object{"id": "turn", "usage": object{"input_tokens": 7, "output_tokens": 5}}})
+	s.SendError("response_cancel_not_active", "nothing is active", cancelID)
+	close(sent)
+	c.end(t)
+	if got := c.having(cancelID); len(got) > 0 {
+		t.Errorf("the client got %q", got)
+	}
+	g.wantCharged(t, g.costs()+7*tokenPrices["input"]+5*tokenPrices["output"])
+}
+
 // No event that is read whole shows the endpoint's key: a failed response can quote what the provider was sent.
 func TestSessionEventsHaveNoKey(t *testing.T) {
 	g := newTestSession(t, providertest.RealtimeConduct{})

@@ -149,6 +149,7 @@ func (s *openAISession) meter(whole []byte) (next afterEvent) {
 	defer s.mu.Unlock()
 	e := s.report.End(whole)
 	if e.Kind == llmwire.OtherRealtime || s.settled {
+		next.isOurs = e.ErrorEventID == cancelID || e.ErrorEventID == updateID
 		return next
 	}
 	switch e.Kind {
@@ -166,10 +167,8 @@ func (s *openAISession) meter(whole []byte) (next afterEvent) {
 	case llmwire.RealtimeErrorEvent:
 		next.isOurs, next.refused = s.errorCame(&e)
 	}
-	if s.cause != nil && s.underWay() == 0 {
-		s.settle()
-	}
-	next.hangUp = s.settled
+	s.isOver = s.isOver || s.cause != nil && s.underWay() == 0
+	next.hangUp = s.isOver
 	next.hasLimit = s.hasNewLimit()
 	return next
 }
@@ -240,15 +239,7 @@ func (s *openAISession) transcribed(e *llmwire.RealtimeEvent) {
 
 // spend pays for what was used. The caller holds s.mu.
 func (s *openAISession) spend(u llmwire.Usage, cost int64, isEstimate bool) {
-	n := s.underWay()
-	if s.cause != nil && n == 0 { // meter settles
-		if _, ok := s.report.Transcribing(); ok {
-			n = 1
-		}
-		s.payRest(u, cost, isEstimate, n)
-		return
-	}
-	if err := s.purse.spend(u, cost, isEstimate, n, s.report.LastInput()); err != nil {
+	if err := s.purse.spend(u, cost, isEstimate, s.underWay(), s.report.LastInput()); err != nil {
 		s.endLocked(s.refusal(err))
 	}
 }
