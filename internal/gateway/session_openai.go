@@ -31,7 +31,7 @@ type openAISession struct {
 
 	client, server *websocket.Conn
 	ready          chan struct{} // closed when the provider was sent our limit, or the session ends
-	done           chan struct{} // closed when both sides are closed and everything is settled
+	done           chan struct{} // closed when both sides were sent a close frame
 	ending         atomic.Bool   // there is a cause
 
 	clientSide clientEvents
@@ -116,8 +116,8 @@ func (s *openAISession) run(client, server *websocket.Conn) {
 	relay.Run()
 }
 
-// finish waits until everything is settled, once both connections have ended. After a panic, what cannot be settled any
-// more is given back.
+// finish waits until both sides were closed, once their connections have ended. After a panic, what was not settled is
+// given back.
 func (s *openAISession) finish() {
 	select {
 	case <-s.done:

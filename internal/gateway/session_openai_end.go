@@ -240,8 +240,8 @@ func (s *openAISession) closePurse(u llmwire.Usage, cost int64, isEstimate bool)
 	s.purse.close(u, cost, isEstimate)
 }
 
-// hangUp closes both sides, once everything is settled. The client is closed first, after the event that it is getting,
-// if that ends soon.
+// hangUp closes both sides, once no response is under way. The client is closed first, after the event that it is
+// getting, if that ends soon.
 func (s *openAISession) hangUp() {
 	defer s.catch(s.client, s.server)
 	s.hangUpOnce.Do(func() {

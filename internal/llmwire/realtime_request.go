@@ -263,8 +263,8 @@ func (r *realtimeReader) addMember(object *jsonShape[realtimeReader], name []byt
 
 func (r *realtimeReader) readKind(v jsonValue) { r.kind = string(unquoted(v.text)) }
 
-// maxEventID is how long the ID of an event may be that errors name: OpenAI takes 512 characters, each up to 12 bytes as
-// two escapes.
+// maxEventID is how many bytes the ID of an event may have that errors name, quotes included: OpenAI takes 512
+// characters, each up to 12 bytes as two escapes.
 const maxEventID = 512*12 + 2
 
 func (r *realtimeReader) readEventID(v jsonValue) {
