@@ -136,13 +136,15 @@ func (s *openAISession) endLocked(cause *openAIEnd) (isOver bool) {
 	}
 	s.ending.Store(true)
 	s.readyOnce.Do(func() { close(s.ready) })
+	if !cause.isLost {
+		s.patience = time.AfterFunc(cancelPatience, s.giveUp)
+	}
 	if cause.isLost || s.underWay() == 0 {
 		s.isOver = true
 		return true
 	}
 	writes := s.serverSide.writes.Load()
 	s.unblocking = time.AfterFunc(cancelPatience/2, func() { s.unblock(writes) })
-	s.patience = time.AfterFunc(cancelPatience, s.giveUp)
 	ids := make([]string, 0, 1)
 	for _, response := range s.report.Unfinished() {
 		ids = append(ids, response.ID)
@@ -193,7 +195,7 @@ func (s *openAISession) unblock(writes int64) {
 	}
 }
 
-// giveUp ends a session whose provider does not end its responses.
+// giveUp ends a session whose provider does not end its responses, or the connection, in time: settling cannot wait.
 func (s *openAISession) giveUp() {
 	defer s.catch(s.client, s.server)
 	s.locked(s.settle)
