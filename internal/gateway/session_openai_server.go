@@ -16,11 +16,10 @@ const activeResponse = "conversation_already_has_active_response"
 // serverEvents is what is known of the event that the provider sends. It is used by the goroutine that reads from the
 // provider alone, but for the atomic members.
 type serverEvents struct {
-	buffer    eventBuffer // what was not passed on
-	isDropped bool        // what still comes of the event is dropped
-	isUnread  bool        // there is no memory for the event
-	isHidden  bool        // the client gets nothing of the event
-	isBegun   bool        // the client has got a part of the event, and not all of it
+	buffer   eventBuffer // what was not passed on
+	isUnread bool        // there is no memory for the event
+	isHidden bool        // the client gets nothing of the event
+	isBegun  bool        // the client has got a part of the event, and not all of it
 
 	isOpen  atomic.Bool  // the client has got a part of the event, or is about to, and not all of it
 	isMuted atomic.Bool  // events that come are hidden: the client takes too long to read them
@@ -34,9 +33,6 @@ func (s *openAISession) fromServer(p websocket.Part) error {
 	e := &s.serverSide
 	if p.Kind != websocket.Text {
 		s.end(endUnmetered)
-		return nil
-	}
-	if e.isDropped = e.isDropped && !p.First; e.isDropped {
 		return nil
 	}
 	if p.First {
@@ -77,7 +73,9 @@ func (s *openAISession) passOnOrDrop(data []byte, action llmwire.RealtimeAction,
 	}
 	if e.isOpen.Store(!e.isHidden); !e.isBegun && e.isQuiet.Load() {
 		e.isOpen.Store(false)
-		e.isDropped = true
+		e.isHidden, isDropped = true, true // but paid for
+	}
+	if !isLast && isDropped {
 		return nil
 	}
 	if !isLast {
