@@ -26,7 +26,7 @@ func TestSentinel(t *testing.T) {
 	served := func(t *testing.T, by *redistest.Server) {
 		t.Helper()
 		began := time.Now()
-		waittest.Eventually(t, time.Second+busy, func() error {
+		waittest.Eventually(t, time.Second+2*busy, func() error {
 			got := s.do(t, "POST", "/abc/auth/anonymous", "")
 			if err := got.is(200); err != nil {
 				return err
