@@ -331,7 +331,7 @@ func (e *endTest) wantEnd(t *testing.T, row *endRow, when endMoment) {
 		t.Errorf("the client got %d cancelled responses, want %d", got, done)
 	}
 	failed := e.log.Count("[WARN] The endpoint realtime of tenant " + e.tenant + " failed: it closed")
-	if isFailure := isBroken || row.server == websocket.CloseLost; (failed == 1) != isFailure || e.log.Count("WARN") != failed {
+	if isFailure := isBroken || row.server == websocket.CloseLost; (failed == 1) != isFailure || e.log.Count("[WARN] The endpoint") != failed {
 		t.Errorf("log:\n%s", e.log)
 	}
 }
