@@ -274,7 +274,7 @@ func TestGatewayHangUps(t *testing.T) {
 		ended               bool   // the response has when the client hangs up, whatever it has seen
 		cancelled           []int  // how many of the provider's responses may be
 	}{
-		{"left, not streamed", "", `{ASK}`, providertest.Conduct{Delay: 300 * time.Millisecond},
+		{"left, not streamed", "", `{ASK}`, providertest.Conduct{Delay: time.Second},
 			hangUp{"", 18}, false, never},
 		{"stream left in its middle", shown, streamed, hang, hangUp{"SEEN", 4 + 4}, false, always},
 		{"stream left after its end", "", streamed, providertest.Conduct{}, hangUp{"END", 18}, true, never},
