@@ -308,9 +308,13 @@ func TestGatewayHangUps(t *testing.T) {
 			if got := g.charged(t, granted); got != want {
 				t.Errorf("charged %d, want %d", got, want)
 			}
+			mayCancel := test.cancelled
+			if strings.HasSuffix(f.path, "/audio/speech") { // its cost is known before its end, which is not awaited
+				mayCancel = maybe
+			}
 			waittest.Eventually(t, 10*time.Second, func() error {
 				open, cancelled := g.provider.Counts()
-				if open > 0 || !slices.Contains(test.cancelled, cancelled) {
+				if open > 0 || !slices.Contains(mayCancel, cancelled) {
 					return fmt.Errorf("%d open, %d cancelled", open, cancelled)
 				}
 				return nil
