@@ -1,7 +1,12 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,6 +17,7 @@ import (
 	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
+	"tollgate/internal/websocket"
 )
 
 // noEndpoint is the endpoint, in metrics, of requests that were sent to none: refused, or served from the cache.
@@ -183,4 +189,204 @@ type deployment struct {
 	known   atomic.Pointer[string] // its ID
 	asking  atomic.Bool            // Redis is being asked for it
 	failure sync.Once              // logs that it is not known
+}
+
+const (
+	realtimeProtocol  = "realtime"                 // the subprotocol of OpenAI's Realtime API
+	keyProtocolPrefix = "openai-insecure-api-key." // of a subprotocol that is not one: it has the key of a browser
+)
+
+// requireWebSocket is a step of routes that open a WebSocket. It refuses a request that does not ask for one.
+func requireWebSocket(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	refused, ok := errors.AsType[*websocket.HandshakeError](websocket.CheckRequest(r))
+	if !ok {
+		return nil
+	}
+	maps.Copy(w.Header(), refused.Header)
+	return gateway.Error{Status: refused.Status, Message: "This route opens a WebSocket: " + refused.Reason}
+}
+
+// readSessionKey reads the request's API key as readSDKKey does, and from among the subprotocols: pages cannot set the
+// headers of a WebSocket, so OpenAI's SDK sends the key of a browser there.
+func (s *server) readSessionKey(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	sent := keyHeaders(r)
+	for _, protocol := range websocket.Protocols(r) {
+		if key, ok := strings.CutPrefix(protocol, keyProtocolPrefix); ok {
+			sent = append(sent, key)
+		}
+	}
+	return info.readKey(sent)
+}
+
+// keyPlaces says where a client of the gateway may send its API key.
+func keyPlaces(r *http.Request) string {
+	const headers = "Authorization: Bearer, x-api-key or api-key"
+	if strings.HasSuffix(r.Pattern, "/v1/realtime") {
+		return headers + ", or as the subprotocol " + keyProtocolPrefix + "KEY beside " + realtimeProtocol
+	}
+	return headers
+}
+
+// refuseOrigin is a step of routes that open a WebSocket. Any page may open one, and read it, without a preflight: so
+// the server has to refuse those of origins that the tenant does not allow.
+func (s *server) refuseOrigin(_ http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	if info.tenant.config.origins.Refuse(r) {
+		return gateway.CodedError{
+			Status: http.StatusForbidden, Code: "origin_not_allowed", Message: "The tenant does not allow this origin",
+		}
+	}
+	return nil
+}
+
+// sessionModel returns the model, or endpoint, that the query of a session names, "" if it names none. The error is a
+// badRequestError.
+func sessionModel(r *http.Request) (string, error) {
+	query, err := readQuery(r, "model", "intent", "call_id")
+	switch {
+	case err != nil:
+		return "", err
+	case query.Has("intent"):
+		return "", badRequestError("Sessions with an intent, which only transcribe, are not served: leave out intent")
+	case query.Has("call_id"):
+		return "", badRequestError("There are no calls to observe: leave out call_id")
+	}
+	return query.Get("model"), nil
+}
+
+// sessionProtocol returns the subprotocol of the response, "" for none. The error is a badRequestError: browsers, and
+// most other clients, close a WebSocket without a subprotocol if they have offered one, and the one that has the key
+// must not be sent back.
+func sessionProtocol(r *http.Request) (string, error) {
+	offered := websocket.Protocols(r)
+	isKey := func(protocol string) bool { return strings.HasPrefix(protocol, keyProtocolPrefix) }
+	switch {
+	case slices.Contains(offered, realtimeProtocol):
+		return realtimeProtocol, nil
+	case slices.ContainsFunc(offered, isKey):
+		return "", badRequestError("The subprotocol " + realtimeProtocol + " is missing beside the one with the key")
+	}
+	return "", nil
+}
+
+// openSession lets the gateway open a WebSocket for a client. The session goes on when openSession has returned.
+func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	info.outcome.Endpoint = noEndpoint
+	model, err := sessionModel(r)
+	if err != nil {
+		return err
+	}
+	protocol, err := sessionProtocol(r)
+	if err != nil {
+		return err
+	}
+	t := info.tenant
+	info.place, info.memory = s.gateway.SessionPlace(t.id, info.apiKey), s.bodies.gateway.Claim(t.id, info.apiKey)
+	info.session = s.newSessionAccount(t, info.apiKey, w.Header(), info.place)
+	c := &gateway.SessionCall{
+		ID: info.id, Tenant: t.id, User: info.apiKey, Hops: info.hops, Model: model, Protocol: protocol,
+		Account: info.session, Refusal: sessionRefusal, Place: info.place, Memory: info.memory,
+		Start: info.start, Deadline: info.deadline, Outcome: &info.outcome,
+	}
+	if err := c.ChooseEndpoint(s.gateway.Usable(t.config.realtime, t.id)); err != nil {
+		if stranger := s.requireKey(w, r, info); stranger != nil { // strangers learn nothing about models
+			return stranger
+		}
+		return err
+	}
+	connlimit.Admit(r.Context()) // the gateway bounds what takes long
+	info.run, err = s.gateway.OpenSession(w, r, c)
+	if err == nil {
+		return nil
+	}
+	if responseTo(err).refusal == refusedBalance {
+		s.metrics.refusedCharge(t.id, refusedBalance)
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // the provider may have taken long
+	return err
+}
+
+// Hijack implements http.Hijacker, for a handler that opens a WebSocket: what it sends over the connection counts as a
+// response with status 101, to which nothing else is added.
+func (w *responseRecorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.sessions.Add(1) // before http.Server.Shutdown no longer waits for the connection
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		w.sessions.Add(-1)
+		return nil, nil, err
+	}
+	w.status, w.conn, w.takenOver = http.StatusSwitchingProtocols, conn, time.Since(w.info.start)
+	return countedConn{conn, &w.bytes}, buffered, nil
+}
+
+// A countedConn is a connection that counts the bytes that are written.
+type countedConn struct {
+	net.Conn
+	written *atomic.Int64
+}
+
+func (c countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite ends the connection so that the client still gets what was written.
+func (c countedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// runSession carries a session to its end, when net/http has let go of what it keeps for a request. r and response have
+// only what observe needs.
+func (s *server) runSession(run func(), r *http.Request, response *responseRecorder) {
+	defer s.observe(r, response)
+	defer func() {
+		if p := recover(); p != nil {
+			s.logPanic(r, response, p)
+		}
+	}()
+	run()
+}
+
+// sessionRefusal returns how the client of an open session is told of err, which is a refusal of its account.
+func sessionRefusal(err error) (status int, code, message string) {
+	response := responseTo(err)
+	if errors.Is(err, ErrGroupDisabled) {
+		response.body.code = "group_disabled"
+	}
+	return response.status, response.body.code, response.body.Error
+}
+
+// sessionText returns what the line of the access log says of a session.
+func sessionText(info *requestInfo) string {
+	o, charged := &info.outcome, int64(0)
+	if info.session != nil {
+		charged = info.session.charged.Load()
+	}
+	return fmt.Sprintf(" seconds=%.1f input=%d output=%d charged=%d", o.Session.Seconds(), o.Input, o.Output, charged)
+}
+
+// waitSessions waits until no session is open, or ctx is done, and returns how many still are.
+func (s *server) waitSessions(ctx context.Context) int64 {
+	for {
+		open := s.sessions.Load()
+		if open == 0 || ctx.Err() != nil {
+			return open
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// unmeteredSentence says why there are no routes with which a client would go past the gateway.
+const unmeteredSentence = "There is no such route: a session that does not go through the gateway, as with a client " +
+	"secret, WebRTC or SIP, cannot be metered. Open a WebSocket to /v1/realtime instead"
+
+// isUnmetered reports whether a path is that of a resource of OpenAI's Realtime API with which a client would talk to
+// the provider past the gateway.
+func isUnmetered(path string) bool {
+	_, below, _ := strings.Cut(path, "/realtime/")
+	resource, _, _ := strings.Cut(below, "/")
+	return slices.Contains([]string{"client_secrets", "sessions", "transcription_sessions", "calls"}, resource)
 }

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/gomodule/redigo/redis"
 
 	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
@@ -182,60 +182,263 @@ type storeError struct{ store, gateway error }
 func (e storeError) Error() string   { return e.store.Error() }
 func (e storeError) Unwrap() []error { return []error{e.store, e.gateway} }
 
-const fullLogPause = 10 * time.Minute // between two lines in the log
+// A sessionAccount is the gateway.SessionAccount of a session. That may last for an hour, so what is held anew is held
+// under the config of that time, with the API key by the name that it has then.
+type sessionAccount struct {
+	account // for the first hold; its mu also guards what follows, and its holder is where the key was last seen
 
-// ResponseHead returns the first n bytes of a cached response. They are empty if nothing is cached. An error says only
-// that they are not known.
-func (s *store) ResponseHead(deadline time.Time, redisKey string, n int) ([]byte, error) {
-	return redis.Bytes(s.redis.ReadDispensable(deadline, "GETRANGE", redisKey, 0, n-1))
+	latest *tenant                // as it was last seen
+	group  string                 // of the key, when something was last paid; "" if nothing was
+	holds  map[string]sessionHold // by ID: those that may be open, and those that were settled, but not exchanged
+
+	charged atomic.Int64 // by all settlements together
 }
 
-// Response returns a cached response. An error says only that nothing is cached, or that it is not known.
-func (s *store) Response(deadline time.Time, redisKey string) ([]byte, error) {
-	return redis.Bytes(s.redis.ReadDispensable(deadline, "GET", redisKey))
+// A sessionHold is what is known of one hold. Each has its own holder, since a repeated settlement must not miss the
+// record that the first attempt has left under the name of a visitor's key.
+type sessionHold struct {
+	holder  holder
+	counted bool // what was used is counted
 }
 
-// StoreResponse caches a response for ttl, if Redis has memory to spare. Errors: redisdb.ErrFull if it has not;
-// ErrUnavailable.
-func (s *store) StoreResponse(deadline time.Time, redisKey string, value []byte, ttl time.Duration) error {
-	return s.redis.WriteIfRoom(deadline, len(value), "SET", redisKey, value, "EX", int64(ttl/time.Second))
-}
-
-// A tenantCache is the gateway.Cache of a tenant.
-type tenantCache struct {
-	server   *server
-	tenantID string
-}
-
-// Head implements gateway.Cache.
-func (c tenantCache) Head(deadline time.Time, key []byte, n int) ([]byte, error) {
-	return c.server.store.ResponseHead(deadline, responseRedisKey(c.tenantID, key), n)
-}
-
-// Get implements gateway.Cache.
-func (c tenantCache) Get(deadline time.Time, key []byte) ([]byte, error) {
-	return c.server.store.Response(deadline, responseRedisKey(c.tenantID, key))
-}
-
-// Put implements gateway.Cache.
-func (c tenantCache) Put(deadline time.Time, key, value []byte, ttl time.Duration) error {
-	err := c.server.store.StoreResponse(deadline, responseRedisKey(c.tenantID, key), value, ttl)
-	if errors.Is(err, redisdb.ErrFull) {
-		c.server.logFull()
+// newSessionAccount returns the account of a session that an API key of t asks for. The first hold sets headers of the
+// response, and the share of place.
+func (s *server) newSessionAccount(t *tenant, key string, h http.Header, place *fairpool.Claim) *sessionAccount {
+	return &sessionAccount{
+		account: account{server: s, tenant: t, key: key, header: h, place: place, holder: *newHolder(key)},
+		latest:  t, holds: make(map[string]sessionHold),
 	}
-	return err
 }
 
-// Count implements gateway.Cache.
-func (c tenantCache) Count(result gateway.CacheResult) {
-	c.server.metrics.cacheUsed(c.tenantID, result)
-}
-
-// logFull logs that responses are neither cached nor remembered, but not each time.
-func (s *server) logFull() {
-	last, now := s.loggedFull.Load(), time.Now().UnixNano()
-	if now-last > int64(fullLogPause) && s.loggedFull.CompareAndSwap(last, now) {
-		s.log.Warnf("Redis uses more than three quarters of its memory: responses are neither cached nor remembered " +
-			"for their owners")
+// Hold implements gateway.SessionAccount. The first hold is like that of a request.
+func (a *sessionAccount) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
+	if r.Further {
+		return a.holdFurther(deadline, r)
 	}
+	hold, err := a.account.Hold(deadline, r)
+	if err == nil || errors.Is(err, gateway.ErrUnavailable) {
+		a.found(hold.ID, a.holder)
+	}
+	return hold, err
+}
+
+// holdFurther takes one more hold.
+func (a *sessionAccount) holdFurther(deadline time.Time, r gateway.HoldRequest) (gateway.Hold, error) {
+	id, err := newCredential(extraPrefix)
+	if err != nil {
+		return gateway.Hold{}, err
+	}
+	hold := gateway.Hold{ID: id}
+	t, err := a.present(deadline)
+	for err == nil {
+		h := a.lastSeen()
+		var result holdResult
+		result, err = a.server.store.Hold(deadline, t, newHoldRequest(h.key, id, r))
+		if errors.Is(err, ErrNoKey) { // it may have been rotated or merged: look follows it
+			if _, err = a.look(deadline, t, nil); err == nil {
+				continue
+			}
+		}
+		first := cmp.Or(result.firstKey, h.first)
+		if err == nil || errors.Is(err, ErrUnavailable) {
+			a.found(id, holder{h.key, first})
+		}
+		hold.Tokens, hold.Owner = result.held, ownerName(result.userID, first)
+		return hold, a.refused(t, result.group, err)
+	}
+	return hold, a.refused(t, "", err)
+}
+
+// Renew implements gateway.Account.
+func (a *sessionAccount) Renew(deadline time.Time, hold gateway.Hold, ttl time.Duration) error {
+	t, h := a.known(hold.ID)
+	err := a.server.store.RenewHold(deadline, t, &h, hold.ID, hold.Tokens, ttl)
+	if err == nil || errors.Is(err, ErrNoHold) {
+		a.found(hold.ID, h)
+	}
+	return forGateway(err)
+}
+
+// Settle implements gateway.Account. What Exchange has settled is counted once.
+func (a *sessionAccount) Settle(deadline time.Time, holdID string, u gateway.Usage) (gateway.Balance, error) {
+	balance, err := a.settle(deadline, holdID, u)
+	if !errors.Is(err, ErrUnavailable) {
+		a.forget(holdID)
+	}
+	if !u.IsPart && (errors.Is(err, ErrNoKey) || errors.Is(err, ErrNoHold)) { // the request was one all the same
+		a.mu.Lock()
+		group := a.group
+		a.mu.Unlock()
+		a.countUsage(settlement{group: group}, gateway.Usage{Endpoint: u.Endpoint, Model: u.Model})
+	}
+	return balance, forGateway(err)
+}
+
+// settle does what Settle does, but remembers the hold. Errors are those of the store.
+func (a *sessionAccount) settle(deadline time.Time, holdID string, u gateway.Usage) (gateway.Balance, error) {
+	t, h := a.known(holdID)
+	result, err := a.server.store.Settle(deadline, t, &h, settleRequest{holdID: holdID, used: u.Cost, isLease: true})
+	if err != nil {
+		return gateway.Balance{}, err
+	}
+	return a.paid(holdID, result, u), nil
+}
+
+// Exchange implements gateway.SessionAccount.
+func (a *sessionAccount) Exchange(deadline time.Time, holdID string, u gateway.Usage, next gateway.HoldRequest) (
+	gateway.Balance, gateway.Hold, error) {
+	hold := gateway.Hold{ID: next.ID}
+	if hold.ID == "" {
+		prefix := leasePrefix
+		if strings.HasPrefix(holdID, extraPrefix) {
+			prefix = extraPrefix
+		}
+		var err error
+		if hold.ID, err = newCredential(prefix); err != nil {
+			return gateway.Balance{}, gateway.Hold{}, err
+		}
+	}
+	_, from := a.known(holdID)
+	a.remember(hold.ID, from) // also if it is refused: it may be settled all the same
+	t, err := a.present(deadline)
+	if errors.Is(err, ErrUnavailable) {
+		return gateway.Balance{}, hold, forGateway(err)
+	}
+	if err != nil { // there is no config to hold anything under
+		balance, unsettled := a.settle(deadline, holdID, u)
+		return balance, hold, a.refused(t, "", cmp.Or(unsettled, err))
+	}
+	h, r := from, settleRequest{holdID: holdID, used: u.Cost, isLease: true}
+	result, err := a.server.store.Exchange(deadline, t, &h, r, newHoldRequest("", hold.ID, next))
+	var balance gateway.Balance
+	if result.isSettled {
+		balance = a.paid(holdID, result.settlement, u)
+	}
+	if err == nil {
+		a.forget(holdID)
+		a.found(hold.ID, h)
+	}
+	hold.Tokens = result.held
+	return balance, hold, a.refused(t, result.group, err)
+}
+
+// Check implements gateway.SessionAccount.
+func (a *sessionAccount) Check(deadline time.Time, models []string) error {
+	t, err := a.present(deadline)
+	group := ""
+	if err == nil {
+		group, err = a.look(deadline, t, models)
+	}
+	return a.forSession(t, group, err)
+}
+
+// look returns what the store's Check does, and learns where the key is.
+func (a *sessionAccount) look(deadline time.Time, t *tenant, models []string) (group string, err error) {
+	h := a.lastSeen()
+	group, err = a.server.store.Check(deadline, t, &h, models)
+	if err == nil {
+		a.mu.Lock()
+		a.holder = h
+		a.mu.Unlock()
+	}
+	return group, err
+}
+
+// present returns the tenant as it is now. Errors: those of store.Tenant, also if it was deleted and created anew.
+func (a *sessionAccount) present(deadline time.Time) (*tenant, error) {
+	t, err := a.server.store.Tenant(deadline, a.tenant.id)
+	if t != nil && t.generation != a.tenant.generation {
+		return nil, ErrNoTenant
+	}
+	if err == nil {
+		a.mu.Lock()
+		a.latest = t
+		a.mu.Unlock()
+	}
+	return t, err
+}
+
+// lastSeen returns where the key was last seen.
+func (a *sessionAccount) lastSeen() holder {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.holder
+}
+
+// known returns the tenant as it was last seen, and where to look for a hold: if nothing is known of it, where the key
+// was at first.
+func (a *sessionAccount) known(holdID string) (*tenant, holder) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if hold, ok := a.holds[holdID]; ok {
+		return a.latest, hold.holder
+	}
+	return a.latest, *newHolder(a.key)
+}
+
+// remember remembers from where a hold is to be looked for.
+func (a *sessionAccount) remember(holdID string, h holder) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.holds[holdID] = sessionHold{h, a.holds[holdID].counted}
+}
+
+// found remembers who has a hold, which says where the key is.
+func (a *sessionAccount) found(holdID string, h holder) {
+	a.remember(holdID, h)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.holder = h
+}
+
+// forget forgets a hold that is settled.
+func (a *sessionAccount) forget(holdID string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.holds, holdID)
+}
+
+// paid counts what settling a hold has led to, unless that was counted before, and returns it.
+func (a *sessionAccount) paid(holdID string, s settlement, u gateway.Usage) gateway.Balance {
+	a.mu.Lock()
+	hold, ok := a.holds[holdID]
+	if !ok {
+		hold.holder = *newHolder(a.key)
+	}
+	isNew := !hold.counted
+	hold.counted = true
+	a.holds[holdID], a.group = hold, s.group
+	a.mu.Unlock()
+	if isNew {
+		a.countUsage(s, u)
+	}
+	return gateway.Balance{Charged: s.charged, Left: s.tokensLeft}
+}
+
+// countUsage counts what a settlement has charged for, also among the tokens of models: a session may last for an hour.
+func (a *sessionAccount) countUsage(s settlement, u gateway.Usage) {
+	a.charged.Add(s.charged)
+	a.account.countUsage(s, u)
+	if u.Endpoint != "" {
+		a.server.metrics.gateway.countTokens(a.tenant.id, u.Endpoint, &u.Usage)
+	}
+}
+
+// refused counts err, with which the store has refused a hold, and returns it as the gateway understands it.
+func (a *sessionAccount) refused(t *tenant, group string, err error) error {
+	if err != nil {
+		a.server.countRefusal(a.tenant.id, err)
+	}
+	return a.forSession(t, group, err)
+}
+
+// forSession returns err, an error of the store about a key of that group, as the gateway understands it.
+func (a *sessionAccount) forSession(t *tenant, group string, err error) error {
+	switch {
+	case errors.Is(err, ErrModelDenied):
+		return gateway.DeniedError{Allowed: t.config.groups[group].models}
+	case errors.Is(err, redisdb.ErrFull):
+		return gateway.Error{Status: http.StatusServiceUnavailable, Message: "Too little memory is left to hold tokens"}
+	}
+	return forGateway(err)
 }

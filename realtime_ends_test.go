@@ -35,7 +35,7 @@ type endRow struct {
 	config [2]string // what becomes what in the tenant's config
 	end    func(t *testing.T, e *endTest)
 
-	spend int64 // tokens of a transcription that comes then, so that the account is asked; 0: there is none
+	spend int64 // tokens of a transcription that comes then, so that the account is asked; 0: none comes
 
 	client, server websocket.Code // that each side gets; CloseLost: none
 	event          string         // the code, or else the type, of the error that the client gets; "" for none

@@ -147,7 +147,7 @@ func (r *URL) lookAt(ctx context.Context, look func(ctx context.Context, address
 }
 
 // checkTLS returns an error if the server at address certainly uses TLS and the URL says that it does not, or the
-// reverse, or if it refuses the client's certificate or that there is none. A server may show that only to a client
+// reverse, or if it refuses the client's certificate or demands one. A server may show that only to a client
 // that tries the other, or that sends nothing.
 func (r *URL) checkTLS(ctx context.Context, address string) error {
 	if r.network == "unix" {

@@ -90,7 +90,7 @@ func TestParseSeveralHosts(t *testing.T) {
 // none has a line break.
 func TestRedisURLMistakes(t *testing.T) {
 	const begin = "must begin with redis://, rediss:// (TLS), unix://, "
-	tests := []struct{ url, want string }{ // want is the whole error or, if it ends in …, how it begins; "" is none
+	tests := []struct{ url, want string }{ // want is the whole error or, if it ends in …, how it begins; "" means no error
 		{"redis://h:6379\n", ""},
 		{" \tredis://h:6379 \r\n", ""},
 		{"rediss-sentinel://h/m\n", ""},
