@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -40,7 +41,8 @@ type Peer struct {
 
 // A peerServer is what opens Peers: the WebSockets of one server.
 type peerServer struct {
-	side websocket.Side
+	server *httptest.Server
+	side   websocket.Side
 
 	mu      sync.Mutex
 	open    map[*Peer]bool
@@ -105,8 +107,15 @@ func (s *peerServer) remove(p *Peer) {
 	s.serving.Done()
 }
 
-// stop cuts all WebSockets, and opens no more. It may be called more than once.
-func (s *peerServer) stop() {
+// start lets handler respond until the test ends, and returns the address: 127.0.0.1:port.
+func (s *peerServer) start(t testing.TB, handler http.Handler) (address string) {
+	s.server = httptest.NewServer(handler)
+	t.Cleanup(s.Stop)
+	return s.server.Listener.Addr().String()
+}
+
+// Stop ends the server: it cuts all connections, and refuses new ones. It may be called more than once.
+func (s *peerServer) Stop() {
 	s.mu.Lock()
 	s.stopped = true
 	for p := range s.open {
@@ -114,6 +123,8 @@ func (s *peerServer) stop() {
 	}
 	s.mu.Unlock()
 	s.serving.Wait()
+	s.server.CloseClientConnections()
+	s.server.Close()
 }
 
 // Send sends a text message. That nobody reads it any more is no reason for the test to fail.

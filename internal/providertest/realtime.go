@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -52,8 +51,7 @@ type RealtimeConduct struct {
 type Realtime struct {
 	URL string // ws://127.0.0.1:port/v1/realtime
 
-	server *httptest.Server
-	peers  peerServer
+	peerServer
 
 	mu       sync.Mutex
 	conduct  RealtimeConduct
@@ -65,17 +63,8 @@ type Realtime struct {
 func NewRealtime(t testing.TB) *Realtime {
 	t.Helper()
 	r := new(Realtime)
-	r.server = httptest.NewServer(r)
-	r.URL = "ws" + strings.TrimPrefix(r.server.URL, "http") + "/v1/realtime"
-	t.Cleanup(r.Stop)
+	r.URL = "ws://" + r.start(t, r) + "/v1/realtime"
 	return r
-}
-
-// Stop ends the server: it cuts all connections, and refuses new ones. It may be called more than once.
-func (r *Realtime) Stop() {
-	r.peers.stop()
-	r.server.CloseClientConnections()
-	r.server.Close()
 }
 
 // On sets how sessions are conducted that are opened from now on.
@@ -231,7 +220,7 @@ func (s *RealtimeSession) serve(w http.ResponseWriter, protocol string) {
 			s.SendEvent("session.created", object{"session": s.Settings()})
 		}
 	}
-	s.realtime.peers.serve(w, &s.Peer, protocol, opened, func(m Message) { s.read(m.Data) })
+	s.realtime.serve(w, &s.Peer, protocol, opened, func(m Message) { s.read(m.Data) })
 	s.running.Wait() // responses end with the connection
 }
 

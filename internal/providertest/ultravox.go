@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -37,8 +36,7 @@ type UltravoxConduct struct {
 type Ultravox struct {
 	URL string // http://127.0.0.1:port/api/calls
 
-	server *httptest.Server
-	peers  peerServer
+	peerServer
 
 	mu      sync.Mutex
 	conduct UltravoxConduct
@@ -52,17 +50,8 @@ func NewUltravox(t testing.TB) *Ultravox {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/calls", u.create)
 	mux.HandleFunc("GET /join/{id}", u.join)
-	u.server = httptest.NewServer(mux)
-	u.URL = u.server.URL + "/api/calls"
-	t.Cleanup(u.Stop)
+	u.URL = "http://" + u.start(t, mux) + "/api/calls"
 	return u
-}
-
-// Stop ends the server: it cuts all connections, and refuses new ones. It may be called more than once.
-func (u *Ultravox) Stop() {
-	u.peers.stop()
-	u.server.CloseClientConnections()
-	u.server.Close()
 }
 
 // On sets how calls are conducted that are created from now on.
@@ -199,7 +188,7 @@ func (u *Ultravox) join(w http.ResponseWriter, r *http.Request) {
 	timer := time.AfterFunc(call.Max, call.expire)
 	timer.Stop()
 	defer timer.Stop()
-	u.peers.serve(w, &call.Peer, "", func() { call.begin(timer) }, call.read)
+	u.serve(w, &call.Peer, "", func() { call.begin(timer) }, call.read)
 	call.setEnd("hangup")
 }
 
