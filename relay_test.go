@@ -309,7 +309,8 @@ func TestGatewayHangUps(t *testing.T) {
 				t.Errorf("charged %d, want %d", got, want)
 			}
 			mayCancel := test.cancelled
-			if strings.HasSuffix(f.path, "/audio/speech") && slices.Equal(mayCancel, never) { // its cost is known before its end, which is not awaited
+			// Its cost is known before its end, which is not awaited.
+			if strings.HasSuffix(f.path, "/audio/speech") && slices.Equal(mayCancel, never) {
 				mayCancel = maybe
 			}
 			waittest.Eventually(t, 10*time.Second, func() error {
