@@ -1,0 +1,284 @@
+package stripe
+
+import (
+	"strings"
+	"time"
+
+	"tollgate/internal/strict"
+)
+
+// A Mode is what a Checkout Session is for.
+type Mode string
+
+const (
+	ModePayment      Mode = "payment"      // something is bought once
+	ModeSubscription Mode = "subscription" // its tokens come with invoices, the first of them too
+	ModeSetup        Mode = "setup"        // nothing is bought; not made here
+)
+
+// A Session is a Checkout Session, by which a customer pays on a page of Stripe's. Strings are empty if Stripe has null
+// there.
+type Session struct {
+	ID            string
+	Mode          Mode
+	IsPaid        bool   // or there is nothing to pay: a coupon covers all, or a trial begins
+	URL           string // of the page; empty once it is complete or has expired
+	Customer      string
+	PaymentIntent string // in ModePayment, once it is known
+	Subscription  string // in ModeSubscription, once it is complete
+	AmountTotal   int64  // in the smallest unit of Currency
+	Currency      string
+
+	// ClientReferenceID is not to be trusted if the account has Payment Links: whoever opens one chooses it.
+	ClientReferenceID string
+	Metadata          map[string]string
+
+	Items     []Item // what is bought; events do not have them, Account.Session has
+	MoreItems bool   // Items is not all
+}
+
+// session must say whether it is paid. What is unpaid, such as a bank transfer, may be paid later or never.
+func session(s *Session) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var status string
+		ok := object(strict.Rules{
+			"id":                  id(&s.ID),
+			"mode":                oneOf(&s.Mode, ModePayment, ModeSubscription, ModeSetup),
+			"payment_status":      oneOf(&status, "paid", "unpaid", "no_payment_required"),
+			"url":                 orNull(strict.String(&s.URL)),
+			"customer":            reference(strict.String(&s.Customer)),
+			"payment_intent":      reference(id(&s.PaymentIntent)),
+			"subscription":        reference(id(&s.Subscription)),
+			"amount_total":        orNull(amount(&s.AmountTotal)),
+			"currency":            orNull(strict.String(&s.Currency)),
+			"client_reference_id": orNull(strict.String(&s.ClientReferenceID)),
+			"metadata":            metadata(&s.Metadata),
+			"line_items":          orNull(list(&s.Items, &s.MoreItems, item)),
+		}, "id", "mode", "payment_status", "metadata")(wrong, value)
+		s.IsPaid = status == "paid" || status == "no_payment_required"
+		return ok
+	}
+}
+
+// An Item is a price and how many of it are bought once, or in each period of a subscription.
+type Item struct {
+	Price      string
+	Quantity   int64     // 1 if Stripe names none
+	Start, End time.Time // the present period of a subscription's item; else zero
+}
+
+func item(i *Item) strict.Rule {
+	i.Quantity = 1
+	return object(strict.Rules{
+		"price":                reference(strict.String(&i.Price)),
+		"plan":                 reference(strict.String(&i.Price)), // see line
+		"quantity":             orNull(amount(&i.Quantity)),
+		"current_period_start": seconds(&i.Start),
+		"current_period_end":   seconds(&i.End),
+	})
+}
+
+// A SubscriptionStatus says whether a subscription is paid for.
+type SubscriptionStatus string
+
+const (
+	Active            SubscriptionStatus = "active"
+	Trialing          SubscriptionStatus = "trialing"
+	PastDue           SubscriptionStatus = "past_due" // Stripe retries the payment, for weeks
+	Unpaid            SubscriptionStatus = "unpaid"   // it has given up
+	Canceled          SubscriptionStatus = "canceled" // for ever
+	Incomplete        SubscriptionStatus = "incomplete"
+	IncompleteExpired SubscriptionStatus = "incomplete_expired" // the first payment has failed, for ever
+	Paused            SubscriptionStatus = "paused"             // a trial has ended without a way to pay
+)
+
+// A Subscription is what a customer pays for again and again.
+type Subscription struct {
+	ID                string
+	Customer          string
+	Status            SubscriptionStatus
+	CancelAtPeriodEnd bool
+	Metadata          map[string]string
+	Items             []Item
+	MoreItems         bool // Items is not all
+}
+
+func subscription(s *Subscription) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var start, end time.Time // of all items, before basil
+		ok := object(strict.Rules{
+			"id":       id(&s.ID),
+			"customer": reference(strict.String(&s.Customer)),
+			"status": oneOf(&s.Status,
+				Active, Trialing, PastDue, Unpaid, Canceled, Incomplete, IncompleteExpired, Paused),
+			"cancel_at_period_end": strict.Bool(&s.CancelAtPeriodEnd),
+			"current_period_start": seconds(&start),
+			"current_period_end":   seconds(&end),
+			"metadata":             metadata(&s.Metadata),
+			"items":                list(&s.Items, &s.MoreItems, item),
+		}, "id", "customer", "status", "metadata", "items")(wrong, value)
+		for i := range s.Items {
+			if it := &s.Items[i]; it.End.IsZero() {
+				it.Start, it.End = start, end
+			}
+		}
+		return ok
+	}
+}
+
+// An Invoice is what a customer pays for a period of a subscription, or for something else.
+type Invoice struct {
+	ID            string
+	IsPaid        bool // outside Stripe, too
+	BillingReason string
+	Customer      string
+	Subscription  string // empty if it is for something else
+	AmountPaid    int64  // in the smallest unit of Currency; 0 for a trial, or if a coupon covers all
+	Currency      string
+
+	// Metadata is what the subscription had when the invoice was finalized. It is nil if the invoice does not say: it is
+	// for something else, or has the shape of a version before 2023.
+	Metadata map[string]string
+
+	Lines     []Line
+	MoreLines bool // Lines is not all: Account.InvoiceLines has the others
+}
+
+// invoice reads both shapes. What is of a subscription must name it.
+func invoice(i *Invoice) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var status string
+		details := orNull(object(strict.Rules{
+			"subscription": reference(id(&i.Subscription)), "metadata": metadata(&i.Metadata),
+		}))
+		ok := object(strict.Rules{
+			"id":                   id(&i.ID),
+			"status":               orNull(strict.String(&status)),
+			"billing_reason":       orNull(strict.String(&i.BillingReason)),
+			"customer":             reference(strict.String(&i.Customer)),
+			"amount_paid":          amount(&i.AmountPaid),
+			"currency":             strict.String(&i.Currency),
+			"lines":                list(&i.Lines, &i.MoreLines, line),
+			"parent":               orNull(object(strict.Rules{"subscription_details": details})), // since basil
+			"subscription":         reference(id(&i.Subscription)),
+			"subscription_details": details,
+		}, "id", "status", "billing_reason", "amount_paid", "currency", "lines")(wrong, value)
+		i.IsPaid = status == "paid"
+		if ok && i.Subscription == "" && strings.HasPrefix(i.BillingReason, "subscription") {
+			return wrong.AddMember("parent", "must name the subscription")
+		}
+		return ok
+	}
+}
+
+// A Line is a line of an invoice.
+type Line struct {
+	ID         string
+	Price      string // empty if it has none, but an amount of its own
+	Quantity   int64  // 1 if Stripe names none
+	Amount     int64  // in the smallest unit of the invoice's currency; negative for what is given back
+	Start, End time.Time
+
+	// IsProration says that the line is for a part of a period, because the subscription has changed within it. The same
+	// period has a line that is none.
+	IsProration bool
+}
+
+// line reads both shapes. A line must say its price, which may be null, and if it has one, whether it is a proration.
+func line(l *Line) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		l.Quantity = 1
+		saysProration := false
+		proration := func(wrong *strict.Problems, value []byte) bool {
+			saysProration = true
+			return strict.Bool(&l.IsProration)(wrong, value)
+		}
+		details := orNull(object(strict.Rules{"proration": proration}, "proration"))
+		price := reference(strict.String(&l.Price))
+		rules := strict.Rules{
+			"id":       strict.String(&l.ID),
+			"quantity": orNull(amount(&l.Quantity)),
+			"amount":   amount(&l.Amount),
+			"period":   object(strict.Rules{"start": seconds(&l.Start), "end": seconds(&l.End)}, "start", "end"),
+
+			// Since basil.
+			"parent": orNull(object(strict.Rules{"subscription_item_details": details, "invoice_item_details": details})),
+			"pricing": orNull(object(strict.Rules{
+				"price_details": object(strict.Rules{"price": price}, "price"),
+			}, "price_details")),
+
+			// Before. A plan has the same ID as its price, and is alone before 2020.
+			"proration": proration, "price": price, "plan": price,
+		}
+		seen, ok := strict.ReadObject(wrong, value, func(name string) strict.Rule { return rules[name] })
+		ok = wrong.Require(seen, "id", "amount", "period") && ok
+		switch {
+		case !ok:
+			return false
+		case !seen["pricing"] && !seen["price"] && !seen["plan"]:
+			return wrong.AddMember("pricing", "is missing")
+		case l.Price != "" && !saysProration:
+			return wrong.AddMember("parent", "must say whether it is a proration")
+		}
+		return true
+	}
+}
+
+// A Charge is a payment, and what was refunded of it.
+type Charge struct {
+	ID             string
+	PaymentIntent  string
+	Customer       string
+	Amount         int64  // that was paid, with taxes, in the smallest unit of Currency
+	AmountRefunded int64  // by all refunds so far
+	Currency       string // of three letters
+	Metadata       map[string]string
+
+	// Invoice is the one that was paid. It is always empty since basil: Account.InvoiceOfPayment asks for it.
+	Invoice string
+}
+
+func charge(c *Charge) strict.Rule {
+	return object(strict.Rules{
+		"id":              id(&c.ID),
+		"payment_intent":  reference(id(&c.PaymentIntent)),
+		"customer":        reference(strict.String(&c.Customer)),
+		"amount":          strict.Int(&c.Amount, 0, strict.MaxInt),
+		"amount_refunded": strict.Int(&c.AmountRefunded, 0, strict.MaxInt),
+		"currency":        strict.String(&c.Currency),
+		"metadata":        metadata(&c.Metadata),
+		"invoice":         reference(id(&c.Invoice)),
+	}, "id", "amount", "amount_refunded", "currency", "metadata")
+}
+
+// A Dispute is a customer's complaint to a bank about a charge. The metadata of the charge is not in it.
+type Dispute struct {
+	ID            string
+	Charge        string
+	PaymentIntent string
+	Amount        int64  // that is disputed, in the smallest unit of Currency
+	Currency      string // of three letters
+
+	IsInquiry bool // no money has moved, and none will unless it becomes a dispute
+	IsWon     bool // the money is back
+	IsClosed  bool // won, lost, prevented by a refund, or an inquiry without consequence
+}
+
+func dispute(d *Dispute) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		var status string
+		ok := object(strict.Rules{
+			"id":             id(&d.ID),
+			"charge":         reference(id(&d.Charge)),
+			"payment_intent": reference(id(&d.PaymentIntent)),
+			"amount":         strict.Int(&d.Amount, 0, strict.MaxInt),
+			"currency":       strict.String(&d.Currency),
+			"status": oneOf(&status, "needs_response", "under_review", "won", "lost", "prevented",
+				"warning_needs_response", "warning_under_review", "warning_closed"),
+		}, "id", "charge", "amount", "currency", "status")(wrong, value)
+		d.IsInquiry = strings.HasPrefix(status, "warning_")
+		d.IsWon = status == "won"
+		d.IsClosed = d.IsWon || status == "lost" || status == "prevented" || status == "warning_closed"
+		return ok
+	}
+}
