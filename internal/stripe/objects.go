@@ -46,9 +46,9 @@ func session(s *Session) strict.Rule {
 			"mode":                oneOf(&s.Mode, ModePayment, ModeSubscription, ModeSetup),
 			"payment_status":      oneOf(&status, "paid", "unpaid", "no_payment_required"),
 			"url":                 orNull(strict.String(&s.URL)),
-			"customer":            reference(strict.String(&s.Customer)),
-			"payment_intent":      reference(id(&s.PaymentIntent)),
-			"subscription":        reference(id(&s.Subscription)),
+			"customer":            orNull(reference(strict.String(&s.Customer))),
+			"payment_intent":      orNull(reference(id(&s.PaymentIntent))),
+			"subscription":        orNull(reference(id(&s.Subscription))),
 			"amount_total":        orNull(amount(&s.AmountTotal)),
 			"currency":            orNull(strict.String(&s.Currency)),
 			"client_reference_id": orNull(strict.String(&s.ClientReferenceID)),
@@ -70,8 +70,8 @@ type Item struct {
 func item(i *Item) strict.Rule {
 	i.Quantity = 1
 	return object(strict.Rules{
-		"price":                reference(strict.String(&i.Price)),
-		"plan":                 reference(strict.String(&i.Price)), // see line
+		"price":                orNull(reference(strict.String(&i.Price))),
+		"plan":                 orNull(reference(strict.String(&i.Price))), // see line
 		"quantity":             orNull(amount(&i.Quantity)),
 		"current_period_start": seconds(&i.Start),
 		"current_period_end":   seconds(&i.End),
@@ -108,7 +108,7 @@ func subscription(s *Subscription) strict.Rule {
 		var start, end time.Time // of all items, before basil
 		ok := object(strict.Rules{
 			"id":       id(&s.ID),
-			"customer": reference(strict.String(&s.Customer)),
+			"customer": orNull(reference(strict.String(&s.Customer))),
 			"status": oneOf(&s.Status,
 				Active, Trialing, PastDue, Unpaid, Canceled, Incomplete, IncompleteExpired, Paused),
 			"cancel_at_period_end": strict.Bool(&s.CancelAtPeriodEnd),
@@ -116,7 +116,7 @@ func subscription(s *Subscription) strict.Rule {
 			"current_period_end":   seconds(&end),
 			"metadata":             metadata(&s.Metadata),
 			"items":                list(&s.Items, &s.MoreItems, item),
-		}, "id", "customer", "status", "metadata", "items")(wrong, value)
+		}, "id", "status", "metadata", "items")(wrong, value)
 		for i := range s.Items {
 			if it := &s.Items[i]; it.End.IsZero() {
 				it.Start, it.End = start, end
@@ -149,18 +149,18 @@ func invoice(i *Invoice) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var status string
 		details := orNull(object(strict.Rules{
-			"subscription": reference(id(&i.Subscription)), "metadata": metadata(&i.Metadata),
+			"subscription": orNull(reference(id(&i.Subscription))), "metadata": metadata(&i.Metadata),
 		}))
 		ok := object(strict.Rules{
 			"id":                   id(&i.ID),
 			"status":               orNull(strict.String(&status)),
 			"billing_reason":       orNull(strict.String(&i.BillingReason)),
-			"customer":             reference(strict.String(&i.Customer)),
+			"customer":             orNull(reference(strict.String(&i.Customer))),
 			"amount_paid":          amount(&i.AmountPaid),
 			"currency":             strict.String(&i.Currency),
 			"lines":                list(&i.Lines, &i.MoreLines, line),
 			"parent":               orNull(object(strict.Rules{"subscription_details": details})), // since basil
-			"subscription":         reference(id(&i.Subscription)),
+			"subscription":         orNull(reference(id(&i.Subscription))),
 			"subscription_details": details,
 		}, "id", "status", "billing_reason", "amount_paid", "currency", "lines")(wrong, value)
 		i.IsPaid = status == "paid"
@@ -208,7 +208,7 @@ func line(l *Line) strict.Rule {
 			}, "price_details")),
 
 			// Before. A plan has the same ID as its price, and is alone before 2020.
-			"proration": proration, "price": price, "plan": price,
+			"proration": proration, "price": orNull(price), "plan": orNull(price),
 		}
 		seen, ok := strict.ReadObject(wrong, value, func(name string) strict.Rule { return rules[name] })
 		ok = wrong.Require(seen, "id", "amount", "period") && ok
@@ -241,13 +241,13 @@ type Charge struct {
 func charge(c *Charge) strict.Rule {
 	return object(strict.Rules{
 		"id":              id(&c.ID),
-		"payment_intent":  reference(id(&c.PaymentIntent)),
-		"customer":        reference(strict.String(&c.Customer)),
+		"payment_intent":  orNull(reference(id(&c.PaymentIntent))),
+		"customer":        orNull(reference(strict.String(&c.Customer))),
 		"amount":          strict.Int(&c.Amount, 0, strict.MaxInt),
 		"amount_refunded": strict.Int(&c.AmountRefunded, 0, strict.MaxInt),
 		"currency":        strict.String(&c.Currency),
 		"metadata":        metadata(&c.Metadata),
-		"invoice":         reference(id(&c.Invoice)),
+		"invoice":         orNull(reference(id(&c.Invoice))),
 	}, "id", "amount", "amount_refunded", "currency", "metadata")
 }
 
@@ -270,7 +270,7 @@ func dispute(d *Dispute) strict.Rule {
 		ok := object(strict.Rules{
 			"id":             id(&d.ID),
 			"charge":         reference(id(&d.Charge)),
-			"payment_intent": reference(id(&d.PaymentIntent)),
+			"payment_intent": orNull(reference(id(&d.PaymentIntent))),
 			"amount":         strict.Int(&d.Amount, 0, strict.MaxInt),
 			"currency":       strict.String(&d.Currency),
 			"status": oneOf(&status, "needs_response", "under_review", "won", "lost", "prevented",

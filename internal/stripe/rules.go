@@ -51,16 +51,16 @@ func isID(text string) bool {
 	return text != "" && len(text) <= 255 && !slices.ContainsFunc([]byte(text), func(c byte) bool { return !strict.IsWord(c) })
 }
 
-// reference accepts a reference to another object: null, a string that rule accepts, or, where a request or an old
-// version has expanded it, the object with its id.
+// reference accepts a reference to another object: an ID that rule accepts, or the object itself, where a request or an
+// old version has expanded it.
 func reference(rule strict.Rule) strict.Rule {
 	expanded := object(strict.Rules{"id": rule}, "id")
-	return orNull(func(wrong *strict.Problems, value []byte) bool {
+	return func(wrong *strict.Problems, value []byte) bool {
 		if value[0] == '{' {
 			return expanded(wrong, value)
 		}
 		return rule(wrong, value)
-	})
+	}
 }
 
 // oneOf accepts one of names.
