@@ -71,7 +71,7 @@ func (a Account) post(ctx context.Context, path string, f form, idempotencyKey s
 	}
 	r, err := http.NewRequest(http.MethodPost, a.client.baseURL+"/v1/"+path, strings.NewReader(f.encode()))
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	r.Header.Set("Idempotency-Key", idempotencyKey)
@@ -87,7 +87,7 @@ func (a Account) get(ctx context.Context, f form, rule strict.Rule, path ...stri
 	}
 	r, err := http.NewRequest(http.MethodGet, a.client.baseURL+"/v1/"+strings.Join(path, "/"), nil)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	r.URL.RawQuery = f.encode()
 	return a.do(ctx, r, rule)
