@@ -20,7 +20,7 @@ cluster: tools ## run the tests, but for load and fault suites, on a Redis Clust
 
 integration: TOOLS = redis-server curl jq nginx caddy promtool prometheus node npm npx python3 chromium
 integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, SDKs, agents
-	go test -race -tags integration -run '^TestIntegration' . ./internal/llmwire ./internal/websocket
+	go test -race -tags integration -run '^TestIntegration' . ./internal/llmwire ./internal/stripe ./internal/websocket
 
 testdata/sdk/node_modules: testdata/sdk/package-lock.json | tools
 	npm ci --prefix testdata/sdk --no-audit --no-fund && touch $@

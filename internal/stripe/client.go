@@ -127,7 +127,7 @@ type Checkout struct {
 	Price             string
 	Quantity          int64  // at least 1; the customer cannot change it
 	SuccessURL        string // where the customer goes then; Stripe replaces {CHECKOUT_SESSION_ID} in it
-	CancelURL         string // where the link back goes; there is none if it is empty
+	CancelURL         string // where the link back leads; without it there is no link
 	Customer          string // who has paid before, or empty for somebody new
 	ClientReferenceID string // at most 200 characters
 
@@ -174,7 +174,8 @@ func (a Account) CreatePortal(
 	f := make(form)
 	f.set(customer, "customer")
 	f.set(returnURL, "return_url")
-	err = a.post(ctx, "billing_portal/sessions", f, idempotencyKey, object(strict.Rules{"url": strict.String(&url)}, "url"))
+	rule := object(strict.Rules{"url": strict.String(&url)}, "url")
+	err = a.post(ctx, "billing_portal/sessions", f, idempotencyKey, rule)
 	return url, err
 }
 

@@ -27,7 +27,7 @@ var (
 )
 
 // An Error is a response by which Stripe refuses a request, or an unexpected one such as a redirect. Its texts have no
-// API key in them, and at most maxTextBytes each.
+// API key in them, and at most 500 bytes each.
 type Error struct {
 	Status    int    // of HTTP
 	Type      string // such as invalid_request_error; this and what follows may be empty

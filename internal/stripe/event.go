@@ -46,7 +46,7 @@ type Event struct {
 	ID      string
 	Type    string // Stripe's name
 	Kind    Kind
-	Created time.Time // in whole seconds
+	Created time.Time // in whole seconds; zero for v2.core.event
 	IsLive  bool      // real money; compare with Account.IsLive
 
 	Session      *Session
@@ -57,22 +57,23 @@ type Event struct {
 }
 
 // ReadEvent reads the body of a webhook, whatever the version of its endpoint. The caller has verified that Stripe has
-// signed it. Of an event that is ignored, nothing is read but what it is. Errors: one that wraps ErrSyntax if the body
-// is no JSON, and one that wraps ErrShape if the event is of a known type, but not of a known shape.
+// signed it. Of an event that is ignored, no object is read. Errors: one that wraps ErrSyntax if the body is no JSON,
+// and one that wraps ErrShape if the event is of a known type, but not of a known shape. It has its ID and Type then
+// too, as far as they are there.
 func ReadEvent(body []byte) (Event, error) {
 	var e Event
 	var class, account string
 	err := decode(body, object(strict.Rules{
-		"object":  oneOf(&class, "event", "v2.core.event"),
-		"id":      id(&e.ID),
-		"type":    strict.String(&e.Type),
-		"account": orNull(strict.String(&account)),
-	}, "object", "id", "type"))
+		"object":   oneOf(&class, "event", "v2.core.event"),
+		"id":       id(&e.ID),
+		"type":     strict.String(&e.Type),
+		"livemode": strict.Bool(&e.IsLive),
+		"account":  orNull(strict.String(&account)),
+	}, "object", "id", "type", "livemode"))
 	if err != nil || class != "event" {
 		return e, err
 	}
-	rules := strict.Rules{"created": seconds(&e.Created), "livemode": strict.Bool(&e.IsLive)}
-	required := []string{"created", "livemode"}
+	rules, required := strict.Rules{"created": seconds(&e.Created)}, []string{"created"}
 	if account == "" {
 		if rule := e.object(); rule != nil {
 			rules["data"] = object(strict.Rules{"object": rule}, "object")

@@ -142,10 +142,11 @@ func TestIgnoredEvents(t *testing.T) {
 		`{"object":"event","id":"evt_1","type":"invoice.paid","account":"acct_1","created":1,"livemode":false,"data":{"object":{"id":"in_1"}}}`,
 		`{"object":"event","id":"evt_1","type":"product.created","created":1,"livemode":false,"data":{"object":{"id":7}}}`,
 		`{"object":"event","id":"evt_1","type":"product.created","account":null,"created":1,"livemode":false}`,
-		`{"object":"v2.core.event","id":"evt_1","type":"invoice.paid","created":"2026-11-25T12:00:00Z","livemode":false,"data":{"object":1}}`,
+		`{"object":"v2.core.event","id":"evt_1","type":"invoice.paid","created":"2026-11-25T12:00:00Z","livemode":true,"data":{"object":1}}`,
 	} {
 		e, err := ReadEvent([]byte(body))
-		if err != nil || e.Kind != Ignored || e.ID != "evt_1" || e.Type == "" || e.Session != nil || e.Invoice != nil || e.Charge != nil {
+		want := Event{ID: "evt_1", Type: e.Type, Created: e.Created, IsLive: strings.Contains(body, "true")}
+		if err != nil || e != want || e.Type == "" {
 			t.Errorf("%s: got %+v, %v", body, e, err)
 		}
 	}
@@ -207,9 +208,13 @@ func setMember(t testing.TB, payload []byte, value any, path ...any) []byte {
 			at = at.(map[string]any)[step]
 		}
 	}
-	object, name := at.(map[string]any), path[len(path)-1].(string)
-	if object[name] = value; value == nil {
-		delete(object, name)
+	switch step := path[len(path)-1].(type) {
+	case int:
+		at.([]any)[step] = value
+	case string:
+		if at.(map[string]any)[step] = value; value == nil {
+			delete(at.(map[string]any), step)
+		}
 	}
 	body, err := json.Marshal(root)
 	if err != nil {
@@ -263,11 +268,16 @@ func TestUnknownShapes(t *testing.T) {
 			"data.object.lines.data[0].parent must say whether it is a proration"},
 		{newShape + "invoice.paid", nil, firstLine("parent", "subscription_item_details", "proration"),
 			"data.object.lines.data[0].parent.subscription_item_details.proration is missing"},
-		{newShape + "invoice.paid", nil, firstLine("pricing"), "data.object.lines.data[0].pricing is missing"},
-		{newShape + "invoice.paid", nil, firstLine("pricing", "price_details"), "data.object.lines.data[0].pricing.price_details is missing"},
+		{newShape + "invoice.paid", nil, firstLine("pricing"), "data.object.lines.data[0].pricing must have a price"},
+		{newShape + "invoice.paid", null, firstLine("pricing"), "data.object.lines.data[0].pricing must have a price"},
+		{newShape + "invoice.paid", nil, firstLine("pricing", "price_details"), "data.object.lines.data[0].pricing must have a price"},
+		{newShape + "invoice.paid", nil, firstLine("pricing", "price_details", "price"),
+			"data.object.lines.data[0].pricing.price_details.price is missing"},
 		{newShape + "invoice.paid", nil, firstLine("period"), "data.object.lines.data[0].period is missing"},
 		{newShape + "invoice.paid", 1.5, firstLine("quantity"), "data.object.lines.data[0].quantity must be a whole number ≥ -9007199254740991"},
 		{oldShape + "invoice.paid", nil, at("subscription"), "data.object.parent must name the subscription"},
+		{oldShape + "invoice.paid", json.RawMessage(`{"id":"il_1","amount":1,"period":{"start":1,"end":2},"type":"subscription"}`),
+			at("lines", "data", 0), "data.object.lines.data[0].pricing must have a price"},
 		{oldShape + "invoice.paid", nil, firstLine("proration"), "data.object.lines.data[0].parent must say whether it is a proration"},
 		{newShape + "checkout.session.completed", nil, at("payment_status"), "data.object.payment_status is missing"},
 		{newShape + "checkout.session.completed", "maybe", at("payment_status"),
@@ -289,7 +299,10 @@ func TestUnknownShapes(t *testing.T) {
 		{newShape + "charge.dispute.created", "warning", at("status"), "data.object.status must be one of needs_response, under_review, won, " +
 			"lost, prevented, warning_needs_response, warning_under_review, warning_closed"},
 	} {
-		_, err := ReadEvent(setMember(t, readPayload(t, test.payload), test.value, test.path...))
+		e, err := ReadEvent(setMember(t, readPayload(t, test.payload), test.value, test.path...))
+		if test.path[0] == "data" && (!strings.HasPrefix(e.ID, "evt_") || e.Type != filepath.Base(test.payload)) {
+			t.Errorf("%s, %v: the event is %s of type %s", test.payload, test.path, e.ID, e.Type)
+		}
 		if want := "Stripe has sent what is not understood: " + test.want; !errors.Is(err, ErrShape) || err.Error() != want {
 			t.Errorf("%s, %v %v:\ngot  %v\nwant %s", test.payload, test.path, test.value, err, want)
 		}
@@ -325,6 +338,10 @@ func TestKnownVariants(t *testing.T) {
 			func(e Event) bool { return e.Invoice.Metadata == nil && e.Invoice.Subscription == "sub_1Old" }},
 		"the largest amount": {newShape + "charge.refunded", json.Number("9007199254740991"), at("amount"),
 			func(e Event) bool { return e.Charge.Amount == 1<<53-1 }},
+		"a session whose items are null": {newShape + "checkout.session.completed", null, at("line_items"),
+			func(e Event) bool { return e.Session.Items == nil }},
+		"an item with a plan alone": {oldShape + "customer.subscription.deleted", nil, at("items", "data", 0, "price"),
+			func(e Event) bool { return e.Subscription.Items[0].Price == "price_basic" }},
 		"a session with items": {newShape + "checkout.session.completed", json.RawMessage(
 			`{"object":"list","data":[{"id":"li_1","price":{"id":"price_pack"},"quantity":3},{"id":"li_2","price":null}],"has_more":true}`),
 			at("line_items"), func(e Event) bool {
@@ -368,7 +385,7 @@ func FuzzReadEvent(f *testing.F) {
 			f.Add(compact.Bytes())
 		}
 	}
-	f.Add([]byte(`{"object":"v2.core.event","id":"evt_1","type":"v1.billing.meter.error_report_triggered"}`))
+	f.Add([]byte(`{"object":"v2.core.event","id":"evt_1","type":"v1.billing.meter.error_report_triggered","livemode":true}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		e, err := ReadEvent(body)
 		if err != nil {

@@ -1,6 +1,9 @@
 package stripe
 
-import "net/url"
+import (
+	"net/url"
+	"slices"
+)
 
 // A form has the parameters of a request.
 type form url.Values
@@ -21,7 +24,7 @@ func (f form) set(value string, path ...string) {
 // setMap sets a parameter in the one at a path for each of values.
 func (f form) setMap(values map[string]string, path ...string) {
 	for name, value := range values {
-		f.set(value, append(path[:len(path):len(path)], name)...)
+		f.set(value, append(slices.Clip(path), name)...)
 	}
 }
 

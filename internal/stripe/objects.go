@@ -179,44 +179,48 @@ type Line struct {
 	Amount     int64  // in the smallest unit of the invoice's currency; negative for what is given back
 	Start, End time.Time
 
-	// IsProration says that the line is for a part of a period, because the subscription has changed within it. The same
-	// period has a line that is none.
+	// IsProration says that the line charges or gives back a part of a period, since the subscription has changed within
+	// it. What a whole period costs is in a line that is no proration.
 	IsProration bool
 }
 
-// line reads both shapes. A line must say its price, which may be null, and if it has one, whether it is a proration.
+// line reads both shapes. A line of a subscription must have a price, and a line that has one must say whether it is a
+// proration. Other lines may have an amount alone.
 func line(l *Line) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		l.Quantity = 1
-		saysProration := false
+		var saysProration, ofSubscription bool
 		proration := func(wrong *strict.Problems, value []byte) bool {
 			saysProration = true
 			return strict.Bool(&l.IsProration)(wrong, value)
 		}
-		details := orNull(object(strict.Rules{"proration": proration}, "proration"))
+		details := object(strict.Rules{"proration": proration}, "proration")
 		price := reference(strict.String(&l.Price))
-		rules := strict.Rules{
+		var kind string
+		ok := object(strict.Rules{
 			"id":       strict.String(&l.ID),
 			"quantity": orNull(amount(&l.Quantity)),
 			"amount":   amount(&l.Amount),
 			"period":   object(strict.Rules{"start": seconds(&l.Start), "end": seconds(&l.End)}, "start", "end"),
 
 			// Since basil.
-			"parent": orNull(object(strict.Rules{"subscription_item_details": details, "invoice_item_details": details})),
-			"pricing": orNull(object(strict.Rules{
-				"price_details": object(strict.Rules{"price": price}, "price"),
-			}, "price_details")),
+			"parent": orNull(object(strict.Rules{
+				"invoice_item_details": orNull(details),
+				"subscription_item_details": orNull(func(wrong *strict.Problems, value []byte) bool {
+					ofSubscription = true
+					return details(wrong, value)
+				}),
+			})),
+			"pricing": orNull(object(strict.Rules{"price_details": object(strict.Rules{"price": price}, "price")})),
 
 			// Before. A plan has the same ID as its price, and is alone before 2020.
-			"proration": proration, "price": orNull(price), "plan": orNull(price),
-		}
-		seen, ok := strict.ReadObject(wrong, value, func(name string) strict.Rule { return rules[name] })
-		ok = wrong.Require(seen, "id", "amount", "period") && ok
+			"type": strict.String(&kind), "proration": proration, "price": orNull(price), "plan": orNull(price),
+		}, "id", "amount", "period")(wrong, value)
 		switch {
 		case !ok:
 			return false
-		case !seen["pricing"] && !seen["price"] && !seen["plan"]:
-			return wrong.AddMember("pricing", "is missing")
+		case l.Price == "" && (ofSubscription || kind == "subscription"):
+			return wrong.AddMember("pricing", "must have a price")
 		case l.Price != "" && !saysProration:
 			return wrong.AddMember("parent", "must say whether it is a proration")
 		}

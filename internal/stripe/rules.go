@@ -48,7 +48,8 @@ func id(dst *string) strict.Rule {
 }
 
 func isID(text string) bool {
-	return text != "" && len(text) <= 255 && !slices.ContainsFunc([]byte(text), func(c byte) bool { return !strict.IsWord(c) })
+	isOther := func(c byte) bool { return !strict.IsWord(c) }
+	return text != "" && len(text) <= 255 && !slices.ContainsFunc([]byte(text), isOther)
 }
 
 // reference accepts a reference to another object: an ID that rule accepts, or the object itself, where a request or an
