@@ -70,7 +70,7 @@ var allCalls = []struct {
 		"a subscription", createSession(Checkout{
 			Mode: ModeSubscription, Price: "price_basic", Quantity: 1, SuccessURL: "https://shop.example/ok",
 			CancelURL: "https://shop.example/?a=b&c=ä d",
-			Metadata: map[string]string{"tenant": "acme"},
+			Metadata:  map[string]string{"tenant": "acme"},
 		}),
 		"POST /v1/checkout/sessions cancel_url=https%3A%2F%2Fshop.example%2F%3Fa%3Db%26c%3D%C3%A4+d&line_items[0][price]=price_basic&" +
 			"line_items[0][quantity]=1&metadata[tenant]=acme&mode=subscription&subscription_data[metadata][tenant]=acme&" +
@@ -205,15 +205,15 @@ func TestErrors(t *testing.T) {
 		want   Error
 		text   string
 	}{
-		{400, `{"error":{"code":"resource_missing","doc_url":"https://x","message":"No such price: 'price_x'","param":"line_items[0][price]",` +
-			`"request_log_url":"https://y","type":"invalid_request_error"}}`,
+		{400, `{"error":{"code":"resource_missing","doc_url":"https://x","message":"No such price: 'price_x'",` +
+			`"param":"line_items[0][price]","request_log_url":"https://y","type":"invalid_request_error"}}`,
 			Error{400, "invalid_request_error", "resource_missing", "line_items[0][price]", "No such price: 'price_x'", "req_1"},
 			"Stripe responded 400 type=invalid_request_error code=resource_missing param=line_items[0][price] request=req_1: " +
 				"No such price: 'price_x'"},
 		{401, `{"error":{"message":"Invalid API Key provided: sk_test_************MnOp","type":"invalid_request_error"}}`,
 			Error{401, "invalid_request_error", "", "", "Invalid API Key provided: sk_…", "req_1"},
 			"Stripe responded 401 type=invalid_request_error request=req_1: Invalid API Key provided: sk_…"},
-		{403, `{"error":{"type":"` + testKey + `","message":"` + testKey + ` (` + testKey + `) may not, nor rk_live_1a2B or whsec_9, task_1 may"}}`,
+		{403, `{"error":{"type":"` + testKey + `","message":"` + testKey + ` (` + testKey + `) may not, nor rk_live_1 or whsec_9, task_1 may"}}`,
 			Error{403, "…", "", "", "… (…) may not, nor rk_… or whsec_…, task_1 may", "…"}, ""},
 		{402, `{"error":{"code":"card_declined","decline_code":"generic","message":"Your card was declined.","param":null,"type":"card_error"}}`,
 			Error{402, "card_error", "card_declined", "", "Your card was declined.", "req_1"}, ""},
