@@ -13,14 +13,14 @@ import (
 var (
 	// ErrUnavailable means that Stripe has not responded in time, or cannot be reached. It may have done what it was
 	// asked for.
-	ErrUnavailable = errors.New("Stripe does not respond")
+	ErrUnavailable = errors.New("no response from Stripe")
 
 	// ErrShape means that an event or a response does not have the shape that is known. Errors that wrap it name the
 	// member, and quote no value.
-	ErrShape = errors.New("Stripe has sent what is not understood")
+	ErrShape = errors.New("unknown shape of what Stripe has sent")
 
 	// ErrSyntax means that an event is no JSON.
-	ErrSyntax = errors.New("an event is no JSON")
+	ErrSyntax = errors.New("no JSON")
 
 	// ErrSignature means that a webhook does not have a signature, or not one of now.
 	ErrSignature = errors.New("invalid Stripe-Signature")

@@ -303,7 +303,7 @@ func TestUnknownShapes(t *testing.T) {
 		if test.path[0] == "data" && (!strings.HasPrefix(e.ID, "evt_") || e.Type != filepath.Base(test.payload)) {
 			t.Errorf("%s, %v: the event is %s of type %s", test.payload, test.path, e.ID, e.Type)
 		}
-		if want := "Stripe has sent what is not understood: " + test.want; !errors.Is(err, ErrShape) || err.Error() != want {
+		if want := "unknown shape of what Stripe has sent: " + test.want; !errors.Is(err, ErrShape) || err.Error() != want {
 			t.Errorf("%s, %v %v:\ngot  %v\nwant %s", test.payload, test.path, test.value, err, want)
 		}
 	}

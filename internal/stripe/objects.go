@@ -12,7 +12,7 @@ type Mode string
 
 const (
 	ModePayment      Mode = "payment"      // something is bought once
-	ModeSubscription Mode = "subscription" // its tokens come with invoices, the first of them too
+	ModeSubscription Mode = "subscription" // each period has an invoice, the first one too
 	ModeSetup        Mode = "setup"        // nothing is bought; not made here
 )
 
