@@ -24,7 +24,7 @@ const DefaultURL = "https://api.stripe.com"
 const (
 	callTimeout      = 10 * time.Second // of a request and its whole response
 	maxResponseBytes = 4 << 20          // a page of 100 lines whose metadata has the largest size is 3 MB
-	maxLinePages     = 20               // of 100 lines of an invoice
+	maxLinePages     = 20               // of maxPage lines of an invoice
 )
 
 // A Client calls Stripe's API for any number of accounts. It follows no redirects. Any number of goroutines may use it.
@@ -215,7 +215,7 @@ func (a Account) InvoiceLines(ctx context.Context, id string) ([]Line, error) {
 	var lines []Line
 	for range maxLinePages {
 		f := make(form)
-		f.set("100", "limit")
+		f.set(strconv.Itoa(maxPage), "limit")
 		if len(lines) > 0 {
 			f.set(lines[len(lines)-1].ID, "starting_after")
 		}

@@ -355,6 +355,24 @@ func TestKnownVariants(t *testing.T) {
 	}
 }
 
+// A page has at most 100 elements, however small they are.
+func TestPages(t *testing.T) {
+	lines := func(n int) []byte {
+		data := make([]json.RawMessage, n)
+		for i := range data {
+			data[i] = json.RawMessage(`{"id":"il_1","amount":1,"period":{"start":1,"end":2}}`)
+		}
+		return setMember(t, readPayload(t, newShape+"invoice.paid"), data, at("lines", "data")...)
+	}
+	if e, err := ReadEvent(lines(100)); err != nil || len(e.Invoice.Lines) != 100 {
+		t.Errorf("100 lines: %v", err)
+	}
+	const want = "unknown shape of what Stripe has sent: data.object.lines.data[100] is one too many"
+	if e, err := ReadEvent(lines(10_000)); err == nil || err.Error() != want || len(e.Invoice.Lines) != 100 {
+		t.Errorf("10,000 lines: %v, and %d were read", err, len(e.Invoice.Lines))
+	}
+}
+
 // Bodies that are no JSON are told from those that are not understood.
 func TestReadEventSyntax(t *testing.T) {
 	for _, body := range []string{"", " ", "{", "payload=x", "{}}", "\ufeff{}", "\xff", `{"a":` + strings.Repeat("[", 20_000)} {

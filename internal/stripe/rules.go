@@ -112,10 +112,16 @@ func metadata(dst *map[string]string) strict.Rule {
 	})
 }
 
+const maxPage = 100 // elements of a list, as Stripe documents it
+
 // list accepts a page of a list, appends its elements to dst, and says in more whether there is another page.
 func list[T any](dst *[]T, more *bool, element func(*T) strict.Rule) strict.Rule {
+	n := 0
 	return object(strict.Rules{
 		"data": strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
+			if n++; n > maxPage { // each costs a microsecond, whoever has signed them
+				return wrong.Add("is one too many")
+			}
 			*dst = append(*dst, *new(T))
 			return element(&(*dst)[len(*dst)-1])(wrong, value)
 		}),
