@@ -19,6 +19,10 @@ import (
 const (
 	maxKeyTTL = 10 * 365 * 24 * time.Hour
 
+	maxUserIDBytes = 256
+	maxLabelBytes  = 64
+	maxReasonBytes = 200
+
 	defaultPageLimit = 100
 	maxPageLimit     = 1000
 )
@@ -31,9 +35,10 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	k := apiKey{createdAt: time.Now()}
 	tokens, ttlSeconds := int64(-1), int64(0)
 	err = strict.Decode(info.body, strict.Rules{
-		"userId":    userIDField(&k.userID),
+		"userId":    textField(&k.userID, maxUserIDBytes),
 		"group":     strict.String(&k.group),
 		"tokens":    strict.Int(&tokens, 0, maxAmount),
+		"label":     textField(&k.label, maxLabelBytes),
 		"expiresIn": strict.Seconds(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
 	}, "userId", "group")
 	if err != nil {
@@ -117,21 +122,55 @@ func ttlField(dst *time.Duration) strict.Rule {
 	}
 }
 
-// userIDField returns the rule for 1 to 256 bytes of text that a header can carry: printable, without white space
+// textField returns the rule for 1 to maxBytes bytes of text that a header can carry: printable, without white space
 // at its ends.
-func userIDField(dst *string) strict.Rule {
+func textField(dst *string, maxBytes int) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
-		var id string
-		if !strict.String(&id)(wrong, value) {
+		var text string
+		if !strict.String(&text)(wrong, value) {
 			return false
 		}
-		unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
-		if id == "" || len(id) > 256 || strings.TrimSpace(id) != id || strings.ContainsFunc(id, unprintable) {
-			return wrong.Add("must be 1 to 256 bytes of printable text without white space at its ends")
+		if !isPrintable(text, maxBytes) || strings.TrimSpace(text) != text {
+			return wrong.Add(fmt.Sprintf("must be 1 to %d bytes of printable text without white space at its ends", maxBytes))
 		}
-		*dst = id
+		*dst = text
 		return true
 	}
+}
+
+// isPrintable reports whether text is 1 to maxBytes bytes of printable text.
+func isPrintable(text string, maxBytes int) bool {
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }
+	return text != "" && len(text) <= maxBytes && !strings.ContainsFunc(text, unprintable)
+}
+
+// labelField returns the rule for the label of a key, or null if it is to have none.
+func labelField(dst *string) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		return string(value) == "null" || textField(dst, maxLabelBytes)(wrong, value)
+	}
+}
+
+// notAReason is what is wrong with a reason that is not as the audit line may have it.
+const notAReason = "must be 1 to 200 bytes of printable text"
+
+// reasonField returns the rule for why an admin changes something.
+func reasonField(dst *string) strict.Rule {
+	return func(wrong *strict.Problems, value []byte) bool {
+		ok := strict.String(dst)(wrong, value)
+		if ok && !isPrintable(*dst, maxReasonBytes) {
+			ok = wrong.Add(notAReason)
+		}
+		return ok
+	}
+}
+
+// because returns what a line of the audit log ends with that has a reason: quoted, so that nobody can forge a line.
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + strconv.Quote(reason)
 }
 
 // pathKey returns the API key in the path. What does not have the form of one is not found.
@@ -168,7 +207,7 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
-	change, err := parseKeyChange(info.body)
+	change, reason, err := parseKeyChange(info.body)
 	if err != nil {
 		return err
 	}
@@ -202,32 +241,43 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 		if change.addTokens != nil {
 			s.usage.add(info.tenant, usageEvent{granted: max(*change.addTokens, 0)})
 		}
-		s.audit(info, info.tenantID, "changed the key %s", keyName(key))
+		s.audit(info, info.tenantID, "changed the key %s%s", keyName(key), because(reason))
 	}
 	if k.malformed {
 		return writeJSON(w, http.StatusOK, malformedKeyBody{key, "malformed"})
 	}
-	return writeJSON(w, http.StatusOK, newKeyBody(k))
+	shown := newKeyBody(k)
+	if change.upTo {
+		added := -k.taken
+		shown.Added = &added
+	}
+	return writeJSON(w, http.StatusOK, shown)
 }
 
-// parseKeyChange parses the body of a PATCH of an API key.
-func parseKeyChange(body []byte) (keyChange, error) {
-	var group string
+// parseKeyChange parses the body of a PATCH of an API key, and returns with the change the reason for it.
+func parseKeyChange(body []byte) (change keyChange, reason string, err error) {
+	var group, label string
 	var add, set int64
 	var enabled bool
 	var ttl time.Duration
-	var change keyChange
-	err := strict.Decode(body, strict.Rules{
+	err = strict.Decode(body, strict.Rules{
 		"group":     present(&change.group, &group, strict.String(&group)),
 		"addTokens": present(&change.addTokens, &add, strict.Int(&add, -maxAmount, maxAmount)),
 		"tokens":    present(&change.setTokens, &set, strict.Int(&set, 0, maxAmount)),
 		"enabled":   present(&change.enabled, &enabled, strict.Bool(&enabled)),
 		"expiresIn": present(&change.ttl, &ttl, ttlField(&ttl)),
+		"label":     present(&change.label, &label, labelField(&label)),
+		"upTo":      strict.Bool(&change.upTo),
+		"reason":    reasonField(&reason),
 	})
-	if err == nil && change.addTokens != nil && change.setTokens != nil {
+	switch {
+	case err != nil:
+	case change.addTokens != nil && change.setTokens != nil:
 		err = badRequestError("addTokens and tokens must not be given together")
+	case change.upTo && add >= 0:
+		err = badRequestError("upTo is for an addTokens below 0")
 	}
-	return change, err
+	return change, reason, err
 }
 
 // present returns rule with the effect that *dst points to value if the member exists.
@@ -341,7 +391,7 @@ func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
-	query, err := readQuery(r, "forget")
+	query, err := readQuery(r, "forget", "reason")
 	if err != nil {
 		return err
 	}
@@ -349,10 +399,14 @@ func (s *server) revokeKey(w http.ResponseWriter, r *http.Request, info *request
 	if forget != "" && forget != "true" && forget != "false" {
 		return badRequestError("forget must be true or false")
 	}
+	reason := query.Get("reason")
+	if query.Has("reason") && !isPrintable(reason, maxReasonBytes) {
+		return badRequestError("reason " + notAReason)
+	}
 	if err := s.store.RevokeKey(info.deadline, info.tenant, key, forget == "true"); err != nil {
 		return notFoundForAdmin(err)
 	}
-	s.audit(info, info.tenantID, "revoked the key %s", keyName(key))
+	s.audit(info, info.tenantID, "revoked the key %s%s", keyName(key), because(reason))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -74,17 +74,20 @@ type keyBody struct {
 	APIKey     string  `json:"apiKey,omitempty"` // unless the caller named it
 	UserID     *string `json:"userId"`
 	Group      string  `json:"group"`
+	Label      string  `json:"label,omitempty"`
 	CreatedAt  string  `json:"createdAt"`
 	ExpiresAt  *string `json:"expiresAt"`
 	TokensLeft int64   `json:"tokensLeft"`
 	TokensHeld int64   `json:"tokensHeld,omitempty"`
 	RefillsAt  *string `json:"refillsAt,omitempty"` // if its group has a refill
 	Enabled    *bool   `json:"enabled,omitempty"`   // if it is false
+	Added      *int64  `json:"added,omitempty"`     // after a change with upTo
 }
 
 func newKeyBody(k apiKey) keyBody {
 	body := keyBody{
-		Group: k.group, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft, TokensHeld: k.tokensHeld,
+		Group: k.group, Label: k.label, CreatedAt: formatTime(k.createdAt), TokensLeft: k.tokensLeft,
+		TokensHeld: k.tokensHeld,
 	}
 	if k.userID != "" {
 		body.UserID = &k.userID

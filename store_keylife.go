@@ -23,9 +23,11 @@ const (
 type keyChange struct {
 	group     *string
 	addTokens *int64 // from -maxAmount to maxAmount
+	upTo      bool   // if addTokens, which is negative then, would leave less than 0, it leaves 0
 	setTokens *int64 // from 0 to maxAmount
 	enabled   *bool
 	ttl       *time.Duration // until the key expires; 0: it never does
+	label     *string        // "": none
 }
 
 // UpdateKey changes t's API key in one atomic step and returns it as it is then. With an Idempotency-Key it does so
@@ -57,7 +59,7 @@ func (s *store) updateKey(deadline time.Time, t *tenant, key string, change keyC
 	outcome, err := s.withGroups(deadline, t.refillGroups(), key, firstGroup,
 		func(groups any, only string) (outcome, group string, err error) {
 			script, keys, args := change.script(t, key, first, request)
-			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only, state)...)
+			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only, state, change.newLabel())...)
 			switch reply := reply.(type) {
 			case nil:
 				return "", "", cmp.Or(err, redis.ErrNil)
@@ -106,6 +108,8 @@ func (change keyChange) script(t *tenant, key, first string, request idempotentR
 	}
 	balance, tokens, group, enabled, ttl := "", int64(0), "", "", ""
 	switch {
+	case change.upTo:
+		balance, tokens = "take", *change.addTokens
 	case change.addTokens != nil:
 		balance, tokens = "add", *change.addTokens
 	case change.setTokens != nil:
@@ -113,6 +117,9 @@ func (change keyChange) script(t *tenant, key, first string, request idempotentR
 	}
 	if change.group != nil {
 		script, group = growingKeyScript, *change.group
+	}
+	if change.label != nil && *change.label != "" {
+		script = growingKeyScript
 	}
 	if change.enabled != nil {
 		enabled = "0"
@@ -126,6 +133,14 @@ func (change keyChange) script(t *tenant, key, first string, request idempotentR
 	return script, keys, []any{
 		t.id, t.generation, balance, tokens, group, enabled, ttl, first, request.hash, request.mode(),
 	}
+}
+
+// newLabel returns the label as key.lua takes it.
+func (change keyChange) newLabel() string {
+	if change.label == nil {
+		return ""
+	}
+	return "=" + *change.label
 }
 
 // RotateKey gives t's API key a new UUID: the balance, user, group, times, rate log, holds and what is remembered of it

@@ -15,13 +15,15 @@ import (
 type apiKey struct {
 	userID     string // "" is an anonymous user
 	group      string
+	label      string // "" if it has none
 	createdAt  time.Time
 	expiresAt  time.Time // zero: never
 	tokensLeft int64
 	tokensHeld int64     // by open holds
 	refillsAt  time.Time // zero: never
 	disabled   bool
-	malformed  bool // nothing else is known
+	malformed  bool  // nothing else is known
+	taken      int64 // by the change after which the key is as it is here, if that has upTo
 }
 
 // idempotentRequest identifies a request that must take effect once.
@@ -47,9 +49,9 @@ type issuedKey struct {
 	replayed   bool // the request was repeated: nothing was done now, and the rest is that of the first time
 }
 
-// NewKey issues an API key of t: a temp_ key if it has no user, else a user_ key. Of k the user, the group, the times
-// and the balance are used. With an Idempotency-Key it does so once in 40 days. Check and write are one atomic step.
-// Errors: ErrKeyReused if another request had the same Idempotency-Key; request.refused; ErrUnavailable.
+// NewKey issues an API key of t: a temp_ key if it has no user, else a user_ key. Of k the user, the group, the label,
+// the times and the balance are used. With an Idempotency-Key it does so once in 40 days. Check and write are one
+// atomic step. Errors: ErrKeyReused if another request had the same Idempotency-Key; request.refused; ErrUnavailable.
 func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issuedKey, error) {
 	prefix, ttl := anonymousKeyPrefix, time.Duration(0)
 	if k.userID != "" {
@@ -58,7 +60,8 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 	if !k.expiresAt.IsZero() {
 		ttl = k.expiresAt.Sub(k.createdAt)
 	}
-	args := []any{t.id, t.generation, k.group, formatTime(k.createdAt), k.tokensLeft, k.userID, ttl.Milliseconds()}
+	args := []any{t.id, t.generation, k.group, formatTime(k.createdAt), k.tokensLeft, k.userID, ttl.Milliseconds(),
+		k.label}
 	key, err := newCredential(prefix)
 	keys := []string{apiKeyRedisKey(key)}
 	if err == nil && request.key != "" {
@@ -172,7 +175,7 @@ func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
 	values, err := redis.Values(reply, nil)
 	if err == nil {
 		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt,
-			&k.tokensHeld)
+			&k.tokensHeld, &k.label, &k.taken)
 	}
 	if err != nil {
 		return k, false, fmt.Errorf("%w: a field is of the wrong kind", ErrMalformed) // err itself may quote a value
@@ -190,7 +193,7 @@ func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
 			k.refillsAt = refill.next(k.createdAt, time.UnixMilli(last))
 		}
 	}
-	return k, len(values) > 8, nil
+	return k, len(values) > 10, nil
 }
 
 // chargeRequest is what to charge.

@@ -9,19 +9,20 @@
 -- ARGV[5] balance
 -- ARGV[6] user ID, '' for an anonymous user
 -- ARGV[7] time to live of the key in milliseconds; 0: it never expires
--- ARGV[8] the API key, and ARGV[9] a digest of the request, as the record keeps them; ARGV[10] 'replay' if nothing may
+-- ARGV[8] label, '' if it has none
+-- ARGV[9] the API key, and ARGV[10] a digest of the request, as the record keeps them; ARGV[11] 'replay' if nothing may
 --         be stored, else ''; all three are omitted without KEYS[2]
 --
 -- Returns 0 if the key was stored. Or nothing was written, and it returns {API key, balance} of the first time; or
--- 'mismatch' if KEYS[2] remembers another request, 'new' if it remembers none and ARGV[10] is 'replay'.
+-- 'mismatch' if KEYS[2] remembers another request, 'new' if it remembers none and ARGV[11] is 'replay'.
 
 if KEYS[2] then
 	local before = call('HMGET', KEYS[2], 'request', 'apiKey', 'tokensLeft')
-	if before[1] == ARGV[9] then
+	if before[1] == ARGV[10] then
 		return {before[2], before[3]}
 	elseif before[1] then
 		return 'mismatch'
-	elseif ARGV[10] == 'replay' then
+	elseif ARGV[11] == 'replay' then
 		return 'new'
 	end
 end
@@ -34,6 +35,10 @@ if ARGV[6] ~= '' then
 	fields[#fields + 1] = 'userId'
 	fields[#fields + 1] = ARGV[6]
 end
+if ARGV[8] ~= '' then
+	fields[#fields + 1] = 'label'
+	fields[#fields + 1] = ARGV[8]
+end
 call('HSET', KEYS[1], unpack(fields))
 
 -- If Redis denies a command from here on, the key is undone: nobody would learn of it.
@@ -42,7 +47,7 @@ if ARGV[7] ~= '0' then
 	denied = errorOf(pcall('PEXPIRE', KEYS[1], ARGV[7]))
 end
 if KEYS[2] and not denied then
-	denied = errorOf(pcall('HSET', KEYS[2], 'request', ARGV[9], 'apiKey', ARGV[8], 'tokensLeft', ARGV[5]))
+	denied = errorOf(pcall('HSET', KEYS[2], 'request', ARGV[10], 'apiKey', ARGV[9], 'tokensLeft', ARGV[5]))
 	if not denied then
 		denied = errorOf(pcall('PEXPIRE', KEYS[2], 40 * day))
 		if denied then

@@ -8,9 +8,9 @@
 --          the balance was changed, else for one; omitted without an Idempotency-Key
 -- ARGV[1]  tenant ID
 -- ARGV[2]  the tenant's generation, '' unless a tenant of that ID was deleted
--- ARGV[3]  'add' or 'set': what to do to the balance; '': nothing. Setting it also forfeits what open holds would give
---          back
--- ARGV[4]  by or to how many tokens, a whole number up to ± 2^53-1
+-- ARGV[3]  what to do to the balance: 'add', 'set', 'take' (ARGV[4] is added, but no more is taken than is there), or
+--          '': nothing. Setting it also forfeits what open holds would give back
+-- ARGV[4]  by or to how many tokens, a whole number up to ± 2^53-1; with 'take' it is negative
 -- ARGV[5]  the new group; '': the group stays
 -- ARGV[6]  '0' to disable the key, '1' to enable it; '': neither
 -- ARGV[7]  milliseconds after which it expires, '0' for never; '': the expiry stays
@@ -20,11 +20,13 @@
 -- ARGV[11] groups of the tenant, as charge.lua takes them; '' if none has a refill
 -- ARGV[12] the only group that ARGV[11] has; '' if it has all
 -- ARGV[13] 'malformed' if the key is known to be: then only what is changed is written, and nothing is read that may be
---          wrong; not for a look, nor with 'add'
+--          wrong; not for a look, nor with 'add' or 'take'
+-- ARGV[14] '=' and the new label, with nothing after it if the key is to have none; '': the label stays
 --
 -- Returns {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never), '0' if the key is disabled,
--- refilledAt, tokens held}, with a ninth element if these are those of the first time; nil if the tenant has no such
--- key. Or nothing was changed, except that a refill that was due may have been, and it returns
+-- refilledAt, tokens held, label or '', tokens taken by 'take'}, with an eleventh element if these are those of the
+-- first time; nil if the tenant has no such key. Or nothing was changed, except that a refill that was due may have
+-- been, and it returns
 --   due        a hold has expired whose tokens must be returned first
 --   below      the balance would be below 0
 --   above      the balance would be above 2^53-1
@@ -36,7 +38,7 @@
 --   malformed  with a newline and 'replayed' if that was done before
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'createdAt', 'userId', 'group', 'holdsDue',
-	'enabled', 'first', 'tokensHeld', 'advanced')
+	'enabled', 'first', 'tokensHeld', 'advanced', 'label')
 local own, left, createdAt, user, due = isOwn(key), key[3], key[4], key[5] or '', key[7]
 local first = key[9]
 if KEYS[5] and not own then
@@ -48,7 +50,7 @@ end
 local record = KEYS[5]
 if record then
 	local before = call('HMGET', record, 'tenantId', 'generation', 'request', 'userId', 'group', 'createdAt',
-		'tokensLeft', 'expiresAt', 'enabled', 'refilledAt', 'tokensHeld', 'malformed')
+		'tokensLeft', 'expiresAt', 'enabled', 'refilledAt', 'tokensHeld', 'malformed', 'label', 'taken')
 	if before[3] and (isOwn(before) or own and not before[1]) then -- earlier versions have not recorded the tenant
 		if before[3] ~= ARGV[9] then
 			return 'mismatch'
@@ -56,7 +58,7 @@ if record then
 			return 'malformed\nreplayed'
 		end
 		return {before[4], before[5], before[6], before[7], before[8], before[9] or '', before[10] or '',
-			before[11] or '0', 1}
+			before[11] or '0', before[13] or '', before[14] or '0', 1}
 	end
 end
 if ARGV[10] == 'replay' then
@@ -87,9 +89,14 @@ if readable then
 		left = string.format('%.0f', balance)
 	end
 end
-local fields = {}
+local fields, taken = {}, 0
 if ARGV[3] ~= '' then
-	balance = ARGV[3] == 'add' and balance + ARGV[4] or tonumber(ARGV[4])
+	if ARGV[3] == 'take' then
+		taken = math.min(-ARGV[4], balance)
+		balance = balance - taken
+	else
+		balance = ARGV[3] == 'add' and balance + ARGV[4] or tonumber(ARGV[4])
+	end
 	left = string.format('%.0f', balance)
 	fields = {'tokensLeft', left}
 	if balance < 0 then
@@ -114,6 +121,13 @@ if ARGV[6] ~= '' then
 	fields[#fields + 1] = 'enabled'
 	fields[#fields + 1] = enabled
 end
+local label = key[12] or ''
+if ARGV[14] ~= '' and ARGV[14] ~= '=' .. label then
+	label = string.sub(ARGV[14], 2)
+	fields[#fields + 1] = 'label'
+	fields[#fields + 1] = label
+end
+taken = string.format('%.0f', taken)
 
 -- The key changes last, and its balance and group in one command: if Redis denies one of these, the balance is as it
 -- was, and a caller that repeats the request finds no record of it.
@@ -134,7 +148,8 @@ if record then
 	call('HSET', record, 'request', ARGV[9], 'tenantId', ARGV[1], 'generation', ARGV[2])
 	if readable then
 		call('HSET', record, 'userId', user, 'group', group, 'createdAt', createdAt, 'tokensLeft', left,
-			'expiresAt', expires, 'enabled', enabled, 'refilledAt', refilledAt, 'tokensHeld', held)
+			'expiresAt', expires, 'enabled', enabled, 'refilledAt', refilledAt, 'tokensHeld', held, 'label', label,
+			'taken', taken)
 	else
 		call('HSET', record, 'malformed', '1')
 	end
@@ -153,4 +168,7 @@ if #fields > 0 then
 		return denied
 	end
 end
-return readable and {user, group, createdAt, left, expires, enabled, refilledAt, held} or 'malformed'
+if not readable then
+	return 'malformed'
+end
+return {user, group, createdAt, left, expires, enabled, refilledAt, held, label, taken}
