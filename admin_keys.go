@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -359,6 +360,49 @@ func newKeyPage(keys []listedKey, next *indexCursor) keyPage {
 		page.Next = &cursor
 	}
 	return page
+}
+
+// userPage is a page in the response that lists the users who have API keys.
+type userPage struct {
+	Users []userBody `json:"users"`
+	Next  *string    `json:"next"`
+}
+
+type userBody struct {
+	UserID string `json:"userId"`
+	Keys   int64  `json:"keys"`
+}
+
+// listUsers lists the tenant's users who have API keys: a page of them. A cursor is the ID of the last one, encoded.
+func (s *server) listUsers(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	query, err := readQuery(r, "prefix", "limit", "after")
+	if err != nil {
+		return err
+	}
+	limit, err := pageLimit(query)
+	if err != nil {
+		return err
+	}
+	encoding := base64.RawURLEncoding.Strict()
+	after, err := encoding.DecodeString(query.Get("after"))
+	if err != nil || query.Has("after") && (len(after) == 0 || encoding.EncodeToString(after) != query.Get("after")) {
+		return badRequestError("after must be the next of another page")
+	}
+	return s.respondInTurn(w, info, func() (any, error) {
+		users, next, err := s.store.Users(info.deadline, info.tenant, query.Get("prefix"), string(after), limit)
+		if err != nil {
+			return nil, err
+		}
+		page := userPage{Users: make([]userBody, len(users))}
+		for i, u := range users {
+			page.Users[i] = userBody{u.id, u.keys}
+		}
+		if next != "" {
+			cursor := encoding.EncodeToString([]byte(next))
+			page.Next = &cursor
+		}
+		return page, nil
+	})
 }
 
 func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *requestInfo) error {

@@ -118,6 +118,7 @@ func (s *server) adminRoutes() []route {
 		{"PATCH /admin/keys/{apiKey}", adminBody, s.updateKey},
 		{"POST /admin/keys/{apiKey}/rotate", repair, s.rotateKey},
 		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
+		{"GET /admin/users", repair, s.listUsers},
 		{"GET /admin/usage", repair, s.showUsage},
 		{"GET /admin/tokens", repair, s.listAdminTokens},
 		{"POST /admin/tokens", change, s.issueAdminToken},

@@ -18,6 +18,11 @@ import (
 // is added before it is created and again after that, since whoever has listed the keys meanwhile has removed it.
 // Redis drops what has expired by its own clock, so only indexStored says when a key expires, as Redis knows it; until
 // then the key is one that never expires.
+//
+// The users of a tenant who have API keys are a sorted set in a slot of its own. It is to users what the index is to
+// keys. A user is added to it after a key was added to the index that the index did not have, and before that key is
+// created. A listing drops a user whose index is empty, and looks at the index again afterwards: so whoever comes later
+// of the two puts the user back.
 
 const (
 	maxConcurrentReads = 64
@@ -45,10 +50,12 @@ func (s *store) indexRedisKeys(tenantID, userID string) (keys []string, withOld 
 }
 
 // indexKey adds a key to the index of its user, or changes what the index says of it. createdAt is zero if it is not
-// known, expiresAt if the key never expires. Without a user it does nothing.
-func (s *store) indexKey(deadline time.Time, tenantID, userID, key string, createdAt, expiresAt time.Time) error {
+// known, expiresAt if the key never expires. It reports whether the index did not have the key. Without a user it does
+// nothing.
+func (s *store) indexKey(deadline time.Time, tenantID, userID, key string, createdAt, expiresAt time.Time) (added bool,
+	err error) {
 	if userID == "" {
-		return nil
+		return false, nil
 	}
 	created, expires := int64(0), ""
 	if !createdAt.IsZero() {
@@ -58,7 +65,39 @@ func (s *store) indexKey(deadline time.Time, tenantID, userID, key string, creat
 		expires = strconv.FormatInt(expiresAt.UnixMilli(), 10)
 	}
 	keys, _ := s.indexRedisKeys(tenantID, userID)
-	_, err := s.redis.Eval(deadline, indexScript, keys, key, created, expires)
+	return redis.Bool(s.redis.Eval(deadline, indexScript, keys, key, created, expires))
+}
+
+// indexNewKey adds a key of t that is to be created to the index, and its user to the users. Without a user it does
+// nothing.
+func (s *store) indexNewKey(deadline time.Time, t *tenant, userID, key string, createdAt time.Time) error {
+	for again := false; userID != ""; again = true {
+		_, err := s.indexKey(deadline, t.id, userID, key, createdAt, time.Time{})
+		added := false
+		if err == nil {
+			added, err = s.addUser(deadline, t.id, t.generation, userID)
+		}
+		if err != nil || !added || again || t.generation == "" {
+			return err
+		}
+		// The index may have keys that the user had with a former tenant, and would count them.
+		entries, err := s.readIndex(deadline, t.id, userID, indexCursor{}, maxPageLimit)
+		if err == nil {
+			err = s.lookUpPage(deadline, t, userID, entries) // removes this key as well
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// indexOwned does what indexKey does, and adds the user to the users if the index did not have the key.
+func (s *store) indexOwned(deadline time.Time, o keyOwner, key string) error {
+	added, err := s.indexKey(deadline, o.tenantID, o.userID, key, o.createdAt, o.expiresAt)
+	if err == nil && added {
+		err = s.addOwner(deadline, o)
+	}
 	return err
 }
 
@@ -82,9 +121,9 @@ func (s *store) unindexKey(deadline time.Time, tenantID, userID string, keys ...
 
 // keyOwner says whose an API key is, and what the index should say of it.
 type keyOwner struct {
-	tenantID, userID string    // both "" if there is no such key, or none of a user
-	createdAt        time.Time // zero if it is malformed
-	expiresAt        time.Time // zero: never
+	tenantID, generation, userID string    // all "" if there is no such key, or none of a user
+	createdAt                    time.Time // zero if it is malformed
+	expiresAt                    time.Time // zero: never
 }
 
 // owner reads whose a key is. A key of a wrong type is an error for which isMalformed is true.
@@ -93,7 +132,7 @@ func (s *store) owner(deadline time.Time, key string) (o keyOwner, err error) {
 	var expiresAt int64
 	reply, err := redis.Values(s.redis.Eval(deadline, ownerScript, []string{apiKeyRedisKey(key)}))
 	if err == nil {
-		_, err = redis.Scan(reply, &o.tenantID, &o.userID, &createdAt, &expiresAt)
+		_, err = redis.Scan(reply, &o.tenantID, &o.generation, &o.userID, &createdAt, &expiresAt)
 	}
 	if err != nil || o.userID == "" || !validTenantID(o.tenantID) {
 		return keyOwner{}, err
@@ -113,7 +152,7 @@ func (s *store) owner(deadline time.Time, key string) (o keyOwner, err error) {
 func (s *store) indexStored(deadline time.Time, key string) (keyOwner, error) {
 	o, err := s.owner(deadline, key)
 	for err == nil && o.userID != "" {
-		if err = s.indexKey(deadline, o.tenantID, o.userID, key, o.createdAt, o.expiresAt); err != nil {
+		if err = s.indexOwned(deadline, o, key); err != nil {
 			break
 		}
 		var now keyOwner
@@ -301,7 +340,7 @@ func (s *store) moveOldKeys(deadline time.Time, tenantID, userID string, steps i
 			}
 			_, err := s.indexStored(deadline, keys[i])
 			if isMalformed(err) { // what it is says nothing of its user, but the set does
-				err = s.indexKey(deadline, tenantID, userID, keys[i], time.Time{}, time.Time{})
+				_, err = s.indexKey(deadline, tenantID, userID, keys[i], time.Time{}, time.Time{})
 			}
 			return err
 		})
@@ -315,10 +354,10 @@ func (s *store) moveOldKeys(deadline time.Time, tenantID, userID string, steps i
 	return false, nil
 }
 
-// Reindex adds every API key of a user to the index, and makes the index say of it what Redis holds. It empties the
-// sets of earlier versions. It may run beside processes that serve. After each step it calls progress with how many
-// keys it has found. It passes over what cannot be read, says in the log what that is, and returns how many there are.
-// It ends early if ctx is done. Error: ErrUnavailable.
+// Reindex adds every API key of a user to the index, and its user to the users, and makes the index say of it what
+// Redis holds. It empties the sets of earlier versions. It may run beside processes that serve. After each step it
+// calls progress with how many keys it has found. It passes over what cannot be read, says in the log what that is, and
+// returns how many there are. It ends early if ctx is done. Error: ErrUnavailable.
 func (s *store) Reindex(ctx context.Context, progress func(keys int)) (unread int, err error) {
 	keys := 0
 	var unreadable atomic.Int64
@@ -359,6 +398,9 @@ func (s *store) reindexKey(deadline time.Time, name string) error {
 		return nil
 	}
 	o, err := s.indexStored(deadline, key)
+	if err == nil && o.userID != "" {
+		err = s.addOwner(deadline, o)
+	}
 	if err == nil && o.userID != "" && o.createdAt.IsZero() {
 		err = fmt.Errorf("%w: createdAt is not a time", ErrMalformed)
 	}

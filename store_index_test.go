@@ -247,7 +247,7 @@ func TestIndexOfExpiredKeys(t *testing.T) {
 	for i, left := range []int{15, 5, 0, 0} {
 		key := fmt.Sprint("user_", i)
 		before := testRedis.Int(t, "ZCARD", userKeysByExpiryRedisKey(id, "v"))
-		if err := st.indexKey(in(10*time.Second), id, "v", key, time.Now(), time.Time{}); err != nil {
+		if _, err := st.indexKey(in(10*time.Second), id, "v", key, time.Now(), time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		if left = max(before-10, 0); i == 3 && before > 0 {

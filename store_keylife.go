@@ -170,7 +170,7 @@ func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempo
 	next := ""
 	if err == nil && request.refused == nil {
 		if next, err = newKeyBeside(apiKeyRedisKey(key), key[:strings.IndexByte(key, '_')+1]); err == nil {
-			err = s.indexKey(deadline, t.id, k.userID, next, k.createdAt, time.Time{})
+			err = s.indexNewKey(deadline, t, k.userID, next, k.createdAt)
 		}
 	}
 	if err != nil {

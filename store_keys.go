@@ -73,7 +73,7 @@ func (s *store) NewKey(deadline time.Time, t *tenant, k apiKey, request idempote
 		return issuedKey{}, err
 	}
 	if request.refused == nil {
-		err = s.indexKey(deadline, t.id, k.userID, key, k.createdAt, time.Time{})
+		err = s.indexNewKey(deadline, t, k.userID, key, k.createdAt)
 	}
 	if err != nil {
 		return issuedKey{}, fmt.Errorf("index an API key of tenant %s: %w", t.id, err)

@@ -97,6 +97,7 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE PEXPIRETIME TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
+	{Prefix: "users:", Commands: "UNLINK ZADD ZRANGE ZREM"},
 	{Prefix: deploymentRedisKey, Commands: "GET SET"},
 }
 

@@ -239,7 +239,7 @@ func (s *store) createUserKey(deadline time.Time, who signInIdentity, record sig
 		tokens = 0
 	}
 	now := time.Now()
-	if err := s.indexKey(deadline, t.id, who.userID, record.key, now, time.Time{}); err != nil {
+	if err := s.indexNewKey(deadline, t, who.userID, record.key, now); err != nil {
 		return record, false, err
 	}
 	keys := []string{apiKeyRedisKey(record.key), successorRedisKey(record.key)}
@@ -247,7 +247,8 @@ func (s *store) createUserKey(deadline time.Time, who signInIdentity, record sig
 		t.id, t.generation, who.group, formatTime(now), tokens, who.userID))
 	switch {
 	case errors.Is(err, redis.ErrNil): // it was created now
-		_ = s.indexKey(deadline, t.id, who.userID, record.key, now, time.Time{}) // it may have been removed meanwhile
+		o := keyOwner{tenantID: t.id, generation: t.generation, userID: who.userID, createdAt: now}
+		_ = s.indexOwned(deadline, o, record.key) // it may have been removed meanwhile
 		return newSignInRecord(record.key, "", record.generation), true, nil
 	case err != nil:
 		return record, false, err

@@ -7,9 +7,9 @@
 -- ARGV[1…] groups of three: an API key; when it was created, '' if it is not to be added; and when it expires, '' if it
 --          never does, 'gone' if it is to be removed from all three
 --
--- If all keys expire, both sets expire with the last of them. Returns 1.
+-- If all keys expire, both sets expire with the last of them. Returns how many keys were added that byTime did not have.
 
-local byTime, byExpiry = KEYS[1], KEYS[2]
+local byTime, byExpiry, added = KEYS[1], KEYS[2], 0
 
 for i = 1, #ARGV, 3 do
 	local key, created, expires = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -19,7 +19,7 @@ for i = 1, #ARGV, 3 do
 			call('SREM', KEYS[3], key)
 		end
 	elseif created ~= '' then
-		call('ZADD', byTime, created, key)
+		added = added + call('ZADD', byTime, created, key)
 	end
 	if tonumber(expires) then
 		call('ZADD', byExpiry, expires, key)
@@ -44,4 +44,4 @@ for _, set in ipairs({byTime, byExpiry}) do
 		call('PERSIST', set)
 	end
 end
-return 1
+return added

@@ -2,7 +2,8 @@
 --
 -- KEYS[1] apiKey:<apiKey>
 --
--- Returns {tenant ID, user ID, createdAt, expiry (Unix ms; negative: never)}, each '' that the key does not have.
+-- Returns {tenant ID, the tenant's generation, user ID, createdAt, expiry (Unix ms; negative: never)}, each '' that the
+-- key does not have.
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'userId', 'createdAt')
-return {key[1] or '', key[2] or '', key[3] or '', call('PEXPIRETIME', KEYS[1])}
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'userId', 'createdAt')
+return {key[1] or '', key[2] or '', key[3] or '', key[4] or '', call('PEXPIRETIME', KEYS[1])}

@@ -12,6 +12,9 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
+// Who may do something for a tenant: its admin tokens, and the users who have API keys, of whom the head of
+// store_index.go says more.
+
 const (
 	maxAdminTokens  = 100  // of a tenant; earlier versions had no bound
 	maxListedTokens = 1000 // of those that earlier versions have left
@@ -134,4 +137,114 @@ func (s *store) RevokeAdminTokens(deadline time.Time, tenantID string) error {
 		return fmt.Errorf("delete the admin tokens of tenant %s: %w", tenantID, err)
 	}
 	return nil
+}
+
+// usersRedisKey returns where the IDs of the users are who have API keys of a tenant, in a sorted set in which all have
+// the score 0. The next tenant of that ID has another.
+func usersRedisKey(tenantID, generation string) string {
+	return strings.TrimSuffix("users:"+tenantID+":"+generation, ":")
+}
+
+// addUser adds a user to those of a tenant who have API keys, and reports whether it was not among them.
+func (s *store) addUser(deadline time.Time, tenantID, generation, userID string) (added bool, err error) {
+	return redis.Bool(s.redis.Write(deadline, "ZADD", usersRedisKey(tenantID, generation), 0, userID))
+}
+
+// addOwner adds the user of a key to those of its tenant, unless that was deleted since.
+func (s *store) addOwner(deadline time.Time, o keyOwner) error {
+	generation, err := s.readText(deadline, generationRedisKey(o.tenantID))
+	if err == nil && generation == o.generation {
+		_, err = s.addUser(deadline, o.tenantID, generation, o.userID)
+	}
+	return err
+}
+
+// keyUser is a user who has API keys.
+type keyUser struct {
+	id   string
+	keys int64 // that the index has, at least 1
+}
+
+// Users returns users of t who have API keys and whose IDs begin with prefix, in the order of their bytes: a page of at
+// most limit of them that come after the ID after, and after which the next page begins, "" if this is the last. A page
+// may have fewer users, or none: one whose index is empty is dropped. Error: ErrUnavailable.
+func (s *store) Users(deadline time.Time, t *tenant, prefix, after string, limit int) (users []keyUser, next string,
+	err error) {
+	from := "[" + prefix
+	if after != "" && after >= prefix {
+		from = "(" + after
+	}
+	ids, err := redis.Strings(s.redis.Read(deadline, "ZRANGE", usersRedisKey(t.id, t.generation),
+		from, afterPrefix(prefix), "BYLEX", "LIMIT", 0, limit+1))
+	if len(ids) > limit {
+		ids = ids[:limit]
+		next = ids[limit-1]
+	}
+	var counts []int64
+	if err == nil {
+		counts, err = s.countKeys(deadline, t, ids)
+	}
+	var gone []string
+	for i, n := range counts {
+		if n == 0 {
+			gone = append(gone, ids[i])
+		}
+	}
+	back := make(map[string]int64)
+	if err == nil && len(gone) > 0 {
+		back, err = s.dropUsers(deadline, t, gone)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("list the users of tenant %s: %w", t.id, err)
+	}
+	for i, id := range ids {
+		if n := max(counts[i], back[id]); n > 0 {
+			users = append(users, keyUser{id, n})
+		}
+	}
+	return users, next, nil
+}
+
+// afterPrefix returns where ZRANGE … BYLEX ends that is to return what begins with prefix.
+func afterPrefix(prefix string) string {
+	prefix = strings.TrimRight(prefix, "\xff")
+	if prefix == "" {
+		return "+"
+	}
+	last := len(prefix) - 1
+	return "(" + prefix[:last] + string([]byte{prefix[last] + 1})
+}
+
+// countKeys returns how many keys the index of each of those users of t has.
+func (s *store) countKeys(deadline time.Time, t *tenant, ids []string) ([]int64, error) {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = userKeysByTimeRedisKey(t.id, id)
+	}
+	return redis.Int64s(s.redis.ReadEach(deadline, "ZCARD", names))
+}
+
+// dropUsers removes users whose index is empty from the users of t, but puts those back who have got a key meanwhile.
+// It returns these, and how many keys they have.
+func (s *store) dropUsers(deadline time.Time, t *tenant, ids []string) (back map[string]int64, err error) {
+	members := make([]any, len(ids))
+	for i, id := range ids {
+		members[i] = id
+	}
+	name := usersRedisKey(t.id, t.generation)
+	var counts []int64
+	if _, err = s.redis.Write(deadline, "ZREM", name, members...); err == nil {
+		counts, err = s.countKeys(deadline, t, ids)
+	}
+	back = make(map[string]int64)
+	var again []any
+	for i, n := range counts {
+		if n > 0 {
+			back[ids[i]], again = n, append(again, 0, ids[i])
+		}
+	}
+	if err == nil && len(again) > 0 {
+		_, err = s.redis.Write(deadline, "ZADD", name, again...)
+	}
+	return back, err
 }
