@@ -570,7 +570,7 @@ func TestOldIndexIsMoved(t *testing.T) {
 	})
 }
 
-// A user ID may have braces, which in a cluster lead to other slots.
+// A user ID may have braces, which in a cluster lead to other slots. The users are in one slot, their indexes in others.
 func testIndexInCluster(t *testing.T) {
 	c := redistest.SharedCluster(t)
 	r := &redistest.Server{Cluster: c}
@@ -597,6 +597,18 @@ func testIndexInCluster(t *testing.T) {
 		wantIndex(t, r, id, user, 2, 1)
 		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+rotated, "").want(t, 204, "")
 		wantIndex(t, r, id, user, 1, 1)
+	}
+	s.wantUsers(t, id, "a{b}c 1", "a{}{b} 1", "a}b 1", "plain 1", "{ 1", "{b} 1", "{}x 1", "} 1")
+	for _, user := range []string{"{b}", "plain"} {
+		s.admin(t, "DELETE", "/"+id+"/admin/keys/"+s.keysOf(t, id, user)[0], "").want(t, 204, "")
+	}
+	s.wantUsers(t, id, "a{b}c 1", "a{}{b} 1", "a}b 1", "{ 1", "{}x 1", "} 1")
+	if n := r.Int(t, "ZCARD", usersRedisKey(id, "")); n != 6 {
+		t.Errorf("Redis has %d users, want 6", n)
+	}
+	s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
+	if r.Int(t, "EXISTS", usersRedisKey(id, "")) != 0 {
+		t.Error("a tenant that was deleted has users")
 	}
 }
 

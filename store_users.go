@@ -207,11 +207,13 @@ func (s *store) Users(deadline time.Time, t *tenant, prefix, after string, limit
 
 // afterPrefix returns where ZRANGE … BYLEX ends that is to return what begins with prefix.
 func afterPrefix(prefix string) string {
-	prefix = strings.TrimRight(prefix, "\xff")
-	if prefix == "" {
+	last := len(prefix) - 1
+	for last >= 0 && prefix[last] == 0xff {
+		last--
+	}
+	if last < 0 {
 		return "+"
 	}
-	last := len(prefix) - 1
 	return "(" + prefix[:last] + string([]byte{prefix[last] + 1})
 }
 
