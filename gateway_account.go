@@ -36,7 +36,7 @@ func (a *account) Hold(deadline time.Time, r gateway.HoldRequest) (gateway.Hold,
 		return gateway.Hold{}, err
 	}
 	result, err := a.server.store.Hold(deadline, a.tenant, newHoldRequest(a.key, id, r))
-	a.holder = holder{a.key, cmp.Or(result.firstKey, a.key)}
+	a.holder = result.holder
 	hold := gateway.Hold{ID: id, Tokens: result.held, Owner: ownerName(result.userID, a.holder.first)}
 	return hold, a.refusal(result.decision, err)
 }
@@ -232,18 +232,19 @@ func (a *sessionAccount) holdFurther(deadline time.Time, r gateway.HoldRequest) 
 	t, err := a.present(deadline)
 	for err == nil {
 		h := a.lastSeen()
+		request := newHoldRequest(h.key, id, r)
+		request.known = &h
 		var result holdResult
-		result, err = a.server.store.Hold(deadline, t, newHoldRequest(h.key, id, r))
+		result, err = a.server.store.Hold(deadline, t, request)
 		if errors.Is(err, ErrNoKey) { // it may have been rotated or merged: look follows it
 			if _, err = a.look(deadline, t, nil); err == nil {
 				continue
 			}
 		}
-		first := cmp.Or(result.firstKey, h.first)
 		if err == nil || errors.Is(err, ErrUnavailable) {
-			a.found(id, holder{h.key, first})
+			a.found(id, result.holder)
 		}
-		hold.Tokens, hold.Owner = result.held, ownerName(result.userID, first)
+		hold.Tokens, hold.Owner = result.held, ownerName(result.userID, result.holder.first)
 		return hold, a.refused(t, result.group, err)
 	}
 	return hold, a.refused(t, "", err)

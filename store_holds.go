@@ -27,9 +27,10 @@ const (
 // holdRequest is what to hold.
 type holdRequest struct {
 	key   string
-	id    string // a hold ID that no other hold has, which begins with one of the prefixes above
-	most  int64  // tokens to hold, 1 … maxAmount
-	least int64  // if the balance is between the two, all of it is held
+	known *holder // of that key, if something is known of it
+	id    string  // a hold ID that no other hold has, which begins with one of the prefixes above
+	most  int64   // tokens to hold, 1 … maxAmount
+	least int64   // if the balance is between the two, all of it is held
 	ttl   time.Duration
 
 	half, patient bool     // see gateway.HoldRequest
@@ -55,7 +56,7 @@ func (h *holdRequest) words() string {
 type holdResult struct {
 	decision
 	id        string
-	firstKey  string // the name that the API key had first
+	holder    holder // which has the balance
 	held      int64
 	expiresAt time.Time
 }
@@ -65,16 +66,16 @@ type holdResult struct {
 // insufficientTokensError and ErrModelDenied, with a result, ErrTooManyHolds, ErrTooManyRequests, ErrKeyDisabled,
 // ErrGroupDisabled and ErrKeyReused if nothing was held; ErrUnavailable if Redis may or may not have held them.
 func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdResult, err error) {
-	first := h.key
-	outcome, err := s.withGroups(deadline, &t.config.encoded, h.key, anonymousGroup,
+	who := *cmp.Or(h.known, newHolder(h.key))
+	outcome, err := s.withGroups(deadline, &t.config.encoded, &who, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			outcome, result, err = s.holdOnce(deadline, t, h, first, groups, only)
+			outcome, result, err = s.holdOnce(deadline, t, h, &who, groups, only)
 			if outcome == "first" {
-				first = result.firstKey
 				return "again", only, err
 			}
 			return outcome, result.group, err
 		})
+	result.key, result.holder = who.key, who
 	if outcome == "spent" {
 		err = insufficientTokensError{result.tokensLeft, result.held}
 	} else if err == nil {
@@ -83,14 +84,14 @@ func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdR
 	return result, withTenant(err, "hold tokens of an API key", t)
 }
 
-// holdOnce runs hold.lua. first is the name that the key had first, as far as is known.
-func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, first string, groups any, only string) (
+// holdOnce runs hold.lua on the key that who names, and learns which name that had first.
+func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, who *holder, groups any, only string) (
 	string, holdResult, error) {
-	keys := []string{apiKeyRedisKey(h.key), rateRedisKey(h.key), holdsRedisKey(h.key)}
-	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, first, h.words(),
+	keys := []string{apiKeyRedisKey(who.key), rateRedisKey(who.key), holdsRedisKey(who.key)}
+	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, who.first, h.words(),
 		t.config.encoded.denying(h.models, only)}
 	if h.idempotent.key != "" {
-		keys = append(keys, recordRedisKey(first, "hold", h.idempotent.key))
+		keys = append(keys, recordRedisKey(who.first, "hold", h.idempotent.key))
 		args = append(args, h.idempotent.hash, shortHash(h.idempotent.key))
 	}
 	reply, err := redis.String(s.redis.Eval(deadline, holdScript, keys, args...))
@@ -101,9 +102,10 @@ func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, first str
 	if len(lines) != 4 {
 		return "", holdResult{}, errBadReply
 	}
+	who.first = lines[2]
 	outcome, numbers, d, err := parseDecision(lines[0], lines[3], 3)
 	return outcome, holdResult{
-		decision: d, id: lines[1], firstKey: lines[2], held: numbers[0], expiresAt: time.UnixMilli(numbers[2]),
+		decision: d, id: lines[1], held: numbers[0], expiresAt: time.UnixMilli(numbers[2]),
 	}, err
 }
 
@@ -115,7 +117,7 @@ type holder struct {
 }
 
 // newHolder returns the holder of an API key of which nothing more is known.
-func newHolder(key string) *holder { return &holder{key, key} }
+func newHolder(key string) *holder { return &holder{key: key, first: key} }
 
 // settleRequest says how to end a hold.
 type settleRequest struct {
@@ -128,6 +130,7 @@ type settleRequest struct {
 
 // settlement is what settling a hold led to.
 type settlement struct {
+	key        string // that has the balance, by its present name
 	charged    int64
 	tokensLeft int64
 	group      string // of the key; "" if the hold was settled before, with a key that is gone
@@ -163,6 +166,7 @@ func (s *store) Settle(deadline time.Time, t *tenant, h *holder, r settleRequest
 	case outcome == "unknown":
 		return settlement{}, ErrNoHold
 	}
+	result.key = h.key
 	return result, nil
 }
 
@@ -241,7 +245,7 @@ func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep
 	if step.next != nil {
 		table = &t.config.encoded
 	}
-	_, err = s.withGroups(deadline, table, h.key, anonymousGroup,
+	_, err = s.withGroups(deadline, table, h, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
 			keys := []string{apiKeyRedisKey(h.key), settledRedisKey(h.first, step.holdID), holdsRedisKey(h.key),
 				closedRedisKey(h.key), firstRedisKey(h.key)}
@@ -328,7 +332,7 @@ func (s *store) Exchange(deadline time.Time, t *tenant, h *holder, r settleReque
 	if err != nil {
 		return exchange{}, withTenant(errBadReply, "exchange a hold of an API key", t)
 	}
-	result.isSettled, result.replayed = true, outcome == "replayed"
+	result.isSettled, result.replayed, result.key = true, outcome == "replayed", h.key
 	if taken == "held" {
 		return result, nil
 	}

@@ -56,7 +56,7 @@ func (s *store) updateKey(deadline time.Time, t *tenant, key string, change keyC
 	if change.group != nil {
 		firstGroup = *change.group
 	}
-	outcome, err := s.withGroups(deadline, t.refillGroups(), key, firstGroup,
+	outcome, err := s.withGroups(deadline, t.refillGroups(), newHolder(key), firstGroup,
 		func(groups any, only string) (outcome, group string, err error) {
 			script, keys, args := change.script(t, key, first, request)
 			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only, state, change.newLabel())...)

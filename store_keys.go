@@ -210,6 +210,7 @@ type chargeRequest struct {
 
 // decision is what Redis has decided about a charge or a hold.
 type decision struct {
+	key        string // that has the balance, by its present name
 	group      string // of the API key
 	userID     string // "" is an anonymous user
 	tokensLeft int64
@@ -235,16 +236,17 @@ type chargeResult struct {
 // rateLimitError, insufficientTokensError and ErrModelDenied, with a result, ErrKeyDisabled, ErrGroupDisabled and
 // ErrKeyReused if nothing was taken; ErrUnavailable if Redis may or may not have taken them.
 func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result chargeResult, err error) {
-	first := c.key
-	outcome, err := s.withGroups(deadline, &t.config.encoded, c.key, anonymousGroup,
+	h := *newHolder(c.key)
+	outcome, err := s.withGroups(deadline, &t.config.encoded, &h, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			outcome, result, err = s.chargeOnce(deadline, t, c, first, groups, only)
+			outcome, result, err = s.chargeOnce(deadline, t, c, &h, groups, only)
 			if outcome == "first" {
-				first = result.userID
+				h.first = result.userID
 				return "again", only, err
 			}
 			return outcome, result.group, err
 		})
+	result.key = h.key
 	if outcome == "spent" {
 		err = insufficientTokensError{result.tokensLeft, result.charged}
 	} else if err == nil {
@@ -253,11 +255,11 @@ func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result c
 	return result, withTenant(err, "charge an API key", t)
 }
 
-// withGroups calls attempt, which runs a script on an API key, with the groups of the key's tenant. If they are too
-// large to be sent each time, it gets only one, at first the one called first, and is called again if the key is in
-// another. It is also called again if the outcome is "due", after the key's expired holds have been returned, or
-// "again". In all these cases the script must have changed nothing. attempt returns the outcome and the key's group.
-func (s *store) withGroups(deadline time.Time, table *groupTable, key, first string,
+// withGroups calls attempt, which runs a script on the API key that h names, with the groups of the key's tenant. If
+// they are too large to be sent each time, it gets only one, at first the one called first, and is called again if the
+// key is in another. It is also called again if the outcome is "due", after the key's expired holds have been returned,
+// or "again". In all these cases the script must have changed nothing. attempt returns the outcome and the key's group.
+func (s *store) withGroups(deadline time.Time, table *groupTable, h *holder, first string,
 	attempt func(groups any, only string) (outcome, group string, err error)) (outcome string, err error) {
 	for name := first; ; {
 		groups, only := table.argument(name)
@@ -268,7 +270,7 @@ func (s *store) withGroups(deadline time.Time, table *groupTable, key, first str
 		case only != "" && group != only:
 			name = group // an admin may move the key meanwhile, so this may repeat; the deadline ends it
 		case outcome == "due":
-			if err := s.releaseHolds(deadline, key); err != nil {
+			if err := s.releaseHolds(deadline, h.key); err != nil {
 				return "", err
 			}
 		case outcome == "again":
@@ -318,17 +320,17 @@ func (d *decision) err(outcome string) error {
 	return errBadReply
 }
 
-// chargeOnce runs charge.lua. first is the name that the key had first, as far as is known.
-func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, first string, groups any, only string) (
+// chargeOnce runs charge.lua on the key that h names.
+func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, h *holder, groups any, only string) (
 	string, chargeResult, error) {
-	keys := append(make([]string, 0, 3), apiKeyRedisKey(c.key))
+	keys := append(make([]string, 0, 3), apiKeyRedisKey(h.key))
 	args := append(make([]any, 0, 7), t.id, t.generation, c.amount(), groups)
 	if t.config.encoded.limited || c.isIdempotent() {
-		keys = append(keys, rateRedisKey(c.key))
+		keys = append(keys, rateRedisKey(h.key))
 	}
 	if c.isIdempotent() {
-		record, ttl := c.record(first)
-		keys, args = append(keys, record), append(args, int64(ttl/time.Second), first)
+		record, ttl := c.record(h.first)
+		keys, args = append(keys, record), append(args, int64(ttl/time.Second), h.first)
 	}
 	if denying := t.config.encoded.denying(c.models, only); denying != "" {
 		args = append(args[:4], "", "", denying) // what has models is not idempotent

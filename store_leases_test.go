@@ -38,7 +38,7 @@ func newLeaseTest(t *testing.T, tokens, held int64) *leaseTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.holder = &holder{l.key, result.firstKey}
+	l.holder = &result.holder
 	return l
 }
 

@@ -393,7 +393,7 @@ func (w *ledgerWalk) exchange(key string, m *ledgerModel) {
 		store := w.stores[w.random.IntN(len(w.stores))]
 		got, err := store.Exchange(in(10*time.Second), store.wantTenant(w.T, w.tenant), newHolder(key),
 			settleRequest{holdID: id, used: int64(used), isLease: true}, next)
-		want := exchange{settlement: settlement{int64(charged), int64(left), got.group, got.replayed}, isSettled: true}
+		want := exchange{settlement: settlement{got.key, int64(charged), int64(left), got.group, got.replayed}, isSettled: true}
 		if refusal == nil {
 			want.held = int64(held)
 		}

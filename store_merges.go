@@ -170,7 +170,7 @@ func (s *store) runReceive(
 // receiveOnce runs receive.lua on a user's key. If that was rotated or revoked, the error is redis.ErrNil.
 func (s *store) receiveOnce(deadline time.Time, t *tenant, key string, args ...any) (reply []string, err error) {
 	keys := []string{apiKeyRedisKey(key), movesRedisKey(key), holdsRedisKey(key)}
-	_, err = s.withGroups(deadline, t.refillGroups(), key, anonymousGroup,
+	_, err = s.withGroups(deadline, t.refillGroups(), newHolder(key), anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
 			reply, err = redis.Strings(s.redis.Eval(deadline, receiveScript, keys,
 				append([]any{t.id, t.generation, groups, only}, args...)...))

@@ -291,7 +291,7 @@ func (s *store) runClose(deadline time.Time, who signInIdentity, visitor, step, 
 	keys := []string{apiKeyRedisKey(visitor), rateRedisKey(visitor), holdsRedisKey(visitor), closedRedisKey(visitor),
 		movingRedisKey(visitor)}
 	owner := strings.Join([]string{t.id, t.generation, who.userID}, " ")
-	_, err = s.withGroups(deadline, &t.config.encoded, visitor, anonymousGroup,
+	_, err = s.withGroups(deadline, &t.config.encoded, newHolder(visitor), anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
 			reply, err = redis.Strings(s.redis.Eval(deadline, closeScript, keys,
 				t.id, t.generation, groups, only, step, owner, to, closedRecordTTL.Milliseconds()))
