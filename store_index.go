@@ -320,6 +320,31 @@ func (s *store) lookUp(deadline time.Time, t *tenant, userID string, entries []*
 	})
 }
 
+// oldestKey returns the oldest key of a user that has a balance of its own. It looks at the first 1,000 that the index
+// names, from which it removes those that are gone: if these are all, the error is ErrUnavailable.
+func (s *store) oldestKey(deadline time.Time, t *tenant, userID string) (r receiver, err error) {
+	if userID == "" {
+		return r, nil
+	}
+	for next, page := (&indexCursor{}), 0; next != nil && err == nil; page++ {
+		if page == maxReceiverPages {
+			return r, fmt.Errorf("%w: there is no end of the user's keys", ErrUnavailable)
+		}
+		var keys []listedKey
+		keys, next, err = s.UserKeys(deadline, t, userID, *next, defaultPageLimit)
+		for _, k := range keys {
+			b, err := s.Buyer(deadline, t, k.key)
+			if err != nil && !errors.Is(err, ErrNoKey) && !errors.Is(err, ErrMalformed) {
+				return r, err
+			}
+			if err == nil && !k.malformed && b.key == k.key {
+				return receiver{b.first, b.key}, nil
+			}
+		}
+	}
+	return r, err
+}
+
 // moveOldKeys moves keys from the set of earlier versions to the index, in at most that number of steps, and reports
 // whether the set is empty then. It takes no second step if less than moveReserve is left until the deadline.
 func (s *store) moveOldKeys(deadline time.Time, tenantID, userID string, steps int) (done bool, err error) {

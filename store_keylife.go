@@ -289,6 +289,59 @@ func (s *store) present(deadline time.Time, key string) (string, error) {
 	return next, err
 }
 
+// presentName returns the present name of t's key that had that name first; "" if it is gone.
+func (s *store) presentName(deadline time.Time, t *tenant, first string) (string, error) {
+	name, err := s.readText(deadline, currentRedisKey(first))
+	for name = cmp.Or(name, first); name != "" && err == nil; {
+		var fields []string
+		fields, err = redis.Strings(s.redis.Read(deadline, "HMGET", apiKeyRedisKey(name), "tenantId", "generation"))
+		if err == nil && fields[0] == t.id && fields[1] == t.generation {
+			return name, nil
+		}
+		if err == nil {
+			name, err = s.present(deadline, name)
+		}
+	}
+	return "", err
+}
+
+// A receiver is the key that gets what is paid for a checkout.
+type receiver struct {
+	first string // the name that it had first; "" if nobody is there
+	key   string // its present name
+}
+
+// receiver returns who gets what is paid for c: the key that it was made with or, if that is gone, the one that has
+// been chosen in its place, or is chosen now: the user's oldest one.
+func (s *store) receiver(deadline time.Time, t *tenant, c checkout) (r receiver, err error) {
+	r = receiver{first: c.first}
+	if r.key, err = s.presentName(deadline, t, r.first); r.key != "" || err != nil {
+		return r, err
+	}
+	chosen := receiverRedisKey(c.first)
+	for r.first, err = s.readText(deadline, chosen); err == nil; {
+		if r.first != "" {
+			r.key, err = s.presentName(deadline, t, r.first)
+		}
+		if r.key != "" || err != nil {
+			break
+		}
+		var next receiver
+		if next, err = s.oldestKey(deadline, t, c.userID); next.key == "" || next.first == c.first {
+			return next, err
+		}
+		if r.first, err = s.swap(deadline, chosen, r.first, next.first); r.first == next.first {
+			return next, err
+		}
+	}
+	return r, err
+}
+
+// swap replaces a string by another, if it is still what it was before, and returns it as it is then.
+func (s *store) swap(deadline time.Time, name, before, after string) (string, error) {
+	return redis.String(s.redis.Eval(deadline, swapScript, []string{name}, before, after, paidTTL.Milliseconds()))
+}
+
 // readText returns a string that Redis holds, "" if it holds none.
 func (s *store) readText(deadline time.Time, name string) (string, error) {
 	text, err := redis.String(s.redis.Read(deadline, "GET", name))

@@ -63,6 +63,12 @@ var (
 	keepScript   = newScript("keep", redisdb.DenyOOM, "keep")
 	forgetScript = newScript("forget", redisdb.AllowOOM, "forget")
 
+	grantScript        = newScript("grant", redisdb.DenyOOM, "balance", "refill", "holds", "paid", "grant")
+	reverseScript      = newScript("reverse", redisdb.DenyOOM, "balance", "refill", "holds", "paid", "reverse")
+	subscriptionScript = newScript("subscription", redisdb.DenyOOM, "balance", "paid", "subscription")
+	swapScript         = newScript("swap", redisdb.DenyOOM, "swap")
+	listScript         = newScript("list", redisdb.DenyOOM, "list")
+
 	usageScript = newScript("usage", redisdb.DenyOOM, "usage")
 )
 
@@ -96,6 +102,8 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
 	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE PEXPIRETIME TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
+	{Prefix: "checkout:", Commands: "GET PEXPIRE SET"},
+	{Prefix: "payments:", Commands: "ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
 	{Prefix: "users:", Commands: "UNLINK ZADD ZRANGE ZREM"},
 	{Prefix: deploymentRedisKey, Commands: "GET SET"},

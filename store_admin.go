@@ -4,16 +4,18 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
 )
 
-// Who may do something for a tenant: its admin tokens, and the users who have API keys, of whom the head of
-// store_index.go says more.
+// What admins have besides keys: admin tokens, the list of users, of which the head of store_index.go says more, and
+// the list of payments.
 
 const (
 	maxAdminTokens  = 100  // of a tenant; earlier versions had no bound
@@ -249,4 +251,95 @@ func (s *store) dropUsers(deadline time.Time, t *tenant, ids []string) (back map
 		_, err = s.redis.Write(deadline, "ZADD", name, again...)
 	}
 	return back, err
+}
+
+// A listedPayment is a payment as the list in Redis has it.
+type listedPayment struct {
+	At         int64       `json:"at"` // Unix ms
+	UserID     string      `json:"user"`
+	Kind       paymentKind `json:"kind"`
+	Price      string      `json:"price"`
+	Tokens     int64       `json:"tokens"`
+	Group      string      `json:"group,omitempty"`
+	StripeID   string      `json:"id"`
+	N          int         `json:"n,omitempty"`
+	Unassigned bool        `json:"unassigned,omitempty"`
+}
+
+// String returns p as the list has it.
+func (p payment) String() string {
+	text, _ := json.Marshal(listedPayment{
+		p.at.UnixMilli(), p.userID, p.kind, p.price, p.tokens, p.group, p.stripeID, p.n, p.unassigned})
+	return string(text)
+}
+
+// parsePayment parses what String returns.
+func parsePayment(text string) (payment, error) {
+	var p listedPayment
+	err := json.Unmarshal([]byte(text), &p)
+	return payment{time.UnixMilli(p.At), p.UserID, p.Kind, p.Price, p.Tokens, p.Group, p.StripeID, p.Unassigned, p.N}, err
+}
+
+// list adds all that the record of a payment says to the tenant's list: the payment, which it returns, and what was
+// taken or given back since. What is there already stays as it is; but a payment that was unassigned is there once.
+func (s *store) list(deadline time.Time, t *tenant, record string) (paid payment, err error) {
+	fields := strings.SplitN(record, " ", 8)
+	changes := ""
+	if fields[0] != "granted" {
+		fields = strings.SplitN(record, " ", 3)
+	}
+	if paid, err = parsePayment(fields[len(fields)-1]); err != nil {
+		return paid, errBadReply // err may quote what is in Redis
+	}
+	unassigned := paid
+	unassigned.unassigned = true
+	replaced := unassigned.String()
+	if len(fields) == 8 {
+		changes = strings.Trim(fields[6], ",=")
+		paid.tokens, err = strconv.ParseInt(fields[1], 10, 64)
+	} else {
+		paid, replaced = unassigned, ""
+	}
+	args := []any{maxPayments, replaced, paid.at.UnixMilli(), paid.String()}
+	for change := range strings.SplitSeq(changes, ",") {
+		p := paid
+		var at int64
+		words := strings.ReplaceAll(change, ":", " ")
+		if n, _ := fmt.Sscan(words, &p.n, &p.kind, &p.tokens, &at, &p.stripeID); n == 5 {
+			p.at = time.UnixMilli(at)
+			args = append(args, at, p.String())
+		}
+	}
+	if err == nil {
+		_, err = s.redis.EvalLarge(deadline, listScript, []string{paymentsRedisKey(t.id, t.generation)}, args...)
+	}
+	return paid, err
+}
+
+// Payments returns the payments of t, newest first: at most limit of them, and where the next page begins, nil after
+// the last. after is nil for the first page. A page may have fewer, since what tollgate has not written is left out.
+// Error: ErrUnavailable.
+func (s *store) Payments(deadline time.Time, t *tenant, after *indexCursor, limit int) (
+	list []payment, next *indexCursor, err error) {
+	from, at := any("+inf"), indexCursor{}
+	if after != nil {
+		from, at = after.score, *after
+	}
+	reply, err := redis.Strings(s.redis.Read(deadline, "ZRANGE", paymentsRedisKey(t.id, t.generation),
+		from, "-inf", "BYSCORE", "REV", "LIMIT", at.passed, limit+1, "WITHSCORES"))
+	for i := 0; i+1 < len(reply) && err == nil; i += 2 {
+		if i == 2*limit {
+			next = &at
+			break
+		}
+		var score float64
+		if score, err = strconv.ParseFloat(reply[i+1], 64); int64(score) != at.score {
+			at = indexCursor{score: int64(score)}
+		}
+		at.passed++
+		if p, wrong := parsePayment(reply[i]); wrong == nil {
+			list = append(list, p)
+		}
+	}
+	return list, next, withTenant(err, "list the payments", t)
 }
