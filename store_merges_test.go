@@ -227,7 +227,7 @@ func TestRecordsOfMerges(t *testing.T) {
 		s.wantMerged(t, id, "u", s.login(t, id), 1050+50*i, true)
 	}
 	for _, name := range r.Keys(t, "*") {
-		kept := slices.ContainsFunc([]string{":config", "tenants", "apiKey:" + key, "signIn:" + id, "userKeys", ":merges", ":usage:"},
+		kept := slices.ContainsFunc([]string{":config", "tenants", "apiKey:" + key, "signIn:" + id, "userKeys", "users:", ":merges", ":usage:"},
 			func(part string) bool { return strings.Contains(name, part) && !strings.HasSuffix(name, ":moves") })
 		if ttl := r.Int(t, "TTL", name); !kept && (ttl < 0 || ttl > 600) {
 			t.Errorf("%s is kept for %d s", name, ttl)
