@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -334,11 +335,12 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requ
 // turnTimeout is how long an expensive request waits for those of its tenant that came before it.
 const turnTimeout = time.Second
 
-// respondInTurn sends what compute returns. It is for requests whose cost depends on what a tenant has stored: of each
-// tenant one at a time is computed, so that no tenant's admin can take all of Redis or of the processors. Error:
-// rateLimitError if its turn does not come in time. The client takes the response out of turn, however slowly.
-func (s *server) respondInTurn(w http.ResponseWriter, info *requestInfo, compute func() (any, error)) error {
-	end, ok := s.turns.Take(info.tenantID, turnTimeout)
+// respondInTurn sends what compute returns. It is for requests whose cost depends on what is stored: of those with the
+// same turn, which is the tenant's ID for its admins, one at a time is computed, so that nobody can take all of Redis or
+// of the processors. Error: rateLimitError if the turn does not come in time. The client takes the response out of turn,
+// however slowly.
+func (s *server) respondInTurn(w http.ResponseWriter, turn string, compute func() (any, error)) error {
+	end, ok := s.turns.Take(turn, turnTimeout)
 	if !ok {
 		return rateLimitError{wait: 1}
 	}
@@ -356,101 +358,43 @@ func (s *server) respondInTurn(w http.ResponseWriter, info *requestInfo, compute
 	return writeBody(w, http.StatusOK, body)
 }
 
-// groupUsage and endpointUsage are what a group, and what an endpoint or a model, have used on a day.
-type groupUsage struct {
-	Requests      int64 `json:"requests"`
-	TokensCharged int64 `json:"tokensCharged"`
-}
-
-type endpointUsage struct {
-	Requests          int64 `json:"requests"`
-	InputTokens       int64 `json:"inputTokens"`
-	CachedInputTokens int64 `json:"cachedInputTokens"`
-	CacheWriteTokens  int64 `json:"cacheWriteTokens"`
-	AudioInputTokens  int64 `json:"audioInputTokens"`
-	OutputTokens      int64 `json:"outputTokens"`
-	AudioOutputTokens int64 `json:"audioOutputTokens"`
-	TokensCharged     int64 `json:"tokensCharged"`
-}
-
-// usageBody is a day in the response that shows a tenant's usage.
-type usageBody struct {
-	Day           string                   `json:"day"`
-	Requests      int64                    `json:"requests"`
-	TokensCharged int64                    `json:"tokensCharged"`
-	TokensGranted int64                    `json:"tokensGranted"`
-	ByEndpoint    map[string]endpointUsage `json:"byEndpoint"`
-	ByModel       map[string]endpointUsage `json:"byModel,omitzero"` // nil unless it was asked for
-	ByGroup       map[string]groupUsage    `json:"byGroup"`
-}
-
-func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	q, err := readUsageQuery(r)
-	if err != nil {
-		return err
-	}
-	return s.respondInTurn(w, info, func() (any, error) {
-		days, err := s.store.Usage(info.deadline, info.tenant, q.first, q.n)
-		if err != nil {
-			return nil, err
-		}
-		body := make([]usageBody, q.n)
-		for i, d := range days {
-			body[i] = newUsageBody(formatDay(q.first+int64(i)), d)
-			if q.byModel {
-				body[i].ByModel = endpointUsages(d.models)
-			}
-		}
-		return struct {
-			Days []usageBody `json:"days"`
-		}{body}, nil
-	})
-}
-
-// newUsageBody returns the usage of a day, as clients get it.
-func newUsageBody(day string, d *dayUsage) usageBody {
-	body := usageBody{
-		Day: day, Requests: d.total.requests, TokensCharged: d.total.charged, TokensGranted: d.granted,
-		ByEndpoint: endpointUsages(d.endpoints), ByGroup: make(map[string]groupUsage),
-	}
-	for name, sums := range d.groups {
-		body.ByGroup[name] = groupUsage{sums.requests, sums.charged}
-	}
-	return body
-}
-
-// endpointUsages returns the usage of endpoints or models, as clients get it.
-func endpointUsages(all map[string]*usageSums) map[string]endpointUsage {
-	body := make(map[string]endpointUsage, len(all))
-	for name, sums := range all {
-		body[name] = endpointUsage{
-			Requests: sums.requests, InputTokens: sums.input, CachedInputTokens: sums.cachedInput,
-			CacheWriteTokens: sums.cacheWrite, AudioInputTokens: sums.audioInput, OutputTokens: sums.output,
-			AudioOutputTokens: sums.audioOutput, TokensCharged: sums.charged,
-		}
-	}
-	return body
-}
-
-// A usageQuery says which days of a tenant's usage to show.
+// A usageQuery says which days of usage to show and, for a tenant, in what detail.
 type usageQuery struct {
 	first   int64 // day, since 1970
 	n       int   // days
 	byModel bool  // as well as by endpoint and group
+	byUser  bool
+	limit   int // of the users of a day
 }
 
-// readUsageQuery reads ?from=<day>&to=<day>, and by=model, which may be missing.
+// readUsageQuery reads ?from=<day>&to=<day>, and by=model, by=user and limit, which may be missing.
 func readUsageQuery(r *http.Request) (q usageQuery, err error) {
-	query, err := readQuery(r, "from", "to", "by")
+	query, err := readQuery(r, "from", "to", "by", "limit")
 	if err != nil {
 		return q, err
 	}
-	for _, by := range query["by"] {
-		if by != "model" {
-			return q, badRequestError("by must be model")
-		}
-		q.byModel = true
+	if q, err = readUsageDays(query); err != nil {
+		return q, err
 	}
+	for _, by := range query["by"] {
+		switch by {
+		case "model":
+			q.byModel = true
+		case "user":
+			q.byUser = true
+		default:
+			return q, badRequestError("by must be model or user")
+		}
+	}
+	if query.Has("limit") && !q.byUser {
+		return q, badRequestError("limit is for by=user")
+	}
+	q.limit, err = pageLimit(query)
+	return q, err
+}
+
+// readUsageDays reads ?from=<day>&to=<day>.
+func readUsageDays(query url.Values) (q usageQuery, err error) {
 	var days [2]int64
 	for i, name := range []string{"from", "to"} {
 		day, err := time.Parse(dayLayout, query.Get(name))

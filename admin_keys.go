@@ -67,7 +67,7 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	if issued.replayed {
 		setReplayed(w.Header())
 	} else {
-		s.countIssued(info, k)
+		s.countIssued(info, k.group, issued)
 		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(issued.key), k.group)
 	}
 	return writeJSON(w, http.StatusCreated, tokensBody{issued.key, issued.tokensLeft})
@@ -240,7 +240,7 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 		setReplayed(w.Header())
 	} else {
 		if change.addTokens != nil {
-			s.usage.add(info.tenant, usageEvent{granted: max(*change.addTokens, 0)})
+			s.usage.add(info.tenant, usageEvent{key: key, granted: max(*change.addTokens, 0)})
 		}
 		s.audit(info, info.tenantID, "changed the key %s%s", keyName(key), because(reason))
 	}
@@ -316,7 +316,7 @@ func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requ
 			return badRequestError("after must be the next of another page")
 		}
 	}
-	return s.respondInTurn(w, info, func() (any, error) {
+	return s.respondInTurn(w, info.tenantID, func() (any, error) {
 		keys, next, err := s.store.UserKeys(info.deadline, info.tenant, userID, after, limit)
 		if err != nil {
 			return nil, err
@@ -388,7 +388,7 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil || query.Has("after") && (len(after) == 0 || encoding.EncodeToString(after) != query.Get("after")) {
 		return badRequestError("after must be the next of another page")
 	}
-	return s.respondInTurn(w, info, func() (any, error) {
+	return s.respondInTurn(w, info.tenantID, func() (any, error) {
 		users, next, err := s.store.Users(info.deadline, info.tenant, query.Get("prefix"), string(after), limit)
 		if err != nil {
 			return nil, err

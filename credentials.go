@@ -289,7 +289,8 @@ func (s *server) signIn(p *signInProvider) step {
 		}
 		if k.created {
 			s.metrics.keyIssued(info.tenantID, k.group)
-			s.usage.add(info.tenant, usageEvent{granted: min(k.tokensLeft, who.tokens)}) // less if it is not the first key
+			granted := min(k.tokensLeft, who.tokens) // less if it is not the first key
+			s.usage.add(info.tenant, usageEvent{key: k.key, granted: granted})
 		}
 		return writeJSON(w, http.StatusOK, struct {
 			APIKey     string `json:"apiKey"`

@@ -68,9 +68,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, info *requestInfo
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
 	err := s.gateway.Serve(w, r, c)
-	if err != nil && responseTo(err).refusal == refusedBalance {
-		s.metrics.refusedCharge(t.id, refusedBalance)
-	}
+	a.countRefused(err)
 	if err == http.ErrAbortHandler {
 		panic(err)
 	}
@@ -298,9 +296,7 @@ func (s *server) openSession(w http.ResponseWriter, r *http.Request, info *reque
 	if err == nil {
 		return nil
 	}
-	if responseTo(err).refusal == refusedBalance {
-		s.metrics.refusedCharge(t.id, refusedBalance)
-	}
+	info.session.countRefused(err)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // the provider may have taken long
 	return err
 }

@@ -24,6 +24,7 @@ type account struct {
 	header http.Header     // of the response
 	place  *fairpool.Claim // of the request, whose share is what the key's group may have under way
 	fee    *usageEvent     // a charge that is not counted yet; nil: none
+	denied bool            // the last decision was that the key's group does not have the model
 
 	mu     sync.Mutex // guards holder
 	holder holder     // what is known of the key since Hold
@@ -89,12 +90,24 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 // countUsage counts what a settlement has charged for.
 func (a *account) countUsage(s settlement, u gateway.Usage) {
 	e := usageEvent{
-		group: s.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: s.charged, used: u.Usage,
+		key: s.key, group: s.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: s.charged, used: u.Usage,
 	}
 	if u.IsPart {
 		e.requests = 0
 	}
 	a.count(e)
+}
+
+// countRefused counts a request that ended with err, nil if it was not refused, for lack of tokens or because the
+// key's group does not have the model: these are counted once, however often the gateway has tried.
+func (a *account) countRefused(err error) {
+	switch {
+	case err == nil:
+	case a.denied:
+		a.server.countRefused(a.tenant, refusedGroup)
+	case responseTo(err).refusal == refusedBalance:
+		a.server.countRefused(a.tenant, refusedBalance)
+	}
 }
 
 // Charge implements gateway.Account. It leaves it to countFee to count the charge, since Refund may undo it.
@@ -105,7 +118,8 @@ func (a *account) Charge(deadline time.Time, models []string, u gateway.Usage) (
 		return gateway.Balance{}, err
 	}
 	a.fee = &usageEvent{
-		group: result.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: result.charged,
+		key: result.key, group: result.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: result.charged,
+		cacheHit: u.Endpoint != "", // else it was for counting tokens
 	}
 	return gateway.Balance{Charged: result.charged, Left: result.tokensLeft}, nil
 }
@@ -152,10 +166,11 @@ func (a *account) refusal(d decision, err error) error {
 	if _, spent := errors.AsType[insufficientTokensError](err); spent {
 		counted = nil
 	}
-	_ = a.server.decided(a.header, a.tenant.id, d, counted)
+	_ = a.server.decided(a.header, a.tenant, d, counted)
+	a.denied = errors.Is(err, ErrModelDenied)
 	group := a.tenant.config.groups[d.group]
 	a.place.SetShare(group.maxConcurrent)
-	if errors.Is(err, ErrModelDenied) {
+	if a.denied {
 		return gateway.DeniedError{Allowed: group.models}
 	}
 	return forGateway(err)
@@ -270,7 +285,7 @@ func (a *sessionAccount) Settle(deadline time.Time, holdID string, u gateway.Usa
 		a.mu.Lock()
 		group := a.group
 		a.mu.Unlock()
-		a.countUsage(settlement{group: group}, gateway.Usage{Endpoint: u.Endpoint, Model: u.Model})
+		a.countUsage(settlement{key: a.key, group: group}, gateway.Usage{Endpoint: u.Endpoint, Model: u.Model})
 	}
 	return balance, forGateway(err)
 }
@@ -428,7 +443,10 @@ func (a *sessionAccount) countUsage(s settlement, u gateway.Usage) {
 // refused counts err, with which the store has refused a hold, and returns it as the gateway understands it.
 func (a *sessionAccount) refused(t *tenant, group string, err error) error {
 	if err != nil {
-		a.server.countRefusal(a.tenant.id, err)
+		a.server.countRefusal(a.tenant, err)
+		if errors.Is(err, ErrModelDenied) {
+			a.server.countRefused(a.tenant, refusedGroup)
+		}
 	}
 	return a.forSession(t, group, err)
 }

@@ -51,6 +51,7 @@ func (s *server) keyRoutes() []route {
 		{"POST /auth/google", signIn, s.signIn(s.google)},
 		{"POST /auth/apple", signIn, s.signIn(s.apple)},
 		{"GET /auth/key", holder, s.showOwnKey},
+		{"GET /auth/usage", holder, s.showOwnUsage},
 		{"/auth/verify", verify, s.verify}, // any method: some proxies forward the client's own
 		{"POST /tokens/consume", holderBody, s.consume},
 		{"POST /tokens/holds", holderBody, s.hold},
@@ -116,6 +117,7 @@ func (s *server) adminRoutes() []route {
 		{"GET /admin/keys", repair, s.listUserKeys},
 		{"GET /admin/keys/{apiKey}", repair, s.showKey},
 		{"PATCH /admin/keys/{apiKey}", adminBody, s.updateKey},
+		{"GET /admin/keys/{apiKey}/usage", repair, s.showKeyUsage},
 		{"POST /admin/keys/{apiKey}/rotate", repair, s.rotateKey},
 		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
 		{"GET /admin/users", repair, s.listUsers},
@@ -161,7 +163,7 @@ func (s *server) loginAnonymous(w http.ResponseWriter, r *http.Request, info *re
 	if err != nil {
 		return err
 	}
-	s.countIssued(info, k)
+	s.countIssued(info, k.group, issued)
 	return writeJSON(w, http.StatusOK, tokensBody{issued.key, issued.tokensLeft})
 }
 
@@ -215,11 +217,11 @@ func (s *server) hold(w http.ResponseWriter, r *http.Request, info *requestInfo)
 	}
 	h.least, h.ttl = h.most, time.Duration(ttlSeconds)*time.Second
 	result, err := s.store.Hold(info.deadline, info.tenant, h)
-	if err = s.decided(w.Header(), info.tenantID, result.decision, err); err != nil {
+	if err = s.decided(w.Header(), info.tenant, result.decision, err); err != nil {
 		return err
 	}
 	if !result.replayed {
-		s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1})
+		s.usage.add(info.tenant, usageEvent{key: result.key, group: result.group, requests: 1})
 	}
 	return writeJSON(w, http.StatusCreated, struct {
 		HoldID     string `json:"holdId"`
@@ -261,7 +263,7 @@ func (s *server) settlePathHold(r *http.Request, info *requestInfo, used int64) 
 	result, err := s.store.Settle(info.deadline, info.tenant, newHolder(info.apiKey), request)
 	if err == nil && !result.replayed {
 		s.metrics.charged(info.tenantID, result.charged)
-		s.usage.add(info.tenant, usageEvent{group: result.group, charged: result.charged})
+		s.usage.add(info.tenant, usageEvent{key: result.key, group: result.group, charged: result.charged})
 	}
 	return result, err
 }
@@ -269,16 +271,18 @@ func (s *server) settlePathHold(r *http.Request, info *requestInfo, used int64) 
 // charge charges c, as store.Charge does, sets the headers that say what was decided, and counts it.
 func (s *server) charge(w http.ResponseWriter, info *requestInfo, c chargeRequest) (chargeResult, error) {
 	result, err := s.store.Charge(info.deadline, info.tenant, c)
-	if err = s.decided(w.Header(), info.tenantID, result.decision, err); err == nil && !result.replayed {
+	if err = s.decided(w.Header(), info.tenant, result.decision, err); err == nil && !result.replayed {
 		s.metrics.charged(info.tenantID, result.charged)
-		s.usage.add(info.tenant, usageEvent{group: result.group, requests: 1, charged: result.charged})
+		s.usage.add(info.tenant, usageEvent{
+			key: result.key, group: result.group, requests: 1, charged: result.charged,
+		})
 	}
 	return result, err
 }
 
 // decided sets the headers for a decision of the store, counts it if it was a refusal, and returns err, the store's
 // error.
-func (s *server) decided(h http.Header, tenantID string, d decision, err error) error {
+func (s *server) decided(h http.Header, t *tenant, d decision, err error) error {
 	if d.rate != nil {
 		setRateHeaders(h, *d.rate)
 	}
@@ -286,7 +290,7 @@ func (s *server) decided(h http.Header, tenantID string, d decision, err error) 
 		setReplayed(h)
 	}
 	if err != nil {
-		s.countRefusal(tenantID, err)
+		s.countRefusal(t, err)
 	}
 	return err
 }
@@ -478,6 +482,7 @@ func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestI
 	s.gateway.WriteMetrics(e)
 	e.Single("gateway_realtime_sessions", "gauge", "Realtime sessions that are open.", float64(s.sessions.Load()))
 	s.writePools(e)
+	s.usage.writeMetrics(e)
 	s.store.writeMetrics(e)
 	telemetry.WriteProcess(e)
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")

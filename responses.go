@@ -446,14 +446,20 @@ func formatOfHeader(w http.ResponseWriter, r *http.Request, info *requestInfo) e
 }
 
 // countIssued counts a new API key.
-func (s *server) countIssued(info *requestInfo, k apiKey) {
-	s.metrics.keyIssued(info.tenantID, k.group)
-	s.usage.add(info.tenant, usageEvent{granted: k.tokensLeft})
+func (s *server) countIssued(info *requestInfo, group string, k issuedKey) {
+	s.metrics.keyIssued(info.tenantID, group)
+	s.usage.add(info.tenant, usageEvent{key: k.key, granted: k.tokensLeft})
 }
 
-// countRefusal counts a charge or a hold that was refused with err.
-func (s *server) countRefusal(tenantID string, err error) {
+// countRefusal counts a charge or a hold of t that was refused with err.
+func (s *server) countRefusal(t *tenant, err error) {
 	if reason := responseTo(err).refusal; reason != notRefused {
-		s.metrics.refusedCharge(tenantID, reason)
+		s.countRefused(t, reason)
 	}
+}
+
+// countRefused counts a charge or a hold of t that was refused.
+func (s *server) countRefused(t *tenant, reason refusal) {
+	s.metrics.refusedCharge(t.id, reason)
+	s.usage.add(t, usageEvent{refused: reason})
 }

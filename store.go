@@ -144,6 +144,11 @@ func usageRedisKey(tenantID string, day int64) string {
 	return "{tenant:" + tenantID + ":config}:usage:" + formatDay(day)
 }
 
+// keyUsageRedisKey returns where the counts of an API key's day are, by the name that the key had first.
+func keyUsageRedisKey(first string, day int64) string {
+	return "{apiKey:" + first + "}:usage:" + formatDay(day)
+}
+
 // responseRedisKey returns where the response to a request is cached that has that SHA-256.
 func responseRedisKey(tenantID string, sum []byte) string {
 	return "cache:" + tenantID + ":" + hex.EncodeToString(sum)

@@ -69,7 +69,10 @@ var (
 	swapScript         = newScript("swap", redisdb.DenyOOM, "swap")
 	listScript         = newScript("list", redisdb.DenyOOM, "list")
 
-	usageScript = newScript("usage", redisdb.DenyOOM, "usage")
+	usageScript     = newScript("usage", redisdb.DenyOOM, "counts", "usage")
+	keyUsageScript  = newScript("key usage", redisdb.DenyOOM, "counts", "keyusage")
+	userUsageScript = newScript("user usage", redisdb.DenyOOM, "userusage")
+	topUsersScript  = newScript("top users", redisdb.NoWrites, "topusers")
 )
 
 // newScript returns the script of that name, for errors and the log, that consists of lib.lua and the files named.
@@ -98,7 +101,8 @@ var requiredCommands = []redisdb.Requirement{
 		"LRANGE LTRIM PERSIST PEXPIRE PEXPIREAT RENAME RPUSH SET UNLINK"},
 	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{Prefix: "tenant:", Commands: "GET"},
-	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HSCAN HSET PEXPIRE UNLINK"},
+	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HMGET HSCAN HSET PEXPIRE UNLINK ZADD " +
+		"ZCARD ZRANGE ZREM"},
 	{Prefix: "cache:", Commands: "GET GETRANGE SET"},
 	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE PEXPIRETIME TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -15,29 +15,32 @@ import (
 )
 
 const (
-	usageInterval  = time.Second // between two writings to Redis
-	usageTimeout   = 900 * time.Millisecond
 	usageTTL       = 100 * 24 * time.Hour
-	maxUsageDays   = 92   // that one request may ask for
-	usageStep      = 8    // of them, that are read at a time
-	maxUsageFields = 1000 // of one tenant and day
-	maxModelFields = 500  // of these, until which there are further models: clients may invent names
-	maxUsageModel  = 128  // of a model's name, which is longer than those of endpoints and groups
-	maxUsageNames  = 100  // of groups, of endpoints and of models, that one tenant's counts have between two writings
-	maxUsageCounts = 1000 // tenants and days that are counted between two writings
+	usageStep      = 8      // days that are read at a time
+	maxUsageFields = 1000   // of one tenant and day
+	maxModelFields = 500    // of these, until which there are further models: clients may invent names
+	maxKeyFields   = 200    // of one API key and day, until which there are further models
+	maxUsageUsers  = 10_000 // of one tenant and day that are kept, those who were charged most
+	maxUsageModel  = 128    // bytes of a model's name, which is longer than those of endpoints and groups
+	maxUsageNames  = 100    // of groups, of endpoints and of models, that one tenant's counts have between two writings
 
-	dayLayout  = "2006-01-02"
-	daySeconds = 24 * 60 * 60
+	// What one script adds, so that others need not wait long for Redis.
+	maxBatchKeys   = 50
+	maxBatchFields = 500
+	maxBatchUsers  = 200
 )
 
 // usageEvent is one thing that is counted: a request with what it has used, or tokens that were granted.
 type usageEvent struct {
+	key      string // whose balance it concerns, by a name that the API key has or had; "" if it concerns none
 	group    string // "" if it concerns none
 	endpoint string // of a provider; "" if it concerns none
 	model    string // that the endpoint was asked for, if it concerns one; "" if it was asked for none
 	requests int64
 	charged  int64
 	granted  int64
+	cacheHit bool    // the response came from the cache
+	refused  refusal // why the request was refused; notRefused if it was not
 	used     llmwire.Usage
 }
 
@@ -59,13 +62,33 @@ func (e *usageEvent) sums() usageSums {
 	}
 }
 
-// dayUsage is what a tenant's keys have used on one day.
+// dayUsage is what a tenant's keys, or one of them, have used on one day.
 type dayUsage struct {
 	total     usageSums // only requests and charged
 	granted   int64
+	cacheHits int64
+	refused   [len(refusals)]int64 // by reason
 	endpoints map[string]*usageSums
 	models    map[string]*usageSums
 	groups    map[string]*usageSums
+
+	// What is not written yet.
+	keys  map[string]*keyUsage  // by a name that the API key has or had
+	users map[string]*userUsage // of keys that are written, by user ID, "" for all who are anonymous
+}
+
+// keyUsage is what one API key has used on one day.
+type keyUsage struct {
+	total   usageSums // only requests and charged
+	granted int64
+	models  map[string]*usageSums
+}
+
+// userUsage is what the API keys of a user have used on one day.
+type userUsage struct{ requests, charged int64 }
+
+func (u *userUsage) add(requests, charged int64) {
+	u.requests, u.charged = addCount(u.requests, requests), addCount(u.charged, charged)
 }
 
 // A usageKind is a kind of names that have counts of their own.
@@ -88,65 +111,16 @@ type usageDay struct {
 	day                  int64 // since 1970, in UTC
 }
 
-// usageStats counts what is used. Counting only adds to memory, so that no request waits for it; what was counted is
-// written to Redis once a second and at the end. It is for an overview: a crash loses the last second of it. Balances
-// do not depend on it.
-type usageStats struct {
-	store *store
-
-	mu     sync.Mutex // guards counts
-	counts map[usageDay]*dayUsage
-}
-
-func newUsageStats(st *store) *usageStats {
-	return &usageStats{store: st, counts: make(map[usageDay]*dayUsage)}
-}
-
-// start begins to write the counts, until stop is called, which writes what is left.
-func (u *usageStats) start() (stop func()) {
-	done := make(chan struct{})
-	var writer sync.WaitGroup
-	writer.Go(func() {
-		tick := time.NewTicker(usageInterval)
-		defer tick.Stop()
-		for running := true; running; {
-			select {
-			case <-done:
-				running = false
-			case <-tick.C:
-			}
-			u.write()
-		}
-	})
-	return func() {
-		close(done)
-		writer.Wait()
-	}
-}
-
-// add counts an event of a tenant that exists.
-func (u *usageStats) add(t *tenant, e usageEvent) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.of(usageDay{t.id, t.generation, time.Now().Unix() / daySeconds}).add(e)
-}
-
-// of returns the counts of a tenant's day. If there are too many, they are not kept. The caller holds u.mu.
-func (u *usageStats) of(day usageDay) *dayUsage {
-	counts := u.counts[day]
-	if counts == nil {
-		counts = new(dayUsage)
-		if len(u.counts) < maxUsageCounts {
-			u.counts[day] = counts
-		}
-	}
-	return counts
-}
-
-func (d *dayUsage) add(e usageEvent) {
+// add counts an event, but not for its key. Its model must be UTF-8.
+func (d *dayUsage) add(e *usageEvent, sums usageSums) {
 	d.granted = addCount(d.granted, e.granted)
-	sums := e.sums()
 	d.total.add(sums)
+	if e.cacheHit {
+		d.cacheHits = addCount(d.cacheHits, 1)
+	}
+	if e.refused != notRefused {
+		d.refused[e.refused] = addCount(d.refused[e.refused], 1)
+	}
 	kinds := d.kinds()
 	groups, endpoints, models := &kinds[0], &kinds[1], &kinds[2]
 	if e.group != "" {
@@ -154,7 +128,7 @@ func (d *dayUsage) add(e usageEvent) {
 	}
 	if e.endpoint != "" {
 		endpoints.of(e.endpoint).add(sums)
-		models.of(strings.ToValidUTF8(e.model, "\uFFFD")).add(sums) // else two names might be one in JSON
+		models.of(e.model).add(sums)
 	}
 }
 
@@ -208,33 +182,44 @@ func (k *usageKind) named(name string) *usageSums {
 	return sums
 }
 
-// merge adds the counts of another part of the same day.
+// merge adds the counts of another part of the same day, but not those of keys.
 func (d *dayUsage) merge(other *dayUsage) {
 	d.total.add(other.total)
 	d.granted = addCount(d.granted, other.granted)
+	d.cacheHits = addCount(d.cacheHits, other.cacheHits)
+	for reason, n := range other.refused {
+		d.refused[reason] = addCount(d.refused[reason], n)
+	}
 	others := other.kinds()
 	for i, kind := range d.kinds() {
 		for name, sums := range *others[i].all {
 			kind.of(name).add(*sums)
 		}
 	}
+	for user, used := range other.users {
+		d.addUser(user, used.requests, used.charged)
+	}
 }
 
-// write writes the counts to Redis. Those that it has certainly not got stay, for the next time.
-func (u *usageStats) write() {
-	u.mu.Lock()
-	counts := u.counts
-	u.counts = make(map[usageDay]*dayUsage, len(counts))
-	u.mu.Unlock()
-	deadline := time.Now().Add(usageTimeout)
-	for day, d := range counts {
-		if time.Now().Before(deadline) && u.store.AddUsage(deadline, day, d) {
-			continue
+// addUser counts what a key of a user has used, unless there are too many users.
+func (d *dayUsage) addUser(user string, requests, charged int64) {
+	used := d.users[user]
+	if used == nil {
+		if len(d.users) >= maxTenantKeys {
+			return
 		}
-		u.mu.Lock()
-		u.of(day).merge(d)
-		u.mu.Unlock()
+		if d.users == nil {
+			d.users = make(map[string]*userUsage)
+		}
+		used = new(userUsage)
+		d.users[user] = used
 	}
+	used.add(requests, charged)
+}
+
+// isWritten reports whether there is nothing to write but what d.keys and d.users have.
+func (d *dayUsage) isWritten() bool {
+	return d.total == usageSums{} && d.granted == 0 && d.cacheHits == 0 && d.refused == [len(refusals)]int64{}
 }
 
 func formatDay(day int64) string { return time.Unix(day*daySeconds, 0).UTC().Format(dayLayout) }
@@ -244,37 +229,189 @@ func formatDay(day int64) string { return time.Unix(day*daySeconds, 0).UTC().For
 func (s *store) AddUsage(deadline time.Time, day usageDay, d *dayUsage) (ok bool) {
 	keys := []string{usageRedisKey(day.tenantID, day.day), generationRedisKey(day.tenantID)}
 	args := []any{day.generation, maxUsageFields, maxModelFields, usageTTL.Milliseconds()}
-	d.fields(func(field, instead string, sum *int64) {
-		if *sum > 0 {
-			args = append(args, field, instead, *sum)
-		}
-	})
+	add := func(field, instead string, n int64) { args = appendCount(args, field, instead, n) }
+	add("requests", "requests", d.total.requests)
+	add("charged", "charged", d.total.charged)
+	add("granted", "granted", d.granted)
+	add("cache_hits", "cache_hits", d.cacheHits)
+	for reason, n := range d.refused {
+		field := "refused " + refusals[reason]
+		add(field, field, n)
+	}
+	for _, kind := range d.kinds() {
+		args = kind.appendFields(args)
+	}
 	_, err := s.redis.EvalDispensable(deadline, usageScript, keys, args...)
 	return err == nil || redisdb.MayHaveRun(err)
 }
 
-// fields calls f for each sum, with the field of the hash that it is in, and the one to add it to if there are too
-// many.
-func (d *dayUsage) fields(f func(field, instead string, sum *int64)) {
-	f("requests", "requests", &d.total.requests)
-	f("charged", "charged", &d.total.charged)
-	f("granted", "granted", &d.granted)
-	for _, kind := range d.kinds() {
-		for name, sums := range *kind.all {
-			for _, one := range sums.all() {
-				head := kind.kind + " " + one.name + " "
-				f(head+name, head+otherName, one.sum)
-			}
-		}
+// appendCount appends to args, as addCounts in counts.lua takes them, what to add to a field, unless that is 0; and the
+// field to add it to if there are too many.
+func appendCount(args []any, field, instead string, n int64) []any {
+	if n == 0 {
+		return args
 	}
+	return append(args, field, instead, n)
 }
 
-// Usage returns the counts of a tenant on each of n days from the day first on. It reads usageStep days at a time:
-// Redis serves others in between. Error: ErrUnavailable.
+// appendFields appends to args what to add to the fields of all names.
+func (k *usageKind) appendFields(args []any) []any {
+	for name, sums := range *k.all {
+		for _, one := range sums.all() {
+			head := k.kind + " " + one.name + " "
+			args = appendCount(args, head+name, head+otherName, *one.sum)
+		}
+	}
+	return args
+}
+
+// A keyCount is what an API key has used on a day, with what is known of its names.
+type keyCount struct {
+	day     usageDay
+	counted string // the name under which it was counted
+	keyNames
+	used *keyUsage
+}
+
+// keyNames are the present name of an API key and the one that it had first, as far as is known.
+type keyNames struct{ name, first string }
+
+// keyBatches splits counts of keys into such as AddKeyUsage takes.
+func (s *store) keyBatches(counts []*keyCount) (batches [][]*keyCount) {
+	type batch struct {
+		counts []*keyCount
+		fields int
+	}
+	filling := make(map[int]*batch) // by slot
+	for _, c := range counts {
+		slot := 0
+		if !s.redis.OneSlot() {
+			slot = redisdb.Slot(apiKeyRedisKey(c.name))
+		}
+		b, fields := filling[slot], 3+len(new(usageSums).all())*len(c.used.models)
+		if b != nil && (len(b.counts) == maxBatchKeys || b.fields+fields > maxBatchFields) {
+			batches = append(batches, b.counts)
+			b = nil
+		}
+		if b == nil {
+			b = new(batch)
+			filling[slot] = b
+		}
+		b.counts, b.fields = append(b.counts, c), b.fields+fields
+	}
+	for _, b := range filling {
+		batches = append(batches, b.counts)
+	}
+	return batches
+}
+
+// AddKeyUsage adds what API keys have used to what Redis has of that, in one step. Unless OneSlot, all must be in the
+// same slot. For each it returns the key's user ID, "" for an anonymous one; or two names, if nothing was added because
+// these are the key's; or nothing, if nothing was added because the key is gone. If Redis may have added them, but has
+// not said so, it returns nothing for all. ok is false if it has certainly not.
+func (s *store) AddKeyUsage(deadline time.Time, batch []*keyCount) (replies [][]string, ok bool) {
+	keys, args := make([]string, 0, 4*len(batch)), []any{usageTTL.Milliseconds(), maxKeyFields}
+	for _, c := range batch {
+		keys = append(keys, apiKeyRedisKey(c.name), firstRedisKey(c.name), keyUsageRedisKey(c.first, c.day.day),
+			currentRedisKey(c.first))
+		args = append(args, c.first, 0)
+		start := len(args)
+		args = appendCount(args, "requests", "requests", c.used.total.requests)
+		args = appendCount(args, "charged", "charged", c.used.total.charged)
+		args = appendCount(args, "granted", "granted", c.used.granted)
+		args = c.used.kind().appendFields(args)
+		args[start-1] = len(args) - start
+	}
+	replies = make([][]string, len(batch))
+	values, err := redis.Values(s.redis.EvalDispensable(deadline, keyUsageScript, keys, args...))
+	for i := range min(len(values), len(replies)) {
+		replies[i], _ = redis.Strings(values[i], nil)
+	}
+	return replies, err == nil || redisdb.MayHaveRun(err)
+}
+
+// usageWriters returns how many may call AddKeyUsage at a time: in a cluster, where nearly each key has a step of its
+// own, several.
+func (s *store) usageWriters() int {
+	if s.redis.OneSlot() {
+		return 1
+	}
+	return 8
+}
+
+// kind returns the counts of models.
+func (k *keyUsage) kind() *usageKind { return &usageKind{"model", maxUsageModel, &k.models} }
+
+// usersRedisKeys returns the keys of userusage.lua and topusers.lua.
+func usersRedisKeys(tenantID string, day int64) []string {
+	users := usageRedisKey(tenantID, day) + ":users"
+	return []string{users, users + ":sums", generationRedisKey(tenantID)}
+}
+
+// AddUserUsage adds what users have used on a day to what Redis has of that, in one step. ok is as that of AddUsage.
+func (s *store) AddUserUsage(deadline time.Time, day usageDay, ids []string, of map[string]*userUsage) (ok bool) {
+	args := []any{day.generation, maxUsageUsers, usageTTL.Milliseconds()}
+	for _, id := range ids {
+		args = append(args, id, of[id].requests, of[id].charged)
+	}
+	_, err := s.redis.EvalDispensable(deadline, userUsageScript, usersRedisKeys(day.tenantID, day.day), args...)
+	return err == nil || redisdb.MayHaveRun(err)
+}
+
+// A topUser is a user of those who were charged most on a day.
+type topUser struct {
+	id string // "" stands for all who are anonymous
+	userUsage
+}
+
+// TopUsers returns the users who were charged most on a day, at most limit, in descending order, and what all have used
+// that are kept. Error: ErrUnavailable.
+func (s *store) TopUsers(deadline time.Time, t *tenant, day int64, limit int) (top []topUser, kept userUsage,
+	err error) {
+	keys := usersRedisKeys(t.id, day)
+	reply, err := redis.Values(s.redis.EvalLarge(deadline, topUsersScript, keys, t.generation, limit))
+	if err == nil && len(reply) > 0 {
+		reply, err = redis.Scan(reply, &kept.requests, &kept.charged)
+	}
+	for err == nil && len(reply) > 0 {
+		var user topUser
+		reply, err = redis.Scan(reply, &user.id, &user.requests, &user.charged)
+		top = append(top, user)
+	}
+	if err != nil {
+		err = fmt.Errorf("read the usage of users of tenant %s: %w", t.id, err)
+	}
+	return top, kept, err
+}
+
+// Usage returns the counts of a tenant on each of n days from the day first on. Error: ErrUnavailable.
 func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*dayUsage, error) {
+	return s.readUsage(deadline, t, first, n, func(day int64) string { return usageRedisKey(t.id, day) },
+		func(fields map[string]string) bool { return fields["generation"] == t.generation })
+}
+
+// KeyUsage returns the counts of t's API key on each of n days from the day first on. Errors: ErrNoKey, ErrMalformed,
+// ErrUnavailable.
+func (s *store) KeyUsage(deadline time.Time, t *tenant, key string, first int64, n int) ([]*dayUsage, error) {
+	of, err := redis.Strings(s.redis.Read(deadline, "HMGET", apiKeyRedisKey(key), "tenantId", "generation", "first"))
+	if err == nil && (len(of) != 3 || of[0] != t.id || of[1] != t.generation) {
+		err = ErrNoKey
+	}
+	if err != nil {
+		return nil, withTenant(err, "read the usage of an API key", t)
+	}
+	name := cmp.Or(of[2], key)
+	return s.readUsage(deadline, t, first, n, func(day int64) string { return keyUsageRedisKey(name, day) },
+		func(map[string]string) bool { return true })
+}
+
+// readUsage reads the hashes of n days, whose names nameOf returns, and ignores those that are not accepted. It reads
+// usageStep days at a time: Redis serves others in between.
+func (s *store) readUsage(deadline time.Time, t *tenant, first int64, n int, nameOf func(day int64) string,
+	accepts func(fields map[string]string) bool) ([]*dayUsage, error) {
 	all := make([]string, n)
 	for i := range all {
-		all[i] = usageRedisKey(t.id, first+int64(i))
+		all[i] = nameOf(first + int64(i))
 	}
 	days := make([]*dayUsage, 0, n)
 	for keys := range slices.Chunk(all, usageStep) {
@@ -288,7 +425,7 @@ func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*day
 				return nil, fmt.Errorf("read the usage of tenant %s: %w", t.id, errBadReply)
 			}
 			day := new(dayUsage)
-			if fields["generation"] == t.generation {
+			if accepts(fields) {
 				day.read(fields)
 			}
 			days = append(days, day)
@@ -317,6 +454,14 @@ func (d *dayUsage) read(fields map[string]string) {
 			continue
 		case "granted":
 			d.granted = value
+			continue
+		case "cache_hits":
+			d.cacheHits = value
+			continue
+		case "refused":
+			if i := slices.Index(refusals[:], rest); i > 0 {
+				d.refused[i] = value
+			}
 			continue
 		}
 		i := slices.IndexFunc(kinds[:], func(k usageKind) bool { return k.kind == kind })

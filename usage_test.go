@@ -29,6 +29,8 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 		sum.Requests += day.Requests
 		sum.TokensCharged += day.TokensCharged
 		sum.TokensGranted += day.TokensGranted
+		sum.CacheHits += day.CacheHits
+		sum.Refused = sum.Refused.plus(day.Refused)
 		for name, more := range day.ByGroup {
 			of := sum.ByGroup[name]
 			sum.ByGroup[name] = groupUsage{of.Requests + more.Requests, of.TokensCharged + more.TokensCharged}
@@ -44,13 +46,22 @@ func (s *service) usage(t testing.TB, tenant, first string) usageBody {
 // usageDays returns the days that a path shows, at least one.
 func (s *service) usageDays(t testing.TB, path string) []usageBody {
 	t.Helper()
-	got := s.admin(t, "GET", path, "")
+	return daysOf[usageBody](t, s.admin(t, "GET", path, ""))
+}
+
+// daysOf returns the days of a response that shows usage, at least one.
+func daysOf[Body any](t testing.TB, got reply) []Body {
+	t.Helper()
 	got.want(t, 200, "")
-	var list struct{ Days []usageBody }
+	var list usageDays[Body]
 	if err := json.Unmarshal([]byte(got.body), &list); err != nil || len(list.Days) == 0 {
 		t.Fatalf("%s: %v", got.body, err)
 	}
 	return list.Days
+}
+
+func (u refusedUsage) plus(more refusedUsage) refusedUsage {
+	return refusedUsage{u.Balance + more.Balance, u.Rate + more.Rate, u.Key + more.Key, u.Group + more.Group}
 }
 
 func (u endpointUsage) plus(more endpointUsage) endpointUsage {
@@ -71,12 +82,12 @@ func awaitUsage(t testing.TB, r *redistest.Server, tenant string) {
 	})
 }
 
-// wantUsage waits until a tenant's usage is want, in JSON without the day.
+// wantUsage waits until a tenant's usage is want, in JSON without the day. What comes after byGroup may be missing.
 func (s *service) wantUsage(t testing.TB, tenant, first, want string) {
 	t.Helper()
 	waittest.Eventually(t, 20*time.Second, func() error {
 		got, err := json.Marshal(s.usage(t, tenant, first))
-		if err != nil || string(got) != `{"day":"",`+want+`}` {
+		if rest, ok := strings.CutPrefix(string(got), `{"day":"",`+want); err != nil || !ok || rest != "}" && rest[:13] != `,"cacheHits":` {
 			return fmt.Errorf("got %s\nwant %s", got, want)
 		}
 		return nil
@@ -119,7 +130,8 @@ func TestUsageByDay(t *testing.T) {
 		`"outputTokens":7,"audioOutputTokens":0,"tokensCharged":22},` +
 		`"claude":{"requests":2,"inputTokens":11,"cachedInputTokens":3,"cacheWriteTokens":2,"audioInputTokens":0,` +
 		`"outputTokens":7,"audioOutputTokens":0,"tokensCharged":18}},` +
-		`"byGroup":{"anonymous":{"requests":5,"tokensCharged":40},"pro":{"requests":5,"tokensCharged":78}}`
+		`"byGroup":{"anonymous":{"requests":5,"tokensCharged":40},"pro":{"requests":5,"tokensCharged":78}},` +
+		`"cacheHits":1,"refused":{"balance":2,"rate":0,"key":2,"group":0}`
 	services[1].wantUsage(t, g.tenant, first, want)
 	s.usage(t, g.tenant, first)
 	for _, key := range testRedis.Keys(t, "{tenant:"+g.tenant+":config}:usage:*") {
@@ -215,16 +227,17 @@ func TestUsageQuery(t *testing.T) {
 		"?from=2026-11-01T00:00:00Z&to=2026-11-02": badFrom, "?from=2026-11-02&to=2026-11-01": badRange,
 		"?from=2026-01-01&to=2026-04-03": badRange, "?from=1970-01-01&to=9999-12-31": badRange,
 		"?from=2026-11-01&to=2026-11-02&x=1":             `Query "x" is unknown`,
-		"?from=2026-11-01&to=2026-11-02&by=user":         "by must be model",
-		"?from=2026-11-01&to=2026-11-02&by=":             "by must be model",
-		"?from=2026-11-01&to=2026-11-02&by=model,group":  "by must be model",
-		"?from=2026-11-01&to=2026-11-02&by=model&by=x":   "by must be model",
+		"?from=2026-11-01&to=2026-11-02&by=users":        "by must be model or user",
+		"?from=2026-11-01&to=2026-11-02&by=":             "by must be model or user",
+		"?from=2026-11-01&to=2026-11-02&by=model,group":  "by must be model or user",
+		"?from=2026-11-01&to=2026-11-02&by=model&by=x":   "by must be model or user",
 		"?from=2026-11-01&from=2026-11-01&to=2026-11-02": `Query "from" is duplicated`,
 		"?from=%zz&to=2026-11-02":                        "Invalid query",
 	} {
 		s.admin(t, "GET", "/"+id+"/admin/usage"+query, "").wantError(t, 400, want)
 	}
-	const none = `"requests":0,"tokensCharged":0,"tokensGranted":0,"byEndpoint":{},"byGroup":{}}`
+	const rest = `,"cacheHits":0,"refused":{"balance":0,"rate":0,"key":0,"group":0}}`
+	const none = `"requests":0,"tokensCharged":0,"tokensGranted":0,"byEndpoint":{},"byGroup":{}` + rest
 	s.admin(t, "GET", "/"+id+"/admin/usage?from=2024-02-28&to=2024-03-01", "").want(t, 200, `{"days":[{"day":"2024-02-28",`+none+
 		`,{"day":"2024-02-29",`+none+`,{"day":"2024-03-01",`+none+`]}`)
 	got := s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-01-01&to=2026-04-02", "")
@@ -243,7 +256,7 @@ func TestUsageQuery(t *testing.T) {
 			`"outputTokens":0,"audioOutputTokens":0,"tokensCharged":0},`+
 			`"e":{"requests":0,"inputTokens":9,"cachedInputTokens":4,"cacheWriteTokens":3,"audioInputTokens":2,`+
 			`"outputTokens":8,"audioOutputTokens":1,"tokensCharged":0}},`+
-			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}}]}`)
+			`"byGroup":{"":{"requests":0,"tokensCharged":0},"a b":{"requests":3,"tokensCharged":0},"c":{"requests":0,"tokensCharged":0}}`+rest+`]}`)
 	// An earlier version has written that hash, and counts no models.
 	const noTokens = `"inputTokens":0,"cachedInputTokens":0,"cacheWriteTokens":0,"audioInputTokens":0,"outputTokens":0,"audioOutputTokens":0`
 	byModel := func(want string) {
@@ -356,7 +369,7 @@ func TestUsageOfManyModels(t *testing.T) {
 	today := usageDay{tenantID: tn.id, day: 20_000}
 	add := func(e usageEvent) {
 		e.requests, e.endpoint = 1, cmp.Or(e.endpoint, "e")
-		u.of(today).add(e)
+		u.of(today).add(&e, e.sums())
 	}
 	write := func() {
 		t.Helper()
@@ -401,12 +414,14 @@ func TestUsageOfManyModels(t *testing.T) {
 	if len(got.groups) != maxUsageNames || got.groups[otherName] != nil || len(got.endpoints) != maxUsageNames+1 {
 		t.Errorf("there are %d groups and %d endpoints", len(got.groups), len(got.endpoints))
 	}
-	kept := &dayUsage{}
-	kept.add(usageEvent{endpoint: "e", model: "\xff", requests: 1})
-	kept.add(usageEvent{endpoint: "e", model: "\xfe", requests: 1})
-	kept.add(usageEvent{model: "none was asked", requests: 1})
+	kept := newUsageStats(nil)
+	kept.add(tn, usageEvent{endpoint: "e", model: "\xff", requests: 1})
+	kept.add(tn, usageEvent{endpoint: "e", model: "\xfe", requests: 1})
+	kept.add(tn, usageEvent{model: "none was asked", requests: 1})
 	other := &dayUsage{}
-	other.merge(kept)
+	for _, d := range kept.take() {
+		other.merge(d)
+	}
 	if got := other.models; len(got) != 1 || got["\uFFFD"].requests != 2 {
 		t.Errorf("what is not UTF-8 is counted as %v", got)
 	}

@@ -183,7 +183,7 @@ func (c *Client) ReadEach(deadline time.Time, command string, keys []string) ([]
 		return redis.Values(c.route(deadline, keys[0], operation{name: command, each: keys, large: true}))
 	}
 	replies, errs := make([]any, len(keys)), make([]error, len(keys))
-	each(len(keys), poolSize, func(i int) { replies[i], errs[i] = c.Read(deadline, command, keys[i]) })
+	Each(len(keys), poolSize, func(i int) { replies[i], errs[i] = c.Read(deadline, command, keys[i]) })
 	return replies, errors.Join(errs...)
 }
 
@@ -316,7 +316,7 @@ func (c *Client) Scan(pattern string, count int, timeout time.Duration, f func(n
 func (c *Client) Ready(deadline time.Time) error {
 	nodes := c.allMasters()
 	results := make(chan error, len(nodes))
-	go each(len(nodes), len(nodes), func(i int) {
+	go Each(len(nodes), len(nodes), func(i int) {
 		err := nodes[i].ready(deadline)
 		if err != nil { // as after a failover that no command has met yet
 			c.refreshSoon()
@@ -337,7 +337,7 @@ func (c *Client) Ready(deadline time.Time) error {
 func (c *Client) WriteMetrics(page *telemetry.Page) {
 	nodes := c.allMasters()
 	up := make([]float64, len(nodes))
-	each(len(nodes), len(nodes), func(i int) {
+	Each(len(nodes), len(nodes), func(i int) {
 		if nodes[i].ready(time.Now().Add(redialTimeout)) == nil {
 			up[i] = 1
 		}
@@ -375,8 +375,8 @@ func (c *Client) WriteMetrics(page *telemetry.Page) {
 	}
 }
 
-// each calls f with 0 to n-1, at most limit calls at a time, and returns when all have returned.
-func each(n, limit int, f func(i int)) {
+// Each calls f with 0 to n-1, at most limit calls at a time, and returns when all have returned.
+func Each(n, limit int, f func(i int)) {
 	var workers sync.WaitGroup
 	for first := range min(n, limit) {
 		workers.Go(func() {

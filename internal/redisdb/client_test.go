@@ -118,7 +118,7 @@ func TestEach(t *testing.T) {
 		for _, limit := range []int{1, 3, 200} {
 			calls := make([]atomic.Int64, n)
 			var now, most atomic.Int64
-			each(n, limit, func(i int) {
+			Each(n, limit, func(i int) {
 				if running := now.Add(1); running > int64(limit) {
 					most.Store(running)
 				}
@@ -127,11 +127,11 @@ func TestEach(t *testing.T) {
 			})
 			for i := range calls {
 				if got := calls[i].Load(); got != 1 {
-					t.Errorf("each(%d, %d): f(%d) was called %d times", n, limit, i, got)
+					t.Errorf("Each(%d, %d): f(%d) was called %d times", n, limit, i, got)
 				}
 			}
 			if most.Load() > 0 {
-				t.Errorf("each(%d, %d): %d calls at a time", n, limit, most.Load())
+				t.Errorf("Each(%d, %d): %d calls at a time", n, limit, most.Load())
 			}
 		}
 	}

@@ -172,7 +172,7 @@ func (c *Client) checkMasters(ctx context.Context) error {
 	defer cancel()
 	nodes := c.allMasters()
 	errs := make([]error, len(nodes))
-	each(len(nodes), len(nodes), func(i int) {
+	Each(len(nodes), len(nodes), func(i int) {
 		if err := nodes[i].check(ctx); err != nil {
 			errs[i] = fmt.Errorf("%s: %w", nodes[i].address, err)
 		}

@@ -141,7 +141,7 @@ func TestSentinelHangs(t *testing.T) {
 		return redistest.Calls(string(info), "sentinel|get-master-addr-by-name")
 	}
 	before := calls()
-	each(50, 50, func(int) {
+	Each(50, 50, func(int) {
 		if conn, err := n.dial(t.Context(), redialTimeout); err == nil {
 			conn.Close()
 		}

@@ -138,7 +138,7 @@ func (r *URL) lookAt(ctx context.Context, look func(ctx context.Context, address
 		addresses = []string{r.address}
 	}
 	wrong := make([]error, len(addresses))
-	each(len(addresses), len(addresses), func(i int) {
+	Each(len(addresses), len(addresses), func(i int) {
 		if err := look(ctx, addresses[i]); err != nil {
 			wrong[i] = fmt.Errorf("%s: %w", addresses[i], err)
 		}
