@@ -336,9 +336,9 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requ
 const turnTimeout = time.Second
 
 // respondInTurn sends what compute returns. It is for requests whose cost depends on what is stored: of those with the
-// same turn, which is the tenant's ID for its admins, one at a time is computed, so that nobody can take all of Redis or
-// of the processors. Error: rateLimitError if the turn does not come in time. The client takes the response out of turn,
-// however slowly.
+// same turn, which is the tenant's ID for its admins, one at a time is computed, so that nobody can take all of Redis
+// or of the processors. Error: rateLimitError if the turn does not come in time. The client takes the response out of
+// turn, however slowly.
 func (s *server) respondInTurn(w http.ResponseWriter, turn string, compute func() (any, error)) error {
 	end, ok := s.turns.Take(turn, turnTimeout)
 	if !ok {
