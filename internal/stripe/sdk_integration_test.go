@@ -3,8 +3,6 @@
 package stripe
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,38 +10,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os/exec"
 	"reflect"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/stripetest"
 )
 
-// runSDK has Stripe's own library do tasks of testdata/sdk/stripe.mjs, and returns their results.
-func runSDK(t *testing.T, tasks []map[string]any) []any {
-	t.Helper()
-	if _, err := exec.LookPath("node"); err != nil {
-		t.Fatalf("Stripe's library runs on Node.js (`make integration` installs it): %v", err)
-	}
-	input, err := json.Marshal(tasks)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), "node", "../../testdata/sdk/stripe.mjs")
-	cmd.Stdin = bytes.NewReader(input)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("`make integration` installs the library: %v\n%s", err, &stderr)
-	}
-	var results []any
-	if err := json.Unmarshal(out, &results); err != nil || len(results) != len(tasks) {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return results
-}
+const sdkDir = "../../testdata/sdk"
 
 // Stripe's library signs as we do.
 func TestIntegrationSignatures(t *testing.T) {
@@ -55,7 +30,7 @@ func TestIntegrationSignatures(t *testing.T) {
 			tasks = append(tasks, map[string]any{"task": "sign", "payload": payload, "secret": secret, "timestamp": signedAt})
 		}
 	}
-	for i, result := range runSDK(t, tasks) {
+	for i, result := range stripetest.RunSDK(t, sdkDir, tasks) {
 		secret, payload := secrets[i/len(payloads)], payloads[i%len(payloads)]
 		want := fmt.Sprintf("t=%d,v1=%s", signedAt, signatureOf(fmt.Sprint(signedAt), []byte(payload), secret))
 		if result != want {
@@ -103,7 +78,7 @@ func TestIntegrationVerification(t *testing.T) {
 		})
 	}
 	accepted := 0
-	for i, result := range runSDK(t, tasks) {
+	for i, result := range stripetest.RunSDK(t, sdkDir, tasks) {
 		s, err := ReadSignature(signatureHeader(headers[i]), time.Unix(signedAt, 0))
 		got, theirs, why := err == nil && s.Verify(testBody, testSecret), result == "evt_1", stricter[headers[i]]
 		if got {
@@ -182,7 +157,7 @@ func TestIntegrationRequests(t *testing.T) {
 		}
 		requests = nil
 		_, _ = test.call(NewClient(server.URL).Account(testKey)) // the response is not understood
-		runSDK(t, []map[string]any{{
+		stripetest.RunSDK(t, sdkDir, []map[string]any{{
 			"task": "call", "port": server.Listener.Addr().(*net.TCPAddr).Port, "key": testKey, "version": Version,
 			"resource": call.resource, "method": call.method, "args": call.args,
 		}})
@@ -196,48 +171,9 @@ func TestIntegrationRequests(t *testing.T) {
 	}
 }
 
-const stripeMock = "github.com/stripe/stripe-mock@v0.203.0"
-
-// startMock starts stripe-mock, which checks requests by Stripe's OpenAPI document, and returns its URL.
-func startMock(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	install := exec.CommandContext(t.Context(), "go", "install", stripeMock)
-	install.Env = append(install.Environ(), "GOBIN="+dir, "GOFLAGS=")
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("go install %s: %v\n%s", stripeMock, err, out)
-	}
-	mock := exec.CommandContext(t.Context(), dir+"/stripe-mock", "-http-addr", "127.0.0.1:0", "-https-addr", "127.0.0.1:0")
-	out, err := mock.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	mock.Stderr = mock.Stdout
-	if err := mock.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = mock.Process.Kill()
-		_ = mock.Wait()
-	})
-	address := regexp.MustCompile(`HTTP at address: (\S+)\n`)
-	var log []byte
-	for chunk := make([]byte, 4096); ; {
-		n, err := out.Read(chunk)
-		log = append(log, chunk[:n]...)
-		if found := address.FindSubmatch(log); found != nil {
-			go io.Copy(io.Discard, out)
-			return "http://" + string(found[1])
-		}
-		if err != nil {
-			t.Fatalf("stripe-mock: %v\n%s", err, log)
-		}
-	}
-}
-
 // stripe-mock finds nothing wrong with any call, and what it responds is read.
 func TestIntegrationStripeMock(t *testing.T) {
-	mock := startMock(t)
+	mock := stripetest.StartMock(t)
 	a := NewClient(mock).Account("sk_test_123")
 	for _, test := range allCalls {
 		_, err := test.call(a)
