@@ -3,14 +3,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,11 +97,22 @@ func openPage(t *testing.T, tollgate string, prepare func(origin string)) map[st
 // posts to /report.
 func servePage(t *testing.T, page string) (origin string, reports <-chan []byte) {
 	t.Helper()
+	return serveFiles(t, map[string]string{"index.html": page})
+}
+
+// serveFiles does what servePage does with a page of several files, by their names. It reads them when they are asked for.
+func serveFiles(t *testing.T, files map[string]string) (origin string, reports <-chan []byte) {
+	t.Helper()
 	posted := make(chan []byte, 1)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = io.WriteString(w, page)
+	mux.HandleFunc("GET /{file...}", func(w http.ResponseWriter, r *http.Request) {
+		name := cmp.Or(r.PathValue("file"), "index.html")
+		if files[name] == "" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", mime.TypeByExtension(filepath.Ext(name)))
+		_, _ = io.WriteString(w, files[name])
 	})
 	mux.HandleFunc("POST /report", func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
