@@ -367,3 +367,31 @@ func TestDocumentedFiles(t *testing.T) {
 		}
 	}
 }
+
+// docs/payments.md says which events a webhook endpoint at Stripe is to send: those that are read.
+func TestDocumentedEvents(t *testing.T) {
+	eventType := regexp.MustCompile(`"((?:checkout|invoice|customer|charge)\.[a-z_.]+)"`)
+	read := make(map[string]bool)
+	for _, match := range eventType.FindAllStringSubmatch(readFile(t, "internal/stripe/event.go"), -1) {
+		read[match[1]] = true
+	}
+	page := readFile(t, "docs/payments.md")
+	enabled, listed := make(map[string]bool), make(map[string]bool)
+	for _, match := range regexp.MustCompile(`enabled_events\[\]=([a-z_.]+)`).FindAllStringSubmatch(page, -1) {
+		enabled[match[1]] = true
+	}
+	_, table, _ := strings.Cut(page, "| event | what it is for |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for _, row := range tableRows(table) {
+		prefix := ""
+		for _, match := range docCode.FindAllStringSubmatch(row[0], -1) {
+			name := match[1]
+			if strings.HasPrefix(name, ".") {
+				name = prefix + name
+			}
+			listed[name], prefix = true, name[:strings.LastIndex(name, ".")]
+		}
+	}
+	wantSameNames(t, read, enabled)
+	wantSameNames(t, read, listed)
+}
