@@ -3,10 +3,12 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -408,4 +410,38 @@ func readUsageDays(query url.Values) (q usageQuery, err error) {
 		return q, badRequestError(fmt.Sprintf("from must not be after to, and there may be %d days at most", maxUsageDays))
 	}
 	return q, nil
+}
+
+// onceOnly calls do, which makes a request that may have an Idempotency-Key. It does not call it if the request is
+// refused and cannot be a replay. It counts the record that a tenant's own admin leaves.
+func (s *server) onceOnly(info *requestInfo, request *idempotentRequest, do func() (replayed bool, err error)) error {
+	if request.key == "" && request.refused != nil {
+		return request.refused
+	}
+	counted := request.key != "" && request.refused == nil && info.actor.tokenHash != ""
+	if counted {
+		err := s.store.CountRecord(info.deadline, info.tenant)
+		if _, full := errors.AsType[rateLimitError](err); full {
+			counted, request.refused = false, err
+		} else if err != nil {
+			return err
+		}
+	}
+	replayed, err := do()
+	if counted && (replayed || err != nil && !errors.Is(err, ErrUnavailable)) {
+		s.store.UncountRecord(info.deadline, info.tenant)
+	}
+	return err
+}
+
+// pageLimit returns how many entries a page may have: the limit in the query, or defaultPageLimit.
+func pageLimit(query url.Values) (int, error) {
+	if !query.Has("limit") {
+		return defaultPageLimit, nil
+	}
+	limit, err := strconv.Atoi(query.Get("limit"))
+	if err != nil || limit < 1 || limit > maxPageLimit || strconv.Itoa(limit) != query.Get("limit") {
+		return 0, badRequestError(fmt.Sprintf("limit must be a whole number from 1 to %d", maxPageLimit))
+	}
+	return limit, nil
 }

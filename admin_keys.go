@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 const (
 	maxKeyTTL = 10 * 365 * 24 * time.Hour
+	maxGrace  = 7 * 24 * time.Hour // of a rotation
 
 	maxUserIDBytes = 256
 	maxLabelBytes  = 64
@@ -33,66 +33,93 @@ func (s *server) issueUserKey(w http.ResponseWriter, r *http.Request, info *requ
 	if err != nil {
 		return err
 	}
-	k := apiKey{createdAt: time.Now()}
-	tokens, ttlSeconds := int64(-1), int64(0)
-	err = strict.Decode(info.body, strict.Rules{
-		"userId":    textField(&k.userID, maxUserIDBytes),
-		"group":     strict.String(&k.group),
-		"tokens":    strict.Int(&tokens, 0, maxAmount),
-		"label":     textField(&k.label, maxLabelBytes),
-		"expiresIn": strict.Seconds(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
-	}, "userId", "group")
+	k, err := parseNewKey(info.body)
 	if err != nil {
 		return err
 	}
-	group, ok := info.tenant.config.groups[k.group]
-	if !ok {
+	issue := s.store.NewKey
+	if k.sharesWith != "" {
+		issue = s.store.ShareKey
+		k, request.refused, err = s.readShared(info, k)
+	} else if group, ok := info.tenant.config.groups[k.group]; !ok {
 		request.refused = unknownGroup(info.tenant.config)
+	} else if k.tokensLeft < 0 {
+		k.tokensLeft = group.tokens
 	}
-	k.tokensLeft = group.tokens
-	if tokens >= 0 {
-		k.tokensLeft = tokens
-	}
-	if ttlSeconds > 0 {
-		k.expiresAt = k.createdAt.Add(time.Duration(ttlSeconds) * time.Second)
+	if err != nil {
+		return err
 	}
 	var issued issuedKey
 	err = s.onceOnly(info, &request, func() (replayed bool, err error) {
-		issued, err = s.store.NewKey(info.deadline, info.tenant, k, request)
+		issued, err = issue(info.deadline, info.tenant, k, request)
 		return issued.replayed, err
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNoKey): // it was rotated or revoked since it was read
+		return errNotShared
+	case err != nil:
 		return err
-	}
-	if issued.replayed {
+	case issued.replayed:
 		setReplayed(w.Header())
-	} else {
+	case k.sharesWith != "":
+		s.metrics.keyIssued(info.tenantID, k.group)
+		s.audit(info, info.tenantID, "issued the key %s, which shares the balance of %s", keyName(issued.key),
+			keyName(k.sharesWith))
+	default:
 		s.countIssued(info, k.group, issued)
 		s.audit(info, info.tenantID, "issued the key %s in the group %q", keyName(issued.key), k.group)
 	}
 	return writeJSON(w, http.StatusCreated, tokensBody{issued.key, issued.tokensLeft})
 }
 
-// onceOnly calls do, which makes a request that may have an Idempotency-Key. It does not call it if the request is
-// refused and cannot be a replay. It counts the record that a tenant's own admin leaves.
-func (s *server) onceOnly(info *requestInfo, request *idempotentRequest, do func() (replayed bool, err error)) error {
-	if request.key == "" && request.refused != nil {
-		return request.refused
+// errNotShared refuses a balance that cannot be shared. Like Stripe's API, which knows members that name an object, it
+// is 400: what the path names exists.
+const errNotShared = badRequestError("sharesWith must be a user_ key of this tenant that shares with no other")
+
+// parseNewKey parses the body of a request for an API key. The balance is -1 if it is to be the group's.
+func parseNewKey(body []byte) (apiKey, error) {
+	k := apiKey{createdAt: time.Now(), tokensLeft: -1}
+	var group, sharesWith *string
+	var tokens *int64
+	var ttlSeconds int64
+	rules := strict.Rules{
+		"userId":     textField(&k.userID, maxUserIDBytes),
+		"group":      present(&group, &k.group, strict.String(&k.group)),
+		"tokens":     present(&tokens, &k.tokensLeft, strict.Int(&k.tokensLeft, 0, maxAmount)),
+		"label":      textField(&k.label, maxLabelBytes),
+		"expiresIn":  strict.Seconds(&ttlSeconds, 1, int64(maxKeyTTL/time.Second)),
+		"sharesWith": present(&sharesWith, &k.sharesWith, strict.String(&k.sharesWith)),
 	}
-	counted := request.key != "" && request.refused == nil && info.actor.tokenHash != ""
-	if counted {
-		err := s.store.CountRecord(info.deadline, info.tenant)
-		if _, full := errors.AsType[rateLimitError](err); full {
-			counted, request.refused = false, err
-		} else if err != nil {
-			return err
-		}
+	err := strict.Decode(body, rules)
+	switch {
+	case err != nil:
+	case sharesWith == nil:
+		err = strict.Decode(body, rules, "userId", "group")
+	case group != nil || tokens != nil:
+		err = badRequestError("group and tokens must not be given with sharesWith: they are those of that key")
+	case !validCredential(k.sharesWith, userKeyPrefix):
+		err = errNotShared
 	}
-	replayed, err := do()
-	if counted && (replayed || err != nil && !errors.Is(err, ErrUnavailable)) {
-		s.store.UncountRecord(info.deadline, info.tenant)
+	if ttlSeconds > 0 {
+		k.expiresAt = k.createdAt.Add(time.Duration(ttlSeconds) * time.Second)
 	}
-	return err
+	return k, err
+}
+
+// readShared adds to k, a key that is to be issued, what it gets from the key that it shares with. refused is why it
+// must not be issued, nil if it may.
+func (s *server) readShared(info *requestInfo, k apiKey) (_ apiKey, refused, err error) {
+	with, err := s.store.Key(info.deadline, info.tenant, k.sharesWith)
+	switch {
+	case errors.Is(err, ErrNoKey), err == nil && with.sharesWith != "":
+		return k, errNotShared, nil
+	case err != nil:
+		return k, nil, err
+	case k.userID != "" && k.userID != with.userID:
+		refused = badRequestError("userId must be that of the key in sharesWith, or be left out")
+	}
+	k.userID, k.group, k.tokensLeft = with.userID, with.group, with.tokensLeft
+	return k, refused, nil
 }
 
 // unknownGroup returns the error for a group that the config does not have. It lists those that there are, at most 20.
@@ -325,18 +352,6 @@ func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requ
 	})
 }
 
-// pageLimit returns how many entries a page may have: the limit in the query, or defaultPageLimit.
-func pageLimit(query url.Values) (int, error) {
-	if !query.Has("limit") {
-		return defaultPageLimit, nil
-	}
-	limit, err := strconv.Atoi(query.Get("limit"))
-	if err != nil || limit < 1 || limit > maxPageLimit || strconv.Itoa(limit) != query.Get("limit") {
-		return 0, badRequestError(fmt.Sprintf("limit must be a whole number from 1 to %d", maxPageLimit))
-	}
-	return limit, nil
-}
-
 // keyPage is a page in the response that lists a user's keys.
 type keyPage struct {
 	Keys []any   `json:"keys"` // each a keyBody or a malformedKeyBody
@@ -410,13 +425,24 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
+	var graceSeconds int64
+	if len(info.body) > 0 {
+		rules := strict.Rules{"graceSeconds": strict.Int(&graceSeconds, 0, int64(maxGrace/time.Second))}
+		if err := strict.Decode(info.body, rules); err != nil {
+			return err
+		}
+	}
+	if graceSeconds > 0 && !validCredential(key, userKeyPrefix) {
+		return badRequestError("graceSeconds is for user_ keys")
+	}
 	request, err := readIdempotentRequest(r, nil)
 	if err != nil {
 		return err
 	}
+	grace := time.Duration(graceSeconds) * time.Second
 	var rotated issuedKey
 	err = s.onceOnly(info, &request, func() (replayed bool, err error) {
-		rotated, err = s.store.RotateKey(info.deadline, info.tenant, key, request)
+		rotated, err = s.store.RotateKey(info.deadline, info.tenant, key, grace, request)
 		return rotated.replayed, err
 	})
 	if err != nil {

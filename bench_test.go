@@ -265,10 +265,10 @@ func BenchmarkCharge(b *testing.B) {
 	const groups = "\xffanonymous\xfe"
 	ways := map[string]func() (any, error){
 		"shared": func() (any, error) {
-			return st.redis.Eval(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
+			return st.redis.Eval(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
 		},
 		"pooled": func() (any, error) {
-			return st.redis.EvalLarge(in(publicTimeout), chargeScript, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
+			return st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
 		},
 	}
 	for _, callers := range []int{1, 64} {

@@ -26,6 +26,8 @@ type account struct {
 	fee    *usageEvent     // a charge that is not counted yet; nil: none
 	denied bool            // the last decision was that the key's group does not have the model
 
+	feeFrom string // the key that has paid the last charge
+
 	mu     sync.Mutex // guards holder
 	holder holder     // what is known of the key since Hold
 }
@@ -117,6 +119,7 @@ func (a *account) Charge(deadline time.Time, models []string, u gateway.Usage) (
 	if err := a.refusal(result.decision, err); err != nil {
 		return gateway.Balance{}, err
 	}
+	a.feeFrom = result.key
 	a.fee = &usageEvent{
 		key: result.key, group: result.group, endpoint: u.Endpoint, model: u.Model, requests: 1, charged: result.charged,
 		cacheHit: u.Endpoint != "", // else it was for counting tokens
@@ -137,7 +140,7 @@ func (a *account) Refund(deadline time.Time, tokens int64) error {
 		return nil
 	}
 	change := keyChange{addTokens: &tokens}
-	_, _, err := a.server.store.UpdateKey(deadline, a.tenant, a.key, change, idempotentRequest{})
+	_, _, err := a.server.store.UpdateKey(deadline, a.tenant, a.feeFrom, change, idempotentRequest{})
 	return err
 }
 

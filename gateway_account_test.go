@@ -41,7 +41,7 @@ func TestRefundedFee(t *testing.T) {
 		t.Fatal(err)
 	}
 	for fee, left := range map[int64]int{0: 90, 10: 100} {
-		a := &account{server: &server{store: st}, tenant: owner, key: issued.key, fee: new(usageEvent)}
+		a := &account{server: &server{store: st}, tenant: owner, feeFrom: issued.key, fee: new(usageEvent)}
 		if err := a.Refund(in(10*time.Second), fee); err != nil || a.fee != nil {
 			t.Errorf("%d: %v is counted, %v", fee, a.fee, err)
 		}

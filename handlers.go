@@ -102,7 +102,8 @@ func (s *server) adminRoutes() []route {
 		// A body may be slow to come: the token is checked before, so that strangers send none, and again after.
 		adminBody = s.forAdmins(s.requireAdmin, s.readAdminBody, s.requireAdmin, s.loadTenant)
 		// A route that does not use the config serves a tenant whose config is broken, too.
-		repair = s.forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
+		repair     = s.forAdmins(s.requireAdmin, s.refuseAdminBody, s.requireTenant)
+		repairBody = s.forAdmins(s.requireAdmin, s.readAdminBody, s.requireAdmin, s.requireTenant)
 		// A route that changes something honours an Idempotency-Key or refuses it.
 		change     = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.requireTenant)
 		changeBody = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.readAdminBody, s.requireAdmin, s.requireTenant)
@@ -118,7 +119,7 @@ func (s *server) adminRoutes() []route {
 		{"GET /admin/keys/{apiKey}", repair, s.showKey},
 		{"PATCH /admin/keys/{apiKey}", adminBody, s.updateKey},
 		{"GET /admin/keys/{apiKey}/usage", repair, s.showKeyUsage},
-		{"POST /admin/keys/{apiKey}/rotate", repair, s.rotateKey},
+		{"POST /admin/keys/{apiKey}/rotate", repairBody, s.rotateKey},
 		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
 		{"GET /admin/users", repair, s.listUsers},
 		{"GET /admin/usage", repair, s.showUsage},

@@ -745,7 +745,8 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	key := s.login(t, id)
 	withBody := []string{"/auth/verify", "POST /auth/anonymous", "POST /auth/google", "POST /auth/apple",
 		"POST /tokens/consume", "POST /tokens/holds", "POST /tokens/holds/{holdId}/settle",
-		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/tenants"}
+		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/keys/{apiKey}/rotate",
+		"POST /admin/tenants"}
 	awaitUsage(t, testRedis, id)
 	before := testRedis.Keys(t, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`

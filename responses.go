@@ -225,6 +225,8 @@ var errorResponses = []struct {
 	{ErrNoToken, http.StatusNotFound, "Not found", notRefused},
 	{ErrTenantExists, http.StatusConflict, "Tenant already exists", notRefused},
 	{ErrTooManyTokens, http.StatusConflict, "Too many admin tokens", notRefused},
+	{ErrTooManyShares, http.StatusConflict, "Too many keys share the balance", notRefused},
+	{ErrInGrace, http.StatusConflict, "The key was rotated: rotate the one that has taken its place", notRefused},
 	{errWeakETag, http.StatusPreconditionFailed, "If-Match has a weak ETag: a proxy has changed it", notRefused},
 	{ErrConfigChanged, http.StatusPreconditionFailed, "Config has changed", notRefused},
 	{ErrKeyDisabled, http.StatusForbidden, "API key is disabled", refusedKey},

@@ -94,7 +94,7 @@ func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, who *hold
 		keys = append(keys, recordRedisKey(who.first, "hold", h.idempotent.key))
 		args = append(args, h.idempotent.hash, shortHash(h.idempotent.key))
 	}
-	reply, err := redis.String(s.redis.Eval(deadline, holdScript, keys, args...))
+	reply, err := redis.String(s.evalBalance(deadline, holdScript, who.sharer, keys, args...))
 	if err != nil {
 		return "", holdResult{}, err
 	}
@@ -114,6 +114,8 @@ func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, who *hold
 type holder struct {
 	key   string // its present name, as far as is known
 	first string // the name that it had first, as far as is known: its records are named by it
+
+	sharer string // a key that shares its balance, with which the caller has come; "": none
 }
 
 // newHolder returns the holder of an API key of which nothing more is known.
@@ -189,12 +191,12 @@ func (s *store) RenewHold(deadline time.Time, t *tenant, h *holder, holdID strin
 // holdStep is what to do with a hold: the script, settle.lua or one that takes the same keys, and those of its
 // arguments that onHold does not know.
 type holdStep struct {
-	script *redisdb.Script
+	script balanceScript
 	holdID string
 	ttl    time.Duration
 	tokens int64
 	late   string // as settle.lua takes it
-	follow bool   // the key may have been rotated since the caller has read it
+	follow bool   // the key may have been rotated since the caller has read it; a hold of it ends also without the sharer
 
 	next    *holdRequest // as exchange.lua and check.lua take it; nil for other scripts
 	settled string       // ARGV[17] of exchange.lua; "" if that is omitted
@@ -225,12 +227,7 @@ func (s *store) onHold(deadline time.Time, t *tenant, h *holder, step holdStep) 
 				err = redis.ErrNil
 			}
 		} else if errors.Is(err, redis.ErrNil) && step.follow {
-			var next string
-			if next, err = s.present(deadline, h.key); next != "" {
-				h.key = next
-			} else {
-				err = cmp.Or(err, redis.ErrNil)
-			}
+			err = s.followKey(deadline, h)
 		}
 		if err != nil {
 			return nil, err
@@ -262,7 +259,11 @@ func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep
 					args = append(args, step.settled)
 				}
 			}
-			reply, err = redis.Values(s.redis.Eval(deadline, step.script, keys, args...))
+			sharer := h.sharer
+			if step.follow && step.next == nil {
+				sharer = ""
+			}
+			reply, err = redis.Values(s.evalBalance(deadline, step.script, sharer, keys, args...))
 			if err != nil {
 				return "", "", err
 			}
@@ -314,6 +315,13 @@ func (s *store) Exchange(deadline time.Time, t *tenant, h *holder, r settleReque
 		result.settlement, err = s.Settle(deadline, t, h, r)
 		if result.isSettled = err == nil; result.isSettled {
 			err = redisdb.ErrFull
+		}
+		return result, err
+	}
+	if errors.Is(err, redis.ErrNil) && h.sharer != "" { // that is gone, but not the hold
+		result.settlement, err = s.Settle(deadline, t, h, r)
+		if result.isSettled = err == nil; result.isSettled {
+			err = ErrNoKey
 		}
 		return result, err
 	}

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/gomodule/redigo/redis"
-
-	"tollgate/internal/redisdb"
 )
 
 const (
@@ -52,14 +50,15 @@ func (s *store) updateKey(deadline time.Time, t *tenant, key string, change keyC
 		return k, false, err
 	}
 	defer indexed()
-	first, firstGroup := key, anonymousGroup
+	h, first, firstGroup := newHolder(key), key, anonymousGroup
 	if change.group != nil {
 		firstGroup = *change.group
 	}
-	outcome, err := s.withGroups(deadline, t.refillGroups(), newHolder(key), firstGroup,
+	outcome, err := s.withGroups(deadline, t.refillGroups(), h, firstGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			script, keys, args := change.script(t, key, first, request)
-			reply, err := s.redis.Eval(deadline, script, keys, append(args, groups, only, state, change.newLabel())...)
+			script, keys, args := change.script(t, h, key, first, request)
+			args = append(args, groups, only, state, change.newLabel())
+			reply, err := s.evalBalance(deadline, script, h.sharer, keys, args...)
 			switch reply := reply.(type) {
 			case nil:
 				return "", "", cmp.Or(err, redis.ErrNil)
@@ -69,7 +68,9 @@ func (s *store) updateKey(deadline time.Time, t *tenant, key string, change keyC
 				case "group":
 					return "", rest, nil
 				case "first":
-					first = rest
+					if h.first = rest; h.sharer == "" {
+						first = rest
+					}
 					return "again", only, nil
 				}
 				replayed = rest == "replayed"
@@ -91,20 +92,27 @@ func (s *store) updateKey(deadline time.Time, t *tenant, key string, change keyC
 	default:
 		err = errBadReply
 	}
+	if h.sharer != "" {
+		k.sharesWith, k.sharesFirst = h.key, h.first
+	}
 	return k, replayed, withTenant(err, "read an API key", t)
 }
 
 // script returns key.lua with its keys and all arguments but the groups: in the form that runs in a full Redis if the
-// change needs no memory.
-func (change keyChange) script(t *tenant, key, first string, request idempotentRequest) (*redisdb.Script, []string,
-	[]any) {
-	script, keys := keyScript, []string{apiKeyRedisKey(key)}
+// change needs no memory. h names the key that has the balance of key; first is the name that key had first, as far as
+// is known.
+func (change keyChange) script(t *tenant, h *holder, key, first string, request idempotentRequest) (balanceScript,
+	[]string, []any) {
+	script, keys := keyScript, []string{apiKeyRedisKey(h.key)}
 	if change != (keyChange{}) || request.key != "" {
-		keys = append(keys, holdsRedisKey(key), currentRedisKey(first), firstRedisKey(key))
+		keys = append(keys, holdsRedisKey(h.key), currentRedisKey(first), firstRedisKey(key))
 	}
 	if request.key != "" {
 		script = growingKeyScript
 		keys = append(keys, recordRedisKey(first, "update", request.key))
+	}
+	if h.sharer != "" && change.ttl != nil {
+		keys = append(keys, sharesRedisKey(h.first))
 	}
 	balance, tokens, group, enabled, ttl := "", int64(0), "", "", ""
 	switch {
@@ -131,7 +139,7 @@ func (change keyChange) script(t *tenant, key, first string, request idempotentR
 		ttl = strconv.FormatInt(change.ttl.Milliseconds(), 10)
 	}
 	return script, keys, []any{
-		t.id, t.generation, balance, tokens, group, enabled, ttl, first, request.hash, request.mode(),
+		t.id, t.generation, balance, tokens, group, enabled, ttl, h.first, request.hash, request.mode(),
 	}
 }
 
@@ -144,12 +152,14 @@ func (change keyChange) newLabel() string {
 }
 
 // RotateKey gives t's API key a new UUID: the balance, user, group, times, rate log, holds and what is remembered of it
-// are those of the old one, which is dead, in one atomic step. With an Idempotency-Key it does so once in 40 days, also
-// if the request names the key by an earlier name. Errors: ErrNoKey, request.refused, ErrUnavailable.
-func (s *store) RotateKey(deadline time.Time, t *tenant, key string, request idempotentRequest) (issuedKey, error) {
-	rotation, err := s.rotate(deadline, t, key, request)
+// are those of the old one, in one atomic step. The old one is dead or, with a grace, a key that shares the balance for
+// that time. With an Idempotency-Key it does so once in 40 days, also if the request names the key by an earlier name.
+// Errors: ErrNoKey, ErrInGrace, ErrTooManyShares, ErrKeyReused and request.refused if nothing was done; ErrUnavailable.
+func (s *store) RotateKey(deadline time.Time, t *tenant, key string, grace time.Duration, request idempotentRequest) (
+	issuedKey, error) {
+	rotation, err := s.rotate(deadline, t, key, grace, request)
 	if err == nil {
-		err = s.finishRotation(deadline, t, key, rotation)
+		err = s.finishRotation(deadline, t, key, grace, rotation)
 	}
 	return rotation.issuedKey, withTenant(err, "rotate an API key", t)
 }
@@ -162,7 +172,8 @@ type rotation struct {
 }
 
 // rotate chooses the new key, adds it to the index and runs rotate.lua. Its nil reply is redis.ErrNil.
-func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempotentRequest) (r rotation, err error) {
+func (s *store) rotate(deadline time.Time, t *tenant, key string, grace time.Duration, request idempotentRequest) (
+	r rotation, err error) {
 	k, err := s.Key(deadline, t, key)
 	if errors.Is(err, ErrNoKey) && request.key != "" { // it may be gone because the request is repeated
 		err, request.refused = nil, cmp.Or(request.refused, ErrNoKey)
@@ -176,36 +187,54 @@ func (s *store) rotate(deadline time.Time, t *tenant, key string, request idempo
 	if err != nil {
 		return r, err
 	}
-	r, err = s.runRotate(deadline, t, key, next, request)
-	if next != "" && r.key != next && (err == nil || errors.Is(err, redis.ErrNil)) {
+	r, err = s.runRotate(deadline, t, listedKey{key, k}, next, grace, request)
+	if next != "" && r.key != next && !errors.Is(err, ErrUnavailable) {
 		_ = s.unindexKey(deadline, t.id, k.userID, next) // it was not created
 	}
 	return r, err
 }
 
 // runRotate runs rotate.lua. If next is "" it only returns the rotation that the request has made before.
-func (s *store) runRotate(deadline time.Time, t *tenant, key, next string, request idempotentRequest) (r rotation,
-	err error) {
-	for first := key; ; {
-		keys := append(allRedisKeys(key), allRedisKeys(cmp.Or(next, key))...)
-		keys = append(keys, successorRedisKey(key), firstRedisKey(key), firstRedisKey(cmp.Or(next, key)),
-			currentRedisKey(first))
+func (s *store) runRotate(deadline time.Time, t *tenant, k listedKey, next string, grace time.Duration,
+	request idempotentRequest) (r rotation, err error) {
+	left := ""
+	if k.sharesWith != "" {
+		left = strconv.FormatInt(k.tokensLeft, 10)
+	}
+	var sharing []string // with the key
+	for first := k.key; ; {
+		keys := append(allRedisKeys(k.key), allRedisKeys(cmp.Or(next, k.key))...)
+		keys = append(keys, successorRedisKey(k.key), firstRedisKey(k.key), firstRedisKey(cmp.Or(next, k.key)),
+			currentRedisKey(first), sharesRedisKey(cmp.Or(k.sharesFirst, first)))
 		if request.key != "" {
 			keys = append(keys, recordRedisKey(first, "rotate", strings.Join([]string{t.id, t.generation, request.key}, " ")))
 		}
-		reply, err := redis.Values(s.redis.Eval(deadline, rotateScript, keys,
-			t.id, t.generation, next, successorTTL.Milliseconds(), first))
-		switch {
-		case err != nil:
+		args := []any{t.id, t.generation, next, successorTTL.Milliseconds(), first, grace.Milliseconds(), left, maxShares}
+		for _, name := range sharing {
+			keys, args = append(keys, apiKeyRedisKey(name)), append(args, name)
+		}
+		reply, err := redis.Values(s.redis.Eval(deadline, rotateScript, keys, args...))
+		if err != nil {
 			return r, err
-		case len(reply) == 1:
+		}
+		switch word, _ := redis.String(reply[0], nil); word {
+		case "new":
 			return r, request.refused
-		case len(reply) == 2:
-			if first, err = redis.String(reply[1], nil); err != nil {
-				return r, err
-			}
+		case "mismatch":
+			return r, ErrKeyReused
+		case "full":
+			return r, ErrTooManyShares
+		case "grace":
+			return r, ErrInGrace
+		case "first":
+			first, err = redis.String(reply[1], nil)
+		case "shares":
+			sharing, err = redis.Strings(reply[1:], nil)
 		default:
 			_, err = redis.Scan(reply, &r.key, &r.tokensLeft, &r.userID, &r.signsIn, &r.replayed)
+			return r, err
+		}
+		if err != nil {
 			return r, err
 		}
 	}
@@ -213,8 +242,12 @@ func (s *store) runRotate(deadline time.Time, t *tenant, key, next string, reque
 
 // finishRotation tells the index and the sign-in of a key that was rotated. What it leaves undone the next listing and
 // the next sign-in do.
-func (s *store) finishRotation(deadline time.Time, t *tenant, key string, r rotation) error {
-	err := s.unindexKey(deadline, t.id, r.userID, key)
+func (s *store) finishRotation(deadline time.Time, t *tenant, key string, grace time.Duration, r rotation) (err error) {
+	if grace > 0 {
+		_, err = s.indexStored(deadline, key)
+	} else {
+		err = s.unindexKey(deadline, t.id, r.userID, key)
+	}
 	if err == nil {
 		_, err = s.indexStored(deadline, r.key) // whoever listed the keys meanwhile has removed it
 	}
@@ -229,27 +262,14 @@ func (s *store) finishRotation(deadline time.Time, t *tenant, key string, r rota
 	return err
 }
 
-// RevokeKey deletes t's API key and, if forget is set and its user has signed in, lets the next sign-in of that user be
-// a first one: also if the key was revoked before, and the user has not signed in since. Errors: ErrNoKey,
-// ErrUnavailable.
+// RevokeKey deletes t's API key, with those that share its balance, and, if forget is set and its user has signed in,
+// lets the next sign-in of that user be a first one: also if the key was revoked before, and the user has not signed in
+// since. Errors: ErrNoKey, ErrUnavailable.
 func (s *store) RevokeKey(deadline time.Time, t *tenant, key string, forget bool) error {
-	how := ""
-	if forget {
-		how = forgotten
-	}
-	var owner []string
-	var err error
-	for first := key; ; first = owner[1] {
-		keys := append(allRedisKeys(key), successorRedisKey(key), revokedRedisKey(key), firstRedisKey(key),
-			currentRedisKey(first))
-		owner, err = redis.Strings(s.redis.Eval(deadline, revokeScript, keys, t.id, t.generation, how, first))
-		if err != nil || owner[0] != "first" {
-			break
-		}
-	}
+	owner, err := s.runRevoke(deadline, t, key, forget)
 	if err == nil {
 		// The key is dead: what follows is done by the next sign-in and the next listing, if it is not done now.
-		err = s.unindexKey(deadline, t.id, owner[1], key)
+		err = s.unindexKey(deadline, t.id, owner[1], append(owner[3:], key)...)
 	}
 	if err == nil && forget && owner[2] != "" {
 		var forgot bool
@@ -259,6 +279,36 @@ func (s *store) RevokeKey(deadline time.Time, t *tenant, key string, forget bool
 		}
 	}
 	return withTenant(err, "revoke an API key", t)
+}
+
+// runRevoke runs revoke.lua, and returns its reply: 'revoked' or 'gone', the user ID, whether the user has signed in,
+// and the other keys that were deleted.
+func (s *store) runRevoke(deadline time.Time, t *tenant, key string, forget bool) (owner []string, err error) {
+	how := ""
+	if forget {
+		how = forgotten
+	}
+	first, balance := key, ""
+	var sharing []string
+	for {
+		keys := append(allRedisKeys(key), successorRedisKey(key), revokedRedisKey(key), firstRedisKey(key),
+			currentRedisKey(first), sharesRedisKey(cmp.Or(balance, first)))
+		args := []any{t.id, t.generation, how, first, cmp.Or(balance, first)}
+		for _, name := range sharing {
+			keys, args = append(keys, apiKeyRedisKey(name), firstRedisKey(name)), append(args, name)
+		}
+		owner, err = redis.Strings(s.redis.Eval(deadline, revokeScript, keys, args...))
+		switch {
+		case err != nil:
+			return nil, err
+		case owner[0] == "first":
+			first = owner[1]
+		case owner[0] == "shares":
+			balance, sharing = owner[1], owner[2:]
+		default:
+			return owner, nil
+		}
+	}
 }
 
 // allRedisKeys returns the keys in Redis that end with an API key, or move with it.

@@ -245,7 +245,7 @@ func TestRotateUnknownKey(t *testing.T) {
 	rotate := func(request idempotentRequest) int {
 		t.Helper()
 		before := scripts()
-		if got, err := st.RotateKey(in(10*time.Second), tn, someKey, request); !errors.Is(err, ErrNoKey) {
+		if got, err := st.RotateKey(in(10*time.Second), tn, someKey, 0, request); !errors.Is(err, ErrNoKey) {
 			t.Errorf("got %+v, %v", got, err)
 		}
 		return scripts() - before
@@ -327,7 +327,7 @@ func TestSettleAfterRotation(t *testing.T) {
 	rotated := s.rotate(t, id, s.rotate(t, id, key))
 	settle := settleRequest{holdID: hold, used: 4, isLease: true}
 	got, err := st.Settle(in(10*time.Second), tenant, newHolder(key), settle)
-	if want := (settlement{charged: 4, tokensLeft: 46, group: "pro"}); err != nil || got != want {
+	if want := (settlement{key: rotated, charged: 4, tokensLeft: 46, group: "pro"}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	s.admin(t, "DELETE", "/"+id+"/admin/keys/"+rotated, "").want(t, 204, "")

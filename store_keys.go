@@ -24,6 +24,10 @@ type apiKey struct {
 	disabled   bool
 	malformed  bool  // nothing else is known
 	taken      int64 // by the change after which the key is as it is here, if that has upTo
+
+	// The key whose balance it shares, and its first name; "" if the balance is its own. Only the times, disabled and the
+	// user are its own then.
+	sharesWith, sharesFirst string
 }
 
 // idempotentRequest identifies a request that must take effect once.
@@ -258,7 +262,8 @@ func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result c
 // withGroups calls attempt, which runs a script on the API key that h names, with the groups of the key's tenant. If
 // they are too large to be sent each time, it gets only one, at first the one called first, and is called again if the
 // key is in another. It is also called again if the outcome is "due", after the key's expired holds have been returned,
-// or "again". In all these cases the script must have changed nothing. attempt returns the outcome and the key's group.
+// or "again", and if the key shares the balance of another: then h names that. In all these cases the script must have
+// changed nothing. attempt returns the outcome and the key's group.
 func (s *store) withGroups(deadline time.Time, table *groupTable, h *holder, first string,
 	attempt func(groups any, only string) (outcome, group string, err error)) (outcome string, err error) {
 	for name := first; ; {
@@ -266,7 +271,9 @@ func (s *store) withGroups(deadline time.Time, table *groupTable, h *holder, fir
 		outcome, group, err := attempt(groups, only)
 		switch {
 		case err != nil:
-			return "", err
+			if err = s.followBalance(deadline, h, err); err != nil {
+				return "", err
+			}
 		case only != "" && group != only:
 			name = group // an admin may move the key meanwhile, so this may repeat; the deadline ends it
 		case outcome == "due":
@@ -342,9 +349,9 @@ func (s *store) chargeOnce(deadline time.Time, t *tenant, c chargeRequest, h *ho
 	if len(keys) == 1 {
 		script = full
 	}
-	reply, err := redis.Bytes(s.redis.Eval(deadline, script, keys, args...))
+	reply, err := redis.Bytes(s.evalBalance(deadline, script, h.sharer, keys, args...))
 	if redisdb.IsOutOfMemory(err) && !c.isIdempotent() { // if the key itself has no rate limit, its charge needs no memory
-		reply, err = redis.Bytes(s.redis.Eval(deadline, full, keys, args...))
+		reply, err = redis.Bytes(s.evalBalance(deadline, full, h.sharer, keys, args...))
 	}
 	if err != nil {
 		return "", chargeResult{}, err

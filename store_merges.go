@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -192,4 +193,171 @@ func (s *store) finishMoveOf(deadline time.Time, who signInIdentity, visitor, to
 		_, err = s.finishMove(deadline, who, pendingMove{visitor, to})
 	}
 	return to, err
+}
+
+// An API key may share the balance of another: then its hash has no balance, but says whose it has, and is in the same
+// slot. A script that is called with it ends with an error that names the key with the balance; then its second form
+// runs there, which checks both keys in one step.
+
+const maxShares = 100 // keys that may share the balance of one
+
+var (
+	// ErrTooManyShares means that as many API keys share the balance of one as may.
+	ErrTooManyShares = errors.New("too many keys share the balance")
+	// ErrInGrace means that the API key was rotated, and is valid for its grace only.
+	ErrInGrace = errors.New("API key was rotated")
+)
+
+// sharesRedisKey returns where the keys are that share the balance of one, by the name that this had first.
+func sharesRedisKey(first string) string { return "{apiKey:" + first + "}:shares" }
+
+// madeRedisKey returns where it is remembered that an API key was made which shares the balance of another.
+func madeRedisKey(key string) string { return "{apiKey:" + key + "}:made" }
+
+// ShareKey issues an API key of t that shares the balance of another: of k the user, the times, sharesWith and the
+// balance are used, which must be those of the other key. With an Idempotency-Key it does so once in 40 days: the
+// record, which is in another slot, first names the new key, then one step makes it, which may be repeated. Errors:
+// ErrNoKey if sharesWith is no key, or one that shares; ErrTooManyShares, ErrKeyReused and request.refused if nothing
+// was issued; ErrUnavailable.
+func (s *store) ShareKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issuedKey, error) {
+	issued, err := s.shareKey(deadline, t, k, request)
+	return issued, withTenant(err, "share the balance of an API key", t)
+}
+
+func (s *store) shareKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issued issuedKey,
+	err error) {
+	issued.tokensLeft = k.tokensLeft
+	issued.key, err = newKeyBeside(apiKeyRedisKey(k.sharesWith), userKeyPrefix)
+	if err != nil {
+		return issued, err
+	}
+	if request.key != "" {
+		reply, err := s.redis.Eval(deadline, noteScript, []string{issueRecordRedisKey(t, request.key)},
+			issued.key, k.tokensLeft, request.hash, request.mode())
+		if word, _ := redis.String(reply, nil); word == "new" {
+			return issued, request.refused
+		} else if word == "mismatch" {
+			return issued, ErrKeyReused
+		}
+		values, err := redis.Values(reply, err)
+		if err == nil {
+			_, err = redis.Scan(values, &issued.key, &issued.tokensLeft)
+		}
+		if err != nil {
+			return issued, err
+		}
+	}
+	if request.refused == nil {
+		if err = s.indexNewKey(deadline, t, k.userID, issued.key, k.createdAt); err != nil {
+			return issued, err
+		}
+	}
+	issued.replayed, err = s.runShare(deadline, t, k, issued.key, request)
+	if request.refused == nil && !errors.Is(err, ErrUnavailable) {
+		// Whoever listed the keys meanwhile has removed it.
+		if o, wrong := s.indexStored(deadline, issued.key); wrong == nil && o.userID == "" {
+			_ = s.unindexKey(deadline, t.id, k.userID, issued.key) // it was not created, or is gone again
+		}
+	}
+	return issued, err
+}
+
+// runShare runs share.lua. It reports whether the same request has stored the key before.
+func (s *store) runShare(deadline time.Time, t *tenant, k apiKey, key string, request idempotentRequest) (before bool,
+	err error) {
+	ttl := time.Duration(0)
+	if !k.expiresAt.IsZero() {
+		ttl = k.expiresAt.Sub(k.createdAt)
+	}
+	for first := k.sharesWith; ; {
+		keys := []string{apiKeyRedisKey(k.sharesWith), sharesRedisKey(first), apiKeyRedisKey(key)}
+		if request.key != "" {
+			keys = append(keys, madeRedisKey(key))
+		}
+		reply, err := redis.Strings(s.redis.Eval(deadline, shareScript, keys, t.id, t.generation, k.sharesWith, first,
+			key, formatTime(k.createdAt), ttl.Milliseconds(), k.label, maxShares, request.mode()))
+		switch {
+		case err != nil:
+			return false, err
+		case reply[0] == "first":
+			first = reply[1]
+		case reply[0] == "full":
+			return false, ErrTooManyShares
+		case reply[0] == "new":
+			return false, request.refused
+		default:
+			return reply[0] == "before", nil
+		}
+	}
+}
+
+// evalBalance runs a script on the balance of an API key. sharer is the key that shares the balance, with which the
+// caller has come and which the script checks, too; "" if there is none.
+func (s *store) evalBalance(deadline time.Time, script balanceScript, sharer string, keys []string, args ...any) (any,
+	error) {
+	if sharer == "" {
+		return s.redis.Eval(deadline, script.own, keys, args...)
+	}
+	return s.redis.Eval(deadline, script.sharing, append(keys, apiKeyRedisKey(sharer)), args...)
+}
+
+// followBalance changes h to the key whose balance its key shares, if err of a script says that it does. If h has a
+// sharer, and err that the key is gone, it changes h to the name that the key has now: mostly the sharer knows that,
+// but the key may have been rotated meanwhile. Else it returns err.
+func (s *store) followBalance(deadline time.Time, h *holder, err error) error {
+	refused, _ := errors.AsType[redis.Error](err)
+	if words := strings.Fields(string(refused)); len(words) > 2 && words[0] == "SHARED" {
+		h.sharer = cmp.Or(h.sharer, h.key)
+		if h.key, h.first = words[1], words[2]; !validAPIKey(h.key) || !validAPIKey(h.first) {
+			return errBadReply // the error itself has API keys
+		}
+		return nil
+	}
+	if h.sharer == "" || !errors.Is(err, redis.ErrNil) {
+		return err
+	}
+	next, err := s.present(deadline, h.key)
+	if err == nil && next == "" {
+		s.dropOrphan(deadline, h)
+		err = redis.ErrNil
+	}
+	if err == nil {
+		h.key = next
+	}
+	return err
+}
+
+// dropOrphan deletes the sharer of h if the key that it shares with is gone. If that fails, it is tried again when
+// somebody comes with that key once more.
+func (s *store) dropOrphan(deadline time.Time, h *holder) {
+	keys := []string{apiKeyRedisKey(h.sharer), firstRedisKey(h.sharer), apiKeyRedisKey(h.key), successorRedisKey(h.key),
+		currentRedisKey(h.first), sharesRedisKey(h.first)}
+	_, _ = s.redis.Eval(deadline, orphanScript, keys, h.key, h.first)
+}
+
+// followKey changes h, whose key or sharer is gone, to the name that this has now. If neither was rotated, the error is
+// redis.ErrNil. A sharer that was in its grace and was not revoked has become the key itself.
+func (s *store) followKey(deadline time.Time, h *holder) error {
+	next, err := s.present(deadline, h.key)
+	if err != nil || next != "" {
+		h.key = cmp.Or(next, h.key)
+		return err
+	}
+	if h.sharer == "" {
+		return redis.ErrNil
+	}
+	revoked, err := s.readText(deadline, revokedRedisKey(h.sharer))
+	if err == nil && revoked == "" {
+		next, err = s.present(deadline, h.sharer)
+	}
+	switch {
+	case err != nil:
+		return err
+	case next == "":
+		return redis.ErrNil
+	case next == h.key:
+		next = ""
+	}
+	h.sharer = next
+	return nil
 }

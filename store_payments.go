@@ -174,7 +174,7 @@ func (s *store) Buyer(deadline time.Time, t *tenant, key string) (b buyer, err e
 			continue
 		}
 		b.disabled = b.disabled || fields[3] == "0"
-		if fields[7] == "" && fields[8] != "" && !shares {
+		if fields[7] == "" && fields[8] != "" {
 			key, shares, sharedFirst = fields[8], true, fields[9]
 			continue
 		}
@@ -382,8 +382,13 @@ func (s *store) runGrant(deadline time.Time, t *tenant, c checkout, g grant, r r
 // runPaid runs grant.lua or reverse.lua on a key.
 func (s *store) runPaid(deadline time.Time, t *tenant, script *redisdb.Script, key string, keys []string, args []any) (
 	reply []string, err error) {
-	_, err = s.withGroups(deadline, t.refillGroups(), newHolder(key), anonymousGroup,
+	h := newHolder(key)
+	_, err = s.withGroups(deadline, t.refillGroups(), h, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
+			if h.key != key { // it was rotated with a grace since it was found
+				reply = []string{"gone", ""}
+				return "", only, nil
+			}
 			reply, err = redis.Strings(s.redis.Eval(deadline, script, keys,
 				append([]any{t.id, t.generation, groups, only}, args...)...))
 			return decideMove(reply, only, err)

@@ -48,7 +48,7 @@ func (b *buying) issue(t testing.TB, group string, tokens int64) string {
 
 func (b *buying) rotate(t testing.TB, key string) string {
 	t.Helper()
-	rotated, err := b.st.RotateKey(in(10*time.Second), b.tn, key, idempotentRequest{})
+	rotated, err := b.st.RotateKey(in(10*time.Second), b.tn, key, 0, idempotentRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}

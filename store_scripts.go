@@ -17,31 +17,35 @@ var luaFiles embed.FS
 // A script that needs memory only at times has two forms: one that runs while Redis's memory is full, so that what
 // needs none goes on, and a growing one.
 var (
-	chargeScript        = newScript("charge", redisdb.AllowOOM, "balance", "norefill", "norate", "charge")
-	growingChargeScript = newScript("growing charge", redisdb.DenyOOM, "balance", "norefill", "rate", "charge")
+	chargeScript        = newBalanceScript("charge", redisdb.AllowOOM, "norefill", "norate", "charge")
+	growingChargeScript = newBalanceScript("growing charge", redisdb.DenyOOM, "norefill", "rate", "charge")
 
 	// The same for tenants of which a group has a refill: others do not pay for it.
-	refillChargeScript        = newScript("refill charge", redisdb.AllowOOM, "balance", "refill", "norate", "charge")
-	growingRefillChargeScript = newScript("growing refill charge", redisdb.DenyOOM, "balance", "refill", "rate", "charge")
+	refillChargeScript        = newBalanceScript("refill charge", redisdb.AllowOOM, "refill", "norate", "charge")
+	growingRefillChargeScript = newBalanceScript("growing refill charge", redisdb.DenyOOM, "refill", "rate", "charge")
 
-	holdScript    = newScript("hold", redisdb.DenyOOM, "balance", "refill", "rate", "holds", "taking", "hold")
-	settleScript  = newScript("settle", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "settling", "settle")
-	renewScript   = newScript("renew", redisdb.AllowOOM, "balance", "refill", "holds", "visitor", "renew")
+	holdScript    = newBalanceScript("hold", redisdb.DenyOOM, "refill", "rate", "holds", "taking", "hold")
+	settleScript  = newBalanceScript("settle", redisdb.AllowOOM, "refill", "holds", "visitor", "settling", "settle")
+	renewScript   = newBalanceScript("renew", redisdb.AllowOOM, "refill", "holds", "visitor", "renew")
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
-	exchangeScript = newScript("exchange", redisdb.DenyOOM, "balance", "refill", "holds", "visitor", "taking", "settling",
+	exchangeScript = newBalanceScript("exchange", redisdb.DenyOOM, "refill", "holds", "visitor", "taking", "settling",
 		"exchange")
-	checkScript = newScript("check", redisdb.NoWrites, "balance", "visitor", "taking", "check")
+	checkScript = newBalanceScript("check", redisdb.NoWrites, "visitor", "taking", "check")
 
 	loginScript        = newScript("login", redisdb.AllowOOM, "login") // to refuse
 	growingLoginScript = newScript("growing login", redisdb.DenyOOM, "login")
 
 	countScript      = newScript("count", redisdb.DenyOOM, "count")
 	issueScript      = newScript("issue", redisdb.DenyOOM, "issue")
-	keyScript        = newScript("key", redisdb.AllowOOM, "balance", "refill", "holds", "key")
-	growingKeyScript = newScript("growing key", redisdb.DenyOOM, "balance", "refill", "holds", "key")
+	keyScript        = newBalanceScript("key", redisdb.AllowOOM, "refill", "holds", "key")
+	growingKeyScript = newBalanceScript("growing key", redisdb.DenyOOM, "refill", "holds", "key")
 	rotateScript     = newScript("rotate", redisdb.DenyOOM, "balance", "rotate")
 	revokeScript     = newScript("revoke", redisdb.AllowOOM, "balance", "revoke")
+
+	noteScript   = newScript("note", redisdb.DenyOOM, "note")
+	shareScript  = newScript("share", redisdb.DenyOOM, "balance", "share")
+	orphanScript = newScript("orphan", redisdb.AllowOOM, "orphan")
 
 	indexScript   = newScript("index", redisdb.DenyOOM, "index") // to add
 	unindexScript = newScript("unindex", redisdb.AllowOOM, "index")
@@ -80,6 +84,18 @@ func newScript(name string, mode redisdb.Mode, files ...string) *redisdb.Script 
 	return redisdb.NewScript(name, luaSource(files...), mode)
 }
 
+// balanceScript is a script on the balance of an API key. If own is called with a key that shares the balance of
+// another, it says so, and sharing runs on that: see sharer.lua.
+type balanceScript struct{ own, sharing *redisdb.Script }
+
+// newBalanceScript returns the script that consists of lib.lua, balance.lua and the files named.
+func newBalanceScript(name string, mode redisdb.Mode, files ...string) balanceScript {
+	return balanceScript{
+		own:     newScript(name, mode, append([]string{"balance"}, files...)...),
+		sharing: newScript("sharing "+name, mode, append([]string{"balance", "sharer"}, files...)...),
+	}
+}
+
 // luaSource returns lib.lua and the files named, one after the other. It panics if there is no such file.
 func luaSource(files ...string) string {
 	var source strings.Builder
@@ -98,7 +114,7 @@ func luaSource(files ...string) string {
 var requiredCommands = []redisdb.Requirement{
 	{Prefix: "apiKey:", Commands: "DEL HDEL HGET HINCRBY HMGET HSET PERSIST PEXPIRE PEXPIRETIME RENAME TIME UNLINK"},
 	{Prefix: "{apiKey:", Commands: "DEL EXISTS GET HDEL HEXISTS HGET HGETALL HLEN HMGET HRANDFIELD HSET LINDEX LLEN " +
-		"LRANGE LTRIM PERSIST PEXPIRE PEXPIREAT RENAME RPUSH SET UNLINK"},
+		"LRANGE LTRIM PERSIST PEXPIRE PEXPIREAT RENAME RPUSH SET UNLINK ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "login:", Commands: "DEL LINDEX LRANGE LTRIM PEXPIRE RPUSH"},
 	{Prefix: "tenant:", Commands: "GET"},
 	{Prefix: "{tenant:", Commands: "DEL GET HDEL HGET HGETALL HLEN HMGET HSCAN HSET PEXPIRE UNLINK ZADD " +

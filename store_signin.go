@@ -153,7 +153,10 @@ func (s *store) userKey(deadline time.Time, who signInIdentity) (k listedKey, mo
 		case signInKnown:
 			k = listedKey{key: record.key}
 			if k.apiKey, err = s.Key(deadline, who.tenant, record.key); err == nil {
-				return k, moves, created, nil
+				if k.sharesWith == "" {
+					return k, moves, created, nil
+				}
+				err = ErrNoKey // it was rotated with a grace, which somebody has not told the record yet
 			}
 			if errors.Is(err, ErrNoKey) {
 				created = false

@@ -28,19 +28,17 @@ func statesRedisKeys(tenantID, owner string) []string {
 }
 
 // Owner returns whose the responses are that t's API key has made: those of the key's user or, without one, of the name
-// that the key had first. Errors: ErrNoKey, ErrUnavailable.
+// that the key which has its balance had first. Errors: ErrNoKey, ErrUnavailable.
 func (s *store) Owner(deadline time.Time, t *tenant, key string) (string, error) {
 	fields, err := redis.Strings(s.redis.Read(deadline, "HMGET", apiKeyRedisKey(key),
-		"tenantId", "generation", "userId", "first"))
+		"tenantId", "generation", "userId", "sharesFirst", "first"))
 	switch {
 	case err != nil:
 		return "", withTenant(err, "read the owner of an API key", t)
-	case len(fields) != 4 || fields[0] != t.id || fields[1] != t.generation:
+	case len(fields) != 5 || fields[0] != t.id || fields[1] != t.generation:
 		return "", ErrNoKey
-	case fields[3] == "":
-		fields[3] = key
 	}
-	return ownerName(fields[2], fields[3]), nil
+	return ownerName(fields[2], cmp.Or(fields[3], fields[4], key)), nil
 }
 
 // ownerName returns whose the responses are that an API key of a user has made, or one without a user, whose user ID is

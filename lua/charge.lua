@@ -58,7 +58,7 @@ if KEYS[3] then
 		outcome, charged, left = 'replayed', chargedThen, leftThen
 	end
 end
-if key[6] == '0' and outcome == 'charged' then
+if (sharer and sharer.off or key[6]) == '0' and outcome == 'charged' then
 	return 'off 0 ' .. left .. identity
 end
 

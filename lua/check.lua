@@ -6,12 +6,14 @@
 -- Returns {'allowed', the key's group}, or with 'off', 'disabled' or 'denied' why a hold is refused; nil if the
 -- tenant has no such key. Or it returns {'group', …} or {'moved', …} as settle.lua does.
 
-local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'group', 'enabled')
+local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'group', 'enabled', 'sharesWith')
 if not isOwn(key) then
 	return moved(KEYS[4])
+elseif key[5] then
+	readBalance()
 end
 local group = string.sub(key[3] or '', 1, 64)
 if ARGV[4] ~= '' and ARGV[4] ~= group then
 	return {'group', group}
 end
-return {refusal(key[4], group, ARGV[3], ARGV[16]) or 'allowed', group}
+return {refusal(sharer and sharer.off or key[4], group, ARGV[3], ARGV[16]) or 'allowed', group}

@@ -28,7 +28,7 @@ if other then
 elseif before and call('EXISTS', KEYS[6]) == 1 then
 	return reply('unknown', 0)
 end
-local refused = refusal(call('HGET', KEYS[1], 'enabled'), group, ARGV[3], ARGV[16])
+local refused = refusal(sharer and sharer.off or call('HGET', KEYS[1], 'enabled'), group, ARGV[3], ARGV[16])
 if not refused and call('HLEN', KEYS[3]) >= mostHolds then
 	refused = 'crowded'
 end

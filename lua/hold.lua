@@ -68,7 +68,7 @@ if KEYS[4] then
 		return reply('replayed', tonumber(held), tonumber(left), tonumber(deadline), id)
 	end
 end
-local refused, found = refusal(key[10], group, ARGV[7], ARGV[10])
+local refused, found = refusal(sharer and sharer.off or key[10], group, ARGV[7], ARGV[10])
 if refused then
 	return reply(refused, 0, ledger.balance, 0, '')
 end

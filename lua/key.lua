@@ -3,9 +3,12 @@
 -- KEYS[1]  apiKey:<apiKey>
 -- KEYS[2]  {apiKey:<apiKey>}:holds, see holds.lua; this and the others are omitted if nothing is to be changed
 -- KEYS[3]  {apiKey:<first>}:current, see rotate.lua
--- KEYS[4]  {apiKey:<apiKey>}:first, see rotate.lua
+-- KEYS[4]  {apiKey:<apiKey>}:first, see rotate.lua; with sharer.lua, this and the next are those of the key that shares,
+--          whose are createdAt, the expiry, enabled, the label and what KEYS[5] remembers
 -- KEYS[5]  {apiKey:<first>}:update:<digest of the Idempotency-Key>, which remembers what is returned: for 40 days if
 --          the balance was changed, else for one; omitted without an Idempotency-Key
+-- KEYS[6]  {apiKey:<first>}:shares, see share.lua, or KEYS[5] if that is omitted; only with sharer.lua, and if ARGV[7]
+--          is not ''
 -- ARGV[1]  tenant ID
 -- ARGV[2]  the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3]  what to do to the balance: 'add', 'set', 'take' (ARGV[4] is added, but no more is taken than is there), or
@@ -37,10 +40,15 @@
 -- Or the key was changed as requested, ARGV[13] is 'malformed', and it returns
 --   malformed  with a newline and 'replayed' if that was done before
 
+local name = sharer and sharer.name or KEYS[1] -- of the key to look at for all but the balance
+local shares = sharer and ARGV[7] ~= '' and table.remove(KEYS)
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'createdAt', 'userId', 'group', 'holdsDue',
 	'enabled', 'first', 'tokensHeld', 'advanced', 'label')
 local own, left, createdAt, user, due = isOwn(key), key[3], key[4], key[5] or '', key[7]
-local first = key[9]
+local enabled, first, label = key[8] or '', key[9], key[12] or ''
+if sharer then
+	createdAt, enabled, label = sharer.createdAt, sharer.enabled or '', sharer.label or ''
+end
 if KEYS[5] and not own then
 	first = call('GET', KEYS[4])
 end
@@ -72,6 +80,9 @@ if ARGV[12] ~= '' and ARGV[12] ~= group then
 end
 
 local readable = ARGV[13] == ''
+if not readable and not left and call('HEXISTS', KEYS[1], 'sharesWith') == 1 then
+	readBalance()
+end
 local balance, refilledAt, held = tonumber(left) or 0, '', '0'
 if readable then
 	balance = readBalance(left)
@@ -116,33 +127,39 @@ if ARGV[5] ~= '' then
 	fields[#fields + 1] = 'group'
 	fields[#fields + 1] = group
 end
-local enabled = ARGV[6] ~= '' and ARGV[6] or key[8] or ''
+local others = sharer and {} or fields
 if ARGV[6] ~= '' then
-	fields[#fields + 1] = 'enabled'
-	fields[#fields + 1] = enabled
+	enabled = ARGV[6]
+	others[#others + 1] = 'enabled'
+	others[#others + 1] = enabled
 end
-local label = key[12] or ''
 if ARGV[14] ~= '' and ARGV[14] ~= '=' .. label then
 	label = string.sub(ARGV[14], 2)
-	fields[#fields + 1] = 'label'
-	fields[#fields + 1] = label
+	others[#others + 1] = 'label'
+	others[#others + 1] = label
 end
 taken = string.format('%.0f', taken)
 
 -- The key changes last, and its balance and group in one command: if Redis denies one of these, the balance is as it
 -- was, and a caller that repeats the request finds no record of it.
 if ARGV[7] == '0' then
-	for i = 1, 4 do
+	call('PERSIST', name)
+	for i = sharer and 4 or 2, 4 do
 		call('PERSIST', KEYS[i])
 	end
 elseif ARGV[7] ~= '' then
-	call('PEXPIRE', KEYS[1], ARGV[7])
+	call('PEXPIRE', name, ARGV[7])
 end
-local expires = call('PEXPIRETIME', KEYS[1])
+local expires = call('PEXPIRETIME', name)
 if ARGV[7] ~= '' and expires > 0 then -- :holds and :current expire with the key, :first 40 days later
-	call('PEXPIREAT', KEYS[2], expires)
-	call('PEXPIREAT', KEYS[3], expires)
+	if not sharer then
+		call('PEXPIREAT', KEYS[2], expires)
+		call('PEXPIREAT', KEYS[3], expires)
+	end
 	call('PEXPIREAT', KEYS[4], expires + 40 * day)
+end
+if shares then
+	call('ZADD', shares, expires > 0 and expires or '+inf', string.sub(name, #'apiKey:' + 1))
 end
 if record then
 	call('HSET', record, 'request', ARGV[9], 'tenantId', ARGV[1], 'generation', ARGV[2])
@@ -158,6 +175,9 @@ if record then
 		call('DEL', record)
 		return denied
 	end
+end
+if sharer and #others > 0 then
+	call('HSET', name, unpack(others))
 end
 if #fields > 0 then
 	local denied = errorOf(pcall('HSET', KEYS[1], unpack(fields)))

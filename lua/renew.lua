@@ -24,6 +24,8 @@ local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'toke
 	'repaid', 'group', 'first', 'leases')
 if not isOwn(key) then
 	return call('EXISTS', KEYS[2]) == 1 and {'unknown'} or moved(KEYS[4])
+elseif not key[3] then
+	readBalance()
 end
 local deadline = milliseconds() + ARGV[6]
 local hold = call('HGET', KEYS[3], ARGV[5])

@@ -37,6 +37,8 @@ if not isOwn(key) then
 		return {outcome, charged, left, ''}
 	end
 	return to
+elseif not key[3] then
+	readBalance()
 end
 local first, group = key[9] or ARGV[7], string.sub(key[8] or '', 1, 64) -- no config has a longer group
 local digest = string.match(key[10] or '', '^%d+ %S+ %d+ (.*)$') or ''
