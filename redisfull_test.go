@@ -96,6 +96,8 @@ func TestChargesInFullRedis(t *testing.T) {
 		s.do(t, "GET", "/"+id+"/auth/verify", "", bearer(limited)).want(t, 503, "")
 		s.consume(t, id, plain, `{"tokens":9007199254740991}`).want(t, 402, "")
 		s.consume(t, id, someKey, "").want(t, 401, "")
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+plain, `{"label":"a"}`).want(t, 503, "") // would grow the key
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+plain, `{"label":null}`).want(t, 200, "")
 	}
 	if left, other := tokensLeftIn(t, r, plain), tokensLeftIn(t, r, limited); left != before-3 || other != 999 {
 		t.Errorf("%d and %d tokens are left, want %d and 999", left, other, before-3)
