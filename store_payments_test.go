@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tollgate/internal/redistest"
+	"tollgate/internal/waittest"
 )
 
 const paymentConfig = `{"user_groups":{"free":{"tokens":10},"basic":{"tokens":100},"premium":{"tokens":500},
@@ -23,6 +24,8 @@ type buying struct {
 	tn  *tenant
 	key string // its present name
 	c   checkout
+
+	issued int // keys, each a second older than the next
 }
 
 // newBuying issues a key with that balance to user u of a new tenant.
@@ -38,7 +41,9 @@ func newBuying(t testing.TB, r *redistest.Server, st *store, group string, token
 // issue issues a key to user u.
 func (b *buying) issue(t testing.TB, group string, tokens int64) string {
 	t.Helper()
-	k := apiKey{userID: "u", group: group, createdAt: time.Now(), tokensLeft: tokens}
+	b.issued++
+	at := time.Now().Add(time.Duration(b.issued-100) * time.Second)
+	k := apiKey{userID: "u", group: group, createdAt: at, tokensLeft: tokens}
 	issued, err := b.st.NewKey(in(10*time.Second), b.tn, k, idempotentRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -588,4 +593,190 @@ func parseReversal(step string, at time.Time) reversal {
 	}
 	r.state = map[string]disputeState{"open": disputeOpen, "lost": disputeLost, "won": disputeWon}[name]
 	return r
+}
+
+// Who gets what is paid when the key that it was bought with is another by then, or gone.
+func TestPaymentReceivers(t *testing.T) {
+	t.Parallel()
+	r := singleRedis(t)
+	st := newTestStore(t, r)
+	testPaymentReceivers(t, r, st)
+}
+
+func testPaymentReceivers(t *testing.T, r *redistest.Server, st *store) {
+	invoice := func(n int) grant {
+		return grant{id: fmt.Sprintf("in_%d", n), at: paidAt, price: "price_1", group: "basic", add: 100,
+			state: &subscriptionState{id: "sub_1", group: "basic"}}
+	}
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, b *buying)
+	}{
+		{"rotated twice", func(t *testing.T, b *buying) {
+			b.grant(t, pack("1", 100))
+			second := b.rotate(t, b.rotate(t, b.key))
+			b.grant(t, pack("2", 100))
+			if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
+				t.Errorf("got %+v", got)
+			}
+			b.grant(t, invoice(1))
+			b.want(t, second, 305, "basic")
+			third := b.rotate(t, second)
+			b.key = third
+			b.reverse(t, st, "pi_1", "r40", paidAt)
+			b.takeStep(t, ":ended", "")
+			b.want(t, third, 265, "free")
+		}},
+		{"revoked, and the user has others", func(t *testing.T, b *buying) {
+			share := b.issue(t, "free", 7)
+			b.r.Do(t, "HDEL", apiKeyRedisKey(share), "tokensLeft")
+			b.r.Do(t, "HSET", apiKeyRedisKey(share), "sharesWith", b.key, "sharesFirst", b.key)
+			broken := b.issue(t, "free", 7)
+			b.r.Do(t, "HSET", apiKeyRedisKey(broken), "tokensLeft", "x")
+			oldest := b.issue(t, "free", 7)
+			b.issue(t, "free", 8)
+			b.grant(t, pack("1", 100))
+			b.revoke(t, b.key)
+			if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
+				t.Errorf("what was granted before: %+v", got)
+			}
+			for _, replayed := range []bool{false, true} {
+				for _, g := range []grant{pack("2", 100), invoice(1)} {
+					if got := b.grant(t, g); got.replayed != replayed || got.key != oldest || got.tokens != 100 {
+						t.Errorf("got %+v", got)
+					}
+				}
+			}
+			b.want(t, oldest, 207, "basic")
+			present := b.rotate(t, oldest)
+			b.grant(t, invoice(2))
+			b.want(t, present, 307, "basic")
+			b.key = present
+			b.reverse(t, st, "pi_2", "r100", paidAt)
+			b.takeStep(t, ":ended", "")
+			b.want(t, present, 207, "free")
+			if got, err := st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != nil || got.tokens != 0 {
+				t.Errorf("from a key that is gone: %+v, %v", got, err)
+			}
+			b.wantList(t, "payment cs_1 +100", "payment cs_2 +100", "refund ch_1 -100", "refund ch_1 +0", "subscription in_1 +100 basic",
+				"subscription in_2 +100 basic")
+		}},
+		{"the other is gone, too", func(t *testing.T, b *buying) {
+			heir, next := b.issue(t, "free", 1), b.issue(t, "free", 2)
+			b.revoke(t, b.key)
+			b.grant(t, pack("1", 100))
+			b.want(t, heir, 101, "free")
+			b.revoke(t, heir)
+			if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != heir {
+				t.Errorf("what was granted before: %+v", got)
+			}
+			b.grant(t, pack("2", 100))
+			b.want(t, next, 102, "free")
+			b.revoke(t, next)
+			if got := b.grant(t, pack("1", 100)); !got.replayed || got.unassigned {
+				t.Errorf("what was granted before: %+v", got)
+			}
+			if got := b.grant(t, pack("3", 100)); !got.unassigned || got.replayed {
+				t.Errorf("to nobody: %+v", got)
+			}
+		}},
+		{"named, but not granted", func(t *testing.T, b *buying) {
+			heir, next := b.issue(t, "free", 1), b.issue(t, "free", 2)
+			b.revoke(t, b.key)
+			g := pack("1", 100)
+			b.r.Do(t, "SET", receiverRedisKey(b.key), heir)
+			b.r.Do(t, "SET", paidRedisKey(b.key, g.id), "to "+heir+" "+g.facts(b.c))
+			b.revoke(t, heir)
+			b.grant(t, g)
+			b.want(t, next, 102, "free")
+		}},
+		{"nobody, then somebody", func(t *testing.T, b *buying) {
+			b.revoke(t, b.key)
+			for i := range 2 {
+				if got := b.grant(t, pack("1", 100)); !got.unassigned || got.replayed != (i > 0) || got.tokens != 100 || got.key != "" {
+					t.Errorf("got %+v", got)
+				}
+			}
+			b.wantList(t, "payment cs_1 +100 unassigned")
+			if n, err := st.Granted(in(10*time.Second), b.tn, b.c, "pi_1"); err != ErrNotGranted {
+				t.Errorf("granted are %d, %v", n, err)
+			}
+			if got, err := st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != ErrNotGranted {
+				t.Errorf("got %+v, %v", got, err)
+			}
+			key := b.issue(t, "free", 1)
+			for i := range 2 {
+				if got := b.grant(t, pack("1", 100)); got.unassigned || got.replayed != (i > 0) || got.key != key {
+					t.Errorf("got %+v", got)
+				}
+			}
+			b.want(t, key, 101, "free")
+			b.wantList(t, "payment cs_1 +100")
+		}},
+		{"ended before it was granted", func(t *testing.T, b *buying) {
+			b.revoke(t, b.key)
+			b.takeStep(t, ":ended", "")
+			key := b.issue(t, "free", 1)
+			b.grant(t, invoice(1))
+			b.want(t, key, 101, "free")
+		}},
+		{"expired", func(t *testing.T, b *buying) {
+			key := b.issue(t, "free", 1)
+			b.r.Do(t, "PEXPIRE", apiKeyRedisKey(b.key), 1)
+			waitGone(t, b.r, apiKeyRedisKey(b.key))
+			b.grant(t, pack("1", 100))
+			b.want(t, key, 101, "free")
+		}},
+		{"another tenant's by now", func(t *testing.T, b *buying) {
+			b.r.Do(t, "HSET", apiKeyRedisKey(b.key), "generation", "G")
+			if got := b.grant(t, pack("1", 100)); !got.unassigned {
+				t.Errorf("got %+v", got)
+			}
+		}},
+		{"no user", func(t *testing.T, b *buying) {
+			b.revoke(t, b.key)
+			b.c.userID = ""
+			if got := b.grant(t, pack("1", 100)); !got.unassigned {
+				t.Errorf("got %+v", got)
+			}
+		}},
+		{"the record of where it is now was lost", func(t *testing.T, b *buying) {
+			present := b.rotate(t, b.key)
+			b.r.Do(t, "DEL", currentRedisKey(b.key), successorRedisKey(b.key))
+			b.grant(t, pack("1", 100))
+			b.grant(t, pack("1", 100))
+			b.want(t, present, 105, "free")
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.run(t, newBuying(t, r, st, "free", 5))
+		})
+	}
+}
+
+// waitGone waits until Redis has no key of that name.
+func waitGone(t *testing.T, r *redistest.Server, name string) {
+	t.Helper()
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if r.Int(t, "EXISTS", name) == 1 {
+			return errors.New("it is still there")
+		}
+		return nil
+	})
+}
+
+// What a payment has granted is known for 400 days, by the first name of the key, also after that is rotated or revoked.
+func TestPaidRecordsStay(t *testing.T) {
+	t.Parallel()
+	r := singleRedis(t)
+	b := newBuying(t, r, newTestStore(t, r), "free", 5)
+	b.grant(t, pack("1", 100))
+	b.grant(t, grant{id: "in_1", at: paidAt, add: 1, state: &subscriptionState{id: "sub_1", group: "basic"}})
+	b.takeStep(t, ":ended", "")
+	b.revoke(t, b.rotate(t, b.key))
+	for _, id := range []string{"cs_1", "pi_1", "in_1", "sub_1"} {
+		if days := float64(r.Int(t, "PTTL", paidRedisKey(b.key, id))) / 86400e3; days > 400 || days < 399 {
+			t.Errorf("%s lives for another %f days", id, days)
+		}
+	}
 }
