@@ -332,24 +332,33 @@ func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requ
 	if userID == "" {
 		return badRequestError("userId is missing in the query")
 	}
-	limit, err := pageLimit(query)
+	limit, after, err := readPage(query)
 	if err != nil {
 		return err
 	}
-	var after indexCursor
-	if query.Has("after") {
-		var ok bool
-		if after, ok = parseIndexCursor(query.Get("after")); !ok {
-			return badRequestError("after must be the next of another page")
-		}
+	if after == nil {
+		after = new(indexCursor)
 	}
 	return s.respondInTurn(w, info.tenantID, func() (any, error) {
-		keys, next, err := s.store.UserKeys(info.deadline, info.tenant, userID, after, limit)
+		keys, next, err := s.store.UserKeys(info.deadline, info.tenant, userID, *after, limit)
 		if err != nil {
 			return nil, err
 		}
 		return newKeyPage(keys, next), nil
 	})
+}
+
+// readPage returns how many entries a page may have, and where it begins: nil is the first.
+func readPage(query url.Values) (limit int, after *indexCursor, err error) {
+	limit, err = pageLimit(query)
+	if err == nil && query.Has("after") {
+		cursor, ok := parseIndexCursor(query.Get("after"))
+		if !ok {
+			return 0, nil, badRequestError("after must be the next of another page")
+		}
+		after = &cursor
+	}
+	return limit, after, err
 }
 
 // keyPage is a page in the response that lists a user's keys.
@@ -360,7 +369,7 @@ type keyPage struct {
 
 // newKeyPage returns a page as clients get it. next is nil on the last page.
 func newKeyPage(keys []listedKey, next *indexCursor) keyPage {
-	page := keyPage{Keys: make([]any, len(keys))}
+	page := keyPage{Keys: make([]any, len(keys)), Next: next.text()}
 	for i, k := range keys {
 		if k.malformed {
 			page.Keys[i] = malformedKeyBody{k.key, "malformed"}
@@ -369,10 +378,6 @@ func newKeyPage(keys []listedKey, next *indexCursor) keyPage {
 		body := newKeyBody(k.apiKey)
 		body.APIKey = k.key
 		page.Keys[i] = body
-	}
-	if next != nil {
-		cursor := next.String()
-		page.Next = &cursor
 	}
 	return page
 }

@@ -31,6 +31,7 @@ func TestCluster(t *testing.T) {
 	t.Run("responses", testClusterResponses)
 	t.Run("index of keys", testIndexInCluster)
 	t.Run("usage", testUsageInCluster)
+	t.Run("payments", testPaymentsInCluster)
 	t.Run("response cache", testCacheInCluster)
 	t.Run("script flush", testClusterScriptFlush)
 	t.Run("half-moved slot", testClusterHalfMovedSlot)

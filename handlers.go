@@ -123,6 +123,7 @@ func (s *server) adminRoutes() []route {
 		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
 		{"GET /admin/users", repair, s.listUsers},
 		{"GET /admin/usage", repair, s.showUsage},
+		{"GET /admin/payments", repair, s.listPayments},
 		{"GET /admin/tokens", repair, s.listAdminTokens},
 		{"POST /admin/tokens", change, s.issueAdminToken},
 		{"DELETE /admin/tokens", change, s.revokeAdminTokens},

@@ -468,6 +468,7 @@ func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []stri
 	}
 	if unknown == nil { // what stays takes memory, and no tenant sees it
 		_, _ = s.redis.WriteDispensable(deadline, "UNLINK", usersRedisKey(tenantID, generation))
+		_, _ = s.redis.WriteDispensable(deadline, "UNLINK", paymentsRedisKey(tenantID, generation))
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func (s *store) keepIndexed(deadline time.Time, t *tenant, key string, change ke
 }
 
 // indexCursor is where a page of a user's keys begins in byTime: after the first entries, as many as passed, of those
-// with that score or a higher one.
+// with that score or a higher one. Of a list whose newest entry comes first, it is a lower one.
 type indexCursor struct {
 	score  int64 // Unix ms
 	passed int
@@ -190,6 +190,15 @@ type indexCursor struct {
 
 // String returns the cursor as clients get it.
 func (c indexCursor) String() string { return fmt.Sprintf("%d.%d", c.score, c.passed) }
+
+// text returns the cursor as a page has it; nil if there is none.
+func (c *indexCursor) text() *string {
+	if c == nil {
+		return nil
+	}
+	text := c.String()
+	return &text
+}
 
 // parseIndexCursor parses what String returns.
 func parseIndexCursor(text string) (c indexCursor, ok bool) {

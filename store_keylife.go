@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -339,13 +340,15 @@ func (s *store) present(deadline time.Time, key string) (string, error) {
 	return next, err
 }
 
-// presentName returns the present name of t's key that had that name first; "" if it is gone.
+// presentName returns the present name of t's key that had that name first; "" if it is gone. A key that shares the
+// balance of its successor does not count.
 func (s *store) presentName(deadline time.Time, t *tenant, first string) (string, error) {
 	name, err := s.readText(deadline, currentRedisKey(first))
 	for name = cmp.Or(name, first); name != "" && err == nil; {
 		var fields []string
-		fields, err = redis.Strings(s.redis.Read(deadline, "HMGET", apiKeyRedisKey(name), "tenantId", "generation"))
-		if err == nil && fields[0] == t.id && fields[1] == t.generation {
+		fields, err = redis.Strings(s.redis.Read(deadline, "HMGET", apiKeyRedisKey(name),
+			"tenantId", "generation", "sharesWith"))
+		if err == nil && slices.Equal(fields, []string{t.id, t.generation, ""}) {
 			return name, nil
 		}
 		if err == nil {

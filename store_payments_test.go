@@ -305,8 +305,6 @@ func TestGrantIsNotLost(t *testing.T) {
 	r := redistest.New(t)
 	st := newTestStore(t, r)
 	acl := func(rule string) { r.Do(t, "ACL", "SETUSER", "tollgate", rule) }
-	invoice := grant{id: "in_1", at: paidAt, price: "price_1", group: "basic", add: 100,
-		state: &subscriptionState{id: "sub_1", group: "basic"}}
 	for _, test := range []struct {
 		name       string
 		spoil, fix func(b *buying)
@@ -333,15 +331,15 @@ func TestGrantIsNotLost(t *testing.T) {
 			b := newBuying(t, r, st, "free", 5)
 			test.spoil(b)
 			for range 2 {
-				if got, err := b.tryGrant(st, invoice); !errors.Is(err, test.err) {
+				if got, err := b.tryGrant(st, invoice(1)); !errors.Is(err, test.err) {
 					t.Errorf("got %+v, %v, want %v", got, err, test.err)
 				}
 			}
 			test.fix(b)
-			b.grant(t, invoice)
+			b.grant(t, invoice(1))
 			b.want(t, b.key, 105, "basic")
 			b.wantList(t, "subscription in_1 +100 basic")
-			if got := b.grant(t, invoice); !got.replayed {
+			if got := b.grant(t, invoice(1)); !got.replayed {
 				t.Errorf("got %+v", got)
 			}
 		})
@@ -414,13 +412,10 @@ func (b *buying) takeStep(t *testing.T, step, freeGroup string) {
 		}
 		return
 	}
-	invoice, status, _ := strings.Cut(step, ":")
+	paid, status, _ := strings.Cut(step, ":")
 	id := "sub_1"
-	if rest, ok := strings.CutPrefix(invoice, "b"); ok {
-		id, invoice = "sub_b", cmp.Or(rest, "")
-		if rest != "" {
-			invoice = "b" + rest
-		}
+	if strings.HasPrefix(paid, "b") {
+		id = "sub_b"
 	}
 	state := subscriptionState{id: id, group: status, freeGroup: freeGroup, ended: status == "ended"}
 	if status == "unpaid" || state.ended {
@@ -428,13 +423,13 @@ func (b *buying) takeStep(t *testing.T, step, freeGroup string) {
 	}
 	before, _ := b.st.Buyer(in(10*time.Second), b.tn, b.key)
 	var err error
-	if invoice == "" {
+	if paid == "" || paid == "b" {
 		if state.version, err = b.st.SubscriptionVersion(in(10*time.Second), b.tn, b.c); err == nil {
 			err = b.st.SetSubscription(in(10*time.Second), b.tn, b.c, state)
 		}
 	} else {
 		var got grantResult
-		g := grant{id: "in_" + invoice, at: paidAt, price: "price_1", group: "basic", add: 100, state: &state}
+		g := grant{id: "in_" + paid, at: paidAt, price: "price_1", group: "basic", add: 100, state: &state}
 		got, err = b.tryGrant(b.st, g)
 		if second := before.subscription != "" && before.subscription != id; !got.replayed && got.second != second {
 			t.Errorf("%s: the key has another subscription: %v, want %v", step, got.second, second)
@@ -599,159 +594,173 @@ func parseReversal(step string, at time.Time) reversal {
 func TestPaymentReceivers(t *testing.T) {
 	t.Parallel()
 	r := singleRedis(t)
-	st := newTestStore(t, r)
-	testPaymentReceivers(t, r, st)
+	testPaymentReceivers(t, r, newTestStore(t, r))
+}
+
+// The same in a cluster, where the key and another of its user are in different slots.
+func testPaymentsInCluster(t *testing.T) {
+	r := &redistest.Server{Cluster: redistest.SharedCluster(t)}
+	testPaymentReceivers(t, r, newTestStore(t, r))
+}
+
+type receiverTest struct {
+	name string
+	run  func(t *testing.T, b *buying)
 }
 
 func testPaymentReceivers(t *testing.T, r *redistest.Server, st *store) {
-	invoice := func(n int) grant {
-		return grant{id: fmt.Sprintf("in_%d", n), at: paidAt, price: "price_1", group: "basic", add: 100,
-			state: &subscriptionState{id: "sub_1", group: "basic"}}
-	}
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, b *buying)
-	}{
-		{"rotated twice", func(t *testing.T, b *buying) {
-			b.grant(t, pack("1", 100))
-			second := b.rotate(t, b.rotate(t, b.key))
-			b.grant(t, pack("2", 100))
-			if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
-				t.Errorf("got %+v", got)
-			}
-			b.grant(t, invoice(1))
-			b.want(t, second, 305, "basic")
-			third := b.rotate(t, second)
-			b.key = third
-			b.reverse(t, st, "pi_1", "r40", paidAt)
-			b.takeStep(t, ":ended", "")
-			b.want(t, third, 265, "free")
-		}},
-		{"revoked, and the user has others", func(t *testing.T, b *buying) {
-			share := b.issue(t, "free", 7)
-			b.r.Do(t, "HDEL", apiKeyRedisKey(share), "tokensLeft")
-			b.r.Do(t, "HSET", apiKeyRedisKey(share), "sharesWith", b.key, "sharesFirst", b.key)
-			broken := b.issue(t, "free", 7)
-			b.r.Do(t, "HSET", apiKeyRedisKey(broken), "tokensLeft", "x")
-			oldest := b.issue(t, "free", 7)
-			b.issue(t, "free", 8)
-			b.grant(t, pack("1", 100))
-			b.revoke(t, b.key)
-			if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
-				t.Errorf("what was granted before: %+v", got)
-			}
-			for _, replayed := range []bool{false, true} {
-				for _, g := range []grant{pack("2", 100), invoice(1)} {
-					if got := b.grant(t, g); got.replayed != replayed || got.key != oldest || got.tokens != 100 {
-						t.Errorf("got %+v", got)
-					}
-				}
-			}
-			b.want(t, oldest, 207, "basic")
-			present := b.rotate(t, oldest)
-			b.grant(t, invoice(2))
-			b.want(t, present, 307, "basic")
-			b.key = present
-			b.reverse(t, st, "pi_2", "r100", paidAt)
-			b.takeStep(t, ":ended", "")
-			b.want(t, present, 207, "free")
-			if got, err := st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != nil || got.tokens != 0 {
-				t.Errorf("from a key that is gone: %+v, %v", got, err)
-			}
-			b.wantList(t, "payment cs_1 +100", "payment cs_2 +100", "refund ch_1 -100", "refund ch_1 +0", "subscription in_1 +100 basic",
-				"subscription in_2 +100 basic")
-		}},
-		{"the other is gone, too", func(t *testing.T, b *buying) {
-			heir, next := b.issue(t, "free", 1), b.issue(t, "free", 2)
-			b.revoke(t, b.key)
-			b.grant(t, pack("1", 100))
-			b.want(t, heir, 101, "free")
-			b.revoke(t, heir)
-			if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != heir {
-				t.Errorf("what was granted before: %+v", got)
-			}
-			b.grant(t, pack("2", 100))
-			b.want(t, next, 102, "free")
-			b.revoke(t, next)
-			if got := b.grant(t, pack("1", 100)); !got.replayed || got.unassigned {
-				t.Errorf("what was granted before: %+v", got)
-			}
-			if got := b.grant(t, pack("3", 100)); !got.unassigned || got.replayed {
-				t.Errorf("to nobody: %+v", got)
-			}
-		}},
-		{"named, but not granted", func(t *testing.T, b *buying) {
-			heir, next := b.issue(t, "free", 1), b.issue(t, "free", 2)
-			b.revoke(t, b.key)
-			g := pack("1", 100)
-			b.r.Do(t, "SET", receiverRedisKey(b.key), heir)
-			b.r.Do(t, "SET", paidRedisKey(b.key, g.id), "to "+heir+" "+g.facts(b.c))
-			b.revoke(t, heir)
-			b.grant(t, g)
-			b.want(t, next, 102, "free")
-		}},
-		{"nobody, then somebody", func(t *testing.T, b *buying) {
-			b.revoke(t, b.key)
-			for i := range 2 {
-				if got := b.grant(t, pack("1", 100)); !got.unassigned || got.replayed != (i > 0) || got.tokens != 100 || got.key != "" {
-					t.Errorf("got %+v", got)
-				}
-			}
-			b.wantList(t, "payment cs_1 +100 unassigned")
-			if n, err := st.Granted(in(10*time.Second), b.tn, b.c, "pi_1"); err != ErrNotGranted {
-				t.Errorf("granted are %d, %v", n, err)
-			}
-			if got, err := st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != ErrNotGranted {
-				t.Errorf("got %+v, %v", got, err)
-			}
-			key := b.issue(t, "free", 1)
-			for i := range 2 {
-				if got := b.grant(t, pack("1", 100)); got.unassigned || got.replayed != (i > 0) || got.key != key {
-					t.Errorf("got %+v", got)
-				}
-			}
-			b.want(t, key, 101, "free")
-			b.wantList(t, "payment cs_1 +100")
-		}},
-		{"ended before it was granted", func(t *testing.T, b *buying) {
-			b.revoke(t, b.key)
-			b.takeStep(t, ":ended", "")
-			key := b.issue(t, "free", 1)
-			b.grant(t, invoice(1))
-			b.want(t, key, 101, "free")
-		}},
-		{"expired", func(t *testing.T, b *buying) {
-			key := b.issue(t, "free", 1)
-			b.r.Do(t, "PEXPIRE", apiKeyRedisKey(b.key), 1)
-			waitGone(t, b.r, apiKeyRedisKey(b.key))
-			b.grant(t, pack("1", 100))
-			b.want(t, key, 101, "free")
-		}},
-		{"another tenant's by now", func(t *testing.T, b *buying) {
-			b.r.Do(t, "HSET", apiKeyRedisKey(b.key), "generation", "G")
-			if got := b.grant(t, pack("1", 100)); !got.unassigned {
-				t.Errorf("got %+v", got)
-			}
-		}},
-		{"no user", func(t *testing.T, b *buying) {
-			b.revoke(t, b.key)
-			b.c.userID = ""
-			if got := b.grant(t, pack("1", 100)); !got.unassigned {
-				t.Errorf("got %+v", got)
-			}
-		}},
-		{"the record of where it is now was lost", func(t *testing.T, b *buying) {
-			present := b.rotate(t, b.key)
-			b.r.Do(t, "DEL", currentRedisKey(b.key), successorRedisKey(b.key))
-			b.grant(t, pack("1", 100))
-			b.grant(t, pack("1", 100))
-			b.want(t, present, 105, "free")
-		}},
-	} {
+	for _, test := range slices.Concat(otherReceivers, lostReceivers) {
 		t.Run(test.name, func(t *testing.T) {
 			test.run(t, newBuying(t, r, st, "free", 5))
 		})
 	}
+}
+
+// invoice returns a grant of the nth invoice of a subscription.
+func invoice(n int) grant {
+	return grant{id: fmt.Sprintf("in_%d", n), at: paidAt, price: "price_1", group: "basic", add: 100,
+		state: &subscriptionState{id: "sub_1", group: "basic"}}
+}
+
+var otherReceivers = []receiverTest{
+	{"rotated twice", func(t *testing.T, b *buying) {
+		b.grant(t, pack("1", 100))
+		second := b.rotate(t, b.rotate(t, b.key))
+		b.grant(t, pack("2", 100))
+		if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
+			t.Errorf("got %+v", got)
+		}
+		b.grant(t, invoice(1))
+		b.want(t, second, 305, "basic")
+		third := b.rotate(t, second)
+		b.key = third
+		b.reverse(t, b.st, "pi_1", "r40", paidAt)
+		b.takeStep(t, ":ended", "")
+		b.want(t, third, 265, "free")
+	}},
+	{"revoked, and the user has others", func(t *testing.T, b *buying) {
+		share := b.issue(t, "free", 7)
+		b.r.Do(t, "HDEL", apiKeyRedisKey(share), "tokensLeft")
+		b.r.Do(t, "HSET", apiKeyRedisKey(share), "sharesWith", b.key, "sharesFirst", b.key)
+		broken := b.issue(t, "free", 7)
+		b.r.Do(t, "HSET", apiKeyRedisKey(broken), "tokensLeft", "x")
+		oldest := b.issue(t, "free", 7)
+		b.issue(t, "free", 8)
+		b.grant(t, pack("1", 100))
+		b.revoke(t, b.key)
+		if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
+			t.Errorf("what was granted before: %+v", got)
+		}
+		for _, replayed := range []bool{false, true} {
+			for _, g := range []grant{pack("2", 100), invoice(1)} {
+				if got := b.grant(t, g); got.replayed != replayed || got.key != oldest || got.tokens != 100 {
+					t.Errorf("got %+v", got)
+				}
+			}
+		}
+		b.want(t, oldest, 207, "basic")
+		present := b.rotate(t, oldest)
+		b.grant(t, invoice(2))
+		b.want(t, present, 307, "basic")
+		b.key = present
+		b.reverse(t, b.st, "pi_2", "r100", paidAt)
+		b.takeStep(t, ":ended", "")
+		b.want(t, present, 207, "free")
+		if got, err := b.st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != nil || got.tokens != 0 {
+			t.Errorf("from a key that is gone: %+v, %v", got, err)
+		}
+		b.wantList(t, "payment cs_1 +100", "payment cs_2 +100", "refund ch_1 -100", "refund ch_1 +0", "subscription in_1 +100 basic",
+			"subscription in_2 +100 basic")
+	}},
+}
+
+var lostReceivers = []receiverTest{
+	{"the other is gone, too", func(t *testing.T, b *buying) {
+		heir, next := b.issue(t, "free", 1), b.issue(t, "free", 2)
+		b.revoke(t, b.key)
+		b.grant(t, pack("1", 100))
+		b.want(t, heir, 101, "free")
+		b.revoke(t, heir)
+		if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != heir {
+			t.Errorf("what was granted before: %+v", got)
+		}
+		b.grant(t, pack("2", 100))
+		b.want(t, next, 102, "free")
+		b.revoke(t, next)
+		if got := b.grant(t, pack("1", 100)); !got.replayed || got.unassigned {
+			t.Errorf("what was granted before: %+v", got)
+		}
+		if got := b.grant(t, pack("3", 100)); !got.unassigned || got.replayed {
+			t.Errorf("to nobody: %+v", got)
+		}
+	}},
+	{"named, but not granted", func(t *testing.T, b *buying) {
+		heir, next := b.issue(t, "free", 1), b.issue(t, "free", 2)
+		b.revoke(t, b.key)
+		g := pack("1", 100)
+		b.r.Do(t, "SET", receiverRedisKey(b.key), heir)
+		b.r.Do(t, "SET", paidRedisKey(b.key, g.id), "to "+heir+" "+g.facts(b.c))
+		b.revoke(t, heir)
+		b.grant(t, g)
+		b.want(t, next, 102, "free")
+	}},
+	{"nobody, then somebody", func(t *testing.T, b *buying) {
+		b.revoke(t, b.key)
+		for i := range 2 {
+			if got := b.grant(t, pack("1", 100)); !got.unassigned || got.replayed != (i > 0) || got.tokens != 100 || got.key != "" {
+				t.Errorf("got %+v", got)
+			}
+		}
+		b.wantList(t, "payment cs_1 +100 unassigned")
+		if n, err := b.st.Granted(in(10*time.Second), b.tn, b.c, "pi_1"); err != ErrNotGranted {
+			t.Errorf("granted are %d, %v", n, err)
+		}
+		if got, err := b.st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != ErrNotGranted {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		key := b.issue(t, "free", 1)
+		for i := range 2 {
+			if got := b.grant(t, pack("1", 100)); got.unassigned || got.replayed != (i > 0) || got.key != key {
+				t.Errorf("got %+v", got)
+			}
+		}
+		b.want(t, key, 101, "free")
+		b.wantList(t, "payment cs_1 +100")
+	}},
+	{"ended before it was granted", func(t *testing.T, b *buying) {
+		b.revoke(t, b.key)
+		b.takeStep(t, ":ended", "")
+		key := b.issue(t, "free", 1)
+		b.grant(t, invoice(1))
+		b.want(t, key, 101, "free")
+	}},
+	{"expired", func(t *testing.T, b *buying) {
+		key := b.issue(t, "free", 1)
+		b.r.Do(t, "PEXPIRE", apiKeyRedisKey(b.key), 1)
+		waitGone(t, b.r, apiKeyRedisKey(b.key))
+		b.grant(t, pack("1", 100))
+		b.want(t, key, 101, "free")
+	}},
+	{"another tenant's by now", func(t *testing.T, b *buying) {
+		b.r.Do(t, "HSET", apiKeyRedisKey(b.key), "generation", "G")
+		if got := b.grant(t, pack("1", 100)); !got.unassigned {
+			t.Errorf("got %+v", got)
+		}
+	}},
+	{"no user", func(t *testing.T, b *buying) {
+		b.revoke(t, b.key)
+		b.c.userID = ""
+		if got := b.grant(t, pack("1", 100)); !got.unassigned {
+			t.Errorf("got %+v", got)
+		}
+	}},
+	{"the record of where it is now was lost", func(t *testing.T, b *buying) {
+		present := b.rotate(t, b.key)
+		b.r.Do(t, "DEL", currentRedisKey(b.key), successorRedisKey(b.key))
+		b.grant(t, pack("1", 100))
+		b.grant(t, pack("1", 100))
+		b.want(t, present, 105, "free")
+	}},
 }
 
 // waitGone waits until Redis has no key of that name.
@@ -778,5 +787,106 @@ func TestPaidRecordsStay(t *testing.T) {
 		if days := float64(r.Int(t, "PTTL", paidRedisKey(b.key, id))) / 86400e3; days > 400 || days < 399 {
 			t.Errorf("%s lives for another %f days", id, days)
 		}
+	}
+}
+
+// Admins see the last payments, in pages.
+func TestListOfPayments(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	b := newBuying(t, testRedis, newTestStore(t, testRedis), "free", 0)
+	path := "/" + b.tn.id + "/admin/payments"
+	s.admin(t, "GET", path, "").want(t, 200, `{"payments":[],"next":null}`)
+	for i := range 5 {
+		g := pack(strconv.Itoa(i), int64(i+1))
+		if i > 0 {
+			g.at = paidAt.Add(time.Duration(i/2) * time.Hour) // some at the same time
+		}
+		b.grant(t, g)
+	}
+	b.grant(t, grant{id: "in_1", at: paidAt.Add(24 * time.Hour), price: "price_2", group: "basic", add: 7,
+		state: &subscriptionState{id: "sub_1", group: "basic"}})
+	b.reverse(t, b.st, "cs_4", "r2", paidAt.Add(48*time.Hour))
+	b.revoke(t, b.key)
+	lost := pack("9", 9)
+	lost.at = paidAt.Add(72 * time.Hour)
+	b.grant(t, lost)
+	testRedis.Do(t, "ZADD", paymentsRedisKey(b.tn.id, ""), paidAt.Add(96*time.Hour).UnixMilli(), "not ours")
+	const want = `{"at":"2026-11-21T11:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":9,"group":null,` +
+		`"stripeId":"cs_9","unassigned":true},` +
+		`{"at":"2026-11-20T11:06:40.000Z","userId":"u","kind":"refund","price":"price_1","tokens":-2,"group":null,"stripeId":"ch_1"},` +
+		`{"at":"2026-11-19T11:06:40.000Z","userId":"u","kind":"subscription","price":"price_2","tokens":7,"group":"basic",` +
+		`"stripeId":"in_1"},` +
+		`{"at":"2026-11-18T13:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":5,"group":null,"stripeId":"cs_4"},` +
+		`{"at":"2026-11-18T12:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":4,"group":null,"stripeId":"cs_3"},` +
+		`{"at":"2026-11-18T12:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":3,"group":null,"stripeId":"cs_2"},` +
+		`{"at":"2026-11-18T11:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":2,"group":null,"stripeId":"cs_1"},` +
+		`{"at":"2026-11-18T11:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":1,"group":null,"stripeId":"cs_0"}`
+	s.admin(t, "GET", path, "").want(t, 200, `{"payments":[`+want+`],"next":null}`)
+	for limit := 1; limit <= 9; limit++ {
+		var all []string
+		for query := fmt.Sprintf("?limit=%d", limit); ; {
+			got := s.admin(t, "GET", path+query, "")
+			got.want(t, 200, "")
+			list, next, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(got.body), `{"payments":[`), `],"next":`)
+			if list != "" {
+				all = append(all, list)
+			}
+			if next == "null}" {
+				break
+			}
+			query = fmt.Sprintf("?limit=%d&after=%s", limit, got.text(t, "next"))
+		}
+		if got := strings.Join(all, ","); got != want {
+			t.Errorf("in pages of %d: %s", limit, got)
+		}
+	}
+	for _, query := range []string{"?limit=0", "?limit=1001", "?after=x", "?after=", "?user=u"} {
+		s.admin(t, "GET", path+query, "").want(t, 400, "")
+	}
+	s.do(t, "GET", path, "", bearer(b.key)).want(t, 401, "")
+	for i := range maxPayments + 5 {
+		p := payment{at: paidAt.Add(-time.Hour), userID: "u", kind: paidPack, stripeID: fmt.Sprintf("cs_x%d", i)}
+		testRedis.Do(t, "ZADD", paymentsRedisKey(b.tn.id, ""), p.at.UnixMilli(), p.String())
+	}
+	b.grant(t, pack("1", 2)) // repeated
+	if n := testRedis.Int(t, "ZCARD", paymentsRedisKey(b.tn.id, "")); n != maxPayments {
+		t.Errorf("the list has %d entries", n)
+	}
+	s.admin(t, "GET", path+"?limit=8", "").want(t, 200, "")
+	s.admin(t, "DELETE", "/admin/tenants/"+b.tn.id, "").want(t, 204, "")
+	if testRedis.Int(t, "EXISTS", paymentsRedisKey(b.tn.id, "")) == 1 {
+		t.Error("the list outlives the tenant")
+	}
+}
+
+// A tenant that is made again sees nothing of the payments of its predecessor.
+func TestPaymentsOfFormerTenant(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	b := newBuying(t, testRedis, newTestStore(t, testRedis), "free", 0)
+	if err := b.st.SaveCheckout(in(10*time.Second), b.tn, "ref", b.c); err != nil {
+		t.Fatal(err)
+	}
+	s.admin(t, "DELETE", "/admin/tenants/"+b.tn.id, "").want(t, 204, "")
+	s.createTenant(t, b.tn.id, paymentConfig).want(t, 201, "")
+	b.grant(t, pack("1", 5)) // that was under way
+	path := "/" + b.tn.id + "/admin/payments"
+	s.admin(t, "GET", path, "").want(t, 200, `{"payments":[],"next":null}`)
+	former := b.c
+	b.st.configs.invalidate(b.tn.id)
+	b.tn = b.st.wantTenant(t, b.tn.id)
+	if got, err := b.st.Checkout(in(10*time.Second), b.tn, "ref"); err != ErrNoCheckout {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	b.c.first = b.issue(t, "free", 0)
+	b.grant(t, pack("1", 5))
+	b.want(t, b.c.first, 5, "free")
+	if n := tokensLeft(t, former.first); n != 5 {
+		t.Errorf("the former key has %d tokens", n)
+	}
+	list := s.admin(t, "GET", path, "")
+	if list.want(t, 200, ""); strings.Count(list.body, "cs_1") != 1 {
+		t.Errorf("got %s", list.body)
 	}
 }

@@ -86,7 +86,8 @@ type life struct {
 var lives = []life{
 	{"renewed", []string{"basic i1 s", "basic i2 s", "basic i3"}, "basic", 300},
 	{"canceled", []string{"basic i1 s", "basic i2 s", "ended s ended"}, "free", 200},
-	{"changed, failed, recovered, canceled at once", []string{"basic i1 s", "premium s i2", "unpaid s", "premium i3 s", "ended ended"}, "free", 300},
+	{"changed, failed, recovered, canceled at once",
+		[]string{"basic i1 s", "premium s i2", "unpaid s", "premium i3 s", "ended ended"}, "free", 300},
 	{"failed", []string{"basic i1 s", "unpaid s"}, "free", 100},
 	{"refunded in parts", []string{"- p", "- r300", "- r700"}, "free", 300},
 	{"disputed and won", []string{"- p", "- r300", "- open", "- won"}, "free", 700},
@@ -343,11 +344,10 @@ func TestPaymentCrashes(t *testing.T) {
 			}
 			shop := &shop{state: state}
 			waittest.Eventually(t, 10*time.Second, func() error { return dying.Ready(in(time.Second)) })
-			died := false
+			cuts := proxy.Cuts.Load()
 			left.Store(int64(n))
 			for _, event := range test.events {
 				if _, err := b.deliver(dying, shop, event); err != nil {
-					died = true
 					left.Store(0)
 					if _, err := b.deliver(direct, shop, event); err != nil {
 						t.Fatalf("%s, %d: %s: %v", test.name, n, event, err)
@@ -362,7 +362,7 @@ func TestPaymentCrashes(t *testing.T) {
 			if got := strings.Join(b.list(t), ","); got != test.list {
 				t.Errorf("%s, after %d replies: the list has %s, want %s", test.name, n, got, test.list)
 			}
-			if !died {
+			if proxy.Cuts.Load() == cuts {
 				break
 			}
 			crashes++

@@ -24,7 +24,7 @@
 --
 -- Returns {'granted', KEYS[3], '1' if it had granted before, '1' if the key has another subscription that has not
 -- ended}. Or nothing was done, except that a refill that was due may have been, and it returns {'gone', KEYS[3] or ''}
--- if the tenant has no such key; {'group', the key's group}, if that is not ARGV[4]; {'due'}, if more holds have expired
+-- if the tenant has no such key with a balance of its own; {'group', the key's group}, if that is not ARGV[4]; {'due'}, if more holds have expired
 -- whose tokens must be returned first; or {'moved'}, if the version is another.
 
 local before = call('GET', KEYS[3]) or ''
@@ -32,8 +32,8 @@ if string.sub(before, 1, 8) == 'granted ' then
 	return {'granted', before, '1', ''}
 end
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group', 'leases', 'subscription', 'subscriptionVersion', 'groupBefore')
-if not isOwn(key) then
+	'repaid', 'group', 'leases', 'subscription', 'subscriptionVersion', 'groupBefore', 'sharesWith')
+if not isOwn(key) or key[13] then -- the name may be that of a key that shares its successor's balance
 	return {'gone', before}
 end
 local group = string.sub(key[8] or '', 1, 64) -- no config has a longer one

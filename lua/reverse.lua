@@ -16,7 +16,7 @@
 --
 -- Returns {'reversed', KEYS[3], the tokens by which the balance has changed now}. Or nothing was done, except that a
 -- refill that was due may have been, and it returns {'unknown'} if the payment has granted nothing; {'gone'} if the
--- tenant has no such key; {'group', …} or {'due'} as grant.lua does.
+-- tenant has no such key with a balance of its own; {'group', …} or {'due'} as grant.lua does.
 
 local maxDisputes, maxEntries = 20, 100
 
@@ -58,9 +58,9 @@ end
 local grown, change, fields = target() - targetBefore, 0, {}
 if grown ~= 0 then
 	local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-		'repaid', 'group', 'leases')
+		'repaid', 'group', 'leases', 'sharesWith')
 	if ARGV[5] ~= 'gone' then
-		if not isOwn(key) then
+		if not isOwn(key) or key[10] then
 			return {'gone'}
 		end
 		local group = string.sub(key[8] or '', 1, 64)

@@ -6,8 +6,8 @@
 -- ARGV[3] ID of the subscription; ARGV[4] to ARGV[6] are what grant.lua takes as ARGV[11] to ARGV[13]
 -- ARGV[7] the version that the key's state had when Stripe was asked; it does not matter if the subscription has ended
 --
--- Returns 'set', also if the subscription is not the key's present one; 'gone' if the tenant has no such key, or one that
--- was rotated with a grace; 'moved' if the version is another: then nothing was done.
+-- Returns 'set', also if the subscription is not the key's present one; 'gone' if the tenant has no such key with a
+-- balance of its own; 'moved' if the version is another: then nothing was done.
 
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'group', 'subscription', 'subscriptionVersion',
 	'groupBefore', 'sharesWith')
