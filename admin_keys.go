@@ -361,6 +361,19 @@ func readPage(query url.Values) (limit int, after *indexCursor, err error) {
 	return limit, after, err
 }
 
+// readPage returns how many entries a page may have, and where it begins: nil is the first.
+func readPage(query url.Values) (limit int, after *indexCursor, err error) {
+	limit, err = pageLimit(query)
+	if err == nil && query.Has("after") {
+		cursor, ok := parseIndexCursor(query.Get("after"))
+		if !ok {
+			return 0, nil, badRequestError("after must be the next of another page")
+		}
+		after = &cursor
+	}
+	return limit, after, err
+}
+
 // keyPage is a page in the response that lists a user's keys.
 type keyPage struct {
 	Keys []any   `json:"keys"` // each a keyBody or a malformedKeyBody
