@@ -201,11 +201,11 @@ func (d *dayUsage) merge(other *dayUsage) {
 	}
 }
 
-// addUser counts what a key of a user has used, unless there are too many users.
+// addUser counts what a key of a user has used, if anything, unless there are too many users.
 func (d *dayUsage) addUser(user string, requests, charged int64) {
 	used := d.users[user]
 	if used == nil {
-		if len(d.users) >= maxTenantKeys {
+		if requests == 0 && charged == 0 || len(d.users) >= maxTenantKeys {
 			return
 		}
 		if d.users == nil {

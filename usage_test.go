@@ -494,11 +494,35 @@ func testUsageInCluster(t *testing.T) {
 }
 
 func BenchmarkUsage(b *testing.B) {
-	u, tn := newUsageStats(nil), &tenant{id: "a"}
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			u.add(tn, usageEvent{group: "anonymous", requests: 1, charged: 1})
+	keys := make([]string, 100)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("user_%036d", i)
+	}
+	for name, e := range map[string]usageEvent{
+		"charge": {group: "anonymous", requests: 1, charged: 1},
+		"completion": {group: "anonymous", endpoint: "openai", model: "gpt-5", requests: 1, charged: 1,
+			used: llmwire.Usage{Input: 1, Output: 1}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			u, tn := newUsageStats(nil), &tenant{id: "a"}
+			b.ReportAllocs()
+			for i := range b.N {
+				e.key = keys[i%len(keys)]
+				u.add(tn, e)
+				if i%10_000 == 9_999 { // as after a second
+					u.take()
+				}
+			}
+		})
+	}
+	b.Run("new keys", func(b *testing.B) {
+		u, tn := newUsageStats(nil), &tenant{id: "a"}
+		b.ReportAllocs()
+		for i := range b.N {
+			u.add(tn, usageEvent{key: fmt.Sprintf("user_%036d", i), group: "anonymous", requests: 1, charged: 1})
+			if i%5_000 == 4_999 {
+				u.take()
+			}
 		}
 	})
 }
