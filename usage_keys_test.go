@@ -695,6 +695,75 @@ func TestUsageKeyBoundsInRedis(t *testing.T) {
 	}
 }
 
+// A session counts for the key that pays, by whatever name.
+func TestKeyUsageOfSessions(t *testing.T) {
+	t.Parallel()
+	a := newSessionIn(t, redistest.New(t))
+	used := gateway.Usage{Endpoint: "e", Model: "m", Usage: llmwire.Usage{Output: 4}, Cost: 30}
+	hold, err := a.Hold(soon(), takes(100))
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := used
+	part.IsPart = true
+	_, hold, err = a.Exchange(soon(), hold.ID, part, takes(50))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rotated, err := a.server.store.RotateKey(soon(), a.tenant, a.key, idempotentRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = a.Settle(soon(), hold.ID, used); err != nil {
+		t.Fatal(err)
+	}
+	sums := make(map[string]usageSums)
+	for _, d := range a.server.usage.counts {
+		for name, k := range d.keys {
+			sum := sums[name]
+			sum.add(*k.models["m"])
+			sums[name] = sum
+		}
+	}
+	want := map[string]usageSums{a.key: {charged: 30, output: 4}, rotated.key: {requests: 1, charged: 30, output: 4}}
+	if !reflect.DeepEqual(sums, want) {
+		t.Errorf("got %+v, want %+v", sums, want)
+	}
+}
+
+// The most that a process counts for a tenant between two writings, and for a key, is written in one step each.
+func TestUsageOfManyNames(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	u := newUsageTest(t, r, newTestStore(t, r))
+	key := u.newKey("u")
+	used := llmwire.Usage{Input: 4, CachedInput: 1, CacheWrite: 1, AudioInput: 1, Output: 2, AudioOutput: 1}
+	const n = maxUsageNames + 9
+	for i := range n {
+		name := fmt.Sprint("name ", i)
+		u.add(u.tenant, usageEvent{key: key, group: name, endpoint: name, model: name, requests: 1, charged: 1, used: used})
+	}
+	u.write()
+	days, err := u.store.Usage(in(10*time.Second), u.tenant, u.day, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	days[0].merge(days[1])
+	for _, kind := range days[0].kinds() {
+		sums := usageSums{}
+		for _, one := range *kind.all {
+			sums.add(*one)
+		}
+		want := usageSums{requests: n, charged: n, input: 4 * n, output: 2 * n, cachedInput: n, cacheWrite: n, audioInput: n, audioOutput: n}
+		if sums != want {
+			t.Errorf("%s: got %+v, want %+v", kind.kind, sums, want)
+		}
+	}
+	if got := u.used(key); got != n || len(u.counts) > 0 {
+		t.Errorf("the key was charged %d, want %d; left are %d days", got, n, len(u.counts))
+	}
+}
+
 // However many keys are used at a time, writing takes no longer than it may; what is left comes the next time.
 func TestUsageOfManyKeys(t *testing.T) {
 	t.Parallel()
@@ -760,4 +829,34 @@ func TestUserUsages(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", name, got, test.want)
 		}
 	}
+}
+
+// BenchmarkUsageWrite writes what 10,000 keys of 5,000 users have used in a second.
+func BenchmarkUsageWrite(b *testing.B) {
+	r := redistest.New(b)
+	u, id := newUsageStats(newTestStore(b, r)), newTenantIn(b, r, `{}`)
+	tn := u.store.wantTenant(b, id)
+	keys := make([]string, maxTenantKeys)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("user_%08d-0000-4000-8000-000000000000", i)
+		r.Do(b, "HSET", apiKeyRedisKey(keys[i]), "tenantId", id, "userId", fmt.Sprint("u", i%5000))
+	}
+	writes := 0
+	for b.Loop() {
+		b.StopTimer()
+		for _, key := range keys {
+			u.add(tn, usageEvent{key: key, requests: 1, charged: 1, endpoint: "e", model: "m", used: llmwire.Usage{Input: 1, Output: 1}})
+		}
+		b.StartTimer()
+		for len(u.counts) > 0 {
+			u.write()
+			writes++
+		}
+	}
+	var calls, microseconds int
+	info := redistest.Field(r.String(b, "INFO", "commandstats"), "cmdstat_evalsha")
+	fmt.Sscanf(info, "calls=%d,usec=%d", &calls, &microseconds)
+	b.ReportMetric(float64(writes)/float64(b.N), "writes/op")
+	b.ReportMetric(float64(microseconds)/float64(calls), "redis-µs/script")
+	b.ReportMetric(float64(microseconds)/float64(b.N)/1000, "redis-ms/op")
 }

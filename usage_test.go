@@ -491,6 +491,18 @@ func testUsageInCluster(t *testing.T) {
 			`"byGroup":{"anonymous":{"requests":1,"tokensCharged":1}}`)
 		s.admin(t, "GET", "/"+id+"/admin/usage?from=2026-01-01&to=2026-04-02", "").want(t, 200, "")
 	}
+	// Keys are in all slots, and one that was rotated in that of its first name.
+	key := s.issue(t, ids[0], `"userId":"u","group":"anonymous"`)
+	s.consume(t, ids[0], key, "").want(t, 200, "")
+	for range 20 {
+		s.consume(t, ids[0], s.issue(t, ids[0], `"userId":"u","group":"anonymous"`), "").want(t, 200, "")
+	}
+	key = s.admin(t, "POST", "/"+ids[0]+"/admin/keys/"+key+"/rotate", "").text(t, "apiKey")
+	s.consume(t, ids[0], key, `{"tokens":2}`).want(t, 200, "")
+	want := keyUsageBody{Requests: 2, TokensCharged: 3, TokensGranted: 9, ByModel: map[string]endpointUsage{}}
+	s.wantKeyUsage(t, "/"+ids[0]+"/auth/usage", first, want, key)
+	s.wantUserUsage(t, ids[0], first, "", `[{"userId":"u","requests":22,"tokensCharged":23},`+
+		`{"userId":null,"requests":1,"tokensCharged":1}]`)
 }
 
 func BenchmarkUsage(b *testing.B) {
