@@ -722,6 +722,7 @@ func adminRoutes(key, second, etag string) []adminRoute {
 		{"GET /admin/keys", "/admin/keys?userId=u", "", 200},
 		{"GET /admin/keys/{apiKey}", "/admin/keys/" + key, "", 200},
 		{"PATCH /admin/keys/{apiKey}", "/admin/keys/" + key, `{"tokens":3}`, 200},
+		{"GET /admin/keys/{apiKey}/usage", "/admin/keys/" + key + "/usage?from=2026-11-25&to=2026-11-25", "", 200},
 		{"DELETE /admin/keys/{apiKey}", "/admin/keys/" + key, "", 204},
 		{"POST /admin/keys/{apiKey}/rotate", "/admin/keys/" + second + "/rotate", "", 200},
 		{"GET /admin/users", "/admin/users?prefix=u", "", 200},

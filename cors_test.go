@@ -129,6 +129,7 @@ func TestPreflights(t *testing.T) {
 	const asksHeaders = "Access-Control-Request-Headers: authorization,content-type,idempotency-key"
 	for path, methods := range map[string]string{
 		"/auth/anonymous": "POST", "/auth/google": "POST", "/auth/apple": "POST", "/auth/key": "GET, HEAD",
+		"/auth/usage":     "GET, HEAD",
 		"/tokens/consume": "POST", "/tokens/holds": "POST", "/tokens/holds/x": "DELETE", "/tokens/holds/x/settle": "POST",
 	} {
 		t.Run(path, func(t *testing.T) {

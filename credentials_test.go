@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +13,8 @@ func keyHolderRoutes() (routes [][2]string) {
 	for _, route := range new(server).routes() {
 		method, path := routeOf(route.pattern)
 		path, found := strings.CutPrefix(path, "/{tenantId}")
-		if !found || !route.access.browser || strings.HasPrefix(path, "/auth/") && path != "/auth/key" && path != "/auth/verify" {
+		isLogin := strings.HasPrefix(path, "/auth/") && !slices.Contains([]string{"/auth/key", "/auth/usage", "/auth/verify"}, path)
+		if !found || !route.access.browser || isLogin {
 			continue
 		}
 		if method == "" {

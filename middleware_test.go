@@ -440,6 +440,7 @@ func newHostileClient(t *testing.T) *hostileClient {
 	h := &hostileClient{service: newService(t, "REDIS_URL="+r.URL()), redis: r}
 	h.key = h.login(t, "abc")
 	awaitUsage(t, r, "abc")
+	awaitKeyUsage(t, r, h.key)
 	h.keys = r.Keys(t, "*")
 	return h
 }

@@ -278,11 +278,11 @@ func TestDeniedAdminCommands(t *testing.T) {
 	r := redistest.New(t)
 	s := newService(t, "REDIS_URL="+r.URL())
 	id := newTenantIn(t, r, `{"user_groups":{"anonymous":{"tokens":10},"pro":{"tokens":5}}}`)
-	s.login(t, id)
-	awaitUsage(t, r, id)
+	awaitKeyUsage(t, r, s.login(t, id))
 	for _, command := range []string{"hset", "pexpire", "hmget", "pexpiretime"} {
 		t.Run(command, func(t *testing.T) {
 			key := s.issue(t, id, `"userId":"u","group":"pro"`)
+			awaitKeyUsage(t, r, key)
 			keys := r.Keys(t, "*")
 			hash := r.String(t, "DUMP", "apiKey:"+key)
 			const issue, change = `{"userId":"u","group":"pro","expiresIn":1000}`, `{"addTokens":3,"group":"anonymous"}`

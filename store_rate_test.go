@@ -231,7 +231,12 @@ func TestRateLimitCalls(t *testing.T) {
 	key := s.login(t, id)
 	log := "{apiKey:" + key + "}:rate"
 	s.consume(t, id, key, "").want(t, 200, "")
-	awaitUsage(t, r, id) // Redis has the script of that, too
+	waittest.Eventually(t, 10*time.Second, func() error { // Redis has the scripts of that, too
+		if len(r.Keys(t, "{tenant:"+id+":config}:usage:*:users")) == 0 {
+			return errors.New("the usage of users is not written")
+		}
+		return nil
+	})
 	for _, leaves := range []bool{false, true} {
 		want := "evalsha=1 hincrby=1 hmget=1 lindex=2 llen=1 pexpire=1 rpush=1 time=1"
 		if leaves {

@@ -185,12 +185,14 @@ func TestRecordsOfADay(t *testing.T) {
 	}
 }
 
-// recordTTLs returns the seconds for which each of a key's records is kept, by its name.
+// recordTTLs returns the seconds for which each of a key's records is kept, by its name. Usage is none.
 func recordTTLs(t *testing.T, key string) map[string]int {
 	t.Helper()
 	ttls := make(map[string]int)
 	for _, name := range testRedis.Keys(t, "{apiKey:"+key+"}:*") {
-		ttls[strings.TrimPrefix(name, "{apiKey:"+key+"}:")] = testRedis.Int(t, "TTL", name)
+		if record := strings.TrimPrefix(name, "{apiKey:"+key+"}:"); !strings.HasPrefix(record, "usage:") {
+			ttls[record] = testRedis.Int(t, "TTL", name)
+		}
 	}
 	return ttls
 }

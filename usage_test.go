@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strconv"
@@ -77,6 +78,17 @@ func awaitUsage(t testing.TB, r *redistest.Server, tenant string) {
 	waittest.Eventually(t, 20*time.Second, func() error {
 		if r.Int(t, "EXISTS", "{tenant:"+tenant+":config}:usage:"+today()) == 0 {
 			return fmt.Errorf("the usage of %s is not written", tenant)
+		}
+		return nil
+	})
+}
+
+// awaitKeyUsage does the same for what was granted to an API key.
+func awaitKeyUsage(t testing.TB, r *redistest.Server, key string) {
+	t.Helper()
+	waittest.Eventually(t, 20*time.Second, func() error {
+		if len(r.Keys(t, "{apiKey:"+key+"}:usage:*")) == 0 {
+			return errors.New("the usage of a key is not written")
 		}
 		return nil
 	})

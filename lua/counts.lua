@@ -1,14 +1,13 @@
 -- A function for scripts that add to the sums of a day.
 
--- addCounts adds numbers to fields of the hash key, whose sums stay at or below 2^53-1. ARGV[from…to] are groups of
--- three: a field, which is there once; the field that takes its place if it is new and the hash has as many as it may
--- have; and the number to add. For a field of a model, these are modelMost, for others, most.
-local function addCounts(key, from, to, most, modelMost)
+-- addCounts adds numbers to fields of the hash key, which has length fields. The sums stay at or below 2^53-1.
+-- ARGV[from…to] are groups of three: a field, which is there once; the field that takes its place if it is new and the
+-- hash has as many as it may have; and the number to add. For a field of a model, these are modelMost, for others, most.
+local function addCounts(key, length, from, to, most, modelMost)
 	local names, fields, others = {}, {}, {}
 	for i = from, to, 3 do
 		names[#names + 1] = ARGV[i]
 	end
-	local length = redis.call('HLEN', key)
 	local before = #names > 0 and redis.call('HMGET', key, unpack(names)) or {}
 	local function add(field, sum, number)
 		fields[#fields + 1] = field

@@ -14,31 +14,46 @@
 -- Returns for each API key {its user ID, '' if it is anonymous}. Or nothing was added for that key, and it is {name,
 -- first name} if these are the names of the key, or {} if the key is gone.
 
+-- read returns what a command returns, nil if what it reads is of another type.
+local function read(command, name, ...)
+	local reply = pcall(command, name, ...)
+	local refused = errorOf(reply)
+	if refused and string.sub(refused.err, 1, 10) ~= 'WRONGTYPE ' then
+		error(refused)
+	end
+	return not refused and reply or nil
+end
+
 local next, replies = 3, {}
 for i = 1, #KEYS, 4 do
 	local given, from = ARGV[next], next + 2
 	next = from + ARGV[next + 1]
 	local name = string.sub(KEYS[i], 8)
-	local key = pcall('HMGET', KEYS[i], 'tenantId', 'userId', 'first')
-	local later = pcall('GET', KEYS[i + 1])
-	local first = key[1] and (key[3] or name) or type(later) == 'string' and later or name
-	local reply = {}
+	local key = read('HMGET', KEYS[i], 'tenantId', 'userId', 'first') or {}
+	local first = key[1] and (key[3] or name) or read('GET', KEYS[i + 1]) or name
+	local length, reply = nil, {}
 	if first ~= given then
 		reply = {name, first}
 	elseif not key[1] then -- it may have been rotated
-		local current = pcall('GET', KEYS[i + 3])
-		if type(current) == 'string' and current ~= name then
+		local current = read('GET', KEYS[i + 3])
+		if current and current ~= name then
 			reply = {current, first}
 		end
-	elseif not errorOf(pcall('HLEN', KEYS[i + 2])) then
-		reply = {key[2] or ''}
-		addCounts(KEYS[i + 2], from, next - 1, maxAmount, tonumber(ARGV[2]))
+	else
+		length = read('HLEN', KEYS[i + 2])
+	end
+	if length then
+		local expire, at = 'PEXPIRE', ARGV[1]
 		local expires = string.sub(name, 1, 5) == 'temp_' and call('PEXPIRETIME', KEYS[i]) or 0
 		if expires > 0 then
-			call('PEXPIREAT', KEYS[i + 2], expires)
-		else
-			call('PEXPIRE', KEYS[i + 2], ARGV[1])
+			expire, at = 'PEXPIREAT', expires
 		end
+		call(expire, KEYS[i + 2], at) -- if Redis denies it, nothing is added
+		addCounts(KEYS[i + 2], length, from, next - 1, maxAmount, tonumber(ARGV[2]))
+		if length == 0 then
+			call(expire, KEYS[i + 2], at)
+		end
+		reply = {key[2] or ''}
 	end
 	replies[#replies + 1] = reply
 end

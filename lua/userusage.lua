@@ -43,8 +43,9 @@ for i = 3, #names do
 	scores[#scores + 1] = string.format('%.0f', charged)
 	scores[#scores + 1] = ARGV[arg]
 end
-call('HSET', KEYS[2], unpack(fields))
+call('PEXPIRE', KEYS[2], ARGV[3]) -- if Redis denies it, nothing is added
 call('ZADD', KEYS[1], unpack(scores))
+call('HSET', KEYS[2], unpack(fields))
 local over = math.min(call('ZCARD', KEYS[1]) - ARGV[2], 1000)
 if over > 0 then
 	local least = call('ZRANGE', KEYS[1], 0, over - 1)
