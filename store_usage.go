@@ -310,7 +310,7 @@ func (s *store) keyBatches(counts []*keyCount) (batches [][]*keyCount) {
 // these are the key's; or nothing, if nothing was added because the key is gone. If Redis may have added them, but has
 // not said so, it returns nothing for all. ok is false if it has certainly not.
 func (s *store) AddKeyUsage(deadline time.Time, batch []*keyCount) (replies [][]string, ok bool) {
-	keys, args := make([]string, 0, 4*len(batch)), []any{usageTTL.Milliseconds(), maxKeyFields}
+	keys, args := make([]string, 0, 4*len(batch)), []any{time.Now().Add(usageTTL).UnixMilli(), maxKeyFields}
 	for _, c := range batch {
 		keys = append(keys, apiKeyRedisKey(c.name), firstRedisKey(c.name), keyUsageRedisKey(c.first, c.day.day),
 			currentRedisKey(c.first))

@@ -504,6 +504,34 @@ func TestUsageBesideMalformed(t *testing.T) {
 	}
 }
 
+// A command that Redis denies leaves nothing behind that would be added again.
+func TestUsageDenied(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	u := newUsageTest(t, r, newTestStore(t, r))
+	key, temp, requests := u.newKey("u"), u.newKey(""), 0
+	for _, command := range []string{"hset", "pexpire", "pexpireat", "hmget", "hlen", "hget", "zadd"} {
+		u.count(key, 1)
+		u.count(temp, 1)
+		requests++
+		permit(t, r, "-"+command)
+		for range 3 {
+			u.write()
+		}
+		permit(t, r, "+"+command)
+		u.write()
+		days, err := u.store.Usage(in(10*time.Second), u.tenant, u.day, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, users := int64(requests), u.users()
+		if users["u"] != (userUsage{n, n}) || users[""] != (userUsage{n, n}) || u.used(key) != requests || u.used(temp) != requests ||
+			days[0].total.charged+days[1].total.charged != 2*n {
+			t.Errorf("%s: of %d requests: users %v, keys %d and %d, tenant %+v", command, n, users, u.used(key), u.used(temp), days[0].total)
+		}
+	}
+}
+
 // What Redis has certainly not got stays, what it may have got is not added again.
 func TestUsageOfKeysWithoutRedis(t *testing.T) {
 	t.Parallel()

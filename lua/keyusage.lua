@@ -6,7 +6,7 @@
 --   [2] {apiKey:<apiKey>}:first, see rotate.lua
 --   [3] {apiKey:<first>}:usage:<day>: each field is a sum; that of a temp_ key expires with it
 --   [4] {apiKey:<first>}:current, see rotate.lua
--- ARGV[1] milliseconds until a hash expires
+-- ARGV[1] when a hash expires, unless it is that of a temp_ key (Unix time in ms)
 -- ARGV[2] how many fields it may have for a field of a model to be added
 -- ARGV[3…] for each API key: the name that it had first, as far as the caller knows; a number n; and n arguments that
 --         say what to add, as addCounts takes it
@@ -43,15 +43,12 @@ for i = 1, #KEYS, 4 do
 		length = read('HLEN', KEYS[i + 2])
 	end
 	if length then
-		local expire, at = 'PEXPIRE', ARGV[1]
 		local expires = string.sub(name, 1, 5) == 'temp_' and call('PEXPIRETIME', KEYS[i]) or 0
-		if expires > 0 then
-			expire, at = 'PEXPIREAT', expires
-		end
-		call(expire, KEYS[i + 2], at) -- if Redis denies it, nothing is added
+		local at = expires > 0 and expires or ARGV[1]
+		call('PEXPIREAT', KEYS[i + 2], at) -- if Redis denies it, nothing is added
 		addCounts(KEYS[i + 2], length, from, next - 1, maxAmount, tonumber(ARGV[2]))
 		if length == 0 then
-			call(expire, KEYS[i + 2], at)
+			call('PEXPIREAT', KEYS[i + 2], at)
 		end
 		reply = {key[2] or ''}
 	end

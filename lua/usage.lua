@@ -17,6 +17,7 @@ if (call('HGET', KEYS[1], 'generation') or '') ~= ARGV[1] then -- those of a del
 	call('DEL', KEYS[1])
 	call('HSET', KEYS[1], 'generation', ARGV[1])
 end
+call('PEXPIRE', KEYS[1], ARGV[4]) -- if Redis denies it, nothing is added
 addCounts(KEYS[1], call('HLEN', KEYS[1]), 5, #ARGV, tonumber(ARGV[2]), tonumber(ARGV[3]))
 call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
