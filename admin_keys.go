@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -346,19 +347,6 @@ func (s *server) listUserKeys(w http.ResponseWriter, r *http.Request, info *requ
 		}
 		return newKeyPage(keys, next), nil
 	})
-}
-
-// readPage returns how many entries a page may have, and where it begins: nil is the first.
-func readPage(query url.Values) (limit int, after *indexCursor, err error) {
-	limit, err = pageLimit(query)
-	if err == nil && query.Has("after") {
-		cursor, ok := parseIndexCursor(query.Get("after"))
-		if !ok {
-			return 0, nil, badRequestError("after must be the next of another page")
-		}
-		after = &cursor
-	}
-	return limit, after, err
 }
 
 // readPage returns how many entries a page may have, and where it begins: nil is the first.

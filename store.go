@@ -447,8 +447,8 @@ func (s *store) Tenants(deadline time.Time) ([]string, error) {
 
 // DeleteTenant deletes tenantID's config with its history and its admin tokens, if ifMatch is empty or has the config's
 // ETag, in one atomic step. Its API keys stay in Redis, but are those of a former generation: if a tenant is created
-// again under the same ID, they are not its. Its set of users and its list of payments are deleted as far as that can be
-// done. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
+// again under the same ID, they are not its. Its set of users and its list of payments are deleted if Redis responds in
+// time. Errors: ErrNoTenant, ErrConfigChanged, ErrUnavailable.
 func (s *store) DeleteTenant(deadline time.Time, tenantID string, ifMatch []string) error {
 	defer s.configs.invalidate(tenantID)
 	generation, unknown := s.readText(deadline, generationRedisKey(tenantID))

@@ -373,7 +373,7 @@ func TestUsageOfChangedKeys(t *testing.T) {
 	r := redistest.New(t)
 	u := newUsageTest(t, r, newTestStore(t, r))
 	rotate := func(key string) string {
-		rotated, err := u.store.RotateKey(in(10*time.Second), u.tenant, key, idempotentRequest{})
+		rotated, err := u.store.RotateKey(in(10*time.Second), u.tenant, key, 0, idempotentRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -738,7 +738,7 @@ func TestKeyUsageOfSessions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rotated, err := a.server.store.RotateKey(soon(), a.tenant, a.key, idempotentRequest{})
+	rotated, err := a.server.store.RotateKey(soon(), a.tenant, a.key, 0, idempotentRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
