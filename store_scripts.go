@@ -123,7 +123,7 @@ var requiredCommands = []redisdb.Requirement{
 	{Prefix: "{responses:", Commands: "HDEL HMGET HSET PEXPIRE PEXPIRETIME TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "{userKeys:", Commands: "PERSIST PEXPIREAT TIME ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "checkout:", Commands: "GET PEXPIRE SET"},
-	{Prefix: "payments:", Commands: "ZADD ZCARD ZRANGE ZREM"},
+	{Prefix: "payments:", Commands: "UNLINK ZADD ZCARD ZRANGE ZREM"},
 	{Prefix: "userKeys:", Commands: "SRANDMEMBER SREM"},
 	{Prefix: "users:", Commands: "UNLINK ZADD ZRANGE ZREM"},
 	{Prefix: deploymentRedisKey, Commands: "GET SET"},

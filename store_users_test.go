@@ -425,8 +425,9 @@ func TestUsersOfFormerTenant(t *testing.T) {
 		if sets := r.Keys(t, "users:*"); len(sets) != 1 {
 			t.Errorf("round %d: there are the sets %q", round, sets)
 		}
+		r.Do(t, "ZADD", strings.Replace(r.Keys(t, "users:*")[0], "users:", "payments:", 1), 0, "x")
 		s.admin(t, "DELETE", "/admin/tenants/"+id, "").want(t, 204, "")
-		if sets := r.Keys(t, "users:*"); len(sets) != 0 {
+		if sets := append(r.Keys(t, "users:*"), r.Keys(t, "payments:*")...); len(sets) != 0 {
 			t.Errorf("round %d: a tenant that was deleted leaves %q", round, sets)
 		}
 	}
