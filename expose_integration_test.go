@@ -119,7 +119,7 @@ var hiddenPaths = []string{
 	"/abc/admin;/v1/models", "/abc/admin/keys?userId=u", "/%6detrics", "/v1/../metrics", "/abc/auth//../../../metrics",
 	"/abc\\admin/config", "https://tollgate.example.com/abc/admin/config",
 	"https://tollgate-admin.example.com/admin/tenants", "https://tollgate.example.com/v1/../metrics",
-	"/abc/v1/models#/../../admin/config",
+	"/abc/v1/models#/../../admin/config", "/billing/admin/config", "/webhooks/../admin/config", "/abc/billing/..%2fadmin/config",
 }
 
 // Clients reach the routes for them, and neither admin routes nor metrics, however their paths are spelled.
@@ -148,6 +148,7 @@ func TestIntegrationExposedRoutes(t *testing.T) {
 			{"GET", "/abc/auth/verify?tokens=1", 200}, {"POST", "/abc/v1/embeddings", 400}, {"GET", "/abc/v1/files", 404},
 			{"GET", "/abc/v1/responses/x", 404}, {"DELETE", "/abc/v1/responses/x", 404}, // not stored
 			{"POST", "/auth/anonymous", 400}, {"POST", "/tokens/consume", 400}, {"GET", "/v1/models", 400}, // no tenant default
+			{"GET", "/abc/billing/prices", 200}, {"POST", "/abc/webhooks/stripe", 403}, // payments are disabled
 			{"DELETE", "/abc/tokens/holds/hold_11111111-2222-4333-8444-555555555555", 404},
 		} {
 			status, tollgates := e.status(t, exposedHost, test.method, test.path, "", bearer(key), "Cookie: "+strings.Repeat("c", 7<<10))
