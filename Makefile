@@ -18,7 +18,7 @@ test: tools ## run the tests, race detector on, against a real redis-server, or 
 cluster: tools ## run the tests, but for load and fault suites, on a Redis Cluster of three masters
 	TEST_REDIS_TOPOLOGY=cluster go test ./...
 
-integration: TOOLS = redis-server curl jq nginx caddy promtool prometheus node npm npx python3 chromium
+integration: TOOLS = redis-server curl jq openssl nginx caddy promtool prometheus node npm npx python3 chromium
 integration: tools testdata/sdk/node_modules ## run the tests that drive other programs: docs, proxies, SDKs, agents
 	go test -race -tags integration -run '^TestIntegration' . ./internal/llmwire ./internal/stripe ./internal/websocket
 
