@@ -60,6 +60,7 @@ func (s *server) writePools(p *telemetry.Page) {
 	pools := s.gateway.Pools()
 	pools["public_bodies"], pools["admin_bodies"], pools["gateway_bodies"] =
 		s.bodies.public.Stats(), s.bodies.admin.Stats(), s.bodies.gateway.Stats()
+	pools["stripe"] = s.stripeCalls.Stats()
 	names := slices.Sorted(maps.Keys(pools))
 	p.Family("pool_size", "gauge", "What all requests may take of a pool together.")
 	for _, name := range names {

@@ -42,7 +42,8 @@ type tenantConfig struct {
 	check func(e *gateway.Endpoint, wrong *strict.Problems) bool
 
 	clientIDs map[string][]string // by member of auth, for which ID tokens may be issued
-	origins   cors.Origins        // whose pages may call tollgate
+	payments  payments
+	origins   cors.Origins // whose pages may call tollgate
 }
 
 // What is done about a member of a stored config that breaks a newer rule.
@@ -113,8 +114,10 @@ func parseConfigWith(data []byte, check func(*gateway.Endpoint, *strict.Problems
 		check:     check,
 	}
 	var wrong strict.Problems
-	isObject := c.compact[0] == '{' || wrong.Add("it must be an object")
-	if !isObject || !c.membersOf(c.rules())(&wrong, c.compact) {
+	ok := c.compact[0] == '{' || wrong.Add("it must be an object")
+	ok = ok && c.membersOf(c.rules())(&wrong, c.compact)
+	ok = c.forPayments(c.completePayments)(&wrong, c.compact) && ok
+	if !ok {
 		return nil, &configError{wrong}
 	}
 	c.all().TellApart()
@@ -268,10 +271,14 @@ func (c *tenantConfig) authRule(name string) strict.Rule {
 		}
 		return ok
 	}
-	return c.membersOf(strict.Rules{
+	rules := strict.Rules{
 		"api_key": strict.AnyString, "client_secret": strict.AnyString,
 		"client_id": addID, "client_ids": strict.ArrayOf(addID),
-	})
+	}
+	if name == "stripe" {
+		return c.stripeRule(rules)
+	}
+	return c.membersOf(rules)
 }
 
 // groupRule returns the rule for one member of user_groups.

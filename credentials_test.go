@@ -14,7 +14,7 @@ func keyHolderRoutes() (routes [][2]string) {
 		method, path := routeOf(route.pattern)
 		path, found := strings.CutPrefix(path, "/{tenantId}")
 		isLogin := strings.HasPrefix(path, "/auth/") && !slices.Contains([]string{"/auth/key", "/auth/usage", "/auth/verify"}, path)
-		if !found || !route.access.browser || isLogin {
+		if !found || !route.access.browser || isLogin || path == "/billing/prices" {
 			continue
 		}
 		if method == "" {

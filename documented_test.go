@@ -127,7 +127,7 @@ func ruledMembers(t *testing.T) map[string]bool {
 	t.Helper()
 	members := make(map[string]bool)
 	for _, path := range []string{
-		"config.go", "internal/gateway/endpoint.go", "internal/gateway/price.go", "internal/gateway/caching.go",
+		"config.go", "tenant.go", "internal/gateway/endpoint.go", "internal/gateway/price.go", "internal/gateway/caching.go",
 		"internal/gateway/session_rules.go",
 	} {
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)

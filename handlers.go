@@ -41,6 +41,7 @@ func (s *server) routes() (routes []route) {
 func (s *server) keyRoutes() []route {
 	var (
 		public     = s.forBrowsers(publicTimeout, s.loadTenant)
+		open       = s.forBrowsers(publicTimeout, refuseBody, s.loadTenant)
 		signIn     = s.forBrowsers(adminTimeout, s.readPublicBody, s.loadTenant) // the provider takes its time
 		verify     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readVerifyKey), s.loadTenant)
 		holder     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant)
@@ -57,6 +58,9 @@ func (s *server) keyRoutes() []route {
 		{"POST /tokens/holds", holderBody, s.hold},
 		{"POST /tokens/holds/{holdId}/settle", holderBody, s.settleHold},
 		{"DELETE /tokens/holds/{holdId}", holder, s.cancelHold},
+		{"GET /billing/prices", open, s.listPrices},
+		{"POST /billing/checkout", holderBody, s.createCheckout},
+		{"POST /billing/portal", holderBody, s.openPortal},
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"tollgate/internal/gateway"
 	"tollgate/internal/idtoken"
 	"tollgate/internal/llmwire"
+	"tollgate/internal/stripe"
 	"tollgate/internal/telemetry"
 )
 
@@ -34,9 +35,11 @@ type server struct {
 	metrics        *metrics
 	usage          *usageStats
 	gateway        *gateway.Gateway
-	handler        http.Handler // serves all routes
-	resources      []string     // paths of the gateway's routes, below /v1/, without those that have an ID
-	nearCapacity   func() bool  // reports whether connections are scarce
+	stripe         *stripe.Client
+	stripeCalls    *fairpool.Pool // requests that wait for Stripe
+	handler        http.Handler   // serves all routes
+	resources      []string       // paths of the gateway's routes, below /v1/, without those that have an ID
+	nearCapacity   func() bool    // reports whether connections are scarce
 	operatorTokens *bearertoken.Set
 	metricsTokens  *bearertoken.Set     // each opens /metrics and nothing else
 	guesses        *bearertoken.Guesses // at the tokens of operators and admins
@@ -62,6 +65,7 @@ type serverOptions struct {
 	accessLog      bool             // log a line for each request
 	googleKeysURL  string           // of the keys that sign Google's ID tokens
 	appleKeysURL   string           // of the keys that sign Apple's ID tokens
+	stripeURL      string           // of Stripe's API
 	gateway        gateway.Options
 	maxGatewayBody int64 // bytes of a request to the gateway
 }
@@ -78,6 +82,8 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		log:            log,
 		usage:          newUsageStats(store),
 		gateway:        gateway.New(options.gateway, log),
+		stripe:         stripe.NewClient(options.stripeURL),
+		stripeCalls:    fairpool.New(maxStripeCalls, options.gateway.TenantShare),
 		nearCapacity:   nearCapacity,
 		operatorTokens: options.adminTokens,
 		metricsTokens:  options.metricsTokens,

@@ -10,6 +10,7 @@ import (
 	"tollgate/internal/gateway"
 	"tollgate/internal/options"
 	"tollgate/internal/redisdb"
+	"tollgate/internal/stripe"
 )
 
 // settings is what the command line and the environment say.
@@ -96,6 +97,9 @@ func (s *settings) options() []options.Option {
 		{Flag: "apple-keys-url", Env: "APPLE_KEYS_URL", Value: "URL", Default: "https://appleid.apple.com/auth/keys",
 			Usage: "of the keys that sign Apple's ID tokens",
 			Set:   options.Into(&s.server.appleKeysURL, options.HTTPURL)},
+		{Flag: "stripe-api-url", Env: "STRIPE_API_URL", Value: "URL", Default: stripe.DefaultURL,
+			Usage: "of Stripe's API, for tests",
+			Set:   options.Into(&s.server.stripeURL, options.HTTPURL)},
 	}
 }
 

@@ -60,6 +60,7 @@ func TestSettings(t *testing.T) {
 	times := func(s *settings) any { return fmt.Sprint(s.idleTimeout, s.shutdownDelay, s.logTime) }
 	googleKeys := func(s *settings) any { return s.server.googleKeysURL }
 	appleKeys := func(s *settings) any { return s.server.appleKeysURL }
+	stripeAPI := func(s *settings) any { return s.server.stripeURL }
 	tests := []struct {
 		name string
 		env  env
@@ -105,6 +106,9 @@ func TestSettings(t *testing.T) {
 		{"-google-keys-url", env{"GOOGLE_KEYS_URL": "http://h/g"}, []string{"-google-keys-url=http://i/g"}, googleKeys, "http://i/g"},
 		{"Apple's keys by default", nil, nil, appleKeys, "https://appleid.apple.com/auth/keys"},
 		{"Apple's keys", env{"APPLE_KEYS_URL": "http://h/a"}, nil, appleKeys, "http://h/a"},
+		{"Stripe's API by default", nil, nil, stripeAPI, "https://api.stripe.com"},
+		{"Stripe's API", env{"STRIPE_API_URL": "http://h:1"}, nil, stripeAPI, "http://h:1"},
+		{"-stripe-api-url", env{"STRIPE_API_URL": "http://h:1"}, []string{"-stripe-api-url=http://i"}, stripeAPI, "http://i"},
 		{"no access log", nil, nil, accessLog, "false"},
 		{"access log", env{"ACCESS_LOG": "1"}, nil, accessLog, "true"},
 		{"times by default", nil, nil, times, "2m0s 0s false"},
@@ -156,6 +160,7 @@ func TestSettingErrors(t *testing.T) {
 		{"an address without its length", env{"TRUSTED_PROXIES": "10.0.0.1"}, nil, "TRUSTED_PROXIES"},
 		{"too many connections", env{"MAX_CONNECTIONS": "1000001"}, nil, "MAX_CONNECTIONS"},
 		{"a relative URL", env{"GOOGLE_KEYS_URL": "/certs"}, nil, "GOOGLE_KEYS_URL: is not an absolute"},
+		{"Stripe without a scheme", env{"STRIPE_API_URL": "localhost:12111"}, nil, "STRIPE_API_URL: is not an absolute"},
 		{"another scheme", nil, []string{"-apple-keys-url=file:///hunter2"}, "-apple-keys-url: is not an absolute"},
 		{"no boolean", env{"ACCESS_LOG": "yes"}, nil, `ACCESS_LOG: "yes" is neither true nor false`},
 		{"an admin token among the flags", nil, []string{"-admin-token=hunter2"}, "not defined: -admin-token"},

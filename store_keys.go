@@ -132,7 +132,27 @@ func newKeyBeside(redisKey, prefix string) (string, error) {
 // CountLogin counts a login of address, unless it has had perMinute in the last minute, over all processes. Check and
 // count are one atomic step. Errors: rateLimitError, ErrUnavailable.
 func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) error {
-	keys := []string{loginRedisKey(address)}
+	return s.countInMinute(deadline, loginRedisKey(address), perMinute)
+}
+
+func checkoutsRedisKey(first string) string   { return "{apiKey:" + first + "}:checkouts" }
+func checkoutDayRedisKey(first string) string { return "{apiKey:" + first + "}:checkoutDay" }
+
+// CountCheckout counts a session at Stripe for an API key, which is given by its first name, unless it has had
+// checkoutsPerMinute in the last minute or checkoutsPerDay today (UTC). Errors: rateLimitError, ErrUnavailable.
+func (s *store) CountCheckout(deadline time.Time, first string) error {
+	if err := s.countInMinute(deadline, checkoutsRedisKey(first), checkoutsPerMinute); err != nil {
+		return err
+	}
+	if err := s.countInDay(deadline, checkoutDayRedisKey(first), checkoutsPerDay); err != nil {
+		return fmt.Errorf("count a checkout: %w", err)
+	}
+	return nil
+}
+
+// countInMinute does what CountLogin does, in the list at name.
+func (s *store) countInMinute(deadline time.Time, name string, perMinute int64) error {
+	keys := []string{name}
 	wait, err := redis.Int64(s.redis.Eval(deadline, growingLoginScript, keys, perMinute))
 	if redisdb.IsOutOfMemory(err) { // a refusal needs no memory
 		if refused, _ := redis.Int64(s.redis.Eval(deadline, loginScript, keys, perMinute, "full")); refused > 0 {
@@ -140,7 +160,7 @@ func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) 
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("count a login: %w", err)
+		return fmt.Errorf("count a login or checkout: %w", err)
 	}
 	if wait > 0 {
 		return rateLimitError{wait}
@@ -151,14 +171,19 @@ func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) 
 // CountRecord counts a record of an Idempotency-Key that a tenant's admin leaves, unless there were maxRecords today
 // (UTC). Errors: rateLimitError, ErrUnavailable.
 func (s *store) CountRecord(deadline time.Time, t *tenant) error {
-	wait, err := redis.Int64(s.redis.Eval(deadline, countScript, []string{recordsRedisKey(t.id)}, maxRecords))
-	if err != nil {
+	if err := s.countInDay(deadline, recordsRedisKey(t.id), maxRecords); err != nil {
 		return fmt.Errorf("count a record of tenant %s: %w", t.id, err)
 	}
-	if wait > 0 {
-		return rateLimitError{wait}
-	}
 	return nil
+}
+
+// countInDay counts something at name, unless there were most today (UTC). Errors: rateLimitError, ErrUnavailable.
+func (s *store) countInDay(deadline time.Time, name string, most int64) error {
+	wait, err := redis.Int64(s.redis.Eval(deadline, countScript, []string{name}, most))
+	if err == nil && wait > 0 {
+		err = rateLimitError{wait}
+	}
+	return err
 }
 
 // UncountRecord takes back what CountRecord has counted. If that fails, there is one record less today.

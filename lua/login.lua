@@ -1,11 +1,10 @@
--- Counts a login of a client's address, unless the address has used up its logins.
+-- Counts a login of a client's address, or a checkout of an API key, unless the minute's are used up.
 --
--- KEYS[1] login:<address>: the times (µs, Redis's clock) of its logins in the last minute
--- ARGV[1] logins of the address in any minute, at least 1
+-- KEYS[1] login:<address> or {apiKey:<first name>}:checkouts: the times (µs, Redis's clock) of those in the last minute
+-- ARGV[1] how many there may be in any minute, at least 1
 -- ARGV[2] given if Redis's memory is full: then the script writes nothing
 --
--- Returns 0 if the login was counted, -1 if it would have been but for ARGV[2], else the seconds until the address may
--- log in again.
+-- Returns 0 if it was counted, -1 if it would have been but for ARGV[2], else the seconds until there may be another.
 
 local limit, window = ARGV[1], 60 * 1000000
 

@@ -160,6 +160,13 @@ func (s *Server) Subscription(session string) string {
 	return must(s.sessions, session).subscription
 }
 
+// Customer returns the ID of the customer who has completed a session.
+func (s *Server) Customer(session string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return must(s.sessions, session).customer
+}
+
 // Renew begins the next period of a subscription, and lets it be paid.
 func (s *Server) Renew(subscription string) []Event { return s.renew(subscription, true) }
 

@@ -127,6 +127,13 @@ func (s *Server) SetAge(age time.Duration) {
 	s.age = age
 }
 
+// Forget forgets all idempotency keys, as Stripe does after a day or later.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.replays)
+}
+
 // Requests returns the requests so far, refused ones too.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
