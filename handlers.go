@@ -45,6 +45,7 @@ func (s *server) keyRoutes() []route {
 		signIn     = s.forBrowsers(adminTimeout, s.readPublicBody, s.loadTenant) // the provider takes its time
 		verify     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readVerifyKey), s.loadTenant)
 		holder     = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant)
+		reader     = s.forBrowsers(adminTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant) // waits for its turn
 		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.spareBody, s.readPublicBody, s.loadTenant)
 	)
 	return []route{
@@ -52,7 +53,7 @@ func (s *server) keyRoutes() []route {
 		{"POST /auth/google", signIn, s.signIn(s.google)},
 		{"POST /auth/apple", signIn, s.signIn(s.apple)},
 		{"GET /auth/key", holder, s.showOwnKey},
-		{"GET /auth/usage", holder, s.showOwnUsage},
+		{"GET /auth/usage", reader, s.showOwnUsage},
 		{"/auth/verify", verify, s.verify}, // any method: some proxies forward the client's own
 		{"POST /tokens/consume", holderBody, s.consume},
 		{"POST /tokens/holds", holderBody, s.hold},

@@ -18,8 +18,11 @@ func TestTurnsOfTenants(t *testing.T) {
 	defer listener.Close()
 	s := &service{url: listener.URL, log: log}
 	id, other := newTenant(t, 1), newTenant(t, 1)
+	const days = "/usage?from=2026-11-01&to=2026-11-02"
+	key, second := s.login(t, id), s.login(t, id)
+	keys := map[string]string{id: key, other: s.login(t, other)}
 	paths := func(id string) []string {
-		return []string{"/" + id + "/admin/keys?userId=u", "/" + id + "/admin/usage?from=2026-11-01&to=2026-11-02"}
+		return []string{"/" + id + "/admin/keys?userId=u", "/" + id + "/admin" + days, "/" + id + "/admin/keys/" + keys[id] + days}
 	}
 	end, ok := server.turns.Take(id, 0)
 	if !ok {
@@ -38,6 +41,13 @@ func TestTurnsOfTenants(t *testing.T) {
 		s.admin(t, "GET", path, "").want(t, 200, "")
 	}
 	s.admin(t, "GET", "/"+id+"/admin/config", "").want(t, 200, "")
+	own := func(key string) reply { return s.do(t, "GET", "/"+id+"/auth"+days, "", bearer(key)) }
+	own(key).want(t, 200, "") // holders of keys wait for nobody else
+	endOwn, _ := server.turns.Take(id+" "+key, 0)
+	own(key).wantError(t, 429, "Too Many Requests")
+	own(second).want(t, 200, "")
+	endOwn()
+	own(key).want(t, 200, "")
 	end()
 	for range 2 { // they give it back
 		for _, path := range paths(id) {
