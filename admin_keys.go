@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -268,7 +269,7 @@ func (s *server) updateKey(w http.ResponseWriter, r *http.Request, info *request
 		setReplayed(w.Header())
 	} else {
 		if change.addTokens != nil {
-			s.usage.add(info.tenant, usageEvent{key: key, granted: max(*change.addTokens, 0)})
+			s.usage.add(info.tenant, usageEvent{key: cmp.Or(k.sharesWith, key), granted: max(*change.addTokens, 0)})
 		}
 		s.audit(info, info.tenantID, "changed the key %s%s", keyName(key), because(reason))
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -390,22 +389,14 @@ func (s *store) Usage(deadline time.Time, t *tenant, first int64, n int) ([]*day
 		func(fields map[string]string) bool { return fields["generation"] == t.generation })
 }
 
-// KeyUsage returns the counts of t's API key on each of n days from the day first on. Errors: ErrNoKey, ErrMalformed,
-// ErrUnavailable.
+// KeyUsage returns the counts of the API key of t that has the balance of key, on each of n days from the day first on.
+// Errors: ErrNoKey, ErrMalformed, ErrUnavailable.
 func (s *store) KeyUsage(deadline time.Time, t *tenant, key string, first int64, n int) ([]*dayUsage, error) {
-	of, err := redis.Strings(s.redis.Read(deadline, "HMGET", apiKeyRedisKey(key), "tenantId", "generation", "first",
-		"sharesFirst"))
-	if err == nil && (len(of) != 4 || of[0] != t.id || of[1] != t.generation) {
-		err = ErrNoKey
-	}
-	if err == nil && of[3] != "" { // the usage is that of the key with which it shares, if that exists
-		_, err = s.Key(deadline, t, key)
-	}
+	b, err := s.Buyer(deadline, t, key)
 	if err != nil {
-		return nil, withTenant(err, "read the usage of an API key", t)
+		return nil, err
 	}
-	name := cmp.Or(of[3], of[2], key)
-	return s.readUsage(deadline, t, first, n, func(day int64) string { return keyUsageRedisKey(name, day) },
+	return s.readUsage(deadline, t, first, n, func(day int64) string { return keyUsageRedisKey(b.first, day) },
 		func(map[string]string) bool { return true })
 }
 

@@ -723,6 +723,42 @@ func TestUsageKeyBoundsInRedis(t *testing.T) {
 	}
 }
 
+// What is used with a key that shares a balance, or with the former name of a key in its grace, is that of the key that
+// has the balance.
+func TestUsageOfSharedBalances(t *testing.T) {
+	t.Parallel()
+	first, p, s := today(), providertest.New(t), newService(t)
+	g := s.gatewayTest(t, p, strings.Replace(textConfig(1000, endpointJSON(p, "chat", chatPath, "")),
+		`"user_groups":{`, `"user_groups":{"pro":{"tokens":5000},`, 1))
+	tenant, key := "/"+g.tenant, s.issue(t, g.tenant, `"userId":"u","group":"pro"`)
+	sharing := s.issue(t, g.tenant, `"sharesWith":"`+key+`"`)
+	g.key = sharing
+	s.consume(t, g.tenant, key, `{"tokens":10}`).want(t, 200, "")
+	s.consume(t, g.tenant, sharing, `{"tokens":20}`).want(t, 200, "")
+	hold := s.do(t, "POST", tenant+"/tokens/holds", `{"tokens":100}`, bearer(sharing)).text(t, "holdId")
+	s.do(t, "POST", tenant+"/tokens/holds/"+hold+"/settle", `{"tokens":40}`, bearer(sharing)).want(t, 200, "")
+	s.admin(t, "PATCH", tenant+"/admin/keys/"+sharing, `{"addTokens":100}`).want(t, 200, "")
+	if err := g.call(t, chatPath, `{"max_tokens":9}`).is(200); err != nil {
+		t.Fatal(err)
+	}
+	rotated := s.admin(t, "POST", tenant+"/admin/keys/"+key+"/rotate", `{"graceSeconds":600}`).text(t, "apiKey")
+	s.consume(t, g.tenant, key, `{"tokens":3}`).want(t, 200, "")
+	s.consume(t, g.tenant, sharing, `{"tokens":4}`).want(t, 200, "")
+	want := keyUsageBody{
+		Requests: 6, InputTokens: 11, OutputTokens: 7, TokensCharged: 10 + 20 + 40 + requestCost + 3 + 4, TokensGranted: 5100,
+		ByModel: map[string]endpointUsage{
+			"m": {Requests: 1, InputTokens: 11, CachedInputTokens: 5, OutputTokens: 7, TokensCharged: requestCost},
+		},
+	}
+	for _, name := range []string{key, sharing, rotated} {
+		s.wantKeyUsage(t, tenant+"/auth/usage", first, want, name)
+		s.wantKeyUsage(t, tenant+"/admin/keys/"+name+"/usage", first, want, testAdminToken)
+	}
+	s.wantUserUsage(t, g.tenant, first, "", fmt.Sprintf(`[{"userId":"u","requests":6,"tokensCharged":%d}]`, want.TokensCharged))
+	s.admin(t, "DELETE", tenant+"/admin/keys/"+rotated, "").want(t, 204, "")
+	s.do(t, "GET", usagePath(tenant+"/auth/usage", first), "", bearer(sharing)).wantError(t, 401, "Unauthorized")
+}
+
 // A session counts for the key that pays, by whatever name.
 func TestKeyUsageOfSessions(t *testing.T) {
 	t.Parallel()
