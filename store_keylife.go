@@ -380,7 +380,7 @@ func (s *store) receiver(deadline time.Time, t *tenant, c checkout) (r receiver,
 			break
 		}
 		var next receiver
-		if next, err = s.oldestKey(deadline, t, c.userID); next.key == "" || next.first == c.first {
+		if next, err = s.oldestKey(deadline, t, c.userID); next.key == "" || err != nil {
 			return next, err
 		}
 		if r.first, err = s.swap(deadline, chosen, r.first, next.first); r.first == next.first {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -747,6 +749,59 @@ var lostReceivers = []receiverTest{
 			t.Errorf("got %+v", got)
 		}
 	}},
+	{"many that are gone", func(t *testing.T, b *buying) {
+		key := b.issue(t, "free", 1)
+		b.revoke(t, b.key)
+		index := []any{userKeysByTimeRedisKey(b.tn.id, "u")}
+		for i := range 1100 {
+			index = append(index, 1, fmt.Sprintf("user_%08d-2222-4333-8444-555555555555", i))
+		}
+		b.r.Do(t, "ZADD", index...)
+		if got, err := b.tryGrant(b.st, pack("1", 100)); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		b.grant(t, pack("1", 100))
+		b.want(t, key, 101, "free")
+	}},
+	{"signed in again", func(t *testing.T, b *buying) {
+		who := signInIdentity{tenant: b.tn, userID: "google:s", group: "free", tokens: 5}
+		keys := make([]string, 2)
+		for i := range keys {
+			got, err := b.st.SignIn(in(10*time.Second), who, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if keys[i] = got.key; i == 0 {
+				b.revoke(t, got.key)
+			}
+		}
+		b.c.first, b.c.userID = keys[0], who.userID
+		b.grant(t, pack("1", 100))
+		b.want(t, keys[1], 100, "free")
+	}},
+	{"in its grace", func(t *testing.T, b *buying) { // its former name is that of a key that shares with it
+		present := b.rotate(t, b.key)
+		b.r.Do(t, "HSET", apiKeyRedisKey(b.key), "tenantId", b.tn.id, "first", b.key, "sharesWith", present, "sharesFirst", b.key)
+		b.grant(t, pack("1", 100))
+		b.r.Do(t, "DEL", currentRedisKey(b.key)) // which an earlier version does not write
+		b.grant(t, invoice(1))
+		b.want(t, present, 205, "basic")
+		shares := receiver{first: b.key, key: b.key} // found before the rotation
+		g := invoice(2)
+		if got, err := b.st.runGrant(in(10*time.Second), b.tn, b.c, g, shares, g.facts(b.c)); err != nil || got[0] != "gone" {
+			t.Errorf("granted to the former name: %q, %v", got, err)
+		}
+		keys := []string{apiKeyRedisKey(b.key), holdsRedisKey(b.key), paidRedisKey(b.key, "cs_1")}
+		args := []any{"", 100, "", 0, 1, "ch_1"}
+		if got, err := b.st.runPaid(in(10*time.Second), b.tn, reverseScript, b.key, keys, args); err != nil || got[0] != "gone" {
+			t.Errorf("taken from the former name: %q, %v", got, err)
+		}
+		got, err := b.st.redis.Eval(in(10*time.Second), subscriptionScript, keys[:1],
+			append([]any{b.tn.id, ""}, (&subscriptionState{id: "sub_1", ended: true}).args(shares)...)...)
+		if text, _ := got.([]byte); string(text) != "gone" {
+			t.Errorf("set for the former name: %q, %v", text, err)
+		}
+	}},
 	{"no user", func(t *testing.T, b *buying) {
 		b.revoke(t, b.key)
 		b.c.userID = ""
@@ -780,10 +835,19 @@ func TestPaidRecordsStay(t *testing.T) {
 	r := singleRedis(t)
 	b := newBuying(t, r, newTestStore(t, r), "free", 5)
 	b.grant(t, pack("1", 100))
-	b.grant(t, grant{id: "in_1", at: paidAt, add: 1, state: &subscriptionState{id: "sub_1", group: "basic"}})
+	b.grant(t, invoice(1))
 	b.takeStep(t, ":ended", "")
 	b.revoke(t, b.rotate(t, b.key))
-	for _, id := range []string{"cs_1", "pi_1", "in_1", "sub_1"} {
+	other := b.issue(t, "free", 5)
+	for _, id := range []string{"2", "3"} {
+		b.grant(t, pack(id, 100))
+		r.Do(t, "PEXPIRE", receiverRedisKey(b.key), 1_000_000)
+	}
+	b.grant(t, pack("4", 100))
+	if days := float64(r.Int(t, "PTTL", paidRedisKey(other, "cs_4"))) / 86400e3; days > 400 || days < 399 {
+		t.Errorf("that of the other key lives for another %f days", days)
+	}
+	for _, id := range []string{"cs_1", "pi_1", "in_1", "sub_1", "cs_4", "pi_4", "receiver"} {
 		if days := float64(r.Int(t, "PTTL", paidRedisKey(b.key, id))) / 86400e3; days > 400 || days < 399 {
 			t.Errorf("%s lives for another %f days", id, days)
 		}
@@ -889,4 +953,31 @@ func TestPaymentsOfFormerTenant(t *testing.T) {
 	if list.want(t, 200, ""); strings.Count(list.body, "cs_1") != 1 {
 		t.Errorf("got %s", list.body)
 	}
+}
+
+// A payment that is found to be nobody's while somebody else assigns it is in the list once, as assigned.
+func TestAssignedMeanwhile(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate { return redistest.Pass })
+	slow := newTestStoreAt(t, proxy.URL)
+	b := newBuying(t, r, newTestStore(t, r), "free", 0)
+	b.revoke(t, b.key)
+	var once sync.Once
+	key := ""
+	proxy.OnRequest(func(request []byte) redistest.Fate {
+		if bytes.Contains(request, []byte(`"unassigned":true`)) { // it is listed
+			once.Do(func() {
+				key = b.issue(t, "free", 0)
+				b.grant(t, pack("1", 100))
+			})
+		}
+		return redistest.Pass
+	})
+	got, err := b.tryGrant(slow, pack("1", 100))
+	if err != nil || got.unassigned || !got.replayed || got.key != key {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	b.want(t, key, 100, "free")
+	b.wantList(t, "payment cs_1 +100")
 }
