@@ -55,9 +55,11 @@ func TestReadEvent(t *testing.T) {
 		newShape + "invoice.paid": {ID: "evt_3new", Kind: InvoicePaid, Invoice: &Invoice{
 			ID: "in_1New", IsPaid: true, BillingReason: "subscription_cycle", Customer: "cus_Q1", Subscription: "sub_1New",
 			AmountPaid: 2000, Currency: "eur", Metadata: ours, Lines: []Line{
-				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, Start: start, End: end},
+				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, Start: start, End: end, OfSubscription: true},
 				{ID: "il_2", Price: "price_basic", Quantity: 1, Amount: -333, Start: before, End: start, IsProration: true},
-				{ID: "il_3", Price: "price_premium", Quantity: 1, Amount: 700, Start: before, End: start, IsProration: true},
+				{
+					ID: "il_3", Price: "price_premium", Quantity: 1, Amount: 700, Start: before, End: start, OfSubscription: true, IsProration: true,
+				},
 				{ID: "il_4", Price: "price_setup", Quantity: 1, Amount: 500, Start: start, End: start},
 				{ID: "il_5", Quantity: 1, Amount: -867, Start: start, End: start},
 			},
@@ -65,7 +67,7 @@ func TestReadEvent(t *testing.T) {
 		oldShape + "invoice.paid": {ID: "evt_3old", IsLive: true, Kind: InvoicePaid, Invoice: &Invoice{
 			ID: "in_1Old", IsPaid: true, BillingReason: "subscription_create", Customer: "cus_Q1", Subscription: "sub_1Old",
 			AmountPaid: 2000, Currency: "eur", Metadata: ours, MoreLines: true, Lines: []Line{
-				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, Start: start, End: end},
+				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, Start: start, End: end, OfSubscription: true},
 				{ID: "il_2", Price: "price_basic", Quantity: 1, Amount: -333, Start: before, End: start, IsProration: true},
 				{ID: "il_3", Quantity: 1, Amount: 333, Start: start, End: start},
 			},

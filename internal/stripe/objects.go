@@ -179,6 +179,9 @@ type Line struct {
 	Amount     int64  // in the smallest unit of the invoice's currency; negative for what is given back
 	Start, End time.Time
 
+	// OfSubscription says that the line is what an item of a subscription costs. Others were added to the invoice.
+	OfSubscription bool
+
 	// IsProration says that the line charges or gives back a part of a period, since the subscription has changed within
 	// it. What a whole period costs is in a line that is no proration.
 	IsProration bool
@@ -189,7 +192,7 @@ type Line struct {
 func line(l *Line) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		l.Quantity = 1
-		var saysProration, ofSubscription bool
+		var saysProration bool
 		proration := func(wrong *strict.Problems, value []byte) bool {
 			saysProration = true
 			return strict.Bool(&l.IsProration)(wrong, value)
@@ -207,7 +210,7 @@ func line(l *Line) strict.Rule {
 			"parent": orNull(object(strict.Rules{
 				"invoice_item_details": orNull(details),
 				"subscription_item_details": orNull(func(wrong *strict.Problems, value []byte) bool {
-					ofSubscription = true
+					l.OfSubscription = true
 					return details(wrong, value)
 				}),
 			})),
@@ -216,10 +219,11 @@ func line(l *Line) strict.Rule {
 			// Before. A plan has the same ID as its price, and is alone before 2020.
 			"type": strict.String(&kind), "proration": proration, "price": orNull(price), "plan": orNull(price),
 		}, "id", "amount", "period")(wrong, value)
+		l.OfSubscription = l.OfSubscription || kind == "subscription"
 		switch {
 		case !ok:
 			return false
-		case l.Price == "" && (ofSubscription || kind == "subscription"):
+		case l.Price == "" && l.OfSubscription:
 			return wrong.AddMember("pricing", "must have a price")
 		case l.Price != "" && !saysProration:
 			return wrong.AddMember("parent", "must say whether it is a proration")
