@@ -28,6 +28,7 @@ const (
 	publicBodyMemory  = 16 << 20
 	adminBodyMemory   = 64 << 20
 	gatewayBodyMemory = 256 << 20 // also of providers' responses
+	webhookBodyMemory = 8 * maxBodyBytes
 )
 
 // A large body of a request to the gateway may take as long as it needs at minUploadRate bytes a second, on average,
@@ -45,13 +46,14 @@ var (
 )
 
 // bodyPools are the pools of memory for bodies.
-type bodyPools struct{ public, admin, gateway *fairpool.Pool }
+type bodyPools struct{ public, admin, gateway, webhook *fairpool.Pool }
 
 func newBodyPools(tenantShare float64) bodyPools {
 	return bodyPools{
 		public:  fairpool.New(publicBodyMemory, 1), // of client addresses, without tenants
 		admin:   fairpool.New(adminBodyMemory, tenantShare),
 		gateway: fairpool.New(gatewayBodyMemory, tenantShare),
+		webhook: fairpool.New(webhookBodyMemory, 1), // of client addresses, without tenants
 	}
 }
 
@@ -61,6 +63,7 @@ func (s *server) writePools(p *telemetry.Page) {
 	pools["public_bodies"], pools["admin_bodies"], pools["gateway_bodies"] =
 		s.bodies.public.Stats(), s.bodies.admin.Stats(), s.bodies.gateway.Stats()
 	pools["stripe"] = s.stripeCalls.Stats()
+	pools["webhook_bodies"], pools["webhooks"] = s.bodies.webhook.Stats(), s.webhooks.Stats()
 	names := slices.Sorted(maps.Keys(pools))
 	p.Family("pool_size", "gauge", "What all requests may take of a pool together.")
 	for _, name := range names {
@@ -128,6 +131,27 @@ func (s *server) readGatewayBody(w http.ResponseWriter, r *http.Request, info *r
 	connlimit.Admit(r.Context())
 	r.Body = &uploadReader{ReadCloser: r.Body, client: http.NewResponseController(w), start: time.Now()}
 	return readBody(w, r, info, gateway.FreeBodyBytes, limit)
+}
+
+// withoutBody returns a step that does what check does. If that refuses a request, the response is sent at once, and
+// its body is not read.
+func withoutBody(check step) step {
+	return func(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+		err := check(w, r, info)
+		if err != nil && r.ContentLength != 0 {
+			endUnread(w)
+		}
+		return err
+	}
+}
+
+// readWebhookBody is the step that reads the body of a webhook. Anybody can send one with some signature, so the share
+// is that of a client address, and the first bytes, which nearly all events fit into, need no room in the pool. Errors
+// are those of readBody: 503 for a body that finds no room.
+func (s *server) readWebhookBody(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	address := clientip.Of(r, s.options.trustedProxies)
+	info.memory = s.bodies.webhook.Claim(address, address)
+	return readBody(w, r, info, gateway.FreeBodyBytes, maxBodyBytes)
 }
 
 // readBody reads the request's body, of at most limit bytes. Those beyond the first free take memory of info.memory as

@@ -49,6 +49,17 @@ func (s *service) awaitUsed(t testing.TB, pool string, want float64) {
 	})
 }
 
+// awaitAtLeast waits until at least as much of a pool is used.
+func (s *service) awaitAtLeast(t testing.TB, pool string, want float64) {
+	t.Helper()
+	waittest.Eventually(t, 10*time.Second, func() error {
+		if got := s.used(t, pool); got < want {
+			return fmt.Errorf("%v of the pool %s are used, want %v", got, pool, want)
+		}
+		return nil
+	})
+}
+
 // wait begins n calls that wait for the provider, each on a connection of its own.
 func (g *gatewayTest) wait(t testing.TB, n int, path, body string) (connections []net.Conn) {
 	t.Helper()

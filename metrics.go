@@ -13,6 +13,7 @@ import (
 
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
+	"tollgate/internal/stripe"
 	"tollgate/internal/telemetry"
 )
 
@@ -61,6 +62,7 @@ type tenantMetrics struct {
 	tokensCharged atomic.Uint64 // may wrap, which Prometheus takes for a restart
 	refused       [len(refusals)]atomic.Int64
 	cached        [len(cacheResults)]atomic.Int64
+	payments      [len(eventNames)][len(eventResults)]atomic.Int64
 }
 
 // cacheResults has the name of each result of the response cache.
@@ -85,6 +87,32 @@ const (
 var refusals = [...]string{
 	refusedKey: "key", refusedBalance: "balance", refusedRate: "rate", refusedIdempotencyKey: "idempotency_key",
 	refusedGroup: "group",
+}
+
+// An eventResult is what came of a webhook.
+type eventResult int
+
+const (
+	eventDone     eventResult = iota
+	eventReplayed             // it was done before
+	eventIgnored              // nothing is to be done
+	eventRefused              // it is not Stripe's, or not for this account
+	eventFailed               // it is not understood, or Stripe refuses to say more
+	eventDelayed              // Redis or Stripe does not respond, or another event must come first
+)
+
+// eventResults has the name of each result.
+var eventResults = [...]string{
+	eventDone: "done", eventReplayed: "replayed", eventIgnored: "ignored", eventRefused: "refused",
+	eventFailed: "failed", eventDelayed: "delayed",
+}
+
+// eventNames has the name of each kind of event, and one for what is not read.
+var eventNames = [...]string{
+	stripe.Ignored: "other", stripe.SessionCompleted: "session_completed", stripe.SessionFailed: "session_failed",
+	stripe.InvoicePaid: "invoice_paid", stripe.SubscriptionChanged: "subscription_changed",
+	stripe.SubscriptionDeleted: "subscription_deleted", stripe.ChargeRefunded: "charge_refunded",
+	stripe.DisputeChanged: "dispute_changed",
 }
 
 type issuedLabels struct{ tenant, group string }
@@ -160,6 +188,11 @@ func (m *metrics) refusedCharge(tenantID string, reason refusal) {
 // cacheUsed counts what the response cache did for a tenant that exists.
 func (m *metrics) cacheUsed(tenantID string, result gateway.CacheResult) {
 	m.tenant(tenantID).cached[result].Add(1)
+}
+
+// paymentEvent counts a webhook of a tenant that exists.
+func (m *metrics) paymentEvent(tenantID string, kind stripe.Kind, result eventResult) {
+	m.tenant(tenantID).payments[kind][result].Add(1)
 }
 
 // tenant returns the counters of a tenant, which are those of otherName if there are too many tenants.
@@ -263,6 +296,16 @@ func (m *metrics) writeTenants(p *telemetry.Page) {
 		for i, result := range cacheResults {
 			if n := tenants[name].cached[i].Load(); n > 0 {
 				p.Sample("gateway_cache_total", float64(n), "tenant", name, "result", result)
+			}
+		}
+	}
+	p.Family("payment_events_total", "counter", "Webhooks of Stripe with a signature of now, and what came of them.")
+	for _, name := range names {
+		for kind, event := range eventNames {
+			for result, count := range eventResults {
+				if n := tenants[name].payments[kind][result].Load(); n > 0 {
+					p.Sample("payment_events_total", float64(n), "tenant", name, "event", event, "result", count)
+				}
 			}
 		}
 	}

@@ -17,27 +17,29 @@ import (
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
+	"tollgate/internal/stripe"
 	"tollgate/internal/telemetry"
 )
 
 // requestInfo is the state of one request. Each step of its route adds to it.
 type requestInfo struct {
-	id       string          // X-Request-Id
-	start    time.Time       // when the header was read
-	deadline time.Time       // of all calls of the store
-	format   *llmwire.Format // of the responses of a route of the gateway; else nil
-	apiKey   string          // has a valid form; set by readAPIKey and readSDKKey
-	actor    actor           // set by requireOperator and requireAdmin
-	tenantID string          // of a tenant that exists; set by loadTenant and requireTenant
-	tenant   *tenant         // set with tenantID; its config is nil if it is broken, which loadTenant refuses
-	group    string          // of the API key; set by requireKey
-	hops     string          // of a request to forward: its loopHeader; set by refuseLoop
-	body     []byte          // set by the steps that read it
-	memory   *fairpool.Claim // for body, and what a provider responds; nil on routes without a body
-	place    *fairpool.Claim // among the requests that wait for a provider; nil on other routes than theirs
-	outcome  gateway.Outcome // filled in by relay and openSession; its Endpoint is "" on other routes
-	session  *sessionAccount // that a session is paid from; nil on other routes
-	run      func()          // carries the session that was opened to its end; nil: none was
+	id        string            // X-Request-Id
+	start     time.Time         // when the header was read
+	deadline  time.Time         // of all calls of the store
+	format    *llmwire.Format   // of the responses of a route of the gateway; else nil
+	apiKey    string            // has a valid form; set by readAPIKey and readSDKKey
+	actor     actor             // set by requireOperator and requireAdmin
+	tenantID  string            // of a tenant that exists; set by loadTenant and requireTenant
+	tenant    *tenant           // set with tenantID; its config is nil if it is broken, which loadTenant refuses
+	group     string            // of the API key; set by requireKey
+	hops      string            // of a request to forward: its loopHeader; set by refuseLoop
+	signature *stripe.Signature // of a webhook; set by readSignature
+	body      []byte            // set by the steps that read it
+	memory    *fairpool.Claim   // for body, and what a provider responds; nil on routes without a body
+	place     *fairpool.Claim   // among the requests that wait for a provider; nil on other routes than theirs
+	outcome   gateway.Outcome   // filled in by relay and openSession; its Endpoint is "" on other routes
+	session   *sessionAccount   // that a session is paid from; nil on other routes
+	run       func()            // carries the session that was opened to its end; nil: none was
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.

@@ -37,6 +37,7 @@ type server struct {
 	gateway        *gateway.Gateway
 	stripe         *stripe.Client
 	stripeCalls    *fairpool.Pool // requests that wait for Stripe
+	webhooks       *fairpool.Pool // those of Stripe that ask it something
 	handler        http.Handler   // serves all routes
 	resources      []string       // paths of the gateway's routes, below /v1/, without those that have an ID
 	nearCapacity   func() bool    // reports whether connections are scarce
@@ -90,6 +91,7 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		guesses:        bearertoken.NewGuesses(log),
 		processID:      rand.Text()[:13],
 		bodies:         newBodyPools(options.gateway.TenantShare),
+		webhooks:       fairpool.New(maxWebhooks, options.gateway.TenantShare),
 		google: &signInProvider{idtoken.Google(options.googleKeysURL, log), "google", "Google",
 			"google_oauth", "google_logged_in"},
 		apple: &signInProvider{idtoken.Apple(options.appleKeysURL, log), "apple", "Apple",

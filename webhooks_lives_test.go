@@ -1,0 +1,497 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tollgate/internal/redistest"
+	"tollgate/internal/stripe"
+	"tollgate/internal/stripetest"
+	"tollgate/internal/waittest"
+)
+
+// These tests deliver what happens in the lives of payments, in every order and repetition, to two processes whose
+// connections to Redis break. Whatever comes when, the balance and the group end the same.
+
+// A market is two processes with a tenant that sells.
+type market struct {
+	*payTest
+	processes []*service
+	store     *store // whose connections do not break
+	tn        *tenant
+	cut       atomic.Int64 // counts replies of Redis down to 0: there, the connection breaks
+}
+
+func newMarket(t *testing.T, members string) *market {
+	t.Helper()
+	m := new(market)
+	redis := singleRedis(t)
+	proxy := redistest.NewProxy(t, redis, func([]byte) redistest.Fate {
+		if m.cut.Load() > 0 && m.cut.Add(-1) == 0 {
+			return redistest.Cut
+		}
+		return redistest.Pass
+	})
+	fake := stripetest.New(t)
+	m.processes = newServices(t, "REDIS_URL="+proxy.URL, "STRIPE_API_URL="+fake.URL, "SEED=false")
+	m.payTest = &payTest{m.processes[0], fake, newTenantIn(t, redis, payConfig(members))}
+	m.store = newTestStore(t, redis)
+	m.tn = m.store.wantTenant(t, m.tenant)
+	return m
+}
+
+// A life is what happens to one API key, and what must come of it.
+type customer struct {
+	*market
+	t          testing.TB
+	rand       *rand.Rand
+	key, user  string
+	group      string // in which the key must end
+	want       int64  // the balance with which it must end
+	all        []stripetest.Event
+	left       []stripetest.Event // those that no process has responded to with 200
+	references []string           // of the checkouts
+	once       string             // see checkOutOnce
+	early      bool               // deliver events while others are to happen
+}
+
+// newCustomer begins a life. seed decides what is left to chance.
+func (m *market) newCustomer(t testing.TB, seed uint64) *customer {
+	t.Helper()
+	l := &customer{market: m, t: t, rand: rand.New(rand.NewPCG(seed, 26)), group: "start", want: 1000}
+	l.user = fmt.Sprintf("u%d", seed)
+	k, err := m.store.NewKey(in(10*time.Second), m.tn, apiKey{
+		group: l.group, userID: l.user, createdAt: time.Now(), tokensLeft: l.want,
+	}, idempotentRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.key = k.key
+	m.stripe.SetOldShape(seed%2 == 0)
+	return l
+}
+
+// checkOut makes a Checkout Session, as a user does, and returns its ID.
+func (l *customer) checkOut(mode stripe.Mode, price string, quantity, tokens int64) (session string) {
+	l.t.Helper()
+	reference := fmt.Sprintf("r%d", l.rand.Uint64())
+	l.references = append(l.references, reference)
+	s, err := stripe.NewClient(l.stripe.URL).Account(stripetest.Key).CreateSession(l.t.Context(), "", stripe.Checkout{
+		Mode: mode, Price: price, Quantity: quantity, SuccessURL: "https://app.example.com/ok",
+		Metadata: map[string]string{metadataTenant: l.tenant, metadataReference: reference},
+	})
+	if err == nil {
+		err = l.store.SaveCheckout(in(10*time.Second), l.tn, reference, checkout{first: l.key, userID: l.user, price: price, tokens: tokens})
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return s.ID
+}
+
+// happen takes events that Stripe sends. Some are delivered now, others when all has happened.
+func (l *customer) happen(events []stripetest.Event) {
+	l.t.Helper()
+	l.all, l.left = append(l.all, events...), append(l.left, events...)
+	for l.early && len(l.left) > 0 && l.rand.IntN(3) > 0 {
+		l.shuffle()
+		l.deliver(l.rand.IntN(len(l.left)))
+	}
+}
+
+func (l *customer) shuffle() {
+	l.rand.Shuffle(len(l.left), func(i, j int) { l.left[i], l.left[j] = l.left[j], l.left[i] })
+}
+
+// deliver sends the first n events at the same time, each one to three times, to both processes. An event that is
+// responded to with 200 at least once is done; Stripe does not send it again.
+func (l *customer) deliver(n int) {
+	l.t.Helper()
+	done := make([]atomic.Bool, n)
+	var sending sync.WaitGroup
+	for i, event := range l.left[:n] {
+		header := signed(event.Body, time.Now(), stripetest.Secret)
+		for range 1 + l.rand.IntN(3) {
+			process := l.processes[l.rand.IntN(2)]
+			sending.Go(func() {
+				switch got, err := process.send("POST", "/"+l.tenant+webhookPath, string(event.Body), header); {
+				case err != nil || got.status != 200 && got.status != 503:
+					l.t.Errorf("%s: %v, got %d %s", event.Body, err, got.status, got.body)
+				case got.status == 200:
+					done[i].Store(true)
+				}
+			})
+		}
+	}
+	sending.Wait()
+	for i := range slices.Backward(done) {
+		if done[i].Load() {
+			l.left = slices.Delete(l.left, i, i+1)
+		}
+	}
+}
+
+// end delivers what is left, one event after the other or some at a time, until all is done, and then all again. What
+// was delivered while Redis did not respond, or before its payment, comes again later.
+func (l *customer) end(atATime int) {
+	l.t.Helper()
+	for again := range 2 {
+		err := waittest.Until(20*time.Second, func() error {
+			waiting := l.left
+			l.left = nil
+			for len(waiting) > 0 {
+				n := min(len(waiting), atATime)
+				l.left = append(slices.Clone(waiting[:n]), l.left...)
+				l.deliver(n)
+				waiting = waiting[n:]
+			}
+			if len(l.left) > 0 {
+				return fmt.Errorf("%d events are not done, such as %s", len(l.left), l.left[0].Body)
+			}
+			return nil
+		})
+		if err != nil {
+			l.t.Fatalf("%v\n%s", err, l.story())
+		}
+		l.check(again)
+		l.left = slices.Clone(l.all)
+	}
+}
+
+// check compares the key, and the list of payments, with what must have come of the life.
+func (l *customer) check(again int) {
+	l.t.Helper()
+	k, err := l.store.Key(in(10*time.Second), l.tn, l.key)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if k.tokensLeft != l.want || k.group != l.group {
+		l.t.Errorf("delivery %d: the balance is %d in the group %s, want %d in %s\n%s",
+			again+1, k.tokensLeft, k.group, l.want, l.group, l.story())
+	}
+}
+
+// story returns what has happened, in order.
+func (l *customer) story() string {
+	var story strings.Builder
+	for _, event := range l.all {
+		fmt.Fprintf(&story, "%s\n", event.Type)
+	}
+	return story.String()
+}
+
+// What may become of a pack.
+const (
+	paidAtOnce = iota
+	paidLater
+	paidByCoupon
+	paidNever
+	expired
+	waysToPay
+)
+
+// pack buys a pack, and has parts refunded, in cents, and a dispute with states, if it is paid with money.
+func (l *customer) pack(way int, refunds []int64, dispute ...string) {
+	l.t.Helper()
+	const tokens, paid = 2 * 700, 2 * stripetest.UnitAmount
+	session := l.checkOut(stripe.ModePayment, "price_pack", 2, tokens)
+	switch way {
+	case paidAtOnce:
+		l.happen(l.stripe.Pay(session))
+	case paidLater:
+		l.happen(l.stripe.PayLater(session))
+		l.happen(l.stripe.Pay(session))
+	case paidByCoupon:
+		l.happen(l.stripe.PayNothing(session))
+		l.want += tokens
+		return
+	case paidNever:
+		l.happen(l.stripe.PayLater(session))
+		l.happen(l.stripe.Fail(session))
+		return
+	default:
+		l.happen(l.stripe.Expire(session))
+		return
+	}
+	l.want += tokens - l.reverse(session, tokens, paid, refunds, dispute)
+}
+
+// reverse has parts of a payment refunded, and a dispute about it, and returns what that takes of the grant.
+func (l *customer) reverse(of string, granted, paid int64, refunds []int64, dispute []string) (taken int64) {
+	l.t.Helper()
+	refunded, id := int64(0), ""
+	for _, amount := range refunds {
+		l.happen(l.stripe.Refund(of, amount))
+		refunded = min(refunded+amount, paid)
+	}
+	taken = granted * refunded / paid
+	for _, state := range dispute {
+		var events []stripetest.Event
+		if id == "" {
+			id, events = l.stripe.Dispute(of, state)
+		} else {
+			events = l.stripe.SetDispute(id, state)
+		}
+		l.happen(events)
+	}
+	if len(dispute) > 0 {
+		if last := dispute[len(dispute)-1]; last != "won" && !strings.HasPrefix(last, "warning") {
+			taken = granted
+		}
+	}
+	return taken
+}
+
+// A subscribed is a subscription in a life.
+type subscribed struct {
+	*customer
+	session, id, price string
+	quantity           int64
+	failed             bool // a renewal has failed, and was not recovered from
+}
+
+// perPeriod are the tokens and groups of subscriptions' prices.
+var perPeriod = map[string]struct {
+	tokens int64
+	group  string
+}{"price_basic": {500, "basic"}, "price_premium": {3000, "premium"}}
+
+// subscribe buys a subscription, and pays, begins a trial, or pays later.
+func (l *customer) subscribe(price string, quantity int64, way int) *subscribed {
+	l.t.Helper()
+	session := l.checkOut(stripe.ModeSubscription, price, quantity, 0)
+	switch way {
+	case paidLater:
+		l.happen(l.stripe.PayLater(session))
+		l.happen(l.stripe.Pay(session))
+	case paidByCoupon:
+		l.happen(l.stripe.PayNothing(session))
+	default:
+		l.happen(l.stripe.Pay(session))
+	}
+	s := &subscribed{customer: l, session: session, id: l.stripe.Subscription(session), price: price, quantity: quantity}
+	s.paid()
+	return s
+}
+
+// paid notes what a period grants.
+func (s *subscribed) paid() {
+	s.want += perPeriod[s.price].tokens * s.quantity
+	s.group = perPeriod[s.price].group
+}
+
+func (s *subscribed) renew() {
+	s.happen(s.stripe.Renew(s.id))
+	s.paid()
+}
+
+func (s *subscribed) changePlan(price string, quantity int64) {
+	s.happen(s.stripe.ChangePlan(s.id, price, quantity))
+	s.price, s.quantity, s.group = price, quantity, perPeriod[price].group
+}
+
+func (s *subscribed) fail() {
+	s.happen(s.stripe.FailRenewal(s.id))
+	s.failed = true
+}
+
+func (s *subscribed) recover() {
+	s.happen(s.stripe.Recover(s.id))
+	s.failed = false
+	s.paid()
+}
+
+// giveUp lets Stripe give up on a payment that has failed.
+func (s *subscribed) giveUp() {
+	s.happen(s.stripe.SetStatus(s.id, "unpaid"))
+	s.group = s.free()
+}
+
+func (s *subscribed) cancel() {
+	s.happen(s.stripe.Cancel(s.id))
+	s.group = s.free()
+}
+
+// free returns the group of those who do not pay.
+func (s *subscribed) free() string {
+	if free := s.tn.config.payments.freeGroup; free != "" {
+		return free
+	}
+	return "start"
+}
+
+// bill has an invoice with more lines than an event has, of the present price.
+func (s *subscribed) bill(lines int) {
+	s.happen(s.stripe.Invoice(s.id, "manual", slices.Repeat([]stripetest.Line{{Price: s.price, Quantity: 1}}, lines)...))
+	s.want += int64(lines) * perPeriod[s.price].tokens
+}
+
+// live lets things happen by chance.
+func (l *customer) live() {
+	if l.rand.IntN(2) == 0 {
+		var refunds []int64
+		for range l.rand.IntN(3) {
+			refunds = append(refunds, 1+l.rand.Int64N(900))
+		}
+		disputes := [][]string{nil, nil, {"needs_response"}, {"needs_response", "under_review", "won"}, {"needs_response", "lost"},
+			{"warning_needs_response", "warning_closed"}, {"warning_needs_response", "needs_response", "won"}}
+		l.pack(l.rand.IntN(waysToPay), refunds, disputes[l.rand.IntN(len(disputes))]...)
+		if l.rand.IntN(2) == 0 {
+			return
+		}
+	}
+	prices := []string{"price_basic", "price_premium"}
+	for range 1 + l.rand.IntN(4)/3 {
+		s := l.subscribe(prices[l.rand.IntN(2)], 1+l.rand.Int64N(2), l.rand.IntN(3))
+		for range l.rand.IntN(5) {
+			switch step := l.rand.IntN(5); {
+			case s.failed && step < 3:
+				s.recover()
+			case s.failed:
+				s.giveUp()
+				return
+			case step == 0:
+				s.renew()
+			case step == 1:
+				s.changePlan(prices[l.rand.IntN(2)], 1+l.rand.Int64N(3))
+			case step == 2:
+				s.fail()
+			case step == 3:
+				s.bill(15)
+			default:
+				s.happen(l.stripe.CancelAtPeriodEnd(s.id))
+			}
+		}
+		if l.rand.IntN(3) == 0 {
+			return
+		}
+		s.cancel()
+	}
+}
+
+// permutations returns all orders of n numbers.
+func permutations(n int) (all [][]int) {
+	if n == 0 {
+		return [][]int{nil}
+	}
+	for _, shorter := range permutations(n - 1) {
+		for at := range n {
+			all = append(all, slices.Insert(slices.Clone(shorter), at, n-1))
+		}
+	}
+	return all
+}
+
+// TestWebhookOrders delivers the events of short lives in all orders, after all has happened.
+func TestWebhookOrders(t *testing.T) {
+	t.Parallel()
+	m := newMarket(t, `"free_group":"free"`)
+	seed := uint64(0)
+	for name, happen := range map[string]func(l *customer){
+		"a subscription": func(l *customer) { l.subscribe("price_basic", 2, paidAtOnce).cancel() },
+		"one that lasts": func(l *customer) {
+			s := l.subscribe("price_basic", 1, paidAtOnce)
+			s.changePlan("price_premium", 1)
+			s.renew()
+		},
+		"one that fails": func(l *customer) { s := l.subscribe("price_premium", 1, paidAtOnce); s.fail(); s.recover() },
+		"another": func(l *customer) {
+			l.subscribe("price_premium", 1, paidAtOnce).cancel()
+			l.subscribe("price_basic", 1, paidLater)
+		},
+		"a refunded pack":   func(l *customer) { l.pack(paidLater, []int64{100, 500}) },
+		"a disputed pack":   func(l *customer) { l.pack(paidAtOnce, []int64{700}, "needs_response", "won") },
+		"a lost pack":       func(l *customer) { l.pack(paidAtOnce, []int64{700}, "needs_response", "lost") },
+		"a pack not wanted": func(l *customer) { l.pack(paidNever, nil); l.pack(expired, nil) },
+	} {
+		for _, order := range permutations(4) {
+			seed++
+			l := m.newCustomer(t, seed)
+			happen(l)
+			l.inOrder(order)
+			l.end(1)
+			if t.Failed() {
+				t.Fatalf("%s, in the order %v", name, order)
+			}
+		}
+	}
+}
+
+// inOrder puts those events that do something into an order, which is that of the first ones; others follow.
+func (l *customer) inOrder(order []int) {
+	isIdle := func(e stripetest.Event) bool {
+		return e.Type == "invoice.payment_succeeded" || e.Type == "invoice.payment_failed" ||
+			e.Type == "checkout.session.completed" && strings.Contains(string(e.Body), `"mode":"subscription"`)
+	}
+	events := slices.DeleteFunc(slices.Clone(l.left), isIdle)
+	for len(events) < len(order) {
+		events = append(events, events[len(events)-1])
+	}
+	l.left = l.left[:0]
+	for _, i := range order {
+		l.left = append(l.left, events[i])
+	}
+	l.left = append(l.left, events[len(order):]...)
+}
+
+// TestWebhookCrashes breaks the connections to Redis after each of the replies in a life.
+func TestWebhookCrashes(t *testing.T) {
+	t.Parallel()
+	m := newMarket(t, "")
+	reply := int64(0)
+	for ended := false; !ended; {
+		reply++
+		l := m.newCustomer(t, uint64(reply))
+		l.pack(paidAtOnce, []int64{300, 400}, "needs_response", "won")
+		s := l.subscribe("price_basic", 1, paidAtOnce)
+		s.changePlan("price_premium", 1)
+		s.renew()
+		s.cancel()
+		m.cut.Store(reply)
+		l.end(1)
+		ended = m.cut.Swap(0) > 0
+		if t.Failed() {
+			t.Fatalf("after reply %d", reply)
+		}
+	}
+	if reply < 20 {
+		t.Errorf("there were only %d replies", reply)
+	}
+}
+
+// TestWebhookLives lets things happen by chance, and delivers the events meanwhile and later in any order, several at a
+// time, while connections to Redis break.
+func TestWebhookLives(t *testing.T) {
+	t.Parallel()
+	lives := uint64(500)
+	if brief() {
+		lives = 40
+	}
+	const markets = 4
+	for i := range uint64(markets) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			m := newMarket(t, []string{"", `"free_group":"free"`}[i%2])
+			for seed := i; seed < lives; seed += markets {
+				l := m.newCustomer(t, seed)
+				l.early = l.rand.IntN(2) == 0
+				if l.rand.IntN(3) == 0 {
+					m.cut.Store(1 + l.rand.Int64N(60))
+				}
+				l.live()
+				l.shuffle()
+				l.end(1 + l.rand.IntN(4))
+				m.cut.Store(0)
+				if t.Failed() {
+					t.Fatalf("seed %d", seed)
+				}
+			}
+		})
+	}
+}
