@@ -9,9 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"tollgate/internal/redistest"
 	"tollgate/internal/stripetest"
 	"tollgate/internal/waittest"
 )
@@ -27,7 +29,7 @@ const sellingMembers = `"api_key":"` + stripetest.Key + `","webhook_secret":"` +
 	"return_urls":["https://app.example.com/shop/"],"prices":{
 		"price_basic":{"group":"stripe_basic"},"price_pack":{"tokens":10000},
 		"price_premium":{"group":"stripe_premium","tokens":7,"reset":true},"price_huge":{"tokens":9007199254740991},
-		"price_none":{"tokens":1}}`
+		"price_none":{"tokens":1},"price_vast":{"group":"free","tokens":9007199254740991}}`
 
 func TestStripeConfig(t *testing.T) {
 	const path = "auth.stripe."
@@ -126,6 +128,7 @@ func TestStripeConfigMeaning(t *testing.T) {
 	want := []price{
 		{"price_basic", "stripe_basic", 5000, false}, {"price_pack", "", 10000, false},
 		{"price_premium", "stripe_premium", 7, true}, {"price_huge", "", maxAmount, false}, {"price_none", "", 1, false},
+		{"price_vast", "free", maxAmount, false},
 	}
 	if !p.isEnabled() || p.freeGroup != "free" || !slices.Equal(p.secrets, []string{stripetest.Secret}) || !slices.Equal(p.prices, want) {
 		t.Errorf("got %+v", p)
@@ -220,7 +223,7 @@ func TestPrices(t *testing.T) {
 	s := newShopTest(t)
 	const want = `{"prices":[{"price":"price_basic","group":"stripe_basic","tokens":5000},{"price":"price_pack","tokens":10000},` +
 		`{"price":"price_premium","group":"stripe_premium","tokens":7},{"price":"price_huge","tokens":9007199254740991},` +
-		`{"price":"price_none","tokens":1}]}`
+		`{"price":"price_none","tokens":1},{"price":"price_vast","group":"free","tokens":9007199254740991}]}`
 	s.do(t, "GET", "/"+s.tenant+"/billing/prices", "").want(t, 200, want)
 	s.do(t, "GET", "/"+s.tenant+"/billing/prices", "x").want(t, 400, "")
 	s.do(t, "GET", "/nobody/billing/prices", "").wantError(t, 400, "Invalid tenant ID")
@@ -327,6 +330,7 @@ func TestCheckoutRefusals(t *testing.T) {
 		{s.key, body("price_pack", `,"quantity":1000000`), 400, "quantity must be a whole number from 1 to 999999"},
 		{s.key, body("price_pack", `,"quantity":1.5`), 400, "quantity must be a whole number from 1 to 999999"},
 		{s.key, body("price_huge", `,"quantity":2`), 400, "quantity is too large: no balance can hold the tokens"},
+		{s.key, body("price_vast", `,"quantity":2`), 400, "quantity is too large: no balance can hold the tokens"},
 		{s.key, `{"price":"price_pack"}`, 400, "successUrl is missing"},
 		{s.key, `{"price":"price_pack","successUrl":"https://app.example.com/shop/"}`, 400, "cancelUrl is missing"},
 		{s.key, body("price_pack", `,"customer":"cus_1"`), 400, "customer is not a known member"},
@@ -355,7 +359,7 @@ func TestCheckoutRefusals(t *testing.T) {
 // Ten checkouts a minute, and a hundred a day, are counted for all processes and all names of a key.
 func TestCheckoutRate(t *testing.T) {
 	s := newShopTest(t)
-	other := newService(t, "STRIPE_API_URL="+s.stripe.URL)
+	other, first := newService(t, "STRIPE_API_URL="+s.stripe.URL), s.key
 	for i := range 10 {
 		if i == 5 {
 			got := s.admin(t, "POST", "/"+s.tenant+"/admin/keys/"+s.key+"/rotate", "")
@@ -369,6 +373,11 @@ func TestCheckoutRate(t *testing.T) {
 	if wait := got.header.Get("Retry-After"); wait == "" || wait == "0" || len(s.stripe.Requests()) != 10 {
 		t.Errorf("Retry-After is %q, and Stripe was asked %d times", wait, len(s.stripe.Requests()))
 	}
+	const sharing = "user_22222222-2222-4333-8444-555555555555" // counts with the key that it shares with
+	testRedis.Do(t, "HSET", "apiKey:"+sharing, "tenantId", s.tenant, "userId", "u-1", "sharesWith", s.key, "sharesFirst", first)
+	s.buy(t, sharing, "price_pack", "").wantError(t, 429, "Too Many Requests")
+	testRedis.Do(t, "DEL", "apiKey:"+sharing)
+
 	key := s.newKey(t)
 	testRedis.Do(t, "SET", "{apiKey:"+key+"}:checkoutDay", "99")
 	s.buy(t, key, "price_pack", "").want(t, 201, "")
@@ -482,6 +491,27 @@ func TestStripeFails(t *testing.T) {
 	far := newService(t, "STRIPE_API_URL=http://127.0.0.1:1")
 	s.service = far
 	s.buy(t, s.newKey(t), "price_pack", "").wantError(t, 503, "Service unavailable")
+}
+
+// The time that Stripe takes is not Redis's, which has a deadline of its own for the record: without that, nobody gets the
+// page.
+func TestCheckoutDeadlines(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	stripe := stripetest.New(t)
+	s := &shopTest{service: newService(t, "REDIS_URL="+r.URL(), "STRIPE_API_URL="+stripe.URL), stripe: stripe, tenant: newTenantID()}
+	s.createTenant(t, s.tenant, stripeConfig(sellingMembers)).want(t, 201, "")
+	s.key = s.newKey(t)
+	stripe.SetConduct(stripetest.Conduct{Before: func(*http.Request) { time.Sleep(2 * publicTimeout) }})
+	s.buy(t, s.key, "price_pack", "").want(t, 201, "")
+
+	stripe.SetConduct(stripetest.Conduct{Before: func(*http.Request) { r.Signal(t, syscall.SIGSTOP) }})
+	began := time.Now()
+	s.buy(t, s.key, "price_pack", "").wantError(t, 503, "Service unavailable")
+	if took := time.Since(began); took > publicTimeout+2*busy {
+		t.Errorf("it took %s", took)
+	}
+	r.Signal(t, syscall.SIGCONT)
 }
 
 // A slow Stripe holds up at most half of the places of one tenant, and lets them go with the clients.
