@@ -359,7 +359,7 @@ func TestCheckoutRefusals(t *testing.T) {
 // Ten checkouts a minute, and a hundred a day, are counted for all processes and all names of a key.
 func TestCheckoutRate(t *testing.T) {
 	s := newShopTest(t)
-	other, first := newService(t, "STRIPE_API_URL="+s.stripe.URL), s.key
+	other := newService(t, "STRIPE_API_URL="+s.stripe.URL)
 	for i := range 10 {
 		if i == 5 {
 			got := s.admin(t, "POST", "/"+s.tenant+"/admin/keys/"+s.key+"/rotate", "")
@@ -373,10 +373,8 @@ func TestCheckoutRate(t *testing.T) {
 	if wait := got.header.Get("Retry-After"); wait == "" || wait == "0" || len(s.stripe.Requests()) != 10 {
 		t.Errorf("Retry-After is %q, and Stripe was asked %d times", wait, len(s.stripe.Requests()))
 	}
-	const sharing = "user_22222222-2222-4333-8444-555555555555" // counts with the key that it shares with
-	testRedis.Do(t, "HSET", "apiKey:"+sharing, "tenantId", s.tenant, "userId", "u-1", "sharesWith", s.key, "sharesFirst", first)
+	sharing := s.issue(t, s.tenant, fmt.Sprintf(`"sharesWith":%q`, s.key)) // counts with the key that it shares with
 	s.buy(t, sharing, "price_pack", "").wantError(t, 429, "Too Many Requests")
-	testRedis.Do(t, "DEL", "apiKey:"+sharing)
 
 	key := s.newKey(t)
 	testRedis.Do(t, "SET", "{apiKey:"+key+"}:checkoutDay", "99")
