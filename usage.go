@@ -25,6 +25,8 @@ const (
 	maxTenantKeys  = 10_000 // of one tenant; and users
 	maxUsageModels = 20_000 // of all keys; further ones are counted as otherName
 
+	usageRowBytes = 256 // of memory that a model or a user of a day takes in a response
+
 	maxNameSteps = 4 // attempts to find the names of a key that was rotated
 
 	dayLayout  = "2006-01-02"
@@ -338,6 +340,7 @@ func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *request
 	if err != nil {
 		return err
 	}
+	info.memory = s.bodies.admin.Claim(info.tenantID, info.actor.tokenHash)
 	return s.respondInTurn(w, info.tenantID, func() (any, error) {
 		days, err := s.store.Usage(info.deadline, info.tenant, q.first, q.n)
 		if err != nil {
@@ -356,6 +359,9 @@ func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *request
 					return nil, err
 				}
 				body[i].ByUser = userUsages(top, kept, d.total)
+				if info.memory.Add(int64(len(top))*usageRowBytes) != nil {
+					return nil, errNoMemory
+				}
 			}
 		}
 		return usageDays[usageBody]{body}, nil
@@ -365,6 +371,7 @@ func (s *server) showUsage(w http.ResponseWriter, r *http.Request, info *request
 // showOwnUsage shows what the API key of the request has used. Its holder waits for that key's turn alone, and keeps no
 // admin waiting.
 func (s *server) showOwnUsage(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	info.memory = s.bodies.gateway.Claim(info.tenantID, info.apiKey)
 	return s.respondWithKeyUsage(w, r, info, info.apiKey, info.tenantID+" "+info.apiKey)
 }
 
@@ -374,10 +381,12 @@ func (s *server) showKeyUsage(w http.ResponseWriter, r *http.Request, info *requ
 	if err != nil {
 		return err
 	}
+	info.memory = s.bodies.admin.Claim(info.tenantID, info.actor.tokenHash)
 	return notFoundForAdmin(s.respondWithKeyUsage(w, r, info, key, info.tenantID))
 }
 
-// respondWithKeyUsage shows what an API key has used, when its turn comes.
+// respondWithKeyUsage shows what an API key has used, when its turn comes. Error: errNoMemory if memory for a long
+// response is short.
 func (s *server) respondWithKeyUsage(w http.ResponseWriter, r *http.Request, info *requestInfo,
 	key, turn string) error {
 	query, err := readQuery(r, "from", "to")
@@ -398,6 +407,9 @@ func (s *server) respondWithKeyUsage(w http.ResponseWriter, r *http.Request, inf
 			body[i] = keyUsageBody{
 				Day: formatDay(q.first + int64(i)), Requests: d.total.requests, TokensCharged: d.total.charged,
 				TokensGranted: d.granted, ByModel: endpointUsages(d.models),
+			}
+			if info.memory.Add(int64(len(d.models))*usageRowBytes) != nil {
+				return nil, errNoMemory
 			}
 			for _, sums := range d.models {
 				body[i].InputTokens = addCount(body[i].InputTokens, sums.input)

@@ -4,16 +4,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"tollgate/internal/fairpool"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
 	"tollgate/internal/waittest"
 )
 
@@ -171,6 +174,53 @@ func TestKeyUsageQuery(t *testing.T) {
 	// What somebody else has written there does no harm.
 	testRedis.Do(t, "SET", "{apiKey:"+key+"}:usage:2026-11-01", "x")
 	s.do(t, "GET", "/"+limited+"/auth/usage"+days, "", bearer(key)).want(t, 500, "")
+}
+
+// Long responses need memory of the pools for bodies.
+func TestUsageMemory(t *testing.T) {
+	t.Parallel()
+	log := new(telemetrytest.Log)
+	server := newBareServer(t, log)
+	listener := httptest.NewServer(server.handler)
+	defer listener.Close()
+	s, id := &service{url: listener.URL, log: log}, newTenant(t, 100)
+	key := s.login(t, id)
+	server.usage.add(server.store.wantTenant(t, id), usageEvent{key: key, endpoint: "e", model: "m", requests: 1})
+	server.usage.write()
+	first := time.Now().UTC().AddDate(0, 0, -1).Format(dayLayout) // it may be midnight
+	paths := map[string]string{
+		"/" + id + "/auth/usage": key, "/" + id + "/admin/keys/" + key + "/usage": testAdminToken, "/" + id + "/admin/usage": testAdminToken,
+	}
+	get := func(path string) reply {
+		query := usagePath(path, first)
+		if strings.HasSuffix(path, "/admin/usage") {
+			query += "&by=user"
+		}
+		return s.do(t, "GET", query, "", bearer(paths[path]))
+	}
+	var taken []*fairpool.Claim
+	for i, pool := range []*fairpool.Pool{server.bodies.admin, server.bodies.gateway, server.bodies.admin, server.bodies.gateway} {
+		claim := pool.Claim(fmt.Sprint(i), "x")
+		claim.SetShare(pool.Stats().Size)
+		if err := claim.Add(pool.Stats().Size / 2); err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, claim)
+	}
+	for path := range paths {
+		get(path).wantError(t, 503, "Service unavailable")
+	}
+	for _, claim := range taken {
+		claim.Release()
+	}
+	for path := range paths {
+		if got := get(path); got.status != 200 || !strings.Contains(got.body, `"requests":1`) {
+			t.Errorf("%s: %d %s", path, got.status, got.body)
+		}
+	}
+	if a, g := server.bodies.admin.Stats().Used, server.bodies.gateway.Stats().Used; a+g > 0 {
+		t.Errorf("%d and %d bytes are kept", a, g)
+	}
 }
 
 // With by=user each day says who was charged most.
