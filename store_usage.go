@@ -329,6 +329,15 @@ func (s *store) AddKeyUsage(deadline time.Time, batch []*keyCount) (replies [][]
 	return replies, err == nil || redisdb.MayHaveRun(err)
 }
 
+// namesIn returns the names of a key that are in a reply of AddKeyUsage. ok is false if there are none, or they are not
+// such as tollgate writes: both are in one slot.
+func (s *store) namesIn(reply []string) (names keyNames, ok bool) {
+	if len(reply) != 2 || !validAPIKey(reply[0]) || !validAPIKey(reply[1]) {
+		return names, false
+	}
+	return keyNames{reply[0], reply[1]}, s.redis.SameSlot(apiKeyRedisKey(reply[0]), apiKeyRedisKey(reply[1]))
+}
+
 // usageWriters returns how many may call AddKeyUsage at a time: in a cluster, where nearly each key has a step of its
 // own, several.
 func (s *store) usageWriters() int {

@@ -27,7 +27,7 @@ const (
 
 	usageRowBytes = 256 // of memory that a model or a user of a day takes in a response
 
-	maxNameSteps = 4 // attempts to find the names of a key that was rotated
+	maxNameSteps = 4 // attempts to find the names of a key that was rotated; after that it counts as gone
 
 	dayLayout  = "2006-01-02"
 	daySeconds = 24 * 60 * 60
@@ -201,7 +201,7 @@ func (u *usageStats) writeKeys(deadline time.Time, counts map[usageDay]*dayUsage
 			waiting = append(waiting, &keyCount{day, name, u.namesOf(name), used})
 		}
 	}
-	for range maxNameSteps {
+	for step := range maxNameSteps {
 		batches := u.store.keyBatches(waiting)
 		replies, written := make([][][]string, len(batches)), make([]bool, len(batches))
 		redisdb.Each(len(batches), u.store.usageWriters(), func(i int) {
@@ -212,18 +212,18 @@ func (u *usageStats) writeKeys(deadline time.Time, counts map[usageDay]*dayUsage
 		waiting = nil
 		for i, batch := range batches {
 			for j, c := range batch {
-				switch {
-				case !written[i]:
-				case len(replies[i][j]) == 2: // its names
-					c.keyNames = keyNames{replies[i][j][0], replies[i][j][1]}
-					u.names[c.counted] = c.keyNames
+				if !written[i] {
+					continue
+				}
+				if names, ok := u.store.namesIn(replies[i][j]); ok && step < maxNameSteps-1 {
+					c.keyNames, u.names[c.counted] = names, names
 					waiting = append(waiting, c)
-				default:
-					d := counts[c.day]
-					delete(d.keys, c.counted)
-					if user, ok := userOf(c, replies[i][j]); ok {
-						d.addUser(user, c.used.total.requests, c.used.total.charged)
-					}
+					continue
+				}
+				d := counts[c.day]
+				delete(d.keys, c.counted)
+				if user, ok := userOf(c, replies[i][j]); ok {
+					d.addUser(user, c.used.total.requests, c.used.total.charged)
 				}
 			}
 		}
@@ -232,7 +232,7 @@ func (u *usageStats) writeKeys(deadline time.Time, counts map[usageDay]*dayUsage
 
 // userOf returns the user of a key of which AddKeyUsage has returned reply. ok is false if it is not known.
 func userOf(c *keyCount, reply []string) (id string, ok bool) {
-	if len(reply) == 0 {
+	if len(reply) != 1 {
 		return "", validCredential(c.counted, anonymousKeyPrefix)
 	}
 	id = strings.ToValidUTF8(reply[0], "\uFFFD")

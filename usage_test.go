@@ -511,10 +511,14 @@ func testUsageInCluster(t *testing.T) {
 	}
 	key = s.admin(t, "POST", "/"+ids[0]+"/admin/keys/"+key+"/rotate", "").text(t, "apiKey")
 	s.consume(t, ids[0], key, `{"tokens":2}`).want(t, 200, "")
+	// One whose first name was forged counts for its tenant alone, and keeps nothing else from being counted.
+	forged := s.issue(t, ids[0], `"userId":"u","group":"anonymous"`)
+	c.Owner(t, apiKeyRedisKey(forged)).Do(t, "HSET", apiKeyRedisKey(forged), "first", s.issue(t, ids[0], `"userId":"u","group":"anonymous"`))
+	s.consume(t, ids[0], forged, "").want(t, 200, "")
 	want := keyUsageBody{Requests: 2, TokensCharged: 3, TokensGranted: 9, ByModel: map[string]endpointUsage{}}
 	s.wantKeyUsage(t, "/"+ids[0]+"/auth/usage", first, want, key)
 	s.wantUserUsage(t, ids[0], first, "", `[{"userId":"u","requests":22,"tokensCharged":23},`+
-		`{"userId":null,"requests":1,"tokensCharged":1}]`)
+		`{"userId":null,"requests":1,"tokensCharged":1},{"userId":"other","requests":1,"tokensCharged":1}]`)
 }
 
 func BenchmarkUsage(b *testing.B) {
