@@ -179,15 +179,6 @@ func (a Account) CreatePortal(
 	return url, err
 }
 
-// Session returns a Checkout Session with its Items.
-func (a Account) Session(ctx context.Context, id string) (Session, error) {
-	f := make(form)
-	f.set("line_items", "expand", "0")
-	var s Session
-	err := a.get(ctx, f, session(&s), "checkout", "sessions", id)
-	return s, err
-}
-
 // Subscription returns a subscription as it is now. It exists for ever, even if it is canceled.
 func (a Account) Subscription(ctx context.Context, id string) (Subscription, error) {
 	var s Subscription

@@ -87,13 +87,6 @@ var allCalls = []struct {
 		"https://billing.stripe.com/p/1",
 	},
 	{
-		"a session", func(a Account) (any, error) { return a.Session(context.Background(), "cs_test_1") },
-		"GET /v1/checkout/sessions/cs_test_1?expand[0]=line_items ",
-		`{"id":"cs_test_1","mode":"payment","payment_status":"paid","url":null,"metadata":null,` +
-			`"line_items":{"object":"list","data":[{"price":{"id":"price_pack"},"quantity":3}],"has_more":false}}`,
-		Session{ID: "cs_test_1", Mode: ModePayment, IsPaid: true, Items: []Item{{Price: "price_pack", Quantity: 3}}},
-	},
-	{
 		"a subscription's state", func(a Account) (any, error) { return a.Subscription(context.Background(), "sub_1") },
 		"GET /v1/subscriptions/sub_1 ",
 		`{"id":"sub_1","customer":"cus_1","status":"active","metadata":{},"items":{"data":[{"price":{"id":"price_basic"},"quantity":1,` +
@@ -311,7 +304,6 @@ func TestPaths(t *testing.T) {
 	a := newAccount(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("it requests %s", r.URL) })
 	for _, id := range []string{"", ".", "..", "a/b", "a?b", "a%2fb", "a b", "ä", "a#", strings.Repeat("a", 256)} {
 		for name, call := range map[string]func() error{
-			"Session":      func() error { _, err := a.Session(t.Context(), id); return err },
 			"Subscription": func() error { _, err := a.Subscription(t.Context(), id); return err },
 			"Charge":       func() error { _, err := a.Charge(t.Context(), id); return err },
 			"Invoice":      func() error { _, err := a.Invoice(t.Context(), id); return err },

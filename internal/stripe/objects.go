@@ -32,9 +32,6 @@ type Session struct {
 	// ClientReferenceID is not to be trusted if the account has Payment Links: whoever opens one chooses it.
 	ClientReferenceID string
 	Metadata          map[string]string
-
-	Items     []Item // what is bought; events do not have them, Account.Session has
-	MoreItems bool   // Items is not all
 }
 
 // session must say whether it is paid. What is unpaid, such as a bank transfer, may be paid later or never.
@@ -53,18 +50,17 @@ func session(s *Session) strict.Rule {
 			"currency":            orNull(strict.String(&s.Currency)),
 			"client_reference_id": orNull(strict.String(&s.ClientReferenceID)),
 			"metadata":            metadata(&s.Metadata),
-			"line_items":          orNull(list(&s.Items, &s.MoreItems, item)),
 		}, "id", "mode", "payment_status", "metadata")(wrong, value)
 		s.IsPaid = status == "paid" || status == "no_payment_required"
 		return ok
 	}
 }
 
-// An Item is a price and how many of it are bought once, or in each period of a subscription.
+// An Item is a price, and how many of it are bought in each period of a subscription.
 type Item struct {
 	Price      string
 	Quantity   int64     // 1 if Stripe names none
-	Start, End time.Time // the present period of a subscription's item; else zero
+	Start, End time.Time // the present period
 }
 
 func item(i *Item) strict.Rule {

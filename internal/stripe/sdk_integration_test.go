@@ -141,7 +141,6 @@ func TestIntegrationRequests(t *testing.T) {
 		"a portal": {"billingPortal.sessions", "create", []any{map[string]any{
 			"customer": "cus_1", "return_url": "https://shop.example/account",
 		}}},
-		"a session":              {"checkout.sessions", "retrieve", []any{"cs_test_1", map[string]any{"expand": []string{"line_items"}}}},
 		"a subscription's state": {"subscriptions", "retrieve", []any{"sub_1"}},
 		"a charge":               {"charges", "retrieve", []any{"ch_1"}},
 		"an invoice":             {"invoices", "retrieve", []any{"in_1"}},

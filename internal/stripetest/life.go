@@ -70,7 +70,7 @@ func (s *Server) complete(id, payment string) (events []Event) {
 	if payment == "paid" {
 		s.charge(&charge{intent: c.intent, customer: c.customer, amount: c.quantity * UnitAmount, metadata: c.inner})
 	}
-	return []Event{s.event(kind, c.object(false))}
+	return []Event{s.event(kind, c.object())}
 }
 
 // subscribe begins the subscription of a session, or lets it be paid that was begun by PayLater.
@@ -88,7 +88,7 @@ func (s *Server) subscribe(c *session, kind string) (events []Event) {
 	}
 	sub, bill := s.subscriptions[c.subscription], s.invoices[c.invoice]
 	sub.status, bill.free = status, c.payment == "no_payment_required"
-	events = []Event{s.event(kind, c.object(false)), s.event("customer.subscription."+change, sub.object(s.old))}
+	events = []Event{s.event(kind, c.object()), s.event("customer.subscription."+change, sub.object(s.old))}
 	if c.payment != "unpaid" {
 		events = append(events, s.pay(bill)...)
 	}
@@ -136,7 +136,7 @@ func (s *Server) Fail(session string) []Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := must(s.sessions, session)
-	events := []Event{s.event("checkout.session.async_payment_failed", c.object(false))}
+	events := []Event{s.event("checkout.session.async_payment_failed", c.object())}
 	if sub := s.subscriptions[c.subscription]; sub != nil {
 		sub.status = "incomplete_expired"
 		events = append(events, s.event("customer.subscription.updated", sub.object(s.old)))
@@ -150,7 +150,7 @@ func (s *Server) Expire(session string) []Event {
 	defer s.mu.Unlock()
 	c := must(s.sessions, session)
 	c.status = "expired"
-	return []Event{s.event("checkout.session.expired", c.object(false))}
+	return []Event{s.event("checkout.session.expired", c.object())}
 }
 
 // Subscription returns the ID of a session's subscription.

@@ -124,7 +124,7 @@ func (s *Server) createSession(form url.Values) (map[string]any, *refusal) {
 	}
 	s.sessions[id] = c
 	s.order = append(s.order, id)
-	return c.object(false), nil
+	return c.object(), nil
 }
 
 // checkSession returns the refusal of parameters of which Stripe would make no session.
@@ -194,7 +194,7 @@ func priceOf(id string) map[string]any {
 	return map[string]any{"id": id, "object": "price", "currency": "eur", "unit_amount": UnitAmount, "product": "prod_1"}
 }
 
-func (s *session) object(items bool) map[string]any {
+func (s *session) object() map[string]any {
 	object := map[string]any{
 		"id": s.id, "object": "checkout.session", "mode": s.mode, "status": s.status, "payment_status": s.payment,
 		"url": nil, "customer": orNull(s.customer), "payment_intent": orNull(s.intent), "currency": "eur",
@@ -206,11 +206,6 @@ func (s *session) object(items bool) map[string]any {
 	}
 	if s.payment == "no_payment_required" {
 		object["amount_total"] = 0
-	}
-	if items {
-		object["line_items"] = list([]any{map[string]any{
-			"id": "li_1", "object": "item", "price": priceOf(s.price), "quantity": s.quantity,
-		}}, false)
 	}
 	return object
 }

@@ -265,8 +265,6 @@ func (s *Server) serve(r Request) (map[string]any, *refusal) {
 func (s *Server) find(r Request) map[string]any {
 	kind, id, ofLines := cutPath(r.Path)
 	switch {
-	case kind == "checkout/sessions" && s.sessions[id] != nil:
-		return s.sessions[id].object(r.Form.Get("expand[0]") == "line_items")
 	case kind == "subscriptions" && s.subscriptions[id] != nil:
 		return s.subscriptions[id].object(false)
 	case kind == "charges" && s.charges[id] != nil:

@@ -146,12 +146,11 @@ func TestRequests(t *testing.T) {
 		}
 	}
 	s.SetConduct(stripetest.Conduct{})
-	s.Pay(first.ID)
-	session, err := a.Session(t.Context(), first.ID)
-	if err != nil || !session.IsPaid || len(session.Items) != 1 {
-		t.Fatalf("session: %+v, %v", session, err)
+	paid, err := stripe.ReadEvent(s.Pay(first.ID)[0].Body)
+	if err != nil || !paid.Session.IsPaid {
+		t.Fatalf("session: %+v, %v", paid.Session, err)
 	}
-	if url, err := a.CreatePortal(t.Context(), "", session.Customer, "https://a.example/"); url == "" {
+	if url, err := a.CreatePortal(t.Context(), "", paid.Session.Customer, "https://a.example/"); url == "" {
 		t.Errorf("portal: %v", err)
 	}
 	form := maps.Clone(s.Requests()[0].Form)
