@@ -48,9 +48,6 @@ func (s *server) keyRoutes() []route {
 		reader     = s.forBrowsers(adminTimeout, s.orNoTenant(s.readAPIKey), refuseBody, s.loadTenant) // waits for its turn
 		holderBody = s.forBrowsers(publicTimeout, s.orNoTenant(s.readAPIKey), s.spareBody, s.readPublicBody, s.loadTenant)
 	)
-	webhook := access{timeout: publicTimeout, steps: []step{
-		withoutBody(s.loadTenant), withoutBody(requirePayments), withoutBody(readSignature), s.readWebhookBody,
-	}}
 	return []route{
 		{"POST /auth/anonymous", public, s.loginAnonymous},
 		{"POST /auth/google", signIn, s.signIn(s.google)},
@@ -62,7 +59,7 @@ func (s *server) keyRoutes() []route {
 		{"POST /tokens/holds", holderBody, s.hold},
 		{"POST /tokens/holds/{holdId}/settle", holderBody, s.settleHold},
 		{"DELETE /tokens/holds/{holdId}", holder, s.cancelHold},
-		{"POST /webhooks/stripe", webhook, s.receiveWebhook},
+		{"POST /webhooks/stripe", s.forStripe(), s.receiveWebhook},
 		{"GET /billing/prices", open, s.listPrices},
 		{"POST /billing/checkout", holderBody, s.createCheckout},
 		{"POST /billing/portal", holderBody, s.openPortal},

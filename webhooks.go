@@ -35,6 +35,14 @@ type received struct {
 	Received bool `json:"received"`
 }
 
+// forStripe returns the access of the route for webhooks. What the head of a request shows is refused before its body is
+// read. Later, each step of the store has a deadline of its own, since Stripe is asked in between.
+func (s *server) forStripe() access {
+	return access{timeout: publicTimeout, steps: []step{
+		withoutBody(s.loadTenant), withoutBody(requirePayments), withoutBody(readSignature), s.readWebhookBody,
+	}}
+}
+
 // requirePayments is the step that refuses a tenant whose config does not say all that payments need.
 func requirePayments(_ http.ResponseWriter, _ *http.Request, info *requestInfo) error {
 	if !info.tenant.config.payments.isEnabled() {
@@ -155,7 +163,7 @@ func explainStripe(err error) error {
 	return err
 }
 
-// stepDeadline returns the deadline of one step of the store. Each has its own, since Stripe is asked in between.
+// stepDeadline returns the deadline of one step of the store.
 func stepDeadline() time.Time { return time.Now().Add(publicTimeout) }
 
 // checkout returns the checkout that an object of Stripe's is for, as its metadata say. The error is ErrNoCheckout if
