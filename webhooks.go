@@ -268,7 +268,7 @@ func (h *webhook) grant(c checkout, g grant) (eventResult, error) {
 	}
 	h.log.Infof("Granted %d tokens for %s: tenant %s, key %s, price %q, event %s",
 		paid.tokens, g.id, h.tenant.id, keyName(paid.key), strict.Shorten(g.price), h.event.ID)
-	h.usage.add(h.tenant, usageEvent{granted: paid.tokens})
+	h.usage.add(h.tenant, usageEvent{key: paid.key, granted: paid.tokens})
 	return eventDone, nil
 }
 

@@ -45,7 +45,7 @@ func (s *service) wantCount(t testing.TB, text string, want int) {
 // A pack is granted once it is paid, once, and logged and counted once.
 func TestPackEvents(t *testing.T) {
 	t.Parallel()
-	l := newMarket(t, "").newCustomer(t, 1)
+	first, l := today(), newMarket(t, "").newCustomer(t, 1)
 	session := l.checkOut(stripe.ModePayment, "price_pack", 2, 1400)
 	l.send(200, l.stripe.PayLater(session)...)
 	l.wantKey(1000, "start")
@@ -75,6 +75,8 @@ func TestPackEvents(t *testing.T) {
 		t.Errorf("the checkout is remembered for %d days, want 400", days)
 	}
 	l.wantGranted(1400 + 700)
+	l.wantKeyUsage(t, "/"+l.tenant+"/admin/keys/"+l.key+"/usage", first,
+		keyUsageBody{TokensGranted: 1400 + 700, ByModel: map[string]endpointUsage{}}, testAdminToken)
 }
 
 // checkOutOnce returns a session of a pack, the same each time.
