@@ -458,7 +458,11 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *request
 	if rotated.replayed {
 		setReplayed(w.Header())
 	} else {
-		s.audit(info, info.tenantID, "rotated the key %s, which is %s now", keyName(key), keyName(rotated.key))
+		goesOn := ""
+		if grace > 0 {
+			goesOn = fmt.Sprintf(", and goes on for %d s", graceSeconds)
+		}
+		s.audit(info, info.tenantID, "rotated the key %s, which is %s now%s", keyName(key), keyName(rotated.key), goesOn)
 	}
 	return writeJSON(w, http.StatusOK, tokensBody{rotated.key, rotated.tokensLeft})
 }
