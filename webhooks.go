@@ -35,8 +35,8 @@ type received struct {
 	Received bool `json:"received"`
 }
 
-// forStripe returns the access of the route for webhooks. What the head of a request shows is refused before its body is
-// read. Later, each step of the store has a deadline of its own, since Stripe is asked in between.
+// forStripe returns the access of the route for webhooks. What is wrong with a request's head is refused before its
+// body is read. After that, each step of the store has a deadline of its own, since Stripe is asked in between.
 func (s *server) forStripe() access {
 	return access{timeout: publicTimeout, steps: []step{
 		withoutBody(s.loadTenant), withoutBody(requirePayments), withoutBody(readSignature), s.readWebhookBody,
