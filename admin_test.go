@@ -726,6 +726,7 @@ func adminRoutes(key, second, etag string) []adminRoute {
 		{"DELETE /admin/keys/{apiKey}", "/admin/keys/" + key, "", 204},
 		{"POST /admin/keys/{apiKey}/rotate", "/admin/keys/" + second + "/rotate", "", 200},
 		{"GET /admin/users", "/admin/users?prefix=u", "", 200},
+		{"GET /admin/payments", "/admin/payments?limit=1", "", 200},
 		{"GET /admin/usage", "/admin/usage?from=2026-11-25&to=2026-11-25", "", 200},
 		{"GET /admin/tokens", "/admin/tokens", "", 200},
 		{"POST /admin/tokens", "/admin/tokens", "", 201},

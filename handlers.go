@@ -17,13 +17,6 @@ import (
 	"tollgate/internal/telemetry"
 )
 
-// route is a pattern of http.ServeMux, what its requests pass, and the handler that responds.
-type route struct {
-	pattern string
-	access  access
-	handler step
-}
-
 // routes returns every route. Each route of tenants has two patterns: below the tenant's ID, and without it for the
 // tenant default.
 func (s *server) routes() (routes []route) {
