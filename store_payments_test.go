@@ -55,7 +55,12 @@ func (b *buying) issue(t testing.TB, group string, tokens int64) string {
 
 func (b *buying) rotate(t testing.TB, key string) string {
 	t.Helper()
-	rotated, err := b.st.RotateKey(in(10*time.Second), b.tn, key, 0, idempotentRequest{})
+	return b.rotateWithGrace(t, key, 0)
+}
+
+func (b *buying) rotateWithGrace(t testing.TB, key string, grace time.Duration) string {
+	t.Helper()
+	rotated, err := b.st.RotateKey(in(10*time.Second), b.tn, key, grace, idempotentRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,6 +70,15 @@ func (b *buying) rotate(t testing.TB, key string) string {
 func (b *buying) revoke(t testing.TB, key string) {
 	t.Helper()
 	if err := b.st.RevokeKey(in(10*time.Second), b.tn, key, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// share issues a key to user u, older than all others, that shares the balance of another.
+func (b *buying) share(t testing.TB, with string) {
+	t.Helper()
+	k := apiKey{userID: "u", createdAt: time.Now().Add(-time.Hour), sharesWith: with}
+	if _, err := b.st.ShareKey(in(10*time.Second), b.tn, k, idempotentRequest{}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -156,7 +170,10 @@ func TestBuyer(t *testing.T) {
 	}
 	broken := b.issue(t, "free", 1)
 	r.Do(t, "SET", apiKeyRedisKey(broken), "x")
-	chain := share(share(b.key, b.key), b.key)
+	graced := b.issue(t, "free", 1)
+	follower := share(graced, graced)
+	after := b.rotateWithGrace(t, graced, time.Hour)
+	r.Do(t, "HSET", apiKeyRedisKey(follower), "sharesWith", graced) // as if an earlier version had rotated it
 	for _, test := range []struct {
 		name, key string
 		want      buyer
@@ -173,7 +190,8 @@ func TestBuyer(t *testing.T) {
 		{"a disabled one that shares", share(b.key, b.key, "enabled", "0"), buyer{key: b.key, first: b.key, userID: "u", disabled: true}, nil},
 		{"one that shares with another by that name", share(b.key, rotated), buyer{}, ErrNoKey},
 		{"one that shares with nobody", share(someKey, someKey), buyer{}, ErrNoKey},
-		{"one that shares with one that shares", chain, buyer{}, ErrNoKey},
+		{"a former name in its grace", graced, buyer{key: after, first: graced, userID: "u"}, nil},
+		{"one that shares with that", follower, buyer{key: after, first: graced, userID: "u"}, nil},
 		{"malformed", broken, buyer{}, ErrMalformed},
 	} {
 		if got, err := b.st.Buyer(in(10*time.Second), b.tn, test.key); !errors.Is(err, test.err) || err == nil && got != test.want {
@@ -641,13 +659,10 @@ var otherReceivers = []receiverTest{
 		b.want(t, third, 265, "free")
 	}},
 	{"revoked, and the user has others", func(t *testing.T, b *buying) {
-		share := b.issue(t, "free", 7)
-		b.r.Do(t, "HDEL", apiKeyRedisKey(share), "tokensLeft")
-		b.r.Do(t, "HSET", apiKeyRedisKey(share), "sharesWith", b.key, "sharesFirst", b.key)
 		broken := b.issue(t, "free", 7)
 		b.r.Do(t, "HSET", apiKeyRedisKey(broken), "tokensLeft", "x")
 		oldest := b.issue(t, "free", 7)
-		b.issue(t, "free", 8)
+		b.share(t, b.issue(t, "free", 8))
 		b.grant(t, pack("1", 100))
 		b.revoke(t, b.key)
 		if got := b.grant(t, pack("1", 100)); !got.replayed || got.key != b.key {
@@ -780,8 +795,7 @@ var lostReceivers = []receiverTest{
 		b.want(t, keys[1], 100, "free")
 	}},
 	{"in its grace", func(t *testing.T, b *buying) { // its former name is that of a key that shares with it
-		present := b.rotate(t, b.key)
-		b.r.Do(t, "HSET", apiKeyRedisKey(b.key), "tenantId", b.tn.id, "first", b.key, "sharesWith", present, "sharesFirst", b.key)
+		present := b.rotateWithGrace(t, b.key, time.Hour)
 		b.grant(t, pack("1", 100))
 		b.r.Do(t, "DEL", currentRedisKey(b.key)) // which an earlier version does not write
 		b.grant(t, invoice(1))
@@ -980,4 +994,33 @@ func TestAssignedMeanwhile(t *testing.T) {
 	}
 	b.want(t, key, 100, "free")
 	b.wantList(t, "payment cs_1 +100")
+}
+
+// The key's group may have to be asked for first, and many holds of it may have expired.
+func TestPaidKeyWithManyGroupsAndHolds(t *testing.T) {
+	t.Parallel()
+	r := singleRedis(t)
+	b := newBuying(t, r, newTestStore(t, r), "g7", 5)
+	groups := make([]string, 300)
+	for i := range groups {
+		groups[i] = fmt.Sprintf(`"g%d":{"tokens":1,"refill":{"tokens":%d,"every":3600}}`, i, i+1)
+	}
+	r.Do(t, "SET", configRedisKey(b.tn.id), `{"user_groups":{`+strings.Join(groups, ",")+`}}`)
+	b.st.configs.invalidate(b.tn.id)
+	b.tn = b.st.wantTenant(t, b.tn.id)
+	expire := func() {
+		for i := range 250 {
+			r.Do(t, "HSET", holdsRedisKey(b.key), fmt.Sprintf("hold_%d", i), "2 1")
+		}
+		r.Do(t, "HSET", apiKeyRedisKey(b.key), "holdsDue", 1, "createdAt", "2020-01-01T00:00:00.000Z")
+	}
+	expire()
+	b.grant(t, pack("1", 100))
+	b.want(t, b.key, 605, "g7")
+	expire()
+	r.Do(t, "HSET", apiKeyRedisKey(b.key), "tokensLeft", 0)
+	if got, err := b.st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != nil || got.tokens != -100 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	b.want(t, b.key, 400, "g7")
 }
