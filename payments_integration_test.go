@@ -43,14 +43,17 @@ func (s *service) deliver(t testing.TB, tenant, body string) reply {
 }
 
 // shopDriver does on the page in docs/examples/shop what a visitor with a key does: sign in, buy the first thing, and
-// come back, where the page is loaded anew. It reports what the page shows then.
+// come back, where the page is loaded anew. It reports what the page shows then; its title is another if the page runs
+// scripts that are in it.
 const shopDriver = `
 const until = async (condition) => { while (!condition()) await new Promise((wake) => setTimeout(wake, 10)); };
 const text = (selector) => document.querySelector(selector).textContent;
 if (sessionStorage.getItem("before")) {
 	await until(() => text("#message") && !text("#message").endsWith("way."));
 	const buttons = [...document.querySelectorAll("#prices button")].map((button) => button.textContent);
-	await fetch("/report", { method: "POST", body: [text("#balance"), text("#message"), location.href, ...buttons].join("\n") });
+	await fetch("/report", { method: "POST", body: [
+		text("#balance"), text("#message"), location.href, document.title, ...buttons,
+	].join("\n") });
 } else {
 	document.querySelector("input").value = KEY;
 	document.querySelector("form button").click();
@@ -84,7 +87,7 @@ func TestIntegrationShopPage(t *testing.T) {
 
 			files := make(map[string]string)
 			fill := strings.NewReplacer(tollgate+"/shop", s.url+"/"+tenant, tollgate+";", s.url+" 'self';",
-				"</script>\n", "</script>\n<script type=\"module\" src=\"driver.js\"></script>\n")
+				"</script>\n", "</script><script type=\"module\" src=\"driver.js\"></script><script>document.title = \"inline\"</script>")
 			for _, name := range []string{"index.html", "shop.js"} {
 				files[name] = fill.Replace(readFile(t, filepath.Join("docs/examples/shop", name)))
 			}
@@ -97,7 +100,7 @@ func TestIntegrationShopPage(t *testing.T) {
 			files["driver.js"] = strings.NewReplacer("KEY", fmt.Sprintf("%q", key), "INDEX", fmt.Sprint(index)).Replace(shopDriver)
 
 			got := string(browse(t, origin, reports))
-			want = strings.Join([]string{want, "Thank you. Your tokens are here.", origin + "/", "Buy 10000 tokens",
+			want = strings.Join([]string{want, "Thank you. Your tokens are here.", origin + "/", "Shop", "Buy 10000 tokens",
 				"Subscribe to basic: 5000 tokens in each period"}, "\n")
 			if got != want {
 				t.Errorf("the page shows\n%s\nwant\n%s\n%s", got, want, s.log)
