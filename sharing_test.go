@@ -916,3 +916,60 @@ func TestSharingInCluster(t *testing.T) {
 	}
 	c.MoveSlots(t, to, from, []int{int(slot)})
 }
+
+// A key that shares is refilled like the other, also if the tenant has so many groups that a charge sends one, and is
+// charged in a full Redis.
+func TestSharedBalanceElsewhere(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	groups := `"pro":{"tokens":100,"refill":{"tokens":1000,"every":60}}`
+	for i := range 200 {
+		groups += fmt.Sprintf(`,"a group with a long name %d":{"tokens":1}`, i)
+	}
+	id := newTenantIn(t, r, `{"user_groups":{`+groups+`}}`)
+	key := s.issue(t, id, `"userId":"u","group":"pro"`)
+	shared := s.share(t, id, key)
+	r.Do(t, "HSET", "apiKey:"+key, "createdAt", formatTime(time.Now().Add(-90*time.Second)))
+	if got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(shared)); got.field(t, "tokensLeft") != float64(1000) {
+		t.Errorf("got %s", got.body)
+	}
+	s.consume(t, id, shared, `{"tokens":500}`).want(t, 200, `{"tokensLeft":500}`)
+	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
+	s.consume(t, id, shared, "").want(t, 200, `{"tokensLeft":499}`)
+	s.admin(t, "PATCH", "/"+id+"/admin/keys/"+shared, `{"addTokens":-9}`).want(t, 200, "")
+	s.revoke(t, id, shared)
+	s.consume(t, id, key, "").want(t, 200, `{"tokensLeft":489}`)
+}
+
+// Whatever command Redis denies while a key that shares is made, none is left that would never expire.
+func TestDeniedSharing(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	id := newTenantIn(t, r, `{"user_groups":{"pro":{"tokens":100}}}`)
+	key := s.issue(t, id, `"userId":"u","group":"pro"`)
+	st := newTestStore(t, r)
+	tn := st.wantTenant(t, id)
+	now := time.Now()
+	k := apiKey{createdAt: now, expiresAt: now.Add(time.Hour), tokensLeft: 100, sharesWith: key}
+	for i, command := range []string{"hset", "pexpire", "zadd", "set"} {
+		permit(t, r, "-"+command)
+		request := idempotentRequest{key: fmt.Sprint(i), hash: "h"}
+		if command == "hset" || command == "pexpire" { // which the record needs first
+			request = idempotentRequest{}
+		}
+		if got, err := st.ShareKey(soon(), tn, k, request); err == nil {
+			t.Errorf("-%s: got %+v", command, got)
+		}
+		permit(t, r, "+"+command)
+		if names := r.Keys(t, "apiKey:*"); len(names) != 1 {
+			t.Errorf("-%s: %q are there", command, names)
+		}
+		if got, err := st.ShareKey(soon(), tn, k, request); err != nil {
+			t.Errorf("-%s: %v", command, err)
+		} else {
+			s.revoke(t, id, got.key)
+		}
+	}
+}

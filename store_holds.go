@@ -222,7 +222,7 @@ func (s *store) onHold(deadline time.Time, t *tenant, h *holder, step holdStep) 
 			}
 			switch {
 			case to != "":
-				h.key, h.first, step.follow = to, to, true
+				*h, step.follow = *newHolder(to), true
 			case again && err == nil: // an earlier version has moved it
 				err = redis.ErrNil
 			}

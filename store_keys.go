@@ -299,6 +299,7 @@ func (s *store) withGroups(deadline time.Time, table *groupTable, h *holder, fir
 			if err = s.followBalance(deadline, h, err); err != nil {
 				return "", err
 			}
+			name = first
 		case only != "" && group != only:
 			name = group // an admin may move the key meanwhile, so this may repeat; the deadline ends it
 		case outcome == "due":

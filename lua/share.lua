@@ -16,7 +16,7 @@
 -- ARGV[9] how many keys may share with one
 -- ARGV[10] 'replay' if nothing may be stored; else ''
 --
--- Returns {'made', the user ID}. Or nothing was stored, and it returns {'before'} if the same request has stored it,
+-- Returns {'made'}. Or nothing was stored, and it returns {'before'} if the same request has stored it,
 -- {'new'} if it has not and ARGV[10] is 'replay', {'first', the name that the key had first}, if that is not ARGV[4],
 -- {'full'} if as many keys share with it as may, or nil if the tenant has no such key, or if that shares with another.
 
@@ -50,13 +50,18 @@ if ARGV[8] ~= '' then
 	fields[#fields + 1], fields[#fields + 2] = 'label', ARGV[8]
 end
 call('HSET', KEYS[3], unpack(fields))
-local expires = '+inf'
+
+-- If Redis denies a command from here on, the key is undone: nobody would learn of it.
+local denied, expires
 if ARGV[7] ~= '0' then
-	call('PEXPIRE', KEYS[3], ARGV[7])
+	denied = errorOf(pcall('PEXPIRE', KEYS[3], ARGV[7]))
 	expires = call('PEXPIRETIME', KEYS[3])
 end
-call('ZADD', KEYS[2], expires, ARGV[5])
-if KEYS[4] then
-	call('SET', KEYS[4], '', 'PX', 40 * day)
+denied = denied or errorOf(pcall('ZADD', KEYS[2], expires or '+inf', ARGV[5]))
+if KEYS[4] and not denied then
+	denied = errorOf(pcall('SET', KEYS[4], '', 'PX', 40 * day))
 end
-return {'made', key[3] or ''}
+if denied then
+	call('DEL', KEYS[3])
+end
+return denied or {'made'}
