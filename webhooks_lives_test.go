@@ -26,6 +26,7 @@ type market struct {
 	store     *store // whose connections do not break
 	tn        *tenant
 	cut       atomic.Int64 // counts replies of Redis down to 0: there, the connection breaks
+	slow      atomic.Bool  // some commands take their time on the way to Redis
 }
 
 func newMarket(t *testing.T, members string) *market {
@@ -35,6 +36,12 @@ func newMarket(t *testing.T, members string) *market {
 	proxy := redistest.NewProxy(t, redis, func([]byte) redistest.Fate {
 		if m.cut.Load() > 0 && m.cut.Add(-1) == 0 {
 			return redistest.Cut
+		}
+		return redistest.Pass
+	})
+	proxy.OnRequest(func([]byte) redistest.Fate {
+		if m.slow.Load() && rand.IntN(4) == 0 {
+			time.Sleep(time.Duration(rand.IntN(8)) * time.Millisecond)
 		}
 		return redistest.Pass
 	})
@@ -56,11 +63,12 @@ type customer struct {
 	group      string // in which the key must end
 	want       int64  // the balance with which it must end
 	all        []stripetest.Event
-	left       []stripetest.Event // those that no process has responded to with 200
-	references []string           // of the checkouts
-	once       string             // see checkOutOnce
-	most       int                // times that an event is delivered at once
-	early      bool               // deliver events while others are to happen
+	pending    []*delivery    // of all, in the order of delivery
+	sending    sync.WaitGroup // for what is being delivered
+	references []string       // of the checkouts
+	once       string         // see checkOutOnce
+	most       int            // times that an event is delivered at once
+	early      bool           // deliver events while others are to happen
 }
 
 // newCustomer begins the life of a customer. seed decides what is left to chance.
@@ -97,45 +105,41 @@ func (l *customer) checkOut(mode stripe.Mode, price string, quantity, tokens int
 	return s.ID
 }
 
-// happen takes events that Stripe sends. Some are delivered now, others when all has happened.
+// happen takes events that Stripe sends. Some are delivered while more happens, others when all has happened.
 func (l *customer) happen(events []stripetest.Event) {
 	l.t.Helper()
-	l.all, l.left = append(l.all, events...), append(l.left, events...)
-	for l.early && len(l.left) > 0 && l.rand.IntN(3) > 0 {
-		l.shuffle()
-		l.deliver(l.rand.IntN(len(l.left)))
+	l.all = append(l.all, events...)
+	for _, event := range events {
+		l.pending = append(l.pending, &delivery{event: event})
+	}
+	for l.early && l.rand.IntN(4) > 0 {
+		l.start(l.pending[l.rand.IntN(len(l.pending))])
 	}
 }
 
 func (l *customer) shuffle() {
-	l.rand.Shuffle(len(l.left), func(i, j int) { l.left[i], l.left[j] = l.left[j], l.left[i] })
+	l.rand.Shuffle(len(l.pending), func(i, j int) { l.pending[i], l.pending[j] = l.pending[j], l.pending[i] })
 }
 
-// deliver sends the first n events at the same time, each one to three times, to both processes. An event that is
-// responded to with 200 at least once is done; Stripe does not send it again.
-func (l *customer) deliver(n int) {
-	l.t.Helper()
-	done := make([]atomic.Bool, n)
-	var sending sync.WaitGroup
-	for i, event := range l.left[:n] {
-		header := signed(event.Body, time.Now(), stripetest.Secret)
-		for range 1 + l.rand.IntN(l.most) {
-			process := l.processes[l.rand.IntN(2)]
-			sending.Go(func() {
-				switch got, err := process.send("POST", "/"+l.tenant+webhookPath, string(event.Body), header); {
-				case err != nil || got.status != 200 && got.status != 503:
-					l.t.Errorf("%s: %v, got %d %s", event.Body, err, got.status, got.body)
-				case got.status == 200:
-					done[i].Store(true)
-				}
-			})
-		}
-	}
-	sending.Wait()
-	for i := range slices.Backward(done) {
-		if done[i].Load() {
-			l.left = slices.Delete(l.left, i, i+1)
-		}
+// A delivery is an event that is to be delivered.
+type delivery struct {
+	event stripetest.Event
+	done  atomic.Bool // it was responded to with 200 at least once; Stripe does not send it again
+}
+
+// start begins to send an event one to three times, to both processes.
+func (l *customer) start(d *delivery) {
+	header := signed(d.event.Body, time.Now(), stripetest.Secret)
+	for range 1 + l.rand.IntN(l.most) {
+		process := l.processes[l.rand.IntN(2)]
+		l.sending.Go(func() {
+			switch got, err := process.send("POST", "/"+l.tenant+webhookPath, string(d.event.Body), header); {
+			case err != nil || got.status != 200 && got.status != 503:
+				l.t.Errorf("%s: %v, got %d %s", d.event.Body, err, got.status, got.body)
+			case got.status == 200:
+				d.done.Store(true)
+			}
+		})
 	}
 }
 
@@ -143,18 +147,26 @@ func (l *customer) deliver(n int) {
 // Redis did not respond, or before its payment, comes again later. In every fourth life all is delivered again then.
 func (l *customer) end(atATime int) {
 	l.t.Helper()
+	l.sending.Wait()
 	for again := range 2 - min(l.seed%4, 1) {
-		err := waittest.Until(20*time.Second, func() error {
-			waiting := l.left
-			l.left = nil
-			for len(waiting) > 0 {
-				n := min(len(waiting), atATime)
-				l.left = append(slices.Clone(waiting[:n]), l.left...)
-				l.deliver(n)
-				waiting = waiting[n:]
+		if again > 0 {
+			l.most = 1
+			for _, d := range l.pending {
+				d.done.Store(false)
 			}
-			if len(l.left) > 0 {
-				return fmt.Errorf("%d events are not done, such as %s", len(l.left), l.left[0].Body)
+		}
+		err := waittest.Until(20*time.Second, func() error {
+			left := slices.DeleteFunc(slices.Clone(l.pending), func(d *delivery) bool { return d.done.Load() })
+			for i, d := range left {
+				if l.start(d); (i+1)%atATime == 0 {
+					l.sending.Wait()
+				}
+			}
+			l.sending.Wait()
+			for _, d := range left {
+				if !d.done.Load() {
+					return fmt.Errorf("not done: %s", d.event.Body)
+				}
 			}
 			return nil
 		})
@@ -162,7 +174,6 @@ func (l *customer) end(atATime int) {
 			l.t.Fatalf("%v\n%s", err, l.story())
 		}
 		l.check(again)
-		l.left, l.most = slices.Clone(l.all), 1
 	}
 }
 
@@ -427,19 +438,20 @@ func TestWebhookOrders(t *testing.T) {
 
 // inOrder puts those events that do something into an order, which is that of the first ones; others follow.
 func (l *customer) inOrder(order []int) {
-	isIdle := func(e stripetest.Event) bool {
-		return e.Type == "invoice.payment_succeeded" || e.Type == "invoice.payment_failed" ||
-			e.Type == "checkout.session.completed" && strings.Contains(string(e.Body), `"mode":"subscription"`)
+	idle := func(d *delivery) bool {
+		return d.event.Type == "invoice.payment_succeeded" || d.event.Type == "invoice.payment_failed" ||
+			d.event.Type == "checkout.session.completed" && strings.Contains(string(d.event.Body), `"mode":"subscription"`)
 	}
-	events := slices.DeleteFunc(slices.Clone(l.left), isIdle)
-	for len(events) < len(order) {
-		events = append(events, events[len(events)-1])
-	}
-	l.left = l.left[:0]
+	events := slices.DeleteFunc(l.pending, idle)
+	l.pending = nil
 	for _, i := range order {
-		l.left = append(l.left, events[i])
+		if i < len(events) {
+			l.pending = append(l.pending, events[i])
+		}
 	}
-	l.left = append(l.left, events[len(order):]...)
+	if len(events) > len(order) {
+		l.pending = append(l.pending, events[len(order):]...)
+	}
 }
 
 // TestWebhookCrashes breaks the connections to Redis after each of the replies in a life.
@@ -487,14 +499,16 @@ func TestWebhookLives(t *testing.T) {
 			m := newMarket(t, []string{"", `"free_group":"free"`}[i%2])
 			for seed := i; seed < lives; seed += markets {
 				l := m.newCustomer(t, seed)
-				l.early = l.rand.IntN(2) == 0
+				l.early = l.rand.IntN(4) > 0
 				if l.rand.IntN(3) == 0 {
 					m.cut.Store(1 + l.rand.Int64N(60))
 				}
+				m.slow.Store(l.early)
 				l.live()
 				l.shuffle()
 				l.end(1 + l.rand.IntN(4))
 				m.cut.Store(0)
+				m.slow.Store(false)
 				if t.Failed() {
 					t.Fatalf("seed %d", seed)
 				}
