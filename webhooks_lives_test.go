@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -25,28 +26,29 @@ type market struct {
 	processes []*service
 	store     *store // whose connections do not break
 	tn        *tenant
-	cut       atomic.Int64 // counts replies of Redis down to 0: there, the connection breaks
-	slow      atomic.Bool  // some commands take their time on the way to Redis
+	proxy     *redistest.Proxy // before the Redis of both processes
+	cut       atomic.Int64     // counts replies of Redis down to 0: there, the connection breaks
+	slow      atomic.Bool      // some commands take their time on the way to Redis
 }
 
 func newMarket(t *testing.T, members string) *market {
 	t.Helper()
 	m := new(market)
 	redis := singleRedis(t)
-	proxy := redistest.NewProxy(t, redis, func([]byte) redistest.Fate {
+	m.proxy = redistest.NewProxy(t, redis, func([]byte) redistest.Fate {
 		if m.cut.Load() > 0 && m.cut.Add(-1) == 0 {
 			return redistest.Cut
 		}
 		return redistest.Pass
 	})
-	proxy.OnRequest(func([]byte) redistest.Fate {
+	m.proxy.OnRequest(func([]byte) redistest.Fate {
 		if m.slow.Load() && rand.IntN(4) == 0 {
 			time.Sleep(time.Duration(rand.IntN(8)) * time.Millisecond)
 		}
 		return redistest.Pass
 	})
 	fake := stripetest.New(t)
-	m.processes = newServices(t, "REDIS_URL="+proxy.URL, "STRIPE_API_URL="+fake.URL, "SEED=false")
+	m.processes = newServices(t, "REDIS_URL="+m.proxy.URL, "STRIPE_API_URL="+fake.URL, "SEED=false")
 	m.payTest = &payTest{m.processes[0], fake, newTenantIn(t, redis, payConfig(members))}
 	m.store = newTestStore(t, redis)
 	m.tn = m.store.wantTenant(t, m.tenant)
@@ -451,6 +453,69 @@ func (l *customer) inOrder(order []int) {
 	}
 	if len(events) > len(order) {
 		l.pending = append(l.pending, events[len(order):]...)
+	}
+}
+
+// TestWebhookStaleStates holds back what one process writes that has asked Stripe, until more has happened and the other
+// process has written that. What is older then is not written.
+func TestWebhookStaleStates(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		before func(s *subscribed) []stripetest.Event // the first is held back
+		after  func(s *subscribed) []stripetest.Event // is delivered meanwhile
+	}{
+		"a plan, and unpaid": {
+			func(s *subscribed) []stripetest.Event { s.changePlan("price_premium", 1); return s.all[4:] },
+			func(s *subscribed) []stripetest.Event { s.giveUp(); return s.all[len(s.all)-1:] },
+		},
+		"a plan, and the end": {
+			func(s *subscribed) []stripetest.Event { s.changePlan("price_premium", 1); return s.all[4:] },
+			func(s *subscribed) []stripetest.Event { s.cancel(); return s.all[len(s.all)-1:] },
+		},
+		"a period, and unpaid": {
+			func(s *subscribed) []stripetest.Event { s.renew(); return s.all[5:] },
+			func(s *subscribed) []stripetest.Event { s.giveUp(); return s.all[len(s.all)-1:] },
+		},
+		"a period, and the end": {
+			func(s *subscribed) []stripetest.Event { s.renew(); return s.all[5:] },
+			func(s *subscribed) []stripetest.Event { s.cancel(); return s.all[len(s.all)-1:] },
+		},
+		"unpaid, and a plan": {
+			func(s *subscribed) []stripetest.Event { s.giveUp(); return s.all[4:] },
+			func(s *subscribed) []stripetest.Event {
+				s.stripe.SetStatus(s.id, "active")
+				s.changePlan("price_premium", 1)
+				return s.all[5:6]
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMarket(t, "")
+			l := m.newCustomer(t, 1)
+			s := l.subscribe("price_basic", 1, paidAtOnce)
+			l.send(200, l.all...)
+			held := test.before(s)[0]
+			var holds atomic.Bool
+			writing, release := make(chan struct{}), make(chan struct{})
+			holds.Store(true)
+			m.proxy.OnRequest(func(request []byte) redistest.Fate {
+				if bytes.Contains(request, []byte(s.id)) && holds.Swap(false) {
+					close(writing)
+					<-release
+				}
+				return redistest.Pass
+			})
+			l.sending.Go(func() { l.send(200, held) })
+			<-writing
+			meanwhile := &payTest{m.processes[1], m.stripe, m.tenant}
+			for _, event := range test.after(s) {
+				meanwhile.deliver(t, event.Body).want(t, 200, "")
+			}
+			close(release)
+			l.sending.Wait()
+			l.wantKey(l.want, l.group)
+		})
 	}
 }
 
