@@ -182,21 +182,21 @@ func (a Account) CreatePortal(
 // Subscription returns a subscription as it is now. It exists for ever, even if it is canceled.
 func (a Account) Subscription(ctx context.Context, id string) (Subscription, error) {
 	var s Subscription
-	err := a.get(ctx, nil, subscription(&s), "subscriptions", id)
+	err := a.get(ctx, nil, subscription(&s, "id", "status", "metadata", "items"), "subscriptions", id)
 	return s, err
 }
 
 // Charge returns a charge.
 func (a Account) Charge(ctx context.Context, id string) (Charge, error) {
 	var c Charge
-	err := a.get(ctx, nil, charge(&c), "charges", id)
+	err := a.get(ctx, nil, charge(&c, "id"), "charges", id)
 	return c, err
 }
 
 // Invoice returns an invoice. It has the first 10 of its lines.
 func (a Account) Invoice(ctx context.Context, id string) (Invoice, error) {
 	var i Invoice
-	err := a.get(ctx, nil, invoice(&i), "invoices", id)
+	err := a.get(ctx, nil, invoice(&i, "id"), "invoices", id)
 	return i, err
 }
 
@@ -217,7 +217,7 @@ func (a Account) InvoiceLines(ctx context.Context, id string) ([]Line, error) {
 		if !more {
 			return lines, nil
 		}
-		if len(lines) == before {
+		if len(lines) == before || lines[len(lines)-1].ID == "" { // nothing says where the next page begins
 			break
 		}
 	}

@@ -119,6 +119,28 @@ var allCalls = []struct {
 		"in_1",
 	},
 	{
+		"few members of a payment", func(a Account) (any, error) { return a.InvoiceOfPayment(context.Background(), "pi_1") },
+		"GET /v1/invoice_payments?payment[payment_intent]=pi_1&payment[type]=payment_intent ", `{"data":[{"invoice":"in_1"}]}`, "in_1",
+	},
+	{
+		"few members of a session", createSession(Checkout{Mode: ModePayment, Price: "price_pack", Quantity: 1, Customer: "cus_1"}),
+		"POST /v1/checkout/sessions customer=cus_1&line_items[0][price]=price_pack&line_items[0][quantity]=1&mode=payment",
+		`{"url":"https://checkout.stripe.com/c/1"}`, Session{URL: "https://checkout.stripe.com/c/1"},
+	},
+	{
+		"few members of a charge", func(a Account) (any, error) { return a.Charge(context.Background(), "ch_1") },
+		"GET /v1/charges/ch_1 ", `{"id":"ch_1"}`, Charge{ID: "ch_1"},
+	},
+	{
+		"few members of an invoice", func(a Account) (any, error) { return a.Invoice(context.Background(), "in_1") },
+		"GET /v1/invoices/in_1 ", `{"id":"in_1","subscription":"sub_1"}`, Invoice{ID: "in_1", Subscription: "sub_1", IsPaid: true},
+	},
+	{
+		"few members of a subscription", func(a Account) (any, error) { return a.Subscription(context.Background(), "sub_1") },
+		"GET /v1/subscriptions/sub_1 ", `{"id":"sub_1","status":"active","metadata":{},"items":{"data":[{"price":{"id":"price_basic"}}]}}`,
+		Subscription{ID: "sub_1", Status: Active, Metadata: map[string]string{}, Items: []Item{{Price: "price_basic", Quantity: 1}}},
+	},
+	{
 		"a payment without an invoice", func(a Account) (any, error) { return a.InvoiceOfPayment(context.Background(), "pi_1") },
 		"GET /v1/invoice_payments?payment[payment_intent]=pi_1&payment[type]=payment_intent ", `{"data":[],"has_more":false}`, "",
 	},
@@ -186,6 +208,14 @@ func TestInvoiceLinePages(t *testing.T) {
 		if len(lines) != test.want || fails != errors.Is(err, ErrShape) || !fails && err != nil || requests > 20 {
 			t.Errorf("%+v: %d requests, %d lines, %v", test, requests, len(lines), err)
 		}
+	}
+}
+
+// A page that names no line to go on from is not the first of many.
+func TestInvoiceLinesWithoutIDs(t *testing.T) {
+	a := newAccount(t, respond(`{"data":[{"amount":1}],"has_more":true}`))
+	if lines, err := a.InvoiceLines(t.Context(), "in_1"); !errors.Is(err, ErrShape) {
+		t.Errorf("got %d lines, %v", len(lines), err)
 	}
 }
 

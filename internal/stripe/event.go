@@ -46,7 +46,7 @@ type Event struct {
 	ID      string
 	Type    string // Stripe's name
 	Kind    Kind
-	Created time.Time // in whole seconds; zero for v2.core.event
+	Created time.Time // in whole seconds; it may be zero if the event is ignored
 	IsLive  bool      // real money; compare with Account.IsLive
 
 	Session      *Session
@@ -69,15 +69,15 @@ func ReadEvent(body []byte) (Event, error) {
 		"type":     strict.String(&e.Type),
 		"livemode": strict.Bool(&e.IsLive),
 		"account":  orNull(strict.String(&account)),
-	}, "object", "id", "type", "livemode"))
-	if err != nil || class != "event" {
+	}, "id", "type", "livemode"))
+	if err != nil || class == "v2.core.event" {
 		return e, err
 	}
-	rules, required := strict.Rules{"created": seconds(&e.Created)}, []string{"created"}
+	rules, required := strict.Rules{"created": seconds(&e.Created)}, []string(nil)
 	if account == "" {
 		if rule := e.object(); rule != nil {
 			rules["data"] = object(strict.Rules{"object": rule}, "object")
-			required = append(required, "data")
+			required = []string{"created", "data"}
 		}
 	}
 	return e, decode(body, object(rules, required...))
@@ -88,23 +88,23 @@ func (e *Event) object() strict.Rule {
 	switch e.Type {
 	case "checkout.session.completed", "checkout.session.async_payment_succeeded":
 		e.Kind, e.Session = SessionCompleted, new(Session)
-		return session(e.Session)
+		return session(e.Session, "id", "mode", "payment_status", "metadata")
 	case "checkout.session.async_payment_failed", "checkout.session.expired":
 		e.Kind, e.Session = SessionFailed, new(Session)
-		return session(e.Session)
+		return session(e.Session, "id")
 	case "invoice.paid":
 		e.Kind, e.Invoice = InvoicePaid, new(Invoice)
-		return invoice(e.Invoice)
+		return invoice(e.Invoice, "id", "lines")
 	case "customer.subscription.created", "customer.subscription.updated",
 		"customer.subscription.paused", "customer.subscription.resumed":
 		e.Kind, e.Subscription = SubscriptionChanged, new(Subscription)
-		return subscription(e.Subscription)
+		return subscription(e.Subscription, "id", "metadata")
 	case "customer.subscription.deleted":
 		e.Kind, e.Subscription = SubscriptionDeleted, new(Subscription)
-		return subscription(e.Subscription)
+		return subscription(e.Subscription, "id", "metadata")
 	case "charge.refunded":
 		e.Kind, e.Charge = ChargeRefunded, new(Charge)
-		return charge(e.Charge)
+		return charge(e.Charge, "id", "amount", "amount_refunded")
 	case "charge.dispute.created", "charge.dispute.updated", "charge.dispute.closed",
 		"charge.dispute.funds_withdrawn", "charge.dispute.funds_reinstated":
 		e.Kind, e.Dispute = DisputeChanged, new(Dispute)

@@ -34,8 +34,9 @@ type Session struct {
 	Metadata          map[string]string
 }
 
-// session must say whether it is paid. What is unpaid, such as a bank transfer, may be paid later or never.
-func session(s *Session) strict.Rule {
+// session reads a session that has at least the members in required. What is unpaid, such as a bank transfer, may be
+// paid later or never.
+func session(s *Session, required ...string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var status string
 		ok := object(strict.Rules{
@@ -50,7 +51,7 @@ func session(s *Session) strict.Rule {
 			"currency":            orNull(strict.String(&s.Currency)),
 			"client_reference_id": orNull(strict.String(&s.ClientReferenceID)),
 			"metadata":            metadata(&s.Metadata),
-		}, "id", "mode", "payment_status", "metadata")(wrong, value)
+		}, required...)(wrong, value)
 		s.IsPaid = status == "paid" || status == "no_payment_required"
 		return ok
 	}
@@ -99,7 +100,8 @@ type Subscription struct {
 	MoreItems         bool // Items is not all
 }
 
-func subscription(s *Subscription) strict.Rule {
+// subscription reads a subscription that has at least the members in required.
+func subscription(s *Subscription, required ...string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var start, end time.Time // of all items, before basil
 		ok := object(strict.Rules{
@@ -112,7 +114,7 @@ func subscription(s *Subscription) strict.Rule {
 			"current_period_end":   seconds(&end),
 			"metadata":             metadata(&s.Metadata),
 			"items":                list(&s.Items, &s.MoreItems, item),
-		}, "id", "status", "metadata", "items")(wrong, value)
+		}, required...)(wrong, value)
 		for i := range s.Items {
 			if it := &s.Items[i]; it.End.IsZero() {
 				it.Start, it.End = start, end
@@ -125,7 +127,7 @@ func subscription(s *Subscription) strict.Rule {
 // An Invoice is what a customer pays for a period of a subscription, or for something else.
 type Invoice struct {
 	ID            string
-	IsPaid        bool // outside Stripe, too
+	IsPaid        bool // outside Stripe, too; an invoice that has no status is as its event says
 	BillingReason string
 	Customer      string
 	Subscription  string // empty if it is for something else
@@ -140,17 +142,22 @@ type Invoice struct {
 	MoreLines bool // Lines is not all: Account.InvoiceLines has the others
 }
 
-// invoice reads both shapes. What is of a subscription must name it.
-func invoice(i *Invoice) strict.Rule {
+// invoice reads both shapes of an invoice that has at least the members in required. What is of a subscription, or may
+// be, must name it.
+func invoice(i *Invoice, required ...string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
-		var status string
+		status, mayBeOfSubscription := "paid", true
 		details := orNull(object(strict.Rules{
 			"subscription": orNull(reference(id(&i.Subscription))), "metadata": metadata(&i.Metadata),
 		}))
 		ok := object(strict.Rules{
-			"id":                   id(&i.ID),
-			"status":               orNull(strict.String(&status)),
-			"billing_reason":       orNull(strict.String(&i.BillingReason)),
+			"id":     id(&i.ID),
+			"status": orNull(strict.String(&status)),
+			"billing_reason": func(wrong *strict.Problems, value []byte) bool {
+				ok := orNull(strict.String(&i.BillingReason))(wrong, value)
+				mayBeOfSubscription = strings.HasPrefix(i.BillingReason, "subscription")
+				return ok
+			},
 			"customer":             orNull(reference(strict.String(&i.Customer))),
 			"amount_paid":          amount(&i.AmountPaid),
 			"currency":             strict.String(&i.Currency),
@@ -158,9 +165,9 @@ func invoice(i *Invoice) strict.Rule {
 			"parent":               orNull(object(strict.Rules{"subscription_details": details})), // since basil
 			"subscription":         orNull(reference(id(&i.Subscription))),
 			"subscription_details": details,
-		}, "id", "status", "billing_reason", "amount_paid", "currency", "lines")(wrong, value)
+		}, required...)(wrong, value)
 		i.IsPaid = status == "paid"
-		if ok && i.Subscription == "" && strings.HasPrefix(i.BillingReason, "subscription") {
+		if ok && i.Subscription == "" && mayBeOfSubscription {
 			return wrong.AddMember("parent", "must name the subscription")
 		}
 		return ok
@@ -172,7 +179,7 @@ type Line struct {
 	ID         string
 	Price      string // empty if it has none, but an amount of its own
 	Quantity   int64  // 1 if Stripe names none
-	Amount     int64  // in the smallest unit of the invoice's currency; negative for what is given back
+	Amount     int64  // in the smallest unit of the invoice's currency; negative for what is given back, 0 if not named
 	Start, End time.Time
 
 	// OfSubscription says that the line is what an item of a subscription costs. Others were added to the invoice.
@@ -200,7 +207,7 @@ func line(l *Line) strict.Rule {
 			"id":       strict.String(&l.ID),
 			"quantity": orNull(amount(&l.Quantity)),
 			"amount":   amount(&l.Amount),
-			"period":   object(strict.Rules{"start": seconds(&l.Start), "end": seconds(&l.End)}, "start", "end"),
+			"period":   object(strict.Rules{"start": seconds(&l.Start), "end": seconds(&l.End)}),
 
 			// Since basil.
 			"parent": orNull(object(strict.Rules{
@@ -214,7 +221,7 @@ func line(l *Line) strict.Rule {
 
 			// Before. A plan has the same ID as its price, and is alone before 2020.
 			"type": strict.String(&kind), "proration": proration, "price": orNull(price), "plan": orNull(price),
-		}, "id", "amount", "period")(wrong, value)
+		})(wrong, value)
 		l.OfSubscription = l.OfSubscription || kind == "subscription"
 		switch {
 		case !ok:
@@ -233,16 +240,17 @@ type Charge struct {
 	ID             string
 	PaymentIntent  string
 	Customer       string
-	Amount         int64  // that was paid, with taxes, in the smallest unit of Currency
-	AmountRefunded int64  // by all refunds so far
-	Currency       string // of three letters
-	Metadata       map[string]string
+	Amount         int64             // that was paid, with taxes, in the smallest unit of Currency
+	AmountRefunded int64             // by all refunds so far
+	Currency       string            // of three letters
+	Metadata       map[string]string // without any, Account.InvoiceOfPayment says more
 
 	// Invoice is the one that was paid. It is always empty since basil: Account.InvoiceOfPayment asks for it.
 	Invoice string
 }
 
-func charge(c *Charge) strict.Rule {
+// charge reads a charge that has at least the members in required.
+func charge(c *Charge, required ...string) strict.Rule {
 	return object(strict.Rules{
 		"id":              id(&c.ID),
 		"payment_intent":  orNull(reference(id(&c.PaymentIntent))),
@@ -252,7 +260,7 @@ func charge(c *Charge) strict.Rule {
 		"currency":        strict.String(&c.Currency),
 		"metadata":        metadata(&c.Metadata),
 		"invoice":         orNull(reference(id(&c.Invoice))),
-	}, "id", "amount", "amount_refunded", "currency", "metadata")
+	}, required...)
 }
 
 // A Dispute is a customer's complaint to a bank about a charge. The metadata of the charge is not in it.
@@ -279,7 +287,7 @@ func dispute(d *Dispute) strict.Rule {
 			"currency":       strict.String(&d.Currency),
 			"status": oneOf(&status, "needs_response", "under_review", "won", "lost", "prevented",
 				"warning_needs_response", "warning_under_review", "warning_closed"),
-		}, "id", "charge", "amount", "currency", "status")(wrong, value)
+		}, "id", "charge", "status")(wrong, value)
 		d.IsInquiry = strings.HasPrefix(status, "warning_")
 		d.IsWon = status == "won"
 		d.IsClosed = d.IsWon || status == "lost" || status == "prevented" || status == "warning_closed"

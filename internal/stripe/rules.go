@@ -114,10 +114,15 @@ func metadata(dst *map[string]string) strict.Rule {
 
 const maxPage = 100 // elements of a list, as Stripe documents it
 
-// list accepts a page of a list, appends its elements to dst, and says in more whether there is another page.
+// shortPage is the number of elements from which on a page may not be all there is: Stripe's pages have so many unless
+// others are asked for.
+const shortPage = 10
+
+// list accepts a page of a list, appends its elements to dst, and says in more whether there is another page. A short
+// page need not say so.
 func list[T any](dst *[]T, more *bool, element func(*T) strict.Rule) strict.Rule {
-	n := 0
-	return object(strict.Rules{
+	n, saysMore := 0, false
+	page := object(strict.Rules{
 		"data": strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
 			if n++; n > maxPage { // each costs a microsecond, whoever has signed them
 				return wrong.Add("is one too many")
@@ -125,6 +130,16 @@ func list[T any](dst *[]T, more *bool, element func(*T) strict.Rule) strict.Rule
 			*dst = append(*dst, *new(T))
 			return element(&(*dst)[len(*dst)-1])(wrong, value)
 		}),
-		"has_more": strict.Bool(more),
-	}, "data", "has_more")
+		"has_more": func(wrong *strict.Problems, value []byte) bool {
+			saysMore = true
+			return strict.Bool(more)(wrong, value)
+		},
+	}, "data")
+	return func(wrong *strict.Problems, value []byte) bool {
+		ok := page(wrong, value)
+		if ok && !saysMore && n >= shortPage {
+			return wrong.AddMember("has_more", "is missing")
+		}
+		return ok
+	}
 }
