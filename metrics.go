@@ -299,7 +299,7 @@ func (m *metrics) writeTenants(p *telemetry.Page) {
 			}
 		}
 	}
-	p.Family("payment_events_total", "counter", "Webhooks of Stripe with a signature of now, and what came of them.")
+	p.Family("payment_events_total", "counter", "Webhooks of Stripe with a current signature, by what came of them.")
 	for _, name := range names {
 		for kind, event := range eventNames {
 			for result, count := range eventResults {

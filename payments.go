@@ -20,8 +20,8 @@ const (
 	// stripeTimeout is for all that a request asks Stripe for.
 	stripeTimeout = 10 * time.Second
 
-	// maxStripeCalls bounds the requests that wait for Stripe at a time, of a process. An eighth is the share of an API
-	// key, and options.gateway.TenantShare that of a tenant.
+	// maxStripeCalls bounds the requests of a process that wait for Stripe at a time. The share of an API key is an
+	// eighth, that of a tenant options.gateway.TenantShare.
 	maxStripeCalls = 64
 
 	// Sessions at Stripe, of the portal too, that an API key may have. Each checkout leaves a record for weeks.
@@ -92,7 +92,7 @@ func (s *server) createCheckout(w http.ResponseWriter, r *http.Request, info *re
 		session, err = a.CreateSession(ctx, key, order)
 		if isMissingCustomer(err) { // it was deleted, or is another account's
 			order.Customer = ""
-			session, err = a.CreateSession(ctx, key+key, order) // "" if there is none
+			session, err = a.CreateSession(ctx, key+key, order) // "" stays ""
 		}
 		return err
 	})

@@ -10,7 +10,7 @@ import (
 	"tollgate/internal/stripetest"
 )
 
-// The secrets of auth.stripe are in no response, log line or metric, whatever goes wrong and whoever quotes them. Admins
+// The secrets of auth.stripe are in no response, log line or metric, whatever goes wrong and even if Stripe quotes them. Admins
 // see them in the config alone.
 func TestPaymentSecrets(t *testing.T) {
 	t.Parallel()

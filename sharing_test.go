@@ -244,7 +244,7 @@ func TestInvalidSharing(t *testing.T) {
 	}
 }
 
-// At most 100 keys share with one, of which those in their grace are some. What has expired makes room.
+// At most 100 keys share with one, those in their grace included. What has expired makes room.
 func TestTooManySharers(t *testing.T) {
 	t.Parallel()
 	s, id := newService(t), newTenant(t, 100)
@@ -775,7 +775,7 @@ func TestOrphanedSharers(t *testing.T) {
 	}
 }
 
-// A user who signs in while the former name of the user's key is in its grace gets the new one, also if whoever has
+// A user who signs in while the former name of the user's key is in its grace gets the new one, even if the process that
 // rotated it has died before the sign-in was told.
 func TestSignInGrace(t *testing.T) {
 	t.Parallel()

@@ -14,8 +14,8 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// What admins have besides keys: admin tokens, the list of users, of which the head of store_index.go says more, and
-// the list of payments.
+// What admins have besides keys: admin tokens, the list of users (see the head of store_index.go), and the list of
+// payments.
 
 const (
 	maxAdminTokens  = 100  // of a tenant; earlier versions had no bound

@@ -115,7 +115,7 @@ type holder struct {
 	key   string // its present name, as far as is known
 	first string // the name that it had first, as far as is known: its records are named by it
 
-	sharer string // a key that shares its balance, with which the caller has come; "": none
+	sharer string // the key that shares its balance, if the caller has come with one
 }
 
 // newHolder returns the holder of an API key of which nothing more is known.

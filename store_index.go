@@ -21,8 +21,8 @@ import (
 //
 // The users of a tenant who have API keys are a sorted set in a slot of its own. It is to users what the index is to
 // keys. A user is added to it after a key was added to the index that the index did not have, and before that key is
-// created. A listing drops a user whose index is empty, and looks at the index again afterwards: so whoever comes later
-// of the two puts the user back.
+// created. A listing drops a user whose index is empty, and looks at the index again afterwards: so the later of the
+// two puts the user back.
 
 const (
 	maxConcurrentReads = 64
@@ -121,7 +121,7 @@ func (s *store) unindexKey(deadline time.Time, tenantID, userID string, keys ...
 
 // keyOwner says whose an API key is, and what the index should say of it.
 type keyOwner struct {
-	tenantID, generation, userID string    // all "" if there is no such key, or none of a user
+	tenantID, generation, userID string    // all "" without such a key, or if it has no user
 	createdAt                    time.Time // zero if it is malformed
 	expiresAt                    time.Time // zero: never
 }
@@ -191,7 +191,7 @@ type indexCursor struct {
 // String returns the cursor as clients get it.
 func (c indexCursor) String() string { return fmt.Sprintf("%d.%d", c.score, c.passed) }
 
-// text returns the cursor as a page has it; nil if there is none.
+// text returns the cursor as a page has it; nil for a nil cursor.
 func (c *indexCursor) text() *string {
 	if c == nil {
 		return nil
@@ -337,7 +337,7 @@ func (s *store) oldestKey(deadline time.Time, t *tenant, userID string) (r recei
 	}
 	for next, page := (&indexCursor{}), 0; next != nil && err == nil; page++ {
 		if page == maxReceiverPages {
-			return r, fmt.Errorf("%w: there is no end of the user's keys", ErrUnavailable)
+			return r, fmt.Errorf("%w: the user has too many keys", ErrUnavailable)
 		}
 		var keys []listedKey
 		keys, next, err = s.UserKeys(deadline, t, userID, *next, defaultPageLimit)

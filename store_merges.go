@@ -217,7 +217,7 @@ func madeRedisKey(key string) string { return "{apiKey:" + key + "}:made" }
 // ShareKey issues an API key of t that shares the balance of another: of k the user, the times, sharesWith and the
 // balance are used, which must be those of the other key. With an Idempotency-Key it does so once in 40 days: the
 // record, which is in another slot, first names the new key, then one step makes it, which may be repeated. Errors:
-// ErrNoKey if sharesWith is no key, or one that shares; ErrTooManyShares, ErrKeyReused and request.refused if nothing
+// ErrNoKey if sharesWith is not a key with a balance of its own; ErrTooManyShares, ErrKeyReused and request.refused if nothing
 // was issued; ErrUnavailable.
 func (s *store) ShareKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issuedKey, error) {
 	issued, err := s.shareKey(deadline, t, k, request)
@@ -254,7 +254,7 @@ func (s *store) shareKey(deadline time.Time, t *tenant, k apiKey, request idempo
 	}
 	issued.replayed, err = s.runShare(deadline, t, k, issued.key, request)
 	if request.refused == nil && !errors.Is(err, ErrUnavailable) {
-		// Whoever listed the keys meanwhile has removed it.
+		// A listing of the keys may have removed it meanwhile.
 		if o, wrong := s.indexStored(deadline, issued.key); wrong == nil && o.userID == "" {
 			_ = s.unindexKey(deadline, t.id, k.userID, issued.key) // it was not created, or is gone again
 		}
@@ -292,7 +292,7 @@ func (s *store) runShare(deadline time.Time, t *tenant, k apiKey, key string, re
 }
 
 // evalBalance runs a script on the balance of an API key. sharer is the key that shares the balance, with which the
-// caller has come and which the script checks, too; "" if there is none.
+// caller has come and which the script checks, too; "" if the caller has come with the key itself.
 func (s *store) evalBalance(deadline time.Time, script balanceScript, sharer string, keys []string, args ...any) (any,
 	error) {
 	if sharer == "" {

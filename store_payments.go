@@ -45,7 +45,7 @@ type buyer struct {
 	userID       string
 	disabled     bool
 	customer     string // at Stripe; "" if nothing was ever paid
-	subscription string // the present one, which has not ended; "" if there is none
+	subscription string // the present one, if it has not ended; else ""
 }
 
 // A checkout is what is remembered of a Checkout Session: whose payment it is.
@@ -237,7 +237,7 @@ func (s *store) SubscriptionVersion(deadline time.Time, t *tenant, c checkout) (
 // One that has ended needs no version. Errors: ErrStateMoved, ErrMalformed, ErrUnavailable.
 func (s *store) SetSubscription(deadline time.Time, t *tenant, c checkout, state subscriptionState) error {
 	var err error
-	if state.ended { // whoever has asked Stripe before this must find that, whichever key the invoice is for
+	if state.ended { // a Grant that has asked Stripe before must find that, whichever key the invoice is for
 		_, err = s.redis.Write(deadline, "SET", paidRedisKey(c.first, state.id), "ended", "PX", paidTTL.Milliseconds())
 	}
 	for outcome := "gone"; outcome == "gone" && err == nil; {

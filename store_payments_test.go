@@ -610,7 +610,7 @@ func parseReversal(step string, at time.Time) reversal {
 	return r
 }
 
-// Who gets what is paid when the key that it was bought with is another by then, or gone.
+// A payment goes to the right key when the one that it was bought with was renamed or is gone.
 func TestPaymentReceivers(t *testing.T) {
 	t.Parallel()
 	r := singleRedis(t)

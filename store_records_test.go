@@ -185,7 +185,7 @@ func TestRecordsOfADay(t *testing.T) {
 	}
 }
 
-// recordTTLs returns the seconds for which each of a key's records is kept, by its name. Usage is none.
+// recordTTLs returns the seconds for which each of a key's records is kept, by its name. Usage is not a record.
 func recordTTLs(t *testing.T, key string) map[string]int {
 	t.Helper()
 	ttls := make(map[string]int)

@@ -217,7 +217,7 @@ func TestUserWhoGetsAKeyMeanwhile(t *testing.T) {
 			{"ZADD", userKeysByTimeRedisKey(id, "u-meanwhile"), 5, someKey}, {"ZADD", users, 0, "u-meanwhile"},
 			{"HSET", "apiKey:" + someKey, "tenantId", id, "userId", "u-meanwhile", "tokensLeft", 1},
 		}
-		if after == 3 { // whoever creates it has added the user before, and is not done with the rest
+		if after == 3 { // its creator has added the user before, and is not done with the rest
 			create = [][]any{create[0], create[2]}
 		}
 		var replies atomic.Int64

@@ -519,7 +519,7 @@ func TestUsageCommands(t *testing.T) {
 	}
 }
 
-// What others have written in the place of one key's usage is no matter to other keys, and nothing is counted twice.
+// What others have written in the place of one key's usage does not concern other keys, and nothing is counted twice.
 func TestUsageBesideMalformed(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
@@ -640,7 +640,7 @@ func TestUsageOfKeysWithoutRedis(t *testing.T) {
 	}
 }
 
-// Memory is bounded, whoever uses how many keys, and what is beyond counts for the tenant.
+// Memory is bounded however many keys a tenant uses: what is beyond counts for the tenant.
 func TestUsageKeyBounds(t *testing.T) {
 	t.Parallel()
 	u, first, second, third := newUsageStats(nil), &tenant{id: "a"}, &tenant{id: "b"}, &tenant{id: "c"}
@@ -710,7 +710,7 @@ func TestUsageKeyBounds(t *testing.T) {
 	}
 }
 
-// In Redis a key has so many models, and a tenant so many users, of whom those who were charged most are kept.
+// In Redis the models of a key are bounded, and the users of a tenant: those who were charged most are kept.
 func TestUsageKeyBoundsInRedis(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)

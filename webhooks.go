@@ -51,7 +51,7 @@ func requirePayments(_ http.ResponseWriter, _ *http.Request, info *requestInfo) 
 	return nil
 }
 
-// readSignature is the step that reads the signature of a webhook. It refuses one that is not of now, so that strangers
+// readSignature is the step that reads the signature of a webhook. It refuses one that is not current, so that strangers
 // send no body.
 func readSignature(_ http.ResponseWriter, r *http.Request, info *requestInfo) (err error) {
 	if info.signature, err = stripe.ReadSignature(r.Header, time.Now()); err != nil {
@@ -114,8 +114,8 @@ type webhook struct {
 	event    *stripe.Event
 }
 
-// handleEvent does what an event asks for. What asks Stripe has a place among those that do, of which each tenant has a
-// share: while Stripe does not respond, they wait.
+// handleEvent does what an event asks for. While an event may ask Stripe something, it has a place in the pool webhooks:
+// Stripe may not respond.
 func (s *server) handleEvent(info *requestInfo, event *stripe.Event) (result eventResult, err error) {
 	p := &info.tenant.config.payments
 	h := webhook{s, info.tenant, p, s.stripe.Account(p.apiKey), event}
@@ -158,7 +158,7 @@ func explainStripe(err error) error {
 	case errors.Is(err, stripe.ErrUnavailable), isRefused && (refused.Status == 429 || refused.Status >= 500):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case isRefused:
-		return errors.New(refused.Error()) // to the caller, it is no refusal of what it has asked for
+		return errors.New(refused.Error()) // Stripe has not refused what the caller asked for
 	}
 	return err
 }
@@ -430,7 +430,7 @@ func (p *payments) invoiceGrant(lines []stripe.Line) (g grant, err error) {
 }
 
 // stateOf returns the state of a subscription. Its group is that of its first price that is in the config with one. The
-// error wraps errNotSold if there is none, although it is paid.
+// error wraps errNotSold if none of a paid subscription is.
 func (p *payments) stateOf(s *stripe.Subscription) (subscriptionState, error) {
 	state := subscriptionState{id: s.ID, freeGroup: p.freeGroup}
 	switch s.Status {

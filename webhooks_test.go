@@ -75,7 +75,7 @@ func event(kind, object string) []byte {
 // ignoredEvent is one of a type that asks for nothing.
 var ignoredEvent = event("customer.created", `{}`)
 
-// Events are taken with a signature of now by one of the secrets, and with nothing else.
+// Events are taken only with a current signature by one of the secrets.
 func TestWebhookSignatures(t *testing.T) {
 	t.Parallel()
 	const old, other = "whsec_old", "whsec_other"

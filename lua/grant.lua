@@ -4,7 +4,7 @@
 -- KEYS[1]  apiKey:<apiKey>
 -- KEYS[2]  {apiKey:<apiKey>}:holds, see holds.lua
 -- KEYS[3]  {apiKey:<first>}:paid:<ID>, see paid.lua
--- KEYS[4]  the same of the payment intent or subscription; omitted if there is none
+-- KEYS[4]  the same of the payment intent or subscription; omitted without one, or if that is in another slot
 -- ARGV[1]  tenant ID
 -- ARGV[2]  the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3]  groups of the tenant, as charge.lua takes them; '' if none has a refill
@@ -16,16 +16,17 @@
 -- ARGV[8]  the customer at Stripe; '' if it is not known
 -- ARGV[9]  'pack' or 'subscription'
 -- ARGV[10] of a pack, what KEYS[4] becomes; of a subscription, its ID
--- ARGV[11] the group in which the key is while it is paid; '' if it is not paid. This and the others are omitted for a
---          pack
+-- ARGV[11] the group in which the key is while it is paid; '' if it is not paid; ARGV[11…14] are omitted for a pack
 -- ARGV[12] the group when it is not paid; '': the one before
 -- ARGV[13] '1' if it has ended for ever; else ''
 -- ARGV[14] the version that the key's state had when ARGV[10…13] were asked for
 --
 -- Returns {'granted', KEYS[3], '1' if it had granted before, '1' if the key has another subscription that has not
--- ended}. Or nothing was done, except that a refill that was due may have been, and it returns {'gone', KEYS[3] or ''}
--- if the tenant has no such key with a balance of its own; {'group', the key's group}, if that is not ARGV[4]; {'due'}, if more holds have expired
--- whose tokens must be returned first; or {'moved'}, if the version is another.
+-- ended}. Or nothing was done, except that a refill that was due may have been, and it returns
+--   {'gone', KEYS[3] or ''}     if the tenant has no such key with a balance of its own
+--   {'group', the key's group}  if that is not ARGV[4]
+--   {'moved'}                   if the version is not ARGV[14]
+--   {'due'}                     if more holds have expired, whose tokens must be returned first
 
 local before = call('GET', KEYS[3]) or ''
 if string.sub(before, 1, 8) == 'granted ' then

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the list, a sorted set
 -- ARGV[1]  the most entries that it keeps
--- ARGV[2]  an entry that the others replace; '' if there is none
+-- ARGV[2]  an entry that the others replace, or ''
 -- ARGV[3…] pairs of a time in Unix ms and an entry; one that the list has already stays as it is
 --
 -- Returns 1.

@@ -21,17 +21,20 @@ local function changePaid(record, value, before, fields)
 	redis.call('SET', record, value, 'PX', paidFor)
 	local denied = #fields > 0 and errorOf(redis.pcall('HSET', KEYS[1], unpack(fields)))
 	if denied then
-		redis.call('SET', record, before, 'PX', before ~= '' and paidFor or 1)
+		redis.call('SET', record, before, 'PX', before ~= '' and paidFor or 1) -- DEL may be denied, too
 		return denied
 	end
 end
 
--- addState adds to fields what the state of a subscription changes in a key. present, version, before and group are the
--- key's fields subscription, subscriptionVersion, groupBefore and group. id is that of the subscription, paid the group
--- in which the key is while it is paid, '' if it is not, free the one afterwards, '' if that is the one before, ended '1'
--- if it has ended for ever. granted says that an invoice of it is granted now, which makes it the key's present one:
--- unless it is not paid, and the present one is. Others change nothing. The version changes in any case: who has asked
--- Stripe before this must ask again.
+-- addState adds to fields what the state of a subscription changes in a key. A subscription that is not the key's present
+-- one changes the version alone: callers that have asked Stripe before this must ask again.
+--   present, version, before, group  the key's fields subscription, subscriptionVersion, groupBefore and group
+--   id       ID of the subscription
+--   paid     the group in which the key is while it is paid; '' if it is not paid
+--   free     the group when it is not paid; '': the one before
+--   ended    '1' if it has ended for ever
+--   granted  whether an invoice of it is granted now. This makes it the present one, unless it is not paid and the
+--            present one is
 local function addState(fields, present, version, before, group, id, paid, free, ended, granted)
 	local wasPaid, was = before ~= '', {subscription = present, groupBefore = before, group = group}
 	if granted and ended ~= '1' and (paid ~= '' or not wasPaid) then

@@ -1,5 +1,5 @@
--- Takes back from an API key what a payment has granted, as far as it was refunded or is disputed and as the balance
--- covers it, or gives back what a dispute has taken that is won.
+-- Takes back from an API key what a payment has granted: the part that was refunded or is disputed, up to the balance.
+-- If a dispute is won, gives back what it has taken.
 --
 -- KEYS[1]  apiKey:<apiKey>
 -- KEYS[2]  {apiKey:<apiKey>}:holds, see holds.lua

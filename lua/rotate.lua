@@ -12,7 +12,8 @@
 --           days if it shares the balance of another
 -- KEYS[13]  {apiKey:<first>}:shares, see share.lua, of the key that has the balance
 -- KEYS[14]  the record of the request's Idempotency-Key, which is kept for 40 days; omitted without one
--- KEYS[15…] apiKey:<apiKey> of each key that shares with this one, in the order of ARGV[9…]
+-- KEYS[15…] apiKey:<apiKey> of each key that shares with this one, in the order of ARGV[9…]; from KEYS[14] on without a
+--           record
 -- ARGV[1]   tenant ID
 -- ARGV[2]   the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3]   the new key; '' if nothing may be renamed, but what KEYS[14] remembers is to be returned

@@ -16,9 +16,12 @@
 -- ARGV[9] how many keys may share with one
 -- ARGV[10] 'replay' if nothing may be stored; else ''
 --
--- Returns {'made'}. Or nothing was stored, and it returns {'before'} if the same request has stored it,
--- {'new'} if it has not and ARGV[10] is 'replay', {'first', the name that the key had first}, if that is not ARGV[4],
--- {'full'} if as many keys share with it as may, or nil if the tenant has no such key, or if that shares with another.
+-- Returns {'made'}. Or nothing was stored, and it returns
+--   nil         if the tenant has no such key, or if that shares with another
+--   {'before'}  if the same request has stored it
+--   {'new'}     if it has not, and ARGV[10] is 'replay'
+--   {'first', the name that the key had first}  if that is not ARGV[4]
+--   {'full'}    if as many keys share with it as may
 
 if KEYS[4] and call('EXISTS', KEYS[4]) == 1 then
 	return {'before'}

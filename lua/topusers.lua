@@ -1,6 +1,6 @@
 -- Reads which users of a tenant were charged most on one day.
 --
--- KEYS[1…3] as userusage.lua takes them, of which KEYS[3] is not used
+-- KEYS[1…3] as userusage.lua takes them; KEYS[3] is not used
 -- ARGV[1]   the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[2]   the most users to return, 1 to 1,000
 --

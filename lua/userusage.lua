@@ -1,5 +1,4 @@
--- Adds what users of a tenant have used to what they have used on one day, of which those who were charged most are
--- kept.
+-- Adds what users of a tenant have used to what they have used on one day. Those who were charged most are kept.
 --
 -- KEYS[1] {tenant:<tenantId>:config}:usage:<day>:users: user ID, '' for all who are anonymous, by the tokens charged
 -- KEYS[2] {tenant:<tenantId>:config}:usage:<day>:users:sums: 'user <user ID>' → '<requests> <tokens charged>'; the same

@@ -79,7 +79,7 @@ func parse(t testing.TB, texts ...string) (bases Bases) {
 	for _, text := range texts {
 		base, ok := ParseBase(text)
 		if !ok {
-			t.Fatalf("%q is no base", text)
+			t.Fatalf("%q is not a base", text)
 		}
 		bases = append(bases, base)
 	}

@@ -118,7 +118,7 @@ func (a Account) do(ctx context.Context, r *http.Request, rule strict.Rule) erro
 	if err := decode(body, rule); !errors.Is(err, ErrSyntax) {
 		return err
 	}
-	return fmt.Errorf("%w: a response is no JSON", ErrShape)
+	return fmt.Errorf("%w: a response is not JSON", ErrShape)
 }
 
 // A Checkout is what a customer is asked to pay for.

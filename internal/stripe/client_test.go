@@ -329,7 +329,7 @@ func TestLargeResponses(t *testing.T) {
 	}
 }
 
-// What is no ID does not become a part of a path.
+// Only IDs become a part of a path.
 func TestPaths(t *testing.T) {
 	a := newAccount(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("it requests %s", r.URL) })
 	for _, id := range []string{"", ".", "..", "a/b", "a?b", "a%2fb", "a b", "ä", "a#", strings.Repeat("a", 256)} {

@@ -14,11 +14,11 @@
 //
 // # Order and repetition
 //
-// Stripe promises no order of events, repeats them, and can say the same thing in two of them. So an event is no record
-// of what was granted: that is keyed by the ID of the [Session] of a pack and of the [Invoice] of a subscription. The
+// Stripe promises no order of events, repeats them, and can say the same thing in two of them. So an event does not
+// show what was granted: that is recorded by the ID of the [Session] of a pack and of the [Invoice] of a subscription. The
 // state of a subscription is best asked of Stripe when an event says that it has changed.
 //
-// # Why there is no library
+// # Why not Stripe's library
 //
 // Stripe's own has every object of one version of its API, so it reads only one of the two shapes, and a new version of
 // the API is a new major version of the library.

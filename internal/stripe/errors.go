@@ -19,10 +19,10 @@ var (
 	// member, and quote no value.
 	ErrShape = errors.New("unknown shape of what Stripe has sent")
 
-	// ErrSyntax means that an event is no JSON.
-	ErrSyntax = errors.New("no JSON")
+	// ErrSyntax means that an event is not JSON.
+	ErrSyntax = errors.New("not JSON")
 
-	// ErrSignature means that a webhook does not have a signature, or not one of now.
+	// ErrSignature means that a webhook does not have a signature, or not a current one.
 	ErrSignature = errors.New("invalid Stripe-Signature")
 )
 

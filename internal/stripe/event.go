@@ -57,9 +57,9 @@ type Event struct {
 }
 
 // ReadEvent reads the body of a webhook, whatever the version of its endpoint. The caller has verified that Stripe has
-// signed it. Of an event that is ignored, no object is read. Errors: one that wraps ErrSyntax if the body is no JSON,
-// and one that wraps ErrShape if the event is of a known type, but not of a known shape. It has its ID and Type then
-// too, as far as they are there.
+// signed it. Of an event that is ignored, no object is read. Errors: one that wraps ErrSyntax if the body is not JSON,
+// and one that wraps ErrShape if the event is of a known type, but not of a known shape. It has its ID and Type even
+// then, as far as they are there.
 func ReadEvent(body []byte) (Event, error) {
 	var e Event
 	var class, account string

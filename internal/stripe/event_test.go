@@ -403,7 +403,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// Bodies that are no JSON are told from those that are not understood.
+// Bodies that are not JSON are told from those that are not understood.
 func TestReadEventSyntax(t *testing.T) {
 	for _, body := range []string{"", " ", "{", "payload=x", "{}}", "\ufeff{}", "\xff", `{"a":` + strings.Repeat("[", 20_000)} {
 		if _, err := ReadEvent([]byte(body)); !errors.Is(err, ErrSyntax) || errors.Is(err, ErrShape) {

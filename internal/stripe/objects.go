@@ -29,7 +29,7 @@ type Session struct {
 	AmountTotal   int64  // in the smallest unit of Currency
 	Currency      string
 
-	// ClientReferenceID is not to be trusted if the account has Payment Links: whoever opens one chooses it.
+	// ClientReferenceID is not to be trusted if the account has Payment Links: anybody who opens one chooses it.
 	ClientReferenceID string
 	Metadata          map[string]string
 }
@@ -186,7 +186,7 @@ type Line struct {
 	OfSubscription bool
 
 	// IsProration says that the line charges or gives back a part of a period, since the subscription has changed within
-	// it. What a whole period costs is in a line that is no proration.
+	// it. What a whole period costs is in a line that is not a proration.
 	IsProration bool
 }
 

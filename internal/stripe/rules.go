@@ -124,7 +124,7 @@ func list[T any](dst *[]T, more *bool, element func(*T) strict.Rule) strict.Rule
 	n, saysMore := 0, false
 	page := object(strict.Rules{
 		"data": strict.ArrayOf(func(wrong *strict.Problems, value []byte) bool {
-			if n++; n > maxPage { // each costs a microsecond, whoever has signed them
+			if n++; n > maxPage { // each costs a microsecond, even if Stripe has signed them
 				return wrong.Add("is one too many")
 			}
 			*dst = append(*dst, *new(T))

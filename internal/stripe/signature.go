@@ -23,7 +23,7 @@ type Signature struct {
 }
 
 // ReadSignature reads the Stripe-Signature of a webhook that has come now. It needs no body, so a webhook without a
-// signature of now can be refused before its body is read. Schemes other than v1 count for nothing. Errors wrap
+// current signature can be refused before its body is read. Schemes other than v1 count for nothing. Errors wrap
 // ErrSignature: the header is absent, repeated, malformed, or more than 300 s old or ahead.
 func ReadSignature(h http.Header, now time.Time) (*Signature, error) {
 	values := h["Stripe-Signature"]

@@ -20,7 +20,7 @@ var testBody = []byte("{\"id\":\"evt_1\",\n \"ä\":1}")
 
 func signatureHeader(values ...string) http.Header { return http.Header{"Stripe-Signature": values} }
 
-// Only a header with one time, of now, and a v1 is read. Errors quote nothing of it.
+// Only a header with one time, which is current, and a v1 is read. Errors quote nothing of it.
 func TestReadSignature(t *testing.T) {
 	const v1 = ",v1=" + testMAC
 	for _, test := range []struct {
@@ -109,7 +109,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// A header that is read has a time of now in plain decimal and a v1, and whoever lacks the secret does not get through.
+// A header that is read has a current time in plain decimal and a v1, and nobody gets through without the secret.
 func FuzzReadSignature(f *testing.F) {
 	for _, header := range []string{
 		"t=1795827929,v1=" + testMAC, "t=1795827629,v1=x,v0=y", "t=1,t=2,v1=x", "v1=,t=1795828229", "t=+1795827929,v1=x", "", ",=,",
