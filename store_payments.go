@@ -195,13 +195,16 @@ type savedCheckout struct {
 	Tokens     int64  `json:"tokens"`
 }
 
-// SaveCheckout remembers for 40 days whose payment one with that reference is. If it is known already, that stays.
-// Error: ErrUnavailable.
+// SaveCheckout remembers for 40 days whose payment one with that reference is. If it is known already, that stays, for
+// as long at least: Stripe may have forgotten the first session, and made another one. Error: ErrUnavailable.
 func (s *store) SaveCheckout(deadline time.Time, t *tenant, reference string, c checkout) error {
+	name, ttl := checkoutRedisKey(t.id, reference), checkoutTTL.Milliseconds()
 	text, err := json.Marshal(savedCheckout{t.generation, c.first, c.userID, c.price, c.tokens})
 	if err == nil {
-		_, err = s.redis.Write(deadline, "SET", checkoutRedisKey(t.id, reference), text,
-			"NX", "PX", checkoutTTL.Milliseconds())
+		_, err = s.redis.Write(deadline, "PEXPIRE", name, ttl, "GT")
+	}
+	if err == nil {
+		_, err = s.redis.Write(deadline, "SET", name, text, "NX", "PX", ttl)
 	}
 	return withTenant(err, "save a checkout", t)
 }

@@ -207,9 +207,8 @@ func TestCheckoutRecords(t *testing.T) {
 	b := newBuying(t, r, newTestStore(t, r), "free", 1)
 	b.c.price, b.c.userID = `a "price" of % + ü`, "a user"
 	name := checkoutRedisKey(b.tn.id, "ref")
-	changed := b.c
-	changed.tokens = 7
-	for _, c := range []checkout{b.c, changed} {
+	save := func(c checkout) {
+		t.Helper()
 		if err := b.st.SaveCheckout(in(10*time.Second), b.tn, "ref", c); err != nil {
 			t.Fatal(err)
 		}
@@ -220,6 +219,14 @@ func TestCheckoutRecords(t *testing.T) {
 			t.Errorf("it lives for another %f days, want %d", got, want)
 		}
 	}
+	changed := b.c
+	changed.tokens = 7
+	for _, c := range []checkout{b.c, changed} {
+		save(c)
+		days(40)
+		r.Do(t, "PEXPIRE", name, 1_000_000) // that is 39 days later
+	}
+	save(changed)
 	days(40)
 	want := b.c
 	want.reference = "ref"
@@ -233,6 +240,8 @@ func TestCheckoutRecords(t *testing.T) {
 		if err != nil || result.replayed != replayed {
 			t.Errorf("granted: %+v, %v", result, err)
 		}
+		days(400)
+		save(changed)
 		days(400)
 	}
 	later := *b.tn
