@@ -217,8 +217,8 @@ func madeRedisKey(key string) string { return "{apiKey:" + key + "}:made" }
 // ShareKey issues an API key of t that shares the balance of another: of k the user, the times, sharesWith and the
 // balance are used, which must be those of the other key. With an Idempotency-Key it does so once in 40 days: the
 // record, which is in another slot, first names the new key, then one step makes it, which may be repeated. Errors:
-// ErrNoKey if sharesWith is not a key with a balance of its own; ErrTooManyShares, ErrKeyReused and request.refused if nothing
-// was issued; ErrUnavailable.
+// ErrNoKey if sharesWith is not a key with a balance of its own; ErrTooManyShares, ErrKeyReused and request.refused if
+// nothing was issued; ErrUnavailable.
 func (s *store) ShareKey(deadline time.Time, t *tenant, k apiKey, request idempotentRequest) (issuedKey, error) {
 	issued, err := s.shareKey(deadline, t, k, request)
 	return issued, withTenant(err, "share the balance of an API key", t)

@@ -51,8 +51,8 @@ func requirePayments(_ http.ResponseWriter, _ *http.Request, info *requestInfo) 
 	return nil
 }
 
-// readSignature is the step that reads the signature of a webhook. It refuses one that is not current, so that strangers
-// send no body.
+// readSignature is the step that reads the signature of a webhook. It refuses one that is not current, so that
+// strangers send no body.
 func readSignature(_ http.ResponseWriter, r *http.Request, info *requestInfo) (err error) {
 	if info.signature, err = stripe.ReadSignature(r.Header, time.Now()); err != nil {
 		return badRequestError("Invalid Stripe-Signature")
@@ -114,8 +114,8 @@ type webhook struct {
 	event    *stripe.Event
 }
 
-// handleEvent does what an event asks for. While an event may ask Stripe something, it has a place in the pool webhooks:
-// Stripe may not respond.
+// handleEvent does what an event asks for. While an event may ask Stripe something, it has a place in the pool
+// webhooks: Stripe may not respond.
 func (s *server) handleEvent(info *requestInfo, event *stripe.Event) (result eventResult, err error) {
 	p := &info.tenant.config.payments
 	h := webhook{s, info.tenant, p, s.stripe.Account(p.apiKey), event}

@@ -15,8 +15,8 @@
 // # Order and repetition
 //
 // Stripe promises no order of events, repeats them, and can say the same thing in two of them. So an event does not
-// show what was granted: that is recorded by the ID of the [Session] of a pack and of the [Invoice] of a subscription. The
-// state of a subscription is best asked of Stripe when an event says that it has changed.
+// show what was granted: that is recorded by the ID of the [Session] of a pack and of the [Invoice] of a subscription.
+// The state of a subscription is best asked of Stripe when an event says that it has changed.
 //
 // # Why not Stripe's library
 //
