@@ -973,3 +973,44 @@ func TestDeniedSharing(t *testing.T) {
 		}
 	}
 }
+
+// Whether a key still shares is decided in the step that takes the tokens: not before.
+func TestChargeMeanwhile(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	off := false
+	for what, want := range map[string]error{"revoke": ErrNoKey, "disable": ErrKeyDisabled, "rotate the other": nil} {
+		t.Run(what, func(t *testing.T) {
+			c := newSharingTest(t, r, s)
+			var once sync.Once
+			proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate { return redistest.Pass })
+			st := newTestStoreAt(t, proxy.URL)
+			proxy.OnRequest(func(request []byte) redistest.Fate {
+				both := strings.Contains(string(request), "apiKey:"+c.shared) && strings.Contains(string(request), "apiKey:"+c.key)
+				if !both {
+					return redistest.Pass
+				}
+				once.Do(func() {
+					var err error
+					switch what {
+					case "revoke":
+						err = c.store.RevokeKey(soon(), c.tenant, c.shared, false)
+					case "disable":
+						_, _, err = c.store.UpdateKey(soon(), c.tenant, c.shared, keyChange{enabled: &off}, idempotentRequest{})
+					default:
+						_, err = c.store.RotateKey(soon(), c.tenant, c.key, 0, idempotentRequest{})
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+				return redistest.Pass
+			})
+			_, err := st.Charge(soon(), c.tenant, chargeRequest{key: c.shared, tokens: 1})
+			if !errors.Is(err, want) {
+				t.Errorf("got %v, want %v", err, want)
+			}
+		})
+	}
+}
