@@ -307,7 +307,7 @@ func (s *store) list(deadline time.Time, t *tenant, record string) (paid payment
 		words := strings.ReplaceAll(change, ":", " ")
 		if n, _ := fmt.Sscan(words, &p.n, &p.kind, &p.tokens, &at, &p.stripeID); n == 5 {
 			p.at = time.UnixMilli(at)
-			args = append(args, at, p.String())
+			args = append(args, at+int64(p.n), p.String()) // Stripe's times are whole seconds; it follows the payment
 		}
 	}
 	if err == nil {

@@ -894,6 +894,8 @@ func TestListOfPayments(t *testing.T) {
 	b.grant(t, grant{id: "in_1", at: paidAt.Add(24 * time.Hour), price: "price_2", group: "basic", add: 7,
 		state: &subscriptionState{id: "sub_1", group: "basic"}})
 	b.reverse(t, b.st, "cs_4", "r2", paidAt.Add(48*time.Hour))
+	b.reverse(t, b.st, "in_1", "r1", paidAt.Add(24*time.Hour)) // in the same second
+	b.reverse(t, b.st, "in_1", "r3", paidAt.Add(24*time.Hour))
 	b.revoke(t, b.key)
 	lost := pack("9", 9)
 	lost.at = paidAt.Add(72 * time.Hour)
@@ -902,6 +904,8 @@ func TestListOfPayments(t *testing.T) {
 	const want = `{"at":"2026-11-21T11:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":9,"group":null,` +
 		`"stripeId":"cs_9","unassigned":true},` +
 		`{"at":"2026-11-20T11:06:40.000Z","userId":"u","kind":"refund","price":"price_1","tokens":-2,"group":null,"stripeId":"ch_1"},` +
+		`{"at":"2026-11-19T11:06:40.000Z","userId":"u","kind":"refund","price":"price_2","tokens":-2,"group":"basic","stripeId":"ch_1"},` +
+		`{"at":"2026-11-19T11:06:40.000Z","userId":"u","kind":"refund","price":"price_2","tokens":-1,"group":"basic","stripeId":"ch_1"},` +
 		`{"at":"2026-11-19T11:06:40.000Z","userId":"u","kind":"subscription","price":"price_2","tokens":7,"group":"basic",` +
 		`"stripeId":"in_1"},` +
 		`{"at":"2026-11-18T13:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":5,"group":null,"stripeId":"cs_4"},` +
@@ -910,7 +914,7 @@ func TestListOfPayments(t *testing.T) {
 		`{"at":"2026-11-18T11:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":2,"group":null,"stripeId":"cs_1"},` +
 		`{"at":"2026-11-18T11:06:40.000Z","userId":"u","kind":"payment","price":"price_1","tokens":1,"group":null,"stripeId":"cs_0"}`
 	s.admin(t, "GET", path, "").want(t, 200, `{"payments":[`+want+`],"next":null}`)
-	for limit := 1; limit <= 9; limit++ {
+	for limit := 1; limit <= 11; limit++ {
 		var all []string
 		for query := fmt.Sprintf("?limit=%d", limit); ; {
 			got := s.admin(t, "GET", path+query, "")
