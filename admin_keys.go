@@ -458,11 +458,11 @@ func (s *server) rotateKey(w http.ResponseWriter, r *http.Request, info *request
 	if rotated.replayed {
 		setReplayed(w.Header())
 	} else {
-		goesOn := ""
+		note := ""
 		if grace > 0 {
-			goesOn = fmt.Sprintf(", and goes on for %d s", graceSeconds)
+			note = fmt.Sprintf("; the old one works for %d s more", graceSeconds)
 		}
-		s.audit(info, info.tenantID, "rotated the key %s, which is %s now%s", keyName(key), keyName(rotated.key), goesOn)
+		s.audit(info, info.tenantID, "rotated the key %s, which is %s now%s", keyName(key), keyName(rotated.key), note)
 	}
 	return writeJSON(w, http.StatusOK, tokensBody{rotated.key, rotated.tokensLeft})
 }

@@ -204,7 +204,7 @@ func (s *server) askStripe(w http.ResponseWriter, r *http.Request, info *request
 	ctx, cancel := context.WithTimeout(r.Context(), stripeTimeout)
 	defer cancel()
 	err := ask(ctx, s.stripe.Account(info.tenant.config.payments.apiKey))
-	info.deadline = time.Now().Add(publicTimeout)
+	info.deadline = stepDeadline()
 	if err == nil {
 		return nil
 	}

@@ -132,7 +132,10 @@ func newKeyBeside(redisKey, prefix string) (string, error) {
 // CountLogin counts a login of address, unless it has had perMinute in the last minute, over all processes. Check and
 // count are one atomic step. Errors: rateLimitError, ErrUnavailable.
 func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) error {
-	return s.countInMinute(deadline, loginRedisKey(address), perMinute)
+	if err := s.countInMinute(deadline, loginRedisKey(address), perMinute); err != nil {
+		return fmt.Errorf("count a login: %w", err)
+	}
+	return nil
 }
 
 func checkoutsRedisKey(first string) string   { return "{apiKey:" + first + "}:checkouts" }
@@ -141,16 +144,18 @@ func checkoutDayRedisKey(first string) string { return "{apiKey:" + first + "}:c
 // CountCheckout counts a session at Stripe for an API key, which is given by its first name, unless it has had
 // checkoutsPerMinute in the last minute or checkoutsPerDay today (UTC). Errors: rateLimitError, ErrUnavailable.
 func (s *store) CountCheckout(deadline time.Time, first string) error {
-	if err := s.countInMinute(deadline, checkoutsRedisKey(first), checkoutsPerMinute); err != nil {
-		return err
+	err := s.countInMinute(deadline, checkoutsRedisKey(first), checkoutsPerMinute)
+	if err == nil {
+		err = s.countInDay(deadline, checkoutDayRedisKey(first), checkoutsPerDay)
 	}
-	if err := s.countInDay(deadline, checkoutDayRedisKey(first), checkoutsPerDay); err != nil {
+	if err != nil {
 		return fmt.Errorf("count a checkout: %w", err)
 	}
 	return nil
 }
 
-// countInMinute does what CountLogin does, in the list at name.
+// countInMinute counts something in the list at name, unless there were perMinute in the last minute. Errors:
+// rateLimitError, ErrUnavailable.
 func (s *store) countInMinute(deadline time.Time, name string, perMinute int64) error {
 	keys := []string{name}
 	wait, err := redis.Int64(s.redis.Eval(deadline, growingLoginScript, keys, perMinute))
@@ -159,13 +164,10 @@ func (s *store) countInMinute(deadline time.Time, name string, perMinute int64) 
 			wait, err = refused, nil
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("count a login or checkout: %w", err)
+	if err == nil && wait > 0 {
+		err = rateLimitError{wait}
 	}
-	if wait > 0 {
-		return rateLimitError{wait}
-	}
-	return nil
+	return err
 }
 
 // CountRecord counts a record of an Idempotency-Key that a tenant's admin leaves, unless there were maxRecords today
@@ -265,10 +267,10 @@ type chargeResult struct {
 // rateLimitError, insufficientTokensError and ErrModelDenied, with a result, ErrKeyDisabled, ErrGroupDisabled and
 // ErrKeyReused if nothing was taken; ErrUnavailable if Redis may or may not have taken them.
 func (s *store) Charge(deadline time.Time, t *tenant, c chargeRequest) (result chargeResult, err error) {
-	h := *newHolder(c.key)
-	outcome, err := s.withGroups(deadline, &t.config.encoded, &h, anonymousGroup,
+	h := newHolder(c.key)
+	outcome, err := s.withGroups(deadline, &t.config.encoded, h, anonymousGroup,
 		func(groups any, only string) (outcome, group string, err error) {
-			outcome, result, err = s.chargeOnce(deadline, t, c, &h, groups, only)
+			outcome, result, err = s.chargeOnce(deadline, t, c, h, groups, only)
 			if outcome == "first" {
 				h.first = result.userID
 				return "again", only, err

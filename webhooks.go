@@ -411,7 +411,7 @@ func (p *payments) invoiceGrant(lines []stripe.Line) (g grant, err error) {
 		case !ok && line.OfSubscription:
 			unknown = line.Price
 		case ok && line.Amount >= 0: // else it is given back
-			tokens := multiply(sold.tokens, line.Quantity)
+			tokens := mulDiv(sold.tokens, max(line.Quantity, 0), 1)
 			if sold.reset {
 				g.raiseTo = min(g.raiseTo+tokens, maxAmount)
 			} else {
@@ -457,11 +457,6 @@ func stateOfDispute(d *stripe.Dispute) disputeState {
 		return disputeLost
 	}
 	return disputeOpen
-}
-
-// multiply returns tokens × quantity, at most maxAmount, and 0 if the quantity is negative.
-func multiply(tokens, quantity int64) int64 {
-	return mulDiv(tokens, max(quantity, 0), 1)
 }
 
 // refundOf returns granted × refunded / paid, rounded down: all that was granted if more was refunded than paid.
