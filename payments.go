@@ -167,11 +167,12 @@ func (s *server) openPortal(w http.ResponseWriter, r *http.Request, info *reques
 // buyer returns who pays with the request's API key. Errors: errPaymentsDisabled, ErrKeyDisabled, and those of
 // store.Buyer.
 func (s *server) buyer(info *requestInfo) (buyer, error) {
-	if !info.tenant.config.payments.isEnabled() {
-		return buyer{}, errPaymentsDisabled
-	}
 	who, err := s.store.Buyer(info.deadline, info.tenant, info.apiKey)
-	if err == nil && who.disabled {
+	switch {
+	case err != nil: // as on other routes, a key is checked first
+	case !info.tenant.config.payments.isEnabled():
+		err = errPaymentsDisabled
+	case who.disabled:
 		err = ErrKeyDisabled
 	}
 	return who, err

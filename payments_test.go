@@ -216,6 +216,7 @@ func TestSeedConfigSellsNothing(t *testing.T) {
 	key := s.issue(t, id, `"userId":"u-1","group":"stripe_basic"`)
 	for _, path := range []string{"/billing/checkout", "/billing/portal"} {
 		s.do(t, "POST", "/"+id+path, `{}`, bearer(key)).wantError(t, 403, "Payments are disabled")
+		s.do(t, "POST", "/"+id+path, `{}`, bearer(someKey)).wantError(t, 401, "Unauthorized")
 	}
 }
 
