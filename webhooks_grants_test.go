@@ -103,7 +103,7 @@ func TestStateOfSubscription(t *testing.T) {
 	} {
 		s := stripe.Subscription{ID: "sub_1", Status: test.status}
 		for _, price := range test.items {
-			s.Items = append(s.Items, stripe.Item{Price: price, Quantity: 1})
+			s.Items = append(s.Items, stripe.Item{Price: price})
 		}
 		test.want.id, test.want.freeGroup = "sub_1", "free"
 		got, err := somePrices.stateOf(&s)

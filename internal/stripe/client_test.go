@@ -91,26 +91,26 @@ var allCalls = []struct {
 		"GET /v1/subscriptions/sub_1 ",
 		`{"id":"sub_1","customer":"cus_1","status":"active","metadata":{},"items":{"data":[{"price":{"id":"price_basic"},"quantity":1,` +
 			`"current_period_start":1795827900,"current_period_end":1798419900}],"has_more":false}}`,
-		Subscription{ID: "sub_1", Customer: "cus_1", Status: Active, Metadata: map[string]string{},
-			Items: []Item{{"price_basic", 1, start, end}}},
+		Subscription{ID: "sub_1", Status: Active, Metadata: map[string]string{},
+			Items: []Item{{"price_basic"}}},
 	},
 	{
 		"a charge", func(a Account) (any, error) { return a.Charge(context.Background(), "ch_1") },
 		"GET /v1/charges/ch_1 ",
 		`{"id":"ch_1","amount":100,"amount_refunded":50,"currency":"eur","metadata":{},"payment_intent":"pi_1"}`,
-		Charge{ID: "ch_1", Amount: 100, AmountRefunded: 50, Currency: "eur", Metadata: map[string]string{}, PaymentIntent: "pi_1"},
+		Charge{ID: "ch_1", Amount: 100, AmountRefunded: 50, Metadata: map[string]string{}, PaymentIntent: "pi_1"},
 	},
 	{
 		"an invoice", func(a Account) (any, error) { return a.Invoice(context.Background(), "in_1") },
 		"GET /v1/invoices/in_1 ",
 		`{"id":"in_1","status":"open","billing_reason":"manual","amount_paid":0,"currency":"eur","lines":{"data":[],"has_more":true}}`,
-		Invoice{ID: "in_1", BillingReason: "manual", Currency: "eur", MoreLines: true},
+		Invoice{ID: "in_1", MoreLines: true},
 	},
 	{
 		"an invoice's lines", func(a Account) (any, error) { return a.InvoiceLines(context.Background(), "in_1") },
 		"GET /v1/invoices/in_1/lines?limit=100 ",
 		`{"data":[{"id":"il_1","amount":1,"period":{"start":1795827900,"end":1798419900},"pricing":null}],"has_more":false}`,
-		[]Line{{ID: "il_1", Quantity: 1, Amount: 1, Start: start, End: end}},
+		[]Line{{ID: "il_1", Quantity: 1, Amount: 1}},
 	},
 	{
 		"a payment's invoice", func(a Account) (any, error) { return a.InvoiceOfPayment(context.Background(), "pi_1") },
@@ -138,7 +138,7 @@ var allCalls = []struct {
 	{
 		"few members of a subscription", func(a Account) (any, error) { return a.Subscription(context.Background(), "sub_1") },
 		"GET /v1/subscriptions/sub_1 ", `{"id":"sub_1","status":"active","metadata":{},"items":{"data":[{"price":{"id":"price_basic"}}]}}`,
-		Subscription{ID: "sub_1", Status: Active, Metadata: map[string]string{}, Items: []Item{{Price: "price_basic", Quantity: 1}}},
+		Subscription{ID: "sub_1", Status: Active, Metadata: map[string]string{}, Items: []Item{{"price_basic"}}},
 	},
 	{
 		"a payment without an invoice", func(a Account) (any, error) { return a.InvoiceOfPayment(context.Background(), "pi_1") },

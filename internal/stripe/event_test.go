@@ -31,10 +31,8 @@ func readPayload(t testing.TB, path string) []byte {
 }
 
 var (
-	created    = time.Unix(1795827929, 0).UTC()
-	start, end = time.Unix(1795827900, 0).UTC(), time.Unix(1798419900, 0).UTC()
-	before     = time.Unix(1795826900, 0).UTC()
-	ours       = map[string]string{"tenant": "acme", "key": "k1"}
+	created = time.Unix(1795827929, 0).UTC()
+	ours    = map[string]string{"tenant": "acme", "key": "k1"}
 )
 
 // Each object is read from the payloads of both shapes.
@@ -42,58 +40,58 @@ func TestReadEvent(t *testing.T) {
 	for path, want := range map[string]Event{
 		newShape + "checkout.session.completed": {ID: "evt_1new", Kind: SessionCompleted, Session: &Session{
 			ID: "cs_test_a1B2c3D4", Mode: ModePayment, IsPaid: true, Customer: "cus_Q1", PaymentIntent: "pi_3Pa",
-			AmountTotal: 2380, Currency: "eur", ClientReferenceID: "acme:u-1", Metadata: ours,
+			Metadata: ours,
 		}},
 		newShape + "checkout.session.async_payment_failed": {ID: "evt_2new", Kind: SessionFailed, Session: &Session{
 			ID: "cs_test_a1B2c3D4", Mode: ModePayment, Customer: "cus_Q1", PaymentIntent: "pi_3Pa",
-			AmountTotal: 2380, Currency: "eur", ClientReferenceID: "acme:u-1", Metadata: ours,
+			Metadata: ours,
 		}},
 		oldShape + "checkout.session.completed": {ID: "evt_1old", IsLive: true, Kind: SessionCompleted, Session: &Session{
-			ID: "cs_test_a1B2c3D4", Mode: ModeSubscription, IsPaid: true, Customer: "cus_Q1", Subscription: "sub_1Old",
-			AmountTotal: 2380, Currency: "eur", Metadata: ours,
+			ID: "cs_test_a1B2c3D4", Mode: ModeSubscription, IsPaid: true, Customer: "cus_Q1",
+			Metadata: ours,
 		}},
 		newShape + "invoice.paid": {ID: "evt_3new", Kind: InvoicePaid, Invoice: &Invoice{
-			ID: "in_1New", IsPaid: true, BillingReason: "subscription_cycle", Customer: "cus_Q1", Subscription: "sub_1New",
-			AmountPaid: 2000, Currency: "eur", Metadata: ours, Lines: []Line{
-				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, Start: start, End: end, OfSubscription: true},
-				{ID: "il_2", Price: "price_basic", Quantity: 1, Amount: -333, Start: before, End: start, IsProration: true},
+			ID: "in_1New", IsPaid: true, Customer: "cus_Q1", Subscription: "sub_1New",
+			Metadata: ours, Lines: []Line{
+				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, OfSubscription: true},
+				{ID: "il_2", Price: "price_basic", Quantity: 1, Amount: -333, IsProration: true},
 				{
-					ID: "il_3", Price: "price_premium", Quantity: 1, Amount: 700, Start: before, End: start, OfSubscription: true, IsProration: true,
+					ID: "il_3", Price: "price_premium", Quantity: 1, Amount: 700, OfSubscription: true, IsProration: true,
 				},
-				{ID: "il_4", Price: "price_setup", Quantity: 1, Amount: 500, Start: start, End: start},
-				{ID: "il_5", Quantity: 1, Amount: -867, Start: start, End: start},
+				{ID: "il_4", Price: "price_setup", Quantity: 1, Amount: 500},
+				{ID: "il_5", Quantity: 1, Amount: -867},
 			},
 		}},
 		oldShape + "invoice.paid": {ID: "evt_3old", IsLive: true, Kind: InvoicePaid, Invoice: &Invoice{
-			ID: "in_1Old", IsPaid: true, BillingReason: "subscription_create", Customer: "cus_Q1", Subscription: "sub_1Old",
-			AmountPaid: 2000, Currency: "eur", Metadata: ours, MoreLines: true, Lines: []Line{
-				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, Start: start, End: end, OfSubscription: true},
-				{ID: "il_2", Price: "price_basic", Quantity: 1, Amount: -333, Start: before, End: start, IsProration: true},
-				{ID: "il_3", Quantity: 1, Amount: 333, Start: start, End: start},
+			ID: "in_1Old", IsPaid: true, Customer: "cus_Q1", Subscription: "sub_1Old",
+			Metadata: ours, MoreLines: true, Lines: []Line{
+				{ID: "il_1", Price: "price_basic", Quantity: 2, Amount: 2000, OfSubscription: true},
+				{ID: "il_2", Price: "price_basic", Quantity: 1, Amount: -333, IsProration: true},
+				{ID: "il_3", Quantity: 1, Amount: 333},
 			},
 		}},
 		newShape + "customer.subscription.updated": {ID: "evt_4new", Kind: SubscriptionChanged, Subscription: &Subscription{
-			ID: "sub_1New", Customer: "cus_Q1", Status: PastDue, CancelAtPeriodEnd: true, Metadata: ours,
-			Items: []Item{{"price_basic", 2, start, end}},
+			ID: "sub_1New", Status: PastDue, Metadata: ours,
+			Items: []Item{{"price_basic"}},
 		}},
 		oldShape + "customer.subscription.deleted": {
 			ID: "evt_4old", IsLive: true, Kind: SubscriptionDeleted, Subscription: &Subscription{
-				ID: "sub_1Old", Customer: "cus_Q1", Status: Canceled, Metadata: ours,
-				Items: []Item{{"price_basic", 2, start, end}, {"price_metered", 1, start, end}},
+				ID: "sub_1Old", Status: Canceled, Metadata: ours,
+				Items: []Item{{"price_basic"}, {"price_metered"}},
 			},
 		},
 		newShape + "charge.refunded": {ID: "evt_5new", Kind: ChargeRefunded, Charge: &Charge{
-			ID: "ch_3Pa", PaymentIntent: "pi_3Pa", Customer: "cus_Q1", Amount: 2380, AmountRefunded: 595, Currency: "eur", Metadata: ours,
+			ID: "ch_3Pa", PaymentIntent: "pi_3Pa", Amount: 2380, AmountRefunded: 595, Metadata: ours,
 		}},
 		oldShape + "charge.refunded": {ID: "evt_5old", IsLive: true, Kind: ChargeRefunded, Charge: &Charge{
-			ID: "ch_1Old", PaymentIntent: "pi_1Old", Customer: "cus_Q1", Amount: 2000, AmountRefunded: 2000, Currency: "eur",
+			ID: "ch_1Old", PaymentIntent: "pi_1Old", Amount: 2000, AmountRefunded: 2000,
 			Metadata: map[string]string{}, Invoice: "in_1Old",
 		}},
 		newShape + "charge.dispute.created": {ID: "evt_6new", Kind: DisputeChanged, Dispute: &Dispute{
-			ID: "du_1New", Charge: "ch_3Pa", PaymentIntent: "pi_3Pa", Amount: 2380, Currency: "eur",
+			ID: "du_1New", Charge: "ch_3Pa",
 		}},
 		oldShape + "charge.dispute.closed": {ID: "evt_6old", IsLive: true, Kind: DisputeChanged, Dispute: &Dispute{
-			ID: "dp_1Old", Charge: "ch_1Old", PaymentIntent: "pi_1Old", Amount: 2000, Currency: "eur", IsWon: true, IsClosed: true,
+			ID: "dp_1Old", Charge: "ch_1Old", IsWon: true, IsClosed: true,
 		}},
 	} {
 		want.Type, want.Created = filepath.Base(path), created
@@ -256,9 +254,9 @@ func TestUnknownShapes(t *testing.T) {
 		{newShape + "invoice.paid", strings.Repeat("i", 256), at("id"), "data.object.id must be an ID of 1 to 255 letters, digits, _ and -"},
 		{newShape + "invoice.paid", nil, at("lines"), "data.object.lines is missing"},
 		{newShape + "invoice.paid", map[string]any{"data": tenLines}, at("lines"), "data.object.lines.has_more is missing"},
-		{newShape + "invoice.paid", 0.5, at("amount_paid"), "data.object.amount_paid must be a whole number ≥ -9007199254740991"},
-		{newShape + "invoice.paid", json.Number("9007199254740992"), at("amount_paid"),
-			"data.object.amount_paid must be a whole number from -9007199254740991 to 9007199254740991"},
+		{newShape + "invoice.paid", 0.5, firstLine("amount"), "data.object.lines.data[0].amount must be a whole number ≥ -9007199254740991"},
+		{newShape + "invoice.paid", json.Number("9007199254740992"), firstLine("amount"),
+			"data.object.lines.data[0].amount must be a whole number from -9007199254740991 to 9007199254740991"},
 		{newShape + "invoice.paid", nil, at("parent"), "data.object.parent must name the subscription"},
 		{newShape + "invoice.paid", null, at("parent"), "data.object.parent must name the subscription"},
 		{newShape + "invoice.paid", nil, at("parent", "subscription_details", "subscription"), "data.object.parent must name the subscription"},
@@ -297,7 +295,7 @@ func TestUnknownShapes(t *testing.T) {
 		{newShape + "charge.refunded", -1, at("amount_refunded"), "data.object.amount_refunded must be a whole number ≥ 0"},
 		{newShape + "charge.dispute.created", nil, at("charge"), "data.object.charge is missing"},
 		{newShape + "charge.dispute.created", null, at("charge"), "data.object.charge must be an ID of 1 to 255 letters, digits, _ and -"},
-		{newShape + "customer.subscription.updated", 7, at("customer"), "data.object.customer must be a string"},
+		{newShape + "checkout.session.completed", 7, at("customer"), "data.object.customer must be a string"},
 		{newShape + "charge.dispute.created", "warning", at("status"), "data.object.status must be one of needs_response, under_review, won, " +
 			"lost, prevented, warning_needs_response, warning_under_review, warning_closed"},
 	} {
@@ -332,12 +330,13 @@ func TestKnownVariants(t *testing.T) {
 		"a quantity of 0": {newShape + "invoice.paid", 0, firstLine("quantity"),
 			func(e Event) bool { return e.Invoice.Lines[0].Quantity == 0 }},
 		"nothing to pay": {newShape + "invoice.paid", 0, at("amount_paid"),
-			func(e Event) bool { return e.Invoice.AmountPaid == 0 && e.Invoice.IsPaid }},
+			func(e Event) bool { return e.Invoice.IsPaid }},
 		"an invoice that is not paid": {newShape + "invoice.paid", "open", at("status"), func(e Event) bool { return !e.Invoice.IsPaid }},
 		"an invoice by hand": {newShape + "invoice.paid", "manual", at("billing_reason"),
-			func(e Event) bool { return e.Invoice.BillingReason == "manual" && e.Invoice.Subscription == "sub_1New" }},
+			func(e Event) bool { return e.Invoice.Subscription == "sub_1New" }},
 		"an invoice that does not copy metadata": {oldShape + "invoice.paid", nil, at("subscription_details"),
 			func(e Event) bool { return e.Invoice.Metadata == nil && e.Invoice.Subscription == "sub_1Old" }},
+		"what nothing needs": {newShape + "invoice.paid", 0.5, at("amount_paid"), func(e Event) bool { return e.Invoice.IsPaid }},
 		"the largest amount": {newShape + "charge.refunded", json.Number("9007199254740991"), at("amount"),
 			func(e Event) bool { return e.Charge.Amount == 1<<53-1 }},
 		"an item with a plan alone": {oldShape + "customer.subscription.deleted", nil, at("items", "data", 0, "price"),

@@ -2,7 +2,6 @@ package stripe
 
 import (
 	"strings"
-	"time"
 
 	"tollgate/internal/strict"
 )
@@ -25,13 +24,7 @@ type Session struct {
 	URL           string // of the page; empty once it is complete or has expired
 	Customer      string
 	PaymentIntent string // in ModePayment, once it is known
-	Subscription  string // in ModeSubscription, once it is complete
-	AmountTotal   int64  // in the smallest unit of Currency
-	Currency      string
-
-	// ClientReferenceID is not to be trusted if the account has Payment Links: anybody who opens one chooses it.
-	ClientReferenceID string
-	Metadata          map[string]string
+	Metadata      map[string]string
 }
 
 // session reads a session that has at least the members in required. What is unpaid, such as a bank transfer, may be
@@ -40,38 +33,26 @@ func session(s *Session, required ...string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var status string
 		ok := object(strict.Rules{
-			"id":                  id(&s.ID),
-			"mode":                oneOf(&s.Mode, ModePayment, ModeSubscription, ModeSetup),
-			"payment_status":      oneOf(&status, "paid", "unpaid", "no_payment_required"),
-			"url":                 orNull(strict.String(&s.URL)),
-			"customer":            orNull(reference(strict.String(&s.Customer))),
-			"payment_intent":      orNull(reference(id(&s.PaymentIntent))),
-			"subscription":        orNull(reference(id(&s.Subscription))),
-			"amount_total":        orNull(amount(&s.AmountTotal)),
-			"currency":            orNull(strict.String(&s.Currency)),
-			"client_reference_id": orNull(strict.String(&s.ClientReferenceID)),
-			"metadata":            metadata(&s.Metadata),
+			"id":             id(&s.ID),
+			"mode":           oneOf(&s.Mode, ModePayment, ModeSubscription, ModeSetup),
+			"payment_status": oneOf(&status, "paid", "unpaid", "no_payment_required"),
+			"url":            orNull(strict.String(&s.URL)),
+			"customer":       orNull(reference(strict.String(&s.Customer))),
+			"payment_intent": orNull(reference(id(&s.PaymentIntent))),
+			"metadata":       metadata(&s.Metadata),
 		}, required...)(wrong, value)
 		s.IsPaid = status == "paid" || status == "no_payment_required"
 		return ok
 	}
 }
 
-// An Item is a price, and how many of it are bought in each period of a subscription.
-type Item struct {
-	Price      string
-	Quantity   int64     // 1 if Stripe names none
-	Start, End time.Time // the present period
-}
+// An Item is what is bought in each period of a subscription.
+type Item struct{ Price string }
 
 func item(i *Item) strict.Rule {
-	i.Quantity = 1
 	return object(strict.Rules{
-		"price":                orNull(reference(strict.String(&i.Price))),
-		"plan":                 orNull(reference(strict.String(&i.Price))), // see line
-		"quantity":             orNull(amount(&i.Quantity)),
-		"current_period_start": seconds(&i.Start),
-		"current_period_end":   seconds(&i.End),
+		"price": orNull(reference(strict.String(&i.Price))),
+		"plan":  orNull(reference(strict.String(&i.Price))), // see line
 	})
 }
 
@@ -91,48 +72,30 @@ const (
 
 // A Subscription is what a customer pays for again and again.
 type Subscription struct {
-	ID                string
-	Customer          string
-	Status            SubscriptionStatus
-	CancelAtPeriodEnd bool
-	Metadata          map[string]string
-	Items             []Item
-	MoreItems         bool // Items is not all
+	ID       string
+	Status   SubscriptionStatus
+	Metadata map[string]string
+	Items    []Item // their first page
 }
 
 // subscription reads a subscription that has at least the members in required.
 func subscription(s *Subscription, required ...string) strict.Rule {
-	return func(wrong *strict.Problems, value []byte) bool {
-		var start, end time.Time // of all items, before basil
-		ok := object(strict.Rules{
-			"id":       id(&s.ID),
-			"customer": orNull(reference(strict.String(&s.Customer))),
-			"status": oneOf(&s.Status,
-				Active, Trialing, PastDue, Unpaid, Canceled, Incomplete, IncompleteExpired, Paused),
-			"cancel_at_period_end": strict.Bool(&s.CancelAtPeriodEnd),
-			"current_period_start": seconds(&start),
-			"current_period_end":   seconds(&end),
-			"metadata":             metadata(&s.Metadata),
-			"items":                list(&s.Items, &s.MoreItems, item),
-		}, required...)(wrong, value)
-		for i := range s.Items {
-			if it := &s.Items[i]; it.End.IsZero() {
-				it.Start, it.End = start, end
-			}
-		}
-		return ok
-	}
+	var more bool
+	return object(strict.Rules{
+		"id": id(&s.ID),
+		"status": oneOf(&s.Status,
+			Active, Trialing, PastDue, Unpaid, Canceled, Incomplete, IncompleteExpired, Paused),
+		"metadata": metadata(&s.Metadata),
+		"items":    list(&s.Items, &more, item),
+	}, required...)
 }
 
 // An Invoice is what a customer pays for a period of a subscription, or for something else.
 type Invoice struct {
-	ID            string
-	IsPaid        bool // outside Stripe, too; an invoice that has no status is as its event says
-	BillingReason string
-	Customer      string
-	Subscription  string // empty if it is for something else
-	AmountPaid    int64  // in the smallest unit of Currency; 0 for a trial, or if a coupon covers all
-	Currency      string
+	ID           string
+	IsPaid       bool // outside Stripe, too; an invoice that has no status is as its event says
+	Customer     string
+	Subscription string // empty if it is for something else
 
 	// Metadata is what the subscription had when the invoice was finalized. It is nil if the invoice does not say: it is
 	// for something else, or has the shape of a version before 2023.
@@ -154,13 +117,12 @@ func invoice(i *Invoice, required ...string) strict.Rule {
 			"id":     id(&i.ID),
 			"status": orNull(strict.String(&status)),
 			"billing_reason": func(wrong *strict.Problems, value []byte) bool {
-				ok := orNull(strict.String(&i.BillingReason))(wrong, value)
-				mayBeOfSubscription = strings.HasPrefix(i.BillingReason, "subscription")
+				var reason string
+				ok := orNull(strict.String(&reason))(wrong, value)
+				mayBeOfSubscription = strings.HasPrefix(reason, "subscription")
 				return ok
 			},
 			"customer":             orNull(reference(strict.String(&i.Customer))),
-			"amount_paid":          amount(&i.AmountPaid),
-			"currency":             strict.String(&i.Currency),
 			"lines":                list(&i.Lines, &i.MoreLines, line),
 			"parent":               orNull(object(strict.Rules{"subscription_details": details})), // since basil
 			"subscription":         orNull(reference(id(&i.Subscription))),
@@ -176,11 +138,10 @@ func invoice(i *Invoice, required ...string) strict.Rule {
 
 // A Line is a line of an invoice.
 type Line struct {
-	ID         string
-	Price      string // empty if it has none, but an amount of its own
-	Quantity   int64  // 1 if Stripe names none
-	Amount     int64  // in the smallest unit of the invoice's currency; negative for what is given back, 0 if not named
-	Start, End time.Time
+	ID       string
+	Price    string // empty if it has none, but an amount of its own
+	Quantity int64  // 1 if Stripe names none
+	Amount   int64  // in the smallest unit of the invoice's currency; negative for what is given back, 0 if not named
 
 	// OfSubscription says that the line is what an item of a subscription costs. Others were added to the invoice.
 	OfSubscription bool
@@ -207,7 +168,6 @@ func line(l *Line) strict.Rule {
 			"id":       strict.String(&l.ID),
 			"quantity": orNull(amount(&l.Quantity)),
 			"amount":   amount(&l.Amount),
-			"period":   object(strict.Rules{"start": seconds(&l.Start), "end": seconds(&l.End)}),
 
 			// Since basil.
 			"parent": orNull(object(strict.Rules{
@@ -239,10 +199,8 @@ func line(l *Line) strict.Rule {
 type Charge struct {
 	ID             string
 	PaymentIntent  string
-	Customer       string
-	Amount         int64             // that was paid, with taxes, in the smallest unit of Currency
+	Amount         int64             // that was paid, with taxes, in the smallest unit of a currency
 	AmountRefunded int64             // by all refunds so far
-	Currency       string            // of three letters
 	Metadata       map[string]string // without any, Account.InvoiceOfPayment says more
 
 	// Invoice is the one that was paid. It is always empty since basil: Account.InvoiceOfPayment asks for it.
@@ -254,10 +212,8 @@ func charge(c *Charge, required ...string) strict.Rule {
 	return object(strict.Rules{
 		"id":              id(&c.ID),
 		"payment_intent":  orNull(reference(id(&c.PaymentIntent))),
-		"customer":        orNull(reference(strict.String(&c.Customer))),
 		"amount":          strict.Int(&c.Amount, 0, strict.MaxInt),
 		"amount_refunded": strict.Int(&c.AmountRefunded, 0, strict.MaxInt),
-		"currency":        strict.String(&c.Currency),
 		"metadata":        metadata(&c.Metadata),
 		"invoice":         orNull(reference(id(&c.Invoice))),
 	}, required...)
@@ -265,11 +221,8 @@ func charge(c *Charge, required ...string) strict.Rule {
 
 // A Dispute is a customer's complaint to a bank about a charge. The metadata of the charge is not in it.
 type Dispute struct {
-	ID            string
-	Charge        string
-	PaymentIntent string
-	Amount        int64  // that is disputed, in the smallest unit of Currency
-	Currency      string // of three letters
+	ID     string
+	Charge string
 
 	IsInquiry bool // no money has moved, and none will unless it becomes a dispute
 	IsWon     bool // the money is back
@@ -280,11 +233,8 @@ func dispute(d *Dispute) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		var status string
 		ok := object(strict.Rules{
-			"id":             id(&d.ID),
-			"charge":         reference(id(&d.Charge)),
-			"payment_intent": orNull(reference(id(&d.PaymentIntent))),
-			"amount":         strict.Int(&d.Amount, 0, strict.MaxInt),
-			"currency":       strict.String(&d.Currency),
+			"id":     id(&d.ID),
+			"charge": reference(id(&d.Charge)),
 			"status": oneOf(&status, "needs_response", "under_review", "won", "lost", "prevented",
 				"warning_needs_response", "warning_under_review", "warning_closed"),
 		}, "id", "charge", "status")(wrong, value)
