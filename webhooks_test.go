@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -262,4 +263,72 @@ func TestWebhookForgeries(t *testing.T) {
 	if got := requests.Load() - before; got > n/4 { // of the config's cache and others, once a second each
 		t.Errorf("%d requests came to Redis while %d webhooks were refused", got, n)
 	}
+}
+
+// A Stripe that says no more than is needed sells as well.
+func TestTerseStripe(t *testing.T) {
+	t.Parallel()
+	var metadata string // of the last session, in JSON
+	terse := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method + " " + r.URL.Path {
+		case "POST /v1/checkout/sessions":
+			values := make(map[string]string)
+			for _, name := range []string{metadataTenant, metadataReference} {
+				values[name] = r.PostFormValue("metadata[" + name + "]")
+			}
+			text, _ := json.Marshal(values)
+			metadata = string(text)
+			io.WriteString(w, `{"url":"https://checkout.example/1"}`)
+		case "POST /v1/billing_portal/sessions":
+			io.WriteString(w, `{"url":"https://portal.example/1"}`)
+		case "GET /v1/subscriptions/sub_1":
+			io.WriteString(w, `{"id":"sub_1","status":"active","metadata":`+metadata+
+				`,"items":{"data":[{"price":{"id":"price_basic"}}]}}`)
+		case "GET /v1/charges/ch_1":
+			io.WriteString(w, `{"id":"ch_1","payment_intent":"pi_1","metadata":`+metadata+`}`)
+		case "GET /v1/invoice_payments":
+			io.WriteString(w, `{"data":[{"invoice":"in_1"}]}`)
+		case "GET /v1/invoices/in_1":
+			io.WriteString(w, `{"id":"in_1","subscription":"sub_1"}`)
+		default:
+			w.WriteHeader(404)
+		}
+	}))
+	t.Cleanup(terse.Close)
+	p := &payTest{service: newService(t, "STRIPE_API_URL="+terse.URL), tenant: newTenantIn(t, testRedis, payConfig(""))}
+	key := p.issue(t, p.tenant, `"userId":"u","group":"start"`)
+	buy := func(price string) {
+		t.Helper()
+		body := `{"price":"` + price + `","successUrl":"https://app.example.com/","cancelUrl":"https://app.example.com/"}`
+		p.do(t, "POST", "/"+p.tenant+"/billing/checkout", body, bearer(key)).want(t, 201, `{"url":"https://checkout.example/1"}`)
+	}
+	send := func(kind, object string, tokens int, group string) {
+		t.Helper()
+		body := fmt.Appendf(nil, `{"id":"evt_1","type":%q,"created":%d,"livemode":false,"data":{"object":%s}}`,
+			kind, time.Now().Unix(), object)
+		p.deliver(t, body).want(t, 200, `{"received":true}`)
+		got := p.do(t, "GET", "/"+p.tenant+"/auth/key", "", bearer(key))
+		if want := fmt.Sprintf(`"tokensLeft":%d}`, tokens); !strings.Contains(got.body, want) || got.text(t, "group") != group {
+			t.Errorf("after %s: got %s, want %s, %q", kind, got.body, want, group)
+		}
+	}
+
+	buy("price_pack")
+	send("checkout.session.expired", `{"id":"cs_2"}`, 1000, "start")
+	send("checkout.session.completed", `{"id":"cs_1","mode":"payment","payment_status":"paid","customer":"cus_1","payment_intent":"pi_1",`+
+		`"metadata":`+metadata+`}`, 1700, "start")
+	send("charge.refunded", `{"id":"ch_1","payment_intent":"pi_1","amount":10,"amount_refunded":1,"metadata":`+metadata+`}`, 1630, "start")
+	send("charge.dispute.created", `{"id":"dp_1","charge":"ch_1","status":"needs_response"}`, 1000, "start")
+	send("charge.dispute.closed", `{"id":"dp_1","charge":"ch_1","status":"won"}`, 1630, "start")
+	p.do(t, "POST", "/"+p.tenant+"/billing/portal", `{"returnUrl":"https://app.example.com/"}`, bearer(key)).
+		want(t, 201, `{"url":"https://portal.example/1"}`)
+
+	buy("price_basic")
+	send("invoice.paid", `{"id":"in_1","parent":{"subscription_details":{"subscription":"sub_1"}},"lines":{"data":[{"quantity":1,`+
+		`"parent":{"subscription_item_details":{"proration":false}},"pricing":{"price_details":{"price":"price_basic"}}}]}}`, 2130, "basic")
+	send("invoice.paid", `{"id":"in_2","subscription":"sub_1","lines":{"data":[{"type":"subscription","proration":false,`+
+		`"price":{"id":"price_basic"}}]}}`, 2630, "basic")
+	send("customer.subscription.updated", `{"id":"sub_1","metadata":`+metadata+`}`, 2630, "basic")
+	send("charge.refunded", `{"id":"ch_2","payment_intent":"pi_2","amount":10,"amount_refunded":10}`, 2130, "basic")
+	send("customer.subscription.deleted", `{"id":"sub_1","metadata":`+metadata+`}`, 2130, "start")
 }
