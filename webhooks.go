@@ -320,6 +320,13 @@ func (h *webhook) endSubscription(s *stripe.Subscription) (eventResult, error) {
 
 // refund takes back the part of a grant that was refunded.
 func (h *webhook) refund(ctx context.Context, charge *stripe.Charge) (eventResult, error) {
+	if charge.Metadata == nil { // the event does not say what it is for, as Stripe's always do
+		whole, err := h.account.Charge(ctx, charge.ID)
+		if refused, ok := errors.AsType[*stripe.Error](err); err != nil && !(ok && refused.Status == http.StatusNotFound) {
+			return 0, err
+		}
+		charge.Metadata = whole.Metadata
+	}
 	return h.reverse(ctx, charge, func(granted int64) reversal {
 		return reversal{refunded: refundOf(granted, charge.AmountRefunded, charge.Amount)}
 	})

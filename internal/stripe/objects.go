@@ -201,7 +201,7 @@ type Charge struct {
 	PaymentIntent  string
 	Amount         int64             // that was paid, with taxes, in the smallest unit of a currency
 	AmountRefunded int64             // by all refunds so far
-	Metadata       map[string]string // without any, Account.InvoiceOfPayment says more
+	Metadata       map[string]string // nil if it does not say
 
 	// Invoice is the one that was paid. It is always empty since basil: Account.InvoiceOfPayment asks for it.
 	Invoice string
