@@ -280,28 +280,51 @@ func parsePayment(text string) (payment, error) {
 	return payment{time.UnixMilli(p.At), p.UserID, p.Kind, p.Price, p.Tokens, p.Group, p.StripeID, p.Unassigned, p.N}, err
 }
 
+// A paidRecord is the record of a payment, as lua/paid.lua describes it.
+type paidRecord struct {
+	kind    string   // its first word; "" without a record
+	name    string   // of "to", the name that the key had first; of "for", the ID of the Checkout Session
+	tokens  int64    // granted
+	changes []string // the last ones
+	facts   string   // for the list
+}
+
+// parseRecord parses the record of a payment, or "". Error: errBadReply.
+func parseRecord(text string) (r paidRecord, err error) {
+	kind, rest, _ := strings.Cut(text, " ")
+	r.kind = kind
+	if kind != "granted" {
+		r.name, r.facts, _ = strings.Cut(rest, " ")
+		return r, nil
+	}
+	fields := strings.SplitN(rest, " ", 7)
+	if r.tokens, err = strconv.ParseInt(fields[0], 10, 64); err != nil || len(fields) < 7 {
+		return r, errBadReply
+	}
+	r.changes, r.facts = strings.Split(strings.Trim(fields[5], ",="), ","), fields[6]
+	return r, nil
+}
+
 // list adds all that the record of a payment says to the tenant's list: the payment, which it returns, and what was
 // taken or given back since. What is there already stays as it is; but a payment that was unassigned is there once.
-func (s *store) list(deadline time.Time, t *tenant, record string) (paid payment, err error) {
-	fields := strings.SplitN(record, " ", 8)
-	changes := ""
-	if fields[0] != "granted" {
-		fields = strings.SplitN(record, " ", 3)
+func (s *store) list(deadline time.Time, t *tenant, text string) (paid payment, err error) {
+	record, err := parseRecord(text)
+	if err == nil {
+		paid, err = parsePayment(record.facts)
 	}
-	if paid, err = parsePayment(fields[len(fields)-1]); err != nil {
+	if err != nil {
 		return paid, errBadReply // err may quote what is in Redis
 	}
 	unassigned := paid
 	unassigned.unassigned = true
 	replaced := unassigned.String()
-	if len(fields) == 8 {
-		changes = strings.Trim(fields[6], ",=")
-		paid.tokens, err = strconv.ParseInt(fields[1], 10, 64)
+	if record.kind == "granted" {
+		paid.tokens = record.tokens
 	} else {
 		paid, replaced = unassigned, ""
 	}
 	args := []any{maxPayments, replaced, paid.at.UnixMilli(), paid.String()}
-	for change := range strings.SplitSeq(changes, ",") {
+	for _, change := range record.changes {
 		p := paid
 		var at int64
 		words := strings.ReplaceAll(change, ":", " ")
@@ -310,9 +333,7 @@ func (s *store) list(deadline time.Time, t *tenant, record string) (paid payment
 			args = append(args, at+int64(p.n), p.String()) // Stripe's times are whole seconds; it follows the payment
 		}
 	}
-	if err == nil {
-		_, err = s.redis.EvalLarge(deadline, listScript, []string{paymentsRedisKey(t.id, t.generation)}, args...)
-	}
+	_, err = s.redis.EvalLarge(deadline, listScript, []string{paymentsRedisKey(t.id, t.generation)}, args...)
 	return paid, err
 }
 

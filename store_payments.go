@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -326,22 +325,24 @@ func (s *store) grantTo(deadline time.Time, t *tenant, c checkout, g grant, r re
 // before is the record. If the reply is nil, that was another or has changed; it returns what it is now.
 func (s *store) grantAway(deadline time.Time, t *tenant, c checkout, g grant, r receiver, before string) (
 	reply []string, now string, err error) {
-	state, rest, _ := strings.Cut(before, " ")
-	to, facts, _ := strings.Cut(rest, " ")
-	facts = cmp.Or(facts, g.facts(c))
+	record, err := parseRecord(before)
+	if err != nil {
+		return nil, "", err
+	}
+	facts := cmp.Or(record.facts, g.facts(c))
 	after := "to " + r.first + " " + facts
 	if r.key == "" {
 		after = "unassigned = " + facts
 	}
 	switch {
-	case state == "granted":
+	case record.kind == "granted":
 		return []string{"granted", before, "1", "", c.first}, before, nil
-	case state == "unassigned" && before == after:
+	case record.kind == "unassigned" && before == after:
 		return []string{"granted", before, "1", "", ""}, before, nil
-	case state == "to":
+	case record.kind == "to":
 		heir := r
-		if to != r.first { // that key is gone, but it may have it
-			heir = receiver{first: to, key: to}
+		if record.name != r.first { // that key is gone, but it may have it
+			heir = receiver{first: record.name, key: record.name}
 		}
 		reply, err = s.runGrant(deadline, t, c, g, heir, facts)
 		if err != nil || reply[0] != "gone" || heir == r {
@@ -409,37 +410,34 @@ func (g *grant) facts(c checkout) string {
 	return p.String()
 }
 
-// findGrant returns where it is recorded what a payment for c has granted, and the record. id may be a payment intent;
-// then it returns the ID of its session. Errors: ErrNotGranted; others as Redis returns them.
-func (s *store) findGrant(deadline time.Time, c checkout, id string) (first, paidID, record string, err error) {
+// findGrant returns where it is recorded what a payment for c has granted, and how many tokens. id may be a payment
+// intent; then it returns the ID of its session. Errors: ErrNotGranted; others as Redis returns them.
+func (s *store) findGrant(deadline time.Time, c checkout, id string) (first, paidID string, tokens int64, err error) {
 	first = c.first
 	for range 3 {
-		if record, err = s.readText(deadline, paidRedisKey(first, id)); err != nil {
-			return "", "", "", err
+		text, err := s.readText(deadline, paidRedisKey(first, id))
+		record, wrong := parseRecord(text)
+		if err = cmp.Or(err, wrong); err != nil {
+			return "", "", 0, err
 		}
-		kind, rest, _ := strings.Cut(record, " ")
-		switch kind {
+		switch record.kind {
 		case "for":
-			id = rest
+			id = record.name
 		case "to":
-			first, _, _ = strings.Cut(rest, " ")
+			first = record.name
 		case "granted":
-			return first, id, record, nil
+			return first, id, record.tokens, nil
 		}
 	}
-	return "", "", "", ErrNotGranted
+	return "", "", 0, ErrNotGranted
 }
 
 // Granted returns how many tokens a payment for c has granted; id is that of a Checkout Session, its payment intent, or
 // an invoice. Errors: ErrNotGranted, ErrMalformed, ErrUnavailable.
 func (s *store) Granted(deadline time.Time, t *tenant, c checkout, id string) (int64, error) {
-	_, _, record, err := s.findGrant(deadline, c, id)
+	_, _, tokens, err := s.findGrant(deadline, c, id)
 	if err == ErrNotGranted {
 		return 0, err
-	}
-	var tokens int64
-	if err == nil {
-		tokens, err = strconv.ParseInt(strings.Split(record, " ")[1], 10, 64)
 	}
 	return tokens, withTenant(err, "read what a payment has granted", t)
 }
