@@ -695,8 +695,8 @@ var otherReceivers = []receiverTest{
 		if got, err := b.st.Reverse(in(10*time.Second), b.tn, b.c, "cs_1", parseReversal("r100", paidAt)); err != nil || got.tokens != 0 {
 			t.Errorf("from a key that is gone: %+v, %v", got, err)
 		}
-		b.wantList(t, "payment cs_1 +100", "payment cs_2 +100", "refund ch_1 -100", "refund ch_1 +0", "subscription in_1 +100 basic",
-			"subscription in_2 +100 basic")
+		b.wantList(t, "payment cs_1 +100", "payment cs_2 +100", "subscription in_1 +100 basic", "subscription in_2 +100 basic",
+			"refund ch_1 -100", "refund ch_1 +0")
 	}},
 }
 
