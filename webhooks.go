@@ -181,7 +181,7 @@ func (h *webhook) checkoutPaid(metadata map[string]string, id string) (checkout,
 	c, err := h.checkout(metadata)
 	// A tenant that had this ID before may have sold it.
 	if err == ErrNoCheckout && metadata[metadataTenant] == h.tenant.id && h.tenant.generation == "" {
-		h.warn("%s was paid, and nobody knows for which key: nothing is granted", id)
+		h.warn("%s was paid for a key that is not known: nothing is granted", id)
 	}
 	return c, err
 }
@@ -359,7 +359,7 @@ func (h *webhook) reverse(ctx context.Context, charge *stripe.Charge, of func(gr
 		if time.Since(h.event.Created) < maxGrantDelay {
 			return eventDelayed, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		h.warn("%s is given back, and nothing was granted for it", charge.ID)
+		h.warn("%s is refunded or disputed, and nothing was granted for it", charge.ID)
 		return eventIgnored, nil
 	}
 	if err != nil {

@@ -415,7 +415,7 @@ func TestLateReversals(t *testing.T) {
 	l.send(200, l.stripe.Refund(pack, 100)...)
 	_, events = l.stripe.Dispute(pack, "needs_response")
 	l.send(200, events...)
-	l.wantCount(t, l.stripe.Charge(pack)+" is given back, and nothing was granted for it", 2)
+	l.wantCount(t, l.stripe.Charge(pack)+" is refunded or disputed, and nothing was granted for it", 2)
 }
 
 // A tenant that is made again gets nothing of what its predecessor has sold, and is not warned of it.
