@@ -195,7 +195,7 @@ func reasonField(dst *string) strict.Rule {
 	}
 }
 
-// because returns what a line of the audit log ends with that has a reason: quoted, so that nobody can forge a line.
+// because returns the end of a line of the audit log that has a reason, in quotes, so that nobody can forge a line.
 func because(reason string) string {
 	if reason == "" {
 		return ""

@@ -544,8 +544,8 @@ func (c *sharingTest) wantSharers(t *testing.T, key string, names ...string) {
 	}
 }
 
-// Wherever a process dies that issues a key which shares, the request that is repeated issues one, and that does not come
-// back when it was revoked.
+// Wherever the process dies while it issues a key that shares, the repeated request issues one, and that does not come back
+// once it was revoked.
 func TestInterruptedSharing(t *testing.T) {
 	interrupt(t, func(t *testing.T, c *sharingTest, dying *store) error {
 		k := apiKey{userID: "u", createdAt: time.Now(), tokensLeft: 1000, sharesWith: c.key}

@@ -84,7 +84,7 @@ func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdR
 	return result, withTenant(err, "hold tokens of an API key", t)
 }
 
-// holdOnce runs hold.lua on the key that who names, and learns which name that had first.
+// holdOnce runs hold.lua on the key that who names, and sets who.first to the name that it had first.
 func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, who *holder, groups any, only string) (
 	string, holdResult, error) {
 	keys := []string{apiKeyRedisKey(who.key), rateRedisKey(who.key), holdsRedisKey(who.key)}

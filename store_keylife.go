@@ -364,8 +364,8 @@ type receiver struct {
 	key   string // its present name
 }
 
-// receiver returns who gets what is paid for c: the key that it was made with or, if that is gone, the one that has
-// been chosen in its place, or is chosen now: the user's oldest one.
+// receiver returns the key that gets what is paid for c: the one that c was made with or, if that is gone, the one
+// chosen in its place, which is the user's oldest when it is chosen.
 func (s *store) receiver(deadline time.Time, t *tenant, c checkout) (r receiver, err error) {
 	r = receiver{first: c.first}
 	if r.key, err = s.presentName(deadline, t, r.first); r.key != "" || err != nil {

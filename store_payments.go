@@ -37,7 +37,7 @@ var (
 	ErrStateMoved = errors.New("the subscription's state has changed meanwhile")
 )
 
-// A buyer is what Redis holds of the API key with which somebody pays: of the key that it shares with, if it shares.
+// A buyer is what Redis holds of the API key that pays or, if that shares a balance, of the key that has the balance.
 type buyer struct {
 	key          string // its present name
 	first        string // the name that it had first
@@ -442,8 +442,8 @@ func (s *store) Granted(deadline time.Time, t *tenant, c checkout, id string) (i
 	return tokens, withTenant(err, "read what a payment has granted", t)
 }
 
-// Reverse takes back what a refund or a dispute says of a payment for c, or gives back what a dispute has taken that is
-// won, and lists that. id is as Granted takes it. It returns what has changed now: nothing, if it is repeated. Errors:
+// Reverse takes back what a refund or a dispute says of a payment for c or, if a dispute is won, gives back what it took,
+// and lists that. id is as Granted takes it. It returns what has changed now: nothing, if it is repeated. Errors:
 // ErrNotGranted, ErrMalformed, ErrUnavailable, after which it can be repeated.
 func (s *store) Reverse(deadline time.Time, t *tenant, c checkout, id string, r reversal) (p payment, err error) {
 	first, id, _, err := s.findGrant(deadline, c, id)

@@ -1,5 +1,4 @@
--- Deletes an API key that shares the balance of one which does not exist any more: that has expired, or was revoked by
--- an earlier version.
+-- Deletes an API key that shares the balance of a key that is gone: it has expired, or an earlier version has revoked it.
 --
 -- KEYS[1] apiKey:<apiKey> of the key that shares, and KEYS[2] {apiKey:<apiKey>}:first of it
 -- KEYS[3] apiKey:<apiKey> of the key that has the balance, KEYS[4] {apiKey:<apiKey>}:successor and KEYS[5]

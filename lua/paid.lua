@@ -11,7 +11,7 @@
 --     'unassigned = <facts>'     the key is gone, and nobody else was there
 --   a payment intent  'for <ID of its Checkout Session>'
 --   a subscription    'ended'
--- {apiKey:<first>}:paid:receiver is the name that the key had first which gets what is paid when this one is gone.
+-- {apiKey:<first>}:paid:receiver is the first name of the key that gets what is paid once this one is gone.
 
 local paidFor = 400 * day
 

@@ -15,15 +15,18 @@
 -- ARGV[2] the tenant's generation, '' unless a tenant of that ID was deleted
 -- ARGV[3] 'forget' if the user who has signed in is to be forgotten, too; else ''
 -- ARGV[4] the name that the key had first, as far as the caller knows
--- ARGV[5] the name that the key which has its balance had first, which is itself or one that it shares with, and
---         ARGV[6…] the keys in KEYS[9], as far as the caller knows
+-- ARGV[5] the name that the key with its balance had first, as far as the caller knows: itself, or the one that it shares
+--         with
+-- ARGV[6…] the keys in KEYS[9], as far as the caller knows
 --
--- With a key that was rotated with a grace, those of its former names die that are in theirs.
+-- If the key was rotated with a grace, its former names that are in their grace are deleted, too.
 --
 -- Returns {'revoked', user ID or '', '1' if the user has signed in, else '', the other keys that were deleted …}; the
 -- first three with 'gone' if the key was revoked before, and ARGV[3] is 'forget'. Or nothing was done, and it returns
--- {'first', the name that the key had first}, if that is not ARGV[4]; {'shares', what ARGV[5] must be, what ARGV[6…]
--- must be, if ARGV[5] was right …}; nil if the tenant has no such key.
+--   nil                                            if the tenant has no such key
+--   {'first', the name that the key had first}     if that is not ARGV[4]
+--   {'shares', what ARGV[5] must be}               if that is another
+--   {'shares', ARGV[5], what ARGV[6…] must be …}   if these are others
 
 local tenant = ARGV[1] .. ' ' .. ARGV[2] .. ' '
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'userId', 'signIn', 'first', 'sharesFirst')
