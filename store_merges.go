@@ -158,26 +158,22 @@ func (s *store) runReceive(
 	deadline time.Time, t *tenant, key string, args ...any,
 ) (receiver string, reply []string, err error) {
 	for key != "" && key != forgotten {
-		if reply, err = s.receiveOnce(deadline, t, key, args...); !errors.Is(err, redis.ErrNil) {
-			return key, reply, err
+		h := newHolder(key) // in its grace, the key shares its successor's balance
+		_, err = s.withGroups(deadline, t.refillGroups(), h, anonymousGroup,
+			func(groups any, only string) (outcome, group string, err error) {
+				keys := []string{apiKeyRedisKey(h.key), movesRedisKey(h.key), holdsRedisKey(h.key)}
+				reply, err = redis.Strings(s.redis.Eval(deadline, receiveScript, keys,
+					append([]any{t.id, t.generation, groups, only}, args...)...))
+				return decideMove(reply, only, err)
+			})
+		if !errors.Is(err, redis.ErrNil) {
+			return h.key, reply, err
 		}
 		if key, err = s.present(deadline, key); err != nil {
 			return "", nil, err
 		}
 	}
 	return "", nil, nil
-}
-
-// receiveOnce runs receive.lua on a user's key. If that was rotated or revoked, the error is redis.ErrNil.
-func (s *store) receiveOnce(deadline time.Time, t *tenant, key string, args ...any) (reply []string, err error) {
-	keys := []string{apiKeyRedisKey(key), movesRedisKey(key), holdsRedisKey(key)}
-	_, err = s.withGroups(deadline, t.refillGroups(), newHolder(key), anonymousGroup,
-		func(groups any, only string) (outcome, group string, err error) {
-			reply, err = redis.Strings(s.redis.Eval(deadline, receiveScript, keys,
-				append([]any{t.id, t.generation, groups, only}, args...)...))
-			return decideMove(reply, only, err)
-		})
-	return reply, err
 }
 
 // finishMoveOf finishes a move of a visitor's key that is closed in favour of the user, and returns the user's key: to

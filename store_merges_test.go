@@ -328,6 +328,37 @@ func TestUnfinishedMoveIsRemembered(t *testing.T) {
 	}
 }
 
+// A move to a key that was rotated with a grace since it was noted reaches the new name, as long as the old one shares
+// its balance, and once.
+func TestMoveInGrace(t *testing.T) {
+	t.Parallel()
+	services, id := signInServices(t, 1)
+	s, st := services[0], newTestStore(t, testRedis)
+	who := signInIdentity{tenant: st.wantTenant(t, id), userID: "google:u"}
+	for _, received := range []bool{false, true} {
+		key, visitor := s.wantSignIn(t, id, "u", 1000), s.login(t, id)
+		if _, err := st.noteMove(soon(), who, pendingMove{visitor, key}, false); err != nil {
+			t.Fatal(err)
+		}
+		if received {
+			closed, err := st.runClose(soon(), who, visitor, "close", key)
+			if err == nil {
+				_, err = st.receive(soon(), who.tenant, pendingMove{visitor, key}, closed[1:])
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		rotated := s.rotateWithGrace(t, id, key, 3600)
+		s.wantMerged(t, id, "u", visitor, 1050, true)
+		s.consume(t, id, key, `{"tokens":50}`).want(t, 200, `{"tokensLeft":1000}`)
+		if n := testRedis.Int(t, "EXISTS", movesRedisKey(key)); n != 0 {
+			t.Error("the former name has a record of the move")
+		}
+		s.consume(t, id, rotated, `{"tokens":1001}`).want(t, 402, `{"error":"Payment Required","tokensLeft":1000}`)
+	}
+}
+
 // A visitor's key leads nobody of another tenant to the user's.
 func TestMovedHoldOfAnotherTenant(t *testing.T) {
 	t.Parallel()
