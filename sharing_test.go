@@ -312,7 +312,13 @@ func TestGrace(t *testing.T) {
 	}
 
 	t.Run("of a key that shares", func(t *testing.T) {
-		next := s.rotateWithGrace(t, id, shared, 3600)
+		s.admin(t, "PATCH", "/"+id+"/admin/keys/"+last, `{"tokens":100}`).want(t, 200, "")
+		former, next := shared, s.rotateWithGrace(t, id, shared, 3600)
+		s.admin(t, "POST", "/"+id+"/admin/keys/"+former+"/rotate", "").want(t, 409, "")
+		s.revoke(t, id, former)
+		s.consume(t, id, former, "").want(t, 401, "")
+		other.consume(t, id, next, "").want(t, 200, "")
+		shared, next = next, s.rotateWithGrace(t, id, next, 3600)
 		for _, k := range []string{shared, next} {
 			other.consume(t, id, k, "").want(t, 200, "")
 		}

@@ -55,8 +55,9 @@ end
 if key[4] and ARGV[3] == 'forget' then -- stays until the sign-in has forgotten the user
 	call('SET', KEYS[5], 'forget')
 end
-local reply = {'revoked', key[3] or '', key[4] or ''}
-if shares == first then -- in its grace: the key itself has another name now
+local reply, old = {'revoked', key[3] or '', key[4] or ''}, string.sub(KEYS[1], #'apiKey:' + 1)
+if shares == first or shares and (call('GET', KEYS[8]) or old) ~= old then
+	-- In its grace: the key itself has another name now.
 	call('SET', KEYS[6], '-', 'PX', day)
 else
 	for i, name in ipairs(all) do
@@ -72,7 +73,7 @@ else
 end
 call('PEXPIRE', KEYS[7], 40 * day)
 call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-call('ZREM', KEYS[9], string.sub(KEYS[1], #'apiKey:' + 1))
+call('ZREM', KEYS[9], old)
 if not shares then
 	call('UNLINK', KEYS[9])
 end

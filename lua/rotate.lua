@@ -58,8 +58,9 @@ if ARGV[3] == '' then
 elseif not own then
 	return nil
 end
+local old = string.sub(KEYS[1], #'apiKey:' + 1)
 local sharesWith, sharesFirst, grace = key[7], key[8], tonumber(ARGV[6])
-if sharesFirst == ARGV[5] then
+if sharesFirst == ARGV[5] or sharesWith and (call('GET', KEYS[12]) or old) ~= old then
 	return {'grace'}
 end
 local left = sharesWith and ARGV[7] or string.format('%.0f', readBalance(key[3]))
@@ -106,7 +107,6 @@ else
 	call('SET', KEYS[9], ARGV[3], 'PX', ARGV[4])
 end
 
-local old = string.sub(KEYS[1], #'apiKey:' + 1)
 for i, name in ipairs(sharing) do
 	local other = KEYS[#KEYS - others + i]
 	if call('HGET', other, 'sharesFirst') == ARGV[5] then
