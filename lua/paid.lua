@@ -4,9 +4,10 @@
 -- {apiKey:<first>}:paid:<ID>, at a place in KEYS, is by the ID of Stripe's object
 --   a Checkout Session or invoice
 --     'granted <tokens> <refunded> <taken> <changes> <disputes> <entries> <facts>': the tokens granted; those that refunds
---                    are for; those that were taken back; how often it has changed what is to be taken; its disputes,
---                    each ',<ID>:<0: open, 1: lost, 2: won>', or '='; its last changes, each
---                    ',<which>:<refund or dispute>:<± tokens>:<Unix ms>:<charge>', or '='; and what the caller has given
+--                    are for; those that disputes have taken, and give back if they are won; how often it has changed
+--                    what is to be taken; its disputes, each ',<ID>:<0: open, 1: lost, 2: won>', or '='; its last
+--                    changes, each ',<which>:<refund or dispute>:<± tokens>:<Unix ms>:<charge>', or '='; and what the
+--                    caller has given
 --     'to <first name> <facts>'  the key is gone, and another has that record or will have it
 --     'unassigned = <facts>'     the key is gone, and nobody else was there
 --   a payment intent  'for <ID of its Checkout Session>'

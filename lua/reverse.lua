@@ -38,7 +38,11 @@ end
 
 local targetBefore = target()
 if tonumber(ARGV[6]) > tonumber(refunded) then
-	refunded = string.format('%.0f', math.min(ARGV[6], all))
+	local more = math.min(ARGV[6], all)
+	if string.find(disputes, ':[01]') then -- it was taken before, and is not to be given back
+		taken = math.max(taken - (more - refunded), 0)
+	end
+	refunded = string.format('%.0f', more)
 end
 if ARGV[7] ~= '' then
 	local list, count, state = '', 1, ARGV[8]
@@ -74,7 +78,10 @@ if grown ~= 0 then
 		if grown > 0 then
 			change = -math.min(grown, ledger.balance)
 		else
-			change = math.min(math.max(taken - target(), 0), maxAmount - ledger.balance)
+			change = math.min(taken, maxAmount - ledger.balance)
+		end
+		if ARGV[7] ~= '' then
+			taken = taken - change
 		end
 		fields = {'tokensLeft', string.format('%.0f', ledger.balance + change)}
 	end
@@ -88,7 +95,7 @@ if grown ~= 0 then
 	entries = string.format('%s,%d:%s:%.0f:%s:%s', entries, changes, ARGV[7] ~= '' and 'dispute' or 'refund', change,
 		ARGV[9], ARGV[10])
 end
-local record = string.format('granted %s %s %.0f %d %s %s %s', all, refunded, taken - change, changes, disputes,
+local record = string.format('granted %s %s %.0f %d %s %s %s', all, refunded, taken, changes, disputes,
 	entries, facts)
 local denied = record ~= before and changePaid(KEYS[3], record, before, fields)
 return denied or {'reversed', record, string.format('%.0f', change)}
