@@ -940,6 +940,13 @@ func TestSharedBalanceElsewhere(t *testing.T) {
 	if got := s.do(t, "GET", "/"+id+"/auth/key", "", bearer(shared)); got.field(t, "tokensLeft") != float64(1000) {
 		t.Errorf("got %s", got.body)
 	}
+	refills := s.admin(t, "GET", "/"+id+"/admin/keys/"+key, "").text(t, "refillsAt")
+	for range 2 {
+		got := s.admin(t, "PATCH", "/"+id+"/admin/keys/"+shared, `{"label":"l"}`, retryKey+"1")
+		if at := got.text(t, "refillsAt"); at != refills {
+			t.Errorf("it is refilled at %s, want %s", at, refills)
+		}
+	}
 	s.consume(t, id, shared, `{"tokens":500}`).want(t, 200, `{"tokensLeft":500}`)
 	r.Do(t, "CONFIG", "SET", "maxmemory", 1)
 	s.consume(t, id, shared, "").want(t, 200, `{"tokensLeft":499}`)

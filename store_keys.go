@@ -201,18 +201,20 @@ func (s *store) Key(deadline time.Time, t *tenant, key string) (apiKey, error) {
 
 // parseAPIKey parses the reply of key.lua.
 func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
-	var createdAt, enabled, refilledAt string
+	var createdAt, enabled, refilledAt, since string
 	var expiresAt int64
 	values, err := redis.Values(reply, nil)
 	if err == nil {
 		_, err = redis.Scan(values, &k.userID, &k.group, &createdAt, &k.tokensLeft, &expiresAt, &enabled, &refilledAt,
-			&k.tokensHeld, &k.label, &k.taken)
+			&k.tokensHeld, &k.label, &k.taken, &since)
 	}
 	if err != nil {
 		return k, false, fmt.Errorf("%w: a field is of the wrong kind", ErrMalformed) // err itself may quote a value
 	}
 	k.disabled = enabled == "0"
-	if k.createdAt, err = time.Parse(time.RFC3339, createdAt); err != nil {
+	k.createdAt, err = time.Parse(time.RFC3339, createdAt)
+	refilledSince, wrong := time.Parse(time.RFC3339, since)
+	if err != nil || wrong != nil {
 		return k, false, fmt.Errorf("%w: createdAt is not a time", ErrMalformed)
 	}
 	if expiresAt >= 0 {
@@ -221,10 +223,10 @@ func parseAPIKey(t *tenant, reply any) (k apiKey, replayed bool, err error) {
 	if t.config != nil {
 		if refill := t.config.groups[k.group].refill; refill != nil {
 			last, _ := strconv.ParseInt(refilledAt, 10, 64) // 0 if it never was
-			k.refillsAt = refill.next(k.createdAt, time.UnixMilli(last))
+			k.refillsAt = refill.next(refilledSince, time.UnixMilli(last))
 		}
 	}
-	return k, len(values) > 10, nil
+	return k, len(values) > 11, nil
 }
 
 // chargeRequest is what to charge.

@@ -27,9 +27,9 @@
 -- ARGV[14] '=' and the new label, with nothing after it if the key is to have none; '': the label stays
 --
 -- Returns {userId, group, createdAt, tokensLeft, expiry (Unix time in ms; negative: never), '0' if the key is disabled,
--- refilledAt, tokens held, label or '', tokens taken by 'take'}, with an eleventh element if these are those of the
--- first time; nil if the tenant has no such key. Or nothing was changed, except that a refill that was due may have
--- been, and it returns
+-- refilledAt, tokens held, label or '', tokens taken by 'take', createdAt of the key that has the balance, by which it
+-- is refilled}, with a twelfth element if these are those of the first time; nil if the tenant has no such key. Or
+-- nothing was changed, except that a refill that was due may have been, and it returns
 --   due        a hold has expired whose tokens must be returned first
 --   below      the balance would be below 0
 --   above      the balance would be above 2^53-1
@@ -45,7 +45,7 @@ local shares = sharer and ARGV[7] ~= '' and table.remove(KEYS)
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'createdAt', 'userId', 'group', 'holdsDue',
 	'enabled', 'first', 'tokensHeld', 'advanced', 'label')
 local own, left, createdAt, user, due = isOwn(key), key[3], key[4], key[5] or '', key[7]
-local enabled, first, label = key[8] or '', key[9], key[12] or ''
+local enabled, first, label, since = key[8] or '', key[9], key[12] or '', createdAt
 if sharer then
 	createdAt, enabled, label = sharer.createdAt, sharer.enabled or '', sharer.label or ''
 end
@@ -58,7 +58,7 @@ end
 local record = KEYS[5]
 if record then
 	local before = call('HMGET', record, 'tenantId', 'generation', 'request', 'userId', 'group', 'createdAt',
-		'tokensLeft', 'expiresAt', 'enabled', 'refilledAt', 'tokensHeld', 'malformed', 'label', 'taken')
+		'tokensLeft', 'expiresAt', 'enabled', 'refilledAt', 'tokensHeld', 'malformed', 'label', 'taken', 'since')
 	if before[3] and (isOwn(before) or own and not before[1]) then -- earlier versions have not recorded the tenant
 		if before[3] ~= ARGV[9] then
 			return 'mismatch'
@@ -66,7 +66,7 @@ if record then
 			return 'malformed\nreplayed'
 		end
 		return {before[4], before[5], before[6], before[7], before[8], before[9] or '', before[10] or '',
-			before[11] or '0', before[13] or '', before[14] or '0', 1}
+			before[11] or '0', before[13] or '', before[14] or '0', before[15] or before[6], 1}
 	end
 end
 if ARGV[10] == 'replay' then
@@ -90,8 +90,10 @@ if readable then
 	if now and readAmount(due, 'holdsDue') <= now then
 		return 'due'
 	end
-	if not string.find(createdAt or '', '^%d%d%d%d%-%d%d%-%d%dT') then
-		malformed('createdAt is not a time')
+	for _, time in ipairs({createdAt or '', since or ''}) do
+		if not string.find(time, '^%d%d%d%d%-%d%d%-%d%dT') then
+			malformed('createdAt is not a time')
+		end
 	end
 	held = due and string.format('%.0f', readAmount(key[10], 'tokensHeld')) or '0'
 	local _, found = string.find(ARGV[11], '\255' .. group .. '\254', 1, true)
@@ -166,7 +168,7 @@ if record then
 	if readable then
 		call('HSET', record, 'userId', user, 'group', group, 'createdAt', createdAt, 'tokensLeft', left,
 			'expiresAt', expires, 'enabled', enabled, 'refilledAt', refilledAt, 'tokensHeld', held, 'label', label,
-			'taken', taken)
+			'taken', taken, 'since', since)
 	else
 		call('HSET', record, 'malformed', '1')
 	end
@@ -191,4 +193,4 @@ end
 if not readable then
 	return 'malformed'
 end
-return {user, group, createdAt, left, expires, enabled, refilledAt, held, label, taken}
+return {user, group, createdAt, left, expires, enabled, refilledAt, held, label, taken, since}
