@@ -442,8 +442,8 @@ func (s *store) Granted(deadline time.Time, t *tenant, c checkout, id string) (i
 	return tokens, withTenant(err, "read what a payment has granted", t)
 }
 
-// Reverse takes back what a refund or a dispute says of a payment for c or, if a dispute is won, gives back what it took,
-// and lists that. id is as Granted takes it. It returns what has changed now: nothing, if it is repeated. Errors:
+// Reverse takes back what a refund or a dispute says of a payment for c or, if a dispute is won, gives back what it
+// took, and lists that. id is as Granted takes it. It returns what has changed now: nothing, if it is repeated. Errors:
 // ErrNotGranted, ErrMalformed, ErrUnavailable, after which it can be repeated.
 func (s *store) Reverse(deadline time.Time, t *tenant, c checkout, id string, r reversal) (p payment, err error) {
 	first, id, _, err := s.findGrant(deadline, c, id)

@@ -560,6 +560,10 @@ func TestReverse(t *testing.T) {
 		{"open open2 won won2", 110, "d-100 d+100"},
 		{"-80 open won", 30, "d-30 d+30"}, // what it took
 		{"-80 r40 open won", 0, "r-30 d+0 d+0"},
+		{"-80 r40 +100 open won", 100, "r-30 d-60 d+60"}, // the shortfall of the refund is not taken later, either
+		{"-80 r40 +100 open r70 won", 70, "r-30 d-60 d+30"},
+		{"-80 open +100 r20 won", 110, "d-30 d+10"},
+		{"-110 r40 +20 open +30 won r60", 30, "r+0 d-20 d+20 r-20"},
 		{"-80 r40 +100 open won", 100, "r-30 d-60 d+60"}, // the refund's shortfall is not taken now
 		{"-80 r40 +100 open r50 won", 90, "r-30 d-60 d+50"},
 		{"-80 open +100 r40 won", 100, "d-30 d+0"}, // of 100 that were granted 80 are spent, and 40 given back
