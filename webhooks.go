@@ -163,6 +163,12 @@ func explainStripe(err error) error {
 	return err
 }
 
+// isNotFound reports whether Stripe has responded that it has no such object.
+func isNotFound(err error) bool {
+	refused, ok := errors.AsType[*stripe.Error](err)
+	return ok && refused.Status == http.StatusNotFound
+}
+
 // stepDeadline returns the deadline of one step of the store.
 func stepDeadline() time.Time { return time.Now().Add(publicTimeout) }
 
@@ -233,7 +239,7 @@ func (h *webhook) grantInvoice(ctx context.Context, i *stripe.Invoice) (result e
 		return 0, err
 	}
 	g.id, g.at, g.customer = i.ID, h.event.Created, i.Customer
-	err = h.withState(ctx, c, i.Subscription, func(state subscriptionState) (err error) {
+	err = h.withState(ctx, c, i.Subscription, g.group, func(state subscriptionState) (err error) {
 		g.state = &state
 		result, err = h.grant(c, g)
 		return err
@@ -275,17 +281,25 @@ func (h *webhook) grant(c checkout, g grant) (eventResult, error) {
 // withState asks Stripe for the present state of a subscription, and calls write with it. It does so again if the state
 // of the key was written meanwhile, which may have been an older one. What Stripe says is newer than all that was
 // written before it was asked, so the last to write has the newest, whatever the order of the events.
-func (h *webhook) withState(ctx context.Context, c checkout, id string, write func(subscriptionState) error) error {
+//
+// paid is the group that an invoice has paid for, "" without one. If Stripe does not know the subscription, or its
+// present price is not in the config, that is the state: what was paid for is granted all the same.
+func (h *webhook) withState(ctx context.Context, c checkout, id, paid string,
+	write func(subscriptionState) error) error {
 	for range maxStateQuestions {
 		version, err := h.store.SubscriptionVersion(stepDeadline(), h.tenant, c)
 		if err != nil {
 			return err
 		}
+		var state subscriptionState
 		s, err := h.account.Subscription(ctx, id)
-		if err != nil {
-			return err
+		if err == nil {
+			state, err = h.payments.stateOf(&s)
 		}
-		state, err := h.payments.stateOf(&s)
+		if paid != "" && (isNotFound(err) || errors.Is(err, errNotSold)) {
+			h.warn("%s is paid, and its state is not known: %v", id, err)
+			state, err = subscriptionState{id: id, group: paid, freeGroup: h.payments.freeGroup}, nil
+		}
 		if err != nil {
 			return err
 		}
@@ -303,7 +317,7 @@ func (h *webhook) setSubscription(ctx context.Context, s *stripe.Subscription) (
 	if err != nil {
 		return 0, err
 	}
-	return eventDone, h.withState(ctx, c, s.ID, func(state subscriptionState) error {
+	return eventDone, h.withState(ctx, c, s.ID, "", func(state subscriptionState) error {
 		return h.store.SetSubscription(stepDeadline(), h.tenant, c, state)
 	})
 }
@@ -322,7 +336,7 @@ func (h *webhook) endSubscription(s *stripe.Subscription) (eventResult, error) {
 func (h *webhook) refund(ctx context.Context, charge *stripe.Charge) (eventResult, error) {
 	if charge.Metadata == nil { // the event does not say what it is for, as Stripe's always do
 		whole, err := h.account.Charge(ctx, charge.ID)
-		if refused, ok := errors.AsType[*stripe.Error](err); err != nil && !(ok && refused.Status == http.StatusNotFound) {
+		if err != nil && !isNotFound(err) {
 			return 0, err
 		}
 		charge.Metadata = whole.Metadata

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -252,6 +253,29 @@ func TestEventsThatFail(t *testing.T) {
 	failed := fmt.Sprintf(`payment_events_total{tenant=%q,event="invoice_paid",result="failed"}`, l.tenant)
 	if got := l.sample(t, failed); got != 3 {
 		t.Errorf("%v events are counted as failed, want 3", got)
+	}
+}
+
+// What was paid for is granted also if the subscription has a price by then that is not in the config, or Stripe does
+// not know it.
+func TestInvoiceOfUnknownState(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(l *customer, s *subscribed){
+		"another price": func(l *customer, s *subscribed) { l.stripe.ChangePlan(s.id, "price_other", 1) },
+		"unknown": func(l *customer, s *subscribed) {
+			l.stripe.SetConduct(stripetest.Conduct{Status: 404, Message: "No such"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newMarket(t, "").newCustomer(t, 1)
+			s := l.subscribe("price_basic", 1, paidAtOnce)
+			change(l, s)
+			i := slices.IndexFunc(l.all, func(e stripetest.Event) bool { return e.Type == "invoice.paid" })
+			l.send(200, l.all[i], l.all[i])
+			l.wantKey(1500, "basic")
+			l.wantCount(t, "is paid, and its state is not known", 2)
+		})
 	}
 }
 
