@@ -280,8 +280,8 @@ func TestGrace(t *testing.T) {
 	t.Parallel()
 	services, id := newServices(t), newTenant(t, 100)
 	s, other := services[0], services[1]
-	old := s.issue(t, id, `"userId":"u","group":"pro","tokens":100,"label":"l"`)
-	s.consume(t, id, old, `{"tokens":10}`, retryKey+"1").want(t, 200, `{"tokensLeft":90}`)
+	old := s.issue(t, id, `"userId":"u","group":"pro","tokens":5000,"label":"l"`) // enough to try until the grace is over
+	s.consume(t, id, old, `{"tokens":10}`, retryKey+"1").want(t, 200, `{"tokensLeft":4990}`)
 	key := s.rotateWithGrace(t, id, old, 3600, retryKey+"r")
 	if again := other.rotateWithGrace(t, id, old, 3600, retryKey+"r"); again != key {
 		t.Errorf("rotated to %s, then to %s", key, again)
