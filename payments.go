@@ -24,8 +24,8 @@ const (
 	// eighth, that of a tenant options.gateway.TenantShare.
 	maxStripeCalls = 64
 
-	// Sessions at Stripe, of the portal too, that an API key may have. Each checkout leaves a record for weeks.
-	checkoutsPerMinute, checkoutsPerDay = 10, 100
+	sessionsPerMinute = 10  // of checkouts, and of the portal, that an API key may have
+	checkoutsPerDay   = 100 // since each leaves a record for weeks
 )
 
 var (
@@ -86,7 +86,10 @@ func (s *server) createCheckout(w http.ResponseWriter, r *http.Request, info *re
 	if key != "" { // the same session has the same; another one that Stripe makes when it has forgotten the key has not
 		reference = shortHash(key, saved.price, fmt.Sprint(order.Quantity), fmt.Sprint(saved.tokens))
 	}
-	order.Metadata = map[string]string{"tollgate_tenant": info.tenantID, "tollgate_reference": reference}
+	order.Metadata = map[string]string{metadataTenant: info.tenantID, metadataReference: reference}
+	if err := s.store.CountCheckout(info.deadline, who.first); err != nil {
+		return err
+	}
 	var session stripe.Session
 	err = s.askStripe(w, r, info, who, func(ctx context.Context, a stripe.Account) (err error) {
 		session, err = a.CreateSession(ctx, key, order)
@@ -151,6 +154,9 @@ func (s *server) openPortal(w http.ResponseWriter, r *http.Request, info *reques
 	if err != nil {
 		return err
 	}
+	if err := s.store.CountPortal(info.deadline, who.first); err != nil {
+		return err
+	}
 	err = s.askStripe(w, r, info, who, func(ctx context.Context, a stripe.Account) (err error) {
 		portal, err = a.CreatePortal(ctx, key, who.customer, returnURL)
 		return err
@@ -189,12 +195,9 @@ func stripeKey(r *http.Request, info *requestInfo, who buyer, kind string) (stri
 }
 
 // askStripe calls ask, which has stripeTimeout for what it asks the tenant's account for, unless the client goes. Redis
-// has a deadline of its own afterwards. Errors: a rateLimitError; errStripeBusy; and a stripeError if ask returns one.
+// has a deadline of its own afterwards. Errors: errStripeBusy; and a stripeError if ask returns one.
 func (s *server) askStripe(w http.ResponseWriter, r *http.Request, info *requestInfo, who buyer,
 	ask func(context.Context, stripe.Account) error) error {
-	if err := s.store.CountCheckout(info.deadline, who.first); err != nil {
-		return err
-	}
 	place := s.stripeCalls.Claim(info.tenantID, who.first)
 	if place.Add(1) != nil {
 		return errStripeBusy

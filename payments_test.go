@@ -583,8 +583,10 @@ func TestPortal(t *testing.T) {
 	s.portal(t, s.key, back).wantError(t, 404, "Not found")
 	s.stripe.SetConduct(stripetest.Conduct{Status: 400, Message: "No configuration"})
 	s.portal(t, s.key, back).wantError(t, 502, "Stripe refuses")
-	for range 5 {
+	for range 7 {
 		s.portal(t, s.key, back).want(t, 502, "")
 	}
 	s.portal(t, s.key, back).wantError(t, 429, "Too Many Requests")
+	s.stripe.SetConduct(stripetest.Conduct{})
+	s.buy(t, s.key, "price_pack", "").want(t, 201, "") // checkouts are counted apart
 }

@@ -139,17 +139,26 @@ func (s *store) CountLogin(deadline time.Time, address string, perMinute int64) 
 }
 
 func checkoutsRedisKey(first string) string   { return "{apiKey:" + first + "}:checkouts" }
+func portalsRedisKey(first string) string     { return "{apiKey:" + first + "}:portals" }
 func checkoutDayRedisKey(first string) string { return "{apiKey:" + first + "}:checkoutDay" }
 
-// CountCheckout counts a session at Stripe for an API key, which is given by its first name, unless it has had
-// checkoutsPerMinute in the last minute or checkoutsPerDay today (UTC). Errors: rateLimitError, ErrUnavailable.
+// CountCheckout counts a checkout of an API key, which is given by its first name, unless it has had sessionsPerMinute
+// in the last minute or checkoutsPerDay today (UTC). Errors: rateLimitError, ErrUnavailable.
 func (s *store) CountCheckout(deadline time.Time, first string) error {
-	err := s.countInMinute(deadline, checkoutsRedisKey(first), checkoutsPerMinute)
+	err := s.countInMinute(deadline, checkoutsRedisKey(first), sessionsPerMinute)
 	if err == nil {
 		err = s.countInDay(deadline, checkoutDayRedisKey(first), checkoutsPerDay)
 	}
 	if err != nil {
 		return fmt.Errorf("count a checkout: %w", err)
+	}
+	return nil
+}
+
+// CountPortal does what CountCheckout does for a session of the portal, which no day bounds.
+func (s *store) CountPortal(deadline time.Time, first string) error {
+	if err := s.countInMinute(deadline, portalsRedisKey(first), sessionsPerMinute); err != nil {
+		return fmt.Errorf("count a session of the portal: %w", err)
 	}
 	return nil
 }
