@@ -20,7 +20,7 @@ import (
 
 const (
 	checkoutTTL = 40 * 24 * time.Hour
-	paidTTL     = 400 * 24 * time.Hour // of a checkout, too, from each grant on
+	paidTTL     = 400 * 24 * time.Hour // of a checkout, too, from each grant on, and while a subscription is paid
 
 	maxPayments      = 10_000 // in a tenant's list
 	maxReceiverPages = 10     // of a user's keys, of defaultPageLimit each, in which a receiver is sought
@@ -253,7 +253,18 @@ func (s *store) SetSubscription(deadline time.Time, t *tenant, c checkout, state
 			return ErrStateMoved
 		}
 	}
+	if err == nil && state.group != "" { // in a year it may be past due, and be paid months later
+		err = s.keepCheckout(deadline, t, c)
+	}
 	return withTenant(err, "set the state of a subscription", t)
+}
+
+// keepCheckout remembers a checkout for another paidTTL.
+func (s *store) keepCheckout(deadline time.Time, t *tenant, c checkout) error {
+	if c.reference == "" {
+		return nil
+	}
+	return s.expire(deadline, checkoutRedisKey(t.id, c.reference), paidTTL)
 }
 
 // args returns the arguments of scripts that say what the state is, with its version if it is of r.
@@ -294,8 +305,8 @@ func (s *store) Grant(deadline time.Time, t *tenant, c checkout, g grant) (resul
 			}
 		}
 	}
-	if err == nil && c.reference != "" {
-		err = s.expire(deadline, checkoutRedisKey(t.id, c.reference), paidTTL)
+	if err == nil {
+		err = s.keepCheckout(deadline, t, c)
 	}
 	return result, withTenant(err, "grant a payment", t)
 }

@@ -123,8 +123,12 @@ func TestSubscriptionEvents(t *testing.T) {
 		s := l.subscribe("price_basic", 2, paidAtOnce)
 		l.send(200, l.all...)
 		l.wantKey(2000, "basic")
+		singleRedis(t).Do(t, "EXPIRE", checkoutRedisKey(l.tenant, l.references[0]), 35*86400) // a year later
 		l.send(200, l.stripe.FailRenewal(s.id)...)
 		l.wantKey(2000, "basic") // while it is past due
+		if days := l.checkoutDays(); days < 399 {
+			t.Errorf("the checkout is remembered for %d days", days)
+		}
 		l.send(200, l.stripe.SetStatus(s.id, "unpaid")...)
 		l.wantKey(2000, after)
 		l.send(200, l.stripe.Recover(s.id)...)
