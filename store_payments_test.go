@@ -408,6 +408,10 @@ func TestSubscriptionStates(t *testing.T) {
 		{"1:basic =vip :basic", "", 100, "basic", "sub_1"}, //
 		{"1:basic :unpaid =vip :unpaid", "", 100, "vip", "sub_1"},
 		{"1:basic :unpaid =vip :basic :ended", "", 100, "vip", ""},
+		{"1:basic :unpaid =vip 2:unpaid", "premium", 200, "vip", "sub_1"}, // one that is not paid
+		{"1:basic :ended =vip 2:ended", "premium", 200, "vip", ""},
+		{":ended 1:ended =vip 2:ended", "premium", 200, "vip", ""},
+		{"1:basic :ended =vip b1:ended", "premium", 200, "premium", ""}, // an event of another
 		{"1:basic b1:premium", "", 200, "premium", "sub_b"},
 		{"1:basic b1:premium :ended", "", 200, "premium", "sub_b"}, // of the former one
 		{"1:basic b1:premium b:ended", "", 200, "free", ""},

@@ -33,7 +33,8 @@ if string.sub(before, 1, 8) == 'granted ' then
 	return {'granted', before, '1', ''}
 end
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'tokensHeld', 'holdsDue', 'advanced',
-	'repaid', 'group', 'leases', 'subscription', 'subscriptionVersion', 'groupBefore', 'sharesWith')
+	'repaid', 'group', 'leases', 'subscription', 'subscriptionVersion', 'groupBefore', 'sharesWith',
+	'lastSubscription')
 if not isOwn(key) or key[13] then -- the name may be that of a key that shares its successor's balance
 	return {'gone', before}
 end
@@ -67,7 +68,7 @@ if ARGV[9] == 'subscription' then
 	end
 	local present = key[10] or ''
 	second = present ~= '' and present ~= ARGV[10] and '1' or ''
-	addState(fields, present, version, key[12] or '', group, ARGV[10], paid, ARGV[12], ended, true)
+	addState(fields, present, version, key[12] or '', group, ARGV[10], paid, ARGV[12], ended, key[14] or '')
 elseif KEYS[4] then
 	call('SET', KEYS[4], ARGV[10], 'PX', paidFor)
 end

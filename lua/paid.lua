@@ -34,11 +34,12 @@ end
 --   paid     the group in which the key is while it is paid; '' if it is not paid
 --   free     the group when it is not paid; '': the one before
 --   ended    '1' if it has ended for ever
---   granted  whether an invoice of it is granted now. This makes it the present one, unless it is not paid and the
---            present one is
-local function addState(fields, present, version, before, group, id, paid, free, ended, granted)
-	local wasPaid, was = before ~= '', {subscription = present, groupBefore = before, group = group}
-	if granted and ended ~= '1' and (paid ~= '' or not wasPaid) then
+--   last     if an invoice of it is granted now, the key's field lastSubscription, which is the last one whose invoice
+--            has set the group; else nil. This makes it the present one, unless it is not paid and the present one is
+local function addState(fields, present, version, before, group, id, paid, free, ended, last)
+	local wasPaid = before ~= ''
+	local was = {subscription = present, groupBefore = before, group = group, lastSubscription = last}
+	if last and ended ~= '1' and (paid ~= '' or not wasPaid) then
 		present = id
 	end
 	if paid ~= '' and present == id then
@@ -48,13 +49,16 @@ local function addState(fields, present, version, before, group, id, paid, free,
 		group, before = paid, wasPaid and before or group
 	elseif paid == '' and wasPaid and present == id then
 		group, before = free ~= '' and free or before, ''
-	elseif paid == '' and granted and not wasPaid and free ~= '' then
+	elseif paid == '' and last and last ~= id and not wasPaid and free ~= '' then
 		group = free -- as if it had been paid before
+	end
+	if last and (present == id or not wasPaid) then
+		last = id
 	end
 	if ended == '1' and present == id then
 		present = ''
 	end
-	local now = {subscription = present, groupBefore = before, group = group,
+	local now = {subscription = present, groupBefore = before, group = group, lastSubscription = last,
 		subscriptionVersion = string.format('%.0f', version + 1)}
 	for name, text in pairs(now) do
 		if text ~= was[name] then

@@ -17,6 +17,6 @@ if not isOwn(key) or key[7] then
 elseif ARGV[6] ~= '1' and ARGV[7] ~= version then
 	return 'moved'
 end
-addState(fields, key[4] or '', version, key[6] or '', key[3] or '', ARGV[3], ARGV[4], ARGV[5], ARGV[6], false)
+addState(fields, key[4] or '', version, key[6] or '', key[3] or '', ARGV[3], ARGV[4], ARGV[5], ARGV[6])
 call('HSET', KEYS[1], unpack(fields))
 return 'set'
