@@ -148,14 +148,15 @@ func (s *server) handleEvent(info *requestInfo, event *stripe.Event) (result eve
 	if errors.Is(err, ErrNoCheckout) {
 		return eventIgnored, nil
 	}
-	return result, explainStripe(err)
+	return result, h.explainStripe(err)
 }
 
-// explainStripe returns an error of Stripe's API as what it means for a webhook: whether it may be different soon.
-func explainStripe(err error) error {
+// explainStripe returns what an error of Stripe's API means for a webhook, and logs one that may not come again.
+func (h *webhook) explainStripe(err error) error {
 	refused, isRefused := errors.AsType[*stripe.Error](err)
 	switch {
 	case errors.Is(err, stripe.ErrUnavailable), isRefused && (refused.Status == 429 || refused.Status >= 500):
+		h.warn("%v", err)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case isRefused:
 		return errors.New(refused.Error()) // Stripe has not refused what the caller asked for
