@@ -72,8 +72,8 @@ func newEmptyMarket(t *testing.T, members string) *market {
 		return redistest.Pass
 	})
 	m.proxy.OnRequest(func([]byte) redistest.Fate {
-		if m.slow.Load() && rand.IntN(4) == 0 {
-			time.Sleep(time.Duration(rand.IntN(8)) * time.Millisecond)
+		if m.slow.Load() && rand.IntN(8) == 0 {
+			time.Sleep(time.Duration(rand.IntN(4000)) * time.Microsecond)
 		}
 		return redistest.Pass
 	})
