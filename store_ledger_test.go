@@ -228,9 +228,13 @@ type ledgerWalk struct {
 
 func (w *ledgerWalk) service() *service { return w.services[w.random.IntN(len(w.services))] }
 
-func (w *ledgerWalk) do(method, path, body, key string) reply {
-	return w.service().do(w.T, method, "/"+w.tenant+path, body, bearer(key))
+// do sends a request, and again if a busy machine has missed a deadline. What has an Idempotency-Key is done once.
+func (w *ledgerWalk) do(method, path, body string, headers ...string) reply {
+	return repeat(func() reply { return w.service().do(w.T, method, "/"+w.tenant+path, body, headers...) })
 }
+
+// once returns an Idempotency-Key of one use.
+func (w *ledgerWalk) once() string { return fmt.Sprintf("%s%x", retryKey, w.random.Uint64()) }
 
 // wantLeft compares the balance that a response has with the model's.
 func (w *ledgerWalk) wantLeft(got reply, m *ledgerModel) {
@@ -245,7 +249,7 @@ func (w *ledgerWalk) wantLeft(got reply, m *ledgerModel) {
 func (w *ledgerWalk) hold(key string, m *ledgerModel) {
 	n := 1 + w.random.IntN(60)
 	m.refill()
-	got := w.do("POST", "/tokens/holds", fmt.Sprintf(`{"tokens":%d}`, n), key)
+	got := w.do("POST", "/tokens/holds", fmt.Sprintf(`{"tokens":%d}`, n), bearer(key), w.once())
 	if m.left < n {
 		got.want(w.T, 402, "")
 	} else {
@@ -313,7 +317,7 @@ func (w *ledgerWalk) earlier(key string, m *ledgerModel) {
 func (w *ledgerWalk) charge(key string, m *ledgerModel) {
 	n := 1 + w.random.IntN(60)
 	m.refill()
-	got := w.do("POST", "/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, n), key)
+	got := w.do("POST", "/tokens/consume", fmt.Sprintf(`{"tokens":%d}`, n), bearer(key), w.once())
 	switch {
 	case m.left < n:
 		got.want(w.T, 402, "")
@@ -350,7 +354,7 @@ func (w *ledgerWalk) settle(key string, m *ledgerModel) {
 		w.settleLease(key, id, used, charged, m)
 		return
 	}
-	got := w.do("POST", "/tokens/holds/"+id+"/settle", fmt.Sprintf(`{"tokens":%d}`, used), key)
+	got := w.do("POST", "/tokens/holds/"+id+"/settle", fmt.Sprintf(`{"tokens":%d}`, used), bearer(key))
 	got.want(w.T, 200, "")
 	if n := int(got.field(w.T, "charged").(float64)); n != charged {
 		w.Fatalf("%d were charged, want %d; after\n%s", n, charged, strings.Join(w.steps, "\n"))
@@ -406,7 +410,7 @@ func (w *ledgerWalk) exchange(key string, m *ledgerModel) {
 
 func (w *ledgerWalk) look(key string, m *ledgerModel) {
 	m.refill()
-	got := w.do("GET", "/auth/key", "", key)
+	got := w.do("GET", "/auth/key", "", bearer(key))
 	w.wantLeft(got, m)
 	if held := m.held(); held > 0 && got.field(w.T, "tokensHeld") != float64(held) {
 		w.Fatalf("want %d tokens held; %s after\n%s", held, got.body, strings.Join(w.steps, "\n"))
@@ -444,7 +448,7 @@ func (w *ledgerWalk) age(key string, m *ledgerModel) {
 func (w *ledgerWalk) set(m *ledgerModel) {
 	n := w.random.IntN(150)
 	m.refill()
-	got := w.service().admin(w.T, "PATCH", "/"+w.tenant+"/admin/keys/"+w.key, fmt.Sprintf(`{"tokens":%d}`, n))
+	got := w.do("PATCH", "/admin/keys/"+w.key, fmt.Sprintf(`{"tokens":%d}`, n), bearer(testAdminToken))
 	got.want(w.T, 200, "")
 	m.set(n)
 	w.wantLeft(got, m)
@@ -452,7 +456,9 @@ func (w *ledgerWalk) set(m *ledgerModel) {
 
 func (w *ledgerWalk) rotate(m *ledgerModel) {
 	m.refill()
-	w.key = w.service().rotate(w.T, w.tenant, w.key)
+	got := w.do("POST", "/admin/keys/"+w.key+"/rotate", "", bearer(testAdminToken), w.once())
+	got.want(w.T, 200, "")
+	w.key = got.text(w.T, "apiKey")
 }
 
 // merge lets a visitor make a few steps and sign in.
@@ -475,7 +481,7 @@ func (w *ledgerWalk) merge() {
 			w.moved[id] = visitor
 		}
 	}
-	got := w.service().signIn(w.T, w.tenant, w.user, bearer(visitor))
+	got := w.do("POST", "/auth/google", tokenOf(w.user), bearer(visitor))
 	got.want(w.T, 200, "")
 	if got.field(w.T, "merged") != true {
 		w.Errorf("got %s", got.body)
