@@ -100,7 +100,7 @@ func servePage(t *testing.T, page string) (origin string, reports <-chan []byte)
 	return serveFiles(t, map[string]string{"index.html": page})
 }
 
-// serveFiles does what servePage does with a page of several files, by their names. It reads them when they are asked for.
+// serveFiles does what servePage does with a page of several files, by their names.
 func serveFiles(t *testing.T, files map[string]string) (origin string, reports <-chan []byte) {
 	t.Helper()
 	posted := make(chan []byte, 1)

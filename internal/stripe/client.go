@@ -193,10 +193,10 @@ func (a Account) Charge(ctx context.Context, id string) (Charge, error) {
 	return c, err
 }
 
-// Invoice returns an invoice. It has the first 10 of its lines.
+// Invoice returns an invoice, without its lines.
 func (a Account) Invoice(ctx context.Context, id string) (Invoice, error) {
 	var i Invoice
-	err := a.get(ctx, nil, invoice(&i, "id"), "invoices", id)
+	err := a.get(ctx, nil, invoice(&i, nil, "id"), "invoices", id)
 	return i, err
 }
 

@@ -94,7 +94,7 @@ func (e *Event) object() strict.Rule {
 		return session(e.Session, "id")
 	case "invoice.paid":
 		e.Kind, e.Invoice = InvoicePaid, new(Invoice)
-		return invoice(e.Invoice, "id", "lines")
+		return paidInvoice(e.Invoice)
 	case "customer.subscription.created", "customer.subscription.updated",
 		"customer.subscription.paused", "customer.subscription.resumed":
 		e.Kind, e.Subscription = SubscriptionChanged, new(Subscription)

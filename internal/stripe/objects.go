@@ -1,6 +1,7 @@
 package stripe
 
 import (
+	"maps"
 	"strings"
 
 	"tollgate/internal/strict"
@@ -105,15 +106,20 @@ type Invoice struct {
 	MoreLines bool // Lines is not all: Account.InvoiceLines has the others
 }
 
-// invoice reads both shapes of an invoice that has at least the members in required. What is of a subscription, or may
-// be, must name it.
-func invoice(i *Invoice, required ...string) strict.Rule {
+// paidInvoice reads both shapes of an invoice with its lines.
+func paidInvoice(i *Invoice) strict.Rule {
+	return invoice(i, strict.Rules{"lines": list(&i.Lines, &i.MoreLines, line)}, "id", "lines")
+}
+
+// invoice reads both shapes of an invoice, and more of its members by rules. It has at least those in required. What is
+// of a subscription, or may be, must name it.
+func invoice(i *Invoice, rules strict.Rules, required ...string) strict.Rule {
 	return func(wrong *strict.Problems, value []byte) bool {
 		status, mayBeOfSubscription := "paid", true
 		details := orNull(object(strict.Rules{
 			"subscription": orNull(reference(id(&i.Subscription))), "metadata": metadata(&i.Metadata),
 		}))
-		ok := object(strict.Rules{
+		all := strict.Rules{
 			"id":     id(&i.ID),
 			"status": orNull(strict.String(&status)),
 			"billing_reason": func(wrong *strict.Problems, value []byte) bool {
@@ -123,11 +129,12 @@ func invoice(i *Invoice, required ...string) strict.Rule {
 				return ok
 			},
 			"customer":             orNull(reference(strict.String(&i.Customer))),
-			"lines":                list(&i.Lines, &i.MoreLines, line),
 			"parent":               orNull(object(strict.Rules{"subscription_details": details})), // since basil
 			"subscription":         orNull(reference(id(&i.Subscription))),
 			"subscription_details": details,
-		}, required...)(wrong, value)
+		}
+		maps.Copy(all, rules)
+		ok := object(all, required...)(wrong, value)
 		i.IsPaid = status == "paid"
 		if ok && i.Subscription == "" && mayBeOfSubscription {
 			return wrong.AddMember("parent", "must name the subscription")
