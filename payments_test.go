@@ -507,7 +507,7 @@ func TestCheckoutDeadlines(t *testing.T) {
 	stripe.SetConduct(stripetest.Conduct{Before: func(*http.Request) { r.Signal(t, syscall.SIGSTOP) }})
 	began := time.Now()
 	s.buy(t, s.key, "price_pack", "").wantError(t, 503, "Service unavailable")
-	if took := time.Since(began); took > publicTimeout+2*busy {
+	if took := time.Since(began); took > publicTimeout+4*busy {
 		t.Errorf("it took %s", took)
 	}
 	r.Signal(t, syscall.SIGCONT)
@@ -539,7 +539,7 @@ func TestStripePlaces(t *testing.T) {
 			}
 		})
 	}
-	waittest.Eventually(t, 5*time.Second, func() error {
+	waittest.Eventually(t, 30*time.Second, func() error {
 		if n := len(s.stripe.Requests()); n != maxStripeCalls/2 {
 			return fmt.Errorf("Stripe was asked %d times", n)
 		}

@@ -20,7 +20,7 @@ func (s *service) usersOf(t testing.TB, tenant, prefix string, limit int) (users
 	t.Helper()
 	path := fmt.Sprintf("/%s/admin/users?limit=%d&prefix=%s", tenant, limit, url.QueryEscape(prefix))
 	for after := ""; ; {
-		got := s.admin(t, "GET", path+after, "")
+		got := repeat(func() reply { return s.admin(t, "GET", path+after, "") })
 		got.want(t, 200, "")
 		var page struct {
 			Users []userBody
@@ -285,7 +285,7 @@ func TestUsersUnderLoad(t *testing.T) {
 	path := "/" + id + "/admin/"
 	as := []string{bearer(testAdminToken)}
 	listing := load{
-		services: services, clients: 2, statuses: []int{200, 429},
+		services: services, clients: 2, statuses: []int{200, 429, 503},
 		request: func(_, i int) request {
 			if i%3 == 0 {
 				return request{method: "GET", path: path + fmt.Sprint("keys?userId=u", i%4), headers: as}
@@ -296,15 +296,15 @@ func TestUsersUnderLoad(t *testing.T) {
 	want := make(map[string]int)
 	for round := range 10 {
 		changes := load{
-			services: services, clients: 4, requests: 1, statuses: []int{201},
+			services: services, clients: 4, requests: 1, statuses: []int{201}, retry: true,
 			request: func(client, _ int) request {
-				body := fmt.Sprintf(`{"userId":"u%d","group":"pro"}`, client)
-				return request{method: "POST", path: path + "keys", headers: as, body: body}
+				once, body := fmt.Sprint(retryKey, round, " ", client), fmt.Sprintf(`{"userId":"u%d","group":"pro"}`, client)
+				return request{method: "POST", path: path + "keys", headers: append(as, once), body: body}
 			},
 		}
-		for _, o := range changes.run(t) {
+		for _, o := range changes.run(t).of("", 201) {
 			if user := o.client; round < 9 || user%2 == 0 { // in the end two users have none
-				services[0].admin(t, "DELETE", path+"keys/"+o.got.text(t, "apiKey"), "").want(t, 204, "")
+				services[0].revoke(t, id, o.got.text(t, "apiKey"))
 			} else {
 				want[fmt.Sprint("u", user)]++
 			}

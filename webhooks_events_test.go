@@ -20,7 +20,12 @@ import (
 func (l *customer) send(status int, events ...stripetest.Event) {
 	l.t.Helper()
 	for _, event := range events {
-		if got := l.payTest.deliver(l.t, event.Body); got.status != status {
+		send := func() reply { return l.payTest.deliver(l.t, event.Body) }
+		got := send()
+		if status == 200 && got.status == 503 { // a busy machine has missed a deadline
+			got = repeat(send)
+		}
+		if got.status != status {
 			l.t.Errorf("%s: got %d %s, want %d", event.Type, got.status, got.body, status)
 		}
 	}
@@ -311,7 +316,7 @@ func TestEventsThatWait(t *testing.T) {
 				sending.Go(func() { l.send(test.want, event) })
 			}
 			sending.Wait()
-			if took := time.Since(began); took > 12*time.Second {
+			if took := time.Since(began); took > 10*time.Second+10*busy {
 				t.Errorf("it took %s", took)
 			}
 			l.wantCount(t, test.logged, len(events))
@@ -339,7 +344,7 @@ func TestWebhookTimeout(t *testing.T) {
 	}})
 	began := time.Now()
 	l.send(503, l.all[len(l.all)-2])
-	if took := time.Since(began); took < 20*time.Second || took > webhookTimeout+2*time.Second {
+	if took := time.Since(began); took < 20*time.Second || took > webhookTimeout+10*busy {
 		t.Errorf("it took %s, want %s", took, webhookTimeout)
 	}
 }
