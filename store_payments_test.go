@@ -947,10 +947,12 @@ func TestListOfPayments(t *testing.T) {
 		s.admin(t, "GET", path+query, "").want(t, 400, "")
 	}
 	s.do(t, "GET", path, "", bearer(b.key)).want(t, 401, "")
+	many := []any{paymentsRedisKey(b.tn.id, "")}
 	for i := range maxPayments + 5 {
 		p := payment{at: paidAt.Add(-time.Hour), userID: "u", kind: paidPack, stripeID: fmt.Sprintf("cs_x%d", i)}
-		testRedis.Do(t, "ZADD", paymentsRedisKey(b.tn.id, ""), p.at.UnixMilli(), p.String())
+		many = append(many, p.at.UnixMilli(), p.String())
 	}
+	testRedis.Do(t, "ZADD", many...)
 	b.grant(t, pack("1", 2)) // repeated
 	if n := testRedis.Int(t, "ZCARD", paymentsRedisKey(b.tn.id, "")); n != maxPayments {
 		t.Errorf("the list has %d entries", n)
