@@ -203,7 +203,7 @@ func TestSentinelsError(t *testing.T) {
 		return err
 	}
 	err := open(time.Second)
-	if strings.Contains(err.Error(), errSilent.Error()) { // a busy machine
+	if !strings.Contains(err.Error(), plain.TCP+": this is") { // a busy machine has not got to it
 		err = open(10 * time.Second)
 	}
 	for _, want := range []string{"127.0.0.1:1: dial tcp", "; " + plain.TCP + ": this is not a Sentinel"} {
