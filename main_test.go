@@ -303,9 +303,9 @@ func TestShutdownUnderLoad(t *testing.T) {
 					// in which it waits for idle connections.
 					at := signalled.Load()
 					late := at > 0 && o.ended.UnixNano() > at+int64(keepAliveGrace*3/4)
-					reset := at > 0 && errors.Is(o.err, syscall.ECONNRESET) && errors.Is(o.err, errNewConn)
-					return errors.Is(o.err, syscall.ECONNREFUSED) || reset ||
-						late && o.err != nil && strings.Contains(o.err.Error(), "server closed idle connection")
+					reset := errors.Is(o.err, syscall.ECONNRESET)
+					closed := reset || o.err != nil && strings.Contains(o.err.Error(), "server closed idle connection")
+					return errors.Is(o.err, syscall.ECONNREFUSED) || at > 0 && reset && errors.Is(o.err, errNewConn) || late && closed
 				},
 			}.start(t)
 			charges.more(t, 50)

@@ -174,8 +174,12 @@ func TestUsageByModel(t *testing.T) {
 	g.call(t, messagesPath, `{"model":"m","max_tokens":9,"stream":true}`).is(200)
 	long := strings.Repeat("l", maxUsageModel)
 	for i, model := range []string{"chat/m", "chat/m", "a b", "a b", " ", `a\nb`, "é🙂", "x/y", "m ", "other", long, long + "l"} {
-		path := "/" + g.tenant + chatPath
-		got := services[i%2].do(t, "POST", path, fmt.Sprintf(`{"model":"%s","max_tokens":9,"n":1}`, model), bearer(g.key))
+		body := fmt.Sprintf(`{"model":"%s","max_tokens":9,"n":1}`, model)
+		if i == 0 || i == 2 { // the next one is the same
+			g.miss(t, chatPath, body)
+			continue
+		}
+		got := services[i%2].do(t, "POST", "/"+g.tenant+chatPath, body, bearer(g.key))
 		if got.status != 200 {
 			t.Errorf("%s: got %d %s", model, got.status, got.body)
 		}

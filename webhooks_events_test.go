@@ -96,7 +96,7 @@ func (l *customer) checkOutOnce() string {
 // checkoutDays returns for how many days the first checkout will be remembered.
 func (l *customer) checkoutDays() int {
 	l.t.Helper()
-	return singleRedis(l.t).Int(l.t, "TTL", "checkout:"+l.tenant+":"+l.references[0]) / 86400
+	return l.redis.Int(l.t, "TTL", "checkout:"+l.tenant+":"+l.references[0]) / 86400
 }
 
 // wantGranted waits until the tenant's usage says that as many tokens were granted.
@@ -128,7 +128,7 @@ func TestSubscriptionEvents(t *testing.T) {
 		s := l.subscribe("price_basic", 2, paidAtOnce)
 		l.send(200, l.all...)
 		l.wantKey(2000, "basic")
-		singleRedis(t).Do(t, "EXPIRE", checkoutRedisKey(l.tenant, l.references[0]), 35*86400) // a year later
+		l.redis.Do(t, "EXPIRE", checkoutRedisKey(l.tenant, l.references[0]), 35*86400) // a year later
 		l.send(200, l.stripe.FailRenewal(s.id)...)
 		l.wantKey(2000, "basic") // while it is past due
 		if days := l.checkoutDays(); days < 399 {
@@ -159,13 +159,13 @@ func TestSubscriptionEvents(t *testing.T) {
 func TestResetPrice(t *testing.T) {
 	t.Parallel()
 	l := newMarket(t, "").newCustomer(t, 1)
-	singleRedis(t).Do(t, "HSET", "apiKey:"+l.key, "tokensLeft", 30)
+	l.redis.Do(t, "HSET", "apiKey:"+l.key, "tokensLeft", 30)
 	session := l.checkOut(stripe.ModeSubscription, "price_raise", 2, 0)
 	paid := l.stripe.Pay(session)
 	l.send(200, paid...)
 	l.wantKey(1600, "basic")
 	l.wantGranted(1570)
-	singleRedis(t).Do(t, "HSET", "apiKey:"+l.key, "tokensLeft", 5000)
+	l.redis.Do(t, "HSET", "apiKey:"+l.key, "tokensLeft", 5000)
 	l.send(200, paid...)
 	l.send(200, l.stripe.Renew(l.stripe.Subscription(session))...)
 	l.wantKey(5000, "basic")
@@ -355,7 +355,7 @@ func TestWebhookPlaces(t *testing.T) {
 	m := newMarket(t, "")
 	l := m.newCustomer(t, 1)
 	s := l.subscribe("price_basic", 1, paidAtOnce)
-	other := &market{payTest: &payTest{m.service, m.stripe, newTenantIn(t, singleRedis(t), payConfig(""))}, store: m.store}
+	other := &market{payTest: &payTest{m.service, m.stripe, newTenantIn(t, m.redis, payConfig(""))}, redis: m.redis, store: m.store}
 	other.tn = m.store.wantTenant(t, other.tenant)
 	neighbour := other.newCustomer(t, 2)
 	neighbour.subscribe("price_basic", 1, paidAtOnce)
@@ -460,7 +460,7 @@ func TestWebhookGenerations(t *testing.T) {
 	l.send(200, append(l.all, l.stripe.Renew(s.id)...)...)
 	l.send(200, append(l.stripe.Refund(s.session, 100), l.stripe.Cancel(s.id)...)...)
 	l.wantCount(t, "[WARN] Payments", 0)
-	if n := len(singleRedis(t).Keys(t, "payments:"+l.tenant+":*")); n != 0 {
+	if n := len(l.redis.Keys(t, "payments:"+l.tenant+":*")); n != 0 {
 		t.Errorf("%d lists of payments are there", n)
 	}
 }

@@ -29,7 +29,8 @@ type market struct {
 	*payTest  // its service is nil if there are handlers
 	processes []*service
 	handlers  []http.Handler // of two servers, in place of the processes
-	store     *store         // whose connections do not break
+	redis     *redistest.Server
+	store     *store // whose connections do not break
 	tn        *tenant
 	proxy     *redistest.Proxy // before the Redis of both processes
 	cut       atomic.Int64     // counts replies of Redis down to 0: there, the connection breaks
@@ -64,8 +65,8 @@ func newBusyMarket(t *testing.T, members string) *market {
 func newEmptyMarket(t *testing.T, members string) *market {
 	t.Helper()
 	m := new(market)
-	redis := singleRedis(t)
-	m.proxy = redistest.NewProxy(t, redis, func([]byte) redistest.Fate {
+	m.redis = singleRedis(t)
+	m.proxy = redistest.NewProxy(t, m.redis, func([]byte) redistest.Fate {
 		if m.cut.Load() > 0 && m.cut.Add(-1) == 0 {
 			return redistest.Cut
 		}
@@ -77,8 +78,8 @@ func newEmptyMarket(t *testing.T, members string) *market {
 		}
 		return redistest.Pass
 	})
-	m.payTest = &payTest{nil, stripetest.New(t), newTenantIn(t, redis, payConfig(members))}
-	m.store = newTestStore(t, redis)
+	m.payTest = &payTest{nil, stripetest.New(t), newTenantIn(t, m.redis, payConfig(members))}
+	m.store = newTestStore(t, m.redis)
 	m.tn = m.store.wantTenant(t, m.tenant)
 	return m
 }

@@ -247,12 +247,13 @@ func TestWebhookSlowBodies(t *testing.T) {
 func TestWebhookForgeries(t *testing.T) {
 	t.Parallel()
 	var requests atomic.Int64
-	proxy := redistest.NewProxy(t, singleRedis(t), func([]byte) redistest.Fate { return redistest.Pass })
+	redis := singleRedis(t)
+	proxy := redistest.NewProxy(t, redis, func([]byte) redistest.Fate { return redistest.Pass })
 	proxy.OnRequest(func([]byte) redistest.Fate {
 		requests.Add(1)
 		return redistest.Pass
 	})
-	p := &payTest{newService(t, "REDIS_URL="+proxy.URL), nil, newTenantIn(t, singleRedis(t), payConfig(""))}
+	p := &payTest{newService(t, "REDIS_URL="+proxy.URL), nil, newTenantIn(t, redis, payConfig(""))}
 	p.deliver(t, ignoredEvent).want(t, 200, "")
 	before := requests.Load()
 	const n = 500
