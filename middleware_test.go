@@ -50,13 +50,13 @@ func TestTenantIDs(t *testing.T) {
 		r.Do(t, "SET", "tenant:"+id+":config", `{"user_groups":{"anonymous":{}}}`)
 		s.login(t, id)
 	}
-	before := r.Keys(t, "*")
+	before := lastingKeys(t, r, "*")
 	for _, id := range []string{
 		long + "a", "_a", "-a", "a.b", "a:b", "a%3Ab", "a%2Fb", "%00", "a%00", "a%0d%0aX:%20y", "a%0a", "%c3%a4", "%ff", "a%20", "*",
 		"%2e%2e", "a%2f..%2fb", "x:config%0a",
 	} {
 		s.do(t, "POST", "/"+id+"/auth/anonymous", "").want(t, 400, `{"error":"Invalid tenant ID"}`)
-		if after := r.Keys(t, "*"); !slices.Equal(after, before) {
+		if after := lastingKeys(t, r, "*"); !slices.Equal(after, before) {
 			t.Fatalf("%s made of the keys\n%q\nthese:\n%q", id, before, after)
 		}
 	}
@@ -441,7 +441,7 @@ func newHostileClient(t *testing.T) *hostileClient {
 	h.key = h.login(t, "abc")
 	awaitUsage(t, r, "abc")
 	awaitKeyUsage(t, r, h.key)
-	h.keys = r.Keys(t, "*")
+	h.keys = lastingKeys(t, r, "*")
 	return h
 }
 
@@ -458,7 +458,7 @@ func (h *hostileClient) send(t *testing.T, request string, statuses ...int) {
 	if !slices.Contains(statuses, status) || strings.Contains(got, "\r\nLocation: ") {
 		t.Errorf("%.300q\ngot %q, want %d", request, got, statuses)
 	}
-	if after := h.redis.Keys(t, "*"); !slices.Equal(after, h.keys) {
+	if after := lastingKeys(t, h.redis, "*"); !slices.Equal(after, h.keys) {
 		t.Fatalf("%.300q\nmade of the keys\n%q\nthese:\n%q", request, h.keys, after)
 	}
 }
@@ -750,7 +750,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 		"PUT /admin/config", "POST /admin/keys", "PATCH /admin/keys/{apiKey}", "POST /admin/keys/{apiKey}/rotate",
 		"POST /admin/tenants"}
 	awaitUsage(t, testRedis, id)
-	before := testRedis.Keys(t, "*tenant:"+id+":*")
+	before := lastingKeys(t, testRedis, "*tenant:"+id+":*")
 	const body = `{"scope":"read"}`
 	tested := 0
 	for _, route := range new(server).routes() {
@@ -786,7 +786,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 	if tested < 20 {
 		t.Errorf("%d routes are tested", tested)
 	}
-	if after := testRedis.Keys(t, "*tenant:"+id+":*"); !slices.Equal(after, before) || tokensLeft(t, key) != 10 {
+	if after := lastingKeys(t, testRedis, "*tenant:"+id+":*"); !slices.Equal(after, before) || tokensLeft(t, key) != 10 {
 		t.Errorf("there are %q, before there were %q", after, before)
 	}
 	t.Run("an empty one, chunked, is accepted", func(t *testing.T) {

@@ -229,7 +229,7 @@ func TestVisitorSignsIn(t *testing.T) {
 		}
 		s.consume(t, tenant, visitor, "").want(t, 401, "")
 		s.wantSignIn(t, tenant, "u2", 1000, bearer(visitor)) // it is not another user's now
-		if left := testRedis.Keys(t, "*"+visitor+"*"); !slices.Equal(left, []string{"{apiKey:" + visitor + "}:closed"}) {
+		if left := lastingKeys(t, testRedis, "*"+visitor+"*"); !slices.Equal(left, []string{"{apiKey:" + visitor + "}:closed"}) {
 			t.Errorf("it leaves %q", left)
 		}
 	})

@@ -169,7 +169,7 @@ func TestRotation(t *testing.T) {
 			s.admin(t, "POST", "/"+id+"/admin/keys/"+key+"/rotate", "").want(t, 404, "")
 		}
 		records := []string{"{apiKey:" + key + "}:current", "{apiKey:" + key + "}:settled:" + hold, "{apiKey:" + key + "}:successor"}
-		if left := testRedis.Keys(t, "*"+key+"*"); !slices.Equal(left, records) {
+		if left := lastingKeys(t, testRedis, "*"+key+"*"); !slices.Equal(left, records) {
 			t.Errorf("it leaves %q", left)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -81,6 +82,12 @@ func awaitUsage(t testing.TB, r *redistest.Server, tenant string) {
 		}
 		return nil
 	})
+}
+
+// lastingKeys returns the keys in Redis that match a pattern, but for those of usage, which is written once a second.
+func lastingKeys(t testing.TB, r *redistest.Server, pattern string) []string {
+	t.Helper()
+	return slices.DeleteFunc(r.Keys(t, pattern), func(name string) bool { return strings.Contains(name, ":usage:") })
 }
 
 // awaitKeyUsage does the same for what was granted to an API key.
