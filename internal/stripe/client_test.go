@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -348,9 +349,12 @@ func TestPaths(t *testing.T) {
 
 // Without an idempotency key, each POST has one of its own. With one, a POST whose connection breaks is sent again.
 func TestIdempotencyKeys(t *testing.T) {
+	var mu sync.Mutex // the requests come over different connections
 	var keys []string
 	broken := false
 	a := newAccount(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
 		keys = append(keys, r.Header.Get("Idempotency-Key"))
 		if len(keys) == 3 {
 			broken = true
@@ -363,6 +367,8 @@ func TestIdempotencyKeys(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(keys) != 4 || !broken || keys[0] == keys[1] || len(keys[0]) < 20 || len(keys[1]) < 20 || keys[2] != "mine" || keys[3] != "mine" {
 		t.Errorf("the keys are %q", keys)
 	}
