@@ -121,7 +121,7 @@ type courier struct {
 	keys    map[string]string // by payment, which key has it
 }
 
-// next returns the next event; "" if there is none now, and whether all is done.
+// next returns the next event; "" without one now, and whether all is done.
 func (c *courier) next() (event string, st *store, done bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -319,7 +319,7 @@ func TestPaymentCrashes(t *testing.T) {
 		name   string
 		setUp  func(b *buying) (key string) // returns the key that is to have it all
 		events []string
-		want   int64 // tokens of the key; -1 if there is none
+		want   int64 // tokens of the key; -1 without a key
 		group  string
 		list   string
 	}{

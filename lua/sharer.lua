@@ -6,7 +6,7 @@
 -- KEYS[1]     apiKey:<apiKey> of the key that has the balance
 -- KEYS[#KEYS] apiKey:<apiKey> of the one that shares it, which is taken off here
 --
--- If that one does not exist or does not share this balance, isOwn is false: to the script there is no such key.
+-- If that one does not exist or does not share this balance, isOwn is false.
 
 sharer = {name = table.remove(KEYS)}
 local fields = call('HMGET', sharer.name, 'tenantId', 'generation', 'sharesFirst', 'enabled', 'createdAt', 'label')

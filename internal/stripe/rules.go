@@ -114,7 +114,7 @@ func metadata(dst *map[string]string) strict.Rule {
 
 const maxPage = 100 // elements of a list, as Stripe documents it
 
-// shortPage is the number of elements from which on a page may not be all there is: Stripe's pages have so many unless
+// shortPage is the number of elements from which on a page may not be all there is: Stripe fills a page to that, unless
 // others are asked for.
 const shortPage = 10
 
