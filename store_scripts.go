@@ -37,13 +37,13 @@ var (
 	growingLoginScript = newScript("growing login", redisdb.DenyOOM, "login")
 
 	countScript      = newScript("count", redisdb.DenyOOM, "count")
-	issueScript      = newScript("issue", redisdb.DenyOOM, "issue")
+	issueScript      = newScript("issue", redisdb.DenyOOM, "issued", "issue")
 	keyScript        = newBalanceScript("key", redisdb.AllowOOM, "refill", "holds", "key")
 	growingKeyScript = newBalanceScript("growing key", redisdb.DenyOOM, "refill", "holds", "key")
 	rotateScript     = newScript("rotate", redisdb.DenyOOM, "balance", "rotate")
 	revokeScript     = newScript("revoke", redisdb.AllowOOM, "balance", "revoke")
 
-	noteScript   = newScript("note", redisdb.DenyOOM, "note")
+	noteScript   = newScript("note", redisdb.DenyOOM, "issued", "note")
 	shareScript  = newScript("share", redisdb.DenyOOM, "balance", "share")
 	orphanScript = newScript("orphan", redisdb.AllowOOM, "orphan")
 

@@ -16,15 +16,9 @@
 -- Returns 0 if the key was stored. Or nothing was written, and it returns {API key, balance} of the first time; or
 -- 'mismatch' if KEYS[2] remembers another request, 'new' if it remembers none and ARGV[11] is 'replay'.
 
-if KEYS[2] then
-	local before = call('HMGET', KEYS[2], 'request', 'apiKey', 'tokensLeft')
-	if before[1] == ARGV[10] then
-		return {before[2], before[3]}
-	elseif before[1] then
-		return 'mismatch'
-	elseif ARGV[11] == 'replay' then
-		return 'new'
-	end
+local before = KEYS[2] and issuedBefore(KEYS[2], ARGV[10], ARGV[11])
+if before then
+	return before
 end
 local fields = {'tenantId', ARGV[1], 'group', ARGV[3], 'createdAt', ARGV[4], 'tokensLeft', ARGV[5]}
 if ARGV[2] ~= '' then

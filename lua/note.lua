@@ -7,13 +7,9 @@
 -- Returns {API key, balance}: those that KEYS[1] remembers now. Or nothing was written, and it returns 'mismatch' if
 -- KEYS[1] remembers another request, or 'new' if it remembers none and ARGV[4] is 'replay'.
 
-local before = call('HMGET', KEYS[1], 'request', 'apiKey', 'tokensLeft')
-if before[1] == ARGV[3] then
-	return {before[2], before[3]}
-elseif before[1] then
-	return 'mismatch'
-elseif ARGV[4] == 'replay' then
-	return 'new'
+local before = issuedBefore(KEYS[1], ARGV[3], ARGV[4])
+if before then
+	return before
 end
 call('HSET', KEYS[1], 'request', ARGV[3], 'apiKey', ARGV[1], 'tokensLeft', ARGV[2])
 local denied = errorOf(pcall('PEXPIRE', KEYS[1], 40 * day))
