@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,9 +38,31 @@ type reply struct {
 
 // client keeps a connection for each of the goroutines that race in tests, and follows no redirect.
 var client = &http.Client{
-	Transport:     &http.Transport{MaxIdleConnsPerHost: 64},
+	Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DialContext: dialClientConn},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	Timeout:       30 * time.Second,
+}
+
+// A clientConn is a connection of client, which knows whether it was used.
+type clientConn struct {
+	net.Conn
+	hasRead atomic.Bool
+}
+
+func dialClientConn(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &clientConn{Conn: conn}, nil
+}
+
+func (c *clientConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.hasRead.Store(true)
+	}
+	return n, err
 }
 
 // send sends one request. Each header is written "Name: value"; body may be empty.
@@ -55,9 +78,12 @@ func (s *service) send(method, path, body string, headers ...string) (reply, err
 	if kind := contentTypeOf(body); kind != "" && r.Header["Content-Type"] == nil {
 		r.Header.Set("Content-Type", kind)
 	}
-	isNew := true
+	isNew := true // also if it was dialled for another request, which did not use it
 	response, err := client.Do(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
-		GotConn: func(c httptrace.GotConnInfo) { isNew = !c.Reused },
+		GotConn: func(c httptrace.GotConnInfo) {
+			conn, ok := c.Conn.(*clientConn)
+			isNew = ok && !conn.hasRead.Load()
+		},
 	})))
 	if err != nil && isNew {
 		return reply{}, fmt.Errorf("%w: %w", errNewConn, err)
