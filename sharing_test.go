@@ -923,8 +923,8 @@ func TestSharingInCluster(t *testing.T) {
 	c.MoveSlots(t, to, from, []int{int(slot)})
 }
 
-// A key that shares is refilled like the other, also if the tenant has so many groups that a charge sends one, and is
-// charged in a full Redis.
+// A key that shares is refilled like the other, also where a charge sends only one of many groups, and is charged in a
+// full Redis.
 func TestSharedBalanceElsewhere(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
