@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tollgate/internal/waittest"
 )
 
 // largeBody is more than the system buffers.
@@ -269,6 +271,7 @@ func TestIdleConnections(t *testing.T) {
 			t.Fatalf("got %v, %v", response, err)
 		}
 		idle = append(idle, c)
+		awaitIdle(t, l) // the server may notice later than its client that the response has ended
 	}
 	for i, c := range idle[:2] {
 		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
@@ -280,6 +283,21 @@ func TestIdleConnections(t *testing.T) {
 	if response, err := http.ReadResponse(bufio.NewReader(last), nil); err != nil || response.StatusCode != 200 {
 		t.Errorf("the newest: got %v, %v", response, err)
 	}
+}
+
+// awaitIdle waits until each open connection of l waits for another request.
+func awaitIdle(t *testing.T, l *Listener) {
+	t.Helper()
+	waittest.Eventually(t, prompt, func() error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for c := range l.conns {
+			if since := c.headerSince.Load(); since != betweenRequests {
+				return fmt.Errorf("a request is open since %d", since)
+			}
+		}
+		return nil
+	})
 }
 
 // TestDisconnect gives the place of a connection to the next while its handler goes on.
