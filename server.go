@@ -76,6 +76,7 @@ type serverOptions struct {
 	stripeURL      string           // of Stripe's API
 	gateway        gateway.Options
 	maxGatewayBody int64 // bytes of a request to the gateway
+	adminPage      bool  // serve the admin page
 }
 
 // newServer returns a server on store. nearCapacity reports whether connections are scarce. It returns an error if
@@ -105,6 +106,13 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 			"apple_oauth", "apple_logged_in"},
 	}
 	routes := s.routes()
+	if options.adminPage {
+		page, err := newAdminPage()
+		if err != nil {
+			return nil, err
+		}
+		routes = append(routes, page.routes()...)
+	}
 	patterns := make([]string, len(routes))
 	for i, r := range routes {
 		patterns[i] = r.pattern

@@ -122,6 +122,8 @@ func (s *settings) processOptions() []options.Option {
 			Set:   options.Into(&s.drainTimeout, options.Duration(0, time.Hour))},
 		{Flag: "access-log", Env: "ACCESS_LOG", Usage: "log a line for each request",
 			Set: options.Into(&s.server.accessLog, options.Bool)},
+		{Flag: "admin-page", Env: "ADMIN_PAGE", Default: "true", Usage: "serve the page for admins at /admin",
+			Set: options.Into(&s.server.adminPage, options.Bool)},
 		{Flag: "log-time", Env: "LOG_TIME", Usage: "begin each line of the log with its time",
 			Set: options.Into(&s.logTime, options.Bool)},
 	}

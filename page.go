@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"path"
+	"time"
+)
+
+// pageFiles is the admin page: HTML, modules of JavaScript and a style sheet, as they are.
+//
+//go:embed page
+var pageFiles embed.FS
+
+// pageIndex is the document of the page. Its files are served below /admin/page/.
+const pageIndex = "index.html"
+
+// pagePolicy lets the page run its own scripts and call its own origin, and nothing else.
+const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// adminPage is the files of the admin page by name.
+type adminPage map[string]pageFile
+
+type pageFile struct {
+	content     []byte
+	contentType string
+	etag        string
+}
+
+// newAdminPage reads the page from the binary.
+func newAdminPage() (adminPage, error) {
+	types := map[string]string{".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+	page := make(adminPage)
+	err := fs.WalkDir(pageFiles, "page", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := pageFiles.ReadFile(name)
+		contentType, ok := types[path.Ext(name)]
+		if !ok {
+			return fmt.Errorf("%s has no content type", name)
+		}
+		page[path.Base(name)] = pageFile{content, contentType + "; charset=utf-8",
+			fmt.Sprintf(`"%.8x"`, sha256.Sum256(content))}
+		return err
+	})
+	return page, err
+}
+
+// routes returns the routes of the page. It needs no credential: it asks for one, and sends it to the admin routes.
+// ServeMux would refuse /admin/{file...} beside the routes of tenants.
+func (p adminPage) routes() []route {
+	open := access{timeout: publicTimeout, steps: []step{refuseBody}}
+	return []route{
+		{"GET /admin", open, p.showFile},
+		{"GET /admin/{$}", open, p.showFile},
+		{"GET /admin/page/{file}", open, p.showFile},
+	}
+}
+
+// showFile sends the file that the path names, or the document, or 304 if the client has it. The client must ask each
+// time, so that it never runs the files of two versions together.
+func (p adminPage) showFile(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+	name := cmp.Or(r.PathValue("file"), pageIndex)
+	file, ok := p[name]
+	if !ok {
+		return errNotFound
+	}
+	h := w.Header()
+	h.Set("Content-Type", file.contentType)
+	h.Set("ETag", file.etag)
+	h.Set("Cache-Control", "no-cache")
+	h.Set("Content-Security-Policy", pagePolicy)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(file.content))
+	return nil
+}

@@ -1,0 +1,167 @@
+// The frame of the page: signing in and out, the navigation, the choice of the tenant, and which view is shown.
+
+import * as api from './api.js';
+import { button, clearMessages, controlOf, dialog, el, field, form, messages, showError } from './dom.js';
+import { views } from './views.js';
+
+const header = document.getElementById('header');
+const main = document.getElementById('view');
+const gate = document.getElementById('sign-in');
+
+// present is the view on display: its name, what ends its requests, and whether it has something unsaved.
+let present = null;
+let tenants = []; // that the operator may choose from
+
+// A token that a header can carry is visible ASCII (RFC 9110, section 5.5).
+const carried = /^[\x21-\x7e]+$/;
+
+function showGate() {
+  header.hidden = main.hidden = true;
+  gate.hidden = false;
+  gate.querySelector('[name=token]').focus();
+}
+
+function buildGate() {
+  const tenant = field('Tenant', { name: 'tenant', autocomplete: 'username', autocapitalize: 'none',
+    spellcheck: 'false', hint: 'Leave it empty if you are the operator.' });
+  const token = field('Token', { name: 'token', type: 'password', autocomplete: 'current-password' });
+  gate.replaceChildren(el('h1', {}, 'Tollgate'), form([tenant, token], 'Sign in', async (values, node) => {
+    await signIn(values.tenant.trim(), values.token.trim());
+    node.reset();
+  }));
+}
+
+async function signIn(tenant, token) {
+  if (token === '') throw inputError('Enter the token.');
+  if (!carried.test(token)) {
+    throw inputError('No token has such characters: look for spaces, line breaks and letters with accents.');
+  }
+  const headers = { Authorization: 'Bearer ' + token };
+  if (tenant) await api.request('GET', api.rootPath`/${tenant}/admin/config/history`, { headers });
+  // A tenant's own token is not tried on the operator's routes, where it would count as a wrong one.
+  const operator = !tenant || !token.startsWith('adm_') && await opens('/admin/tenants', headers);
+  const same = present && api.isOperator() === operator && (tenant || operator) &&
+    (operator && !tenant || tenant === api.currentTenant());
+  api.signIn(token, same ? api.currentTenant() : tenant, operator);
+  if (operator) await loadTenants();
+  gate.hidden = true;
+  header.hidden = main.hidden = false;
+  if (same) return; // the view is as it was left
+  present = null;
+  buildHeader();
+  await route();
+}
+
+// inputError returns an error of what the user entered.
+function inputError(sentence) { return Object.assign(new Error(sentence), { status: 0 }); }
+
+async function opens(url, headers) {
+  try {
+    await api.request('GET', url, { headers });
+    return true;
+  } catch (error) {
+    if (error.status === 401) return false;
+    throw error;
+  }
+}
+
+// loadTenants reads which tenants exist, and keeps the present one if it is among them.
+export async function loadTenants() {
+  tenants = (await api.request('GET', '/admin/tenants')).body.tenants;
+  if (!tenants.includes(api.currentTenant())) api.chooseTenant(tenants[0] ?? '');
+  const select = header.querySelector('select');
+  if (select) fillTenants(select);
+  return tenants;
+}
+
+function fillTenants(select) {
+  select.replaceChildren(...tenants.map((id) => el('option', { value: id }, id)));
+  select.value = api.currentTenant();
+}
+
+function buildHeader() {
+  const operator = api.isOperator();
+  let choice = el('span', { class: 'tenant' }, api.currentTenant());
+  if (operator) {
+    choice = field('Tenant', { tag: 'select' });
+    const select = controlOf(choice);
+    fillTenants(select);
+    select.addEventListener('change', async () => {
+      if (await mayLeave()) openTenant(select.value);
+      else select.value = api.currentTenant();
+    });
+  }
+  header.replaceChildren(
+    el('div', { class: 'bar' }, el('strong', {}, 'Tollgate'), choice, button('Sign out', leaveForGood)),
+    el('nav', { 'aria-label': 'Views' }, views.filter((view) => operator || !view.operator).map((view) =>
+      el('a', { href: hashOf(view.name) }, view.name))));
+}
+
+// openTenant shows the present view of another tenant.
+export function openTenant(tenant) {
+  api.chooseTenant(tenant);
+  present = null;
+  const select = header.querySelector('select');
+  if (select) fillTenants(select);
+  route();
+}
+
+async function leaveForGood() {
+  if (!await mayLeave()) return;
+  present?.abort.abort();
+  present = null;
+  api.signOut();
+  header.replaceChildren();
+  main.replaceChildren();
+  showGate();
+}
+
+const hashOf = (name) => '#' + encodeURIComponent(name.toLowerCase().replaceAll(' ', '-'));
+
+// open goes to a view.
+export function open(name) { location.hash = hashOf(name); }
+
+// mayLeave asks before the view on display loses what was typed.
+async function mayLeave() {
+  if (!present?.unsaved()) return true;
+  return dialog({ title: 'Leave without saving?', text: 'What you have changed here is not saved.', verb: 'Leave',
+    danger: true });
+}
+
+// route shows the view that the address names, the first one if it names none.
+async function route() {
+  if (!gate.hidden) return;
+  const allowed = views.filter((view) => api.isOperator() || !view.operator);
+  let view = allowed.find((one) => hashOf(one.name) === location.hash) ?? allowed[0];
+  if (!api.currentTenant() && !view.operator) view = allowed.find((one) => one.operator); // no tenant exists yet
+  if (present?.name === view.name) return;
+  if (!await mayLeave()) {
+    history.replaceState(null, '', hashOf(present.name));
+    return;
+  }
+  present?.abort.abort();
+  const abort = new AbortController();
+  present = { name: view.name, abort, unsaved: () => false };
+  const mine = present;
+  for (const link of header.querySelectorAll('nav a')) {
+    link.setAttribute('aria-current', link.textContent === view.name ? 'page' : 'false');
+  }
+  document.title = `${view.name} · Tollgate`;
+  const content = el('div', { class: 'view' });
+  main.replaceChildren(el('h1', {}, view.name), messages(), content);
+  try {
+    await view.show(content, { signal: abort.signal, keepUnsaved: (unsaved) => { mine.unsaved = unsaved; } });
+  } catch (error) {
+    if (!abort.signal.aborted) showError(main, error);
+  }
+}
+
+api.whenUnauthorized(() => {
+  showGate();
+  showError(gate.querySelector('form'),
+    inputError('The token opens nothing any more. Sign in again: nothing that you typed is lost.'));
+});
+addEventListener('hashchange', () => { clearMessages(main); route(); });
+addEventListener('beforeunload', (event) => { if (present?.unsaved()) event.preventDefault(); });
+buildGate();
+showGate();

@@ -1,0 +1,2 @@
+// Config is being built.
+export async function showConfig(content) { content.append('Config'); }

@@ -1,0 +1,2 @@
+// Health is being built.
+export async function showHealth(content) { content.append('Health'); }

@@ -1,0 +1,164 @@
+// Reads and changes JSON as text. JSON.parse would lose what numbers look like (12345678901234567890, 1.10, 1e3), the
+// order of members and names that occur twice; here everything that is not changed stays as it was, but white space.
+
+const space = /[\x20\t\n\r]*/y;
+const string = /"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"/;
+const number = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/;
+const token = new RegExp(`[{}[\\],:]|${string.source}|${number.source}|true|false|null`, 'y');
+const maxDepth = 500;
+
+// parse returns the tree of a JSON text. A node has its kind (object, array, string, number, true, false, null), its
+// place in the text (start, end), and for an object members ({ name, nameStart, nameEnd, node }, in order), for an
+// array items. It throws a SyntaxError that says in which line and column the text is wrong.
+export function parse(text) {
+  const scanner = new Scanner(text);
+  const node = scanner.value(0);
+  scanner.end();
+  return node;
+}
+
+class Scanner {
+  constructor(text) {
+    this.text = text;
+    this.at = 0;
+  }
+
+  // next returns the next token and moves on: { text, start }.
+  next() {
+    const start = token.lastIndex = this.#skip();
+    const match = token.exec(this.text);
+    if (!match) throw this.wrong(start);
+    this.at = token.lastIndex;
+    return { text: match[0], start };
+  }
+
+  expect(wanted) {
+    const found = this.next();
+    if (found.text !== wanted) throw this.wrong(found.start);
+    return found;
+  }
+
+  // isNext reports whether the next token is the character, and moves on if it is.
+  isNext(character) {
+    if (this.text[this.#skip()] !== character) return false;
+    this.at++;
+    return true;
+  }
+
+  value(depth) {
+    const { text, start } = this.next();
+    if (depth > maxDepth) throw new SyntaxError(`more than ${maxDepth} levels deep`);
+    const node = { kind: kindOf(text), start, end: this.at };
+    if (text === '{') this.#fill(node.members = [], '}', () => this.#member(depth));
+    else if (text === '[') this.#fill(node.items = [], ']', () => this.value(depth + 1));
+    else if (node.kind === '') throw this.wrong(start);
+    node.end = this.at;
+    return node;
+  }
+
+  #fill(list, close, read) {
+    if (this.isNext(close)) return;
+    do list.push(read()); while (this.isNext(','));
+    this.expect(close);
+  }
+
+  #member(depth) {
+    const name = this.next();
+    if (name.text[0] !== '"') throw this.wrong(name.start);
+    const nameEnd = this.at;
+    this.expect(':');
+    return { name: JSON.parse(name.text), nameStart: name.start, nameEnd, node: this.value(depth + 1) };
+  }
+
+  end() {
+    if (this.#skip() < this.text.length) throw this.wrong();
+  }
+
+  #skip() {
+    space.lastIndex = this.at;
+    space.exec(this.text);
+    return this.at = space.lastIndex;
+  }
+
+  wrong(at = this.#skip()) {
+    const lines = this.text.slice(0, at).split('\n');
+    const what = at < this.text.length ? JSON.stringify(this.text.slice(at, at + 12)) : 'the end';
+    return new SyntaxError(`not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`);
+  }
+}
+
+function kindOf(token) {
+  switch (token[0]) {
+    case '{': return 'object';
+    case '[': return 'array';
+    case '"': return 'string';
+    case 't': case 'f': case 'n': return token;
+    case '}': case ']': case ',': case ':': return '';
+    default: return 'number';
+  }
+}
+
+// find returns the node at a path of names and indexes, or undefined. Of a name that occurs twice the last counts, as
+// for the server.
+export function find(node, names) {
+  for (const name of names) {
+    node = node?.members ? node.members.findLast((member) => member.name === name)?.node : node?.items?.[name];
+  }
+  return node;
+}
+
+// valueOf returns what a node of the text means to JavaScript; undefined for an absent node.
+export function valueOf(text, node) {
+  return node && JSON.parse(text.slice(node.start, node.end));
+}
+
+// names returns the names of an object's members, each once, in order.
+export function names(node) {
+  return [...new Set((node?.members ?? []).map((member) => member.name))];
+}
+
+// set returns the text with the value at the path of names replaced by a JSON text, or added, with the objects that are
+// missing on the way. Nothing else changes.
+export function set(text, path, json) {
+  const root = parse(text);
+  const old = find(root, path);
+  if (old) return text.slice(0, old.start) + json + text.slice(old.end);
+  const last = path.at(-1);
+  const parent = find(root, path.slice(0, -1));
+  if (!parent) return set(text, path.slice(0, -1), `{${JSON.stringify(last)}:${json}}`);
+  if (parent.kind !== 'object') throw new TypeError(`${path.slice(0, -1).join('.')} is not an object`);
+  const at = parent.members.at(-1)?.node.end ?? parent.start + 1;
+  return text.slice(0, at) + (parent.members.length ? ',' : '') + JSON.stringify(last) + ':' + json + text.slice(at);
+}
+
+// remove returns the text without the members at the path of names.
+export function remove(text, path) {
+  const { members = [] } = find(parse(text), path.slice(0, -1)) ?? {};
+  const i = members.findLastIndex((member) => member.name === path.at(-1));
+  if (i < 0) return text;
+  const start = i > 0 ? members[i - 1].node.end : members[i].nameStart;
+  const end = i === 0 && members.length > 1 ? members[1].nameStart : members[i].node.end;
+  return remove(text.slice(0, start) + text.slice(end), path);
+}
+
+// format returns the text with each member and item on a line of its own.
+export function format(text) {
+  const lines = [];
+  write(parse(text), '', '');
+  return lines.join('\n');
+
+  function write(node, before, indent) {
+    const children = node.members ?? node.items;
+    if (!children?.length) {
+      lines.push(before + (children ? text[node.start] + text[node.end - 1] : text.slice(node.start, node.end)));
+      return;
+    }
+    lines.push(before + text[node.start]);
+    children.forEach((child, i) => {
+      const name = child.node ? text.slice(child.nameStart, child.nameEnd) + ': ' : '';
+      write(child.node ?? child, indent + '  ' + name, indent + '  ');
+      if (i < children.length - 1) lines.push(lines.pop() + ',');
+    });
+    lines.push(indent + text[node.end - 1]);
+  }
+}

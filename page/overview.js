@@ -1,0 +1,2 @@
+// Overview is being built.
+export async function showOverview(content) { content.append('Overview'); }

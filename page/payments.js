@@ -1,0 +1,2 @@
+// Payments is being built.
+export async function showPayments(content) { content.append('Payments'); }

@@ -1,0 +1,2 @@
+// Tenants is being built.
+export async function showTenants(content) { content.append('Tenants'); }

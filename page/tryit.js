@@ -1,0 +1,2 @@
+// TryIt is being built.
+export async function showTryIt(content) { content.append('TryIt'); }

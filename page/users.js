@@ -1,0 +1,2 @@
+// Users is being built.
+export async function showUsers(content) { content.append('Users'); }

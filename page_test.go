@@ -1,0 +1,100 @@
+package main
+
+import (
+	"io/fs"
+	"net/http"
+	"path"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The page and its files have the headers of the contract, and come again only if they have changed.
+func TestAdminPage(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	index := s.do(t, "GET", "/admin", "")
+	files := regexp.MustCompile(`(?:src|href)="(/admin/page/[^"]+)"`).FindAllStringSubmatch(index.body, -1)
+	if len(files) != 3 {
+		t.Fatalf("the page names the files %q", files)
+	}
+	types := map[string]string{".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+	for _, url := range []string{"/admin", "/admin/", files[0][1], files[1][1], files[2][1], "/admin/page/api.js"} {
+		got := s.do(t, "GET", url, "")
+		if got.status != 200 || len(got.body) < 100 {
+			t.Errorf("%s: got %d %s", url, got.status, got.body)
+		}
+		ext := path.Ext(url)
+		if ext == "" {
+			ext = ".html"
+		}
+		etag := got.header.Get("ETag")
+		for name, want := range map[string]string{
+			"Content-Type": types[ext] + "; charset=utf-8",
+			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+				"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+			"X-Content-Type-Options":     "nosniff",
+			"Referrer-Policy":            "no-referrer",
+			"Cross-Origin-Opener-Policy": "same-origin",
+			"Cache-Control":              "no-cache",
+		} {
+			got.wantHeader(t, name, want)
+		}
+		if len(etag) < 10 {
+			t.Errorf("%s: ETag %q", url, etag)
+		}
+		for tag, want := range map[string]int{etag: http.StatusNotModified, `"other"`: 200} {
+			if again := s.do(t, "GET", url, "", "If-None-Match: "+tag); again.status != want {
+				t.Errorf("%s, If-None-Match %s: got %d, want %d", url, tag, again.status, want)
+			}
+		}
+	}
+	for _, url := range []string{"/admin/page/", "/admin/page/nothing.js", "/admin/page/..%2fpage.go", "/admin/page/page"} {
+		s.do(t, "GET", url, "").want(t, 404, `{"error":"Not found"}`)
+	}
+	s.do(t, "POST", "/admin", "").want(t, 405, `{"error":"Method not allowed"}`)
+	off := newService(t, "ADMIN_PAGE=false")
+	for _, url := range []string{"/admin", "/admin/", "/admin/page/app.js"} {
+		off.do(t, "GET", url, "").want(t, 404, `{"error":"Not found"}`)
+	}
+}
+
+// The page weighs little, and has nothing in it that would make markup or code of what users have entered.
+func TestAdminPageFiles(t *testing.T) {
+	t.Parallel()
+	const most = 120_000 // bytes
+	dangerous := regexp.MustCompile(`innerHTML|outerHTML|insertAdjacentHTML|createContextualFragment|document\.write` +
+		`|DOMParser|srcdoc|\beval\b|new Function|javascript:|\.style\b|localStorage|sessionStorage|document\.cookie|https?://`)
+	const svgSpace = "http://www.w3.org/2000/svg"
+	weight := 0
+	err := fs.WalkDir(pageFiles, "page", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := pageFiles.ReadFile(name)
+		weight += len(content)
+		text := strings.ReplaceAll(string(content), svgSpace, "")
+		if found := dangerous.FindString(text); found != "" {
+			t.Errorf("%s has %q", name, found)
+		}
+		if lines := strings.Count(text, "\n"); lines >= 300 {
+			t.Errorf("%s has %d lines, want fewer than 300", name, lines)
+		}
+		for i, line := range strings.Split(text, "\n") {
+			if len([]rune(line)) > 120 {
+				t.Errorf("%s:%d has more than 120 columns", name, i+1)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if weight >= most {
+		t.Errorf("the page weighs %d bytes, want less than %d", weight, most)
+	}
+	index, _ := pageFiles.ReadFile("page/" + pageIndex)
+	if inline := regexp.MustCompile(`<script[^>]*>[^<]|<style|\son\w+=|\sstyle=`).Find(index); inline != nil {
+		t.Errorf("the document has inline code or style: %s", inline)
+	}
+}
