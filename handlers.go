@@ -143,6 +143,7 @@ func (s *server) otherRoutes() []route {
 		{"GET /admin/tenants", operator, s.listTenants},
 		{"POST /admin/tenants", changeBody, s.createTenant},
 		{"DELETE /admin/tenants/{tenantId}", change, s.deleteTenant},
+		{"GET /admin/status", operator, s.showStatus},
 		{"GET /metrics", metrics, s.showMetrics},
 		{"GET /openapi.json", open, s.showOpenAPI},
 		{"GET /healthz", open, s.showHealth},

@@ -112,6 +112,7 @@ func serve(ctx context.Context, settings *settings, log *telemetry.Logger) error
 	if err != nil {
 		return err
 	}
+	server.connections = listener.Open
 	defer server.usage.start()()
 	httpServer := newHTTPServer(listener.Handler(server.handler), settings.idleTimeout, log)
 	go listener.KeepRoom()

@@ -48,6 +48,8 @@ type server struct {
 	handler        http.Handler   // serves all routes
 	resources      []string       // paths of the gateway's routes, below /v1/, without those that have an ID
 	nearCapacity   func() bool    // reports whether connections are scarce
+	started        time.Time
+	connections    func() (open, most int) // of clients; set before requests are served
 	operatorTokens *bearertoken.Set
 	metricsTokens  *bearertoken.Set     // each opens /metrics and nothing else
 	guesses        *bearertoken.Guesses // at the tokens of operators and admins
@@ -94,6 +96,7 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 		stripe:         stripe.NewClient(options.stripeURL),
 		stripeCalls:    fairpool.New(maxStripeCalls, options.gateway.TenantShare),
 		nearCapacity:   nearCapacity,
+		started:        time.Now(),
 		operatorTokens: options.adminTokens,
 		metricsTokens:  options.metricsTokens,
 		guesses:        bearertoken.NewGuesses(log),
@@ -230,13 +233,19 @@ func newBodyPools(tenantShare float64) bodyPools {
 	}
 }
 
-// writePools writes the state of what all requests share.
-func (s *server) writePools(p *telemetry.Page) {
+// pools returns the state of what all requests share, by name.
+func (s *server) pools() map[string]fairpool.Stats {
 	pools := s.gateway.Pools()
 	pools["public_bodies"], pools["admin_bodies"], pools["gateway_bodies"] =
 		s.bodies.public.Stats(), s.bodies.admin.Stats(), s.bodies.gateway.Stats()
 	pools["stripe"] = s.stripeCalls.Stats()
 	pools["webhook_bodies"], pools["webhooks"] = s.bodies.webhook.Stats(), s.webhooks.Stats()
+	return pools
+}
+
+// writePools writes the state of what all requests share.
+func (s *server) writePools(p *telemetry.Page) {
+	pools := s.pools()
 	names := slices.Sorted(maps.Keys(pools))
 	p.Family("pool_size", "gauge", "What all requests may take of a pool together.")
 	for _, name := range names {

@@ -12,10 +12,12 @@ import (
 	"time"
 
 	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
 )
 
-// What admins have besides keys: admin tokens, the list of users (see the head of store_index.go), and the list of
-// payments.
+// What admins have besides keys: admin tokens, the list of users (see the head of store_index.go), the list of
+// payments, and the state of Redis.
 
 const (
 	maxAdminTokens  = 100  // of a tenant; earlier versions had no bound
@@ -364,3 +366,6 @@ func (s *store) Payments(deadline time.Time, t *tenant, after *indexCursor, limi
 	}
 	return list, next, withTenant(err, "list the payments", t)
 }
+
+// Nodes returns the topology of Redis, and the states of its servers as redisdb.Client.Nodes does.
+func (s *store) Nodes() (topology string, nodes []redisdb.NodeState) { return s.redis.Topology(), s.redis.Nodes() }

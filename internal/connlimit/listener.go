@@ -57,6 +57,13 @@ func (l *Listener) Close() error { return l.close() }
 // Connections returns how many connections are open. While Accept waits for the next one, that counts, too.
 func (l *Listener) Connections() int { return len(l.places) }
 
+// Open returns how many connections are open, and how many may be.
+func (l *Listener) Open() (open, most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.conns), cap(l.places)
+}
+
 // Wait waits until no connection is open, for timeout at most. Call it when Accept has returned after Close: until then
 // one more counts.
 func (l *Listener) Wait(timeout time.Duration) {

@@ -346,6 +346,8 @@ func (x *exchange) relayEvents(response *http.Response) error {
 	if x.isCacheable() {
 		x.relay.collect(&collector{room: x.gateway.cache.collected.Claim(x.call.Tenant, x.call.User)})
 	}
+	x.gateway.streams.Add(1)
+	defer x.gateway.streams.Add(-1)
 	begun, err := x.relay.relayStream(response)
 	switch {
 	case err == errNothing:

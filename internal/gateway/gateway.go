@@ -57,6 +57,7 @@ type Gateway struct {
 	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
 	drains     *fairpool.Pool // those of them whose clients have gone, instead
 	sessions   *sessions
+	streams    atomic.Int64 // that are relayed now
 	estimated  atomic.Int64 // charges without reported usage
 
 	unknownMembers atomic.Int64 // for which requests were refused
@@ -203,6 +204,9 @@ func TakePlace(place *fairpool.Claim) error {
 	}
 	return nil
 }
+
+// Streams returns how many responses are relayed as streams of events now, including those whose clients have gone.
+func (g *Gateway) Streams() int64 { return g.streams.Load() }
 
 // Pools returns the state of what all calls share, by name.
 func (g *Gateway) Pools() map[string]fairpool.Stats {

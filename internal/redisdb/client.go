@@ -58,10 +58,12 @@ type Client struct {
 	unowned   atomic.Int64 // slots of a cluster without an owner
 	ownerless atomic.Int64 // callers that wait for the owner of such a slot
 
-	mu         sync.Mutex       // guards the fields below, and changes of master and slots
-	nodes      map[string]*node // in use, by address
-	masters    []*node          // that take writes, sorted by address; the slice is replaced, never changed
-	replicasAt []string         // addresses of replicas, which also know the slots
+	mu         sync.Mutex         // guards the fields below, and changes of master and slots
+	nodes      map[string]*node   // in use, by address
+	masters    []*node            // that take writes, sorted by address; the slice is replaced, never changed
+	replicasAt []string           // addresses of replicas, which also know the slots
+	names      nodeNames          // of the servers, also of those that were named of late
+	listing    func() []NodeState // what Nodes waits for; nil: nobody does
 
 	named, failed namedMaster // of masterInUse
 	changedAt     time.Time   // when the Sentinels last made another server the master
@@ -75,7 +77,7 @@ type Client struct {
 // master is enough; the log is warned of those that cannot be reached. It is also warned of settings with which Redis
 // may lose data. The caller closes the client.
 func Open(ctx context.Context, options Options) (*Client, error) {
-	c := &Client{options: options, wake: make(chan struct{}, 1), nodes: make(map[string]*node)}
+	c := &Client{options: options, wake: make(chan struct{}, 1), nodes: make(map[string]*node), names: make(nodeNames)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	open := c.openSingle
 	switch options.URL.topology {

@@ -326,6 +326,7 @@ func (c *Client) useSlots(m slotMap) {
 		c.masters = append(c.masters, masters[address])
 	}
 	c.replicasAt = slices.Compact(slices.Sorted(slices.Values(m.replicas)))
+	c.names.note(time.Now(), slices.AppendSeq(m.replicas, maps.Keys(masters)))
 	for address, n := range c.nodes {
 		if masters[address] == nil && time.Since(time.Unix(0, n.askedAt.Load())) > askedAge {
 			delete(c.nodes, address)
