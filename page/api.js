@@ -48,7 +48,7 @@ let turn = Promise.resolve(); // ends when the last request in the queue has its
 // request sends one request and returns its response: { status, headers, text, body }. body is the parsed JSON, which
 // loses what numbers look like; text does not. options:
 //   body      a string is sent as it is, anything else as JSON
-//   headers   more headers; Authorization replaces the token of the session
+//   headers   more headers; Authorization replaces the token of the session, undefined means none
 //   signal    an AbortSignal
 //   parallel  do not wait for others: they queue here because the API serves expensive ones of a tenant one at a time
 // It throws an ApiError, or an AbortError if signal says so.
@@ -65,7 +65,7 @@ async function exchange(method, url, options) {
   const answer = { status: response.status, headers: response.headers, text: await readText(response), body: null };
   answer.body = parseBody(answer.text);
   if (response.ok) return answer;
-  const own = options.headers?.Authorization === undefined;
+  const own = !('Authorization' in (options.headers ?? {}));
   if (response.status === 401 && own && sent === session.token) onUnauthorized();
   throw errorOf(answer);
 }
@@ -74,6 +74,7 @@ async function exchange(method, url, options) {
 export async function open(method, url, { body, headers, signal } = {}) {
   signal?.throwIfAborted();
   const all = { Authorization: 'Bearer ' + session.token, ...headers };
+  if (all.Authorization === undefined) delete all.Authorization;
   if (body !== undefined) all['Content-Type'] = 'application/json';
   const text = body === undefined || typeof body === 'string' ? body : JSON.stringify(body);
   try {

@@ -1,7 +1,7 @@
 // The frame of the page: signing in and out, the navigation, the choice of the tenant, and which view is shown.
 
 import * as api from './api.js';
-import { button, clearMessages, controlOf, dialog, el, field, form, messages, showError } from './dom.js';
+import { button, clearMessages, controlOf, dialog, el, field, form, inputError, messages, showError } from './dom.js';
 import { views } from './views.js';
 
 const header = document.getElementById('header');
@@ -52,9 +52,6 @@ async function signIn(tenant, token) {
   await route();
 }
 
-// inputError returns an error of what the user entered.
-function inputError(sentence) { return Object.assign(new Error(sentence), { status: 0 }); }
-
 async function opens(url, headers) {
   try {
     await api.request('GET', url, { headers });
@@ -97,13 +94,14 @@ function buildHeader() {
       el('a', { href: hashOf(view.name) }, view.name))));
 }
 
-// openTenant shows the present view of another tenant.
-export function openTenant(tenant) {
+// openTenant shows a view of another tenant: the present one unless name says which.
+export function openTenant(tenant, name = present.name) {
   api.chooseTenant(tenant);
+  present.abort.abort();
   present = null;
-  const select = header.querySelector('select');
-  if (select) fillTenants(select);
-  route();
+  fillTenants(header.querySelector('select'));
+  if (location.hash === hashOf(name)) route();
+  else open(name);
 }
 
 async function leaveForGood() {

@@ -115,6 +115,9 @@ export function showError(node, error) {
     error.requestId && el('p', { class: 'id' }, 'Request ID: ', el('code', {}, error.requestId))));
 }
 
+// inputError returns an error for what the user has entered.
+export function inputError(sentence) { return Object.assign(new Error(sentence), { status: 0 }); }
+
 // dialog shows a modal dialog and returns, when it is closed, whether its action has succeeded. The button verb runs
 // action(values, form), whose error is shown in it. Escape and Cancel close it. The focus returns to where it was.
 export function dialog({ title, text, fields = [], verb, action, danger = false }) {
@@ -169,6 +172,9 @@ const amounts = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
 
 // number returns an amount with separators.
 export function number(n) { return amounts.format(n); }
+
+// mask returns an API key with most of it hidden.
+export function mask(key) { return key.slice(0, 5) + '…' + key.slice(-4); }
 
 const times = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeStyle: 'short' });
 

@@ -1,2 +1,76 @@
-// Health is being built.
-export async function showHealth(content) { content.append('Health'); }
+// The view Health, for the operator: the process that responds, and its Redis.
+
+import { request } from './api.js';
+import { el, messages, number, showError, table } from './dom.js';
+
+const interval = 5000; // ms between two looks
+
+export async function showHealth(content, { signal }) {
+  const state = el('div');
+  const place = messages();
+  content.append(place, state,
+    el('p', { class: 'faint' }, 'Of the process that responds, looked at every 5 s. ' +
+      'Behind a balancer it may be another one each time.'));
+  const look = async () => {
+    try {
+      const { body } = await request('GET', '/admin/status', { signal, parallel: true });
+      place.replaceChildren();
+      state.replaceChildren(...render(body));
+    } catch (error) {
+      if (!signal.aborted) showError(place, error);
+    }
+  };
+  await look();
+  const again = async () => {
+    if (signal.aborted) return;
+    if (!document.hidden) await look();
+    setTimeout(again, interval);
+  };
+  setTimeout(again, interval);
+}
+
+function render(status) {
+  const { version, uptime, redis, connections, streams, sessions, drains, pools } = status;
+  const nodes = redis.nodes.map(({ address, role, up, latencyMs }) => [
+    el('code', {}, address), role,
+    el('span', { class: up ? 'good' : 'bad' }, up ? '● up' : '✕ does not respond'), up ? latency(latencyMs) : '–',
+  ]);
+  const used = Object.entries(pools).map(([name, pool]) => [
+    name.replaceAll('_', ' '), ...[pool.used, pool.max].map(/bytes|bodies/.test(name) ? bytes : number),
+    el('meter', { min: 0, max: pool.max, high: pool.max * 0.8, value: pool.used, 'aria-label': `${name} used` }),
+  ]);
+  return [
+    el('div', { class: 'cards' },
+      card('Version', version), card('Up for', duration(uptime)),
+      card('Connections', `${number(connections.open)} of ${number(connections.max)}`),
+      card('Streams', number(streams)), card('Realtime sessions', number(sessions)), card('Drains', number(drains))),
+    el('section', {}, el('h2', {}, `Redis: ${topologies.get(redis.topology) ?? redis.topology}`),
+      table('Servers of Redis', ['Address', 'Role', 'State', 'Latency'], nodes, { numeric: [3], hideCaption: true })),
+    el('section', {}, el('h2', {}, 'Pools'),
+      table('What all requests share', ['Pool', 'Used', 'Of', ''], used, { numeric: [1, 2] })),
+  ];
+}
+
+const topologies = new Map([['single', 'one server'], ['sentinel', 'Sentinel'], ['cluster', 'Redis Cluster']]);
+
+function card(name, value) {
+  return el('div', { class: 'card' }, el('div', { class: 'faint' }, name), el('div', { class: 'figure' }, value));
+}
+
+function latency(ms) { return `${ms < 10 ? ms.toFixed(1) : number(Math.round(ms))} ms`; }
+
+function bytes(n) { return n < 1 << 20 ? number(n / 1024) + ' KiB' : number(n / (1 << 20)) + ' MiB'; }
+
+// duration returns seconds in the two largest units that they fill.
+function duration(seconds) {
+  const units = [['d', 86400], ['h', 3600], ['min', 60], ['s', 1]];
+  const first = units.findIndex(([, size]) => seconds >= size);
+  if (first < 0) return '0 s';
+  const parts = [];
+  let rest = seconds;
+  for (const [unit, size] of units.slice(first, first + 2)) {
+    parts.push(`${Math.floor(rest / size)} ${unit}`);
+    rest %= size;
+  }
+  return parts.join(' ');
+}
