@@ -119,7 +119,7 @@ func newPageTest(t *testing.T, args ...string) *pageTest {
 	}
 	w.store = newTestStore(t, w.redis)
 	p := startProcess(t, []string{
-		"REDIS_URL=" + w.redis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "STRIPE_API_URL=" + w.stripe.URL,
+		"REDIS_URL=" + w.redis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "STRIPE_API_URL=" + w.stripe.URL, "SEED=false",
 	}, args...)
 	w.service = p.service(t)
 	return w

@@ -189,9 +189,11 @@ class Walker {
     await this.settled();
   }
 
-  // open clicks on a view in the navigation.
+  // open clicks on a view in the navigation, and waits until that says that it is the present one.
   async open(view) {
-    await this.choices().filter({ hasText: named(view) }).click();
+    const choice = this.choices().filter({ hasText: named(view) });
+    await choice.click();
+    await choice.and(this.page.locator("[aria-current=page], [aria-selected=true]")).waitFor();
     await this.settled();
   }
 

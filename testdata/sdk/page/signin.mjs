@@ -42,7 +42,7 @@ await walk(async (t) => {
   await t.check("form");
 
   // A token that no header can carry is not sent, and neither is an empty one.
-  for (const token of ["tök€n", "a\u0000b", "\u{1F511}", "a\u2028b", "  "]) {
+  for (const token of ["tök€n", "a\u0000b", "\u{1F511}", "a\u2028b", "a b", "  "]) {
     const before = t.requests.length;
     await t.goto();
     await t.signIn("", token);
@@ -54,7 +54,7 @@ await walk(async (t) => {
 
   // Others get the server's sentence, with the ID of the request.
   for (const [tenant, token, path] of [
-    ["", "wrong", "/admin/tenants"], ["", "with space", "/admin/tenants"], ["", env.tenantToken, "/admin/tenants"],
+    ["", "wrong", "/admin/tenants"], ["", env.tenantToken, "/admin/tenants"],
     [env.tenant, "adm_00000000-0000-4000-8000-000000000000", `/${env.tenant}/admin/config`], ["nobody", "wrong", "/nobody/admin/config"],
   ]) {
     const { body } = await api("GET", path, undefined, token);
@@ -81,7 +81,6 @@ await walk(async (t) => {
   for (const view of views) {
     await t.open(view);
     t.equal(await t.field("Tenant", t.page.locator("header")).inputValue(), env.tenant, `the tenant in ${view}`);
-    t.equal(await t.page.locator("nav, [role=tablist]").locator("[aria-current], [aria-selected=true]").innerText(), view, "the view");
   }
   await wantNowhere(t, env.operator);
   await t.button("Sign out").click();
