@@ -368,4 +368,6 @@ func (s *store) Payments(deadline time.Time, t *tenant, after *indexCursor, limi
 }
 
 // Nodes returns the topology of Redis, and the states of its servers as redisdb.Client.Nodes does.
-func (s *store) Nodes() (topology string, nodes []redisdb.NodeState) { return s.redis.Topology(), s.redis.Nodes() }
+func (s *store) Nodes() (topology string, nodes []redisdb.NodeState) {
+	return s.redis.Topology(), s.redis.Nodes()
+}

@@ -37,9 +37,12 @@ export function button(name, action, props = {}) {
   return node;
 }
 
+const running = new WeakSet();
+
 // once runs action unless it still runs for the same element, and shows its error near that.
 export async function once(node, action) {
-  if (node.getAttribute('aria-busy') === 'true') return;
+  if (running.has(node)) return;
+  running.add(node);
   node.setAttribute('aria-busy', 'true'); // not disabled, which would take the focus away
   try {
     clearMessages(node);
@@ -47,6 +50,7 @@ export async function once(node, action) {
   } catch (error) {
     showError(node, error);
   } finally {
+    running.delete(node);
     node.removeAttribute('aria-busy');
   }
 }
@@ -135,6 +139,7 @@ export function dialog({ title, text, fields = [], verb, action, danger = false 
     [text ?? []].flat().map((paragraph) => el('p', {}, paragraph)), content);
   document.body.append(box);
   const before = document.activeElement;
+  before?.removeAttribute('aria-busy'); // the button waits for the user now
   box.showModal();
   return new Promise((resolve) => box.addEventListener('close', () => {
     box.remove();
