@@ -865,6 +865,7 @@ func TestTenantAdminsElsewhere(t *testing.T) {
 	t.Run("it opens no route of the operator", func(t *testing.T) {
 		for _, route := range []request{
 			{method: "GET", path: "/admin/tenants"},
+			{method: "GET", path: "/admin/status"},
 			{method: "POST", path: "/admin/tenants", body: `{"tenantId":"mine","config":{}}`},
 			{method: "DELETE", path: "/admin/tenants/" + id},
 		} {

@@ -23,6 +23,7 @@ func TestIdempotencyKeyOfAdmins(t *testing.T) {
 	routes := adminRoutes(key, s.login(t, id), etag)
 	routes = append(routes,
 		adminRoute{"GET /admin/tenants", "/admin/tenants", "", 200},
+		adminRoute{"GET /admin/status", "/admin/status", "", 200},
 		adminRoute{"POST /admin/tenants", "/admin/tenants", `{"tenantId":"` + id + `x","config":{}}`, 201},
 		adminRoute{"DELETE /admin/tenants/{tenantId}", "/admin/tenants/" + id, "", 204},
 	)
@@ -30,7 +31,7 @@ func TestIdempotencyKeyOfAdmins(t *testing.T) {
 	for _, route := range routes {
 		t.Run(route.pattern, func(t *testing.T) {
 			path := route.path
-			if !strings.HasPrefix(path, "/admin/tenants") {
+			if !strings.HasPrefix(path, "/admin/tenants") && path != "/admin/status" {
 				path = "/" + id + path
 			}
 			got := s.admin(t, route.method(), path, route.body, retryKey+"k")

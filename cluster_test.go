@@ -27,6 +27,7 @@ import (
 func TestCluster(t *testing.T) {
 	t.Parallel()
 	t.Run("commands", testClusterCommands)
+	t.Run("status", testClusterStatus)
 	t.Run("login limit", testClusterLoginLimit)
 	t.Run("responses", testClusterResponses)
 	t.Run("index of keys", testIndexInCluster)

@@ -38,7 +38,7 @@ func (c *Client) Topology() string {
 // is listed for an hour more. Nodes takes about 0.9 s at most, and says nothing to the log. Callers at the same time
 // share the result.
 //
-// The replicas are those that the master names (ROLE), that a Sentinel names (SENTINEL REPLICAS) or that the last map
+// The replicas are those that the masters name (ROLE), that a Sentinel names (SENTINEL REPLICAS), and that the last map
 // of a cluster's slots has. A user who may not ask for them learns less.
 func (c *Client) Nodes() []NodeState {
 	c.mu.Lock()
@@ -100,14 +100,20 @@ func (c *Client) listNodes() []NodeState {
 // othersOf returns the addresses of all servers that are known beside the masters, as many as may be listed. bySentinel
 // are the replicas that a Sentinel names, nil if none does.
 func (c *Client) othersOf(masters []nodeReply, bySentinel []string) []string {
+	named := bySentinel
+	for _, m := range masters {
+		// A master has the IP addresses of its replicas. Sentinels or a cluster may name the same servers by hosts.
+		if bySentinel == nil && (c.OneSlot() || isIP(m.Address)) {
+			named = append(named, m.replicas...)
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.OneSlot() && (masters[0].Up || bySentinel != nil) {
-		named := bySentinel
-		if named == nil { // not both: they may name one server in two ways
-			named = masters[0].replicas
+	if len(named) > 0 || slices.ContainsFunc(masters, func(m nodeReply) bool { return m.Up }) {
+		for _, m := range masters {
+			named = append(named, m.Address)
 		}
-		c.names.note(time.Now(), append(named, masters[0].Address))
+		c.names.note(time.Now(), named)
 	}
 	others := make(map[string]bool)
 	for address := range c.names {
