@@ -156,6 +156,9 @@ func TestStatusWithoutRedis(t *testing.T) {
 	if took := time.Since(before); took > 2*time.Second+busy {
 		t.Errorf("20 at a time took %s", took)
 	}
+	if uptime := s.status(t).Uptime; uptime < 1 || uptime > 60 { // seconds: each status took 0.4 s, and /readyz 0.9 s
+		t.Errorf("the process has run for %d s", uptime)
+	}
 	r.Signal(t, syscall.SIGCONT)
 	s.awaitNodes(t, "single", up)
 	r.Kill()

@@ -92,6 +92,9 @@ func TestListenerCapacity(t *testing.T) {
 		if l.Connections() != n || l.NearCapacity() {
 			t.Errorf("%d connections, near capacity: %v; want %d", l.Connections(), l.NearCapacity(), n)
 		}
+		if open, most := l.Open(); open != n || most != 4 {
+			t.Errorf("%d of %d connections are open, want %d of 4", open, most, n)
+		}
 		dial(t, l, "")
 		conns = append(conns, accept(t, l))
 	}

@@ -102,8 +102,8 @@ func (c *Client) listNodes() []NodeState {
 func (c *Client) othersOf(masters []nodeReply, bySentinel []string) []string {
 	named := bySentinel
 	for _, m := range masters {
-		// A master has the IP addresses of its replicas. Sentinels or a cluster may name the same servers by hosts.
-		if bySentinel == nil && (c.OneSlot() || isIP(m.Address)) {
+		// A master has the IP addresses of its replicas. Sentinels and clusters may name the same servers by hosts.
+		if bySentinel == nil && (c.options.URL.topology == singleServer || isIP(m.Address)) {
 			named = append(named, m.replicas...)
 		}
 	}

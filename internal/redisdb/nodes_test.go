@@ -67,6 +67,10 @@ func TestNodesOfOneServer(t *testing.T) {
 	both := []string{master.TCP + " master", replica.TCP + " replica"}
 	awaitNodes(t, c, both...)
 
+	t.Run("over a socket", func(t *testing.T) {
+		url := "unix://" + master.User + ":" + redistest.Password + "@" + master.Address
+		awaitNodes(t, newTestClient(t, url, log), master.Address+" master", both[1])
+	})
 	t.Run("the user may not ask", func(t *testing.T) {
 		master.Do(t, "ACL", "SETUSER", master.User, "-role")
 		defer master.Do(t, "ACL", "SETUSER", master.User, "+role")
@@ -210,6 +214,24 @@ func TestNodesOfCluster(t *testing.T) {
 	awaitListed(false)
 	want[slices.Index(want, victim.TCP+" replica")] += " down"
 	awaitNodes(t, c, want...)
+}
+
+// A replica is reached over TCP, and may have the certificate of the name in the URL.
+func TestURLOfReplicas(t *testing.T) {
+	for rawURL, want := range map[string]string{
+		"rediss://u:p@redis.example.com/3":                 "redis.example.com",
+		"rediss://u:p@10.0.0.1/3":                          "",
+		"unix:///run/redis.sock":                           "",
+		"rediss-cluster://u:p@a.example.com,b.example.com": "a.example.com",
+	} {
+		u, err := ParseURL(rawURL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.ofReplicas(); got.network != "tcp" || got.seedName() != want || got.db != u.db || got.password != u.password {
+			t.Errorf("%s: got %s, the name %q, want %q", rawURL, got.network, got.seedName(), want)
+		}
+	}
 }
 
 func TestReadRole(t *testing.T) {
