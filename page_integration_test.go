@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -72,6 +73,7 @@ type pageTenant struct {
 func TestIntegrationPage(t *testing.T) {
 	w := newPageTest(t)
 	prepare := map[string]func(*testing.T, *pageTenant){"payments": w.addPayments}
+	tenants := map[string]string{"picture": "acme"} // instead of the walk's name
 	alone := []string{"speed"}
 	files, err := filepath.Glob(walksDir + "/*.mjs")
 	if err != nil || len(files) < 2 {
@@ -90,7 +92,7 @@ func TestIntegrationPage(t *testing.T) {
 			if !slices.Contains(alone, name) {
 				t.Parallel()
 			}
-			one := w.newTenant(t, name)
+			one := w.newTenant(t, cmp.Or(tenants[name], name))
 			if prepare[name] != nil {
 				prepare[name](t, one)
 			}
@@ -117,6 +119,8 @@ func newPageTest(t *testing.T, args ...string) *pageTest {
 		redis: redistest.New(t), provider: providertest.New(t), stripe: stripetest.New(t), chromium: chromium, shots: shots,
 		turns: make(chan struct{}, 2),
 	}
+	w.provider.On("hostile", providertest.Conduct{Content: "<img src=x onerror=hacked='answer'>"})
+	w.provider.On("refused", providertest.Conduct{Status: 400, Body: `{"error":{"message":"<script>hacked='refused'</script>"}}`})
 	w.store = newTestStore(t, w.redis)
 	p := startProcess(t, []string{
 		"REDIS_URL=" + w.redis.URL(), "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken, "STRIPE_API_URL=" + w.stripe.URL, "SEED=false",
@@ -219,7 +223,8 @@ func (w *pageTest) run(t *testing.T, file string, one *pageTenant, env ...string
 	cmd := exec.CommandContext(ctx, "node", file)
 	cmd.Env = append(env, "PATH="+os.Getenv("PATH"), "HOME="+t.TempDir(), "CHROMIUM="+w.chromium, "SCREENSHOTS="+w.shots,
 		"TOLLGATE_URL="+w.url, "OPERATOR_TOKEN="+testAdminToken, "TENANT="+one.tenant, "TENANT_TOKEN="+one.token,
-		"KEY_ALICE="+one.alice, "KEY_BOB="+one.bob, "PROVIDER_URL="+w.provider.URL, "PROVIDER_KEY="+providertest.Key)
+		"KEY_ALICE="+one.alice, "KEY_BOB="+one.bob, "PROVIDER_URL="+w.provider.URL, "PROVIDER_KEY="+providertest.Key,
+		"PICTURE="+os.Getenv("PICTURE"))
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it ends its browser
 	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer

@@ -36,6 +36,7 @@ export const env = {
   bob: process.env.KEY_BOB,
   provider: process.env.PROVIDER_URL, // its models answer at /v1/chat/completions, /v1/messages and /v1/embeddings
   providerKey: process.env.PROVIDER_KEY,
+  picture: process.env.PICTURE, // where the picture of the README is to be written
 };
 
 const name = basename(process.argv[1], ".mjs");

@@ -1,0 +1,50 @@
+// How soon there is something to see, with nothing in the browser's cache, and how much comes for it. It is measured in
+// the page, with no other walk beside this one, and the best of some attempts counts: the rest is the machine's.
+import { env, walk } from "./browser.mjs";
+
+const limit = 200; // milliseconds
+const weightLimit = 120_000; // bytes
+
+// observe notes when the form can be used, when it was sent, and when the first view with values is there.
+function observe() {
+  const times = (globalThis.times = {});
+  const note = () => {
+    if (document.querySelector("input[type=password]")) times.form ??= performance.now();
+    if (times.sent !== undefined && document.querySelector("main:not([hidden]) table td")) times.view ??= performance.now();
+  };
+  new MutationObserver(note).observe(document, { childList: true, subtree: true, attributes: true });
+  addEventListener("submit", () => { times.sent ??= performance.now(); }, true);
+}
+
+await walk(async (t) => {
+  const all = [];
+  for (let i = 0; i < 5; i++) {
+    const context = await t.browser.newContext();
+    try {
+      const page = await context.newPage();
+      await page.addInitScript(observe);
+      await page.goto(`${env.origin}/admin`);
+      await page.getByLabel("Tenant").fill(env.tenant);
+      await page.getByLabel("Token").fill(env.tenantToken);
+      await page.getByRole("button", { name: "Sign in" }).click();
+      await page.waitForFunction(() => globalThis.times.view !== undefined);
+      all.push(await page.evaluate(() => ({
+        paint: performance.getEntriesByType("paint").at(-1).startTime,
+        form: globalThis.times.form,
+        view: globalThis.times.view - globalThis.times.sent,
+        files: performance.getEntriesByType("resource").filter(({ name }) => name.includes("/admin/page/")).length,
+        weight: [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+          .filter(({ name }) => /\/admin($|\/page\/)/.test(name)).reduce((sum, { decodedBodySize }) => sum + decodedBodySize, 0),
+      })));
+    } finally {
+      await context.close();
+    }
+  }
+  const best = (of) => Math.min(...all.map((one) => one[of]));
+  const { weight, files } = all[0];
+  t.log(`the form is painted after ${best("paint").toFixed()} ms and usable after ${best("form").toFixed()} ms; ` +
+    `the Overview has values ${best("view").toFixed()} ms after Sign in; ${files + 1} files have ${weight} bytes`);
+  t.log(all.map(({ paint, form, view }) => [paint, form, view].map((ms) => ms.toFixed()).join(", ")).join("; "));
+  for (const of of ["paint", "form", "view"]) t.equal(best(of) < limit, true, `${of} after ${best(of)} ms, under ${limit}`);
+  t.equal(weight > 10_000 && weight < weightLimit, true, `${weight} bytes, less than ${weightLimit}`);
+});
