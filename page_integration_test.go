@@ -27,7 +27,7 @@ const walksDir = sdkDir + "/page"
 // pageConfig is the config of the tenants of walks. %[1]s is the URL of a provider, %[2]s its key.
 const pageConfig = `{
   "user_groups": {
-    "anonymous": {"tokens": 100, "rate_limit": 10, "rate_limit_window": 60},
+    "anonymous": {"tokens": 1000, "rate_limit": 10, "rate_limit_window": 60},
     "free": {"tokens": 1000, "rate_limit": 20, "rate_limit_window": 60},
     "pro": {"tokens": 50000, "refill": {"tokens": 50000, "every": "month"}}
   },
