@@ -101,20 +101,20 @@ export function clearMessages(node) {
   messagesOf(node).replaceChildren();
 }
 
-// showStatus says that something was done: sentences, one a line.
+// showStatus says that something was done: sentences (strings or nodes), one a line.
 export function showStatus(node, ...sentences) {
   messagesOf(node).replaceChildren(el('div', { role: 'status' }, sentences.map((sentence) => el('p', {}, sentence))));
 }
 
-// showError shows an error: the server's sentence as it came, further ones one a line, and the request's ID. An aborted
-// request is no error.
-export function showError(node, error) {
+// showError shows an error: the server's sentence as it came, further ones one a line, and the request's ID. Each
+// sentence is what show makes of it, a string or a node. An aborted request is no error.
+export function showError(node, error, show = (sentence) => sentence) {
   if (error.name === 'AbortError') return;
   if (error.status === undefined) console.error(error); // a fault of the page
   const further = (error.errors ?? []).filter((sentence) => sentence !== error.message);
   messagesOf(node).replaceChildren(el('div', { role: 'alert' },
-    el('p', {}, error.message),
-    further.length > 0 && el('ul', {}, further.map((sentence) => el('li', {}, sentence))),
+    el('p', {}, show(error.message)),
+    further.length > 0 && el('ul', {}, further.map((sentence) => el('li', {}, show(sentence)))),
     error.retryAfter && el('p', {}, `Try again in ${error.retryAfter} s.`),
     error.requestId && el('p', { class: 'id' }, 'Request ID: ', el('code', {}, error.requestId))));
 }

@@ -9,7 +9,7 @@ const maxDepth = 500;
 
 // parse returns the tree of a JSON text. A node has its kind (object, array, string, number, true, false, null), its
 // place in the text (start, end), and for an object members ({ name, nameStart, nameEnd, node }, in order), for an
-// array items. It throws a SyntaxError that says in which line and column the text is wrong.
+// array items. It throws a SyntaxError that says in which line and column the text is wrong; its at is that place.
 export function parse(text) {
   const scanner = new Scanner(text);
   const node = scanner.value(0);
@@ -47,7 +47,7 @@ class Scanner {
 
   value(depth) {
     const { text, start } = this.next();
-    if (depth > maxDepth) throw new SyntaxError(`more than ${maxDepth} levels deep`);
+    if (depth > maxDepth) throw syntaxError(`more than ${maxDepth} levels deep`, start);
     const node = { kind: kindOf(text), start, end: this.at };
     if (text === '{') this.#fill(node.members = [], '}', () => this.#member(depth));
     else if (text === '[') this.#fill(node.items = [], ']', () => this.value(depth + 1));
@@ -83,9 +83,12 @@ class Scanner {
   wrong(at = this.#skip()) {
     const lines = this.text.slice(0, at).split('\n');
     const what = at < this.text.length ? JSON.stringify(this.text.slice(at, at + 12)) : 'the end';
-    return new SyntaxError(`not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`);
+    return syntaxError(`not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`, at);
   }
 }
+
+// syntaxError returns an error of what the user entered, which therefore has a status for showError.
+function syntaxError(sentence, at) { return Object.assign(new SyntaxError(sentence), { at, status: 0 }); }
 
 function kindOf(token) {
   switch (token[0]) {
