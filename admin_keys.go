@@ -378,7 +378,7 @@ func newKeyPage(keys []listedKey, next *indexCursor) keyPage {
 			continue
 		}
 		body := newKeyBody(k.apiKey)
-		body.APIKey = k.key
+		body.APIKey, body.SharesWith = k.key, k.sharesWith
 		page.Keys[i] = body
 	}
 	return page

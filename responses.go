@@ -71,7 +71,8 @@ type tokensBody struct {
 
 // keyBody is how responses show an API key, but for its tenant, which the caller named.
 type keyBody struct {
-	APIKey     string  `json:"apiKey,omitempty"` // unless the caller named it
+	APIKey     string  `json:"apiKey,omitempty"`     // unless the caller named it
+	SharesWith string  `json:"sharesWith,omitempty"` // in an admin's list: the key whose balance it is
 	UserID     *string `json:"userId"`
 	Group      string  `json:"group"`
 	Label      string  `json:"label,omitempty"`

@@ -109,6 +109,11 @@ func TestSharedBalance(t *testing.T) {
 		if got := s.keysOf(t, id, "u"); !slices.Equal(got, []string{key, shared}) {
 			t.Errorf("the list has %q, want %q", got, []string{key, shared})
 		}
+		list := s.admin(t, "GET", "/"+id+"/admin/keys?userId=u", "").body
+		if _, last, _ := strings.Cut(list, "},"); !strings.HasPrefix(last, `{"apiKey":"`+shared+`","sharesWith":"`+key+`",`) ||
+			strings.Count(list, "sharesWith") != 1 {
+			t.Errorf("the list does not say that %s shares with %s: %s", shared, key, list)
+		}
 	})
 	t.Run("is limited", func(t *testing.T) {
 		for range 2 {
