@@ -116,6 +116,9 @@ async function leaveForGood() {
 
 const hashOf = (name) => '#' + encodeURIComponent(name.toLowerCase().replaceAll(' ', '-'));
 
+// addressOf returns the address of a view, for a link that has it show a user.
+export function addressOf(name, user) { return `${hashOf(name)}?user=${encodeURIComponent(user)}`; }
+
 // open goes to a view.
 export function open(name) { location.hash = hashOf(name); }
 
@@ -130,7 +133,8 @@ async function mayLeave() {
 async function route() {
   if (!gate.hidden) return;
   const allowed = views.filter((view) => api.isOperator() || !view.operator);
-  let view = allowed.find((one) => hashOf(one.name) === location.hash) ?? allowed[0];
+  const [hash, query] = location.hash.split('?');
+  let view = allowed.find((one) => hashOf(one.name) === hash) ?? allowed[0];
   if (!api.currentTenant() && !view.operator) view = allowed.find((one) => one.operator); // no tenant exists yet
   if (present?.name === view.name) return;
   if (!await mayLeave()) {
@@ -148,7 +152,8 @@ async function route() {
   const content = el('div', { class: 'view' });
   main.replaceChildren(el('h1', {}, view.name), messages(), content);
   try {
-    await view.show(content, { signal: abort.signal, keepUnsaved: (unsaved) => { mine.unsaved = unsaved; } });
+    await view.show(content, { signal: abort.signal, keepUnsaved: (unsaved) => { mine.unsaved = unsaved; },
+      user: new URLSearchParams(query).get('user') ?? '' });
   } catch (error) {
     if (!abort.signal.aborted) showError(main, error);
   }

@@ -1,5 +1,6 @@
 // The views, in the order of the navigation. show(content, context) fills an empty element; its context has
 //   signal        an AbortSignal that ends with the view: pass it to api.request
+//   user          the ID that the address says (addressOf in app.js), '' if it says none
 //   keepUnsaved   takes a function that reports whether leaving the view would lose something
 import { showConfig } from './config.js';
 import { showHealth } from './health.js';
