@@ -116,8 +116,8 @@ async function leaveForGood() {
 
 const hashOf = (name) => '#' + encodeURIComponent(name.toLowerCase().replaceAll(' ', '-'));
 
-// addressOf returns the address of a view, for a link that has it show a user.
-export function addressOf(name, user) { return `${hashOf(name)}?user=${encodeURIComponent(user)}`; }
+// addressOf returns the address of a view, for a link. With a user's ID the view shows that user.
+export function addressOf(name, user = '') { return hashOf(name) + api.query({ user }); }
 
 // open goes to a view.
 export function open(name) { location.hash = hashOf(name); }
@@ -133,7 +133,7 @@ async function mayLeave() {
 async function route() {
   if (!gate.hidden) return;
   const allowed = views.filter((view) => api.isOperator() || !view.operator);
-  const [hash, query] = location.hash.split('?');
+  const [hash, asked] = location.hash.split('?');
   let view = allowed.find((one) => hashOf(one.name) === hash) ?? allowed[0];
   if (!api.currentTenant() && !view.operator) view = allowed.find((one) => one.operator); // no tenant exists yet
   if (present?.name === view.name) return;
@@ -153,7 +153,7 @@ async function route() {
   main.replaceChildren(el('h1', {}, view.name), messages(), content);
   try {
     await view.show(content, { signal: abort.signal, keepUnsaved: (unsaved) => { mine.unsaved = unsaved; },
-      user: new URLSearchParams(query).get('user') ?? '' });
+      user: new URLSearchParams(asked).get('user') ?? '' });
   } catch (error) {
     if (!abort.signal.aborted) showError(main, error);
   }

@@ -18,7 +18,7 @@ const compact = new Intl.NumberFormat('en', { notation: 'compact' });
 const dateOf = (day) => new Date(day + 'T00:00:00Z');
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
-// seriesOf returns the series for chart: entriesOf(day) returns the names of a day with their numbers, as Object.entries
+// seriesOf returns the series for chart. entriesOf returns the names of a day with their numbers, as Object.entries
 // does.
 export function seriesOf(days, entriesOf) {
   const all = new Map();
@@ -105,7 +105,8 @@ function draw(parts, totals, days, titleOf) {
       below += part.values[i];
       return svg('rect', { class: part.shade, x: i + .1, width: .8, y: y(below), height: bottom - y(below) });
     });
-    return svg('g', {}, svg('title', {}, titleOf(i)), svg('rect', { class: 'back', x: i, y: 0, width: 1, height }), bars);
+    const back = svg('rect', { class: 'back', x: i, y: 0, width: 1, height });
+    return svg('g', {}, svg('title', {}, titleOf(i)), back, bars);
   });
   const drawing = svg('svg', { viewBox: `0 0 ${days.length} ${height}`, preserveAspectRatio: 'none',
     'aria-hidden': 'true' }, svg('g', { class: 'lines' }, lines), groups);

@@ -1,2 +1,171 @@
-// Overview is being built.
-export async function showOverview(content) { content.append('Overview'); }
+// The view Overview: what a tenant has used, by whom, and what was refused.
+
+import { currentTenant, path, query, request } from './api.js';
+import { addressOf } from './app.js';
+import { chart, seriesOf } from './chart.js';
+import { button, el, number, table } from './dom.js';
+
+const dayLength = 24 * 60 * 60 * 1000;
+const usersOfDay = 100; // of whom the API is asked, those who were charged most
+const usersShown = 10;
+
+const periods = [[7, '7 days'], [30, '30 days'], [90, '90 days']];
+const measures = [['tokensCharged', 'Charged'], ['tokensGranted', 'Granted'], ['requests', 'Requests']];
+const kinds = [['byModel', 'Model'], ['byEndpoint', 'Endpoint'], ['byGroup', 'Group']];
+
+const headOf = { tokensCharged: 'Tokens charged', tokensGranted: 'Tokens granted', requests: 'Requests' };
+
+const refusals = [
+  ['balance', 'Balance: not enough tokens left'],
+  ['rate', 'Rate: too many requests in a time or at once'],
+  ['key', 'Key: unknown or disabled'],
+  ['group', 'Group: removed from the config, or without the model'],
+];
+
+// What was chosen, and what was read of the tenant that was shown last, stay as long as the page.
+const chosen = { days: 30, measure: 'tokensCharged', kind: 'byModel' };
+let read = { tenant: '', text: '', days: [] };
+
+// showOverview shows what is known at once, and then what has come to it.
+export async function showOverview(content, { signal }) {
+  const figures = el('div', {});
+  const plot = el('div', {});
+  const lists = el('div', { class: 'columns' });
+  const redrawPlot = () => {
+    parts.hidden = chosen.measure === 'tokensGranted'; // which are counted for the tenant only
+    plot.replaceChildren(drawPlot(shownDays()));
+  };
+  const parts = choice('Parts', 'kind', kinds, redrawPlot);
+  const byDay = el('section', { hidden: true }, el('h2', {}, 'By day'),
+    el('div', { class: 'row' }, choice('Count', 'measure', measures, redrawPlot), parts), plot);
+  const redraw = () => {
+    const days = shownDays();
+    byDay.hidden = !isUsed(days);
+    figures.replaceChildren(drawFigures(days), byDay.hidden ? firstSteps() : '');
+    redrawPlot();
+    lists.replaceChildren(topUsers(days), refused(days));
+  };
+  const load = async () => {
+    if (await readDays(Math.max(chosen.days, read.days.length), signal)) redraw();
+  };
+  content.append(choice('Period', 'days', periods, async () => {
+    if (read.days.length < chosen.days) await load();
+    else redraw();
+  }), figures, byDay, lists);
+  if (read.tenant !== currentTenant()) read = { tenant: currentTenant(), text: '', days: [] };
+  if (read.days.length > 0) redraw();
+  await load();
+}
+
+const shownDays = () => read.days.slice(-chosen.days);
+
+// readDays reads the last n days in UTC, and returns whether that has brought something new.
+async function readDays(n, signal) {
+  const dayOf = (time) => new Date(time).toISOString().slice(0, 10);
+  const now = Date.now();
+  const url = path`/admin/usage` + query({ from: dayOf(now - (n - 1) * dayLength), to: dayOf(now), by: 'model',
+    limit: usersOfDay }) + '&by=user';
+  const { text, body } = await request('GET', url, { signal });
+  if (text === read.text) return false;
+  Object.assign(read, { text, days: body.days });
+  return true;
+}
+
+// choice returns buttons, of which the one for chosen[name] is pressed.
+function choice(label, name, options, show) {
+  const buttons = options.map(([value, text]) => [value, button(text, () => {
+    chosen[name] = value;
+    press();
+    return show();
+  })]);
+  const press = () => buttons.forEach(([value, node]) => node.setAttribute('aria-pressed', value === chosen[name]));
+  press();
+  return el('div', { class: 'choice', role: 'group', 'aria-label': label }, buttons.map(([, node]) => node));
+}
+
+const sumOf = (days, of) => days.reduce((sum, day) => sum + of(day), 0);
+const refusedOn = (day) => sumOf(refusals, ([reason]) => day.refused[reason]);
+const isUsed = (days) => days.some((day) => day.requests > 0 || day.tokensCharged > 0);
+
+function drawFigures(days) {
+  const requests = sumOf(days, (day) => day.requests);
+  const hits = sumOf(days, (day) => day.cacheHits);
+  const figure = (name, n, more) => el('div', { class: 'card' }, el('div', { class: 'faint' }, name),
+    el('div', { class: 'figure' }, number(n)), more && el('div', { class: 'hint' }, more));
+  return el('div', { class: 'cards' },
+    figure('Tokens charged', sumOf(days, (day) => day.tokensCharged)),
+    figure('Tokens granted', sumOf(days, (day) => day.tokensGranted)),
+    figure('Requests', requests),
+    figure('Cache hits', hits, requests > 0 && `${share(hits, requests)} of the requests`),
+    figure('Refused requests', sumOf(days, refusedOn)));
+}
+
+const share = (part, all) => `${number(all > 0 ? 100 * part / all : 0)} %`;
+
+// firstSteps returns what a tenant without usage sees instead of a chart.
+function firstSteps() {
+  return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`),
+    el('ol', {},
+      el('li', {}, 'Create a key for a user: ', el('a', { href: addressOf('Users') }, 'Users'), ', “New key”.'),
+      el('li', {}, 'Send a message with a key for a try: ', el('a', { href: addressOf('Try it') }, 'Try it'), '.'),
+      el('li', {}, 'What is used is counted here, by day, about a second later.')));
+}
+
+function drawPlot(days) {
+  const { measure, kind } = chosen;
+  const names = days.map((day) => day.day);
+  const valuesOf = (of) => days.map(of);
+  const sums = measures.map(([one]) => one).filter((one) => one !== measure)
+    .map((one) => ({ name: headOf[one], values: valuesOf((day) => day[one]) }));
+  const columns = [...sums, { name: 'Cache hits', values: valuesOf((day) => day.cacheHits) },
+    { name: 'Refused', values: valuesOf(refusedOn) }];
+  const what = headOf[measure];
+  if (measure === 'tokensGranted') {
+    const series = [{ name: 'Granted', values: valuesOf((day) => day.tokensGranted) }];
+    return chart({ title: what, what, days: names, series, columns });
+  }
+  const title = `${what} by ${kinds.find(([one]) => one === kind)[1].toLowerCase()}`;
+  return chart({ title, what, days: names, series: seriesOf(days, (day) => partsOf(day, kind, measure)), columns });
+}
+
+// partsOf returns the names of a day with their part of a measure. Charges that a service makes itself have no endpoint
+// and no model.
+function partsOf(day, kind, measure) {
+  const parts = Object.entries(day[kind]).map(([name, sums]) => [name || 'No model', sums[measure]]);
+  const direct = day[measure] - sumOf(parts, ([, n]) => n);
+  return direct > 0 ? [...parts, ['Not through the gateway', direct]] : parts;
+}
+
+function topUsers(days) {
+  const all = new Map();
+  for (const { userId, requests, tokensCharged } of days.flatMap((day) => day.byUser)) {
+    const user = all.get(userId) ?? { userId, requests: 0, tokensCharged: 0 };
+    user.requests += requests;
+    user.tokensCharged += tokensCharged;
+    all.set(userId, user);
+  }
+  const top = [...all.values()].sort((a, b) => b.tokensCharged - a.tokensCharged || b.requests - a.requests);
+  const charged = sumOf(days, (day) => day.tokensCharged);
+  const rows = top.slice(0, usersShown).map((user) => [nameOf(user.userId), number(user.requests),
+    number(user.tokensCharged), share(user.tokensCharged, charged)]);
+  return el('section', {}, el('h2', {}, 'Top users'),
+    rows.length === 0 ? el('p', { class: 'faint' }, 'Nobody has used anything.') :
+      table('Users who were charged most', ['User', 'Requests', 'Tokens charged', 'Share'], rows,
+        { numeric: [1, 2, 3], hideCaption: true }),
+    days.some((day) => day.byUser.length >= usersOfDay) &&
+      el('p', { class: 'hint' }, `Of each day, the ${usersOfDay} users who were charged most are counted here.`));
+}
+
+// nameOf returns a user ID as a link to its keys. The API calls all together who have none null, and the rest other.
+function nameOf(userId) {
+  if (userId === null) return 'Anonymous visitors';
+  if (userId === 'other') return 'Other users';
+  return el('a', { href: addressOf('Users', userId) }, userId);
+}
+
+function refused(days) {
+  const rows = refusals.map(([reason, words]) => [words, number(sumOf(days, (day) => day.refused[reason]))]);
+  return el('section', {}, el('h2', {}, 'Refused requests'),
+    days.some(refusedOn) ? table('Refused requests by reason', ['Reason', 'Requests'], rows,
+      { numeric: [1], hideCaption: true }) : el('p', { class: 'faint' }, 'Nothing was refused.'));
+}
