@@ -115,12 +115,9 @@ func (c *Client) othersOf(masters []nodeReply, bySentinel []string) []string {
 		}
 		c.names.note(time.Now(), named)
 	}
-	others := make(map[string]bool)
-	for address := range c.names {
-		others[address] = true
-	}
+	others := maps.Clone(c.names)
 	for _, address := range c.replicasAt {
-		others[address] = true
+		others[address] = time.Time{}
 	}
 	for _, m := range masters {
 		delete(others, m.Address)

@@ -259,7 +259,7 @@ func TestReadRole(t *testing.T) {
 	}
 }
 
-// What is no longer named is forgotten after an hour, or when there are too many.
+// An address is forgotten an hour after it was last named, and earlier if there are too many.
 func TestNodeNames(t *testing.T) {
 	start := time.Now()
 	names := make(nodeNames)
