@@ -12,7 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
+	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 )
 
@@ -332,6 +334,40 @@ func (s *server) deleteTenant(w http.ResponseWriter, r *http.Request, info *requ
 	s.audit(info, id, "deleted the tenant")
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// testsPerMinute is how many tests of its endpoints a tenant may have in a minute.
+const testsPerMinute = 10
+
+// testEndpoint asks an endpoint for the smallest response that it can give. Nobody is charged for it.
+func (s *server) testEndpoint(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	kind, name := r.PathValue("kind"), r.PathValue("name")
+	e, unused := info.tenant.config.endpoint(llmwire.Kind(kind), name)
+	if e == nil {
+		return errNotFound
+	}
+	if err := s.store.CountEndpointTest(info.deadline, info.tenantID); err != nil {
+		return err
+	}
+	p := gateway.Probe{Fault: unused}
+	if unused == "" {
+		connlimit.Admit(r.Context())
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(gateway.ProbeTimeout + writeTimeout))
+		var err error
+		p, err = s.gateway.Probe(r.Context(), e, gateway.ProbeCall{Tenant: info.tenantID, Hops: s.deploymentID()})
+		if err != nil {
+			return err
+		}
+	}
+	s.audit(info, info.tenantID, "tested the endpoint %q: ok %t, status %d",
+		strict.Shorten(kind)+"/"+strict.Shorten(name), p.Fault == "", p.Status)
+	return writeJSON(w, http.StatusOK, struct {
+		OK        bool   `json:"ok"`
+		Status    int    `json:"status"`
+		LatencyMs int64  `json:"latencyMs"`
+		Model     string `json:"model"`
+		Error     string `json:"error,omitempty"`
+	}{p.Fault == "", p.Status, p.Latency.Milliseconds(), p.Model, p.Fault})
 }
 
 // turnTimeout is how long an expensive request waits for those of its tenant that came before it.

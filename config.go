@@ -124,6 +124,28 @@ func parseConfigWith(data []byte, check func(*gateway.Endpoint, *strict.Problems
 	return c, nil
 }
 
+// endpoint returns the endpoint of a kind and a name, or nil if there is no such endpoint. If the gateway does not use
+// it, unused is a sentence that says why.
+func (c *tenantConfig) endpoint(kind llmwire.Kind, name string) (found *gateway.Endpoint, unused string) {
+	isIt := func(e *gateway.Endpoint) bool { return e.Kind() == kind && e.Name == name }
+	all := c.all()
+	if i := slices.IndexFunc(all, isIt); i >= 0 {
+		return all[i], ""
+	}
+	// Those that are not used are not kept, since a config may have very many of them.
+	_, _ = parseConfigWith(c.compact, func(e *gateway.Endpoint, _ *strict.Problems) bool {
+		if isIt(e) {
+			found = e
+		}
+		return true
+	})
+	if found == nil {
+		return nil, ""
+	}
+	member, sentence := found.NotUsed()
+	return found, "The endpoint is not used: " + strings.TrimPrefix(member+" "+sentence, " ")
+}
+
 // all returns the endpoints that the gateway can use, those for sessions last.
 func (c *tenantConfig) all() gateway.Endpoints { return slices.Concat(c.endpoints, c.realtime) }
 
@@ -432,17 +454,8 @@ func (c *tenantConfig) endpointMembers(e *gateway.Endpoint, value []byte) strict
 // looks so, that is a warning.
 func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) bool {
 	isUsable := e.Complete()
-	switch suffixes := e.URLSuffixes(); {
-	case isUsable:
-	case suffixes == nil:
-		c.warn(wrong.MemberPath("type") + ` is missing: without "openai" or "ultravox" the endpoint is not used`)
-	case e.HasURL():
-		last := len(suffixes) - 1
-		names := suffixes[last]
-		if last > 0 {
-			names = strings.Join(suffixes[:last], ", ") + " or " + names
-		}
-		c.warn(wrong.MemberPath("url") + " is not used: its path should end in " + names)
+	if member, sentence := e.NotUsed(); member != "" && !isUsable && (member != "url" || e.HasURL()) {
+		c.warn(wrong.MemberPath(member) + " " + sentence)
 	}
 	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
 	if e.IsSwitchedOff() && len(c.ignored) < strict.MaxProblems {

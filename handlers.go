@@ -106,6 +106,7 @@ func (s *server) adminRoutes() []route {
 		// A route that changes something honours an Idempotency-Key or refuses it.
 		change     = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.requireTenant)
 		changeBody = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.readAdminBody, s.requireAdmin, s.requireTenant)
+		tester     = s.forAdmins(s.requireAdmin, refuseIdempotencyKey, s.refuseAdminBody, s.loadTenant)
 	)
 	return []route{
 		{"GET /admin/config", admin, s.showConfig},
@@ -122,6 +123,7 @@ func (s *server) adminRoutes() []route {
 		{"DELETE /admin/keys/{apiKey}", change, s.revokeKey},
 		{"GET /admin/users", repair, s.listUsers},
 		{"GET /admin/usage", repair, s.showUsage},
+		{"POST /admin/endpoints/{kind}/{name}/test", tester, s.testEndpoint},
 		{"GET /admin/payments", repair, s.listPayments},
 		{"GET /admin/tokens", repair, s.listAdminTokens},
 		{"POST /admin/tokens", change, s.issueAdminToken},

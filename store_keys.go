@@ -163,6 +163,19 @@ func (s *store) CountPortal(deadline time.Time, first string) error {
 	return nil
 }
 
+func endpointTestsRedisKey(tenantID string) string {
+	return "{tenant:" + tenantID + ":config}:endpointTests"
+}
+
+// CountEndpointTest counts a test of an endpoint of a tenant, unless it has had testsPerMinute in the last minute.
+// Errors: rateLimitError, ErrUnavailable.
+func (s *store) CountEndpointTest(deadline time.Time, tenantID string) error {
+	if err := s.countInMinute(deadline, endpointTestsRedisKey(tenantID), testsPerMinute); err != nil {
+		return fmt.Errorf("count a test of an endpoint: %w", err)
+	}
+	return nil
+}
+
 // countInMinute counts something in the list at name, unless there were perMinute in the last minute. Errors:
 // rateLimitError, ErrUnavailable.
 func (s *store) countInMinute(deadline time.Time, name string, perMinute int64) error {

@@ -1,6 +1,8 @@
--- Counts a login of a client's address, or a checkout of an API key, unless the minute's are used up.
+-- Counts a login of a client's address, a checkout of an API key, or a test of a tenant's endpoint, unless the minute's
+-- are used up.
 --
--- KEYS[1] login:<address> or {apiKey:<first name>}:checkouts: the times (µs, Redis's clock) of those in the last minute
+-- KEYS[1] login:<address>, {apiKey:<first name>}:checkouts or {tenant:<tenantId>:config}:endpointTests: the times (µs,
+--         Redis's clock) of those in the last minute
 -- ARGV[1] how many there may be in any minute, at least 1
 -- ARGV[2] given if Redis's memory is full: then the script writes nothing
 --

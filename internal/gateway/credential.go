@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/http"
 	"strings"
 
 	"tollgate/internal/strict"
@@ -37,6 +38,14 @@ func (e *Endpoint) credential() (name, value string) {
 		return header.name, header.prefix + e.apiKey
 	}
 	return e.format.Credential(e.apiKey)
+}
+
+// setCredential sets the header that carries the endpoint's API key, if it has one.
+func (e *Endpoint) setCredential(header http.Header) {
+	if e.apiKey != "" {
+		name, value := e.credential()
+		header[name] = []string{value}
+	}
 }
 
 // credentialFault returns what is wrong with a member of e that says how its API key is sent; fault is "" if nothing

@@ -42,6 +42,7 @@ type Endpoint struct {
 	keyName    string       // of a key of the operator's; "" if it is no string
 	warned     *atomic.Bool // that it cannot be used
 
+	voice        string   // for a test of speech; "" is a usual one
 	defaultModel string   // "" if a request must name its model
 	models       []string // that may be asked for by name, the default one first, then in the config's order
 	patterns     []string // names that end in *, in the config's order
@@ -96,7 +97,7 @@ func (e *Endpoint) Rules() strict.Rules {
 	return strict.Rules{
 		"url": e.readURL, "default_model": strict.String(&e.defaultModel),
 		"api_key": e.readKey, "api_key_name": e.readKeyName,
-		"model": strict.AnyString, "voice": strict.AnyString, "encoding": strict.AnyString, "sampleRate": strict.AnyNumber,
+		"model": strict.AnyString, "voice": strict.String(&e.voice), "encoding": strict.AnyString, "sampleRate": strict.AnyNumber,
 	}
 }
 

@@ -54,6 +54,7 @@ type Gateway struct {
 	ctx        context.Context // of all requests to endpoints
 	cut        context.CancelCauseFunc
 	lists      *modelLists
+	probes     *fairpool.Pool // endpoints that are being tested
 	waiting    *fairpool.Pool // requests that wait for an endpoint, or whose response is sent
 	drains     *fairpool.Pool // those of them whose clients have gone, instead
 	sessions   *sessions
@@ -73,6 +74,7 @@ func New(options Options, log *telemetry.Logger) *Gateway {
 		cache:      newCacheWriter(options.TenantShare),
 		transports: newTransports(options),
 		lists:      newModelLists(options.TenantShare),
+		probes:     fairpool.New(maxProbes, options.TenantShare),
 		waiting:    fairpool.New(options.MaxWaiting, options.TenantShare),
 		drains:     fairpool.New(options.MaxDrains, options.TenantShare),
 		sessions:   newSessions(options),
@@ -213,7 +215,7 @@ func (g *Gateway) Pools() map[string]fairpool.Stats {
 	return map[string]fairpool.Stats{
 		"waiting": g.waiting.Stats(), "drains": g.drains.Stats(), "sessions": g.sessions.pool.Stats(),
 		"cache_bytes": g.cache.collected.Stats(), "cache_writes": g.cache.waiting.Stats(),
-		"model_lists": g.lists.fetches.Stats(),
+		"model_lists": g.lists.fetches.Stats(), "endpoint_tests": g.probes.Stats(),
 	}
 }
 

@@ -156,11 +156,8 @@ func (g *Gateway) fetchList(e *Endpoint, c *ModelsCall) ([]string, error) {
 
 // modelsHeader returns the header of a request for the list of e's provider that has come through hops.
 func modelsHeader(e *Endpoint, hops string) http.Header {
-	header := (&Call{Hops: hops}).providerHeader(e, nil)
+	header := ownHeader(e, hops, "")
 	delete(header, "Content-Type") // it has no body
-	if name, value := e.format.VersionHeader(); name != "" {
-		header[name] = []string{value}
-	}
 	return header
 }
 

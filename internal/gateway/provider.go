@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -93,8 +94,15 @@ func (c *Call) providerHeader(e *Endpoint, client http.Header) http.Header {
 	if c.Hops != "" {
 		header[loopHeader] = []string{c.Hops}
 	}
-	if e.apiKey != "" {
-		name, value := e.credential()
+	e.setCredential(header)
+	return header
+}
+
+// ownHeader returns the header of a request of tollgate's own to e that has come through hops. contentType is that of a
+// form; otherwise it has no effect.
+func ownHeader(e *Endpoint, hops, contentType string) http.Header {
+	header := (&Call{Hops: hops}).providerHeader(e, http.Header{"Content-Type": {contentType}})
+	if name, value := e.format.VersionHeader(); name != "" {
 		header[name] = []string{value}
 	}
 	return header
@@ -187,6 +195,12 @@ func failureReason(err error) string {
 	}
 	if isTimeout(err) || errors.Is(err, errSilent) {
 		return "it does not respond in time"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "its TLS certificate is not valid"
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "it does not speak TLS"
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return "it closed the connection"

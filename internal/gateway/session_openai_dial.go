@@ -17,7 +17,7 @@ func (s *openAISession) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	g := s.gateway
-	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, s.address(), header)
+	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, s.call.endpoint.sessionURL(s.call.model), header)
 	switch {
 	case err == nil:
 		return server, nil
@@ -27,12 +27,12 @@ func (s *openAISession) dial(ctx context.Context) (*websocket.Conn, error) {
 	return nil, s.unreachable(ctx, err)
 }
 
-// address returns the endpoint's URL with the model in its query, beside what is there.
-func (s *openAISession) address() string {
-	u := *s.call.endpoint.url
+// sessionURL returns the endpoint's URL with a model in its query, beside what is there.
+func (e *Endpoint) sessionURL(model string) string {
+	u := *e.url
 	u.User, u.Fragment = nil, ""
 	query := u.Query()
-	query.Set("model", s.call.model)
+	query.Set("model", model)
 	u.RawQuery = query.Encode()
 	return u.String()
 }

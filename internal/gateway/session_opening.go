@@ -29,10 +29,7 @@ func (s *sessionOpening) keyHeader() (http.Header, error) {
 		wrong := credentialError(member + " " + fault)
 		return nil, s.failed(failureReason(wrong), "The endpoint's key cannot be sent: its "+wrong.Error())
 	}
-	if e.apiKey != "" {
-		name, value := e.credential()
-		header[name] = []string{value}
-	}
+	e.setCredential(header)
 	return header, nil
 }
 

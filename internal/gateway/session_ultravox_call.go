@@ -45,7 +45,7 @@ func (s *ultravoxSession) create(ctx context.Context) (address string, err error
 	}
 	header["Content-Type"], header["Accept"] = jsonType, jsonType
 	e := s.call.endpoint
-	p := endpointRequest{to: e, body: [][]byte{s.newCall()}, header: header}
+	p := endpointRequest{to: e, body: [][]byte{e.session.newCall(s.seconds)}, header: header}
 	response, _, err := p.send(ctx, s.gateway.transports)
 	if err != nil {
 		return "", s.unreachable(ctx, err)
@@ -80,25 +80,24 @@ func (s *ultravoxSession) refused(response *http.Response) error {
 	return s.failed("it responds with "+status+" to the request for a call", noSession)
 }
 
-// newCall returns the request for a call.
-func (s *ultravoxSession) newCall() []byte {
-	rules := s.call.endpoint.session
+// newCall returns the request for a call that may last that many seconds.
+func (s *sessionRules) newCall(seconds int64) []byte {
 	var members map[string]json.RawMessage
-	_ = json.Unmarshal(rules.call, &members) // was read before; nil is nothing
+	_ = json.Unmarshal(s.call, &members) // was read before; nil is nothing
 	call := make(map[string]any, len(members)+5)
 	for name, value := range members {
 		call[name] = value
 	}
 	call["medium"] = map[string]any{"serverWebSocket": map[string]int64{
-		"inputSampleRate": rules.sampleRate, "outputSampleRate": rules.sampleRate,
+		"inputSampleRate": s.sampleRate, "outputSampleRate": s.sampleRate,
 	}}
-	call["maxDuration"] = fmt.Sprintf("%ds", s.seconds)
+	call["maxDuration"] = fmt.Sprintf("%ds", seconds)
 	call["joinTimeout"] = fmt.Sprintf("%ds", startTimeout/time.Second)
-	if rules.model != "" {
-		call["model"] = rules.model
+	if s.model != "" {
+		call["model"] = s.model
 	}
-	if rules.voice != "" {
-		call["voice"] = rules.voice
+	if s.voice != "" {
+		call["voice"] = s.voice
 	}
 	body, _ := json.Marshal(call) // cannot fail
 	return body

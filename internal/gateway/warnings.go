@@ -3,10 +3,12 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
 )
 
@@ -37,6 +39,27 @@ func (e *Endpoint) Warn(add func(member, sentence string)) {
 		add("models", fmt.Sprintf("has %s cheaper than %s: other spellings of that name cost less",
 			quoteName(model.pattern), quoteName(model.name)))
 	}
+}
+
+// NotUsed says why a Gateway does not use e, which is complete: it returns a member, and what is wrong with it. The
+// member is "" if the reason is another.
+func (e *Endpoint) NotUsed() (member, sentence string) {
+	switch suffixes := e.URLSuffixes(); {
+	case e.kind == llmwire.Realtime && suffixes == nil:
+		return "type", `is missing: without "openai" or "ultravox" the endpoint is not used`
+	case suffixes == nil:
+		return "", "no request is for endpoints of its kind"
+	case e.url == nil && !e.HasURL():
+		return "url", "is missing"
+	case e.url == nil || !slices.ContainsFunc(suffixes, func(end string) bool { return strings.HasSuffix(e.url.Path, end) }):
+		last := len(suffixes) - 1
+		names := suffixes[last]
+		if last > 0 {
+			names = strings.Join(suffixes[:last], ", ") + " or " + names
+		}
+		return "url", "is not used: its path should end in " + names
+	}
+	return "", "a member of it breaks a rule that is newer than the config: save the config to read which"
 }
 
 // quoteName quotes the name of a model for a sentence.

@@ -19,6 +19,7 @@ var anthropicMessages = format{
 	version:         "2023-06-01",
 	modelsQuery:     "limit=1000", // instead of 20
 	limitMember:     func(string) string { return "max_tokens" },
+	smallest:        `{"messages":[{"role":"user","content":"a"}]}`,
 
 	safetyID: memberName{"metadata", "user_id"},
 

@@ -124,6 +124,11 @@ type format struct {
 	// cachesUnasked says that a provider may write to its cache what the request does not ask it to keep.
 	cachesUnasked bool
 
+	// smallest is the request that Smallest returns, without its model and limit, unless the format takes forms.
+	// leastLimit is the least limit of output tokens that providers accept; 0 is 1.
+	smallest   string
+	leastLimit int64
+
 	// safetyID is the member of a request by which a provider can tell users apart.
 	safetyID memberName
 

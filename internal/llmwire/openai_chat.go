@@ -12,6 +12,7 @@ var openAIChat = openAI(format{
 	},
 	limitVaries: true,
 	usageOption: true,
+	smallest:    `{"messages":[{"role":"user","content":"a"}]}`,
 	safetyID:    memberName{"", "safety_identifier"},
 
 	rules: requestRules{

@@ -5,6 +5,7 @@ var openAIEmbeddings = openAI(format{
 	urlSuffix: "/embeddings",
 	delivery:  AsItComes,
 	output:    noOutput,
+	smallest:  `{"input":"a"}`,
 	safetyID:  memberName{"", "user"},
 
 	rules: requestRules{members: newColumnTable(append(openAIEmbeddingsMembers, openAIMembers)...)},

@@ -20,6 +20,7 @@ var openAIImages = openAI(format{
 	holdIfUnreported: true,
 	held:             textInput,
 	output:           imageOutput,
+	smallest:         `{"prompt":"a","n":1}`, // a size or a quality is one that some models refuse
 	complete:         (*Request).endImages,
 	safetyID:         memberName{"", "safety_identifier"},
 

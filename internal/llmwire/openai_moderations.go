@@ -5,6 +5,7 @@ var openAIModerations = openAI(format{
 	kind:      Moderation,
 	urlSuffix: "/moderations",
 	held:      noInput,
+	smallest:  `{"input":"a"}`,
 
 	// OpenAI's SDKs (ModerationCreateParams in resources/moderations.d.ts), Mistral (docs.mistral.ai/api, classifiers).
 	rules: requestRules{members: newColumnTable(openAIMembers, listing{

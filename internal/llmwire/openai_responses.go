@@ -15,6 +15,8 @@ var openAIResponses = openAI(format{
 	urlSuffix:   "/responses",
 	countPath:   "/input_tokens",
 	limitMember: func(string) string { return "max_output_tokens" },
+	smallest:    `{"input":"a"}`,
+	leastLimit:  16, // at OpenAI: "integer below minimum value"
 	safetyID:    memberName{"", "safety_identifier"},
 
 	rules: requestRules{

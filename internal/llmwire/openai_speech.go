@@ -14,6 +14,7 @@ var openAISpeech = openAI(format{
 	urlSuffix: "/audio/speech",
 	delivery:  Binary,
 	held:      noInput,
+	smallest:  `{"input":"a","voice":` + anyVoice + `}`,
 
 	rules: requestRules{members: newColumnTable(
 		// OpenAI's SDKs (SpeechCreateParams in resources/audio/speech.d.ts).
