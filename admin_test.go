@@ -728,6 +728,7 @@ func adminRoutes(key, second, etag string) []adminRoute {
 		{"GET /admin/users", "/admin/users?prefix=u", "", 200},
 		{"GET /admin/payments", "/admin/payments?limit=1", "", 200},
 		{"GET /admin/usage", "/admin/usage?from=2026-11-25&to=2026-11-25", "", 200},
+		{"POST /admin/endpoints/{kind}/{name}/test", "/admin/endpoints/text/none/test", "", 404}, // no such endpoint
 		{"GET /admin/tokens", "/admin/tokens", "", 200},
 		{"POST /admin/tokens", "/admin/tokens", "", 201},
 		{"DELETE /admin/tokens/{id}", "/admin/tokens/00000000", "", 404}, // no such token

@@ -304,6 +304,7 @@ var docVariables = []struct {
 	{regexp.MustCompile(`"etag":"[0-9a-f]+…?"`), `"etag":"<etag>"`},
 	{regexp.MustCompile(`"savedBy":"[0-9a-f]{8}"`), `"savedBy":"<token>"`},
 	{regexp.MustCompile(`"id":"[0-9a-f]{8}"`), `"id":"<token>"`},
+	{regexp.MustCompile(`"latencyMs":\d+`), `"latencyMs":<ms>`},
 	{regexp.MustCompile(`(RateLimit: .*;t=)\d+`), "${1}<seconds>"},
 }
 

@@ -97,7 +97,8 @@ func (e *Endpoint) Rules() strict.Rules {
 	return strict.Rules{
 		"url": e.readURL, "default_model": strict.String(&e.defaultModel),
 		"api_key": e.readKey, "api_key_name": e.readKeyName,
-		"model": strict.AnyString, "voice": strict.String(&e.voice), "encoding": strict.AnyString, "sampleRate": strict.AnyNumber,
+		"model": strict.AnyString, "voice": strict.String(&e.voice), "encoding": strict.AnyString,
+		"sampleRate": strict.AnyNumber,
 	}
 }
 

@@ -200,8 +200,9 @@ func (e *Endpoint) statusFault(response *http.Response, expected ...int) (fault 
 
 // sentenceOf returns what a provider says in an error, in one line without the key of e; "" if it says nothing.
 func (e *Endpoint) sentenceOf(body []byte) string {
-	sentence := string(withoutKey([]byte(llmwire.ErrorSentence(body)), e.apiKey))
-	sentence = strings.Join(strings.FieldsFunc(sentence, func(c rune) bool { return !unicode.IsGraphic(c) || c == ' ' }), " ")
+	isSpace := func(c rune) bool { return c == ' ' || !unicode.IsGraphic(c) }
+	words := strings.FieldsFunc(string(withoutKey([]byte(llmwire.ErrorSentence(body)), e.apiKey)), isSpace)
+	sentence := strings.Join(words, " ")
 	if len(sentence) > maxProbeFault {
 		sentence = strings.ToValidUTF8(sentence[:maxProbeFault], "") + "…"
 	}

@@ -17,7 +17,8 @@ func (s *openAISession) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	g := s.gateway
-	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, s.call.endpoint.sessionURL(s.call.model), header)
+	address := s.call.endpoint.sessionURL(s.call.model)
+	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, address, header)
 	switch {
 	case err == nil:
 		return server, nil

@@ -44,14 +44,16 @@ func (e *Endpoint) Warn(add func(member, sentence string)) {
 // NotUsed says why a Gateway does not use e, which is complete: it returns a member, and what is wrong with it. The
 // member is "" if the reason is another.
 func (e *Endpoint) NotUsed() (member, sentence string) {
-	switch suffixes := e.URLSuffixes(); {
+	suffixes := e.URLSuffixes()
+	ends := func(suffix string) bool { return e.url != nil && strings.HasSuffix(e.url.Path, suffix) }
+	switch {
 	case e.kind == llmwire.Realtime && suffixes == nil:
 		return "type", `is missing: without "openai" or "ultravox" the endpoint is not used`
 	case suffixes == nil:
 		return "", "no request is for endpoints of its kind"
 	case e.url == nil && !e.HasURL():
 		return "url", "is missing"
-	case e.url == nil || !slices.ContainsFunc(suffixes, func(end string) bool { return strings.HasSuffix(e.url.Path, end) }):
+	case !slices.ContainsFunc(suffixes, ends):
 		last := len(suffixes) - 1
 		names := suffixes[last]
 		if last > 0 {

@@ -9,8 +9,8 @@ import (
 )
 
 // Smallest returns the smallest request of the format that providers serve, and its Content-Type. It asks for the model
-// of c and, if c has a LimitMember, for one token or the fewest that providers accept. Speech has the voice, unless that
-// is "".
+// of c and, if c has a LimitMember, for one token or the fewest that providers accept. Speech has the voice, unless
+// that is "".
 func (f Format) Smallest(c Changes, voice string) (contentType string, body [][]byte) {
 	var r *Request
 	if f.TakesForm() {
