@@ -124,8 +124,8 @@ type format struct {
 	// cachesUnasked says that a provider may write to its cache what the request does not ask it to keep.
 	cachesUnasked bool
 
-	// smallest is the request that Smallest returns, without its model and limit, unless the format takes forms.
-	// leastLimit is the least limit of output tokens that providers accept; 0 is 1.
+	// smallest is the smallest request that providers serve, but for its model and limit. leastLimit is the least limit of
+	// output tokens that they accept; 0 is 1.
 	smallest   string
 	leastLimit int64
 

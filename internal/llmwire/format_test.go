@@ -18,6 +18,7 @@ func TestFormats(t *testing.T) {
 	optional := []string{
 		"keyPrefix", "usageOption", "countPath", "versionHeader", "version", "modelsQuery", "limitMember", "limitVaries", "safetyID",
 		"takesForm", "delivery", "holdIfUnreported", "held", "output", "cachesUnasked", "request", "complete",
+		"leastLimit",
 	}
 	for i, row := range formats {
 		value := reflect.ValueOf(*row)

@@ -39,6 +39,7 @@ func transcriptions(urlSuffix string, members ...listing) format {
 		takesForm:        true,
 		holdIfUnreported: true,
 		held:             soundInput,
+		smallest:         smallestForm(),
 
 		rules: requestRules{members: newColumnTable(append(members, openAIMembers)...)},
 		report: newJSONShape(reportMembers, promptDetails.under("usage.input_token_details"), jsonTable[Report]{

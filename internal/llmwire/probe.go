@@ -13,12 +13,12 @@ import (
 // that is "".
 func (f Format) Smallest(c Changes, voice string) (contentType string, body [][]byte) {
 	var r *Request
+	text := formats[f].smallest
 	if f.TakesForm() {
 		contentType = "multipart/form-data; boundary=" + smallestBoundary
-		r, _ = ReadForm(f, []string{contentType}, smallestForm()) // cannot fail, nor can the other
+		r, _ = ReadForm(f, []string{contentType}, []byte(text)) // cannot fail, nor can the other
 	} else {
 		contentType = "application/json"
-		text := formats[f].smallest
 		if voice != "" {
 			text = strings.Replace(text, anyVoice, jsonString(voice), 1)
 		}
@@ -39,8 +39,8 @@ const (
 	smallestSamples = smallestRate / 5
 )
 
-// smallestForm returns a form whose file is a WAV without a sound to hear.
-func smallestForm() []byte {
+// smallestForm returns a form whose file is a WAV with silence.
+func smallestForm() string {
 	const header, sampleBytes, pcm = 44, 2, 1
 	form := []byte("--" + smallestBoundary + "\r\n" +
 		`Content-Disposition: form-data; name="file"; filename="silence.wav"` + "\r\nContent-Type: audio/wav\r\n\r\n")
@@ -57,7 +57,7 @@ func smallestForm() []byte {
 		uint16(8*sampleBytes))
 	form = append(form, "data"...)
 	add(uint32(size), make([]byte, size))
-	return append(form, "\r\n--"+smallestBoundary+"--\r\n"...)
+	return string(form) + "\r\n--" + smallestBoundary + "--\r\n"
 }
 
 // ErrorSentence returns what a provider's error says to people, in whatever format: the first string under error,
