@@ -47,8 +47,8 @@ type routeMetrics struct {
 
 // statuses are the statuses counted by themselves. All others are counted together.
 var statuses = [...]int{
-	101, 200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 426, 429, 431,
-	500, 502, 503, 504, 529,
+	101, 200, 201, 204, 304, 400, 401, 402, 403, 404, 405, 408, 409, 412, 413, 415, 422, 426, 429, 431, 499,
+	500, 502, 503, 504, 508, 529,
 }
 
 // methods are the methods counted by themselves, and otherName for all others.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetry"
 	"tollgate/internal/waittest"
@@ -213,6 +214,19 @@ func TestAccessLog(t *testing.T) {
 			t.Errorf("log:\n%s", s.log)
 		}
 	})
+}
+
+// Statuses that the docs name count by themselves, others together.
+func TestMetricsStatuses(t *testing.T) {
+	m := newMetrics(nil)
+	for _, status := range []int{200, 499, 508, 418, 599} {
+		m.request("", "GET", status, 0)
+		m.gateway.count("t", &gateway.Outcome{Endpoint: "e"}, status, 0)
+	}
+	for status, want := range map[string]int{"200": 1, "499": 1, "508": 1, "other": 2} {
+		wantSamples(t, m, fmt.Sprintf(`http_requests_total{route="other",method="GET",status=%q} %d`, status, want),
+			fmt.Sprintf(`gateway_requests_total{tenant="t",endpoint="e",status=%q} %d`, status, want))
+	}
 }
 
 func TestRouteOf(t *testing.T) {
