@@ -80,7 +80,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for _, positive := range []string{
-		"redis_pool_connections", "go_goroutines", "go_memstats_heap_alloc_bytes", "process_resident_memory_bytes",
+		"redis_probe_seconds", "redis_pool_connections", "go_goroutines", "go_memstats_heap_alloc_bytes", "process_resident_memory_bytes",
 		"process_open_fds", "process_max_fds",
 	} {
 		if got := s.sample(t, positive); got <= 0 {

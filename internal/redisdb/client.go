@@ -338,11 +338,13 @@ func (c *Client) Ready(deadline time.Time) error {
 // of several servers have a label node, the address.
 func (c *Client) WriteMetrics(page *telemetry.Page) {
 	nodes := c.allMasters()
-	up := make([]float64, len(nodes))
+	up, took := make([]float64, len(nodes)), make([]float64, len(nodes))
 	Each(len(nodes), len(nodes), func(i int) {
-		if nodes[i].ready(time.Now().Add(redialTimeout)) == nil {
+		began := time.Now()
+		if nodes[i].ready(began.Add(redialTimeout)) == nil {
 			up[i] = 1
 		}
+		took[i] = time.Since(began).Seconds()
 	})
 	write := func(name, kind, help string, value func(i int, n *node) float64) {
 		page.Family(name, kind, help)
@@ -356,6 +358,8 @@ func (c *Client) WriteMetrics(page *telemetry.Page) {
 	}
 	write("redis_up", "gauge", "1 if Redis would decide a charge, else 0.",
 		func(i int, _ *node) float64 { return up[i] })
+	write("redis_probe_seconds", "gauge", "How long the query for redis_up took.",
+		func(i int, _ *node) float64 { return took[i] })
 	write("redis_pool_connections", "gauge", "Connections of the pool.",
 		func(_ int, n *node) float64 { return float64(n.pool.Stats().ActiveCount) })
 	write("redis_pool_idle_connections", "gauge", "Idle connections of the pool.",
