@@ -482,6 +482,9 @@ func (s *server) showReadiness(w http.ResponseWriter, _ *http.Request, info *req
 func (s *server) showMetrics(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
 	e := new(telemetry.Page)
 	s.metrics.write(e)
+	open, most := s.connections()
+	e.Single("http_connections", "gauge", "Connections of clients that are open.", float64(open))
+	e.Single("http_max_connections", "gauge", "How many of them may be open.", float64(most))
 	e.Single("log_lines_dropped_total", "counter", "Lines of the log that were not written.", float64(s.log.Dropped()))
 	s.gateway.WriteMetrics(e)
 	e.Single("gateway_realtime_sessions", "gauge", "Realtime sessions that are open.", float64(s.sessions.Load()))

@@ -42,7 +42,7 @@ func metricsStory(t *testing.T, s *service, r *redistest.Server) (id string, sec
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
-	s := newService(t, "REDIS_URL="+r.URL())
+	s := newService(t, "REDIS_URL="+r.URL(), "MAX_CONNECTIONS=64")
 	id, secrets := metricsStory(t, s, r)
 	page := s.admin(t, "GET", "/metrics", "").body
 
@@ -71,6 +71,7 @@ func TestMetrics(t *testing.T) {
 		{`charges_refused_total{` + tenant + `,reason="idempotency_key"}`, 1},
 		{`keys_issued_total{` + tenant + `,group="anonymous"}`, 2},
 		{`keys_issued_total{` + tenant + `,group="a\"b\\c\nd"}`, 1},
+		{`http_max_connections`, 64},
 		{`tenant_config_loads_total`, 1},
 		{`redis_up`, 1},
 		{`redis_errors_total`, 0},
@@ -80,8 +81,8 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for _, positive := range []string{
-		"redis_probe_seconds", "redis_pool_connections", "go_goroutines", "go_memstats_heap_alloc_bytes", "process_resident_memory_bytes",
-		"process_open_fds", "process_max_fds",
+		"http_connections", "redis_probe_seconds", "redis_pool_connections", "go_goroutines", "go_memstats_heap_alloc_bytes",
+		"process_resident_memory_bytes", "process_open_fds", "process_max_fds",
 	} {
 		if got := s.sample(t, positive); got <= 0 {
 			t.Errorf("%s is %v", positive, got)
