@@ -71,7 +71,7 @@ class Walker {
     Object.assign(this, { browser, context, page, statuses });
     this.problems = []; // what no walk should see
     this.requests = []; // "METHOD /path" of all requests, oldest first
-    page.on("pageerror", (error) => this.problems.push(`exception: ${error.stack ?? error}`));
+    page.on("pageerror", (error) => this.problems.push(`exception: ${error.name}: ${error.message} ${error.stack}`));
     page.on("console", (message) => this.#hear(message));
     page.on("dialog", (dialog) => {
       this.problems.push(`the browser asks: ${dialog.type()} ${dialog.message()}`);

@@ -22,6 +22,7 @@ await walk(async (t) => {
     const context = await t.browser.newContext();
     try {
       const page = await context.newPage();
+      context.setDefaultTimeout(10_000);
       await page.addInitScript(observe);
       await page.goto(`${env.origin}/admin`);
       await page.getByLabel("Tenant").fill(env.tenant);
