@@ -103,7 +103,8 @@ function draw(parts, totals, days, titleOf) {
     const bars = parts.filter((part) => part.values[i] > 0).map((part) => {
       const bottom = y(below);
       below += part.values[i];
-      return svg('rect', { class: part.shade, x: i + .1, width: .8, y: y(below), height: bottom - y(below) });
+      const top = Math.min(y(below), bottom - .7); // else little would look like nothing
+      return svg('rect', { class: part.shade, x: i + .1, width: .8, y: top, height: bottom - top });
     });
     const back = svg('rect', { class: 'back', x: i, y: 0, width: 1, height });
     return svg('g', {}, svg('title', {}, titleOf(i)), back, bars);

@@ -113,27 +113,24 @@ function firstSteps() {
 
 function drawPlot(days) {
   const { measure, kind } = chosen;
-  const names = days.map((day) => day.day);
-  const valuesOf = (of) => days.map(of);
-  const sums = measures.map(([one]) => one).filter((one) => one !== measure)
-    .map((one) => ({ name: headOf[one], values: valuesOf((day) => day[one]) }));
-  const columns = [...sums, { name: 'Cache hits', values: valuesOf((day) => day.cacheHits) },
-    { name: 'Refused', values: valuesOf(refusedOn) }];
+  const columns = [...measures.filter(([one]) => one !== measure).map(([one]) => [headOf[one], (day) => day[one]]),
+    ['Cache hits', (day) => day.cacheHits], ['Refused', refusedOn],
+  ].map(([name, of]) => ({ name, values: days.map(of) }));
   const what = headOf[measure];
-  if (measure === 'tokensGranted') {
-    const series = [{ name: 'Granted', values: valuesOf((day) => day.tokensGranted) }];
-    return chart({ title: what, what, days: names, series, columns });
-  }
-  const title = `${what} by ${kinds.find(([one]) => one === kind)[1].toLowerCase()}`;
-  return chart({ title, what, days: names, series: seriesOf(days, (day) => partsOf(day, kind, measure)), columns });
+  const granted = measure === 'tokensGranted';
+  return chart({
+    title: granted ? what : `${what} by ${kinds.find(([one]) => one === kind)[1].toLowerCase()}`,
+    what, days: days.map((day) => day.day), columns,
+    series: seriesOf(days, (day) => granted ? [[what, day[measure]]] : partsOf(day, kind, measure)),
+  });
 }
 
-// partsOf returns the names of a day with their part of a measure. Charges that a service makes itself have no endpoint
+// partsOf returns the names of a day with their part of a measure. What was charged without the gateway has no endpoint
 // and no model.
 function partsOf(day, kind, measure) {
   const parts = Object.entries(day[kind]).map(([name, sums]) => [name || 'No model', sums[measure]]);
   const direct = day[measure] - sumOf(parts, ([, n]) => n);
-  return direct > 0 ? [...parts, ['Not through the gateway', direct]] : parts;
+  return direct > 0 ? [...parts, ['Direct charges', direct]] : parts;
 }
 
 function topUsers(days) {

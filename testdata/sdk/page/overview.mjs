@@ -34,7 +34,7 @@ async function wantFigures(t, days) {
 }
 
 // wantChart compares the table, and the bars, with what the API says of the days in parts of a kind.
-async function wantChart(t, days, what, member, kind, of) {
+async function wantChart(t, days, what, member, kind) {
   const got = await rows(t, `${what} by ${kind.toLowerCase()}`);
   const names = [...new Set(days.flatMap((day) => Object.keys(day[`by${kind}`])))];
   for (const name of names) {
@@ -48,13 +48,12 @@ async function wantChart(t, days, what, member, kind, of) {
   t.equal(got.slice(1).map((row) => row[1]), [number(sum(want)), ...want.map(number).reverse()], what);
   const { bars, tall } = await t.page.locator(".plot svg > g:not(.lines)").evaluateAll((groups) => ({
     bars: groups.length,
-    tall: groups.map((group) => Math.round([...group.querySelectorAll("rect:not(.back)")]
-      .reduce((height, bar) => height + bar.height.baseVal.value, 0))),
+    tall: groups.map((group) => [...group.querySelectorAll("rect:not(.back)")]
+      .reduce((height, bar) => height + bar.height.baseVal.value, 0)),
   }));
   t.equal(bars, days.length, "days of the chart");
   t.equal(tall.indexOf(Math.max(...tall)), want.indexOf(Math.max(...want)), "the highest bar");
   t.equal(tall.map((height) => height > 0), want.map((n) => n > 0), "the days that have a bar");
-  await of?.(names);
 }
 
 await walk(async (t) => {
@@ -158,10 +157,10 @@ async function hostile(t) {
   const groups = ["__proto__", "constructor", markup, `"quoted"`, "other", "g".repeat(64), "a", "b", "c", "d"];
   const config = `{"user_groups":{${groups.map((name) => `${JSON.stringify(name)}:{"tokens":9000000}`).join()}}}`;
   await api("POST", "/admin/tenants", `{"tenantId":${JSON.stringify(tenant)},"config":${config}}`);
-  const ids = ["__proto__", markup, "other", "u".repeat(120), " a b/?&#%", "è\u202e"];
+  const ids = ["__proto__", markup, "other", "u".repeat(120), "a b/?&#%+", "è"];
   for (const [i, group] of groups.entries()) {
     const { body } = await api("POST", `/${tenant}/admin/keys`, { userId: ids[i % ids.length], group });
-    await api("POST", `/${tenant}/tokens/consume`, { tokens: 1000 * (groups.length - i) }, body.apiKey);
+    t.equal((await api("POST", `/${tenant}/tokens/consume`, { tokens: 1000 * (groups.length - i) }, body.apiKey)).status, 200, `a charge of ${group}`);
   }
   await t.until("the usage", async () => sum((await usage(tenant, 1)).map((day) => day.requests)) === groups.length);
   await t.goto();
