@@ -43,7 +43,7 @@ export async function showOverview(content, { signal }) {
     byDay.hidden = !isUsed(days);
     figures.replaceChildren(drawFigures(days), byDay.hidden ? firstSteps() : '');
     redrawPlot();
-    lists.replaceChildren(topUsers(days), refused(days));
+    lists.replaceChildren(byDay.hidden ? '' : topUsers(days), refused(days));
   };
   const load = async () => {
     if (await readDays(Math.max(chosen.days, read.days.length), signal)) redraw();
@@ -62,12 +62,12 @@ const shownDays = () => read.days.slice(-chosen.days);
 // readDays reads the last n days in UTC, and returns whether that has brought something new.
 async function readDays(n, signal) {
   const dayOf = (time) => new Date(time).toISOString().slice(0, 10);
-  const now = Date.now();
+  const now = Date.now(), into = read;
   const url = path`/admin/usage` + query({ from: dayOf(now - (n - 1) * dayLength), to: dayOf(now), by: 'model',
     limit: usersOfDay }) + '&by=user';
   const { text, body } = await request('GET', url, { signal });
-  if (text === read.text) return false;
-  Object.assign(read, { text, days: body.days });
+  if (text === into.text) return false;
+  Object.assign(into, { text, days: body.days });
   return true;
 }
 
@@ -106,9 +106,9 @@ const share = (part, all) => `${number(all > 0 ? 100 * part / all : 0)} %`;
 function firstSteps() {
   return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`),
     el('ol', {},
-      el('li', {}, 'Create a key for a user: ', el('a', { href: addressOf('Users') }, 'Users'), ', “New key”.'),
-      el('li', {}, 'Send a message with a key for a try: ', el('a', { href: addressOf('Try it') }, 'Try it'), '.'),
-      el('li', {}, 'What is used is counted here, by day, about a second later.')));
+      el('li', {}, 'Add an endpoint with its models in ', el('a', { href: addressOf('Config') }, 'Config'), '.'),
+      el('li', {}, 'Create a key for a user in ', el('a', { href: addressOf('Users') }, 'Users'), '.'),
+      el('li', {}, 'Send a message in ', el('a', { href: addressOf('Try it') }, 'Try it'), '. It is counted here.')));
 }
 
 function drawPlot(days) {
@@ -146,9 +146,8 @@ function topUsers(days) {
   const rows = top.slice(0, usersShown).map((user) => [nameOf(user.userId), number(user.requests),
     number(user.tokensCharged), share(user.tokensCharged, charged)]);
   return el('section', {}, el('h2', {}, 'Top users'),
-    rows.length === 0 ? el('p', { class: 'faint' }, 'Nobody has used anything.') :
-      table('Users who were charged most', ['User', 'Requests', 'Tokens charged', 'Share'], rows,
-        { numeric: [1, 2, 3], hideCaption: true }),
+    table('Users who were charged most', ['User', 'Requests', 'Tokens charged', 'Share'], rows,
+      { numeric: [1, 2, 3], hideCaption: true }),
     days.some((day) => day.byUser.length >= usersOfDay) &&
       el('p', { class: 'hint' }, `Of each day, the ${usersOfDay} users who were charged most are counted here.`));
 }
