@@ -7,7 +7,8 @@ await walk(async (t) => {
   const { body: status } = await api("GET", "/admin/status");
   const text = await t.page.locator("main:visible").innerText();
   for (const want of [status.version, "Streams", "Realtime sessions", "Drains", `of ${status.connections.max.toLocaleString("en")}`,
-    status.redis.nodes[0].address, "one server", "master", "● up", ...Object.keys(status.pools).map((name) => name.replaceAll("_", " "))]) {
+    status.redis.nodes[0].address, "one server", "master", "● up",
+    ...Object.keys(status.pools).map((name) => name.replaceAll("_", " "))]) {
     t.equal(text.includes(want), true, `${want} in ${text}`);
   }
   await t.check("health");
