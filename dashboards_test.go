@@ -17,8 +17,8 @@ import (
 	"tollgate/internal/telemetry"
 )
 
-// These tests compare docs/grafana.json and docs/alerts.yml with the metrics of the program. In
-// dashboards_integration_test.go promtool and Prometheus read them.
+// These tests compare docs/grafana.json and docs/alerts.yml with the metrics of the program. In integration_test.go
+// promtool and Prometheus read both.
 
 // A dashboard is what these tests read of one of Grafana
 // (https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/).
@@ -56,26 +56,26 @@ type expression struct {
 
 var legendLabel = regexp.MustCompile(`\{\{(\w+)\}\}`)
 
-// expressions returns those of all panels and variables.
-func (d *dashboard) expressions(t *testing.T) (all []expression) {
+// expressions returns those of all panels, and those from which the variables get their values.
+func (d *dashboard) expressions(t *testing.T) (panels, variables []expression) {
 	t.Helper()
 	for _, panel := range d.Panels {
 		for _, target := range panel.Targets {
-			all = append(all, expression{panel.Title, target.Expr, submatches(legendLabel, target.LegendFormat)})
+			panels = append(panels, expression{panel.Title, target.Expr, submatches(legendLabel, target.LegendFormat)})
 		}
 	}
 	for _, variable := range d.Templating.List {
 		query, ok := variable.Query.(map[string]any)
-		if !ok {
+		if !ok { // the kind of a datasource
 			continue
 		}
 		text, label, ok := strings.Cut(strings.TrimPrefix(query["query"].(string), "label_values("), ", ")
 		if !ok {
 			t.Errorf("the variable %s has the query %v", variable.Name, query)
 		}
-		all = append(all, expression{"the variable " + variable.Name, text, []string{strings.TrimSuffix(label, ")")}})
+		variables = append(variables, expression{"$" + variable.Name, text, []string{strings.TrimSuffix(label, ")")}})
 	}
-	return all
+	return panels, variables
 }
 
 // submatches returns what the first group of a pattern matches in text, wherever it does.
@@ -306,14 +306,16 @@ func hasValue(values map[string]bool, matcher [3]string) bool {
 func TestDashboardMetrics(t *testing.T) {
 	t.Parallel()
 	e, d := readExports(t), readDashboard(t)
-	shown, alerts := d.expressions(t), readAlerts(t)
-	if len(shown) < 40 || len(alerts) < 10 {
-		t.Errorf("%d expressions in the dashboard, and %d alerts", len(shown), len(alerts))
+	panels, variables := d.expressions(t)
+	alerts := readAlerts(t)
+	if len(panels) < 40 || len(variables) < 3 || len(alerts) < 10 {
+		t.Errorf("the dashboard has %d expressions and %d variables, and there are %d alerts",
+			len(panels), len(variables), len(alerts))
 	}
-	for _, x := range slices.Concat(shown, alerts) {
+	for _, x := range slices.Concat(panels, variables, alerts) {
 		e.check(t, x)
 	}
-	for _, x := range shown[:len(shown)-3] { // without the variables
+	for _, x := range panels {
 		selectors, _, _ := readPromQL(x.text)
 		for _, s := range selectors {
 			want := "$__rate_interval"

@@ -11,10 +11,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
 )
@@ -81,10 +83,13 @@ func TestIntegrationOpenAPILint(t *testing.T) {
 }
 
 // prometheusFiles writes the files for Prometheus in docs/operations.md into a directory, each named by its first line,
-// with these replacements.
+// with these replacements, and docs/alerts.yml beside them.
 func prometheusFiles(t *testing.T, replacements ...string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "alerts.yml"), []byte(readFile(t, "docs/alerts.yml")), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, block := range docBlocks(t, "docs/operations.md") {
 		if name, _, ok := strings.Cut(strings.TrimPrefix(block.text, "# "), "\n"); ok && block.language == "yaml" {
 			text := strings.NewReplacer(replacements...).Replace(block.text)
@@ -96,41 +101,57 @@ func prometheusFiles(t *testing.T, replacements ...string) (dir string) {
 	return dir
 }
 
-// promtool finds nothing to say about the files for Prometheus in docs/operations.md, and their metrics exist.
+// promtool finds nothing to say about the files for Prometheus in docs.
 func TestIntegrationPrometheusFiles(t *testing.T) {
 	dir := prometheusFiles(t)
 	if err := os.WriteFile(filepath.Join(dir, "metrics-token"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	check := exec.Command(program(t, "promtool"), "check", "config", "--lint-fatal", filepath.Join(dir, "prometheus.yml"))
-	if out, err := check.CombinedOutput(); err != nil || !strings.Contains(string(out), "rules found") {
+	runPromtool(t, "rules found", "check", "config", "--lint-fatal", filepath.Join(dir, "prometheus.yml"))
+}
+
+// runPromtool runs promtool with these arguments, and expects that it succeeds and says what is wanted.
+func runPromtool(t *testing.T, want string, arguments ...string) {
+	t.Helper()
+	out, err := exec.Command(program(t, "promtool"), arguments...).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), want) {
 		t.Errorf("promtool: %v\n%s", err, out)
-	}
-	const inClusters = "redis_slots_unowned" // this service has one server
-	page := newService(t).admin(t, "GET", "/metrics", "").body
-	names := regexp.MustCompile(`\b(?:http|redis|gateway|log|tokens|charges)_\w+`)
-	found := 0
-	for line := range strings.Lines(readFile(t, filepath.Join(dir, "tollgate.rules.yml"))) {
-		if strings.Contains(line, "summary:") {
-			continue
-		}
-		for _, name := range names.FindAllString(line, -1) {
-			found++
-			if !strings.Contains(page, "# TYPE "+name+" ") && name != inClusters {
-				t.Errorf("there is no metric %s", name)
-			}
-		}
-	}
-	if found < 8 {
-		t.Errorf("the rules have %d metrics", found)
 	}
 }
 
-// Prometheus scrapes tollgate as docs/operations.md says.
-func TestIntegrationPrometheusScrapes(t *testing.T) {
-	const token = "metrics-token-of-this-test"
-	s := newService(t, "METRICS_TOKEN="+token)
-	dir := prometheusFiles(t, "localhost:8080", s.address(), "scrape_interval: 15s", "scrape_interval: 1s")
+// Each alert of docs/alerts.yml fires when it must, and not before.
+func TestIntegrationAlerts(t *testing.T) {
+	const tests = "testdata/alerts.test.yml"
+	runPromtool(t, "SUCCESS", "test", "rules", tests)
+	for _, alert := range readAlerts(t) {
+		if !strings.Contains(readFile(t, tests), `{alertname="`+alert.where+`"}`) {
+			t.Errorf("no test expects that %s fires", alert.where)
+		}
+	}
+}
+
+// dashboardVariables stands for the values that Grafana puts in the place of the variables of docs/grafana.json.
+var dashboardVariables = strings.NewReplacer("$__rate_interval", "1m", "$job", "tollgate", "$instance", ".*", "$tenant", ".*")
+
+// promtool takes each expression of docs/grafana.json for a rule.
+func TestIntegrationDashboard(t *testing.T) {
+	d, rules := readDashboard(t), "groups:\n  - name: dashboard\n    rules:\n"
+	panels, variables := d.expressions(t)
+	for i, x := range slices.Concat(panels, variables) {
+		rules += fmt.Sprintf("      - record: panel:%d\n        expr: %q\n", i, dashboardVariables.Replace(x.text))
+	}
+	path := filepath.Join(t.TempDir(), "rules.yml")
+	if err := os.WriteFile(path, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	runPromtool(t, "SUCCESS", "check", "rules", "--lint-fatal", path)
+}
+
+// startPrometheus starts a Prometheus that scrapes s, and evaluates the alerts, every second as docs/operations.md says.
+func startPrometheus(t *testing.T, s *service, token string) (prometheus *service) {
+	t.Helper()
+	dir := prometheusFiles(t, "localhost:8080", s.address(), "scrape_interval: 15s", "scrape_interval: 1s",
+		"rule_files:", "global: { evaluation_interval: 1s }\nrule_files:")
 	if err := os.WriteFile(filepath.Join(dir, "metrics-token"), []byte(token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -141,15 +162,59 @@ func TestIntegrationPrometheusScrapes(t *testing.T) {
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	startProgram(t, exec.Command(program(t, "prometheus"), "--config.file="+filepath.Join(dir, "prometheus.yml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address), address)
-	prometheus := &service{url: "http://" + address}
+	return &service{url: "http://" + address}
+}
+
+// query returns the result of an expression, at a service that is Prometheus.
+func (s *service) query(expression string) (string, error) {
+	got, err := s.send("GET", "/api/v1/query?query="+url.QueryEscape(expression), "")
+	if err == nil {
+		err = got.is(200)
+	}
+	return got.body, err
+}
+
+// Prometheus scrapes tollgate as docs/operations.md says, and evaluates the alerts. Then it has something for each panel
+// of the dashboard but those whose subject is not there.
+func TestIntegrationPrometheusScrapes(t *testing.T) {
+	const token = "metrics-token-of-this-test"
+	s, p, d := newService(t, "METRICS_TOKEN="+token), providertest.New(t), readDashboard(t)
+	p.On("broken", providertest.Conduct{Status: 500})
+	g := s.gatewayTest(t, p, formatsConfig(p, 1_000_000, "", `,"caching":{"enabled":true,"text_ttl":60}`))
+	prometheus := startPrometheus(t, s, token)
 	waittest.Eventually(t, 30*time.Second, func() error {
 		for _, query := range []string{`up{job="tollgate"}==1`, "redis_up==1"} {
-			got, err := prometheus.send("GET", "/api/v1/query?query="+url.QueryEscape(query), "")
+			got, err := prometheus.query(query)
 			if err != nil {
 				return err
 			}
-			if !strings.Contains(got.body, `"instance":"`+s.address()+`"`) {
-				return fmt.Errorf("%s is %s", query, got.body)
+			if !strings.Contains(got, `"instance":"`+s.address()+`"`) {
+				return fmt.Errorf("%s is %s", query, got)
+			}
+		}
+		return nil
+	})
+	waittest.Eventually(t, 30*time.Second, func() error {
+		got, err := prometheus.send("GET", "/api/v1/rules", "")
+		if n, want := strings.Count(got.body, `"health":"ok"`), len(readAlerts(t)); err == nil && n != want {
+			err = fmt.Errorf("%d alerts are evaluated, want %d: %s", n, want, got.body)
+		}
+		return err
+	})
+	absent := regexp.MustCompile("payment_events_total|gateway_realtime_seconds_total|redis_slots_unowned|pool_refused_total")
+	waittest.Eventually(t, 60*time.Second, func() error {
+		g.call(t, chatPath, `{}`)
+		g.call(t, chatPath, `{"model":"broken"}`)
+		g.consume(t, g.tenant, g.key, `{"tokens":2000000}`)
+		g.login(t, g.tenant)
+		panels, _ := d.expressions(t)
+		for _, x := range panels {
+			got, err := prometheus.query(dashboardVariables.Replace(x.text))
+			if err != nil {
+				return fmt.Errorf("%s: %w", x.where, err)
+			}
+			if strings.Contains(got, `"result":[]`) && !absent.MatchString(x.text) {
+				return fmt.Errorf("%s: nothing is %s", x.where, x.text)
 			}
 		}
 		return nil
