@@ -19,6 +19,7 @@ import (
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/stripetest"
+	"tollgate/internal/waittest"
 )
 
 // walksDir has the walks: each file does on the admin page what a person does. browser.mjs says how.
@@ -141,29 +142,31 @@ func (w *pageTest) newTenant(t *testing.T, tenant string) *pageTenant {
 		alice: w.issue(t, tenant, `"userId":"alice","group":"pro","label":"laptop"`),
 		bob:   w.issue(t, tenant, `"userId":"bob","group":"free"`),
 	}
-	w.addUsage(t, tenant)
-	for _, model := range []string{"gpt-4o", "gpt-4o", "gpt-4o-mini", "claude-opus-4-1"} { // the second comes from the cache
+	for path, model := range map[string]string{"chat/completions": "gpt-4o", "messages": "claude-opus-4-1"} {
 		body := fmt.Sprintf(`{"model":%q,"max_tokens":20,"messages":[{"role":"user","content":"Hello"}]}`, model)
-		path := "/v1/chat/completions"
-		if model == "claude-opus-4-1" {
-			path = "/v1/messages"
-		}
-		if err := w.do(t, "POST", "/"+tenant+path, body, bearer(one.alice)).is(200); err != nil {
+		if err := w.do(t, "POST", "/"+tenant+"/v1/"+path, body, bearer(one.alice)).is(200); err != nil {
 			t.Fatal(err)
 		}
 	}
 	w.consume(t, tenant, one.bob, `{"tokens":300}`).want(t, 200, "")
 	w.consume(t, tenant, one.bob, `{"tokens":5000}`).want(t, 402, "")
+	waittest.Eventually(t, 20*time.Second, func() error { // from then on what a walk reads stays the same
+		got := w.usageDays(t, "/"+tenant+"/admin/usage?by=user&from="+today()+"&to="+today())[0]
+		if users := got.ByUser; got.Refused.Balance != 1 || len(users) != 2 || users[0].Requests+users[1].Requests != got.Requests {
+			return fmt.Errorf("the usage is not written yet: %+v", got)
+		}
+		return nil
+	})
+	w.addUsage(t, tenant)
 	return one
 }
 
-// addUsage puts the usage of the last month but for today's into Redis, as if the program had counted it. Each walk finds
-// the same.
+// addUsage puts the usage of 40 days into Redis, as if the program had counted it. Each walk finds the same.
 func (w *pageTest) addUsage(t *testing.T, tenant string) {
 	t.Helper()
 	generation := w.store.wantTenant(t, tenant).generation
 	now := time.Now().Unix() / daySeconds
-	for ago := int64(1); ago <= 40; ago++ {
+	for ago := int64(0); ago < 40; ago++ {
 		d := new(dayUsage)
 		add := func(user, group, endpoint, model string, requests int64) {
 			e := usageEvent{group: group, endpoint: endpoint, model: model, requests: requests, charged: requests * 420}
