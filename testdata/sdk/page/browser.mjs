@@ -228,11 +228,7 @@ class Walker {
       await this.screenshot(`${title}-${colorScheme}`);
     }
     await this.page.setViewportSize(phone);
-    const { wide, width } = await this.page.evaluate(() => ({
-      width: document.documentElement.scrollWidth,
-      wide: [...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
-        .map((e) => e.outerHTML.slice(0, 120)),
-    }));
+    const { wide, width } = await this.page.evaluate(sideways);
     await this.screenshot(`${title}-phone`);
     if (width > phone.width) {
       throw new Error(`${title}: ${width} px wide on a screen of ${phone.width} px. What sticks out:\n${wide.slice(0, 9).join("\n")}`);
@@ -255,6 +251,18 @@ class Walker {
   calm() {
     if (this.problems.length) throw new Error(this.problems.join("\n"));
   }
+}
+
+// sideways is run in the page: it returns how wide that is, and what sticks out of the screen, but for what is in a place
+// that scrolls by itself.
+function sideways() {
+  const clipped = (element) => element !== document.body &&
+    (getComputedStyle(element).overflowX !== "visible" || clipped(element.parentElement));
+  return {
+    width: document.documentElement.scrollWidth,
+    wide: [...document.querySelectorAll("body *")].filter((element) => element.getBoundingClientRect().right > innerWidth + 1 &&
+      !clipped(element.parentElement)).map((element) => element.outerHTML.slice(0, 120)),
+  };
 }
 
 // watch is run in the page, before its scripts.
