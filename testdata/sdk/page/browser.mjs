@@ -219,9 +219,12 @@ class Walker {
   }
 
   // check looks at the present view, or dialog, as people do with a screen reader, in the dark and on a phone: axe-core
-  // has no serious finding, and nothing is wider than 360 px. It saves a screenshot of each.
+  // has no serious finding, and nothing is wider than 360 px. It saves a screenshot of each. Nor is there text that a
+  // program has made by mistake.
   async check(title) {
     await this.settled();
+    const mistake = /^.*(\[object \w+\]|\bundefined\b|\bNaN\b|Invalid Date).*$/m.exec(await this.page.locator("body").innerText());
+    if (mistake) throw new Error(`${title} shows ${mistake[0]}`);
     for (const colorScheme of ["dark", "light"]) {
       await this.page.emulateMedia({ colorScheme });
       await this.axe(`${title}, ${colorScheme}`);

@@ -99,6 +99,20 @@ await walk(async (t) => {
   t.equal(Object.keys(JSON.parse(text).user_groups).includes("__proto__"), true, "a group that is called __proto__");
   await wantShown(t, "Config", names.filter((name) => !name.includes('"')));
   await t.check("config");
+  for (const name of ["__proto__", names[1]]) { // the forms change the group of that name, and nothing else
+    await t.button(new RegExp(`^Edit ${name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}$`)).click();
+    await t.field("Tokens", t.dialog()).fill("77");
+    await wantShown(t, "the form of a group", [name]);
+    await t.button("Save group", t.dialog()).click();
+    await t.misses(t.dialog());
+    const groups = new Map(Object.entries(JSON.parse(await t.field("Config").inputValue()).user_groups));
+    t.equal([groups.size, groups.get(name).tokens], [names.length + 4, 77], `the groups with that of ${name}`);
+  }
+  await t.button("Save").click();
+  await t.status().waitFor();
+  await t.button("Test refuses").click();
+  await t.alert("<script>hacked='refused'</script>").waitFor();
+  await harmless(t, "a test of an endpoint");
   await t.button("History").click();
   await t.button("Difference").first().click();
   await t.sees(/late/);
