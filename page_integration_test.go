@@ -73,7 +73,7 @@ type pageTenant struct {
 // The walks in walksDir, on the page of the real program. Those in alone measure, and run while no other does.
 func TestIntegrationPage(t *testing.T) {
 	w := newPageTest(t)
-	prepare := map[string]func(*testing.T, *pageTenant){"payments": w.addPayments}
+	prepare := map[string]func(*testing.T, *pageTenant){"config": w.addBroken, "payments": w.addPayments}
 	tenants := map[string]string{"picture": "acme"} // instead of the walk's name
 	alone := []string{"speed"}
 	files, err := filepath.Glob(walksDir + "/*.mjs")
@@ -214,6 +214,16 @@ func (w *pageTest) addPayments(t *testing.T, one *pageTenant) {
 	late := buy(gone, "price_pack")
 	w.admin(t, "DELETE", "/"+one.tenant+"/admin/keys/"+gone, "").want(t, 204, "")
 	deliver(w.stripe.Pay(late))
+}
+
+// addBroken creates two more tenants, and writes configs that break the rules straight to Redis for them.
+func (w *pageTest) addBroken(t *testing.T, one *pageTenant) {
+	t.Helper()
+	for suffix, config := range map[string]string{"-broken": `{"caching":7}`, "-torn": `{"user_groups":{`} {
+		tenant := one.tenant + suffix
+		w.admin(t, "POST", "/admin/tenants", fmt.Sprintf(`{"tenantId":%q,"config":{"made":1.10}}`, tenant)).want(t, 201, "")
+		w.redis.Do(t, "SET", configRedisKey(tenant), config)
+	}
 }
 
 // run takes a walk.

@@ -34,7 +34,7 @@ export function compare(before, after) {
   const now = after === '' ? [] : after.split('\n');
   const numbers = new Map();
   const numberOf = (line) => {
-    const key = line.endsWith(',') ? line.slice(0, -1) : line;
+    const key = bare(line);
     if (!numbers.has(key)) numbers.set(key, numbers.size);
     return numbers.get(key);
   };
@@ -52,7 +52,24 @@ export function compare(before, after) {
     if (sign !== '+') i++;
     if (sign !== '−') j++;
   }
-  return lines.concat(now.slice(now.length - end).map((text) => ({ sign: ' ', text })));
+  return slide(lines.concat(now.slice(now.length - end).map((text) => ({ sign: ' ', text }))));
+}
+
+const bare = (line) => line.endsWith(',') ? line.slice(0, -1) : line;
+
+// slide moves changes that start with the end of one object or array, and stop before the end of another, down to that
+// end, so that they are whole objects.
+function slide(lines) {
+  for (let i = 0, end = 0; i < lines.length; i++) {
+    const { sign, text } = lines[i];
+    if (sign === ' ' || !/^ *[}\]]/.test(text)) continue;
+    if (i > 0 && lines[i - 1].sign === sign) continue; // in the middle of a change
+    for (end = Math.max(end, i); end < lines.length && lines[end].sign === sign;) end++;
+    if (lines[end]?.sign !== ' ' || bare(lines[end].text) !== bare(text)) continue;
+    lines[i].sign = ' ';
+    lines[end].sign = sign;
+  }
+  return lines;
 }
 
 // script returns the signs of the shortest way from a to b (E. Myers, An O(ND) Difference Algorithm, 1986), or of the

@@ -50,18 +50,19 @@ export class History {
 
   #item(version, earlier) {
     const place = el('div');
-    const saved = () => time(version.savedAt);
+    const name = version.etag.slice(0, 8); // several may be of the same minute
+    const saved = time(version.savedAt);
     const show = button('Difference', async () => {
       const opens = !place.firstChild;
       place.replaceChildren(...opens ? [await this.#difference(version, earlier)] : []);
       show.setAttribute('aria-expanded', opens);
     }, { 'aria-expanded': 'false' });
-    show.append(hidden(` of the version of ${saved().textContent}`));
-    const restore = button('Restore', () => this.#askToRestore(version, saved()));
-    restore.append(hidden(` the version of ${saved().textContent}`));
+    show.append(hidden(` of version ${name}`));
+    const restore = button('Restore', () => this.#askToRestore(version, `${name} of ${saved.textContent}`));
+    restore.append(hidden(` version ${name}`));
     const by = makers.get(version.savedBy) ?? `admin token ${version.savedBy}`;
-    return el('li', {}, el('div', { class: 'row' }, el('div', { class: 'wide' }, saved(),
-      el('span', { class: 'faint' }, ` by ${by}`)), show, restore), place);
+    return el('li', {}, el('div', { class: 'row' }, el('div', { class: 'wide' }, saved,
+      el('span', { class: 'faint' }, ` by ${by}, version `, el('code', {}, name))), show, restore), place);
   }
 
   async #difference(version, earlier) {
@@ -79,18 +80,18 @@ export class History {
     return this.#texts.get(etag);
   }
 
-  async #askToRestore(version, saved) {
+  async #askToRestore(version, name) {
     const text = ['The present config becomes a version in the history.'];
     if (this.editor.isUnsaved()) text.push('What you have changed and not saved is lost.');
-    const restored = await dialog({ title: `Restore the version of ${saved.textContent}?`, text, verb: 'Restore',
-      danger: true, action: () => this.#restore(version, saved) });
+    const restored = await dialog({ title: `Restore version ${name}?`, text, verb: 'Restore',
+      danger: true, action: () => this.#restore(version, name) });
     if (!restored) return;
     await this.refresh();
     this.heading.focus();
   }
 
   // #restore replaces the config that the list or the text area shows, but no other that is new since.
-  async #restore(version, saved) {
+  async #restore(version, name) {
     const { editor } = this;
     try {
       const text = await this.#textOf(version);
@@ -98,7 +99,7 @@ export class History {
       const answer = await api.request('POST', api.path`/admin/config/history/${version.etag}/restore`, { headers });
       this.#seen = '';
       editor.load({ etag: tagOf(answer), text });
-      showStatus(editor.bar, `Restored the version of ${saved.textContent}.`,
+      showStatus(editor.bar, `Restored version ${name}.`,
         ...(answer.body.warnings ?? []).map((sentence) => editor.linked(sentence)));
     } catch (error) {
       if (error.status === 412) {
