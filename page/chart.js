@@ -13,7 +13,6 @@ const height = 100; // of the drawing, whatever it measures on the screen
 
 const dates = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeZone: 'UTC' });
 const shortDates = new Intl.DateTimeFormat('en', { month: 'short', day: 'numeric', timeZone: 'UTC' });
-const compact = new Intl.NumberFormat('en', { notation: 'compact' });
 
 const dateOf = (day) => new Date(day + 'T00:00:00Z');
 const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -42,6 +41,7 @@ export function seriesOf(days, entriesOf) {
 export function chart({ title, what, days, series, columns = [] }) {
   const parts = collect(series, days);
   const totals = days.map((_, i) => sum(parts.map((part) => part.values[i])));
+  const range = `${dates.formatRange(dateOf(days[0]), dateOf(days.at(-1)))} (UTC)`;
   const when = el('span', { class: 'faint' });
   const total = el('strong', {});
   for (const part of parts) part.shown = el('span', { class: 'number' });
@@ -56,25 +56,23 @@ export function chart({ title, what, days, series, columns = [] }) {
 
   // choose shows the values of a day, or the sums if i is undefined.
   function choose(i) {
-    bars.groups.forEach((group, at) => group.classList.toggle('chosen', at === i));
     const of = (values) => number(i === undefined ? sum(values) : values[i]);
-    when.textContent = i === undefined ? rangeOf(days) : describe(i)[0];
+    bars.groups.forEach((group, at) => group.classList.toggle('chosen', at === i));
+    when.textContent = i === undefined ? range : describe(i)[0];
     total.textContent = `${what}: ${of(totals)}`;
     for (const part of parts) part.shown.textContent = of(part.values);
-  }
-
-  function tell(i) {
+    if (i === undefined) return;
     plot.setAttribute('aria-valuenow', i + 1);
     plot.setAttribute('aria-valuetext', describe(i).join('. '));
   }
 
+  choose(days.length - 1); // a slider has a value
   choose();
-  tell(days.length - 1);
-  listen(plot, days.length, choose, tell);
+  listen(plot, days.length, choose);
   return el('figure', { class: 'chart', 'aria-label': title },
     el('div', { class: 'row' }, total, when),
     el('div', { class: 'axes' },
-      el('div', { class: 'values', 'aria-hidden': 'true' }, bars.ticks.map((tick) => el('span', {}, shortly(tick)))),
+      el('div', { class: 'values', 'aria-hidden': 'true' }, bars.ticks.map((tick) => el('span', {}, number(tick)))),
       plot, drawDays(days)),
     el('ul', { class: 'legend' }, parts.map((part) => el('li', {},
       el('span', { class: `swatch ${part.shade}`, 'aria-hidden': 'true' }), el('span', {}, part.name), part.shown))),
@@ -83,10 +81,9 @@ export function chart({ title, what, days, series, columns = [] }) {
 
 // collect returns the series with their colours, the largest first and the rest last.
 function collect(series, days) {
-  const sorted = series.filter((one) => one.name !== rest).map((one) => ({ ...one, sum: sum(one.values) }))
-    .sort((a, b) => b.sum - a.sum || (a.name < b.name ? -1 : 1));
-  const parts = sorted.slice(0, shades.length).map((one, i) => ({ ...one, shade: shades[i] }));
-  const others = [...series.filter((one) => one.name === rest), ...sorted.slice(shades.length)];
+  const named = series.filter((one) => one.name !== rest).sort((a, b) => sum(b.values) - sum(a.values));
+  const others = [...series.filter((one) => one.name === rest), ...named.splice(shades.length)];
+  const parts = named.map((one, i) => ({ ...one, shade: shades[i] }));
   if (others.length === 0) return parts;
   const values = days.map((_, i) => sum(others.map((one) => one.values[i])));
   return [...parts, { name: 'Other', values, shade: restShade }];
@@ -122,27 +119,19 @@ function ticksTo(most) {
   return Array.from({ length: n + 1 }, (_, i) => (n - i) * step);
 }
 
-const shortly = (n) => n < 1e7 ? number(n) : compact.format(n);
-
 // drawDays returns the names of some days, each below its bar.
 function drawDays(days) {
-  const step = days.length > 7 ? Math.ceil(days.length / 5) : 1;
+  const step = Math.ceil(days.length / 7);
   const offset = Math.floor(step / 2); // no name is at an end, where half of it would be outside
   const texts = days.flatMap((day, i) => (days.length - 1 - i) % step === offset
     ? [svg('text', { x: `${100 * (i + .5) / days.length}%`, y: 13 }, shortDates.format(dateOf(day)))] : []);
   return svg('svg', { class: 'days', 'aria-hidden': 'true' }, texts);
 }
 
-const rangeOf = (days) => `${dates.formatRange(dateOf(days[0]), dateOf(days.at(-1)))} (UTC)`;
-
-// listen lets a pointer, a tap and the keys of a slider choose one of n days. tell says it to a screen reader.
-function listen(plot, n, choose, tell) {
+// listen lets a pointer, a tap and the keys of a slider choose one of n days.
+function listen(plot, n, choose) {
   let at = n - 1;
-  const go = (i) => {
-    at = Math.min(Math.max(i, 0), n - 1);
-    choose(at);
-    tell(at);
-  };
+  const go = (i) => choose(at = Math.min(Math.max(i, 0), n - 1));
   const point = (event) => {
     const { left, width } = plot.getBoundingClientRect();
     go(Math.floor((event.clientX - left) / width * n));

@@ -10,10 +10,9 @@ const usersOfDay = 100; // of whom the API is asked, those who were charged most
 const usersShown = 10;
 
 const periods = [[7, '7 days'], [30, '30 days'], [90, '90 days']];
-const measures = [['tokensCharged', 'Charged'], ['tokensGranted', 'Granted'], ['requests', 'Requests']];
+const measures = [['tokensCharged', 'Charged', 'Tokens charged'], ['tokensGranted', 'Granted', 'Tokens granted'],
+  ['requests', 'Requests', 'Requests']];
 const kinds = [['byModel', 'Model'], ['byEndpoint', 'Endpoint'], ['byGroup', 'Group']];
-
-const headOf = { tokensCharged: 'Tokens charged', tokensGranted: 'Tokens granted', requests: 'Requests' };
 
 const refusals = [
   ['balance', 'Balance: not enough tokens left'],
@@ -88,16 +87,14 @@ const refusedOn = (day) => sumOf(refusals, ([reason]) => day.refused[reason]);
 const isUsed = (days) => days.some((day) => day.requests > 0 || day.tokensCharged > 0);
 
 function drawFigures(days) {
-  const requests = sumOf(days, (day) => day.requests);
   const hits = sumOf(days, (day) => day.cacheHits);
-  const figure = (name, n, more) => el('div', { class: 'card' }, el('div', { class: 'faint' }, name),
-    el('div', { class: 'figure' }, number(n)), more && el('div', { class: 'hint' }, more));
-  return el('div', { class: 'cards' },
-    figure('Tokens charged', sumOf(days, (day) => day.tokensCharged)),
-    figure('Tokens granted', sumOf(days, (day) => day.tokensGranted)),
-    figure('Requests', requests),
-    figure('Cache hits', hits, requests > 0 && `${share(hits, requests)} of the requests`),
-    figure('Refused requests', sumOf(days, refusedOn)));
+  const requests = sumOf(days, (day) => day.requests);
+  const figures = [...measures.map(([measure, , name]) => [name, sumOf(days, (day) => day[measure])]),
+    ['Cache hits', hits, requests > 0 && `${share(hits, requests)} of the requests`],
+    ['Refused requests', sumOf(days, refusedOn)]];
+  return el('div', { class: 'cards' }, figures.map(([name, n, more]) => el('div', { class: 'card' },
+    el('div', { class: 'faint' }, name), el('div', { class: 'figure' }, number(n)),
+    more && el('div', { class: 'hint' }, more))));
 }
 
 const share = (part, all) => `${number(all > 0 ? 100 * part / all : 0)} %`;
@@ -113,10 +110,11 @@ function firstSteps() {
 
 function drawPlot(days) {
   const { measure, kind } = chosen;
-  const columns = [...measures.filter(([one]) => one !== measure).map(([one]) => [headOf[one], (day) => day[one]]),
+  const what = measures.find(([one]) => one === measure)[2];
+  const columns = [
+    ...measures.filter(([one]) => one !== measure).map(([one, , name]) => [name, (day) => day[one]]),
     ['Cache hits', (day) => day.cacheHits], ['Refused', refusedOn],
   ].map(([name, of]) => ({ name, values: days.map(of) }));
-  const what = headOf[measure];
   const granted = measure === 'tokensGranted';
   return chart({
     title: granted ? what : `${what} by ${kinds.find(([one]) => one === kind)[1].toLowerCase()}`,
