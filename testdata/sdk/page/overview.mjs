@@ -73,6 +73,16 @@ await walk(async (t) => {
   await wantFigures(t, days.slice(-7));
   await wantChart(t, days.slice(-7), "Tokens charged", "tokensCharged", "Model");
   t.equal(asked(), before, "requests for a shorter period");
+
+  // What cannot be read leaves what is shown, and is read when it is asked for again.
+  const failing = (url) => url.pathname.endsWith("/admin/usage");
+  await t.page.route(failing, (route) => route.fulfill({ status: 503, headers: { "X-Request-Id": "request-1" },
+    json: { error: "Service unavailable" } }));
+  await t.button("90 days").click();
+  for (const text of ["Service unavailable", "request-1"]) await t.alert(text).waitFor();
+  await wantFigures(t, days.slice(-7));
+  await t.page.unroute(failing);
+  before = asked();
   await t.button("90 days").dblclick();
   days = await usage(env.tenant, 90);
   await wantFigures(t, days);
@@ -149,7 +159,7 @@ await walk(async (t) => {
   await t.button("Sign out").click();
   await t.signIn(env.tenant, env.tenantToken);
   await wantFigures(t, days.slice(-30));
-});
+}, [503]);
 
 // hostile looks at a tenant whose names are markup and the like, and more than there are colours.
 async function hostile(t) {
