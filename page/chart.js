@@ -75,7 +75,9 @@ export function chart({ title, what, days, series, columns = [] }) {
       el('div', { class: 'values', 'aria-hidden': 'true' }, bars.ticks.map((tick) => el('span', {}, number(tick)))),
       plot, drawDays(days)),
     el('ul', { class: 'legend' }, parts.map((part) => el('li', {},
-      el('span', { class: `swatch ${part.shade}`, 'aria-hidden': 'true' }), el('span', {}, part.name), part.shown))),
+      svg('svg', { class: 'swatch', 'aria-hidden': 'true' },
+        svg('rect', { class: part.shade, width: 12, height: 12, rx: 3 })),
+      el('span', {}, part.name), part.shown))),
     tableOf({ title, what, days, totals, parts, columns }));
 }
 
@@ -136,19 +138,22 @@ function listen(plot, n, choose) {
     const { left, width } = plot.getBoundingClientRect();
     go(Math.floor((event.clientX - left) / width * n));
   };
-  const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 7, PageDown: -7, Home: -n, End: n };
-  plot.addEventListener('pointermove', point);
-  plot.addEventListener('pointerdown', point);
-  plot.addEventListener('pointerleave', (event) => {
-    if (event.pointerType === 'mouse' && document.activeElement !== plot) choose();
-  });
-  plot.addEventListener('focus', () => choose(at));
-  plot.addEventListener('blur', () => choose());
-  plot.addEventListener('keydown', (event) => {
-    if (!Object.hasOwn(moves, event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    go(at + moves[event.key]);
-  });
+  const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, Home: -n, End: n };
+  const listeners = {
+    pointermove: point,
+    pointerdown: point,
+    pointerleave: (event) => {
+      if (event.pointerType === 'mouse' && document.activeElement !== plot) choose();
+    },
+    focus: () => choose(at),
+    blur: () => choose(),
+    keydown: (event) => {
+      if (!moves[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      go(at + moves[event.key]);
+    },
+  };
+  for (const [event, listener] of Object.entries(listeners)) plot.addEventListener(event, listener);
 }
 
 // tableOf returns the values as a table, the newest day first.

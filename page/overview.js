@@ -9,12 +9,13 @@ const dayLength = 24 * 60 * 60 * 1000;
 const usersOfDay = 100; // of whom the API is asked, those who were charged most
 const usersShown = 10;
 
+// The choices: the value, the name of its button, and that of its sums.
 const periods = [[7, '7 days'], [30, '30 days'], [90, '90 days']];
 const measures = [['tokensCharged', 'Charged', 'Tokens charged'], ['tokensGranted', 'Granted', 'Tokens granted'],
   ['requests', 'Requests', 'Requests']];
 const kinds = [['byModel', 'Model'], ['byEndpoint', 'Endpoint'], ['byGroup', 'Group']];
 
-const refusals = [
+const reasons = [
   ['balance', 'Balance: not enough tokens left'],
   ['rate', 'Rate: too many requests in a time or at once'],
   ['key', 'Key: unknown or disabled'],
@@ -27,32 +28,31 @@ let read = { tenant: '', text: '', days: [] };
 
 // showOverview shows what is known at once, and then what has come to it.
 export async function showOverview(content, { signal }) {
-  const figures = el('div', {});
-  const plot = el('div', {});
+  const figures = el('div');
+  const plot = el('div');
   const lists = el('div', { class: 'columns' });
-  const redrawPlot = () => {
+  const drawDays = () => {
     parts.hidden = chosen.measure === 'tokensGranted'; // which are counted for the tenant only
-    plot.replaceChildren(drawPlot(shownDays()));
+    plot.replaceChildren(plotOf(shownDays()));
   };
-  const parts = choice('Parts', 'kind', kinds, redrawPlot);
+  const parts = choice('Parts', 'kind', kinds, drawDays);
   const byDay = el('section', { hidden: true }, el('h2', {}, 'By day'),
-    el('div', { class: 'row' }, choice('Count', 'measure', measures, redrawPlot), parts), plot);
-  const redraw = () => {
+    el('div', { class: 'row' }, choice('Count', 'measure', measures, drawDays), parts), plot);
+  const draw = () => {
     const days = shownDays();
-    byDay.hidden = !isUsed(days);
-    figures.replaceChildren(drawFigures(days), byDay.hidden ? firstSteps() : '');
-    redrawPlot();
-    lists.replaceChildren(byDay.hidden ? '' : topUsers(days), refused(days));
+    const used = days.some((day) => day.requests > 0 || day.tokensCharged > 0);
+    byDay.hidden = !used;
+    figures.replaceChildren(figuresOf(days), used ? '' : firstSteps());
+    drawDays();
+    lists.replaceChildren(used ? topUsers(days) : '', refused(days));
   };
   const load = async () => {
-    if (await readDays(Math.max(chosen.days, read.days.length), signal)) redraw();
+    if (await readDays(Math.max(chosen.days, read.days.length), signal)) draw();
   };
-  content.append(choice('Period', 'days', periods, async () => {
-    if (read.days.length < chosen.days) await load();
-    else redraw();
-  }), figures, byDay, lists);
+  content.append(choice('Period', 'days', periods, () => read.days.length < chosen.days ? load() : draw()),
+    figures, byDay, lists);
   if (read.tenant !== currentTenant()) read = { tenant: currentTenant(), text: '', days: [] };
-  if (read.days.length > 0) redraw();
+  if (read.days.length > 0) draw();
   await load();
 }
 
@@ -72,21 +72,21 @@ async function readDays(n, signal) {
 
 // choice returns buttons, of which the one for chosen[name] is pressed.
 function choice(label, name, options, show) {
-  const buttons = options.map(([value, text]) => [value, button(text, () => {
+  const buttons = options.map(([value, text]) => button(text, () => {
     chosen[name] = value;
     press();
     return show();
-  })]);
-  const press = () => buttons.forEach(([value, node]) => node.setAttribute('aria-pressed', value === chosen[name]));
+  }));
+  const press = () => buttons.forEach((node, i) => node.setAttribute('aria-pressed', options[i][0] === chosen[name]));
   press();
-  return el('div', { class: 'choice', role: 'group', 'aria-label': label }, buttons.map(([, node]) => node));
+  return el('div', { class: 'choice', role: 'group', 'aria-label': label }, buttons);
 }
 
-const sumOf = (days, of) => days.reduce((sum, day) => sum + of(day), 0);
-const refusedOn = (day) => sumOf(refusals, ([reason]) => day.refused[reason]);
-const isUsed = (days) => days.some((day) => day.requests > 0 || day.tokensCharged > 0);
+const sumOf = (all, of) => all.reduce((sum, one) => sum + of(one), 0);
+const refusedOn = (day) => sumOf(reasons, ([reason]) => day.refused[reason]);
+const share = (part, all) => `${number(all > 0 ? 100 * part / all : 0)} %`;
 
-function drawFigures(days) {
+function figuresOf(days) {
   const hits = sumOf(days, (day) => day.cacheHits);
   const requests = sumOf(days, (day) => day.requests);
   const figures = [...measures.map(([measure, , name]) => [name, sumOf(days, (day) => day[measure])]),
@@ -97,29 +97,27 @@ function drawFigures(days) {
     more && el('div', { class: 'hint' }, more))));
 }
 
-const share = (part, all) => `${number(all > 0 ? 100 * part / all : 0)} %`;
-
 // firstSteps returns what a tenant without usage sees instead of a chart.
 function firstSteps() {
-  return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`),
-    el('ol', {},
-      el('li', {}, 'Add an endpoint with its models in ', el('a', { href: addressOf('Config') }, 'Config'), '.'),
-      el('li', {}, 'Create a key for a user in ', el('a', { href: addressOf('Users') }, 'Users'), '.'),
-      el('li', {}, 'Send a message in ', el('a', { href: addressOf('Try it') }, 'Try it'), '. It is counted here.')));
+  const step = (text, view, more) => el('li', {}, text, el('a', { href: addressOf(view) }, view), more);
+  return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`), el('ol', {},
+    step('Add an endpoint with its models in ', 'Config', '.'),
+    step('Create a key for a user in ', 'Users', '.'),
+    step('Send a message in ', 'Try it', '. It is counted here.')));
 }
 
-function drawPlot(days) {
+function plotOf(days) {
   const { measure, kind } = chosen;
   const what = measures.find(([one]) => one === measure)[2];
-  const columns = [
-    ...measures.filter(([one]) => one !== measure).map(([one, , name]) => [name, (day) => day[one]]),
-    ['Cache hits', (day) => day.cacheHits], ['Refused', refusedOn],
-  ].map(([name, of]) => ({ name, values: days.map(of) }));
   const granted = measure === 'tokensGranted';
+  const columns = [...measures.filter(([one]) => one !== measure).map(([one, , name]) => [name, (day) => day[one]]),
+    ['Cache hits', (day) => day.cacheHits], ['Refused', refusedOn]];
   return chart({
     title: granted ? what : `${what} by ${kinds.find(([one]) => one === kind)[1].toLowerCase()}`,
-    what, days: days.map((day) => day.day), columns,
+    what,
+    days: days.map((day) => day.day),
     series: seriesOf(days, (day) => granted ? [[what, day[measure]]] : partsOf(day, kind, measure)),
+    columns: columns.map(([name, of]) => ({ name, values: days.map(of) })),
   });
 }
 
@@ -132,17 +130,15 @@ function partsOf(day, kind, measure) {
 }
 
 function topUsers(days) {
-  const all = new Map();
+  const sums = new Map();
   for (const { userId, requests, tokensCharged } of days.flatMap((day) => day.byUser)) {
-    const user = all.get(userId) ?? { userId, requests: 0, tokensCharged: 0 };
-    user.requests += requests;
-    user.tokensCharged += tokensCharged;
-    all.set(userId, user);
+    const [before, charged] = sums.get(userId) ?? [0, 0];
+    sums.set(userId, [before + requests, charged + tokensCharged]);
   }
-  const top = [...all.values()].sort((a, b) => b.tokensCharged - a.tokensCharged || b.requests - a.requests);
-  const charged = sumOf(days, (day) => day.tokensCharged);
-  const rows = top.slice(0, usersShown).map((user) => [nameOf(user.userId), number(user.requests),
-    number(user.tokensCharged), share(user.tokensCharged, charged)]);
+  const all = sumOf(days, (day) => day.tokensCharged);
+  const top = [...sums].sort(([, a], [, b]) => b[1] - a[1]).slice(0, usersShown);
+  const rows = top.map(([id, [requests, charged]]) =>
+    [nameOf(id), number(requests), number(charged), share(charged, all)]);
   return el('section', {}, el('h2', {}, 'Top users'),
     table('Users who were charged most', ['User', 'Requests', 'Tokens charged', 'Share'], rows,
       { numeric: [1, 2, 3], hideCaption: true }),
@@ -150,7 +146,7 @@ function topUsers(days) {
       el('p', { class: 'hint' }, `Of each day, the ${usersOfDay} users who were charged most are counted here.`));
 }
 
-// nameOf returns a user ID as a link to its keys. The API calls all together who have none null, and the rest other.
+// nameOf returns a user ID as a link to its keys. In the API, null is all who are anonymous, and other is the rest.
 function nameOf(userId) {
   if (userId === null) return 'Anonymous visitors';
   if (userId === 'other') return 'Other users';
@@ -158,7 +154,7 @@ function nameOf(userId) {
 }
 
 function refused(days) {
-  const rows = refusals.map(([reason, words]) => [words, number(sumOf(days, (day) => day.refused[reason]))]);
+  const rows = reasons.map(([reason, words]) => [words, number(sumOf(days, (day) => day.refused[reason]))]);
   return el('section', {}, el('h2', {}, 'Refused requests'),
     days.some(refusedOn) ? table('Refused requests by reason', ['Reason', 'Requests'], rows,
       { numeric: [1], hideCaption: true }) : el('p', { class: 'faint' }, 'Nothing was refused.'));
