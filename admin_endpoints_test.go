@@ -137,13 +137,13 @@ func TestEndpointTestUnused(t *testing.T) {
 		"realtime":{"endpoints":{"x":{"url":"ws://h/v1/realtime"},"openai":{"url":"ws://h/v1/chat","model":"m"}}},
 		"video":{"endpoints":{"e":{"url":"%[1]s/v1/chat/completions"}}}}}`, p.URL))
 	for _, test := range []struct{ endpoint, want string }{
-		{"text/none", unused + "url is missing"},
-		{"text/old", unused + "url is not used: its path should end in /chat/completions, /messages or /responses"},
+		{"text/none", "The endpoint's url is missing"},
+		{"text/old", "The endpoint's url is not used: its path should end in /chat/completions, /messages or /responses"},
 		{"text/named", "The endpoint cannot be used: its api_key_name must name a key that the operator has for this tenant"},
 		{"text/new", unused + "a member of it breaks a rule that is newer than the config: save the config to read which"},
-		{"images/e", unused + "url is not used: its path should end in /images/generations"},
-		{"realtime/x", unused + `type is missing: without "openai" or "ultravox" the endpoint is not used`},
-		{"realtime/openai", unused + "url is not used: its path should end in /realtime"},
+		{"images/e", "The endpoint's url is not used: its path should end in /images/generations"},
+		{"realtime/x", `The endpoint's type is missing: without "openai" or "ultravox" the endpoint is not used`},
+		{"realtime/openai", "The endpoint's url is not used: its path should end in /realtime"},
 		{"video/e", unused + "no request is for endpoints of its kind"},
 		{"text/a%20b%2F%C3%BC%3F%25", ""},
 	} {
@@ -155,7 +155,9 @@ func TestEndpointTestUnused(t *testing.T) {
 	if n := len(p.Requests()); n != 1 {
 		t.Errorf("%d requests were sent, want 1", n)
 	}
-	for _, endpoint := range []string{"text/other", "images/none", "audio/e", "Text/none", "text/NONE", "video/f", "text/a", "text/%00", "endpoints/text"} {
+	for _, endpoint := range []string{
+		"text/other", "images/none", "audio/e", "Text/none", "text/NONE", "video/f", "text/a", "text/%00", "endpoints/text",
+	} {
 		s.admin(t, "POST", testPath(id, endpoint), "").wantError(t, 404, "Not found")
 	}
 	if n := testRedis.Int(t, "LLEN", endpointTestsRedisKey(id)); n != 9 {

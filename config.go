@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"tollgate/internal/cors"
 	"tollgate/internal/gateway"
@@ -143,7 +142,10 @@ func (c *tenantConfig) endpoint(kind llmwire.Kind, name string) (found *gateway.
 		return nil, ""
 	}
 	member, sentence := found.NotUsed()
-	return found, "The endpoint is not used: " + strings.TrimPrefix(member+" "+sentence, " ")
+	if member == "" {
+		return found, "The endpoint is not used: " + sentence
+	}
+	return found, "The endpoint's " + member + " " + sentence
 }
 
 // all returns the endpoints that the gateway can use, those for sessions last.

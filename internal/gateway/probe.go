@@ -283,7 +283,7 @@ func (e *Endpoint) faultOfSession(ctx context.Context, server *websocket.Conn) s
 		}
 	}
 	var first struct{ Type string }
-	_ = json.Unmarshal(event, &first) // what is no JSON has no type
+	_ = json.Unmarshal(event, &first) // something else has no type
 	if first.Type == "session.created" {
 		return ""
 	}

@@ -45,36 +45,46 @@ func TestProbeFaults(t *testing.T) {
 		"fine":                   {chat, jsonBody(done), 200, ""},
 		"its only token is gone": {chat, refusing(400, atLimit), 400, ""},
 		"not that status":        {chat, refusing(500, atLimit), 500, "Could not finish"},
-		"the key echoed":         {chat, refusing(401, `{"error":{"message":"Bad key `+probeKey+`."}}`), 401, "Bad key [removed]."},
+		"the key echoed": {chat, refusing(401, `{"error":{"message":"Bad key `+probeKey+`."}}`),
+			401, "Bad key [removed]."},
 		"the key echoed in escapes": {chat, refusing(403, `{"message":"{\"key\":\"sk\\u002dprobe-0123456789\"}"}`), 403,
 			`{"key":"[removed]"}`},
-		"no sentence":       {chat, refusing(404, "<html>"+probeKey), 404, "The provider responds with 404"},
-		"control chars":     {chat, refusing(500, `{"error":"a\n\tb\u0000\u202ec\u0007 ünd"}`), 500, "a b c ünd"},
-		"a long sentence":   {chat, refusing(500, `{"error":"a`+strings.Repeat("ü", 500)+`"}`), 500, "a" + strings.Repeat("ü", 149) + "…"},
-		"compressed error":  {chat, script{500, "Content-Encoding: gzip", []string{`{"error":"x"}`}}, 500, "The provider responds with 500"},
-		"a redirect":        {chat, script{307, "Location: /v2/chat/completions", nil}, 307, "The provider redirects, which is not followed"},
-		"no content":        {chat, script{status: 204}, 204, "The provider responds with 204"},
-		"compressed":        {chat, script{header: "Content-Encoding: gzip", parts: []string{done}}, 200, "The provider's response is compressed"},
-		"a stream":          {chat, script{header: "Content-Type: text/event-stream", parts: []string{content}}, 200, "The provider's response is a stream"},
+		"no sentence":   {chat, refusing(404, "<html>"+probeKey), 404, "The provider responds with 404"},
+		"control chars": {chat, refusing(500, `{"error":"a\n\tb\u0000\u202ec\u0007 ünd"}`), 500, "a b c ünd"},
+		"a long sentence": {chat, refusing(500, `{"error":"a`+strings.Repeat("ü", 500)+`"}`),
+			500, "a" + strings.Repeat("ü", 149) + "…"},
+		"compressed error": {chat, script{500, "Content-Encoding: gzip", []string{`{"error":"x"}`}},
+			500, "The provider responds with 500"},
+		"a redirect": {chat, script{307, "Location: /v2/chat/completions", nil},
+			307, "The provider redirects, which is not followed"},
+		"no content": {chat, script{status: 204}, 204, "The provider responds with 204"},
+		"compressed": {chat, script{header: "Content-Encoding: gzip", parts: []string{done}},
+			200, "The provider's response is compressed"},
+		"a stream": {chat, script{header: "Content-Type: text/event-stream", parts: []string{content}},
+			200, "The provider's response is a stream"},
 		"a page":            {chat, html, 200, wrongPath + "/chat/completions should send: does url have the right path?"},
 		"other JSON":        {chat, jsonBody(`{"status":"ok"}`), 200, wrongPath},
 		"no object":         {chat, jsonBody(`[1]`), 200, wrongPath},
 		"nothing":           {chat, jsonBody(), 200, wrongPath},
 		"an error in a 200": {chat, jsonBody(`{"error":{"message":"Overloaded ` + probeKey + `"}}`), 200, "Overloaded [removed]"},
-		"an endless one":    {chat, jsonBody(`{"choices":[{"message":{"content":"`, strings.Repeat("a", maxProbeBody), hang), 200, wrongPath},
+		"an endless one": {chat, jsonBody(`{"choices":[{"message":{"content":"`, strings.Repeat("a", maxProbeBody), hang),
+			200, wrongPath},
 		"cut":               {chat, jsonBody(`{"choices":[`, cut), 200, "The provider has failed: it closed the connection"},
 		"closed unread":     {chat, script{parts: []string{cut}}, 0, "The provider has failed: it closed the connection"},
 		"silent":            {chat, script{parts: []string{hang}}, 0, "The provider has failed: it does not respond in time"},
 		"silent in between": {chat, jsonBody(`{"choices":[`, hang), 200, "The provider has failed: it does not respond in time"},
 		"a large image":     {images, jsonBody(`{"data":[{"b64_json":"`, strings.Repeat("a", maxProbeBody), hang), 200, ""},
-		"a large page":      {images, script{header: "Content-Type: text/html", parts: []string{"<", strings.Repeat("a", maxProbeBody)}}, 200, wrongPath},
-		"a sound":           {speech, script{header: "Content-Type: audio/mpeg", parts: []string{"ID3", hang}}, 200, ""},
-		"an untyped sound":  {speech, script{header: "Content-Type: ", parts: []string{"ID3\x04\x00\x00", hang}}, 200, ""},
-		"a page for sound":  {speech, html, 200, "The provider's response is a text, not a sound"},
-		"an untyped page":   {speech, script{header: "Content-Type: ", parts: []string{"<html>"}}, 200, "The provider's response is a text, not a sound"},
+		"a large page": {images, script{header: "Content-Type: text/html", parts: []string{"<", strings.Repeat("a", maxProbeBody)}},
+			200, wrongPath},
+		"a sound":          {speech, script{header: "Content-Type: audio/mpeg", parts: []string{"ID3", hang}}, 200, ""},
+		"an untyped sound": {speech, script{header: "Content-Type: ", parts: []string{"ID3\x04\x00\x00", hang}}, 200, ""},
+		"a page for sound": {speech, html, 200, "The provider's response is a text, not a sound"},
+		"an untyped page": {speech, script{header: "Content-Type: ", parts: []string{"<html>"}},
+			200, "The provider's response is a text, not a sound"},
 		"no sound":          {speech, script{header: "Content-Type: audio/mpeg"}, 200, "The provider's response is empty"},
 		"an error as sound": {speech, jsonBody(`{"error":{"message":"No such voice."}}`), 200, "No such voice."},
-		"a sound cut":       {speech, script{header: "Content-Type: audio/mpeg", parts: []string{"", cut}}, 200, "The provider has failed: it closed"},
+		"a sound cut": {speech, script{header: "Content-Type: audio/mpeg", parts: []string{"", cut}},
+			200, "The provider has failed: it closed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -185,8 +195,9 @@ func TestProbeModel(t *testing.T) {
 			t.Errorf("%s: the provider got %+v", test.members, last)
 		}
 	}
-	if got, _ := g.Probe(t.Context(), newSessionEndpoint(t, "e", `"type":"openai"`), ProbeCall{}); !strings.HasSuffix(got.Fault, "set its model") {
-		t.Errorf("got %+v", got)
+	got, err := g.Probe(t.Context(), newSessionEndpoint(t, "e", `"type":"openai"`), ProbeCall{})
+	if err != nil || !strings.HasSuffix(got.Fault, "set its model") {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 

@@ -64,7 +64,7 @@ func smallestForm() string {
 // message, detail or msg. It is "" if body has none.
 func ErrorSentence(body []byte) string {
 	var response any
-	_ = json.Unmarshal(body, &response) // what is no JSON has no sentence
+	_ = json.Unmarshal(body, &response) // something else has no sentence
 	return sentenceIn(response)
 }
 
