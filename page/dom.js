@@ -89,7 +89,7 @@ export function form(fields, verb, action, props = {}) {
 // that has one.
 export function messages() { return el('div', { class: 'messages' }); }
 
-function messagesOf(node) {
+export function messagesOf(node) {
   for (let at = node; at; at = at.parentElement) {
     const found = at.matches('.messages') ? at : at.querySelector('.messages');
     if (found) return found;

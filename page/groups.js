@@ -1,77 +1,46 @@
 // Groups of users: what the holders of their keys get.
 
-import { button, el, table } from './dom.js';
+import { button, el } from './dom.js';
 import { modelsOf } from './endpoints.js';
-import { amount, member, rowButton, section } from './members.js';
+import { amount, list, member, section, toggleLine } from './members.js';
+
+const place = ['user_groups'];
 
 export function groupsSection(forms, config) {
-  const groups = config.names(['user_groups']);
-  const rows = groups.map((name) => {
-    const of = (...path) => config.shown(['user_groups', name, ...path]);
-    return [name, amount(of('tokens')) || '0', rateOf(of), refillOf(of), modelNamesOf(config, name),
-      amount(of('max_concurrent')), el('div', { class: 'actions' },
-        rowButton('Edit', name, () => edit(forms, config, name)),
-        rowButton('Remove', name, () => remove(forms, name), { class: 'danger' }))];
+  const members = () => membersOf(config);
+  const rows = config.names(place).map((name) => {
+    const base = [...place, name];
+    const of = (...path) => amount(config.shown([...base, ...path]));
+    return [name, of('tokens') || '0', of('rate_limit') && `${of('rate_limit')} in ${of('rate_limit_window')} s`,
+      of('refill') && `to ${of('refill', 'tokens')}, each ${of('refill', 'every').replace(/^\d.*/, '$& s')}`,
+      of('models') ? few(config.list([...base, 'models'])) : 'all', of('max_concurrent'),
+      forms.buttons(`group ${name}`, name, base, members,
+        'Its keys are refused until the group is back or they are moved to another one. Their balances stay.')];
   });
-  return section('Groups', button('Add group', () => add(forms, config)), rows.length
-    ? table('Groups', ['Group', 'Tokens', 'Rate limit', 'Refill', 'Models', 'At a time', 'Change'], rows,
-      { numeric: [1, 5], hideCaption: true })
-    : el('p', { class: 'faint' }, 'Every key belongs to a group. Add one, then you can give out keys.'));
-}
-
-function rateOf(of) {
-  const limit = of('rate_limit');
-  return limit && `${amount(limit)} in ${amount(of('rate_limit_window')) || '?'} s`;
-}
-
-function refillOf(of) {
-  const every = of('refill', 'every');
-  return every && `to ${amount(of('refill', 'tokens'))}, each ${/^\d/.test(every) ? `${amount(every)} s` : every}`;
-}
-
-// modelNamesOf returns the first models of a group, and how many more it has.
-function modelNamesOf(config, name) {
-  const path = ['user_groups', name, 'models'];
-  if (!config.node(path)) return 'all';
-  const models = config.list(path);
-  return models.slice(0, 3).join(', ') + (models.length > 3 ? ` and ${models.length - 3} more` : '') || 'none';
-}
-
-const membersOf = (config) => [
-  member('Tokens', 'tokens', 'number', { hint: 'The balance of a new key.' }),
-  member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in a window. Empty: no limit.' }),
-  member('Window in seconds', 'rate_limit_window', 'number'),
-  member('Refill to', ['refill', 'tokens'], 'number', { hint: 'Raises a lower balance to this. Empty: no refill.' }),
-  member('Refill every', ['refill', 'every'], 'period', { hint: 'day, month, or a number of seconds.' }),
-  modelsMember(config),
-  member('Requests at a time', 'max_concurrent', 'number', { hint: 'Of one key. Empty: no limit.' }),
-];
-
-// modelsMember describes the models of a group. Those of the endpoints are buttons that add or remove a line.
-function modelsMember(config) {
-  const choices = el('div', { class: 'actions choices', role: 'group', 'aria-label': 'Models of the endpoints' });
-  choices.append(...modelsOf(config).map((model) => button(model, () => {
-    const area = choices.parentElement.querySelector('textarea');
-    const lines = area.value.split('\n').map((line) => line.trim()).filter(Boolean);
-    const others = lines.filter((line) => line !== model);
-    area.value = (others.length < lines.length ? others : [...others, model]).join('\n');
-  })));
-  return member('Models', 'models', 'lines', { more: choices.children.length ? choices : undefined,
-    hint: 'That they may ask for, one a line; gpt-* stands for all that begin so. Empty: all.' });
-}
-
-function edit(forms, config, name) {
-  return forms.edit({ title: `Group ${name}`, base: ['user_groups', name], members: membersOf(config),
-    verb: 'Save group' });
-}
-
-function add(forms, config) {
   const name = member('Name', [], 'text', {
     hint: 'Such as free or pro. The group anonymous is for visitors who do not sign in.' });
-  return forms.add({ title: 'New group', verb: 'Add group', path: ['user_groups'], name, members: membersOf(config) });
+  return section('Groups', button('Add group', () => forms.add('group', place, name, members())),
+    list('Groups', ['Group', 'Tokens', 'Rate limit', 'Refill', 'Models', 'At a time'], [1, 5], rows,
+      'Every key belongs to a group. Add one, then you can give out keys.'));
 }
 
-function remove(forms, name) {
-  return forms.remove(`the group ${name}`, ['user_groups', name], 'Its keys are refused until the group is back or they ' +
-    'are moved to another one. Their balances stay.');
+// few returns the first of some names, and how many more there are.
+function few(names) {
+  return names.slice(0, 3).join(', ') + (names.length > 3 ? ` and ${names.length - 3} more` : '') || 'no model';
+}
+
+function membersOf(config) {
+  const choices = el('div', { class: 'actions choices', role: 'group', 'aria-label': 'Models of the endpoints' });
+  choices.append(...modelsOf(config).map((model) =>
+    button(model, () => toggleLine(choices.parentElement.querySelector('textarea'), model))));
+  return [
+    member('Tokens', 'tokens', 'number', { hint: 'The balance of a new key.' }),
+    member('Requests at a time', 'max_concurrent', 'number', { hint: 'Of one key. Empty: no limit.' }),
+    member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in the window. Empty: no limit.' }),
+    member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
+    member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
+    member('Refill every', ['refill', 'every'], 'period', { hint: 'day, month, or a number of seconds.' }),
+    member('Models', 'models', 'lines', { more: choices,
+      hint: 'That they may ask for, one a line; gpt-* stands for all that begin so. Empty: all.' }),
+  ];
 }
