@@ -108,7 +108,7 @@ async function leaveForGood() {
   if (!await mayLeave()) return;
   present?.abort.abort();
   present = null;
-  api.signOut();
+  api.signIn('', '', false);
   header.replaceChildren();
   main.replaceChildren();
   showGate();

@@ -5,101 +5,66 @@ const space = /[\x20\t\n\r]*/y;
 const string = /"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"/;
 const number = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/;
 const token = new RegExp(`[{}[\\],:]|${string.source}|${number.source}|true|false|null`, 'y');
+const kinds = { '{': 'object', '[': 'array', '"': 'string', t: 'true', f: 'false', n: 'null' };
 const maxDepth = 500;
 
-// parse returns the tree of a JSON text. A node has its kind (object, array, string, number, true, false, null), its
-// place in the text (start, end), and for an object members ({ name, nameStart, nameEnd, node }, in order), for an
-// array items. It throws a SyntaxError that says in which line and column the text is wrong; its at is that place.
+// parse returns the tree of a JSON text. A node has its kind (one of kinds, or number), its place in the text (start,
+// end), and for an object members ({ name, nameStart, nameEnd, node }, in order), for an array items. It throws a
+// SyntaxError that says in which line and column the text is wrong; its at is that place.
 export function parse(text) {
-  const scanner = new Scanner(text);
-  const node = scanner.value(0);
-  scanner.end();
-  return node;
-}
+  let at = 0;
+  const root = value(0);
+  if (skip() < text.length) wrong(at);
+  return root;
 
-class Scanner {
-  constructor(text) {
-    this.text = text;
-    this.at = 0;
+  function skip() {
+    space.lastIndex = at;
+    space.test(text);
+    return at = space.lastIndex;
   }
 
-  // next returns the next token and moves on: { text, start }.
-  next() {
-    const start = token.lastIndex = this.#skip();
-    const match = token.exec(this.text);
-    if (!match) throw this.wrong(start);
-    this.at = token.lastIndex;
-    return { text: match[0], start };
+  // take moves over the next token, which must begin with one of the characters.
+  function take(firsts) {
+    const start = token.lastIndex = skip();
+    const found = token.exec(text)?.[0];
+    if (!found || !firsts.includes(found[0])) wrong(start);
+    at = token.lastIndex;
+    return { found, start };
   }
 
-  expect(wanted) {
-    const found = this.next();
-    if (found.text !== wanted) throw this.wrong(found.start);
-    return found;
-  }
-
-  // isNext reports whether the next token is the character, and moves on if it is.
-  isNext(character) {
-    if (this.text[this.#skip()] !== character) return false;
-    this.at++;
-    return true;
-  }
-
-  value(depth) {
-    const { text, start } = this.next();
+  function value(depth) {
+    const { found, start } = take('{["-0123456789tfn');
     if (depth > maxDepth) throw syntaxError(`more than ${maxDepth} levels deep`, start);
-    const node = { kind: kindOf(text), start, end: this.at };
-    if (text === '{') this.#fill(node.members = [], '}', () => this.#member(depth));
-    else if (text === '[') this.#fill(node.items = [], ']', () => this.value(depth + 1));
-    else if (node.kind === '') throw this.wrong(start);
-    node.end = this.at;
+    const node = { kind: kinds[found[0]] ?? 'number', start };
+    if (found === '{') node.members = list('}', () => member(depth));
+    if (found === '[') node.items = list(']', () => value(depth + 1));
+    node.end = at;
     return node;
   }
 
-  #fill(list, close, read) {
-    if (this.isNext(close)) return;
-    do list.push(read()); while (this.isNext(','));
-    this.expect(close);
+  function list(close, read) {
+    const all = [];
+    if (text[skip()] !== close) do all.push(read()); while (text[skip()] === ',' && ++at);
+    take(close);
+    return all;
   }
 
-  #member(depth) {
-    const name = this.next();
-    if (name.text[0] !== '"') throw this.wrong(name.start);
-    const nameEnd = this.at;
-    this.expect(':');
-    return { name: JSON.parse(name.text), nameStart: name.start, nameEnd, node: this.value(depth + 1) };
+  function member(depth) {
+    const { found, start } = take('"');
+    const nameEnd = at;
+    take(':');
+    return { name: JSON.parse(found), nameStart: start, nameEnd, node: value(depth + 1) };
   }
 
-  end() {
-    if (this.#skip() < this.text.length) throw this.wrong();
-  }
-
-  #skip() {
-    space.lastIndex = this.at;
-    space.exec(this.text);
-    return this.at = space.lastIndex;
-  }
-
-  wrong(at = this.#skip()) {
-    const lines = this.text.slice(0, at).split('\n');
-    const what = at < this.text.length ? JSON.stringify(this.text.slice(at, at + 12)) : 'the end';
-    return syntaxError(`not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`, at);
+  function wrong(place) {
+    const lines = text.slice(0, place).split('\n');
+    const what = place < text.length ? JSON.stringify(text.slice(place, place + 12)) : 'the end';
+    throw syntaxError(`not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`, place);
   }
 }
 
 // syntaxError returns an error of what the user entered, which therefore has a status for showError.
 function syntaxError(sentence, at) { return Object.assign(new SyntaxError(sentence), { at, status: 0 }); }
-
-function kindOf(token) {
-  switch (token[0]) {
-    case '{': return 'object';
-    case '[': return 'array';
-    case '"': return 'string';
-    case 't': case 'f': case 'n': return token;
-    case '}': case ']': case ',': case ':': return '';
-    default: return 'number';
-  }
-}
 
 // find returns the node at a path of names and indexes, or undefined. Of a name that occurs twice the last counts, as
 // for the server.
