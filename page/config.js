@@ -17,7 +17,6 @@ import { History } from './history.js';
 import { parse } from './json.js';
 
 const pause = 300; // milliseconds without typing, after which the forms follow the text
-const staleness = 500; // milliseconds between looks at a change that another process of tollgate may not know of yet
 
 // showConfig shows the view, or a way to try that again.
 export async function showConfig(content, { signal, keepUnsaved }) {
@@ -44,7 +43,11 @@ class Editor {
     this.signal = signal;
     const text = field('Config', { tag: 'textarea', class: 'code', spellcheck: 'false', autocapitalize: 'off' });
     this.area = controlOf(text);
-    this.area.addEventListener('input', () => this.#edited());
+    this.area.addEventListener('input', () => {
+      this.#showMark();
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => this.#showForms(), pause);
+    });
     signal.addEventListener('abort', () => clearTimeout(this.#timer));
     this.history = new History(this);
     this.mark = el('span', { class: 'faint', hidden: true }, 'Not saved yet');
@@ -64,32 +67,27 @@ class Editor {
 
   isUnsaved() { return this.text() !== this.saved(); }
 
-  // change replaces only what differs, so that the text area stays where it is scrolled to.
-  change(changed) {
-    const old = this.text();
-    const now = layOut(changed);
-    const most = Math.min(old.length, now.length);
-    let start = 0;
-    while (start < most && old[start] === now[start]) start++;
-    let end = 0;
-    while (end < most - start && old.at(-1 - end) === now.at(-1 - end)) end++;
-    this.area.setRangeText(now.slice(start, now.length - end), start, old.length - end, 'preserve');
+  change(text) {
+    const { scrollTop } = this.area;
+    this.area.value = layOut(text);
+    this.area.scrollTop = scrollTop;
     this.#showMark();
   }
 
   // load replaces the text by what the server has.
   load(present) {
-    this.#base = present;
-    this.#endConflict();
+    this.#setBase(present);
     this.change(present.text);
     this.#showForms();
     if (present.error) showError(this.bar, present.error);
   }
 
-  #edited() {
+  #setBase(present) {
+    const { conflict } = this;
+    if (conflict.contains(document.activeElement)) this.area.focus();
+    conflict.hidden = true;
+    this.#base = present;
     this.#showMark();
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#showForms(), pause);
   }
 
   #showMark() { this.mark.hidden = !this.isUnsaved(); }
@@ -101,7 +99,7 @@ class Editor {
 
   save(near = this.bar) { return this.#replace(near, () => this.#base.etag); }
 
-  // #replace puts the text in the place of the config with an ETag; '' stands for one that cannot be read. It waits for
+  // #replace puts the text in the place of the config with an ETag; '' is that of one that cannot be read. It waits for
   // one before, with which it would be in conflict.
   #replace(near, etag) {
     this.#turn = this.#turn.then(() => this.#put(near, etag()));
@@ -111,106 +109,90 @@ class Editor {
   async #put(near, etag) {
     const text = this.text();
     try {
-      parse(text); // also because a text that closes the object around it could go on
-      if (!etag) {
-        const present = await readConfig(this.signal);
-        if (present.etag) return this.#beginConflict(present);
-      }
+      parse(text); // a text that closes the object around it could go on
+      const present = etag ? {} : await readConfig(this.signal);
+      if (present.etag) return this.#choose(near, present);
       const body = `{"config":${compact(text)}}`;
       const answer = await api.request('PUT', api.path`/admin/config`, { body, headers: etag && { 'If-Match': etag } });
-      this.#saved(near, { etag: tagOf(answer), text }, answer.body.warnings);
-      return true;
+      return this.#done(near, { etag: tagOf(answer), text }, 'Saved.', answer.body.warnings);
     } catch (error) {
-      if (error.status === 412) return this.#findConflict(near, etag, error);
-      this.#showError(near, error);
-      return false;
+      return this.#fail(near, error);
     }
   }
 
-  #showError(near, error) {
-    // Nothing outside of a dialog can be selected.
-    showError(near, error, near.closest('dialog') ? undefined : (sentence) => this.linked(sentence));
-    if (error instanceof SyntaxError) this.#select(error.at, error.at);
-  }
-
-  #saved(near, present, warnings = []) {
-    this.#base = present;
-    this.#endConflict();
-    this.#showMark();
-    showStatus(near, 'Saved.', ...warnings.map((sentence) => this.linked(sentence)));
+  #done(near, present, ...sentences) {
+    this.#setBase(present);
+    this.showResult(near, ...sentences);
     this.history.refresh();
+    return true;
   }
 
-  // linked returns a sentence whose path, if the text has it, is a button that selects its place.
-  linked(sentence) {
+  async #fail(near, error) {
+    if (error.status === 412) {
+      try {
+        return this.#choose(near, await readConfig(this.signal), error);
+      } catch (other) {
+        error = other; // the next save finds the conflict again
+      }
+    }
+    // What is behind a dialog cannot be selected.
+    showError(near, error, near.closest('dialog') ? undefined : (sentence) => this.#linked(sentence));
+    if (error instanceof SyntaxError) this.#select(error.at, error.at);
+    return false;
+  }
+
+  // #choose lets the user choose between the text and another config that is there meanwhile. It returns whether that is
+  // needless: the response to an earlier save may have been lost.
+  #choose(near, present, refusal = {}) {
+    const text = this.text();
+    if (present.error) {
+      this.#setBase(present);
+      showError(near, present.error);
+      return false;
+    }
+    if (compact(present.text) === compact(text)) return this.#done(near, { ...present, text }, 'Saved.');
+    const place = el('div');
+    const compare = button('Compare', () => {
+      place.replaceChildren(difference(present.text, layOut(this.text()), '− theirs, + mine'));
+    });
+    this.conflict.replaceChildren(
+      el('div', { role: 'alert' }, el('p', {}, refusal.message ?? 'Config has changed'),
+        el('p', {}, 'Somebody else has saved another config since you loaded it. Yours is kept until you choose.'),
+        refusal.requestId && el('p', { class: 'id' }, 'Request ID: ', el('code', {}, refusal.requestId))),
+      el('div', { class: 'actions' },
+        button('Overwrite with mine', () => this.#replace(this.bar, () => present.etag), { class: 'danger' }),
+        button('Take theirs', () => {
+          this.load(present);
+          this.showResult(this.bar, 'The text is theirs now.');
+        }), compare), place);
+    this.conflict.hidden = false;
+    this.conflict.scrollIntoView({ block: 'center' });
+    compare.focus();
+    return false;
+  }
+
+  // showResult shows sentences, with links to the places that they name.
+  showResult(near, sentence, warnings = []) {
+    showStatus(near, sentence, ...warnings.map((warning) => this.#linked(warning)));
+  }
+
+  // #linked returns a sentence whose path, if the text has it, is a button that selects its place.
+  #linked(sentence) {
     const place = placeOf(this.text(), sentence);
     if (!place) return sentence;
     const select = () => {
-      const { start, end } = placeOf(this.text(), sentence) ?? { start: 0, end: 0 }; // it may have changed
-      this.#select(start, end);
+      const now = placeOf(this.text(), sentence); // the text may have changed
+      this.#select(now?.start, now?.end);
     };
-    return el('span', {}, sentence.slice(0, place.pathStart),
-      el('button', { type: 'button', class: 'link', on: { click: select } }, place.path),
-      sentence.slice(place.pathStart + place.path.length));
+    return el('span', {}, place.before,
+      el('button', { type: 'button', class: 'link', on: { click: select } }, place.path), place.after);
   }
 
-  #select(start, end) {
+  #select(start = 0, end = start) {
     const { area } = this;
     const line = area.value.slice(0, start).split('\n').length - 1;
     area.focus();
     area.setSelectionRange(start, end);
     area.scrollTop = line * area.scrollHeight / area.value.split('\n').length - area.clientHeight / 3;
-  }
-
-  // #findConflict reads what is there instead of the config with an ETag.
-  async #findConflict(near, etag, refusal) {
-    try {
-      let present = await readConfig(this.signal);
-      for (let tries = 0; tries < 2 && present.etag === etag; tries++) {
-        await new Promise((resolve) => setTimeout(resolve, staleness));
-        present = await readConfig(this.signal);
-      }
-      return this.#beginConflict(present, refusal, near);
-    } catch (error) {
-      this.#showError(near, error); // the next Save finds the conflict again
-      return false;
-    }
-  }
-
-  // #beginConflict lets the user choose. It returns whether that is needless: the response to a change may be lost.
-  #beginConflict(present, refusal, near = this.bar) {
-    if (present.etag && compact(present.text) === compact(this.text())) {
-      this.#saved(near, { ...present, text: this.text() });
-      return true;
-    }
-    const place = el('div');
-    const compare = button('Compare', () => {
-      place.replaceChildren(difference(present.text, layOut(this.text()), 'theirs', 'mine'));
-    });
-    this.conflict.replaceChildren(el('h2', {}, 'Conflict'), el('div', { role: 'alert' },
-      el('p', {}, refusal?.message ?? 'Config has changed'),
-      el('p', {}, 'Somebody else has saved the config since you loaded it. Your text is kept until you choose.'),
-      present.error && el('p', {}, present.error.message + ': ' + present.error.errors[0]),
-      refusal?.requestId && el('p', { class: 'id' }, 'Request ID: ', el('code', {}, refusal.requestId))),
-    el('div', { class: 'row' },
-      button('Overwrite with mine', () => this.#replace(this.bar, () => present.etag)),
-      !present.error && button('Take theirs', () => this.#take(present)),
-      !present.error && compare), place);
-    this.conflict.hidden = false;
-    (present.error ? this.conflict.querySelector('button') : compare).focus();
-    return false;
-  }
-
-  #take(present) {
-    this.load(present);
-    this.area.focus();
-    showStatus(this.bar, 'The text is the config as it is now.');
-  }
-
-  #endConflict() {
-    const focused = this.conflict.contains(document.activeElement);
-    this.conflict.hidden = true;
-    this.conflict.replaceChildren();
-    if (focused) this.area.focus();
   }
 }

@@ -15,87 +15,63 @@ export function layOut(text) {
   }
 }
 
-// compact returns valid JSON without white space: its layout might make a large config too large for a request.
+// compact returns valid JSON without white space, which might make a large config too large for a request.
 export function compact(text) { return text.replace(/("[^"\\]*(?:\\.[^"\\]*)*")|\s+/g, '$1'); }
 
 // tagOf returns the ETag of a response, strong again if a proxy that compresses has made it weak.
 export function tagOf(answer) { return answer.headers.get('ETag').replace(/^W\//, ''); }
 
 // readConfig returns the config as the server has it: { etag, text }. The server does not show one that is broken in
-// Redis: then etag and text are '', and error is what it says.
+// Redis: then both are '', and error is what it says.
 export async function readConfig(signal) {
   try {
     const answer = await api.request('GET', api.path`/admin/config`, { signal });
     return { etag: tagOf(answer), text: configIn(answer.text) };
   } catch (error) {
     if (error.status !== 500) throw error;
-    error.errors = ['The config in Redis cannot be used; the log says why. Restore a version of the History, or ' +
-      'enter a whole config and save it.'];
+    error.errors = ['The config in Redis cannot be used; the log says why. Restore a version of the History, or save ' +
+      'a whole config.'];
     return { etag: '', text: '', error };
   }
 }
 
-// A path as the server writes it: user_groups.anonymous, names["with other bytes"], list[0].
-const step = /(?:^|\.)([\w-]+)|\[(\d+)\]|\["((?:[^"\\]|\\.)*)"\]/y;
-const prefix = 'Invalid config: ';
+// A step of a path as the server writes it: user_groups.anonymous, names["with other bytes"], list[0].
+const step = /(?:^|\.)([\w-]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]/y;
 
-// pathIn returns the path that a sentence starts with, its place there, and its names (strings) and indexes (numbers).
-function pathIn(sentence) {
-  const start = sentence.startsWith(prefix) ? prefix.length : 0;
-  const text = sentence.slice(start);
-  const steps = [];
-  let end = 0;
-  for (;;) {
-    step.lastIndex = end;
-    const match = step.exec(text);
-    if (!match) return { path: text.slice(0, end), pathStart: start, steps };
-    const [, word, index, quoted] = match;
-    steps.push(index === undefined ? word ?? unquote(quoted) : Number(index));
-    end = step.lastIndex;
-  }
-}
-
-const controls = new Map([['a', '\x07'], ['b', '\b'], ['f', '\f'], ['n', '\n'], ['r', '\r'], ['t', '\t'], ['v', '\v']]);
-
-// unquote returns what a string in the notation of Go spells.
-function unquote(text) {
-  return text.replace(/\\(?:x(..)|u(.{4})|U(.{8})|(.))/g, (_, x, u, U, letter) => letter === undefined
-    ? String.fromCodePoint(parseInt(x ?? u ?? U, 16)) : controls.get(letter) ?? letter);
-}
-
-// placeOf returns where the path that a sentence starts with leads: { path, pathStart }, as the sentence has it, and
-// { start, end }, the place in the text of the last part that exists there. It returns null if no part does, or if the
-// text is not JSON.
+// placeOf returns where the path leads that a sentence starts with: { path, before, after } are the parts of the
+// sentence, { start, end } is the place in the text of the last member or item on the path that exists. It returns null
+// if none does.
 export function placeOf(text, sentence) {
-  const { path, pathStart, steps } = pathIn(sentence);
-  if (!steps.length) return null;
-  let node;
-  try {
-    node = parse(text);
-  } catch {
-    return null;
-  }
+  const [before] = /^(Invalid config: )?/.exec(sentence);
+  const rest = sentence.slice(before.length);
+  let at = 0;
+  let node = tryTo(() => parse(text));
   let place = null;
-  for (const one of steps) {
-    const found = typeof one === 'number' ? itemOf(node, one) : memberOf(node, one);
-    if (!found) break;
-    node = found.node;
-    const end = node.members || node.items ? node.start + 1 : node.end; // only the start of what may be large
-    place = { path, pathStart, start: found.start, end };
+  for (;;) {
+    step.lastIndex = at;
+    const match = step.exec(rest);
+    if (!match) return place && { ...place, before, path: rest.slice(0, at), after: rest.slice(at) };
+    at = step.lastIndex;
+    const [, word, index, quoted] = match;
+    const item = node?.items?.[index];
+    const found = item ? { node: item, nameStart: item.start }
+      : memberOf(node, word ?? tryTo(() => JSON.parse(quoted))); // Go escapes as JSON does, but for control characters
+    node = found?.node;
+    if (!node) continue;
+    place = { start: found.nameStart, end: node.members || node.items ? node.start + 1 : node.end };
   }
-  return place;
 }
 
-function itemOf(node, index) {
-  const item = node.items?.[index];
-  return item && { node: item, start: item.start };
+function tryTo(f) {
+  try {
+    return f();
+  } catch {
+    return undefined;
+  }
 }
 
-// memberOf finds the member with a name. Of several the last is the one that the server means. It cuts long names and
-// adds …
+// memberOf finds the last member with a name: of several it is the one that counts. The server cuts a long name and adds …
 function memberOf(node, name) {
-  const is = (test) => node.members?.findLast((member) => test(member.name));
-  const found = is((other) => other === name) ??
-    (name.endsWith('…') ? is((other) => other.startsWith(name.slice(0, -1))) : undefined);
-  return found && { node: found.node, start: found.nameStart };
+  return node?.members?.findLast((one) => one.name === name) ?? (name?.endsWith('…')
+    ? node?.members?.find((one) => one.name.startsWith(name.slice(0, -1))) : undefined);
 }

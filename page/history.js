@@ -3,26 +3,20 @@
 import * as api from './api.js';
 import { configIn, readConfig, tagOf } from './configs.js';
 import { difference } from './diff.js';
-import { button, dialog, el, messages, showStatus, time } from './dom.js';
-
-const hidden = (text) => el('span', { class: 'visually-hidden' }, text);
-
-// makers says who saved a version, of those that are not an admin token.
-const makers = new Map([['operator', 'operator'], ['seed', 'seed, at the start of the server'],
-  ['redis', 'redis: it was written straight there']]);
+import { button, dialog, el, messages, time } from './dom.js';
 
 export class History {
-  #texts = new Map(); // by ETag, of the versions that were read
   #versions = [];
-  #seen = ''; // the ETag of the present config, if a restore has found it to be another than expected
+  #texts = new Map(); // by ETag, of the versions that were read
+  #found = ''; // the ETag of the config that a restore has found where it expected another
 
   // editor is the Editor of config.js.
   constructor(editor) {
     this.editor = editor;
-    this.button = button('History', () => this.#toggle(), { 'aria-expanded': 'false' });
     this.heading = el('h2', { tabindex: '-1' }, 'History');
     this.list = el('ol', { class: 'versions' });
     this.panel = el('section', { hidden: true }, this.heading, messages(), this.list);
+    this.button = button('History', () => this.#toggle(), { 'aria-expanded': 'false' });
   }
 
   async #toggle() {
@@ -33,7 +27,7 @@ export class History {
     if (opens) this.heading.focus();
   }
 
-  // refresh loads the list again if it is shown. A failure leaves it as it is: what led here has succeeded.
+  // refresh loads the list again if it is shown. If that fails, the list stays: what led here has succeeded.
   async refresh() {
     if (!this.panel.hidden) await this.#load().catch(() => {});
   }
@@ -42,33 +36,31 @@ export class History {
     const { signal } = this.editor;
     this.#versions = (await api.request('GET', api.path`/admin/config/history`, { signal })).body.versions;
     this.list.replaceChildren(...this.#versions.map((version, i) => this.#item(version, this.#versions[i + 1])));
-    if (!this.#versions.length) {
-      this.list.append(el('li', { class: 'faint' }, 'Nothing yet: the config was written straight to Redis. The next ' +
-        'change keeps it here.'));
-    }
+    if (!this.#versions.length) this.list.append(el('li', {}, 'None yet: the config was written straight to Redis.'));
   }
 
   #item(version, earlier) {
+    const name = version.etag.slice(0, 8); // several versions may be of the same minute
+    const more = (text) => el('span', { class: 'visually-hidden' }, ` ${text} ${name}`);
+    const at = time(version.savedAt);
+    const by = /^[0-9a-f]{8}$/.test(version.savedBy) ? 'admin token ' : '';
     const place = el('div');
-    const name = version.etag.slice(0, 8); // several may be of the same minute
-    const saved = time(version.savedAt);
-    const show = button('Difference', async () => {
+    const compare = button('Difference', async () => {
       const opens = !place.firstChild;
       place.replaceChildren(...opens ? [await this.#difference(version, earlier)] : []);
-      show.setAttribute('aria-expanded', opens);
+      compare.setAttribute('aria-expanded', opens);
     }, { 'aria-expanded': 'false' });
-    show.append(hidden(` of version ${name}`));
-    const restore = button('Restore', () => this.#askToRestore(version, `${name} of ${saved.textContent}`));
-    restore.append(hidden(` version ${name}`));
-    const by = makers.get(version.savedBy) ?? `admin token ${version.savedBy}`;
-    return el('li', {}, el('div', { class: 'row' }, el('div', { class: 'wide' }, saved,
-      el('span', { class: 'faint' }, ` by ${by}, version `, el('code', {}, name))), show, restore), place);
+    compare.append(more('of version'));
+    const restore = button('Restore', () => this.#ask(version, `version ${name} of ${at.textContent}`));
+    restore.append(more('version'));
+    return el('li', {}, el('div', { class: 'row' }, el('div', { class: 'wide' }, at, el('span', { class: 'faint' },
+      ` by ${by}${version.savedBy}, version `, el('code', {}, name))), compare, restore), place);
   }
 
   async #difference(version, earlier) {
-    const now = await this.#textOf(version);
-    if (!earlier) return difference('', now, 'no version before this one is kept', 'this version');
-    return difference(await this.#textOf(earlier), now, 'the version before', 'this version');
+    const text = await this.#textOf(version);
+    return earlier ? difference(await this.#textOf(earlier), text, '− the version before, + this version')
+      : difference('', text, 'The oldest version that is kept.');
   }
 
   async #textOf({ etag }) {
@@ -80,44 +72,39 @@ export class History {
     return this.#texts.get(etag);
   }
 
-  async #askToRestore(version, name) {
-    const text = ['The present config becomes a version in the history.'];
-    if (this.editor.isUnsaved()) text.push('What you have changed and not saved is lost.');
-    const restored = await dialog({ title: `Restore version ${name}?`, text, verb: 'Restore',
-      danger: true, action: () => this.#restore(version, name) });
-    if (!restored) return;
+  async #ask(version, name) {
+    const danger = this.editor.isUnsaved();
+    const text = ['The present config stays in the history.'];
+    if (danger) text.push('What you have changed and not saved is lost.');
+    const action = () => this.#restore(version, name);
+    if (!await dialog({ title: `Restore ${name}?`, text, verb: 'Restore', danger, action })) return;
     await this.refresh();
     this.heading.focus();
   }
 
-  // #restore replaces the config that the list or the text area shows, but no other that is new since.
+  // #restore replaces the config that the list or the text area shows, but no other that came later.
   async #restore(version, name) {
     const { editor } = this;
+    const text = await this.#textOf(version);
+    const headers = await this.#condition();
     try {
-      const text = await this.#textOf(version);
-      const headers = await this.#precondition();
       const answer = await api.request('POST', api.path`/admin/config/history/${version.etag}/restore`, { headers });
-      this.#seen = '';
       editor.load({ etag: tagOf(answer), text });
-      showStatus(editor.bar, `Restored version ${name}.`,
-        ...(answer.body.warnings ?? []).map((sentence) => editor.linked(sentence)));
+      editor.showResult(editor.bar, `Restored ${name}.`, answer.body.warnings);
     } catch (error) {
       if (error.status === 412) {
-        this.#seen = (await readConfig(editor.signal)).etag;
+        this.#found = (await readConfig(editor.signal)).etag;
         await this.refresh();
-        error.errors = ['The history is up to date again. Restore replaces the config all the same.'];
+        error.errors = ['The history shows it now. Restore again to replace that.'];
       }
       throw error;
     }
   }
 
-  async #precondition() {
+  // #condition returns the headers for a restore, none if the config is still the one that is broken in Redis.
+  async #condition() {
     const { editor } = this;
-    if (!editor.etag()) { // what is broken in Redis has no ETag here: it must still be so
-      const present = await readConfig(editor.signal);
-      if (!present.etag) return {};
-    }
-    const shown = this.#versions.slice(0, 1).map(({ etag }) => `"${etag}"`);
-    return { 'If-Match': [...new Set([editor.etag(), this.#seen, ...shown])].filter(Boolean).join(', ') };
+    if (!editor.etag() && !(await readConfig(editor.signal)).etag) return {};
+    return { 'If-Match': [editor.etag(), this.#found, `"${this.#versions[0].etag}"`].filter(Boolean).join(', ') };
   }
 }
