@@ -160,6 +160,7 @@ async function route() {
 }
 
 api.whenUnauthorized(() => {
+  gate.querySelector('[name=tenant]').value = api.isOperator() ? '' : api.currentTenant();
   showGate();
   showError(gate.querySelector('form'),
     inputError('The token opens nothing any more. Sign in again: nothing that you typed is lost.'));
