@@ -1,6 +1,7 @@
 package main
 
 import (
+	"image/png"
 	"io/fs"
 	"net/http"
 	"path"
@@ -101,3 +102,17 @@ func TestAdminPageFiles(t *testing.T) {
 
 // allRoutes returns the routes of a server that serves everything.
 func allRoutes() []route { return append(new(server).routes(), adminPage{}.routes()...) }
+
+// The README shows a picture of the page, which TestIntegrationPage/picture takes.
+func TestAdminPagePicture(t *testing.T) {
+	t.Parallel()
+	const path, most = "docs/admin.png", 100_000 // bytes
+	content := readFile(t, path)
+	picture, err := png.DecodeConfig(strings.NewReader(content))
+	if err != nil || picture.Width != 1200 || len(content) >= most {
+		t.Errorf("%s: got %d bytes, %+v, %v, want less than %d bytes and 1200 pixels a line", path, len(content), picture, err, most)
+	}
+	if !strings.Contains(readFile(t, "README.md"), "]("+path+")") {
+		t.Errorf("README.md does not show %s", path)
+	}
+}

@@ -7,6 +7,7 @@ import { copyFileSync, statSync } from "node:fs";
 const limit = 100_000; // bytes
 
 await walk(async (t) => {
+  await t.page.setViewportSize({ width: 1200, height: 775 });
   await t.enter();
   await t.open("Overview");
   await t.sees(t.page.getByRole("main").getByRole("table"));
