@@ -1,12 +1,12 @@
 // Shows a tenant's config: forms for what is changed most, the text as JSON, and its history.
 //
-// The text is the only state. What the forms of forms.js need of it is the object editor:
+// The text is the only state. The forms of forms.js have an Editor for it:
 //   text(), saved()   return the present text, which need not be JSON, and the one that was loaded or saved last
-//   change(text)      replaces it. Valid JSON is laid out anew; white space alone is no change
-//   save(near)        saves it at once, as Save does, and returns whether that succeeded. Results and errors are shown
-//                     near the node, by default below Save; a conflict always there
-// showForms(container, editor) fills container. It is called again after each load and shortly after an edit by hand,
-// even of a text that is not JSON then; not after change, whose caller knows what has changed.
+//   change(text)      replaces it, and lays out valid JSON anew
+//   save(near)        saves it and returns whether that succeeded. The result is shown near the node, by default below
+//                     Save; a conflict always there
+// showForms(container, editor) is called after each load and shortly after an edit by hand; not after change, whose
+// caller knows what has changed.
 
 import * as api from './api.js';
 import { compact, layOut, placeOf, readConfig, tagOf } from './configs.js';
@@ -97,60 +97,58 @@ class Editor {
     showForms(this.forms, this);
   }
 
-  save(near = this.bar) { return this.#replace(near, () => this.#base.etag); }
-
-  // #replace puts the text in the place of the config with an ETag; '' is that of one that cannot be read. It waits for
-  // one before, with which it would be in conflict.
-  #replace(near, etag) {
-    this.#turn = this.#turn.then(() => this.#put(near, etag()));
+  // save waits for one before, with which it would be in conflict.
+  save(near = this.bar) {
+    this.#turn = this.#turn.then(() => this.#put(near));
     return this.#turn;
   }
 
-  async #put(near, etag) {
+  async #put(near) {
     const text = this.text();
     try {
       parse(text); // a text that closes the object around it could go on
-      const present = etag ? {} : await readConfig(this.signal);
-      if (present.etag) return this.#choose(near, present);
-      const body = `{"config":${compact(text)}}`;
-      const answer = await api.request('PUT', api.path`/admin/config`, { body, headers: etag && { 'If-Match': etag } });
-      return this.#done(near, { etag: tagOf(answer), text }, 'Saved.', answer.body.warnings);
+      return await this.#send(near, text);
     } catch (error) {
-      return this.#fail(near, error);
+      // What is behind a dialog cannot be selected.
+      showError(near, error, near.closest('dialog') ? undefined : (sentence) => this.#linked(sentence));
+      if (error instanceof SyntaxError) this.#select(error.at);
+      return false;
     }
   }
 
-  #done(near, present, ...sentences) {
+  async #send(near, text) {
+    const { etag } = this.#base;
+    let refusal;
+    if (etag || (await readConfig(this.signal)).error) {
+      const options = { body: `{"config":${compact(text)}}`, headers: etag && { 'If-Match': etag } };
+      try {
+        const answer = await api.request('PUT', api.path`/admin/config`, options);
+        return this.#done(near, { etag: tagOf(answer), text }, answer.body.warnings);
+      } catch (error) {
+        if (error.status !== 412) throw error;
+        refusal = error;
+      }
+    }
+    const present = await readConfig(this.signal);
+    if (present.error) {
+      this.#setBase(present);
+      throw present.error;
+    }
+    // The response to an earlier save may have been lost.
+    if (compact(present.text) === compact(text)) return this.#done(near, { ...present, text });
+    this.#choose(present, refusal);
+    return false;
+  }
+
+  #done(near, present, warnings) {
     this.#setBase(present);
-    this.showResult(near, ...sentences);
+    this.showResult(near, 'Saved.', warnings);
     this.history.refresh();
     return true;
   }
 
-  async #fail(near, error) {
-    if (error.status === 412) {
-      try {
-        return this.#choose(near, await readConfig(this.signal), error);
-      } catch (other) {
-        error = other; // the next save finds the conflict again
-      }
-    }
-    // What is behind a dialog cannot be selected.
-    showError(near, error, near.closest('dialog') ? undefined : (sentence) => this.#linked(sentence));
-    if (error instanceof SyntaxError) this.#select(error.at, error.at);
-    return false;
-  }
-
-  // #choose lets the user choose between the text and another config that is there meanwhile. It returns whether that is
-  // needless: the response to an earlier save may have been lost.
-  #choose(near, present, refusal = {}) {
-    const text = this.text();
-    if (present.error) {
-      this.#setBase(present);
-      showError(near, present.error);
-      return false;
-    }
-    if (compact(present.text) === compact(text)) return this.#done(near, { ...present, text }, 'Saved.');
+  // #choose lets the user choose between the text and another config that is there meanwhile.
+  #choose(present, refusal = {}) {
     const place = el('div');
     const compare = button('Compare', () => {
       place.replaceChildren(difference(present.text, layOut(this.text()), '− theirs, + mine'));
@@ -160,7 +158,10 @@ class Editor {
         el('p', {}, 'Somebody else has saved another config since you loaded it. Yours is kept until you choose.'),
         refusal.requestId && el('p', { class: 'id' }, 'Request ID: ', el('code', {}, refusal.requestId))),
       el('div', { class: 'actions' },
-        button('Overwrite with mine', () => this.#replace(this.bar, () => present.etag), { class: 'danger' }),
+        button('Overwrite with mine', () => {
+          this.#base.etag = present.etag;
+          return this.save();
+        }, { class: 'danger' }),
         button('Take theirs', () => {
           this.load(present);
           this.showResult(this.bar, 'The text is theirs now.');
@@ -168,7 +169,6 @@ class Editor {
     this.conflict.hidden = false;
     this.conflict.scrollIntoView({ block: 'center' });
     compare.focus();
-    return false;
   }
 
   // showResult shows sentences, with links to the places that they name.

@@ -70,7 +70,7 @@ function tryTo(f) {
   }
 }
 
-// memberOf finds the last member with a name: of several it is the one that counts. The server cuts a long name and adds …
+// memberOf finds the last member with a name: of several it is the one that counts. The server ends a long name with …
 function memberOf(node, name) {
   return node?.members?.findLast((one) => one.name === name) ?? (name?.endsWith('…')
     ? node?.members?.find((one) => one.name.startsWith(name.slice(0, -1))) : undefined);

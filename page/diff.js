@@ -37,8 +37,8 @@ function compare(before, after) {
   });
 }
 
-// script returns the signs of the lines on the shortest way from a to b (E. Myers, An O(ND) Difference Algorithm, 1986).
-// What is left after mostEdits edits, it takes away from a and adds from b.
+// script returns the signs of the lines on the shortest way from a to b (E. Myers: An O(ND) Difference Algorithm). What
+// is left after mostEdits edits, it takes away from a and adds from b.
 function script(a, b) {
   const ways = []; // by diagonal, the one that comes furthest: { x, y: its end in a and b, same lines, sign, from }
   const wayOn = (k) => ways[k + mostEdits + 1];

@@ -8,7 +8,6 @@ import { button, dialog, el, messages, time } from './dom.js';
 export class History {
   #versions = [];
   #texts = new Map(); // by ETag, of the versions that were read
-  #found = ''; // the ETag of the config that a restore has found where it expected another
 
   // editor is the Editor of config.js.
   constructor(editor) {
@@ -86,14 +85,13 @@ export class History {
   async #restore(version, name) {
     const { editor } = this;
     const text = await this.#textOf(version);
-    const headers = await this.#condition();
     try {
+      const headers = await this.#condition();
       const answer = await api.request('POST', api.path`/admin/config/history/${version.etag}/restore`, { headers });
       editor.load({ etag: tagOf(answer), text });
       editor.showResult(editor.bar, `Restored ${name}.`, answer.body.warnings);
     } catch (error) {
       if (error.status === 412) {
-        this.#found = (await readConfig(editor.signal)).etag;
         await this.refresh();
         error.errors = ['The history shows it now. Restore again to replace that.'];
       }
@@ -104,7 +102,7 @@ export class History {
   // #condition returns the headers for a restore, none if the config is still the one that is broken in Redis.
   async #condition() {
     const { editor } = this;
-    if (!editor.etag() && !(await readConfig(editor.signal)).etag) return {};
-    return { 'If-Match': [editor.etag(), this.#found, `"${this.#versions[0].etag}"`].filter(Boolean).join(', ') };
+    if (!editor.etag() && (await readConfig(editor.signal)).error) return {};
+    return { 'If-Match': `${editor.etag()},"${this.#versions[0].etag}"` }; // empty elements do not count
   }
 }

@@ -319,7 +319,12 @@ async function broken(t) {
   const torn = `/${env.tenant}-torn/admin/config`;
   const area = await enter(t, `${env.tenant}-torn`);
   await area.fill('{"new":1.10}');
+  await t.button("History").click();
+  await t.button("Restore").click();
   await put(t, '{"theirs":1}', torn); // somebody else is first
+  await t.button("Restore", t.dialog()).click();
+  await t.sees("Config has changed", t.dialog());
+  await t.page.keyboard.press("Escape");
   await t.button("Save").first().click();
   await t.sees(t.alert("Config has changed"));
   await wantSaved(t, '{"theirs":1}', "theirs", torn);
