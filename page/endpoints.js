@@ -38,10 +38,10 @@ function endpointsOf(config, kind) {
   return config.names(['providers', kind, 'endpoints']).map((name) => {
     const place = ['providers', kind, 'endpoints', name];
     const isSession = kind === 'realtime';
-    const model = config.shown([...place, modelMember(kind)]) || (isSession ? 'calls' : '');
+    const model = config.shown([...place, modelMember(kind)]);
     const priced = config.names([...place, 'models']).map((one) => [one, [...place, 'models', one]]);
-    if (model && !priced.some(([one]) => one === model)) {
-      priced.unshift([model, [...place, ...isSession ? ['price'] : ['models', model]]]);
+    if ((model || isSession) && !priced.some(([one]) => one === model)) {
+      priced.unshift([model || 'calls', [...place, ...isSession ? ['price'] : ['models', model]]]);
     }
     return { config, kind, name, place, of: `${name} (${kind})`, model, priced, prices: kinds.get(kind).prices };
   });
@@ -49,8 +49,9 @@ function endpointsOf(config, kind) {
 
 // modelsOf returns the names of the endpoints' models, at most 50.
 export function modelsOf(config) {
-  const priced = all.flatMap((kind) => endpointsOf(config, kind)).flatMap((one) => one.priced);
-  return [...new Set(priced.map(([model]) => model))].slice(0, 50);
+  const endpoints = all.flatMap((kind) => endpointsOf(config, kind));
+  const models = endpoints.flatMap(({ model, place }) => [model, ...config.names([...place, 'models'])]);
+  return [...new Set(models)].filter(Boolean).slice(0, 50);
 }
 
 export function endpointsSection(forms, config) {
