@@ -19,21 +19,19 @@ const kinds = new Map([
 
 const all = [...kinds.keys()];
 
-// templates are what a new endpoint begins with: [title, name, start of the URL, kinds, its end if not the kind's].
+// templates are what a new endpoint begins with: [title, name, start of the URL, its end if that is not the kind's].
 const templates = [
-  ['OpenAI', 'openai', 'https:' + '//api.openai.com/v1', all],
-  ['Anthropic', 'anthropic', 'https:' + '//api.anthropic.com/v1', ['text'], 'messages'],
-  ['Ultravox', 'ultravox', '', ['realtime']],
-  ['Ollama', 'ollama', 'http:' + '//localhost:11434/v1', ['text', 'embeddings']],
-  ['vLLM', 'vllm', 'http:' + '//localhost:8000/v1', ['text', 'embeddings', 'transcription']],
-  ['Another one with OpenAI’s API', '', '', all],
+  ['OpenAI', 'openai', 'https:' + '//api.openai.com/v1/'],
+  ['Anthropic', 'anthropic', 'https:' + '//api.anthropic.com/v1/', 'messages'],
+  ['Ollama', 'ollama', 'http:' + '//localhost:11434/v1/'],
+  ['vLLM', 'vllm', 'http:' + '//localhost:8000/v1/'],
+  ['Another one', '', ''],
 ];
 
 const modelMember = (kind) => kind === 'realtime' ? 'model' : 'default_model';
 
-// endpointsOf reads the endpoints of a kind. Each has its place in the config; of, which tells a screen reader which one
-// it is; its default model; priced, which is what has prices as [model, place], also the default model; and the names of
-// the usual prices.
+// endpointsOf reads the endpoints of a kind. of tells a screen reader which one it is; priced is [model, place] of all
+// that has prices, also of the default model.
 function endpointsOf(config, kind) {
   return config.names(['providers', kind, 'endpoints']).map((name) => {
     const place = ['providers', kind, 'endpoints', name];
@@ -75,7 +73,8 @@ function card(forms, one, isOfSeveral) {
         rowButton('Test', of, () => test(forms, one, said)),
         rowButton('Edit', of, () => edit(forms, one)),
         isOfSeveral && !isDefault && rowButton('Make default', of, () =>
-          forms.apply('Make default', (text) => set(text, byDefault, JSON.stringify(name)))),
+          forms.ask(`Make ${of} the default`, 'Make default', (text) => set(text, byDefault, JSON.stringify(name)),
+            { text: 'Requests whose model it has go to it first.' })),
         rowButton('Remove', of, () => forms.remove(`endpoint ${of}`, place, 'Its key, models and prices go, too.',
           (text) => isDefault ? remove(text, byDefault) : text), { class: 'danger' }))),
     said,
@@ -97,12 +96,12 @@ async function test(forms, one, said) {
   throw Object.assign(inputError(line), { errors: note, requestId: answer.headers.get('X-Request-Id') });
 }
 
-// membersOf returns the members of an endpoint that are edited here. preset is what a new one has.
-function membersOf(kind, preset = {}) {
+// membersOf returns the members of an endpoint that are edited here. A new one has a URL.
+function membersOf(kind, url) {
   const isRealtime = kind === 'realtime';
   return [
-    isRealtime && member('API', 'type', 'text', { options: ['openai', 'ultravox'], preset: preset.type }),
-    member('URL', 'url', 'text', { required: !isRealtime, preset: preset.url, inputmode: 'url',
+    isRealtime && member('API', 'type', 'text', { hint: 'openai or ultravox. Empty: what the name begins with.' }),
+    member('URL', 'url', 'text', { required: !isRealtime, preset: url, inputmode: 'url',
       hint: isRealtime ? 'Empty: the provider’s own.' : `With its whole path, such as /v1/${kinds.get(kind).end}.` }),
     member('API key', 'api_key', 'secret'),
     member('Operator’s key', 'api_key_name', 'text', { hint: 'The name of one, in the place of an API key.' }),
@@ -128,28 +127,25 @@ function edit(forms, { config, kind, place, of }) {
 // add asks for a new endpoint. Its fields depend on the kind and the provider.
 function add(forms) {
   const fields = [
-    field('Kind', { tag: 'select', options: all.map((one) => [one, labelOf(one)]) }),
-    field('Provider', { tag: 'select' }),
+    field('Kind', { tag: 'select', options: all.map((kind) => [kind, labelOf(kind)]) }),
+    field('Provider', { tag: 'select', options: templates.map(([title], i) => [i, title]) }),
     field('Name', { name: 'name', required: true }),
   ];
   const [kind, provider, name] = fields.map(controlOf);
   const rest = el('div');
   let bound;
   const fill = () => {
-    const [, own, start, , end = kinds.get(kind.value).end] = templates.find(([title]) => title === provider.value);
-    const url = start && end ? `${start}/${end}` : '';
+    const isText = kind.value === 'text';
+    provider.options[1].disabled = !isText; // Anthropic has nothing else
+    if (!isText && provider.value === '1') provider.value = '0';
+    const [, own, start, end = kinds.get(kind.value).end] = templates[provider.value];
     name.value = own;
-    bound = bind(membersOf(kind.value, { type: own || 'openai', url }));
+    bound = bind(membersOf(kind.value, start && end && start + end));
     rest.replaceChildren(...bound.fields);
   };
-  const offer = () => {
-    const offered = templates.filter(([, , , ofKinds]) => ofKinds.includes(kind.value));
-    provider.replaceChildren(...offered.map(([title]) => el('option', {}, title)));
-    fill();
-  };
-  kind.addEventListener('change', offer);
+  kind.addEventListener('change', fill);
   provider.addEventListener('change', fill);
-  offer();
+  fill();
   return forms.ask('Add endpoint', 'Add', (text, values) => {
     const at = ['providers', kind.value, 'endpoints', values.name.trim()];
     return bound.edit(create(text, at), values, at);

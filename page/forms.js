@@ -24,7 +24,6 @@ class Forms {
   constructor(container, editor) {
     this.#container = container;
     this.editor = editor;
-    this.open = new Map(); // whether details are open, by what they are of
     const note = ({ target }) => { this.#opener = target.closest('button'); };
     container.addEventListener('click', note, { capture: true });
   }
@@ -48,43 +47,38 @@ class Forms {
 
   // ask shows a dialog whose button changes the text, by change(text, values), and saves it.
   async ask(title, verb, change, { text = [], ...options } = {}) {
-    const note = this.#isUnsaved() ? ['The text has other changes that are not saved yet. They are saved, too.'] : [];
+    const { editor } = this;
+    const note = editor.text() === editor.saved() ? []
+      : ['The text has other changes that are not saved yet. They are saved, too.'];
     const back = this.#comeBack();
     let result = [];
     await dialog({ ...options, title, verb, text: [text, note].flat(), action: async (values, form) => {
-      result = await this.#save(change(this.editor.text(), values), messagesOf(form));
+      result = await this.#save(change(editor.text(), values), messagesOf(form));
     } });
     back(result);
   }
 
-  // apply changes the text and saves it, at once unless something else would be saved along.
-  async apply(verb, change) {
-    if (this.#isUnsaved()) return this.ask(`${verb}?`, verb, change);
-    const back = this.#comeBack();
-    back(await this.#save(change(this.editor.text()), messagesOf(this.#opener)));
-  }
-
-  #isUnsaved() { return this.editor.text() !== this.editor.saved(); }
-
-  // save saves a text, and returns what the editor says about it in messages. The one before comes back if the text is
-  // refused, which they say. After a conflict it does not: the editor asks whose text counts.
+  // save saves a text, and returns what the editor says about it in messages. If it is refused, which they say, the one
+  // before comes back. After a conflict, which the editor shows, it returns undefined.
   async #save(text, messages) {
     const before = this.editor.text();
     this.editor.change(text);
-    if (!await this.editor.save(messages) && messages.querySelector('[role=alert]')) {
+    const isSaved = await this.editor.save(messages);
+    if (!isSaved && messages.querySelector('[role=alert]')) {
       this.editor.change(before);
       throw new DOMException('It is shown.', 'AbortError'); // keeps a dialog open
     }
     this.render();
-    return [...messages.childNodes];
+    return isSaved ? [...messages.childNodes] : undefined;
   }
 
   // comeBack returns a function that shows a result near the button that was clicked or, if the section was drawn anew,
-  // near its successor, which gets the focus.
+  // near its successor, which gets the focus. Without a result, the choice in a conflict gets it.
   #comeBack() {
     const opener = this.#opener;
     const index = [...this.#container.children].indexOf(opener.closest('section'));
     return (result) => {
+      if (!result) return this.#container.parentElement.querySelector('section button:last-of-type').focus();
       const buttons = [...this.#container.children[index]?.querySelectorAll('button') ?? []];
       const at = buttons.find((one) => one.textContent === opener.textContent) ?? buttons[0];
       if (result.length) messagesOf(at).replaceChildren(...result);

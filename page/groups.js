@@ -24,10 +24,7 @@ export function groupsSection(forms, config) {
       'Every key belongs to a group. Add one, then you can give out keys.'));
 }
 
-// few returns the first of some names, and how many more there are.
-function few(names) {
-  return names.slice(0, 3).join(', ') + (names.length > 3 ? ` and ${names.length - 3} more` : '') || 'no model';
-}
+const few = (names) => names.length > 3 ? `${names.length} models` : names.join(', ') || 'none';
 
 function membersOf(config) {
   const choices = el('div', { class: 'actions choices', role: 'group', 'aria-label': 'Models of the endpoints' });

@@ -91,10 +91,7 @@ export function fieldOf({ label, path, kind, preset, more, options, ...props }, 
   const all = { spellcheck: 'false', autocapitalize: 'none', ...kinds[kind].control, ...props, name };
   if (options) all.options = options.flat().includes(value) ? options : [...options, value];
   const node = field(label, { ...all, tag: options ? 'select' : all.tag, value: kind === 'flag' ? 'true' : value });
-  const control = controlOf(node);
-  if (kind === 'flag') control.checked = value === 'true';
-  const show = (isShown) => { control.type = isShown ? 'text' : 'password'; };
-  if (kind === 'secret') control.after(showButton(label, show));
+  if (kind === 'flag') controlOf(node).checked = value === 'true';
   node.append(more ?? '');
   return node;
 }
@@ -111,22 +108,17 @@ export function rowButton(verb, what, action, props) {
   return button([verb, el('span', { class: 'visually-hidden' }, ` ${what}`)], action, props);
 }
 
-// showButton returns a button that shows a secret and hides it again.
-function showButton(what, show) {
-  const node = rowButton('Show', what, () => {
-    const isShown = node.ariaPressed !== 'true';
-    node.setAttribute('aria-pressed', isShown);
-    show(isShown);
-  }, { 'aria-pressed': 'false' });
-  return node;
-}
-
-// masked returns dots for a secret, with a button that shows it.
+// masked returns dots for a secret, with a button that shows it and hides it again.
 export function masked(secret, what) {
   if (!secret) return 'none';
   const dots = '••••••••';
   const text = el('code', {}, dots);
-  return [text, ' ', showButton(what, (isShown) => { text.textContent = isShown ? secret : dots; })];
+  const show = rowButton('Show', what, () => {
+    const isShown = text.textContent === dots;
+    text.textContent = isShown ? secret : dots;
+    show.setAttribute('aria-pressed', isShown);
+  }, { 'aria-pressed': 'false' });
+  return [text, ' ', show];
 }
 
 // section returns a section with a heading, buttons beside it, and a place for messages.

@@ -23,13 +23,12 @@ export function modelsList(forms, { config, place, of, model: byDefault, priced,
   });
   const name = member('Model', [], 'text', {
     hint: 'As the provider names it. gpt-* stands for all that begin so, * for all.' });
-  const node = el('details', { open: forms.open.get(of) ?? rows.length < 6 },
-    el('summary', {}, `Models and prices (${rows.length})`),
-    list(`Models of ${of}`, ['Model', ...prices.map(labelOf)], prices.map((_, i) => i + 1), rows, 'None yet.'),
+  return [
+    el('div', { class: 'bounded' }, list(`Models and prices of ${of}`, ['Model', ...prices.map(labelOf)],
+      prices.map((_, i) => i + 1), rows, 'It has no models yet.')),
     rowButton('Add model', `to ${of}`, () =>
-      forms.add(`model to ${of}`, [...place, 'models'], name, membersOf(prices), { text })));
-  node.addEventListener('toggle', () => forms.open.set(of, node.open));
-  return node;
+      forms.add(`model to ${of}`, [...place, 'models'], name, membersOf(prices), { text })),
+  ];
 }
 
 const membersOf = (prices) => prices.map((price) => member(labelOf(price), price, 'number', {

@@ -22,7 +22,7 @@ export function paymentsSection(forms, config) {
   });
   const name = member('Price ID', [], 'text', { hint: 'From Stripe’s catalog: price_…' });
   const secret = (label, of) => [label, masked(config.list([...base, of]).join(' '), label)];
-  return section('Payments’ prices', [
+  return section('Payments', [
     button('Add price', () => forms.add('price', place, name, members())),
     button('Edit Stripe', () => forms.edit('Stripe', base, [
       member('API key', 'api_key', 'secret'),
@@ -30,8 +30,8 @@ export function paymentsSection(forms, config) {
       member('Return URLs', 'return_urls', 'lines', { hint: 'Customers may be led back below these, one a line.' }),
       member('Group after a subscription', 'free_group', 'text', groups('the one before it')),
     ])),
-  ], facts(secret('API key', 'api_key'), secret('Webhook secret', 'webhook_secret'),
+  ], config.node(base) ? facts(secret('API key', 'api_key'), secret('Webhook secret', 'webhook_secret'),
     ['Return URLs', config.list([...base, 'return_urls']).join(', ') || 'none'],
-    ['Group after a subscription', config.shown([...base, 'free_group']) || 'the one before it']),
+    ['Group after a subscription', config.shown([...base, 'free_group']) || 'the one before it']) : [],
   list('Prices', ['Price', 'Group', 'Tokens', 'Balance'], [2], rows, 'Nothing is sold yet.'));
 }
