@@ -9,11 +9,11 @@ const dayLength = 24 * 60 * 60 * 1000;
 const usersOfDay = 100; // of whom the API is asked, those who were charged most
 const usersShown = 10;
 
-// The choices: the value, the name of its button, and that of its sums.
 const periods = [[7, '7 days'], [30, '30 days'], [90, '90 days']];
-const measures = [['tokensCharged', 'Charged', 'Tokens charged'], ['tokensGranted', 'Granted', 'Tokens granted'],
-  ['requests', 'Requests', 'Requests']];
+const measures = [['tokensCharged', 'Tokens charged'], ['tokensGranted', 'Tokens granted'], ['requests', 'Requests'],
+  ['cacheHits', 'Cache hits'], ['refused', 'Refused requests']];
 const kinds = [['byModel', 'Model'], ['byEndpoint', 'Endpoint'], ['byGroup', 'Group']];
+const ofKinds = ['tokensCharged', 'requests']; // the others are counted for the tenant only
 
 const reasons = [
   ['balance', 'Balance: not enough tokens left'],
@@ -26,31 +26,34 @@ const reasons = [
 const chosen = { days: 30, measure: 'tokensCharged', kind: 'byModel' };
 let read = { tenant: '', text: '', days: [] };
 
-// showOverview shows what is known at once, and then what has come to it.
+// showOverview shows what is known at once, and then what has come to it. A click on a sum shows it by day.
 export async function showOverview(content, { signal }) {
-  const figures = el('div');
+  const sums = new Map(measures.map(([measure]) => [measure, el('span', { class: 'figure' })]));
+  const cards = measures.map(([measure, name]) =>
+    [measure, [el('span', { class: 'faint' }, name), ' ', sums.get(measure)]]);
   const plot = el('div');
+  const steps = el('div');
   const lists = el('div', { class: 'columns' });
   const drawDays = () => {
-    parts.hidden = chosen.measure === 'tokensGranted'; // which are counted for the tenant only
+    parts.hidden = !ofKinds.includes(chosen.measure);
     plot.replaceChildren(plotOf(shownDays()));
   };
   const parts = choice('Parts', 'kind', kinds, drawDays);
-  const byDay = el('section', { hidden: true }, el('h2', {}, 'By day'),
-    el('div', { class: 'row' }, choice('Count', 'measure', measures, drawDays), parts), plot);
+  const byDay = el('section', { hidden: true }, el('h2', {}, 'By day'), parts, plot);
   const draw = () => {
     const days = shownDays();
     const used = days.some((day) => day.requests > 0 || day.tokensCharged > 0);
+    for (const [measure, sum] of sums) sum.textContent = number(sumOf(days, (day) => valueOf(day, measure)));
     byDay.hidden = !used;
-    figures.replaceChildren(figuresOf(days), used ? '' : firstSteps());
     drawDays();
+    steps.replaceChildren(used ? '' : firstSteps());
     lists.replaceChildren(used ? topUsers(days) : '', refused(days));
   };
   const load = async () => {
     if (await readDays(Math.max(chosen.days, read.days.length), signal)) draw();
   };
   content.append(choice('Period', 'days', periods, () => read.days.length < chosen.days ? load() : draw()),
-    figures, byDay, lists);
+    choice('By day', 'measure', cards, drawDays, 'cards'), steps, byDay, lists);
   if (read.tenant !== currentTenant()) read = { tenant: currentTenant(), text: '', days: [] };
   if (read.days.length > 0) draw();
   await load();
@@ -71,7 +74,7 @@ async function readDays(n, signal) {
 }
 
 // choice returns buttons, of which the one for chosen[name] is pressed.
-function choice(label, name, options, show) {
+function choice(label, name, options, show, style = 'choice') {
   const buttons = options.map(([value, text]) => button(text, () => {
     chosen[name] = value;
     press();
@@ -79,23 +82,12 @@ function choice(label, name, options, show) {
   }));
   const press = () => buttons.forEach((node, i) => node.setAttribute('aria-pressed', options[i][0] === chosen[name]));
   press();
-  return el('div', { class: 'choice', role: 'group', 'aria-label': label }, buttons);
+  return el('div', { class: style, role: 'group', 'aria-label': label }, buttons);
 }
 
 const sumOf = (all, of) => all.reduce((sum, one) => sum + of(one), 0);
-const refusedOn = (day) => sumOf(reasons, ([reason]) => day.refused[reason]);
-const share = (part, all) => `${number(all > 0 ? 100 * part / all : 0)} %`;
-
-function figuresOf(days) {
-  const hits = sumOf(days, (day) => day.cacheHits);
-  const requests = sumOf(days, (day) => day.requests);
-  const figures = [...measures.map(([measure, , name]) => [name, sumOf(days, (day) => day[measure])]),
-    ['Cache hits', hits, requests > 0 && `${share(hits, requests)} of the requests`],
-    ['Refused requests', sumOf(days, refusedOn)]];
-  return el('div', { class: 'cards' }, figures.map(([name, n, more]) => el('div', { class: 'card' },
-    el('div', { class: 'faint' }, name), el('div', { class: 'figure' }, number(n)),
-    more && el('div', { class: 'hint' }, more))));
-}
+const valueOf = (day, measure) =>
+  measure === 'refused' ? sumOf(Object.values(day.refused), (n) => n) : day[measure];
 
 // firstSteps returns what a tenant without usage sees instead of a chart.
 function firstSteps() {
@@ -108,22 +100,23 @@ function firstSteps() {
 
 function plotOf(days) {
   const { measure, kind } = chosen;
-  const what = measures.find(([one]) => one === measure)[2];
-  const granted = measure === 'tokensGranted';
-  const columns = [...measures.filter(([one]) => one !== measure).map(([one, , name]) => [name, (day) => day[one]]),
-    ['Cache hits', (day) => day.cacheHits], ['Refused', refusedOn]];
+  const what = new Map(measures).get(measure);
+  const by = ofKinds.includes(measure) ? new Map(kinds).get(kind).toLowerCase() : measure === 'refused' && 'reason';
   return chart({
-    title: granted ? what : `${what} by ${kinds.find(([one]) => one === kind)[1].toLowerCase()}`,
+    title: by ? `${what} by ${by}` : what,
     what,
     days: days.map((day) => day.day),
-    series: seriesOf(days, (day) => granted ? [[what, day[measure]]] : partsOf(day, kind, measure)),
-    columns: columns.map(([name, of]) => ({ name, values: days.map(of) })),
+    series: seriesOf(days, (day) => partsOf(day, kind, measure)),
+    columns: measures.filter(([one]) => one !== measure)
+      .map(([one, name]) => ({ name, values: days.map((day) => valueOf(day, one)) })),
   });
 }
 
 // partsOf returns the names of a day with their part of a measure. What was charged without the gateway has no endpoint
 // and no model.
 function partsOf(day, kind, measure) {
+  if (measure === 'refused') return reasons.map(([reason, words]) => [words, day.refused[reason]]);
+  if (!ofKinds.includes(measure)) return [[new Map(measures).get(measure), day[measure]]];
   const parts = Object.entries(day[kind]).map(([name, sums]) => [name || 'No model', sums[measure]]);
   const direct = day[measure] - sumOf(parts, ([, n]) => n);
   return direct > 0 ? [...parts, ['Direct charges', direct]] : parts;
@@ -137,8 +130,8 @@ function topUsers(days) {
   }
   const all = sumOf(days, (day) => day.tokensCharged);
   const top = [...sums].sort(([, a], [, b]) => b[1] - a[1]).slice(0, usersShown);
-  const rows = top.map(([id, [requests, charged]]) =>
-    [nameOf(id), number(requests), number(charged), share(charged, all)]);
+  const rows = top.map(([id, [requests, charged]]) => [nameOf(id), number(requests), number(charged),
+    `${number(all > 0 ? 100 * charged / all : 0)} %`]);
   return el('section', {}, el('h2', {}, 'Top users'),
     table('Users who were charged most', ['User', 'Requests', 'Tokens charged', 'Share'], rows,
       { numeric: [1, 2, 3], hideCaption: true }),
@@ -156,6 +149,6 @@ function nameOf(userId) {
 function refused(days) {
   const rows = reasons.map(([reason, words]) => [words, number(sumOf(days, (day) => day.refused[reason]))]);
   return el('section', {}, el('h2', {}, 'Refused requests'),
-    days.some(refusedOn) ? table('Refused requests by reason', ['Reason', 'Requests'], rows,
+    days.some((day) => valueOf(day, 'refused') > 0) ? table('Refused requests by reason', ['Reason', 'Requests'], rows,
       { numeric: [1], hideCaption: true }) : el('p', { class: 'faint' }, 'Nothing was refused.'));
 }

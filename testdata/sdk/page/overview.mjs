@@ -28,8 +28,7 @@ async function wantFigures(t, days) {
     ["Refused requests", (day) => sum(Object.values(day.refused))],
   ]) {
     const want = number(sum(days.map(of)));
-    const card = t.page.locator(".card").filter({ has: t.page.getByText(name, { exact: true }) });
-    await t.until(`${name} ${want}`, async () => (await card.locator(".figure").innerText()) === want);
+    await t.until(`${name} ${want}`, async () => (await t.button(name).locator(".figure").innerText()) === want);
   }
 }
 
@@ -60,10 +59,10 @@ await walk(async (t) => {
   await t.enter();
   await t.heading("Overview").waitFor();
   const asked = () => t.requests.filter((request) => request.includes(`/${env.tenant}/admin/usage?`)).length;
-  const pressed = async () => (await t.page.locator("[aria-pressed=true]").allInnerTexts()).map((text) => text.trim());
+  const pressed = async () => (await t.page.locator("[aria-pressed=true]").allInnerTexts()).map((text) => text.trim().split("\n")[0]);
   let days = await usage(env.tenant, 30);
   await wantFigures(t, days);
-  t.equal(await pressed(), ["30 days", "Charged", "Model"], "what is chosen first");
+  t.equal(await pressed(), ["30 days", "Tokens charged", "Model"], "what is chosen first");
   await wantChart(t, days, "Tokens charged", "tokensCharged", "Model");
   await t.check("start");
 
@@ -98,10 +97,18 @@ await walk(async (t) => {
   await wantChart(t, days, "Requests", "requests", "Group");
   await t.button("30 days").click();
   await wantChart(t, days.slice(-30), "Requests", "requests", "Group");
-  await t.button("Granted").click();
-  const granted = await rows(t, "Tokens granted");
-  t.equal(granted[1][1], number(sum(days.slice(-30).map((day) => day.tokensGranted))), "tokens granted");
-  await t.button("Charged").click();
+  for (const [name, caption, of] of [
+    ["Tokens granted", "Tokens granted", (day) => [day.tokensGranted]], ["Cache hits", "Cache hits", (day) => [day.cacheHits]],
+    ["Refused requests", "Refused requests by reason, by day", ({ refused: { balance, rate, key, group } }) => [balance, rate, key, group]],
+  ]) {
+    await t.button(name).click();
+    await t.misses(t.button("Group"));
+    const got = (await rows(t, caption)).slice(1).map((row) => sum(row.slice(2, 2 + of(days[0]).length).map((text) => Number(text.replace(",", "")))));
+    const want = days.slice(-30).map((day) => sum(of(day)));
+    t.equal(got, [sum(want), ...want.reverse()], name);
+  }
+  await t.screenshot("refused");
+  await t.button("Tokens charged").click();
   t.equal(asked(), before, "requests for what was read");
 
   // The values of a day, with the pointer and with the keys.
@@ -138,7 +145,7 @@ await walk(async (t) => {
   }
   t.equal((await rows(t, "Users who were charged most")).slice(1).map((row) => row.slice(0, 3)),
     [...users].sort((a, b) => b[1][1] - a[1][1]).map(([id, sums]) => [id ?? "Anonymous visitors", ...sums.map(number)]), "the users");
-  const reasons = await rows(t, "Refused requests by reason");
+  const reasons = await rows(t, /^Refused requests by reason$/);
   for (const reason of ["balance", "rate", "key", "group"]) {
     const row = reasons.find(([name]) => name.toLowerCase().startsWith(reason));
     t.equal(row?.at(-1), number(sum(days.slice(-30).map((day) => day.refused[reason]))), `refused: ${reason}`);
@@ -148,9 +155,10 @@ await walk(async (t) => {
   before = asked();
   await t.page.getByRole("link", { name: "alice", exact: true }).click();
   await t.heading("Users").waitFor();
-  t.equal(new URL(t.page.url()).hash, "#users?user=alice", "the address of a user");
+  t.equal(await t.field("User or key").inputValue(), "alice", "who is looked for");
+  await t.sees("laptop"); // the label of a key
   await t.open("Overview");
-  t.equal(await pressed(), ["30 days", "Charged", "Group"], "what is chosen after another view");
+  t.equal(await pressed(), ["30 days", "Tokens charged", "Group"], "what is chosen after another view");
   await wantFigures(t, days.slice(-30));
   t.equal(asked() <= before + 1, true, "requests of the view that comes again");
 
