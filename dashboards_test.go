@@ -264,7 +264,7 @@ func (e *exports) check(t *testing.T, x expression) {
 	for _, s := range selectors {
 		labels := e.samples[s.name]
 		if labels == nil {
-			t.Errorf("%s: there is no metric %s", x.where, s.name)
+			t.Errorf("%s: no metric is called %s", x.where, s.name)
 			continue
 		}
 		for _, matcher := range s.matchers {
@@ -368,7 +368,7 @@ func TestDashboardPanels(t *testing.T) {
 			}
 			for _, name := range submatches(regexp.MustCompile(`\$(\w+)`), target.Expr) {
 				if !declared[name] {
-					t.Errorf("%s: there is no variable %s", p.Title, name)
+					t.Errorf("%s: no variable is called %s", p.Title, name)
 				}
 			}
 		}
