@@ -184,8 +184,9 @@ class Editor {
       const now = placeOf(this.text(), sentence); // the text may have changed
       this.#select(now?.start, now?.end);
     };
-    return el('span', {}, place.before,
-      el('button', { type: 'button', class: 'link', on: { click: select } }, place.path), place.after);
+    const link = el('button', { type: 'button', class: 'link' }, place.path);
+    link.addEventListener('click', select); // a click clears no messages
+    return el('span', {}, place.before, link, place.after);
   }
 
   #select(start = 0, end = start) {

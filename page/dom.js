@@ -1,36 +1,27 @@
 // Makes the elements of the page. What comes from users becomes text, never markup.
 
-// el returns an element. props are attributes (true: without a value; false or undefined: left out), but for `on`, an
-// object of event listeners, and `value` of controls. Strings among the children become text.
-export function el(tag, props = {}, ...children) {
-  const node = build(document.createElement(tag), props);
-  node.append(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
-  return node;
-}
+// el returns an element with attributes: one that is true has an empty value; one that is false or undefined is left
+// out; `value` is that of a control. Strings among the children become text; empty ones are left out.
+export const el = (tag, props, ...children) => build(document.createElement(tag), props, children);
 
 // svg does what el does for a drawing.
-export function svg(tag, props = {}, ...children) {
-  const node = build(document.createElementNS('http://www.w3.org/2000/svg', tag), props);
-  node.append(...children.flat());
-  return node;
-}
+export const svg = (tag, props, ...children) =>
+  build(document.createElementNS('http://www.w3.org/2000/svg', tag), props, children);
 
-function build(node, props) {
+function build(node, props = {}, children) {
   for (const [name, value] of Object.entries(props)) {
-    if (name === 'on') for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
-    else if (name === 'value') node.value = value;
-    else if (value === true) node.setAttribute(name, '');
-    else if (value !== false && value !== undefined) node.setAttribute(name, value);
+    if (name === 'value') node.value = value;
+    else if (value !== false && value !== undefined) node.setAttribute(name, value === true ? '' : value);
   }
+  node.append(...children.flat().filter((child) => child || child === 0));
   return node;
 }
 
 let lastID = 0;
 
-export function newID() { return `id-${++lastID}`; }
+export const newID = () => `id-${++lastID}`;
 
-// button returns a button that runs action, which may be async. While that runs, further clicks do nothing. Its error
-// is shown by the nearest messages. Attributes of props are set, too.
+// button returns a button that runs action once at a time; once says how.
 export function button(name, action, props = {}) {
   const node = el('button', { type: 'button', ...props }, name);
   node.addEventListener('click', () => once(node, action));
@@ -39,7 +30,7 @@ export function button(name, action, props = {}) {
 
 const running = new WeakSet();
 
-// once runs action unless it still runs for the same element, and shows its error near that.
+// once runs action, which may be async, unless it still runs for the same element, and shows its error near that.
 export async function once(node, action) {
   if (running.has(node)) return;
   running.add(node);
@@ -55,28 +46,25 @@ export async function once(node, action) {
   }
 }
 
-// field returns a labelled control: an input unless props.tag says select or textarea. props are its attributes; its
-// name is how a form's values name it. hint is a sentence below. options of a select are strings or [value, text].
-export function field(label, { tag = 'input', hint, options, value, ...props } = {}) {
+// field returns a labelled control: an input unless tag says select or textarea. props are its attributes; a form's
+// values have its name. hint is a sentence below. options of a select are strings or [value, text].
+export function field(label, { tag = 'input', hint, options = [], value, ...props } = {}) {
   const id = newID();
   const hintID = hint && `${id}-hint`;
   const control = el(tag, { id, 'aria-describedby': hintID, autocomplete: 'off', ...props },
-    (options ?? []).map((option) => {
-      const [optionValue, text] = Array.isArray(option) ? option : [option, option];
-      return el('option', { value: optionValue }, text);
-    }));
+    options.map((option) => el('option', { value: [option].flat()[0] }, [option].flat().at(-1))));
   if (value !== undefined) control.value = value;
   return el('div', { class: 'field' }, el('label', { for: id }, label), control,
     hint && el('p', { id: hintID, class: 'hint' }, hint));
 }
 
 // controlOf returns the control of a field.
-export function controlOf(field) { return field.querySelector('input, select, textarea'); }
+export const controlOf = (field) => field.querySelector('input, select, textarea');
 
-// form returns a form of fields whose button, with the name verb, runs action(values, form). values are strings by the
-// controls' names. A second submission waits until the first has ended.
-export function form(fields, verb, action, props = {}) {
-  const node = el('form', { autocomplete: 'off', ...props }, fields,
+// form returns a form of fields whose button, with the name verb, runs action(values, form) as once does. values are
+// strings by the controls' names.
+export function form(fields, verb, action) {
+  const node = el('form', { autocomplete: 'off' }, fields,
     el('div', { class: 'actions' }, el('button', { type: 'submit', class: 'primary' }, verb)), messages());
   node.addEventListener('submit', (event) => {
     event.preventDefault();
@@ -85,29 +73,26 @@ export function form(fields, verb, action, props = {}) {
   return node;
 }
 
-// messages returns the place for results and errors. showError and showStatus use the first one in the nearest ancestor
-// that has one.
-export function messages() { return el('div', { class: 'messages' }); }
+// messages returns the place for results and errors. They are shown in the first one of the nearest ancestor.
+export const messages = () => el('div', { class: 'messages' });
 
 export function messagesOf(node) {
   for (let at = node; at; at = at.parentElement) {
     const found = at.matches('.messages') ? at : at.querySelector('.messages');
     if (found) return found;
   }
-  return document.querySelector('.messages') ?? document.querySelector('main:not([hidden])');
+  return document.querySelector('main:not([hidden]) .messages');
 }
 
-export function clearMessages(node) {
-  messagesOf(node).replaceChildren();
-}
+export function clearMessages(node) { messagesOf(node).replaceChildren(); }
 
 // showStatus says that something was done: sentences (strings or nodes), one a line.
 export function showStatus(node, ...sentences) {
   messagesOf(node).replaceChildren(el('div', { role: 'status' }, sentences.map((sentence) => el('p', {}, sentence))));
 }
 
-// showError shows an error: the server's sentence as it came, further ones one a line, and the request's ID. Each
-// sentence is what show makes of it, a string or a node. An aborted request is no error.
+// showError shows an error: the server's sentence as it came, further ones one a line, and the request's ID. show makes
+// a string or a node of a sentence. An AbortError is not shown.
 export function showError(node, error, show = (sentence) => sentence) {
   if (error.name === 'AbortError') return;
   if (error.status === undefined) console.error(error); // a fault of the page
@@ -120,10 +105,10 @@ export function showError(node, error, show = (sentence) => sentence) {
 }
 
 // inputError returns an error for what the user has entered.
-export function inputError(sentence) { return Object.assign(new Error(sentence), { status: 0 }); }
+export const inputError = (sentence) => Object.assign(new Error(sentence), { status: 0 });
 
-// dialog shows a modal dialog and returns, when it is closed, whether its action has succeeded. The button verb runs
-// action(values, form), whose error is shown in it. Escape and Cancel close it. The focus returns to where it was.
+// dialog shows a modal dialog with a form, and returns, when it is closed, whether action has succeeded. The focus
+// returns to where it was.
 export function dialog({ title, text, fields = [], verb, action, danger = false }) {
   const id = newID();
   let done = false;
@@ -149,11 +134,11 @@ export function dialog({ title, text, fields = [], verb, action, danger = false 
 }
 
 // copyButton returns a button that copies what text returns, also without HTTPS, where navigator.clipboard is absent.
-export function copyButton(text, name = 'Copy') {
-  const node = button(name, async () => {
+export function copyButton(text) {
+  const node = button('Copy', async () => {
     await copy(text(), node);
     node.textContent = 'Copied';
-    setTimeout(() => { node.textContent = name; }, 2000);
+    setTimeout(() => { node.textContent = 'Copy'; }, 2000);
   });
   return node;
 }
@@ -176,10 +161,10 @@ async function copy(text, near) {
 const amounts = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
 
 // number returns an amount with separators.
-export function number(n) { return amounts.format(n); }
+export const number = (n) => amounts.format(n);
 
 // mask returns an API key with most of it hidden.
-export function mask(key) { return key.slice(0, 5) + '…' + key.slice(-4); }
+export const mask = (key) => key.slice(0, 5) + '…' + key.slice(-4);
 
 const times = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeStyle: 'short' });
 
