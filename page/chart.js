@@ -12,7 +12,6 @@ const restShade = 'c6';
 const height = 100; // of the drawing, whatever it measures on the screen
 
 const dates = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeZone: 'UTC' });
-const shortDates = new Intl.DateTimeFormat('en', { month: 'short', day: 'numeric', timeZone: 'UTC' });
 
 const dateOf = (day) => new Date(day + 'T00:00:00Z');
 const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -121,12 +120,12 @@ function ticksTo(most) {
   return Array.from({ length: n + 1 }, (_, i) => (n - i) * step);
 }
 
-// drawDays returns the names of some days, each below its bar.
+// drawDays returns the names of some days, without the year, each below its bar.
 function drawDays(days) {
   const step = Math.ceil(days.length / 7);
   const offset = Math.floor(step / 2); // no name is at an end, where half of it would be outside
   const texts = days.flatMap((day, i) => (days.length - 1 - i) % step === offset
-    ? [svg('text', { x: `${100 * (i + .5) / days.length}%`, y: 13 }, shortDates.format(dateOf(day)))] : []);
+    ? [svg('text', { x: `${100 * (i + .5) / days.length}%`, y: 13 }, dates.format(dateOf(day)).split(',')[0])] : []);
   return svg('svg', { class: 'days', 'aria-hidden': 'true' }, texts);
 }
 

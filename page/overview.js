@@ -5,7 +5,7 @@ import { addressOf } from './app.js';
 import { chart, seriesOf } from './chart.js';
 import { button, el, number, table } from './dom.js';
 
-const dayLength = 24 * 60 * 60 * 1000;
+const dayLength = 86_400_000; // ms
 const usersOfDay = 100; // of whom the API is asked, those who were charged most
 const usersShown = 10;
 
