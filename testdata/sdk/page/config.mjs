@@ -114,7 +114,6 @@ async function refusals(t) {
     t.equal(await t.field("Config").inputValue(), text, "what was typed");
   }
   t.equal(t.requests.slice(before), [], "requests with what is not JSON");
-  await t.check("syntax");
 
   // What the server refuses has a button for each path.
   await t.field("Config").fill(whole);
@@ -151,7 +150,6 @@ async function warnings(t) {
   t.equal(await t.status().locator("p").count(), 2, "lines");
   await t.button("cors.allowed_orgins", t.status()).click();
   t.equal(await selection(t), ['"allowed_orgins": [', true], "the place of a warning");
-  await t.check("warned");
 }
 
 // Nothing typed is lost by an error or by mistake.
@@ -240,7 +238,21 @@ async function conflicts(t) {
   await t.sees(t.status("Saved."));
   await wantSaved(t, configText(57, ',"extra":[1.10]'), "theirs, changed");
 
-  // The same change of both is no conflict.
+  // A form meets a conflict, too.
+  await put(t, configText(59));
+  await t.button(/^Edit.*anonymous/).click();
+  await t.field("Tokens", t.dialog()).fill("60");
+  await t.dialog().locator("[type=submit]").click();
+  await t.misses(t.dialog());
+  await t.sees(t.alert("Config has changed"));
+  t.equal((await t.field("Config").inputValue()).includes('"tokens": 60'), true, "the form's change");
+  await wantSaved(t, configText(59), "theirs");
+  await t.button("Overwrite with mine").click();
+  await t.sees(t.status("Saved."));
+  await wantSaved(t, configText(60, ',"extra":[1.10]'), "the form's change");
+  await type(t, '"tokens": 60', '"tokens": 57');
+
+  // The same change of both is not a conflict.
   await type(t, '"tokens": 57', '"tokens": 58');
   await put(t, configText(58, ',"extra":[1.10]'));
   await t.button("Save").first().click();
@@ -279,7 +291,6 @@ async function history(t) {
   await type(t, '"tokens": 61', '"tokens": 62');
   await t.button("Restore", versions.nth(1)).click();
   await t.sees("What you have changed and not saved is lost.", t.dialog());
-  await t.check("restore");
   await t.button("Restore", t.dialog()).dblclick();
   await t.sees(t.status("Restored version"));
   await t.misses(t.dialog());
@@ -333,9 +344,60 @@ async function broken(t) {
   await wantSaved(t, '{"new":1.10}', "the new one", torn);
 }
 
+// pure checks what needs no server.
+async function pure(t) {
+  await enter(t);
+  const text = String.raw`{"a":{"b.c":[1,{"d":2}],"b":3,"b":{"e":4},"é":5,"it":6,"line\nfeed":7,"\u0001":8},"tokens":-1}`;
+  const sentences = [
+    ["tokens must be positive", "tokens", '"tokens":-1'], ["Invalid config: tokens must be positive", "tokens", '"tokens":-1'],
+    [String.raw`a["b.c"][1].d is wrong`, String.raw`a["b.c"][1].d`, '"d":2'], [String.raw`a["b.c"][7] is wrong`, String.raw`a["b.c"][7]`, '"b.c":['],
+    ["a.b.e is wrong", "a.b.e", '"e":4'], ["a.b.missing is missing", "a.b.missing", '"b":{'], ['a["é"] is wrong', 'a["é"]', '"é":5'],
+    [String.raw`a["line\nfeed"]: wrong`, String.raw`a["line\nfeed"]`, String.raw`"line\nfeed":7`], [String.raw`a["\x01"] is wrong`, String.raw`a["\x01"]`, '"a":{'],
+    ["it must be an object", "", ""], ["5 more members are wrong", "", ""], ["", "", ""], ["__proto__.constructor is wrong", "", ""],
+  ];
+  const places = await t.page.evaluate(async ([text, sentences]) => {
+    const { placeOf } = await import("/admin/page/configs.js");
+    return sentences.map(([sentence]) => {
+      const place = placeOf(text, sentence);
+      const whole = !place || place.before + place.path + place.after === sentence;
+      return [sentence, whole && place ? place.path : "", place ? text.slice(place.start, place.end) : ""];
+    });
+  }, [text, sentences]);
+  t.equal(places, sentences, "places");
+
+  // The difference of short texts shows all lines, and as few changes as there can be: the others are a longest common
+  // subsequence. That of long ones ends, and shows a part.
+  const wrong = await t.page.evaluate(async () => {
+    const { difference } = await import("/admin/page/diff.js");
+    const linesOf = (a, b) => [...difference(a.join("\n"), b.join("\n"), "").querySelectorAll("pre > *")].map((node) => node.textContent);
+    const common = (a, b) => !a.length || !b.length ? 0 : a[0] === b[0] ? 1 + common(a.slice(1), b.slice(1))
+      : Math.max(common(a.slice(1), b), common(a, b.slice(1)));
+    const wrong = [];
+    const all = [[]];
+    for (const text of all) if (text.length < 4) for (const line of "ab") all.push([...text, line]);
+    for (const a of all) {
+      for (const b of all) {
+        const lines = linesOf(a, b);
+        const side = (sign) => lines.filter((line) => line[0] === " " || line[0] === sign).map((line) => line.slice(2)).join();
+        const changes = lines.filter((line) => line[0] !== " ").length;
+        const right = a.join() === b.join() ? lines.length === 0
+          : side("−") === a.join() && side("+") === b.join() && changes === a.length + b.length - 2 * common(a, b);
+        if (!right) wrong.push([a, b, lines]);
+      }
+    }
+    const long = Array.from({ length: 60_000 }, (_, i) => `line ${i % 977}`);
+    const start = Date.now();
+    const shown = [linesOf(long, long.map((line, i) => i % 100 ? line : "x")), linesOf([], long)];
+    if (shown.some((lines) => lines.length !== 2000) || Date.now() - start > 20_000) wrong.push(["long", Date.now() - start, shown.map((lines) => lines.length)]);
+    return wrong;
+  });
+  t.equal(wrong, [], "wrong differences");
+}
+
 await walk(async (t) => {
-  for (const steps of [byHand, refusals, warnings, kept, conflicts, history, broken]) {
-    t.log(steps.name);
+  for (const steps of [pure, byHand, refusals, warnings, kept, conflicts, history, broken]) {
+    const start = Date.now();
     await steps(t);
+    t.log(steps.name, Date.now() - start, "ms");
   }
 }, [400, 412, 500, 503]);
