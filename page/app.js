@@ -11,11 +11,14 @@ const gate = document.getElementById('sign-in');
 // present is the view on display: its name, what ends its requests, and whether it has something unsaved.
 let present = null;
 let tenants = []; // that the operator may choose from
+let dialogs = []; // that wait until the user has signed in again
 
 // A token that a header can carry is visible ASCII (RFC 9110, section 5.5).
 const carried = /^[\x21-\x7e]+$/;
 
 function showGate() {
+  dialogs = [...document.querySelectorAll('dialog')];
+  for (const box of dialogs) box.remove(); // they would lie over the form
   header.hidden = main.hidden = true;
   gate.hidden = false;
   gate.querySelector('[name=token]').focus();
@@ -46,10 +49,16 @@ async function signIn(tenant, token) {
   if (operator) await loadTenants();
   gate.hidden = true;
   header.hidden = main.hidden = false;
-  if (same) return; // the view is as it was left
+  if (same) return dialogs.forEach(reopen); // the view is as it was left
   present = null;
   buildHeader();
   await route();
+}
+
+function reopen(box) {
+  box.removeAttribute('open');
+  document.body.append(box);
+  box.showModal();
 }
 
 async function opens(url, headers) {

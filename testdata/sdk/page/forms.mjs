@@ -186,4 +186,19 @@ await walk(async (t) => {
   await t.button("Overwrite with mine").click();
   await t.sees(t.status("Saved."));
   await wantSaved(want.replace('["*"]', '["https://mine.example.com"]'), "after the conflict");
-}, [400, 412]);
+
+  // A dialog is there again, with what was typed, after the token has ended and the user has signed in again.
+  await t.button("Sign out").click();
+  await t.enter(env.tenant, env.tenantToken);
+  await t.open("Config");
+  await api("DELETE", `/${env.tenant}/admin/tokens`);
+  await fill("Edit origins", { "Allowed origins": "https://again.example.com" });
+  await t.sees(t.alert("Sign in again"));
+  await t.check("sign-in-again");
+  const { body } = await api("POST", `/${env.tenant}/admin/tokens`);
+  await t.signIn(env.tenant, body.adminToken);
+  t.equal(await t.field("Allowed origins", t.dialog()).inputValue(), "https://again.example.com", "what was typed");
+  await t.button("Save", t.dialog()).click();
+  await t.sees(t.status("Saved."));
+  await wantSaved(want.replace('["*"]', '["https://again.example.com"]'), "after signing in again");
+}, [400, 401, 412]);
