@@ -83,11 +83,11 @@ await walk(async (t) => {
     await t.page.keyboard.press("Enter");
     await wantShown(t, "a key", [name]);
     if (i > 1) continue;
-    await t.check("key");
     await t.button("Revoke").click();
     await t.dialog().waitFor();
-    await t.check("revoke");
+    await harmless(t, "a dialog about a key");
     await t.page.keyboard.press("Escape");
+    await t.misses(t.dialog());
   }
   await t.field("User or key").fill("");
   await t.page.keyboard.press("Enter");
@@ -103,13 +103,11 @@ await walk(async (t) => {
     await t.button(new RegExp(`^Edit ${name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}$`)).click();
     await t.field("Tokens", t.dialog()).fill("77");
     await wantShown(t, "the form of a group", [name]);
-    await t.button("Save group", t.dialog()).click();
+    await t.button("Save", t.dialog()).click();
     await t.misses(t.dialog());
     const groups = new Map(Object.entries(JSON.parse(await t.field("Config").inputValue()).user_groups));
     t.equal([groups.size, groups.get(name).tokens], [names.length + 4, 77], `the groups with that of ${name}`);
   }
-  await t.button("Save").click();
-  await t.status().waitFor();
   await t.button("Test refuses").click();
   await t.alert("<script>hacked='refused'</script>").waitFor();
   await harmless(t, "a test of an endpoint");
@@ -117,7 +115,6 @@ await walk(async (t) => {
   await t.button("Difference").first().click();
   await t.sees(/late/);
   await harmless(t, "History");
-  await t.check("difference");
 
   for (const view of ["Tenants", "Payments", "Health"]) {
     await t.open(view);

@@ -32,6 +32,10 @@ async function refused(t, tenant, token) {
   return t.alert().innerText();
 }
 
+async function newToken() {
+  return (await api("POST", `/${env.tenant}/admin/tokens`)).body.adminToken;
+}
+
 await walk(async (t) => {
   await t.goto();
   await t.button("Sign in").waitFor();
@@ -101,6 +105,13 @@ await walk(async (t) => {
   await t.page.reload();
   await wantForm(t);
 
+  // The operator may name a tenant, too.
+  await t.signIn(env.tenant, env.operator);
+  await wantViews(t, views);
+  t.equal(await t.field("Tenant", t.page.locator("header")).inputValue(), env.tenant, "the tenant that was named");
+  await t.button("Sign out").click();
+  await wantForm(t);
+
   // What was typed stays when the token ends meanwhile.
   await t.signIn(env.tenant, env.tenantToken);
   await t.open("Users");
@@ -111,13 +122,29 @@ await walk(async (t) => {
   await t.button("Create key").click();
   await wantForm(t);
   await t.check("ended");
-  const { body: { adminToken } } = await api("POST", `/${env.tenant}/admin/tokens`);
-  await t.field("Token").fill(adminToken);
-  await t.button("Sign in").click();
+  await t.signIn(env.tenant, await newToken());
   await t.field("User ID").waitFor();
   t.equal([await t.field("User ID").inputValue(), await t.field("Group").inputValue()], ["typed before", "free"], "what was typed");
   t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys, [], "keys before they are wanted");
   await t.button("Create key").click();
   await t.sees(/user_[0-9a-f-]{36}/);
   t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys.length, 1, "keys");
+
+  // So it does in the editor, where a second sign-in is one, too.
+  await t.open("Config");
+  const editor = t.field("Config");
+  await t.until("a config", async () => (await editor.inputValue()).includes("anonymous"));
+  const typed = (await editor.inputValue()).replace(/^\{/, '{\n  "typed": 12345678901234567890,');
+  await editor.fill(typed);
+  await api("DELETE", `/${env.tenant}/admin/tokens`);
+  await t.button("Save").click();
+  await wantForm(t);
+  const requests = t.requests.length;
+  await t.signIn(env.tenant, await newToken());
+  await editor.waitFor();
+  t.equal(await editor.inputValue(), typed, "what was typed");
+  t.equal(t.requests.slice(requests).filter((request) => !request.startsWith("GET ")), [], "changes that were not wanted again");
+  await t.button("Save").click();
+  await t.until("the config is saved", async () =>
+    /"typed": ?12345678901234567890/.test((await api("GET", `/${env.tenant}/admin/config`)).text));
 }, [400, 401]);
