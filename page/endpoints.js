@@ -85,9 +85,9 @@ function card(forms, one, isOfSeveral) {
 
 // test asks the server whether the endpoint, as it is saved, works.
 async function test(forms, one, said) {
-  const saved = new Config(forms.editor.saved()).source(one.place);
+  const saved = new Config(forms.editor.saved()).shown(one.place);
   if (!saved) throw inputError('Save first: a test asks the endpoint as it is saved.');
-  const note = saved === one.config.source(one.place) ? [] : ['The endpoint was tested without what is not saved yet.'];
+  const note = saved === one.config.shown(one.place) ? [] : ['The endpoint was tested without what is not saved yet.'];
   const answer = await request('POST', path`/admin/endpoints/${one.kind}/${one.name}/test`, { parallel: true });
   const { ok, status, latencyMs, model, error } = answer.body;
   const line = `${ok ? 'ok' : 'failed'} ${status || 'without a response'} in ${number(latencyMs)} ms` +
@@ -119,7 +119,7 @@ function edit(forms, { config, kind, place, of }) {
   const keys = ['api_key', 'api_key_name'].map((name) => [...place, name]);
   return forms.edit(`endpoint ${of}`, place, membersOf(kind), { change: (text) => {
     const now = new Config(text);
-    const old = keys.find((key) => now.source(key) === config.source(key));
+    const old = keys.find((key) => now.shown(key) === config.shown(key));
     return old && keys.every((key) => now.node(key)) ? remove(text, old) : text;
   } });
 }

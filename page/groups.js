@@ -36,7 +36,7 @@ function membersOf(config) {
     member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in the window. Empty: no limit.' }),
     member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
     member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
-    member('Refill every', ['refill', 'every'], 'period', { hint: 'day, month, or a number of seconds.' }),
+    member('Refill every', ['refill', 'every'], 'word', { class: 'short', hint: 'day, month, or a number of seconds.' }),
     member('Models', 'models', 'lines', { more: choices,
       hint: 'That they may ask for, one a line; gpt-* stands for all that begin so. Empty: all.' }),
   ];

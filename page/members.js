@@ -1,6 +1,6 @@
 // Fields for members of the config. What nobody edits stays in the text as it is written there.
 
-import { button, controlOf, el, field, inputError, messages, number, table } from './dom.js';
+import { button, el, field, inputError, messages, number, table } from './dom.js';
 import { find, names, parse, remove, set, valueOf } from './json.js';
 
 // A Config reads a text. A path is an array of names.
@@ -14,14 +14,12 @@ export class Config {
 
   names(path) { return names(this.node(path)); }
 
-  // source returns a value as it is written, "" for an absent one.
-  source(path) {
+  // shown returns the content of a string, anything else as it is written, and "" for what is absent.
+  shown(path) {
     const node = this.node(path);
+    if (node?.kind === 'string') return valueOf(this.text, node);
     return node ? this.text.slice(node.start, node.end) : '';
   }
-
-  // shown returns the content of a string, and what source does of anything else.
-  shown(path) { return this.node(path)?.kind === 'string' ? valueOf(this.text, this.node(path)) : this.source(path); }
 
   // list returns the items of an array, or a single value as one of it.
   list(path) { return [valueOf(this.text, this.node(path)) ?? []].flat(); }
@@ -29,29 +27,24 @@ export class Config {
 
 const numbers = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
 const lines = (text) => text.split('\n').map((line) => line.trim()).filter(Boolean);
-const show = (config, path) => config.shown(path);
 
-// kinds are how members are shown in a control, and how what was entered is written as JSON. Numbers stay as entered:
-// JSON.parse would lose digits. A secret may be several, with spaces between.
+// kinds are how what was entered is written as JSON, if not as a string; how the items of an array are joined; and
+// attributes of the control. Numbers stay as entered: JSON.parse would lose digits. A secret may be several.
 const kinds = {
-  text: { show, write: (value) => JSON.stringify(value) },
-  number: { show, control: { inputmode: 'decimal', class: 'short' }, write: (value, label) => {
+  text: {},
+  number: { control: { inputmode: 'decimal', class: 'short' }, write: (value, label) => {
     if (numbers.test(value)) return value;
     throw inputError(`${label}: ${value} is not a number. Write it like 50000 or 0.25.`);
   } },
-  period: { show, control: { class: 'short' }, write: (value) => numbers.test(value) ? value : JSON.stringify(value) },
-  lines: { show: (config, path) => config.list(path).join('\n'), control: { tag: 'textarea', rows: 4 },
-    write: (value) => JSON.stringify(lines(value)) },
-  secret: { show: (config, path) => config.list(path).join(' '),
-    control: { type: 'password', autocomplete: 'new-password' },
+  word: { write: (value) => value === 'true' || numbers.test(value) ? value : JSON.stringify(value) },
+  lines: { join: '\n', control: { tag: 'textarea', rows: 4 }, write: (value) => JSON.stringify(lines(value)) },
+  secret: { join: ' ', control: { type: 'password', autocomplete: 'new-password' },
     write: (value) => JSON.stringify(/\s/.test(value) ? value.split(/\s+/) : value) },
-  flag: { show: (config, path) => config.source(path) === 'true' ? 'true' : '', control: { type: 'checkbox' },
-    write: () => 'true' },
 };
 
 // member describes a member: the label of its field, its name or path, and how it is edited. props are those of field,
 // and preset (what a new object has) and more (a node below the control).
-export const member = (label, name, kind = 'text', props = {}) => ({ label, path: [name].flat(), kind, ...props });
+export const member = (label, name, kind = 'text', props = {}) => ({ label, path: [name].flat(), kind: kinds[kind], ...props });
 
 // create returns the text with a new object at a path.
 export function create(text, path) {
@@ -63,15 +56,16 @@ export function create(text, path) {
 // bind returns fields for members of the object at base, and edit(text, values, at), which returns the text with what
 // was entered. Without a base the object, at the path `at`, is new. An empty field removes its member.
 export function bind(members, config, base) {
-  const before = members.map(({ path, kind }) => base ? kinds[kind].show(config, [...base, ...path]) : '');
+  const before = members.map(({ path, kind: { join } }) => !base ? ''
+    : join ? config.list([...base, ...path]).join(join) : config.shown([...base, ...path]));
   return {
     fields: members.map((one, i) => fieldOf(one, `m${i}`, base ? before[i] : one.preset ?? '')),
     edit(text, values, at = base) {
-      members.forEach(({ label, path, kind }, i) => {
-        const value = (values[`m${i}`] ?? '').trim();
+      members.forEach(({ label, path, kind: { write = (value) => JSON.stringify(value) } }, i) => {
+        const value = values[`m${i}`].trim();
         if (value === before[i].trim()) return;
         const whole = [...at, ...path];
-        text = value ? set(text, whole, kinds[kind].write(value, label)) : drop(text, whole, at.length);
+        text = value ? set(text, whole, write(value, label)) : drop(text, whole, at.length);
       });
       return text;
     },
@@ -87,11 +81,9 @@ function drop(text, path, depth) {
 }
 
 // fieldOf returns a field for a member, with the name by which a form's values name it.
-export function fieldOf({ label, path, kind, preset, more, options, ...props }, name, value) {
-  const all = { spellcheck: 'false', autocapitalize: 'none', ...kinds[kind].control, ...props, name };
-  if (options) all.options = options.flat().includes(value) ? options : [...options, value];
-  const node = field(label, { ...all, tag: options ? 'select' : all.tag, value: kind === 'flag' ? 'true' : value });
-  if (kind === 'flag') controlOf(node).checked = value === 'true';
+export function fieldOf({ label, kind, path, preset, more, options, ...props }, name, value) {
+  const select = options && { tag: 'select', options: options.flat().includes(value) ? options : [...options, value] };
+  const node = field(label, { spellcheck: 'false', autocapitalize: 'none', ...kind.control, ...props, ...select, name, value });
   node.append(more ?? '');
   return node;
 }

@@ -11,7 +11,8 @@ export function paymentsSection(forms, config) {
   const members = () => [
     member('Group', 'group', 'text', { ...groups('none: a pack, bought once'), hint: 'Of those who subscribe.' }),
     member('Tokens', 'tokens', 'number', { hint: 'Of a pack, or in each period. Empty: those of the group.' }),
-    member('Reset', 'reset', 'flag', { hint: 'In each period the balance is raised to these tokens, not by them.' }),
+    member('Reset', 'reset', 'word', { options: [['', 'no: each period adds them'],
+      ['true', 'yes: each period raises the balance to them']] }),
   ];
   const rows = config.names(place).map((price) => {
     const of = (name) => config.shown([...place, price, name]);

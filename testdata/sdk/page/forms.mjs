@@ -25,8 +25,7 @@ await walk(async (t) => {
     const dialog = await ask(name);
     for (const [label, value] of Object.entries(values)) {
       const field = t.field(label, dialog);
-      if (typeof value === "boolean") await field.setChecked(value);
-      else if (await field.evaluate((node) => node.tagName) === "SELECT") await field.selectOption(value);
+      if (await field.evaluate((node) => node.tagName) === "SELECT") await field.selectOption(value);
       else await field.fill(value);
     }
     await t.button(verb, dialog).click();
@@ -70,7 +69,7 @@ await walk(async (t) => {
   await t.sees(t.status(/^ok 200 in [\d,]+ ms, model gpt-4o$/));
   await done("Edit origins", { "Allowed origins": "https://a.example.com\n https://b.example.com" });
   await done("Edit Stripe", { "API key": "sk_test_1", "Webhook secret": "whsec_1 whsec_2", "Return URLs": "https://a.example.com/" });
-  await done("Add price", { "Price ID": "price_1", "Group": "free", "Reset": true }, "Add");
+  await done("Add price", { "Price ID": "price_1", "Group": "free", "Reset": "true" }, "Add");
   await done("Add price", { "Price ID": "price_2", "Tokens": "1000" }, "Add");
   await wantSaved('{"user_groups":{"free":{"tokens":50000,"max_concurrent":2,"rate_limit":10,"rate_limit_window":60,' +
     '"refill":{"tokens":50000,"every":"day"},"models":["gpt-4o","gpt-4o-mini"]}},' +
