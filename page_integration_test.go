@@ -73,7 +73,9 @@ type pageTenant struct {
 // The walks in walksDir, on the page of the real program. Those in alone measure, and run while no other does.
 func TestIntegrationPage(t *testing.T) {
 	w := newPageTest(t)
-	prepare := map[string]func(*testing.T, *pageTenant){"config": w.addBroken, "payments": w.addPayments}
+	prepare := map[string]func(*testing.T, *pageTenant){
+		"config": w.addBroken, "payments": w.addPayments, "users": w.addMalformed,
+	}
 	tenants := map[string]string{"picture": "acme"} // instead of the walk's name
 	alone := []string{"speed"}
 	files, err := filepath.Glob(walksDir + "/*.mjs")
@@ -190,6 +192,13 @@ func (w *pageTest) addUsage(t *testing.T, tenant string) {
 			t.Fatalf("the usage of %s on %s was not added", tenant, formatDay(day.day))
 		}
 	}
+}
+
+// addMalformed has a user get a key, which is then malformed in Redis.
+func (w *pageTest) addMalformed(t *testing.T, one *pageTenant) {
+	t.Helper()
+	key := w.issue(t, one.tenant, `"userId":"malformed","group":"free"`)
+	w.redis.Do(t, "HSET", apiKeyRedisKey(key), "tokensLeft", "many")
 }
 
 // addPayments has alice buy a pack and a subscription, of which one is refunded, and somebody pay whose key is gone.
