@@ -11,13 +11,13 @@ const gate = document.getElementById('sign-in');
 // present is the view on display: its name, what ends its requests, and whether it has something unsaved.
 let present = null;
 let tenants = []; // that the operator may choose from
-let dialogs = []; // that wait until the user has signed in again
+const dialogs = []; // that wait until the user has signed in again
 
 // A token that a header can carry is visible ASCII (RFC 9110, section 5.5).
 const carried = /^[\x21-\x7e]+$/;
 
 function showGate() {
-  dialogs = [...document.querySelectorAll('dialog')];
+  dialogs.push(...document.querySelectorAll('dialog')); // two requests may be refused
   for (const box of dialogs) box.remove(); // they would lie over the form
   header.hidden = main.hidden = true;
   gate.hidden = false;
@@ -49,7 +49,8 @@ async function signIn(tenant, token) {
   if (operator) await loadTenants();
   gate.hidden = true;
   header.hidden = main.hidden = false;
-  if (same) return dialogs.forEach(reopen); // the view is as it was left
+  const waiting = dialogs.splice(0);
+  if (same) return waiting.forEach(reopen); // the view is as it was left
   present = null;
   buildHeader();
   await route();

@@ -119,7 +119,7 @@ export function dialog({ title, text, fields = [], verb, action, danger = false 
   });
   const submit = content.querySelector('[type=submit]');
   if (danger) submit.className = 'danger';
-  submit.after(button('Cancel', () => box.close()));
+  submit.after(button('Cancel', () => box.close(), { autofocus: danger && fields.length === 0 }));
   const box = el('dialog', { 'aria-labelledby': id }, el('h2', { id }, title),
     [text ?? []].flat().map((paragraph) => el('p', {}, paragraph)), content);
   document.body.append(box);
