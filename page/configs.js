@@ -38,40 +38,36 @@ export async function readConfig(signal) {
 // A step of a path as the server writes it: user_groups.anonymous, names["with other bytes"], list[0].
 const step = /(?:^|\.)([\w-]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]/y;
 
-// placeOf returns where the path leads that a sentence starts with: { path, before, after } are the parts of the
+// placeOf returns where the path leads that a sentence starts with: { before, path, after } are the parts of the
 // sentence, { start, end } is the place in the text of the last member or item on the path that exists. It returns null
 // if none does.
 export function placeOf(text, sentence) {
   const [before] = /^(Invalid config: )?/.exec(sentence);
   const rest = sentence.slice(before.length);
-  let at = 0;
-  let node = tryTo(() => parse(text));
   let place = null;
-  for (;;) {
-    step.lastIndex = at;
-    const match = step.exec(rest);
-    if (!match) return place && { ...place, before, path: rest.slice(0, at), after: rest.slice(at) };
-    at = step.lastIndex;
-    const [, word, index, quoted] = match;
-    const item = node?.items?.[index];
-    const found = item ? { node: item, nameStart: item.start }
-      : memberOf(node, word ?? tryTo(() => JSON.parse(quoted))); // Go escapes as JSON does, but for control characters
-    node = found?.node;
-    if (!node) continue;
-    place = { start: found.nameStart, end: node.members || node.items ? node.start + 1 : node.end };
+  let at = 0;
+  try {
+    for (let node = parse(text), match; match = matchAt(rest, at); at = step.lastIndex) {
+      const [, word, index, quoted] = match;
+      const item = node?.items?.[index];
+      const found = item ? { node: item, nameStart: item.start }
+        : memberOf(node, word ?? (quoted && JSON.parse(quoted)));
+      node = found?.node;
+      if (node) place = { start: found.nameStart, end: node.members || node.items ? node.start + 1 : node.end };
+    }
+  } catch {
+    return null; // the text is not JSON, or a name in quotes is not: Go has its own way to write control characters
   }
+  return place && { ...place, before, path: rest.slice(0, at), after: rest.slice(at) };
 }
 
-function tryTo(f) {
-  try {
-    return f();
-  } catch {
-    return undefined;
-  }
+function matchAt(text, at) {
+  step.lastIndex = at;
+  return step.exec(text);
 }
 
 // memberOf finds the last member with a name: of several it is the one that counts. The server ends a long name with …
 function memberOf(node, name) {
-  return node?.members?.findLast((one) => one.name === name) ?? (name?.endsWith('…')
-    ? node?.members?.find((one) => one.name.startsWith(name.slice(0, -1))) : undefined);
+  return node?.members?.findLast((one) => one.name === name ||
+    name?.endsWith('…') && one.name.startsWith(name.slice(0, -1)));
 }

@@ -26,7 +26,7 @@ export class History {
     if (opens) this.heading.focus();
   }
 
-  // refresh loads the list again if it is shown. If that fails, the list stays: what led here has succeeded.
+  // refresh loads the list again if it is shown, if it can: what led here has succeeded.
   async refresh() {
     if (!this.panel.hidden) await this.#load().catch(() => {});
   }
@@ -35,7 +35,7 @@ export class History {
     const { signal } = this.editor;
     this.#versions = (await api.request('GET', api.path`/admin/config/history`, { signal })).body.versions;
     this.list.replaceChildren(...this.#versions.map((version, i) => this.#item(version, this.#versions[i + 1])));
-    if (!this.#versions.length) this.list.append(el('li', {}, 'None yet: the config was written straight to Redis.'));
+    if (!this.#versions.length) this.list.append('None yet: the config was written straight to Redis.');
   }
 
   #item(version, earlier) {
@@ -73,8 +73,7 @@ export class History {
 
   async #ask(version, name) {
     const danger = this.editor.isUnsaved();
-    const text = ['The present config stays in the history.'];
-    if (danger) text.push('What you have changed and not saved is lost.');
+    const text = danger ? 'What you have changed and not saved is lost.' : 'The present config stays in the history.';
     const action = () => this.#restore(version, name);
     if (!await dialog({ title: `Restore ${name}?`, text, verb: 'Restore', danger, action })) return;
     await this.refresh();
@@ -86,10 +85,11 @@ export class History {
     const { editor } = this;
     const text = await this.#textOf(version);
     try {
-      const headers = await this.#condition();
+      // A config that is broken in Redis has no ETag here. Elsewhere an empty element does not count.
+      const isBroken = !editor.etag() && (await readConfig(editor.signal)).error;
+      const headers = isBroken ? {} : { 'If-Match': `${editor.etag()},"${this.#versions[0].etag}"` };
       const answer = await api.request('POST', api.path`/admin/config/history/${version.etag}/restore`, { headers });
-      editor.load({ etag: tagOf(answer), text });
-      editor.showResult(editor.bar, `Restored ${name}.`, answer.body.warnings);
+      editor.load({ etag: tagOf(answer), text }, `Restored ${name}.`, ...answer.body.warnings ?? []);
     } catch (error) {
       if (error.status === 412) {
         await this.refresh();
@@ -97,12 +97,5 @@ export class History {
       }
       throw error;
     }
-  }
-
-  // #condition returns the headers for a restore, none if the config is still the one that is broken in Redis.
-  async #condition() {
-    const { editor } = this;
-    if (!editor.etag() && (await readConfig(editor.signal)).error) return {};
-    return { 'If-Match': `${editor.etag()},"${this.#versions[0].etag}"` }; // empty elements do not count
   }
 }
