@@ -21,10 +21,11 @@ let lastID = 0;
 
 export const newID = () => `id-${++lastID}`;
 
-// button returns a button that runs action once at a time; once says how.
+// button returns a button that runs action once at a time; once says how. The second click of a double click does
+// nothing, even after the first has done everything.
 export function button(name, action, props = {}) {
   const node = el('button', { type: 'button', ...props }, name);
-  node.addEventListener('click', () => once(node, action));
+  node.addEventListener('click', (event) => event.detail > 1 || once(node, action));
   return node;
 }
 
@@ -64,8 +65,9 @@ export const controlOf = (field) => field.querySelector('input, select, textarea
 // form returns a form of fields whose button, with the name verb, runs action(values, form) as once does. values are
 // strings by the controls' names.
 export function form(fields, verb, action) {
-  const node = el('form', { autocomplete: 'off' }, fields,
-    el('div', { class: 'actions' }, el('button', { type: 'submit', class: 'primary' }, verb)), messages());
+  const submit = el('button', { type: 'submit', class: 'primary' }, verb);
+  submit.addEventListener('click', (event) => event.detail > 1 && event.preventDefault());
+  const node = el('form', { autocomplete: 'off' }, fields, el('div', { class: 'actions' }, submit), messages());
   node.addEventListener('submit', (event) => {
     event.preventDefault();
     once(node, () => action(Object.fromEntries(new FormData(node)), node));
