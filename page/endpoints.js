@@ -3,7 +3,7 @@
 import { path, request } from './api.js';
 import { button, controlOf, el, field, inputError, messages, number, showStatus } from './dom.js';
 import { remove, set } from './json.js';
-import { bind, Config, create, facts, labelOf, masked, member, rowButton, section } from './members.js';
+import { Config, create, facts, fieldOf, labelOf, masked, member, rowButton, section } from './members.js';
 import { modelsList } from './models.js';
 
 // kinds are the members of providers that the gateway uses: how URLs end, and what models have prices of.
@@ -96,58 +96,42 @@ async function test(forms, one, said) {
   throw Object.assign(inputError(line), { errors: note, requestId: answer.headers.get('X-Request-Id') });
 }
 
-// membersOf returns the members of an endpoint that are edited here. A new one has a URL.
-function membersOf(kind, url) {
-  const isRealtime = kind === 'realtime';
-  return [
-    isRealtime && member('API', 'type', 'text', { hint: 'openai or ultravox. Empty: what the name begins with.' }),
-    member('URL', 'url', 'text', { required: !isRealtime, preset: url, inputmode: 'url',
-      hint: isRealtime ? 'Empty: the provider’s own.' : `With its whole path, such as /v1/${kinds.get(kind).end}.` }),
+// edit asks for members of an endpoint.
+function edit(forms, { kind, place, of }) {
+  return forms.edit(`endpoint ${of}`, place, [
+    member('URL', 'url', 'text', { inputmode: 'url' }),
     member('API key', 'api_key', 'secret'),
     member('Operator’s key', 'api_key_name', 'text', { hint: 'The name of one, in the place of an API key.' }),
-    member(isRealtime ? 'Model' : 'Default model', modelMember(kind), 'text', { hint: 'Of requests that name none.' }),
-    (isRealtime || kind === 'speech') && member('Voice', 'voice'),
-    (kind === 'text' || kind === 'embeddings') && member('Bytes per token', 'bytes_per_token', 'number',
-      { preset: '3', hint: 'Decides what a request is held for, not what it costs. 3 is usual.' }),
-    kind === 'text' && member('Output tokens', 'max_output_tokens', 'number',
-      { hint: 'At most, for a request that sets no limit. Empty: 4096.' }),
-  ].filter(Boolean);
+    member('Default model', modelMember(kind), 'text', { hint: 'Of requests that name none.' }),
+    kind !== 'realtime' && member('Bytes per token', 'bytes_per_token', 'number',
+      { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' }),
+  ].filter(Boolean));
 }
 
-// edit asks for members of an endpoint. It has one key: of its own and the operator's that which was entered last.
-function edit(forms, { config, kind, place, of }) {
-  const keys = ['api_key', 'api_key_name'].map((name) => [...place, name]);
-  return forms.edit(`endpoint ${of}`, place, membersOf(kind), { change: (text) => {
-    const now = new Config(text);
-    const old = keys.find((key) => now.shown(key) === config.shown(key));
-    return old && keys.every((key) => now.node(key)) ? remove(text, old) : text;
-  } });
-}
-
-// add asks for a new endpoint. Its fields depend on the kind and the provider.
+// add asks for a new endpoint.
 function add(forms) {
   const fields = [
-    field('Kind', { tag: 'select', options: all.map((kind) => [kind, labelOf(kind)]) }),
+    field('Kind', { tag: 'select', name: 'kind', options: all.map((kind) => [kind, labelOf(kind)]) }),
     field('Provider', { tag: 'select', options: templates.map(([title], i) => [i, title]) }),
     field('Name', { name: 'name', required: true }),
+    field('URL', { name: 'url', inputmode: 'url', hint: 'With its whole path.' }),
+    fieldOf(member('API key', [], 'secret'), 'key', ''),
+    field('Default model', { name: 'model', hint: 'Of requests that name none.' }),
   ];
-  const [kind, provider, name] = fields.map(controlOf);
-  const rest = el('div');
-  let bound;
+  const [kind, provider, name, url] = fields.map(controlOf);
   const fill = () => {
-    const isText = kind.value === 'text';
-    provider.options[1].disabled = !isText; // Anthropic has nothing else
-    if (!isText && provider.value === '1') provider.value = '0';
     const [, own, start, end = kinds.get(kind.value).end] = templates[provider.value];
     name.value = own;
-    bound = bind(membersOf(kind.value, start && end && start + end));
-    rest.replaceChildren(...bound.fields);
+    url.value = start && end ? start + end : '';
   };
   kind.addEventListener('change', fill);
   provider.addEventListener('change', fill);
   fill();
-  return forms.ask('Add endpoint', 'Add', (text, values) => {
-    const at = ['providers', kind.value, 'endpoints', values.name.trim()];
-    return bound.edit(create(text, at), values, at);
-  }, { fields: [...fields, rest] });
+  return forms.ask('Add endpoint', 'Add', (text, values) =>
+    create(text, ['providers', values.kind, 'endpoints', values.name.trim()], {
+      url: values.url.trim() || undefined,
+      api_key: values.key.trim() || undefined,
+      [modelMember(values.kind)]: values.model.trim() || undefined,
+      bytes_per_token: values.kind === 'text' ? 3 : undefined,
+    }), { fields });
 }

@@ -86,10 +86,10 @@ class Forms {
     };
   }
 
-  // edit asks for members of the object at base. change(text) may change more.
-  edit(what, base, members, { change = (text) => text, ...options } = {}) {
+  // edit asks for members of the object at base.
+  edit(what, base, members, options) {
     const { fields, edit } = bind(members, new Config(this.editor.text()), base);
-    return this.ask(`Edit ${what}`, 'Save', (text, values) => change(edit(text, values)), { fields, ...options });
+    return this.ask(`Edit ${what}`, 'Save', edit, { fields, ...options });
   }
 
   // add asks for the name and the members of a new object in the one at place.
@@ -98,7 +98,7 @@ class Forms {
     return this.ask(`Add ${what}`, 'Add', (text, values) => {
       const at = [...place, values.name.trim()];
       return edit(create(text, at), values, at);
-    }, { fields: [fieldOf({ ...name, required: true }, 'name', ''), ...fields], ...options });
+    }, { fields: [fieldOf(name, 'name', ''), ...fields], ...options });
   }
 
   // remove asks before it removes what is at a path. change(text) may change more.
@@ -117,7 +117,6 @@ function originsSection(forms, config) {
   const origins = config.list(['cors', 'allowed_origins']);
   const members = [member('Allowed origins', 'allowed_origins', 'lines', {
     hint: 'One a line, with its scheme and without a path. A line with * alone allows all.' })];
-  return section('Origins', button('Edit origins', () => forms.edit('origins', ['cors'], members)), origins.length
-    ? el('ul', {}, origins.map((origin) => el('li', {}, el('code', {}, origin))))
-    : el('p', { class: 'faint' }, 'Pages of no other origin can call tollgate.'));
+  return section('Origins', button('Edit origins', () => forms.edit('origins', ['cors'], members)),
+    el('p', {}, origins.length ? origins.join(', ') : 'Pages of no other origin can call tollgate.'));
 }

@@ -1,8 +1,8 @@
 // Groups of users: what the holders of their keys get.
 
-import { button, el } from './dom.js';
+import { button } from './dom.js';
 import { modelsOf } from './endpoints.js';
-import { amount, list, member, section, toggleLine } from './members.js';
+import { amount, list, member, section } from './members.js';
 
 const place = ['user_groups'];
 
@@ -17,7 +17,7 @@ export function groupsSection(forms, config) {
       forms.buttons(`group ${name}`, name, base, members,
         'Its keys are refused until the group is back or they are moved to another one. Their balances stay.')];
   });
-  const name = member('Name', [], 'text', {
+  const name = member('Name', [], 'text', { required: true,
     hint: 'Such as free or pro. The group anonymous is for visitors who do not sign in.' });
   return section('Groups', button('Add group', () => forms.add('group', place, name, members())),
     list('Groups', ['Group', 'Tokens', 'Rate limit', 'Refill', 'Models', 'At a time'], [1, 5], rows,
@@ -26,18 +26,13 @@ export function groupsSection(forms, config) {
 
 const few = (names) => names.length > 3 ? `${names.length} models` : names.join(', ') || 'none';
 
-function membersOf(config) {
-  const choices = el('div', { class: 'actions choices', role: 'group', 'aria-label': 'Models of the endpoints' });
-  choices.append(...modelsOf(config).map((model) =>
-    button(model, () => toggleLine(choices.parentElement.querySelector('textarea'), model))));
-  return [
-    member('Tokens', 'tokens', 'number', { hint: 'The balance of a new key.' }),
-    member('Requests at a time', 'max_concurrent', 'number', { hint: 'Of one key. Empty: no limit.' }),
-    member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in the window. Empty: no limit.' }),
-    member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
-    member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
-    member('Refill every', ['refill', 'every'], 'word', { class: 'short', hint: 'day, month, or a number of seconds.' }),
-    member('Models', 'models', 'lines', { more: choices,
-      hint: 'That they may ask for, one a line; gpt-* stands for all that begin so. Empty: all.' }),
-  ];
-}
+const membersOf = (config) => [
+  member('Tokens', 'tokens', 'number', { hint: 'The balance of a new key.' }),
+  member('Requests at a time', 'max_concurrent', 'number', { hint: 'Of one key. Empty: no limit.' }),
+  member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in the window. Empty: no limit.' }),
+  member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
+  member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
+  member('Refill every', ['refill', 'every'], 'word', { class: 'short', hint: 'day, month, or a number of seconds.' }),
+  member('Models', 'models', 'lines', { hint: 'One a line; gpt-* stands for all that begin so. Empty: all. ' +
+    ` The endpoints have: ${modelsOf(config).join(', ') || 'none yet'}.` }),
+];

@@ -26,7 +26,6 @@ export class Config {
 }
 
 const numbers = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
-const lines = (text) => text.split('\n').map((line) => line.trim()).filter(Boolean);
 
 // kinds are how what was entered is written as JSON, if not as a string; how the items of an array are joined; and
 // attributes of the control. Numbers stay as entered: JSON.parse would lose digits. A secret may be several.
@@ -37,20 +36,22 @@ const kinds = {
     throw inputError(`${label}: ${value} is not a number. Write it like 50000 or 0.25.`);
   } },
   word: { write: (value) => value === 'true' || numbers.test(value) ? value : JSON.stringify(value) },
-  lines: { join: '\n', control: { tag: 'textarea', rows: 4 }, write: (value) => JSON.stringify(lines(value)) },
+  lines: { join: '\n', control: { tag: 'textarea', rows: 4 },
+    write: (value) => JSON.stringify(value.split('\n').map((line) => line.trim()).filter(Boolean)) },
   secret: { join: ' ', control: { type: 'password', autocomplete: 'new-password' },
     write: (value) => JSON.stringify(/\s/.test(value) ? value.split(/\s+/) : value) },
 };
 
-// member describes a member: the label of its field, its name or path, and how it is edited. props are those of field,
-// and preset (what a new object has) and more (a node below the control).
-export const member = (label, name, kind = 'text', props = {}) => ({ label, path: [name].flat(), kind: kinds[kind], ...props });
+// member describes a member: the label of its field, its name or path, its kind. props are those of field.
+export function member(label, name, kind = 'text', props = {}) {
+  return { label, path: [name].flat(), kind: kinds[kind], ...props };
+}
 
 // create returns the text with a new object at a path.
-export function create(text, path) {
+export function create(text, path, object = {}) {
   const name = path.at(-1);
   if (!name || find(parse(text), path)) throw inputError(name ? `${name} exists already.` : 'Enter a name.');
-  return set(text, path, '{}');
+  return set(text, path, JSON.stringify(object));
 }
 
 // bind returns fields for members of the object at base, and edit(text, values, at), which returns the text with what
@@ -59,7 +60,7 @@ export function bind(members, config, base) {
   const before = members.map(({ path, kind: { join } }) => !base ? ''
     : join ? config.list([...base, ...path]).join(join) : config.shown([...base, ...path]));
   return {
-    fields: members.map((one, i) => fieldOf(one, `m${i}`, base ? before[i] : one.preset ?? '')),
+    fields: members.map((one, i) => fieldOf(one, `m${i}`, before[i])),
     edit(text, values, at = base) {
       members.forEach(({ label, path, kind: { write = (value) => JSON.stringify(value) } }, i) => {
         const value = values[`m${i}`].trim();
@@ -81,18 +82,10 @@ function drop(text, path, depth) {
 }
 
 // fieldOf returns a field for a member, with the name by which a form's values name it.
-export function fieldOf({ label, kind, path, preset, more, options, ...props }, name, value) {
-  const select = options && { tag: 'select', options: options.flat().includes(value) ? options : [...options, value] };
-  const node = field(label, { spellcheck: 'false', autocapitalize: 'none', ...kind.control, ...props, ...select, name, value });
-  node.append(more ?? '');
-  return node;
-}
-
-// toggleLine adds a line to a text area, or removes it.
-export function toggleLine(area, line) {
-  const present = lines(area.value);
-  const others = present.filter((one) => one !== line);
-  area.value = (others.length < present.length ? others : [...others, line]).join('\n');
+export function fieldOf({ label, kind, path, options, ...props }, name, value) {
+  if (options) props.tag = 'select';
+  if (options) props.options = options.flat().includes(value) ? options : [...options, value];
+  return field(label, { spellcheck: 'false', autocapitalize: 'none', ...kind.control, ...props, name, value });
 }
 
 // rowButton returns a button that says for a screen reader to what it belongs.

@@ -21,7 +21,7 @@ export function paymentsSection(forms, config) {
       forms.buttons(`price ${price}`, price, [...place, price], members, 'Nobody can buy it any more. Payments of ' +
         'subscriptions with it are not understood: Stripe repeats them.')];
   });
-  const name = member('Price ID', [], 'text', { hint: 'From Stripe’s catalog: price_…' });
+  const name = member('Price ID', [], 'text', { required: true, hint: 'From Stripe’s catalog: price_…' });
   const secret = (label, of) => [label, masked(config.list([...base, of]).join(' '), label)];
   return section('Payments', [
     button('Add price', () => forms.add('price', place, name, members())),
@@ -31,8 +31,6 @@ export function paymentsSection(forms, config) {
       member('Return URLs', 'return_urls', 'lines', { hint: 'Customers may be led back below these, one a line.' }),
       member('Group after a subscription', 'free_group', 'text', groups('the one before it')),
     ])),
-  ], config.node(base) ? facts(secret('API key', 'api_key'), secret('Webhook secret', 'webhook_secret'),
-    ['Return URLs', config.list([...base, 'return_urls']).join(', ') || 'none'],
-    ['Group after a subscription', config.shown([...base, 'free_group']) || 'the one before it']) : [],
+  ], facts(secret('API key', 'api_key'), secret('Webhook secret', 'webhook_secret')),
   list('Prices', ['Price', 'Group', 'Tokens', 'Balance'], [2], rows, 'Nothing is sold yet.'));
 }

@@ -166,12 +166,6 @@ await walk(async (t) => {
   want = want.replace('"default":"a.b/c?"', '"default":"one"');
   await wantSaved(want, "after Make default one");
 
-  // Of two keys the one that was entered last counts. The operator's is not there, so this is refused, and not both.
-  const keys = await fill("Edit one", { "Operator’s key": "mine" });
-  await t.sees(/api_key_name/, keys);
-  t.equal(await keys.getByText("instead of").count(), 0, "sentences about two keys");
-  await t.page.keyboard.press("Escape");
-
   // Removing asks. The default endpoint can go.
   want = want.replace('"default":"one",', "").replace(/"one":.*?,(?="a\.b\/c\?")/, "");
   await change("", "", "Remove one", {}, "Remove");
