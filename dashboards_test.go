@@ -271,6 +271,11 @@ func (e *exports) check(t *testing.T, x expression) {
 			if !hasValue(labels[matcher[0]], matcher) {
 				t.Errorf("%s: no %s has a %s like %q", x.where, s.name, matcher[0], matcher[2])
 			}
+			for value := range labels[matcher[0]] {
+				if short := strings.TrimPrefix(value, "/{tenantId}"); labels[matcher[0]][short] && matches(short, matcher) != matches(value, matcher) {
+					t.Errorf("%s: only one of the routes %s and %s, of the default tenant, is like %q", x.where, value, short, matcher[2])
+				}
+			}
 		}
 		for _, label := range grouped {
 			if labels[label] == nil && !slices.Contains(made, label) {
@@ -295,11 +300,16 @@ func hasValue(values map[string]bool, matcher [3]string) bool {
 	if strings.HasPrefix(matcher[2], "$") {
 		return values != nil
 	}
-	pattern := "^(?:" + regexp.QuoteMeta(matcher[2]) + ")$"
+	return slices.ContainsFunc(slices.Collect(maps.Keys(values)), func(value string) bool { return matches(value, matcher) })
+}
+
+// matches reports whether a matcher of PromQL names a value, to select it or to leave it out.
+func matches(value string, matcher [3]string) bool {
+	pattern := regexp.QuoteMeta(matcher[2])
 	if strings.HasSuffix(matcher[1], "~") {
-		pattern = "^(?:" + matcher[2] + ")$"
+		pattern = matcher[2]
 	}
-	return slices.ContainsFunc(slices.Collect(maps.Keys(values)), regexp.MustCompile(pattern).MatchString)
+	return regexp.MustCompile("^(?:" + pattern + ")$").MatchString(value)
 }
 
 // The metrics, labels and values in docs/grafana.json and docs/alerts.yml exist. The dashboard takes the rate of what
