@@ -2,17 +2,16 @@
 
 import { path, query, request } from './api.js';
 import { chart, seriesOf } from './chart.js';
-import { button, copyButton, el, mask, messages, newID, number, time } from './dom.js';
-import { actionsOf } from './keyactions.js';
-import { limitsOf, providerOf } from './keytext.js';
+import { button, copyButton, el, mask, messages, number, time } from './dom.js';
+import { Actions } from './keyactions.js';
+import { limitsOf } from './keytext.js';
 
-const dayLength = 86400 * 1000;
-const sums = [['requests', 'Requests'], ['inputTokens', 'Input tokens'], ['outputTokens', 'Output tokens'],
+const columns = [['requests', 'Requests'], ['inputTokens', 'Input tokens'], ['outputTokens', 'Output tokens'],
   ['tokensGranted', 'Tokens granted']];
 
 // A KeyCard shows a key, as entry has it from the list. view is what the cards on display share:
-//   groups, readGroups()            the groups of the present config, as a Map (null: it is broken), and their update
-//   signal, cards                   that ends with the display; all cards
+//   groups, readGroups()            of the present config, a Map; null if that is broken
+//   signal, cards                   which ends with them; all of them
 //   rotated(entry, key, sentence)   shows the new key
 //   revoked(entry, sentence)        shows what is left
 export class KeyCard {
@@ -21,22 +20,22 @@ export class KeyCard {
 
   constructor(entry, view) {
     Object.assign(this, { view, key: entry.apiKey });
-    const id = newID();
     [this.code, this.tags, this.facts, this.plot] = [el('code'), el('span'), el('div'), el('div')];
     this.copy = copyButton(() => this.key);
-    this.reveal = this.button('', () => {
+    this.reveal = this.button('Show', () => {
       this.#shown = !this.#shown;
-      this.#name();
+      this.update(this.entry);
     });
-    this.actions = actionsOf(this);
-    this.periods = [7, 30, 90].map((n) => this.button(`${n} days`, () => this.showUsage(n), { 'aria-pressed': 'false' }));
-    this.node = el('section', { class: 'key', 'aria-labelledby': id }, el('h3', { id }, this.code, this.tags),
-      el('div', { class: 'actions' }, this.reveal, this.copy, this.actions.map((action) => action.node)), messages(),
-      this.facts, el('h4', {}, 'Usage'), el('div', { class: 'actions' }, this.periods), this.plot);
+    this.actions = new Actions(this);
+    this.periods = [7, 30, 90].map((n) =>
+      this.button(`${n} days`, () => this.showUsage(n), { 'aria-pressed': 'false' }));
+    this.node = el('section', { class: 'key', 'aria-label': mask(this.key) }, el('h3', {}, this.code, this.tags),
+      el('div', { class: 'actions' }, this.reveal, this.copy, this.actions.buttons), messages(), this.facts,
+      el('h4', {}, 'Usage'), el('div', { class: 'actions' }, this.periods), this.plot);
     this.update(entry);
   }
 
-  // button returns a button whose name has hidden words that say which key it is for.
+  // button returns a button whose name ends in hidden words that say which key it is for.
   button(name, action, props) {
     return button([name, el('span', { class: 'visually-hidden' }, ' ' + mask(this.key))], action, props);
   }
@@ -46,21 +45,20 @@ export class KeyCard {
   // update shows the key as the server says it is now.
   update(entry) {
     this.entry = entry;
-    this.#name();
-    this.tags.replaceChildren(...tagsOf(entry).map(([text, kind]) => el('span', { class: `tag ${kind}` }, text)));
-    this.facts.replaceChildren(...entry.error ? [el('p', { class: 'bad' }, 'What Redis has for this key is malformed, so ' +
-      'it is refused. Revoke it, or give it what it lacks: a group, a balance, a label.')] : [
-      el('p', {}, el('span', { class: 'figure' }, number(entry.tokensLeft)), ' tokens left',
-        entry.tokensHeld > 0 && `, ${number(entry.tokensHeld)} more are held`),
-      el('div', { class: 'grid' }, [factsOf(entry), boundsOf(entry, this.view.groups)].map((rows) =>
-        el('dl', {}, rows.flatMap(([term, ...value]) => [el('dt', {}, term), el('dd', {}, value)]))))]);
-    for (const action of this.actions) action.update(action.node);
-  }
-
-  #name() {
     this.code.textContent = this.#shown ? this.key : mask(this.key);
     this.copy.hidden = !this.#shown;
     this.reveal.firstChild.data = this.#shown ? 'Hide' : 'Show';
+    this.actions.update();
+    this.tags.replaceChildren(...tagsOf(entry).map(([text, kind]) => el('span', { class: `tag ${kind}` }, text)));
+    if (entry.error) {
+      this.facts.replaceChildren(el('p', {}, 'What Redis has for this key is malformed, so it is refused. Revoke it.'));
+      return;
+    }
+    const held = entry.tokensHeld ? `, ${number(entry.tokensHeld)} more are held` : '';
+    this.facts.replaceChildren(
+      el('p', {}, el('span', { class: 'figure' }, number(entry.tokensLeft)), ' tokens left', held),
+      el('div', { class: 'grid' }, [factsOf(entry), boundsOf(entry, this.view.groups)].map((rows) =>
+        el('dl', {}, rows.flatMap(([term, ...value]) => [el('dt', {}, term), el('dd', {}, value)])))));
   }
 
   // showUsage shows what the key has used in the last n days.
@@ -68,13 +66,13 @@ export class KeyCard {
     this.#usage.abort();
     this.#usage = new AbortController();
     for (const period of this.periods) period.setAttribute('aria-pressed', period.firstChild.data === `${n} days`);
-    const dayOf = (ago) => new Date(Date.now() - ago * dayLength).toISOString().slice(0, 10);
+    const dayOf = (ago) => new Date(Date.now() - ago * 86400e3).toISOString().slice(0, 10);
     const { body: { days } } = await request('GET', this.url + '/usage' + query({ from: dayOf(n - 1), to: dayOf(0) }),
       { signal: AbortSignal.any([this.view.signal, this.#usage.signal]) });
     this.plot.replaceChildren(days.some((day) => day.requests || day.tokensCharged || day.tokensGranted)
       ? chart({ title: 'Tokens charged by model', what: 'Tokens charged', days: days.map(({ day }) => day),
         series: seriesOf(days, partsOf),
-        columns: sums.map(([member, name]) => ({ name, values: days.map((day) => day[member]) })) })
+        columns: columns.map(([member, name]) => ({ name, values: days.map((day) => day[member]) })) })
       : el('p', { class: 'faint' }, `Nothing in the last ${n} days.`));
   }
 }
@@ -93,13 +91,9 @@ function tagsOf({ error, label, enabled, expiresAt, sharesWith }) {
 }
 
 function factsOf({ userId, createdAt, expiresAt, sharesWith }) {
-  const provider = providerOf(userId);
-  const facts = [
-    ['User', userId ?? 'A visitor', provider ? ` (signs in with ${provider})` : ''],
-    ['Created', time(createdAt)],
-    ['Expires', expiresAt ? time(expiresAt) : 'Never'],
-  ];
-  if (sharesWith) facts.push(['Shares with', el('code', {}, mask(sharesWith)), ': its balance, group, limits and usage']);
+  const facts = [['User', userId ?? 'A visitor'], ['Created', time(createdAt)],
+    ['Expires', expiresAt ? time(expiresAt) : 'Never']];
+  if (sharesWith) facts.push(['Shares with', el('code', {}, mask(sharesWith)), ': balance, group, limits and usage']);
   return facts;
 }
 
@@ -107,9 +101,8 @@ function factsOf({ userId, createdAt, expiresAt, sharesWith }) {
 function boundsOf({ group, refillsAt }, groups) {
   if (!groups) return [['Group', group], ['Limits', 'Unknown, since the config is broken']];
   if (!groups.has(group)) {
-    return [['Group', group, el('span', { class: 'bad' }, ' is no longer in the config: the key is refused until it is ' +
-      'there again or you move the key.')]];
+    return [['Group', group, el('span', { class: 'bad' }, ' is not in the config any more. The key is refused until ' +
+      'the group is back or you move the key.')]];
   }
-  const refill = refillsAt ? [['Next refill', time(refillsAt)]] : [];
-  return [['Group', group], ...limitsOf(groups.get(group)), ...refill];
+  return [['Group', group], ...limitsOf(groups.get(group)), ...refillsAt ? [['Next refill', time(refillsAt)]] : []];
 }

@@ -4,14 +4,13 @@ import { Attempt, path } from './api.js';
 import { button, controlOf, el, field, form } from './dom.js';
 import { count, wholeNumber } from './keytext.js';
 
-const day = 86400; // seconds
-const lifetimes = [['', 'Never'], [day, 'In 1 day'], [7 * day, 'In 7 days'], [30 * day, 'In 30 days'],
-  [90 * day, 'In 90 days'], [365 * day, 'In 1 year']];
+const lifetimes = [['', 'Never'], ...[1, 7, 30, 90, 365].map((days) => [days * 86400, `In ${count(days, 'day')}`])];
 
-// newKeyForm returns the place of the form and what opens it there. readGroups returns the groups of the present config;
-// created(userId, response, sentence) shows the key that was made.
+// newKeyForm returns the place of the form and what opens it there. readGroups returns the groups of the present
+// config; created(userId, key, sentence) shows the key that was made.
 export function newKeyForm(readGroups, created) {
   const attempt = new Attempt();
+  const place = el('div');
   const group = field('Group', { tag: 'select', name: 'group', required: true });
   const tokens = field('Tokens', { name: 'tokens', hint: ' ' });
   const select = controlOf(group);
@@ -20,7 +19,6 @@ export function newKeyForm(readGroups, created) {
     field('Label', { name: 'label', hint: 'Optional. The holder sees it, too.' }), tokens,
     field('Expires', { tag: 'select', name: 'expiresIn', options: lifetimes }))], 'Create key', create);
   const section = el('section', {}, el('h2', {}, 'New key'), fields);
-  const place = el('div');
   let opener, groups;
   fields.querySelector('.actions').append(button('Cancel', close));
   select.addEventListener('change', hint);
@@ -48,15 +46,15 @@ export function newKeyForm(readGroups, created) {
   }
 
   async function create(values) {
-    const body = { userId: values.userId.trim(), group: values.group };
-    if (values.label.trim()) body.label = values.label.trim();
-    if (values.tokens.trim()) body.tokens = wholeNumber(values.tokens, 'Tokens');
-    if (values.expiresIn) body.expiresIn = Number(values.expiresIn);
-    const answer = await attempt.send('POST', path`/admin/keys`, body);
+    const { body: { apiKey, tokensLeft } } = await attempt.send('POST', path`/admin/keys`, {
+      userId: values.userId.trim(), group: values.group, label: values.label.trim() || undefined,
+      tokens: values.tokens.trim() ? wholeNumber(values.tokens, 'Tokens') : undefined,
+      expiresIn: Number(values.expiresIn) || undefined,
+    });
     fields.reset();
-    select.value = body.group;
+    select.value = values.group;
     close();
-    created(body.userId, answer.body, `Created with ${count(answer.body.tokensLeft, 'token')} in the group ${body.group}.`);
+    created(values.userId.trim(), apiKey, `Created with ${count(tokensLeft, 'token')} in the group ${values.group}.`);
   }
 
   return { place, open };

@@ -3,6 +3,7 @@
 import { path, query, request } from './api.js';
 import { button, clearMessages, controlOf, copyButton, el, field, messages, showError, showStatus } from './dom.js';
 import { KeyCard } from './key.js';
+import { count } from './keytext.js';
 import { newKeyForm } from './newkey.js';
 
 const wholeKey = /^(?:user|temp)_[0-9a-f-]{36}$/i;
@@ -20,14 +21,14 @@ class Users {
 
   constructor(content, signal) {
     Object.assign(this, { content, signal });
-    const form = newKeyForm(() => readGroups(signal), (user, made, sentence) => {
-      this.showOnce(`New key of ${user}`, made.apiKey, sentence);
+    const form = newKeyForm(() => readGroups(signal), (user, key, sentence) => {
+      this.showOnce(`New key of ${user}`, key, sentence);
       this.list.replaceChildren();
       this.choose(() => this.showUser(user));
     });
     this.form = el('form', { role: 'search', class: 'find' },
-      field('User or key', { type: 'search', placeholder: 'Beginning of a user ID, or an API key', autocapitalize: 'none',
-        spellcheck: 'false' }),
+      field('User or key', { type: 'search', autocapitalize: 'none', spellcheck: 'false',
+        placeholder: 'Beginning of a user ID, or an API key' }),
       el('button', { type: 'submit', class: 'primary' }, 'Search'), button('New key', form.open));
     this.form.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -54,9 +55,15 @@ class Users {
     try {
       await look();
     } catch (error) {
-      if (mine === this.#chosen) showError(this.form, error);
+      if (mine === this.#chosen) {
+        this.keys.replaceChildren();
+        showError(this.form, error);
+      }
     }
-    if (mine === this.#chosen) this.content.removeAttribute('aria-busy');
+    if (mine !== this.#chosen) return;
+    this.content.removeAttribute('aria-busy');
+    const found = (selector, thing) => count(this.content.querySelectorAll(selector).length, thing);
+    this.news.textContent = `${found('.users li', 'user')}, ${found('.key', 'key')}`;
   }
 
   async find(text) {
@@ -74,7 +81,7 @@ class Users {
 
   showUsers(text, users, read) {
     const names = el('ul', { class: 'users' });
-    const title = text ? `Users that begin with “${text}”` : 'Users';
+    const title = text ? `Users that begin with “${text}”` : 'All users';
     this.list.append(el('section', {}, el('h2', {}, title), names,
       users.length === 0 && el('p', {}, 'None with a key.'),
       addTo(names, users, read, ({ userId }) => el('li', {}, button(userId, () => this.choose(async () => {
@@ -82,7 +89,6 @@ class Users {
         await this.showUser(userId);
         this.keys.firstChild.focus();
       }), { class: 'link' })))));
-    this.news.textContent = `${title}: ${users.length}${read.next ? ' or more' : ''}`;
   }
 
   async showUser(userId) {
@@ -95,15 +101,17 @@ class Users {
   // findKey shows one key. Only the list of its user's keys says with which one it shares its balance.
   async findKey(key) {
     const signal = this.own();
-    const [found, groups] = await Promise.all([request('GET', path`/admin/keys/${key}`, { signal }), readGroups(signal)]);
+    this.list.replaceChildren();
+    const [found, groups] = await Promise.all([
+      request('GET', path`/admin/keys/${key}`, { signal }).catch(explain), readGroups(signal)]);
     const { userId } = found.body;
     const listed = userId && await request('GET', path`/admin/keys` + query({ userId }), { signal });
     const entry = listed && listed.body.keys.find(({ apiKey }) => apiKey === key);
-    this.list.replaceChildren(userId ? button('All keys of this user', () => this.choose(async () => {
+    if (userId) this.list.append(button('All keys of this user', () => this.choose(async () => {
       await this.showUser(userId);
       this.list.replaceChildren();
       this.keys.firstChild.focus();
-    })) : '');
+    })));
     return this.showKeys(userId ? `Key of ${userId}` : 'Key of a visitor', [entry ?? { ...found.body, apiKey: key }],
       groups, signal);
   }
@@ -114,7 +122,7 @@ class Users {
     const cards = [];
     const list = el('div');
     const view = { groups, signal, cards,
-      readGroups: async () => { view.groups = await readGroups(signal); },
+      async readGroups() { return view.groups = await readGroups(signal); },
       rotated: (entry, key, sentence) => {
         this.showOnce('New key', key, sentence);
         this.choose(() => entry.userId ? this.showUser(entry.userId) : this.findKey(key));
@@ -130,7 +138,6 @@ class Users {
         cards.push(new KeyCard(entry, view));
         return cards.at(-1).node;
       }) || '', keys.length === 0 ? el('p', {}, 'None.') : '');
-    this.news.textContent = `${title}: ${keys.length}${read.next ? ' or more' : ''}`;
     if (cards.length === 1 && !cards[0].entry.error) await cards[0].showUsage();
   }
 
@@ -171,6 +178,12 @@ function pages(url, name, members, signal) {
     } while (read.next && entries.length < least);
     return entries;
   };
+}
+
+// explain throws the error of a key that was looked for, with what it may mean.
+function explain(error) {
+  if (error.status === 404) error.errors = ['The tenant does not have this key, or not any more.'];
+  throw error;
 }
 
 // readGroups returns the groups of the present config as a Map, null if that is broken.
