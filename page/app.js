@@ -51,6 +51,7 @@ async function signIn(tenant, token) {
   header.hidden = main.hidden = false;
   const waiting = dialogs.splice(0);
   if (same) return waiting.forEach(reopen); // the view is as it was left
+  present?.abort.abort(); // that of somebody else
   present = null;
   buildHeader();
   await route();

@@ -130,6 +130,24 @@ await walk(async (t) => {
   await t.sees(/user_[0-9a-f-]{36}/);
   t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys.length, 1, "keys");
 
+  // It stays in a dialog.
+  await t.field("User or key").fill(env.alice);
+  await t.page.keyboard.press("Enter");
+  await t.button("Top up").click();
+  await t.field("Tokens", t.dialog()).fill("5");
+  await t.field("Reason", t.dialog()).fill("typed before");
+  await api("DELETE", `/${env.tenant}/admin/tokens`);
+  await t.button("Top up", t.dialog()).click();
+  await wantForm(t);
+  t.equal(await t.dialog().count(), 0, "dialogs over the form");
+  await t.signIn(env.tenant, await newToken());
+  await t.dialog().waitFor();
+  t.equal(await t.field("Reason", t.dialog()).inputValue(), "typed before", "what was typed");
+  const { body: { tokensLeft } } = await api("GET", `/${env.tenant}/admin/keys/${env.alice}`);
+  await t.button("Top up", t.dialog()).click();
+  await t.misses(t.dialog());
+  t.equal((await api("GET", `/${env.tenant}/admin/keys/${env.alice}`)).body.tokensLeft, tokensLeft + 5, "the balance");
+
   // So it does in the editor, where a second sign-in is one, too.
   await t.open("Config");
   const editor = t.field("Config");
@@ -147,4 +165,22 @@ await walk(async (t) => {
   await t.button("Save").click();
   await t.until("the config is saved", async () =>
     /"typed": ?12345678901234567890/.test((await api("GET", `/${env.tenant}/admin/config`)).text));
+  await t.button("Sign out").click();
+
+  // What the view of somebody else would still ask, it does not ask with the token of another.
+  await t.page.clock.install();
+  await t.enter();
+  await t.open("Health");
+  const status = "**/admin/status";
+  await t.page.route(status, (route) => route.fulfill({ status: 401, json: { error: "Unauthorized" } }));
+  await t.page.clock.fastForward(10_000);
+  await wantForm(t);
+  await t.page.unroute(status);
+  await t.signIn(env.tenant, await newToken());
+  await wantViews(t, views.filter((view) => view !== "Tenants" && view !== "Health"));
+  await t.settled();
+  const seen = t.requests.length;
+  await t.page.clock.fastForward(10_000);
+  await t.open("Payments");
+  t.equal(t.requests.slice(seen).filter((request) => request.includes("/admin/status")), [], "requests of Health");
 }, [400, 401]);
