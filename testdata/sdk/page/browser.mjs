@@ -184,6 +184,13 @@ class Walker {
     if (!tenant) await this.choose(env.tenant);
   }
 
+  // signedOut waits for the form, with no token in it and nothing beside it.
+  async signedOut() {
+    await this.button("Sign in").waitFor();
+    this.equal(await this.field("Token").inputValue(), "", "the field of the token");
+    this.equal([await this.choices().count(), await this.dialog().count()], [0, 0], "views and dialogs without a token");
+  }
+
   // choose selects a tenant in the header.
   async choose(tenant) {
     await this.field("Tenant", this.page.locator("header")).selectOption(tenant);

@@ -1,0 +1,90 @@
+// What comes when the token ends while somebody is at work: the form, and after it what was typed, as it was.
+import { api, env, walk } from "./browser.mjs";
+
+async function endTokens() {
+  await api("DELETE", `/${env.tenant}/admin/tokens`);
+}
+
+async function newToken() {
+  return (await api("POST", `/${env.tenant}/admin/tokens`)).body.adminToken;
+}
+
+async function inForm(t) {
+  await t.open("Users");
+  await t.button("New key").click();
+  await t.field("User ID").fill("typed before");
+  await t.field("Group").selectOption("free");
+  await endTokens();
+  await t.button("Create key").click();
+  await t.signedOut();
+  await t.check("ended");
+  await t.signIn(env.tenant, await newToken());
+  await t.field("User ID").waitFor();
+  t.equal([await t.field("User ID").inputValue(), await t.field("Group").inputValue()], ["typed before", "free"], "what was typed");
+  t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys, [], "keys before they are wanted");
+  await t.button("Create key").click();
+  await t.sees(/user_[0-9a-f-]{36}/);
+  t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys.length, 1, "keys");
+}
+
+async function inDialog(t) {
+  await t.field("User or key").fill(env.alice);
+  await t.page.keyboard.press("Enter");
+  await t.button("Top up").click();
+  await t.field("Tokens", t.dialog()).fill("5");
+  await t.field("Reason", t.dialog()).fill("typed before");
+  await endTokens();
+  await t.button("Top up", t.dialog()).click();
+  await t.signedOut();
+  await t.signIn(env.tenant, await newToken());
+  await t.dialog().waitFor();
+  t.equal(await t.field("Reason", t.dialog()).inputValue(), "typed before", "what was typed");
+  const { body: { tokensLeft } } = await api("GET", `/${env.tenant}/admin/keys/${env.alice}`);
+  await t.button("Top up", t.dialog()).click();
+  await t.misses(t.dialog());
+  t.equal((await api("GET", `/${env.tenant}/admin/keys/${env.alice}`)).body.tokensLeft, tokensLeft + 5, "the balance");
+}
+
+// inEditor: signing in sends nothing again.
+async function inEditor(t) {
+  await t.open("Config");
+  const editor = t.field("Config");
+  await t.until("a config", async () => (await editor.inputValue()).includes("anonymous"));
+  const typed = (await editor.inputValue()).replace(/^\{/, '{\n  "typed": 12345678901234567890,');
+  await editor.fill(typed);
+  await endTokens();
+  await t.button("Save").click();
+  await t.signedOut();
+  const requests = t.requests.length;
+  await t.signIn(env.tenant, await newToken());
+  await editor.waitFor();
+  t.equal(await editor.inputValue(), typed, "what was typed");
+  t.equal(t.requests.slice(requests).filter((request) => !request.startsWith("GET ")), [], "changes that were not wanted again");
+  await t.button("Save").click();
+  await t.until("the config is saved", async () =>
+    /"typed": ?12345678901234567890/.test((await api("GET", `/${env.tenant}/admin/config`)).text));
+}
+
+// another: what the view of somebody else would still ask, it does not ask with the token of the next one.
+async function another(t) {
+  await t.page.clock.install();
+  await t.enter();
+  await t.open("Health");
+  const status = "**/admin/status";
+  await t.page.route(status, (route) => route.fulfill({ status: 401, json: { error: "Unauthorized" } }));
+  await t.page.clock.fastForward(10_000);
+  await t.signedOut();
+  await t.page.unroute(status);
+  await t.signIn(env.tenant, await newToken());
+  await t.choices().first().waitFor();
+  await t.settled();
+  const seen = t.requests.length;
+  await t.page.clock.fastForward(10_000);
+  await t.open("Payments");
+  t.equal(t.requests.slice(seen).filter((request) => request.includes("/admin/status")), [], "requests of Health");
+}
+
+await walk(async (t) => {
+  await t.enter(env.tenant, env.tenantToken);
+  for (const part of [inForm, inDialog, inEditor, another]) await part(t);
+}, [401]);
