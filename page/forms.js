@@ -19,13 +19,10 @@ export function showForms(container, editor) {
 class Forms {
   #container;
   #rendered; // the text that is shown
-  #opener; // the button that was clicked last
 
   constructor(container, editor) {
     this.#container = container;
     this.editor = editor;
-    const note = ({ target }) => { this.#opener = target.closest('button'); };
-    container.addEventListener('click', note, { capture: true });
   }
 
   render() {
@@ -50,40 +47,29 @@ class Forms {
     const { editor } = this;
     const note = editor.text() === editor.saved() ? []
       : ['The text has other changes that are not saved yet. They are saved, too.'];
-    const back = this.#comeBack();
-    let result = [];
-    await dialog({ ...options, title, verb, text: [text, note].flat(), action: async (values, form) => {
-      result = await this.#save(change(editor.text(), values), messagesOf(form));
-    } });
-    back(result);
+    const opener = document.activeElement;
+    const index = [...this.#container.children].indexOf(opener.closest('section'));
+    await dialog({ ...options, title, verb, text: [text, note].flat(),
+      action: (values, form) => this.#save(change(editor.text(), values), messagesOf(form)) });
+    if (opener.isConnected) return;
+    // The focus goes to the choice in a conflict, or to what is now in the place of the button.
+    const conflict = this.#container.parentElement.querySelector('section > [role=alert] ~ div > button:last-of-type');
+    const buttons = [...this.#container.children[index].querySelectorAll('button')];
+    (conflict ?? buttons.find((one) => one.textContent === opener.textContent) ?? buttons[0]).focus();
   }
 
-  // save saves a text, and returns what the editor says about it in messages. If it is refused, which they say, the one
-  // before comes back. After a conflict, which the editor shows, it returns undefined.
+  // save saves a text. What the editor says in the messages of a dialog moves to those of the editor. If the text is
+  // refused, the one before comes back. After a conflict it does not: the editor asks whose text counts.
   async #save(text, messages) {
     const before = this.editor.text();
     this.editor.change(text);
     const isSaved = await this.editor.save(messages);
-    if (!isSaved && messages.querySelector('[role=alert]')) {
+    if (!isSaved && messages.hasChildNodes()) {
       this.editor.change(before);
-      throw new DOMException('It is shown.', 'AbortError'); // keeps a dialog open
+      throw new DOMException('It is shown.', 'AbortError'); // keeps the dialog open
     }
+    if (isSaved) messagesOf(this.#container.parentElement).replaceChildren(...messages.childNodes);
     this.render();
-    return isSaved ? [...messages.childNodes] : undefined;
-  }
-
-  // comeBack returns a function that shows a result near the button that was clicked or, if the section was drawn anew,
-  // near its successor, which gets the focus. Without a result, the choice in a conflict gets it.
-  #comeBack() {
-    const opener = this.#opener;
-    const index = [...this.#container.children].indexOf(opener.closest('section'));
-    return (result) => {
-      if (!result) return this.#container.parentElement.querySelector('section button:last-of-type').focus();
-      const buttons = [...this.#container.children[index]?.querySelectorAll('button') ?? []];
-      const at = buttons.find((one) => one.textContent === opener.textContent) ?? buttons[0];
-      if (result.length) messagesOf(at).replaceChildren(...result);
-      if (!opener.isConnected) at?.focus();
-    };
   }
 
   // edit asks for members of the object at base.
