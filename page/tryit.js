@@ -52,7 +52,8 @@ export async function showTryIt(content, { signal }) {
   async function talk({ message }) {
     if (message.trim() === '') throw inputError('Enter a message.');
     if (!key) {
-      const answer = await request('POST', path`/auth/anonymous`, { headers: { Authorization: undefined }, signal });
+      const options = { headers: { Authorization: undefined }, signal };
+      const answer = await request('POST', path`/auth/anonymous`, options);
       key = answer.body.apiKey;
       showLeft(answer.body.tokensLeft);
     }
