@@ -1,63 +1,55 @@
-// Endpoints of the providers.
+// Endpoints of the providers, with their models and prices.
 
 import { path, request } from './api.js';
 import { button, controlOf, el, field, inputError, messages, number, showStatus } from './dom.js';
 import { remove, set } from './json.js';
-import { Config, create, facts, fieldOf, labelOf, masked, member, rowButton, section } from './members.js';
-import { modelsList } from './models.js';
+import { Config, create, facts, fieldOf, labelOf, list, masked, member, rowButton, section } from './members.js';
 
-// kinds are the members of providers that the gateway uses: how URLs end, and what models have prices of.
-const kinds = new Map([
-  ['text', { end: 'chat/completions', prices: ['input', 'output', 'cached_input', 'cache_write'] }],
-  ['embeddings', { end: 'embeddings', prices: ['input'] }],
-  ['transcription', { end: 'audio/transcriptions', prices: ['second', 'input', 'audio_input', 'output'] }],
-  ['speech', { end: 'audio/speech', prices: ['character'] }],
-  ['images', { end: 'images/generations', prices: ['input', 'image_input', 'output'] }],
-  ['moderation', { end: 'moderations', prices: ['request'] }],
-  ['realtime', { prices: ['input', 'cached_input', 'audio_input', 'output', 'audio_output', 'second'] }],
-]);
-
-const all = [...kinds.keys()];
+// kinds are the members of providers that the gateway uses: the end of their URLs, and the usual prices of models.
+const kinds = {
+  text: ['chat/completions', ['input', 'output', 'cached_input', 'cache_write']],
+  embeddings: ['embeddings', ['input']],
+  transcription: ['audio/transcriptions', ['second', 'input', 'audio_input', 'output']],
+  speech: ['audio/speech', ['character']],
+  images: ['images/generations', ['input', 'image_input', 'output']],
+  moderation: ['moderations', ['request']],
+  realtime: ['', ['input', 'cached_input', 'audio_input', 'output', 'audio_output', 'second']],
+};
 
 // templates are what a new endpoint begins with: [title, name, start of the URL, its end if that is not the kind's].
 const templates = [
-  ['OpenAI', 'openai', 'https:' + '//api.openai.com/v1/'],
-  ['Anthropic', 'anthropic', 'https:' + '//api.anthropic.com/v1/', 'messages'],
-  ['Ollama', 'ollama', 'http:' + '//localhost:11434/v1/'],
-  ['vLLM', 'vllm', 'http:' + '//localhost:8000/v1/'],
+  ['OpenAI', 'openai', 'https://api.openai.com/v1/'],
+  ['Anthropic', 'anthropic', 'https://api.anthropic.com/v1/', 'messages'],
+  ['Ollama', 'ollama', 'http://localhost:11434/v1/'],
+  ['vLLM', 'vllm', 'http://localhost:8000/v1/'],
   ['Another one', '', ''],
 ];
 
 const modelMember = (kind) => kind === 'realtime' ? 'model' : 'default_model';
 
-// endpointsOf reads the endpoints of a kind. of tells a screen reader which one it is; priced is [model, place] of all
-// that has prices, also of the default model.
+// endpointsOf reads the endpoints of a kind. of tells a screen reader which one it is.
 function endpointsOf(config, kind) {
   return config.names(['providers', kind, 'endpoints']).map((name) => {
     const place = ['providers', kind, 'endpoints', name];
-    const isSession = kind === 'realtime';
-    const model = config.shown([...place, modelMember(kind)]);
-    const priced = config.names([...place, 'models']).map((one) => [one, [...place, 'models', one]]);
-    if ((model || isSession) && !priced.some(([one]) => one === model)) {
-      priced.unshift([model || 'calls', [...place, ...isSession ? ['price'] : ['models', model]]]);
-    }
-    return { config, kind, name, place, of: `${name} (${kind})`, model, priced, prices: kinds.get(kind).prices };
+    return { config, kind, name, place, of: `${name} (${kind})`, model: config.shown([...place, modelMember(kind)]),
+      listed: config.names([...place, 'models']) };
   });
 }
 
 // modelsOf returns the names of the endpoints' models, at most 50.
 export function modelsOf(config) {
-  const endpoints = all.flatMap((kind) => endpointsOf(config, kind));
-  const models = endpoints.flatMap(({ model, place }) => [model, ...config.names([...place, 'models'])]);
-  return [...new Set(models)].filter(Boolean).slice(0, 50);
+  const endpoints = Object.keys(kinds).flatMap((kind) => endpointsOf(config, kind));
+  return [...new Set(endpoints.flatMap(({ model, listed }) => [model, ...listed]))].filter(Boolean).slice(0, 50);
 }
 
 export function endpointsSection(forms, config) {
-  const lists = all.map((kind) => endpointsOf(config, kind)).filter((list) => list.length > 0);
+  const lists = Object.keys(kinds).map((kind) => endpointsOf(config, kind)).filter((list) => list.length > 0);
   return section('Endpoints', button('Add endpoint', () => add(forms)), lists.length
     ? lists.map((list) => [el('h3', {}, labelOf(list[0].kind)), list.map((one) => card(forms, one, list.length > 1))])
     : el('p', { class: 'faint' }, 'The gateway has no provider yet whose models it could offer.'));
 }
+
+const badge = () => el('span', { class: 'badge' }, 'default');
 
 // card returns an endpoint with its buttons and models. Of several one can be the default.
 function card(forms, one, isOfSeveral) {
@@ -68,7 +60,7 @@ function card(forms, one, isOfSeveral) {
   const said = messages();
   return el('article', { class: 'endpoint' },
     el('div', { class: 'head' },
-      el('h4', {}, name, isDefault && el('span', { class: 'badge' }, 'default')),
+      el('h4', {}, name, isDefault && badge()),
       el('div', { class: 'actions' },
         rowButton('Test', of, () => test(forms, one, said)),
         rowButton('Edit', of, () => edit(forms, one)),
@@ -80,15 +72,15 @@ function card(forms, one, isOfSeveral) {
     said,
     facts(['URL', el('code', {}, config.shown([...place, 'url']) || 'the provider’s')],
       ['Key', operators ? `the operator’s ${operators}` : masked(config.shown([...place, 'api_key']), `key of ${of}`)]),
-    modelsList(forms, one));
+    models(forms, one));
 }
 
 // test asks the server whether the endpoint, as it is saved, works.
-async function test(forms, one, said) {
-  const saved = new Config(forms.editor.saved()).shown(one.place);
+async function test({ editor }, { config, kind, name, place }, said) {
+  const saved = new Config(editor.saved()).shown(place);
   if (!saved) throw inputError('Save first: a test asks the endpoint as it is saved.');
-  const note = saved === one.config.shown(one.place) ? [] : ['The endpoint was tested without what is not saved yet.'];
-  const answer = await request('POST', path`/admin/endpoints/${one.kind}/${one.name}/test`, { parallel: true });
+  const note = saved === config.shown(place) ? [] : ['The endpoint was tested without what is not saved yet.'];
+  const answer = await request('POST', path`/admin/endpoints/${kind}/${name}/test`, { parallel: true });
   const { ok, status, latencyMs, model, error } = answer.body;
   const line = `${ok ? 'ok' : 'failed'} ${status || 'without a response'} in ${number(latencyMs)} ms` +
     (model ? `, model ${model}` : '') + (error ? `: ${error}` : '');
@@ -96,22 +88,20 @@ async function test(forms, one, said) {
   throw Object.assign(inputError(line), { errors: note, requestId: answer.headers.get('X-Request-Id') });
 }
 
-// edit asks for members of an endpoint.
 function edit(forms, { kind, place, of }) {
   return forms.edit(`endpoint ${of}`, place, [
     member('URL', 'url', 'text', { inputmode: 'url' }),
     member('API key', 'api_key', 'secret'),
     member('Operator’s key', 'api_key_name', 'text', { hint: 'The name of one, in the place of an API key.' }),
     member('Default model', modelMember(kind), 'text', { hint: 'Of requests that name none.' }),
-    kind !== 'realtime' && member('Bytes per token', 'bytes_per_token', 'number',
-      { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' }),
-  ].filter(Boolean));
+    ...kind === 'realtime' ? [] : [member('Bytes per token', 'bytes_per_token', 'number',
+      { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' })],
+  ]);
 }
 
-// add asks for a new endpoint.
 function add(forms) {
   const fields = [
-    field('Kind', { tag: 'select', name: 'kind', options: all.map((kind) => [kind, labelOf(kind)]) }),
+    field('Kind', { tag: 'select', name: 'kind', options: Object.keys(kinds).map((kind) => [kind, labelOf(kind)]) }),
     field('Provider', { tag: 'select', options: templates.map(([title], i) => [i, title]) }),
     field('Name', { name: 'name', required: true }),
     field('URL', { name: 'url', inputmode: 'url', hint: 'With its whole path.' }),
@@ -120,9 +110,9 @@ function add(forms) {
   ];
   const [kind, provider, name, url] = fields.map(controlOf);
   const fill = () => {
-    const [, own, start, end = kinds.get(kind.value).end] = templates[provider.value];
+    const [, own, start, end = kinds[kind.value][0]] = templates[provider.value];
     name.value = own;
-    url.value = start && end ? start + end : '';
+    url.value = start && end && start + end;
   };
   kind.addEventListener('change', fill);
   provider.addEventListener('change', fill);
@@ -134,4 +124,29 @@ function add(forms) {
       [modelMember(values.kind)]: values.model.trim() || undefined,
       bytes_per_token: values.kind === 'text' ? 3 : undefined,
     }), { fields });
+}
+
+// models returns the models of an endpoint, the default one too, with their prices.
+function models(forms, { config, kind, place, of, model, listed }) {
+  const members = () => kinds[kind][1].map((price) => member(labelOf(price), price, 'number'));
+  const options = { text: 'In tokens of the balance. If one is a millionth of a dollar, this is in dollars for a ' +
+    'million. Empty: 1, or what other input or output costs.' };
+  const rowOf = (name, at) => [
+    [name, name === model && badge()],
+    config.names(at).map((price) => `${labelOf(price)} ${config.shown([...at, price])}`).join(', ') || '1 each',
+    forms.buttons(`prices of ${name}`, `${name}, ${of}`, at, members, config.node(at) &&
+      'It can still be asked for if it is the default model, or * stands for it.', options),
+  ];
+  const rows = listed.map((name) => rowOf(name, [...place, 'models', name]));
+  const isSession = kind === 'realtime';
+  if ((model || isSession) && !listed.includes(model)) {
+    rows.unshift(rowOf(model || 'calls', [...place, ...isSession ? ['price'] : ['models', model]]));
+  }
+  const name = member('Model', [], 'text', { required: true,
+    hint: 'As the provider names it. gpt-* stands for all that begin so, * for all.' });
+  return [
+    el('div', { class: 'bounded' }, list(`Models of ${of}`, ['Model', 'Prices'], [], rows, 'It has no models yet.')),
+    rowButton('Add model', `to ${of}`, () =>
+      forms.add(`model to ${of}`, [...place, 'models'], name, members(), options)),
+  ];
 }

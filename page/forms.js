@@ -45,8 +45,7 @@ class Forms {
   // ask shows a dialog whose button changes the text, by change(text, values), and saves it.
   async ask(title, verb, change, { text = [], ...options } = {}) {
     const { editor } = this;
-    const note = editor.text() === editor.saved() ? []
-      : ['The text has other changes that are not saved yet. They are saved, too.'];
+    const note = editor.isUnsaved() ? ['The text has other changes that are not saved yet. They are saved, too.'] : [];
     const opener = document.activeElement;
     const index = [...this.#container.children].indexOf(opener.closest('section'));
     await dialog({ ...options, title, verb, text: [text, note].flat(),
