@@ -130,10 +130,10 @@ function add(forms) {
 function models(forms, { config, kind, place, of, model, listed }) {
   const members = () => kinds[kind][1].map((price) => member(labelOf(price), price, 'number'));
   const options = { text: 'In tokens of the balance. If one is a millionth of a dollar, this is in dollars for a ' +
-    'million. Empty: 1, or what other input or output costs.' };
+    'million. Empty: 1, or what other input or output costs; a request costs nothing.' };
   const rowOf = (name, at) => [
     [name, name === model && badge()],
-    config.names(at).map((price) => `${labelOf(price)} ${config.shown([...at, price])}`).join(', ') || '1 each',
+    config.names(at).map((price) => `${labelOf(price)} ${config.shown([...at, price])}`).join(', ') || 'not set',
     forms.buttons(`prices of ${name}`, `${name}, ${of}`, at, members, config.node(at) &&
       'It can still be asked for if it is the default model, or * stands for it.', options),
   ];

@@ -34,5 +34,5 @@ const membersOf = (config) => [
   member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
   member('Refill every', ['refill', 'every'], 'word', { class: 'short', hint: 'day, month, or a number of seconds.' }),
   member('Models', 'models', 'lines', { hint: 'One a line; gpt-* stands for all that begin so. Empty: all. ' +
-    ` The endpoints have: ${modelsOf(config).join(', ') || 'none yet'}.` }),
+    `The endpoints have: ${modelsOf(config).join(', ') || 'none yet'}.` }),
 ];

@@ -1,6 +1,6 @@
 // Fields for members of the config. What nobody edits stays in the text as it is written there.
 
-import { button, el, field, inputError, messages, number, table } from './dom.js';
+import { button, controlOf, el, field, inputError, messages, number, table } from './dom.js';
 import { find, names, parse, remove, set, valueOf } from './json.js';
 
 // A Config reads a text. A path is an array of names.
@@ -57,20 +57,19 @@ export function create(text, path, object = {}) {
 // bind returns fields for members of the object at base, and edit(text, values, at), which returns the text with what
 // was entered. Without a base the object, at the path `at`, is new. An empty field removes its member.
 export function bind(members, config, base) {
-  const before = members.map(({ path, kind: { join } }) => !base ? ''
-    : join ? config.list([...base, ...path]).join(join) : config.shown([...base, ...path]));
-  return {
-    fields: members.map((one, i) => fieldOf(one, `m${i}`, before[i])),
-    edit(text, values, at = base) {
-      members.forEach(({ label, path, kind: { write = (value) => JSON.stringify(value) } }, i) => {
-        const value = values[`m${i}`].trim();
-        if (value === before[i].trim()) return;
-        const whole = [...at, ...path];
-        text = value ? set(text, whole, write(value, label)) : drop(text, whole, at.length);
-      });
-      return text;
-    },
+  const shown = (path, { join }) => join ? config.list(path).join(join) : config.shown(path);
+  const fields = members.map((one, i) => fieldOf(one, `m${i}`, base ? shown([...base, ...one.path], one.kind) : ''));
+  const before = fields.map((one) => controlOf(one).value.trim()); // without the line breaks that an input cannot have
+  const edit = (text, values, at = base) => {
+    members.forEach(({ label, path, kind: { write = (value) => JSON.stringify(value) } }, i) => {
+      const value = values[`m${i}`].trim();
+      if (value === before[i]) return;
+      const whole = [...at, ...path];
+      text = value ? set(text, whole, write(value, label)) : drop(text, whole, at.length);
+    });
+    return text;
   };
+  return { fields, edit };
 }
 
 // drop removes a member, and the objects below the first `depth` names of its path that it leaves empty.

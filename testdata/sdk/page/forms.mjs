@@ -6,7 +6,7 @@ const exotic = `{"big":12345678901234567890,"user_groups":{"__proto__":{"tokens"
   '"providers":{"text":{"default":"one","endpoints":{' +
   `"one":{"url":"${env.provider}/v1/chat/completions","api_key":"${env.providerKey}","default_model":"gpt-4o","zzz":1.0,` +
   '"models":{"__proto__":{"input":0.50,"above":{"tokens":1000,"input":2.0}}}},' +
-  '"a.b/c?":{"url":"http://127.0.0.1:1/v1/chat/completions","api_key":"sk-2","default_model":"<b>m</b>"}}}},' +
+  '"a.b/c?":{"url":"http://127.0.0.1:1/v1/chat/completions","api_key":"sk-2","default_model":"<b>m</b>\\n x"}}}},' +
   '"cors":{"allowed_origins":["https://a.example.com"]}}';
 
 // saved returns the config as the server has it.
@@ -100,7 +100,7 @@ await walk(async (t) => {
   await change(',"refill":{"tokens":9,"every":3600}', "", /^Edit a\.b.c<img/, { "Refill to": "", "Refill every": "" });
   await change('"input":0.50', '"input":0.25', "Edit __proto__, one", { "Input": "0.25" });
   await change('"api_key":"sk-2"', '"api_key":"sk-3"', "Edit a.b/c?", { "API key": "sk-3" });
-  await change(',"default_model":"<b>m</b>"', "", "Edit a.b/c?", { "Default model": "" });
+  await change(',"default_model":"<b>m</b>\\n x"', "", "Edit a.b/c?", { "Default model": "" });
   await change('"zzz":1.0,', '"zzz":1.0,', "Edit one", { "Default model": " gpt-4o " });
   await change('["https://a.example.com"]', '["*"]', "Edit origins", { "Allowed origins": "*" });
 
