@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -44,11 +45,19 @@ func TestAdminPage(t *testing.T) {
 		if len(etag) < 10 {
 			t.Errorf("%s: ETag %q", url, etag)
 		}
-		for tag, want := range map[string]int{etag: http.StatusNotModified, `"other"`: 200} {
-			if again := s.do(t, "GET", url, "", "If-None-Match: "+tag); again.status != want {
-				t.Errorf("%s, If-None-Match %s: got %d, want %d", url, tag, again.status, want)
+		for tag, want := range map[string]int{
+			etag: http.StatusNotModified, "W/" + etag: http.StatusNotModified, `"a", ` + etag: http.StatusNotModified, `"other"`: 200, `"`: 200,
+		} {
+			if again := s.do(t, "GET", url, "", "If-None-Match: "+tag); again.status != want || again.header.Get("ETag") != etag {
+				t.Errorf("%s, If-None-Match %s: got %d, %s, want %d", url, tag, again.status, again.header.Get("ETag"), want)
 			}
 		}
+		for _, bytes := range []string{"bytes=9999999-", "bytes=0-3", "bytes=0-3,6-9", "x"} {
+			if part := s.do(t, "GET", url, "", "Range: "+bytes); part.status != 200 || part.body != got.body {
+				t.Errorf("%s, Range %s: got %d and %d bytes", url, bytes, part.status, len(part.body))
+			}
+		}
+		s.do(t, "HEAD", url, "").wantHeader(t, "Content-Length", strconv.Itoa(len(got.body)))
 	}
 	for _, url := range []string{"/admin/page/", "/admin/page/nothing.js", "/admin/page/..%2fpage.go", "/admin/page/page"} {
 		s.do(t, "GET", url, "").want(t, 404, `{"error":"Not found"}`)
