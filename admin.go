@@ -341,13 +341,14 @@ const testsPerMinute = 10
 
 // testEndpoint asks an endpoint for the smallest response that it can give. Nobody is charged for it.
 func (s *server) testEndpoint(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
+	// Also if there is no such endpoint: one that is not used is looked for in all of the config, which may be large.
+	if err := s.store.CountEndpointTest(info.deadline, info.tenantID); err != nil {
+		return err
+	}
 	kind, name := r.PathValue("kind"), r.PathValue("name")
 	e, unused := info.tenant.config.endpoint(llmwire.Kind(kind), name)
 	if e == nil {
 		return errNotFound
-	}
-	if err := s.store.CountEndpointTest(info.deadline, info.tenantID); err != nil {
-		return err
 	}
 	p := gateway.Probe{Fault: unused}
 	if unused == "" {

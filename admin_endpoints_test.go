@@ -124,7 +124,8 @@ func TestEndpointTestFails(t *testing.T) {
 	})
 }
 
-// Endpoints that the gateway does not use are not asked, and the response says why. Those that do not exist are 404.
+// Endpoints that the gateway does not use are not asked, and the response says why. Those that do not exist are 404, and
+// count too, since looking for one takes as long as the config is large.
 func TestEndpointTestUnused(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -155,14 +156,16 @@ func TestEndpointTestUnused(t *testing.T) {
 	if n := len(p.Requests()); n != 1 {
 		t.Errorf("%d requests were sent, want 1", n)
 	}
+	testRedis.Do(t, "DEL", endpointTestsRedisKey(id))
 	for _, endpoint := range []string{
-		"text/other", "images/none", "audio/e", "Text/none", "text/NONE", "video/f", "text/a", "text/%00", "endpoints/text",
+		"text/other", "images/none", "audio/e", "Text/none", "text/NONE", "video/f", "text/a", "text/%00", "endpoints/text", "text/a%20b",
 	} {
 		s.admin(t, "POST", testPath(id, endpoint), "").wantError(t, 404, "Not found")
 	}
-	if n := testRedis.Int(t, "LLEN", endpointTestsRedisKey(id)); n != 9 {
-		t.Errorf("%d tests are counted, want 9", n)
+	if n := testRedis.Int(t, "LLEN", endpointTestsRedisKey(id)); n != testsPerMinute {
+		t.Errorf("%d tests are counted, want %d", n, testsPerMinute)
 	}
+	s.admin(t, "POST", testPath(id, "text/other"), "").want(t, 429, "")
 }
 
 // Only the tenant's admins and the operator may test its endpoints; what is refused is not counted.
