@@ -1,7 +1,7 @@
 // Shows an API key: masked, with what binds it, what it has used and what can be done with it.
 
-import { path, query, request } from './api.js';
-import { chart, seriesOf } from './chart.js';
+import { path, request } from './api.js';
+import { chart, dayOf, seriesOf } from './chart.js';
 import { button, copyButton, el, mask, messages, number, time } from './dom.js';
 import { Actions } from './keyactions.js';
 import { limitsOf } from './keytext.js';
@@ -66,22 +66,14 @@ export class KeyCard {
     this.#usage.abort();
     this.#usage = new AbortController();
     for (const period of this.periods) period.setAttribute('aria-pressed', period.firstChild.data === `${n} days`);
-    const dayOf = (ago) => new Date(Date.now() - ago * 86400e3).toISOString().slice(0, 10);
-    const { body: { days } } = await request('GET', this.url + '/usage' + query({ from: dayOf(n - 1), to: dayOf(0) }),
+    const { body: { days } } = await request('GET', this.url + `/usage?from=${dayOf(n - 1)}&to=${dayOf(0)}`,
       { signal: AbortSignal.any([this.view.signal, this.#usage.signal]) });
     this.plot.replaceChildren(days.some((day) => day.requests || day.tokensCharged || day.tokensGranted)
       ? chart({ title: 'Tokens charged by model', what: 'Tokens charged', days: days.map(({ day }) => day),
-        series: seriesOf(days, partsOf),
+        series: seriesOf(days, 'byModel', 'tokensCharged'),
         columns: columns.map(([member, name]) => ({ name, values: days.map((day) => day[member]) })) })
       : el('p', { class: 'faint' }, `Nothing in the last ${n} days.`));
   }
-}
-
-// partsOf returns what a day's models were charged, and what was charged without one.
-function partsOf({ byModel, tokensCharged }) {
-  const parts = Object.entries(byModel).map(([name, used]) => [name || 'No model', used.tokensCharged]);
-  const rest = tokensCharged - parts.reduce((sum, [, n]) => sum + n, 0);
-  return rest > 0 ? [...parts, ['Without the gateway', rest]] : parts;
 }
 
 function tagsOf({ error, label, enabled, expiresAt, sharesWith }) {

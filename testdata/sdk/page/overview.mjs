@@ -154,7 +154,7 @@ await walk(async (t) => {
   // What was chosen is still chosen after another view. The user is one click away.
   before = asked();
   await t.page.getByRole("link", { name: "alice", exact: true }).click();
-  await t.heading("Users").waitFor();
+  await t.heading("Users").first().waitFor();
   t.equal(await t.field("User or key").inputValue(), "alice", "who is looked for");
   await t.sees("laptop"); // the label of a key
   await t.open("Overview");
@@ -209,7 +209,7 @@ async function unused(t) {
   t.equal(await t.page.getByRole("slider").count(), 0, "charts of nothing");
   await t.check("unused");
   await t.page.locator("main").getByRole("link", { name: "Users" }).click();
-  await t.heading("Users").waitFor();
+  await t.heading("Users").first().waitFor();
   await t.open("Overview");
   await t.page.locator("main").getByRole("link", { name: "Try it" }).click();
   await t.heading("Try it").waitFor();
