@@ -8,8 +8,8 @@ const header = document.getElementById('header');
 const main = document.getElementById('view');
 const gate = document.getElementById('sign-in');
 
-// present is the view on display: its name, what ends its requests, and whether it has something unsaved.
-let present = null;
+let present = null; // the view on display: its name, and unsaved(), which reports whether leaving it loses something
+let ending = new AbortController(); // ends its requests
 let tenants = []; // that the operator may choose from
 const dialogs = []; // that wait until the user has signed in again
 
@@ -43,16 +43,14 @@ async function signIn(tenant, token) {
   if (tenant) await api.request('GET', api.rootPath`/${tenant}/admin/config/history`, { headers });
   // A tenant's own token is not tried on the operator's routes, where it would count as a wrong one.
   const operator = !tenant || !token.startsWith('adm_') && await opens('/admin/tenants', headers);
-  const same = present && api.isOperator() === operator && (tenant || operator) &&
-    (operator && !tenant || tenant === api.currentTenant());
+  const same = present && api.isOperator() === operator && (!tenant || tenant === api.currentTenant());
   api.signIn(token, same ? api.currentTenant() : tenant, operator);
   if (operator) await loadTenants();
   gate.hidden = true;
   header.hidden = main.hidden = false;
   const waiting = dialogs.splice(0);
   if (same) return waiting.forEach(reopen); // the view is as it was left
-  present?.abort.abort(); // that of somebody else
-  present = null;
+  end(); // the view of somebody else
   buildHeader();
   await route();
 }
@@ -63,28 +61,22 @@ function reopen(box) {
   box.showModal();
 }
 
-async function opens(url, headers) {
-  try {
-    await api.request('GET', url, { headers });
-    return true;
-  } catch (error) {
-    if (error.status === 401) return false;
-    throw error;
-  }
-}
+// opens reports whether the token in headers opens a route.
+const opens = (url, headers) => api.request('GET', url, { headers }).then(() => true, (error) => {
+  if (error.status !== 401) throw error;
+  return false;
+});
 
 // loadTenants reads which tenants exist, and keeps the present one if it is among them.
 export async function loadTenants() {
   tenants = (await api.request('GET', '/admin/tenants')).body.tenants;
   if (!tenants.includes(api.currentTenant())) api.chooseTenant(tenants[0] ?? '');
-  const select = header.querySelector('select');
-  if (select) fillTenants(select);
+  fillTenants();
   return tenants;
 }
 
-function fillTenants(select) {
-  select.replaceChildren(...tenants.map((id) => el('option', { value: id }, id)));
-  select.value = api.currentTenant();
+function fillTenants(select = header.querySelector('select')) {
+  select?.replaceChildren(...tenants.map((id) => el('option', { selected: id === api.currentTenant() }, id)));
 }
 
 function buildHeader() {
@@ -108,17 +100,21 @@ function buildHeader() {
 // openTenant shows a view of another tenant: the present one unless name says which.
 export function openTenant(tenant, name = present.name) {
   api.chooseTenant(tenant);
-  present.abort.abort();
-  present = null;
-  fillTenants(header.querySelector('select'));
+  end();
+  fillTenants();
   if (location.hash === hashOf(name)) route();
   else open(name);
 }
 
+// end ends the view on display.
+function end() {
+  ending.abort();
+  present = null;
+}
+
 async function leaveForGood() {
   if (!await mayLeave()) return;
-  present?.abort.abort();
-  present = null;
+  end();
   api.signIn('', '', false);
   header.replaceChildren();
   main.replaceChildren();
@@ -152,10 +148,9 @@ async function route() {
     history.replaceState(null, '', hashOf(present.name));
     return;
   }
-  present?.abort.abort();
-  const abort = new AbortController();
-  present = { name: view.name, abort, unsaved: () => false };
-  const mine = present;
+  end();
+  const { signal } = ending = new AbortController();
+  const mine = present = { name: view.name, unsaved: () => false };
   for (const link of header.querySelectorAll('nav a')) {
     link.setAttribute('aria-current', link.textContent === view.name ? 'page' : 'false');
   }
@@ -163,10 +158,10 @@ async function route() {
   const content = el('div', { class: 'view' });
   main.replaceChildren(el('h1', {}, view.name), messages(), content);
   try {
-    await view.show(content, { signal: abort.signal, keepUnsaved: (unsaved) => { mine.unsaved = unsaved; },
+    await view.show(content, { signal, keepUnsaved: (unsaved) => { mine.unsaved = unsaved; },
       user: new URLSearchParams(asked).get('user') ?? '' });
   } catch (error) {
-    if (!abort.signal.aborted) showError(main, error);
+    if (!signal.aborted) showError(main, error);
   }
 }
 
