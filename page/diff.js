@@ -6,20 +6,31 @@ const mostEdits = 700; // that are looked for: they cost their square in time an
 const mostLines = 2000; // that are shown
 const context = 3; // lines that are shown before and after a change
 
-// difference returns an element that shows what turns one text into another. legend says what the two are.
+// difference returns an element that shows what turns one text into another: the changed lines in blocks, each with the
+// path that its first line is in. legend says what the two texts are.
 export function difference(before, after, legend) {
+  const lines = compare(before, after);
+  const depthOf = (at) => lines[at].text.search(/[^ ]|$/) / 2;
   const nodes = [];
-  for (const { path, lines } of blocksOf(compare(before, after))) {
-    if (path) nodes.push(el('span', { class: 'faint' }, path));
-    for (const { sign, text } of lines) nodes.push(el(tags.get(sign), {}, `${sign} ${text}`));
-  }
+  const open = []; // by depth, the name of the member that line at is in
+  let at = 0;
+  let end = 0; // of the last block
+  lines.forEach(({ sign }, i) => {
+    if (sign === ' ') return;
+    const from = Math.max(end, i - context);
+    for (; at < from; at++) open[depthOf(at)] = /"(.*)": .$/.exec(lines[at].text)?.[1] ?? '[…]';
+    if (from > end) nodes.push(el('span', { class: 'faint' }, open.slice(1, depthOf(from)).join(' › ') || '…'));
+    for (end = from; end <= i + context && end < lines.length; end++) {
+      nodes.push(el(tags[lines[end].sign], {}, `${lines[end].sign} ${lines[end].text}`));
+    }
+  });
   if (!nodes.length) return el('p', { class: 'faint' }, 'No difference but in white space.');
   const rest = nodes.splice(mostLines).length;
   return el('div', {}, el('p', { class: 'hint' }, legend), el('pre', { class: 'diff' }, nodes),
     rest > 0 && el('p', { class: 'hint' }, `${rest} more lines are not shown.`));
 }
 
-const tags = new Map([[' ', 'span'], ['−', 'del'], ['+', 'ins']]);
+const tags = { ' ': 'span', '−': 'del', '+': 'ins' };
 
 // bare returns a line without the comma at its end, which comes and goes with the lines below.
 const bare = (line) => line.endsWith(',') ? line.slice(0, -1) : line;
@@ -69,25 +80,3 @@ function signsOf(way) {
   }
   return signs.reverse().slice(1); // the first way starts above the first line
 }
-
-// blocksOf returns the changed lines with their context, in blocks that do not touch: { path, lines }. path says which
-// members a block's first line is in.
-function blocksOf(lines) {
-  const blocks = [];
-  const open = []; // by depth, the name of the member that line at is in
-  let at = 0;
-  let end = 0; // of the last block
-  lines.forEach(({ sign }, i) => {
-    if (sign === ' ') return;
-    const from = Math.max(end, i - context);
-    if (from > end || !blocks.length) {
-      for (; at < from; at++) open[depthOf(lines[at])] = /"(.*)": .$/.exec(lines[at].text)?.[1] ?? '[…]';
-      blocks.push({ path: from && (open.slice(1, depthOf(lines[from])).join(' › ') || '…'), lines: [] });
-    }
-    end = Math.min(lines.length, i + 1 + context);
-    blocks.at(-1).lines.push(...lines.slice(from, end));
-  });
-  return blocks;
-}
-
-const depthOf = ({ text }) => text.search(/[^ ]|$/) / 2;

@@ -45,8 +45,8 @@ export class History {
     const by = /^[0-9a-f]{8}$/.test(version.savedBy) ? 'admin token ' : '';
     const place = el('div');
     const compare = button('Difference', async () => {
-      const opens = !place.firstChild;
-      place.replaceChildren(...opens ? [await this.#difference(version, earlier)] : []);
+      const opens = !place.firstElementChild;
+      place.replaceChildren(opens ? await this.#difference(version, earlier) : '');
       compare.setAttribute('aria-expanded', opens);
     }, { 'aria-expanded': 'false' });
     compare.append(more('of version'));
