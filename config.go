@@ -456,8 +456,10 @@ func (c *tenantConfig) endpointMembers(e *gateway.Endpoint, value []byte) strict
 // looks so, that is a warning.
 func (c *tenantConfig) complete(e *gateway.Endpoint, wrong *strict.Problems) bool {
 	isUsable := e.Complete()
-	if member, sentence := e.NotUsed(); member != "" && !isUsable && (member != "url" || e.HasURL()) {
-		c.warn(wrong.MemberPath(member) + " " + sentence)
+	if !isUsable {
+		if member, sentence := e.NotUsed(); member != "" && (member != "url" || e.HasURL()) {
+			c.warn(wrong.MemberPath(member) + " " + sentence)
+		}
 	}
 	e.Warn(func(member, sentence string) { c.warn(wrong.MemberPath(member) + " " + sentence) })
 	if e.IsSwitchedOff() && len(c.ignored) < strict.MaxProblems {

@@ -56,7 +56,7 @@ func (p *Probe) end(status int, fault string) {
 // whatever else the kind of e has, and to open a session. No account pays for it, and nothing is counted. e must be
 // complete and usable, and need not come from Usable. The errors are those of the Gateway, of status 503.
 func (g *Gateway) Probe(ctx context.Context, e *Endpoint, c ProbeCall) (Probe, error) {
-	p := Probe{Model: e.defaultModel, began: time.Now()}
+	p := Probe{Model: e.defaultModel}
 	if p.Model == "" && len(e.models) > 0 {
 		p.Model = e.models[0]
 	}
@@ -124,7 +124,7 @@ func (g *Gateway) probe(ctx context.Context, e *Endpoint, p *Probe, hops string)
 // nothing unless it is joined.
 func (e *Endpoint) probeRequest(model, hops string) *endpointRequest {
 	if e.session != nil {
-		header := sessionHeaderOf(e, hops)
+		header := e.openingHeader(hops)
 		header["Content-Type"], header["Accept"] = jsonType, jsonType
 		return &endpointRequest{to: e, body: [][]byte{e.session.newCall(ultravoxStep)}, header: header}
 	}
@@ -175,7 +175,7 @@ func (e *Endpoint) faultOf(response *http.Response) string {
 func isObject(body []byte) bool { return bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) }
 
 // statusFault returns what is wrong with the header of a response that should have one of the given statuses. ok is
-// true if nothing is, or if the response shows that the endpoint works.
+// false if the body need not be judged: something is wrong, or an error shows that the endpoint works, without a fault.
 func (e *Endpoint) statusFault(response *http.Response, expected ...int) (fault string, ok bool) {
 	status := response.StatusCode
 	switch {
@@ -243,7 +243,7 @@ func (e *Endpoint) faultOfCall(response *http.Response) string {
 // probeSession opens a session of OpenAI's Realtime API, waits for its first event, and closes it.
 func (g *Gateway) probeSession(ctx context.Context, e *Endpoint, p *Probe, hops string) {
 	address := e.sessionURL(p.Model)
-	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, address, sessionHeaderOf(e, hops))
+	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, address, e.openingHeader(hops))
 	switch {
 	case err == nil:
 		defer server.Finish()
@@ -257,13 +257,6 @@ func (g *Gateway) probeSession(ctx context.Context, e *Endpoint, p *Probe, hops 
 	default:
 		p.end(0, unreached(false, err))
 	}
-}
-
-// sessionHeaderOf returns the header of a request that opens a session at e. Nothing of a client is in it.
-func sessionHeaderOf(e *Endpoint, hops string) http.Header {
-	header := (&sessionOpening{call: &SessionCall{Hops: hops}}).ownHeader()
-	e.setCredential(header)
-	return header
 }
 
 // faultOfSession returns what is wrong with a session whose first event should be session.created, "" if that is.

@@ -13,24 +13,31 @@ type sessionOpening struct {
 	call    *SessionCall
 }
 
-// ownHeader returns the header of a request to the provider: nothing of the client's is sent.
-func (s *sessionOpening) ownHeader() http.Header {
+// openingHeader returns the header of a request that opens a session and has come through hops. Nothing of a client is
+// in it.
+func openingHeader(hops string) http.Header {
 	header := http.Header{"User-Agent": ownUserAgent}
-	if s.call.Hops != "" {
-		header[loopHeader] = []string{s.call.Hops}
+	if hops != "" {
+		header[loopHeader] = []string{hops}
 	}
+	return header
+}
+
+// openingHeader does what the function does, with the endpoint's key.
+func (e *Endpoint) openingHeader(hops string) http.Header {
+	header := openingHeader(hops)
+	e.setCredential(header)
 	return header
 }
 
 // keyHeader returns the header of a request with the endpoint's key. The error is an Error.
 func (s *sessionOpening) keyHeader() (http.Header, error) {
-	e, header := s.call.endpoint, s.ownHeader()
+	e := s.call.endpoint
 	if member, fault := e.credentialFault(); fault != "" {
 		wrong := credentialError(member + " " + fault)
 		return nil, s.failed(failureReason(wrong), "The endpoint's key cannot be sent: its "+wrong.Error())
 	}
-	e.setCredential(header)
-	return header, nil
+	return e.openingHeader(s.call.Hops), nil
 }
 
 // failed logs that the provider has failed, and returns the error of status 502 for the client, who is not to try

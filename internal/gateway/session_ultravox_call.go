@@ -27,7 +27,7 @@ func (s *ultravoxSession) join(ctx context.Context) (*websocket.Conn, error) {
 		return nil, err
 	}
 	g := s.gateway
-	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, address, s.ownHeader())
+	server, response, err := g.sessions.servers.Dial(ctx, g.transports.fresh, address, openingHeader(s.call.Hops))
 	switch {
 	case err == nil:
 		return server, nil
