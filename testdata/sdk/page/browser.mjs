@@ -1,16 +1,16 @@
 // What the walks in this folder have in common. A walk does on the admin page, in the system's Chromium, what a person
 // does: it finds things by role and by name, fills, clicks and reads.
 //
-// TestIntegrationPage (integration_page_test.go) starts the program, a Redis, a provider and a Stripe, creates a tenant
+// TestIntegrationPage (page_integration_test.go) starts the program, a Redis, a provider and a Stripe, creates a tenant
 // for each walk and runs them all. To run one of them: npm ci --prefix testdata/sdk, and then
 //
 //	go test -tags integration -run 'TestIntegrationPage/users$' -v .
 //
-// prints what the walk logs and where its screenshots are. A new walk is a file that calls walk, and a row of the test's
-// table.
+// prints what the walk logs and where its screenshots are. Each file here that calls walk is one. If it needs what only
+// Go can prepare, such as payments, the test's table says so.
 //
-// A walk fails if a step throws, and also if anything happens that no walk should see: a violation of the page's content
-// security policy, an exception, an error on the console, a request to another origin, a dialog of the browser's own.
+// A walk fails if a step throws, and also if anything happens that no walk should see: a violation of the page's policy
+// of content, an exception, an error on the console, a request to another origin, a dialog of the browser's own.
 // Each wait ends after 10 s. The page is opened by a name that is not localhost, so it does without what browsers offer
 // on HTTPS only.
 import { chromium } from "playwright-core";
@@ -43,7 +43,8 @@ const name = basename(process.argv[1], ".mjs");
 
 // named matches a name that may be followed by more words, so that "Tenant" does not find "Tenants".
 export function named(text) {
-  return text instanceof RegExp ? text : new RegExp(`^\\s*${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\p{L}\\p{N}_-])`, "u");
+  if (text instanceof RegExp) return text;
+  return new RegExp(`^\\s*${text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?![\\p{L}\\p{N}_-])`, "u");
 }
 
 // api sends a request to the API, to prepare something or to see what has come of it. body is JSON, or a string that is
@@ -88,7 +89,8 @@ class Walker {
 
   #hear(message) {
     const text = message.text();
-    if (message.type() !== "error" || text.includes("Cross-Origin-Opener-Policy header has been ignored")) return; // no HTTPS
+    if (message.type() !== "error") return;
+    if (text.includes("Cross-Origin-Opener-Policy header has been ignored")) return; // it is, without HTTPS
     const status = /^Failed to load resource: the server responded with a status of (\d+)/.exec(text)?.[1];
     if (!this.statuses.includes(Number(status))) this.problems.push(`console: ${text} (${message.location().url})`);
   }
@@ -118,7 +120,8 @@ class Walker {
 
   // dialog, alert and status find the one that is visible. With a text, they find the one that has it.
   dialog(text = "") {
-    return this.page.locator("dialog[open], [role=dialog], [role=alertdialog]").filter({ visible: true, hasText: text });
+    const dialogs = this.page.locator("dialog[open], [role=dialog], [role=alertdialog]");
+    return dialogs.filter({ visible: true, hasText: text });
   }
 
   alert(text = "") {
@@ -188,7 +191,8 @@ class Walker {
   async signedOut() {
     await this.button("Sign in").waitFor();
     this.equal(await this.field("Token").inputValue(), "", "the field of the token");
-    this.equal([await this.choices().count(), await this.dialog().count()], [0, 0], "views and dialogs without a token");
+    const open = [await this.choices().count(), await this.dialog().count()];
+    this.equal(open, [0, 0], "views and dialogs without a token");
   }
 
   // choose selects a tenant in the header.
@@ -230,7 +234,8 @@ class Walker {
   // program has made by mistake.
   async check(title) {
     await this.settled();
-    const mistake = /^.*(\[object \w+\]|\bundefined\b|\bNaN\b|Invalid Date).*$/m.exec(await this.page.locator("body").innerText());
+    const text = await this.page.locator("body").innerText();
+    const mistake = /^.*(\[object \w+\]|\bundefined\b|\bNaN\b|Invalid Date).*$/m.exec(text);
     if (mistake) throw new Error(`${title} shows ${mistake[0]}`);
     for (const colorScheme of ["dark", "light"]) {
       await this.page.emulateMedia({ colorScheme });
@@ -241,7 +246,8 @@ class Walker {
     const { wide, width } = await this.page.evaluate(sideways);
     await this.screenshot(`${title}-phone`);
     if (width > phone.width) {
-      throw new Error(`${title}: ${width} px wide on a screen of ${phone.width} px. What sticks out:\n${wide.slice(0, 9).join("\n")}`);
+      const found = wide.slice(0, 9).join("\n");
+      throw new Error(`${title}: ${width} px wide on a screen of ${phone.width} px. What sticks out:\n${found}`);
     }
     await this.page.setViewportSize(desktop);
     this.calm();
@@ -250,7 +256,8 @@ class Walker {
   // axe fails if axe-core has a finding that is serious or critical.
   async axe(title) {
     await this.page.evaluate(axe.source); // a script element would break the page's policy
-    const { violations } = await this.page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"], preload: false }));
+    const { violations } = await this.page.evaluate(() =>
+      globalThis.axe.run(document, { resultTypes: ["violations"], preload: false }));
     const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical")
       .map(({ id, impact, help, nodes }) => `${impact} ${id}: ${help}\n` + nodes.slice(0, 5)
         .map((node) => `  ${node.html.slice(0, 200)}\n  ${node.failureSummary.replaceAll("\n", "\n  ")}`).join("\n"));
@@ -263,34 +270,41 @@ class Walker {
   }
 }
 
-// sideways is run in the page: it returns how wide that is, and what sticks out of the screen, but for what is in a place
-// that scrolls by itself.
+// sideways is run in the page: it returns how wide that is, and what sticks out of the screen, but for what is in a
+// place that scrolls by itself.
 function sideways() {
-  const clipped = (element) => element !== document.body &&
-    (getComputedStyle(element).overflowX !== "visible" || clipped(element.parentElement));
+  const around = (element) =>
+    getComputedStyle(element).position === "absolute" ? element.offsetParent : element.parentElement;
+  const clipped = (element) => element !== null && element !== document.body &&
+    (getComputedStyle(element).overflowX !== "visible" || clipped(around(element)));
   return {
     width: document.documentElement.scrollWidth,
-    wide: [...document.querySelectorAll("body *")].filter((element) => element.getBoundingClientRect().right > innerWidth + 1 &&
-      !clipped(element.parentElement)).map((element) => element.outerHTML.slice(0, 120)),
+    wide: [...document.querySelectorAll("body *")]
+      .filter((element) => element.getBoundingClientRect().right > innerWidth + 1 && !clipped(around(element)))
+      .map((element) => element.outerHTML.slice(0, 120)),
   };
 }
 
 // watch is run in the page, before its scripts.
 function watch() {
-  addEventListener("securitypolicyviolation", (event) =>
-    globalThis.reportViolation(`${event.violatedDirective} ${event.blockedURI} ${event.sourceFile ?? ""}:${event.lineNumber} ${event.sample}`));
+  addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI, sourceFile, lineNumber, sample }) =>
+    globalThis.reportViolation(`${violatedDirective} ${blockedURI} ${sourceFile ?? ""}:${lineNumber} ${sample}`));
 }
 
 // run walks in a browser, and returns why it failed, or "".
 async function run(steps, statuses) {
   const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM,
-    args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP tollgate.test 127.0.0.1"],
+    args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+      "--host-resolver-rules=MAP tollgate.test 127.0.0.1"],
   });
   const tooLong = AbortSignal.timeout(walkLimit);
-  tooLong.addEventListener("abort", () => void browser.close({ reason: `the walk took more than ${walkLimit / 1000} s` }));
+  tooLong.addEventListener("abort", () =>
+    void browser.close({ reason: `the walk took more than ${walkLimit / 1000} s` }));
   try {
-    const context = await browser.newContext({ viewport: desktop, reducedMotion: "reduce", locale: "en-US", timezoneId: "Europe/Zurich" });
+    const context = await browser.newContext({
+      viewport: desktop, reducedMotion: "reduce", locale: "en-US", timezoneId: "Europe/Zurich",
+    });
     context.setDefaultTimeout(limit);
     const page = await context.newPage();
     const t = new Walker(browser, context, page, statuses);

@@ -1,7 +1,9 @@
 // What comes when the token ends while somebody is at work: the form, and after it what was typed, as it was.
 import { api, env, walk } from "./browser.mjs";
 
-async function endTokens() {
+// endTokens ends the tenant's tokens when the page asks for nothing that would tell it.
+async function endTokens(t) {
+  await t.settled();
   await api("DELETE", `/${env.tenant}/admin/tokens`);
 }
 
@@ -14,17 +16,19 @@ async function inForm(t) {
   await t.button("New key").click();
   await t.field("User ID").fill("typed before");
   await t.field("Group").selectOption("free");
-  await endTokens();
+  await endTokens(t);
   await t.button("Create key").click();
   await t.signedOut();
   await t.check("ended");
   await t.signIn(env.tenant, await newToken());
   await t.field("User ID").waitFor();
-  t.equal([await t.field("User ID").inputValue(), await t.field("Group").inputValue()], ["typed before", "free"], "what was typed");
-  t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys, [], "keys before they are wanted");
+  const typed = [await t.field("User ID").inputValue(), await t.field("Group").inputValue()];
+  t.equal(typed, ["typed before", "free"], "what was typed");
+  const keys = async () => (await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys.length;
+  t.equal(await keys(), 0, "keys before they are wanted");
   await t.button("Create key").click();
   await t.sees(/user_[0-9a-f-]{36}/);
-  t.equal((await api("GET", `/${env.tenant}/admin/keys?userId=typed%20before`)).body.keys.length, 1, "keys");
+  t.equal(await keys(), 1, "keys");
 }
 
 async function inDialog(t) {
@@ -33,7 +37,7 @@ async function inDialog(t) {
   await t.button("Top up").click();
   await t.field("Tokens", t.dialog()).fill("5");
   await t.field("Reason", t.dialog()).fill("typed before");
-  await endTokens();
+  await endTokens(t);
   await t.button("Top up", t.dialog()).click();
   await t.signedOut();
   await t.signIn(env.tenant, await newToken());
@@ -52,14 +56,14 @@ async function inEditor(t) {
   await t.until("a config", async () => (await editor.inputValue()).includes("anonymous"));
   const typed = (await editor.inputValue()).replace(/^\{/, '{\n  "typed": 12345678901234567890,');
   await editor.fill(typed);
-  await endTokens();
+  await endTokens(t);
   await t.button("Save").click();
   await t.signedOut();
   const requests = t.requests.length;
   await t.signIn(env.tenant, await newToken());
   await editor.waitFor();
   t.equal(await editor.inputValue(), typed, "what was typed");
-  t.equal(t.requests.slice(requests).filter((request) => !request.startsWith("GET ")), [], "changes that were not wanted again");
+  t.equal(t.requests.slice(requests).filter((request) => !request.startsWith("GET ")), [], "changes");
   await t.button("Save").click();
   await t.until("the config is saved", async () =>
     /"typed": ?12345678901234567890/.test((await api("GET", `/${env.tenant}/admin/config`)).text));

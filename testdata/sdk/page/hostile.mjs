@@ -1,10 +1,12 @@
-// Names that would be markup, code or members of an object's prototype do nothing, wherever they stand, and are shown as
-// they are: in user IDs, labels, groups, models, endpoints, members of a config, and what a model and a provider say.
+// Names that would be markup, code or members of an object's prototype do nothing, wherever they stand, and are shown
+// as they are: in user IDs, labels, groups, models, endpoints, members of a config, and in what a model and a provider
+// say.
 import { api, env, named, walk } from "./browser.mjs";
 
 const names = [
-  "<script>hacked=1</script>", "<img src=x onerror=hacked=1>", `"'><svg onload=hacked=1>`, "</textarea><b>", "__proto__", "constructor",
-  "toString", "\u202Egpj.exe", "مرحبا", "javascript:hacked=1", "a?b#c%2e&amp;", "x".repeat(64),
+  "<script>hacked=1</script>", "<img src=x onerror=hacked=1>", `"'><svg onload=hacked=1>`, "</textarea><b>",
+  "__proto__", "constructor", "toString", "\u202Egpj.exe", "مرحبا", "javascript:hacked=1", "a?b#c%2e&amp;",
+  "x".repeat(64),
 ];
 const users = names.map((name) => name.replace("\u202E", "")); // the API takes printable ones only
 const tenant = "hostile-names"; // without the usage that other tenants have
@@ -15,25 +17,27 @@ async function prepare(t) {
   const config = { ...body.config, ...object(() => "unknown") };
   const { text } = config.providers;
   config.user_groups = { ...config.user_groups, ...object(() => ({ tokens: 1000, models: ["*"] })) };
-  text.endpoints = { ...text.endpoints, ...object((name, i) => ({ ...text.endpoints.openai, default_model: `m${i}`, models: { [name]: {} } })) };
-  text.endpoints.answers = { ...text.endpoints.openai, default_model: "hostile", models: {} };
-  text.endpoints.refuses = { ...text.endpoints.openai, default_model: "refused", models: {} };
+  const like = (model, models = {}) => ({ ...text.endpoints.openai, default_model: model, models });
+  text.endpoints = {
+    ...text.endpoints, answers: like("hostile"), refuses: like("refused"),
+    ...object((name, i) => like(`m${i}`, { [name]: {} })),
+  };
   const wanted = (response, status) => t.equal(response.status, status, response.text);
   wanted(await api("POST", "/admin/tenants", { tenantId: tenant, config }), 201);
   for (const [i, name] of names.entries()) {
     const issued = await api("POST", `/${tenant}/admin/keys`, { userId: users[i], group: name, label: users[i] });
     wanted(issued, 201);
     for (let n = i < 4 ? 2 : 1; n > 0; n--) { // the first are those that charts show
-      wanted(await api("POST", `/${tenant}/v1/chat/completions`,
-        { model: name, max_tokens: 3, temperature: n, messages: [{ role: "user", content: "x" }] }, issued.body.apiKey), 200);
+      const body = { model: name, max_tokens: 3, temperature: n, messages: [{ role: "user", content: "x" }] };
+      wanted(await api("POST", `/${tenant}/v1/chat/completions`, body, issued.body.apiKey), 200);
     }
   }
   config.user_groups.late = { tokens: 1 }; // so that the history has a difference
   wanted(await api("PUT", `/${tenant}/admin/config`, { config }), 200);
   const today = new Date().toISOString().slice(0, 10);
   await t.until("usage by model", async () => {
-    const { body: { days: [{ byModel }] } } = await api("GET", `/${tenant}/admin/usage?from=${today}&to=${today}&by=model`);
-    return Object.keys(byModel).length === names.length;
+    const got = await api("GET", `/${tenant}/admin/usage?from=${today}&to=${today}&by=model`);
+    return Object.keys(got.body.days[0].byModel).length === names.length;
   });
 }
 
@@ -41,8 +45,9 @@ async function prepare(t) {
 async function wantShown(t, where, some = names) {
   let missing;
   await t.until(`names in ${where}`, async () => {
-    const text = await t.page.evaluate(() => [document.querySelector("main:not([hidden])"), ...document.querySelectorAll("dialog[open]")]
-      .flatMap((part) => [part.textContent, ...[...part.querySelectorAll("input, textarea, select")].map(({ value }) => value)]).join("\n"));
+    const text = await t.page.evaluate(() => [...document.querySelectorAll("main:not([hidden]), dialog[open]")]
+      .flatMap((part) => [part, ...part.querySelectorAll("input, textarea, select")])
+      .map((part) => part.value ?? part.textContent).join("\n"));
     missing = some.filter((name) => !text.includes(name));
     return missing.length === 0;
   }).catch((error) => { throw new Error(`${error.message}: ${JSON.stringify(missing)} is missing`); });
@@ -51,17 +56,19 @@ async function wantShown(t, where, some = names) {
 
 // harmless fails if anything of the names was taken for markup or code.
 async function harmless(t, where) {
-  const made = await t.page.evaluate(() => [globalThis.hacked, document.querySelectorAll("main svg[onload], main img, main script, main b, [onerror]").length,
-    {}.hacked, Object.keys(Object.prototype)]);
-  t.equal(made, [undefined, 0, undefined, []], `what ${where} made of the names`);
+  const made = await t.page.evaluate(() => [
+    globalThis.hacked, document.querySelectorAll("[onload], [onerror], main img, main script, main b").length,
+    Object.keys(Object.prototype),
+  ]);
+  t.equal(made, [undefined, 0, []], `what ${where} made of the names`);
   t.calm();
 }
 
 // choice finds something to choose, whatever it is.
 function choice(t, name) {
   const main = t.page.getByRole("main");
-  return ["button", "tab", "radio"].map((role) => main.getByRole(role, { name: named(name) })).reduce((all, one) => all.or(one))
-    .filter({ visible: true });
+  return ["button", "tab", "radio"].map((role) => main.getByRole(role, { name: named(name) }))
+    .reduce((all, one) => all.or(one)).filter({ visible: true });
 }
 
 await walk(async (t) => {

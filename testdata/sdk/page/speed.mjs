@@ -10,43 +10,42 @@ function observe() {
   const times = (globalThis.times = {});
   const note = () => {
     if (document.querySelector("input[type=password]")) times.form ??= performance.now();
-    if (times.sent !== undefined && document.querySelector("main:not([hidden]) table td")) times.view ??= performance.now();
+    if (times.sent === undefined) return;
+    if (document.querySelector("main:not([hidden]) table td")) times.view ??= performance.now();
   };
   new MutationObserver(note).observe(document, { childList: true, subtree: true, attributes: true });
   addEventListener("submit", () => { times.sent ??= performance.now(); }, true);
 }
 
 await walk(async (t) => {
+  await t.page.addInitScript(observe);
+  const cache = await t.page.context().newCDPSession(t.page);
   const all = [];
   const best = (of) => Math.min(...all.map((one) => one[of]));
   const measures = ["paint", "form", "view"];
   while (all.length < 5 || all.length < 20 && measures.some((of) => best(of) >= limit)) {
-    const context = await t.browser.newContext();
-    try {
-      const page = await context.newPage();
-      context.setDefaultTimeout(10_000);
-      await page.addInitScript(observe);
-      await page.goto(`${env.origin}/admin`);
-      await page.getByLabel("Tenant").fill(env.tenant);
-      await page.getByLabel("Token").fill(env.tenantToken);
-      await page.getByRole("button", { name: "Sign in" }).click();
-      await page.waitForFunction(() => globalThis.times.view !== undefined);
-      all.push(await page.evaluate(() => ({
+    await cache.send("Network.clearBrowserCache");
+    await t.goto();
+    await t.signIn(env.tenant, env.tenantToken);
+    await t.page.waitForFunction(() => globalThis.times.view !== undefined);
+    all.push(await t.page.evaluate(() => {
+      const files = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+        .filter(({ name }) => /\/admin($|\/page\/)/.test(name));
+      return {
         paint: performance.getEntriesByType("paint").at(-1).startTime,
         form: globalThis.times.form,
         view: globalThis.times.view - globalThis.times.sent,
-        files: performance.getEntriesByType("resource").filter(({ name }) => name.includes("/admin/page/")).length,
-        weight: [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
-          .filter(({ name }) => /\/admin($|\/page\/)/.test(name)).reduce((sum, { decodedBodySize }) => sum + decodedBodySize, 0),
-      })));
-    } finally {
-      await context.close();
-    }
+        files: files.length,
+        cached: files.filter(({ transferSize }) => transferSize === 0).length,
+        weight: files.reduce((sum, { decodedBodySize }) => sum + decodedBodySize, 0),
+      };
+    }));
   }
   const { weight, files } = all[0];
   t.log(`the form is painted after ${best("paint").toFixed()} ms and usable after ${best("form").toFixed()} ms; ` +
-    `the Overview has values ${best("view").toFixed()} ms after Sign in; ${files + 1} files have ${weight} bytes`);
+    `the Overview has values ${best("view").toFixed()} ms after Sign in; ${files} files have ${weight} bytes`);
   t.log(all.map(({ paint, form, view }) => [paint, form, view].map((ms) => ms.toFixed()).join(", ")).join("; "));
+  t.equal(all.map(({ cached }) => cached), all.map(() => 0), "files from the cache");
   for (const of of measures) t.equal(best(of) < limit, true, `${of} after ${best(of)} ms, under ${limit}`);
   t.equal(weight > 10_000 && weight < weightLimit, true, `${weight} bytes, less than ${weightLimit}`);
 });
