@@ -18,7 +18,7 @@ const reasons = [['balance', 'Balance: too few tokens left'], ['rate', 'Rate: to
 const chosen = { days: 30, measure: 'tokensCharged', kind: 'Model' };
 let read = { tenant: '', days: [] };
 
-// showOverview shows what is known at once, and then what has come to it. A click on a sum shows it by day.
+// showOverview shows what is known at once, and then what has come to it.
 export async function showOverview(content, { signal }) {
   const sums = measures.map(() => el('span', { class: 'figure' }));
   const cards = measures.map(([measure, name], i) => [measure, [el('span', { class: 'faint' }, name), ' ', sums[i]]]);
