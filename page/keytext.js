@@ -1,8 +1,7 @@
-// Says in words what binds an API key, and reads numbers.
+// Says in words what an API key is and what binds it.
 
-import { inputError, number } from './dom.js';
+import { el, inputError, mask, number, time } from './dom.js';
 
-const units = [[86400, 'day'], [3600, 'hour'], [60, 'minute'], [1, 'second']];
 const mostModels = 20; // that are named
 
 // wholeNumber returns the whole number that was entered, perhaps with commas between thousands.
@@ -14,23 +13,46 @@ export function wholeNumber(text, label) {
 }
 
 // count returns a number of things: "1 token", "5,000 tokens".
-export function count(n, thing) { return `${number(n)} ${thing}${n === 1 ? '' : 's'}`; }
+export const count = (n, thing) => `${number(n)} ${thing}${n === 1 ? '' : 's'}`;
+
+export function tagsOf({ error, label, enabled, expiresAt, sharesWith }) {
+  return [[label, ''], [error && 'Malformed', 'bad'], [enabled === false && 'Disabled', 'bad'],
+    [expiresAt && new Date(expiresAt) <= Date.now() && 'Expired', 'bad'], [sharesWith && 'Shares a balance', '']]
+    .filter(([text]) => text);
+}
+
+// factsOf and boundsOf return terms with what they are: of the key, and of its group in the present config.
+export function factsOf({ userId, createdAt, expiresAt, sharesWith }) {
+  const facts = [['User', userId ?? 'A visitor'], ['Created', time(createdAt)],
+    ['Expires', expiresAt ? time(expiresAt) : 'Never']];
+  if (sharesWith) facts.push(['Shares with', el('code', {}, mask(sharesWith)), ': balance, group, limits and usage']);
+  return facts;
+}
+
+export function boundsOf({ group, refillsAt }, groups) {
+  if (!groups) return [['Group', group], ['Limits', 'Unknown, since the config is broken']];
+  if (!groups.has(group)) {
+    return [['Group', group, el('span', { class: 'bad' }, ' is not in the config any more. The key is refused until ' +
+      'the group is back or you move the key.')]];
+  }
+  const { rate_limit: rate, rate_limit_window: window, refill, models, max_concurrent: most } = groups.get(group);
+  const more = models?.length - mostModels;
+  const bounds = [
+    ['Group', group],
+    ['Rate limit', rate === undefined ? 'None' : `${count(rate, 'request')} per ${per(window)}`],
+    ['At a time', most === undefined ? 'Any number of requests' : `${count(most, 'request')} to the gateway`],
+    ['Models', models ? models.slice(0, mostModels).join(', ') || 'None' : 'All', more > 0 && ` and ${more} more`],
+    ['Refill', refill ? `Up to ${count(refill.tokens, 'token')}, ${often(refill.every)}` : 'None'],
+  ];
+  if (refillsAt) bounds.push(['Next refill', time(refillsAt)]);
+  return bounds;
+}
 
 // per returns a time as it stands after "per" or "every": "minute", "5 minutes".
 function per(seconds) {
-  const [length, name] = units.find(([unit]) => seconds % unit === 0);
+  const [length, name] = [[86400, 'day'], [3600, 'hour'], [60, 'minute'], [1, 'second']]
+    .find(([unit]) => seconds % unit === 0);
   return seconds === length ? name : count(seconds / length, name);
-}
-
-// limitsOf returns terms with what a group of the config says.
-export function limitsOf({ rate_limit: rate, rate_limit_window: window, refill, models, max_concurrent: most }) {
-  const more = models?.length - mostModels;
-  return [
-    ['Rate limit', rate === undefined ? 'None' : `${count(rate, 'request')} per ${per(window)}`],
-    ['At a time', most === undefined ? 'Any number of requests' : `${count(most, 'request')} to the gateway`],
-    ['Models', models ? models.slice(0, mostModels).join(', ') || 'None' : 'All', more > 0 ? ` and ${more} more` : ''],
-    ['Refill', refill ? `Up to ${count(refill.tokens, 'token')}, ${often(refill.every)}` : 'None'],
-  ];
 }
 
 function often(every) {

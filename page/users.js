@@ -22,8 +22,8 @@ class Users {
   constructor(content, signal) {
     Object.assign(this, { content, signal });
     const form = newKeyForm(() => readGroups(signal), (user, key, sentence) => {
-      this.showOnce(`New key of ${user}`, key, sentence);
       this.list.replaceChildren();
+      this.showOnce(`New key of ${user}`, key, sentence);
       this.choose(() => this.showUser(user));
     });
     this.form = el('form', { role: 'search', class: 'find' },
@@ -55,10 +55,9 @@ class Users {
     try {
       await look();
     } catch (error) {
-      if (mine === this.#chosen) {
-        this.keys.replaceChildren();
-        showError(this.form, error);
-      }
+      if (mine !== this.#chosen) return;
+      this.keys.replaceChildren();
+      showError(this.form, error);
     }
     if (mine !== this.#chosen) return;
     this.content.removeAttribute('aria-busy');
@@ -68,77 +67,69 @@ class Users {
 
   async find(text) {
     if (wholeKey.test(text)) return this.findKey(text);
-    const signal = AbortSignal.any([this.signal, this.#found.signal]);
-    const read = pages(path`/admin/users`, 'users', { prefix: text, limit: 50 }, signal);
-    const users = await read(2);
+    const names = el('ul', { class: 'users' });
+    const show = (userId) => this.choose(async () => {
+      this.once.replaceChildren();
+      await this.showUser(userId);
+      this.keys.firstChild.focus();
+    });
+    const [users, more] = await fill(names, 'users', { prefix: text, limit: 50 }, 2,
+      AbortSignal.any([this.signal, this.#found.signal]),
+      ({ userId }) => el('li', {}, button(userId, () => show(userId), { class: 'link' })));
+    const only = users.length === 1 && !more;
     this.keys.replaceChildren();
-    this.list.replaceChildren();
-    const only = users.length === 1 && !read.next;
-    if (!only) this.showUsers(text, users, read);
+    this.list.replaceChildren(only ? '' : el('section', {},
+      el('h2', {}, text ? `Users that begin with “${text}”` : 'All users'),
+      users.length > 0 ? names : el('p', {}, 'None with a key.'), more));
     const one = only ? users[0] : users.find(({ userId }) => userId === text);
     if (one) await this.showUser(one.userId);
   }
 
-  showUsers(text, users, read) {
-    const names = el('ul', { class: 'users' });
-    const title = text ? `Users that begin with “${text}”` : 'All users';
-    this.list.append(el('section', {}, el('h2', {}, title), names,
-      users.length === 0 && el('p', {}, 'None with a key.'),
-      addTo(names, users, read, ({ userId }) => el('li', {}, button(userId, () => this.choose(async () => {
-        this.once.replaceChildren();
-        await this.showUser(userId);
-        this.keys.firstChild.focus();
-      }), { class: 'link' })))));
-  }
-
   async showUser(userId) {
-    const signal = this.own();
-    const read = pages(path`/admin/keys`, 'keys', { userId, limit: 20 }, signal);
-    const [keys, groups] = await Promise.all([read(1), readGroups(signal)]);
-    return this.showKeys(`Keys of ${userId}`, keys, groups, signal, read);
+    const view = await this.newView(userId);
+    const [, more] = await fill(view.list, 'keys', { userId, limit: 20 }, 1, view.signal, view.make);
+    return this.showKeys(`Keys of ${userId}`, view, more);
   }
 
   // findKey shows one key. Only the list of its user's keys says with which one it shares its balance.
   async findKey(key) {
-    const signal = this.own();
+    const view = await this.newView();
     this.list.replaceChildren();
-    const [found, groups] = await Promise.all([
-      request('GET', path`/admin/keys/${key}`, { signal }).catch(explain), readGroups(signal)]);
-    const { userId } = found.body;
-    const listed = userId && await request('GET', path`/admin/keys` + query({ userId }), { signal });
-    const entry = listed && listed.body.keys.find(({ apiKey }) => apiKey === key);
+    const read = async (url) => (await request('GET', url, { signal: view.signal })).body;
+    const found = await read(path`/admin/keys/${key}`).catch(explain);
+    const { userId } = found;
+    const { keys } = userId ? await read(path`/admin/keys` + query({ userId })) : { keys: [] };
     if (userId) this.list.append(button('All keys of this user', () => this.choose(async () => {
       await this.showUser(userId);
       this.list.replaceChildren();
       this.keys.firstChild.focus();
     })));
-    return this.showKeys(userId ? `Key of ${userId}` : 'Key of a visitor', [entry ?? { ...found.body, apiKey: key }],
-      groups, signal);
+    view.list.append(view.make(keys.find(({ apiKey }) => apiKey === key) ?? { ...found, apiKey: key }));
+    return this.showKeys(userId ? `Key of ${userId}` : 'Key of a visitor', view);
   }
 
-  own() { return AbortSignal.any([this.signal, this.#found.signal, this.#chosen.signal]); }
-
-  async showKeys(title, keys, groups, signal, read = {}) {
-    const cards = [];
-    const list = el('div');
-    const view = { groups, signal, cards,
-      async readGroups() { return view.groups = await readGroups(signal); },
+  // newView returns what the keys that are shown next share, as KeyCard says, and makes a card of an entry.
+  async newView() {
+    const signal = AbortSignal.any([this.signal, this.#found.signal, this.#chosen.signal]);
+    const view = { signal, cards: [], groups: await readGroups(signal), list: el('div'),
+      make: (entry) => {
+        view.cards.push(new KeyCard(entry, view));
+        return view.cards.at(-1).node;
+      },
       rotated: (entry, key, sentence) => {
         this.showOnce('New key', key, sentence);
         this.choose(() => entry.userId ? this.showUser(entry.userId) : this.findKey(key));
       },
-      revoked: async ({ userId }, sentence) => {
-        list.remove();
-        if (userId) await this.choose(() => this.showUser(userId));
-        showStatus(this.keys, sentence);
+      say: (sentence) => {
+        showStatus(view.list, sentence);
         this.keys.firstChild.focus();
       } };
-    this.keys.replaceChildren(el('h2', { tabindex: '-1' }, title), messages(), list,
-      addTo(list, keys, read, (entry) => {
-        cards.push(new KeyCard(entry, view));
-        return cards.at(-1).node;
-      }) || '', keys.length === 0 ? el('p', {}, 'None.') : '');
-    if (cards.length === 1 && !cards[0].entry.error) await cards[0].showUsage();
+    return view;
+  }
+
+  async showKeys(title, { list, cards: [only, another] }, more = '') {
+    this.keys.replaceChildren(el('h2', { tabindex: '-1' }, title), messages(), list, more);
+    if (!another && only && !only.entry.error) await only.showUsage().catch((error) => showError(only.node, error));
   }
 
   // showOnce shows a whole key until something else is looked for.
@@ -153,31 +144,29 @@ class Users {
   }
 }
 
-// addTo appends to a list what make makes of entries, and returns a button that does so with those of further pages.
-function addTo(list, entries, read, make) {
-  list.append(...entries.map(make));
-  if (!read.next) return false;
+// fill appends to a list what make makes of the entries of a route: at least that many, if they exist, for pages may be
+// empty. It returns them, and a button for the others or ''.
+async function fill(list, name, members, least, signal, make) {
   const more = button('More', async () => {
-    const nodes = (await read(1)).map(make);
-    list.append(...nodes);
-    nodes[0]?.querySelector('button').focus();
-    if (!read.next) more.remove();
+    const [first] = await read(1);
+    first?.querySelector('button').focus();
   });
-  return more;
-}
-
-// pages returns a function that reads further pages of a list, until they have at least so and so many entries. Its
-// next tells whether more may come. Pages may be empty.
-function pages(url, name, members, signal) {
-  return async function read(least) {
-    const entries = [];
+  let after;
+  const entries = [];
+  async function read(least) {
+    const nodes = [];
     do {
-      const { body } = await request('GET', url + query({ ...members, after: read.next }), { signal });
+      const { body } = await request('GET', path`/admin/${name}` + query({ ...members, after }), { signal });
       entries.push(...body[name]);
-      read.next = body.next;
-    } while (read.next && entries.length < least);
-    return entries;
-  };
+      nodes.push(...body[name].map(make));
+      after = body.next;
+    } while (after && nodes.length < least);
+    list.append(...nodes);
+    if (!after) more.remove();
+    return nodes;
+  }
+  await read(least);
+  return [entries, after ? more : ''];
 }
 
 // explain throws the error of a key that was looked for, with what it may mean.
