@@ -9,8 +9,7 @@ export async function showHealth(content, { signal }) {
   const state = el('div');
   const place = messages();
   content.append(place, state,
-    el('p', { class: 'faint' }, 'Of the process that responds, looked at every 5 s. ' +
-      'Behind a balancer it may be another one each time.'));
+    el('p', { class: 'faint' }, 'Looked at every 5 s. Behind a balancer another process may respond each time.'));
   const look = async () => {
     try {
       const { body } = await request('GET', '/admin/status', { signal, parallel: true });
@@ -33,7 +32,7 @@ function render(status) {
   const { version, uptime, redis, connections, streams, sessions, drains, pools } = status;
   const nodes = redis.nodes.map(({ address, role, up, latencyMs }) => [
     el('code', {}, address), role,
-    el('span', { class: up ? 'good' : 'bad' }, up ? '● up' : '✕ does not respond'), up ? latency(latencyMs) : '–',
+    el('span', { class: up ? 'good' : 'bad' }, up ? '● up' : '✕ does not respond'), up ? number(latencyMs) + ' ms' : '–',
   ]);
   const used = Object.entries(pools).map(([name, pool]) => [
     name.replaceAll('_', ' '), ...[pool.used, pool.max].map(/bytes|bodies/.test(name) ? bytes : number),
@@ -53,24 +52,12 @@ function render(status) {
 
 const topologies = new Map([['single', 'one server'], ['sentinel', 'Sentinel'], ['cluster', 'Redis Cluster']]);
 
-function card(name, value) {
-  return el('div', { class: 'card' }, el('div', { class: 'faint' }, name), el('div', { class: 'figure' }, value));
-}
+const card = (name, value) =>
+  el('div', { class: 'card' }, el('div', { class: 'faint' }, name), el('div', { class: 'figure' }, value));
 
-function latency(ms) { return `${ms < 10 ? ms.toFixed(1) : number(Math.round(ms))} ms`; }
+const bytes = (n) => (n < 1 << 20 ? number(n / 1024) + ' KiB' : number(n / (1 << 20)) + ' MiB');
 
-function bytes(n) { return n < 1 << 20 ? number(n / 1024) + ' KiB' : number(n / (1 << 20)) + ' MiB'; }
+const lengths = new Intl.DurationFormat('en', { style: 'narrow' });
 
-// duration returns seconds in the two largest units that they fill.
-function duration(seconds) {
-  const units = [['d', 86400], ['h', 3600], ['min', 60], ['s', 1]];
-  const first = units.findIndex(([, size]) => seconds >= size);
-  if (first < 0) return '0 s';
-  const parts = [];
-  let rest = seconds;
-  for (const [unit, size] of units.slice(first, first + 2)) {
-    parts.push(`${Math.floor(rest / size)} ${unit}`);
-    rest %= size;
-  }
-  return parts.join(' ');
-}
+const duration = (seconds) => lengths.format({ days: Math.floor(seconds / 86400),
+  hours: Math.floor(seconds / 3600) % 24, minutes: Math.floor(seconds / 60) % 60, seconds: seconds % 60 });

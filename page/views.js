@@ -1,7 +1,5 @@
-// The views, in the order of the navigation. show(content, context) fills an empty element; its context has
-//   signal        an AbortSignal that ends with the view: pass it to api.request
-//   user          the ID that the address says (addressOf in app.js), '' if it says none
-//   keepUnsaved   takes a function that reports whether leaving the view would lose something
+// The views, in the order of the navigation. show(content, context) fills an empty element. Its context has the signal
+// that ends with the view, keepUnsaved(f), where f() reports whether leaving loses something, and a user to look for.
 import { showConfig } from './config.js';
 import { showHealth } from './health.js';
 import { showOverview } from './overview.js';
