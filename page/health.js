@@ -32,7 +32,8 @@ function render(status) {
   const { version, uptime, redis, connections, streams, sessions, drains, pools } = status;
   const nodes = redis.nodes.map(({ address, role, up, latencyMs }) => [
     el('code', {}, address), role,
-    el('span', { class: up ? 'good' : 'bad' }, up ? '● up' : '✕ does not respond'), up ? number(latencyMs) + ' ms' : '–',
+    el('span', { class: up ? 'good' : 'bad' }, up ? '● up' : '✕ does not respond'),
+    up ? number(latencyMs) + ' ms' : '–',
   ]);
   const used = Object.entries(pools).map(([name, pool]) => [
     name.replaceAll('_', ' '), ...[pool.used, pool.max].map(/bytes|bodies/.test(name) ? bytes : number),

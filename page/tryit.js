@@ -47,7 +47,8 @@ export async function showTryIt(content, { signal }) {
     log.replaceChildren();
     showStatus(send, 'The next message begins a new conversation, with a new temporary key.');
   }));
-  content.append(el('section', {}, el('div', { class: 'row' }, endpoint, model), account), log, el('section', {}, send));
+  const choices = el('section', {}, el('div', { class: 'row' }, endpoint, model), account);
+  content.append(choices, log, el('section', {}, send));
 
   async function talk({ message }) {
     if (message.trim() === '') throw inputError('Enter a message.');
