@@ -72,18 +72,14 @@ export class KeyCard {
     const { body: { days } } = await request('GET', this.url + `/usage?from=${dayOf(n - 1)}&to=${dayOf(0)}`,
       { signal: AbortSignal.any([this.view.signal, this.#usage.signal]) });
     this.plot.replaceChildren(days.some((day) => day.requests || day.tokensCharged || day.tokensGranted)
-      ? chart({ title: 'Tokens charged by model', what: 'Tokens charged', days: days.map(({ day }) => day),
+      ? chart({ title: 'Charged by model', what: 'Tokens charged', days: days.map(({ day }) => day),
         series: seriesOf(days, 'byModel', 'tokensCharged'),
         columns: columns.map(([member, name]) => ({ name, values: days.map((day) => day[member]) })) })
       : el('p', { class: 'faint' }, `Nothing in the last ${n} days.`));
   }
 
-  #ask(verb, fields, text, action, options) {
-    return dialog({ title: `${verb} ${this.name}`, verb, fields, text, action, ...options });
-  }
-
-  #destroy(verb, fields, text, action) {
-    return this.#ask(verb, fields, text, action, { title: `${verb} ${this.name}?`, danger: true });
+  #ask(verb, fields, text, action, danger = false, what = verb) {
+    return dialog({ title: `${what} ${this.name}${danger ? '?' : ''}`, verb, fields, text, action, danger });
   }
 
   async #send(action, method, url, body) {
@@ -124,7 +120,7 @@ export class KeyCard {
     return this.#ask('Label', [label], [], (values) => {
       const text = values.label.trim() || null;
       return this.#patch({ label: text }, '', () => text ? `The label is ${text} now.` : 'The label is removed.');
-    }, { title: `Name ${this.name}` });
+    }, false, 'Name');
   }
 
   #move() {
@@ -139,12 +135,12 @@ export class KeyCard {
     let made, end;
     const grace = field('Grace', { name: 'grace', value: '0',
       hint: 'Seconds for which the old key works beside the new one, at most 604,800 (7 days). With 0 it is dead.' });
-    const done = await this.#destroy('Rotate', this.key.startsWith('user_') ? [grace] : [],
+    const done = await this.#ask('Rotate', this.key.startsWith('user_') ? [grace] : [],
       'A new key takes its place, with the same balance, group, label and expiry.', async (values) => {
         const graceSeconds = wholeNumber(values.grace || '0', 'Grace');
         made = await this.#send('rotate', 'POST', this.url + '/rotate', graceSeconds ? { graceSeconds } : undefined);
         end = graceSeconds && new Date(Date.now() + graceSeconds * 1000).toISOString();
-      });
+      }, true);
     if (!done) return;
     this.view.rotated(this.entry, made.apiKey, [this.name, ...end ? [' works until ', time(end), '.'] : [' is dead.']]);
   }
@@ -152,8 +148,8 @@ export class KeyCard {
   #enableOrDisable() {
     if (this.entry.enabled === false) return this.#patch({ enabled: true }, '', () => 'The key is enabled.');
     const text = 'It is refused until you enable it, as are keys that share its balance.';
-    return this.#destroy('Disable', [reason()], text,
-      (values) => this.#patch({ enabled: false }, values.reason, () => 'The key is disabled.'));
+    return this.#ask('Disable', [reason()], text,
+      (values) => this.#patch({ enabled: false }, values.reason, () => 'The key is disabled.'), true);
   }
 
   async #revoke() {
@@ -163,8 +159,8 @@ export class KeyCard {
       text.push('Its user can sign in again, and gets a key with the balance 0. To keep them out, disable the key.');
       fields.unshift(checkbox('Forget the user: the next sign-in is like the first', 'forget'));
     }
-    const done = await this.#destroy('Revoke', fields, text, ({ forget, reason }) =>
-      request('DELETE', this.url + query({ forget: forget && 'true', reason: reason.trim() })));
+    const done = await this.#ask('Revoke', fields, text, ({ forget, reason }) =>
+      request('DELETE', this.url + query({ forget: forget && 'true', reason: reason.trim() })), true);
     if (!done) return;
     for (const { key, entry, node } of this.view.cards) if ([key, entry.sharesWith].includes(this.key)) node.remove();
     this.view.say(`${this.name} is revoked.`);

@@ -184,7 +184,7 @@ async function shows(t) {
     await t.button(`${n} days`, shown).click();
     await t.settled();
     const { body: { days } } = await api("GET", `${keys}/${env.alice}/usage?from=${dayOf(n - 1)}&to=${dayOf(0)}`);
-    const table = shown.getByRole("table", { name: "Tokens charged by model" });
+    const table = shown.getByRole("table", { name: "Charged by model" });
     await t.until(`${n} rows`, async () => await table.locator("tbody tr").count() === n + 1);
     const row = (await table.locator("tbody tr").nth(1).innerText()).split(/\s*\t\s*/);
     t.equal(row[1], days.at(-1).tokensCharged.toLocaleString("en"), "charged today");
