@@ -7,18 +7,11 @@ import { remove } from './json.js';
 import { bind, Config, create, fieldOf, member, rowButton, section } from './members.js';
 import { paymentsSection } from './prices.js';
 
-const shown = new WeakMap(); // the Forms of a container
-
-// showForms fills a container with forms for the text of the editor, which config.js describes. Called again, it brings
-// them in line with the text.
-export function showForms(container, editor) {
-  if (!shown.has(container)) shown.set(container, new Forms(container, editor));
-  shown.get(container).render();
-}
+// showForms fills a container with forms for the text of the editor of config.js.
+export function showForms(container, editor) { new Forms(container, editor).render(); }
 
 class Forms {
   #container;
-  #rendered; // the text that is shown
 
   constructor(container, editor) {
     this.#container = container;
@@ -26,20 +19,14 @@ class Forms {
   }
 
   render() {
-    const text = this.editor.text();
-    if (text === this.#rendered) return;
-    this.#rendered = text;
-    this.#container.replaceChildren(...this.#sections(text));
-  }
-
-  #sections(text) {
-    let config;
+    const sections = [groupsSection, endpointsSection, originsSection, paymentsSection];
     try {
-      config = new Config(text);
-    } catch {
-      return [section('Forms', [], el('p', { class: 'faint' }, 'They are back as soon as the text is valid JSON.'))];
+      const config = new Config(this.editor.text());
+      this.#container.replaceChildren(...sections.map((one) => one(this, config)));
+    } catch (error) {
+      if (!(error instanceof SyntaxError)) throw error;
+      this.#container.replaceChildren(el('p', { class: 'faint' }, 'The forms are back as soon as the text is valid JSON.'));
     }
-    return [groupsSection, endpointsSection, originsSection, paymentsSection].map((one) => one(this, config));
   }
 
   // ask shows a dialog whose button changes the text, by change(text, values), and saves it.
