@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"tollgate/internal/connlimit"
 	"tollgate/internal/gateway"
 	"tollgate/internal/llmwire"
 	"tollgate/internal/strict"
@@ -352,7 +351,6 @@ func (s *server) testEndpoint(w http.ResponseWriter, r *http.Request, info *requ
 	}
 	p := gateway.Probe{Fault: unused}
 	if unused == "" {
-		connlimit.Admit(r.Context())
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(gateway.ProbeTimeout + writeTimeout))
 		var err error
 		p, err = s.gateway.Probe(r.Context(), e, gateway.ProbeCall{Tenant: info.tenantID, Hops: s.deploymentID()})

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"tollgate/internal/gateway"
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
@@ -122,6 +123,21 @@ func TestEndpointTestFails(t *testing.T) {
 			t.Errorf("got %+v", got)
 		}
 	})
+}
+
+// A provider that takes all the time that it may is named in the response, which still has time to be sent.
+func TestEndpointTestTimesOut(t *testing.T) {
+	t.Parallel()
+	g := newService(t).newGatewayTest(t, 100, "")
+	g.provider.On("", providertest.Conduct{Hang: providertest.BeforeHeaders})
+	got := g.testEndpoint(t, g.tenant, "text/chat")
+	if got.LatencyMs < gateway.ProbeTimeout.Milliseconds() {
+		t.Errorf("it took %d ms", got.LatencyMs)
+	}
+	got.LatencyMs = 0
+	if want := (endpointTest{Model: "m", Error: "The provider has failed: it does not respond in time"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
 }
 
 // Endpoints that the gateway does not use are not asked, and the response says why. Those that do not exist are 404, and
