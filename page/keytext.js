@@ -2,8 +2,6 @@
 
 import { el, inputError, mask, number, time } from './dom.js';
 
-const mostModels = 20; // that are named
-
 // wholeNumber returns the whole number that was entered, perhaps with commas between thousands.
 export function wholeNumber(text, label) {
   const entry = text.trim().replace('−', '-');
@@ -36,12 +34,12 @@ export function boundsOf({ group, refillsAt }, groups) {
       'the group is back or you move the key.')]];
   }
   const { rate_limit: rate, rate_limit_window: window, refill, models, max_concurrent: most } = groups.get(group);
-  const more = models?.length - mostModels;
+  const more = models?.length - 20; // are not named
   const bounds = [
     ['Group', group],
     ['Rate limit', rate === undefined ? 'None' : `${count(rate, 'request')} per ${per(window)}`],
     ['At a time', most === undefined ? 'Any number of requests' : `${count(most, 'request')} to the gateway`],
-    ['Models', models ? models.slice(0, mostModels).join(', ') || 'None' : 'All', more > 0 && ` and ${more} more`],
+    ['Models', models ? models.slice(0, 20).join(', ') || 'None' : 'All', more > 0 && ` and ${more} more`],
     ['Refill', refill ? `Up to ${count(refill.tokens, 'token')}, ${often(refill.every)}` : 'None'],
   ];
   if (refillsAt) bounds.push(['Next refill', time(refillsAt)]);

@@ -61,21 +61,15 @@ class Users {
     }
     if (mine !== this.#chosen) return;
     this.content.removeAttribute('aria-busy');
-    const found = (selector, thing) => count(this.content.querySelectorAll(selector).length, thing);
-    this.news.textContent = `${found('.users li', 'user')}, ${found('.key', 'key')}`;
+    this.news.textContent = count(this.content.querySelectorAll('.users li, .key').length, 'result');
   }
 
   async find(text) {
     if (wholeKey.test(text)) return this.findKey(text);
     const names = el('ul', { class: 'users' });
-    const show = (userId) => this.choose(async () => {
-      this.once.replaceChildren();
-      await this.showUser(userId);
-      this.keys.firstChild.focus();
-    });
     const [users, more] = await fill(names, 'users', { prefix: text, limit: 50 }, 2,
       AbortSignal.any([this.signal, this.#found.signal]),
-      ({ userId }) => el('li', {}, button(userId, () => show(userId), { class: 'link' })));
+      ({ userId }) => el('li', {}, button(userId, () => this.open(userId), { class: 'link' })));
     const only = users.length === 1 && !more;
     this.keys.replaceChildren();
     this.list.replaceChildren(only ? '' : el('section', {},
@@ -83,6 +77,15 @@ class Users {
       users.length > 0 ? names : el('p', {}, 'None with a key.'), more));
     const one = only ? users[0] : users.find(({ userId }) => userId === text);
     if (one) await this.showUser(one.userId);
+  }
+
+  // open goes to the keys of a user.
+  open(userId) {
+    return this.choose(async () => {
+      this.once.replaceChildren();
+      await this.showUser(userId);
+      this.keys.firstChild.focus();
+    });
   }
 
   async showUser(userId) {
@@ -99,11 +102,10 @@ class Users {
     const found = await read(path`/admin/keys/${key}`).catch(explain);
     const { userId } = found;
     const { keys } = userId ? await read(path`/admin/keys` + query({ userId })) : { keys: [] };
-    if (userId) this.list.append(button('All keys of this user', () => this.choose(async () => {
-      await this.showUser(userId);
+    if (userId) this.list.append(button('All keys of this user', () => {
       this.list.replaceChildren();
-      this.keys.firstChild.focus();
-    })));
+      return this.open(userId);
+    }));
     view.list.append(view.make(keys.find(({ apiKey }) => apiKey === key) ?? { ...found, apiKey: key }));
     return this.showKeys(userId ? `Key of ${userId}` : 'Key of a visitor', view);
   }
