@@ -13,7 +13,7 @@ function build(node, props = {}, children) {
     if (name === 'value') node.value = value;
     else if (value !== false && value !== undefined) node.setAttribute(name, value === true ? '' : value);
   }
-  node.append(...children.flat().filter((child) => child || child === 0));
+  node.append(...children.flat(Infinity).filter((child) => child || child === 0));
   return node;
 }
 

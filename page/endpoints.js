@@ -3,7 +3,7 @@
 import { path, request } from './api.js';
 import { button, controlOf, el, field, inputError, messages, number, showStatus } from './dom.js';
 import { remove, set } from './json.js';
-import { Config, create, facts, fieldOf, labelOf, list, masked, member, rowButton, section } from './members.js';
+import { bind, Config, create, facts, labelOf, list, masked, member, rowButton, section } from './members.js';
 
 // kinds are the members of providers that the gateway uses: the end of their URLs, and the usual prices of models.
 const kinds = {
@@ -49,7 +49,7 @@ export function endpointsSection(forms, config) {
     : el('p', { class: 'faint' }, 'The gateway has no provider yet whose models it could offer.'));
 }
 
-const badge = () => el('span', { class: 'badge' }, 'default');
+const tag = () => el('span', { class: 'tag' }, 'default');
 
 // card returns an endpoint with its buttons and models. Of several one can be the default.
 function card(forms, one, isOfSeveral) {
@@ -60,10 +60,10 @@ function card(forms, one, isOfSeveral) {
   const said = messages();
   return el('article', { class: 'endpoint' },
     el('div', { class: 'head' },
-      el('h4', {}, name, isDefault && badge()),
+      el('h4', {}, name, isDefault && tag()),
       el('div', { class: 'actions' },
         rowButton('Test', of, () => test(forms, one, said)),
-        rowButton('Edit', of, () => edit(forms, one)),
+        rowButton('Edit', of, () => forms.edit(`endpoint ${of}`, place, membersOf(kind))),
         isOfSeveral && !isDefault && rowButton('Make default', of, () =>
           forms.ask(`Make ${of} the default`, 'Make default', (text) => set(text, byDefault, JSON.stringify(name)),
             { text: 'Requests whose model it has go to it first.' })),
@@ -88,27 +88,26 @@ async function test({ editor }, { config, kind, name, place }, said) {
   throw Object.assign(inputError(line), { errors: note, requestId: answer.headers.get('X-Request-Id') });
 }
 
-function edit(forms, { kind, place, of }) {
-  return forms.edit(`endpoint ${of}`, place, [
-    member('URL', 'url', 'text', { inputmode: 'url' }),
-    member('API key', 'api_key', 'secret'),
-    member('Operator’s key', 'api_key_name', 'text', { hint: 'The name of one, in the place of an API key.' }),
-    member('Default model', modelMember(kind), 'text', { hint: 'Of requests that name none.' }),
-    ...kind === 'realtime' ? [] : [member('Bytes per token', 'bytes_per_token', 'number',
-      { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' })],
-  ]);
-}
+// membersOf returns the members of an endpoint that are edited here.
+const membersOf = (kind) => [
+  member('URL', 'url', 'text', { inputmode: 'url', hint: 'With its whole path.' }),
+  member('API key', 'api_key', 'secret'),
+  member('Operator’s key', 'api_key_name', 'text', { hint: 'The name of one, in the place of an API key.' }),
+  member('Default model', modelMember(kind), 'text', { hint: 'Of requests that name none.' }),
+  ...kind === 'realtime' ? [] : [member('Bytes per token', 'bytes_per_token', 'number',
+    { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' })],
+];
 
+// add asks for a new endpoint, whose name and URL follow from its kind and its provider.
 function add(forms) {
   const fields = [
     field('Kind', { tag: 'select', name: 'kind', options: Object.keys(kinds).map((kind) => [kind, labelOf(kind)]) }),
     field('Provider', { tag: 'select', options: templates.map(([title], i) => [i, title]) }),
     field('Name', { name: 'name', required: true }),
-    field('URL', { name: 'url', inputmode: 'url', hint: 'With its whole path.' }),
-    fieldOf(member('API key', [], 'secret'), 'key', ''),
-    field('Default model', { name: 'model', hint: 'Of requests that name none.' }),
+    ...bind(membersOf('text')).fields,
   ];
   const [kind, provider, name, url] = fields.map(controlOf);
+  controlOf(fields.at(-1)).value = 3;
   const fill = () => {
     const [, own, start, end = kinds[kind.value][0]] = templates[provider.value];
     name.value = own;
@@ -117,13 +116,10 @@ function add(forms) {
   kind.addEventListener('change', fill);
   provider.addEventListener('change', fill);
   fill();
-  return forms.ask('Add endpoint', 'Add', (text, values) =>
-    create(text, ['providers', values.kind, 'endpoints', values.name.trim()], {
-      url: values.url.trim() || undefined,
-      api_key: values.key.trim() || undefined,
-      [modelMember(values.kind)]: values.model.trim() || undefined,
-      bytes_per_token: values.kind === 'text' ? 3 : undefined,
-    }), { fields });
+  return forms.ask('Add endpoint', 'Add', (text, values) => {
+    const at = ['providers', values.kind, 'endpoints', values.name.trim()];
+    return bind(membersOf(values.kind)).edit(create(text, at), values, at);
+  }, { fields });
 }
 
 // models returns the models of an endpoint, the default one too, with their prices.
@@ -132,7 +128,7 @@ function models(forms, { config, kind, place, of, model, listed }) {
   const options = { text: 'In tokens of the balance. If one is a millionth of a dollar, this is in dollars for a ' +
     'million. Empty: 1, or what other input or output costs; a request costs nothing.' };
   const rowOf = (name, at) => [
-    [name, name === model && badge()],
+    [name, name === model && tag()],
     config.names(at).map((price) => `${labelOf(price)} ${config.shown([...at, price])}`).join(', ') || 'not set',
     forms.buttons(`prices of ${name}`, `${name}, ${of}`, at, members, config.node(at) &&
       'It can still be asked for if it is the default model, or * stands for it.', options),

@@ -48,10 +48,10 @@ export function member(label, name, kind = 'text', props = {}) {
 }
 
 // create returns the text with a new object at a path.
-export function create(text, path, object = {}) {
+export function create(text, path) {
   const name = path.at(-1);
   if (!name || find(parse(text), path)) throw inputError(name ? `${name} exists already.` : 'Enter a name.');
-  return set(text, path, JSON.stringify(object));
+  return set(text, path, '{}');
 }
 
 // bind returns fields for members of the object at base, and edit(text, values, at), which returns the text with what
@@ -108,7 +108,7 @@ export function masked(secret, what) {
 // section returns a section with a heading, buttons beside it, and a place for messages.
 export function section(title, buttons, ...content) {
   return el('section', {}, el('div', { class: 'head' }, el('h2', {}, title), el('div', { class: 'actions' }, buttons)),
-    messages(), content.flat(3));
+    messages(), content);
 }
 
 // list returns a table whose last column has buttons, or a sentence if it has no rows yet.
