@@ -3,7 +3,7 @@
 import { path, request } from './api.js';
 import { button, controlOf, el, field, inputError, messages, number, showStatus } from './dom.js';
 import { remove, set } from './json.js';
-import { bind, Config, create, facts, labelOf, list, masked, member, rowButton, section } from './members.js';
+import { bind, Config, create, labelOf, list, masked, member, rowButton, section } from './members.js';
 
 // kinds are the members of providers that the gateway uses: the end of their URLs, and the usual prices of models.
 const kinds = {
@@ -70,8 +70,10 @@ function card(forms, one, isOfSeveral) {
         rowButton('Remove', of, () => forms.remove(`endpoint ${of}`, place, 'Its key, models and prices go, too.',
           (text) => isDefault ? remove(text, byDefault) : text), { class: 'danger' }))),
     said,
-    facts(['URL', el('code', {}, config.shown([...place, 'url']) || 'the provider’s')],
-      ['Key', operators ? `the operator’s ${operators}` : masked(config.shown([...place, 'api_key']), `key of ${of}`)]),
+    el('dl', {},
+      el('dt', {}, 'URL'), el('dd', {}, el('code', {}, config.shown([...place, 'url']) || 'the provider’s')),
+      el('dt', {}, 'Key'),
+      el('dd', {}, operators ? `the operator’s ${operators}` : masked(config.shown([...place, 'api_key']), `key of ${of}`))),
     models(forms, one));
 }
 

@@ -117,10 +117,6 @@ export function list(title, heads, numeric, rows, sentence) {
     : el('p', { class: 'faint' }, sentence);
 }
 
-// facts returns a list of [name, value].
-export const facts = (...pairs) =>
-  el('dl', {}, pairs.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, value)]));
-
 // amount returns a number of the text with separators, or as it is if it is written in an unusual way.
 export const amount = (text) => /^\d{1,15}$/.test(text) ? number(Number(text)) : text;
 

@@ -1,7 +1,7 @@
-// Payments: the keys of Stripe, and what is sold for its prices.
+// What is sold for which price of Stripe.
 
 import { button } from './dom.js';
-import { amount, facts, list, masked, member, section } from './members.js';
+import { amount, list, member, section } from './members.js';
 
 const base = ['auth', 'stripe'];
 const place = [...base, 'prices'];
@@ -22,7 +22,6 @@ export function paymentsSection(forms, config) {
         'subscriptions with it are not understood: Stripe repeats them.')];
   });
   const name = member('Price ID', [], 'text', { required: true, hint: 'From Stripe’s catalog: price_…' });
-  const secret = (label, of) => [label, masked(config.list([...base, of]).join(' '), label)];
   return section('Payments', [
     button('Add price', () => forms.add('price', place, name, members())),
     button('Edit Stripe', () => forms.edit('Stripe', base, [
@@ -31,6 +30,5 @@ export function paymentsSection(forms, config) {
       member('Return URLs', 'return_urls', 'lines', { hint: 'Customers may be led back below these, one a line.' }),
       member('Group after a subscription', 'free_group', 'text', groups('the one before it')),
     ])),
-  ], facts(secret('API key', 'api_key'), secret('Webhook secret', 'webhook_secret')),
-  list('Prices', ['Price', 'Group', 'Tokens', 'Balance'], [2], rows, 'Nothing is sold yet.'));
+  ], list('Prices', ['Price', 'Group', 'Tokens', 'Balance'], [2], rows, 'Nothing is sold yet.'));
 }
