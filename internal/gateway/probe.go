@@ -167,8 +167,8 @@ func (e *Endpoint) faultOf(response *http.Response) string {
 	if _, err := report.Read(body); err == nil && !report.Failed && !report.IsFailure() {
 		return ""
 	}
-	return cmp.Or(e.sentenceOf(body), "The provider's response is not what a URL that ends in "+e.format.URLSuffix()+
-		" should send: does url have the right path?")
+	return cmp.Or(e.sentenceOf(response.StatusCode, body), "The provider's response is not what a URL that ends in "+
+		e.format.URLSuffix()+" should send: does url have the right path?")
 }
 
 // isObject reports whether a response begins as a JSON object.
@@ -187,7 +187,7 @@ func (e *Endpoint) statusFault(response *http.Response, expected ...int) (fault 
 		if llmwire.IsAtLimit(status, body) {
 			return "", false
 		}
-		return cmp.Or(e.sentenceOf(body), "The provider responds with "+strconv.Itoa(status)), false
+		return cmp.Or(e.sentenceOf(status, body), "The provider responds with "+strconv.Itoa(status)), false
 	case status >= 300:
 		return "The provider redirects, which is not followed", false
 	case !slices.Contains(expected, status):
@@ -198,8 +198,12 @@ func (e *Endpoint) statusFault(response *http.Response, expected ...int) (fault 
 	return "", true
 }
 
-// sentenceOf returns what a provider says in an error, in one line without the key of e; "" if it says nothing.
-func (e *Endpoint) sentenceOf(body []byte) string {
+// sentenceOf returns what a provider says in an error, in one line without the key of e; "" if it says nothing. What it
+// says of the operator's account is not for the admins of a tenant, who may use the key, but not read it.
+func (e *Endpoint) sentenceOf(status int, body []byte) string {
+	if e.isKeyNamed && e.format.IsAccountError(status, body) {
+		return "The provider refuses the operator's account"
+	}
 	isSpace := func(c rune) bool { return c == ' ' || !unicode.IsGraphic(c) }
 	words := strings.FieldsFunc(string(withoutKey([]byte(llmwire.ErrorSentence(body)), e.apiKey)), isSpace)
 	sentence := strings.Join(words, " ")
@@ -266,7 +270,7 @@ func (e *Endpoint) faultOfSession(ctx context.Context, server *websocket.Conn) s
 		part, err := server.Next()
 		if closed, ok := errors.AsType[*websocket.CloseError](err); ok {
 			reason, _ := json.Marshal(closed.Reason) // cannot fail
-			return cmp.Or(e.sentenceOf(reason), "The provider closes the session")
+			return cmp.Or(e.sentenceOf(http.StatusSwitchingProtocols, reason), "The provider closes the session")
 		}
 		if err != nil {
 			return unreached(true, cmp.Or(context.Cause(ctx), err))
@@ -280,5 +284,5 @@ func (e *Endpoint) faultOfSession(ctx context.Context, server *websocket.Conn) s
 	if first.Type == "session.created" {
 		return ""
 	}
-	return cmp.Or(e.sentenceOf(event), "The provider's first event is not session.created")
+	return cmp.Or(e.sentenceOf(http.StatusSwitchingProtocols, event), "The provider's first event is not session.created")
 }

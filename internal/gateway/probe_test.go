@@ -161,11 +161,14 @@ func TestProbeUnreachable(t *testing.T) {
 	}
 }
 
-// The model that is asked for is the default one, or the first by name; the operator's key is sent, and never shown.
+// The model that is asked for is the default one, or the first by name; the operator's key is sent, and never shown,
+// nor what the provider says of the operator's account.
 func TestProbeModel(t *testing.T) {
 	g := newTestGateway(t)
 	p := providertest.New(t)
 	p.On("bad", providertest.Conduct{Status: 400, Body: `{"error":"not with ` + providertest.Key + `"}`})
+	p.On("refused", providertest.Conduct{Status: 401, Body: `{"error":{"message":"Incorrect API key provided: sk-a****wxyz"}}`})
+	p.On("broke", providertest.Conduct{Status: 429, Body: `{"error":{"message":"Quota of org-a","code":"insufficient_quota"}}`})
 	g.options.Keys = new(OperatorKeys)
 	if err := g.options.Keys.Load(keysFile(t, "{"+keyJSON("k", providertest.Key, p.URL, `["acme"]`)+"}")); err != nil {
 		t.Fatal(err)
@@ -173,6 +176,8 @@ func TestProbeModel(t *testing.T) {
 	for _, test := range []struct{ members, model, fault string }{
 		{`"default_model":"m","models":{"n":{}}`, "m", ""}, {`"models":{"a*":{},"n":{},"m":{}}`, "n", ""},
 		{`"default_model":"bad"`, "bad", "not with [removed]"},
+		{`"default_model":"refused"`, "refused", "The provider refuses the operator's account"},
+		{`"default_model":"broke"`, "broke", "The provider refuses the operator's account"},
 		{`"models":{"a*":{}}`, "", "The endpoint has no model to ask for by name: set its default_model"},
 		{`"reasoning":true`, "", "The endpoint has no model to ask for by name: set its default_model"},
 	} {
