@@ -123,8 +123,8 @@ func parseConfigWith(data []byte, check func(*gateway.Endpoint, *strict.Problems
 	return c, nil
 }
 
-// endpoint returns the endpoint of a kind and a name, or nil if there is no such endpoint. If the gateway does not use
-// it, unused is a sentence that says why.
+// endpoint returns the endpoint of a kind and a name, or nil if the config has none. If the gateway does not use it,
+// unused is a sentence that says why.
 func (c *tenantConfig) endpoint(kind llmwire.Kind, name string) (found *gateway.Endpoint, unused string) {
 	isIt := func(e *gateway.Endpoint) bool { return e.Kind() == kind && e.Name == name }
 	all := c.all()
