@@ -29,6 +29,10 @@ export function button(name, action, props = {}) {
   return node;
 }
 
+// rowButton returns a button whose name ends in words that only a screen reader needs: to what it belongs.
+export const rowButton = (verb, what, action, props) =>
+  button([verb, el('span', { class: 'visually-hidden' }, ` ${what}`)], action, props);
+
 const running = new WeakSet();
 
 // once runs action, which may be async, unless it still runs for the same element, and shows its error near that.

@@ -1,9 +1,9 @@
 // Endpoints of the providers, with their models and prices.
 
 import { path, request } from './api.js';
-import { button, controlOf, el, field, inputError, messages, number, showStatus } from './dom.js';
+import { button, controlOf, el, field, inputError, messages, number, rowButton, showStatus } from './dom.js';
 import { remove, set } from './json.js';
-import { bind, Config, create, labelOf, list, masked, member, rowButton, section } from './members.js';
+import { bind, Config, create, labelOf, list, masked, member, section } from './members.js';
 
 // kinds are the members of providers that the gateway uses: the end of their URLs, and the usual prices of models.
 const kinds = {

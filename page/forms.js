@@ -1,10 +1,10 @@
 // The forms of the view Config for what is changed most. Each changes the text of the editor, and saves it.
 
-import { button, dialog, el, messagesOf } from './dom.js';
+import { button, dialog, el, messagesOf, rowButton } from './dom.js';
 import { endpointsSection } from './endpoints.js';
 import { groupsSection } from './groups.js';
 import { remove } from './json.js';
-import { bind, Config, create, fieldOf, member, rowButton, section } from './members.js';
+import { bind, Config, create, fieldOf, member, section } from './members.js';
 import { paymentsSection } from './prices.js';
 
 // showForms fills a container with forms for the text of the editor of config.js.

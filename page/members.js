@@ -1,6 +1,6 @@
 // Fields for members of the config. What nobody edits stays in the text as it is written there.
 
-import { button, controlOf, el, field, inputError, messages, number, table } from './dom.js';
+import { controlOf, el, field, inputError, messages, number, rowButton, table } from './dom.js';
 import { find, names, parse, remove, set, valueOf } from './json.js';
 
 // A Config reads a text. A path is an array of names.
@@ -85,11 +85,6 @@ export function fieldOf({ label, kind, path, options, ...props }, name, value) {
   if (options) props.tag = 'select';
   if (options) props.options = options.flat().includes(value) ? options : [...options, value];
   return field(label, { spellcheck: 'false', autocapitalize: 'none', ...kind.control, ...props, name, value });
-}
-
-// rowButton returns a button that says for a screen reader to what it belongs.
-export function rowButton(verb, what, action, props) {
-  return button([verb, el('span', { class: 'visually-hidden' }, ` ${what}`)], action, props);
 }
 
 // masked returns dots for a secret, with a button that shows it and hides it again.

@@ -1,9 +1,10 @@
 // The view Tenants, for the operator: which exist, making and deleting them.
 
-import { currentTenant, path, request, rootPath } from './api.js';
+import { currentTenant, request, rootPath } from './api.js';
 import { loadTenants, openTenant } from './app.js';
-import { button, controlOf, dialog, el, field, form, inputError, messages, showStatus, table } from './dom.js';
-import { find, parse } from './json.js';
+import { readConfig } from './configs.js';
+import { button, controlOf, dialog, el, field, form, inputError, messages, rowButton, showStatus, table }
+  from './dom.js';
 
 // templates are the configs of new tenants. More are made of endpoints: [title, name, URL, default model].
 const groups = { anonymous: { tokens: 1000, rate_limit: 10, rate_limit_window: 60 },
@@ -30,8 +31,8 @@ export async function showTenants(content, { signal }) {
     template,
   ], 'Create', async (values, node) => {
     const tenantId = values.tenantId.trim();
-    const known = templates.get(values.template);
-    const config = known ? JSON.stringify(known) : await presentConfig();
+    const template = templates.get(values.template);
+    const config = template ? JSON.stringify(template) : (await readConfig(signal)).text;
     const body = `{"tenantId":${JSON.stringify(tenantId)},"config":${config}}`;
     const answer = await request('POST', '/admin/tenants', { body });
     node.reset();
@@ -48,8 +49,8 @@ export async function showTenants(content, { signal }) {
     const titles = [...templates.keys(), ...currentTenant() ? [copied + currentTenant()] : []];
     controlOf(template).replaceChildren(...titles.map((title) => el('option', { value: title }, title)));
     const rows = tenants.map((id) => [id, el('div', { class: 'actions' },
-      button(label('Open', id), () => openTenant(id, 'Overview')),
-      button(label('Delete', id), () => remove(id), { class: 'danger' }))]);
+      rowButton('Open', id, () => openTenant(id, 'Overview')),
+      rowButton('Delete', id, () => remove(id), { class: 'danger' }))]);
     list.replaceChildren(table('Tenants', ['Tenant', 'Actions'], rows), messages());
   }
 
@@ -70,14 +71,4 @@ export async function showTenants(content, { signal }) {
     await refresh();
     showStatus(list, `The tenant ${id} was deleted.`);
   }
-}
-
-// label returns the name of a button in a row: the tenant is for those who do not see the row.
-function label(verb, id) { return el('span', {}, verb, el('span', { class: 'visually-hidden' }, ' ' + id)); }
-
-// presentConfig returns the config of the tenant that is chosen in the header, as text.
-async function presentConfig() {
-  const { text } = await request('GET', path`/admin/config`);
-  const node = find(parse(text), ['config']);
-  return text.slice(node.start, node.end);
 }
