@@ -175,7 +175,8 @@ await walk(async (t) => {
   const theirs = want.replace('{"big"', '{"theirs":1,"big"');
   await api("PUT", `/${env.tenant}/admin/config`, `{"config":${theirs}}`);
   await done("Edit origins", { "Allowed origins": "https://mine.example.com" });
-  t.equal(await t.page.evaluate(() => document.activeElement.textContent), "Compare", "the focus in a conflict");
+  const focused = () => t.page.evaluate(() => document.activeElement.textContent);
+  await t.until("the focus in a conflict", async () => await focused() === "Compare");
   await t.button("Overwrite with mine").click();
   await t.sees(t.status("Saved."));
   await wantSaved(want.replace('["*"]', '["https://mine.example.com"]'), "after the conflict");
