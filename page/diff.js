@@ -2,7 +2,7 @@
 
 import { el } from './dom.js';
 
-const mostEdits = 700; // that are looked for: they cost their square in time and memory
+const mostPairs = 4e6; // of lines that are compared
 const mostLines = 2000; // that are shown
 const context = 3; // lines that are shown before and after a change
 
@@ -32,51 +32,41 @@ export function difference(before, after, legend) {
 
 const tags = { ' ': 'span', '−': 'del', '+': 'ins' };
 
-// bare returns a line without the comma at its end, which comes and goes with the lines below.
-const bare = (line) => line.endsWith(',') ? line.slice(0, -1) : line;
-
 // compare returns the lines of both texts in order, each { sign, text }: − for the first text only, + for the second.
 function compare(before, after) {
-  const [old, now] = [before, after].map((text) => text === '' ? [] : text.split('\n'));
-  let i = 0;
-  let j = 0;
-  return script(old.map(bare), now.map(bare)).map((sign) => {
-    const text = sign === '−' ? old[i] : now[j];
-    if (sign !== '+') i++;
-    if (sign !== '−') j++;
-    return { sign, text };
-  });
+  const [a, b] = [before, after].map((text) => text === '' ? [] : text.split('\n'));
+  if (a.length * b.length <= mostPairs) return merge(a, b);
+  const least = Math.min(a.length, b.length);
+  let start = 0;
+  while (start < least && bare(a[start]) === bare(b[start])) start++;
+  let end = 0;
+  while (end < least - start && bare(a.at(-1 - end)) === bare(b.at(-1 - end))) end++;
+  return [...mark(' ', b.slice(0, start)), ...merge(a.slice(start, a.length - end), b.slice(start, b.length - end)),
+    ...mark(' ', b.slice(b.length - end))];
 }
 
-// script returns the signs of the lines on the shortest way from a to b (E. Myers: An O(ND) Difference Algorithm). What
-// is left after mostEdits edits, it takes away from a and adds from b.
-function script(a, b) {
-  const ways = []; // by diagonal, the one that comes furthest: { x, y: its end in a and b, same lines, sign, from }
-  const wayOn = (k) => ways[k + mostEdits + 1];
-  const reach = (k) => wayOn(k)?.x ?? -1;
-  ways[mostEdits + 2] = { x: 0 };
-  let best;
-  for (let edits = 0; edits <= mostEdits; edits++) {
-    for (let k = -edits; k <= edits; k += 2) {
-      const adds = reach(k - 1) < reach(k + 1);
-      const first = adds ? reach(k + 1) : reach(k - 1) + 1;
-      let x = first;
-      while (x < a.length && x - k < b.length && a[x] === b[x - k]) x++;
-      const way = { x, y: x - k, same: x - first, sign: adds ? '+' : '−', from: wayOn(adds ? k + 1 : k - 1) };
-      ways[k + mostEdits + 1] = way;
-      if (x > a.length || way.y > b.length) continue;
-      if (!best || x + way.y > best.x + best.y) best = way;
-      if (x + way.y === a.length + b.length) return signsOf(way);
+const mark = (sign, lines) => lines.map((text) => ({ sign, text }));
+
+// bare returns a line without the comma at its end, which comes and goes with the lines below.
+const bare = (line) => line.replace(/,$/, '');
+
+// merge does what compare does, by the longest common subsequence, if that does not take too long.
+function merge(a, b) {
+  if (a.length * b.length > mostPairs) return [...mark('−', a), ...mark('+', b)];
+  const [old, now] = [a.map(bare), b.map(bare)];
+  const lengths = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1)); // from lines i and j on
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      lengths[i][j] = old[i] === now[j] ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
     }
   }
-  return [...signsOf(best), ...a.slice(best.x).fill('−'), ...b.slice(best.y).fill('+')];
-}
-
-function signsOf(way) {
-  const signs = [];
-  for (; way.from; way = way.from) {
-    for (let n = 0; n < way.same; n++) signs.push(' ');
-    signs.push(way.sign);
+  const lines = [];
+  for (let i = 0, j = 0; i < a.length || j < b.length;) {
+    const stays = i < a.length && j < b.length && old[i] === now[j];
+    const goes = !stays && i < a.length && (j === b.length || lengths[i + 1][j] >= lengths[i][j + 1]);
+    lines.push(stays ? { sign: ' ', text: b[j] } : goes ? { sign: '−', text: a[i] } : { sign: '+', text: b[j] });
+    if (stays || goes) i++;
+    if (!goes) j++;
   }
-  return signs.reverse().slice(1); // the first way starts above the first line
+  return lines;
 }

@@ -7,7 +7,6 @@ import { button, dialog, el, messages, time } from './dom.js';
 
 export class History {
   #versions = [];
-  #texts = new Map(); // by ETag, of the versions that were read
 
   // editor is the Editor of config.js.
   constructor(editor) {
@@ -63,12 +62,8 @@ export class History {
   }
 
   async #textOf({ etag }) {
-    if (!this.#texts.has(etag)) {
-      const { signal } = this.editor;
-      const { text } = await api.request('GET', api.path`/admin/config/history/${etag}`, { signal });
-      this.#texts.set(etag, configIn(text));
-    }
-    return this.#texts.get(etag);
+    const { signal } = this.editor;
+    return configIn((await api.request('GET', api.path`/admin/config/history/${etag}`, { signal })).text);
   }
 
   async #ask(version, name) {
