@@ -16,6 +16,8 @@ const kinds = {
   realtime: ['', ['input', 'cached_input', 'audio_input', 'output', 'audio_output', 'second']],
 };
 
+const all = Object.keys(kinds);
+
 // templates are what a new endpoint begins with: [title, name, start of the URL, its end if that is not the kind's].
 const templates = [
   ['OpenAI', 'openai', 'https://api.openai.com/v1/'],
@@ -38,12 +40,12 @@ function endpointsOf(config, kind) {
 
 // modelsOf returns the names of the endpoints' models, at most 50.
 export function modelsOf(config) {
-  const endpoints = Object.keys(kinds).flatMap((kind) => endpointsOf(config, kind));
+  const endpoints = all.flatMap((kind) => endpointsOf(config, kind));
   return [...new Set(endpoints.flatMap(({ model, listed }) => [model, ...listed]))].filter(Boolean).slice(0, 50);
 }
 
 export function endpointsSection(forms, config) {
-  const lists = Object.keys(kinds).map((kind) => endpointsOf(config, kind)).filter((list) => list.length > 0);
+  const lists = all.map((kind) => endpointsOf(config, kind)).filter((list) => list.length > 0);
   return section('Endpoints', button('Add endpoint', () => add(forms)), lists.length
     ? lists.map((list) => [el('h3', {}, labelOf(list[0].kind)), list.map((one) => card(forms, one, list.length > 1))])
     : el('p', { class: 'faint' }, 'The gateway has no provider yet whose models it could offer.'));
@@ -57,6 +59,7 @@ function card(forms, one, isOfSeveral) {
   const byDefault = ['providers', kind, 'default'];
   const isDefault = config.shown(byDefault) === name;
   const operators = config.shown([...place, 'api_key_name']);
+  const key = config.shown([...place, 'api_key']);
   const said = messages();
   return el('article', { class: 'endpoint' },
     el('div', { class: 'head' },
@@ -72,8 +75,7 @@ function card(forms, one, isOfSeveral) {
     said,
     el('dl', {},
       el('dt', {}, 'URL'), el('dd', {}, el('code', {}, config.shown([...place, 'url']) || 'the provider’s')),
-      el('dt', {}, 'Key'),
-      el('dd', {}, operators ? `the operator’s ${operators}` : masked(config.shown([...place, 'api_key']), `key of ${of}`))),
+      el('dt', {}, 'Key'), el('dd', {}, operators ? `the operator’s ${operators}` : masked(key, `key of ${of}`))),
     models(forms, one));
 }
 
@@ -93,9 +95,9 @@ async function test({ editor }, { config, kind, name, place }, said) {
 // membersOf returns the members of an endpoint that are edited here.
 const membersOf = (kind) => [
   member('URL', 'url', 'text', { inputmode: 'url', hint: 'With its whole path.' }),
-  member('API key', 'api_key', 'secret'),
-  member('Operator’s key', 'api_key_name', 'text', { hint: 'The name of one, in the place of an API key.' }),
-  member('Default model', modelMember(kind), 'text', { hint: 'Of requests that name none.' }),
+  member('API key', 'api_key', 'secret', { class: 'short' }),
+  member('Operator’s key', 'api_key_name', 'text', { class: 'short', hint: 'Its name, in the place of a key.' }),
+  member('Default model', modelMember(kind), 'text', { class: 'short', hint: 'Of requests that name none.' }),
   ...kind === 'realtime' ? [] : [member('Bytes per token', 'bytes_per_token', 'number',
     { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' })],
 ];
@@ -103,8 +105,8 @@ const membersOf = (kind) => [
 // add asks for a new endpoint, whose name and URL follow from its kind and its provider.
 function add(forms) {
   const fields = [
-    field('Kind', { tag: 'select', name: 'kind', options: Object.keys(kinds).map((kind) => [kind, labelOf(kind)]) }),
-    field('Provider', { tag: 'select', options: templates.map(([title], i) => [i, title]) }),
+    field('Kind', { tag: 'select', name: 'kind', class: 'short', options: all.map((kind) => [kind, labelOf(kind)]) }),
+    field('Provider', { tag: 'select', class: 'short', options: templates.map(([title], i) => [i, title]) }),
     field('Name', { name: 'name', required: true }),
     ...bind(membersOf('text')).fields,
   ];

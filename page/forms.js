@@ -25,7 +25,7 @@ class Forms {
       this.#container.replaceChildren(...sections.map((one) => one(this, config)));
     } catch (error) {
       if (!(error instanceof SyntaxError)) throw error;
-      this.#container.replaceChildren(el('p', { class: 'faint' }, 'The forms are back as soon as the text is valid JSON.'));
+      this.#container.replaceChildren(el('p', { class: 'faint' }, 'The forms are back as soon as the text is JSON.'));
     }
   }
 
