@@ -4,9 +4,10 @@ import * as api from './api.js';
 import { button, clearMessages, controlOf, dialog, el, field, form, inputError, messages, showError } from './dom.js';
 import { views } from './views.js';
 
-const header = document.getElementById('header');
-const main = document.getElementById('view');
-const gate = document.getElementById('sign-in');
+// Only one of them is in the document at a time, so that each name in it is found once: the gate, or the other two.
+const gate = el('main', { id: 'sign-in' });
+const header = el('header');
+const main = el('main', { id: 'view', tabindex: '-1' });
 
 let present = null; // the view on display: its name, and unsaved(), which reports whether leaving it loses something
 let ending = new AbortController(); // ends its requests
@@ -18,9 +19,7 @@ const carried = /^[\x21-\x7e]+$/;
 
 function showGate() {
   dialogs.push(...document.querySelectorAll('dialog')); // two requests may be refused
-  for (const box of dialogs) box.remove(); // they would lie over the form
-  header.hidden = main.hidden = true;
-  gate.hidden = false;
+  document.body.replaceChildren(gate);
   gate.querySelector('[name=token]').focus();
 }
 
@@ -46,8 +45,7 @@ async function signIn(tenant, token) {
   const same = present && api.isOperator() === operator && (!tenant || tenant === api.currentTenant());
   api.signIn(token, same ? api.currentTenant() : tenant, operator);
   if (operator) await loadTenants();
-  gate.hidden = true;
-  header.hidden = main.hidden = false;
+  document.body.replaceChildren(header, main);
   const waiting = dialogs.splice(0);
   if (same) return waiting.forEach(reopen); // the view is as it was left
   end(); // the view of somebody else
@@ -138,7 +136,7 @@ async function mayLeave() {
 
 // route shows the view that the address names, the first one if it names none.
 async function route() {
-  if (!gate.hidden) return;
+  if (gate.isConnected) return;
   const allowed = views.filter((view) => api.isOperator() || !view.operator);
   const [hash, asked] = location.hash.split('?');
   let view = allowed.find((one) => hashOf(one.name) === hash) ?? allowed[0];

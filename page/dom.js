@@ -87,7 +87,7 @@ export function messagesOf(node) {
     const found = at.matches('.messages') ? at : at.querySelector('.messages');
     if (found) return found;
   }
-  return document.querySelector('main:not([hidden]) .messages');
+  return document.querySelector('main .messages');
 }
 
 export function clearMessages(node) { messagesOf(node).replaceChildren(); }

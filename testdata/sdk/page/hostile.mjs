@@ -45,7 +45,7 @@ async function prepare(t) {
 async function wantShown(t, where, some = names) {
   let missing;
   await t.until(`names in ${where}`, async () => {
-    const text = await t.page.evaluate(() => [...document.querySelectorAll("main:not([hidden]), dialog[open]")]
+    const text = await t.page.evaluate(() => [...document.querySelectorAll("main, dialog[open]")]
       .flatMap((part) => [part, ...part.querySelectorAll("input, textarea, select")])
       .map((part) => part.value ?? part.textContent).join("\n"));
     missing = some.filter((name) => !text.includes(name));

@@ -79,7 +79,7 @@ async function operator(t) {
   await t.choose(env.tenant);
   for (const view of views) {
     await t.open(view);
-    t.equal(await t.field("Tenant", t.page.locator("header")).inputValue(), env.tenant, `the tenant in ${view}`);
+    t.equal(await t.page.getByLabel("Tenant", { exact: true }).inputValue(), env.tenant, `the tenant in ${view}`);
   }
   await wantNowhere(t, env.operator);
   await t.button("Sign out").click();

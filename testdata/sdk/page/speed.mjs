@@ -11,7 +11,7 @@ function observe() {
   const note = () => {
     if (document.querySelector("input[type=password]")) times.form ??= performance.now();
     if (times.sent === undefined) return;
-    if (document.querySelector("main:not([hidden]) table td")) times.view ??= performance.now();
+    if (document.querySelector("main table td")) times.view ??= performance.now();
   };
   new MutationObserver(note).observe(document, { childList: true, subtree: true, attributes: true });
   addEventListener("submit", () => { times.sent ??= performance.now(); }, true);
