@@ -104,7 +104,6 @@ export function openTenant(tenant, name = present.name) {
   else open(name);
 }
 
-// end ends the view on display.
 function end() {
   ending.abort();
   present = null;
@@ -122,10 +121,9 @@ async function leaveForGood() {
 const hashOf = (name) => '#' + encodeURIComponent(name.toLowerCase().replaceAll(' ', '-'));
 
 // addressOf returns the address of a view, for a link. With a user's ID the view shows that user.
-export function addressOf(name, user = '') { return hashOf(name) + api.query({ user }); }
+export const addressOf = (name, user = '') => hashOf(name) + api.query({ user });
 
-// open goes to a view.
-export function open(name) { location.hash = hashOf(name); }
+function open(name) { location.hash = hashOf(name); }
 
 // mayLeave asks before the view on display loses what was typed.
 async function mayLeave() {

@@ -1,7 +1,7 @@
 // Makes the elements of the page. What comes from users becomes text, never markup.
 
-// el returns an element with attributes: one that is true has an empty value; one that is false or undefined is left
-// out; `value` is that of a control. Strings among the children become text; empty ones are left out.
+// el returns an element with attributes: true is an empty value, false and undefined leave one out, and `value` is that
+// of a control. Strings among the children become text; empty ones are left out.
 export const el = (tag, props, ...children) => build(document.createElement(tag), props, children);
 
 // svg does what el does for a drawing.
@@ -29,7 +29,7 @@ export function button(name, action, props = {}) {
   return node;
 }
 
-// rowButton returns a button whose name ends in words that only a screen reader needs: to what it belongs.
+// rowButton returns a button whose name ends in words for screen readers: to what it belongs.
 export const rowButton = (verb, what, action, props) =>
   button([verb, el('span', { class: 'visually-hidden' }, ` ${what}`)], action, props);
 
@@ -63,7 +63,6 @@ export function field(label, { tag = 'input', hint, options = [], value, ...prop
     hint && el('p', { id: hintID, class: 'hint' }, hint));
 }
 
-// controlOf returns the control of a field.
 export const controlOf = (field) => field.querySelector('input, select, textarea');
 
 // form returns a form of fields whose button, with the name verb, runs action(values, form) as once does. values are
@@ -166,7 +165,6 @@ async function copy(text, near) {
 
 const amounts = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
 
-// number returns an amount with separators.
 export const number = (n) => amounts.format(n);
 
 // mask returns an API key with most of it hidden.
@@ -182,8 +180,8 @@ export function time(text) {
   return el('time', { datetime: text, title }, times.format(at));
 }
 
-// table returns a table with a caption, heads, and rows of cells, each a string or a node. The first cell of a row
-// heads it. Columns in numeric (indexes) are set to the right.
+// table returns a table of rows of cells, each a string or a node. The first one heads its row. numeric has the indexes
+// of columns that are set to the right.
 export function table(caption, heads, rows, { numeric = [], hideCaption = false } = {}) {
   const right = (i) => ({ class: numeric.includes(i) ? 'number' : undefined });
   return el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': caption }, el('table', {},

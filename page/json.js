@@ -1,5 +1,5 @@
-// Reads and changes JSON as text. JSON.parse would lose what numbers look like (12345678901234567890, 1.10, 1e3), the
-// order of members and names that occur twice; here everything that is not changed stays as it was, but white space.
+// Reads and changes JSON as text. JSON.parse would lose what numbers look like (12345678901234567890, 1.10, 1e3) and
+// names that occur twice; here what is not changed stays as it was, but white space.
 
 const space = /[\x20\t\n\r]*/y;
 const string = /"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"/;
@@ -76,14 +76,10 @@ export function find(node, names) {
 }
 
 // valueOf returns what a node of the text means to JavaScript; undefined for an absent node.
-export function valueOf(text, node) {
-  return node && JSON.parse(text.slice(node.start, node.end));
-}
+export const valueOf = (text, node) => node && JSON.parse(text.slice(node.start, node.end));
 
 // names returns the names of an object's members, each once, in order.
-export function names(node) {
-  return [...new Set((node?.members ?? []).map((member) => member.name))];
-}
+export const names = (node) => [...new Set((node?.members ?? []).map((member) => member.name))];
 
 // set returns the text with the value at the path of names replaced by a JSON text, or added, with the objects that are
 // missing on the way. Nothing else changes.
