@@ -25,6 +25,7 @@ func TestShutdownDelay(t *testing.T) {
 	s := newService(t, "SHUTDOWN_DELAY="+delay.String())
 	id := newTenant(t, 10)
 	key := s.login(t, id)
+	process, _, _ := strings.Cut(s.do(t, "GET", "/healthz", "").header.Get("X-Request-Id"), "-")
 	began := time.Now()
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.stop() }()
@@ -49,9 +50,15 @@ func TestShutdownDelay(t *testing.T) {
 	if took := time.Since(began); took < delay || took > delay+5*time.Second {
 		t.Errorf("the service has ended after %s", took)
 	}
-	if c, err := net.Dial("tcp", s.address()); err == nil {
-		c.Close()
-		t.Error("a new connection is taken after the end")
+	c, err := net.Dial("tcp", s.address())
+	if err != nil {
+		return
+	}
+	defer c.Close() // the port may be that of another server by now
+	_ = c.SetDeadline(in(10 * time.Second))
+	fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	if got := readAll(c); strings.Contains(got, "X-Request-Id: "+process) {
+		t.Errorf("a new connection is taken after the end: %q", got)
 	}
 }
 
