@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"embed"
 	"fmt"
-	"io/fs"
 	"math"
 	"net/http"
 	"path"
@@ -38,21 +37,24 @@ type pageFile struct {
 // newAdminPage reads the page from the binary.
 func newAdminPage() (adminPage, error) {
 	types := map[string]string{".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+	entries, err := pageFiles.ReadDir("page")
+	if err != nil {
+		return nil, err
+	}
 	page := make(adminPage)
-	err := fs.WalkDir(pageFiles, "page", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		content, err := pageFiles.ReadFile(name)
-		contentType, ok := types[path.Ext(name)]
+	for _, entry := range entries {
+		contentType, ok := types[path.Ext(entry.Name())]
 		if !ok {
-			return fmt.Errorf("%s has no content type", name)
+			return nil, fmt.Errorf("page/%s has no content type", entry.Name())
 		}
-		page[path.Base(name)] = pageFile{content, contentType + "; charset=utf-8",
-			fmt.Sprintf("%.8x", sha256.Sum256(content))}
-		return err
-	})
-	return page, err
+		content, err := pageFiles.ReadFile("page/" + entry.Name())
+		if err != nil {
+			return nil, err
+		}
+		etag := fmt.Sprintf("%.8x", sha256.Sum256(content))
+		page[entry.Name()] = pageFile{content, contentType + "; charset=utf-8", etag}
+	}
+	return page, nil
 }
 
 // routes returns the routes of the page. It needs no credential: it asks for one, and sends it to the admin routes.
