@@ -10,6 +10,10 @@ export function wholeNumber(text, label) {
   throw inputError(`${label} must be a whole number, such as 5000.`);
 }
 
+// given returns what was entered in the fields of a form; what is empty is undefined.
+export const given = (values) =>
+  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, value.trim() || undefined]));
+
 // count returns a number of things: "1 token", "5,000 tokens".
 export const count = (n, thing) => `${number(n)} ${thing}${n === 1 ? '' : 's'}`;
 
