@@ -117,7 +117,7 @@ func TestRedisFrozenUnderLoad(t *testing.T) {
 	if heap := s.sample(t, "go_memstats_heap_alloc_bytes"); heap < 1 || heap > 256<<20 {
 		t.Errorf("%g bytes are allocated for %d clients", heap, clients)
 	}
-	if up, took := s.sample(t, "redis_up"), s.sample(t, "redis_probe_seconds"); up != 0 || took < 0.8 {
+	if up, took := s.sample(t, "redis_up"), s.sample(t, "redis_probe_seconds"); up != 0 || took < 0.3 {
 		t.Errorf("redis_up is %v after %v seconds though Redis is frozen", up, took)
 	}
 	r.Signal(t, syscall.SIGCONT)
