@@ -96,7 +96,7 @@ async function refusals(t) {
   await put(t, configText(20));
   await enter(t);
   const before = t.requests.length;
-  // What is not JSON is not sent. The cursor goes to it.
+  // Text that is not JSON is not sent. The cursor goes to the mistake.
   for (const [old, now, want, at] of [
     ['"tokens": 20', '"tokens": 020', "line 4, column 18", '20\n'], ['"tokens": 020', '"tokens": 20 20', "line 4, column 20", "20\n"],
     ['"tokens": 20 20', '"tokens": 20', "", ""],

@@ -80,7 +80,7 @@ await walk(async (t) => {
     '"prices":{"price_1":{"group":"free","reset":true},"price_2":{"tokens":1000}}}}}', "the new tenant's config", "forms-new");
   await t.check("new-tenant");
 
-  // What is not edited stays as it is written, whatever its name is; empty fields remove their members.
+  // Members that are not edited stay as they are written, whatever their names; empty fields remove members.
   await api("PUT", `/${env.tenant}/admin/config`, `{"config":${exotic}}`);
   await t.choose(env.tenant);
   await t.check("config");
