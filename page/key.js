@@ -1,13 +1,35 @@
-// Shows an API key: masked, with what binds it, what it has used and what can be done with it.
+// Makes an API key, and shows one: masked, with what binds it, what it has used and what can be done with it.
 
 import { Attempt, path, query, request } from './api.js';
 import { chart, dayOf, seriesOf } from './chart.js';
-import { copyButton, dialog, el, field, mask, messages, newID, number, rowButton, showStatus, time }
-  from './dom.js';
-import { boundsOf, count, factsOf, given, tagsOf, wholeNumber } from './keytext.js';
+import { copyButton, dialog, el, field, mask, messages, newID, number, rowButton, showStatus } from './dom.js';
+import { boundsOf, count, factsOf, given, wholeNumber } from './keytext.js';
 
-const columns = [['requests', 'Requests'], ['inputTokens', 'Input tokens'], ['outputTokens', 'Output tokens'],
-  ['tokensGranted', 'Tokens granted']];
+const lifetimes = [['', 'Never'], ...[1, 7, 30, 90, 365].map((days) => [days * 86400, `In ${count(days, 'day')}`])];
+
+// newKey makes a key as it is asked for, and shows it in the view.
+export async function newKey(view) {
+  const names = namesOf(await view.readGroups());
+  const value = names.find((name) => name !== 'anonymous');
+  const fields = el('div', { class: 'grid' },
+    field('User ID', { name: 'userId', required: true, autocapitalize: 'none', spellcheck: 'false' }),
+    field('Group', { tag: 'select', name: 'group', required: true, options: names, value }),
+    field('Label', { name: 'label', hint: 'Optional. The holder sees it, too.' }),
+    field('Tokens', { name: 'tokens', hint: 'Optional. By default as many as the group says.' }),
+    field('Expires', { tag: 'select', name: 'expiresIn', options: lifetimes }));
+  const attempt = new Attempt();
+  let made;
+  await dialog({ title: 'New key', verb: 'Create key', fields: [fields], action: async (values) => {
+    const { userId, group, label, tokens, expiresIn } = given(values);
+    const { body } = await attempt.send('POST', path`/admin/keys`, { userId, group, label,
+      tokens: tokens && wholeNumber(tokens, 'Tokens'), expiresIn: expiresIn && Number(expiresIn) });
+    made = [`New key of ${userId}`, body.apiKey,
+      `Created with ${count(body.tokensLeft, 'token')} in the group ${group}.`, userId];
+  } });
+  if (made) view.made(...made);
+}
+
+const namesOf = (groups) => [...groups?.keys() ?? []];
 
 const reason = () => field('Reason', { name: 'reason', hint: 'Optional, for the log.' });
 
@@ -18,7 +40,6 @@ function checkbox(label, name) {
 
 // A KeyCard shows a key, as entry has it from the list. view is that of the Users, with all cards.
 export class KeyCard {
-  #shown = false;
   #attempt = new Attempt();
 
   constructor(entry, view) {
@@ -27,7 +48,7 @@ export class KeyCard {
     [this.code, this.tags, this.facts, this.plot] = ['code', 'span', 'div', 'div'].map((tag) => el(tag));
     const act = (verb, action, style) => rowButton(verb, this.name, action, { class: style });
     this.reveal = act('Show', () => {
-      this.#shown = !this.#shown;
+      this.copy.hidden = !this.copy.hidden;
       this.update(this.entry);
     });
     this.toggle = act('Disable', () => this.#enableOrDisable());
@@ -37,35 +58,35 @@ export class KeyCard {
         act('Label', () => this.#label()), act('Move', () => this.#move()), act('Rotate', () => this.#rotate()),
         this.toggle, act('Revoke', () => this.#revoke(), 'danger')),
       messages(), this.facts, el('h4', {}, 'Usage'), el('div', { class: 'actions' }, this.periods), this.plot);
+    this.copy.hidden = true;
     this.update(entry);
   }
 
   // update shows the key as the server says it is now.
   update(entry) {
     this.entry = entry;
-    const { error, enabled, tokensLeft, tokensHeld } = entry;
-    this.code.textContent = this.#shown ? this.key : this.name;
-    this.copy.hidden = !this.#shown;
-    this.reveal.firstChild.data = this.#shown ? 'Hide' : 'Show';
+    const { error, label, enabled, tokensLeft, tokensHeld } = entry;
+    const masked = this.copy.hidden;
+    this.code.textContent = masked ? this.name : this.key;
+    this.reveal.firstChild.data = masked ? 'Show' : 'Hide';
     this.toggle.firstChild.data = enabled === false ? 'Enable' : 'Disable';
-    this.toggle.className = enabled === false ? '' : 'danger';
-    this.tags.replaceChildren(...tagsOf(entry).map(([text, style]) => el('span', { class: `tag ${style}` }, text)));
+    this.tags.replaceChildren(label ? el('span', { class: 'tag' }, label) : '',
+      enabled === false ? el('span', { class: 'tag bad' }, 'Disabled') : '');
     this.facts.replaceChildren(...error ? ['What Redis has for this key is malformed, so it is refused.'] : [
       el('p', {}, el('span', { class: 'figure' }, number(tokensLeft)), ' tokens left',
         tokensHeld && `, ${number(tokensHeld)} more are held`),
       el('div', { class: 'grid' }, [factsOf(entry), boundsOf(entry, this.view.groups)].map((rows) =>
-        el('dl', {}, rows.flatMap(([term, ...value]) => [el('dt', {}, term), el('dd', {}, value)]))))]);
+        el('dl', {}, rows.filter(Boolean).flatMap(([term, ...value]) => [el('dt', {}, term), el('dd', {}, value)]))))]);
   }
 
   // showUsage shows what the key has used in the last n days.
   async showUsage(n = 30) {
     for (const period of this.periods) period.setAttribute('aria-pressed', period.firstChild.data === `${n} days`);
     const { days } = await this.view.read(this.url + `/usage?from=${dayOf(n - 1)}&to=${dayOf(0)}`);
-    this.plot.replaceChildren(days.some((day) => day.requests || day.tokensCharged || day.tokensGranted)
-      ? chart({ title: 'Charged by model', what: 'Tokens charged', days: days.map(({ day }) => day),
-        series: seriesOf(days, 'byModel', 'tokensCharged'),
-        columns: columns.map(([member, name]) => ({ name, values: days.map((day) => day[member]) })) })
-      : el('p', { class: 'faint' }, `Nothing in the last ${n} days.`));
+    const series = seriesOf(days, 'byModel', 'tokensCharged');
+    this.plot.replaceChildren(series.length > 0
+      ? chart({ title: 'Charged by model', what: 'Tokens charged', days: days.map(({ day }) => day), series })
+      : el('p', { class: 'faint' }, `Nothing was charged in the last ${n} days.`));
   }
 
   #ask(verb, fields, text, action, danger = false) {
@@ -107,7 +128,7 @@ export class KeyCard {
   }
 
   #move() {
-    const options = [...this.view.groups?.keys() ?? []];
+    const options = namesOf(this.view.groups);
     return this.#ask('Move',
       [field('Group', { tag: 'select', name: 'group', required: true, options, value: this.entry.group }), reason()],
       'It keeps its balance. Limits, models and refills are those of the new group.',
@@ -115,18 +136,17 @@ export class KeyCard {
   }
 
   async #rotate() {
-    let made, end;
+    let made;
     const grace = field('Grace', { name: 'grace', value: '0',
-      hint: 'Seconds for which the old key works beside the new one, at most 604,800 (7 days). With 0 it is dead.' });
+      hint: 'Seconds for which the old key still works, at most 604,800 (7 days).' });
     await this.#ask('Rotate', this.key.startsWith('user_') ? [grace] : [],
       'A new key takes its place, with the same balance, group, label and expiry.', async ({ grace = '0' }) => {
         const graceSeconds = wholeNumber(grace, 'Grace');
-        made = (await this.#attempt.send('POST', this.url + '/rotate', { graceSeconds })).body.apiKey;
-        end = graceSeconds && time(new Date(Date.now() + graceSeconds * 1000).toISOString());
+        const { body } = await this.#attempt.send('POST', this.url + '/rotate', { graceSeconds });
+        const old = graceSeconds > 0 ? `works for ${count(graceSeconds, 'second')} more` : 'is dead';
+        made = ['New key', body.apiKey, `${this.name} ${old}.`, this.entry.userId];
       }, true);
-    if (!made) return;
-    this.view.made('New key', made, [this.name, ...end ? [' works until ', end, '.'] : [' is dead.']],
-      this.entry.userId);
+    if (made) this.view.made(...made);
   }
 
   #enableOrDisable() {

@@ -17,37 +17,27 @@ export const given = (values) =>
 // count returns a number of things: "1 token", "5,000 tokens".
 export const count = (n, thing) => `${number(n)} ${thing}${n === 1 ? '' : 's'}`;
 
-export function tagsOf({ error, label, enabled, expiresAt, sharesWith }) {
-  return [[label, ''], [error && 'Malformed', 'bad'], [enabled === false && 'Disabled', 'bad'],
-    [expiresAt && new Date(expiresAt) <= Date.now() && 'Expired', 'bad'], [sharesWith && 'Shares a balance', '']]
-    .filter(([text]) => text);
-}
-
-// factsOf and boundsOf return terms with what they are: of the key, and of its group in the present config.
+// factsOf and boundsOf return what a key is, and what its group in the present config grants: terms, or nothing.
 export function factsOf({ userId, createdAt, expiresAt, sharesWith }) {
-  const facts = [['User', userId ?? 'A visitor'], ['Created', time(createdAt)],
-    ['Expires', expiresAt ? time(expiresAt) : 'Never']];
-  if (sharesWith) facts.push(['Shares with', el('code', {}, mask(sharesWith)), ': balance, group, limits and usage']);
-  return facts;
+  return [['User', userId ?? 'A visitor'], ['Created', time(createdAt)],
+    ['Expires', expiresAt ? time(expiresAt) : 'Never'],
+    sharesWith && ['Shares with', el('code', {}, mask(sharesWith)), ': balance, group, limits and usage']];
 }
 
 export function boundsOf({ group, refillsAt }, groups) {
   if (!groups) return [['Group', group], ['Limits', 'Unknown, since the config is broken']];
   if (!groups.has(group)) {
-    return [['Group', group, el('span', { class: 'bad' }, ' is not in the config any more. The key is refused until ' +
-      'the group is back or you move the key.')]];
+    return [['Group', group, el('span', { class: 'bad' }, ' is not in the config any more. The key is refused.')]];
   }
   const { rate_limit: rate, rate_limit_window: window, refill, models, max_concurrent: most } = groups.get(group);
-  const more = models?.length - 20; // are not named
-  const bounds = [
+  return [
     ['Group', group],
     ['Rate limit', rate === undefined ? 'None' : `${count(rate, 'request')} per ${per(window)}`],
     ['At a time', most === undefined ? 'Any number of requests' : `${count(most, 'request')} to the gateway`],
-    ['Models', models ? models.slice(0, 20).join(', ') || 'None' : 'All', more > 0 && ` and ${more} more`],
+    ['Models', models ? models.join(', ') || 'None' : 'All'],
     ['Refill', refill ? `Up to ${count(refill.tokens, 'token')}, ${often(refill.every)}` : 'None'],
+    refillsAt && ['Next refill', time(refillsAt)],
   ];
-  if (refillsAt) bounds.push(['Next refill', time(refillsAt)]);
-  return bounds;
 }
 
 // per returns a time as it stands after "per" or "every": "minute", "5 minutes".
@@ -57,8 +47,5 @@ function per(seconds) {
   return seconds === length ? name : count(seconds / length, name);
 }
 
-function often(every) {
-  if (every === 'day') return 'each day at 00:00 UTC';
-  if (every === 'month') return 'on the first of each month at 00:00 UTC';
-  return `every ${per(every)} since the key was created`;
-}
+const calendar = { day: 'each day at 00:00 UTC', month: 'on the first of each month at 00:00 UTC' };
+const often = (every) => calendar[every] ?? `every ${per(every)} since the key was created`;

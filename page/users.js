@@ -1,26 +1,22 @@
 // The view Users: finds users and their API keys.
 
 import { path, query, request } from './api.js';
-import { button, clearMessages, controlOf, copyButton, el, field, messages, once, showError, showStatus } from './dom.js';
-import { KeyCard } from './key.js';
-import { newKey } from './newkey.js';
+import { button, clearMessages, controlOf, copyButton, el, field, messages, once, showError, showStatus }
+  from './dom.js';
+import { KeyCard, newKey } from './key.js';
 
 const wholeKey = /^(?:user|temp)_[0-9a-f-]{36}$/i;
 
 // showUsers lists the users from the start, or shows the one that the address says.
-export function showUsers(content, { signal, user }) {
-  const view = new Users(content, signal);
-  controlOf(view.form).value = user;
-  return view.search();
-}
+export const showUsers = (content, { signal, user }) => new Users(content, signal, user).search();
 
 class Users {
   #choice = new AbortController(); // ends what was chosen before
 
-  constructor(content, signal) {
+  constructor(content, signal, user) {
     Object.assign(this, { content, signal });
     this.form = el('form', { role: 'search', class: 'find' },
-      field('User or key', { type: 'search', autocapitalize: 'none', spellcheck: 'false',
+      field('User or key', { type: 'search', autocapitalize: 'none', spellcheck: 'false', value: user,
         placeholder: 'Beginning of a user ID, or an API key' }),
       el('button', { type: 'submit', class: 'primary' }, 'Search'),
       button('New key', () => newKey(this)));
@@ -33,17 +29,16 @@ class Users {
   }
 
   search() {
-    this.fresh.replaceChildren();
     return this.choose(() => this.find(controlOf(this.form).value.trim()));
   }
 
   // choose shows what look shows, instead of what is still on its way.
   async choose(look) {
     this.#choice.abort();
-    this.#choice = new AbortController();
-    const { signal } = this.#choice;
+    const { signal } = this.#choice = new AbortController();
     this.content.setAttribute('aria-busy', 'true');
     clearMessages(this.form);
+    this.fresh.replaceChildren();
     try {
       await look();
     } catch (error) {
@@ -107,7 +102,6 @@ class Users {
   // open goes to the keys of a user.
   open(userId) {
     return this.choose(async () => {
-      this.fresh.replaceChildren();
       await this.showUser(userId);
       this.keys.firstChild.focus();
     });
@@ -124,10 +118,7 @@ class Users {
   async findKey(key) {
     this.list.replaceChildren();
     const make = await this.startCards();
-    const found = await this.read(path`/admin/keys/${key}`).catch((error) => {
-      if (error.status === 404) error.errors = ['The tenant does not have this key, or not any more.'];
-      throw error;
-    });
+    const found = await this.read(path`/admin/keys/${key}`);
     const { userId } = found;
     const { keys } = userId ? await this.read(path`/admin/keys` + query({ userId })) : { keys: [] };
     const card = make(keys.find(({ apiKey }) => apiKey === key) ?? { ...found, apiKey: key });
@@ -153,13 +144,13 @@ class Users {
 
   // made shows a whole key until something else is looked for, and below it the user's keys.
   made(title, key, sentence, userId) {
+    this.list.replaceChildren();
+    this.choose(() => userId ? this.showUser(userId) : this.findKey(key));
     const heading = el('h2', { tabindex: '-1' }, title);
     this.fresh.replaceChildren(el('section', { class: 'once' }, heading, el('p', { role: 'status' }, sentence),
       el('div', { class: 'row' }, el('code', {}, key), copyButton(() => key)),
       el('p', { class: 'hint' }, 'Copy it now: below it is masked.')));
-    this.list.replaceChildren();
     heading.focus();
-    this.choose(() => userId ? this.showUser(userId) : this.findKey(key));
   }
 
   // say says what has become of a key that is not shown any more.

@@ -72,7 +72,7 @@ async function finds(t) {
     const response = t.page.waitForResponse((r) => r.url().includes("/admin/keys/"));
     await search(t, key);
     const text = await t.alert().innerText();
-    for (const part of ["Not found", "not any more", (await response).headers()["x-request-id"]]) {
+    for (const part of ["Not found", (await response).headers()["x-request-id"]]) {
       if (!text.includes(part)) throw new Error(`${key}: got ${text}, want ${part}`);
     }
     t.equal(await t.field("User or key").inputValue(), key, "what was looked for");
@@ -150,10 +150,7 @@ async function creates(t) {
   await search(t, "carol");
   t.equal(whole.test(await t.page.locator("#view").evaluate((main) => main.outerHTML)), false, "a whole key is in the page");
   await t.button("New key").click();
-  await t.field("Group").selectOption("pro");
-  await t.sees("By default 50,000 tokens");
-  await t.field("Group").selectOption("free");
-  await t.sees("By default 1,000 tokens");
+  t.equal(await t.field("Group").inputValue(), "free", "the first group that is not for visitors");
   await t.field("User ID").fill("dave");
   await t.button("Create key").click();
   await t.status("Created with 1,000 tokens").waitFor();
@@ -270,7 +267,7 @@ async function rotates(t) {
   t.equal([await consume(old), await consume(next)], [401, 200], "charges with the old and the new key");
 
   await act(t, next, "Rotate", { Grace: "600" });
-  await says(t, `${mask(next)} works until`);
+  await says(t, `${mask(next)} works for 600 seconds more.`);
   const [third] = whole.exec(await t.page.locator(".once").innerText());
   await t.check("rotated");
   t.equal([await consume(next), await consume(third)], [200, 200], "charges with both keys");
@@ -281,7 +278,7 @@ async function rotates(t) {
   await says(t, "Added 3 tokens: 1,000 are left.");
   t.equal(await t.page.locator(".key .figure").allInnerTexts(), ["1,000", "1,000"], "the balances");
   await search(t, next);
-  await t.sees(card(t, next).getByText("Shares a balance"));
+  await wantFact(t, card(t, next), "Shares with", `${mask(third)}: balance, group, limits and usage`);
   await t.button("All keys of this user").click();
   await card(t, third).waitFor();
   await act(t, next, "Label", { Label: "the old one" });
@@ -310,7 +307,7 @@ async function oddities(t) {
   for (const [term, want] of [["Rate limit", "3 requests per 2 hours"], ["At a time", "1 request to the gateway"],
     ["Refill", "Up to 9 tokens, every hour since the key was created"]]) await wantFact(t, card(t, key), term, want);
   const models = await fact(card(t, key), "Models").innerText();
-  t.equal([models.startsWith("gpt-*, m0, "), models.endsWith("m18 and 11 more")], [true, true], models);
+  t.equal([models.startsWith("gpt-*, m0, "), models.endsWith(", m29")], [true, true], models);
   await api("PUT", `/${env.tenant}/admin/config`, { config });
   await search(t, "eve");
   await t.sees("odd is not in the config any more.", card(t, key));
@@ -327,13 +324,12 @@ async function oddities(t) {
   }
   const short = await issue({ userId: "frank", group: "free", expiresIn: 2 });
   await search(t, "frank");
-  await t.until("a tag", async () => {
-    await t.button(/Show|Hide/, card(t, short)).click();
-    return card(t, short).getByText("Expired").count();
-  });
+  await card(t, short).waitFor();
+  await t.until("a key that has expired", async () => (await get(short)).error);
   await act(t, short, "Disable");
   await t.alert("Not found").waitFor();
   await t.page.keyboard.press("Escape");
+  await t.page.locator("dialog").waitFor({ state: "detached" }); // else the focus returns while the next thing is typed
 
   const [{ apiKey: malformed }] = await list("malformed");
   await search(t, "malformed");
