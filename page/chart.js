@@ -27,10 +27,9 @@ export function seriesOf(days, kind, measure) {
   return [...series.values()];
 }
 
-// chart returns an element that shows what is counted on days ('2026-11-25'), in series of { name, values }. columns
-// are further ones of the table. The arrow keys, a pointer or a tap choose the day that the legend shows; without one
-// it shows the sums.
-export function chart({ title, what, days, series, columns = [] }) {
+// chart returns an element that shows what is counted on days ('2026-11-25'), in series of { name, values }. The arrow
+// keys, a pointer or a tap choose the day that the legend shows; without one it shows the sums.
+export function chart({ title, what, days, series }) {
   const parts = collect(series, days);
   const totals = sumsByDay(parts, days);
   const ticks = ticksTo(Math.max(...totals));
@@ -64,7 +63,7 @@ export function chart({ title, what, days, series, columns = [] }) {
       plot, drawDays(days)),
     el('ul', { class: 'legend' }, parts.map(({ name, shade }, at) =>
       el('li', {}, el('span', { class: `swatch ${shade}` }), el('span', {}, name), shown[at]))),
-    tableOf(title, days, [{ name: what, values: totals }, ...parts, ...columns]));
+    tableOf(title, days, [{ name: what, values: totals }, ...parts]));
 }
 
 const sumsByDay = (series, days) => days.map((_, i) => sumOf(series, ({ values }) => values[i]));
