@@ -1,6 +1,6 @@
 // The view Tenants, for the operator: which exist, making and deleting them.
 
-import { currentTenant, request, rootPath } from './api.js';
+import { chooseTenant, currentTenant, request, rootPath } from './api.js';
 import { loadTenants, openTenant } from './app.js';
 import { readConfig } from './configs.js';
 import { button, controlOf, dialog, el, field, form, inputError, messages, rowButton, showStatus, table }
@@ -27,7 +27,7 @@ export async function showTenants(content, { signal }) {
     hint: 'Its config, which you can change afterwards.' });
   const create = form([
     field('Tenant ID', { name: 'tenantId', required: true, autocapitalize: 'none', spellcheck: 'false',
-      hint: 'Up to 64 letters, digits, - and _. It stands in the paths of all its requests.' }),
+      hint: 'Up to 64 letters, digits, - and _. It is part of the path of each request.' }),
     template,
   ], 'Create', async (values, node) => {
     const tenantId = values.tenantId.trim();
@@ -36,6 +36,7 @@ export async function showTenants(content, { signal }) {
     const body = `{"tenantId":${JSON.stringify(tenantId)},"config":${config}}`;
     const answer = await request('POST', '/admin/tenants', { body });
     node.reset();
+    chooseTenant(tenantId); // who makes one goes on with it
     await refresh();
     showStatus(node, `The tenant ${tenantId} was created.`, ...answer.body.warnings ?? []);
   });
