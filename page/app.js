@@ -165,7 +165,7 @@ api.whenUnauthorized(() => {
   gate.querySelector('[name=tenant]').value = api.isOperator() ? '' : api.currentTenant();
   showGate();
   showError(gate.querySelector('form'),
-    inputError('The token opens nothing any more. Sign in again: nothing that you typed is lost.'));
+    inputError('The token is no longer accepted. Sign in again: what you typed is kept.'));
 });
 addEventListener('hashchange', () => { clearMessages(main); route(); });
 addEventListener('beforeunload', (event) => { if (present?.unsaved()) event.preventDefault(); });

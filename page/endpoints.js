@@ -96,10 +96,10 @@ async function test({ editor }, { config, kind, name, place }, said) {
 const membersOf = (kind) => [
   member('URL', 'url', 'text', { inputmode: 'url', hint: 'With its whole path.' }),
   member('API key', 'api_key', 'secret', { class: 'short' }),
-  member('Operator’s key', 'api_key_name', 'text', { class: 'short', hint: 'Its name, in the place of a key.' }),
-  member('Default model', modelMember(kind), 'text', { class: 'short', hint: 'Of requests that name none.' }),
+  member('Operator’s key', 'api_key_name', 'text', { class: 'short', hint: 'Its name, instead of a key.' }),
+  member('Default model', modelMember(kind), 'text', { class: 'short', hint: 'For requests without a model.' }),
   ...kind === 'realtime' ? [] : [member('Bytes per token', 'bytes_per_token', 'number',
-    { hint: 'Decides what a request is held for, not what it costs. 3 is usual.' })],
+    { hint: 'Decides how much is held, not what a request costs. 3 is usual.' })],
 ];
 
 // add asks for a new endpoint, whose name and URL follow from its kind and its provider.
@@ -143,7 +143,7 @@ function models(forms, { config, kind, place, of, model, listed }) {
     rows.unshift(rowOf(model || 'calls', [...place, ...isSession ? ['price'] : ['models', model]]));
   }
   const name = member('Model', [], 'text', { required: true,
-    hint: 'As the provider names it. gpt-* stands for all that begin so, * for all.' });
+    hint: 'As the provider names it. gpt-* stands for all that begin with gpt-, * for all.' });
   return [
     el('div', { class: 'bounded' }, list(`Models of ${of}`, ['Model', 'Prices'], [], rows, 'It has no models yet.')),
     rowButton('Add model', `to ${of}`, () =>

@@ -90,5 +90,5 @@ function originsSection(forms, config) {
   const members = [member('Allowed origins', 'allowed_origins', 'lines', {
     hint: 'One a line, with its scheme and without a path. A line with * alone allows all.' })];
   return section('Origins', button('Edit origins', () => forms.edit('origins', ['cors'], members)),
-    el('p', {}, origins.length ? origins.join(', ') : 'Pages of no other origin can call tollgate.'));
+    el('p', {}, origins.length ? origins.join(', ') : 'Pages of other origins cannot call tollgate.'));
 }

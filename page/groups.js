@@ -33,6 +33,6 @@ const membersOf = (config) => [
   member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
   member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
   member('Refill every', ['refill', 'every'], 'word', { class: 'short', hint: 'day, month, or a number of seconds.' }),
-  member('Models', 'models', 'lines', { hint: 'One a line; gpt-* stands for all that begin so. Empty: all. ' +
+  member('Models', 'models', 'lines', { hint: 'One a line; gpt-* stands for all that begin with gpt-. Empty: all. ' +
     `The endpoints have: ${modelsOf(config).join(', ') || 'none yet'}.` }),
 ];

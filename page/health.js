@@ -9,7 +9,7 @@ export async function showHealth(content, { signal }) {
   const state = el('div');
   const place = messages();
   content.append(place, state,
-    el('p', { class: 'faint' }, 'Looked at every 5 s. Behind a balancer another process may respond each time.'));
+    el('p', { class: 'faint' }, 'Updated every 5 s. Behind a load balancer each may be of another process.'));
   const look = async () => {
     try {
       const { body } = await request('GET', '/admin/status', { signal, parallel: true });

@@ -156,7 +156,7 @@ export class KeyCard {
   }
 
   async #revoke() {
-    const text = ['It is dead at once, as are keys that share its balance. This cannot be undone.'];
+    const text = ['It stops working at once, as do keys that share its balance. This cannot be undone.'];
     const fields = [reason()];
     if (/^(google|apple):/.test(this.entry.userId)) {
       text.push('Its user can sign in again, and gets a key with the balance 0. To keep them out, disable the key.');

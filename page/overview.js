@@ -11,7 +11,7 @@ const measures = [['tokensCharged', 'Tokens charged'], ['tokensGranted', 'Tokens
 const kinds = ['Model', 'Endpoint', 'Group'].map((name) => [name, name]);
 const ofKinds = ['tokensCharged', 'requests']; // what is counted by kind
 
-const reasons = [['balance', 'Balance: too few tokens left'], ['rate', 'Rate: too many requests in a time or at once'],
+const reasons = [['balance', 'Balance: too few tokens left'], ['rate', 'Rate: too many in a window or at once'],
   ['key', 'Key: unknown or disabled'], ['group', 'Group: removed from the config, or without the model']];
 
 // These stay when another view is shown.

@@ -94,7 +94,7 @@ class Users {
     this.keys.replaceChildren();
     this.list.replaceChildren(only ? '' : el('section', {},
       el('h2', {}, text ? `Users that begin with “${text}”` : 'All users'),
-      users.length > 0 ? names : el('p', {}, 'None with a key.'), more));
+      users.length > 0 ? names : el('p', {}, 'No user has a key.'), more));
     const one = only ? users[0] : users.find(({ userId }) => userId === text);
     if (one) await this.showUser(one.userId);
   }

@@ -66,7 +66,7 @@ async function finds(t) {
   await search(t, "al");
   t.equal(await t.page.locator(".key").count(), 0, "keys of several users");
   await search(t, "nobody");
-  await t.sees("None with a key.");
+  await t.sees("No user has a key.");
 
   for (const key of ["user_00000000-0000-4000-8000-000000000000", `user_${env.alice.slice(5).toUpperCase()}`]) {
     const response = t.page.waitForResponse((r) => r.url().includes("/admin/keys/"));
@@ -261,7 +261,7 @@ async function rotates(t) {
   await t.alert("graceSeconds must be").waitFor();
   await t.field("Grace").fill("0");
   await t.button("Rotate", t.dialog()).click();
-  await says(t, `${mask(old)} is dead.`);
+  await says(t, `${mask(old)} no longer works.`);
   const [next] = whole.exec(await t.page.locator(".once").innerText());
   await card(t, next).waitFor();
   t.equal([await consume(old), await consume(next)], [401, 200], "charges with the old and the new key");
