@@ -90,7 +90,8 @@ export class KeyCard {
   }
 
   #ask(verb, fields, text, action, danger = false) {
-    return dialog({ title: `${verb} ${this.name}${danger ? '?' : ''}`, verb, fields, text, danger,
+    const title = verb === 'Label' ? 'Name' : verb; // only its field is labelled so
+    return dialog({ title: `${title} ${this.name}${danger ? '?' : ''}`, verb, fields, text, danger,
       action: (values) => action(given(values)) });
   }
 
@@ -143,7 +144,7 @@ export class KeyCard {
       'A new key takes its place, with the same balance, group, label and expiry.', async ({ grace = '0' }) => {
         const graceSeconds = wholeNumber(grace, 'Grace');
         const { body } = await this.#attempt.send('POST', this.url + '/rotate', { graceSeconds });
-        const old = graceSeconds > 0 ? `works for ${count(graceSeconds, 'second')} more` : 'is dead';
+        const old = graceSeconds > 0 ? `works for ${count(graceSeconds, 'second')} more` : 'no longer works';
         made = ['New key', body.apiKey, `${this.name} ${old}.`, this.entry.userId];
       }, true);
     if (made) this.view.made(...made);
