@@ -50,6 +50,7 @@ async function signIn(tenant, token) {
   if (same) return waiting.forEach(reopen); // the view is as it was left
   end(); // the view of somebody else
   buildHeader();
+  main.focus();
   await route();
 }
 

@@ -47,7 +47,7 @@ function render(status) {
     el('section', {}, el('h2', {}, `Redis: ${topologies.get(redis.topology) ?? redis.topology}`),
       table('Servers of Redis', ['Address', 'Role', 'State', 'Latency'], nodes, { numeric: [3], hideCaption: true })),
     el('section', {}, el('h2', {}, 'Pools'),
-      table('What all requests share', ['Pool', 'Used', 'Of', ''], used, { numeric: [1, 2] })),
+      table('What all requests share', ['Pool', 'Used', 'Of', 'Share'], used, { numeric: [1, 2] })),
   ];
 }
 

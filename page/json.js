@@ -34,7 +34,7 @@ export function parse(text) {
 
   function value(depth) {
     const { found, start } = take('{["-0123456789tfn');
-    if (depth > maxDepth) throw syntaxError(`more than ${maxDepth} levels deep`, start);
+    if (depth > maxDepth) throw syntaxError(`More than ${maxDepth} levels deep`, start);
     const node = { kind: kinds[found[0]] ?? 'number', start };
     if (found === '{') node.members = list('}', () => member(depth));
     if (found === '[') node.items = list(']', () => value(depth + 1));
@@ -58,8 +58,8 @@ export function parse(text) {
 
   function wrong(place) {
     const lines = text.slice(0, place).split('\n');
-    const what = place < text.length ? JSON.stringify(text.slice(place, place + 12)) : 'the end';
-    throw syntaxError(`not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`, place);
+    const what = place < text.length ? 'unexpected ' + text.slice(place, place + 12) : 'unexpected end';
+    throw syntaxError(`Not valid JSON at line ${lines.length}, column ${lines.at(-1).length + 1}: ${what}`, place);
   }
 }
 

@@ -52,7 +52,7 @@ export async function showTenants(content, { signal }) {
     const rows = tenants.map((id) => [id, el('div', { class: 'actions' },
       rowButton('Open', id, () => openTenant(id, 'Overview')),
       rowButton('Delete', id, () => remove(id), { class: 'danger' }))]);
-    list.replaceChildren(table('Tenants', ['Tenant', 'Actions'], rows), messages());
+    list.replaceChildren(table('Tenants', ['Tenant', 'Actions'], rows, { hideCaption: true }), messages());
   }
 
   async function remove(id) {

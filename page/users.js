@@ -1,6 +1,6 @@
 // The view Users: finds users and their API keys.
 
-import { path, query, request } from './api.js';
+import { currentTenant, path, query, request } from './api.js';
 import { button, clearMessages, controlOf, copyButton, el, field, messages, once, showError, showStatus }
   from './dom.js';
 import { KeyCard, newKey } from './key.js';
@@ -149,7 +149,8 @@ class Users {
     const heading = el('h2', { tabindex: '-1' }, title);
     this.fresh.replaceChildren(el('section', { class: 'once' }, heading, el('p', { role: 'status' }, sentence),
       el('div', { class: 'row' }, el('code', {}, key), copyButton(() => key)),
-      el('p', { class: 'hint' }, 'Copy it now: below it is masked.')));
+      el('p', { class: 'hint' }, 'Copy it now: below it is masked. The base URL for SDKs is ' +
+        `${location.origin}/${currentTenant()}/v1 (for Anthropic’s without /v1).`)));
     heading.focus();
   }
 

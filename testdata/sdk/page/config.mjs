@@ -109,7 +109,7 @@ async function refusals(t) {
     t.equal(rest.slice(0, at.length), at, "at the cursor");
   }
   const whole = await t.field("Config").inputValue();
-  for (const [text, want] of [['{}, "x":1', "line 1, column 3"], ['{"a":1}}, {"b":{', "line 1, column 8"], ["", "the end"], ["{} {}", "column 4"]]) {
+  for (const [text, want] of [['{}, "x":1', "line 1, column 3"], ['{"a":1}}, {"b":{', "line 1, column 8"], ["", "unexpected end"], ["{} {}", "column 4"]]) {
     await t.field("Config").fill(text);
     await t.button("Save").first().click();
     await t.sees(t.alert(want));
