@@ -2,12 +2,12 @@
 
 import { button } from './dom.js';
 import { modelsOf } from './endpoints.js';
-import { amount, list, member, section } from './members.js';
+import { amount, list, member, nameField, section } from './members.js';
 
 const place = ['user_groups'];
 
 export function groupsSection(forms, config) {
-  const members = () => membersOf(config);
+  const members = membersOf(config);
   const rows = config.names(place).map((name) => {
     const base = [...place, name];
     const of = (...path) => amount(config.shown([...base, ...path]));
@@ -17,9 +17,9 @@ export function groupsSection(forms, config) {
       forms.buttons(`group ${name}`, name, base, members,
         'Its keys are refused until the group is back or they are moved to another one. Their balances stay.')];
   });
-  const name = member('Name', [], 'text', { required: true,
-    hint: 'Such as free or pro. The group anonymous is for visitors who do not sign in.' });
-  return section('Groups', button('Add group', () => forms.add('group', place, name, members())),
+  const add = () => forms.add('group', place,
+    nameField('Name', 'Such as free or pro. The group anonymous is for visitors who do not sign in.'), members);
+  return section('Groups', button('Add group', add),
     list('Groups', ['Group', 'Tokens', 'Rate limit', 'Refill', 'Models', 'At a time'], [1, 5], rows,
       'Every key belongs to a group. Add one, then you can give out keys.'));
 }
@@ -32,7 +32,7 @@ const membersOf = (config) => [
   member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in the window. Empty: no limit.' }),
   member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
   member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
-  member('Refill every', ['refill', 'every'], 'word', { class: 'short', hint: 'day, month, or a number of seconds.' }),
+  member('Refill every', ['refill', 'every'], 'number', { inputmode: 'text', hint: 'day, month, or seconds.' }),
   member('Models', 'models', 'lines', { hint: 'One a line; gpt-* stands for all that begin with gpt-. Empty: all. ' +
     `The endpoints have: ${modelsOf(config).join(', ') || 'none yet'}.` }),
 ];

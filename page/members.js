@@ -1,6 +1,6 @@
 // Fields for members of the config. What nobody edits stays in the text as it is written there.
 
-import { controlOf, el, field, inputError, messages, number, rowButton, table } from './dom.js';
+import { controlOf, el, field, inputError, number, table } from './dom.js';
 import { find, names, parse, remove, set, valueOf } from './json.js';
 
 // A Config reads a text. A path is an array of names.
@@ -10,100 +10,82 @@ export class Config {
     this.root = parse(text);
   }
 
-  node(path) { return find(this.root, path); }
-
-  names(path) { return names(this.node(path)); }
+  names(path) { return names(find(this.root, path)); }
 
   // shown returns the content of a string, anything else as it is written, and "" for what is absent.
   shown(path) {
-    const node = this.node(path);
+    const node = find(this.root, path);
     if (node?.kind === 'string') return valueOf(this.text, node);
     return node ? this.text.slice(node.start, node.end) : '';
   }
 
   // list returns the items of an array, or a single value as one of it.
-  list(path) { return [valueOf(this.text, this.node(path)) ?? []].flat(); }
+  list(path) { return [valueOf(this.text, find(this.root, path)) ?? []].flat(); }
 }
 
-const numbers = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
+const literal = /^(?:true|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)$/;
 
-// kinds are how what was entered is written as JSON, if not as a string; how the items of an array are joined; and
-// attributes of the control. Numbers stay as entered: JSON.parse would lose digits. A secret may be several.
+// kinds are how what was entered is written as JSON, how the items of an array are joined, and attributes of the
+// control. A number stays as entered: JSON.parse would lose digits. What is none becomes a string: the server judges it.
 const kinds = {
-  text: {},
-  number: { control: { inputmode: 'decimal', class: 'short' }, write: (value, label) => {
-    if (numbers.test(value)) return value;
-    throw inputError(`${label}: ${value} is not a number. Write it like 50000 or 0.25.`);
-  } },
-  word: { write: (value) => value === 'true' || numbers.test(value) ? value : JSON.stringify(value) },
-  lines: { join: '\n', control: { tag: 'textarea', rows: 4 },
+  text: { write: (value) => JSON.stringify(value) },
+  number: { inputmode: 'decimal', class: 'short',
+    write: (value) => literal.test(value) ? value : JSON.stringify(value) },
+  lines: { tag: 'textarea', rows: 4, join: '\n',
     write: (value) => JSON.stringify(value.split('\n').map((line) => line.trim()).filter(Boolean)) },
-  secret: { join: ' ', control: { type: 'password', autocomplete: 'new-password' },
+  secret: { type: 'password', autocomplete: 'new-password', join: ' ',
     write: (value) => JSON.stringify(/\s/.test(value) ? value.split(/\s+/) : value) },
 };
 
 // member describes a member: the label of its field, its name or path, its kind. props are those of field.
 export function member(label, name, kind = 'text', props = {}) {
-  return { label, path: [name].flat(), kind: kinds[kind], ...props };
+  return { label, path: [name].flat(), ...kinds[kind], ...props };
 }
 
-// create returns the text with a new object at a path.
-export function create(text, path) {
-  const name = path.at(-1);
-  if (!name || find(parse(text), path)) throw inputError(name ? `${name} exists already.` : 'Enter a name.');
-  return set(text, path, '{}');
+// nameField returns the field for the name of a new object, which create reads.
+export function nameField(label, hint) {
+  return field(label, { name: 'name', required: true, spellcheck: 'false', autocapitalize: 'none', hint });
+}
+
+// create returns the text with a new object in the one at place.
+export function create(text, place, members, values) {
+  const name = values.name.trim();
+  const at = [...place, name];
+  if (!name || find(parse(text), at)) throw inputError(name ? `${name} exists already.` : 'Enter a name.');
+  return bind(members).edit(set(text, at, '{}'), values, at);
 }
 
 // bind returns fields for members of the object at base, and edit(text, values, at), which returns the text with what
-// was entered. Without a base the object, at the path `at`, is new. An empty field removes its member.
-export function bind(members, config, base) {
-  const shown = (path, { join }) => join ? config.list(path).join(join) : config.shown(path);
-  const fields = members.map((one, i) => fieldOf(one, `m${i}`, base ? shown([...base, ...one.path], one.kind) : ''));
+// was entered. An empty field removes its member.
+export function bind(members, config = new Config('{}'), base = []) {
+  const fields = members.map(({ label, path, join, write, options, ...props }) => {
+    const at = [...base, ...path];
+    const value = join ? config.list(at).join(join) : config.shown(at);
+    if (options) Object.assign(props, { tag: 'select', options: withValue(options, value) });
+    return field(label, { spellcheck: 'false', autocapitalize: 'none', ...props, name: label, value });
+  });
   const before = fields.map((one) => controlOf(one).value.trim()); // without the line breaks that an input cannot have
-  const edit = (text, values, at = base) => {
-    members.forEach(({ label, path, kind: { write = (value) => JSON.stringify(value) } }, i) => {
-      const value = values[`m${i}`].trim();
-      if (value === before[i]) return;
-      const whole = [...at, ...path];
-      text = value ? set(text, whole, write(value, label)) : drop(text, whole, at.length);
-    });
-    return text;
-  };
+  const edit = (text, values, at = base) => members.reduce((changed, { label, path, write }, i) => {
+    const value = values[label].trim();
+    if (value === before[i]) return changed;
+    return value ? set(changed, [...at, ...path], write(value)) : drop(changed, at, path);
+  }, text);
   return { fields, edit };
 }
 
-// drop removes a member, and the objects below the first `depth` names of its path that it leaves empty.
-function drop(text, path, depth) {
-  const rest = remove(text, path);
-  const parent = path.slice(0, -1);
-  const isEmpty = parent.length > depth && find(parse(rest), parent)?.members?.length === 0;
-  return isEmpty ? drop(rest, parent, depth) : rest;
+const withValue = (options, value) => options.flat().includes(value) ? options : [...options, value];
+
+// drop removes a member, and the object around it that a longer path leaves empty.
+function drop(text, base, path) {
+  const rest = remove(text, [...base, ...path]);
+  const parent = [...base, ...path.slice(0, -1)];
+  return path.length > 1 && names(find(parse(rest), parent)).length === 0 ? remove(rest, parent) : rest;
 }
 
-// fieldOf returns a field for a member, with the name by which a form's values name it.
-export function fieldOf({ label, kind, path, options, ...props }, name, value) {
-  if (options) props.tag = 'select';
-  if (options) props.options = options.flat().includes(value) ? options : [...options, value];
-  return field(label, { spellcheck: 'false', autocapitalize: 'none', ...kind.control, ...props, name, value });
-}
-
-// masked returns dots for a secret, with a button that shows it and hides it again.
-export function masked(secret, what) {
-  if (!secret) return 'none';
-  const dots = '••••••••';
-  const text = el('code', {}, dots);
-  const show = rowButton('Show', what, () => {
-    const isShown = text.textContent === dots;
-    text.textContent = isShown ? secret : dots;
-    show.setAttribute('aria-pressed', isShown);
-  }, { 'aria-pressed': 'false' });
-  return [text, ' ', show];
-}
-
-// section returns a section with a heading, buttons beside it, and a place for messages.
+// section returns a section with a heading, and buttons beside it.
 export function section(title, buttons, ...content) {
   return el('section', {}, el('div', { class: 'head' }, el('h2', {}, title), el('div', { class: 'actions' }, buttons)),
-    messages(), content);
+    content);
 }
 
 // list returns a table whose last column has buttons, or a sentence if it has no rows yet.
@@ -114,6 +96,3 @@ export function list(title, heads, numeric, rows, sentence) {
 
 // amount returns a number of the text with separators, or as it is if it is written in an unusual way.
 export const amount = (text) => /^\d{1,15}$/.test(text) ? number(Number(text)) : text;
-
-// labelOf returns the name of a member as a label.
-export const labelOf = (name) => name[0].toUpperCase() + name.slice(1).replaceAll('_', ' ');

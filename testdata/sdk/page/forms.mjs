@@ -120,7 +120,7 @@ await walk(async (t) => {
   const text = t.page.getByLabel("Config", { exact: true });
   const before = await text.inputValue();
   for (const [name, values, sentence, verb] of [
-    [/^Edit __proto__$/, { "Tokens": "50,000" }, "Tokens: 50,000 is not a number."],
+    [/^Edit __proto__$/, { "Tokens": "50,000" }, "Invalid config: user_groups.__proto__.tokens must be a whole number ≥ 0"],
     [/^Edit __proto__$/, { "Tokens": "-1" }, "Invalid config: user_groups.__proto__.tokens must be a whole number ≥ 0"],
     ["Add group", { "Name": " __proto__ " }, "__proto__ exists already.", "Add"],
     ["Add group", { "Name": " " }, "Enter a name.", "Add"],
