@@ -40,12 +40,6 @@ function endpointsOf(config, kind) {
   });
 }
 
-// modelsOf returns the names of the endpoints' models, at most 50.
-export function modelsOf(config) {
-  const endpoints = all.flatMap((kind) => endpointsOf(config, kind));
-  return [...new Set(endpoints.flatMap(({ model, listed }) => [model, ...listed]))].filter(Boolean).slice(0, 50);
-}
-
 export function endpointsSection(forms, config) {
   const cards = all.map((kind) => [kind, endpointsOf(config, kind)]).filter(([, found]) => found.length > 0)
     .map(([kind, found]) => [el('h3', {}, labelOf(kind)), found.map((one) => card(forms, one, found.length > 1))]);
@@ -118,7 +112,7 @@ const membersOf = (kind) => [
 
 // add asks for a new endpoint, whose name and URL follow from its kind and its provider.
 function add(forms) {
-  const select = (label, options) => field(label, { tag: 'select', name: label, class: 'short', options });
+  const select = (label, options) => field(label, { tag: 'select', class: 'short', options });
   const fields = [select('Kind', all.map((kind) => [kind, labelOf(kind)])), select('Provider', Object.keys(providers)),
     nameField('Name'), ...bind(membersOf('text')).fields];
   const [kind, provider, name, url] = fields.map(controlOf);
@@ -131,8 +125,8 @@ function add(forms) {
   kind.addEventListener('change', fill);
   provider.addEventListener('change', fill);
   fill();
-  return forms.ask('Add endpoint', 'Add',
-    (text, values) => create(text, ['providers', values.Kind, 'endpoints'], membersOf(values.Kind), values), { fields });
+  return forms.ask('Add endpoint', 'Add', (text, values) =>
+    create(text, ['providers', kind.value, 'endpoints'], membersOf(kind.value), values), { fields });
 }
 
 // models returns the models of an endpoint, the default one too, with their prices.

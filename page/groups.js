@@ -1,13 +1,11 @@
 // Groups of users: what the holders of their keys get.
 
 import { button } from './dom.js';
-import { modelsOf } from './endpoints.js';
 import { amount, list, member, nameField, section } from './members.js';
 
 const place = ['user_groups'];
 
 export function groupsSection(forms, config) {
-  const members = membersOf(config);
   const rows = config.names(place).map((name) => {
     const base = [...place, name];
     const of = (...path) => amount(config.shown([...base, ...path]));
@@ -26,13 +24,12 @@ export function groupsSection(forms, config) {
 
 const few = (names) => names.length > 3 ? `${names.length} models` : names.join(', ') || 'none';
 
-const membersOf = (config) => [
+const members = [
   member('Tokens', 'tokens', 'number', { hint: 'The balance of a new key.' }),
   member('Requests at a time', 'max_concurrent', 'number', { hint: 'Of one key. Empty: no limit.' }),
   member('Rate limit', 'rate_limit', 'number', { hint: 'Requests of one key in the window. Empty: no limit.' }),
   member('Window', 'rate_limit_window', 'number', { hint: 'In seconds.' }),
   member('Refill to', ['refill', 'tokens'], 'number', { hint: 'A lower balance is raised to this. Empty: never.' }),
   member('Refill every', ['refill', 'every'], 'number', { inputmode: 'text', hint: 'day, month, or seconds.' }),
-  member('Models', 'models', 'lines', { hint: 'One a line; gpt-* stands for all that begin with gpt-. Empty: all. ' +
-    `The endpoints have: ${modelsOf(config).join(', ') || 'none yet'}.` }),
+  member('Models', 'models', 'lines', { hint: 'One a line; gpt-* is all that begin with gpt-. Empty: all.' }),
 ];

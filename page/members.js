@@ -25,8 +25,8 @@ export class Config {
 
 const literal = /^(?:true|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)$/;
 
-// kinds are how what was entered is written as JSON, how the items of an array are joined, and attributes of the
-// control. A number stays as entered: JSON.parse would lose digits. What is none becomes a string: the server judges it.
+// kinds are how an entry is written as JSON, how the items of an array are joined, and attributes of the control. A
+// number stays as entered, since JSON.parse would lose digits; the server refuses another entry.
 const kinds = {
   text: { write: (value) => JSON.stringify(value) },
   number: { inputmode: 'decimal', class: 'short',
