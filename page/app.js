@@ -60,7 +60,6 @@ function reopen(box) {
   box.showModal();
 }
 
-// opens reports whether the token in headers opens a route.
 const opens = (url, headers) => api.request('GET', url, { headers }).then(() => true, (error) => {
   if (error.status !== 401) throw error;
   return false;
@@ -126,7 +125,6 @@ export const addressOf = (name, user = '') => hashOf(name) + api.query({ user })
 
 function open(name) { location.hash = hashOf(name); }
 
-// mayLeave asks before the view on display loses what was typed.
 async function mayLeave() {
   if (!present?.unsaved()) return true;
   return dialog({ title: 'Leave without saving?', text: 'What you have changed here is not saved.', verb: 'Leave',

@@ -78,7 +78,6 @@ function collect(series, days) {
   return parts;
 }
 
-// bar draws the parts of day i below most.
 function bar(parts, i, most) {
   let y = height;
   return svg('g', {}, svg('rect', { class: 'back', x: i, width: 1, height }),
@@ -97,7 +96,6 @@ function ticksTo(most) {
   return Array.from({ length: n + 1 }, (_, i) => (n - i) * step);
 }
 
-// drawDays returns the names of some days, each below its bar.
 function drawDays(days) {
   const step = Math.ceil(days.length / 7);
   const offset = Math.floor(step / 2); // no name is at an end, where half of it would be outside
@@ -126,7 +124,6 @@ function listen(plot, n, choose) {
   };
 }
 
-// tableOf returns the values as a table, the newest day first.
 function tableOf(title, days, columns) {
   const row = (head, of) => [head, ...columns.map(({ values }) => number(of(values)))];
   return table(`${title}, by day`, ['Day (UTC)', ...columns.map(({ name }) => name)],

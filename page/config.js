@@ -1,6 +1,5 @@
-// Shows a tenant's config: forms for what is changed most, the text as JSON, and its history. The text is the only
-// state. showForms(container, editor) is called after each load and shortly after an edit by hand, but not after
-// editor.change, whose caller knows what has changed.
+// Shows a tenant's config: forms, the text as JSON, which is the only state, and its history. showForms is called after
+// each load and edit by hand, but not after editor.change, whose caller knows what has changed.
 
 import * as api from './api.js';
 import { compact, layOut, placeOf, readConfig, tagOf } from './configs.js';

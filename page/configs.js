@@ -3,7 +3,6 @@
 import * as api from './api.js';
 import { format, parse } from './json.js';
 
-// configIn returns the config in the text of a response, laid out.
 export function configIn(text) { return layOut(/^\s*{\s*"config"\s*:([^]*)}\s*$/.exec(text)[1]); }
 
 // layOut returns a text with each member on a line of its own, or as it is if it is not JSON.
@@ -38,9 +37,8 @@ export async function readConfig(signal) {
 // A step of a path as the server writes it: user_groups.anonymous, names["with other bytes"], list[0].
 const step = /(?:^|\.)([\w-]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]/y;
 
-// placeOf returns where the path leads that a sentence starts with: { before, path, after } are the parts of the
-// sentence, { start, end } is the place in the text of the last member or item on the path that exists. It returns null
-// if none does.
+// placeOf returns where the path leads that a sentence starts with: { before, path, after } are parts of the sentence,
+// { start, end } is the place in the text of the last member on the path that exists. It returns null if none does.
 export function placeOf(text, sentence) {
   const [before] = /^(Invalid config: )?/.exec(sentence);
   const rest = sentence.slice(before.length);

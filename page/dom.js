@@ -4,7 +4,6 @@
 // of a control. Strings among the children become text; empty ones are left out.
 export const el = (tag, props, ...children) => build(document.createElement(tag), props, children);
 
-// svg does what el does for a drawing.
 export const svg = (tag, props, ...children) =>
   build(document.createElementNS('http://www.w3.org/2000/svg', tag), props, children);
 
@@ -109,7 +108,6 @@ export function showError(node, error, show = (sentence) => sentence) {
     error.requestId && el('p', { class: 'id' }, 'Request ID: ', el('code', {}, error.requestId))));
 }
 
-// inputError returns an error for what the user has entered.
 export const inputError = (sentence) => Object.assign(new Error(sentence), { status: 0 });
 
 // dialog shows a modal dialog with a form, and returns, when it is closed, whether action has succeeded. The focus

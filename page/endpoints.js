@@ -100,7 +100,6 @@ async function test({ editor }, { config, kind, name, place }, said) {
   throw Object.assign(inputError(line), { errors: note, requestId: headers.get('X-Request-Id') });
 }
 
-// membersOf returns the members of an endpoint that are edited here.
 const membersOf = (kind) => [
   member('URL', 'url', 'text', { inputmode: 'url', hint: 'With its whole path.' }),
   member('API key', 'api_key', 'secret', { class: 'short' }),

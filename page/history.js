@@ -8,7 +8,6 @@ import { button, dialog, el, messages, time } from './dom.js';
 export class History {
   #versions = [];
 
-  // editor is the Editor of config.js.
   constructor(editor) {
     this.editor = editor;
     this.heading = el('h2', { tabindex: '-1' }, 'History');

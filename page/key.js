@@ -62,7 +62,6 @@ export class KeyCard {
     this.update(entry);
   }
 
-  // update shows the key as the server says it is now.
   update(entry) {
     this.entry = entry;
     const { error, label, enabled, tokensLeft, tokensHeld } = entry;
@@ -79,7 +78,6 @@ export class KeyCard {
         el('dl', {}, rows.filter(Boolean).flatMap(([term, ...value]) => [el('dt', {}, term), el('dd', {}, value)]))))]);
   }
 
-  // showUsage shows what the key has used in the last n days.
   async showUsage(n = 30) {
     for (const period of this.periods) period.setAttribute('aria-pressed', period.firstChild.data === `${n} days`);
     const { days } = await this.view.read(this.url + `/usage?from=${dayOf(n - 1)}&to=${dayOf(0)}`);

@@ -19,7 +19,7 @@ export class Config {
     return node ? this.text.slice(node.start, node.end) : '';
   }
 
-  // list returns the items of an array, or a single value as one of it.
+  // list returns the items of an array. A single value is one.
   list(path) { return [valueOf(this.text, find(this.root, path)) ?? []].flat(); }
 }
 

@@ -68,7 +68,6 @@ function choice(label, name, options, show, style = 'row') {
 
 const valueOf = (day, measure) => measure === 'refused' ? sumOf(Object.values(day.refused)) : day[measure];
 
-// firstSteps returns what a tenant without usage sees instead of a chart.
 function firstSteps() {
   const step = (text, view) => el('li', {}, text, el('a', { href: addressOf(view) }, view));
   return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`), el('ol', {},
@@ -102,7 +101,6 @@ function topUsers(days) {
     top.map(([id, numbers]) => [nameOf(id), ...numbers.map(number)]));
 }
 
-// nameOf returns a user ID as a link to its keys.
 function nameOf(userId) {
   if (userId === null) return 'Anonymous visitors';
   if (userId === 'other') return 'Other users';

@@ -30,7 +30,6 @@ export async function showPayments(content, { signal }) {
   }
 }
 
-// rowOf returns the cells of a payment. One that nobody got is marked in words, not by colour alone.
 function rowOf(payment) {
   const { at, userId, kind, price, tokens, group, stripeId, unassigned } = payment;
   return [

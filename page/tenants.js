@@ -58,8 +58,8 @@ export async function showTenants(content, { signal }) {
   async function remove(id) {
     const done = await dialog({
       title: `Delete ${id}?`,
-      text: ['Its config, history and admin tokens are deleted. Its API keys are refused from now on, also by a new ' +
-        'tenant of the same name.', `Enter ${id} to confirm.`],
+      text: ['Its config, history and admin tokens are deleted, and its API keys stop working for good.',
+        `Enter ${id} to confirm.`],
       fields: [field('Name', { name: 'name', autocapitalize: 'none', spellcheck: 'false' })],
       verb: 'Delete',
       danger: true,

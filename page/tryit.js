@@ -1,11 +1,9 @@
-// The view Try it: a conversation with a model of the tenant, as a visitor with a temporary key has it, and what each
-// request held, cost and left.
+// The view Try it: a conversation with a model, as a visitor has it, and what each request held, cost and left.
 
 import { errorOf, open, parseBody, path, request } from './api.js';
 import { button, controlOf, el, field, form, inputError, mask, number, showStatus } from './dom.js';
 
-// formats are what differs between text endpoints, by the end of their URL's path: the member of a request that has the
-// messages, and the parts of a response's text.
+// formats are, by the end of an endpoint's URL, the member of a request that has the messages, and the parts of a text.
 const formats = new Map([
   ['/chat/completions', { member: 'messages', parts: (body) => [{ text: body.choices?.[0]?.message?.content }] }],
   ['/messages', { member: 'messages', parts: (body) => body.content }],
@@ -85,7 +83,6 @@ export async function showTryIt(content, { signal }) {
   }
 }
 
-// costOf returns what the headers of a response say of its request.
 function costOf(headers, milliseconds) {
   const amount = (name) => (headers.has(name) ? number(Number(headers.get(name))) : '–');
   return `held ${amount('X-Tokens-Held')} · cost ${amount('X-Tokens-Charged')} · left ${amount('X-Tokens-Left')} · ` +

@@ -99,7 +99,6 @@ class Users {
     if (one) await this.showUser(one.userId);
   }
 
-  // open goes to the keys of a user.
   open(userId) {
     return this.choose(async () => {
       await this.showUser(userId);
