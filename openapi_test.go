@@ -257,7 +257,7 @@ func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	routes, documented := make(map[string]bool), make(map[string]bool)
 	for _, route := range allRoutes() {
-		method, path := routeOf(strings.TrimSuffix(route.pattern, "{$}"))
+		method, path := routeOf(strings.TrimSuffix(route.pattern, "/{$}")) // /admin/ is not listed beside /admin
 		if !strings.HasPrefix(path, "/{tenantId}/") && openAPI().Paths["/{tenantId}"+path] != nil {
 			continue // the same for the tenant default
 		}

@@ -34,6 +34,7 @@ async function inForm(t) {
 async function inDialog(t) {
   await t.field("User or key").fill(env.alice);
   await t.page.keyboard.press("Enter");
+  await t.heading("Key of alice").waitFor();
   await t.button("Top up").click();
   await t.field("Tokens", t.dialog()).fill("5");
   await t.field("Reason", t.dialog()).fill("typed before");
