@@ -74,6 +74,7 @@ await walk(async (t) => {
   // A top-up.
   await type(t, t.field("User or key"), "typist");
   await t.page.keyboard.press("Enter");
+  await t.settled();
   await press(t, t.button("Top up"));
   await type(t, t.field("Tokens"), "55");
   await type(t, t.field("Reason"), "by hand");
