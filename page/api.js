@@ -32,21 +32,25 @@ export function query(members) {
   return given.length ? '?' + new URLSearchParams(given) : '';
 }
 
+const patience = 30_000; // milliseconds
+
 let turn = Promise.resolve(); // ends when the last request in the queue has its response
 
 // request returns the response to one request: { status, headers, text, body }, where body is the parsed text. Requests
 // wait for each other, since the API serves expensive ones of a tenant one at a time, unless parallel is true. headers
 // may replace Authorization, also by undefined. It throws an ApiError, or an AbortError when signal says so.
 export function request(method, url, options = {}) {
-  if (options.parallel) return exchange(method, url, options);
-  const mine = turn.then(() => exchange(method, url, options));
+  const send = exchange.bind(null, method, url, { ...options, token: session.token });
+  if (options.parallel) return send();
+  const mine = turn.then(send);
   turn = mine.catch(() => {});
   return mine;
 }
 
 async function exchange(method, url, options) {
-  const { token } = session;
-  const response = await open(method, url, options);
+  const { token } = options;
+  const ends = [options.signal ?? [], AbortSignal.timeout(patience)].flat(); // others wait for this one
+  const response = await open(method, url, { ...options, signal: AbortSignal.any(ends) });
   const { status, headers } = response;
   const text = await reach(() => response.text());
   const answer = { status, headers, text, body: parseBody(text) };
@@ -57,9 +61,9 @@ async function exchange(method, url, options) {
 }
 
 // open sends a request and returns the Response, whatever its status. A body that is not a string is sent as JSON.
-export async function open(method, url, { body, headers, signal } = {}) {
+export async function open(method, url, { body, headers, signal, token } = {}) {
   signal?.throwIfAborted();
-  const all = { Authorization: 'Bearer ' + session.token, ...headers };
+  const all = { Authorization: 'Bearer ' + token, ...headers };
   if (all.Authorization === undefined) delete all.Authorization;
   if (body !== undefined) all['Content-Type'] = 'application/json';
   const text = typeof body === 'string' ? body : JSON.stringify(body);
@@ -87,7 +91,7 @@ export function parseBody(text) {
 // errorOf returns the ApiError for a response, also for one in a provider's shape.
 export function errorOf({ status, headers, body }) {
   const { error, errors } = body ?? {};
-  const sentence = error?.message ?? error ?? `The response was ${status}, without a sentence.`;
+  const sentence = [error?.message, error, `The response was ${status}.`].find((one) => typeof one === 'string');
   return new ApiError(sentence, status, {
     errors, requestId: headers.get('X-Request-Id') ?? '', retryAfter: headers.get('Retry-After') ?? '',
   });

@@ -42,12 +42,13 @@ async function signIn(tenant, token) {
   if (tenant) await api.request('GET', api.rootPath`/${tenant}/admin/config/history`, { headers });
   // A tenant's own token is not tried on the operator's routes, where it would count as a wrong one.
   const operator = !tenant || !token.startsWith('adm_') && await opens('/admin/tenants', headers);
-  const same = present && api.isOperator() === operator && (!tenant || tenant === api.currentTenant());
-  api.signIn(token, same ? api.currentTenant() : tenant, operator);
+  const before = api.currentTenant();
+  const same = present && api.isOperator() === operator && (!tenant || tenant === before);
+  api.signIn(token, same ? before : tenant, operator);
   if (operator) await loadTenants();
   document.body.replaceChildren(header, main);
   const waiting = dialogs.splice(0);
-  if (same) return waiting.forEach(reopen); // the view is as it was left
+  if (same && api.currentTenant() === before) return waiting.forEach(reopen); // the view is as it was left
   end(); // the view of somebody else
   buildHeader();
   main.focus();
@@ -120,8 +121,8 @@ async function leaveForGood() {
 
 const hashOf = (name) => '#' + encodeURIComponent(name.toLowerCase().replaceAll(' ', '-'));
 
-// addressOf returns the address of a view, for a link. With a user's ID the view shows that user.
-export const addressOf = (name, user = '') => hashOf(name) + api.query({ user });
+// addressOf returns the address of a view that shows a user.
+export const addressOf = (name, user) => hashOf(name) + api.query({ user });
 
 function open(name) { location.hash = hashOf(name); }
 
@@ -138,14 +139,14 @@ async function route() {
   const [hash, asked] = location.hash.split('?');
   let view = allowed.find((one) => hashOf(one.name) === hash) ?? allowed[0];
   if (!api.currentTenant() && !view.operator) view = allowed.find((one) => one.operator); // no tenant exists yet
-  if (present?.name === view.name) return;
-  if (!await mayLeave()) {
-    history.replaceState(null, '', hashOf(present.name));
+  if (present?.name === view.name && present.hash === location.hash) return;
+  if (document.querySelector('dialog[open]') || !await mayLeave()) {
+    history.replaceState(null, '', present.hash);
     return;
   }
   end();
   const { signal } = ending = new AbortController();
-  const mine = present = { name: view.name, unsaved: () => false };
+  const mine = present = { name: view.name, hash: location.hash || hashOf(view.name), unsaved: () => false };
   for (const link of header.querySelectorAll('nav a')) {
     link.setAttribute('aria-current', link.textContent === view.name ? 'page' : 'false');
   }
@@ -167,6 +168,8 @@ api.whenUnauthorized(() => {
     inputError('The token is no longer accepted. Sign in again: what you typed is kept.'));
 });
 addEventListener('hashchange', () => { clearMessages(main); route(); });
-addEventListener('beforeunload', (event) => { if (present?.unsaved()) event.preventDefault(); });
+addEventListener('beforeunload', (event) => {
+  if (present?.unsaved() || document.querySelector('dialog[open]')) event.preventDefault();
+});
 buildGate();
 showGate();

@@ -158,7 +158,7 @@ async function copy(text, near) {
   const copied = document.execCommand('copy');
   area.remove();
   near.focus();
-  if (!copied) throw new Error('This browser does not let a page copy: select the text and copy it.');
+  if (!copied) throw new Error('This browser does not copy: select the text.');
 }
 
 const amounts = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });

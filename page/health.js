@@ -37,7 +37,6 @@ function render(status) {
   ]);
   const used = Object.entries(pools).map(([name, pool]) => [
     name.replaceAll('_', ' '), ...[pool.used, pool.max].map(/bytes|bodies/.test(name) ? bytes : number),
-    el('meter', { min: 0, max: pool.max, high: pool.max * 0.8, value: pool.used, 'aria-label': `${name} used` }),
   ]);
   return [
     el('div', { class: 'cards' },
@@ -47,7 +46,7 @@ function render(status) {
     el('section', {}, el('h2', {}, `Redis: ${topologies.get(redis.topology) ?? redis.topology}`),
       table('Servers of Redis', ['Address', 'Role', 'State', 'Latency'], nodes, { numeric: [3], hideCaption: true })),
     el('section', {}, el('h2', {}, 'Pools'),
-      table('What all requests share', ['Pool', 'Used', 'Of', 'Share'], used, { numeric: [1, 2] })),
+      table('What all requests share', ['Pool', 'Used', 'Of'], used, { numeric: [1, 2] })),
   ];
 }
 

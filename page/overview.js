@@ -69,10 +69,8 @@ function choice(label, name, options, show, style = 'row') {
 const valueOf = (day, measure) => measure === 'refused' ? sumOf(Object.values(day.refused)) : day[measure];
 
 function firstSteps() {
-  const step = (text, view) => el('li', {}, text, el('a', { href: addressOf(view) }, view));
-  return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`), el('ol', {},
-    step('Add an endpoint with its models: ', 'Config'), step('Create a key for a user: ', 'Users'),
-    step('Send a message: ', 'Try it')));
+  return el('section', {}, el('h2', {}, `Nothing was used in the last ${chosen.days} days`),
+    'To begin, add an endpoint in Config, create a key in Users, or send a message in Try it.');
 }
 
 function plotOf(days) {

@@ -1,4 +1,4 @@
-// The view Try it: a conversation with a model, as a visitor has it, and what each request held, cost and left.
+// The view Try it: a conversation as a visitor has it, and what each request held, cost and left.
 
 import { errorOf, open, parseBody, path, request } from './api.js';
 import { button, controlOf, el, field, form, inputError, mask, number, showStatus } from './dom.js';

@@ -148,8 +148,8 @@ class Users {
     const heading = el('h2', { tabindex: '-1' }, title);
     this.fresh.replaceChildren(el('section', { class: 'once' }, heading, el('p', { role: 'status' }, sentence),
       el('div', { class: 'row' }, el('code', {}, key), copyButton(() => key)),
-      el('p', { class: 'hint' }, 'Copy it now: below it is masked. The base URL for SDKs is ' +
-        `${location.origin}/${currentTenant()}/v1 (for Anthropic’s without /v1).`)));
+      el('p', { class: 'hint' }, 'Copy it now. The base URL for SDKs is ' +
+        `${location.origin}/${currentTenant()}/v1 (Anthropic’s: without /v1).`)));
     heading.focus();
   }
 

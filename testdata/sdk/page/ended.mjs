@@ -68,6 +68,7 @@ async function inEditor(t) {
   await t.button("Save").click();
   await t.until("the config is saved", async () =>
     /"typed": ?12345678901234567890/.test((await api("GET", `/${env.tenant}/admin/config`)).text));
+  await t.sees(t.status("Saved."));
 }
 
 // another: what the view of somebody else would still ask, it does not ask with the token of the next one.
@@ -89,7 +90,38 @@ async function another(t) {
   t.equal(t.requests.slice(seen).filter((request) => request.includes("/admin/status")), [], "requests of Health");
 }
 
+// deleted: what was typed for a tenant that is deleted meanwhile is not shown as that of another.
+async function deleted(t) {
+  const gone = `${env.tenant}-gone`;
+  await api("POST", "/admin/tenants", { tenantId: gone, config: {} });
+  await t.enter();
+  await t.choose(gone);
+  await t.open("Config");
+  await t.field("Config").fill('{"typed":1}');
+  const save = `**/${gone}/admin/config`;
+  await t.page.route(save, (route) => route.fulfill({ status: 401, json: { error: "Unauthorized" } }));
+  await t.button("Save").click();
+  await t.signedOut();
+  await t.page.unroute(save);
+  await api("DELETE", `/admin/tenants/${gone}`);
+  await t.signIn("", env.operator);
+  await t.until("another tenant's config", async () => !["", '{"typed":1}'].includes(await t.field("Config").inputValue()));
+  await t.settled();
+}
+
+// back: the view below a dialog stays while that is open.
+async function back(t) {
+  await t.open("Users");
+  await t.button("New key").click();
+  await t.field("User ID").fill("typed before");
+  await t.page.goBack();
+  t.equal(await t.field("User ID").inputValue(), "typed before", "what was typed");
+  await t.page.keyboard.press("Escape");
+  await t.misses(t.dialog());
+  await t.button("New key").waitFor();
+}
+
 await walk(async (t) => {
   await t.enter(env.tenant, env.tenantToken);
-  for (const part of [inForm, inDialog, inEditor, another]) await part(t);
+  for (const part of [inForm, inDialog, inEditor, deleted, back, another]) await part(t);
 }, [401]);
