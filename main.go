@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -284,6 +285,58 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return "unknown"
+}
+
+// statusBody is the state of this process, and of the Redis that it uses.
+type statusBody struct {
+	Version string `json:"version"`
+	Uptime  int64  `json:"uptime"` // seconds
+	Redis   struct {
+		Topology string       `json:"topology"`
+		Nodes    []nodeStatus `json:"nodes"`
+	} `json:"redis"`
+	Connections struct { // of clients
+		Open int `json:"open"`
+		Max  int `json:"max"`
+	} `json:"connections"`
+	Streams  int64               `json:"streams"`
+	Sessions int64               `json:"sessions"`
+	Drains   int64               `json:"drains"`
+	Pools    map[string]poolSize `json:"pools"` // by the label pool of the metrics
+}
+
+type nodeStatus struct {
+	Address   string  `json:"address"`
+	Role      string  `json:"role"`
+	Up        bool    `json:"up"`
+	LatencyMS float64 `json:"latencyMs"`
+}
+
+type poolSize struct {
+	Used int64 `json:"used"`
+	Max  int64 `json:"max"`
+}
+
+// showStatus shows the state of this process and of its Redis. It is also there while Redis does not respond: asking
+// that takes less than a second.
+func (s *server) showStatus(w http.ResponseWriter, _ *http.Request, _ *requestInfo) error {
+	body := statusBody{
+		Version: buildVersion(), Uptime: int64(time.Since(s.started).Seconds()),
+		Streams: s.gateway.Streams(), Sessions: s.sessions.Load(), Pools: make(map[string]poolSize),
+	}
+	topology, nodes := s.store.Nodes()
+	body.Redis.Topology, body.Redis.Nodes = topology, make([]nodeStatus, len(nodes))
+	for i, n := range nodes {
+		milliseconds := math.Round(n.Latency.Seconds()*1e5) / 100
+		body.Redis.Nodes[i] = nodeStatus{n.Address, n.Role, n.Up, milliseconds}
+	}
+	body.Connections.Open, body.Connections.Max = s.connections()
+	pools := s.pools()
+	body.Drains = pools["drains"].Used
+	for name, pool := range pools {
+		body.Pools[name] = poolSize{pool.Used, pool.Size}
+	}
+	return writeJSON(w, http.StatusOK, body)
 }
 
 // checkHealth returns an error unless the service that listens on addr of this machine responds.

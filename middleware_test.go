@@ -761,7 +761,7 @@ func TestBodiesWhereNoneBelong(t *testing.T) {
 		tested++
 		method, path, _ := strings.Cut(route.pattern, " ")
 		path = strings.NewReplacer("{tenantId}", id, "{apiKey}", key, "{etag}", strings.Repeat("a", 40), "{$}", "",
-			"{file}", pageIndex).Replace(path)
+			"{file}", "index.html").Replace(path)
 		token := testAdminToken
 		if route.access.browser {
 			token = key

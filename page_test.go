@@ -103,14 +103,14 @@ func TestAdminPageFiles(t *testing.T) {
 	if weight >= most {
 		t.Errorf("the page weighs %d bytes, want less than %d", weight, most)
 	}
-	index, _ := pageFiles.ReadFile("page/" + pageIndex)
+	index, _ := pageFiles.ReadFile("page/" + "index.html")
 	if inline := regexp.MustCompile(`<script[^>]*>[^<]|<style|\son\w+=|\sstyle=`).Find(index); inline != nil {
 		t.Errorf("the document has inline code or style: %s", inline)
 	}
 }
 
 // allRoutes returns the routes of a server that serves everything.
-func allRoutes() []route { return append(new(server).routes(), adminPage{}.routes()...) }
+func allRoutes() []route { return append(new(server).routes(), pageRoutes(nil)...) }
 
 // The README shows a picture of the page, which TestIntegrationPage/picture takes.
 func TestAdminPagePicture(t *testing.T) {

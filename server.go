@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -25,6 +27,7 @@ import (
 	"tollgate/internal/llmwire"
 	"tollgate/internal/stripe"
 	"tollgate/internal/telemetry"
+	"tollgate/internal/webpage"
 )
 
 // All calls of the store for one request share one deadline, so that a response comes within 2 s after the request's
@@ -110,11 +113,15 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 	}
 	routes := s.routes()
 	if options.adminPage {
-		page, err := newAdminPage()
+		page, err := fs.Sub(pageFiles, "page")
 		if err != nil {
 			return nil, err
 		}
-		routes = append(routes, page.routes()...)
+		files, err := webpage.New(page)
+		if err != nil {
+			return nil, err
+		}
+		routes = append(routes, pageRoutes(files)...)
 	}
 	patterns := make([]string, len(routes))
 	for i, r := range routes {
@@ -124,6 +131,24 @@ func newServer(store *store, log *telemetry.Logger, options serverOptions, nearC
 	s.resources = resourcesOf(s.gatewayRoutes())
 	s.handler = s.serveRoutes(routes)
 	return s, nil
+}
+
+// pageFiles is the page for admins: HTML, modules of JavaScript and a style sheet, as they are.
+//
+//go:embed page
+var pageFiles embed.FS
+
+// pageRoutes returns the routes of the page for admins. It needs no credential: it asks for one, and sends it to the
+// admin routes. ServeMux would refuse /admin/{file...} beside the routes of tenants.
+func pageRoutes(page webpage.Page) []route {
+	open := access{timeout: publicTimeout, steps: []step{refuseBody}}
+	show := func(w http.ResponseWriter, r *http.Request, _ *requestInfo) error {
+		if !page.Serve(w, r, r.PathValue("file")) {
+			return errNotFound
+		}
+		return nil
+	}
+	return []route{{"GET /admin", open, show}, {"GET /admin/{$}", open, show}, {"GET /admin/page/{file}", open, show}}
 }
 
 // route is a pattern of http.ServeMux, what its requests pass, and the handler that responds.

@@ -928,8 +928,8 @@ func TestSharingInCluster(t *testing.T) {
 	c.MoveSlots(t, to, from, []int{int(slot)})
 }
 
-// A key that shares is refilled like the other, also where a charge sends only one of many groups, and is charged in a
-// full Redis.
+// A key that shares is refilled like the other, even if a charge sends only the key's own group because the config has
+// many. It is charged in a full Redis, too.
 func TestSharedBalanceElsewhere(t *testing.T) {
 	t.Parallel()
 	r := redistest.New(t)
