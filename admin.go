@@ -340,7 +340,7 @@ const testsPerMinute = 10
 
 // testEndpoint asks an endpoint for the smallest response that it can give. Nobody is charged for it.
 func (s *server) testEndpoint(w http.ResponseWriter, r *http.Request, info *requestInfo) error {
-	// Also if there is no such endpoint: one that is not used is looked for in all of the config, which may be large.
+	// Before the endpoint is looked for: to find one that is not used, all of the config is parsed, which may be large.
 	if err := s.store.CountEndpointTest(info.deadline, info.tenantID); err != nil {
 		return err
 	}
