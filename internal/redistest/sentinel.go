@@ -251,9 +251,18 @@ func (g *Sentinels) successor(t testing.TB, old *Server) (*Server, error) {
 }
 
 // Heal makes old a replica of promoted, as the Sentinels would do after ten seconds, and waits until the group is
-// complete.
+// complete. Before, it waits until each Sentinel names promoted: one that still took old for the master would not know
+// what to make of a master that replicates.
 func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
 	t.Helper()
+	waittest.Eventually(t, 20*time.Second, func() error {
+		for _, p := range g.Nodes {
+			if p.alive() && g.masterOf(t, p) != promoted {
+				return errors.New("a Sentinel does not name the promoted replica yet")
+			}
+		}
+		return nil
+	})
 	old.Do(t, "REPLICAOF", "127.0.0.1", promoted.Port)
 	waittest.Eventually(t, 30*time.Second, func() error { return g.check(t) })
 }
