@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -94,29 +93,15 @@ func benchCharges(b *testing.B, w workload, p *process, masters []*redistest.Ser
 	b.Helper()
 	const seconds = 5
 	used := func() (service, redis float64) {
-		user, system := cpuMicros(b, p.cmd.Process.Pid)
 		for _, n := range masters {
-			u, s := cpuMicros(b, n.PID())
-			redis += u + s
+			redis += cpuMicros(b, n.PID())
 		}
-		return user + system, redis
-	}
-	var before func() func()
-	if rate > 0 {
-		var mu sync.Mutex
-		next := time.Now()
-		before = func() func() {
-			mu.Lock()
-			next = next.Add(time.Second / time.Duration(rate))
-			due := next
-			mu.Unlock()
-			time.Sleep(time.Until(due))
-			return nil
-		}
+		return cpuMicros(b, p.cmd.Process.Pid), redis
 	}
 	service, redis := used()
-	end := time.Now().Add(seconds * time.Second)
-	n := float64(drive(b, p.address(b), 64, w.requests(), func(int) bool { return time.Now().Before(end) }, before))
+	d := during(seconds*time.Second, p.address(b), 64, w.requests())
+	d.rate = rate
+	n := float64(d.run(b).requests)
 	serviceAfter, redisAfter := used()
 	return chargeCost{n / seconds, (serviceAfter - service) / n, (redisAfter - redis) / n}
 }
@@ -140,13 +125,12 @@ func BenchmarkClusterDeadShard(b *testing.B) {
 		others := workload{method: "POST", path: "/" + tenant + "/tokens/consume", body: oneToken}
 		others.tokens = append(keys[c.Nodes[1].TCP], keys[c.Nodes[2].TCP]...)
 		count := func() float64 {
-			end := time.Now().Add(2 * time.Second)
-			return float64(drive(b, p.address(b), 32, others.requests(), func(int) bool { return time.Now().Before(end) }, nil))
+			return float64(during(2*time.Second, p.address(b), 32, others.requests()).run(b).requests)
 		}
 		victim.Kill()
 		var ratios []float64
 		failed := 0
-		for range speedRounds {
+		for range 9 {
 			alone := count()
 			waiting := load{
 				services: []*service{s}, clients: 300, statuses: []int{503},

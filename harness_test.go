@@ -38,9 +38,6 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	if kind := os.Getenv("TOLLGATE_RUN_FLOOR"); kind != "" {
-		runFloor(kind)
-	}
 	if role := os.Getenv("TOLLGATE_RUN_BENCH"); role != "" {
 		runBenchServer(role)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -101,7 +100,7 @@ func (talk benchTalk) exchange(b *testing.B, n int) {
 // a session, with one of as many keys as are needed for many.
 func benchTollgate(b *testing.B, settings ...string) (p *process, provider string, open func() benchTalk) {
 	b.Helper()
-	provider = startCommand(b, exec.Command(os.Args[0]), []string{"TOLLGATE_RUN_BENCH=provider"}).address(b)
+	provider = startBenchServer(b, "provider", "127.0.0.1:0").address(b)
 	r := redistest.New(b, "--appendonly", "no")
 	settings = append(append([]string{"REDIS_URL=" + r.URL()}, benchSettings...), settings...)
 	p = startCommand(b, exec.Command(buildBinary(b, "")), settings)
@@ -149,7 +148,7 @@ func BenchmarkRealtimeFrame(b *testing.B) {
 		talks := []benchTalk{openTalk(b, provider+realtimePath, ""), open()}
 		for _, inRow := range []int{1, 16} {
 			var micros [2][]float64 // of a frame, in each round
-			for range 2 * speedRounds {
+			for range 18 {
 				for i, talk := range talks {
 					const frames = 8000
 					began := time.Now()

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+
+	"tollgate/internal/redisdb"
+	"tollgate/internal/redistest"
+	"tollgate/internal/telemetrytest"
+)
+
+// BenchmarkRequest measures, in one process, what a request takes of the whole server: allocations, commands for Redis,
+// and its reads from connections, of which many requests share one. The clients allocate nothing.
+func BenchmarkRequest(b *testing.B) {
+	s := newService(b)
+	provider := startBenchServer(b, "provider", "127.0.0.1:0")
+	for _, w := range tollgateWorks(b, s, testRedis, provider.address(b)) {
+		b.Run(w.name, func(b *testing.B) {
+			b.ReportAllocs()
+			before := redisWork(b)
+			b.ResetTimer()
+			drive{address: s.address(), connections: 64, requests: w.requests(), more: func(n int) bool { return n < b.N }}.run(b)
+			b.StopTimer()
+			for name, n := range redisWork(b) {
+				b.ReportMetric(float64(n-before[name])/float64(b.N), name)
+			}
+		})
+	}
+}
+
+// redisWork is what Redis has done so far, by the name of the metric: commands that the service sent (scripts, and
+// the two that load a config), reads from connections (at most one a round trip), and commands with those that scripts
+// call.
+func redisWork(b *testing.B) map[string]int {
+	info := testRedis.String(b, "INFO", "everything")
+	field := func(name string) (n int) {
+		fmt.Sscan(redistest.Field(info, name), &n)
+		return n
+	}
+	return map[string]int{
+		"redis-sent/op":  redistest.Calls(info, "evalsha") + redistest.Calls(info, "eval") + 2*redistest.Calls(info, "pttl"),
+		"redis-reads/op": field("total_reads_processed"),
+		"redis-calls/op": field("total_commands_processed"),
+	}
+}
+
+// BenchmarkCharge compares the ways to Redis under the store: the connection that all share, and one of the pool for each
+// call, for a lone caller and for 64.
+func BenchmarkCharge(b *testing.B) {
+	s := newService(b)
+	key := s.login(b, newTenant(b, maxAmount))
+	url, err := redisdb.ParseURL(testRedis.URL())
+	if err != nil {
+		b.Fatal(err)
+	}
+	st, closeStore, err := openStore(context.Background(), &settings{redisURL: url}, new(telemetrytest.Log).Logger())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeStore()
+	tenant := testRedis.String(b, "HGET", "apiKey:"+key, "tenantId")
+	const groups = "\xffanonymous\xfe"
+	ways := map[string]func() (any, error){
+		"shared": func() (any, error) {
+			return st.redis.Eval(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
+		},
+		"pooled": func() (any, error) {
+			return st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
+		},
+	}
+	for _, callers := range []int{1, 64} {
+		for _, name := range []string{"pooled", "shared"} {
+			b.Run(fmt.Sprintf("%s/%d", name, callers), func(b *testing.B) {
+				b.ReportAllocs()
+				var wg sync.WaitGroup
+				var n atomic.Int64
+				for range callers {
+					wg.Go(func() {
+						for n.Add(1) <= int64(b.N) {
+							if _, err := ways[name](); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+			})
+		}
+	}
+}
+
+// BenchmarkGrown prints what a key takes in Redis, and, with 1,000,000 keys there, what many tenants change.
+func BenchmarkGrown(b *testing.B) {
+	for b.Loop() {
+		binary, r := buildBinary(b, ""), redistest.New(b, "--appendonly", "no")
+		p := startCommand(b, exec.Command(binary), append([]string{"REDIS_URL=" + r.URL()}, benchSettings...))
+		s := &service{url: "http://" + p.address(b)}
+		const keys = 1_000_000
+		before := memory(b, r)
+		fillRedis(b, r, keys)
+		perKey := float64(memory(b, r)-before) / keys
+		charges := func(tenants, keys int) (requests [][]byte) {
+			for range tenants {
+				id := newTenantIn(b, r, fmt.Sprintf(`{"user_groups":{"anonymous":{"tokens":%d}}}`, int64(maxAmount)))
+				w := workload{method: "POST", path: "/" + id + "/tokens/consume", body: oneToken}
+				for range keys {
+					w.tokens = append(w.tokens, s.login(b, id))
+				}
+				requests = append(requests, w.requests()...)
+			}
+			return requests
+		}
+		one, many := charges(1, 1000), charges(1000, 1)
+		var ratios []float64
+		for range 9 {
+			few := during(time.Second, s.address(), 64, one).run(b).requests
+			ratios = append(ratios, float64(during(time.Second, s.address(), 64, many).run(b).requests)/float64(few))
+		}
+		fmt.Printf("\nbeside 1,000,000 keys, keys of 1,000 tenants: %s of the charges/s of keys of one tenant; %.0f bytes in Redis a key\n",
+			spread(ratios, true), perKey)
+		p.kill()
+	}
+}
+
+func memory(b *testing.B, r *redistest.Server) (n int) {
+	fmt.Sscan(redistest.Field(r.String(b, "INFO", "memory"), "used_memory"), &n)
+	return n
+}
+
+// fillRedis makes n anonymous keys with the script that logins use.
+func fillRedis(b *testing.B, r *redistest.Server, n int) {
+	c, err := r.Dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	sha, err := redis.String(c.Do("SCRIPT", "LOAD", luaSource("issue")))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range n {
+		key, err := newCredential(anonymousKeyPrefix)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = c.Send("EVALSHA", sha, 1, apiKeyRedisKey(key), anonymousKeyTTL.Milliseconds(), 0,
+			"", "abc", "", anonymousGroup, formatTime(time.Now()), 100, "")
+		if i%1000 == 999 {
+			if _, err := c.Do(""); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
