@@ -51,11 +51,12 @@ func redisWork(b *testing.B) map[string]int {
 	}
 }
 
-// BenchmarkCharge compares the ways to Redis under the store: the connection that all share, and one of the pool for each
-// call, for a lone caller and for 64.
-func BenchmarkCharge(b *testing.B) {
+// BenchmarkStep measures the steps of a request in Redis without HTTP around them, for a lone caller and for 64: a charge on
+// the connection that all share, and on one of the pool; and a completion's hold and settlement.
+func BenchmarkStep(b *testing.B) {
 	s := newService(b)
-	key := s.login(b, newTenant(b, maxAmount))
+	id := newTenant(b, maxAmount)
+	key := s.login(b, id)
 	url, err := redisdb.ParseURL(testRedis.URL())
 	if err != nil {
 		b.Fatal(err)
@@ -65,35 +66,67 @@ func BenchmarkCharge(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer closeStore()
-	tenant := testRedis.String(b, "HGET", "apiKey:"+key, "tenantId")
-	const groups = "\xffanonymous\xfe"
-	ways := map[string]func() (any, error){
-		"shared": func() (any, error) {
-			return st.redis.Eval(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
-		},
-		"pooled": func() (any, error) {
-			return st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, tenant, "", 1, groups)
-		},
+	tenant, err := st.Tenant(in(publicTimeout), id)
+	if err != nil {
+		b.Fatal(err)
 	}
 	for _, callers := range []int{1, 64} {
-		for _, name := range []string{"pooled", "shared"} {
-			b.Run(fmt.Sprintf("%s/%d", name, callers), func(b *testing.B) {
-				b.ReportAllocs()
-				var wg sync.WaitGroup
-				var n atomic.Int64
-				for range callers {
-					wg.Go(func() {
-						for n.Add(1) <= int64(b.N) {
-							if _, err := ways[name](); err != nil {
-								b.Error(err)
-								return
-							}
-						}
-					})
-				}
-				wg.Wait()
+		b.Run(fmt.Sprintf("charge/%d", callers), func(b *testing.B) {
+			callSteps(b, callers, func(times *stepTimes) error {
+				_, err := st.Charge(in(publicTimeout), tenant, chargeRequest{key: key, tokens: 1})
+				return err
 			})
-		}
+		})
+		b.Run(fmt.Sprintf("pooled charge/%d", callers), func(b *testing.B) {
+			callSteps(b, callers, func(times *stepTimes) error {
+				_, err := st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, id, "", 1, "\xffanonymous\xfe")
+				return err
+			})
+		})
+		b.Run(fmt.Sprintf("completion/%d", callers), func(b *testing.B) {
+			callSteps(b, callers, func(times *stepTimes) error {
+				began := time.Now()
+				lease, err := newCredential(leasePrefix)
+				if err != nil {
+					return err
+				}
+				hold, err := st.Hold(in(publicTimeout), tenant, holdRequest{key: key, id: lease, most: 100, least: 1, ttl: time.Minute})
+				times.hold.Add(int64(time.Since(began)))
+				if err != nil {
+					return err
+				}
+				began = time.Now()
+				_, err = st.Settle(in(publicTimeout), tenant, &hold.holder, settleRequest{holdID: lease, used: 18, isLease: true})
+				times.settle.Add(int64(time.Since(began)))
+				return err
+			})
+		})
+	}
+}
+
+// stepTimes is how long the steps of all completions have taken, in nanoseconds.
+type stepTimes struct{ hold, settle atomic.Int64 }
+
+// callSteps calls step b.N times in all, from that many goroutines.
+func callSteps(b *testing.B, callers int, step func(times *stepTimes) error) {
+	b.ReportAllocs()
+	var wg sync.WaitGroup
+	var n atomic.Int64
+	var times stepTimes
+	for range callers {
+		wg.Go(func() {
+			for n.Add(1) <= int64(b.N) {
+				if err := step(&times); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if hold := times.hold.Load(); hold > 0 {
+		b.ReportMetric(float64(hold)/1000/float64(b.N), "hold-µs")
+		b.ReportMetric(float64(times.settle.Load())/1000/float64(b.N), "settle-µs")
 	}
 }
 
