@@ -20,7 +20,7 @@ import (
 // and its reads from connections, of which many requests share one. The clients allocate nothing.
 func BenchmarkRequest(b *testing.B) {
 	s := newService(b)
-	provider := startBenchServer(b, "provider", "127.0.0.1:0")
+	provider := startBenchServer(b, "provider", freeAddress)
 	for _, w := range tollgateWorks(b, s, testRedis, provider.address(b)) {
 		b.Run(w.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -70,63 +70,70 @@ func BenchmarkStep(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	charge := func() error {
+		_, err := st.Charge(in(publicTimeout), tenant, chargeRequest{key: key, tokens: 1})
+		return err
+	}
+	pooled := func() error {
+		_, err := st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, id, "", 1, "\xffanonymous\xfe")
+		return err
+	}
+	leases := make(chan holdResult, 64)
+	hold := func() error {
+		lease, err := newCredential(leasePrefix)
+		if err != nil {
+			return err
+		}
+		held, err := st.Hold(in(publicTimeout), tenant, holdRequest{key: key, id: lease, most: 100, least: 1, ttl: time.Minute})
+		leases <- held
+		return err
+	}
+	settle := func() error {
+		held := <-leases
+		_, err := st.Settle(in(publicTimeout), tenant, &held.holder, settleRequest{holdID: held.id, used: 18, isLease: true})
+		return err
+	}
 	for _, callers := range []int{1, 64} {
-		b.Run(fmt.Sprintf("charge/%d", callers), func(b *testing.B) {
-			callSteps(b, callers, func(times *stepTimes) error {
-				_, err := st.Charge(in(publicTimeout), tenant, chargeRequest{key: key, tokens: 1})
-				return err
-			})
-		})
-		b.Run(fmt.Sprintf("pooled charge/%d", callers), func(b *testing.B) {
-			callSteps(b, callers, func(times *stepTimes) error {
-				_, err := st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, id, "", 1, "\xffanonymous\xfe")
-				return err
-			})
-		})
+		b.Run(fmt.Sprintf("charge/%d", callers), func(b *testing.B) { callSteps(b, callers, benchStep{"", charge}) })
+		b.Run(fmt.Sprintf("pooled charge/%d", callers), func(b *testing.B) { callSteps(b, callers, benchStep{"", pooled}) })
 		b.Run(fmt.Sprintf("completion/%d", callers), func(b *testing.B) {
-			callSteps(b, callers, func(times *stepTimes) error {
-				began := time.Now()
-				lease, err := newCredential(leasePrefix)
-				if err != nil {
-					return err
-				}
-				hold, err := st.Hold(in(publicTimeout), tenant, holdRequest{key: key, id: lease, most: 100, least: 1, ttl: time.Minute})
-				times.hold.Add(int64(time.Since(began)))
-				if err != nil {
-					return err
-				}
-				began = time.Now()
-				_, err = st.Settle(in(publicTimeout), tenant, &hold.holder, settleRequest{holdID: lease, used: 18, isLease: true})
-				times.settle.Add(int64(time.Since(began)))
-				return err
-			})
+			callSteps(b, callers, benchStep{"hold-", hold}, benchStep{"settle-", settle})
 		})
 	}
 }
 
-// stepTimes is how long the steps of all completions have taken, in nanoseconds.
-type stepTimes struct{ hold, settle atomic.Int64 }
+// A benchStep is a call of the store; name begins the names of its metrics.
+type benchStep struct {
+	name string
+	call func() error
+}
 
-// callSteps calls step b.N times in all, from that many goroutines.
-func callSteps(b *testing.B, callers int, step func(times *stepTimes) error) {
+// callSteps has that many goroutines call the steps, all of them one step before the next, b.N times in all. It reports
+// how long a call takes, and how long Redis says its scripts take for it.
+func callSteps(b *testing.B, callers int, steps ...benchStep) {
 	b.ReportAllocs()
-	var wg sync.WaitGroup
-	var n atomic.Int64
-	var times stepTimes
-	for range callers {
-		wg.Go(func() {
-			for n.Add(1) <= int64(b.N) {
-				if err := step(&times); err != nil {
-					b.Error(err)
-					return
-				}
+	took := make([]atomic.Int64, len(steps))
+	inScripts := make([]float64, len(steps))
+	for n := 0; n < b.N; n += callers {
+		for i, step := range steps {
+			before := scriptMicros(b, testRedis)
+			var wg sync.WaitGroup
+			for range min(callers, b.N-n) {
+				wg.Go(func() {
+					began := time.Now()
+					if err := step.call(); err != nil {
+						b.Error(err)
+					}
+					took[i].Add(int64(time.Since(began)))
+				})
 			}
-		})
+			wg.Wait()
+			inScripts[i] += scriptMicros(b, testRedis) - before
+		}
 	}
-	wg.Wait()
-	if hold := times.hold.Load(); hold > 0 {
-		b.ReportMetric(float64(hold)/1000/float64(b.N), "hold-µs")
-		b.ReportMetric(float64(times.settle.Load())/1000/float64(b.N), "settle-µs")
+	for i, step := range steps {
+		b.ReportMetric(float64(took[i].Load())/1000/float64(b.N), step.name+"µs")
+		b.ReportMetric(inScripts[i]/float64(b.N), step.name+"scripts-µs")
 	}
 }
 

@@ -23,7 +23,9 @@ import (
 // but on one machine with the load and with Redis.
 
 // benchSettings are the settings of tollgate, with the garbage collector as `make run` sets it.
-var benchSettings = []string{"GOGC=400", "GOMEMLIMIT=256MiB", "LOGIN_LIMIT=0", "ADDR=127.0.0.1:0", "ADMIN_TOKEN=" + testAdminToken}
+var benchSettings = []string{"GOGC=400", "GOMEMLIMIT=256MiB", "LOGIN_LIMIT=0", "ADDR=" + freeAddress, "ADMIN_TOKEN=" + testAdminToken}
+
+const freeAddress = "127.0.0.1:0"
 
 // buildBinary builds tollgate as it is released, at a commit, or as it is here if that is "".
 func buildBinary(t testing.TB, commit string) string {
@@ -184,13 +186,13 @@ func gatewayConfig(provider string) string {
 		int64(maxAmount), provider, chatPath, embeddingsPath, responsesRoute)
 }
 
-// cpuMicros is the processor time that a process has used so far. Linux counts it in nanoseconds for each thread, and
-// in ticks of 10 ms for all: threads that ended meanwhile are few.
+// cpuMicros is the processor time that a process has used so far: that of its threads, which Linux counts in nanoseconds.
+// That of the whole process comes in steps of 10 ms.
 func cpuMicros(b *testing.B, pid int) (micros float64) {
 	b.Helper()
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if len(threads) == 0 {
-		b.Fatal("processor times are read as Linux has them, and there are none of process ", pid)
+		b.Fatal("Linux has no processor time of process ", pid)
 	}
 	for _, thread := range threads {
 		var nanos float64

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -19,7 +20,6 @@ import (
 
 // A benchSide is a server that is measured, or several ways to reach the provider.
 type benchSide struct {
-	name     string
 	address  string
 	process  *process          // nil if it is not ours
 	provider *process          // behind it; nil without one
@@ -33,9 +33,9 @@ func isRare(work string) bool { return work == "memory" || work == "start" }
 
 // startSides starts what the columns compare, and what they are compared with.
 func startSides(b *testing.B, columns []string) map[string]*benchSide {
-	provider := startBenchServer(b, "provider", cmpAddr(os.Getenv("PROVIDER_ADDR")))
-	floor := startBenchServer(b, "floor", "127.0.0.1:0")
-	proxy := startBenchServer(b, "http://"+provider.address(b), "127.0.0.1:0")
+	provider := startBenchServer(b, "provider", cmp.Or(os.Getenv("PROVIDER_ADDR"), freeAddress))
+	floor := startBenchServer(b, "floor", freeAddress)
+	proxy := startBenchServer(b, "http://"+provider.address(b), freeAddress)
 	sides := map[string]*benchSide{
 		"floor":  {process: floor},
 		"direct": {process: provider},
@@ -53,8 +53,7 @@ func startSides(b *testing.B, columns []string) map[string]*benchSide {
 		}
 		sides[column] = side
 	}
-	for name, side := range sides {
-		side.name = name
+	for _, side := range sides {
 		if side.process != nil {
 			side.address = side.process.address(b)
 		}
@@ -68,13 +67,6 @@ func startSides(b *testing.B, columns []string) map[string]*benchSide {
 		}
 	}
 	return sides
-}
-
-func cmpAddr(address string) string {
-	if address == "" {
-		return "127.0.0.1:0"
-	}
-	return address
 }
 
 // A tollgateWork is a work that tollgate does.
@@ -246,12 +238,18 @@ func (side *benchSide) used(b *testing.B) sample {
 	}
 	if side.redis != nil {
 		used[redisCPU] = cpuMicros(b, side.redis.PID())
-		calls, micros := 0, 0.0
-		line := redistest.Field(side.redis.String(b, "INFO", "commandstats"), "cmdstat_evalsha")
-		fmt.Sscanf(line, "calls=%d,usec=%g", &calls, &micros)
-		used[scriptTime] = micros
+		used[scriptTime] = scriptMicros(b, side.redis)
 	}
 	return used
+}
+
+// scriptMicros is how long scripts have taken so far, as Redis says.
+func scriptMicros(b *testing.B, r *redistest.Server) (micros float64) {
+	b.Helper()
+	calls := 0
+	line := redistest.Field(r.String(b, "INFO", "commandstats"), "cmdstat_evalsha")
+	fmt.Sscanf(line, "calls=%d,usec=%g", &calls, &micros)
+	return micros
 }
 
 // start starts the service, and returns how long it takes to respond.

@@ -100,7 +100,7 @@ func (talk benchTalk) exchange(b *testing.B, n int) {
 // a session, with one of as many keys as are needed for many.
 func benchTollgate(b *testing.B, settings ...string) (p *process, provider string, open func() benchTalk) {
 	b.Helper()
-	provider = startBenchServer(b, "provider", "127.0.0.1:0").address(b)
+	provider = startBenchServer(b, "provider", freeAddress).address(b)
 	r := redistest.New(b, "--appendonly", "no")
 	settings = append(append([]string{"REDIS_URL=" + r.URL()}, benchSettings...), settings...)
 	p = startCommand(b, exec.Command(buildBinary(b, "")), settings)
