@@ -123,7 +123,7 @@ func (p *endpointRequest) send(ctx context.Context, c *transports) (_ *http.Resp
 }
 
 // attempt sends p once.
-func (p *endpointRequest) attempt(ctx context.Context, transport *http.Transport) (*http.Response, *attempt, error) {
+func (p *endpointRequest) attempt(ctx context.Context, by http.RoundTripper) (*http.Response, *attempt, error) {
 	a := new(attempt)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		// Also before the Transport tries again, having sent nothing.
@@ -156,7 +156,7 @@ func (p *endpointRequest) attempt(ctx context.Context, transport *http.Transport
 		Body: body, GetBody: newBody, ContentLength: int64(size),
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	response, err := transport.RoundTrip(request)
+	response, err := by.RoundTrip(request)
 	return response, a, err
 }
 

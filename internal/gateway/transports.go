@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"tollgate/internal/plainhttp"
 )
 
 const (
@@ -29,9 +31,10 @@ var errDenied = errors.New("the address is denied")
 
 // transports carry requests to endpoints.
 type transports struct {
-	plain  *http.Transport // to http:// endpoints, whose servers soon close what is idle
-	secure *http.Transport // to https:// ones
-	fresh  *http.Transport // each on a connection of its own
+	small  *plainhttp.Transport // to http:// endpoints, where it does what plain does for less
+	plain  *http.Transport      // to these too; their servers soon close what is idle
+	secure *http.Transport      // to https:// ones
+	fresh  *http.Transport      // each on a connection of its own
 }
 
 func newTransports(options Options) *transports {
@@ -39,20 +42,23 @@ func newTransports(options Options) *transports {
 	c.secure.MaxIdleConns = int(options.MaxIdle)
 	c.plain, c.fresh = c.secure.Clone(), c.secure.Clone()
 	c.plain.IdleConnTimeout = options.KeepAlive
+	c.plain.MaxIdleConns = max(c.plain.MaxIdleConns/2, 1) // as many again are idle in small
 	c.fresh.DisableKeepAlives = true
+	c.small = &plainhttp.Transport{Base: c.plain}
 	return c
 }
 
 // of returns what carries requests to u.
-func (c *transports) of(u *url.URL) *http.Transport {
+func (c *transports) of(u *url.URL) http.RoundTripper {
 	if u.Scheme == "https" {
 		return c.secure
 	}
-	return c.plain
+	return c.small
 }
 
 // closeIdle closes the connections that are idle.
 func (c *transports) closeIdle() {
+	c.small.CloseIdleConnections()
 	c.plain.CloseIdleConnections()
 	c.secure.CloseIdleConnections()
 }
