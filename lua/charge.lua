@@ -93,9 +93,12 @@ end
 if (limit or KEYS[3]) and not measureRate then
 	return 'full 0 ' .. left .. identity
 end
-local rate = limit and measureRate(limit, window)
-if rate and outcome == 'charged' and isOverRate(rate) then
-	outcome = 'limited'
+local remaining, oldest, start, entry -- see measureRate
+if limit then
+	remaining, oldest, start, entry = measureRate(limit, window)
+	if remaining <= 0 and outcome == 'charged' then
+		outcome = 'limited'
+	end
 end
 
 if outcome == 'charged' and (balance < tokens or balance < 1) and ARGV[3] ~= 'free' then
@@ -109,9 +112,13 @@ if outcome == 'charged' and (balance < tokens or balance < 1) and ARGV[3] ~= 'fr
 elseif outcome == 'charged' then
 	-- The balance changes last. If Redis denies one of these commands, those before it are undone.
 	left = string.format('%.0f', balance - tokens)
-	local denied = rate and acceptRequest(rate)
-	if denied then
-		return denied
+	local denied
+	if limit then
+		denied = acceptRequest(entry, window)
+		if denied then
+			return denied
+		end
+		remaining, oldest = remaining - 1, oldest or entry
 	end
 	if KEYS[3] then
 		denied = errorOf(pcall('SET', KEYS[3], ARGV[3] .. ' ' .. charged .. ' ' .. left, 'EX', ARGV[5]))
@@ -123,10 +130,11 @@ elseif outcome == 'charged' then
 		end
 	end
 	if denied then
-		if rate then
-			forgetRequest()
+		if limit then
+			pcall('LTRIM', KEYS[2], '0', '-2')
 		end
 		return denied
 	end
 end
-return outcome .. ' ' .. charged .. ' ' .. left .. (rate and describeRate(rate) or '') .. identity
+local rate = limit and describeRate(limit, window, remaining, oldest, start) or ''
+return outcome .. ' ' .. charged .. ' ' .. left .. rate .. identity

@@ -77,34 +77,41 @@ local limit, window
 if kind ~= 'extra_' then
 	limit, window = string.match(ARGV[7], '^(%d+) (%d+)', found + 1)
 end
-local rate = limit and measureRate(limit, window)
-if rate and isOverRate(rate) then
-	return reply('limited', 0, ledger.balance, 0, '', describeRate(rate))
+local remaining, oldest, start, entry -- see measureRate
+local function rate()
+	return limit and describeRate(limit, window, remaining, oldest, start)
+end
+if limit then
+	remaining, oldest, start, entry = measureRate(limit, window)
+	if remaining <= 0 then
+		return reply('limited', 0, ledger.balance, 0, '', rate())
+	end
 end
 if updateLedger(KEYS[3], ledger, group, ARGV[7]) then
 	return reply('due', 0, 0, 0, '')
 end
 if call('HLEN', KEYS[3]) >= mostHolds then
-	return reply('crowded', 0, ledger.balance, 0, '', rate and describeRate(rate))
+	return reply('crowded', 0, ledger.balance, 0, '', rate())
 end
 local concurrent = kind == 'lease_' and string.match(ARGV[7], '^[^\252\255]*\252(%d+)', found + 1)
 if concurrent and ledger.leases >= tonumber(concurrent) then
-	return reply('busy', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
+	return reply('busy', ledger.leased, ledger.balance, 0, '', rate())
 end
 local held = tokensToHold(ledger, tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[9])
 if not held then
-	return reply('spent', ledger.leased, ledger.balance, 0, '', rate and describeRate(rate))
+	return reply('spent', ledger.leased, ledger.balance, 0, '', rate())
 end
 local left, deadline = ledger.balance - held, milliseconds() + ARGV[6]
-if rate then
-	local denied = acceptRequest(rate)
+if limit then
+	local denied = acceptRequest(entry, window)
 	if denied then
 		return denied
 	end
+	remaining, oldest = remaining - 1, oldest or entry
 end
 if KEYS[4] then
 	local record = string.format('%s %.0f %.0f %.0f %s', ARGV[11], held, left, deadline, ARGV[5])
 	call('SET', KEYS[4], record, 'PX', ARGV[6] + tenMinutes)
 end
 openHold(KEYS[3], ledger, ARGV[5], held, deadline, ARGV[12] or '')
-return reply('held', held, left, deadline, ARGV[5], rate and describeRate(rate))
+return reply('held', held, left, deadline, ARGV[5], rate())
