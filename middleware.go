@@ -42,43 +42,48 @@ type requestInfo struct {
 	run       func()            // carries the session that was opened to its end; nil: none was
 }
 
-// requestInfoOf returns the state of the request that w responds to, which came through withRequestInfo.
+// requestInfoOf returns the state of the request that w responds to, which came through middleware.
 func requestInfoOf(w http.ResponseWriter) *requestInfo { return &w.(*responseRecorder).info }
 
-// middleware returns mux with everything that each request passes, from the outermost to the innermost. browser has the
-// patterns of the routes that pages of other origins may call.
+// middleware returns mux with everything that each request passes. browser has the patterns of the routes that pages of
+// other origins may call.
+//
+// It is one handler, since the stack of each is kept for as long as a stream is silent.
 func (s *server) middleware(mux *http.ServeMux, browser map[string]bool) http.Handler {
-	return s.withRequestInfo(s.withObservation(s.withRecovery(limitHeader(s.withJSONErrors(mux, browser)))))
-}
-
-// withRequestInfo begins to record the state of the request and its response. While the server drains, or connections
-// are scarce, each response is the last of its connection.
-func (s *server) withRequestInfo(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		info := requestInfo{id: s.requestID(r), start: time.Now()}
-		w.Header()["X-Request-Id"] = []string{info.id}
-		if s.draining.Load() || s.nearCapacity() {
-			w.Header().Set("Connection", "close")
+		response := s.record(w, r)
+		defer s.end(r, response)
+		defer s.survive(r, response)
+		if !refuseLongHeader(response, r) {
+			s.route(response, r, mux, browser)
 		}
-		next.ServeHTTP(&responseRecorder{ResponseWriter: w, method: r.Method, info: info, sessions: &s.sessions}, r)
 	})
 }
 
-// limitHeader refuses requests with more than 100 header fields before their body is read. The fields take far more
-// memory than bytes.
-func limitHeader(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fields := 0
-		for _, values := range r.Header {
-			fields += len(values)
-		}
-		if fields > 100 {
-			endUnread(w)
-			writeErrorBody(w, formatOfPath(r), http.StatusRequestHeaderFieldsTooLarge, errorBody{Error: "Too many headers"})
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+// record begins to record the state of the request and its response. While the server drains, or connections are
+// scarce, each response is the last of its connection.
+func (s *server) record(w http.ResponseWriter, r *http.Request) *responseRecorder {
+	info := requestInfo{id: s.requestID(r), start: time.Now()}
+	w.Header()["X-Request-Id"] = []string{info.id}
+	if s.draining.Load() || s.nearCapacity() {
+		w.Header().Set("Connection", "close")
+	}
+	return &responseRecorder{ResponseWriter: w, method: r.Method, info: info, sessions: &s.sessions}
+}
+
+// refuseLongHeader refuses a request with more than 100 header fields before its body is read, and reports whether it
+// did. The fields take far more memory than bytes.
+func refuseLongHeader(w http.ResponseWriter, r *http.Request) bool {
+	fields := 0
+	for _, values := range r.Header {
+		fields += len(values)
+	}
+	if fields <= 100 {
+		return false
+	}
+	endUnread(w)
+	writeErrorBody(w, formatOfPath(r), http.StatusRequestHeaderFieldsTooLarge, errorBody{Error: "Too many headers"})
+	return true
 }
 
 // requestID returns the request's own X-Request-Id if it is 1 to 64 of A-Z a-z 0-9 _ - and not a key or token of ours,
@@ -136,50 +141,41 @@ func (w *responseRecorder) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// withJSONErrors replaces what ServeMux sends by itself, in plain text or HTML, by the JSON error of that status or the
-// response to a preflight. A redirect, which ServeMux sends for paths that are not clean, becomes a 404.
-func (s *server) withJSONErrors(mux *http.ServeMux, browser map[string]bool) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		response := w.(*responseRecorder)
-		response.routing = true
-		mux.ServeHTTP(w, r)
-		response.routing = false
-		status := response.heldBack
-		response.heldBack = 0
-		switch status {
-		case 0:
-		case http.StatusMethodNotAllowed:
-			if !s.respondToPreflight(w, r, mux, browser) {
-				writeErrorBody(w, formatOfPath(r), status, errorBody{Error: "Method not allowed"})
-			}
-		default:
-			w.Header().Del("Location")
-			s.writeNotFound(w, r)
+// route lets mux respond. It replaces what ServeMux sends by itself, in plain text or HTML, by the JSON error of that
+// status or the response to a preflight. A redirect, which ServeMux sends for paths that are not clean, becomes a 404.
+func (s *server) route(w *responseRecorder, r *http.Request, mux *http.ServeMux, browser map[string]bool) {
+	w.routing = true
+	mux.ServeHTTP(w, r)
+	w.routing = false
+	status := w.heldBack
+	w.heldBack = 0
+	switch status {
+	case 0:
+	case http.StatusMethodNotAllowed:
+		if !s.respondToPreflight(w, r, mux, browser) {
+			writeErrorBody(w, formatOfPath(r), status, errorBody{Error: "Method not allowed"})
 		}
-	})
+	default:
+		w.Header().Del("Location")
+		s.writeNotFound(w, r)
+	}
 }
 
-// withRecovery survives the panics of next: it logs the stack and responds with 500, or cuts the connection if a
-// response was begun.
-func (s *server) withRecovery(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			p := recover()
-			if p == nil {
-				return
-			}
-			response := w.(*responseRecorder)
-			if p != http.ErrAbortHandler {
-				s.logPanic(r, response, p)
-			}
-			if response.status != 0 {
-				panic(http.ErrAbortHandler)
-			}
-			response.routing = false
-			writeErrorBody(w, response.info.format, http.StatusInternalServerError, errorBody{Error: "Internal error"})
-		}()
-		next.ServeHTTP(w, r)
-	})
+// survive is deferred. It ends a panic: it logs the stack and responds with 500, or cuts the connection if a response
+// was begun.
+func (s *server) survive(r *http.Request, response *responseRecorder) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if p != http.ErrAbortHandler {
+		s.logPanic(r, response, p)
+	}
+	if response.status != 0 {
+		panic(http.ErrAbortHandler)
+	}
+	response.routing = false
+	writeErrorBody(response, response.info.format, http.StatusInternalServerError, errorBody{Error: "Internal error"})
 }
 
 // logPanic logs what a request has panicked with, and the stack.
@@ -187,25 +183,19 @@ func (s *server) logPanic(r *http.Request, response *responseRecorder, p any) {
 	s.log.Panicf(p, "panic in %s id=%s", r.Pattern, response.info.id)
 }
 
-// withObservation observes responses. A session that was opened goes on until its end first, without its handler.
-func (s *server) withObservation(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			response := w.(*responseRecorder)
-			run := response.info.run
-			if run == nil {
-				s.observe(r, response)
-				return
-			}
-			response.ResponseWriter = nil // which has the buffers of the connection
-			r := &http.Request{
-				Pattern: r.Pattern, Method: r.Method, RemoteAddr: r.RemoteAddr,
-				Header: http.Header{"Traceparent": r.Header["Traceparent"]},
-			}
-			go s.runSession(run, r, response)
-		}()
-		next.ServeHTTP(w, r)
-	})
+// end observes a response. A session that was opened goes on until its end first, without its handler.
+func (s *server) end(r *http.Request, response *responseRecorder) {
+	run := response.info.run
+	if run == nil {
+		s.observe(r, response)
+		return
+	}
+	response.ResponseWriter = nil // which has the buffers of the connection
+	r = &http.Request{
+		Pattern: r.Pattern, Method: r.Method, RemoteAddr: r.RemoteAddr,
+		Header: http.Header{"Traceparent": r.Header["Traceparent"]},
+	}
+	go s.runSession(run, r, response)
 }
 
 // observe counts a response and, if enabled, logs it, after what its request held was given back. A connection that was
