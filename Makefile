@@ -26,7 +26,7 @@ testdata/sdk/node_modules: testdata/sdk/package-lock.json | tools
 	npm ci --prefix testdata/sdk --no-audit --no-fund && touch $@
 
 bench: tools ## print what requests cost as one table of ratios; docs/performance.md says how to compare
-	go test -run '^$$' -bench '^BenchmarkTable$$' -timeout 30m .
+	go test -run '^$$' -bench '^BenchmarkTable$$' -benchtime 1x -timeout 30m .
 
 fuzz: tools ## run every fuzz target of every package for FUZZTIME (1m)
 	@for target in $$(grep -roE '^func Fuzz[A-Za-z]+' --include='*_test.go' . | sed 's|/[^/]*:func |:|'); do \

@@ -34,7 +34,9 @@ func BenchmarkTable(b *testing.B) {
 	for b.Loop() {
 		t := newBenchTable(b, rows)
 		for round := range rounds {
+			began := time.Now()
 			t.measure(b, round)
+			fmt.Fprintf(os.Stderr, "round %d of %d took %s\n", round+1, rounds, time.Since(began).Round(time.Second))
 		}
 		t.printSamples()
 		t.printRows(rows)
@@ -56,6 +58,7 @@ const (
 	allCPU     metric = "server and Redis µs"
 	idleKB     metric = "KB of an idle connection"
 	silentKB   metric = "KB of a silent stream"
+	residentMB metric = "MB resident"
 	streamsMB  metric = "MB with 1,000 streams"
 	binaryMB   metric = "MB of the binary"
 )
@@ -63,91 +66,72 @@ const (
 // A sample is what one round of a work gave.
 type sample map[metric]float64
 
-// A source is a work on a side: that of a column if side is "".
+// A source is a work on a side, or on that of a column if side is "".
 type source struct {
 	side, work  string
 	connections int
 }
 
-// A quantity is a metric of a source.
-type quantity struct {
-	metric metric
-	source
+func many(work string) source { return source{"", work, 64} }
+func lone(work string) source { return source{"", work, 1} }
+
+// at returns the source on a side, unless it has one.
+func (s source) at(side string) source {
+	s.side = cmp.Or(s.side, side)
+	return s
 }
 
-func own(m metric, work string, connections int) quantity {
-	return quantity{m, source{"", work, connections}}
-}
-
-func of(side string, m metric, work string, connections int) quantity {
-	return quantity{m, source{side, work, connections}}
-}
-
-// A benchRow is a row of the table: a quantity, or what op makes of it and another.
+// A benchRow is a row of the table: a metric of a source or, with an op, what that is to the same metric of another.
 type benchRow struct {
-	name string
-	a    quantity
-	op   string // "/", "-", or ""
-	b    quantity
-	aim  string
-}
-
-// number, which is what a row shows for a column in a round.
-func (r benchRow) number(a, b float64) float64 {
-	switch r.op {
-	case "/":
-		return a / b
-	case "-":
-		return a - b
-	}
-	return a
+	name, aim string
+	metric    metric
+	a         source
+	op        string // "/", "-", or ""
+	b         source
 }
 
 // The works are defined in benchsides_test.go.
 var benchRows = []benchRow{
-	{"completion: requests/s, of the bare proxy's", own(perSecond, "completion", 64), "/", of("proxy", perSecond, "completion", 64), "≥ 0.70"},
-	{"completion: ms that tollgate adds to a lone one", own(medianMS, "completion", 1), "-", of("direct", medianMS, "completion", 1), "≤ 0.25"},
-	{"completion: ms that the bare proxy adds to a lone one", of("proxy", medianMS, "completion", 1), "-",
-		of("direct", medianMS, "completion", 1), ""},
-	{"completion: Redis's processor time, of a charge's", own(redisCPU, "completion", 64), "/", own(redisCPU, "charge", 64), "≤ 2"},
-	{"completion: time in Redis's scripts, of a charge's", own(scriptTime, "completion", 64), "/", own(scriptTime, "charge", 64), "≤ 2"},
-	{"completion: Redis's processor time for a lone one, of a lone charge's", own(redisCPU, "completion", 1), "/",
-		own(redisCPU, "charge", 1), ""},
-	{"completion: µs of Redis's processor", own(redisCPU, "completion", 64), "", quantity{}, ""},
-	{"completion: µs in Redis's scripts", own(scriptTime, "completion", 64), "", quantity{}, ""},
-	{"completion: processor time of tollgate and Redis, of the bare proxy's", own(allCPU, "completion", 64), "/",
-		of("proxy", allCPU, "completion", 64), ""},
-	{"stream of 100 events: streams/s, of the bare proxy's", own(perSecond, "stream", 64), "/", of("proxy", perSecond, "stream", 64), "≥ 0.85"},
-	{"stream of 100 events: processor time of tollgate and Redis, of the bare proxy's", own(allCPU, "stream", 64), "/",
-		of("proxy", allCPU, "stream", 64), ""},
-	{"stream: ms that tollgate adds to the first event", own(firstMS, "stream", 1), "-", of("direct", firstMS, "stream", 1), "≤ 0.15"},
-	{"stream: the same, beyond what the bare proxy adds", own(firstMS, "stream", 1), "-", of("proxy", firstMS, "stream", 1), ""},
-	{"response: requests/s, of the bare proxy's", own(perSecond, "response", 64), "/", of("proxy", perSecond, "response", 64), ""},
-	{"response stream: streams/s, of the bare proxy's", own(perSecond, "response stream", 64), "/",
-		of("proxy", perSecond, "response stream", 64), ""},
-	{"embedding: requests/s, of the bare proxy's", own(perSecond, "embedding", 64), "/", of("proxy", perSecond, "embedding", 64), ""},
-	{"embeddings of 4 MB: requests/s, of the bare proxy's", own(perSecond, "4 MB", 64), "/", of("proxy", perSecond, "4 MB", 64), ""},
-	{"cached response: requests/s, of the floor's", own(perSecond, "cached", 64), "/", of("floor", perSecond, "charge", 64), "≥ 0.45"},
-	{"charge: requests/s, of the floor's", own(perSecond, "charge", 64), "/", of("floor", perSecond, "charge", 64), ""},
-	{"charge: requests/s of a lone caller, of the floor's", own(perSecond, "charge", 1), "/", of("floor", perSecond, "charge", 1), ""},
-	{"charge: µs of Redis's processor", own(redisCPU, "charge", 64), "", quantity{}, ""},
-	{"charge: µs in Redis's scripts", own(scriptTime, "charge", 64), "", quantity{}, ""},
-	{"charge: ms that the slowest 1 % of 10,000/s take, of the floor's", own(slowMS, "paced charge", 64), "/",
-		of("floor", slowMS, "paced charge", 64), ""},
-	{"limited charge: Redis's processor time, of a charge's", own(redisCPU, "limited", 64), "/", own(redisCPU, "charge", 64), "≤ 1.8"},
-	{"limited charge: time in Redis's scripts, of a charge's", own(scriptTime, "limited", 64), "/", own(scriptTime, "charge", 64), "≤ 1.8"},
-	{"limited charge: requests/s, of the floor's", own(perSecond, "limited", 64), "/", of("floor", perSecond, "charge", 64), ""},
-	{"limited charge: µs of Redis's processor", own(redisCPU, "limited", 64), "", quantity{}, ""},
-	{"limited charge: µs in Redis's scripts", own(scriptTime, "limited", 64), "", quantity{}, ""},
-	{"charge with an Idempotency-Key: requests/s, of the floor's", own(perSecond, "repeatable", 64), "/", of("floor", perSecond, "charge", 64), ""},
-	{"verify: requests/s, of the floor's", own(perSecond, "verify", 64), "/", of("floor", perSecond, "charge", 64), ""},
-	{"login: requests/s, of the floor's", own(perSecond, "login", 64), "/", of("floor", perSecond, "charge", 64), ""},
-	{"config: requests/s, of the floor's", own(perSecond, "config", 64), "/", of("floor", perSecond, "charge", 64), ""},
-	{"memory: KB of an idle connection", own(idleKB, "memory", 1000), "", quantity{}, "≤ 14"},
-	{"memory: KB of a silent stream", own(silentKB, "memory", 1000), "", quantity{}, "≤ 40"},
-	{"memory: MB with 1,000 silent streams", own(streamsMB, "memory", 1000), "", quantity{}, "≤ 45"},
-	{"start: ms until the first response", own(medianMS, "start", 1), "", quantity{}, ""},
-	{"start: MB of the binary", own(binaryMB, "start", 1), "", quantity{}, ""},
+	{"completion: requests/s, of the bare proxy's", "≥ 0.70", perSecond, many("completion"), "/", many("completion").at("proxy")},
+	{"completion: CPU with Redis's, of the bare proxy's", "", allCPU, many("completion"), "/", many("completion").at("proxy")},
+	{"completion: CPU of Redis, of a charge's", "≤ 2", redisCPU, many("completion"), "/", many("charge")},
+	{"completion: time in Redis's scripts, of a charge's", "≤ 2", scriptTime, many("completion"), "/", many("charge")},
+	{"completion: CPU of Redis, µs", "", redisCPU, many("completion"), "", source{}},
+	{"completion: time in Redis's scripts, µs", "", scriptTime, many("completion"), "", source{}},
+	{"lone completion: ms more than direct", "≤ 0.25", medianMS, lone("completion"), "-", lone("completion").at("direct")},
+	{"lone completion: ms more than by the bare proxy", "", medianMS, lone("completion"), "-", lone("completion").at("proxy")},
+	{"lone completion: CPU of Redis, of a lone charge's", "", redisCPU, lone("completion"), "/", lone("charge")},
+	{"stream of 100 events: streams/s, of the bare proxy's", "≥ 0.85", perSecond, many("stream"), "/", many("stream").at("proxy")},
+	{"stream of 100 events: CPU with Redis's, of the bare proxy's", "", allCPU, many("stream"), "/", many("stream").at("proxy")},
+	{"lone stream: ms of its first event, more than direct", "≤ 0.15", firstMS, lone("stream"), "-", lone("stream").at("direct")},
+	{"lone stream: ms of its first event, more than by the bare proxy", "", firstMS, lone("stream"), "-", lone("stream").at("proxy")},
+	{"response: requests/s, of the bare proxy's", "", perSecond, many("response"), "/", many("response").at("proxy")},
+	{"response stream: streams/s, of the bare proxy's", "", perSecond,
+		many("response stream"), "/", many("response stream").at("proxy")},
+	{"embedding: requests/s, of the bare proxy's", "", perSecond, many("embedding"), "/", many("embedding").at("proxy")},
+	{"embeddings of 4 MB: requests/s, of the bare proxy's", "", perSecond, many("4 MB"), "/", many("4 MB").at("proxy")},
+	{"cached response: requests/s, of the floor's", "≥ 0.45", perSecond, many("cached"), "/", many("charge").at("floor")},
+	{"charge: requests/s, of the floor's", "", perSecond, many("charge"), "/", many("charge").at("floor")},
+	{"charge: CPU of Redis, µs", "", redisCPU, many("charge"), "", source{}},
+	{"charge: time in Redis's scripts, µs", "", scriptTime, many("charge"), "", source{}},
+	{"charge: ms of the slowest 1 % at 10,000/s, of the floor's", "", slowMS,
+		many("paced charge"), "/", many("paced charge").at("floor")},
+	{"lone charge: requests/s, of the floor's", "", perSecond, lone("charge"), "/", lone("charge").at("floor")},
+	{"limited charge: CPU of Redis, of a charge's", "≤ 1.8", redisCPU, many("limited"), "/", many("charge")},
+	{"limited charge: time in Redis's scripts, of a charge's", "≤ 1.8", scriptTime, many("limited"), "/", many("charge")},
+	{"limited charge: CPU of Redis, µs", "", redisCPU, many("limited"), "", source{}},
+	{"limited charge: time in Redis's scripts, µs", "", scriptTime, many("limited"), "", source{}},
+	{"limited charge: requests/s, of the floor's", "", perSecond, many("limited"), "/", many("charge").at("floor")},
+	{"charge with Idempotency-Key: requests/s, of the floor's", "", perSecond, many("repeatable"), "/", many("charge").at("floor")},
+	{"verify: requests/s, of the floor's", "", perSecond, many("verify"), "/", many("charge").at("floor")},
+	{"login: requests/s, of the floor's", "", perSecond, many("login"), "/", many("charge").at("floor")},
+	{"reading a config: requests/s, of the floor's", "", perSecond, many("config"), "/", many("charge").at("floor")},
+	{"idle connection: KB", "≤ 14", idleKB, lone("memory"), "", source{}},
+	{"silent stream: KB", "≤ 40", silentKB, lone("memory"), "", source{}},
+	{"1,000 silent streams: MB of the service", "≤ 45", streamsMB, lone("memory"), "", source{}},
+	{"service under the loads of this run: MB", "", residentMB, lone("resident"), "", source{}},
+	{"start: ms until the first response", "", medianMS, lone("start"), "", source{}},
+	{"binary: MB", "", binaryMB, lone("start"), "", source{}},
 }
 
 // A benchTable is a run of BenchmarkTable.
@@ -168,9 +152,9 @@ func newBenchTable(b *testing.B, rows []benchRow) *benchTable {
 	}
 	t.sides = startSides(b, t.columns)
 	for _, row := range rows {
-		for _, q := range []quantity{row.b, row.a} {
+		for _, from := range []source{row.b, row.a} {
 			for _, column := range t.columns {
-				at := q.on(column)
+				at := from.at(column)
 				if side := t.sides[at.side]; side != nil && side.works[at.work] != nil && !slices.Contains(t.sources, at) {
 					t.sources = append(t.sources, at)
 				}
@@ -178,13 +162,6 @@ func newBenchTable(b *testing.B, rows []benchRow) *benchTable {
 		}
 	}
 	return t
-}
-
-// on returns the source for a column.
-func (q quantity) on(column string) source {
-	at := q.source
-	at.side = cmp.Or(at.side, column)
-	return at
 }
 
 // measure takes a sample of every source, in one order or the other.
@@ -205,17 +182,23 @@ func (t *benchTable) measure(b *testing.B, round int) {
 
 // values returns a row's numbers for a column, of each round in which all was measured.
 func (t *benchTable) values(row benchRow, column string) (values []float64) {
-	a, b := t.samples[row.a.on(column)], t.samples[row.b.on(column)]
-	for round := range a {
-		number, ok := a[round][row.a.metric]
-		second := 0.0
-		if row.op != "" && ok {
-			if ok = round < len(b); ok {
-				second, ok = b[round][row.b.metric]
+	others := t.samples[row.b.at(column)]
+	for round, s := range t.samples[row.a.at(column)] {
+		value, ok := s[row.metric]
+		if ok && row.op != "" {
+			var other float64
+			if round < len(others) {
+				other, ok = others[round][row.metric]
+			}
+			switch row.op {
+			case "/":
+				value /= other
+			case "-":
+				value -= other
 			}
 		}
 		if ok {
-			values = append(values, row.number(number, second))
+			values = append(values, value)
 		}
 	}
 	return values
@@ -224,30 +207,36 @@ func (t *benchTable) values(row benchRow, column string) (values []float64) {
 // printSamples prints the medians of what was measured.
 func (t *benchTable) printSamples() {
 	metrics := []metric{perSecond, medianMS, slowMS, firstMS, serverCPU, redisCPU, scriptTime, loadCPU}
-	fmt.Printf("\nMedians of %d rounds of %s. Processor times are of a request.\n\n| work | connections | of |", len(t.samples[t.sources[0]]), roundTime)
+	fmt.Printf("\nMedians of %d rounds of %s. The µs are processor time for one request, but for the scripts': that Redis says.\n\n"+
+		"| work | connections | of |", len(t.samples[t.sources[0]]), roundTime)
 	for _, m := range metrics {
 		fmt.Printf(" %s |", m)
 	}
 	fmt.Printf("\n%s|\n", strings.Repeat("|---", 3+len(metrics)))
 	for _, at := range t.sources {
-		if isRare(at.work) {
+		if len(t.values(benchRow{metric: perSecond, a: at}, "")) == 0 {
 			continue
 		}
 		fmt.Printf("| %s | %d | %s |", at.work, at.connections, at.side)
 		for _, m := range metrics {
-			fmt.Printf(" %s |", spread(t.values(benchRow{a: quantity{m, at}}, ""), false))
+			fmt.Printf(" %s |", spread(t.values(benchRow{metric: m, a: at}, ""), false))
 		}
 		fmt.Println()
 	}
 }
 
+const benchLegend = `Medians [least … most] of the rounds. Requests come over 64 connections, a lone one over one. "Of the floor's" is the
+ratio to a handler of net/http that returns what a charge returns, and has nothing behind it; "of the bare proxy's" to
+httputil.ReverseProxy in tollgate's place; "direct" has nothing in that place. CPU is processor time, for one request.`
+
 // printRows prints the table of ratios.
 func (t *benchTable) printRows(rows []benchRow) {
-	fmt.Print("\nMedians [least … most] of the rounds. The floor is a handler of net/http that returns what a charge returns, the bare\n" +
-		"proxy httputil.ReverseProxy. 64 connections, but for what is lone.\n\n| |")
-	heads := t.columns
-	if slices.Contains(t.columns, "before") {
-		heads = slices.Insert(slices.Clone(heads), 2, "now / before")
+	fmt.Print("\n", benchLegend, "\n\n| |")
+	heads := slices.Clone(t.columns)
+	last := "now" // the column that also shows the least and the most
+	if slices.Contains(heads, "before") {
+		last = "now / before"
+		heads = slices.Insert(heads, 2, last)
 	}
 	for _, head := range append(heads, "aim") {
 		fmt.Printf(" %s |", head)
@@ -256,16 +245,14 @@ func (t *benchTable) printRows(rows []benchRow) {
 	for _, row := range rows {
 		fmt.Printf("| %s |", row.name)
 		for _, head := range heads {
-			if head != "now / before" {
-				fmt.Printf(" %s |", spread(t.values(row, head), true))
-				continue
+			values := t.values(row, head)
+			if head == "now / before" {
+				now, before := t.values(row, "now"), t.values(row, "before")
+				for i := range min(len(now), len(before)) {
+					values = append(values, now[i]/before[i])
+				}
 			}
-			now, before := t.values(row, "now"), t.values(row, "before")
-			var ratios []float64
-			for i := range min(len(now), len(before)) {
-				ratios = append(ratios, now[i]/before[i])
-			}
-			fmt.Printf(" %s |", spread(ratios, true))
+			fmt.Printf(" %s |", spread(values, head == last))
 		}
 		fmt.Printf(" %s |\n", row.aim)
 	}

@@ -164,7 +164,9 @@ func (side *benchSide) startTollgate(b *testing.B, commit string) {
 			side.addPaced("paced charge", w.workload)
 		}
 	}
-	side.works["memory"], side.works["start"] = side.memory, side.start
+	side.set("memory", side.memory)
+	side.set("start", side.start)
+	side.set("resident", side.resident)
 }
 
 func (side *benchSide) settings(more ...string) []string {
@@ -265,9 +267,15 @@ func (side *benchSide) start(b *testing.B, _ int) sample {
 	return sample{medianMS: time.Since(began).Seconds() * 1000, binaryMB: float64(info.Size()) / 1e6}
 }
 
+// resident returns the memory of the service that the loads go to.
+func (side *benchSide) resident(b *testing.B, _ int) sample {
+	return sample{residentMB: float64(residentKiB(b, side.process.cmd.Process.Pid)) * 1024 / 1e6}
+}
+
 // memory returns what a fresh service takes for idle connections and, beside them, for as many silent streams. It has
 // little garbage: what counts is what a connection needs.
-func (side *benchSide) memory(b *testing.B, connections int) sample {
+func (side *benchSide) memory(b *testing.B, _ int) sample {
+	const connections = 1000
 	p := startCommand(b, exec.Command(side.binary), side.settings("GOGC=25"))
 	defer p.kill()
 	s := &service{url: "http://" + p.address(b)}
@@ -288,7 +296,7 @@ func (side *benchSide) memory(b *testing.B, connections int) sample {
 	closeAll := openSilentStreams(b, s, side.redis, side.provider.address(b), connections)
 	defer closeAll()
 	silent := resident()
-	n := float64(connections) * 1000
+	const n = connections * 1000
 	return sample{idleKB: (idle - fresh) / n, silentKB: (silent - idle) / n, streamsMB: (silent - idle + fresh) / 1e6}
 }
 
