@@ -282,3 +282,13 @@ func TestKeepAlive(t *testing.T) {
 		})
 	}
 }
+
+// All idle connections to servers without TLS are as many as is allowed, or as those with TLS.
+func TestIdleBounds(t *testing.T) {
+	for most, half := range map[int64]int{100: 50, 1: 1} {
+		c := newTransports(Options{MaxIdle: most})
+		if c.plain.MaxIdleConns != half || c.small.Base != c.plain || c.secure.MaxIdleConns != int(most) {
+			t.Errorf("%d: got %d and %d", most, c.plain.MaxIdleConns, c.secure.MaxIdleConns)
+		}
+	}
+}

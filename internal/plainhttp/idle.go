@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// take returns the connection to host that became idle last; nil if all were closed by the server. On such a connection
-// nothing may come: what comes is no response to the next request (RFC 9112, section 9.2).
+// take returns the connection to host that became idle last and is still open; nil if all were closed. One on which
+// something has come is closed, so that it is not taken for the response to the next request (RFC 9112, section 9.2).
 func (t *Transport) take(host string) *conn {
 	for {
 		c := t.takeLast(host)

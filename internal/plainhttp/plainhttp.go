@@ -31,8 +31,8 @@ var (
 	errClosed        = errors.New("plainhttp: the body of the response is closed")
 )
 
-// A Transport is an http.RoundTripper that does what Base does, for less if a request is a POST to an http:// URL with a
-// small body. All others go through Base. Its methods may be called at the same time.
+// A Transport is an http.RoundTripper that does what Base does, for less if a request is a POST to an http:// URL with
+// a small body. All others go through Base. Its methods may be called at the same time.
 //
 // Of Base it heeds DialContext, Proxy, ResponseHeaderTimeout (from when the request begins to be written),
 // MaxResponseHeaderBytes (of all responses to a request, with those of 1xx), ReadBufferSize, MaxIdleConns,

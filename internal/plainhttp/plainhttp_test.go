@@ -189,7 +189,7 @@ func TestResponses(t *testing.T) {
 	}
 }
 
-// What comes on an idle connection is no response, and one that was closed is not used.
+// An idle connection is not used again if something has come on it, or if it was closed.
 func TestIdleConnections(t *testing.T) {
 	for name, spoil := range map[string]func(c *serverConn){
 		"closed":      func(*serverConn) {},
