@@ -84,17 +84,26 @@ func (s *store) Hold(deadline time.Time, t *tenant, h holdRequest) (result holdR
 	return result, withTenant(err, "hold tokens of an API key", t)
 }
 
-// holdOnce runs hold.lua on the key that who names, and sets who.first to the name that it had first.
+// holdOnce runs hold.lua, or its quick form, on the key that who names, and sets who.first to the name that it had
+// first.
 func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, who *holder, groups any, only string) (
 	string, holdResult, error) {
-	keys := []string{apiKeyRedisKey(who.key), rateRedisKey(who.key), holdsRedisKey(who.key)}
-	args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, who.first, h.words(),
-		t.config.encoded.denying(h.models, only)}
-	if h.idempotent.key != "" {
-		keys = append(keys, recordRedisKey(who.first, "hold", h.idempotent.key))
-		args = append(args, h.idempotent.hash, shortHash(h.idempotent.key))
+	denied := t.config.encoded.denying(h.models, only)
+	var reply string
+	var err error
+	if h.isQuick(t) && who.sharer == "" && only == "" {
+		reply, err = s.holdQuickly(deadline, t, who.key, h, groups, denied)
 	}
-	reply, err := redis.String(s.evalBalance(deadline, holdScript, who.sharer, keys, args...))
+	if reply == "" && err == nil {
+		keys := []string{apiKeyRedisKey(who.key), rateRedisKey(who.key), holdsRedisKey(who.key)}
+		args := []any{t.id, t.generation, h.most, h.least, h.id, h.ttl.Milliseconds(), groups, who.first, h.words(),
+			denied}
+		if h.idempotent.key != "" {
+			keys = append(keys, recordRedisKey(who.first, "hold", h.idempotent.key))
+			args = append(args, h.idempotent.hash, shortHash(h.idempotent.key))
+		}
+		reply, err = redis.String(s.evalBalance(deadline, holdScript, who.sharer, keys, args...))
+	}
 	if err != nil {
 		return "", holdResult{}, err
 	}
@@ -102,11 +111,31 @@ func (s *store) holdOnce(deadline time.Time, t *tenant, h holdRequest, who *hold
 	if len(lines) != 4 {
 		return "", holdResult{}, errBadReply
 	}
-	who.first = lines[2]
+	who.first = cmp.Or(lines[2], who.first)
 	outcome, numbers, d, err := parseDecision(lines[0], lines[3], 3)
 	return outcome, holdResult{
 		decision: d, id: lines[1], held: numbers[0], expiresAt: time.UnixMilli(numbers[2]),
 	}, err
+}
+
+// isQuick reports whether the quick form of hold.lua may serve h. It has to leave a group with a refill to hold.lua,
+// which would then take two commands.
+func (h *holdRequest) isQuick(t *tenant) bool {
+	return h.idempotent.key == "" && !t.hasRefill() && strings.HasPrefix(h.id, leasePrefix)
+}
+
+// holdQuickly runs the quick form of hold.lua. Its reply is "" if hold.lua must decide.
+func (s *store) holdQuickly(deadline time.Time, t *tenant, key string, h holdRequest, groups any, denied string) (
+	string, error) {
+	script, keys := quickHoldScript, append(make([]string, 0, 3), apiKeyRedisKey(key))
+	if t.config.encoded.limited {
+		script, keys = limitedQuickHoldScript, append(keys, rateRedisKey(key))
+	}
+	args := append(make([]any, 0, 9), t.id, h.most, h.least, h.id, h.ttl.Milliseconds(), groups)
+	if words := h.words(); t.generation != "" || words != "" || denied != "" {
+		args = append(args, t.generation, words, denied)
+	}
+	return redis.String(s.redis.Eval(deadline, script, append(keys, holdsRedisKey(key)), args...))
 }
 
 // A holder is an API key with open holds. It may be rotated or, if it is a visitor's, be merged into a user's key
@@ -144,19 +173,10 @@ type settlement struct {
 // repeated. If the key was a visitor's and is merged into a user's, the hold is the user's. Settle changes h to the
 // key's present name. Errors: ErrNoKey; ErrNoHold; ErrHoldSettled if it was settled with another number;
 // ErrUnavailable if it may or may not have been settled.
-func (s *store) Settle(deadline time.Time, t *tenant, h *holder, r settleRequest) (result settlement, err error) {
-	ttl, late := holdRecordTTL, ""
-	if r.isLease {
-		ttl, late = leaseRecordTTL, "late"
-	}
-	reply, err := s.onHold(deadline, t, h, holdStep{
-		script: settleScript, holdID: r.holdID, ttl: ttl, tokens: r.used, late: late, follow: r.isLease,
-	})
-	var outcome string
-	if err == nil {
-		if _, err = redis.Scan(reply, &outcome, &result.charged, &result.tokensLeft, &result.group); err != nil {
-			err = errBadReply
-		}
+func (s *store) Settle(deadline time.Time, t *tenant, h *holder, r settleRequest) (settlement, error) {
+	outcome, result, err := s.settleQuickly(deadline, t, h, r)
+	if outcome == "" && err == nil {
+		outcome, result, err = s.settleFully(deadline, t, h, r)
 	}
 	switch {
 	case err != nil:
@@ -170,6 +190,43 @@ func (s *store) Settle(deadline time.Time, t *tenant, h *holder, r settleRequest
 	}
 	result.key = h.key
 	return result, nil
+}
+
+// settleQuickly runs the quick form of settle.lua, if that may serve r. The outcome is "" if settle.lua must decide.
+func (s *store) settleQuickly(deadline time.Time, t *tenant, h *holder, r settleRequest) (outcome string,
+	result settlement, err error) {
+	if !r.isLease || !strings.HasPrefix(r.holdID, leasePrefix) || t.hasRefill() {
+		return "", settlement{}, nil
+	}
+	keys := []string{apiKeyRedisKey(h.key), settledRedisKey(h.first, r.holdID), holdsRedisKey(h.key)}
+	args := append(make([]any, 0, 4), t.id, r.holdID, r.used)
+	if t.generation != "" {
+		args = append(args, t.generation)
+	}
+	reply, err := redis.String(s.redis.Eval(deadline, quickSettleScript, keys, args...))
+	if err != nil || reply == "" {
+		return "", settlement{}, err
+	}
+	head, group, _ := strings.Cut(reply, "\n")
+	outcome, numbers, _, err := parseDecision(head, "", 2)
+	return outcome, settlement{charged: numbers[0], tokensLeft: numbers[1], group: group}, err
+}
+
+// settleFully runs settle.lua.
+func (s *store) settleFully(deadline time.Time, t *tenant, h *holder, r settleRequest) (outcome string,
+	result settlement, err error) {
+	step := holdStep{script: settleScript, holdID: r.holdID, ttl: holdRecordTTL, tokens: r.used, follow: r.isLease}
+	if r.isLease {
+		step.ttl, step.late = leaseRecordTTL, "late"
+	}
+	reply, err := s.onHold(deadline, t, h, step)
+	if err != nil {
+		return "", settlement{}, err
+	}
+	if _, err = redis.Scan(reply, &outcome, &result.charged, &result.tokensLeft, &result.group); err != nil {
+		err = errBadReply
+	}
+	return outcome, result, err
 }
 
 // RenewHold gives a hold of the gateway another ttl from now on. If its tokens were returned, because it had expired,

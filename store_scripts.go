@@ -29,6 +29,11 @@ var (
 	renewScript   = newBalanceScript("renew", redisdb.AllowOOM, "refill", "holds", "visitor", "renew")
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
+	// The quick forms of hold and settle, which leave unusual holds to these.
+	quickHoldScript        = redisdb.NewScript("quick hold", fileSource("norate", "taking", "quickhold"), redisdb.DenyOOM)
+	limitedQuickHoldScript = newScript("limited quick hold", redisdb.DenyOOM, "rate", "taking", "quickhold")
+	quickSettleScript      = redisdb.NewScript("quick settle", fileSource("quicksettle"), redisdb.AllowOOM)
+
 	exchangeScript = newBalanceScript("exchange", redisdb.DenyOOM, "refill", "holds", "visitor", "taking", "settling",
 		"exchange")
 	checkScript = newBalanceScript("check", redisdb.NoWrites, "visitor", "taking", "check")
@@ -97,9 +102,12 @@ func newBalanceScript(name string, mode redisdb.Mode, files ...string) balanceSc
 }
 
 // luaSource returns lib.lua and the files named, one after the other. It panics if there is no such file.
-func luaSource(files ...string) string {
+func luaSource(files ...string) string { return fileSource(append([]string{"lib"}, files...)...) }
+
+// fileSource does what luaSource does, without lib.lua.
+func fileSource(files ...string) string {
 	var source strings.Builder
-	for _, file := range append([]string{"lib"}, files...) {
+	for _, file := range files {
 		text, err := luaFiles.ReadFile("lua/" + file + ".lua")
 		if err != nil {
 			panic(err)

@@ -209,9 +209,12 @@ func (g *groupTable) denying(models []string, only string) string {
 // noGroups is the table of a tenant without groups.
 var noGroups groupTable
 
+// hasRefill reports whether a group of t has a refill.
+func (t *tenant) hasRefill() bool { return t.config != nil && t.config.encoded.refilled }
+
 // refillGroups returns the groups for a script that needs them only if one has a refill.
 func (t *tenant) refillGroups() *groupTable {
-	if t.config != nil && t.config.encoded.refilled {
+	if t.hasRefill() {
 		return &t.config.encoded
 	}
 	return &noGroups
