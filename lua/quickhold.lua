@@ -75,7 +75,10 @@ end
 held, left = held .. '', left - held .. ''
 local deadline = math.floor(time[1] * 1000 + time[2] / 1000) + ARGV[5] .. ''
 call('HSET', holds, ARGV[4], held .. ' ' .. deadline)
-if due then -- it may be too early, which costs one look at the holds
+if due then
+	if deadline - due < 0 then
+		call('HSET', KEYS[1], 'holdsDue', deadline)
+	end
 	sum = sum + held .. ''
 	call('HSET', KEYS[1], 'tokensLeft', left, 'tokensHeld', sum,
 		'leases', count + 1 .. ' ' .. leased + held .. ' ' .. sum)
