@@ -70,7 +70,8 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, info *requestInfo
 	c.Caching, c.Cache = t.config.caching, tenantCache{s, t.id}
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
-	err := s.gateway.Serve(w, r, c)
+	rest, err := s.gateway.Serve(w, r, c)
+	info.rest = rest
 	a.countRefused(err)
 	if err == http.ErrAbortHandler {
 		panic(err)

@@ -40,6 +40,7 @@ type requestInfo struct {
 	outcome   gateway.Outcome   // filled in by relay and openSession; its Endpoint is "" on other routes
 	session   *sessionAccount   // that a session is paid from; nil on other routes
 	run       func()            // carries the session that was opened to its end; nil: none was
+	rest      func() error      // relays the rest of the stream that was begun; nil: none was
 }
 
 // requestInfoOf returns the state of the request that w responds to, which came through middleware.
@@ -56,6 +57,11 @@ func (s *server) middleware(mux *http.ServeMux, browser map[string]bool) http.Ha
 		defer s.survive(r, response)
 		if !refuseLongHeader(response, r) {
 			s.route(response, r, mux, browser)
+		}
+		if rest := response.info.rest; rest != nil {
+			if err := rest(); err != nil {
+				panic(err)
+			}
 		}
 	})
 }

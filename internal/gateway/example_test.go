@@ -81,7 +81,11 @@ func ExampleGateway_Serve() {
 	if err := call.Choose(gateway.Endpoints{endpoint}); err != nil {
 		fmt.Println(err)
 	}
-	if err := g.Serve(w, r, call); err != nil {
+	rest, err := g.Serve(w, r, call)
+	if rest != nil {
+		err = rest()
+	}
+	if err != nil {
 		fmt.Println(err)
 	}
 	fmt.Println(w.Code, w.Body, w.Header().Get("X-Tokens-Charged"))

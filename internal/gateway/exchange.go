@@ -38,6 +38,9 @@ type exchange struct {
 	lowered   bool      // the endpoint has got a lower limit than the request has
 	caching   *cacheUse // nil if nothing is cached
 	stateKept bool      // it is remembered whose the response is
+
+	begun      *http.Response // the stream whose rest is to be relayed; nil: none is
+	stopHangUp func() bool    // ends that the end of the client's connection is noticed
 }
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchange {
@@ -70,6 +73,13 @@ func (x *exchange) end() {
 	x.relay.end()
 }
 
+// unlessBegun calls f, which ends something, unless the rest of a stream needs it.
+func (x *exchange) unlessBegun(f func()) {
+	if x.begun == nil {
+		f()
+	}
+}
+
 // generate responds to a request for a completion.
 func (x *exchange) generate() error {
 	if err := x.findStates(); err != nil {
@@ -87,7 +97,7 @@ func (x *exchange) generate() error {
 		return err
 	}
 	x.countLookup()
-	defer x.settle() // whatever happens, also if what follows panics
+	defer x.unlessBegun(x.settle) // whatever happens, also if what follows panics
 	return x.ask(x.relayGenerated)
 }
 
@@ -100,7 +110,8 @@ func (x *exchange) ask(relay func(*http.Response) error) error {
 	if err := TakePlace(x.relay.place); err != nil {
 		return err
 	}
-	defer context.AfterFunc(x.r.Context(), x.relay.hangUp)()
+	x.stopHangUp = context.AfterFunc(x.r.Context(), x.relay.hangUp)
+	defer x.unlessBegun(func() { x.stopHangUp() })
 	for i := 0; ; i++ {
 		x.hasNext = i < len(x.call.endpoints)-1
 		if err := x.askEndpoint(x.call.endpoints[i], relay); err != errTryNext {
@@ -132,7 +143,7 @@ func (x *exchange) askEndpoint(e *Endpoint, relay func(*http.Response) error) er
 		}
 		return x.interrupted(err)
 	}
-	defer response.Body.Close()
+	defer x.unlessBegun(func() { response.Body.Close() })
 	return relay(response)
 }
 
@@ -341,14 +352,36 @@ func (x *exchange) respond(response *http.Response, body []byte) error {
 	return nil
 }
 
-// relayEvents relays a stream to its end.
+// relayEvents relays a stream until something of it was sent. If it goes on, x.begun is set, and continueStream is to be
+// called.
 func (x *exchange) relayEvents(response *http.Response) error {
 	if x.isCacheable() {
 		x.relay.collect(&collector{room: x.gateway.cache.collected.Claim(x.call.Tenant, x.call.User)})
 	}
 	x.gateway.streams.Add(1)
+	defer x.unlessBegun(func() { x.gateway.streams.Add(-1) })
+	ended, err := x.relay.openStream(response)
+	if !ended {
+		x.begun = response
+		return nil
+	}
+	return x.endStream(response, err)
+}
+
+// continueStream relays the rest of the stream that was begun, and ends the call.
+func (x *exchange) continueStream() error {
+	response := x.begun
+	defer x.end()
+	defer x.settle()
+	defer x.stopHangUp()
+	defer response.Body.Close()
 	defer x.gateway.streams.Add(-1)
-	begun, err := x.relay.relayStream(response)
+	return x.endStream(response, x.relay.continueStream(response))
+}
+
+// endStream ends a stream that was read to its end, with err as openStream and continueStream return it.
+func (x *exchange) endStream(response *http.Response, err error) error {
+	begun := x.relay.hasHeader()
 	switch {
 	case err == errNothing:
 		return x.hasNothing(response)

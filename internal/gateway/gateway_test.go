@@ -255,7 +255,10 @@ func (g *testGateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w = g.writer(w)
 	if err = c.Choose(g.endpoints); err == nil {
-		err = g.Serve(w, r, c)
+		var rest func() error
+		if rest, err = g.Serve(w, r, c); rest != nil {
+			err = rest()
+		}
 	}
 	if failure, ok := errors.AsType[Error](err); ok {
 		w.WriteHeader(failure.Status)

@@ -56,7 +56,7 @@ func (c purchaseCase) check(t *testing.T, g *testGateway, provider *caseProvider
 	r, _ := http.NewRequestWithContext(t.Context(), "POST", "/v1?case="+id, nil)
 	r.Header.Set("Content-Type", c.ContentType)
 	x := g.begin(discarder{make(http.Header)}, r, call)
-	_ = x.generate()
+	x.generateAll()
 	x.end()
 	if len(account.settled) != 1 {
 		t.Errorf("%s\nsettled %v", c, account.settled)

@@ -31,6 +31,7 @@ type relay struct {
 	disconnect func()          // ends the client's connection
 	place      *fairpool.Claim // among the requests that wait
 	drain      *fairpool.Claim // instead, when the client has gone
+	endTimer   *time.Timer     // of a stream whose end marker has come; used by the request's goroutine alone
 
 	mu           sync.Mutex     // guards the following
 	target       target         // whose response is relayed

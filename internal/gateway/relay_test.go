@@ -62,6 +62,15 @@ func newDrains(t testing.TB, users int) *fairpool.Pool {
 	return drains
 }
 
+// relayStream relays a stream to its end, and reports whether something of it was sent.
+func (l *relay) relayStream(response *http.Response) (begun bool, err error) {
+	ended, err := l.openStream(response)
+	if !ended {
+		err = l.continueStream(response)
+	}
+	return l.hasHeader(), err
+}
+
 // Relaying an event allocates nothing.
 func TestRelayAllocations(t *testing.T) {
 	relayed := func(events int) float64 {

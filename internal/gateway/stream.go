@@ -40,27 +40,49 @@ func (l *relay) takeCollected() (c *collector, isWhole bool) {
 	return c, c != nil && !c.tooLong && (l.stream.Report.Done || !l.streaming)
 }
 
-// relayStream relays a stream event by event and returns nil after its end. If the stream breaks, it returns an error.
-// Then abort tells the client, unless begun is false: nothing was sent, not even a header. The error is errNothing if
-// the first event is an error without usage, or if there is no event; errNoStream if there is something else; and
-// errTooMuch if the stream is cut because it has far more than its limit allows.
-func (l *relay) relayStream(response *http.Response) (begun bool, err error) {
+// openStream relays a stream event by event until something of it was sent. Then continueStream relays the rest, unless the
+// stream has ended. If it breaks, openStream and continueStream return an error. Then abort tells the client, unless hasHeader
+// reports false. The error is errNothing if the first event is an error without usage, or if there is no event;
+// errNoStream if there is something else; and errTooMuch if the stream is cut because it has far more than its limit
+// allows.
+func (l *relay) openStream(response *http.Response) (ended bool, err error) {
 	l.beginStream(response)
 	l.startWatch()
-	defer l.stopWatch()
+	ended = true // also if it panics
+	defer func() {
+		if ended {
+			l.stopWatch()
+		}
+	}()
 	for {
-		n, err := response.Body.Read(l.room())
-		done, failure := l.received(n)
-		if done { // few providers do not end a stream after its end marker
-			defer time.AfterFunc(endGrace, func() { l.cancel(errSilent) }).Stop()
-		}
-		if failure == nil && err != nil {
-			failure = l.finish(err)
-		}
-		if failure != nil || err != nil {
-			return l.hasHeader(), failure
+		isLast, err := l.relayNext(response)
+		if isLast || l.isBegun() {
+			return isLast, err
 		}
 	}
+}
+
+// continueStream relays the rest of a stream.
+func (l *relay) continueStream(response *http.Response) error {
+	defer l.stopWatch()
+	for {
+		if isLast, err := l.relayNext(response); isLast {
+			return err
+		}
+	}
+}
+
+// relayNext relays what comes next of a stream, and reports whether that is the last of it.
+func (l *relay) relayNext(response *http.Response) (isLast bool, err error) {
+	n, err := response.Body.Read(l.room())
+	done, failure := l.received(n)
+	if done { // few providers do not end a stream after its end marker
+		l.endTimer = time.AfterFunc(endGrace, func() { l.cancel(errSilent) })
+	}
+	if failure == nil && err != nil {
+		failure = l.finish(err)
+	}
+	return failure != nil || err != nil, failure
 }
 
 // beginStream keeps the header of a stream until its first event comes, so that another endpoint can be tried if that
@@ -69,6 +91,13 @@ func (l *relay) beginStream(response *http.Response) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.streaming, l.unsent = true, response
+}
+
+// isBegun reports whether the header of the stream was sent.
+func (l *relay) isBegun() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unsent == nil
 }
 
 // hasHeader reports whether the header of the stream was sent. It is not sent any more afterwards.
@@ -105,7 +134,7 @@ func (l *relay) room() []byte {
 }
 
 // received relays the n bytes that were read to the room. It reports whether they have the end marker. Errors are those
-// of relayStream.
+// of openStream.
 func (l *relay) received(n int) (done bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -105,6 +105,9 @@ func (l *relay) stopWatch() {
 	defer l.mu.Unlock()
 	l.watchEnded = true
 	l.watch.Stop()
+	if l.endTimer != nil {
+		l.endTimer.Stop()
+	}
 }
 
 // noteByte notes that something has come from the endpoint.
