@@ -71,7 +71,10 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, info *requestInfo
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
 	rest, err := s.gateway.Serve(w, r, c)
-	info.rest = rest
+	if info.rest = rest; rest != nil { // which does not need the body, of maybe many KB, while the stream is silent
+		info.body = nil
+		info.memory.Release()
+	}
 	a.countRefused(err)
 	if err == http.ErrAbortHandler {
 		panic(err)

@@ -240,6 +240,7 @@ func (x *exchange) try(e *Endpoint, limit int64) (response *http.Response, err e
 		p.body = x.call.Request.Rewrite(x.changes(e, limit))
 	}
 	response, x.sent, err = p.send(x.ctx, x.gateway.transports)
+	p.body = nil // the response keeps p until its end
 	return response, err
 }
 
@@ -363,6 +364,8 @@ func (x *exchange) relayEvents(response *http.Response) error {
 	ended, err := x.relay.openStream(response)
 	if !ended {
 		x.begun = response
+		x.call.Body = nil
+		x.call.Request.Forget() // no other endpoint is tried
 		return nil
 	}
 	return x.endStream(response, err)
@@ -370,13 +373,17 @@ func (x *exchange) relayEvents(response *http.Response) error {
 
 // continueStream relays the rest of the stream that was begun, and ends the call.
 func (x *exchange) continueStream() error {
-	response := x.begun
+	defer x.endBegun()
+	return x.endStream(x.begun, x.relay.continueStream(x.begun))
+}
+
+// endBegun ends what was left for the rest of a stream.
+func (x *exchange) endBegun() {
 	defer x.end()
 	defer x.settle()
 	defer x.stopHangUp()
-	defer response.Body.Close()
-	defer x.gateway.streams.Add(-1)
-	return x.endStream(response, x.relay.continueStream(response))
+	defer x.begun.Body.Close()
+	x.gateway.streams.Add(-1)
 }
 
 // endStream ends a stream that was read to its end, with err as openStream and continueStream return it.

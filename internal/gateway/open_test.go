@@ -76,3 +76,18 @@ func TestOpenStreams(t *testing.T) {
 		t.Errorf("a stream of Responses takes %.0f bytes, one of chat %.0f", ofResponses, ofChat)
 	}
 }
+
+// A stream that was begun does not keep the request's body: with one of 48 KB it takes little more than with a short one.
+func TestOpenStreamsForgetBodies(t *testing.T) {
+	const (
+		ask   = `{"stream":true,"messages":[{"role":"user","content":"a"}]}`
+		chunk = `data: {"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}` + "\n\n"
+		size  = 48 << 10
+	)
+	short := memoryOfStream(t, llmwire.OpenAIChat, ask, chunk, chunk)
+	long := memoryOfStream(t, llmwire.OpenAIChat, strings.Replace(ask, `"a"`, `"`+strings.Repeat("a", size)+`"`, 1), chunk, chunk)
+	t.Logf("a stream takes %.0f bytes, after a long request %.0f", short, long)
+	if long-short > size/3 {
+		t.Errorf("a stream takes %.0f bytes, and %.0f after a request of %d", short, long, size)
+	}
+}

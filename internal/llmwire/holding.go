@@ -47,7 +47,7 @@ const (
 // prompt counts, of one for a transcript the text of its fields beyond 1 KiB, of those for moderations and speech
 // nothing.
 func (r *Request) HeldInput(h Holding) int64 {
-	size := int64(len(r.body)) - r.input.base64
+	size := int64(len(r.body)) + r.forgotten - r.input.base64
 	switch held := formats[r.Format].held; {
 	case held == noInput:
 		return 0

@@ -45,6 +45,9 @@ func TestHeldInput(t *testing.T) {
 			if got := r.HeldInput(test.h); got != test.want {
 				t.Errorf("held %d, want %d", got, test.want)
 			}
+			if r.Forget(); r.HeldInput(test.h) != test.want {
+				t.Errorf("held %d without the body, want %d", r.HeldInput(test.h), test.want)
+			}
 		})
 	}
 }
@@ -99,6 +102,10 @@ func TestEstimatedInput(t *testing.T) {
 			}
 			if got := r.EstimatedInput(Holding{BytesPerToken: 1, MediaTokens: 2000, MaxInput: 7}); got != min(test.want, 7) {
 				t.Errorf("%s: estimated %d within a window of 7", test.name, got)
+			}
+			r.Forget()
+			if got := r.EstimatedInput(Holding{BytesPerToken: 1, MediaTokens: 2000, FileTokens: 9000}); got != test.want {
+				t.Errorf("%s: estimated %d without the body, want %d", test.name, got, test.want)
 			}
 		}
 	}

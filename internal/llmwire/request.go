@@ -21,8 +21,9 @@ const (
 
 // A Request is what is read of a request's body. Everything else in the body is forwarded as it came.
 type Request struct {
-	Format Format // that the body was read by
-	body   []byte
+	Format    Format // that the body was read by
+	body      []byte
+	forgotten int64 // bytes of the body that Forget has let go of
 
 	Model        string // "" if the request names none
 	Stream       bool   // the response is to be a stream
@@ -136,6 +137,15 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 		complete(r)
 	}
 	return r, r.err
+}
+
+// Forget lets go of the body, and of all that is only needed to forward it: a long response would otherwise keep both in
+// memory. What the request costs is still known. Rewrite and Fields must not be called any more.
+func (r *Request) Forget() {
+	r.forgotten += int64(len(r.body))
+	r.body, r.at, r.fields, r.items, r.parts, r.referred = nil, nil, nil, nil, nil, nil
+	r.tools.reading, r.tools.server, r.tools.chosen = nil, nil, nil
+	r.walker = jsonWalker[Request]{}
 }
 
 // UsesState reports whether the request goes on from what the provider keeps.
