@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"tollgate/internal/providertest"
 	"tollgate/internal/redistest"
 	"tollgate/internal/waittest"
@@ -598,6 +600,77 @@ func TestCacheRace(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// What is read of a cached response before its fee is charged comes over the connection that charges share. A large one
+// comes over another, so that it delays none of them.
+func TestCacheConnections(t *testing.T) {
+	t.Parallel()
+	r, p := redistest.New(t), providertest.New(t)
+	s := newService(t, "REDIS_URL="+r.URL())
+	tenant := newTenantIn(t, r, cachedConfig(100_000, cachingForAnHour, endpointJSON(p, "chat", chatPath, "")))
+	g := &gatewayTest{service: s, provider: p, tenant: tenant, key: s.login(t, tenant)}
+	const small, large = `{"max_tokens":9}`, `{"max_tokens":9,"model":"large"}`
+	p.On("large", providertest.Conduct{Content: strings.Repeat("x", 100_000)})
+	g.miss(t, chatPath, small)
+	g.miss(t, chatPath, large)
+	for body, isLarge := range map[string]bool{small: false, large: true} {
+		watched := watchCommands(t, r)
+		g.hit(t, chatPath, body)
+		sent := watched()
+		shared := sent["EVALSHA apiKey:"+g.key]
+		reads := 0
+		for command, got := range sent {
+			name, key, _ := strings.Cut(command, " ")
+			if !strings.HasPrefix(key, "cache:") {
+				continue
+			}
+			if isHead := name == "GETRANGE"; isHead != (got == shared) || !isHead && !isLarge {
+				t.Errorf("large: %t: %s came from %s, the charge from %s", isLarge, command, got, shared)
+			}
+			reads++
+		}
+		if want := map[bool]int{false: 1, true: 2}[isLarge]; reads != want {
+			t.Errorf("large: %t: %d commands read the cache, want %d", isLarge, reads, want)
+		}
+	}
+}
+
+// watchCommands returns a function that returns what clients have sent to r since, but for what scripts did: the
+// addresses that commands came from, by their name in capital letters and their first key.
+func watchCommands(t *testing.T, r *redistest.Server) func() map[string]string {
+	t.Helper()
+	c, err := r.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if _, err := c.Do("MONITOR"); err != nil {
+		t.Fatal(err)
+	}
+	return func() map[string]string {
+		const last = "the-last-one"
+		r.Do(t, "ECHO", last)
+		from := make(map[string]string)
+		for {
+			line, err := redis.String(c.Receive())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Such as: 1339518083.107412 [0 127.0.0.1:60866] "GET" "key"
+			fields := append(strings.Fields(strings.ReplaceAll(line, `"`, "")), "", "", "")
+			address, name, key := strings.TrimSuffix(fields[2], "]"), strings.ToUpper(fields[3]), fields[4]
+			switch {
+			case key == last:
+				return from
+			case name == "EVALSHA":
+				key = fields[6] // after the script and the number of keys
+			}
+			if address != "lua" {
+				from[name+" "+key] = address
+			}
+		}
+	}
 }
 
 // A Redis that is short of memory is left alone: nothing is stored, the log says so once, and what is cached is served.

@@ -158,7 +158,7 @@ const fullLogPause = 10 * time.Minute // between two lines in the log
 // ResponseHead returns the first n bytes of a cached response. They are empty if nothing is cached. An error says only
 // that they are not known.
 func (s *store) ResponseHead(deadline time.Time, redisKey string, n int) ([]byte, error) {
-	return redis.Bytes(s.redis.ReadDispensable(deadline, "GETRANGE", redisKey, 0, n-1))
+	return redis.Bytes(s.redis.ReadSmall(deadline, "GETRANGE", redisKey, 0, n-1))
 }
 
 // Response returns a cached response. An error says only that nothing is cached, or that it is not known.

@@ -168,6 +168,15 @@ func (c *Client) ReadDispensable(deadline time.Time, command, key string, args .
 	return c.route(deadline, key, op)
 }
 
+// ReadSmall does what ReadDispensable does, over the shared connection, unless that waits for replicas. The command must
+// be fast, and its reply small: a few kilobytes at most.
+func (c *Client) ReadSmall(deadline time.Time, command, key string, args ...any) (any, error) {
+	op := operation{
+		name: command, args: commandArgs(key, args), kind: kindDispensable, large: c.options.Replicas > 0,
+	}
+	return c.route(deadline, key, op)
+}
+
 // WriteDispensable does what Write does, for a write that may be lost. Its delay or failure does not mark Redis as
 // unavailable, and it does not wait for replicas.
 func (c *Client) WriteDispensable(deadline time.Time, command, key string, args ...any) (any, error) {

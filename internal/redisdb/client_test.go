@@ -2,6 +2,7 @@ package redisdb
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 
 	"tollgate/internal/redistest"
 	"tollgate/internal/telemetrytest"
+	"tollgate/internal/waittest"
 )
 
 // At most maxWaiting callers wait for a master that does not respond; others are refused immediately.
@@ -134,6 +136,39 @@ func TestEach(t *testing.T) {
 				t.Errorf("Each(%d, %d): %d calls at a time", n, limit, most.Load())
 			}
 		}
+	}
+}
+
+// A small read does not wait for the replicas that a write waits for.
+func TestReadSmallReplicas(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t) // has none
+	options := testOptions(t, r.URL(), new(telemetrytest.Log))
+	options.Replicas = 1
+	c := open(t, options)
+	script := NewScript("write", "return redis.call('SET', KEYS[1], 'new')", AllowOOM)
+	r.Do(t, "SCRIPT", "LOAD", script.source)
+	written := make(chan error, 1)
+	go func() {
+		_, err := c.Eval(time.Now().Add(prompt), script, []string{"apiKey:x"})
+		written <- err
+	}()
+	waittest.Eventually(t, prompt, func() error {
+		if got := r.String(t, "GETRANGE", "apiKey:x", 0, -1); got != "new" {
+			return fmt.Errorf("the key is %q", got)
+		}
+		return nil
+	})
+	got, err := redis.String(c.ReadSmall(time.Now().Add(prompt), "GETRANGE", "apiKey:x", 0, 1))
+	if err != nil || got != "ne" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	time.Sleep(50 * time.Millisecond) // in which the write would end if its WAIT had
+	if len(written) > 0 {
+		t.Error("it waited for the write")
+	}
+	if err := <-written; !errors.Is(err, errTooFewReplicas) {
+		t.Errorf("the write: %v", err)
 	}
 }
 

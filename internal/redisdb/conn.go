@@ -18,8 +18,9 @@ const (
 	redialPause = 10 * time.Millisecond // at least, from one attempt to connect to the next
 
 	// A timed-out command does not prove that the connection is dead; Redis may be slow. The connection is closed only
-	// if no reply at all arrives for another silenceTimeout.
-	silenceTimeout = 600 * time.Millisecond
+	// if no reply at all arrives for another silenceTimeout. One that can be done without has less time, and proves less.
+	silenceTimeout          = 600 * time.Millisecond
+	silenceAfterDispensable = 2 * silenceTimeout
 )
 
 var (
@@ -83,8 +84,9 @@ type pendingCommand struct {
 
 // These stand in inFlight for replies that are due and that nobody waits for. They have no channel.
 var (
-	askingReply = new(pendingCommand) // of ASKING; its command follows
-	waitReply   = new(pendingCommand) // of WAIT, which covers all writes before it
+	askingReply  = new(pendingCommand) // of ASKING; its command follows
+	waitReply    = new(pendingCommand) // of WAIT, which covers all writes before it
+	givenUpReply = new(pendingCommand) // of a dispensable command that has expired
 )
 
 // newSharedConn returns a sharedConn over connections that dial makes, which must have no timeouts of their own. A
@@ -146,7 +148,7 @@ func (s *sharedConn) enqueue(c *pendingCommand) error {
 	if s.replicas == 0 {
 		c.kind &^= kindWrite
 	}
-	s.marked = s.marked || c.kind != 0
+	s.marked = s.marked || c.kind&(kindAsking|kindWrite) != 0
 	s.queued = append(s.queued, c)
 	if s.expiryAt.IsZero() || c.deadline.Before(s.expiryAt) {
 		s.expiryAt = c.deadline
@@ -312,7 +314,7 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 		s.replies++
 		var replicated []*pendingCommand
 		switch {
-		case c == nil || c == askingReply:
+		case c == nil || c == askingReply || c == givenUpReply:
 			c = nil
 		case c == waitReply:
 			c, replicated, s.held = nil, s.held, nil
@@ -408,14 +410,13 @@ type stallDetector struct {
 	replies   uint64    // when the doubt arose
 }
 
-// check reports whether the connection has stalled, and when to check again. overdue says that the command whose reply
-// must come next has expired.
-func (d *stallDetector) check(now time.Time, overdue bool, replies uint64) (stalled bool, next time.Time) {
+// check reports whether the connection has stalled, and when to check again. silence is what overdue returns.
+func (d *stallDetector) check(now time.Time, silence time.Duration, replies uint64) (stalled bool, next time.Time) {
 	switch {
-	case !overdue:
+	case silence == 0:
 		d.stalledAt = time.Time{}
 	case d.stalledAt.IsZero() || replies > d.replies:
-		d.stalledAt, d.replies = now.Add(silenceTimeout), replies
+		d.stalledAt, d.replies = now.Add(silence), replies
 	case !d.stalledAt.After(now):
 		return true, time.Time{}
 	}
@@ -425,14 +426,20 @@ func (d *stallDetector) check(now time.Time, overdue bool, replies uint64) (stal
 // commandQueue is a first-in, first-out queue: append adds to it.
 type commandQueue []*pendingCommand
 
-// overdue reports whether the first command of the queue has expired.
-func (q commandQueue) overdue() bool {
+// overdue returns 0 unless the first command of the queue has expired: then for how long the connection may be silent
+// from now on.
+func (q commandQueue) overdue() time.Duration {
 	for _, c := range q {
-		if c == nil || c.done != nil {
-			return c == nil
+		switch {
+		case c == nil:
+			return silenceTimeout
+		case c == givenUpReply:
+			return silenceAfterDispensable
+		case c.done != nil:
+			return 0
 		}
 	}
-	return false
+	return 0
 }
 
 // pop removes and returns the first command.
@@ -443,7 +450,8 @@ func (q *commandQueue) pop() *pendingCommand {
 	return c
 }
 
-// expire replaces the commands whose deadline has passed by nil and returns them, with the next deadline.
+// expire replaces the commands whose deadline has passed by nil or givenUpReply and returns them, with the next
+// deadline.
 func (q commandQueue) expire(now time.Time) (expired []*pendingCommand, next time.Time) {
 	for i, c := range q {
 		switch {
@@ -452,7 +460,9 @@ func (q commandQueue) expire(now time.Time) (expired []*pendingCommand, next tim
 			next = earliest(next, c.deadline)
 		default:
 			expired = append(expired, c)
-			q[i] = nil
+			if q[i] = nil; c.kind&kindDispensable != 0 {
+				q[i] = givenUpReply
+			}
 		}
 	}
 	return expired, next
