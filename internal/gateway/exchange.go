@@ -28,7 +28,7 @@ type exchange struct {
 	r       *http.Request
 	relay   relay
 
-	ctx       context.Context // of the requests to endpoints
+	ctx       context.Context // of the requests to endpoints; the gateway's own before ask
 	stopTimer context.CancelFunc
 	endpoint  *Endpoint // that is or was tried last
 	hasNext   bool      // there is another endpoint to try
@@ -44,11 +44,8 @@ type exchange struct {
 }
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchange {
-	x := &exchange{gateway: g, call: c, w: w, r: r}
-	limited, stopTimer := context.WithTimeoutCause(g.ctx, g.options.TotalTimeout, errTooLong)
-	ctx, cancel := context.WithCancelCause(limited)
-	x.ctx, x.stopTimer = ctx, stopTimer
-	deadline, _ := limited.Deadline()
+	x := &exchange{gateway: g, call: c, w: w, r: r, ctx: g.ctx, stopTimer: func() {}}
+	deadline := time.Now().Add(g.options.TotalTimeout)
 	rest := g.options.TotalTimeout / 20 // a minute by default
 	request := c.Request
 	if c.isFree() {
@@ -56,7 +53,7 @@ func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchan
 	}
 	x.relay = relay{
 		w: w, client: http.NewResponseController(w), request: request, isFree: c.isFree(),
-		idle: g.options.IdleTimeout, cancel: cancel, latest: deadline.Add(abortGrace),
+		idle: g.options.IdleTimeout, cancel: func(error) {}, latest: deadline.Add(abortGrace),
 		hurry: deadline.Add(-rest), patience: rest / 16,
 		disconnect: c.Disconnect, place: c.Place, drain: g.drains.Claim(c.Tenant, c.User),
 		stream: llmwire.Stream{Memory: c.Memory.Another()},
@@ -104,12 +101,21 @@ func (x *exchange) generate() error {
 // errTryNext means that an endpoint has failed without having begun to generate, and that another is to be tried.
 var errTryNext = errors.New("another endpoint is to be tried")
 
+// limitTime begins a context for the requests to endpoints, which ends when the call must. A call that needs no endpoint
+// does without: of a cached response it would be 4 % of the service's work.
+func (x *exchange) limitTime() {
+	limited, stopTimer := context.WithDeadlineCause(x.gateway.ctx, x.relay.latest.Add(-abortGrace), errTooLong)
+	x.ctx, x.relay.cancel = context.WithCancelCause(limited)
+	x.stopTimer = stopTimer
+}
+
 // ask takes a place, and sends the request to its endpoints, one after the other as long as none can have begun to
 // generate. It lets relay respond with what comes, which returns errTryNext only while hasNext is true.
 func (x *exchange) ask(relay func(*http.Response) error) error {
 	if err := TakePlace(x.relay.place); err != nil {
 		return err
 	}
+	x.limitTime()
 	x.stopHangUp = context.AfterFunc(x.r.Context(), x.relay.hangUp)
 	defer x.unlessBegun(func() { x.stopHangUp() })
 	for i := 0; ; i++ {
