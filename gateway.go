@@ -66,7 +66,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, info *requestInfo
 	c.ID, c.Start, c.Deadline, c.Hops = info.id, info.start, info.deadline, info.hops
 	c.Tenant, c.User, c.Generation = t.id, info.apiKey, t.generation
 	c.Memory, c.Place, c.Disconnect = info.memory, info.place, func() { connlimit.Disconnect(r.Context()) }
-	c.Account, c.States, c.Outcome = a, tenantStates{s, t, info.apiKey}, &info.outcome
+	c.Account, c.States, c.Outcome = queuedAccount{a}, tenantStates{s, t, info.apiKey}, &info.outcome
 	c.Caching, c.Cache = t.config.caching, tenantCache{s, t.id}
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long

@@ -76,9 +76,24 @@ func (a *account) Renew(deadline time.Time, hold gateway.Hold, ttl time.Duration
 // Settle implements gateway.Account. It also finds the hold of a key that was rotated or merged since, and charges for
 // one that has expired.
 func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (gateway.Balance, error) {
+	return a.settleQueued(deadline, holdID, u, nil)
+}
+
+// A queuedAccount is an account as a gateway.QueuedAccount.
+type queuedAccount struct{ *account }
+
+// SettleQueued implements gateway.QueuedAccount.
+func (a queuedAccount) SettleQueued(deadline time.Time, holdID string, u gateway.Usage, queued func()) (
+	gateway.Balance, error) {
+	return a.settleQueued(deadline, holdID, u, queued)
+}
+
+// settleQueued does what Settle does, and calls queued as SettleQueued does, unless it is nil.
+func (a *account) settleQueued(deadline time.Time, holdID string, u gateway.Usage, queued func()) (
+	gateway.Balance, error) {
 	var result settlement
 	err := a.onHolder(func(h *holder) (err error) {
-		r := settleRequest{holdID: holdID, used: u.Cost, isLease: true}
+		r := settleRequest{holdID: holdID, used: u.Cost, isLease: true, queued: queued}
 		result, err = a.server.store.Settle(deadline, a.tenant, h, r)
 		return err
 	})

@@ -157,6 +157,9 @@ type settleRequest struct {
 	// isLease means that the hold is one of the gateway: the tokens are charged, down to a balance of 0, even if the hold
 	// has expired, and the key may have been rotated.
 	isLease bool
+	// queued, unless it is nil, is called when what is done in Redis from then on finds the hold settled. It is not called
+	// if more than one step is sure to be needed. If it turns out to be, as after a rotation, it was called too early.
+	queued func()
 }
 
 // settlement is what settling a hold led to.
@@ -203,7 +206,7 @@ func (s *store) settleQuickly(deadline time.Time, t *tenant, h *holder, r settle
 	if t.generation != "" {
 		args = append(args, t.generation)
 	}
-	reply, err := redis.String(s.redis.Eval(deadline, quickSettleScript, keys, args...))
+	reply, err := redis.String(s.redis.EvalQueued(deadline, r.queued, quickSettleScript, keys, args...))
 	if err != nil || reply == "" {
 		return "", settlement{}, err
 	}
@@ -215,7 +218,8 @@ func (s *store) settleQuickly(deadline time.Time, t *tenant, h *holder, r settle
 // settleFully runs settle.lua.
 func (s *store) settleFully(deadline time.Time, t *tenant, h *holder, r settleRequest) (outcome string,
 	result settlement, err error) {
-	step := holdStep{script: settleScript, holdID: r.holdID, ttl: holdRecordTTL, tokens: r.used, follow: r.isLease}
+	step := holdStep{script: settleScript, holdID: r.holdID, ttl: holdRecordTTL, tokens: r.used, follow: r.isLease,
+		queued: r.queued}
 	if r.isLease {
 		step.ttl, step.late = leaseRecordTTL, "late"
 	}
@@ -254,6 +258,7 @@ type holdStep struct {
 	tokens int64
 	late   string // as settle.lua takes it
 	follow bool   // the key may have been rotated since the caller has read it; a hold of it ends also without the sharer
+	queued func() // as settleRequest has it
 
 	next    *holdRequest // as exchange.lua and check.lua take it; nil for other scripts
 	settled string       // ARGV[17] of exchange.lua; "" if that is omitted
@@ -320,7 +325,11 @@ func (s *store) onHoldOf(deadline time.Time, t *tenant, h *holder, step holdStep
 			if step.follow && step.next == nil {
 				sharer = ""
 			}
-			reply, err = redis.Values(s.evalBalance(deadline, step.script, sharer, keys, args...))
+			queued := step.queued
+			if only != "" { // which need not be the key's group
+				queued = nil
+			}
+			reply, err = redis.Values(s.queueBalance(deadline, queued, step.script, sharer, keys, args...))
 			if err != nil {
 				return "", "", err
 			}

@@ -291,10 +291,16 @@ func (s *store) runShare(deadline time.Time, t *tenant, k apiKey, key string, re
 // caller has come and which the script checks, too; "" if the caller has come with the key itself.
 func (s *store) evalBalance(deadline time.Time, script balanceScript, sharer string, keys []string, args ...any) (any,
 	error) {
+	return s.queueBalance(deadline, nil, script, sharer, keys, args...)
+}
+
+// queueBalance does what evalBalance does, and calls queued as redisdb.Client.EvalQueued does.
+func (s *store) queueBalance(deadline time.Time, queued func(), script balanceScript, sharer string, keys []string,
+	args ...any) (any, error) {
 	if sharer == "" {
-		return s.redis.Eval(deadline, script.own, keys, args...)
+		return s.redis.EvalQueued(deadline, queued, script.own, keys, args...)
 	}
-	return s.redis.Eval(deadline, script.sharing, append(keys, apiKeyRedisKey(sharer)), args...)
+	return s.redis.EvalQueued(deadline, queued, script.sharing, append(keys, apiKeyRedisKey(sharer)), args...)
 }
 
 // followBalance changes h to the key whose balance its key shares, if err of a script says that it does. If h has a

@@ -32,7 +32,7 @@ func (x *exchange) relayAsItComes(response *http.Response) error {
 	case !begun:
 		return x.relayRead(response, whole)
 	}
-	x.settle()
+	x.settleSent()
 	x.storeStream(response)
 	return nil
 }

@@ -403,7 +403,7 @@ func (x *exchange) endStream(response *http.Response, err error) error {
 	case !begun:
 		return x.interrupted(err)
 	}
-	x.settle()
+	x.settleSent()
 	if context.Cause(x.ctx) != errClientGone { // then what the provider has generated since is not paid for
 		x.keepState() // of one that broke off the client may know the ID
 	}
@@ -483,7 +483,7 @@ func (x *exchange) relayLarge(response *http.Response, body []byte) error {
 		_ = x.interrupted(err) // logs it
 		return http.ErrAbortHandler
 	}
-	x.settle()
+	x.settleSent()
 	x.storeCompletion(response, body, false)
 	return nil
 }

@@ -118,6 +118,24 @@ func (x *exchange) settle() {
 	if x.hold.ID == "" {
 		return
 	}
+	if balance, ok := x.gateway.settler.settle(x.endHold()); ok {
+		setBalance(x.w.Header(), balance)
+	}
+	x.gateway.patient.wake(member{x.call.Tenant, x.call.User})
+}
+
+// settleSent does what settle does for a response whose header was sent, so that nothing shows what it has cost. It
+// does not wait for that: a request that the client sends after the end of the response finds the hold settled.
+func (x *exchange) settleSent() {
+	if x.hold.ID == "" {
+		return
+	}
+	x.gateway.settler.settleSoon(x.endHold())
+	x.gateway.patient.wake(member{x.call.Tenant, x.call.User})
+}
+
+// endHold returns what the hold must be settled to. It is no longer held for x.
+func (x *exchange) endHold() debt {
 	id := x.hold.ID
 	x.hold.ID = ""
 	x.setUsage()
@@ -125,11 +143,7 @@ func (x *exchange) settle() {
 	if o.estimated {
 		x.gateway.estimated.Add(1)
 	}
-	usage := Usage{Endpoint: o.Endpoint, Model: usageModel(x.call.model), Usage: o.Usage, Cost: o.cost}
-	if balance, ok := x.gateway.settler.settle(x.debt(id, usage)); ok {
-		setBalance(x.w.Header(), balance)
-	}
-	x.gateway.patient.wake(member{x.call.Tenant, x.call.User})
+	return x.debt(id, Usage{Endpoint: o.Endpoint, Model: usageModel(x.call.model), Usage: o.Usage, Cost: o.cost})
 }
 
 // usageModel returns a model for Usage, which may be kept long after the request.

@@ -46,14 +46,42 @@ func (s *settler) holdRefused() { s.holds.Add(-1) }
 
 // settle settles d. ok is false if the account cannot be reached, so that d is settled later, and if there was nothing
 // to settle.
-func (s *settler) settle(d debt) (balance Balance, ok bool) {
-	balance, err := d.settle()
+func (s *settler) settle(d debt) (balance Balance, ok bool) { return s.finish(d, d.settle) }
+
+// finish does what settle does, by a first step.
+func (s *settler) finish(d debt, step func() (Balance, error)) (balance Balance, ok bool) {
+	balance, err := step()
 	if errors.Is(err, ErrUnavailable) {
 		s.settleLater(d)
 		return balance, false
 	}
 	s.settled(d, balance, err)
 	return balance, err == nil
+}
+
+// settleSoon settles d, and does not wait for the outcome if the account is a QueuedAccount: it returns when a step of
+// the account that begins afterwards finds d settled.
+func (s *settler) settleSoon(d debt) {
+	account, ok := d.account.(QueuedAccount)
+	if !ok {
+		s.settle(d)
+		return
+	}
+	queued := make(chan struct{}, 1)
+	notify := func() {
+		select {
+		case queued <- struct{}{}:
+		default: // it was called before
+		}
+	}
+	go func() {
+		defer notify()
+		defer s.recover()
+		s.finish(d, func() (Balance, error) {
+			return account.SettleQueued(time.Now().Add(settleStep), d.holdID, d.usage, notify)
+		})
+	}()
+	<-queued
 }
 
 func (d *debt) settle() (Balance, error) {
@@ -75,11 +103,7 @@ func (s *settler) repeat(step func() error, done func(error)) {
 	s.waiting.Add(1)
 	go func() {
 		defer s.waiting.Add(-1)
-		defer func() {
-			if p := recover(); p != nil { // here it would end the process
-				s.log.Panicf(p, "panic while a hold was settled")
-			}
-		}()
+		defer s.recover()
 		pause, err := settlePause, ErrUnavailable
 		for giveUp := time.Now().Add(settleTimeout); errors.Is(err, ErrUnavailable); pause = min(2*pause, maxSettlePause) {
 			time.Sleep(pause)
@@ -90,6 +114,13 @@ func (s *settler) repeat(step func() error, done func(error)) {
 		}
 		done(err)
 	}()
+}
+
+// recover logs a panic of a goroutine that defers it. There it would end the process.
+func (s *settler) recover() {
+	if p := recover(); p != nil {
+		s.log.Panicf(p, "panic while a hold was settled")
+	}
 }
 
 // settled counts the outcome of a settlement.

@@ -144,6 +144,14 @@ func (c *Client) Eval(deadline time.Time, s *Script, keys []string, args ...any)
 	return c.route(deadline, keys[0], operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind})
 }
 
+// EvalQueued does what Eval does, and calls queued, if the script was run before, as soon as it is queued on the shared
+// connection. What is queued there afterwards, also by other calls, runs after it, unless Redis has to be sent the
+// script again: because it has forgotten it, or because the keys are on another server by now.
+func (c *Client) EvalQueued(deadline time.Time, queued func(), s *Script, keys []string, args ...any) (any, error) {
+	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind, queued: queued}
+	return c.route(deadline, keys[0], op)
+}
+
 // EvalLarge does what Eval does, over a connection of the pool: arguments and reply may have any size.
 func (c *Client) EvalLarge(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
 	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind, large: true}

@@ -121,10 +121,19 @@ func (s *sharedConn) close() {
 // not have executed the command. The caller must not change args before do returns. After any other error they must
 // never be changed.
 func (s *sharedConn) do(deadline time.Time, name string, args []any, kind kind) (any, error) {
+	return s.doQueued(deadline, name, args, kind, nil)
+}
+
+// doQueued does what do does, and calls queued, unless that is nil, when all commands that are queued from then on are
+// sent after this one.
+func (s *sharedConn) doQueued(deadline time.Time, name string, args []any, kind kind, queued func()) (any, error) {
 	c := s.free.Get().(*pendingCommand)
 	c.name, c.args, c.kind, c.deadline = name, args, kind, deadline
 	if err := s.enqueue(c); err != nil {
 		return nil, err
+	}
+	if queued != nil {
+		queued()
 	}
 	<-c.done
 	reply, err := c.reply, c.err

@@ -193,10 +193,17 @@ func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 		return n.send(deadline, op, op.name)
 	}
 	op.args[0] = op.script.sha1
-	reply, err := n.send(deadline, op, "EVALSHA")
+	first := op
+	if !op.script.isKnown.Load() {
+		first.queued = nil
+	}
+	reply, err := n.send(deadline, first, "EVALSHA")
 	if isNoScript(err) { // a restart or a failover forgets scripts
 		op.args[0] = op.script.source
 		reply, err = n.send(deadline, op, "EVAL")
+	}
+	if err == nil && !op.script.isKnown.Load() {
+		op.script.isKnown.Store(true)
 	}
 	return reply, err
 }
@@ -217,7 +224,7 @@ func (n *node) send(deadline time.Time, op operation, command string) (any, erro
 	if op.large {
 		return n.doPooled(deadline, command, op.args, op.kind)
 	}
-	return n.shared.do(deadline, command, op.args, op.kind)
+	return n.shared.doQueued(deadline, command, op.args, op.kind, op.queued)
 }
 
 // doPooled does what sharedConn.do does, over a connection of the pool.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha1"
 	_ "embed"
 	"fmt"
+	"sync/atomic"
 )
 
 // Mode says what a script may do, and whether Redis runs it while its memory is full: while it uses more than
@@ -39,6 +40,7 @@ type Script struct {
 	name         string // for the health state
 	source, sha1 any    // the first argument of EVAL and of EVALSHA, boxed once
 	kind         kind
+	isKnown      atomic.Bool // to a server: it was run before
 }
 
 // NewScript returns the script with a name, by which the client tells scripts apart, and that source in Lua. The source
@@ -65,7 +67,8 @@ type operation struct {
 	args   []any    // of a script: a place for what EVAL or EVALSHA runs, the number of keys, the keys, the arguments
 	each   []string // keys for each of which the command is sent, instead of args; nil: args
 	kind   kind
-	large  bool // its arguments or its reply may be: it takes a connection of the pool
+	large  bool   // its arguments or its reply may be: it takes a connection of the pool
+	queued func() // called when it is queued on the shared connection; may be nil
 }
 
 // scriptArgs returns the arguments of a script, with a place for what names it.
