@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os/exec"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,13 +50,14 @@ func redisWork(b *testing.B) map[string]int {
 	}
 }
 
-// BenchmarkStep measures the steps of a request in Redis without HTTP around them, for a lone caller and for 64: a charge on
-// the connection that all share, and on one of the pool; and a completion's hold and settlement.
-func BenchmarkStep(b *testing.B) {
-	s := newService(b)
-	id := newTenant(b, maxAmount)
+// benchSteps are calls of the store, which a request waits for.
+type benchSteps struct{ charge, pooled, hold, settle func() error }
+
+func newBenchSteps(b *testing.B, s *service, r *redistest.Server) benchSteps {
+	b.Helper()
+	id := newTenantIn(b, r, gatewayConfig("localhost"))
 	key := s.login(b, id)
-	url, err := redisdb.ParseURL(testRedis.URL())
+	url, err := redisdb.ParseURL(r.URL())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -65,76 +65,91 @@ func BenchmarkStep(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer closeStore()
+	b.Cleanup(closeStore)
 	tenant, err := st.Tenant(in(publicTimeout), id)
 	if err != nil {
 		b.Fatal(err)
 	}
-	charge := func() error {
-		_, err := st.Charge(in(publicTimeout), tenant, chargeRequest{key: key, tokens: 1})
-		return err
-	}
-	pooled := func() error {
-		_, err := st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, id, "", 1, "\xffanonymous\xfe")
-		return err
-	}
-	leases := make(chan holdResult, 64)
-	hold := func() error {
-		lease, err := newCredential(leasePrefix)
-		if err != nil {
+	holds := make(chan holdResult, 64)
+	return benchSteps{
+		charge: func() error {
+			_, err := st.Charge(in(publicTimeout), tenant, chargeRequest{key: key, tokens: 1})
 			return err
-		}
-		held, err := st.Hold(in(publicTimeout), tenant, holdRequest{key: key, id: lease, most: 100, least: 1, ttl: time.Minute})
-		leases <- held
-		return err
+		},
+		pooled: func() error {
+			_, err := st.redis.EvalLarge(in(publicTimeout), chargeScript.own, []string{apiKeyRedisKey(key)}, id, "", 1, "\xffanonymous\xfe")
+			return err
+		},
+		hold: func() error {
+			lease, err := newCredential(leasePrefix)
+			if err != nil {
+				return err
+			}
+			hold, err := st.Hold(in(publicTimeout), tenant, holdRequest{key: key, id: lease, most: 100, least: 1, ttl: time.Minute})
+			holds <- hold
+			return err
+		},
+		settle: func() error {
+			hold := <-holds
+			_, err := st.Settle(in(publicTimeout), tenant, &hold.holder, settleRequest{holdID: hold.id, used: 18, isLease: true})
+			return err
+		},
 	}
-	settle := func() error {
-		held := <-leases
-		_, err := st.Settle(in(publicTimeout), tenant, &held.holder, settleRequest{holdID: held.id, used: 18, isLease: true})
-		return err
-	}
+}
+
+// BenchmarkStep measures the steps of a request in Redis without HTTP around them, for a lone caller and for 64: a charge on
+// the connection that all share, and on one of the pool; and a completion's hold and settlement.
+func BenchmarkStep(b *testing.B) {
+	r := redistest.New(b, "--appendonly", "no")
+	steps := newBenchSteps(b, newService(b, "REDIS_URL="+r.URL()), r)
 	for _, callers := range []int{1, 64} {
-		b.Run(fmt.Sprintf("charge/%d", callers), func(b *testing.B) { callSteps(b, callers, benchStep{"", charge}) })
-		b.Run(fmt.Sprintf("pooled charge/%d", callers), func(b *testing.B) { callSteps(b, callers, benchStep{"", pooled}) })
-		b.Run(fmt.Sprintf("completion/%d", callers), func(b *testing.B) {
-			callSteps(b, callers, benchStep{"hold-", hold}, benchStep{"settle-", settle})
-		})
+		run := func(name string, prefixes []string, calls ...func() error) {
+			b.Run(fmt.Sprintf("%s/%d", name, callers), func(b *testing.B) {
+				b.ReportAllocs()
+				for i, cost := range costOf(b, r, callers, b.N, calls...) {
+					b.ReportMetric(cost.took, prefixes[i]+"µs")
+					b.ReportMetric(cost.scripts, prefixes[i]+"scripts-µs")
+				}
+			})
+		}
+		run("charge", []string{""}, steps.charge)
+		run("pooled charge", []string{""}, steps.pooled)
+		run("completion", []string{"hold-", "settle-"}, steps.hold, steps.settle)
 	}
 }
 
-// A benchStep is a call of the store; name begins the names of its metrics.
-type benchStep struct {
-	name string
-	call func() error
-}
+// A stepCost is the median of how long a step takes, and how long Redis says that its script does, in µs.
+type stepCost struct{ took, scripts float64 }
 
-// callSteps has that many goroutines call the steps, all of them one step before the next, b.N times in all. It reports
-// how long a call takes, and how long Redis says its scripts take for it.
-func callSteps(b *testing.B, callers int, steps ...benchStep) {
-	b.ReportAllocs()
-	took := make([]atomic.Int64, len(steps))
-	inScripts := make([]float64, len(steps))
-	for n := 0; n < b.N; n += callers {
+// costOf has that many goroutines call the steps, all of them one step before the next, n times in all.
+func costOf(b *testing.B, r *redistest.Server, callers, n int, steps ...func() error) []stepCost {
+	b.Helper()
+	costs := make([]stepCost, len(steps))
+	times := make([][]float64, len(steps))
+	for i := range times {
+		times[i] = make([]float64, n)
+	}
+	for done := 0; done < n; done += callers {
 		for i, step := range steps {
-			before := scriptMicros(b, testRedis)
+			before := scriptMicros(b, r)
 			var wg sync.WaitGroup
-			for range min(callers, b.N-n) {
+			for at := done; at < min(done+callers, n); at++ {
 				wg.Go(func() {
 					began := time.Now()
-					if err := step.call(); err != nil {
+					if err := step(); err != nil {
 						b.Error(err)
 					}
-					took[i].Add(int64(time.Since(began)))
+					times[i][at] = float64(time.Since(began).Nanoseconds()) / 1000
 				})
 			}
 			wg.Wait()
-			inScripts[i] += scriptMicros(b, testRedis) - before
+			costs[i].scripts += (scriptMicros(b, r) - before) / float64(n)
 		}
 	}
-	for i, step := range steps {
-		b.ReportMetric(float64(took[i].Load())/1000/float64(b.N), step.name+"µs")
-		b.ReportMetric(inScripts[i]/float64(b.N), step.name+"scripts-µs")
+	for i := range costs {
+		costs[i].took = median(times[i])
 	}
+	return costs
 }
 
 // BenchmarkGrown prints what a key takes in Redis, and, with 1,000,000 keys there, what many tenants change.
