@@ -15,7 +15,7 @@ import (
 const (
 	scriptKeys   = 400 // API keys that take turns
 	scriptTurns  = 3   // of each key in a round
-	scriptRounds = 15
+	scriptRounds = 9
 )
 
 var scriptDepths = []int{20, 1} // calls that are sent at once: as for 64 clients, and for a lone caller

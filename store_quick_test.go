@@ -58,13 +58,13 @@ func newQuickPair(t *testing.T, seed uint64) *quickPair {
 		p.keys[side], _ = newCredential(userKeyPrefix)
 		p.names[side] = []string{p.keys[side]}
 		p.holders[side] = make(map[string]*holder)
-		p.redis(side, "HSET", p.name(side), "tenantId", p.tenants[0].id, "group", "plain", "userId", "u",
+		p.redis("HSET", p.name(side), "tenantId", p.tenants[0].id, "group", "plain", "userId", "u",
 			"createdAt", "2026-01-01T00:00:00.000Z", "tokensLeft", 200)
 		if p.tenants[0].generation != "" {
-			p.redis(side, "HSET", p.name(side), "generation", p.tenants[0].generation)
+			p.redis("HSET", p.name(side), "generation", p.tenants[0].generation)
 		}
 		if seed%2 == 0 {
-			p.redis(side, "PEXPIREAT", p.name(side), in(24*time.Hour).UnixMilli())
+			p.redis("PEXPIREAT", p.name(side), in(24*time.Hour).UnixMilli())
 		}
 	}
 	return p
@@ -73,7 +73,7 @@ func newQuickPair(t *testing.T, seed uint64) *quickPair {
 func (p *quickPair) name(side int) string      { return apiKeyRedisKey(p.keys[side]) }
 func (p *quickPair) holdsName(side int) string { return holdsRedisKey(p.keys[side]) }
 
-func (p *quickPair) redis(_ int, command string, args ...any) any {
+func (p *quickPair) redis(command string, args ...any) any {
 	p.Helper()
 	return testRedis.Do(p.T, command, args...)
 }
@@ -87,20 +87,20 @@ var (
 func (p *quickPair) state(side int) (text string, times []int64) {
 	var lines []string
 	for _, name := range []string{p.name(side), p.holdsName(side)} {
-		fields, err := redis.StringMap(p.redis(side, "HGETALL", name), nil)
+		fields, err := redis.StringMap(p.redis("HGETALL", name), nil)
 		if err != nil {
 			p.Fatal(err)
 		}
 		for field, value := range fields {
 			lines = append(lines, fmt.Sprintf("%t %s = %q", name == p.name(side), field, value))
 		}
-		lines = append(lines, fmt.Sprint("expires ", p.redis(side, "PEXPIRETIME", name)))
+		lines = append(lines, fmt.Sprint("expires ", p.redis("PEXPIRETIME", name)))
 	}
-	lines = append(lines, fmt.Sprint("rate ", p.redis(side, "LLEN", rateRedisKey(p.keys[side]))))
+	lines = append(lines, fmt.Sprint("rate ", p.redis("LLEN", rateRedisKey(p.keys[side]))))
 	for _, id := range p.ids {
 		name := settledRedisKey(p.names[side][0], id)
-		value, _ := redis.String(p.redis(side, "GET", name), nil)
-		lines = append(lines, fmt.Sprintf("settled %s %q %v", id, value, p.redis(side, "PEXPIRETIME", name)))
+		value, _ := redis.String(p.redis("GET", name), nil)
+		lines = append(lines, fmt.Sprintf("settled %s %q %v", id, value, p.redis("PEXPIRETIME", name)))
 	}
 	slices.Sort(lines)
 	text = strings.Join(lines, "\n")
@@ -133,7 +133,7 @@ func (p *quickPair) both(step string, do func(side int) string) {
 
 // anyID returns the ID of a hold, most often of one that is open.
 func (p *quickPair) anyID() string {
-	open, _ := redis.Strings(p.redis(0, "HKEYS", p.holdsName(0)), nil)
+	open, _ := redis.Strings(p.redis("HKEYS", p.holdsName(0)), nil)
 	slices.Sort(open)
 	if len(open) > 0 && p.random.IntN(4) > 0 {
 		return open[p.random.IntN(len(open))]
@@ -231,14 +231,14 @@ func (p *quickPair) rotate() {
 	})
 }
 
-// expire lets an open hold expire, or all but expire.
+// expire lets an open hold expire.
 func (p *quickPair) expire() {
 	id := p.anyID()
 	p.both("expire "+id, func(side int) string {
 		tokens, _, _ := strings.Cut(testRedis.String(p.T, "HGET", p.holdsName(side), id), " ")
 		if tokens != "" {
-			p.redis(side, "HSET", p.holdsName(side), id, tokens+" 1")
-			p.redis(side, "HSET", p.name(side), "holdsDue", 1)
+			p.redis("HSET", p.holdsName(side), id, tokens+" 1")
+			p.redis("HSET", p.name(side), "holdsDue", 1)
 		}
 		return tokens
 	})
@@ -253,19 +253,36 @@ func (p *quickPair) earlier() {
 		tokens, _, _ := strings.Cut(testRedis.String(p.T, "HGET", p.holdsName(side), id), " ")
 		n, _ := strconv.Atoi(tokens)
 		if n > 0 {
-			p.redis(side, "HDEL", p.holdsName(side), id)
-			p.redis(side, "HDEL", p.name(side), "hold:"+id)
+			p.redis("HDEL", p.holdsName(side), id)
+			p.redis("HDEL", p.name(side), "hold:"+id)
 		} else if tokensLeft(p.T, p.keys[side]) >= 7 {
 			n = -7
-			p.redis(side, "HSET", p.holdsName(side), id, fmt.Sprint("7 ", deadline))
-			p.redis(side, "HSETNX", p.name(side), "holdsDue", deadline)
+			p.redis("HSET", p.holdsName(side), id, fmt.Sprint("7 ", deadline))
+			p.redis("HSETNX", p.name(side), "holdsDue", deadline)
 		}
-		p.redis(side, "HINCRBY", p.name(side), "tokensLeft", n)
+		p.redis("HINCRBY", p.name(side), "tokensLeft", n)
 		if knowsHeld {
-			p.redis(side, "HINCRBY", p.name(side), "tokensHeld", -n)
+			p.redis("HINCRBY", p.name(side), "tokensHeld", -n)
 		}
 		return fmt.Sprint(n)
 	})
+}
+
+// note makes an open hold one that a visitor has brought, with a debt to repay.
+func (p *quickPair) note() {
+	id := p.anyID()
+	p.both("a visitor's hold: "+id, func(side int) string {
+		open := p.redis("HEXISTS", p.holdsName(side), id)
+		if open == int64(1) {
+			p.redis("HSET", p.name(side), "hold:"+id, "0 d 0 ", "debt:d", "1 30 ")
+		}
+		return fmt.Sprint(open)
+	})
+}
+
+// lose deletes the holds, as nobody does.
+func (p *quickPair) lose() {
+	p.both("no holds", func(side int) string { return fmt.Sprint(p.redis("DEL", p.holdsName(side))) })
 }
 
 // spoil makes a field malformed, and puts it right after a few steps.
@@ -277,8 +294,8 @@ func (p *quickPair) spoil() {
 	value := values[p.random.IntN(len(values))]
 	var before [2]any
 	p.both(fmt.Sprintf("%s = %q", field, value), func(side int) string {
-		before[side] = p.redis(side, "HGET", p.name(side), field)
-		p.redis(side, "HSET", p.name(side), field, value)
+		before[side] = p.redis("HGET", p.name(side), field)
+		p.redis("HSET", p.name(side), field, value)
 		return ""
 	})
 	for range 1 + p.random.IntN(4) {
@@ -286,9 +303,9 @@ func (p *quickPair) spoil() {
 	}
 	p.both(field+" as it was", func(side int) string {
 		if before[side] == nil {
-			p.redis(side, "HDEL", p.name(side), field)
+			p.redis("HDEL", p.name(side), field)
 		} else {
-			p.redis(side, "HSET", p.name(side), field, before[side])
+			p.redis("HSET", p.name(side), field, before[side])
 		}
 		return ""
 	})
@@ -302,7 +319,7 @@ func TestQuickForms(t *testing.T) {
 			t.Parallel()
 			p := newQuickPair(t, seed)
 			common := []func(){p.hold, p.hold, p.settle, p.settle}
-			rare := []func(){p.renew, p.charge, p.change, p.change, p.rotate, p.expire, p.earlier, p.spoil}
+			rare := []func(){p.renew, p.charge, p.change, p.change, p.rotate, p.expire, p.earlier, p.note, p.lose, p.spoil}
 			for range 80 {
 				if p.random.IntN(3) > 0 {
 					common[p.random.IntN(len(common))]()

@@ -30,7 +30,7 @@ var (
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
 	// The quick forms of hold and settle, which leave unusual holds to these.
-	quickHoldScript        = redisdb.NewScript("quick hold", fileSource("norate", "taking", "quickhold"), redisdb.DenyOOM)
+	quickHoldScript        = redisdb.NewScript("quick hold", fileSource("taking", "quickhold"), redisdb.DenyOOM)
 	limitedQuickHoldScript = newScript("limited quick hold", redisdb.DenyOOM, "rate", "taking", "quickhold")
 	quickSettleScript      = redisdb.NewScript("quick settle", fileSource("quicksettle"), redisdb.AllowOOM)
 
