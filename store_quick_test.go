@@ -47,6 +47,7 @@ type quickPair struct {
 }
 
 func newQuickPair(t *testing.T, seed uint64) *quickPair {
+	balances := []int64{200, 200, 200, 99_999_999_999_950, maxAmount} // Lua itself writes the last as 9.007…e+15
 	p := &quickPair{T: t, random: rand.New(rand.NewPCG(seed, 1)), store: newTestStore(t, testRedis)}
 	id := newTenantIn(t, testRedis, quickConfig)
 	if seed%4 == 3 {
@@ -59,7 +60,7 @@ func newQuickPair(t *testing.T, seed uint64) *quickPair {
 		p.names[side] = []string{p.keys[side]}
 		p.holders[side] = make(map[string]*holder)
 		p.redis("HSET", p.name(side), "tenantId", p.tenants[0].id, "group", "plain", "userId", "u",
-			"createdAt", "2026-01-01T00:00:00.000Z", "tokensLeft", 200)
+			"createdAt", "2026-01-01T00:00:00.000Z", "tokensLeft", balances[seed%uint64(len(balances))])
 		if p.tenants[0].generation != "" {
 			p.redis("HSET", p.name(side), "generation", p.tenants[0].generation)
 		}

@@ -30,8 +30,7 @@ if not left then -- see readBalance in balance.lua
 	local with = call('HMGET', KEYS[1], 'sharesWith', 'sharesFirst')
 	return with[1] and with[2] and {err = 'SHARED ' .. with[1] .. ' ' .. with[2]} or ''
 end
--- The sum of two numbers of up to 13 digits becomes text without string.format, which costs as much as a command.
-if #left > 13 or left ~= '0' and not string.find(left, '^[1-9]%d*$') or key[9]
+if #left > 16 or left ~= '0' and not string.find(left, '^[1-9]%d*$') or left + 0 > 9007199254740991 or key[9]
 	or user ~= '' and string.find(user, '\n', 1, true) then
 	return ''
 end
@@ -40,6 +39,7 @@ local limits = not refused and string.match(ARGV[6], '^[^\253\255]*%f[%z\255]', 
 if not limits then
 	return ''
 end
+-- The sum of two numbers of up to 13 digits becomes text without string.format, which costs as much as a command.
 local time, holds = call('TIME'), KEYS[3] or KEYS[2]
 local count, leased, sum = '0', '0', '0'
 if due then
@@ -54,13 +54,17 @@ if due then
 	end
 end
 
-local rate, concurrent
+local limit, window, concurrent
+local remaining, oldest, start, entry -- see measureRate
 if limits ~= '' then
-	local limit, window = string.match(limits, '^(%d+) (%d+)')
-	rate, concurrent = limit and measureRate(limit, window), string.match(limits, '\252(%d+)$')
+	limit, window = string.match(limits, '^(%d+) (%d+)')
+	concurrent = string.match(limits, '\252(%d+)$')
+end
+if limit then
+	remaining, oldest, start, entry = measureRate(limit, window)
 end
 local held, outcome = ARGV[2], nil
-if rate and isOverRate(rate) then
+if limit and remaining <= 0 then
 	outcome, leased = 'limited', '0'
 elseif concurrent and count + 0 >= concurrent + 0 then
 	outcome = 'busy'
@@ -69,14 +73,21 @@ elseif left + 0 < held + 0 then
 	outcome = not held and 'spent'
 end
 if outcome then
-	return outcome .. ' ' .. leased .. ' ' .. left .. ' 0' .. (rate and describeRate(rate) or '') .. '\n\n'
+	local rate = limit and describeRate(limit, window, remaining, oldest, start) or ''
+	return outcome .. ' ' .. leased .. ' ' .. left .. ' 0' .. rate .. '\n\n'
 		.. (key[7] or '') .. '\n' .. user .. '\n' .. group
 end
-local denied = rate and acceptRequest(rate)
-if denied then
-	return denied
+local rest = left - held
+if held + 0 >= 1e13 then
+	return ''
+elseif limit then
+	local denied = acceptRequest(entry, window)
+	if denied then
+		return denied
+	end
+	remaining, oldest = remaining - 1, oldest or entry
 end
-held, left = held .. '', left - held .. ''
+held, left = held .. '', rest < 1e14 and rest .. '' or string.format('%.0f', rest)
 local deadline = math.floor(time[1] * 1000 + time[2] / 1000) + ARGV[5] .. ''
 call('HSET', holds, ARGV[4], held .. ' ' .. deadline)
 if due then
@@ -94,5 +105,6 @@ else
 	call('HSET', KEYS[1], 'tokensLeft', left, 'tokensHeld', held, 'leases', '1 ' .. held .. ' ' .. held,
 		'holdsDue', deadline)
 end
-return 'held ' .. held .. ' ' .. left .. ' ' .. deadline .. (rate and describeRate(rate) or '') .. '\n' .. ARGV[4]
+local rate = limit and describeRate(limit, window, remaining, oldest, start) or ''
+return 'held ' .. held .. ' ' .. left .. ' ' .. deadline .. rate .. '\n' .. ARGV[4]
 	.. '\n' .. (key[7] or '') .. '\n' .. user .. '\n' .. group

@@ -18,7 +18,7 @@ local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'grou
 	'tokensHeld', 'leases', 'hold:' .. ARGV[2])
 local left, group, due = key[3], key[4] or '', key[6]
 if key[1] ~= ARGV[1] or (key[2] or '') ~= (ARGV[4] or '') or not left or not due or key[7] or key[10]
-	or #left > 13 or #due > 13 or #group > 64 or left ~= '0' and not string.find(left, '^[1-9]%d*$')
+	or #left > 16 or #due > 13 or #group > 64 or #ARGV[3] > 13 or left ~= '0' and not string.find(left, '^[1-9]%d*$')
 	or key[5] and '{apiKey:' .. key[5] .. '}:settled:' .. ARGV[2] ~= KEYS[2] then
 	return ''
 end
@@ -39,10 +39,13 @@ if not tokens or #tokens > 13 or #deadline > 16 or leased - tokens < 0 or sum - 
 	return ''
 end
 local charged, balance = ARGV[3], left + tokens
-if charged + 0 > balance then
+if balance > 9007199254740991 then
+	return ''
+elseif charged + 0 > balance then
 	charged = balance .. ''
 end
-left = balance - charged .. ''
+left = balance - charged
+left = left < 1e14 and left .. '' or string.format('%.0f', left)
 if not call('SET', KEYS[2], ARGV[3] .. ' ' .. charged .. ' ' .. left, 'PX', '600000', 'NX') then -- as leaseRecordTTL
 	return ''
 end
