@@ -176,8 +176,8 @@ func (c *Client) ReadDispensable(deadline time.Time, command, key string, args .
 	return c.route(deadline, key, op)
 }
 
-// ReadSmall does what ReadDispensable does, over the shared connection, unless that waits for replicas. The command must
-// be fast, and its reply small: a few kilobytes at most.
+// ReadSmall does what ReadDispensable does, over the shared connection, unless that waits for replicas. The command
+// must be fast, and its reply small: 16 KiB at most.
 func (c *Client) ReadSmall(deadline time.Time, command, key string, args ...any) (any, error) {
 	op := operation{
 		name: command, args: commandArgs(key, args), kind: kindDispensable, large: c.options.Replicas > 0,
