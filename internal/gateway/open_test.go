@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"runtime"
 	"strings"
 	"testing"
@@ -89,5 +91,33 @@ func TestOpenStreamsForgetBodies(t *testing.T) {
 	t.Logf("a stream takes %.0f bytes, after a long request %.0f", short, long)
 	if long-short > size/3 {
 		t.Errorf("a stream takes %.0f bytes, and %.0f after a request of %d", short, long, size)
+	}
+}
+
+// Serve returns once a stream was begun, so that what it keeps while it is silent is a shallow stack.
+func TestServeReturnsBegunStreams(t *testing.T) {
+	const ask = `{"stream":true,"messages":[{"role":"user","content":"a"}]}`
+	g := newFormatted(t, llmwire.OpenAIChat, `,"on_hangup":"cancel"`, script{header: "Content-Type: text/event-stream", parts: []string{
+		`data: {"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}` + "\n\n", hang,
+	}})
+	request, err := llmwire.ReadRequest(llmwire.OpenAIChat, []byte(ask))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call, release := g.callOf("id", request, ask, g.account)
+	defer release()
+	if call.Outcome = new(Outcome); call.Choose(g.endpoints) != nil {
+		t.Fatal("no endpoint")
+	}
+	ctx, hangUp := context.WithCancel(t.Context())
+	defer hangUp()
+	r, _ := http.NewRequestWithContext(ctx, "POST", "/v1", nil)
+	rest, err := g.Serve(discarder{make(http.Header)}, r, call)
+	if rest == nil || err != nil || g.Streams() != 1 || call.Outcome.cost != 0 {
+		t.Fatalf("rest is nil: %v, error %v, %d streams, charged %d", rest == nil, err, g.Streams(), call.Outcome.cost)
+	}
+	hangUp()
+	if _ = rest(); g.Streams() != 0 || call.Outcome.cost == 0 {
+		t.Errorf("%d streams, charged %d after the end", g.Streams(), call.Outcome.cost)
 	}
 }
