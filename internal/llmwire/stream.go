@@ -10,6 +10,7 @@ import (
 const (
 	maxEventBytes = 1 << 20  // a longer event is relayed before it has ended
 	eventBuffer   = 2 << 10  // enough for a stream without long events
+	firstBuffer   = 1 << 10  // enough for one whose events come one at a time: 1 KB less while it is silent
 	freeBuffer    = 64 << 10 // for which no memory is taken of what others share
 	dataPrefix    = "data:"
 	doneData      = "[DONE]"
@@ -59,9 +60,10 @@ type Stream struct {
 	inData   bool // that line has data
 }
 
-// Room returns a buffer of at least 512 bytes for the next bytes of the stream. What Received returned before is no
+// Room returns a buffer of at least 256 bytes for the next bytes of the stream. What Received returned before is no
 // longer valid then.
 func (s *Stream) Room() []byte {
+	isFull := len(s.buf) == cap(s.buf)
 	if from := s.event; from > 0 {
 		s.buf = s.buf[:copy(s.buf, s.buf[from:])] // no more than what came after an event in the last read
 		s.event, s.line, s.scanned, s.lf = 0, s.line-from, s.scanned-from, s.lf-from
@@ -73,9 +75,11 @@ func (s *Stream) Room() []byte {
 		s.Memory.Release()
 	} else if size-rest < size/4 {
 		s.buf = append(make([]byte, 0, 2*size), s.buf...)
+	} else if isFull && 0 < size && size < eventBuffer { // more has come than fits
+		s.buf = append(make([]byte, 0, eventBuffer), s.buf...)
 	}
 	if cap(s.buf) == 0 {
-		s.buf = make([]byte, 0, eventBuffer)
+		s.buf = make([]byte, 0, firstBuffer)
 	}
 	return s.buf[len(s.buf):cap(s.buf)]
 }

@@ -385,3 +385,26 @@ func TestByteOrderMarks(t *testing.T) {
 		t.Error("a first event with a byte order mark and an error has not failed")
 	}
 }
+
+// A stream whose events come one at a time keeps a small buffer. The first read that fills it makes it larger.
+func TestFirstRoom(t *testing.T) {
+	const event = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n"
+	s := Stream{Report: Report{Format: OpenAIChat}}
+	for range 100 {
+		if got := s.Received(copy(s.Room(), event)); string(got) != event {
+			t.Fatalf("got %q, want %q", got, event)
+		}
+	}
+	if size := cap(s.buf); size != firstBuffer {
+		t.Errorf("the buffer has %d bytes, want %d", size, firstBuffer)
+	}
+	all := strings.Repeat(event, 100)
+	for rest := all; rest != ""; {
+		n := copy(s.Room(), rest)
+		rest = rest[n:]
+		s.Received(n)
+	}
+	if size := cap(s.buf); size != eventBuffer {
+		t.Errorf("after a read that filled it, the buffer has %d bytes, want %d", size, eventBuffer)
+	}
+}
