@@ -39,7 +39,7 @@ type exchange struct {
 	caching   *cacheUse // nil if nothing is cached
 	stateKept bool      // it is remembered whose the response is
 
-	begun      *http.Response // the stream whose rest is to be relayed; nil: none is
+	begun      *http.Response // the stream whose rest is to be relayed, or nil
 	stopHangUp func() bool    // ends that the end of the client's connection is noticed
 }
 
@@ -359,8 +359,8 @@ func (x *exchange) respond(response *http.Response, body []byte) error {
 	return nil
 }
 
-// relayEvents relays a stream until something of it was sent. If it goes on, x.begun is set, and continueStream is to be
-// called.
+// relayEvents relays a stream until something of it was sent. If it goes on, it sets x.begun, and continueStream is to
+// be called.
 func (x *exchange) relayEvents(response *http.Response) error {
 	if x.isCacheable() {
 		x.relay.collect(&collector{room: x.gateway.cache.collected.Claim(x.call.Tenant, x.call.User)})

@@ -139,8 +139,8 @@ func ReadRequest(format Format, body []byte) (*Request, error) {
 	return r, r.err
 }
 
-// Forget lets go of the body, and of all that is only needed to forward it: a long response would otherwise keep both in
-// memory. What the request costs is still known. Rewrite and Fields must not be called any more.
+// Forget lets go of the body, and of all that is only needed to forward it: a long response would otherwise keep both
+// in memory. What the request costs is still known. Rewrite and Fields must not be called any more.
 func (r *Request) Forget() {
 	r.forgotten += int64(len(r.body))
 	r.body, r.at, r.fields, r.items, r.parts, r.referred = nil, nil, nil, nil, nil, nil
