@@ -76,6 +76,10 @@ func (r *Report) readInput(v jsonValue) {
 // addString counts the bytes that a string spells, and reports whether there are any. Other values have none.
 func (r *Report) addString(v jsonValue) bool {
 	size := v.stringBytes()
+	if size > 0 {
+		o := &r.object
+		o.strings, o.stringAt, o.stringEnd = o.strings+1, v.from, v.from+len(v.text)
+	}
 	r.contentBytes += size
 	return size > 0
 }

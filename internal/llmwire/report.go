@@ -54,6 +54,7 @@ type Report struct {
 	response   responseRead    // what is read of one of OpenAI's other API
 	hasItem    map[string]bool // the IDs in ItemIDs
 	parts      *partReader     // nil if no object was read in parts
+	alike      alikeEvent
 }
 
 // reportObject is what is known of the JSON object that is being read.
@@ -66,6 +67,8 @@ type reportObject struct {
 
 	choice int64  // index of the choice that is being read
 	reason []byte // why that has ended
+
+	strings, stringAt, stringEnd int // of content: how many have come, and where the last one stands
 
 	level     int    // 1 in an iteration, otherwise 0
 	iteration []byte // type of the iteration that is being read
@@ -204,7 +207,16 @@ var errNoObject = errors.New("not a JSON object")
 // an object that is nested more than 500, but at most 10,000 deep. Any other error means that data is not a JSON
 // object. After an error Unread is true, and a part of data may have been added.
 func (r *Report) Read(data []byte) (isUsageChunk bool, err error) {
-	contentBytes := r.contentBytes
+	if r.readAlike(data) {
+		return false, nil
+	}
+	return r.readUnlike(data)
+}
+
+// readUnlike does what Read does, for data that is not like the event before.
+func (r *Report) readUnlike(data []byte) (isUsageChunk bool, err error) {
+	contentBytes, before := r.contentBytes, r.alikeState()
+	r.alike.data = r.alike.data[:0]
 	r.object = reportObject{}
 	err = r.walker.walk(data, formats[r.Format].report, r)
 	switch {
@@ -227,6 +239,7 @@ func (r *Report) Read(data []byte) (isUsageChunk bool, err error) {
 		r.seesInput, r.seesOutput = false, false
 	}
 	r.seesInput, r.seesOutput = o.seesInput || r.seesInput, o.seesOutput || r.seesOutput
+	r.noteAlike(data, before)
 	return o.hasUsage && o.hasEmptyChoices, nil
 }
 
