@@ -602,8 +602,8 @@ func TestCacheRace(t *testing.T) {
 	})
 }
 
-// What is read of a cached response before its fee is charged comes over the connection that charges share. A large one
-// comes over another, so that it delays none of them.
+// What is read of a cached response before its fee is charged comes over a connection that only such reads share. The
+// rest of a large one comes over another, so that it delays none of them. No charge waits behind either.
 func TestCacheConnections(t *testing.T) {
 	t.Parallel()
 	r, p := redistest.New(t), providertest.New(t)
@@ -614,24 +614,28 @@ func TestCacheConnections(t *testing.T) {
 	p.On("large", providertest.Conduct{Content: strings.Repeat("x", 100_000)})
 	g.miss(t, chatPath, small)
 	g.miss(t, chatPath, large)
-	for body, isLarge := range map[string]bool{small: false, large: true} {
+	heads := "" // the connection that they come over
+	for _, body := range []string{small, large} {
 		watched := watchCommands(t, r)
 		g.hit(t, chatPath, body)
 		sent := watched()
-		shared := sent["EVALSHA apiKey:"+g.key]
+		charges := sent["EVALSHA apiKey:"+g.key]
 		reads := 0
-		for command, got := range sent {
+		for command, from := range sent {
 			name, key, _ := strings.Cut(command, " ")
 			if !strings.HasPrefix(key, "cache:") {
 				continue
 			}
-			if isHead := name == "GETRANGE"; isHead != (got == shared) || !isHead && !isLarge {
-				t.Errorf("large: %t: %s came from %s, the charge from %s", isLarge, command, got, shared)
+			if heads == "" {
+				heads = from
+			}
+			if isHead := name == "GETRANGE"; from == charges || isHead != (from == heads) || !isHead && body == small {
+				t.Errorf("%s: %s came from %s, heads from %s, the charge from %s", body, command, from, heads, charges)
 			}
 			reads++
 		}
-		if want := map[bool]int{false: 1, true: 2}[isLarge]; reads != want {
-			t.Errorf("large: %t: %d commands read the cache, want %d", isLarge, reads, want)
+		if want := map[string]int{small: 1, large: 2}[body]; reads != want {
+			t.Errorf("%s: %d commands read the cache, want %d", body, reads, want)
 		}
 	}
 }

@@ -101,8 +101,8 @@ func (x *exchange) generate() error {
 // errTryNext means that an endpoint has failed without having begun to generate, and that another is to be tried.
 var errTryNext = errors.New("another endpoint is to be tried")
 
-// limitTime begins a context for the requests to endpoints, which ends when the call must. A call that needs no endpoint
-// does without: of a cached response it would be 4 % of the service's work.
+// limitTime begins a context for the requests to endpoints, which ends when the call must. A call that needs no
+// endpoint does without: of a cached response it would be 4 % of the service's work.
 func (x *exchange) limitTime() {
 	limited, stopTimer := context.WithDeadlineCause(x.gateway.ctx, x.relay.latest.Add(-abortGrace), errTooLong)
 	x.ctx, x.relay.cancel = context.WithCancelCause(limited)

@@ -41,10 +41,10 @@ func (l *relay) takeCollected() (c *collector, isWhole bool) {
 }
 
 // openStream relays a stream event by event until something of it was sent. Then continueStream relays the rest, unless
-// the stream has ended. If it breaks, openStream and continueStream return an error. Then abort tells the client, unless
-// hasHeader reports false. The error is errNothing if the first event is an error without usage, or if there is no
-// event; errNoStream if there is something else; and errTooMuch if the stream is cut because it has far more than its
-// limit allows.
+// the stream has ended. If it breaks, openStream and continueStream return an error. Then abort tells the client,
+// unless hasHeader reports false. The error is errNothing if the first event is an error without usage, or if there is
+// no event; errNoStream if there is something else; and errTooMuch if the stream is cut because it has far more than
+// its limit allows.
 func (l *relay) openStream(response *http.Response) (ended bool, err error) {
 	l.beginStream(response)
 	l.startWatch()

@@ -176,13 +176,10 @@ func (c *Client) ReadDispensable(deadline time.Time, command, key string, args .
 	return c.route(deadline, key, op)
 }
 
-// ReadSmall does what ReadDispensable does, over the shared connection, unless that waits for replicas. The command
-// must be fast, and its reply small: 16 KiB at most.
+// ReadSmall does what ReadDispensable does, over a connection that only such reads share. The command must be fast, and
+// its reply small: 16 KiB at most.
 func (c *Client) ReadSmall(deadline time.Time, command, key string, args ...any) (any, error) {
-	op := operation{
-		name: command, args: commandArgs(key, args), kind: kindDispensable, large: c.options.Replicas > 0,
-	}
-	return c.route(deadline, key, op)
+	return c.route(deadline, key, operation{name: command, args: commandArgs(key, args), kind: kindDispensable})
 }
 
 // WriteDispensable does what Write does, for a write that may be lost. Its delay or failure does not mark Redis as

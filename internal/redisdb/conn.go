@@ -18,9 +18,8 @@ const (
 	redialPause = 10 * time.Millisecond // at least, from one attempt to connect to the next
 
 	// A timed-out command does not prove that the connection is dead; Redis may be slow. The connection is closed only
-	// if no reply at all arrives for another silenceTimeout. One that can be done without has less time, and proves less.
-	silenceTimeout          = 600 * time.Millisecond
-	silenceAfterDispensable = 2 * silenceTimeout
+	// if no reply at all arrives for another silenceTimeout.
+	silenceTimeout = 600 * time.Millisecond
 )
 
 var (
@@ -50,6 +49,7 @@ func (e unsentError) Unwrap() error { return e.err }
 type sharedConn struct {
 	dial     func(context.Context) (redis.Conn, error)
 	replicas int // that must have a write before its reply counts; 0: Redis replicates when it likes
+	isLazy   bool
 	cancel   context.CancelFunc
 	loops    sync.WaitGroup
 	free     sync.Pool     // of *pendingCommand
@@ -84,15 +84,24 @@ type pendingCommand struct {
 
 // These stand in inFlight for replies that are due and that nobody waits for. They have no channel.
 var (
-	askingReply  = new(pendingCommand) // of ASKING; its command follows
-	waitReply    = new(pendingCommand) // of WAIT, which covers all writes before it
-	givenUpReply = new(pendingCommand) // of a dispensable command that has expired
+	askingReply = new(pendingCommand) // of ASKING; its command follows
+	waitReply   = new(pendingCommand) // of WAIT, which covers all writes before it
 )
 
 // newSharedConn returns a sharedConn over connections that dial makes, which must have no timeouts of their own. A
-// write succeeds once that number of replicas have it.
+// write succeeds once that number of replicas have it. The first connection is made at once.
 func newSharedConn(replicas int, dial func(context.Context) (redis.Conn, error)) *sharedConn {
-	s := &sharedConn{dial: dial, replicas: replicas, wake: make(chan struct{}, 1)}
+	return startSharedConn(&sharedConn{dial: dial, replicas: replicas})
+}
+
+// newLazyConn returns a sharedConn whose first connection is made when the first command comes, and whose writes do not
+// wait for replicas.
+func newLazyConn(dial func(context.Context) (redis.Conn, error)) *sharedConn {
+	return startSharedConn(&sharedConn{dial: dial, isLazy: true})
+}
+
+func startSharedConn(s *sharedConn) *sharedConn {
+	s.wake = make(chan struct{}, 1)
 	s.free.New = func() any { return &pendingCommand{done: make(chan struct{}, 1)} }
 	s.expiry = time.AfterFunc(time.Hour, s.expire)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -198,6 +207,9 @@ func (s *sharedConn) waitForWork() bool {
 // connectLoop keeps a connection until ctx is done. After one that carried no reply it waits for the next command
 // before it dials again.
 func (s *sharedConn) connectLoop(ctx context.Context) {
+	if s.isLazy {
+		s.waitForWork()
+	}
 	for ctx.Err() == nil {
 		next := time.Now().Add(redialPause)
 		conn, err := s.dial(ctx)
@@ -323,7 +335,7 @@ func (s *sharedConn) readLoop(conn redis.Conn) error {
 		s.replies++
 		var replicated []*pendingCommand
 		switch {
-		case c == nil || c == askingReply || c == givenUpReply:
+		case c == nil || c == askingReply:
 			c = nil
 		case c == waitReply:
 			c, replicated, s.held = nil, s.held, nil
@@ -419,13 +431,14 @@ type stallDetector struct {
 	replies   uint64    // when the doubt arose
 }
 
-// check reports whether the connection has stalled, and when to check again. silence is what overdue returns.
-func (d *stallDetector) check(now time.Time, silence time.Duration, replies uint64) (stalled bool, next time.Time) {
+// check reports whether the connection has stalled, and when to check again. overdue says that the command whose reply
+// must come next has expired.
+func (d *stallDetector) check(now time.Time, overdue bool, replies uint64) (stalled bool, next time.Time) {
 	switch {
-	case silence == 0:
+	case !overdue:
 		d.stalledAt = time.Time{}
 	case d.stalledAt.IsZero() || replies > d.replies:
-		d.stalledAt, d.replies = now.Add(silence), replies
+		d.stalledAt, d.replies = now.Add(silenceTimeout), replies
 	case !d.stalledAt.After(now):
 		return true, time.Time{}
 	}
@@ -435,20 +448,14 @@ func (d *stallDetector) check(now time.Time, silence time.Duration, replies uint
 // commandQueue is a first-in, first-out queue: append adds to it.
 type commandQueue []*pendingCommand
 
-// overdue returns 0 unless the first command of the queue has expired: then for how long the connection may be silent
-// from now on.
-func (q commandQueue) overdue() time.Duration {
+// overdue reports whether the first command of the queue has expired.
+func (q commandQueue) overdue() bool {
 	for _, c := range q {
-		switch {
-		case c == nil:
-			return silenceTimeout
-		case c == givenUpReply:
-			return silenceAfterDispensable
-		case c.done != nil:
-			return 0
+		if c == nil || c.done != nil {
+			return c == nil
 		}
 	}
-	return 0
+	return false
 }
 
 // pop removes and returns the first command.
@@ -459,8 +466,7 @@ func (q *commandQueue) pop() *pendingCommand {
 	return c
 }
 
-// expire replaces the commands whose deadline has passed by nil or givenUpReply and returns them, with the next
-// deadline.
+// expire replaces the commands whose deadline has passed by nil and returns them, with the next deadline.
 func (q commandQueue) expire(now time.Time) (expired []*pendingCommand, next time.Time) {
 	for i, c := range q {
 		switch {
@@ -469,9 +475,7 @@ func (q commandQueue) expire(now time.Time) (expired []*pendingCommand, next tim
 			next = earliest(next, c.deadline)
 		default:
 			expired = append(expired, c)
-			if q[i] = nil; c.kind&kindDispensable != 0 {
-				q[i] = givenUpReply
-			}
+			q[i] = nil
 		}
 	}
 	return expired, next

@@ -254,56 +254,6 @@ func TestSharedConnSlow(t *testing.T) {
 	}
 }
 
-// A command that can be done without is given up early. That does not end the connection before others are given up
-// with it, but one over which nothing comes any more is replaced, whatever has waited.
-func TestSharedConnDispensable(t *testing.T) {
-	t.Parallel()
-	const patience = 100 * time.Millisecond
-	r := redistest.New(t)
-	var dials atomic.Int64
-	c := newShared(t, func(ctx context.Context) (redis.Conn, error) {
-		dials.Add(1)
-		return r.DialContext(ctx)
-	})
-	giveUp := func() error {
-		_, err := c.do(time.Now().Add(patience), "ECHO", []any{"early"}, kindDispensable)
-		return err
-	}
-	wantPing(t, c)
-	for {
-		began, before := time.Now(), dials.Load()
-		r.Signal(t, syscall.SIGSTOP)
-		if err := giveUp(); !errors.Is(err, errNoReply) {
-			t.Fatalf("got %v", err)
-		}
-		patient := make(chan error)
-		go func() { patient <- echo(c, time.Now().Add(4*prompt), "late") }()
-		time.Sleep(time.Until(began.Add(patience + (silenceTimeout+silenceAfterDispensable)/2)))
-		r.Signal(t, syscall.SIGCONT)
-		onTime := time.Since(began) < patience+silenceAfterDispensable
-		if err := <-patient; !onTime {
-			continue // the machine is too slow to tell
-		} else if err != nil || dials.Load() != before {
-			t.Errorf("got %v after %d dials", err, dials.Load()-before)
-		}
-		break
-	}
-	if err := echo(c, time.Now().Add(prompt), "next"); err != nil {
-		t.Error(err)
-	}
-
-	before := dials.Load()
-	r.Signal(t, syscall.SIGSTOP)
-	defer r.Signal(t, syscall.SIGCONT)
-	waittest.Eventually(t, 2*prompt, func() error {
-		_ = giveUp()
-		if dials.Load() == before {
-			return errors.New("the connection is not replaced")
-		}
-		return nil
-	})
-}
-
 // If nobody listens, callers learn it immediately.
 func TestSharedConnRefused(t *testing.T) {
 	port, err := redistest.FreePort()

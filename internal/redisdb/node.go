@@ -24,10 +24,10 @@ const (
 	waitGrace = 50 * time.Millisecond // for the reply of a WAIT whose time is up
 )
 
-// node is one Redis server that takes writes. Small commands share one connection; large ones take a connection of the
-// pool, so that nobody waits behind them. Its methods may be called from any number of goroutines. Their errors are a
-// redis.Error if Redis refuses this command alone, an unsentError or errTooManyPending if it was not sent, and else
-// mean that Redis may or may not have executed it.
+// node is one Redis server that takes writes. Small commands share one connection, and small reads of what can be done
+// without share another; large ones take a connection of the pool, so that nobody waits behind them. Its methods may be
+// called from any number of goroutines. Their errors are a redis.Error if Redis refuses this command alone, an
+// unsentError or errTooManyPending if it was not sent, and else mean that Redis may or may not have executed it.
 type node struct {
 	options  *Options
 	name     string // in the log
@@ -38,6 +38,7 @@ type node struct {
 
 	pool   *redis.Pool
 	shared *sharedConn
+	reads  *sharedConn // for small reads that can be done without
 	health *health
 	close  func() // ends all connections and fails the commands that still wait
 
@@ -69,6 +70,12 @@ func (c *Client) newNode(address string, dial dialFunc, readyKey func() string, 
 		DialContext:         func(ctx context.Context) (redis.Conn, error) { return n.dial(ctx, redialTimeout) },
 		TestOnBorrowContext: n.testIdle,
 	}
+	dialShared := func(ctx context.Context) (redis.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, redialTimeout)
+		defer cancel()
+		return n.dial(ctx, redialTimeout, redis.DialReadTimeout(0), redis.DialWriteTimeout(0))
+	}
+	n.reads = newLazyConn(dialShared)
 	dialled := false
 	n.shared = newSharedConn(c.options.Replicas, func(ctx context.Context) (redis.Conn, error) {
 		n.health.discardIdle() // what ended the last connection may have ended others
@@ -76,9 +83,7 @@ func (c *Client) newNode(address string, dial dialFunc, readyKey func() string, 
 			n.redialed()
 		}
 		dialled = true
-		ctx, cancel := context.WithTimeout(ctx, redialTimeout)
-		defer cancel()
-		return n.dial(ctx, redialTimeout, redis.DialReadTimeout(0), redis.DialWriteTimeout(0))
+		return dialShared(ctx)
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var probes sync.WaitGroup
@@ -86,6 +91,7 @@ func (c *Client) newNode(address string, dial dialFunc, readyKey func() string, 
 	n.close = sync.OnceFunc(func() {
 		cancel()
 		n.shared.close()
+		n.reads.close()
 		probes.Wait()
 		_ = n.pool.Close()
 	})
@@ -221,8 +227,11 @@ func (n *node) observe(op operation, reply any, err error) (any, error) {
 
 // send sends a command over the connection that is right for op.
 func (n *node) send(deadline time.Time, op operation, command string) (any, error) {
-	if op.large {
+	switch {
+	case op.large:
 		return n.doPooled(deadline, command, op.args, op.kind)
+	case op.kind&kindDispensable != 0:
+		return n.reads.do(deadline, command, op.args, op.kind)
 	}
 	return n.shared.doQueued(deadline, command, op.args, op.kind, op.queued)
 }
