@@ -1,5 +1,5 @@
 -- Takes tokens out of an API key's balance and holds them until they are settled or a deadline passes. A refused hold
--- takes neither tokens nor rate.
+-- takes neither tokens nor rate. Most holds of the gateway are taken by quickhold.lua, which must lead to the same.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua

@@ -1,7 +1,8 @@
--- The quick form of hold.lua, for most holds of the gateway. It does what hold.lua does; or it changes nothing, returns
--- '', and hold.lua must decide. That must also decide if the key is refused, but for lack of tokens, its rate or what
--- else is under way; if its group has a refill; if its balance was advanced, see holds.lua; if one of its holds has
--- expired, or will within a second; if an earlier version has changed its holds; and if something is malformed.
+-- The quick form of hold.lua, for most holds of the gateway. It does what hold.lua does; or it changes nothing and
+-- returns '', and hold.lua must decide. That is so if the key is refused for anything else than a lack of tokens, its
+-- rate or the number of its requests; if its group has a refill; if its balance was advanced, see holds.lua; if one of
+-- its holds has expired, or will within a second; if an earlier version has changed its holds; and if something is
+-- malformed.
 --
 -- hold.lua takes Redis 1.7 times as long: it reads and converts more, and a script defines each of its functions anew
 -- when it runs.

@@ -1,6 +1,6 @@
 -- The quick form of settle.lua, for most holds of the gateway, of tenants without a refill. It does what settle.lua
--- does; or it changes nothing, returns '', and settle.lua must decide. That must also decide if there is no such hold; if
--- that has a note, see holds.lua, or was settled before; and in the states of a key that quickhold.lua leaves to
+-- does; or it changes nothing and returns '', and settle.lua must decide. That is so if the key has no such hold, if the
+-- hold has a note, see holds.lua, if it was settled before, and in the states of a key that quickhold.lua leaves to
 -- hold.lua. settle.lua takes Redis 1.7 times as long.
 --
 -- KEYS[1] apiKey:<apiKey>

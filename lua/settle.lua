@@ -1,5 +1,5 @@
 -- Settles a hold: what was held beyond the tokens used goes back to the balance, what is missing is taken from it, down
--- to 0.
+-- to 0. Most holds of the gateway are settled by quicksettle.lua, which must lead to the same.
 --
 -- KEYS[1]  apiKey:<apiKey>
 -- KEYS[2]  {apiKey:<first>}:settled:<hold ID>, which remembers the outcome
