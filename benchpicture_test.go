@@ -72,7 +72,7 @@ func medianOf(b *testing.B, side *benchSide, connections int) sample {
 type cpuShares struct{ relay, hold, settle, rest, runtime float64 }
 
 // profileShares serves completions in this process, with the Redis and the provider of a side, and returns what a profile of
-// it says. The relay is what the bare proxy does too: net/http as a server and as a client.
+// it says. The relay is what the bare proxy does too: HTTP as a server, by net/http, and as a client, by plainhttp.
 func profileShares(b *testing.B, side *benchSide) cpuShares {
 	b.Helper()
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // as benchSettings
@@ -102,14 +102,25 @@ func profileShares(b *testing.B, side *benchSide) cpuShares {
 	for _, line := range regexp.MustCompile(`([\d.]+)%  (\S+)`).FindAllStringSubmatch(string(top), -1) {
 		in[line[2]], _ = strconv.ParseFloat(line[1], 64)
 	}
-	const gateway = "tollgate/internal/gateway.(*exchange)."
-	shared := in["tollgate/internal/redisdb.(*sharedConn).writeLoop"] + in["tollgate/internal/redisdb.(*sharedConn).readLoop"]
-	handler, trip := in["net/http.serverHandler.ServeHTTP"], in["net/http.(*Transport).RoundTrip"]
+	of := func(function string) float64 { // of one that takes much
+		share, ok := in[function]
+		if !ok {
+			b.Fatalf("the profile has no %s", function)
+		}
+		return share
+	}
+	const (
+		redis   = "tollgate/internal/redisdb.(*sharedConn)."
+		client  = "tollgate/internal/plainhttp."
+		gateway = "tollgate/internal/gateway.(*exchange)."
+	)
+	shared, hold, settle := in[redis+"writeLoop"]+in[redis+"readLoop"], of(gateway+"takeHold"), of(gateway+"settle")
+	handler, trip := of("net/http.serverHandler.ServeHTTP"), of(client+"(*Transport).RoundTrip")+in[client+"(*exchange).Read"]
 	shares := cpuShares{
-		relay:   in["net/http.(*conn).serve"] - handler + trip + in["net/http.(*persistConn).writeLoop"] + in["net/http.(*persistConn).readLoop"],
-		hold:    in[gateway+"takeHold"] + shared/2,
-		settle:  in[gateway+"settle"] + shared/2,
-		rest:    handler - trip - in[gateway+"takeHold"] - in[gateway+"settle"],
+		relay:   of("net/http.(*conn).serve") - handler + trip,
+		hold:    hold + shared/2,
+		settle:  settle + shared/2,
+		rest:    handler - trip - hold - settle,
 		runtime: in["runtime.mcall"] + in["runtime.gcBgMarkWorker"],
 	}
 	all := shares.relay + shares.hold + shares.settle + shares.rest + shares.runtime
