@@ -79,7 +79,8 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 	return a.settleQueued(deadline, holdID, u, nil)
 }
 
-// A queuedAccount is an account as a gateway.QueuedAccount.
+// A queuedAccount is an account as a gateway.QueuedAccount. An account itself is none, as each sessionAccount has one,
+// past which it would settle.
 type queuedAccount struct{ *account }
 
 // SettleQueued implements gateway.QueuedAccount.

@@ -40,7 +40,7 @@ type exchange struct {
 	stateKept bool      // it is remembered whose the response is
 
 	begun      *http.Response // the stream whose rest is to be relayed, or nil
-	stopHangUp func() bool    // ends that the end of the client's connection is noticed
+	stopHangUp func() bool    // stops watching for the end of the client's connection
 }
 
 func (g *Gateway) begin(w http.ResponseWriter, r *http.Request, c *Call) *exchange {

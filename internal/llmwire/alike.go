@@ -8,7 +8,7 @@ import (
 
 const (
 	maxAlike  = 1 << 10 // bytes of an event that is remembered
-	maxUnlike = 16      // events in a row that were remembered for nothing; more are not
+	maxUnlike = 16      // events in a row remembered for nothing; after more, no event of the stream is remembered
 )
 
 // An alikeEvent is the last event of a stream that was walked through, if all that it has added to the Report is the

@@ -16,7 +16,7 @@ type exchange struct {
 	transport *Transport
 	conn      *conn
 	ctx       context.Context
-	stop      func() bool   // ends that ctx closes conn; reports whether it has not
+	stop      func() bool   // keeps ctx from closing conn; reports false if it has closed it
 	written   chan error    // gets the outcome of writing a long request; nil if the request was written
 	keeps     bool          // conn can be used again after the response
 	body      io.ReadCloser // that http.ReadResponse has returned

@@ -141,12 +141,12 @@ func (c *Client) SameSlot(a, b string) bool { return c.OneSlot() || Slot(a) == S
 // keys, arguments and reply small: about a kilobyte, not a megabyte. There must be at least one key. Unless OneSlot,
 // all must hash to the same slot.
 func (c *Client) Eval(deadline time.Time, s *Script, keys []string, args ...any) (any, error) {
-	return c.route(deadline, keys[0], operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind})
+	return c.EvalQueued(deadline, nil, s, keys, args...)
 }
 
-// EvalQueued does what Eval does, and calls queued, if the script was run before, as soon as it is queued on the shared
-// connection. What is queued there afterwards, also by other calls, runs after it, unless Redis has to be sent the
-// script again: because it has forgotten it, or because the keys are on another server by now.
+// EvalQueued does what Eval does, and calls queued, unless it is nil, as soon as the script is queued on the shared
+// connection, if it was run before. What is queued there afterwards, also by other calls, runs after it, unless Redis
+// has to be sent the script again: because it has forgotten it, or because the keys are on another server by now.
 func (c *Client) EvalQueued(deadline time.Time, queued func(), s *Script, keys []string, args ...any) (any, error) {
 	op := operation{name: s.name, script: s, args: scriptArgs(keys, args), kind: s.kind, queued: queued}
 	return c.route(deadline, keys[0], op)

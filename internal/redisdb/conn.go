@@ -48,8 +48,8 @@ func (e unsentError) Unwrap() error { return e.err }
 // may not have executed them. Commands that were not sent yet are sent over the next one.
 type sharedConn struct {
 	dial     func(context.Context) (redis.Conn, error)
-	replicas int // that must have a write before its reply counts; 0: Redis replicates when it likes
-	isLazy   bool
+	replicas int  // that must have a write before its reply counts; 0: Redis replicates when it likes
+	isLazy   bool // the first connection is made when the first command comes
 	cancel   context.CancelFunc
 	loops    sync.WaitGroup
 	free     sync.Pool     // of *pendingCommand
@@ -94,7 +94,7 @@ func newSharedConn(replicas int, dial func(context.Context) (redis.Conn, error))
 	return startSharedConn(&sharedConn{dial: dial, replicas: replicas})
 }
 
-// newLazyConn returns a sharedConn whose first connection is made when the first command comes, and whose writes do not
+// newLazyConn does what newSharedConn does, but makes the first connection when the first command comes, and does not
 // wait for replicas.
 func newLazyConn(dial func(context.Context) (redis.Conn, error)) *sharedConn {
 	return startSharedConn(&sharedConn{dial: dial, isLazy: true})
