@@ -388,3 +388,32 @@ func TestQuickCalls(t *testing.T) {
 		}
 	}
 }
+
+// It is the same in groups with limits, and in tenants that were deleted before.
+func TestQuickCallsOfLimits(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	st := newTestStore(t, r)
+	id := newTenantIn(t, r, quickConfig)
+	r.Do(t, "SET", generationRedisKey(id), 2)
+	tenant := st.wantTenant(t, id)
+	for _, group := range []string{"plain", "limited", "concurrent", "both", "restricted"} {
+		key, _ := newCredential(userKeyPrefix)
+		r.Do(t, "HSET", apiKeyRedisKey(key), "tenantId", id, "generation", 2, "group", group, "tokensLeft", 1000)
+		for range 2 { // Redis has the scripts the second time
+			r.Do(t, "CONFIG", "RESETSTAT")
+			hold, _ := newCredential(leasePrefix)
+			h := holdRequest{key: key, id: hold, most: 100, least: 1, ttl: time.Minute, models: []string{"m"}}
+			result, err := st.Hold(in(time.Minute), tenant, h)
+			if err == nil {
+				_, err = st.Settle(in(time.Minute), tenant, &result.holder, settleRequest{holdID: hold, used: 5, isLease: true})
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", group, err)
+			}
+		}
+		if n := redistest.Calls(r.String(t, "INFO", "commandstats"), "evalsha"); n != 2 {
+			t.Errorf("%s: %d scripts, want 2", group, n)
+		}
+	}
+}
