@@ -283,7 +283,7 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
-// All idle connections to servers without TLS are as many as is allowed, or as those with TLS.
+// The two ways to http:// servers keep half of the idle connections each that are allowed to https:// servers.
 func TestIdleBounds(t *testing.T) {
 	for most, half := range map[int64]int{100: 50, 1: 1} {
 		c := newTransports(Options{MaxIdle: most})
