@@ -79,8 +79,8 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 	return a.settleQueued(deadline, holdID, u, nil)
 }
 
-// A queuedAccount is an account as a gateway.QueuedAccount. An account itself is none, as each sessionAccount has one,
-// past which it would settle.
+// A queuedAccount is an account as a gateway.QueuedAccount. An account itself must not be one: a sessionAccount embeds
+// it, and has a Settle of its own that SettleQueued would bypass.
 type queuedAccount struct{ *account }
 
 // SettleQueued implements gateway.QueuedAccount.
