@@ -68,7 +68,7 @@ func (r *Report) noteAlike(data []byte, before alikeState) {
 	a.data = a.data[:0]
 	switch {
 	case !r.isStream || r.Format != OpenAIChat && r.Format != AnthropicMessages:
-	case o.strings != 1 || o.hasUsage || o.hasEnded || len(data) > maxAlike || a.unlike > maxUnlike:
+	case o.strings != 1 || o.hasInput || o.hasUsage || o.hasEnded || len(data) > maxAlike || a.unlike > maxUnlike:
 	case r.alikeState() == before:
 		a.data = append(a.data, data...)
 		a.from, a.to, a.state = o.stringAt, o.stringEnd, before

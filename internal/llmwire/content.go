@@ -67,6 +67,7 @@ func (r *Report) readHidden(v jsonValue) { r.Hidden = r.addString(v) || r.Hidden
 // readInput reads the input of a tool: a string, or an object of which everything between the braces counts.
 func (r *Report) readInput(v jsonValue) {
 	if c := v.text[0]; c == '{' || c == '[' {
+		r.object.hasInput = true
 		r.contentBytes += int64(len(v.text) - len("{}"))
 	} else {
 		r.addString(v)

@@ -68,7 +68,8 @@ type reportObject struct {
 	choice int64  // index of the choice that is being read
 	reason []byte // why that has ended
 
-	strings, stringAt, stringEnd int // of content: how many have come, and where the last one stands
+	strings, stringAt, stringEnd int  // of content: how many have come, and where the last one stands
+	hasInput                     bool // content that is no string: the input of a tool
 
 	level     int    // 1 in an iteration, otherwise 0
 	iteration []byte // type of the iteration that is being read
