@@ -264,7 +264,7 @@ func (c *Client) route(deadline time.Time, key string, op operation) (any, error
 		// Where one server has all keys, maxPending is the only bound: there are no others that it could hold up.
 		if n.waiting.Add(1) > maxWaiting && !c.OneSlot() {
 			n.waiting.Add(-1)
-			return nil, n.health.failed(op.name, unsentError{errTooManyPending})
+			return nil, n.failed(op, unsentError{errTooManyPending})
 		}
 		reply, err := n.run(deadline, op, asking)
 		pause := noRetry
@@ -277,7 +277,7 @@ func (c *Client) route(deadline time.Time, key string, op operation) (any, error
 		}
 		if !time.Now().Add(pause).Before(deadline) {
 			n.waiting.Add(-1)
-			return nil, n.health.failed(op.name, err)
+			return nil, n.failed(op, err)
 		}
 		time.Sleep(pause)
 		n.waiting.Add(-1)

@@ -43,6 +43,29 @@ func TestClusterWaitingLimit(t *testing.T) {
 	}
 }
 
+// What can be done without says nothing about the health of a master that does not respond, however many wait for it.
+func TestClusterDispensable(t *testing.T) {
+	c := redistest.SharedCluster(t)
+	client := newTestClient(t, c.URL(), new(telemetrytest.Log))
+	victim := c.MastersNow(t)[0]
+	key := keyInSlot(victim.Slots(t)[0])
+	victim.Signal(t, syscall.SIGSTOP)
+	defer victim.Signal(t, syscall.SIGCONT)
+	var callers sync.WaitGroup
+	for range maxWaiting + 100 {
+		callers.Go(func() {
+			deadline := time.Now().Add(300 * time.Millisecond)
+			if _, err := client.ReadSmall(deadline, "GETRANGE", key, 0, 9); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	callers.Wait()
+	if n := client.owner(key).health.failures.Load(); n > 0 {
+		t.Errorf("%d failures are noted", n)
+	}
+}
+
 // Callers wait for the owner of a slot until their deadline, but about maxWaiting at a time: a part of the cluster that
 // is gone must not hold all of the service's connections.
 func TestOwnerlessWaitingLimit(t *testing.T) {

@@ -220,9 +220,18 @@ func (n *node) observe(op operation, reply any, err error) (any, error) {
 		if IsOutOfMemory(err) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err) // whether Redis is available, requests find out
+		return nil, n.failed(op, err)
 	}
 	return n.health.observe(op.name, reply, err)
+}
+
+// failed returns the error of op, to which the server was unavailable because of err. The health state learns of it
+// unless op can be done without: whether Redis is available, requests find out.
+func (n *node) failed(op operation, err error) error {
+	if op.kind&kindDispensable != 0 {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return n.health.failed(op.name, err)
 }
 
 // send sends a command over the connection that is right for op.
