@@ -81,6 +81,21 @@ func TestNotSent(t *testing.T) {
 	}
 }
 
+// A header that is too long is told from one that is malformed, wherever it is cut.
+func TestHeaderBound(t *testing.T) {
+	for more := range 5 {
+		header := "HTTP/1.1 204 No Content\r\nX: \r\n\r\n"
+		limit := int64(len(header) + 1000)
+		header = strings.Replace(header, "X: ", "X: "+strings.Repeat("x", 1000+more), 1)
+		s := newServer(t, func(c *serverConn) { c.respond(header) })
+		transport := newTransport(t)
+		transport.Base.MaxResponseHeaderBytes = limit
+		if _, _, err := post(t, transport, s.url, "{}"); more == 0 && err != nil || more > 0 && err != errHeaderTooLong {
+			t.Errorf("%d bytes more: %v", more, err)
+		}
+	}
+}
+
 // What arrives is what http.Transport sends.
 func TestRequests(t *testing.T) {
 	var got string

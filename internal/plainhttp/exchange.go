@@ -44,6 +44,8 @@ func (t *Transport) exchange(r *http.Request, c *conn, message *bytes.Buffer) (*
 		x.end(cut)
 		if writeErr != nil {
 			err = writeErr
+		} else if c.left <= 0 { // else err may be about where the header was cut
+			err = errHeaderTooLong
 		}
 		return nil, causeOf(x.ctx, err)
 	}
