@@ -4,7 +4,8 @@
 // charges and balances.
 //
 // Commands and scripts that are small in both directions share one connection to each server. What callers send at the
-// same time travels in one write. Large ones take a connection of a pool, so that nobody waits behind them.
+// same time travels in one write. Small reads of what can be done without share another. Large ones take a connection
+// of a pool, so that nobody waits behind them.
 //
 // # Guarantees
 //
