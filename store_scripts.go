@@ -30,9 +30,9 @@ var (
 	releaseScript = newScript("release", redisdb.AllowOOM, "balance", "holds", "release")
 
 	// The quick forms of hold and settle, which leave unusual holds to these.
-	quickHoldScript        = redisdb.NewScript("quick hold", fileSource("taking", "quickhold"), redisdb.DenyOOM)
+	quickHoldScript        = newScript("quick hold", redisdb.DenyOOM, "taking", "quickhold")
 	limitedQuickHoldScript = newScript("limited quick hold", redisdb.DenyOOM, "rate", "taking", "quickhold")
-	quickSettleScript      = redisdb.NewScript("quick settle", fileSource("quicksettle"), redisdb.AllowOOM)
+	quickSettleScript      = newScript("quick settle", redisdb.AllowOOM, "quicksettle")
 
 	exchangeScript = newBalanceScript("exchange", redisdb.DenyOOM, "refill", "holds", "visitor", "taking", "settling",
 		"exchange")
@@ -102,12 +102,9 @@ func newBalanceScript(name string, mode redisdb.Mode, files ...string) balanceSc
 }
 
 // luaSource returns lib.lua and the files named, one after the other. It panics if there is no such file.
-func luaSource(files ...string) string { return fileSource(append([]string{"lib"}, files...)...) }
-
-// fileSource does what luaSource does, without lib.lua.
-func fileSource(files ...string) string {
+func luaSource(files ...string) string {
 	var source strings.Builder
-	for _, file := range files {
+	for _, file := range append([]string{"lib"}, files...) {
 		text, err := luaFiles.ReadFile("lua/" + file + ".lua")
 		if err != nil {
 			panic(err)

@@ -20,7 +20,6 @@
 --
 -- Returns what hold.lua does, but with '' in place of the name that the key had first if that is its name.
 
-local call = redis.call
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'enabled', 'userId', 'first',
 	'holdsDue', 'advanced', 'tokensHeld', 'leases')
 if key[1] ~= ARGV[1] or (key[2] or '') ~= (ARGV[7] or '') then
@@ -31,7 +30,7 @@ if not left then -- see readBalance in balance.lua
 	local with = call('HMGET', KEYS[1], 'sharesWith', 'sharesFirst')
 	return with[1] and with[2] and {err = 'SHARED ' .. with[1] .. ' ' .. with[2]} or ''
 end
-if #left > 16 or left ~= '0' and not string.find(left, '^[1-9]%d*$') or left + 0 > 9007199254740991 or key[9]
+if #left > 16 or left ~= '0' and not string.find(left, '^[1-9]%d*$') or left + 0 > maxAmount or key[9]
 	or user ~= '' and string.find(user, '\n', 1, true) then
 	return ''
 end

@@ -13,7 +13,6 @@
 --
 -- Returns two lines: 'settled <tokens charged> <tokens left>' and the key's group.
 
-local call = redis.call
 local key = call('HMGET', KEYS[1], 'tenantId', 'generation', 'tokensLeft', 'group', 'first', 'holdsDue', 'advanced',
 	'tokensHeld', 'leases', 'hold:' .. ARGV[2])
 local left, group, due = key[3], key[4] or '', key[6]
@@ -39,14 +38,14 @@ if not tokens or #tokens > 13 or #deadline > 16 or leased - tokens < 0 or sum - 
 	return ''
 end
 local charged, balance = ARGV[3], left + tokens
-if balance > 9007199254740991 then
+if balance > maxAmount then
 	return ''
 elseif charged + 0 > balance then
 	charged = balance .. ''
 end
 left = balance - charged
 left = left < 1e14 and left .. '' or string.format('%.0f', left)
-if not call('SET', KEYS[2], ARGV[3] .. ' ' .. charged .. ' ' .. left, 'PX', '600000', 'NX') then -- as leaseRecordTTL
+if not call('SET', KEYS[2], ARGV[3] .. ' ' .. charged .. ' ' .. left, 'PX', tenMinutes, 'NX') then -- as leaseRecordTTL
 	return ''
 end
 call('HDEL', KEYS[3], ARGV[2])
