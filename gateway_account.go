@@ -25,6 +25,7 @@ type account struct {
 	place  *fairpool.Claim // of the request, whose share is what the key's group may have under way
 	fee    *usageEvent     // a charge that is not counted yet; nil: none
 	denied bool            // the last decision was that the key's group does not have the model
+	isFew  bool            // the key's group bounds how many requests may be under way
 
 	feeFrom string // the key that has paid the last charge
 
@@ -83,9 +84,13 @@ func (a *account) Settle(deadline time.Time, holdID string, u gateway.Usage) (ga
 // it, and has a Settle of its own that SettleQueued would bypass.
 type queuedAccount struct{ *account }
 
-// SettleQueued implements gateway.QueuedAccount.
+// SettleQueued implements gateway.QueuedAccount. If only a few requests may be under way, the hold must have ended
+// before the client sends the next one, which may go to another process. One that only lacks tokens waits for them.
 func (a queuedAccount) SettleQueued(deadline time.Time, holdID string, u gateway.Usage, queued func()) (
 	gateway.Balance, error) {
+	if a.isFew {
+		queued = nil
+	}
 	return a.settleQueued(deadline, holdID, u, queued)
 }
 
@@ -189,6 +194,7 @@ func (a *account) refusal(d decision, err error) error {
 	a.denied = errors.Is(err, ErrModelDenied)
 	group := a.tenant.config.groups[d.group]
 	a.place.SetShare(group.maxConcurrent)
+	a.isFew = group.maxConcurrent > 0
 	if a.denied {
 		return gateway.DeniedError{Allowed: group.models}
 	}

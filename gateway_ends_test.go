@@ -136,3 +136,47 @@ func TestNextAfterStream(t *testing.T) {
 		}
 	}
 }
+
+// A charge that follows a stream finds the tokens that the stream has not used.
+func TestChargeAfterStream(t *testing.T) {
+	t.Parallel()
+	p := providertest.New(t)
+	g := newService(t).gatewayTest(t, p, formatsConfig(p, 1000, `,"limit":"strict"`, ""))
+	const body = `{"stream":true,"max_tokens":50}`
+	held := g.call(t, chatPath, body).header.Get("X-Tokens-Held")
+	for i := range 100 {
+		testRedis.Do(t, "HSET", "apiKey:"+g.key, "tokensLeft", held)
+		if got := g.call(t, chatPath, body); got.status != 200 {
+			t.Fatalf("round %d: %d %s", i, got.status, got.body)
+		}
+		if got := g.consume(t, g.tenant, g.key, ""); got.status != 200 {
+			t.Fatalf("round %d: a charge: %d %s", i, got.status, got.body)
+		}
+	}
+}
+
+// The place is also back if the next request goes to another process, for which the settlement is still on its way.
+func TestNextElsewhere(t *testing.T) {
+	t.Parallel()
+	r := redistest.New(t)
+	proxy := redistest.NewProxy(t, r, func([]byte) redistest.Fate { return redistest.Pass })
+	proxy.OnRequest(func(request []byte) redistest.Fate {
+		if bytes.Contains(request, []byte(":settled:")) {
+			time.Sleep(100 * time.Millisecond)
+		}
+		return redistest.Pass
+	})
+	p := providertest.New(t)
+	config := strings.Replace(formatsConfig(p, 1000, "", ""), `{"tokens":1000}`, `{"tokens":1000,"max_concurrent":1}`, 1)
+	g := &gatewayTest{service: newService(t, "REDIS_URL="+proxy.URL), provider: p, tenant: newTenantIn(t, r, config)}
+	g.key = g.login(t, g.tenant)
+	elsewhere := *g
+	elsewhere.service = newService(t, "REDIS_URL="+r.URL())
+	for range 3 { // Redis knows the scripts after the first
+		for _, g := range []*gatewayTest{g, &elsewhere} {
+			if got := g.call(t, chatPath, `{"stream":true,"max_tokens":50}`); got.status != 200 {
+				t.Errorf("%d %s", got.status, got.body)
+			}
+		}
+	}
+}

@@ -35,13 +35,13 @@ type Account interface {
 	Refund(deadline time.Time, tokens int64) error
 }
 
-// A QueuedAccount is an Account that carries out its steps, and those of others that share its balance, in the order in
-// which they were queued.
+// A QueuedAccount is an Account that carries out its steps, and those of others of this process that share its balance,
+// in the order in which they were queued.
 type QueuedAccount interface {
 	Account
 
-	// SettleQueued does what Settle does, and calls queued as soon as all steps that begin from then on find the hold
-	// settled, if that is before it returns. In rare cases, as when the account was renamed, it is called too early, or
+	// SettleQueued does what Settle does. It may call queued before it returns, as soon as all steps of this process that
+	// begin from then on find the hold settled. In rare cases, as when the account was renamed, it is called too early, or
 	// more than once.
 	SettleQueued(deadline time.Time, holdID string, u Usage, queued func()) (Balance, error)
 }
