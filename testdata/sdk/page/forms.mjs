@@ -156,6 +156,7 @@ await walk(async (t) => {
   await t.sees("They are saved, too.", t.dialog());
   want = want.replace('"tokens":6.0', '"tokens":7').replace('"default":"one"', '"default":"a.b/c?"');
   await t.button("Make default", t.dialog()).click();
+  await t.settled();
   await t.sees(t.status("Saved."));
   await wantSaved(want, "after Make default");
   let sent = t.requests.length;
