@@ -37,6 +37,7 @@ func fullTenant(t *tenant) *tenant {
 type quickPair struct {
 	*testing.T
 	random  *rand.Rand
+	isRich  bool // the keys have more tokens than the quick forms hold
 	store   *store
 	tenants [2]*tenant
 	keys    [2]string
@@ -47,8 +48,10 @@ type quickPair struct {
 }
 
 func newQuickPair(t *testing.T, seed uint64) *quickPair {
-	balances := []int64{200, 200, 200, 99_999_999_999_950, maxAmount} // Lua itself writes the last as 9.007…e+15
+	balances := []int64{200, 200, 99_999_999_999_950, maxAmount} // Lua itself writes the last as 9.007…e+15
 	p := &quickPair{T: t, random: rand.New(rand.NewPCG(seed, 1)), store: newTestStore(t, testRedis)}
+	balance := balances[seed/3%uint64(len(balances))]
+	p.isRich = balance > 1e13
 	id := newTenantIn(t, testRedis, quickConfig)
 	if seed%4 == 3 {
 		testRedis.Do(t, "SET", generationRedisKey(id), 2)
@@ -60,7 +63,7 @@ func newQuickPair(t *testing.T, seed uint64) *quickPair {
 		p.names[side] = []string{p.keys[side]}
 		p.holders[side] = make(map[string]*holder)
 		p.redis("HSET", p.name(side), "tenantId", p.tenants[0].id, "group", "plain", "userId", "u",
-			"createdAt", "2026-01-01T00:00:00.000Z", "tokensLeft", balances[seed%uint64(len(balances))])
+			"createdAt", "2026-01-01T00:00:00.000Z", "tokensLeft", balance)
 		if p.tenants[0].generation != "" {
 			p.redis("HSET", p.name(side), "generation", p.tenants[0].generation)
 		}
@@ -152,6 +155,9 @@ func (p *quickPair) hold() {
 	id, _ := newCredential(prefixes[p.random.IntN(len(prefixes))])
 	p.ids = append(p.ids, id)
 	most := 1 + p.random.Int64N(120)
+	if p.isRich && p.random.IntN(3) == 0 {
+		most = []int64{1e13 - 1, 1e13, 1e14 - 1, 1e14, maxAmount}[p.random.IntN(5)]
+	}
 	h := holdRequest{id: id, most: most, least: 1 + p.random.Int64N(most), ttl: time.Minute,
 		half: p.random.IntN(3) == 0, patient: p.random.IntN(3) == 0}
 	if p.random.IntN(3) == 0 {

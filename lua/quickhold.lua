@@ -1,8 +1,8 @@
 -- The quick form of hold.lua, for most holds of the gateway. It does what hold.lua does; or it changes nothing and
 -- returns '', and hold.lua must decide. That is so if the key is refused for anything else than a lack of tokens, its
 -- rate or the number of its requests; if its group has a refill; if its balance was advanced, see holds.lua; if one of
--- its holds has expired, or will within a second; if an earlier version has changed its holds; and if something is
--- malformed.
+-- its holds has expired, or will within a second; if an earlier version has changed its holds; if a hold has 10^13
+-- tokens or more, or all of them together have; and if something is malformed.
 --
 -- hold.lua takes Redis 1.7 times as long: it reads and converts more, and a script defines each of its functions anew
 -- when it runs.
@@ -30,8 +30,8 @@ if not left then -- see readBalance in balance.lua
 	local with = call('HMGET', KEYS[1], 'sharesWith', 'sharesFirst')
 	return with[1] and with[2] and {err = 'SHARED ' .. with[1] .. ' ' .. with[2]} or ''
 end
-if #left > 16 or left ~= '0' and not string.find(left, '^[1-9]%d*$') or left + 0 > maxAmount or key[9]
-	or user ~= '' and string.find(user, '\n', 1, true) then
+if #left > 16 or left ~= '0' and not string.find(left, '^[1-9]%d*$') or left + 0 > maxAmount or #ARGV[2] > 13
+	or key[9] or user ~= '' and string.find(user, '\n', 1, true) then
 	return ''
 end
 local refused, found = refusal(key[5], group, ARGV[6], ARGV[9] or '')
@@ -77,17 +77,15 @@ if outcome then
 	return outcome .. ' ' .. leased .. ' ' .. left .. ' 0' .. rate .. '\n\n'
 		.. (key[7] or '') .. '\n' .. user .. '\n' .. group
 end
-local rest = left - held
-if held + 0 >= 1e13 then
-	return ''
-elseif limit then
+if limit then
 	local denied = acceptRequest(entry, window)
 	if denied then
 		return denied
 	end
 	remaining, oldest = remaining - 1, oldest or entry
 end
-held, left = held .. '', rest < 1e14 and rest .. '' or string.format('%.0f', rest)
+left = left - held
+held, left = held .. '', left < 1e14 and left .. '' or string.format('%.0f', left)
 local deadline = math.floor(time[1] * 1000 + time[2] / 1000) + ARGV[5] .. ''
 call('HSET', holds, ARGV[4], held .. ' ' .. deadline)
 if due then
