@@ -71,8 +71,8 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, info *requestInfo
 	defer a.countFee()
 	connlimit.Admit(r.Context()) // the gateway bounds what takes long
 	rest, err := s.gateway.Serve(w, r, c)
-	if info.rest = rest; rest != nil { // which does not need the body, of maybe many KB, while the stream is silent
-		info.body = nil
+	if info.rest = rest; rest != nil {
+		info.body = nil // it may be large, and a stream is silent for long
 		info.memory.Release()
 	}
 	a.countRefused(err)

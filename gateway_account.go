@@ -18,14 +18,14 @@ import (
 // headers of the rate limit. Renew and Settle may be called beside the request and after it has ended, so they use
 // neither header nor fee.
 type account struct {
-	server *server
-	tenant *tenant
-	key    string
-	header http.Header     // of the response
-	place  *fairpool.Claim // of the request, whose share is what the key's group may have under way
-	fee    *usageEvent     // a charge that is not counted yet; nil: none
-	denied bool            // the last decision was that the key's group does not have the model
-	isFew  bool            // the key's group bounds how many requests may be under way
+	server    *server
+	tenant    *tenant
+	key       string
+	header    http.Header     // of the response
+	place     *fairpool.Claim // of the request, whose share is what the key's group may have under way
+	fee       *usageEvent     // a charge that is not counted yet; nil: none
+	denied    bool            // the last decision was that the key's group does not have the model
+	isBounded bool            // the key's group bounds how many requests may be under way
 
 	feeFrom string // the key that has paid the last charge
 
@@ -88,7 +88,7 @@ type queuedAccount struct{ *account }
 // before the client sends the next one, which may go to another process. One that only lacks tokens waits for them.
 func (a queuedAccount) SettleQueued(deadline time.Time, holdID string, u gateway.Usage, queued func()) (
 	gateway.Balance, error) {
-	if a.isFew {
+	if a.isBounded {
 		queued = nil
 	}
 	return a.settleQueued(deadline, holdID, u, queued)
@@ -194,7 +194,7 @@ func (a *account) refusal(d decision, err error) error {
 	a.denied = errors.Is(err, ErrModelDenied)
 	group := a.tenant.config.groups[d.group]
 	a.place.SetShare(group.maxConcurrent)
-	a.isFew = group.maxConcurrent > 0
+	a.isBounded = group.maxConcurrent > 0
 	if a.denied {
 		return gateway.DeniedError{Allowed: group.models}
 	}

@@ -157,8 +157,9 @@ type settleRequest struct {
 	// isLease means that the hold is one of the gateway: the tokens are charged, down to a balance of 0, even if the hold
 	// has expired, and the key may have been rotated.
 	isLease bool
-	// queued, unless it is nil, is called when what is done in Redis from then on finds the hold settled. It is not called
-	// if more than one step is sure to be needed. If it turns out to be, as after a rotation, it was called too early.
+	// queued, unless it is nil, is called when what this process does in Redis from then on finds the hold settled. It is
+	// not called if a second script is known to be needed. If one turns out to be, as after a rotation, it was called too
+	// early, and is called again.
 	queued func()
 }
 

@@ -146,7 +146,7 @@ func (p *endpointRequest) attempt(ctx context.Context, by http.RoundTripper) (*h
 	}
 	if size == 0 {
 		newBody = func() (io.ReadCloser, error) { return http.NoBody, nil }
-	} else if size <= smallRequest && p.to.url.Scheme == "https" { // a Transport sends it in one write with the header
+	} else if size <= smallRequest && p.to.url.Scheme == "https" { // http.Transport sends it with the header
 		whole := bytes.Join(p.body, nil)
 		newBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
 	}

@@ -31,8 +31,8 @@ var errDenied = errors.New("the address is denied")
 
 // transports carry requests to endpoints.
 type transports struct {
-	small  *plainhttp.Transport // to http:// endpoints, where it does what plain does for less
-	plain  *http.Transport      // to these too; their servers soon close what is idle
+	small  *plainhttp.Transport // to http:// endpoints; it leaves to plain what is not small
+	plain  *http.Transport      // to the same, whose servers soon close what is idle
 	secure *http.Transport      // to https:// ones
 	fresh  *http.Transport      // each on a connection of its own
 }
@@ -42,7 +42,7 @@ func newTransports(options Options) *transports {
 	c.secure.MaxIdleConns = int(options.MaxIdle)
 	c.plain, c.fresh = c.secure.Clone(), c.secure.Clone()
 	c.plain.IdleConnTimeout = options.KeepAlive
-	c.plain.MaxIdleConns = max(c.plain.MaxIdleConns/2, 1) // as many again are idle in small
+	c.plain.MaxIdleConns = max(c.plain.MaxIdleConns/2, 1) // small, which has the same limit, takes the other half
 	c.fresh.DisableKeepAlives = true
 	c.small = &plainhttp.Transport{Base: c.plain}
 	return c

@@ -200,7 +200,7 @@ func (n *node) run(deadline time.Time, op operation, asking bool) (any, error) {
 	}
 	op.args[0] = op.script.sha1
 	first := op
-	if !op.script.isKnown.Load() {
+	if !op.script.isKnown.Load() { // then it is the EVAL that counts
 		first.queued = nil
 	}
 	reply, err := n.send(deadline, first, "EVALSHA")
@@ -239,7 +239,7 @@ func (n *node) send(deadline time.Time, op operation, command string) (any, erro
 	switch {
 	case op.large:
 		return n.doPooled(deadline, command, op.args, op.kind)
-	case op.kind&kindDispensable != 0:
+	case op.kind&kindDispensable != 0: // only ReadSmall's are not large
 		return n.reads.do(deadline, command, op.args, op.kind)
 	}
 	return n.shared.doQueued(deadline, command, op.args, op.kind, op.queued)

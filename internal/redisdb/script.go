@@ -40,7 +40,7 @@ type Script struct {
 	name         string // for the health state
 	source, sha1 any    // the first argument of EVAL and of EVALSHA, boxed once
 	kind         kind
-	isKnown      atomic.Bool // to a server: it was run before
+	isKnown      atomic.Bool // it was run before, and a server most likely knows it
 }
 
 // NewScript returns the script with a name, by which the client tells scripts apart, and that source in Lua. The source
