@@ -48,10 +48,10 @@ func buildBinary(t testing.TB, commit string) string {
 }
 
 // startBenchServer starts runBenchServer in a process of its own.
-func startBenchServer(b *testing.B, role, address string) *process {
+func startBenchServer(b *testing.B, role, address string, settings ...string) *process {
 	b.Helper()
-	return startCommand(b, exec.Command(os.Args[0]),
-		[]string{"TOLLGATE_RUN_BENCH=" + role, "ADDR=" + address, "GOGC=400", "GOMEMLIMIT=256MiB"})
+	all := append([]string{"TOLLGATE_RUN_BENCH=" + role, "ADDR=" + address, "GOGC=400", "GOMEMLIMIT=256MiB"}, settings...)
+	return startCommand(b, exec.Command(os.Args[0]), all)
 }
 
 // runBenchServer serves at ADDR: the floor, the provider, or a bare proxy to the URL role.
@@ -69,8 +69,11 @@ func runBenchServer(role string) {
 	os.Exit(1)
 }
 
-// benchFloor responds as a charge does, by net/http and encoding/json with nothing behind them.
+// benchFloor responds as a charge does, by net/http and encoding/json with nothing behind them, and to a GET with nothing.
 func benchFloor(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet {
+		return
+	}
 	var body struct {
 		Tokens int64 `json:"tokens"`
 	}

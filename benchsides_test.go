@@ -61,6 +61,17 @@ func startSides(b *testing.B, columns []string) map[string]*benchSide {
 	charge := workload{method: "POST", path: "/t/tokens/consume", tokens: []string{someKey}, body: oneToken}
 	sides["floor"].add("charge", charge, 0)
 	sides["floor"].addPaced("paced charge", charge)
+	sides["floor"].set("memory", func(b *testing.B, _ int) sample {
+		p := startBenchServer(b, "floor", freeAddress, littleGarbage)
+		defer p.kill()
+		return connectionMemory(b, p, idleRequest, nil)
+	})
+	sides["proxy"].set("memory", func(b *testing.B, _ int) sample {
+		p := startBenchServer(b, "http://"+provider.address(b), freeAddress, littleGarbage)
+		defer p.kill()
+		completion := workload{"POST", chatPath, []string{someKey}, "", gatewayKinds[0].body}
+		return connectionMemory(b, p, string(completion.requests()[0]), func(int) string { return silentStream("", someKey) })
+	})
 	for _, kind := range gatewayKinds {
 		for _, name := range []string{"direct", "proxy"} {
 			sides[name].add(kind.name, workload{"POST", kind.path, []string{someKey}, "", kind.body}, 0)
@@ -250,12 +261,9 @@ func (side *benchSide) used(b *testing.B) sample {
 }
 
 // scriptMicros is how long scripts have taken so far, as Redis says.
-func scriptMicros(b *testing.B, r *redistest.Server) (micros float64) {
+func scriptMicros(b *testing.B, r *redistest.Server) float64 {
 	b.Helper()
-	calls := 0
-	line := redistest.Field(r.String(b, "INFO", "commandstats"), "cmdstat_evalsha")
-	fmt.Sscanf(line, "calls=%d,usec=%g", &calls, &micros)
-	return micros
+	return redistest.ScriptMicros(r.String(b, "INFO", "commandstats"))
 }
 
 // start starts the service, and returns how long it takes to respond.
@@ -276,60 +284,73 @@ func (side *benchSide) resident(b *testing.B, _ int) sample {
 	return sample{residentMB: float64(residentKiB(b, side.process.cmd.Process.Pid)) * 1024 / 1e6}
 }
 
-// memory returns what a fresh service takes for idle connections and, beside them, for as many silent streams. It has
-// little garbage: what counts is what a connection needs.
+// memory returns what a fresh service takes for connections.
 func (side *benchSide) memory(b *testing.B, _ int) sample {
-	const connections = 1000
-	p := startCommand(b, exec.Command(side.binary), side.settings("GOGC=25"))
+	p := startCommand(b, exec.Command(side.binary), side.settings(littleGarbage))
 	defer p.kill()
 	s := &service{url: "http://" + p.address(b)}
-	resident := func() float64 { return float64(residentKiB(b, p.cmd.Process.Pid)) * 1024 }
-	fresh := resident()
-	for range connections {
-		c, err := net.Dial("tcp", s.address())
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer c.Close()
-		_, _ = io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-		if _, err := readResponse(bufio.NewReader(c)); err != nil {
-			b.Fatal(err)
-		}
-	}
-	idle := resident()
-	closeAll := openSilentStreams(b, s, side.redis, side.provider.address(b), connections)
-	defer closeAll()
-	silent := resident()
-	const n = connections * 1000
-	return sample{idleKB: (idle - fresh) / n, silentKB: (silent - idle) / n, streamsMB: (silent - idle + fresh) / 1e6}
-}
-
-// openSilentStreams opens that many streams of the benchmarks' provider, which are silent after their first event.
-func openSilentStreams(b *testing.B, s *service, r *redistest.Server, provider string, n int) (closeAll func()) {
-	b.Helper()
-	tenant := newTenantIn(b, r, gatewayConfig(provider))
+	tenant := newTenantIn(b, side.redis, gatewayConfig(side.provider.address(b)))
 	key := ""
-	var opened []net.Conn
-	const body = `{"stream":true,"max_tokens":10,"user":"silent"}`
-	for i := range n {
+	return connectionMemory(b, p, idleRequest, func(i int) string {
 		if i%200 == 0 { // within the share of one key
 			key = s.login(b, tenant)
 		}
-		c, err := net.Dial("tcp", s.address())
+		return silentStream("/"+tenant, key)
+	})
+}
+
+const (
+	littleGarbage = "GOGC=25" // what counts is what connections need
+	idleRequest   = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+)
+
+// silentStream returns the request for a stream of the benchmarks' provider that is silent after its first event.
+func silentStream(prefix, key string) string {
+	const body = `{"stream":true,"max_tokens":10,"user":"silent"}`
+	return fmt.Sprintf("POST %s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
+		prefix, chatPath, key, len(body), body)
+}
+
+// connectionMemory returns what a fresh server takes for connections that are idle after one request each and, beside them, for
+// as many streams that are silent, unless stream is nil.
+func connectionMemory(b *testing.B, p *process, request string, stream func(i int) string) sample {
+	b.Helper()
+	const connections = 1000
+	address := p.address(b) // once it listens
+	var opened []net.Conn
+	defer func() {
+		for _, c := range opened {
+			c.Close()
+		}
+	}()
+	open := func(request string) *bufio.Reader {
+		c, err := net.Dial("tcp", address)
 		if err != nil {
 			b.Fatal(err)
 		}
 		opened = append(opened, c)
-		fmt.Fprintf(c, "POST /%s%s HTTP/1.1\r\nHost: x\r\nx-api-key: %s\r\nContent-Length: %d\r\n\r\n%s",
-			tenant, chatPath, key, len(body), body)
-		head, err := bufio.NewReader(c).ReadString('}')
-		if err != nil || !strings.HasPrefix(head, "HTTP/1.1 200 ") {
+		_, _ = io.WriteString(c, request)
+		return bufio.NewReader(c)
+	}
+	resident := func() float64 { return float64(residentKiB(b, p.cmd.Process.Pid)) * 1024 }
+	fresh := resident()
+	for range connections {
+		if _, err := readResponse(open(request)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	idle := resident()
+	const n = connections * 1000
+	got := sample{idleKB: (idle - fresh) / n}
+	if stream == nil {
+		return got
+	}
+	for i := range connections {
+		if head, err := open(stream(i)).ReadString('}'); err != nil || !strings.HasPrefix(head, "HTTP/1.1 200 ") {
 			b.Fatalf("%q, %v", head, err)
 		}
 	}
-	return func() {
-		for _, c := range opened {
-			c.Close()
-		}
-	}
+	silent := resident()
+	got[silentKB], got[streamsMB] = (silent-idle)/n, (silent-idle+fresh)/1e6
+	return got
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -234,5 +235,22 @@ func long(t *testing.T) {
 
 // busy is what a busy machine may add to the time that a response takes.
 const busy = 500 * time.Millisecond
+
+// called returns what r executes while do runs, by scripts too, as "<command>=<calls> …" in order.
+func called(t testing.TB, r *redistest.Server, do func()) string {
+	t.Helper()
+	r.Do(t, "CONFIG", "RESETSTAT")
+	do()
+	var calls []string
+	for line := range strings.Lines(r.String(t, "INFO", "commandstats")) {
+		name, n, ok := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
+		n, _, _ = strings.Cut(n, ",")
+		if ok && !strings.HasPrefix(name, "config") && name != "info" {
+			calls = append(calls, name+"="+n)
+		}
+	}
+	slices.Sort(calls)
+	return strings.Join(calls, " ")
+}
 
 func in(d time.Duration) time.Time { return time.Now().Add(d) }

@@ -378,18 +378,7 @@ func TestQuickCalls(t *testing.T) {
 		{"its settlement", settle, "evalsha=1 exists=1 hdel=1 hget=1 hmget=1 hset=1 set=1 time=1"},
 		{"that of the first", settle, "evalsha=1 hdel=2 hgetall=1 hmget=1 hset=1 set=1 time=1"},
 	} {
-		r.Do(t, "CONFIG", "RESETSTAT")
-		test.do()
-		var calls []string
-		for line := range strings.Lines(r.String(t, "INFO", "commandstats")) {
-			name, n, ok := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
-			n, _, _ = strings.Cut(n, ",")
-			if ok && !strings.HasPrefix(name, "config") && name != "info" {
-				calls = append(calls, name+"="+n)
-			}
-		}
-		slices.Sort(calls)
-		if got := strings.Join(calls, " "); got != test.want {
+		if got := called(t, r, test.do); got != test.want {
 			t.Errorf("%s called %s, want %s", test.name, got, test.want)
 		}
 	}

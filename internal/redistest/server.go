@@ -378,6 +378,13 @@ func Field(info, name string) string {
 	return ""
 }
 
+// ScriptMicros returns how long EVALSHA has taken in all, by Redis's clock, according to a reply of INFO commandstats.
+func ScriptMicros(info string) (micros float64) {
+	var calls int
+	fmt.Sscanf(Field(info, "cmdstat_evalsha"), "calls=%d,usec=%g", &calls, &micros)
+	return micros
+}
+
 // Calls returns how often a command has been executed, by a script too, according to a reply of INFO commandstats.
 func Calls(info, command string) (n int) {
 	fmt.Sscanf(Field(info, "cmdstat_"+command), "calls=%d", &n) // a command that was never executed has no line
