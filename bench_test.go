@@ -206,6 +206,18 @@ func (t *benchTable) values(row benchRow, column string) (values []float64) {
 	return values
 }
 
+// ratios returns what a row's numbers of now are to those of before, in each round; none if it is not tollgate's.
+func (t *benchTable) ratios(row benchRow) (ratios []float64) {
+	if row.a.side != "" {
+		return nil
+	}
+	now, before := t.values(row, "now"), t.values(row, "before")
+	for i := range min(len(now), len(before)) {
+		ratios = append(ratios, now[i]/before[i])
+	}
+	return ratios
+}
+
 // printSamples prints the medians of what was measured.
 func (t *benchTable) printSamples() {
 	metrics := []metric{perSecond, medianMS, slowMS, firstMS, serverCPU, redisCPU, scriptTime, loadCPU}
@@ -249,10 +261,7 @@ func (t *benchTable) printRows(rows []benchRow) {
 		for _, head := range heads {
 			values := t.values(row, head)
 			if head == "now / before" {
-				now, before := t.values(row, "now"), t.values(row, "before")
-				for i := range min(len(now), len(before)) {
-					values = append(values, now[i]/before[i])
-				}
+				values = t.ratios(row)
 			}
 			fmt.Printf(" %s |", spread(values, head == last))
 		}
