@@ -352,38 +352,54 @@ func testClusterKilledMaster(t *testing.T) {
 }
 
 // A master that is down without a replica takes down neither the keys of others nor the service, and a tenant whose
-// config it has goes on with the cached one.
+// config it has goes on with the cached one for a while.
 func testClusterDeadShard(t *testing.T) {
 	long(t)
 	c := redistest.SharedCluster(t)
 	s := newService(t, "REDIS_URL="+c.URL())
-	var tenant string
-	var victim *redistest.Server
-	for victim == nil || !victim.IsMaster(t) {
-		tenant = newClusterTenant(t, s, ledgerConfig)
-		victim = c.Owner(t, configRedisKey(tenant))
+	tenant := newClusterTenant(t, s, ledgerConfig)
+	victim := c.Owner(t, configRedisKey(tenant))
+	other := newClusterTenant(t, s, ledgerConfig)
+	for c.Owner(t, configRedisKey(other)) == victim {
+		other = newClusterTenant(t, s, ledgerConfig)
 	}
-	keys := keysOn(t, c, s, tenant, 4, `"userId":"u","group":"pro","tokens":1000000`)
-	dead := keys[victim.TCP]
-	var others []string
-	for address, some := range keys {
-		if address != victim.TCP {
-			others = append(others, some...)
+	dead, alive := make(map[string][]string), make(map[string][]string) // by tenant
+	for _, id := range []string{other, tenant} {
+		keys := keysOn(t, c, s, id, 4, `"userId":"u","group":"pro","tokens":1000000`)
+		dead[id] = keys[victim.TCP]
+		for address, some := range keys {
+			if address != victim.TCP {
+				alive[id] = append(alive[id], some...)
+			}
 		}
 	}
+	s.do(t, "GET", "/"+tenant+"/auth/key", "", bearer(alive[tenant][0])).want(t, 200, "") // its config is read
 	c.ReplicaOf(t, victim).Kill()
 	victim.Kill()
+	half := in(configGraceAge / 2)
 	onDead := load{
 		services: []*service{s}, clients: 50, statuses: []int{503}, within: 2*time.Second + busy,
-		request: func(client, i int) request { return consumeRequest(tenant, dead[i%len(dead)], 1) },
+		request: func(client, i int) request { return consumeRequest(other, dead[other][i%4], 1) },
 	}.start(t)
-	onOthers := load{
-		services: []*service{s}, clients: 8, requests: 400, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
-		request: func(client, i int) request { return consumeRequest(tenant, others[(client+i)%len(others)], 1) },
-	}.run(t)
+	charges := func(id string) load {
+		keys := alive[id]
+		return load{
+			services: []*service{s}, clients: 8, statuses: []int{200}, retry: true, within: 2*time.Second + busy,
+			request: func(client, i int) request { return consumeRequest(id, keys[(client+i)%len(keys)], 1) },
+		}
+	}
+	cached, others := charges(tenant), charges(other)
+	cached.until = func(outcome) bool { return time.Now().After(half) }
+	others.requests = 400
+	ofCached := cached.start(t)
+	ofOthers := others.run(t)
 	// A busy machine that stands still for a second lets each client miss one deadline.
-	if n, failed := len(onOthers.of("", 200)), len(onOthers.of("", 503)); n != 3200 || failed > 16 {
+	if n, failed := len(ofOthers.of("", 200)), len(ofOthers.of("", 503)); n != 3200 || failed > 16 {
 		t.Errorf("%d charges of other keys, want 3200; %d requests were 503", n, failed)
+	}
+	all := ofCached.wait()
+	if n, failed := len(all.of("", 200)), len(all.of("", 503)); n < 8 || failed > 16 {
+		t.Errorf("%d charges with a cached config, %d requests were 503", n, failed)
 	}
 	s.do(t, "GET", "/readyz", "").want(t, 200, `{"status":"ready"}`)
 	if n := s.sample(t, `redis_up{node="`+victim.TCP+`"}`); n != 0 {

@@ -51,14 +51,14 @@ func TestSentinel(t *testing.T) {
 			if promoted.Int(t, "EXISTS", "apiKey:"+key) != 1 {
 				t.Error("the new master does not have the key")
 			}
-			g.Heal(t, old, promoted)
+			g.Heal(t, old)
 		})
 	}
 	t.Run("the old master stays alive", func(t *testing.T) {
 		old := g.Master(t)
 		promoted := g.Failover(t, old)
 		served(t, promoted)
-		g.Heal(t, old, promoted)
+		g.Heal(t, old)
 	})
 	t.Run("the Sentinel that was used is gone", func(t *testing.T) {
 		used := g.Nodes[0] // the first in the URL, unless it was silent
@@ -146,7 +146,7 @@ func TestSentinelMasterMoved(t *testing.T) {
 	s.login(t, "abc")
 	old := g.Master(t)
 	promoted := g.Failover(t, old)
-	g.Heal(t, old, promoted)
+	g.Heal(t, old)
 	servedBy := func(want *redistest.Server) {
 		t.Helper()
 		waittest.Eventually(t, 10*time.Second, func() error {

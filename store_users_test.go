@@ -170,12 +170,22 @@ func TestUsersCost(t *testing.T) {
 	r := redistest.New(t)
 	s, id := newService(t, "REDIS_URL="+r.URL()), newTenantIn(t, r, `{"user_groups":{"pro":{}}}`)
 	key := s.issue(t, id, `"userId":"u","group":"pro"`)
+	users := 0
 	for name, request := range map[string]func(){
-		"a new key":              func() { s.issue(t, id, `"userId":"u","group":"pro"`) },
-		"the first key of a new": func() { s.issue(t, id, `"userId":"v","group":"pro"`) },
-		"a rotation":             func() { key = s.rotate(t, id, key) },
+		"a new key": func() { s.issue(t, id, `"userId":"u","group":"pro"`) },
+		"the first key of a new": func() {
+			users++
+			s.issue(t, id, fmt.Sprintf(`"userId":"v%d","group":"pro"`, users))
+		},
+		"a rotation": func() { key = s.rotate(t, id, key) },
 	} {
 		sent := commandsRun(t, r, request)
+		for range 100 { // until the config was not validated meanwhile, which reads the generation, too
+			if !strings.Contains(strings.Join(sent, "\n"), " 2 tenant:"+id+":config {tenant:"+id+":config}:generation ") {
+				break
+			}
+			sent = commandsRun(t, r, request)
+		}
 		added, more := count(sent, "zadd users:"+id+" 0 "), count(sent, "zrem users:")+count(sent, "get {tenant:")
 		if added != 1 || more != 0 {
 			t.Errorf("%s: %d commands add the user, and %d do more, want 1 and 0: %q", name, added, more, sent)

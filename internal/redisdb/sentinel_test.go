@@ -24,9 +24,12 @@ func TestSentinelSwitchLog(t *testing.T) {
 	log := new(telemetrytest.Log)
 	c := newTestClient(t, redistest.SentinelURL(sentinel), log)
 	deadline := time.Now().Add(10 * time.Second)
+	read := NewScript("read", "return redis.call('GET', KEYS[1])", NoWrites)
+	if _, err := c.Eval(deadline, read, []string{"apiKey:a"}); err != nil { // there is a shared connection
+		t.Fatal(err)
+	}
 	old.Signal(t, syscall.SIGSTOP)
 	failed := make(chan error, 1)
-	read := NewScript("read", "return redis.call('GET', KEYS[1])", NoWrites)
 	go func() { // over the shared connection
 		_, err := c.Eval(deadline, read, []string{"apiKey:a"})
 		failed <- err

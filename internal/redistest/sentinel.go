@@ -250,14 +250,16 @@ func (g *Sentinels) successor(t testing.TB, old *Server) (*Server, error) {
 	return nil, errors.New("no replica was promoted")
 }
 
-// Heal makes old a replica of promoted, as the Sentinels would do after ten seconds, and waits until the group is
-// complete. Before, it waits until each Sentinel names promoted: one that still took old for the master would not know
-// what to make of a master that replicates.
-func (g *Sentinels) Heal(t testing.TB, old, promoted *Server) {
+// Heal makes old, which is no longer the master, a replica, as the Sentinels would do after ten seconds, and waits
+// until the group is complete. Before, it waits until all Sentinels name the same master: one that still took old for
+// it would not know what to make of a master that replicates.
+func (g *Sentinels) Heal(t testing.TB, old *Server) {
 	t.Helper()
-	waittest.Eventually(t, 20*time.Second, func() error {
+	var promoted *Server
+	waittest.Eventually(t, 30*time.Second, func() error {
+		promoted = g.Master(t)
 		for _, p := range g.Nodes {
-			if p.alive() && g.masterOf(t, p) != promoted {
+			if p.alive() && g.masterOf(t, p) != promoted || promoted == old {
 				return errors.New("a Sentinel does not name the promoted replica yet")
 			}
 		}
