@@ -46,7 +46,19 @@ func TestMain(m *testing.M) {
 	if parallel := flag.Lookup("test.parallel").Value; parallel.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		_ = parallel.Set("16") // the default is for tests that compute: those that are parallel here wait
 	}
-	os.Exit(redistest.Main(m, redistest.StartShared, &testRedis))
+	os.Exit(redistest.Main(m, startUsed, &testRedis))
+}
+
+// startUsed starts the servers that tests share. They are not empty, or the first service would say so in its log.
+func startUsed() (*redistest.Server, error) {
+	r, err := redistest.StartShared()
+	if err != nil {
+		return nil, err
+	}
+	if err = r.DoAll([]any{"SADD", tenantsRedisKey, seedTenant}); err != nil {
+		r.Close()
+	}
+	return r, err
 }
 
 // singleRedis returns testRedis or, if that is a cluster, a server of the test's own.

@@ -37,7 +37,8 @@ func fullTenant(t *tenant) *tenant {
 type quickPair struct {
 	*testing.T
 	random  *rand.Rand
-	isRich  bool // the keys have more tokens than the quick forms hold
+	conn    redis.Conn // to Redis, as its administrator
+	isRich  bool       // the keys have more tokens than the quick forms hold
 	store   *store
 	tenants [2]*tenant
 	keys    [2]string
@@ -50,6 +51,11 @@ type quickPair struct {
 func newQuickPair(t *testing.T, seed uint64) *quickPair {
 	balances := []int64{200, 200, 99_999_999_999_950, maxAmount} // Lua itself writes the last as 9.007…e+15
 	p := &quickPair{T: t, random: rand.New(rand.NewPCG(seed, 1)), store: newTestStore(t, testRedis)}
+	var err error
+	if p.conn, err = testRedis.Dial(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.conn.Close() })
 	balance := balances[seed/3%uint64(len(balances))]
 	p.isRich = balance > 1e13
 	id := newTenantIn(t, testRedis, quickConfig)
@@ -79,7 +85,11 @@ func (p *quickPair) holdsName(side int) string { return holdsRedisKey(p.keys[sid
 
 func (p *quickPair) redis(command string, args ...any) any {
 	p.Helper()
-	return testRedis.Do(p.T, command, args...)
+	reply, err := p.conn.Do(command, args...)
+	if err != nil {
+		p.Fatalf("%s: %v", command, err)
+	}
+	return reply
 }
 
 var (
