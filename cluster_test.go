@@ -471,16 +471,22 @@ func testClusterUnownedSlots(t *testing.T) {
 			if n := newService(t, "REDIS_URL="+c.URL()).log.Count(line); n != 1 {
 				t.Errorf("a new service logs %d lines", n)
 			}
-			var got reply
-			var sent sync.WaitGroup
-			sent.Go(func() { got = s.consume(t, tenant, key, "") })
-			time.Sleep(100 * time.Millisecond)
-			give()
-			sent.Wait()
-			got.want(t, 200, "")
+			given := 0
+			repeat(func() (got reply) { // a busy machine may give them too late for a request
+				if given > 0 {
+					give = disownSlots(t, c, owner, slots)
+				}
+				var sent sync.WaitGroup
+				sent.Go(func() { got = s.consume(t, tenant, key, "") })
+				time.Sleep(100 * time.Millisecond)
+				give()
+				given++
+				sent.Wait()
+				return got
+			}).want(t, 200, "")
 			waittest.Eventually(t, 5*time.Second, func() error {
 				lines, n := s.log.Count("All slots have an owner again"), s.sample(t, "redis_slots_unowned")
-				if lines != before+1 || n != 0 {
+				if lines <= before || lines > before+given || n != 0 {
 					return fmt.Errorf("redis_slots_unowned is %v, log:\n%s", n, s.log)
 				}
 				return nil
