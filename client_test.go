@@ -132,7 +132,7 @@ func (s *service) issue(t testing.TB, tenant, members string) string {
 	return got.text(t, "apiKey")
 }
 
-// repeat sends a request that prepares a test, up to three times while it is 503: a busy machine may miss a deadline.
+// repeat sends a request up to three times while it is 503: a busy machine may miss a deadline.
 func repeat(request func() reply) (got reply) {
 	for range 3 {
 		if got = request(); got.status != 503 {

@@ -364,7 +364,8 @@ func testClusterDeadShard(t *testing.T) {
 		other = newClusterTenant(t, s, ledgerConfig)
 	}
 	dead, alive := make(map[string][]string), make(map[string][]string) // by tenant
-	for _, id := range []string{other, tenant} {
+	tenants := []string{other, tenant}
+	for _, id := range tenants {
 		keys := keysOn(t, c, s, id, 4, `"userId":"u","group":"pro","tokens":1000000`)
 		dead[id] = keys[victim.TCP]
 		for address, some := range keys {
@@ -379,7 +380,10 @@ func testClusterDeadShard(t *testing.T) {
 	half := in(configGraceAge / 2)
 	onDead := load{
 		services: []*service{s}, clients: 50, statuses: []int{503}, within: 2*time.Second + busy,
-		request: func(client, i int) request { return consumeRequest(other, dead[other][i%4], 1) },
+		request: func(client, i int) request {
+			id := tenants[client%2]
+			return consumeRequest(id, dead[id][i%4], 1)
+		},
 	}.start(t)
 	charges := func(id string) load {
 		keys := alive[id]

@@ -74,13 +74,19 @@ func (g *gatewayTest) miss(t testing.TB, path, body string, headers ...string) r
 	if n := len(g.provider.Requests()) - requests; n != 1 {
 		t.Errorf("%d requests came to the provider", n)
 	}
+	g.awaitStored(t, before+1)
+	return got
+}
+
+// awaitStored waits until the service has stored that many responses.
+func (g *gatewayTest) awaitStored(t testing.TB, want int) {
+	t.Helper()
 	waittest.Eventually(t, 20*time.Second, func() error {
-		if n := g.cacheSample(t, "stored"); n != before+1 {
-			return fmt.Errorf("%d responses are stored, want %d", n, before+1)
+		if n := g.cacheSample(t, "stored"); n != want {
+			return fmt.Errorf("%d responses are stored, want %d", n, want)
 		}
 		return nil
 	})
-	return got
 }
 
 // hit sends a request that is responded to from the cache.
@@ -723,6 +729,7 @@ func testCacheInCluster(t *testing.T) {
 				g.miss(t, chatPath, body)
 				cost += 18
 			}
+			stored := g.cacheSample(t, "stored")
 			got := g.call(t, chatPath, body)
 			if err := got.is(200); err != nil {
 				t.Fatal(err)
@@ -730,6 +737,7 @@ func testCacheInCluster(t *testing.T) {
 			if cost += 4; got.header.Get("X-Cache") != "HIT" { // a busy machine may exceed the patience of 300 ms
 				cost += 14
 				late++
+				g.awaitStored(t, stored+1)
 			}
 		}
 		isStored = true

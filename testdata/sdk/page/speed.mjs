@@ -1,9 +1,14 @@
 // How soon there is something to see, with nothing in the browser's cache, and how much comes for it. It is measured in
-// the page, with no other walk beside this one. The best of five attempts counts, or of more if the machine is busy.
+// the page, with no other walk beside this one. The best of five attempts counts, or of more if the machine is busy. On
+// a slow machine it may take 4 times what the browser takes, in the median, to paint a page of one word.
 import { env, walk } from "./browser.mjs";
 
-const limit = 200; // milliseconds
+const aim = 200; // milliseconds
+const oneWord = "data:text/html,<link rel=icon href=data:,><p>word"; // asks for no icon
 const weightLimit = 120_000; // bytes
+
+// painted returns how many milliseconds after the start of its loading the page was painted.
+const painted = () => performance.getEntriesByType("paint").at(-1)?.startTime;
 
 // observe notes when the form can be used, when it was sent, and when the first view with values is there.
 function observe() {
@@ -20,11 +25,16 @@ function observe() {
 await walk(async (t) => {
   await t.page.addInitScript(observe);
   const cache = await t.page.context().newCDPSession(t.page);
-  const all = [];
+  const all = [], floors = [];
   const best = (of) => Math.min(...all.map((one) => one[of]));
+  const floor = () => floors.toSorted((a, b) => a - b)[Math.floor(floors.length / 2)];
+  const limit = () => Math.max(aim, 4 * floor());
   const measures = ["paint", "form", "view"];
-  while (all.length < 5 || all.length < 20 && measures.some((of) => best(of) >= limit)) {
+  while (all.length < 5 || all.length < 20 && measures.some((of) => best(of) >= limit())) {
     await cache.send("Network.clearBrowserCache");
+    await t.page.goto(oneWord);
+    await t.page.waitForFunction(painted);
+    floors.push(await t.page.evaluate(painted));
     await t.goto();
     await t.signIn(env.tenant, env.tenantToken);
     await t.page.waitForFunction(() => globalThis.times.view !== undefined);
@@ -44,8 +54,9 @@ await walk(async (t) => {
   const { weight, files } = all[0];
   t.log(`the form is painted after ${best("paint").toFixed()} ms and usable after ${best("form").toFixed()} ms; ` +
     `the Overview has values ${best("view").toFixed()} ms after Sign in; ${files} files have ${weight} bytes`);
+  t.log(`a page of one word is painted after ${floor().toFixed()} ms`);
   t.log(all.map(({ paint, form, view }) => [paint, form, view].map((ms) => ms.toFixed()).join(", ")).join("; "));
   t.equal(all.map(({ cached }) => cached), all.map(() => 0), "files from the cache");
-  for (const of of measures) t.equal(best(of) < limit, true, `${of} after ${best(of)} ms, under ${limit}`);
+  for (const of of measures) t.equal(best(of) < limit(), true, `${of} after ${best(of)} ms, under ${limit()}`);
   t.equal(weight > 10_000 && weight < weightLimit, true, `${weight} bytes, less than ${weightLimit}`);
 });
