@@ -158,8 +158,8 @@ type settleRequest struct {
 	// has expired, and the key may have been rotated.
 	isLease bool
 	// queued, unless it is nil, is called when what this process does in Redis from then on finds the hold settled. It is
-	// not called if a second script is known to be needed. If one turns out to be, as after a rotation, it was called too
-	// early, and is called again.
+	// not called if a second script is known to be needed. If one turns out to be, as after a rotation or if Redis has
+	// forgotten the scripts, it was called too early: a charge may then find the tokens still held. It is called again.
 	queued func()
 }
 
