@@ -311,8 +311,8 @@ func silentStream(prefix, key string) string {
 		prefix, chatPath, key, len(body), body)
 }
 
-// connectionMemory returns what a fresh server takes for connections that are idle after one request each and, beside them, for
-// as many streams that are silent, unless stream is nil.
+// connectionMemory returns what a fresh server takes for connections that are idle after one request each and, beside
+// them, for as many streams that are silent, unless stream is nil.
 func connectionMemory(b *testing.B, p *process, request string, stream func(i int) string) sample {
 	b.Helper()
 	const connections = 1000

@@ -120,10 +120,10 @@ func (s *scriptBench) record(suffix, group string) {
 	}
 }
 
-// Scripts that execute the commands of a charge, of one under a rate limit which a request leaves, and of the quick forms
-// of hold and settlement, with constants and nothing else: no script that does the same work with these commands can cost
-// less. KEYS[1] is the key, KEYS[2] its rate log or the hash of its holds, and KEYS[3] the record of a settlement. ARGV[1]
-// is the hold ID.
+// Scripts that execute the commands of a charge, of one under a rate limit whose window a request leaves, and of the
+// quick forms of hold and settlement, with constants and nothing else: no script that does the same work with these
+// commands can cost less. KEYS[1] is the key, KEYS[2] its rate log or the hash of its holds, and KEYS[3] the record of a
+// settlement. ARGV[1] is the hold ID.
 const (
 	bareCharge = `#!lua
 local call = redis.call
@@ -181,7 +181,7 @@ func (s *scriptBench) addBare() {
 		s.steps = append(s.steps, &scriptStep{name: name, commands: [][]any{append(args, id)}, key: charge.key, id: id,
 			keys: charge.keys})
 	}
-	for _, key := range charge.keys { // it stays that long
+	for _, key := range charge.keys { // its rate log stays that long
 		s.r.Do(s.B, "RPUSH", rateRedisKey(key), 1, 2, 3, 4, 5, 6, 7, 8)
 	}
 	holds := holdsRedisKey(charge.key)
@@ -191,8 +191,8 @@ func (s *scriptBench) addBare() {
 	add("commands of settle", bareSettle, holds, settledRedisKey(charge.key, id))
 }
 
-// checkBare fails unless these scripts call what the scripts call that they stand for. That of a limited charge does so
-// only on average.
+// checkBare fails unless each of these scripts calls what the script calls that it stands for. The limited charge is left
+// out: how many requests leave its window varies.
 func (s *scriptBench) checkBare() {
 	s.turn++
 	calls := func(prefix string) (all []string) {
@@ -202,7 +202,7 @@ func (s *scriptBench) checkBare() {
 		return all
 	}
 	if want, got := calls(""), calls("commands of "); !slices.Equal(got, want) {
-		s.Errorf("they call %q, want %q", got, want)
+		s.Errorf("the scripts with constants call %q, want %q", got, want)
 	}
 }
 

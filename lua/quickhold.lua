@@ -5,8 +5,8 @@
 -- tokens or more, or all of them together have; and if something is malformed.
 --
 -- hold.lua takes Redis 1.7 times as long: it reads and converts more, and a script defines each of its functions anew
--- when it runs. It also sets the expiry of the holds to that of the key each time. This sets it for the first hold only:
--- whatever in tollgate changes the expiry of a key changes that of its holds.
+-- when it runs. It also sets the expiry of the holds to that of the key each time. This sets it for the first hold only,
+-- since key.lua, which changes the expiry of a key, changes that of its holds as well.
 --
 -- KEYS[1] apiKey:<apiKey>
 -- KEYS[2] {apiKey:<apiKey>}:rate, see rate.lua; omitted, as that is, if no group has a rate limit
